@@ -1,0 +1,3 @@
+module github.com/moonladderstudios/mm-orchestrator
+
+go 1.26.0

@@ -1,0 +1,161 @@
+package store
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Step names a step of a plan, as in the enum orchestratorplanstep.
+type Step string
+
+// The steps in plan order.
+const (
+	StepAnalyze  Step = "analyze"
+	StepPatch    Step = "patch"
+	StepBuild    Step = "build"
+	StepRestart  Step = "restart"
+	StepVerify   Step = "verify"
+	StepRollback Step = "rollback"
+)
+
+// StepStatus is how a step ended.
+type StepStatus string
+
+// The two ways in which a step that was run ends.
+const (
+	StepSucceeded StepStatus = "succeeded"
+	StepFailed    StepStatus = "failed"
+)
+
+// RunStatus is a label of the enum orchestratorrunstatus.
+type RunStatus string
+
+// The labels of orchestratorrunstatus.
+const (
+	RunPending          RunStatus = "pending"
+	RunRunning          RunStatus = "running"
+	RunAwaitingApproval RunStatus = "awaiting_approval"
+	RunSucceeded        RunStatus = "succeeded"
+	RunFailed           RunStatus = "failed"
+	RunRolledBack       RunStatus = "rolled_back"
+)
+
+// Run is a row of orchestrator_runs with its plan.
+type Run struct {
+	ID            string
+	Instruction   string
+	TargetService string
+	Priority      string
+	Status        RunStatus
+	// ArtifactRoot is "" for NULL.
+	ArtifactRoot string
+	StartedAt    *time.Time
+	CompletedAt  *time.Time
+	// Steps is orchestrator_action_plans.steps as stored: hostile input that
+	// package tasks/orchestrator interprets.
+	Steps json.RawMessage
+	// HasRollback says that the plan names a rollback step; bare strings
+	// count (contract moonmind.md 7).
+	HasRollback bool
+}
+
+// BeginRequest asks for the right to run one step.
+type BeginRequest struct {
+	RunID  string
+	Step   Step
+	TaskID string
+	// RootTaskID is the id of the chain's first task; it names one submission
+	// of a run.
+	RootTaskID string
+	// Redelivered is the broker's flag on the message.
+	Redelivered bool
+}
+
+// A Decision is the answer of BeginStep: [Start], [Done], [Busy] or [Stop].
+type Decision interface{ decision() }
+
+// Start: the caller holds the claim and must run the step, then FinishStep.
+type Start struct {
+	Claim Claim
+	Run   Run
+	// RunStarted says that this step took the run from pending to running.
+	RunStarted bool
+}
+
+// Done: this task id, or this attempt of the step, has already ended. The
+// caller reports the same outcome and causes no effect.
+type Done struct{ Outcome Outcome }
+
+// Busy: another live worker runs this very step. Nothing was written.
+type Busy struct {
+	// Worker is the node name of the holder.
+	Worker string
+	Since  time.Time
+}
+
+// Stop: the message must have no effect at all, for the reason given in
+// words for an operator: approval is missing, the run has ended, the rollback
+// belongs to an attempt that has been retried since.
+type Stop struct{ Reason string }
+
+func (Start) decision() {}
+func (Done) decision()  {}
+func (Busy) decision()  {}
+func (Stop) decision()  {}
+
+// Claim is the right to finish one attempt of one step. It fences: a worker
+// that has lost its claim changes nothing.
+type Claim struct {
+	RunID   string
+	Step    Step
+	Attempt int
+	TaskID  string
+	// Token is different for every start.
+	Token int64
+	// Starts counts how often this attempt was started, this time included.
+	Starts    int
+	StartedAt time.Time
+}
+
+// Outcome is how a step ended: everything that FinishStep records, and
+// everything that a repeated delivery needs in order to answer the same.
+type Outcome struct {
+	Status StepStatus `json:"status"`
+	// Message for the state row, redacted and without NUL.
+	Message string `json:"message"`
+	// Artifacts in the order of registration.
+	Artifacts []Artifact `json:"artifacts,omitempty"`
+	// Payload is the state's payload, a JSON object, or nil for none.
+	Payload json.RawMessage `json:"payload,omitempty"`
+	// ArtifactRoot is the absolute run directory, or "" if the step failed
+	// before it was known.
+	ArtifactRoot string `json:"artifact_root,omitempty"`
+	// ErrorType and ErrorModule name the Python class that a failure shows
+	// in AsyncResult; Traceback is its text.
+	ErrorType   string `json:"error_type,omitempty"`
+	ErrorModule string `json:"error_module,omitempty"`
+	Traceback   string `json:"traceback,omitempty"`
+	// FinishedAt is the instant at which the step's work ended.
+	FinishedAt time.Time `json:"finished_at"`
+}
+
+// Artifact is a file in a run's directory, as it is registered.
+type Artifact struct {
+	// Type is a label of the enum orchestratorrunartifacttype.
+	Type string `json:"type"`
+	// Path is relative to the run directory.
+	Path string `json:"path"`
+	// Checksum is bare lower-case SHA-256 hex.
+	Checksum  string `json:"checksum"`
+	SizeBytes int64  `json:"size_bytes"`
+}
+
+// Finished tells what FinishStep made of the run.
+type Finished struct {
+	// Status of the run after the step.
+	Status RunStatus
+	// RunEnded says that completed_at was set; Duration is then the time
+	// since the run's start.
+	RunEnded bool
+	Duration time.Duration
+}
