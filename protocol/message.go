@@ -116,3 +116,6 @@ type Member struct {
 
 // Object is a JSON object that keeps order and text of its members.
 type Object []Member
+
+// Get returns the text of a member, or nil when it is absent or null.
+func (o Object) Get(key string) json.RawMessage { return o.get(key) }

@@ -50,3 +50,38 @@ type ApplyOptions struct {
 	NewID func() string
 	Now   time.Time
 }
+
+// ParseSignature reads a signature object (contract 4.1). The text is kept.
+// The error is a *MalformedError with ReasonShape.
+func ParseSignature(text json.RawMessage) (Signature, error) { return parseSignature(text) }
+
+// NewSignature makes a signature of a task. Nil args and kwargs are empty.
+func NewSignature(task string, args []json.RawMessage, kwargs Object, options ...Member) Signature {
+	return newSignature(task, args, kwargs, options)
+}
+
+// Text is the JSON text of the signature, exactly as it came.
+func (s Signature) Text() json.RawMessage { return s.raw }
+
+// MarshalJSON returns Text.
+func (s Signature) MarshalJSON() ([]byte, error) { return s.raw, nil }
+
+// Option returns the text of an option, or nil when it is absent or null.
+func (s Signature) Option(name string) json.RawMessage { return s.Options.Get(name) }
+
+// TaskID is the preset id, or "" when each application makes a new one.
+func (s Signature) TaskID() string { return textOf(s.Option("task_id")) }
+
+// Destination is what the signature's own options say about the way.
+func (s Signature) Destination() Destination {
+	return Destination{
+		Queue:      textOf(s.Option("queue")),
+		Exchange:   textOf(s.Option("exchange")),
+		RoutingKey: textOf(s.Option("routing_key")),
+	}
+}
+
+// WithOptions returns a copy whose options are set to the given values. All
+// other text, and the order of everything, stays as it was; new options come
+// last.
+func (s Signature) WithOptions(options ...Member) (Signature, error) { return s.withOptions(options) }
