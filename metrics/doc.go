@@ -1,5 +1,10 @@
-// Package metrics counts: StatsD datagrams with MoonMind's names and formats
-// (contract moonmind.md 14), and the names of our Prometheus metrics.
+// Package metrics counts what happens to runs and steps, and shows it:
+// StatsD datagrams with MoonMind's names and formats (contract moonmind.md
+// 14), Prometheus metrics, and the listener that serves them together with
+// the answers to health probes.
 //
-// It never blocks and never fails its caller.
+// Counting never blocks and never fails its caller: a StatsD server that is
+// slow, gone or unknown to DNS costs datagrams and nothing else. The package
+// knows nothing of ours; what a health probe is told is given to it as a
+// function.
 package metrics

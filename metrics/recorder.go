@@ -1,0 +1,135 @@
+package metrics
+
+import (
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// The Prometheus metrics of runs and steps. The engine's own (deliveries,
+// publishing, connection) are named in package worker.
+const (
+	nameBuildInfo     = "mm_orchestrator_build_info"
+	nameStepsStarted  = "mm_orchestrator_steps_started_total"
+	nameStepSeconds   = "mm_orchestrator_step_duration_seconds"
+	nameRunStatuses   = "mm_orchestrator_run_status_total"
+	nameRunSeconds    = "mm_orchestrator_run_duration_seconds"
+	nameStatsDDropped = "mm_orchestrator_statsd_dropped_total"
+)
+
+// Label values are from closed sets, whatever a message or row says: what is
+// not in these becomes "other".
+var (
+	stepLabels   = []string{"analyze", "patch", "build", "restart", "verify", "rollback"}
+	statusLabels = []string{"pending", "running", "awaiting_approval", "succeeded", "failed", "rolled_back"}
+)
+
+// durationBuckets reach from a git command to a build of an hour.
+var durationBuckets = []float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600}
+
+// Recorder counts what happens to runs and steps, in StatsD and for
+// Prometheus at once. Its methods may be called from any goroutine and on a
+// nil *Recorder; they neither block nor fail.
+type Recorder struct {
+	statsd *StatsD
+
+	stepsStarted *prometheus.CounterVec
+	stepSeconds  *prometheus.HistogramVec
+	runStatuses  *prometheus.CounterVec
+	runSeconds   *prometheus.HistogramVec
+}
+
+// NewRecorder makes a recorder that sends to statsd, which may be nil, and
+// registers its Prometheus metrics with reg, which may be nil too.
+func NewRecorder(statsd *StatsD, reg prometheus.Registerer) (*Recorder, error) {
+	r := &Recorder{
+		statsd: statsd,
+		stepsStarted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: nameStepsStarted, Help: "Steps begun, by step.",
+		}, []string{"step"}),
+		stepSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: nameStepSeconds, Help: "How long a step took, by step and status (succeeded or failed).", Buckets: durationBuckets,
+		}, []string{"step", "status"}),
+		runStatuses: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: nameRunStatuses, Help: "Runs that took on a status, by status, as StatsD's runs.status.*.",
+		}, []string{"status"}),
+		runSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: nameRunSeconds, Help: "How long a run took from its first step to its end, by final status.", Buckets: durationBuckets,
+		}, []string{"status"}),
+	}
+	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: nameStatsDDropped, Help: "StatsD datagrams that were not sent: the server could not be reached, or the queue was full.",
+	}, func() float64 { return float64(statsd.Dropped()) })
+	if reg == nil {
+		return r, nil
+	}
+	for _, c := range []prometheus.Collector{r.stepsStarted, r.stepSeconds, r.runStatuses, r.runSeconds, dropped} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// StepStarted counts the begin of a step.
+func (r *Recorder) StepStarted(step string) {
+	if r == nil {
+		return
+	}
+	r.statsd.StepStarted(step)
+	r.stepsStarted.WithLabelValues(oneOf(stepLabels, step)).Inc()
+}
+
+// StepFinished counts the end of a step and how long it took.
+func (r *Recorder) StepFinished(step string, succeeded bool, took time.Duration) {
+	if r == nil {
+		return
+	}
+	r.statsd.StepFinished(step, succeeded, took)
+	status := "failed"
+	if succeeded {
+		status = "succeeded"
+	}
+	r.stepSeconds.WithLabelValues(oneOf(stepLabels, step), status).Observe(took.Seconds())
+}
+
+// RunStatus counts a run that goes on with this status: running when its
+// first step begins, failed when a rollback will follow.
+func (r *Recorder) RunStatus(status string) {
+	if r == nil {
+		return
+	}
+	r.statsd.RunStatus(status)
+	r.runStatuses.WithLabelValues(oneOf(statusLabels, status)).Inc()
+}
+
+// RunFinished counts a run that has ended, and how long it took.
+func (r *Recorder) RunFinished(status string, took time.Duration) {
+	if r == nil {
+		return
+	}
+	r.statsd.RunFinished(status, took)
+	r.runStatuses.WithLabelValues(oneOf(statusLabels, status)).Inc()
+	r.runSeconds.WithLabelValues(oneOf(statusLabels, status)).Observe(took.Seconds())
+}
+
+func oneOf(known []string, label string) string {
+	if slices.Contains(known, label) {
+		return label
+	}
+	return "other"
+}
+
+// NewRegistry makes a Prometheus registry with what every Go process can
+// tell about itself, and the version of this one.
+func NewRegistry(version string) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: nameBuildInfo, Help: "1, with the version as label.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	info.Set(1)
+	reg.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
