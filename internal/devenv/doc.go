@@ -2,4 +2,23 @@
 // PostgreSQL, a docker engine, the compose program, and Python environments
 // with real Celery. It finds what runs or is given by environment variables,
 // installs and starts the rest, and ends only what it started.
+//
+// [Up] is the bring-up, in parallel, with a progress line for each part. Where
+// a part comes from, first match wins:
+//
+//   - the environment variables of this package (EnvBroker and its kin);
+//   - services that `make services-up` has left running;
+//   - programs that are installed, run as unprivileged child processes;
+//   - docker images, when an engine runs and has or can pull them;
+//   - the distribution's packages, as root on Debian and its kin;
+//   - docker images made from the distribution's packages.
+//
+// What is slow to make (compose, Python environments, image archives) is kept
+// in the user's cache folder and shared by all clones.
+//
+// A second process, the guard, ends what was started as soon as its standard
+// input closes, so nothing outlives a run that is killed.
+//
+// The functions that take a testing.TB ([Broker], [Database], [Celery],
+// [Compose]) hand the result to tests.
 package devenv

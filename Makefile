@@ -1,0 +1,57 @@
+# Every command that a contributor or CI needs. `make` lists them.
+
+SHELL   := /bin/bash
+DEVENV  := bin/devenv
+# Packages that run at the same time share two servers and two cores.
+TEST    := go test -race -timeout 20m -p 2
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 60s
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Always built anew: the build cache makes that cheap. The program itself is
+# run, not `go run`, which passes on neither signals nor exit codes.
+.PHONY: $(DEVENV)
+$(DEVENV):
+	@go build -o $@ ./internal/devenv/cmd/devenv
+
+.PHONY: test
+test: $(DEVENV) ## Bring up what is missing, run every test, end what was started
+	@$(DEVENV) run -- $(TEST) ./...
+
+.PHONY: test-newest
+test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as containers
+	@$(DEVENV) run -newest -- $(TEST) ./...
+
+.PHONY: services-up
+services-up: $(DEVENV) ## Start the services, leave them running, print export lines
+	@$(DEVENV) up
+
+.PHONY: services-down
+services-down: $(DEVENV) ## End what services-up has left running
+	@$(DEVENV) down
+
+.PHONY: check
+check: ## gofmt, vet, staticcheck, import rules
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'not formatted: run gofmt -w .' >&2; exit 1; }
+	go vet ./...
+	go build -C tools/lint -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck ./...
+	go test ./internal/archtest
+
+.PHONY: fuzz
+fuzz: ## Fuzz each decoder for FUZZTIME (60s)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+.PHONY: bench
+bench: $(DEVENV) ## Run the benchmarks
+	@$(DEVENV) run -- go test -run '^$$' -bench . -benchmem ./...

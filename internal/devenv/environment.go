@@ -1,0 +1,224 @@
+package devenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Config says what [Up] brings up.
+type Config struct {
+	// Newest asks for the newest RabbitMQ and PostgreSQL there are (4.x and
+	// 18), as containers, instead of what is installed or already running.
+	Newest bool
+	// Images also makes the images of the shipped compose file available and
+	// exports their names: RABBITMQ_IMAGE, POSTGRES_IMAGE, WORKER_BASE_IMAGE.
+	Images bool
+	// Keep leaves the services running, for `make services-down` to end.
+	Keep bool
+	// Output gets the progress lines. Required.
+	Output io.Writer
+}
+
+// Environment is what [Up] has brought up.
+type Environment struct {
+	guard *guard
+	cache *cache
+	vars  map[string]string
+}
+
+// Vars returns NAME=value pairs for the environment of a command, sorted.
+func (e *Environment) Vars() []string {
+	var pairs []string
+	for name, value := range e.vars {
+		pairs = append(pairs, name+"="+value)
+	}
+	sort.Strings(pairs)
+	return pairs
+}
+
+// Exports returns the same as lines for a POSIX shell.
+func (e *Environment) Exports() string {
+	var lines strings.Builder
+	for _, pair := range e.Vars() {
+		name, value, _ := strings.Cut(pair, "=")
+		fmt.Fprintf(&lines, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
+	}
+	return lines.String()
+}
+
+// Close ends all that Up has started and returns when it has ended.
+func (e *Environment) Close() error { return e.guard.close() }
+
+// bringUp is the work of one Up.
+type bringUp struct {
+	Config
+	cache    *cache
+	guard    *guard
+	progress *progress
+	root     string // the clone's folder
+	dir      string // scratch folder of this run, removed by the guard
+	debian   *debian
+
+	engineReady chan struct{} // closed when an engine answers or cannot be had
+	engineErr   error
+
+	mu   sync.Mutex
+	vars map[string]string
+}
+
+func (b *bringUp) export(name, value string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.vars[name] = value
+}
+
+// Up brings up what is missing and returns when all of it answers. On an error,
+// and when ctx ends, everything that it started has ended again. With
+// Config.Keep the services are left to `devenv down`.
+func Up(ctx context.Context, config Config) (*Environment, error) {
+	cache, err := openCache()
+	if err != nil {
+		return nil, err
+	}
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	guard, err := startGuard()
+	if err != nil {
+		return nil, err
+	}
+	b := &bringUp{
+		Config: config, cache: cache, guard: guard, root: root,
+		progress:    newProgress(config.Output),
+		engineReady: make(chan struct{}),
+		vars:        map[string]string{},
+	}
+	defer b.progress.close()
+	if err := b.bringUp(ctx); err != nil {
+		return nil, errors.Join(err, guard.close())
+	}
+	environment := &Environment{guard: guard, cache: cache, vars: b.vars}
+	if config.Keep {
+		if err := environment.keep(); err != nil {
+			return nil, errors.Join(err, guard.close())
+		}
+	}
+	return environment, nil
+}
+
+func (b *bringUp) bringUp(ctx context.Context) error {
+	var err error
+	if b.dir, err = scratchFolder(); err != nil {
+		return err
+	}
+	if err := b.guard.watchFolder(b.dir); err != nil {
+		return err
+	}
+	b.takeGiven()
+	b.debian = b.planPackages(ctx)
+
+	type part struct {
+		name string
+		up   func(context.Context) error
+	}
+	parts := []part{
+		{"engine", b.engine},
+		{"compose", b.compose},
+		{"python", b.python},
+		{"broker", b.broker},
+		{"database", b.database},
+		{"compiler", b.compiler},
+	}
+	if b.Images {
+		parts = append(parts, part{"images", b.stackImages})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wait sync.WaitGroup
+	failures := make([]error, len(parts))
+	for i, part := range parts {
+		wait.Go(func() {
+			if err := part.up(ctx); err != nil {
+				failures[i] = fmt.Errorf("%s: %w", part.name, err)
+				cancel()
+			}
+		})
+	}
+	wait.Wait()
+	// One failure stops the others, whose complaint about it is no news.
+	var real []error
+	for _, failure := range failures {
+		if failure != nil && !errors.Is(failure, context.Canceled) {
+			real = append(real, failure)
+		}
+	}
+	if len(real) > 0 {
+		return errors.Join(real...)
+	}
+	return errors.Join(failures...)
+}
+
+// takeGiven uses what the caller's environment and `make services-up` give.
+func (b *bringUp) takeGiven() {
+	kept := b.cache.keptServices()
+	if b.Keep {
+		kept = nil // Up ends older services itself before it starts new ones
+	}
+	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvDatabase, EnvPythonRoot, EnvCompose} {
+		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvDatabase) {
+			continue // the very point is to use others
+		}
+		if value := os.Getenv(name); value != "" {
+			b.vars[name] = value
+			b.progress.found(name, "given by the environment")
+		} else if value, ok := kept[name]; ok {
+			b.vars[name] = value
+			b.progress.found(name, "left running by services-up")
+		}
+	}
+}
+
+// given tells whether all these variables are already known.
+func (b *bringUp) given(names ...string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, name := range names {
+		if b.vars[name] == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// until calls try until it succeeds, ctx ends, the deadline passes, or gone
+// (may be nil) is closed; its last error then says what was still wrong.
+func until(ctx context.Context, limit time.Duration, gone <-chan struct{}, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-gone:
+			return fmt.Errorf("the process has ended: %w", err)
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return fmt.Errorf("not ready after %s: %w", limit, err)
+			}
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package devenv
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+//go:embed images
+var imageFiles embed.FS
+
+// image names a server's official image and how to make a substitute where no
+// registry is reachable.
+type image struct {
+	official   string
+	substitute string
+	recipe     string // folder in images/, "" for the base alone
+	suite      string // of Debian, "" for the host's own
+}
+
+// Debian's suite of today's releases.
+const unstable = "sid"
+
+var (
+	rabbitMQImage = image{"rabbitmq:3.13-management", "mm-rabbitmq:stable", "rabbitmq", ""}
+	postgresImage = image{"postgres:15", "mm-postgres:stable", "postgres", ""}
+	workerImage   = image{"debian:bookworm-slim", "mm-base:stable", "", ""}
+
+	newestRabbitMQImage = image{"rabbitmq:4-management", "mm-rabbitmq:newest", "rabbitmq", unstable}
+	newestPostgresImage = image{"postgres:18", "mm-postgres:newest", "postgres", unstable}
+)
+
+// basePackages are in the one base that all substitutes share.
+const basePackages = "rabbitmq-server,postgresql,git,ca-certificates,util-linux"
+
+// recipeLabel tells from which recipe a substitute was made.
+const recipeLabel = "mm-orchestrator.recipe"
+
+// pullLimit bounds the pull of an image.
+const pullLimit = 10 * time.Minute
+
+// stackImages exports the images of docker-compose.yaml.
+func (b *bringUp) stackImages(ctx context.Context) error {
+	if err := b.waitEngine(ctx); err != nil {
+		return err
+	}
+	for _, wanted := range []struct {
+		variable string
+		image    image
+	}{
+		{"RABBITMQ_IMAGE", rabbitMQImage},
+		{"POSTGRES_IMAGE", postgresImage},
+		{"WORKER_BASE_IMAGE", workerImage},
+	} {
+		if given := os.Getenv(wanted.variable); given != "" {
+			b.export(wanted.variable, given)
+			continue
+		}
+		name, err := b.image(ctx, wanted.image)
+		if err != nil {
+			return err
+		}
+		b.export(wanted.variable, name)
+	}
+	return nil
+}
+
+// image returns the name of an image that the engine has: the official one if
+// it is there or can be pulled, else the substitute, made if need be.
+func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
+	if _, err := output(ctx, "docker", "image", "inspect", wanted.official); err == nil {
+		return wanted.official, nil
+	}
+	if imageRecipe(ctx, wanted.substitute) == wanted.digest() {
+		return wanted.substitute, nil
+	}
+	unlock, err := b.cache.lock(ctx, "image-"+strings.NewReplacer(":", "-", "/", "-").Replace(wanted.substitute))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	pullErr := b.pull(ctx, wanted.official)
+	if pullErr == nil {
+		return wanted.official, nil
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if err := b.substitute(ctx, wanted); err != nil {
+		return "", fmt.Errorf("image %s can neither be pulled (%v) nor be replaced by one made from Debian's packages: %w", wanted.official, pullErr, err)
+	}
+	return wanted.substitute, nil
+}
+
+func (b *bringUp) pull(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, pullLimit)
+	defer cancel()
+	w := b.progress.start("pulling", "image "+name)
+	if err := b.run(ctx, w, exec.Command("docker", "pull", name)); err != nil {
+		w.end("image "+name, "not available")
+		return err
+	}
+	w.done("image " + name)
+	return nil
+}
+
+// substitute makes an image from the distribution's packages: a base by
+// mmdebstrap, shared by all, and a layer by docker build.
+func (b *bringUp) substitute(ctx context.Context, wanted image) error {
+	base, err := b.baseImage(ctx, wanted.suite)
+	if err != nil || wanted.recipe == "" {
+		return err
+	}
+	if imageRecipe(ctx, wanted.substitute) == wanted.digest() {
+		return nil // another run has made it while we waited for the lock
+	}
+	w := b.progress.start("building", "image "+wanted.substitute)
+	defer w.failed()
+	source, err := buildContext(wanted.recipe)
+	if err != nil {
+		return err
+	}
+	build := exec.Command("docker", "build", "--build-arg", "BASE="+base, "--label", recipeLabel+"="+wanted.digest(), "--tag", wanted.substitute, "-")
+	build.Stdin = source
+	if err := b.run(ctx, w, build); err != nil {
+		return err
+	}
+	w.done("image " + wanted.substitute)
+	return nil
+}
+
+// baseImage makes the base of a suite unless it is there.
+func (b *bringUp) baseImage(ctx context.Context, suite string) (string, error) {
+	base := image{substitute: "mm-base:stable"}
+	if suite != "" {
+		base = image{substitute: "mm-base:" + suite, suite: suite}
+	}
+	unlock, err := b.cache.lock(ctx, "base-"+strings.TrimPrefix(base.substitute, "mm-base:"))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if imageRecipe(ctx, base.substitute) == base.digest() {
+		return base.substitute, nil
+	}
+	if err := b.debian.wait(ctx, "mmdebstrap"); err != nil {
+		return "", err
+	}
+	if _, err := exec.LookPath("mmdebstrap"); err != nil {
+		return "", errors.New("mmdebstrap is not installed; on Debian as root: apt-get install mmdebstrap")
+	}
+	mirror, err := debianMirror(ctx)
+	if err != nil {
+		return "", err
+	}
+	if suite == "" {
+		if suite, err = debianRelease(); err != nil {
+			return "", err
+		}
+	}
+	w := b.progress.start("building", "image "+base.substitute)
+	defer w.failed()
+	archive := filepath.Join(b.dir, "base-"+suite+".tar")
+	defer os.Remove(archive)
+	bootstrap := exec.Command("mmdebstrap", "--variant=minbase", "--include="+basePackages,
+		// The index of a mirror's unstable suite may be weeks old.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
+		"--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*",
+		// No cluster: the entrypoint makes one.
+		`--essential-hook=mkdir -p "$1/etc/postgresql-common" && echo "create_main_cluster = false" > "$1/etc/postgresql-common/createcluster.conf"`,
+		suite, archive, "deb "+mirror+" "+suite+" main")
+	bootstrap.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+	if err := b.run(ctx, w, bootstrap); err != nil {
+		return "", err
+	}
+	load := exec.Command("docker", "import", "--change", "LABEL "+recipeLabel+"="+base.digest(), archive, base.substitute)
+	if err := b.run(ctx, w, load); err != nil {
+		return "", err
+	}
+	w.done("image " + base.substitute)
+	return base.substitute, nil
+}
+
+// debianMirror is the mirror that the host's own apt uses.
+func debianMirror(ctx context.Context) (string, error) {
+	sites, err := output(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(SITE)", "Created-By: Packages")
+	if err != nil {
+		return "", fmt.Errorf("find the Debian mirror: %w", err)
+	}
+	for line := range strings.Lines(sites) {
+		// The security archive has a label of its own, and no whole suite.
+		if site, found := strings.CutPrefix(strings.TrimSpace(line), "Debian Debian "); found {
+			return site, nil
+		}
+	}
+	return "", errors.New("apt knows no Debian mirror; run apt-get update")
+}
+
+// debianRelease is the host's code name, such as bookworm.
+func debianRelease() (string, error) {
+	content, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return "", err
+	}
+	values := map[string]string{}
+	for line := range strings.Lines(string(content)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[name] = strings.Trim(value, `"`)
+	}
+	if values["ID"] != "debian" || values["VERSION_CODENAME"] == "" {
+		return "", fmt.Errorf("images are made from Debian's packages, this is %s", values["PRETTY_NAME"])
+	}
+	return values["VERSION_CODENAME"], nil
+}
+
+// imageRecipe reads the label of a substitute, "" when there is no such image.
+func imageRecipe(ctx context.Context, name string) string {
+	label, err := output(ctx, "docker", "image", "inspect", "--format", `{{index .Config.Labels "`+recipeLabel+`"}}`, name)
+	if err != nil {
+		return ""
+	}
+	return label
+}
+
+// digest changes when the recipe does, so that old substitutes are made anew.
+func (i image) digest() string {
+	hash := sha256.New()
+	fmt.Fprintln(hash, basePackages, i.suite)
+	if i.recipe != "" {
+		content, err := buildContext(i.recipe)
+		if err != nil {
+			panic(err) // the files are embedded
+		}
+		io.Copy(hash, content)
+	}
+	return hex.EncodeToString(hash.Sum(nil))[:16]
+}
+
+// buildContext packs an embedded folder for docker build.
+func buildContext(recipe string) (io.Reader, error) {
+	var packed bytes.Buffer
+	archive := tar.NewWriter(&packed)
+	folder := path.Join("images", recipe)
+	entries, err := fs.ReadDir(imageFiles, folder)
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		content, err := fs.ReadFile(imageFiles, path.Join(folder, entry.Name()))
+		if err != nil {
+			return nil, err
+		}
+		if err := archive.WriteHeader(&tar.Header{Name: entry.Name(), Mode: 0o755, Size: int64(len(content))}); err != nil {
+			return nil, err
+		}
+		if _, err := archive.Write(content); err != nil {
+			return nil, err
+		}
+	}
+	return &packed, archive.Close()
+}

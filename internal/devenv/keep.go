@@ -1,0 +1,111 @@
+package devenv
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// kept is the state file of `make services-up`.
+type kept struct {
+	Vars    map[string]string `json:"vars"`
+	Remains remains           `json:"remains"`
+}
+
+func (c *cache) keptPath() string { return c.path("services", "up.json") }
+
+func (c *cache) readKept() (kept, error) {
+	var k kept
+	content, err := os.ReadFile(c.keptPath())
+	if errors.Is(err, os.ErrNotExist) {
+		return k, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(content, &k)
+	}
+	if err != nil {
+		return k, fmt.Errorf("state of services-up: %w; remove %s", err, c.keptPath())
+	}
+	return k, nil
+}
+
+// keptServices returns the variables of the services that services-up has left
+// running, none when one of its processes has died since.
+func (c *cache) keptServices() map[string]string {
+	k, err := c.readKept()
+	if err != nil {
+		return nil
+	}
+	for _, g := range k.Remains.Groups {
+		if !g.alive() {
+			return nil
+		}
+	}
+	return k.Vars
+}
+
+// keep notes what runs for Down, and sends the guard away.
+func (e *Environment) keep() error {
+	k, err := e.cache.readKept()
+	if err != nil {
+		return err
+	}
+	started := e.guard.remains
+	if old := k.Remains; len(old.Groups)+len(old.Containers) > 0 && e.cache.keptServices() == nil {
+		if err := old.end(); err != nil { // half of it died: what Up has started replaces it
+			return err
+		}
+		k.Remains = remains{}
+	}
+	k.Vars = e.vars
+	k.Remains.Groups = append(k.Remains.Groups, started.Groups...)
+	k.Remains.Containers = append(k.Remains.Containers, started.Containers...)
+	k.Remains.Folders = append(k.Remains.Folders, started.Folders...)
+	k.Remains.Engine = k.Remains.Engine || started.Engine
+	content, err := json.MarshalIndent(k, "", "  ")
+	if err != nil {
+		return err
+	}
+	temporary := e.cache.keptPath() + ".new"
+	if err := os.WriteFile(temporary, append(content, '\n'), 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, e.cache.keptPath()); err != nil {
+		return err
+	}
+	if k.Remains.Engine {
+		if err := keepEngine(true); err != nil {
+			return err
+		}
+	}
+	if err := e.guard.tell(change{Keep: true}); err != nil {
+		return err
+	}
+	return e.guard.close()
+}
+
+// Down ends what an Up with Config.Keep has left running. It returns how many
+// servers that were.
+func Down() (int, error) {
+	cache, err := openCache()
+	if err != nil {
+		return 0, err
+	}
+	k, err := cache.readKept()
+	if err != nil {
+		return 0, err
+	}
+	if k.Remains.Engine {
+		if err := keepEngine(false); err != nil {
+			return 0, err
+		}
+	}
+	if err := k.Remains.end(); err != nil {
+		return 0, err
+	}
+	if err := os.Remove(cache.keptPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	return len(k.Remains.Groups) + len(k.Remains.Containers), nil
+}

@@ -1,0 +1,200 @@
+package devenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// debian installs the distribution's packages that are missing: all in one
+// apt-get, since dpkg has one lock, while other parts go on.
+type debian struct {
+	packages []string
+	ready    chan struct{} // closed when apt-get has ended
+	err      error
+}
+
+// canInstall tells whether packages can be installed at all.
+func canInstall() bool {
+	_, err := exec.LookPath("apt-get")
+	return err == nil && os.Getuid() == 0
+}
+
+// planPackages finds out which packages are missing and starts to install them.
+func (b *bringUp) planPackages(ctx context.Context) *debian {
+	d := &debian{ready: make(chan struct{})}
+	if !canInstall() {
+		close(d.ready)
+		return d
+	}
+	missing := func(programs ...string) bool {
+		for _, program := range programs {
+			if _, err := exec.LookPath(program); err != nil {
+				return true
+			}
+		}
+		return false
+	}
+	if !b.Newest && !b.given(EnvBroker, EnvBrokerAPI) && findRabbitMQ() == "" {
+		d.packages = append(d.packages, "rabbitmq-server")
+	}
+	if !b.Newest && !b.given(EnvDatabase) && findPostgreSQL() == "" {
+		d.packages = append(d.packages, "postgresql")
+	}
+	if _, err := engineVersion(ctx); err != nil && os.Getenv("DOCKER_HOST") == "" && missing("docker", "dockerd", "iptables") {
+		d.packages = append(d.packages, "docker.io", "iptables")
+	}
+	if !b.given(EnvPythonRoot) && findPython(ctx) == "" {
+		d.packages = append(d.packages, "python3-venv")
+	}
+	if missing("gcc") {
+		d.packages = append(d.packages, "gcc", "libc6-dev")
+	}
+	if missing("git") {
+		d.packages = append(d.packages, "git", "ca-certificates")
+	}
+	if (b.Newest || b.Images) && missing("mmdebstrap") {
+		d.packages = append(d.packages, "mmdebstrap")
+	}
+	if len(d.packages) == 0 {
+		close(d.ready)
+		return d
+	}
+	go func() {
+		defer close(d.ready)
+		d.err = b.install(ctx, d.packages)
+	}()
+	return d
+}
+
+// wait returns when the package is installed, at once if it was not missing.
+func (d *debian) wait(ctx context.Context, name string) error {
+	wanted := false
+	for _, p := range d.packages {
+		wanted = wanted || p == name
+	}
+	if !wanted {
+		return nil
+	}
+	select {
+	case <-d.ready:
+		return d.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// install installs packages so that none of their servers starts by itself.
+func (b *bringUp) install(ctx context.Context, packages []string) error {
+	unlock, err := b.cache.lock(ctx, "apt")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	w := b.progress.start("installing", strings.Join(packages, " "))
+	defer w.failed()
+	restore, err := holdServers()
+	if err != nil {
+		return err
+	}
+	defer restore()
+
+	apt := func(args ...string) error {
+		cmd := exec.Command("apt-get", append([]string{"-o", "DPkg::Lock::Timeout=300", "-q", "-y"}, args...)...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
+		return b.run(ctx, w, cmd)
+	}
+	install := append([]string{"install", "--no-install-recommends"}, packages...)
+	if err := apt(append(install, dockerCommand(ctx, packages)...)...); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		// No package lists yet, or lists older than the mirror.
+		if err := apt("update"); err != nil {
+			return fmt.Errorf("%w; run: apt-get update", err)
+		}
+		if err := apt(append(install, dockerCommand(ctx, packages)...)...); err != nil {
+			return fmt.Errorf("%w; run: apt-get install --no-install-recommends %s", err, strings.Join(packages, " "))
+		}
+	}
+	w.done(strings.Join(packages, " "))
+	return nil
+}
+
+// dockerCommand is the package of the docker command line, which newer releases
+// have split from docker.io.
+func dockerCommand(ctx context.Context, packages []string) []string {
+	for _, p := range packages {
+		if p == "docker.io" {
+			if found, err := output(ctx, "apt-cache", "search", "--names-only", "^docker-cli$"); err == nil && found != "" {
+				return []string{"docker-cli"}
+			}
+		}
+	}
+	return nil
+}
+
+// holdServers keeps package scripts from starting servers and from making a
+// PostgreSQL cluster that nobody asked for. restore undoes it.
+func holdServers() (restore func(), err error) {
+	const policy = "/usr/sbin/policy-rc.d"
+	const cluster = "/etc/postgresql-common/createcluster.d/mm-devenv.conf"
+	old, readErr := os.ReadFile(policy)
+	var mode fs.FileMode
+	if info, err := os.Stat(policy); err == nil {
+		mode = info.Mode()
+	}
+	undo := func() {
+		os.Remove(cluster)
+		os.Remove(filepath.Dir(cluster)) // only if it is empty
+		if readErr != nil {
+			os.Remove(policy)
+			return
+		}
+		os.WriteFile(policy, old, mode)
+		os.Chmod(policy, mode)
+	}
+	if readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
+		return nil, readErr
+	}
+	// Exit code 101: action forbidden by policy.
+	if err := os.WriteFile(policy, []byte("#!/bin/sh\nexit 101\n"), 0o755); err != nil {
+		return nil, fmt.Errorf("keep servers from starting: %w", err)
+	}
+	if err := os.Chmod(policy, 0o755); err != nil {
+		undo()
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(cluster), 0o755); err != nil {
+		undo()
+		return nil, err
+	}
+	if err := os.WriteFile(cluster, []byte("create_main_cluster = false\n"), 0o644); err != nil {
+		undo()
+		return nil, err
+	}
+	return undo, nil
+}
+
+// compiler checks for what `go test -race` and the tests themselves need.
+func (b *bringUp) compiler(ctx context.Context) error {
+	for _, p := range []string{"gcc", "git"} {
+		if err := b.debian.wait(ctx, p); err != nil {
+			return err
+		}
+	}
+	if _, err := exec.LookPath("git"); err != nil {
+		return fmt.Errorf("git is missing: install it")
+	}
+	_, gcc := exec.LookPath("gcc")
+	_, clang := exec.LookPath("clang")
+	if gcc != nil && clang != nil {
+		return fmt.Errorf("no C compiler, which Go's race detector needs: install gcc")
+	}
+	return nil
+}

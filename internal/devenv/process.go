@@ -1,0 +1,272 @@
+package devenv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// output runs a short program and returns what it printed, trimmed. The error
+// carries the program's own last words.
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	return captured(cmd)
+}
+
+func captured(cmd *exec.Cmd) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", commandLine(cmd), err, lastLines(stderr.String()+stdout.String()))
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// run runs a long program in a process group of its own, shows its last line
+// of output, and ends the group when ctx ends.
+func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
+	var tail tail
+	cmd.Stdout = io.MultiWriter(w, &tail)
+	cmd.Stderr = cmd.Stdout
+	cmd.WaitDelay = endLimit
+	ownGroup(cmd)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%s: %w", commandLine(cmd), err)
+	}
+	if err := b.guard.watchGroup(cmd.Process.Pid); err != nil {
+		endGroup(cmd.Process.Pid)
+		return err
+	}
+	ended := make(chan struct{})
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case <-ctx.Done():
+			syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		case <-ended:
+		}
+	}()
+	err := cmd.Wait()
+	close(ended)
+	<-stopped
+	b.guard.forgetGroup(cmd.Process.Pid) // if the guard is gone, the next start tells
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", commandLine(cmd), err, lastLines(tail.String()))
+	}
+	return nil
+}
+
+// service is a server that runs as a child process.
+type service struct {
+	cmd  *exec.Cmd
+	log  string
+	gone chan struct{} // closed when the process has ended
+}
+
+// serve starts a server in its own process group, output to a file in the
+// scratch folder. The guard ends it.
+func (b *bringUp) serve(name string, cmd *exec.Cmd) (*service, error) {
+	path := filepath.Join(b.dir, name+".log")
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	ownGroup(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	if err := b.guard.watchGroup(cmd.Process.Pid); err != nil {
+		endGroup(cmd.Process.Pid)
+		return nil, err
+	}
+	s := &service{cmd: cmd, log: path, gone: make(chan struct{})}
+	go func() {
+		cmd.Wait() // the exit status of a server that we end says nothing
+		close(s.gone)
+	}()
+	return s, nil
+}
+
+// explain adds the last lines of the server's log to err.
+func (s *service) explain(err error) error {
+	log, readErr := os.ReadFile(s.log)
+	if readErr != nil {
+		return err
+	}
+	return fmt.Errorf("%w; its log ends:\n%s", err, lastLines(string(log)))
+}
+
+// portTaken tells whether the server gave up since its port was taken between
+// our choice of it and its start.
+func (s *service) portTaken() bool {
+	log, _ := os.ReadFile(s.log)
+	text := strings.ToLower(string(log))
+	return strings.Contains(text, "eaddrinuse") || strings.Contains(text, "address already in use")
+}
+
+func ownGroup(cmd *exec.Cmd) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
+}
+
+// freePorts returns n different TCP ports that are free on 127.0.0.1.
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		defer listener.Close() // all at the end, so that no port comes twice
+		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+// unprivileged is the account that servers run under: nil for our own, else,
+// when we are root, the first of these names that exists.
+func unprivileged(names ...string) (*syscall.Credential, error) {
+	if os.Getuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range append(names, "nobody") {
+		account, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err := strconv.ParseUint(account.Uid, 10, 32)
+		if err != nil {
+			continue
+		}
+		gid, err := strconv.ParseUint(account.Gid, 10, 32)
+		if err != nil {
+			continue
+		}
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+	}
+	return nil, fmt.Errorf("none of the accounts %v exists to run the server as", names)
+}
+
+// ownFolder makes a folder that belongs to account.
+func ownFolder(path string, account *syscall.Credential) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	if account == nil {
+		return nil
+	}
+	return os.Chown(path, int(account.Uid), int(account.Gid))
+}
+
+func runAs(cmd *exec.Cmd, account *syscall.Credential) {
+	if account != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: account}
+	}
+}
+
+// scratchFolder makes the folder of one run. Servers run under other accounts,
+// so its parents must let them through.
+func scratchFolder() (string, error) {
+	dir, err := os.MkdirTemp("", "mm-devenv-")
+	if err != nil {
+		return "", fmt.Errorf("scratch folder: %w", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	return dir, nil
+}
+
+// moduleRoot is the folder of the clone that the caller works in.
+func moduleRoot(ctx context.Context) (string, error) {
+	file, err := output(ctx, "go", "env", "GOMOD")
+	if err != nil {
+		return "", err
+	}
+	if file == "" || file == os.DevNull {
+		return "", errors.New("not inside a clone of mm-orchestrator: run this from its folder")
+	}
+	return filepath.Dir(file), nil
+}
+
+func commandLine(cmd *exec.Cmd) string {
+	line := strings.Join(append([]string{filepath.Base(cmd.Path)}, cmd.Args[1:]...), " ")
+	return shorten(line, 120)
+}
+
+// lastLines is the end of a program's output, enough to see the cause.
+func lastLines(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	if len(lines) > 12 {
+		lines = lines[len(lines)-12:]
+	}
+	return strings.Join(lines, "\n")
+}
+
+// tail keeps the last 8 KiB written to it.
+type tail struct{ bytes []byte }
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.bytes = append(t.bytes, b...)
+	if extra := len(t.bytes) - 8<<10; extra > 0 {
+		t.bytes = append([]byte(nil), t.bytes[extra:]...)
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string { return string(t.bytes) }
+
+// Run runs a command in a process group of its own and returns when it has
+// ended. Signals are passed on to the group; a second one, or patience after
+// the first, kills it. What the command leaves running ends too.
+func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time.Duration) error {
+	ownGroup(cmd)
+	release := adoptOrphans()
+	defer release()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pid := cmd.Process.Pid
+	if err := e.guard.watchGroup(pid); err != nil {
+		endGroup(pid)
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	var late <-chan time.Time
+	for {
+		select {
+		case err := <-ended:
+			endGroup(pid)
+			return err
+		case s := <-signals:
+			if late != nil {
+				syscall.Kill(-pid, syscall.SIGKILL)
+				continue
+			}
+			syscall.Kill(-pid, s.(syscall.Signal))
+			late = time.After(patience)
+		case <-late:
+			syscall.Kill(-pid, syscall.SIGKILL)
+		}
+	}
+}

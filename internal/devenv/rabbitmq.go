@@ -1,0 +1,249 @@
+package devenv
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// brokerLimit is how long a broker may take to answer; 8 s is usual on two
+// cores, most of it Erlang loading plugins.
+const brokerLimit = 90 * time.Second
+
+// findRabbitMQ returns the server script of an installed RabbitMQ. Debian's
+// wrapper in /usr/sbin insists on its own account and hides the log, so the
+// script behind it is looked for first.
+func findRabbitMQ() string {
+	const behindWrapper = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+	if _, err := os.Stat(behindWrapper); err == nil {
+		return behindWrapper
+	}
+	path, err := exec.LookPath("rabbitmq-server")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// broker brings up RabbitMQ with its management plugin.
+func (b *bringUp) broker(ctx context.Context) error {
+	if b.given(EnvBroker, EnvBrokerAPI) {
+		return nil
+	}
+	if b.given(EnvBroker) {
+		return fmt.Errorf("%s is given but %s is not: tests need RabbitMQ's management plugin, by which they make vhosts", EnvBroker, EnvBrokerAPI)
+	}
+	if err := b.debian.wait(ctx, "rabbitmq-server"); err != nil {
+		return err
+	}
+	if script := findRabbitMQ(); script != "" && !b.Newest {
+		return b.brokerProcess(ctx, script)
+	}
+	return b.brokerContainer(ctx)
+}
+
+func (b *bringUp) brokerProcess(ctx context.Context, script string) error {
+	w := b.progress.start("starting", "rabbitmq")
+	defer w.failed()
+	for attempt := 1; ; attempt++ {
+		version, port, retry, err := b.tryBroker(ctx, script, attempt)
+		if err == nil {
+			w.done(fmt.Sprintf("rabbitmq %s (127.0.0.1:%d)", version, port))
+			return nil
+		}
+		if !retry || attempt == 3 {
+			return err
+		}
+	}
+}
+
+// tryBroker starts epmd and the broker. retry tells that a port was taken by
+// somebody else in the meantime.
+func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (version string, port int, retry bool, err error) {
+	ports, err := freePorts(4)
+	if err != nil {
+		return "", 0, false, err
+	}
+	amqp, api, distribution, epmd := ports[0], ports[1], ports[2], ports[3]
+	account, err := unprivileged("rabbitmq")
+	if err != nil {
+		return "", 0, false, err
+	}
+	dir := filepath.Join(b.dir, fmt.Sprintf("rabbitmq-%d", attempt))
+	if err := ownFolder(dir, account); err != nil {
+		return "", 0, false, err
+	}
+	password := randomHex()
+	files := map[string]string{
+		"rabbitmq.conf": fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
+management.tcp.ip = 127.0.0.1
+management.tcp.port = %d
+default_user = mm
+default_pass = %s
+loopback_users = none
+log.console = true
+disk_free_limit.absolute = 50MB
+`, amqp, api, password),
+		"plugins": "[rabbitmq_management].\n",
+	}
+	for name, content := range files {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			return "", 0, false, err
+		}
+		if account != nil {
+			if err := os.Chown(path, int(account.Uid), int(account.Gid)); err != nil {
+				return "", 0, false, err
+			}
+		}
+	}
+	environment := []string{
+		"PATH=" + filepath.Dir(script) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:" + os.Getenv("PATH"),
+		"HOME=" + dir, // the Erlang cookie lives there
+		"LANG=C.UTF-8",
+		fmt.Sprintf("RABBITMQ_NODENAME=mm%d-%d@localhost", os.Getpid(), amqp),
+		fmt.Sprintf("ERL_EPMD_PORT=%d", epmd),
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		fmt.Sprintf("RABBITMQ_DIST_PORT=%d", distribution),
+		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+		"RABBITMQ_CONFIG_FILE=" + filepath.Join(dir, "rabbitmq"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + filepath.Join(dir, "plugins"),
+		"RABBITMQ_MNESIA_BASE=" + filepath.Join(dir, "mnesia"),
+		"RABBITMQ_LOG_BASE=" + filepath.Join(dir, "log"),
+		"RABBITMQ_LOGS=-",
+		"RABBITMQ_PID_FILE=" + filepath.Join(dir, "pid"),
+		// Without this the distribution port listens on every address.
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+	}
+	// The broker would start epmd as a daemon that outlives it. One that is
+	// there already, in the foreground, is ours to end.
+	if program := findEPMD(); program != "" {
+		cmd := exec.Command(program, "-port", fmt.Sprint(epmd), "-address", "127.0.0.1")
+		cmd.Env, cmd.Dir = environment, dir
+		runAs(cmd, account)
+		mapper, err := b.serve(fmt.Sprintf("epmd-%d", attempt), cmd)
+		if err != nil {
+			return "", 0, false, err
+		}
+		err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, epmd) })
+		if err != nil {
+			return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
+		}
+	}
+	cmd := exec.Command(script)
+	cmd.Env, cmd.Dir = environment, dir
+	runAs(cmd, account)
+	server, err := b.serve(fmt.Sprintf("rabbitmq-%d", attempt), cmd)
+	if err != nil {
+		return "", 0, false, err
+	}
+	broker := &url.URL{Scheme: "amqp", User: url.UserPassword("mm", password), Host: fmt.Sprintf("127.0.0.1:%d", amqp)}
+	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", api)}
+	version, err = b.brokerAnswers(ctx, broker, management, server.gone)
+	if err != nil {
+		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not come up: %w", err))
+	}
+	return version, amqp, false, nil
+}
+
+// findEPMD returns Erlang's port mapper, "" when it cannot be found; then the
+// broker starts its own.
+func findEPMD() string {
+	if path, err := exec.LookPath("epmd"); err == nil {
+		return path
+	}
+	found, _ := filepath.Glob("/usr/lib/erlang/erts-*/bin/epmd")
+	if len(found) == 0 {
+		return ""
+	}
+	return found[0]
+}
+
+// brokerAnswers waits for the broker, checks both ports, exports them, and
+// returns the broker's major and minor version.
+func (b *bringUp) brokerAnswers(ctx context.Context, broker, management *url.URL, gone <-chan struct{}) (version string, err error) {
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	var overview struct {
+		Version string `json:"rabbitmq_version"`
+	}
+	err = until(ctx, brokerLimit, gone, func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, management.String()+"/api/overview", nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		defer response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("management plugin: %s", response.Status)
+		}
+		if err := json.NewDecoder(response.Body).Decode(&overview); err != nil {
+			return fmt.Errorf("management plugin: %w", err)
+		}
+		return dialHost(ctx, broker.Host)
+	})
+	if err != nil {
+		return "", err
+	}
+	b.export(EnvBroker, broker.String())
+	b.export(EnvBrokerAPI, management.String())
+	return majorMinor(overview.Version), nil
+}
+
+// brokerContainer runs RabbitMQ from an image.
+func (b *bringUp) brokerContainer(ctx context.Context) error {
+	if err := b.waitEngine(ctx); err != nil {
+		return fmt.Errorf("RabbitMQ is not installed, and docker cannot run it: %w; %s", err, installHint("rabbitmq-server"))
+	}
+	wanted := rabbitMQImage
+	if b.Newest {
+		wanted = newestRabbitMQImage
+	}
+	image, err := b.image(ctx, wanted)
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, installHint("rabbitmq-server"))
+	}
+	w := b.progress.start("starting", image)
+	defer w.failed()
+	password := randomHex()
+	name, ports, err := b.container(ctx, "rabbitmq", image, map[string]string{
+		"RABBITMQ_DEFAULT_USER": "mm", "RABBITMQ_DEFAULT_PASS": password,
+	}, 5672, 15672)
+	if err != nil {
+		return err
+	}
+	broker := &url.URL{Scheme: "amqp", User: url.UserPassword("mm", password), Host: fmt.Sprintf("127.0.0.1:%d", ports[0])}
+	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", ports[1])}
+	version, err := b.brokerAnswers(ctx, broker, management, nil)
+	if err != nil {
+		return explainContainer(name, fmt.Errorf("rabbitmq does not come up: %w", err))
+	}
+	w.done(fmt.Sprintf("rabbitmq %s (127.0.0.1:%d, image %s)", version, ports[0], image))
+	return nil
+}
+
+// installHint is the cure for a server that can be had in no way.
+func installHint(debianPackage string) string {
+	hint := "install it, on Debian as root: apt-get install --no-install-recommends " + debianPackage
+	if os.Getuid() != 0 {
+		hint += "; or let docker pull its image"
+	}
+	return hint
+}
+
+func majorMinor(version string) string {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) < 2 {
+		return version
+	}
+	return parts[0] + "." + parts[1]
+}
