@@ -49,6 +49,7 @@ type Run struct {
 	Status        RunStatus
 	// ArtifactRoot is "" for NULL.
 	ArtifactRoot string
+	QueuedAt     time.Time
 	StartedAt    *time.Time
 	CompletedAt  *time.Time
 	// Steps is orchestrator_action_plans.steps as stored: hostile input that

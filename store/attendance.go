@@ -1,0 +1,161 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// errConnectionGone is the attendance's own word for a session that ended.
+var errConnectionGone = errors.New("the worker's session is not connected")
+
+// attendance is how a worker proves that it is alive: a session of its own
+// that holds the advisory lock of the worker's key. The server frees the lock
+// the moment the session ends, so a killed process is known to be dead at
+// once, and a live one is never taken for dead because of a clock.
+//
+// After a lost session it connects again and takes the lock again, within
+// moments of the server being back; others wait Config.TakeoverGrace before
+// they believe that a lock is gone for good.
+//
+// It opens nothing before the first begin: commands that only read do not
+// need it.
+type attendance struct {
+	connect *pgx.ConnConfig
+	log     *slog.Logger
+	// key of this Store, drawn at random: a worker that starts again is
+	// another holder, so the claims of its former life are free.
+	key int64
+
+	mu      sync.Mutex
+	started bool          // written by ensure
+	closed  bool          // written by close
+	held    chan struct{} // closed while the lock is held; replaced by the loop
+	lastErr error         // of the loop's last try, nil while held
+	cancel  context.CancelFunc
+	done    chan struct{} // closed by the loop when it has ended
+}
+
+func newAttendance(connect *pgx.ConnConfig, config Config) *attendance {
+	return &attendance{
+		connect: connect.Copy(),
+		log:     config.Logger,
+		key:     rand.Int64N(1<<62) + 1,
+		held:    make(chan struct{}),
+	}
+}
+
+// ensure returns when the lock is held, or with the reason why it is not.
+func (a *attendance) ensure(ctx context.Context) error {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return failure(nil, "the store is closed")
+	}
+	if !a.started {
+		a.started = true
+		loop, cancel := context.WithCancel(context.Background())
+		a.cancel, a.done = cancel, make(chan struct{})
+		go a.loop(loop)
+	}
+	held := a.held
+	a.mu.Unlock()
+	wait, cancel := context.WithTimeout(ctx, a.connect.ConnectTimeout)
+	defer cancel()
+	select {
+	case <-held:
+		return nil
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.lastErr != nil {
+			return a.lastErr
+		}
+		return errConnectionGone
+	}
+}
+
+func (a *attendance) close() {
+	a.mu.Lock()
+	a.closed = true
+	cancel, done := a.cancel, a.done
+	a.mu.Unlock()
+	if cancel != nil {
+		cancel()
+		<-done
+	}
+}
+
+func (a *attendance) loop(ctx context.Context) {
+	defer close(a.done)
+	lost := false
+	for n := 0; ctx.Err() == nil; n++ {
+		conn, err := a.take(ctx)
+		if err != nil {
+			a.mu.Lock()
+			a.lastErr = err
+			a.mu.Unlock()
+			// Shorter than the backoff of calls: each second without the lock
+			// is one in which others count us dead.
+			select {
+			case <-ctx.Done():
+			case <-time.After(min(backoff(n), 500*time.Millisecond)):
+			}
+			continue
+		}
+		n = 0
+		a.mu.Lock()
+		a.lastErr = nil
+		close(a.held)
+		a.mu.Unlock()
+		if lost {
+			a.log.Info("database session of the worker is back")
+		}
+		// Nobody notifies us: this ends when the session does.
+		_, err = conn.WaitForNotification(ctx)
+		a.mu.Lock()
+		a.held = make(chan struct{})
+		a.lastErr = err
+		a.mu.Unlock()
+		farewell, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		_ = conn.Close(farewell) // it is broken, or we are going: both fine
+		cancel()
+		if ctx.Err() == nil {
+			lost = true
+			a.log.Warn("database session of the worker was lost, connecting again", "error", translate("keep the session", err))
+		}
+	}
+}
+
+// take opens the session and takes the lock. An old session of ours that the
+// server has not yet given up makes it wait, as does somebody who is looking.
+func (a *attendance) take(ctx context.Context) (*pgx.Conn, error) {
+	limit, cancel := context.WithTimeout(ctx, a.connect.ConnectTimeout)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(limit, a.connect)
+	if err != nil {
+		return nil, err
+	}
+	// The session idles for hours and must neither be ended for that nor
+	// outlive a host that lost its power: keepalives find that out in seconds.
+	const settings = `SELECT set_config(name, value, false)
+		FROM (VALUES ('idle_session_timeout', '0'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+		             ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3')) AS wanted (name, value)
+		WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE s.name = wanted.name)`
+	if _, err = conn.Exec(limit, settings, pgx.QueryExecModeExec); err == nil {
+		_, err = conn.Exec(limit, `SELECT pg_advisory_lock($1)`, pgx.QueryExecModeExec, a.key)
+	}
+	if err != nil {
+		_ = conn.Close(context.WithoutCancel(limit))
+		return nil, err
+	}
+	return conn, nil
+}

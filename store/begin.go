@@ -1,0 +1,288 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// lookAgain is how often BeginStep looks at a holder that seems to be dead.
+const lookAgain = 250 * time.Millisecond
+
+// knownSteps are the labels of the enum orchestratorplanstep.
+var knownSteps = map[Step]bool{
+	StepAnalyze: true, StepPatch: true, StepBuild: true,
+	StepRestart: true, StepVerify: true, StepRollback: true,
+}
+
+// BeginStep asks for the right to run one step, and records the start.
+//
+//   - It is one transaction, committed before it returns: readers see the step
+//     in_progress while it runs (R9).
+//   - After [Start] the caller holds the claim and must call FinishStep, or
+//     ReleaseClaim if it will not: until then every other delivery of the step
+//     is told [Busy].
+//   - After any other decision nothing was written.
+//   - A claim whose holder is dead is taken over. It must be seen dead for
+//     Config.TakeoverGrace, for which BeginStep waits.
+//   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
+//     for what is not a run id or a step.
+//
+// The rules are those of decide.
+func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, error) {
+	request.TaskID = clean(request.TaskID)
+	request.RootTaskID = clean(request.RootTaskID)
+	switch {
+	case !isUUID(request.RunID):
+		return nil, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(request.RunID, 80))
+	case !knownSteps[request.Step]:
+		return nil, failure(ErrInvalid, "%q is not a step of a plan", cut(string(request.Step), 80))
+	case request.TaskID == "":
+		return nil, failure(ErrInvalid, "step %s of run %s came without a task id", request.Step, request.RunID)
+	}
+	// The token is drawn and registered before the first try: if the answer to
+	// the commit is lost, the next try recognises the claim as its own, and a
+	// second delivery in this process never sees it as abandoned.
+	token := rand.Int64N(1<<62) + 1
+	s.register(token)
+	decision, err := s.begin(ctx, request, token)
+	if _, started := decision.(Start); !started {
+		s.unregister(token)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decision, nil
+}
+
+func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (Decision, error) {
+	doing := "begin step " + string(request.Step) + " of run " + request.RunID
+	// What was seen of a dead holder: which claim, and since when without a
+	// break. A lost connection is a break: the server may have restarted, and
+	// the holder's session is then as new as ours.
+	var suspect int64
+	var since time.Time
+	for {
+		var decision Decision
+		var wait *claimRow
+		tries := 0
+		err := s.retry(ctx, doing, func(ctx context.Context) error {
+			if err := s.attend.ensure(ctx); err != nil {
+				return err
+			}
+			if tries++; tries > 1 {
+				suspect = 0
+			}
+			believed := suspect != 0 && time.Since(since) >= s.config.TakeoverGrace
+			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+				decision, wait, err = s.beginInTx(ctx, tx, request, token, believed || s.config.TakeoverGrace == 0)
+				return err
+			})
+		})
+		if err != nil || decision != nil {
+			return decision, err
+		}
+		if suspect != wait.Token {
+			suspect, since = wait.Token, time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(min(lookAgain, s.config.TakeoverGrace)):
+		}
+	}
+}
+
+// beginInTx reads, decides and writes. It returns a decision, or the claim
+// whose holder seems dead but must be looked at again.
+func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, believed bool) (Decision, *claimRow, error) {
+	seen, mine, err := s.readSituation(ctx, tx, request, token)
+	if err != nil {
+		return nil, nil, err
+	}
+	seen.HolderBelievedDead = believed
+	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
+	if mine != nil {
+		claim.Attempt, claim.Starts, claim.StartedAt = mine.Attempt, mine.Starts, mine.StartedAt
+		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started}, nil, nil
+	}
+	v := decide(seen, request)
+	switch {
+	case v.done != nil:
+		return Done{Outcome: *v.done}, nil, nil
+	case v.stop != "":
+		return Stop{Reason: v.stop}, nil, nil
+	case v.busy != nil:
+		return Busy{Worker: v.busy.Worker, Since: v.busy.StartedAt}, nil, nil
+	case v.wait != nil:
+		return nil, v.wait, nil
+	}
+	claim.Starts, claim.StartedAt = v.starts, s.now()
+	run := seen.Run
+	started := run.Status == RunPending
+	if started {
+		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
+	}
+	if err := s.writeStart(ctx, tx, claim, request); err != nil {
+		return nil, nil, err
+	}
+	return Start{Claim: claim, Run: run, RunStarted: started}, nil, nil
+}
+
+// lockStates and lockRun are the locks of begin and finish, in the order in
+// which MoonMind's API and Python worker come to these rows: the states
+// first. With ours the other way round, an API retry and a step could lock
+// each other out, and the API would answer 500.
+const lockStates = `
+	SELECT 1 FROM spec_workflow_task_states
+	WHERE orchestrator_run_id = $1 AND plan_step::text = ANY ($2)
+	ORDER BY id
+	FOR UPDATE`
+
+const lockRun = `SELECT 1 FROM orchestrator_runs WHERE id = $1 FOR UPDATE`
+
+// readSituation locks the step's states and the run, and reads what decide
+// needs, in one round trip. Statements after the locks see what was committed
+// before these were given. mine is the claim that carries token: an earlier
+// try of this very call was committed, and its answer lost.
+func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64) (seen situation, mine *claimRow, err error) {
+	batch := &pgx.Batch{}
+	batch.Queue(lockStates, request.RunID, []string{string(request.Step)})
+	batch.Queue(lockRun, request.RunID)
+	batch.Queue(selectRun, request.RunID).QueryRow(func(row pgx.Row) error {
+		run, err := scanRun(row)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return failure(ErrNotFound, "Run %s not found", request.RunID)
+		}
+		seen.Run = run
+		return err
+	})
+	batch.Queue(`
+		SELECT s.attempt, COALESCE(s.plan_step_status::text, ''), COALESCE(s.celery_task_id, ''), COALESCE(s.message, ''),
+		       s.payload::text, s.finished_at,
+		       (SELECT json_agg(json_build_object('type', a.artifact_type, 'path', a.path,
+		                   'checksum', COALESCE(a.checksum, ''), 'size_bytes', COALESCE(a.size_bytes, 0)) ORDER BY ref.n)
+		        FROM jsonb_array_elements_text(CASE jsonb_typeof(s.artifact_refs) WHEN 'array' THEN s.artifact_refs ELSE '[]' END)
+		             WITH ORDINALITY AS ref (id, n)
+		        JOIN orchestrator_run_artifacts AS a ON a.run_id = s.orchestrator_run_id AND a.id::text = ref.id)::text
+		FROM spec_workflow_task_states AS s
+		WHERE s.orchestrator_run_id = $1 AND s.plan_step::text = $2
+		ORDER BY s.attempt DESC
+		LIMIT 1`, request.RunID, string(request.Step)).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var state stateRow
+			var payload, artifacts *string
+			var finished *time.Time
+			if err := rows.Scan(&state.Attempt, &state.PlanStepStatus, &state.CeleryTaskID, &state.Message, &payload, &finished, &artifacts); err != nil {
+				return err
+			}
+			if payload != nil && *payload != "null" {
+				state.Payload = json.RawMessage(*payload)
+			}
+			if finished != nil {
+				state.FinishedAt = finished.UTC()
+			}
+			if artifacts != nil {
+				if err := json.Unmarshal([]byte(*artifacts), &state.Artifacts); err != nil {
+					return err
+				}
+			}
+			seen.State = &state
+		}
+		return rows.Err()
+	})
+	// The shared form of the lock: two workers that look at one dead holder do
+	// not take each other for it.
+	batch.Queue(`
+		SELECT attempt, task_id, worker, token, starts, started_at, holder, outcome::text,
+		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
+		FROM mm_orchestrator.claims
+		WHERE run_id = $1 AND step = $2
+		ORDER BY attempt`, request.RunID, string(request.Step), s.attend.key).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var c claimRow
+			var holder *int64
+			var outcome *string
+			var free *bool
+			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.StartedAt, &holder, &outcome, &free); err != nil {
+				return err
+			}
+			c.StartedAt = c.StartedAt.UTC()
+			if outcome != nil {
+				c.Outcome = &Outcome{}
+				if err := json.Unmarshal([]byte(*outcome), c.Outcome); err != nil {
+					return err
+				}
+			}
+			switch {
+			case holder == nil:
+				c.Holder = holderNone
+			case free != nil && *free:
+				c.Holder = holderGone
+			case free != nil, s.isRegistered(c.Token):
+				c.Holder = holderLive
+			}
+			seen.Claims = append(seen.Claims, c)
+			if c.Token == token && c.Outcome == nil {
+				mine = &c
+			}
+		}
+		return rows.Err()
+	})
+	return seen, mine, tx.SendBatch(ctx, batch).Close()
+}
+
+// writeStart records a start (contract 6.1, with C14, R3 and R5 mended): the
+// state row of the newest attempt begins afresh, a pending run becomes
+// running, the claim is ours.
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest) error {
+	batch := &pgx.Batch{}
+	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
+	// the API seeded, as both leave them.
+	batch.Queue(`
+		INSERT INTO spec_workflow_task_states AS s
+		       (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status, celery_state, celery_task_id, started_at)
+		VALUES (gen_random_uuid(), $1, $2::text::orchestratorplanstep, $3, $2::text, 'running', 'in_progress', 'STARTED', $4, $5)
+		ON CONFLICT (orchestrator_run_id, plan_step, attempt) DO UPDATE
+		SET status = EXCLUDED.status, plan_step_status = EXCLUDED.plan_step_status, celery_state = EXCLUDED.celery_state,
+		    celery_task_id = EXCLUDED.celery_task_id, started_at = EXCLUDED.started_at,
+		    message = NULL, payload = NULL, artifact_refs = '[]', finished_at = NULL`,
+		claim.RunID, string(claim.Step), claim.Attempt, cut(claim.TaskID, 255), claim.StartedAt)
+	// completed_at: an API retry leaves the old one, and the CHECK refuses it
+	// beside a later started_at (R3).
+	batch.Queue(`
+		UPDATE orchestrator_runs
+		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now()
+		WHERE id = $1 AND status = 'pending'`, claim.RunID, claim.StartedAt)
+	batch.Queue(`
+		INSERT INTO mm_orchestrator.claims
+		       (run_id, step, attempt, task_id, root_task_id, holder, worker, token, starts, started_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+		ON CONFLICT (run_id, step, attempt) DO UPDATE
+		SET task_id = EXCLUDED.task_id, root_task_id = EXCLUDED.root_task_id, holder = EXCLUDED.holder, worker = EXCLUDED.worker,
+		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, finished_at = NULL, outcome = NULL`,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.attend.key, clean(s.config.Worker),
+		claim.Token, claim.Starts, claim.StartedAt)
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// ReleaseClaim hands a claim back that will not be finished here: the worker
+// is stopping, or FinishStep failed. The next delivery of the step, to anyone,
+// may start it at once. The state row stays in_progress until then. It may be
+// called twice, and after the claim was lost; in this Store the claim is free
+// even if the database cannot be told.
+func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
+	s.unregister(claim.Token)
+	return s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, `
+			UPDATE mm_orchestrator.claims SET holder = NULL
+			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4`,
+			claim.RunID, string(claim.Step), claim.Attempt, claim.Token)
+		return err
+	})
+}

@@ -1,0 +1,179 @@
+package store
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// stateRow is what a decision needs of the newest attempt's row in
+// spec_workflow_task_states.
+type stateRow struct {
+	Attempt        int
+	PlanStepStatus string
+	CeleryTaskID   string
+	Message        string
+	Payload        json.RawMessage
+	FinishedAt     time.Time
+	// Artifacts are those that artifact_refs names, in that order.
+	Artifacts []Artifact
+}
+
+// ended says that the attempt was run to its end. "skipped" is not an end: it
+// was never run.
+func (r *stateRow) ended() bool {
+	return r != nil && (r.PlanStepStatus == string(StepSucceeded) || r.PlanStepStatus == string(StepFailed))
+}
+
+// outcome rebuilds what a Python worker recorded, which left no claim. The
+// exception's class is not in the tables: RuntimeError shows the right text.
+func (r *stateRow) outcome(artifactRoot string) Outcome {
+	o := Outcome{
+		Status:       StepStatus(r.PlanStepStatus),
+		Message:      r.Message,
+		Artifacts:    r.Artifacts,
+		Payload:      r.Payload,
+		ArtifactRoot: artifactRoot,
+		FinishedAt:   r.FinishedAt,
+	}
+	if o.Status == StepFailed {
+		o.ErrorType, o.ErrorModule = "RuntimeError", "builtins"
+	}
+	return o
+}
+
+// claimRow is one row of mm_orchestrator.claims as it was read, with what is
+// known of its holder.
+type claimRow struct {
+	Attempt   int
+	TaskID    string
+	Worker    string
+	Token     int64
+	Starts    int
+	StartedAt time.Time
+	// Outcome is nil while the attempt has not ended.
+	Outcome *Outcome
+	Holder  holderState
+}
+
+// holderState is what is known of the worker behind a claim.
+type holderState int
+
+const (
+	// holderNone: it was released, or this Store gave it out in vain.
+	holderNone holderState = iota
+	// holderLive: it runs in this Store, or its worker's session holds its lock.
+	holderLive
+	// holderGone: another worker's, whose lock is free.
+	holderGone
+)
+
+// situation is everything that a decision looks at, read under the run's lock.
+type situation struct {
+	Run Run
+	// State is the row of the highest attempt, nil if there is none.
+	State *stateRow
+	// Claims are all of the run's claims on this step.
+	Claims []claimRow
+	// HolderBelievedDead says that holders in state holderGone have been so
+	// for the whole grace.
+	HolderBelievedDead bool
+}
+
+// attempt is the one that a start would write: the highest (R5).
+func (s situation) attempt() int {
+	if s.State == nil {
+		return 1
+	}
+	return s.State.Attempt
+}
+
+// verdict is what decide says: one of its fields is set.
+type verdict struct {
+	done *Outcome
+	busy *claimRow
+	// wait: the holder is gone, but not for long enough to believe it.
+	wait *claimRow
+	stop string
+	// start: take the claim; starts is the count including this one.
+	start  bool
+	starts int
+}
+
+// decide says what becomes of a delivery. It is pure. The rules, in order:
+//
+//  1. This task id has ended before: the same answer again, whatever has
+//     happened to the run since. What follows it carries the same ids and
+//     meets the same rule.
+//  2. The newest attempt has ended: the same answer. Of a Python worker's
+//     attempt the row itself is the record; a failure counts only for the
+//     same task id. A rollback that ended for an earlier failure does not
+//     count while the run waits for another one.
+//  3. The run waits for approval: nothing (A1).
+//  4. A rollback belongs to a run that is failed and not yet complete. Any
+//     other run was retried since, or is good: nothing.
+//  5. Any other step of a run that has ended: nothing.
+//  6. Somebody runs the step, this attempt or one before: busy.
+//  7. Start.
+func decide(s situation, request BeginRequest) verdict {
+	for i := range s.Claims {
+		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil {
+			return verdict{done: c.Outcome}
+		}
+	}
+	rollbackDue := request.Step == StepRollback && s.Run.Status == RunFailed && s.Run.CompletedAt == nil
+	if s.State.ended() {
+		sameTask := s.State.CeleryTaskID == request.TaskID
+		if c := s.claimOf(s.State.Attempt); c != nil && c.Outcome != nil {
+			if !rollbackDue {
+				return verdict{done: c.Outcome}
+			}
+		} else if sameTask || (s.State.PlanStepStatus == string(StepSucceeded) && !rollbackDue) {
+			o := s.State.outcome(s.Run.ArtifactRoot)
+			return verdict{done: &o}
+		}
+	}
+	if s.Run.Status == RunAwaitingApproval {
+		return verdict{stop: fmt.Sprintf("run %s waits for approval: approve it, which sends its steps again", s.Run.ID)}
+	}
+	if request.Step == StepRollback && !rollbackDue {
+		switch s.Run.Status {
+		case RunFailed, RunRolledBack:
+			return verdict{stop: fmt.Sprintf("run %s has ended: %s; there is nothing left to roll back", s.Run.ID, s.Run.Status)}
+		default:
+			return verdict{stop: fmt.Sprintf("run %s is %s: this rollback belongs to a failure that is no longer the run's state", s.Run.ID, s.Run.Status)}
+		}
+	}
+	if request.Step != StepRollback {
+		switch s.Run.Status {
+		case RunSucceeded, RunFailed, RunRolledBack:
+			return verdict{stop: fmt.Sprintf("run %s has ended: %s; retry it to run its steps again", s.Run.ID, s.Run.Status)}
+		}
+	}
+	starts := 1
+	for i := range s.Claims {
+		c := &s.Claims[i]
+		if c.Outcome != nil {
+			continue
+		}
+		switch {
+		case c.Holder == holderLive:
+			return verdict{busy: c}
+		case c.Holder == holderGone && !s.HolderBelievedDead:
+			return verdict{wait: c}
+		}
+		if c.Attempt == s.attempt() {
+			starts = c.Starts + 1
+		}
+	}
+	return verdict{start: true, starts: starts}
+}
+
+func (s situation) claimOf(attempt int) *claimRow {
+	for i := range s.Claims {
+		if s.Claims[i].Attempt == attempt {
+			return &s.Claims[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,154 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// What went wrong, for errors.Is. Every error of this package that is not the
+// caller's own context being over is an [*Error] with one of these.
+var (
+	// ErrNotFound: there is no such row.
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable: the database cannot be reached, is starting, stopping,
+	// read-only, out of connections, or broke the transaction off in favour
+	// of another. Trying later is of use; this package has already tried for
+	// Config.RetryFor.
+	ErrUnavailable = errors.New("database unavailable")
+	// ErrClaimLost: somebody else holds the claim, or the step was retried
+	// under a new attempt. Nothing was changed.
+	ErrClaimLost = errors.New("claim lost")
+	// ErrSchema: a table, column or type is missing or is not as expected.
+	ErrSchema = errors.New("database schema does not fit")
+	// ErrInvalid: a value that the tables cannot hold.
+	ErrInvalid = errors.New("invalid value")
+	// ErrRefused: the database refused the role, the password or a privilege.
+	ErrRefused = errors.New("database refused")
+)
+
+// Error is an error of this package. It hides the driver's, so that nobody
+// above depends on it.
+type Error struct {
+	// Kind is one of the sentinels above, which errors.Is finds, or nil for
+	// an error of the database that has no name here.
+	Kind error
+	// Code is the SQLSTATE, or "".
+	Code string
+	text string
+}
+
+// Error is one line: what happened, to what, why.
+func (e *Error) Error() string { return e.text }
+
+// Unwrap returns the sentinel.
+func (e *Error) Unwrap() error { return e.Kind }
+
+// Permanent says that trying again cannot help.
+func (e *Error) Permanent() bool { return !errors.Is(e.Kind, ErrUnavailable) }
+
+func failure(kind error, format string, args ...any) *Error {
+	return &Error{Kind: kind, text: fmt.Sprintf(format, args...)}
+}
+
+// translate makes an error of the driver one of ours. doing completes the
+// sentence "cannot …". Our own errors and those of the caller's context pass.
+func translate(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var own *Error
+	var difference *SchemaDifference
+	if errors.As(err, &own) || errors.As(err, &difference) {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		// Not %w: the driver wraps these in types of its own.
+		if errors.Is(err, context.Canceled) {
+			return fmt.Errorf("cannot %s: %w", doing, context.Canceled)
+		}
+		return fmt.Errorf("cannot %s: %w", doing, context.DeadlineExceeded)
+	}
+	code, detail := "", oneLine(err.Error())
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		code = pg.Code
+		detail = fmt.Sprintf("%s (SQLSTATE %s)", oneLine(pg.Message), pg.Code)
+		if pg.ConstraintName != "" {
+			detail += ", constraint " + pg.ConstraintName
+		}
+	}
+	kind := classify(err)
+	hint := ""
+	if kind == ErrSchema {
+		hint = "; run `mm-orchestrator migrate`"
+	}
+	return &Error{Kind: kind, Code: code, text: "cannot " + doing + ": " + detail + hint}
+}
+
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
+// classify sorts an error of the driver into our kinds. What it does not know
+// is nil: permanent, as repeating an unknown mistake helps nobody.
+func classify(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return classifyCode(pg.Code, pg.Message)
+	}
+	var network net.Error
+	var connect *pgconn.ConnectError
+	switch {
+	case errors.As(err, &connect), errors.As(err, &network),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		pgconn.SafeToRetry(err), pgconn.Timeout(err),
+		errors.Is(err, errConnectionGone):
+		return ErrUnavailable
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrNotFound
+	}
+	// The driver has no type for a connection that died between two
+	// statements.
+	if text := err.Error(); strings.Contains(text, "conn closed") || strings.Contains(text, "closed pool") {
+		return ErrUnavailable
+	}
+	return nil
+}
+
+func classifyCode(code, message string) error {
+	switch code {
+	case "40001", "40P01", "55P03": // serialization failure, deadlock, lock not available
+		return ErrUnavailable
+	case "57P01", "57P02", "57P03", "57P05": // shutdown, crash, starting up, idle session ended
+		return ErrUnavailable
+	case "53300", "53400": // too many connections
+		return ErrUnavailable
+	case "25006": // read-only: a standby, in the middle of a fail-over
+		return ErrUnavailable
+	case "26000": // prepared statement is gone: PgBouncer gave us another session
+		return ErrUnavailable
+	case "0A000":
+		// The driver has forgotten the statement by now; the next try
+		// prepares it anew.
+		if strings.Contains(message, "cached plan") {
+			return ErrUnavailable
+		}
+		return nil
+	case "42P01", "42703", "42704", "3F000", "42883": // no such table, column, type, schema, function
+		return ErrSchema
+	case "42501", "28000", "28P01", "3D000": // privilege, role, password, database
+		return ErrRefused
+	}
+	switch code[:min(2, len(code))] {
+	case "08": // connection
+		return ErrUnavailable
+	case "22", "23": // data, integrity
+		return ErrInvalid
+	}
+	return nil
+}

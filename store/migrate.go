@@ -1,0 +1,272 @@
+package store
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed migrations/*.sql
+var migrationFiles embed.FS
+
+// migrationLock keeps two migrations from running at once in a database. Any
+// number does, as long as it never changes: older versions use it too.
+const migrationLock = 0x6d6d5f6d69677261 // "mm_migra"
+
+// MigrateOptions says what Migrate may make besides the schema mm_orchestrator.
+type MigrateOptions struct {
+	// SharedTables makes MoonMind's tables in a database that has none of
+	// them. Tables that exist are compared and never touched.
+	SharedTables bool
+	// ResultTables, if set, makes or widens Celery's tables like
+	// [Results.EnsureResultTable].
+	ResultTables *ResultsConfig
+	// DryRun plans and changes nothing.
+	DryRun bool
+}
+
+// ReportStep is one thing that a migration does.
+type ReportStep struct {
+	// What in words: "create table celery_taskmeta".
+	What string
+	// SQL does it.
+	SQL string
+	// ByOwner says that our role may not: the owner of the table has to run
+	// SQL. It is never done by us.
+	ByOwner bool
+	// Done says that it was done, and committed if Migrate returned no error.
+	Done bool
+}
+
+// Report is what a migration does or did, in order. No steps: nothing to do.
+type Report struct{ Steps []ReportStep }
+
+// Lines are the report in words for a terminal or a log, one step each.
+func (r Report) Lines() []string {
+	lines := make([]string, len(r.Steps))
+	for i, step := range r.Steps {
+		switch {
+		case step.ByOwner:
+			lines[i] = "the owner must " + step.What + ": " + step.SQL
+		case step.Done:
+			lines[i] = step.What + ": done"
+		default:
+			lines[i] = step.What
+		}
+	}
+	return lines
+}
+
+func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
+	for i := range r.Steps {
+		step := &r.Steps[i]
+		if step.ByOwner {
+			continue
+		}
+		// The simple protocol, as a file holds many statements.
+		if _, err := tx.Conn().PgConn().Exec(ctx, step.SQL).ReadAll(); err != nil {
+			return translate(step.What, err)
+		}
+		step.Done = true
+	}
+	return nil
+}
+
+func lockMigrations(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock))
+	return err
+}
+
+// Migrate brings the database to what this program needs, in one transaction.
+//
+//   - The schema mm_orchestrator: made, or brought to the newest version.
+//   - With SharedTables, MoonMind's tables where none exist. Where they exist
+//     and differ from the contract the error is a [*SchemaDifference] and
+//     nothing was changed.
+//   - With ResultTables, Celery's.
+//
+// It is idempotent, and safe to run from several processes at once. With
+// DryRun the report is the plan.
+func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, error) {
+	var report Report
+	err := s.inTx(ctx, "migrate the database "+s.place, func(tx pgx.Tx) error {
+		report = Report{}
+		if !options.DryRun {
+			if err := lockMigrations(ctx, tx); err != nil {
+				return err
+			}
+		}
+		if options.SharedTables {
+			steps, err := planShared(ctx, tx)
+			if err != nil {
+				return err
+			}
+			report.Steps = append(report.Steps, steps...)
+		}
+		steps, err := planOwn(ctx, tx, newestVersion())
+		if err != nil {
+			return err
+		}
+		report.Steps = append(report.Steps, steps...)
+		if options.ResultTables != nil {
+			config := options.ResultTables.WithDefaults()
+			if err := config.Validate(); err != nil {
+				return err
+			}
+			steps, err := planResultTables(ctx, tx, config)
+			if err != nil {
+				return err
+			}
+			report.Steps = append(report.Steps, steps...)
+		}
+		if options.DryRun {
+			return nil
+		}
+		return report.run(ctx, tx)
+	})
+	if err != nil {
+		return Report{}, err
+	}
+	return report, nil
+}
+
+// RemoveOwnSchema takes the schema mm_orchestrator away, by the down
+// migrations of its versions, and with it all claims and recorded outcomes.
+// The shared tables stay as they are. It is the last step of the way back to
+// the Python worker; no worker of ours may run.
+func (s *Store) RemoveOwnSchema(ctx context.Context, dryRun bool) (Report, error) {
+	return s.migrateOwn(ctx, 0, dryRun)
+}
+
+func (s *Store) migrateOwn(ctx context.Context, target int, dryRun bool) (Report, error) {
+	var report Report
+	err := s.inTx(ctx, "migrate schema mm_orchestrator of "+s.place, func(tx pgx.Tx) (err error) {
+		report = Report{}
+		if err := lockMigrations(ctx, tx); err != nil {
+			return err
+		}
+		if report.Steps, err = planOwn(ctx, tx, target); err != nil || dryRun {
+			return err
+		}
+		return report.run(ctx, tx)
+	})
+	return report, err
+}
+
+// migration is one version of the schema mm_orchestrator.
+type migration struct {
+	version  int
+	name     string
+	up, down string
+}
+
+var migrationFile = regexp.MustCompile(`^(\d{4})_(\w+)\.(up|down)\.sql$`)
+
+// ownMigrations are the embedded migrations, oldest first. A file that does
+// not belong is found by the tests.
+func ownMigrations() []migration {
+	found := map[int]*migration{}
+	entries, err := fs.ReadDir(migrationFiles, "migrations")
+	if err != nil {
+		panic(err) // embedded
+	}
+	for _, entry := range entries {
+		parts := migrationFile.FindStringSubmatch(entry.Name())
+		if parts == nil {
+			continue
+		}
+		text, err := migrationFiles.ReadFile("migrations/" + entry.Name())
+		if err != nil {
+			panic(err) // embedded
+		}
+		version, _ := strconv.Atoi(parts[1])
+		if found[version] == nil {
+			found[version] = &migration{version: version, name: parts[2]}
+		}
+		if parts[3] == "up" {
+			found[version].up = string(text)
+		} else {
+			found[version].down = string(text)
+		}
+	}
+	list := make([]migration, 0, len(found))
+	for _, m := range found {
+		list = append(list, *m)
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].version < list[j].version })
+	return list
+}
+
+func newestVersion() int {
+	list := ownMigrations()
+	return list[len(list)-1].version
+}
+
+// ownVersion is the version of schema mm_orchestrator, 0 if there is none.
+func ownVersion(ctx context.Context, tx pgx.Tx) (version int, schema bool, err error) {
+	var table bool
+	err = tx.QueryRow(ctx, `
+		SELECT to_regnamespace('mm_orchestrator') IS NOT NULL, to_regclass('mm_orchestrator.schema_versions') IS NOT NULL`).Scan(&schema, &table)
+	if err != nil || !table {
+		return 0, schema, err
+	}
+	err = tx.QueryRow(ctx, `SELECT COALESCE(max(version), 0) FROM mm_orchestrator.schema_versions`).Scan(&version)
+	return version, schema, err
+}
+
+const createVersions = `CREATE TABLE mm_orchestrator.schema_versions (
+    version     integer      NOT NULL,
+    name        text         NOT NULL,
+    applied_at  timestamptz  NOT NULL DEFAULT now(),
+    CONSTRAINT schema_versions_pkey PRIMARY KEY (version),
+    CONSTRAINT schema_versions_positive CHECK (version >= 1)
+)`
+
+// planOwn says how to bring schema mm_orchestrator to a version.
+func planOwn(ctx context.Context, tx pgx.Tx, target int) ([]ReportStep, error) {
+	version, schema, err := ownVersion(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	if version > newestVersion() {
+		return nil, failure(ErrSchema, "schema mm_orchestrator in %s is of version %d, this program knows %d: use the program that made it",
+			tx.Conn().Config().Database, version, newestVersion())
+	}
+	var steps []ReportStep
+	if target > 0 && version == 0 {
+		if !schema {
+			steps = append(steps, ReportStep{What: "create schema mm_orchestrator", SQL: "CREATE SCHEMA mm_orchestrator"})
+		}
+		steps = append(steps, ReportStep{What: "create table mm_orchestrator.schema_versions",
+			SQL: strings.Replace(createVersions, "CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1)})
+	}
+	list := ownMigrations()
+	for _, m := range list {
+		if m.version > version && m.version <= target {
+			steps = append(steps, ReportStep{
+				What: fmt.Sprintf("bring schema mm_orchestrator to version %d (%s)", m.version, m.name),
+				SQL:  fmt.Sprintf("%s;\nINSERT INTO mm_orchestrator.schema_versions (version, name) VALUES (%d, '%s')", strings.TrimRight(m.up, ";\n "), m.version, m.name),
+			})
+		}
+	}
+	for i := len(list) - 1; i >= 0; i-- {
+		if m := list[i]; m.version <= version && m.version > target {
+			steps = append(steps, ReportStep{
+				What: fmt.Sprintf("take version %d (%s) of schema mm_orchestrator back", m.version, m.name),
+				SQL:  fmt.Sprintf("%s;\nDELETE FROM mm_orchestrator.schema_versions WHERE version = %d", strings.TrimRight(m.down, ";\n "), m.version),
+			})
+		}
+	}
+	if target == 0 && schema {
+		steps = append(steps, ReportStep{What: "drop schema mm_orchestrator",
+			SQL: "DROP TABLE IF EXISTS mm_orchestrator.schema_versions; DROP SCHEMA mm_orchestrator"})
+	}
+	return steps, nil
+}

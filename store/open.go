@@ -1,0 +1,247 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+)
+
+// Config says which database, and who we are there.
+type Config struct {
+	// URL of the database, in any form that [DatabaseURL] takes. What libpq
+	// knows may stand in its query: sslmode, target_session_attrs for a list
+	// of hosts, search_path, connect_timeout. Behind PgBouncer in transaction
+	// mode add default_query_exec_mode=exec; a worker needs a direct or
+	// session-pooled connection all the same, as its claims live by an
+	// advisory lock.
+	URL secret.String
+	// Worker is the node name written into claims and shown to others, and
+	// the application_name. Defaults to "mm-orchestrator".
+	Worker string
+	// Connections is the most that the store opens for statements, besides
+	// the one session that holds the worker's lock. Defaults to 2.
+	Connections int
+	// ConnectTimeout bounds one attempt to connect. Defaults to 10 s.
+	ConnectTimeout time.Duration
+	// RetryFor is how long one call goes on trying when the connection
+	// breaks or the server is away. Defaults to 30 s.
+	RetryFor time.Duration
+	// TakeoverGrace is how long a claim's holder must be seen dead before the
+	// claim is taken over: a live worker whose session was cut has that long
+	// to come back. Defaults to 4 s.
+	TakeoverGrace time.Duration
+	// Now is the clock. Defaults to time.Now.
+	Now func() time.Time
+	// Logger is for what happens between calls: the worker's session lost
+	// and regained. Defaults to none.
+	Logger *slog.Logger
+}
+
+// WithDefaults returns a copy with every unset field at its default.
+func (c Config) WithDefaults() Config {
+	if c.Worker == "" {
+		c.Worker = "mm-orchestrator"
+	}
+	if c.Connections == 0 {
+		c.Connections = 2
+	}
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 10 * time.Second
+	}
+	if c.RetryFor == 0 {
+		c.RetryFor = 30 * time.Second
+	}
+	if c.TakeoverGrace == 0 {
+		c.TakeoverGrace = 4 * time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate names the first field that cannot be used.
+func (c Config) Validate() error {
+	switch {
+	case c.URL.IsZero():
+		return failure(ErrInvalid, "store: URL is empty: give the database as postgresql://user:password@host:port/database")
+	case c.Connections < 1:
+		return failure(ErrInvalid, "store: Connections is %d, must be at least 1", c.Connections)
+	case c.ConnectTimeout < 0 || c.RetryFor < 0 || c.TakeoverGrace < 0:
+		return failure(ErrInvalid, "store: ConnectTimeout %s, RetryFor %s and TakeoverGrace %s must not be negative",
+			c.ConnectTimeout, c.RetryFor, c.TakeoverGrace)
+	}
+	return nil
+}
+
+// Store is a database. All methods may be called from any goroutine. A server
+// that restarts or fails over is survived: calls try again for
+// Config.RetryFor, then say ErrUnavailable.
+type Store struct {
+	config Config
+	place  string
+	pool   *pgxpool.Pool
+	attend *attendance
+
+	// registered are the tokens of claims that this Store has given out and
+	// that were neither finished nor released.
+	mu         sync.Mutex
+	registered map[int64]bool
+}
+
+// Open checks the configuration and reaches the database once. It is
+// ErrUnavailable or ErrRefused if that fails, at once and without retries: at
+// a start the operator is watching.
+func Open(ctx context.Context, config Config) (*Store, error) {
+	config = config.WithDefaults()
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	address, err := DatabaseURL(config.URL.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := pgxpool.ParseConfig(address)
+	if err != nil {
+		// The driver's error repeats the URL; its own masking is not trusted.
+		return nil, failure(ErrInvalid, "cannot read the database URL %s: it needs the form postgresql://user:password@host:port/database",
+			secret.RedactURL(config.URL.Reveal()))
+	}
+	parsed.MaxConns = int32(config.Connections)
+	parsed.MinConns = 0
+	parsed.ConnConfig.ConnectTimeout = config.ConnectTimeout
+	if parsed.ConnConfig.RuntimeParams["application_name"] == "" {
+		parsed.ConnConfig.RuntimeParams["application_name"] = applicationName(config.Worker)
+	}
+	parsed.AfterConnect = pinSearchPath
+	s := &Store{
+		config:     config,
+		place:      place(parsed.ConnConfig.Host, parsed.ConnConfig.Port, parsed.ConnConfig.Database),
+		registered: map[int64]bool{},
+	}
+	s.pool, err = pgxpool.NewWithConfig(ctx, parsed)
+	if err != nil {
+		return nil, translate("open the database "+s.place, err)
+	}
+	s.attend = newAttendance(parsed.ConnConfig, config)
+	if err := s.pool.Ping(ctx); err != nil {
+		s.pool.Close()
+		return nil, translate("reach the database "+s.place, err)
+	}
+	return s, nil
+}
+
+// Close gives all connections back and with them the worker's lock. It may be
+// called twice.
+func (s *Store) Close() {
+	s.attend.close()
+	s.pool.Close()
+}
+
+// Place is host, port and name of the database, without user and password.
+func (s *Store) Place() string { return s.place }
+
+// Ping asks the database for an answer, without retries: it is for health
+// checks.
+func (s *Store) Ping(ctx context.Context) error {
+	return translate("reach the database "+s.place, s.pool.Ping(ctx))
+}
+
+// ServerVersion is the server's own text, such as "15.8 (Debian 15.8-1)".
+func (s *Store) ServerVersion(ctx context.Context) (string, error) {
+	var version string
+	err := s.retry(ctx, "read the server version", func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, `SELECT current_setting('server_version')`).Scan(&version)
+	})
+	return version, err
+}
+
+// applicationName is what pg_stat_activity shows; PostgreSQL keeps 63 bytes
+// and would complain about more.
+func applicationName(worker string) string {
+	name := worker
+	if !strings.HasPrefix(name, "mm-orchestrator") {
+		name = "mm-orchestrator " + worker
+	}
+	return strings.ToValidUTF8(name[:min(len(name), 63)], "")
+}
+
+// pinSearchPath puts the temporary schema last. The shared tables are found
+// by the role's own search_path, as Python finds them, but never among
+// temporary tables, which PostgreSQL would otherwise look at first.
+func pinSearchPath(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', false)
+		WHERE current_setting('search_path') NOT LIKE '%pg_temp%'`, pgx.QueryExecModeExec)
+	return err
+}
+
+// retry runs one call until it succeeds, fails for good, or Config.RetryFor
+// is over. What it runs must be safe to repeat when the answer to a commit was
+// lost.
+func (s *Store) retry(ctx context.Context, doing string, call func(context.Context) error) error {
+	deadline := time.Now().Add(s.config.RetryFor)
+	for n := 0; ; n++ {
+		err := translate(doing, call(ctx))
+		if err == nil || !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+			return err
+		}
+		wait := backoff(n)
+		if time.Now().Add(wait).After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot %s: %w; last: %v", doing, context.Cause(ctx), err)
+		case <-time.After(wait + rand.N(wait/4+1)):
+		}
+	}
+}
+
+// backoff before try n+1: 50 ms, doubled, at most 2 s.
+func backoff(n int) time.Duration {
+	return min(50*time.Millisecond<<min(n, 10), 2*time.Second)
+}
+
+// inTx runs one transaction (READ COMMITTED), repeated by retry.
+func (s *Store) inTx(ctx context.Context, doing string, do func(pgx.Tx) error) error {
+	return s.retry(ctx, doing, func(ctx context.Context) error {
+		return pgx.BeginFunc(ctx, s.pool, do)
+	})
+}
+
+func (s *Store) register(token int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.registered[token] = true
+}
+
+func (s *Store) unregister(token int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.registered, token)
+}
+
+func (s *Store) isRegistered(token int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.registered[token]
+}
+
+// now is the clock as PostgreSQL can hold it: UTC, microseconds.
+func (s *Store) now() time.Time { return s.config.Now().UTC().Truncate(time.Microsecond) }
+
+func itoa(n int) string { return strconv.Itoa(n) }

@@ -1,0 +1,236 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// selectRun reads a run with its plan. The order of columns is scanRun's.
+const selectRun = `
+	SELECT r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
+	       r.queued_at, r.started_at, r.completed_at, p.steps::text
+	FROM orchestrator_runs AS r
+	JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id
+	WHERE r.id = $1`
+
+func scanRun(row pgx.Row) (Run, error) {
+	var run Run
+	var steps string
+	err := row.Scan(&run.ID, &run.Instruction, &run.TargetService, &run.Priority, &run.Status, &run.ArtifactRoot,
+		&run.QueuedAt, &run.StartedAt, &run.CompletedAt, &steps)
+	if err != nil {
+		return Run{}, err
+	}
+	run.QueuedAt, run.StartedAt, run.CompletedAt = run.QueuedAt.UTC(), utc(run.StartedAt), utc(run.CompletedAt)
+	run.Steps = json.RawMessage(steps)
+	run.HasRollback = hasStep(run.Steps, StepRollback)
+	return run, nil
+}
+
+func utc(t *time.Time) *time.Time {
+	if t == nil {
+		return nil
+	}
+	u := t.UTC()
+	return &u
+}
+
+// hasStep says that a plan names a step, as an object or as a bare string
+// (contract 7). A plan that is no array has no steps.
+func hasStep(plan json.RawMessage, want Step) bool {
+	var steps []json.RawMessage
+	if json.Unmarshal(plan, &steps) != nil {
+		return false
+	}
+	for _, step := range steps {
+		var name string
+		if json.Unmarshal(step, &name) != nil {
+			var object struct {
+				Name json.RawMessage `json:"name"`
+			}
+			if json.Unmarshal(step, &object) != nil || json.Unmarshal(object.Name, &name) != nil {
+				continue
+			}
+		}
+		if name == string(want) {
+			return true
+		}
+	}
+	return false
+}
+
+// FindRun returns a run with its plan, or ErrNotFound.
+func (s *Store) FindRun(ctx context.Context, runID string) (Run, error) {
+	if !isUUID(runID) {
+		return Run{}, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+	}
+	var run Run
+	err := s.retry(ctx, "read run "+runID, func(ctx context.Context) (err error) {
+		run, err = scanRun(s.pool.QueryRow(ctx, selectRun, runID))
+		if err == pgx.ErrNoRows {
+			return failure(ErrNotFound, "Run %s not found", runID)
+		}
+		return err
+	})
+	return run, err
+}
+
+// RunFilter narrows ListRuns. The zero value takes the newest 20 of all runs.
+type RunFilter struct {
+	// Status, if set, is the only one wanted.
+	Status RunStatus
+	// TargetService, if set, is the only one wanted.
+	TargetService string
+	// Limit defaults to 20 and is at most 1000.
+	Limit int
+	// Offset is how many to pass over.
+	Offset int
+}
+
+// ListRuns returns runs, the newest queued_at first. Steps and HasRollback are
+// filled in as by FindRun.
+func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]Run, error) {
+	if filter.Limit <= 0 {
+		filter.Limit = 20
+	}
+	var runs []Run
+	err := s.retry(ctx, "list runs", func(ctx context.Context) error {
+		rows, err := s.pool.Query(ctx, `
+			SELECT r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
+			       r.queued_at, r.started_at, r.completed_at, p.steps::text
+			FROM orchestrator_runs AS r
+			JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id
+			WHERE ($1 = '' OR r.status::text = $1) AND ($2 = '' OR r.target_service = $2)
+			ORDER BY r.queued_at DESC, r.id
+			LIMIT $3 OFFSET $4`,
+			string(filter.Status), clean(filter.TargetService), min(filter.Limit, 1000), max(filter.Offset, 0))
+		if err != nil {
+			return err
+		}
+		runs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Run, error) { return scanRun(row) })
+		return err
+	})
+	return runs, err
+}
+
+// RunDetail is a run with everything that was recorded about it.
+type RunDetail struct {
+	Run Run
+	// Snapshot is metrics_snapshot, or nil.
+	Snapshot json.RawMessage
+	// States has the newest attempt of each step, in plan order.
+	States []StepState
+	// Artifacts by created_at, as the API lists them.
+	Artifacts []RegisteredArtifact
+}
+
+// StepState is a row of spec_workflow_task_states.
+type StepState struct {
+	Step    Step
+	Attempt int
+	// Status is plan_step_status: pending, in_progress, succeeded, failed or
+	// skipped.
+	Status string
+	// CeleryState and CeleryTaskID are "" for NULL.
+	CeleryState  string
+	CeleryTaskID string
+	Message      string
+	// Payload is nil for NULL.
+	Payload json.RawMessage
+	// ArtifactIDs is empty for NULL.
+	ArtifactIDs []string
+	StartedAt   *time.Time
+	FinishedAt  *time.Time
+	// Starts counts the starts of this attempt by workers of ours; 0 for a
+	// step that none of them has begun.
+	Starts int
+	// Worker is the node name of the last of them.
+	Worker string
+}
+
+// RegisteredArtifact is a row of orchestrator_run_artifacts.
+type RegisteredArtifact struct {
+	ID string
+	Artifact
+	CreatedAt time.Time
+}
+
+// FindRunDetail returns all of a run from one snapshot of the database, or
+// ErrNotFound.
+func (s *Store) FindRunDetail(ctx context.Context, runID string) (RunDetail, error) {
+	if !isUUID(runID) {
+		return RunDetail{}, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+	}
+	var detail RunDetail
+	err := s.retry(ctx, "read run "+runID, func(ctx context.Context) error {
+		detail = RunDetail{}
+		options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+		return pgx.BeginTxFunc(ctx, s.pool, options, func(tx pgx.Tx) error { return readDetail(ctx, tx, runID, &detail) })
+	})
+	return detail, err
+}
+
+func readDetail(ctx context.Context, tx pgx.Tx, runID string, detail *RunDetail) error {
+	batch := &pgx.Batch{}
+	batch.Queue(selectRun, runID).QueryRow(func(row pgx.Row) (err error) {
+		detail.Run, err = scanRun(row)
+		if err == pgx.ErrNoRows {
+			return failure(ErrNotFound, "Run %s not found", runID)
+		}
+		return err
+	})
+	batch.Queue(`SELECT metrics_snapshot::text FROM orchestrator_runs WHERE id = $1`, runID).QueryRow(func(row pgx.Row) error {
+		var snapshot *string
+		if err := row.Scan(&snapshot); err != nil {
+			return err
+		}
+		if snapshot != nil {
+			detail.Snapshot = json.RawMessage(*snapshot)
+		}
+		return nil
+	})
+	batch.Queue(`
+		SELECT DISTINCT ON (s.plan_step) s.plan_step::text, s.attempt, COALESCE(s.plan_step_status::text, ''),
+		       COALESCE(s.celery_state::text, ''), COALESCE(s.celery_task_id, ''), COALESCE(s.message, ''), s.payload::text,
+		       ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(s.artifact_refs) WHEN 'array' THEN s.artifact_refs ELSE '[]' END)),
+		       s.started_at, s.finished_at, COALESCE(c.starts, 0), COALESCE(c.worker, '')
+		FROM spec_workflow_task_states AS s
+		LEFT JOIN mm_orchestrator.claims AS c
+		       ON c.run_id = s.orchestrator_run_id AND c.step = s.plan_step::text AND c.attempt = s.attempt
+		WHERE s.orchestrator_run_id = $1
+		ORDER BY s.plan_step, s.attempt DESC`, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var state StepState
+			var payload *string
+			if err := rows.Scan(&state.Step, &state.Attempt, &state.Status, &state.CeleryState, &state.CeleryTaskID, &state.Message,
+				&payload, &state.ArtifactIDs, &state.StartedAt, &state.FinishedAt, &state.Starts, &state.Worker); err != nil {
+				return err
+			}
+			if payload != nil {
+				state.Payload = json.RawMessage(*payload)
+			}
+			state.StartedAt, state.FinishedAt = utc(state.StartedAt), utc(state.FinishedAt)
+			detail.States = append(detail.States, state)
+		}
+		return rows.Err()
+	})
+	batch.Queue(`
+		SELECT id::text, artifact_type::text, path, COALESCE(checksum, ''), COALESCE(size_bytes, 0), created_at
+		FROM orchestrator_run_artifacts
+		WHERE run_id = $1
+		ORDER BY created_at, path`, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var a RegisteredArtifact
+			if err := rows.Scan(&a.ID, &a.Type, &a.Path, &a.Checksum, &a.SizeBytes, &a.CreatedAt); err != nil {
+				return err
+			}
+			a.CreatedAt = a.CreatedAt.UTC()
+			detail.Artifacts = append(detail.Artifacts, a)
+		}
+		return rows.Err()
+	})
+	return tx.SendBatch(ctx, batch).Close()
+}

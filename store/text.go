@@ -1,0 +1,130 @@
+package store
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxMessage bounds spec_workflow_task_states.message, in bytes. The column
+// has no limit and Python puts a command's whole output there (C10), which the
+// API then sends with every look at the run.
+const maxMessage = 32 << 10
+
+// clean makes text that a column of type text can hold: valid UTF-8 without
+// NUL bytes.
+func clean(text string) string {
+	if utf8.ValidString(text) && !strings.Contains(text, "\x00") {
+		return text
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "�"), "\x00", "")
+}
+
+// cut cleans text and keeps its first characters, as many as varchar(n) holds.
+func cut(text string, characters int) string {
+	text = clean(text)
+	if len(text) <= characters {
+		return text
+	}
+	n := 0
+	for i := range text {
+		if n == characters {
+			return text[:i]
+		}
+		n++
+	}
+	return text
+}
+
+// headOf keeps the head of a message and says what was left out.
+func headOf(message string) string {
+	message = clean(message)
+	if len(message) <= maxMessage {
+		return message
+	}
+	head := strings.ToValidUTF8(message[:maxMessage], "")
+	return fmt.Sprintf("%s… (cut here; %d bytes in all, see the log artifact)", head, len(message))
+}
+
+// cleanJSON makes JSON text that jsonb can hold: no escaped NUL, which it
+// refuses although JSON allows it, and valid UTF-8. It returns an error for
+// text that is not JSON.
+func cleanJSON(text json.RawMessage) (json.RawMessage, error) {
+	text = bytes.ToValidUTF8(text, []byte("�"))
+	if !json.Valid(text) {
+		return nil, failure(ErrInvalid, "payload is not JSON")
+	}
+	if !bytes.Contains(text, []byte(`\u`)) {
+		return text, nil
+	}
+	// Only string literals can hold a backslash, so that the scan needs no
+	// notion of where it is; an escaped backslash is skipped as a pair.
+	// Halves of surrogate pairs, which jsonb refuses too, become U+FFFD.
+	out := make([]byte, 0, len(text))
+	for i := 0; i < len(text); {
+		switch {
+		case text[i] != '\\':
+			out = append(out, text[i])
+			i++
+		case text[i+1] != 'u':
+			out = append(out, text[i], text[i+1])
+			i += 2
+		default:
+			unit := hexUnit(text[i+2:])
+			switch {
+			case unit == 0:
+				i += 6
+			case unit >= 0xD800 && unit < 0xDC00 && isLowSurrogate(text[i+6:]):
+				out = append(out, text[i:i+12]...)
+				i += 12
+			case unit >= 0xD800 && unit < 0xE000:
+				out = append(out, `\ufffd`...)
+				i += 6
+			default:
+				out = append(out, text[i:i+6]...)
+				i += 6
+			}
+		}
+	}
+	return out, nil
+}
+
+func isLowSurrogate(text []byte) bool {
+	if len(text) < 6 || text[0] != '\\' || text[1] != 'u' {
+		return false
+	}
+	unit := hexUnit(text[2:])
+	return unit >= 0xDC00 && unit < 0xE000
+}
+
+func hexUnit(text []byte) int {
+	var unit [2]byte
+	if _, err := hex.Decode(unit[:], text[:4]); err != nil {
+		return -1
+	}
+	return int(unit[0])<<8 | int(unit[1])
+}
+
+// isUUID says that PostgreSQL's uuid will take text, in the one form that the
+// API uses. Python's UUID() takes others too, which no producer sends.
+func isUUID(text string) bool {
+	if len(text) != 36 {
+		return false
+	}
+	for i := range len(text) {
+		switch c := text[i]; i {
+		case 8, 13, 18, 23:
+			if c != '-' {
+				return false
+			}
+		default:
+			if !strings.ContainsRune("0123456789abcdefABCDEF", rune(c)) {
+				return false
+			}
+		}
+	}
+	return true
+}
