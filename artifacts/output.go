@@ -1,0 +1,266 @@
+package artifacts
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// The two streams of a program.
+const (
+	stdout = iota
+	stderr
+)
+
+// An Output takes the two streams of a program into a log.
+//
+// While the program runs, the log shows what it says as it comes. When it has
+// ended, [Output.Close] leaves upstream's form: trimmed stdout, a line break,
+// trimmed stderr (contract moonmind.md 10.1). Only a program that mixed its
+// streams costs a second pass over the log for that; memory stays flat
+// always.
+type Output struct {
+	// Stdout and Stderr may be written by one goroutine each. They never
+	// fail.
+	Stdout, Stderr io.Writer
+
+	streams [2]*stream
+	log     *Log
+
+	mu sync.Mutex
+	// begin is the offset in the log at which the output starts.
+	begin int64
+	// first is the stream that spoke first; firstEnd is the offset at which
+	// the other one came in. Before, nothing but first is in the log.
+	first, last int
+	firstEnd    int64
+	mixed       bool
+	// spools hold what came after firstEnd, by stream.
+	spools [2]*os.File
+}
+
+// stream is one of the streams on its way from the program to the log.
+type stream struct {
+	output  *Output
+	which   int
+	text    *TextWriter
+	redact  *RedactingWriter
+	excerpt excerpt
+}
+
+// Output starts to take in a program's output.
+func (l *Log) Output() *Output {
+	o := &Output{log: l, first: -1}
+	for which := range o.streams {
+		s := &stream{output: o, which: which}
+		s.redact = l.run.redactor.Writer(s)
+		s.text = NewTextWriter(&trimmer{next: s.redact})
+		o.streams[which] = s
+	}
+	o.Stdout, o.Stderr = o.streams[stdout].text, o.streams[stderr].text
+	return o
+}
+
+// Write takes clean text of one stream.
+func (s *stream) Write(p []byte) (int, error) {
+	o := s.output
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.excerpt.add(p)
+	switch {
+	case o.first < 0:
+		o.log.breakLine()
+		o.first, o.begin = s.which, o.log.size
+	case !o.mixed && s.which != o.first:
+		o.mixed, o.firstEnd = true, o.log.size
+	}
+	if o.mixed {
+		if s.which != o.last {
+			o.log.breakLine()
+		}
+		o.spool(s.which, p)
+	}
+	o.last = s.which
+	return appender{o.log}.Write(p)
+}
+
+func (o *Output) spool(which int, p []byte) {
+	if o.log.err != nil {
+		return
+	}
+	if o.spools[which] == nil {
+		if o.spools[which], o.log.err = o.log.run.spool(); o.log.err != nil {
+			return
+		}
+	}
+	_, o.log.err = o.spools[which].Write(p)
+}
+
+// Close ends both streams, once the program is done with them, and puts the
+// log in order. It returns what an error text can tell of the output.
+func (o *Output) Close() Excerpt {
+	for _, s := range o.streams {
+		// Streams do not fail.
+		_ = s.text.Close()
+		_ = s.redact.Close()
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	inOrder := !o.mixed || o.first == stdout && o.spools[stdout] == nil
+	if !inOrder && o.log.err == nil {
+		o.log.err = o.sort()
+	}
+	for _, spool := range o.spools {
+		if spool != nil {
+			spool.Close()
+		}
+	}
+	return Excerpt{stdout: o.streams[stdout].excerpt, stderr: o.streams[stderr].excerpt}
+}
+
+// sort writes the log again with the streams one after the other and puts it
+// in the place of the mixed one.
+func (o *Output) sort() error {
+	l := o.log
+	file, temporary, err := l.run.temporary(l.name)
+	if err != nil {
+		return err
+	}
+	sorted := &Log{run: l.run, name: l.name, file: file, hash: sha256.New()}
+	copyInto := func(from io.ReaderAt, begin, end int64) {
+		if _, err := io.Copy(appender{sorted}, io.NewSectionReader(from, begin, end-begin)); err != nil && sorted.err == nil {
+			sorted.err = err
+		}
+	}
+	copyInto(l.file, 0, o.begin)
+	for which := range o.streams {
+		if which == stderr {
+			sorted.breakLine()
+		}
+		if which == o.first {
+			copyInto(l.file, o.begin, o.firstEnd)
+		}
+		if spool := o.spools[which]; spool != nil {
+			size, err := spool.Seek(0, io.SeekEnd)
+			if err != nil && sorted.err == nil {
+				sorted.err = err
+			}
+			copyInto(spool, 0, size)
+		}
+	}
+	if sorted.err == nil {
+		sorted.err = l.run.root.Rename(temporary, l.name)
+	}
+	if sorted.err != nil {
+		file.Close()
+		_ = l.run.root.Remove(temporary)
+		return sorted.err
+	}
+	l.file.Close()
+	l.file, l.hash, l.size = sorted.file, sorted.hash, sorted.size
+	return nil
+}
+
+// excerptLimit bounds the output that an [Excerpt] tells, in bytes.
+const excerptLimit = 4 << 10
+
+// excerpt keeps the two ends of one stream.
+type excerpt struct {
+	head  []byte
+	tail  []byte
+	total int64
+}
+
+func (e *excerpt) add(p []byte) {
+	e.total += int64(len(p))
+	e.head = append(e.head, p[:min(len(p), excerptLimit-len(e.head))]...)
+	if len(p) > excerptLimit {
+		p = p[len(p)-excerptLimit:]
+	}
+	e.tail = append(e.tail, p...)
+	if len(e.tail) > 2*excerptLimit {
+		e.tail = append(e.tail[:0], e.tail[len(e.tail)-excerptLimit:]...)
+	}
+}
+
+// An Excerpt is what an error text tells of a program's output: all of it, or
+// its head and its end with a note in between (C10). It is redacted.
+type Excerpt struct{ stdout, stderr excerpt }
+
+// Empty says that there was no output but white space.
+func (e Excerpt) Empty() bool { return e.stdout.total+e.stderr.total == 0 }
+
+// Text is the excerpt; whole names the place where all of the output is.
+func (e Excerpt) Text(whole string) string {
+	total := e.stdout.total + e.stderr.total
+	if e.stdout.total > 0 && e.stderr.total > 0 {
+		total++
+	}
+	head := joinNonEmpty(string(e.stdout.head), string(e.stderr.head))
+	if total <= excerptLimit {
+		return head
+	}
+	const half = excerptLimit / 2
+	if e.stdout.total > half {
+		head = string(e.stdout.head)
+	}
+	tail := string(e.stderr.tail)
+	if len(tail) < half {
+		tail = joinNonEmpty(string(e.stdout.tail), tail)
+	}
+	head, tail = cutBack(head, half), cutFront(tail, half)
+	return fmt.Sprintf("%s\n… %d bytes left out, the whole output is in %s …\n%s",
+		head, total-int64(len(head)+len(tail)), whole, tail)
+}
+
+func joinNonEmpty(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "\n" + b
+}
+
+// cutBack keeps at most limit bytes of the beginning, whole characters.
+func cutBack(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	for limit > 0 && !utf8.RuneStart(text[limit]) {
+		limit--
+	}
+	return text[:limit]
+}
+
+// cutFront keeps at most limit bytes of the end, whole characters.
+func cutFront(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	text = text[len(text)-limit:]
+	for len(text) > 0 && !utf8.RuneStart(text[0]) {
+		text = text[1:]
+	}
+	return text
+}
+
+// Type is the label of orchestratorrunartifacttype under which a step's file
+// is registered (contract moonmind.md 11.4).
+func Type(step, path string) string {
+	if strings.EqualFold(filepath.Ext(path), ".diff") {
+		return "patch_diff"
+	}
+	switch step {
+	case "build":
+		return "build_log"
+	case "verify":
+		return "verify_log"
+	case "rollback":
+		return "rollback_log"
+	}
+	return "metrics"
+}

@@ -1,0 +1,216 @@
+package artifacts_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+type vectors struct {
+	Names map[string]bool `json:"env_name_is_sensitive"`
+	Texts []struct {
+		Secrets  []string `json:"secrets"`
+		Text     string   `json:"text"`
+		Scrubbed string   `json:"scrubbed"`
+	} `json:"scrubbing"`
+}
+
+func readVectors(t testing.TB) vectors {
+	t.Helper()
+	data, err := os.ReadFile("testdata/redaction_vectors.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v vectors
+	if err := json.Unmarshal(data, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestSensitiveNamesAreThoseOfUpstream(t *testing.T) {
+	t.Parallel()
+	for name, sensitive := range readVectors(t).Names {
+		got := artifacts.NewRedactor([]string{name + "=hush-hush"}).String("it is hush-hush")
+		if want := map[bool]string{true: "it is ***", false: "it is hush-hush"}[sensitive]; got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestTextsAreScrubbedAsUpstreamDoes(t *testing.T) {
+	t.Parallel()
+	for _, vector := range readVectors(t).Texts {
+		var environ []string
+		for i, secret := range vector.Secrets {
+			environ = append(environ, strings.Repeat("A", i)+"_TOKEN="+secret)
+		}
+		r := artifacts.NewRedactor(environ)
+		if got := r.String(vector.Text); got != vector.Scrubbed {
+			t.Errorf("%q of %q: %q, want %q", vector.Text, vector.Secrets, got, vector.Scrubbed)
+		}
+		if got := inPieces(r, vector.Text, 1); got != vector.Scrubbed {
+			t.Errorf("%q of %q, byte by byte: %q, want %q", vector.Text, vector.Secrets, got, vector.Scrubbed)
+		}
+	}
+}
+
+func inPieces(r *artifacts.Redactor, text string, size int) string {
+	var out bytes.Buffer
+	w := r.Writer(&out)
+	for len(text) > 0 {
+		n := min(size, len(text))
+		_, _ = w.Write([]byte(text[:n]))
+		text = text[n:]
+	}
+	_ = w.Close()
+	return out.String()
+}
+
+func TestURLPasswordsAreHidden(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{
+		"CELERY_BROKER_URL=amqp://mm:s3cret%2Fword@rabbit:5672//",
+		"DATABASE=postgres://postgres:guest@db/x",
+		"HTTP_PROXY=http://proxy:3128",
+	})
+	for text, want := range map[string]string{
+		"amqp://mm:s3cret%2Fword@rabbit:5672//": "amqp://mm:***@rabbit:5672//",
+		"password s3cret/word refused":          "password *** refused",
+		"dial postgres://postgres:guest@db/x":   "dial postgres://postgres***db/x",
+		"a guest is no secret":                  "a guest is no secret",
+		"via http://proxy:3128":                 "via http://proxy:3128",
+	} {
+		if got := r.String(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestOverlappingSecretsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{"A_KEY=xab", "B_KEY=abcdef", "C_KEY=aaa"})
+	for text, want := range map[string]string{
+		"-xabcdef-": "-***-",
+		"-aaaaaaa-": "-***-",
+		"xabxab":    "******",
+		"abcde":     "abcde",
+		"xa":        "xa",
+	} {
+		for size := 1; size <= len(text); size++ {
+			if got := inPieces(r, text, size); got != want {
+				t.Errorf("%q by %d: %q, want %q", text, size, got, want)
+			}
+		}
+	}
+}
+
+func TestSecretsWithLineBreaksAreHiddenInSanitisedText(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{"SSH_KEY=one\r\ntwo\n"})
+	for _, text := range []string{"one\r\ntwo\n", "one\ntwo\n", "one\ntwo"} {
+		if got := r.String(text); got != "***" {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
+func TestRedactingWriterPassesOnWhatCannotBecomeASecret(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	w := artifacts.NewRedactor([]string{"A_TOKEN=abcdef"}).Writer(&out)
+	_, _ = w.Write([]byte("line 1\nabc"))
+	if out.String() != "line 1\n" {
+		t.Errorf("passed on %q", out.String())
+	}
+	_, _ = w.Write([]byte("x"))
+	if out.String() != "line 1\nabcx" {
+		t.Errorf("passed on %q", out.String())
+	}
+}
+
+func TestLogLinesCarryNoSecret(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	r := artifacts.NewRedactor([]string{"GITHUB_TOKEN=p@ss w/d"})
+	logger := slog.New(r.Handler(slog.NewJSONHandler(&out, nil))).
+		With("header", "Bearer p@ss w/d").WithGroup("g")
+	logger.Info("using p@ss w/d",
+		"error", errors.New("refused p%40ss+w%2Fd"),
+		"list", []string{"a", base64.StdEncoding.EncodeToString([]byte("p@ss w/d"))},
+		slog.Group("inner", "x", "p@ss w/d"),
+		"count", 3)
+	for _, form := range []string{"p@ss w/d", url.QueryEscape("p@ss w/d"), base64.StdEncoding.EncodeToString([]byte("p@ss w/d"))} {
+		if strings.Contains(out.String(), form) {
+			t.Errorf("%q is in %s", form, out.String())
+		}
+	}
+	if !strings.Contains(out.String(), `"count":3`) {
+		t.Errorf("lost an attribute: %s", out.String())
+	}
+}
+
+func FuzzRedactionDoesNotDependOnWrites(f *testing.F) {
+	f.Add("abcabcdefabc", 3)
+	f.Add("p%40ss+w%2Fd cEBzcyB3L2Q= p@ss w/d", 5)
+	r := artifacts.NewRedactor([]string{"A_TOKEN=abc", "B_TOKEN=abcdef", "C_TOKEN=p@ss w/d", "D_TOKEN=cab"})
+	f.Fuzz(func(t *testing.T, text string, size int) {
+		if size < 1 {
+			return
+		}
+		whole := r.String(text)
+		if got := inPieces(r, text, size); got != whole {
+			t.Errorf("%q by %d: %q, at once %q", text, size, got, whole)
+		}
+		for _, secret := range []string{"abc", "p@ss w/d", "cab"} {
+			if strings.Contains(whole, secret) {
+				t.Errorf("%q is left of %q", whole, text)
+			}
+		}
+	})
+}
+
+func FuzzTextIsValid(f *testing.F) {
+	f.Add([]byte("a\r\nb\rc\x00\xff\xe2\x82"), 1)
+	f.Fuzz(func(t *testing.T, data []byte, size int) {
+		if size < 1 {
+			return
+		}
+		var out, whole bytes.Buffer
+		w := artifacts.NewTextWriter(&out)
+		for rest := data; len(rest) > 0; {
+			n := min(size, len(rest))
+			_, _ = w.Write(rest[:n])
+			rest = rest[n:]
+		}
+		_ = w.Close()
+		w = artifacts.NewTextWriter(&whole)
+		_, _ = w.Write(data)
+		_ = w.Close()
+		if out.String() != whole.String() {
+			t.Errorf("%q by %d: %q, at once %q", data, size, out.String(), whole.String())
+		}
+		if strings.ToValidUTF8(out.String(), "") != out.String() || strings.ContainsAny(out.String(), "\r\x00") {
+			t.Errorf("%q became %q", data, out.String())
+		}
+	})
+}
+
+func TestTextIsMadeAsPythonDoes(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	w := artifacts.NewTextWriter(&out)
+	_, _ = w.Write([]byte("a\r\nb\rc\x00d\xffe\xe2\x82"))
+	_ = w.Close()
+	if got, want := out.String(), "a\nb\ncd\ufffde\ufffd\ufffd"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
