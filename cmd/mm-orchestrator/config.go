@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+)
+
+var configCommand = &command{
+	name:    "config",
+	summary: "show the configuration in effect, and where each value comes from",
+	about: "Prints every setting with the value that a worker started in this environment, with these flags, would use, and its source. " +
+		"Passwords are shown as ***. Nothing is connected to.\n\n" +
+		"It ends with MoonMind's variables that are set and have no effect here. A value that cannot be used is shown, then named on stderr; the exit code is then 78.",
+	examples: []example{
+		{"mm-orchestrator config", "what would a worker do with this environment?"},
+		{"docker compose run --rm orchestrator config --json | jq -r '.settings[] | select(.source != \"default\")'", "what did somebody set?"},
+	},
+	topics: topics,
+	run:    runConfig,
+}
+
+func runConfig(p *program, _ context.Context, cmd *command, args []string) error {
+	fs, flags := p.flags(cmd)
+	asJSON := fs.Bool("json", false, "Print JSON: {\"settings\": [{\"name\", \"value\", \"source\", \"origin\"}], \"without_effect\": [{\"variable\", \"reason\"}]}. "+
+		"source is flag, environment or default; origin is the flag or variable that was used.")
+	if _, err := p.parse(cmd, fs, args, 0); err != nil {
+		return err
+	}
+	c, values, problem := resolve(p.env, flags)
+	report := configReport{Settings: []configLine{}, WithoutEffect: []notice{}}
+	for _, v := range values {
+		line := configLine{Name: v.setting.name(), Topic: v.setting.topic, Source: v.source, Origin: v.origin}
+		if problem == nil {
+			line.Value = v.show(c)
+		} else {
+			// Nothing can be derived from a configuration that has mistakes.
+			line.Value = v.setting.redact(v.text)
+		}
+		report.Settings = append(report.Settings, line)
+	}
+	report.WithoutEffect = append(report.WithoutEffect, unused(p.env)...)
+
+	if *asJSON {
+		enc := json.NewEncoder(p.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(report); err != nil {
+			return err
+		}
+		return problem
+	}
+	if err := report.write(p.stdout); err != nil {
+		return err
+	}
+	return problem
+}
+
+// configReport is the JSON form of the command's output, a contract: names
+// are not changed, values may be added.
+type configReport struct {
+	Settings      []configLine `json:"settings"`
+	WithoutEffect []notice     `json:"without_effect"`
+}
+
+type configLine struct {
+	// Name is the preferred variable of the setting.
+	Name   string `json:"name"`
+	Topic  topic  `json:"topic"`
+	Value  string `json:"value"`
+	Source source `json:"source"`
+	// Origin is the flag or variable that was used, or "" for a default.
+	Origin string `json:"origin"`
+}
+
+func (r configReport) write(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	var last topic
+	for _, line := range r.Settings {
+		if line.Topic != last {
+			fmt.Fprintf(table, "%s\n", line.Topic)
+			last = line.Topic
+		}
+		value, from := line.Value, string(line.Source)
+		if value == "" {
+			value = "-"
+		}
+		if line.Origin != "" {
+			from += " " + line.Origin
+		}
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", line.Name, value, from)
+	}
+	if len(r.WithoutEffect) > 0 {
+		fmt.Fprintf(table, "Set, and without effect here\n")
+		for _, n := range r.WithoutEffect {
+			fmt.Fprintf(table, "  %s\t%s\n", n.Variable, n.Reason)
+		}
+	}
+	return table.Flush()
+}

@@ -1,0 +1,539 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/metrics"
+)
+
+// configuration is the program's configuration after flags, environment and
+// defaults have been read.
+type configuration struct {
+	Brokers     []brokerURL
+	Queue       string
+	QueueType   string
+	Exchange    string
+	RoutingKey  string
+	Concurrency int
+	// Prefetch is the multiplier; see PrefetchCount.
+	Prefetch int
+
+	// Results is the URL of the database for Celery results; zero means that
+	// none are kept.
+	Results        secret.String
+	ResultEncoding string
+
+	Postgres    postgresSettings
+	DatabaseURL secret.String
+	AutoMigrate bool
+
+	// Workspace is absolute.
+	Workspace        string
+	ArtifactBase     string
+	ArtifactSubPath  string
+	ArtifactMappings []prefixMapping
+
+	DockerHost      string
+	AllowedPrograms []string
+	// HealthURLs override a service's health URL.
+	HealthURLs map[string]string
+	StepLimit  time.Duration
+
+	Node          string
+	LogLevel      slog.Level
+	LogFormat     string
+	Wait          time.Duration
+	ShutdownGrace time.Duration
+
+	StatsD       metrics.StatsDConfig
+	Listen       string
+	ListenRemote bool
+}
+
+// prefixMapping says that what the API calls From is To here.
+type prefixMapping struct{ From, To string }
+
+// PrefetchCount is how many messages the broker may hand out at a time:
+// Celery's multiplier times concurrency.
+func (c *configuration) PrefetchCount() int { return c.Prefetch * c.Concurrency }
+
+// Database is the URL of MoonMind's tables.
+func (c *configuration) Database() secret.String {
+	if !c.DatabaseURL.IsZero() {
+		return c.DatabaseURL
+	}
+	return c.Postgres.URL()
+}
+
+// settings is the table of everything that can be configured. The order
+// within a topic is the order of explanation.
+//
+// Names and precedence are those of MoonMind's Python worker (contract
+// moonmind.md 3.1 and 21): where it has two names for one value, the one that
+// it really reads comes first, the one that it only documents after it.
+// Values that it does not have begin with MM_ORCHESTRATOR_.
+var settings = []setting{
+	{
+		flag: "broker-url", url: true, topic: topicBroker,
+		vars: names("CELERY_BROKER_URL", "ORCHESTRATOR_BROKER_URL", "BROKER_URL", "SPEC_WORKFLOW_CELERY_BROKER_URL"),
+		def:  "amqp://guest:guest@rabbitmq:5672//",
+		help: "RabbitMQ, as amqp://user:password@host:port/vhost, with amqps:// for TLS. Forms and defaults are kombu's: pyamqp:// is the same as amqp://, " +
+			"a missing part is guest:guest@127.0.0.1:5672 and virtual host /, which may also be written //; several URLs separated by ; are tried in turn. " +
+			"For TLS, ?ssl_ca_certs=, ssl_certfile= and ssl_keyfile= name files.",
+		read: func(c *configuration, text string) (err error) {
+			c.Brokers, err = parseBrokerURLs(text)
+			return err
+		},
+	},
+	{
+		flag: "queue", topic: topicBroker,
+		vars: []variable{{name: "ORCHESTRATOR_CELERY_QUEUE", emptyCounts: true}},
+		def:  "orchestrator.run",
+		help: "The queue that is consumed, and to which the next step of a run is published.",
+		read: readText(func(c *configuration) *string { return &c.Queue }),
+	},
+	{
+		flag: "queue-type", topic: topicBroker,
+		vars: names("MM_ORCHESTRATOR_QUEUE_TYPE"),
+		def:  "none",
+		help: "The x-queue-type with which the queue is declared: none (no argument, as Python declares it), classic or quorum. " +
+			"It must be what the queue has and what every other declaring program says.",
+		read: func(c *configuration, text string) error {
+			err := readChoice(func(c *configuration) *string { return &c.QueueType }, "none", "classic", "quorum")(c, text)
+			if c.QueueType == "none" {
+				c.QueueType = ""
+			}
+			return err
+		},
+	},
+	{
+		flag: "exchange", topic: topicBroker,
+		vars: names("ORCHESTRATOR_CELERY_EXCHANGE", "WORKFLOW_DEFAULT_EXCHANGE", "CELERY_DEFAULT_EXCHANGE", "DEFAULT_EXCHANGE"),
+		def:  "moonmind.jobs",
+		help: "The direct exchange that is declared and to which the queue is bound. Earlier revisions of MoonMind used speckit; a binding to it may stay. " +
+			"Messages do not go through it: producers and workers publish to the queue by its name.",
+		read: readText(func(c *configuration) *string { return &c.Exchange }),
+	},
+	{
+		flag: "routing-key", topic: topicBroker,
+		vars:        names("ORCHESTRATOR_CELERY_ROUTING_KEY"),
+		defaultNote: "the name of the queue",
+		help:        "The key with which the queue is bound to the exchange.",
+		read:        readText(func(c *configuration) *string { return &c.RoutingKey }),
+		show:        func(c *configuration) string { return c.RoutingKey },
+	},
+	{
+		flag: "concurrency", topic: topicBroker,
+		vars: names("ORCHESTRATOR_CONCURRENCY"),
+		def:  "1",
+		help: "How many steps run at a time in this process.",
+		read: readNumber(func(c *configuration) *int { return &c.Concurrency }, 1, 100),
+	},
+	{
+		flag: "prefetch", topic: topicBroker,
+		vars: names("ORCHESTRATOR_PREFETCH"),
+		def:  "1",
+		help: "Messages that the broker hands out in advance, as a multiple of the concurrency. With 1 nothing waits behind a busy worker while another one is free. " +
+			"0, which means no limit to Celery, is refused.",
+		read: readNumber(func(c *configuration) *int { return &c.Prefetch }, 1, 100),
+	},
+
+	{
+		flag: "result-backend", url: true, topic: topicResults,
+		vars: []variable{
+			{name: "CELERY_RESULT_BACKEND"},
+			{name: "ORCHESTRATOR_RESULT_BACKEND", emptyCounts: true},
+			{name: "RESULT_BACKEND", emptyCounts: true},
+			{name: "SPEC_WORKFLOW_CELERY_RESULT_BACKEND", emptyCounts: true},
+		},
+		defaultNote: "none: no Celery results are kept",
+		help: "Where Celery's results go, for AsyncResult in Python: db+postgresql://user:password@host:port/database. Runs, steps and artifacts do not need it; " +
+			"MoonMind's API and UI never read it. Unlike Python, nothing is made up from POSTGRES_* when it is unset. Empty or disabled:// means none.",
+		read: func(c *configuration, text string) (err error) {
+			c.Results, err = parseResultBackend(text)
+			return err
+		},
+		show: func(c *configuration) string {
+			if c.Results.IsZero() {
+				return "none"
+			}
+			return secret.RedactURL("db+" + c.Results.Reveal())
+		},
+	},
+	{
+		flag: "result-encoding", topic: topicResults,
+		vars: names("MM_ORCHESTRATOR_RESULT_ENCODING"),
+		def:  "pickle",
+		help: "How results are encoded in celery_taskmeta: pickle, which Celery 5.4 to 5.6 write and all versions read, or json, as Celery 5.7 writes them. " +
+			"Choose json only when every reader has Celery 5.7 or later.",
+		read: readChoice(func(c *configuration) *string { return &c.ResultEncoding }, "pickle", "json"),
+	},
+
+	{
+		flag: "postgres-host", topic: topicDatabase,
+		vars: names("POSTGRES_HOST"),
+		def:  "api-db",
+		help: "Host of the PostgreSQL server with MoonMind's tables, or the directory of its Unix socket.",
+		read: readText(func(c *configuration) *string { return &c.Postgres.Host }),
+	},
+	{
+		flag: "postgres-port", topic: topicDatabase,
+		vars: names("POSTGRES_PORT"),
+		def:  "5432",
+		help: "Its port.",
+		read: readNumber(func(c *configuration) *int { return &c.Postgres.Port }, 1, 65535),
+	},
+	{
+		flag: "postgres-user", topic: topicDatabase,
+		vars: names("POSTGRES_USER"),
+		def:  "postgres",
+		help: "The role to log in as.",
+		read: readText(func(c *configuration) *string { return &c.Postgres.User }),
+	},
+	{
+		secret: true, topic: topicDatabase,
+		vars: []variable{{name: "POSTGRES_PASSWORD", emptyCounts: true}},
+		def:  "password",
+		help: "Its password. Empty means none.",
+		read: func(c *configuration, text string) error {
+			c.Postgres.Password = secret.New(text)
+			return nil
+		},
+	},
+	{
+		flag: "postgres-db", topic: topicDatabase,
+		vars: names("POSTGRES_DB"),
+		def:  "moonmind",
+		help: "The database.",
+		read: readText(func(c *configuration) *string { return &c.Postgres.Database }),
+	},
+	{
+		flag: "database-url", url: true, topic: topicDatabase,
+		vars:        names("MM_ORCHESTRATOR_DATABASE_URL"),
+		defaultNote: "made from POSTGRES_*",
+		help: "The whole address instead, as postgresql://user:password@host:port/database?sslmode=verify-full. It wins over POSTGRES_*, and takes what libpq knows " +
+			"(sslmode, sslrootcert, target_session_attrs, …).",
+		read: func(c *configuration, text string) error {
+			if err := checkDatabaseURL(text); err != nil {
+				return err
+			}
+			c.DatabaseURL = secret.New(text)
+			return nil
+		},
+		show: func(c *configuration) string { return secret.RedactURL(c.Database().Reveal()) },
+	},
+	{
+		flag: "auto-migrate", boolean: true, topic: topicDatabase,
+		vars: names("MM_ORCHESTRATOR_AUTO_MIGRATE"),
+		def:  "true",
+		help: "Let the worker create or upgrade at start what is its own in the database: the schema mm_orchestrator and, with a result backend, Celery's table celery_taskmeta. " +
+			"MoonMind's tables are never touched. With false, missing tables are an error that names `mm-orchestrator migrate`.",
+		read: readBool(func(c *configuration) *bool { return &c.AutoMigrate }),
+	},
+
+	{
+		flag: "workspace", topic: topicFiles,
+		vars: names("WORKSPACE_ROOT"),
+		def:  "/workspace",
+		help: "The repository that is repaired. It must exist; relative paths of plans and settings start here.",
+		read: func(c *configuration, text string) error {
+			if text == "" {
+				return errors.New("it must not be empty")
+			}
+			path, err := filepath.Abs(text)
+			if err != nil {
+				return errors.New("it is relative, and the working directory cannot be found")
+			}
+			c.Workspace = path
+			return nil
+		},
+		show: func(c *configuration) string { return c.Workspace },
+	},
+	{
+		flag: "artifacts-root", topic: topicFiles,
+		vars: names("WORKFLOW_ARTIFACTS_ROOT", "SPEC_WORKFLOW_ARTIFACT_ROOT", "SPEC_WORKFLOW_ARTIFACTS_ROOT", "ARTIFACTS_ROOT"),
+		def:  "var/artifacts/spec_workflows",
+		help: "The directory below which artifacts of runs lie. A run that has an artifact_root in its row, as all that MoonMind's API makes do, uses that.",
+		read: readText(func(c *configuration) *string { return &c.ArtifactBase }),
+	},
+	{
+		flag: "artifact-subpath", topic: topicFiles,
+		vars:        names("ORCHESTRATOR_ARTIFACT_ROOT"),
+		defaultNote: "the artifacts root itself",
+		help:        "A directory below the artifacts root for the runs of this worker; an absolute path must lie inside it.",
+		read:        readOptionalText(func(c *configuration) *string { return &c.ArtifactSubPath }),
+		show:        func(c *configuration) string { return c.ArtifactSubPath },
+	},
+	{
+		flag: "artifact-path-map", topic: topicFiles,
+		vars:        names("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"),
+		defaultNote: "paths are used as they are",
+		help: "Where the API's directories are on this side, when both mount one volume at different places: /app/var=/workspace/var. Several are separated by commas; " +
+			"the longest that fits is taken. The rows keep the API's paths.",
+		read: func(c *configuration, text string) error {
+			c.ArtifactMappings = nil
+			for _, entry := range splitList(text) {
+				from, to, found := strings.Cut(entry, "=")
+				from, to = strings.TrimSpace(from), strings.TrimSpace(to)
+				if !found || !filepath.IsAbs(from) || !filepath.IsAbs(to) {
+					return errors.New("it must have the form /path/of/the/api=/path/here, with absolute paths")
+				}
+				c.ArtifactMappings = append(c.ArtifactMappings, prefixMapping{From: filepath.Clean(from), To: filepath.Clean(to)})
+			}
+			return nil
+		},
+	},
+
+	{
+		flag: "docker-host", topic: topicSteps,
+		vars:        names("DOCKER_HOST", "ORCHESTRATOR_DOCKER_HOST"),
+		defaultNote: "the local engine's socket",
+		help: "The docker engine, as unix:///path or tcp://host:port. A proxy in between must allow POST and BUILD, and containers, images, networks and volumes. " +
+			"Docker's other variables (DOCKER_CONFIG, DOCKER_CERT_PATH, COMPOSE_FILE, …) reach the docker program unchanged.",
+		read: func(c *configuration, text string) error {
+			if scheme, _, found := strings.Cut(text, "://"); !found || scheme == "" {
+				return errors.New("it must have the form unix:///path or tcp://host:port")
+			}
+			c.DockerHost = text
+			return nil
+		},
+	},
+	{
+		flag: "allowed-programs", topic: topicSteps,
+		vars:        names("MM_ORCHESTRATOR_ALLOWED_PROGRAMS"),
+		defaultNote: "no others",
+		help: "Programs that the commands of a plan may run besides git, docker, docker-compose and MoonMind's skill executor: names or absolute paths, separated by commas. " +
+			"No shell is ever used, but a program that runs others is as good as one.",
+		read: func(c *configuration, text string) error {
+			c.AllowedPrograms = splitList(text)
+			for _, program := range c.AllowedPrograms {
+				if strings.Contains(program, "/") && !filepath.IsAbs(program) {
+					return fmt.Errorf("%s is neither a name nor an absolute path", program)
+				}
+			}
+			return nil
+		},
+	},
+	{
+		flag: "health-url", url: true, topic: topicSteps,
+		vars:        names("MM_ORCHESTRATOR_HEALTH_URL"),
+		defaultNote: "the URL in the plan",
+		help: "What verify asks instead of the plan's URL: service=URL, several separated by commas. MoonMind's plans ask api for /health, which it answers with 404; " +
+			"api=http://api:5000/healthz mends that.",
+		read: func(c *configuration, text string) error {
+			c.HealthURLs = map[string]string{}
+			for _, entry := range splitList(text) {
+				service, address, found := strings.Cut(entry, "=")
+				u, err := url.Parse(address)
+				if !found || service == "" || err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+					return errors.New("it must have the form service=http://host:port/path")
+				}
+				c.HealthURLs[strings.TrimSpace(service)] = address
+			}
+			return nil
+		},
+	},
+	{
+		flag: "step-time-limit", topic: topicSteps,
+		vars:        names("MM_ORCHESTRATOR_STEP_TIME_LIMIT"),
+		def:         "0s",
+		defaultNote: "0s: no limit, as with Python",
+		help:        "How long one step may take; then its commands are ended with all their children, the step fails, and the run is rolled back. 0 means no limit.",
+		read:        readDuration(func(c *configuration) *time.Duration { return &c.StepLimit }, 0),
+	},
+
+	{
+		flag: "hostname", topic: topicProcess,
+		vars: names("ORCHESTRATOR_HOSTNAME"),
+		def:  "orchestrator@%h",
+		help: "The name of this worker in results, claims and logs, as name@host. %h is the name of this machine, %n that up to its first dot, %d the rest, %% a percent sign. " +
+			"Workers that run at the same time need different names.",
+		read: func(c *configuration, text string) error {
+			host, err := os.Hostname()
+			if err != nil || host == "" {
+				host = "localhost"
+			}
+			node, err := nodeName(text, host)
+			c.Node = node
+			return err
+		},
+		show: func(c *configuration) string { return c.Node },
+	},
+	{
+		flag: "wait", topic: topicProcess,
+		vars: names("MM_ORCHESTRATOR_WAIT"),
+		def:  "30s",
+		help: "How long to wait at start for a broker or database that cannot be reached, before the program gives up with exit code 69. What waiting cannot mend, such as a wrong password, " +
+			"ends it at once. After the start it reconnects without limit.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.Wait }, 0),
+	},
+	{
+		flag: "shutdown-grace", topic: topicProcess,
+		vars: names("MM_ORCHESTRATOR_SHUTDOWN_GRACE"),
+		def:  "1h",
+		help: "How long a running step may go on after SIGTERM or SIGINT. A second signal ends it at once. What is cut short goes back to the queue and is taken up again by the next worker. " +
+			"A container needs a stop_grace_period at least as long, or the engine kills it earlier.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.ShutdownGrace }, 0),
+	},
+	{
+		flag: "log-level", topic: topicProcess,
+		vars: names("ORCHESTRATOR_LOG_LEVEL"),
+		def:  "info",
+		help: "debug, info, warning or error. Celery's critical and fatal are the same as error.",
+		read: func(c *configuration, text string) error {
+			level, known := logLevels[strings.ToLower(strings.TrimSpace(text))]
+			if !known {
+				return errors.New("it must be debug, info, warning or error")
+			}
+			c.LogLevel = level
+			return nil
+		},
+	},
+	{
+		flag: "log-format", topic: topicProcess,
+		vars: names("MM_ORCHESTRATOR_LOG_FORMAT"),
+		def:  "auto",
+		help: "text, json, or auto: text on a terminal, JSON otherwise.",
+		read: readChoice(func(c *configuration) *string { return &c.LogFormat }, "auto", "text", "json"),
+	},
+
+	{
+		flag: "listen", topic: topicMetrics,
+		vars: []variable{{name: "MM_ORCHESTRATOR_LISTEN", emptyCounts: true}},
+		def:  metrics.DefaultAddress,
+		help: "Where Prometheus metrics (/metrics) and health (/healthz, /readyz) are served over HTTP, as host:port. Empty turns it off.",
+		read: func(c *configuration, text string) error {
+			if text != "" {
+				if err := metrics.CheckAddress(text); err != nil {
+					return errors.New("it must have the form host:port")
+				}
+			}
+			c.Listen = text
+			return nil
+		},
+	},
+	{
+		flag: "listen-remote", boolean: true, topic: topicMetrics,
+		vars: names("MM_ORCHESTRATOR_LISTEN_REMOTE"),
+		def:  "false",
+		help: "Allow a listen address that other machines can reach, such as 0.0.0.0:9808. What is served names hosts and queues, and asks for no password.",
+		read: readBool(func(c *configuration) *bool { return &c.ListenRemote }),
+	},
+	{
+		flag: "statsd-host", topic: topicMetrics,
+		vars:        names("ORCHESTRATOR_STATSD_HOST", "STATSD_HOST"),
+		defaultNote: "StatsD is off",
+		help:        "The StatsD server to which MoonMind's metrics are sent, over IPv4 UDP.",
+		read:        readOptionalText(func(c *configuration) *string { return &c.StatsD.Host }),
+	},
+	{
+		flag: "statsd-port", topic: topicMetrics,
+		vars: names("ORCHESTRATOR_STATSD_PORT", "STATSD_PORT"),
+		def:  "8125",
+		help: "Its port.",
+		read: readNumber(func(c *configuration) *int { return &c.StatsD.Port }, 1, 65535),
+	},
+	{
+		flag: "metrics-prefix", topic: topicMetrics,
+		vars: names("ORCHESTRATOR_METRICS_PREFIX"),
+		def:  "moonmind.orchestrator",
+		help: "What stands before the names of StatsD metrics. Dots at its end are removed.",
+		read: func(c *configuration, text string) error {
+			c.StatsD.Prefix = strings.TrimRight(text, ".")
+			if c.StatsD.Prefix == "" || strings.ContainsAny(text, ":|@# \t\r\n") {
+				return errors.New("it must be a name without spaces and without any of : | @ #")
+			}
+			return nil
+		},
+	},
+}
+
+// logLevels are Celery's names. What Python calls critical has no level of its
+// own here.
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "warn": slog.LevelWarn,
+	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError,
+}
+
+var validNode = regexp.MustCompile(`^[^@\s]+@[^@\s]+$`)
+
+// nodeName fills in a name with Celery's placeholders; a name without @ is a
+// host's, as for Celery.
+func nodeName(pattern, host string) (string, error) {
+	if !strings.Contains(pattern, "@") {
+		pattern = "celery@" + pattern
+	}
+	short, domain, _ := strings.Cut(host, ".")
+	var out strings.Builder
+	for i := 0; i < len(pattern); i++ {
+		if pattern[i] != '%' {
+			out.WriteByte(pattern[i])
+			continue
+		}
+		i++
+		if i == len(pattern) {
+			return "", errors.New("it ends with a single %")
+		}
+		switch pattern[i] {
+		case 'h':
+			out.WriteString(host)
+		case 'n':
+			out.WriteString(short)
+		case 'd':
+			out.WriteString(domain)
+		case '%':
+			out.WriteByte('%')
+		default:
+			return "", fmt.Errorf("%%%c means nothing; %%h, %%n, %%d and %%%% do", pattern[i])
+		}
+	}
+	if !validNode.MatchString(out.String()) {
+		return "", fmt.Errorf("it becomes %q, and must be of the form name@host", out.String())
+	}
+	return out.String(), nil
+}
+
+// check looks at what no setting can judge alone.
+func (c *configuration) check() error {
+	if c.RoutingKey == "" {
+		c.RoutingKey = c.Queue
+	}
+	if c.Listen != "" && !c.ListenRemote && !metrics.Loopback(c.Listen) {
+		return &configError{Text: fmt.Sprintf("MM_ORCHESTRATOR_LISTEN is %q, which other machines can reach: "+
+			"set MM_ORCHESTRATOR_LISTEN_REMOTE=true if that is meant, or use 127.0.0.1", c.Listen)}
+	}
+	return nil
+}
+
+// Variables of MoonMind that have no effect here, with the reason. The config
+// command names those that are set.
+type withoutEffect struct {
+	vars []string
+	why  string
+}
+
+var withoutEffects = []withoutEffect{
+	{[]string{"ENCRYPTION_MASTER_KEY"}, "approval tokens are kept as they are in the database and never read"},
+	{[]string{"DEFAULT_QUEUE", "CELERY_DEFAULT_QUEUE", "DEFAULT_ROUTING_KEY", "CELERY_DEFAULT_ROUTING_KEY"}, "for the Spec workflow worker; this one reads ORCHESTRATOR_CELERY_QUEUE and ORCHESTRATOR_CELERY_ROUTING_KEY"},
+	{[]string{"WORKER_PREFETCH_MULTIPLIER", "CELERY_WORKER_PREFETCH_MULTIPLIER"}, "the orchestrator reads ORCHESTRATOR_PREFETCH instead"},
+	{[]string{"TASK_SERIALIZER", "CELERY_TASK_SERIALIZER", "RESULT_SERIALIZER", "CELERY_RESULT_SERIALIZER", "ACCEPT_CONTENT", "CELERY_ACCEPT_CONTENT"},
+		"the orchestrator's messages are JSON and nothing else; how results are kept is MM_ORCHESTRATOR_RESULT_ENCODING"},
+	{[]string{"TASK_ACKS_LATE", "CELERY_TASK_ACKS_LATE", "TASK_REJECT_ON_WORKER_LOST", "CELERY_TASK_REJECT_ON_WORKER_LOST"},
+		"a message is acknowledged after its work is recorded, never before, and work of a worker that died is taken up again"},
+	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a fault of the Python worker that does not exist here"},
+	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "old results are deleted by Celery's beat, which runs elsewhere or not at all"},
+	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "for Python: what to load or to install"},
+	{[]string{"REPO_ROOT", "SPEC_WORKFLOW_REPO_ROOT", "TASKS_ROOT", "SPEC_WORKFLOW_TASKS_ROOT", "TEST_MODE", "SPEC_WORKFLOW_TEST_MODE", "CODEX_QUEUE", "SPEC_WORKFLOW_CODEX_QUEUE",
+		"GITHUB_REPOSITORY", "SPEC_WORKFLOW_GITHUB_REPOSITORY", "GITHUB_TOKEN", "SPEC_WORKFLOW_GITHUB_TOKEN", "DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY",
+		"JOB_IMAGE", "SPEC_AUTOMATION_JOB_IMAGE", "SPEC_AUTOMATION_WORKSPACE_ROOT", "CODEX_ENVIRONMENT", "CODEX_ENV", "CODEX_SHARDS", "CODEX_MODEL", "CODEX_PROFILE",
+		"CODEX_VOLUME_NAME", "CODEX_LOGIN_CHECK_IMAGE"}, "for the Spec workflow tasks, which this worker does not have"},
+}
