@@ -27,6 +27,16 @@ test: $(DEVENV) ## Bring up what is missing, run every test, end what was starte
 test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as containers
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
+.PHONY: demo
+demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
+	@go build -o bin/demo ./internal/demo
+	@$(DEVENV) run -- bin/demo
+
+.PHONY: demo-stop
+demo-stop: ## End a demo that waits in another terminal
+	@go build -o bin/demo ./internal/demo
+	@bin/demo -stop
+
 .PHONY: services-up
 services-up: $(DEVENV) ## Start the services, leave them running, print export lines
 	@$(DEVENV) up

@@ -2,17 +2,10 @@ package devenv
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // Environment variables by which the services find the tests. `make test`
@@ -29,97 +22,56 @@ const (
 
 func need(t testing.TB, name, what string) string {
 	t.Helper()
-	value := os.Getenv(name)
-	if value == "" {
-		t.Fatalf("%s is not set: this test needs %s; %s", name, what, howToGetOne)
-	}
-	return value
-}
-
-func randomName(t testing.TB, prefix string) string {
-	b := make([]byte, 6)
-	if _, err := rand.Read(b); err != nil {
+	value, err := required(name, what)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return prefix + hex.EncodeToString(b)
+	return value
 }
 
 // Broker makes an empty vhost on the test broker and returns its AMQP URL.
 // The vhost is deleted when the test ends.
 func Broker(t testing.TB) string {
 	t.Helper()
-	broker, err := url.Parse(need(t, EnvBroker, "a RabbitMQ broker"))
-	if err != nil {
-		t.Fatalf("%s: %v", EnvBroker, err)
-	}
-	vhost := randomName(t, "mm-test-")
-	manage(t, http.MethodPut, "vhosts/"+vhost)
-	t.Cleanup(func() { manage(t, http.MethodDelete, "vhosts/"+vhost) })
-	broker.Path = "/" + vhost
-	return broker.String()
-}
-
-func manage(t testing.TB, method, path string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), serviceTimeout)
-	defer cancel()
-	base := need(t, EnvBrokerAPI, "RabbitMQ's management plugin")
-	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base, "/")+"/api/"+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.Header.Set("Content-Type", "application/json")
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
-	if err != nil {
-		t.Fatalf("%s %s at the test broker: %v", method, path, err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode >= 300 {
-		t.Fatalf("%s %s at the test broker: %s", method, path, response.Status)
-	}
+	return forTest(t, NewVhost)
 }
 
 // Database makes an empty database on the test server and returns its URL.
 // The database is dropped when the test ends, whoever is still connected.
 func Database(t testing.TB) string {
 	t.Helper()
-	server := need(t, EnvDatabase, "a PostgreSQL server")
-	name := strings.ReplaceAll(randomName(t, "mm_test_"), "-", "_")
-	administer(t, server, `CREATE DATABASE "`+name+`"`)
-	t.Cleanup(func() { administer(t, server, `DROP DATABASE IF EXISTS "`+name+`" WITH (FORCE)`) })
-	database, err := url.Parse(server)
-	if err != nil {
-		t.Fatalf("%s: %v", EnvDatabase, err)
-	}
-	database.Path = "/" + name
-	return database.String()
+	return forTest(t, NewDatabase)
 }
 
-func administer(t testing.TB, server, statement string) {
+func forTest(t testing.TB, make func(context.Context) (string, func(context.Context) error, error)) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), serviceTimeout)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, server)
+	address, remove, err := make(t.Context())
 	if err != nil {
-		t.Fatalf("test database server: %v", err)
+		t.Fatal(err)
 	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, statement); err != nil {
-		t.Fatalf("%s: %v", statement, err)
-	}
+	t.Cleanup(func() {
+		if err := remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return address
 }
 
 // Celery returns the Python interpreter that has the given version of Celery,
 // with SQLAlchemy and psycopg2.
 func Celery(t testing.TB, version string) string {
 	t.Helper()
-	root := need(t, EnvPythonRoot, "Python environments with Celery")
-	python := filepath.Join(root, "celery-"+version, "bin", "python")
+	python := CeleryPython(need(t, EnvPythonRoot, "Python environments with Celery"), version)
 	if _, err := os.Stat(python); err != nil {
 		t.Fatalf("no Python with Celery %s: %v; %s", version, err, howToGetOne)
 	}
 	return python
+}
+
+// CeleryPython is where the interpreter with a version of Celery is below a
+// folder of environments.
+func CeleryPython(root, version string) string {
+	return filepath.Join(root, "celery-"+version, "bin", "python")
 }
 
 // Compose returns the docker-compose program for tests that run containers.

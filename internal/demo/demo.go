@@ -1,0 +1,371 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/sample"
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// celery is the version that the producer and the reader of results have.
+const celery = "5.7.0"
+
+// demo is one showing. Its fields are set in the order of play and used by
+// one goroutine.
+type demo struct {
+	module, folder string
+	screen         *screen
+
+	python, compose  string
+	broker, database string
+	project          *sample.Project
+	artifacts        string
+	program          string
+	environment      []string
+	worker           *exec.Cmd
+	workerEnded      chan struct{}
+	store            *store.Store
+	// cleanup runs backwards at the end.
+	cleanup []func(context.Context) error
+}
+
+func (d *demo) atEnd(remove func(context.Context) error) { d.cleanup = append(d.cleanup, remove) }
+
+// tidy removes everything that play has made but the files.
+func (d *demo) tidy(ctx context.Context) error {
+	var failures []error
+	for i := len(d.cleanup) - 1; i >= 0; i-- {
+		failures = append(failures, d.cleanup[i](ctx))
+	}
+	d.cleanup = nil
+	return errors.Join(failures...)
+}
+
+func (d *demo) play(ctx context.Context) error {
+	for _, part := range []func(context.Context) error{
+		d.check, d.prepare, d.startWorker, d.repair, d.breakAndRollBack, d.lookAround,
+	} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check finds the tools and makes a virtual host and a database.
+func (d *demo) check(ctx context.Context) error {
+	root := os.Getenv(devenv.EnvPythonRoot)
+	d.compose = os.Getenv(devenv.EnvCompose)
+	if root == "" || d.compose == "" {
+		return errors.New("the environment names no Python or no docker-compose; start the demo with `make demo`")
+	}
+	d.python = devenv.CeleryPython(root, celery)
+	engine, err := output(ctx, "docker", "version", "--format", "{{.Server.Version}}")
+	if err != nil {
+		return fmt.Errorf("no docker engine answers: %w", err)
+	}
+	composeVersion, err := output(ctx, d.compose, "version", "--short")
+	if err != nil {
+		return err
+	}
+	python, err := output(ctx, d.python, "-c", "import platform, celery; print(platform.python_version(), '· celery', celery.__version__)")
+	if err != nil {
+		return err
+	}
+	d.screen.line("checking", fmt.Sprintf("docker %s · compose %s · python %s", engine, composeVersion, python), "ok")
+
+	var remove func(context.Context) error
+	if d.broker, remove, err = devenv.NewVhost(ctx); err != nil {
+		return err
+	}
+	d.atEnd(remove)
+	if d.database, remove, err = devenv.NewDatabase(ctx); err != nil {
+		return err
+	}
+	d.atEnd(remove)
+	d.screen.line("using", fmt.Sprintf("rabbitmq %s  postgres %s", place(d.broker), place(d.database)), "")
+	return nil
+}
+
+// prepare makes the sample project, starts it, and sees its service fail.
+func (d *demo) prepare(ctx context.Context) error {
+	since := time.Now()
+	d.artifacts = filepath.Join(d.folder, "artifacts", "spec_workflows")
+	work := filepath.Join(d.folder, "project")
+	for _, old := range []string{work, work + ".docker", filepath.Join(d.folder, "artifacts"), filepath.Join(d.folder, "home")} {
+		if err := os.RemoveAll(old); err != nil {
+			return err
+		}
+	}
+	for _, folder := range []string{d.artifacts, filepath.Join(d.folder, "home")} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+	}
+	service := filepath.Join(d.folder, "service")
+	if err := sample.BuildService(ctx, d.module, service); err != nil {
+		return err
+	}
+	// One name per clone, so that what a killed demo left behind is found.
+	name := fmt.Sprintf("mm-demo-%x", sha256.Sum256([]byte(d.module)))[:14]
+	var err error
+	d.project, err = sample.Create(ctx, sample.Config{Module: d.module, Dir: work, Name: name, Service: service, Compose: d.compose})
+	if err != nil {
+		return err
+	}
+	if err := d.project.Remove(ctx); err != nil {
+		return err
+	}
+	d.atEnd(d.project.Remove)
+	if err := d.project.Up(ctx); err != nil {
+		return err
+	}
+	d.screen.line("preparing", "sample project: services api, other", seconds(time.Since(since)))
+	log, err := d.await(ctx, "the service to fail", func() (string, bool, error) {
+		text, err := d.project.Compose(ctx, "logs", "--no-log-prefix", "--tail", "1", "api")
+		return strings.TrimSpace(text), strings.TrimSpace(text) != "", err
+	})
+	if err != nil {
+		return err
+	}
+	d.screen.line("", "service api fails: "+log, "")
+	return nil
+}
+
+// startWorker builds the worker, migrates the database and starts it.
+func (d *demo) startWorker(ctx context.Context) error {
+	since := time.Now()
+	d.program = filepath.Join(d.module, "bin", "mm-orchestrator")
+	build := exec.CommandContext(ctx, "go", "build", "-o", d.program, "./cmd/mm-orchestrator")
+	build.Dir, build.Env = d.module, append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the worker: %w: %s", err, bytes.TrimSpace(text))
+	}
+	listen, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	d.environment = append(d.project.Environment(),
+		"PATH="+os.Getenv("PATH"), "HOME="+filepath.Join(d.folder, "home"),
+		"CELERY_BROKER_URL="+d.broker,
+		"CELERY_RESULT_BACKEND="+resultBackend(d.database),
+		"MM_ORCHESTRATOR_DATABASE_URL="+d.database,
+		"MM_ORCHESTRATOR_LISTEN="+listen,
+		"WORKSPACE_ROOT="+d.project.Dir,
+	)
+	if host := os.Getenv("DOCKER_HOST"); host != "" {
+		d.environment = append(d.environment, "DOCKER_HOST="+host)
+	}
+	if text, err := d.command(ctx, "migrate", "--shared-tables").CombinedOutput(); err != nil {
+		return fmt.Errorf("mm-orchestrator migrate: %w: %s", err, bytes.TrimSpace(text))
+	}
+	d.screen.line("migrating", "MoonMind's tables and ours, in a database of its own", seconds(time.Since(since)))
+
+	log, err := os.Create(filepath.Join(d.folder, "worker.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	since = time.Now()
+	d.worker = d.command(context.WithoutCancel(ctx), "worker")
+	d.worker.Stdout, d.worker.Stderr = log, log
+	d.worker.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := d.worker.Start(); err != nil {
+		return fmt.Errorf("starting the worker: %w", err)
+	}
+	d.workerEnded = make(chan struct{})
+	go func() {
+		_ = d.worker.Wait()
+		close(d.workerEnded)
+	}()
+	d.atEnd(d.endWorker)
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	if _, err := d.await(ctx, "the worker to be ready", func() (string, bool, error) {
+		response, err := client.Get("http://" + listen + "/readyz")
+		if err != nil {
+			return "", false, nil
+		}
+		response.Body.Close()
+		return "", response.StatusCode == http.StatusOK, nil
+	}); err != nil {
+		return err
+	}
+	d.screen.line("worker", "ready on orchestrator.run, prefetch 1 · log: "+d.short(log.Name()), seconds(time.Since(since)))
+
+	d.store, err = store.Open(ctx, store.Config{URL: secret.New(d.database), Worker: "demo"})
+	if err != nil {
+		return err
+	}
+	d.atEnd(func(context.Context) error { d.store.Close(); return nil })
+	return nil
+}
+
+func (d *demo) endWorker(ctx context.Context) error {
+	_ = d.worker.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.workerEnded:
+		return nil
+	case <-time.After(5 * time.Second):
+		// In the middle of a step: the second signal ends the step too.
+		_ = d.worker.Process.Signal(syscall.SIGTERM)
+	}
+	select {
+	case <-d.workerEnded:
+		return nil
+	case <-time.After(10 * time.Second):
+	case <-ctx.Done():
+	}
+	_ = syscall.Kill(-d.worker.Process.Pid, syscall.SIGKILL)
+	<-d.workerEnded
+	return errors.New("the worker did not end on SIGTERM and was killed")
+}
+
+// repair shows the run that succeeds: the dependency is added to
+// requirements.txt and left uncommitted, as an agent leaves it.
+func (d *demo) repair(ctx context.Context) error {
+	if err := d.project.Require(sample.Dependency); err != nil {
+		return err
+	}
+	status, err := d.show(ctx, "api fails: no module named flask", "",
+		"--set", "verify.healthcheck.timeoutSeconds=30", "--set", "verify.healthcheck.intervalSeconds=1")
+	if err != nil {
+		return err
+	}
+	if status != store.RunSucceeded {
+		return fmt.Errorf("the repair ended as %s, not as succeeded; the worker's log is %s", status, d.short(filepath.Join(d.folder, "worker.log")))
+	}
+	return nil
+}
+
+// breakAndRollBack shows the run that fails: a change that breaks the service.
+func (d *demo) breakAndRollBack(ctx context.Context) error {
+	if err := d.project.Commit(ctx, "the repair, kept"); err != nil {
+		return err
+	}
+	if err := d.project.Drop("flask"); err != nil {
+		return err
+	}
+	status, err := d.show(ctx, "drop an unused dependency", "  (a change that breaks it)",
+		"--set", "verify.healthcheck.timeoutSeconds=6", "--set", "verify.healthcheck.intervalSeconds=1")
+	if err != nil {
+		return err
+	}
+	if status != store.RunRolledBack {
+		return fmt.Errorf("the run ended as %s, not as rolled_back; the worker's log is %s", status, d.short(filepath.Join(d.folder, "worker.log")))
+	}
+	return nil
+}
+
+// lookAround says where everything is and, on a terminal, waits.
+func (d *demo) lookAround(ctx context.Context) error {
+	d.screen.print("")
+	d.screen.line("files", d.short(d.folder)+": artifacts/, project/, worker.log", "")
+	if !d.screen.terminal {
+		return nil
+	}
+	d.screen.print("\nLook around, in another terminal:")
+	d.screen.print("  MM_ORCHESTRATOR_DATABASE_URL='" + d.database + "' " + d.short(d.program) + " runs")
+	d.screen.print("  psql '" + d.database + "' -c 'table spec_workflow_task_states'")
+	d.screen.print("  curl -i " + d.project.HealthURL())
+	d.screen.print("Ctrl-C here, or `make demo-stop` elsewhere, ends everything.")
+	<-ctx.Done()
+	return nil
+}
+
+// command is mm-orchestrator with the worker's environment.
+func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
+	command := exec.CommandContext(ctx, d.program, args...)
+	command.Dir, command.Env = d.project.Dir, d.environment
+	return command
+}
+
+// producer runs a script of testdata/producers and decodes what it prints.
+func (d *demo) producer(ctx context.Context, document any, script string, args ...string) error {
+	command := exec.CommandContext(ctx, d.python, append([]string{script}, args...)...)
+	command.Dir = filepath.Join(d.module, "testdata", "producers")
+	command.Env = []string{"PATH=" + os.Getenv("PATH"), "PYTHONDONTWRITEBYTECODE=1",
+		"CELERY_BROKER_URL=" + d.broker, "CELERY_RESULT_BACKEND=" + resultBackend(d.database)}
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	text, err := command.Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return json.Unmarshal(text, document)
+}
+
+// await polls until done says so.
+func (d *demo) await(ctx context.Context, what string, done func() (string, bool, error)) (string, error) {
+	deadline := time.Now().Add(time.Minute)
+	for {
+		text, ok, err := done()
+		if err != nil || ok {
+			return text, err
+		}
+		if time.Now().After(deadline) {
+			return "", fmt.Errorf("waited a minute in vain for %s", what)
+		}
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-d.workerEnded: // nil, and so never ready, before there is a worker
+			return "", fmt.Errorf("the worker ended; its log is %s", d.short(filepath.Join(d.folder, "worker.log")))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// short writes a path as seen from the clone.
+func (d *demo) short(path string) string {
+	if relative, err := filepath.Rel(d.module, path); err == nil && !strings.HasPrefix(relative, "..") {
+		return relative
+	}
+	return path
+}
+
+// resultBackend names the driver: SQLAlchemy 2.1 takes psycopg 3 without.
+func resultBackend(database string) string {
+	return "db+postgresql+psycopg2://" + strings.TrimPrefix(database, "postgres://")
+}
+
+func place(address string) string {
+	server, err := url.Parse(address)
+	if err != nil {
+		return "?"
+	}
+	return server.Host
+}
+
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return "127.0.0.1:" + strconv.Itoa(listener.Addr().(*net.TCPAddr).Port), nil
+}
+
+func output(ctx context.Context, program string, args ...string) (string, error) {
+	text, err := exec.CommandContext(ctx, program, args...).Output()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w", program, strings.Join(args, " "), err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

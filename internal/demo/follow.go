@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/sample"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// services is what the engine has at one instant.
+type services struct{ api, other sample.Container }
+
+func (d *demo) look(ctx context.Context) (seen services, err error) {
+	if seen.api, err = d.project.Container(ctx, "api"); err != nil {
+		return seen, err
+	}
+	seen.other, err = d.project.Container(ctx, "other")
+	return seen, err
+}
+
+// show submits a run with the Python producer and follows it to its end.
+func (d *demo) show(ctx context.Context, instruction, note string, args ...string) (store.RunStatus, error) {
+	before, err := d.look(ctx)
+	if err != nil {
+		return "", err
+	}
+	var submitted struct {
+		RunID   string            `json:"run_id"`
+		TaskIDs map[string]string `json:"task_ids"`
+		Celery  string            `json:"celery"`
+	}
+	args = append([]string{"--instruction", instruction, "--artifacts", d.artifacts,
+		"--project", d.project.Name, "--health-url", d.project.HealthURL()}, args...)
+	if err := d.producer(ctx, &submitted, "submit_run.py", args...); err != nil {
+		return "", err
+	}
+	d.screen.print("")
+	d.screen.line("producer", fmt.Sprintf("celery %s submitted run %.8s “%s”", submitted.Celery, submitted.RunID, instruction), "")
+	d.screen.print("")
+	d.screen.print(fmt.Sprintf("run %.8s  api%s   artifacts: %s", submitted.RunID, note, d.short(filepath.Join(d.artifacts, submitted.RunID))))
+
+	detail, err := d.follow(ctx, submitted.RunID, before)
+	if err != nil {
+		return "", err
+	}
+	if err := d.conclude(ctx, detail); err != nil {
+		return "", err
+	}
+	return detail.Run.Status, d.readBack(ctx, detail)
+}
+
+// follow prints each step as it ends, from the tables, until the run has ended.
+func (d *demo) follow(ctx context.Context, run string, before services) (store.RunDetail, error) {
+	printed := make(map[store.Step]bool)
+	var detail store.RunDetail
+	_, err := d.await(ctx, "run "+run+" to end", func() (string, bool, error) {
+		var err error
+		if detail, err = d.store.FindRunDetail(ctx, run); err != nil {
+			return "", false, err
+		}
+		for _, state := range detail.States {
+			switch {
+			case state.Status == "in_progress" && state.StartedAt != nil:
+				d.screen.still(string(state.Step), time.Since(*state.StartedAt), lastLine(filepath.Join(d.artifacts, run, string(state.Step)+".log")))
+			case (state.Status == "succeeded" || state.Status == "failed") && !printed[state.Step] && state.StartedAt != nil && state.FinishedAt != nil:
+				printed[state.Step] = true
+				note, err := d.note(ctx, run, state, before)
+				if err != nil {
+					return "", false, err
+				}
+				d.screen.print(fmt.Sprintf("  %s %s %s %s", pad(string(state.Step), 9), d.screen.mark(state.Status),
+					pad(seconds(state.FinishedAt.Sub(*state.StartedAt)), 7), note))
+			}
+		}
+		return "", detail.Run.CompletedAt != nil, nil
+	})
+	return detail, err
+}
+
+// note says what a step has done, from its artifacts and the engine.
+func (d *demo) note(ctx context.Context, run string, state store.StepState, before services) (string, error) {
+	if state.Status == "failed" {
+		return d.failure(ctx, state)
+	}
+	text := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(d.artifacts, run, name))
+		if err != nil {
+			return ""
+		}
+		return string(text)
+	}
+	switch state.Step {
+	case store.StepPatch:
+		added, removed := 0, 0
+		for line := range strings.Lines(text("patch.diff")) {
+			switch {
+			case strings.HasPrefix(line, "+++"), strings.HasPrefix(line, "---"):
+			case strings.HasPrefix(line, "+"):
+				added++
+			case strings.HasPrefix(line, "-"):
+				removed++
+			}
+		}
+		return fmt.Sprintf("%s  +%d −%d", strings.TrimPrefix(state.Message, "Patched files: "), added, removed), nil
+	case store.StepBuild:
+		image, err := output(ctx, "docker", "image", "inspect", "--format", "{{.Id}}", d.project.Name+"-api")
+		return fmt.Sprintf("api → %.13s   (was %.13s)", image, before.api.Image), err
+	case store.StepRestart:
+		now, err := d.look(ctx)
+		switch {
+		case err != nil:
+			return "", err
+		case now.other.ID != before.other.ID:
+			return "api and other were recreated", nil
+		case now.api.ID == before.api.ID:
+			return "nothing was recreated", nil
+		}
+		return "only api was recreated", nil
+	case store.StepVerify:
+		return fmt.Sprintf("%s from %s", lastAttempt(text("verify.log")), d.project.HealthURL()), nil
+	case store.StepRollback:
+		changed, err := d.project.Git(ctx, "status", "--porcelain")
+		if err != nil {
+			return "", err
+		}
+		now, err := d.look(ctx)
+		if err != nil {
+			return "", err
+		}
+		files, image := "files as committed", "image as before"
+		if strings.TrimSpace(changed) != "" {
+			files = "still changed: " + strings.Join(strings.Fields(changed), " ")
+		}
+		if now.api.Image != before.api.Image {
+			image = fmt.Sprintf("image %.13s", now.api.Image)
+		}
+		return files + ", " + image, nil
+	}
+	return state.Message, nil
+}
+
+func (d *demo) failure(ctx context.Context, state store.StepState) (string, error) {
+	api, err := d.project.Container(ctx, "api")
+	if errors.Is(err, sample.ErrNoContainer) {
+		return state.Message, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	log, err := d.project.Compose(ctx, "logs", "--no-log-prefix", "--tail", "1", "api")
+	return fmt.Sprintf("%s\n%s api is %s, restarted %d times; the last line of its log: %s",
+		state.Message, strings.Repeat(" ", 20), api.State.Status, api.RestartCount, strings.TrimSpace(log)), err
+}
+
+// conclude prints what the tables say of the run, and how the service is.
+func (d *demo) conclude(ctx context.Context, detail store.RunDetail) error {
+	run := detail.Run
+	took := run.CompletedAt.Sub(*run.StartedAt)
+	d.screen.print(fmt.Sprintf("%s in %s", strings.ReplaceAll(string(run.Status), "_", " "), seconds(took)))
+	d.screen.print("")
+	var states, artifacts []string
+	for _, state := range detail.States {
+		states = append(states, fmt.Sprintf("%s %s", state.Step, state.Status))
+	}
+	for _, artifact := range detail.Artifacts {
+		artifacts = append(artifacts, fmt.Sprintf("%s %d B", artifact.Path, artifact.SizeBytes))
+	}
+	d.screen.line("  run", fmt.Sprintf("%s  %s", run.ID, run.Status), "")
+	d.screen.line("  states", strings.Join(states, " · "), "")
+	d.screen.line("  artifacts", strings.Join(artifacts, " · "), "")
+	api, err := d.await(ctx, "service api to be healthy", func() (string, bool, error) {
+		api, err := d.project.Container(ctx, "api")
+		return fmt.Sprintf("container %.12s %s, %s", api.ID, api.State.Status, api.Health()), api.Health() == "healthy", err
+	})
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Get(d.project.HealthURL())
+	if err != nil {
+		return fmt.Errorf("asking the service: %w", err)
+	}
+	response.Body.Close()
+	d.screen.line("  service", fmt.Sprintf("api: %s; GET %s: %s", api, d.project.HealthURL(), response.Status), "")
+	return nil
+}
+
+// readBack lets AsyncResult read the results of the tasks that ran.
+func (d *demo) readBack(ctx context.Context, detail store.RunDetail) error {
+	var ids []string
+	for _, state := range detail.States {
+		if state.CeleryTaskID != "" {
+			ids = append(ids, state.CeleryTaskID)
+		}
+	}
+	var answer struct {
+		Celery  string `json:"celery"`
+		Results map[string]struct {
+			State string `json:"state"`
+			Get   struct {
+				Raised *struct {
+					Class string `json:"class"`
+					Text  string `json:"text"`
+				} `json:"raised"`
+			} `json:"get"`
+		} `json:"results"`
+	}
+	if err := d.producer(ctx, &answer, "read_results.py", ids...); err != nil {
+		return err
+	}
+	counts := make(map[string]int)
+	raised := ""
+	for _, id := range ids {
+		result := answer.Results[id]
+		counts[result.State]++
+		if result.Get.Raised != nil {
+			raised = fmt.Sprintf("; get() raises %s: %s", result.Get.Raised.Class, result.Get.Raised.Text)
+		}
+	}
+	var parts []string
+	for _, state := range []string{"SUCCESS", "FAILURE", "PENDING", "STARTED"} {
+		if counts[state] > 0 {
+			parts = append(parts, fmt.Sprintf("%d × %s", counts[state], state))
+		}
+	}
+	d.screen.line("  results", fmt.Sprintf("celery_taskmeta: %s, read back by AsyncResult in celery %s%s", strings.Join(parts, ", "), answer.Celery, raised), "")
+	return nil
+}
+
+// lastAttempt turns the last "Attempt n: status=code" of a log into words.
+func lastAttempt(log string) string {
+	attempt, code := "?", "?"
+	for line := range strings.Lines(log) {
+		if n, rest, ok := strings.Cut(strings.TrimPrefix(line, "Attempt "), ": status="); ok && strings.HasPrefix(line, "Attempt ") {
+			attempt, code = n, strings.TrimSpace(rest)
+		}
+	}
+	return fmt.Sprintf("%s on attempt %s", code, attempt)
+}
+
+// lastLine is the last whole line of a file that is being written, or "".
+func lastLine(path string) string {
+	file, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	end, err := file.Seek(0, 2)
+	if err != nil {
+		return ""
+	}
+	tail := make([]byte, min(end, 2048))
+	if _, err := file.ReadAt(tail, end-int64(len(tail))); err != nil {
+		return ""
+	}
+	rows := bytes.Split(bytes.TrimSpace(tail), []byte("\n"))
+	return strings.ToValidUTF8(string(bytes.TrimSpace(rows[len(rows)-1])), "?")
+}
