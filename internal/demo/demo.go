@@ -123,8 +123,8 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err := sample.BuildService(ctx, d.module, service); err != nil {
 		return err
 	}
-	// One name per clone, so that what a killed demo left behind is found.
-	name := fmt.Sprintf("mm-demo-%x", sha256.Sum256([]byte(d.module)))[:14]
+	// One name per folder, so that what a killed demo left behind is found.
+	name := fmt.Sprintf("mm-demo-%x", sha256.Sum256([]byte(d.folder)))[:14]
 	var err error
 	d.project, err = sample.Create(ctx, sample.Config{Module: d.module, Dir: work, Name: name, Service: service, Compose: d.compose})
 	if err != nil {
@@ -137,7 +137,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err := d.project.Up(ctx); err != nil {
 		return err
 	}
-	d.screen.line("preparing", "sample project: services api, other", seconds(time.Since(since)))
+	d.screen.line("preparing", "sample project "+name+": services api, other", seconds(time.Since(since)))
 	log, err := d.await(ctx, "the service to fail", func() (string, bool, error) {
 		text, err := d.project.Compose(ctx, "logs", "--no-log-prefix", "--tail", "1", "api")
 		return strings.TrimSpace(text), strings.TrimSpace(text) != "", err

@@ -31,19 +31,25 @@ const tidyLimit = 30 * time.Second
 
 func main() {
 	stop := flag.Bool("stop", false, "end a demo that waits for it")
+	folder := flag.String("folder", "", "where its files go; var/demo of the clone by default")
 	flag.Parse()
-	if err := run(*stop); err != nil {
+	if err := run(*stop, *folder); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(stop bool) error {
+func run(stop bool, folder string) error {
 	module, err := moduleRoot()
 	if err != nil {
 		return err
 	}
-	folder := filepath.Join(module, "var", "demo")
+	if folder == "" {
+		folder = filepath.Join(module, "var", "demo")
+	}
+	if folder, err = filepath.Abs(folder); err != nil {
+		return err
+	}
 	if stop {
 		return stopOther(folder)
 	}
@@ -95,7 +101,7 @@ func lockFolder(folder string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		lock.Close()
-		return nil, errors.New("a demo of this clone is running: end it with Ctrl-C in its terminal, or with `make demo-stop`")
+		return nil, errors.New("a demo is running in this folder: end it with Ctrl-C in its terminal, or with `make demo-stop`")
 	}
 	if err := lock.Truncate(0); err != nil {
 		lock.Close()
