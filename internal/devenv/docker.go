@@ -248,6 +248,17 @@ func (b *bringUp) container(ctx context.Context, role, image string, variables m
 	return name, published, nil
 }
 
+// containerGone returns a channel that is closed when the container has ended.
+func containerGone(ctx context.Context, name string) <-chan struct{} {
+	gone := make(chan struct{})
+	go func() {
+		if _, err := output(ctx, "docker", "wait", name); err == nil {
+			close(gone)
+		}
+	}()
+	return gone
+}
+
 // explainContainer adds the container's last log lines to err.
 func explainContainer(name string, err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

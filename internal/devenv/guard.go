@@ -35,6 +35,9 @@ type remains struct {
 type group struct {
 	ID      int    `json:"id"`
 	Started string `json:"started,omitempty"`
+	// Throwaway: ended by SIGKILL at once. RabbitMQ takes five seconds to save
+	// data that is deleted right after.
+	Throwaway bool `json:"throwaway,omitempty"`
 }
 
 // change is one line from a run to its guard.
@@ -66,10 +69,10 @@ func (r *remains) apply(c change) {
 
 // end ends everything and returns when it is gone.
 func (r *remains) end() error {
-	var wait sync.WaitGroup
-	for _, g := range r.Groups {
+	// The last first: RabbitMQ would start another epmd if it missed its own.
+	for _, g := range slices.Backward(r.Groups) {
 		if g.alive() {
-			wait.Go(func() { endGroup(g.ID) })
+			g.end()
 		}
 	}
 	var failures []error
@@ -81,7 +84,6 @@ func (r *remains) end() error {
 			failures = append(failures, err)
 		}
 	}
-	wait.Wait()
 	for _, folder := range r.Folders {
 		failures = append(failures, os.RemoveAll(folder))
 	}
@@ -96,6 +98,13 @@ func (g group) alive() bool {
 		return false // the number belongs to somebody else by now
 	}
 	return syscall.Kill(-g.ID, 0) == nil
+}
+
+func (g group) end() {
+	if g.Throwaway {
+		syscall.Kill(-g.ID, syscall.SIGKILL)
+	}
+	endGroup(g.ID)
 }
 
 // endGroup asks a process group to end, then kills what is left of it.
@@ -174,6 +183,9 @@ func (g *guard) tell(c change) error {
 
 func (g *guard) watchGroup(pid int) error {
 	return g.tell(change{Group: &group{ID: pid, Started: startTime(pid)}})
+}
+func (g *guard) watchThrowaway(pid int) error {
+	return g.tell(change{Group: &group{ID: pid, Started: startTime(pid), Throwaway: true}})
 }
 func (g *guard) forgetGroup(pid int) error        { return g.tell(change{Forget: pid}) }
 func (g *guard) watchFolder(path string) error    { return g.tell(change{Folder: path}) }

@@ -97,7 +97,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 			"-c", "shared_buffers=64MB", "-c", "max_connections=300")
 		postgres.Env, postgres.Dir = environment, home
 		runAs(postgres, account)
-		server, err := b.serve(fmt.Sprintf("postgres-%d", attempt), postgres)
+		server, err := b.serve(fmt.Sprintf("postgres-%d", attempt), postgres, b.guard.watchGroup)
 		if err != nil {
 			return err
 		}
@@ -128,6 +128,8 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 	}
 	w := b.progress.start("starting", image)
 	defer w.failed()
+	watch, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
 	password := randomHex()
 	name, ports, err := b.container(ctx, "postgres", image, map[string]string{
 		"POSTGRES_USER": "mm", "POSTGRES_PASSWORD": password, "POSTGRES_DB": "postgres",
@@ -136,7 +138,7 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 		return err
 	}
 	address := databaseURL(ports[0], password)
-	version, err := databaseAnswers(ctx, address, nil)
+	version, err := databaseAnswers(ctx, address, containerGone(watch, name))
 	if err != nil {
 		return explainContainer(name, fmt.Errorf("postgres does not come up: %w", err))
 	}

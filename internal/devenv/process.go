@@ -79,8 +79,8 @@ type service struct {
 }
 
 // serve starts a server in its own process group, output to a file in the
-// scratch folder. The guard ends it.
-func (b *bringUp) serve(name string, cmd *exec.Cmd) (*service, error) {
+// scratch folder. watch is the guard's method that will end it.
+func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (*service, error) {
 	path := filepath.Join(b.dir, name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -92,7 +92,7 @@ func (b *bringUp) serve(name string, cmd *exec.Cmd) (*service, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	if err := b.guard.watchGroup(cmd.Process.Pid); err != nil {
+	if err := watch(cmd.Process.Pid); err != nil {
 		endGroup(cmd.Process.Pid)
 		return nil, err
 	}

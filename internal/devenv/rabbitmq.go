@@ -3,6 +3,7 @@ package devenv
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -124,23 +125,25 @@ disk_free_limit.absolute = 50MB
 	}
 	// The broker would start epmd as a daemon that outlives it. One that is
 	// there already, in the foreground, is ours to end.
-	if program := findEPMD(); program != "" {
-		cmd := exec.Command(program, "-port", fmt.Sprint(epmd), "-address", "127.0.0.1")
-		cmd.Env, cmd.Dir = environment, dir
-		runAs(cmd, account)
-		mapper, err := b.serve(fmt.Sprintf("epmd-%d", attempt), cmd)
-		if err != nil {
-			return "", 0, false, err
-		}
-		err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, epmd) })
-		if err != nil {
-			return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
-		}
+	program := findEPMD()
+	if program == "" {
+		return "", 0, false, errors.New("RabbitMQ is installed, but Erlang's epmd is neither on PATH nor under /usr/lib/erlang: install Erlang whole")
+	}
+	epmdCmd := exec.Command(program, "-port", fmt.Sprint(epmd), "-address", "127.0.0.1")
+	epmdCmd.Env, epmdCmd.Dir = environment, dir
+	runAs(epmdCmd, account)
+	mapper, err := b.serve(fmt.Sprintf("epmd-%d", attempt), epmdCmd, b.guard.watchThrowaway)
+	if err != nil {
+		return "", 0, false, err
+	}
+	err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, epmd) })
+	if err != nil {
+		return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
 	}
 	cmd := exec.Command(script)
 	cmd.Env, cmd.Dir = environment, dir
 	runAs(cmd, account)
-	server, err := b.serve(fmt.Sprintf("rabbitmq-%d", attempt), cmd)
+	server, err := b.serve(fmt.Sprintf("rabbitmq-%d", attempt), cmd, b.guard.watchThrowaway)
 	if err != nil {
 		return "", 0, false, err
 	}
@@ -153,8 +156,7 @@ disk_free_limit.absolute = 50MB
 	return version, amqp, false, nil
 }
 
-// findEPMD returns Erlang's port mapper, "" when it cannot be found; then the
-// broker starts its own.
+// findEPMD returns Erlang's port mapper, "" when it cannot be found.
 func findEPMD() string {
 	if path, err := exec.LookPath("epmd"); err == nil {
 		return path
@@ -214,6 +216,8 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 	}
 	w := b.progress.start("starting", image)
 	defer w.failed()
+	watch, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
 	password := randomHex()
 	name, ports, err := b.container(ctx, "rabbitmq", image, map[string]string{
 		"RABBITMQ_DEFAULT_USER": "mm", "RABBITMQ_DEFAULT_PASS": password,
@@ -223,7 +227,7 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 	}
 	broker := &url.URL{Scheme: "amqp", User: url.UserPassword("mm", password), Host: fmt.Sprintf("127.0.0.1:%d", ports[0])}
 	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", ports[1])}
-	version, err := b.brokerAnswers(ctx, broker, management, nil)
+	version, err := b.brokerAnswers(ctx, broker, management, containerGone(watch, name))
 	if err != nil {
 		return explainContainer(name, fmt.Errorf("rabbitmq does not come up: %w", err))
 	}
