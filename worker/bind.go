@@ -1,0 +1,205 @@
+package worker
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// Bind decodes a task's arguments into the struct that in points to, as
+// Python binds them to a function's parameters. name is the task's name.
+//
+// Each exported field is a parameter, in this order, named by its tag:
+//
+//	X     int    `celery:"x"`           // required
+//	Y     *int   `celery:"y"`           // optional: nil when not given or None
+//	Z     string `celery:"z,optional"`  // optional: keeps what it was
+//	Rest  []any  `celery:"*"`           // further positional arguments
+//	Extra map[string]any `celery:"**"`  // further keyword arguments
+//	Own   int    `celery:"-"`           // no parameter
+//
+// Values are decoded by [protocol.DecodeJSON]: Python's type wrappers become
+// time.Time, []byte, [protocol.Decimal] and the like, and a json.RawMessage
+// takes the text as it was sent.
+//
+// Wrong arguments are an [Error] of class TypeError with Python's words. A
+// type that is no struct, or has a field without a tag, is a mistake of the
+// program and panics.
+func Bind[In any](name string, in *In, args []json.RawMessage, kwargs protocol.Object) error {
+	return newBinder[In](name).into(in, args, kwargs)
+}
+
+// binder knows the parameters of one type.
+type binder[In any] struct {
+	function   string // as Python's messages call it
+	parameters []parameter
+	rest       int // index of the field for *args, or -1
+	extra      int // index of the field for **kwargs, or -1
+}
+
+type parameter struct {
+	name     string
+	field    int
+	optional bool
+}
+
+func newBinder[In any](name string) *binder[In] {
+	b := &binder[In]{function: name[strings.LastIndexByte(name, '.')+1:] + "()", rest: -1, extra: -1}
+	t := reflect.TypeFor[In]()
+	if t.Kind() != reflect.Struct {
+		panic(fmt.Sprintf("worker: task %q: arguments must be a struct, not %v", name, t))
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		tag, tagged := f.Tag.Lookup("celery")
+		if tag == "-" || !f.IsExported() && !tagged {
+			continue
+		}
+		parameter := parameter{field: i, optional: f.Type.Kind() == reflect.Pointer}
+		parameter.name, tag, _ = strings.Cut(tag, ",")
+		switch {
+		case !f.IsExported() || parameter.name == "":
+			panic(fmt.Sprintf("worker: task %q: field %s needs an exported name and a tag such as `celery:\"%s\"`, or `celery:\"-\"`", name, f.Name, strings.ToLower(f.Name)))
+		case parameter.name == "*" && f.Type.Kind() == reflect.Slice:
+			b.rest = i
+			continue
+		case parameter.name == "**" && f.Type.Kind() == reflect.Map && f.Type.Key().Kind() == reflect.String:
+			b.extra = i
+			continue
+		case parameter.name == "*" || parameter.name == "**":
+			panic(fmt.Sprintf("worker: task %q: field %s must be a slice for \"*\", or a map with string keys for \"**\"", name, f.Name))
+		case tag == "optional":
+			parameter.optional = true
+		case tag != "":
+			panic(fmt.Sprintf("worker: task %q: field %s has the unknown tag option %q", name, f.Name, tag))
+		}
+		b.parameters = append(b.parameters, parameter)
+	}
+	return b
+}
+
+// into follows the order in which CPython finds mistakes: keyword arguments,
+// too many positional ones, missing ones; then values of the wrong type.
+func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object) error {
+	texts := make([]json.RawMessage, len(b.parameters))
+	named := min(len(args), len(b.parameters))
+	copy(texts, args[:named])
+	target := reflect.ValueOf(in).Elem()
+
+	var extra protocol.Object
+	for _, member := range kwargs {
+		i := b.index(member.Key)
+		switch {
+		case i < 0 && b.extra < 0:
+			return b.typeError("got an unexpected keyword argument '%s'", member.Key)
+		case i < 0:
+			extra = append(extra, member)
+		case texts[i] != nil:
+			return b.typeError("got multiple values for argument '%s'", member.Key)
+		default:
+			texts[i] = member.Value
+		}
+	}
+	if len(args) > named && b.rest < 0 {
+		return b.tooMany(len(args))
+	}
+	if err := b.missing(texts); err != nil {
+		return err
+	}
+	for i, p := range b.parameters {
+		if texts[i] == nil {
+			continue
+		}
+		if err := b.decode(p.name, texts[i], target.Field(p.field)); err != nil {
+			return err
+		}
+	}
+	if b.rest >= 0 {
+		field := target.Field(b.rest)
+		for i, text := range args[named:] {
+			element := reflect.New(field.Type().Elem()).Elem()
+			if err := b.decode(fmt.Sprintf("*args[%d]", i), text, element); err != nil {
+				return err
+			}
+			field.Set(reflect.Append(field, element))
+		}
+	}
+	if len(extra) > 0 {
+		field := target.Field(b.extra)
+		field.Set(reflect.MakeMapWithSize(field.Type(), len(extra)))
+		for _, member := range extra {
+			element := reflect.New(field.Type().Elem()).Elem()
+			if err := b.decode(member.Key, member.Value, element); err != nil {
+				return err
+			}
+			field.SetMapIndex(reflect.ValueOf(member.Key).Convert(field.Type().Key()), element)
+		}
+	}
+	return nil
+}
+
+func (b *binder[In]) decode(name string, text json.RawMessage, field reflect.Value) error {
+	if err := protocol.DecodeJSON(text, field.Addr().Interface()); err != nil {
+		return b.typeError("argument '%s': %v", name, err)
+	}
+	return nil
+}
+
+func (b *binder[In]) index(name string) int {
+	for i, p := range b.parameters {
+		if p.name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+func (b *binder[In]) typeError(format string, args ...any) error {
+	return &Error{Type: "TypeError", Args: []any{b.function + " " + fmt.Sprintf(format, args...)}}
+}
+
+func (b *binder[In]) tooMany(given int) error {
+	most, required := len(b.parameters), 0
+	for _, p := range b.parameters {
+		if !p.optional {
+			required++
+		}
+	}
+	takes, plural := fmt.Sprint(most), most != 1
+	if required < most {
+		takes, plural = fmt.Sprintf("from %d to %d", required, most), true
+	}
+	argument, were := "argument", "were"
+	if plural {
+		argument = "arguments"
+	}
+	if given == 1 {
+		were = "was"
+	}
+	return b.typeError("takes %s positional %s but %d %s given", takes, argument, given, were)
+}
+
+func (b *binder[In]) missing(texts []json.RawMessage) error {
+	var names []string
+	for i, p := range b.parameters {
+		if texts[i] == nil && !p.optional {
+			names = append(names, "'"+p.name+"'")
+		}
+	}
+	var list string
+	argument := "arguments"
+	switch n := len(names); n {
+	case 0:
+		return nil
+	case 1:
+		list, argument = names[0], "argument"
+	case 2:
+		list = names[0] + " and " + names[1]
+	default:
+		list = strings.Join(names[:n-1], ", ") + ", and " + names[n-1]
+	}
+	return b.typeError("missing %d required positional %s: %s", len(names), argument, list)
+}

@@ -1,0 +1,298 @@
+package worker
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// Config says where a worker's tasks come from and how it treats them. Queues,
+// routes and defaults must be those of the Python workers that it replaces or
+// stands beside: a chain's later links go to the *publishing* worker's default
+// route (contract celery-worker.md 0 item 5).
+type Config struct {
+	// Brokers are AMQP URLs (amqp:// or amqps://), tried in turn until one
+	// answers. At least one is required.
+	Brokers []string
+	// TLS is used for amqps URLs. Nil means the system's roots and the host
+	// name of the URL.
+	TLS *tls.Config
+
+	// Queues are the names of the queues to consume. At least one is required.
+	Queues []string
+	// TaskQueues say how queues are declared, consumed or only published to.
+	// A queue that is not listed is declared as Celery declares a missing
+	// one: durable, with a direct exchange and a routing key of its own name.
+	TaskQueues []Queue
+	// RefuseUnknownQueues turns Celery's task_create_missing_queues off: a
+	// queue in Queues that TaskQueues lacks is then a start error, and a
+	// signature that names one cannot be published.
+	RefuseUnknownQueues bool
+
+	// DefaultQueue is where tasks go whose signature and route name no
+	// queue. Defaults to the first of Queues.
+	DefaultQueue string
+	// DefaultExchange is the exchange of TaskQueues that name none. Defaults
+	// to DefaultQueue.
+	DefaultExchange string
+	// DefaultRoutingKey is the key of TaskQueues that name none. Defaults to
+	// the name of the queue.
+	DefaultRoutingKey string
+	// TaskRoutes send tasks by name; the first that fits is taken, exact
+	// names before patterns. What a signature says itself wins.
+	TaskRoutes []Route
+
+	// Slots is the number of tasks that run at once, and the prefetch count
+	// of each consumed queue. Defaults to 1.
+	Slots int
+	// Node is the worker's name in result rows, as name@host. Defaults to
+	// celery@ and the host's name.
+	Node string
+
+	// Results keeps the results. Nil means that none are kept.
+	Results ResultBackend
+	// TrackStarted stores a STARTED row when a task begins.
+	TrackStarted bool
+	// StoreErrorsEvenIfIgnored stores FAILURE rows also for tasks whose
+	// results are ignored.
+	StoreErrorsEvenIfIgnored bool
+
+	// TimeLimit applies to tasks for which neither the message nor the
+	// registration gives a limit. Zero means none.
+	TimeLimit protocol.TimeLimit
+	// MaxETA bounds how many messages with a future ETA are held in memory,
+	// per queue; each of them raises the prefetch count by one. More wait in
+	// the queue. Defaults to 1000.
+	MaxETA int
+
+	// Unregistered says what happens to tasks that have no handler here.
+	// Defaults to RejectUnregistered.
+	Unregistered Unregistered
+	// Undecodable says what happens to bodies that are no JSON or cannot be
+	// decompressed. Defaults to RejectUndecodable.
+	Undecodable Undecodable
+
+	// StartTimeout is how long Run keeps trying to reach a broker at first;
+	// later losses are mended without limit. Defaults to 30 s; negative means
+	// one attempt on each broker.
+	StartTimeout time.Duration
+	// Heartbeat is asked of the broker. Defaults to 60 s.
+	Heartbeat time.Duration
+	// SettleTimeout is how long a connected worker keeps trying to publish
+	// what follows a task and to store its result before it hands the message
+	// back to the broker. Defaults to 5 min.
+	SettleTimeout time.Duration
+	// ShutdownTimeout is how long running tasks may go on once Run's context
+	// has ended. Defaults to 1 h; negative means not at all.
+	ShutdownTimeout time.Duration
+	// StopTimeout is how long tasks have to return after their context was
+	// cancelled at shutdown. Defaults to 10 s.
+	StopTimeout time.Duration
+
+	// Logger gets one line per event that an operator may care about.
+	// Defaults to discarding.
+	Logger *slog.Logger
+	// Metrics gets the collectors of this worker. Nil means none.
+	Metrics prometheus.Registerer
+	// Now tells the time. Defaults to time.Now.
+	Now func() time.Time
+}
+
+// Queue is a declaration, as kombu's Queue (contract 1.1). All queues are
+// durable.
+type Queue struct {
+	// Name is required.
+	Name string
+	// Exchange the queue is bound to. Defaults to Config.DefaultExchange.
+	Exchange string
+	// ExchangeType is direct, topic, fanout or headers. Defaults to direct.
+	ExchangeType string
+	// RoutingKey of the binding. Defaults to Config.DefaultRoutingKey.
+	RoutingKey string
+	// Type is the argument x-queue-type: classic or quorum. Empty
+	// means that the argument is absent, as Celery declares unless told.
+	Type string
+	// Arguments of queue.declare. Integers are sent as 32 bits wherever they
+	// fit, as Python does.
+	Arguments map[string]any
+	// BindingArguments of queue.bind.
+	BindingArguments map[string]any
+	// ConsumerArguments of basic.consume, for instance x-priority.
+	ConsumerArguments map[string]any
+	// Passive declares nothing: the queue must exist, in whatever shape.
+	Passive bool
+}
+
+// Route sends tasks whose name fits to a destination.
+type Route struct {
+	// Task is a name, or a pattern in which * stands for any text, ? for one
+	// character and [abc] for one of a set.
+	Task string
+	// Queue is a name; or Exchange and RoutingKey are used as they are.
+	Queue      string
+	Exchange   string
+	RoutingKey string
+}
+
+// Unregistered is a choice for tasks without a handler (contract 2.5).
+type Unregistered int
+
+const (
+	// RejectUnregistered rejects the message without requeue and stores
+	// FAILURE NotRegistered, as Celery does.
+	RejectUnregistered Unregistered = iota
+	// RequeueUnregistered gives the message back, after a pause, for another
+	// worker that knows the task. If there is none, it comes back for ever.
+	RequeueUnregistered
+)
+
+// Undecodable is a choice for bodies that are not JSON.
+type Undecodable int
+
+const (
+	// RejectUndecodable rejects without requeue, so that a dead-letter
+	// exchange can catch the message.
+	RejectUndecodable Undecodable = iota
+	// AckUndecodable acknowledges, as Celery does.
+	AckUndecodable
+)
+
+// WithDefaults returns a copy in which every unset field has its default.
+func (c Config) WithDefaults() Config {
+	if c.DefaultQueue == "" && len(c.Queues) > 0 {
+		c.DefaultQueue = c.Queues[0]
+	}
+	if c.DefaultExchange == "" {
+		c.DefaultExchange = c.DefaultQueue
+	}
+	if c.Slots == 0 {
+		c.Slots = 1
+	}
+	if c.Node == "" {
+		c.Node = "celery@" + hostname()
+	}
+	if c.MaxETA == 0 {
+		c.MaxETA = 1000
+	}
+	setDuration(&c.StartTimeout, 30*time.Second)
+	setDuration(&c.Heartbeat, 60*time.Second)
+	setDuration(&c.SettleTimeout, 5*time.Minute)
+	setDuration(&c.ShutdownTimeout, time.Hour)
+	setDuration(&c.StopTimeout, 10*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+func setDuration(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
+}
+
+// Validate names every field that cannot be worked with, and its value.
+func (c Config) Validate() error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+
+	if len(c.Brokers) == 0 {
+		bad("Brokers is empty: give at least one amqp:// URL")
+	}
+	for _, url := range c.Brokers {
+		if _, err := parseBroker(url); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	if len(c.Queues) == 0 {
+		bad("Queues is empty: give at least one queue to consume")
+	}
+	declared := map[string]bool{}
+	for _, q := range c.TaskQueues {
+		if declared[q.Name] {
+			bad("TaskQueues names queue %q twice", q.Name)
+		}
+		declared[q.Name] = true
+		if q.Name == "" || len(q.Name) > 255 || len(q.Exchange) > 255 || len(q.RoutingKey) > 255 {
+			bad("TaskQueues: queue %q needs a name of 1 to 255 bytes, and exchange and routing key of at most 255", q.Name)
+		}
+		switch q.ExchangeType {
+		case "", "direct", "topic", "fanout", "headers":
+		default:
+			bad("TaskQueues: queue %q has exchange type %q, want direct, topic, fanout or headers", q.Name, q.ExchangeType)
+		}
+		for _, arguments := range []map[string]any{q.arguments(), q.BindingArguments, q.ConsumerArguments} {
+			if _, err := amqpTable(arguments); err != nil {
+				bad("TaskQueues: queue %q: %w", q.Name, err)
+			}
+		}
+	}
+	consumed := map[string]bool{}
+	for _, name := range c.Queues {
+		if name == "" || len(name) > 255 {
+			bad("Queues has the name %q, want 1 to 255 bytes", name)
+		}
+		if consumed[name] {
+			bad("Queues names %q twice", name)
+		}
+		consumed[name] = true
+		if c.RefuseUnknownQueues && !declared[name] {
+			bad("Queues names %q, which TaskQueues does not declare, and RefuseUnknownQueues is set", name)
+		}
+	}
+	for _, r := range c.TaskRoutes {
+		if r.Task == "" {
+			bad("TaskRoutes has a route without a task name")
+		}
+		if _, err := path.Match(r.Task, ""); err != nil {
+			bad("TaskRoutes: %q is not a pattern: %w", r.Task, err)
+		}
+		if r.Queue == "" && (r.Exchange == "" || r.RoutingKey == "") {
+			bad("TaskRoutes: the route of %q names neither a queue nor both exchange and routing key", r.Task)
+		}
+	}
+	if c.Slots < 0 || c.Slots > 65535 {
+		bad("Slots is %d, want 1 to 65535", c.Slots)
+	}
+	if c.MaxETA < 0 || c.MaxETA+c.Slots > 65535 {
+		bad("MaxETA is %d, want 0 to 65535 together with Slots", c.MaxETA)
+	}
+	if c.Node != "" && !nodeName.MatchString(c.Node) {
+		bad("Node is %q, want name@host", c.Node)
+	}
+	if c.TimeLimit.Hard < 0 || c.TimeLimit.Soft < 0 {
+		bad("TimeLimit is %v/%v, want none negative", c.TimeLimit.Soft, c.TimeLimit.Hard)
+	}
+	for name, d := range map[string]time.Duration{"Heartbeat": c.Heartbeat, "SettleTimeout": c.SettleTimeout, "StopTimeout": c.StopTimeout} {
+		if d < 0 {
+			bad("%s is %v, want a positive duration", name, d)
+		}
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fmt.Errorf("worker configuration: %w", errors.Join(problems...))
+}
+
+var nodeName = regexp.MustCompile(`^[^@\s]+@[^@\s]+$`)
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil || strings.TrimSpace(name) == "" {
+		return "localhost"
+	}
+	return name
+}

@@ -1,0 +1,308 @@
+package worker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+const (
+	dialTimeout      = 10 * time.Second
+	handshakeTimeout = 20 * time.Second
+	// callTimeout bounds a synchronous method of the broker. One that stays
+	// unanswered means that the connection is as good as lost.
+	callTimeout = 30 * time.Second
+)
+
+func parseBroker(url string) (amqp.URI, error) {
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		// The URL is left out: it may hold a password.
+		return uri, fmt.Errorf("Brokers has a URL that cannot be read: %w", errors.New(scrubURLError(err)))
+	}
+	return uri, nil
+}
+
+// scrubURLError drops the URL that net/url puts into its errors.
+func scrubURLError(err error) string {
+	var inner interface{ Unwrap() error }
+	if errors.As(err, &inner) && inner.Unwrap() != nil {
+		return inner.Unwrap().Error()
+	}
+	return err.Error()
+}
+
+// session is one connection to a broker with everything that lives and dies
+// with it: the channel that consumes, the channel that publishes, and the
+// validity of every delivery tag. It is never mended: when any part is lost,
+// all is lost, and the worker makes a new one.
+type session struct {
+	broker string // host:port/vhost, for messages
+	conn   *amqp.Connection
+	log    *slog.Logger
+
+	// consuming carries consumers and acknowledgements. consumeMu serialises
+	// its synchronous methods, which amqp091-go does not do.
+	consuming *amqp.Channel
+	consumeMu sync.Mutex
+	consumers sync.WaitGroup // goroutines that receive
+
+	publisher publisher
+	// declared are the queues that were declared on this connection; guarded
+	// by declareMu.
+	declareMu sync.Mutex
+	declared  map[string]bool
+
+	blocked atomic.Bool // the broker takes no messages: connection.blocked
+
+	lost     chan struct{}
+	lostOnce sync.Once
+	lostErr  error // set before lost is closed
+
+	raw net.Conn
+}
+
+// connect tries each broker once and returns the errors of all.
+func (w *Worker) connect(ctx context.Context) (*session, error) {
+	var failures []error
+	for _, url := range w.cfg.Brokers {
+		s, err := w.dial(ctx, url)
+		if err == nil {
+			return s, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failures = append(failures, err)
+	}
+	return nil, errors.Join(failures...)
+}
+
+func (w *Worker) dial(ctx context.Context, url string) (*session, error) {
+	uri, err := parseBroker(url)
+	if err != nil {
+		return nil, err
+	}
+	address := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
+	broker := address + "/" + uri.Vhost
+
+	raw, err := w.dialRaw(ctx, uri, address)
+	if err != nil {
+		return nil, err
+	}
+	// amqp091-go takes no context: when ctx ends, the handshake fails.
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+
+	conn, err := amqp.Open(newWireConn(raw), amqp.Config{
+		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: uri.Username, Password: uri.Password}},
+		Vhost:     uri.Vhost,
+		Heartbeat: w.cfg.Heartbeat,
+		FrameSize: 131072,
+		Locale:    "en_US",
+		Properties: amqp.Table{
+			"product":         "mm-orchestrator worker",
+			"platform":        "golang",
+			"connection_name": w.cfg.Node,
+		},
+	})
+	if err != nil {
+		_ = raw.Close()
+		return nil, handshakeError(err, broker, uri)
+	}
+	s := &session{
+		broker:   broker,
+		conn:     conn,
+		raw:      raw,
+		log:      w.cfg.Logger,
+		declared: map[string]bool{},
+		lost:     make(chan struct{}),
+	}
+	s.publisher.init(s)
+	if s.consuming, err = conn.Channel(); err != nil {
+		s.close()
+		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", broker, ErrUnreachable, err)
+	}
+	s.watch()
+	return s, nil
+}
+
+func (w *Worker) dialRaw(ctx context.Context, uri amqp.URI, address string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%w: cannot connect to %s: %w. Check that RabbitMQ runs and that the address is right", ErrUnreachable, address, err)
+	}
+	// Cleared by amqp091-go once the connection is open.
+	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	if uri.Scheme != "amqps" {
+		return conn, nil
+	}
+	config := w.cfg.TLS.Clone()
+	if config == nil {
+		config = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	if config.ServerName == "" {
+		config.ServerName = uri.Host
+	}
+	secure := tls.Client(conn, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%w: TLS with %s failed: %w. Check the certificates, and that this port speaks TLS", ErrUnreachable, address, err)
+	}
+	return secure, nil
+}
+
+func handshakeError(err error, broker string, uri amqp.URI) error {
+	var closed *amqp.Error
+	if !errors.As(err, &closed) {
+		return fmt.Errorf("%w: %s does not speak AMQP: %w. Check host and port", ErrUnreachable, broker, err)
+	}
+	switch {
+	case closed == amqp.ErrVhost, closed.Code == amqp.NotAllowed, closed.Code == amqp.NotFound:
+		return fmt.Errorf("%w: virtual host %q of %s for user %q: create it or give the user its permissions (RabbitMQ: %d %s)",
+			ErrVhost, uri.Vhost, broker, uri.Username, closed.Code, closed.Reason)
+	case closed.Code == amqp.AccessRefused:
+		return fmt.Errorf("%w: user %q at %s: check user and password in the broker URL (RabbitMQ: %d %s)",
+			ErrCredentials, uri.Username, broker, closed.Code, closed.Reason)
+	}
+	return fmt.Errorf("%w: %s closed the connection at its start: %d %s", ErrUnreachable, broker, closed.Code, closed.Reason)
+}
+
+// watch ends the session when its connection or its consuming channel goes.
+// Its goroutines end with them.
+func (s *session) watch() {
+	connClosed := s.conn.NotifyClose(make(chan *amqp.Error, 1))
+	channelClosed := s.consuming.NotifyClose(make(chan *amqp.Error, 1))
+	// A cancelled consumer leaves connection and channel open: without this
+	// a worker would go silent (contract 1.4).
+	cancelled := s.consuming.NotifyCancel(make(chan string, 1))
+	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	go func() {
+		for {
+			select {
+			case err, ok := <-connClosed:
+				s.fail(closeReason("connection", err, ok))
+				return
+			case err, ok := <-channelClosed:
+				s.fail(closeReason("channel", err, ok))
+				channelClosed, cancelled = nil, nil
+			case tag, ok := <-cancelled:
+				if !ok {
+					cancelled = nil
+					continue
+				}
+				s.fail(fmt.Errorf("broker cancelled consumer %s: its queue was deleted or moved", tag))
+			case b, ok := <-blocked:
+				if !ok {
+					blocked = nil
+					continue
+				}
+				s.blocked.Store(b.Active)
+				if b.Active {
+					s.log.Warn("broker takes no messages", "broker", s.broker, "reason", b.Reason)
+				} else {
+					s.log.Info("broker takes messages again", "broker", s.broker)
+				}
+			}
+		}
+	}()
+}
+
+func closeReason(what string, err *amqp.Error, ok bool) error {
+	if !ok || err == nil {
+		return fmt.Errorf("%s closed", what)
+	}
+	return fmt.Errorf("broker closed the %s: %d %s", what, err.Code, err.Reason)
+}
+
+// fail marks the session as lost, once. Everything that waits for it goes on.
+func (s *session) fail(err error) {
+	s.lostOnce.Do(func() {
+		s.lostErr = err
+		close(s.lost)
+	})
+}
+
+func (s *session) isLost() bool {
+	select {
+	case <-s.lost:
+		return true
+	default:
+		return false
+	}
+}
+
+// call runs a synchronous method of the consuming channel. A broker that does
+// not answer in time has been lost.
+func (s *session) call(what string, method func() error) error {
+	s.consumeMu.Lock()
+	defer s.consumeMu.Unlock()
+	timer := time.AfterFunc(callTimeout, func() {
+		s.fail(fmt.Errorf("broker did not answer %s within %v", what, callTimeout))
+		_ = s.raw.Close()
+	})
+	defer timer.Stop()
+	return method()
+}
+
+// close ends the connection, politely if the broker still listens, and waits
+// for the goroutines that receive.
+func (s *session) close() {
+	s.fail(errors.New("closed by the worker"))
+	if !s.conn.IsClosed() {
+		_ = s.conn.CloseDeadline(time.Now().Add(2 * time.Second))
+	}
+	_ = s.raw.Close()
+	s.consumers.Wait()
+}
+
+// link is the session of the moment, for those who wait for one.
+type link struct {
+	mu      sync.Mutex
+	session *session      // nil while disconnected
+	changed chan struct{} // closed at the next change
+	err     error         // why there is none, or none that consumes
+	// consuming says that the session has all its consumers.
+	consuming bool
+	since     time.Time // of the last change
+}
+
+func (l *link) set(s *session, consuming bool, err error, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.session, l.consuming, l.err, l.since = s, consuming, err, now
+	if l.changed != nil {
+		close(l.changed)
+	}
+	l.changed = make(chan struct{})
+}
+
+// get waits for a session that is not lost.
+func (l *link) get(ctx context.Context) (*session, error) {
+	for {
+		l.mu.Lock()
+		if l.changed == nil {
+			l.changed = make(chan struct{})
+		}
+		s, changed := l.session, l.changed
+		l.mu.Unlock()
+		if s != nil && !s.isLost() {
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}

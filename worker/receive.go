@@ -1,0 +1,337 @@
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// delivery is one message from the broker and the right to settle it, which
+// ends with its session.
+type delivery struct {
+	session     *session
+	sub         *subscription
+	tag         uint64
+	redelivered bool
+	acker       amqp.Acknowledger
+	// wire is what the message said; emptied once it is decoded.
+	wire protocol.Delivery
+}
+
+// settle tells the broker, unless the tag is dead: then the broker has, or
+// will, deliver again.
+func (d *delivery) settle(v verdict) {
+	if d.session.isLost() {
+		return
+	}
+	var err error
+	switch v {
+	case verdictAck:
+		err = d.acker.Ack(d.tag, false)
+	case verdictReject:
+		err = d.acker.Reject(d.tag, false)
+	case verdictRequeue:
+		err = d.acker.Nack(d.tag, false, true)
+	}
+	if err != nil {
+		d.session.fail(fmt.Errorf("settling a delivery: %w", err))
+	}
+}
+
+// wireDelivery translates the library's delivery (see wire.go for the mark of
+// a priority 0).
+func wireDelivery(d amqp.Delivery) protocol.Delivery {
+	properties := protocol.Properties{
+		ContentType:     d.ContentType,
+		ContentEncoding: d.ContentEncoding,
+		DeliveryMode:    d.DeliveryMode &^ priorityZero,
+		CorrelationID:   d.CorrelationId,
+		ReplyTo:         d.ReplyTo,
+		Expiration:      d.Expiration,
+	}
+	if d.Priority != 0 || d.DeliveryMode&priorityZero != 0 {
+		priority := d.Priority
+		properties.Priority = &priority
+	}
+	return protocol.Delivery{
+		Headers:     plainTable(d.Headers),
+		Properties:  properties,
+		Exchange:    d.Exchange,
+		RoutingKey:  d.RoutingKey,
+		Redelivered: d.Redelivered,
+		Body:        d.Body,
+	}
+}
+
+// received starts a delivery on its way, in a goroutine of its own.
+func (w *Worker) received(sub *subscription, message amqp.Delivery) {
+	w.metrics.received.Inc()
+	d := &delivery{
+		session:     sub.session,
+		sub:         sub,
+		tag:         message.DeliveryTag,
+		redelivered: message.Redelivered,
+		acker:       message.Acknowledger,
+		wire:        wireDelivery(message),
+	}
+	w.life.deliveries.Add(1)
+	go func() {
+		defer w.life.deliveries.Done()
+		w.handle(d)
+	}()
+}
+
+// handle takes a delivery from its bytes to its settlement.
+func (w *Worker) handle(d *delivery) {
+	defer func() {
+		if p := recover(); p != nil {
+			// A message must not end the worker, whatever it has found.
+			w.metrics.bad.WithLabelValues(badPanic).Inc()
+			w.cfg.Logger.Error("message is rejected: handling it failed", "error", fmt.Sprint(p), "stack", goStack())
+			d.settle(verdictReject)
+		}
+	}()
+
+	head, err := protocol.DecodeHeader(d.wire, acceptContent)
+	if err != nil {
+		w.malformed(d, err)
+		return
+	}
+	registered, known := w.registry[head.Task]
+	if !known {
+		w.unregistered(d, head)
+		return
+	}
+	message, err := protocol.Decode(d.wire, acceptContent)
+	if err != nil {
+		w.malformed(d, err)
+		return
+	}
+	id := identify(message, d.wire.Body)
+	d.wire = protocol.Delivery{}
+	if w.repeated(d, message, id) {
+		return
+	}
+	if !w.waitForETA(d, message) || !w.takeSlot(d) {
+		return
+	}
+	slot := &slot{worker: w}
+	defer slot.leave()
+	if w.refused(d, message) {
+		return
+	}
+	execution, arrival, v := w.running.begin(d, id)
+	if arrival != arrivalNew {
+		w.answer(d, message, arrival, v)
+		return
+	}
+	w.execute(execution, message, registered, d.sub.queue.Name, slot)
+}
+
+// acceptContent is Celery's accept_content: JSON and nothing else, because
+// the others can run code or need Python.
+var acceptContent = []string{"application/json"}
+
+// repeated deals with a delivery whose task runs here or has just ended here.
+func (w *Worker) repeated(d *delivery, m *protocol.Message, id identity) bool {
+	arrival, v := w.running.arrive(d, id)
+	if arrival == arrivalNew {
+		return false
+	}
+	w.answer(d, m, arrival, v)
+	return true
+}
+
+func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v verdict) {
+	w.metrics.attached.Inc()
+	if arrival == arrivalAttached {
+		w.taskLog(m).Info("repeated delivery joins the running task")
+		return
+	}
+	w.taskLog(m).Info("repeated delivery of a task that has ended is settled without running it again")
+	d.settle(v)
+}
+
+// malformed does what the table of contract 2.5 says for a message that
+// cannot be decoded.
+func (w *Worker) malformed(d *delivery, err error) {
+	var bad *protocol.MalformedError
+	if !errors.As(err, &bad) {
+		bad = &protocol.MalformedError{Reason: protocol.ReasonUnknown, Detail: err.Error()}
+	}
+	w.metrics.bad.WithLabelValues(badLabel(bad.Reason)).Inc()
+	do := bad.Disposition()
+	if w.cfg.Undecodable == AckUndecodable && (bad.Reason == protocol.ReasonBody || bad.Reason == protocol.ReasonCompression) {
+		do.Reject = false
+	}
+	w.cfg.Logger.Error("message cannot be run", "task_id", bad.TaskID, "task", bad.Task, "queue", d.sub.queue.Name,
+		"rejected", do.Reject, "error", bad.Error())
+	if do.StoreFailure {
+		exception := bad.Exception()
+		row := protocol.Result{
+			TaskID:     bad.TaskID,
+			State:      protocol.StateFailure,
+			Exception:  &exception,
+			HasRequest: true,
+			Task:       bad.Task,
+			Worker:     w.cfg.Node,
+			Queue:      d.wire.RoutingKey,
+			Args:       json.RawMessage("null"),
+			Kwargs:     json.RawMessage("null"),
+			DateDone:   w.cfg.Now(),
+		}
+		if _, err := w.store(w.life.settle, row); err != nil {
+			w.handBack(d, err)
+			return
+		}
+	}
+	if do.Reject {
+		d.settle(verdictReject)
+		return
+	}
+	d.settle(verdictAck)
+}
+
+// unregistered deals with a task that has no handler here.
+func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
+	w.metrics.bad.WithLabelValues(badUnregistered).Inc()
+	log := w.taskLog(head).With("queue", d.sub.queue.Name)
+	if w.cfg.Unregistered == RequeueUnregistered {
+		log.Warn("task is not registered here and goes back to its queue")
+		w.pauseDelivery(d, requeueUnregisteredPause)
+		d.settle(verdictRequeue)
+		return
+	}
+	log.Error("task is not registered here and is rejected: register it, or let its producer use another queue")
+	if head.ID != "" {
+		// Celery's row knows nothing of the request but its id.
+		exception := protocol.NotRegistered(head.Task)
+		row := protocol.Result{
+			TaskID:     head.ID,
+			State:      protocol.StateFailure,
+			Exception:  &exception,
+			HasRequest: true,
+			Args:       json.RawMessage("null"),
+			Kwargs:     json.RawMessage("null"),
+			DateDone:   w.cfg.Now(),
+		}
+		if _, err := w.store(w.life.settle, row); err != nil {
+			w.handBack(d, err)
+			return
+		}
+	}
+	d.settle(verdictReject)
+}
+
+// requeueUnregisteredPause keeps a task that nobody knows from spinning.
+const requeueUnregisteredPause = 5 * time.Second
+
+// refused deals with a task that is revoked or expired before it runs
+// (contract 3.1): REVOKED, acknowledged, and nothing follows.
+func (w *Worker) refused(d *delivery, m *protocol.Message) bool {
+	var why, outcome string
+	switch {
+	case w.revoked.has(m.ID):
+		why, outcome = "revoked", outcomeRevoked
+	case m.Expires != nil && !w.cfg.Now().Before(*m.Expires):
+		why, outcome = "expired", outcomeExpired
+	default:
+		return false
+	}
+	w.taskLog(m).Info("task is not run", "why", why)
+	exception := protocol.NewException("celery.exceptions", "TaskRevokedError", why)
+	row := w.row(m, protocol.StateRevoked)
+	row.Exception = &exception
+	row.DateDone = w.cfg.Now()
+	if !w.ignoresResult(m, w.registry[m.Task]) {
+		if _, err := w.store(w.life.settle, row); err != nil {
+			w.handBack(d, err)
+			return true
+		}
+	}
+	w.metrics.tasks.WithLabelValues(m.Task, outcome).Inc()
+	d.settle(verdictAck)
+	return true
+}
+
+// waitForETA holds a message until its ETA, unacknowledged and without a
+// slot. False means that it is not ours any more.
+func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
+	if w.refused(d, m) {
+		return false
+	}
+	if m.ETA == nil {
+		return true
+	}
+	wait := m.ETA.Sub(w.cfg.Now())
+	if wait <= 0 {
+		return true
+	}
+	release := d.sub.hold()
+	defer release()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-d.session.lost: // the broker delivers it again
+		return false
+	case <-w.life.receive.Done():
+		d.settle(verdictRequeue)
+		return false
+	}
+}
+
+// takeSlot waits for the right to run a task. False means that the message is
+// not ours any more, or has gone back because the worker stops.
+func (w *Worker) takeSlot(d *delivery) bool {
+	if w.life.receive.Err() != nil {
+		d.settle(verdictRequeue)
+		return false
+	}
+	select {
+	case w.slots <- struct{}{}:
+	case <-d.session.lost:
+		return false
+	case <-w.life.receive.Done():
+		d.settle(verdictRequeue)
+		return false
+	}
+	if d.session.isLost() {
+		<-w.slots
+		return false
+	}
+	w.metrics.running.Inc()
+	return true
+}
+
+// pauseDelivery keeps a delivery for a while without a slot.
+func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
+	if pause <= 0 {
+		return
+	}
+	defer d.sub.hold()()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.session.lost:
+	case <-w.life.receive.Done():
+	}
+}
+
+// handBack returns a message whose outcome could not be recorded, after a
+// pause, so that a fault that lasts does not make it spin.
+func (w *Worker) handBack(d *delivery, err error) {
+	w.metrics.handedBack.Inc()
+	w.cfg.Logger.Error("message goes back to the broker: its outcome could not be recorded", "queue", d.sub.queue.Name, "error", err)
+	w.pauseDelivery(d, w.handBackPause())
+	d.settle(verdictRequeue)
+}
+
+func (w *Worker) handBackPause() time.Duration { return min(w.cfg.SettleTimeout, backoffMost) }

@@ -1,0 +1,166 @@
+package worker
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/big"
+	"strconv"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// amqpTable makes an AMQP table of headers or arguments. Integers are sent as
+// 32 bits wherever they fit, larger ones as non-negative 64 bits, the rest as
+// text: py-amqp reads nothing else alike in all its versions (contract 2.6).
+func amqpTable(values map[string]any) (amqp.Table, error) {
+	if values == nil {
+		return nil, nil
+	}
+	table := make(amqp.Table, len(values))
+	for key, value := range values {
+		if len(key) > 255 {
+			return nil, fmt.Errorf("header name %.40q... is longer than 255 bytes", key)
+		}
+		field, err := amqpField(value)
+		if err != nil {
+			return nil, fmt.Errorf("header %q: %w", key, err)
+		}
+		table[key] = field
+	}
+	return table, nil
+}
+
+func amqpField(value any) (any, error) {
+	switch v := value.(type) {
+	case nil, bool, string, []byte, time.Time, float32, float64, amqp.Decimal:
+		return v, nil
+	case int:
+		return amqpInteger(int64(v)), nil
+	case int8:
+		return int32(v), nil
+	case int16:
+		return int32(v), nil
+	case int32:
+		return v, nil
+	case int64:
+		return amqpInteger(v), nil
+	case uint8:
+		return int32(v), nil
+	case uint16:
+		return int32(v), nil
+	case uint32:
+		return amqpInteger(int64(v)), nil
+	case uint:
+		return amqpUnsigned(uint64(v)), nil
+	case uint64:
+		return amqpUnsigned(v), nil
+	case *big.Int:
+		if v.IsInt64() {
+			return amqpInteger(v.Int64()), nil
+		}
+		return v.String(), nil
+	case json.Number:
+		if n, err := strconv.ParseInt(v.String(), 10, 64); err == nil {
+			return amqpInteger(n), nil
+		}
+		return v.String(), nil
+	case []string:
+		array := make([]any, len(v))
+		for i, s := range v {
+			array[i] = s
+		}
+		return array, nil
+	case []any:
+		array := make([]any, len(v))
+		for i, element := range v {
+			field, err := amqpField(element)
+			if err != nil {
+				return nil, fmt.Errorf("element %d: %w", i, err)
+			}
+			array[i] = field
+		}
+		return array, nil
+	case map[string]any:
+		return amqpTable(v)
+	case amqp.Table:
+		return amqpTable(v)
+	}
+	return nil, fmt.Errorf("a %T cannot be an AMQP header", value)
+}
+
+func amqpInteger(n int64) any {
+	switch {
+	case n >= math.MinInt32 && n <= math.MaxInt32:
+		return int32(n)
+	case n > 0:
+		return n
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func amqpUnsigned(n uint64) any {
+	if n <= math.MaxInt64 {
+		return amqpInteger(int64(n))
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// plainTable turns a received table into the plain maps and slices that
+// package protocol takes.
+func plainTable(table amqp.Table) map[string]any {
+	if table == nil {
+		return nil
+	}
+	values := make(map[string]any, len(table))
+	for key, value := range table {
+		values[key] = plainField(value)
+	}
+	return values
+}
+
+func plainField(value any) any {
+	switch v := value.(type) {
+	case amqp.Table:
+		return plainTable(v)
+	case []any:
+		array := make([]any, len(v))
+		for i, element := range v {
+			array[i] = plainField(element)
+		}
+		return array
+	}
+	return value
+}
+
+// fieldSize is how many bytes a field takes in a frame, its type included.
+func fieldSize(value any) int {
+	switch v := value.(type) {
+	case nil:
+		return 1
+	case bool:
+		return 2
+	case int32, float32:
+		return 5
+	case int64, float64, time.Time, amqp.Decimal:
+		return 9
+	case string:
+		return 5 + len(v)
+	case []byte:
+		return 5 + len(v)
+	case []any:
+		size := 5
+		for _, element := range v {
+			size += fieldSize(element)
+		}
+		return size
+	case amqp.Table:
+		size := 5
+		for key, element := range v {
+			size += 1 + len(key) + fieldSize(element)
+		}
+		return size
+	}
+	return 9
+}

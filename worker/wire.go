@@ -1,0 +1,366 @@
+package worker
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+)
+
+// amqp091-go cannot say or hear three things that Celery's messages need, so
+// its bytes pass through here in both directions. Only content header frames
+// are touched, and none grows.
+//
+//  1. py-amqp writes header integers beyond 32 bits as field type 'L', for
+//     which amqp091-go has no case: it closes the connection, the broker
+//     delivers again, for ever (contract celery-worker.md 2.6). 'L' becomes
+//     'l', which means the same there.
+//  2. Whatever else in a header table amqp091-go would choke on (unknown
+//     types, deep nesting, lengths that lie) is replaced by a table without
+//     it: such a message is rejected like any other that lacks its headers,
+//     and not by losing the connection.
+//  3. amqp091-go leaves out a priority of 0, and reads an absent one as 0,
+//     which Celery tells apart. Both ways, [priorityZero] in the delivery
+//     mode stands for a priority that is present and 0.
+
+const (
+	// priorityZero is a bit of DeliveryMode, of which AMQP uses 1 and 2. To
+	// send it, the message also needs a Priority of 1, as a placeholder.
+	priorityZero = 0x80
+	// unreadableHeaders is the only member of a table that replaces one which
+	// could not be read.
+	unreadableHeaders = "x-unreadable-headers"
+)
+
+const (
+	frameHeaderSize = 7 // type, channel, payload size
+	frameMethod     = 1
+	frameHeader     = 2
+	frameBody       = 3
+	frameHeartbeat  = 8
+
+	// maxHeaderFrame is more than any broker negotiates with us (131072);
+	// longer ones pass unread and are refused by the library.
+	maxHeaderFrame = 1 << 20
+
+	flagContentType     = 0x8000
+	flagContentEncoding = 0x4000
+	flagHeaders         = 0x2000
+	flagDeliveryMode    = 0x1000
+	flagPriority        = 0x0800
+
+	// Limits of amqp091-go on what it reads.
+	maxFieldDepth    = 32
+	maxTableElements = 8192
+)
+
+// wireConn is a connection to a broker whose content headers are rewritten.
+type wireConn struct {
+	net.Conn
+	in, out frameRewriter
+	// ready holds bytes that were read and rewritten but not yet asked for;
+	// only the reading goroutine uses it. buffer is its read buffer.
+	ready  bytes.Buffer
+	buffer []byte
+	// written is the writer's scratch buffer; amqp091-go serialises writes.
+	written []byte
+}
+
+func newWireConn(conn net.Conn) *wireConn {
+	return &wireConn{
+		Conn:   conn,
+		in:     frameRewriter{rewrite: rewriteIncoming},
+		out:    frameRewriter{rewrite: rewriteOutgoing, skip: len("AMQP\x00\x00\x09\x01")},
+		buffer: make([]byte, 16<<10),
+	}
+}
+
+func (c *wireConn) Read(p []byte) (int, error) {
+	for c.ready.Len() == 0 {
+		n, err := c.Conn.Read(c.buffer)
+		if n > 0 {
+			c.ready.Write(c.in.feed(nil, c.buffer[:n]))
+		}
+		if err != nil && c.ready.Len() == 0 {
+			return 0, err
+		}
+	}
+	return c.ready.Read(p)
+}
+
+func (c *wireConn) Write(p []byte) (int, error) {
+	c.written = c.out.feed(c.written[:0], p)
+	if len(c.written) > 0 {
+		if _, err := c.Conn.Write(c.written); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// frameRewriter follows a stream of AMQP frames in pieces of any size and
+// replaces the payload of each content header by what rewrite returns, which
+// may be the same memory and must not be longer. After the first frame of an
+// unknown type it changes nothing more.
+type frameRewriter struct {
+	rewrite func(payload []byte) []byte
+
+	// skip counts bytes that come before the first frame.
+	skip int
+	// header collects the seven bytes that begin a frame.
+	header [frameHeaderSize]byte
+	filled int
+	// rest counts the payload bytes and the end byte still to come.
+	rest int64
+	// payload collects a content header until it is whole.
+	payload    []byte
+	collecting bool
+	// foreign is set when this is no AMQP stream.
+	foreign bool
+}
+
+// feed appends to dst what may be passed on after src has been seen.
+func (r *frameRewriter) feed(dst, src []byte) []byte {
+	for len(src) > 0 {
+		switch {
+		case r.foreign:
+			return append(dst, src...)
+
+		case r.skip > 0:
+			n := min(r.skip, len(src))
+			dst, src = append(dst, src[:n]...), src[n:]
+			r.skip -= n
+
+		case r.filled < frameHeaderSize:
+			n := copy(r.header[r.filled:], src)
+			src = src[n:]
+			if r.filled += n; r.filled == frameHeaderSize {
+				r.beginFrame()
+				if !r.collecting {
+					dst = append(dst, r.header[:]...)
+				}
+			}
+
+		case r.collecting:
+			n := int(min(r.rest, int64(len(src))))
+			r.payload = append(r.payload, src[:n]...)
+			src = src[n:]
+			if r.rest -= int64(n); r.rest == 0 {
+				end := r.payload[len(r.payload)-1]
+				payload := r.rewrite(r.payload[:len(r.payload)-1])
+				binary.BigEndian.PutUint32(r.header[3:], uint32(len(payload)))
+				dst = append(append(append(dst, r.header[:]...), payload...), end)
+				r.endFrame()
+			}
+
+		default:
+			n := int(min(r.rest, int64(len(src))))
+			dst, src = append(dst, src[:n]...), src[n:]
+			if r.rest -= int64(n); r.rest == 0 {
+				r.endFrame()
+			}
+		}
+	}
+	return dst
+}
+
+func (r *frameRewriter) beginFrame() {
+	size := int64(binary.BigEndian.Uint32(r.header[3:]))
+	r.rest = size + 1
+	switch r.header[0] {
+	case frameMethod, frameBody, frameHeartbeat:
+	case frameHeader:
+		r.collecting = size <= maxHeaderFrame
+	default:
+		r.foreign = true
+	}
+}
+
+func (r *frameRewriter) endFrame() {
+	r.filled, r.collecting = 0, false
+	if cap(r.payload) > 64<<10 {
+		r.payload = nil
+	}
+	r.payload = r.payload[:0]
+}
+
+// contentHeader finds the fields that matter in a content header's payload:
+// class 2, weight 2, body size 8, flags 2, then the properties in the order of
+// their flags. A nil slice is a property that is absent or cut off.
+type contentHeader struct {
+	headers      []byte // the table without its length
+	headersAt    int    // where it begins in the payload
+	deliveryMode []byte
+	priority     []byte
+}
+
+func parseContentHeader(payload []byte) contentHeader {
+	var h contentHeader
+	if len(payload) < 14 {
+		return h
+	}
+	flags := binary.BigEndian.Uint16(payload[12:])
+	rest := payload[14:]
+	if flags&1 != 0 {
+		return h // more flag words, which AMQP 0-9-1 does not have
+	}
+	for _, flag := range []uint16{flagContentType, flagContentEncoding} {
+		if flags&flag == 0 {
+			continue
+		}
+		if len(rest) < 1 || len(rest) < 1+int(rest[0]) {
+			return h
+		}
+		rest = rest[1+int(rest[0]):]
+	}
+	if flags&flagHeaders != 0 {
+		table, after, ok := cutLong(rest)
+		if !ok {
+			return h
+		}
+		h.headers, h.headersAt, rest = table, len(payload)-len(after)-len(table), after
+	}
+	if flags&flagDeliveryMode != 0 {
+		if len(rest) < 1 {
+			return h
+		}
+		h.deliveryMode, rest = rest[:1], rest[1:]
+	}
+	if flags&flagPriority != 0 && len(rest) >= 1 {
+		h.priority = rest[:1]
+	}
+	return h
+}
+
+func rewriteIncoming(payload []byte) []byte {
+	h := parseContentHeader(payload)
+	if h.deliveryMode != nil {
+		h.deliveryMode[0] &^= priorityZero
+		if h.priority != nil && h.priority[0] == 0 {
+			h.deliveryMode[0] |= priorityZero
+		}
+	}
+	// A walk that fails may already have changed some types, which does not
+	// matter: the table is then replaced as a whole.
+	if h.headers != nil && !rewriteTable(h.headers, 0) {
+		return replaceTable(payload, h.headersAt, len(h.headers))
+	}
+	return payload
+}
+
+// replaceTable puts a readable table in the place of the size bytes at
+// payload[at:], which the table's length precedes.
+func replaceTable(payload []byte, at, size int) []byte {
+	table := append([]byte{byte(len(unreadableHeaders))}, unreadableHeaders...)
+	table = append(table, 'V')
+	if len(table) > size {
+		table = nil
+	}
+	binary.BigEndian.PutUint32(payload[at-4:], uint32(len(table)))
+	n := copy(payload[at:], table)
+	return append(payload[:at+n], payload[at+size:]...)
+}
+
+func rewriteOutgoing(payload []byte) []byte {
+	h := parseContentHeader(payload)
+	if h.deliveryMode == nil || h.deliveryMode[0]&priorityZero == 0 {
+		return payload
+	}
+	h.deliveryMode[0] &^= priorityZero
+	if h.priority != nil {
+		h.priority[0] = 0
+	}
+	return payload
+}
+
+// rewriteTable turns 'L' into 'l' in a table and says whether amqp091-go will
+// read it to the end.
+func rewriteTable(table []byte, depth int) bool {
+	if depth > maxFieldDepth {
+		return false
+	}
+	for elements := 0; len(table) > 0; elements++ {
+		if elements >= maxTableElements {
+			return false
+		}
+		key := 1 + int(table[0])
+		if len(table) < key {
+			return false
+		}
+		rest, ok := rewriteField(table[key:], depth)
+		if !ok {
+			return false
+		}
+		table = rest
+	}
+	return true
+}
+
+func rewriteArray(array []byte, depth int) bool {
+	if depth > maxFieldDepth {
+		return false
+	}
+	for elements := 0; len(array) > 0; elements++ {
+		if elements >= maxTableElements {
+			return false
+		}
+		rest, ok := rewriteField(array, depth)
+		if !ok {
+			return false
+		}
+		array = rest
+	}
+	return true
+}
+
+// rewriteField handles the field at the start of b and returns what follows.
+func rewriteField(b []byte, depth int) (rest []byte, ok bool) {
+	if len(b) == 0 {
+		return nil, false
+	}
+	kind := b[0]
+	size := 0
+	switch kind {
+	case 'V':
+	case 't', 'b', 'B':
+		size = 1
+	case 's', 'u':
+		size = 2
+	case 'I', 'i', 'f':
+		size = 4
+	case 'D':
+		size = 5
+	case 'l', 'd', 'T':
+		size = 8
+	case 'L':
+		b[0], size = 'l', 8
+	case 'S', 'x', 'A', 'F':
+		content, after, whole := cutLong(b[1:])
+		switch {
+		case !whole:
+			return nil, false
+		case kind == 'A':
+			return after, rewriteArray(content, depth+1)
+		case kind == 'F':
+			return after, rewriteTable(content, depth+1)
+		}
+		return after, true
+	default:
+		return nil, false
+	}
+	if len(b) < 1+size {
+		return nil, false
+	}
+	return b[1+size:], true
+}
+
+// cutLong takes a value with a 32-bit length off the front of b.
+func cutLong(b []byte) (content, rest []byte, ok bool) {
+	if len(b) < 4 {
+		return nil, nil, false
+	}
+	n := int64(binary.BigEndian.Uint32(b))
+	if n > int64(len(b)-4) {
+		return nil, nil, false
+	}
+	return b[4 : 4+n : 4+n], b[4+n:], true
+}
