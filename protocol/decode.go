@@ -1,17 +1,56 @@
 package protocol
 
+import (
+	"bytes"
+	"compress/bzip2"
+	"compress/zlib"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+	"unicode/utf8"
+)
+
 // MaxBodySize is how many bytes a body may have after decompression. A
-// message beyond it is malformed (ReasonCompression).
+// message beyond it is malformed (ReasonCompression), so that a small message
+// cannot fill the memory.
 const MaxBodySize = 64 << 20
+
+// contentTypeJSON is the only content type that can be decoded.
+const contentTypeJSON = "application/json"
+
+// serializers are kombu's names for content types.
+var serializers = map[string]string{
+	contentTypeJSON:                   "json",
+	"application/x-python-serialize":  "pickle",
+	"application/x-yaml":              "yaml",
+	"application/x-msgpack":           "msgpack",
+	"application/vnd.msgpack; v=0.00": "msgpack",
+}
 
 // DecodeHeader reads what can be known of a message before its arguments:
 // task, id, relations and retries. A worker uses it to see whether it has
 // the task, which Celery checks before it looks at the body (contract 2.5).
 //
 // A protocol 1 message has no headers, so its body is decoded; then accept is
-// obeyed as in [Decode]. Message.ID is "" when the id is missing. The error is
-// a *MalformedError.
-func DecodeHeader(d Delivery, accept []string) (*Message, error) { return decodeHeader(d, accept) }
+// obeyed as in [Decode]. Message.ID is "" when the id is missing. Args, Kwargs,
+// Embed, ETA and Expires are left empty. The error is a *MalformedError.
+func DecodeHeader(d Delivery, accept []string) (*Message, error) {
+	if _, ok := d.Headers["task"]; !ok {
+		fields, err := decodeBodyObject(d, accept)
+		if err != nil {
+			return nil, err
+		}
+		m := newMessage(1, d)
+		m.readFields(protocol1Fields(fields))
+		return m, checkTask(m)
+	}
+	m := newMessage(2, d)
+	m.readFields(headerFields(d.Headers))
+	return m, checkTask(m)
+}
 
 // Decode reads a message of protocol 2, protocol 1, or the hybrid of both, in
 // the order of contract 2.4. Every header but task and id may be missing; a
@@ -20,4 +59,242 @@ func DecodeHeader(d Delivery, accept []string) (*Message, error) { return decode
 // Only JSON can be decoded, whatever accept says.
 //
 // The error is a *MalformedError. The message shares memory with d.
-func Decode(d Delivery, accept []string) (*Message, error) { return decode(d, accept) }
+func Decode(d Delivery, accept []string) (*Message, error) {
+	if _, ok := d.Headers["task"]; !ok {
+		return decodeProtocol1(d, accept)
+	}
+	m := newMessage(2, d)
+	m.readFields(headerFields(d.Headers))
+	if err := checkTask(m); err != nil {
+		return nil, err
+	}
+	body, err := decodeBody(d, accept)
+	if err != nil {
+		return nil, m.malformed(err)
+	}
+	if kindOfBody(body) == kindObject {
+		return decodeHybrid(m, body)
+	}
+	if err := m.readBody(body); err != nil {
+		return nil, err
+	}
+	return m, m.finish(headerFields(d.Headers))
+}
+
+func newMessage(version int, d Delivery) *Message {
+	headers := d.Headers
+	if headers == nil {
+		headers = map[string]any{}
+	}
+	return &Message{
+		Version:     version,
+		Headers:     headers,
+		Properties:  d.Properties,
+		Exchange:    d.Exchange,
+		RoutingKey:  d.RoutingKey,
+		Redelivered: d.Redelivered,
+	}
+}
+
+func checkTask(m *Message) error {
+	if m.Task == "" {
+		return &MalformedError{Reason: ReasonUnknown, TaskID: m.ID, Detail: "the task's name is no text"}
+	}
+	return nil
+}
+
+// malformed completes an error with what is known of the message.
+func (m *Message) malformed(err error) error {
+	var e *MalformedError
+	if errors.As(err, &e) {
+		e.Task, e.TaskID = m.Task, m.ID
+	}
+	return err
+}
+
+func (m *Message) fail(reason Reason, detail string) error {
+	return &MalformedError{Reason: reason, TaskID: m.ID, Task: m.Task, Detail: detail}
+}
+
+// readBody takes [args, kwargs, embed] apart.
+func (m *Message) readBody(body json.RawMessage) error {
+	if kindOfBody(body) != kindArray {
+		return m.fail(ReasonShape, "it is "+cutText(string(body), 60))
+	}
+	parts, err := elements(body)
+	if err != nil || len(parts) != 3 {
+		return m.fail(ReasonShape, fmt.Sprintf("it has %d elements", len(parts)))
+	}
+	if err := m.readEmbed(parts[2]); err != nil {
+		return err
+	}
+	m.RawArgs, m.RawKwargs = parts[0], parts[1]
+	return nil
+}
+
+func (m *Message) readEmbed(text json.RawMessage) error {
+	if isNull(text) {
+		return nil
+	}
+	embed, err := members(text)
+	if err != nil {
+		return m.fail(ReasonShape, "embed is no object")
+	}
+	return m.readFollowers(embed)
+}
+
+// readFollowers reads the four members of embed, which protocol 1 has beside
+// the other fields.
+func (m *Message) readFollowers(o Object) error {
+	for _, list := range []struct {
+		name string
+		into *[]Signature
+	}{{"callbacks", &m.Embed.Callbacks}, {"errbacks", &m.Embed.Errbacks}, {"chain", &m.Embed.Chain}} {
+		text := o.Get(list.name)
+		if text == nil {
+			continue
+		}
+		sigs, err := parseSignatures(text)
+		if err != nil {
+			return m.fail(ReasonShape, list.name+": "+detailOf(err))
+		}
+		*list.into = sigs
+	}
+	if text := o.Get("chord"); text != nil {
+		chord, err := ParseSignature(text)
+		if err != nil {
+			return m.fail(ReasonShape, "chord: "+detailOf(err))
+		}
+		m.Embed.Chord = &chord
+	}
+	return nil
+}
+
+// finish checks what remains, in the order in which a Python worker finds
+// it: id, times, and last the arguments, which only matter when the task runs.
+func (m *Message) finish(f fields) error {
+	if m.ID == "" {
+		return m.fail(ReasonNoID, "")
+	}
+	var err error
+	if m.ETA, err = timeField(f("eta")); err != nil {
+		return m.fail(ReasonETA, err.Error())
+	}
+	if m.Expires, err = timeField(f("expires")); err != nil {
+		return m.fail(ReasonExpires, err.Error())
+	}
+	if kindOf(m.RawKwargs) != kindObject {
+		return m.fail(ReasonKwargs, "it is "+cutText(string(m.RawKwargs), 60))
+	}
+	if kindOf(m.RawArgs) != kindArray {
+		return m.fail(ReasonArgs, "it is "+cutText(string(m.RawArgs), 60))
+	}
+	if m.Args, err = elements(m.RawArgs); err != nil {
+		return m.fail(ReasonBody, err.Error())
+	}
+	if m.Kwargs, err = members(m.RawKwargs); err != nil {
+		return m.fail(ReasonBody, err.Error())
+	}
+	return nil
+}
+
+func timeField(v any) (*time.Time, error) {
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case time.Time:
+		return &v, nil
+	case string:
+		if v == "" {
+			return nil, nil
+		}
+		t, err := ParseTime(v)
+		return &t, err
+	}
+	return nil, &TimeError{Text: cutText(fmt.Sprint(v), 60), Why: "no text"}
+}
+
+// kindOfBody is kindOf for a body, which may be empty.
+func kindOfBody(body json.RawMessage) kind {
+	if len(body) == 0 {
+		return kindNull
+	}
+	return kindOf(body)
+}
+
+// decodeBody gives the body as checked JSON. Nothing at all is passed on, as
+// kombu does.
+func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
+	if err := checkContentType(d.Properties.ContentType, accept); err != nil {
+		return nil, err
+	}
+	body, err := decompress(d)
+	if err != nil {
+		return nil, &MalformedError{Reason: ReasonCompression, Detail: err.Error()}
+	}
+	if len(body) == 0 {
+		return nil, nil
+	}
+	// Kombu decodes JSON as UTF-8 whatever content_encoding says.
+	if !utf8.Valid(body) {
+		return nil, &MalformedError{Reason: ReasonBody, Detail: "it is not UTF-8"}
+	}
+	if err := checkJSON(body); err != nil {
+		return nil, &MalformedError{Reason: ReasonBody, Detail: err.Error()}
+	}
+	return bytes.Trim(body, " \t\r\n"), nil
+}
+
+// checkContentType refuses what kombu refuses, and also the types that kombu
+// trusts always and a Python worker dies of (contract 11.5).
+func checkContentType(contentType string, accept []string) error {
+	if contentType == "" {
+		return &MalformedError{Reason: ReasonNoContentType}
+	}
+	accepted := contentType == contentTypeJSON
+	if accept != nil {
+		accepted = accepted && (slices.Contains(accept, contentTypeJSON) || slices.Contains(accept, "json"))
+	}
+	if accepted {
+		return nil
+	}
+	name := cutText(contentType, 120)
+	if alias, ok := serializers[contentType]; ok {
+		name = alias + " (" + contentType + ")"
+	}
+	return &MalformedError{Reason: ReasonContentType,
+		Detail: "Refusing to deserialize untrusted content of type " + name}
+}
+
+// decompress undoes the compression header. The type application/x-gzip is a
+// zlib stream (RFC 1950); a real gzip file is refused, as Python does.
+func decompress(d Delivery) ([]byte, error) {
+	name, ok := d.Headers["compression"]
+	if !ok || name == nil || name == "" {
+		if len(d.Body) > MaxBodySize {
+			return nil, fmt.Errorf("%d bytes are more than %d", len(d.Body), MaxBodySize)
+		}
+		return d.Body, nil
+	}
+	var stream io.Reader
+	switch name {
+	case "application/x-gzip", "gzip", "zlib":
+		z, err := zlib.NewReader(bytes.NewReader(d.Body))
+		if err != nil {
+			return nil, fmt.Errorf("not a zlib stream: %w", err)
+		}
+		stream = z
+	case "application/x-bz2", "bzip2", "bzip":
+		stream = bzip2.NewReader(bytes.NewReader(d.Body))
+	default:
+		return nil, fmt.Errorf("compression %s is neither zlib nor bzip2", quote(fmt.Sprint(name)))
+	}
+	body, err := io.ReadAll(io.LimitReader(stream, MaxBodySize+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("corrupt stream: %w", err)
+	case len(body) > MaxBodySize:
+		return nil, fmt.Errorf("more than %d bytes come out of %d", MaxBodySize, len(d.Body))
+	}
+	return body, nil
+}

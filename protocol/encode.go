@@ -1,6 +1,40 @@
 package protocol
 
-import "encoding/json"
+import (
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// EncodeError says what has no form in JSON. It is permanent.
+type EncodeError struct {
+	// Path leads to the value, as in "items[3].price"; "" is the value itself.
+	Path string
+	// Type is the Go type of the value.
+	Type string
+	// Why is one clause.
+	Why string
+}
+
+// Error says what cannot be encoded and why.
+func (e *EncodeError) Error() string {
+	where := "value"
+	if e.Path != "" {
+		where = "value at " + e.Path
+	}
+	return fmt.Sprintf("%s of type %s cannot be encoded as JSON: %s", where, e.Type, e.Why)
+}
+
+// Exception is what Celery would store for it.
+func (e *EncodeError) Exception() Exception {
+	return NewException("kombu.exceptions", "EncodeError", e.Error())
+}
 
 // EncodeJSON writes v as Python's json.dumps would, in kombu's dialect
 // (contract 2.2): ", " and ": " as separators, \u escapes for everything
@@ -10,13 +44,292 @@ import "encoding/json"
 // in full. A json.RawMessage is checked and passes unchanged; nil is null.
 //
 // The error is an *EncodeError: v, or something in it, has no form in JSON.
-func EncodeJSON(v any) (json.RawMessage, error) { return encodeJSON(v) }
+func EncodeJSON(v any) (json.RawMessage, error) {
+	e := encoder{}
+	if err := e.value(reflect.ValueOf(v)); err != nil {
+		return nil, err
+	}
+	return e.out, nil
+}
 
-// DecodeJSON is the way back: it reads text in the same dialect into the
-// value that v points to. Type wrappers become time.Time, []byte, string-like
-// types; into an any they become time.Time, []byte, [Decimal], [UUID], [Date].
-// Numbers in an any become int64, *big.Int or float64.
-func DecodeJSON(text json.RawMessage, v any) error { return decodeJSON(text, v) }
+type encoder struct {
+	out  []byte
+	path []string
+}
 
-// CheckJSON says whether text is one value of Python's JSON dialect.
-func CheckJSON(text []byte) error { return checkJSON(text) }
+func (e *encoder) fail(v reflect.Value, why string) error {
+	return &EncodeError{Path: strings.TrimPrefix(strings.Join(e.path, ""), "."), Type: v.Type().String(), Why: why}
+}
+
+func (e *encoder) value(v reflect.Value) error {
+	if !v.IsValid() {
+		e.out = append(e.out, "null"...)
+		return nil
+	}
+	if len(e.path) > maxDepth {
+		return e.fail(v, "nested too deeply, perhaps within itself")
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface, reflect.Map, reflect.Slice:
+		if v.IsNil() {
+			e.out = append(e.out, "null"...)
+			return nil
+		}
+	}
+	if done, err := e.special(v); done {
+		return err
+	}
+	switch v.Kind() {
+	case reflect.Bool:
+		e.out = strconv.AppendBool(e.out, v.Bool())
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		e.out = strconv.AppendInt(e.out, v.Int(), 10)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		e.out = strconv.AppendUint(e.out, v.Uint(), 10)
+	case reflect.Float32:
+		// The shortest text that gives the same float32, not its float64.
+		f, _ := strconv.ParseFloat(strconv.FormatFloat(v.Float(), 'g', -1, 32), 64)
+		e.out = appendFloat(e.out, f)
+	case reflect.Float64:
+		e.out = appendFloat(e.out, v.Float())
+	case reflect.String:
+		e.out = appendQuoted(e.out, v.String())
+	case reflect.Pointer, reflect.Interface:
+		return e.at("", v.Elem())
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			e.out = append(e.out, wrapBytes(v.Bytes())...)
+			return nil
+		}
+		return e.list(v)
+	case reflect.Array:
+		return e.list(v)
+	case reflect.Map:
+		return e.mapping(v)
+	case reflect.Struct:
+		return e.structure(v)
+	default:
+		return e.fail(v, "JSON has no such kind")
+	}
+	return nil
+}
+
+// at encodes a part of a value, and notes the way to it for errors.
+func (e *encoder) at(step string, v reflect.Value) error {
+	e.path = append(e.path, step)
+	err := e.value(v)
+	e.path = e.path[:len(e.path)-1]
+	return err
+}
+
+// special encodes the types that have a form of their own.
+func (e *encoder) special(v reflect.Value) (done bool, err error) {
+	if !v.CanInterface() {
+		return false, nil
+	}
+	switch x := v.Interface().(type) {
+	case json.RawMessage:
+		if err := checkJSON(x); err != nil {
+			return true, e.fail(v, err.Error())
+		}
+		e.out = append(e.out, x...)
+	case json.Number:
+		if err := checkJSON([]byte(x)); err != nil || kindOf(json.RawMessage(x)) != kindNumber {
+			return true, e.fail(v, "not a number")
+		}
+		e.out = append(e.out, x...)
+	case time.Time:
+		if y := x.Year(); y < 1 || y > 9999 {
+			return true, e.fail(v, "Python has the years 1 to 9999 only")
+		}
+		e.out = append(e.out, wrapTime(x)...)
+	case Decimal:
+		e.out = append(e.out, wrap("decimal", quoteJSON(string(x)))...)
+	case UUID:
+		e.out = append(e.out, wrapUUID(x)...)
+	case Date:
+		e.out = append(e.out, wrap("date", quoteJSON(x.String()))...)
+	case Object:
+		return true, e.object(v, x)
+	case big.Int:
+		e.out = x.Append(e.out, 10)
+	case *big.Int:
+		e.out = x.Append(e.out, 10)
+	case json.Marshaler:
+		text, err := x.MarshalJSON()
+		if err != nil {
+			return true, e.fail(v, err.Error())
+		}
+		return true, e.restyle(v, text)
+	case encoding.TextMarshaler:
+		text, err := x.MarshalText()
+		if err != nil {
+			return true, e.fail(v, err.Error())
+		}
+		e.out = appendQuoted(e.out, string(text))
+	default:
+		if v.CanAddr() && v.Kind() != reflect.Pointer {
+			switch v.Addr().Interface().(type) {
+			case json.Marshaler, encoding.TextMarshaler:
+				return e.special(v.Addr())
+			}
+		}
+		return false, nil
+	}
+	return true, nil
+}
+
+func (e *encoder) object(v reflect.Value, o Object) error {
+	e.out = append(e.out, '{')
+	for i, m := range o {
+		if err := checkJSON(m.Value); err != nil {
+			return e.fail(v, err.Error())
+		}
+		e.key(i, m.Key)
+		e.out = append(e.out, m.Value...)
+	}
+	e.out = append(e.out, '}')
+	return nil
+}
+
+func (e *encoder) key(index int, key string) {
+	if index > 0 {
+		e.out = append(e.out, ", "...)
+	}
+	e.out = append(appendQuoted(e.out, key), ": "...)
+}
+
+// restyle writes what a json.Marshaler made with Python's separators and
+// escapes.
+func (e *encoder) restyle(v reflect.Value, text []byte) error {
+	if err := checkJSON(text); err != nil {
+		return e.fail(v, err.Error())
+	}
+	s := scanner{text: text}
+	e.out, _ = appendRestyled(e.out, &s)
+	return nil
+}
+
+func appendRestyled(out []byte, s *scanner) ([]byte, error) {
+	k, err := s.peek()
+	if err != nil {
+		return out, err
+	}
+	first := true
+	comma := func() {
+		if !first {
+			out = append(out, ", "...)
+		}
+		first = false
+	}
+	switch k {
+	case kindArray:
+		out = append(out, '[')
+		err = s.array(func() (err error) {
+			comma()
+			out, err = appendRestyled(out, s)
+			return err
+		})
+		return append(out, ']'), err
+	case kindObject:
+		out = append(out, '{')
+		err = s.object(func(key string) (err error) {
+			comma()
+			out = append(appendQuoted(out, key), ": "...)
+			out, err = appendRestyled(out, s)
+			return err
+		})
+		return append(out, '}'), err
+	}
+	text, err := s.scalar(k)
+	if k == kindString && err == nil {
+		return appendQuoted(out, unquoteJSON(text)), nil
+	}
+	return append(out, text...), err
+}
+
+func (e *encoder) list(v reflect.Value) error {
+	e.out = append(e.out, '[')
+	for i := range v.Len() {
+		if i > 0 {
+			e.out = append(e.out, ", "...)
+		}
+		if err := e.at("["+strconv.Itoa(i)+"]", v.Index(i)); err != nil {
+			return err
+		}
+	}
+	e.out = append(e.out, ']')
+	return nil
+}
+
+func (e *encoder) mapping(v reflect.Value) error {
+	type entry struct {
+		key   string
+		value reflect.Value
+	}
+	var entries []entry
+	for it := v.MapRange(); it.Next(); {
+		key, err := e.mapKey(it.Key())
+		if err != nil {
+			return err
+		}
+		entries = append(entries, entry{key, it.Value()})
+	}
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.key, b.key) })
+	e.out = append(e.out, '{')
+	for i, entry := range entries {
+		e.key(i, entry.key)
+		if err := e.at("."+entry.key, entry.value); err != nil {
+			return err
+		}
+	}
+	e.out = append(e.out, '}')
+	return nil
+}
+
+func (e *encoder) mapKey(v reflect.Value) (string, error) {
+	if v.Kind() == reflect.String {
+		return v.String(), nil
+	}
+	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+		text, err := m.MarshalText()
+		if err != nil {
+			return "", e.fail(v, err.Error())
+		}
+		return string(text), nil
+	}
+	switch {
+	case v.CanInt():
+		return strconv.FormatInt(v.Int(), 10), nil
+	case v.CanUint():
+		return strconv.FormatUint(v.Uint(), 10), nil
+	}
+	return "", e.fail(v, "a key must be text or an integer")
+}
+
+func (e *encoder) structure(v reflect.Value) error {
+	e.out = append(e.out, '{')
+	n := 0
+	for _, f := range fieldsOf(v.Type()) {
+		field, err := v.FieldByIndexErr(f.index)
+		if err != nil || f.omit(field) {
+			continue
+		}
+		e.key(n, f.name)
+		n++
+		if !f.quoted {
+			if err := e.at("."+f.name, field); err != nil {
+				return err
+			}
+			continue
+		}
+		start := len(e.out)
+		if err := e.at("."+f.name, field); err != nil {
+			return err
+		}
+		text := string(e.out[start:])
+		e.out = appendQuoted(e.out[:start], text)
+	}
+	e.out = append(e.out, '}')
+	return nil
+}

@@ -1,6 +1,10 @@
 package protocol
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
 
 // NewException makes an exception whose arguments are texts, which is what
 // nearly all exceptions have. Module is "builtins" for Python's own.
@@ -19,11 +23,31 @@ func NotRegistered(task string) Exception {
 }
 
 // Repr is the exception as Python's repr prints it: Type('arg', 42).
-func (e Exception) Repr() string { return exceptionRepr(e) }
+func (e Exception) Repr() string {
+	parts := make([]string, len(e.Args))
+	for i, a := range e.Args {
+		parts[i] = pyRepr(a)
+	}
+	return e.Type + "(" + strings.Join(parts, ", ") + ")"
+}
 
 // Text is the exception as Python's str prints it: nothing without
 // arguments, the argument itself if there is one, else a tuple of them.
-func (e Exception) Text() string { return exceptionText(e) }
+func (e Exception) Text() string {
+	switch {
+	case len(e.Args) == 0:
+		return ""
+	case len(e.Args) > 1:
+		parts := make([]string, len(e.Args))
+		for i, a := range e.Args {
+			parts[i] = pyRepr(a)
+		}
+		return "(" + strings.Join(parts, ", ") + ")"
+	case kindOf(e.Args[0]) == kindString && !(e.Type == "KeyError" && e.Module == "builtins"):
+		return textOf(e.Args[0])
+	}
+	return pyRepr(e.Args[0])
+}
 
 // Frame is one line of a traceback.
 type Frame struct {
@@ -34,5 +58,22 @@ type Frame struct {
 
 // Traceback is text as Python's traceback module prints it, the most recent
 // call last. Its last line is "Type: message" for exceptions of builtins and
-// "module.Type: message" for others.
-func Traceback(e Exception, frames ...Frame) string { return tracebackText(e, frames) }
+// "module.Type: message" for others. Without frames
+// it is that line alone.
+func Traceback(e Exception, frames ...Frame) string {
+	var out strings.Builder
+	if len(frames) > 0 {
+		out.WriteString("Traceback (most recent call last):\n")
+	}
+	for _, f := range frames {
+		fmt.Fprintf(&out, "  File \"%s\", line %d, in %s\n", f.File, f.Line, f.Function)
+	}
+	if e.Module != "" && e.Module != "builtins" && e.Module != "__main__" {
+		out.WriteString(e.Module + ".")
+	}
+	out.WriteString(e.Type)
+	if text := e.Text(); text != "" {
+		out.WriteString(": " + text)
+	}
+	return printable(out.String()) + "\n"
+}

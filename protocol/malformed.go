@@ -36,6 +36,9 @@ const (
 	// ReasonETA and ReasonExpires: not a time in ISO 8601.
 	ReasonETA     Reason = "eta is not a time"
 	ReasonExpires Reason = "expires is not a time"
+	// ReasonOptions: a signature's options make no message. Decode never gives
+	// it; [Signature.Apply] does.
+	ReasonOptions Reason = "options cannot be applied"
 )
 
 // Disposition is what a worker does with a message that it cannot run.
@@ -98,10 +101,12 @@ func (e *MalformedError) Exception() Exception {
 		text += ": " + e.Detail
 	}
 	switch e.Reason {
-	case ReasonArgs, ReasonKwargs:
+	case ReasonArgs:
 		return NewException("builtins", "TypeError", text)
-	case ReasonContentType, ReasonNoContentType:
-		return NewException("kombu.exceptions", "ContentDisallowed", text)
+	case ReasonKwargs:
+		return NewException("celery.exceptions", "InvalidTaskError", "Task keyword arguments is not a mapping")
+	case ReasonContentType:
+		return NewException("kombu.exceptions", "ContentDisallowed", e.Detail)
 	case ReasonBody, ReasonCompression:
 		return NewException("kombu.exceptions", "DecodeError", text)
 	}

@@ -118,4 +118,14 @@ type Member struct {
 type Object []Member
 
 // Get returns the text of a member, or nil when it is absent or null.
-func (o Object) Get(key string) json.RawMessage { return o.get(key) }
+func (o Object) Get(key string) json.RawMessage {
+	for _, m := range o {
+		if m.Key == key {
+			if isNull(m.Value) {
+				return nil
+			}
+			return m.Value
+		}
+	}
+	return nil
+}

@@ -1,6 +1,9 @@
 package protocol
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"fmt"
+)
 
 // Encoding is how the result column is written (contract 6.1).
 type Encoding string
@@ -13,16 +16,94 @@ const (
 
 // EncodeResult makes the bytes of the result column: the value, or the
 // exception as a dictionary of exc_type, exc_message and exc_module. It
-// returns nil, SQL's NULL, for None.
-func EncodeResult(r Result, encoding Encoding) ([]byte, error) { return encodeResult(r, encoding) }
+// returns nil, SQL's NULL, for None: that suits every version. The error is a
+// *SyntaxError when the Value or an argument of the Exception is no JSON.
+func EncodeResult(r Result, encoding Encoding) ([]byte, error) {
+	if r.Exception == nil {
+		if len(r.Value) == 0 || isNull(r.Value) {
+			return nil, nil
+		}
+		if encoding == EncodingPickle {
+			return PickleJSON(r.Value)
+		}
+		return r.Value, checkJSON(r.Value)
+	}
+	text := r.Exception.JSON()
+	if encoding != EncodingPickle {
+		return text, checkJSON(text)
+	}
+	return pickleException(*r.Exception)
+}
+
+// JSON is the exception as Celery stores it: an object of the three keys.
+func (e Exception) JSON() json.RawMessage {
+	return joinObject(Object{
+		{"exc_type", quoteJSON(e.Type)},
+		{"exc_message", joinArray(e.Args)},
+		{"exc_module", e.module()},
+	})
+}
+
+func (e Exception) module() json.RawMessage {
+	if e.Module == "" {
+		return json.RawMessage("null")
+	}
+	return quoteJSON(e.Module)
+}
+
+// pickleException writes the three keys with the arguments as a tuple, which
+// is what Python itself stores.
+func pickleException(e Exception) ([]byte, error) {
+	w := pickleWriter{out: []byte{opProto, 2, opEmptyDict, opMark}}
+	w.str("exc_type")
+	w.str(e.Type)
+	w.str("exc_message")
+	w.out = append(w.out, opMark)
+	for i, a := range e.Args {
+		if err := checkJSON(a); err != nil {
+			return nil, fmt.Errorf("argument %d of exception %s: %w", i, e.Type, err)
+		}
+		if err := w.inner(a); err != nil {
+			return nil, fmt.Errorf("argument %d of exception %s: %w", i, e.Type, err)
+		}
+	}
+	w.out = append(w.out, opTuple)
+	w.str("exc_module")
+	if err := w.inner(e.module()); err != nil {
+		return nil, err
+	}
+	return append(w.out, opSetItems, opStop), nil
+}
 
 // ReadResult decodes the bytes of a result column, pickle or JSON, to JSON.
 // NULL and None give null. A pickle is read without running anything: what
-// needs a Python class is a *PickleError.
-func ReadResult(column []byte) (json.RawMessage, error) { return readResult(column) }
-
-// PickleJSON writes JSON text as a pickle of protocol 2.
-func PickleJSON(text json.RawMessage) ([]byte, error) { return pickleJSON(text) }
+// needs a Python class is a *PickleError, and so is what is too large or too
+// deep. Text that is no JSON is a *SyntaxError.
+func ReadResult(column []byte) (json.RawMessage, error) {
+	switch {
+	case column == nil:
+		return json.RawMessage("null"), nil
+	case len(column) > 0 && column[0] == opProto:
+		return unpickle(column)
+	}
+	if err := checkJSON(column); err != nil {
+		return nil, err
+	}
+	return json.RawMessage(column), nil
+}
 
 // StampsJSON is Result.Stamps for a message: nil when it has no stamps.
-func StampsJSON(m *Message) json.RawMessage { return stampsJSON(m) }
+func StampsJSON(m *Message) json.RawMessage {
+	if len(m.StampedHeaders) == 0 {
+		return nil
+	}
+	text, err := EncodeJSON(struct {
+		StampedHeaders []string       `json:"stamped_headers"`
+		Stamps         map[string]any `json:"stamps"`
+	}{m.StampedHeaders, m.Stamps})
+	if err != nil {
+		// Headers hold nothing that has no form in JSON.
+		return nil
+	}
+	return text
+}

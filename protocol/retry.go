@@ -2,6 +2,8 @@ package protocol
 
 import (
 	"encoding/json"
+	"maps"
+	"strings"
 	"time"
 )
 
@@ -9,7 +11,7 @@ import (
 type RetryOptions struct {
 	// ETA is when; zero means at once.
 	ETA time.Time
-	// Now is the moment from which the expiration property counts.
+	// Now is the moment from which the expiration property counts; zero is now.
 	Now time.Time
 	// Args and Kwargs replace those of the message unless nil.
 	Args   []json.RawMessage
@@ -23,5 +25,124 @@ type RetryOptions struct {
 }
 
 // RetryMessage is the message that runs m's task again under the same id with
-// retries + 1 (contract 3.4). Exchange and RoutingKey are filled in.
-func RetryMessage(m *Message, o RetryOptions) (Publishing, error) { return retryMessage(m, o) }
+// retries + 1 (contract 3.4). Exchange and RoutingKey are those that m came
+// by, which for the default exchange is the queue named by the routing key.
+// Custom headers stay, but for the broker's own traces of dead-lettering.
+func RetryMessage(m *Message, o RetryOptions) (Publishing, error) {
+	if o.Now.IsZero() {
+		o.Now = time.Now()
+	}
+	args, rawArgs := m.Args, m.RawArgs
+	if o.Args != nil {
+		args, rawArgs = o.Args, joinArray(o.Args)
+	}
+	kwargs, rawKwargs := m.Kwargs, m.RawKwargs
+	if o.Kwargs != nil {
+		kwargs, rawKwargs = o.Kwargs, joinObject(o.Kwargs)
+	}
+	var chord json.RawMessage
+	if m.Embed.Chord != nil {
+		chord = m.Embed.Chord.raw
+	}
+	p := Publishing{
+		TaskID:     m.ID,
+		Task:       m.Task,
+		Exchange:   m.Exchange,
+		RoutingKey: m.RoutingKey,
+		Headers:    retryHeaders(m, o),
+		Properties: Properties{
+			ContentType:     contentTypeJSON,
+			ContentEncoding: "utf-8",
+			DeliveryMode:    2,
+			Priority:        m.Properties.Priority,
+			CorrelationID:   m.ID,
+			ReplyTo:         m.Properties.ReplyTo,
+		},
+		Body: messageBody(rawArgs, rawKwargs, embedJSON(
+			signaturesJSON(m.Embed.Callbacks), signaturesJSON(m.Embed.Errbacks), signaturesJSON(m.Embed.Chain), chord)),
+	}
+	if err := checkJSON(p.Body); err != nil {
+		return Publishing{}, &MalformedError{Reason: ReasonBody, Task: m.Task, TaskID: m.ID, Detail: "new arguments: " + err.Error()}
+	}
+	p.Headers["argsrepr"], p.Headers["kwargsrepr"] = argsRepr(args, true), kwargsRepr(kwargs)
+	if m.Expires != nil {
+		p.Properties.Expiration = expiration(*m.Expires, o.Now)
+	}
+	if o.Queue != "" {
+		p.Exchange, p.RoutingKey = "", o.Queue
+	}
+	return p, nil
+}
+
+func retryHeaders(m *Message, o RetryOptions) map[string]any {
+	h := maps.Clone(m.Headers)
+	if h == nil {
+		h = map[string]any{}
+	}
+	maps.DeleteFunc(h, func(name string, _ any) bool {
+		return name == "x-death" || name == "x-delivery-count" || name == "compression" ||
+			strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-")
+	})
+	parent := m.ParentID
+	if parent == "" && !o.KeepParent {
+		parent = m.ID
+	}
+	for name, value := range map[string]any{
+		"lang":                  "py",
+		"task":                  m.Task,
+		"id":                    m.ID,
+		"shadow":                orNil(m.Shadow),
+		"eta":                   nil,
+		"expires":               nil,
+		"group":                 orNil(m.Group),
+		"group_index":           nil,
+		"retries":               int32(m.Retries) + 1,
+		"timelimit":             []any{limitHeader(m.TimeLimit.Hard), limitHeader(m.TimeLimit.Soft)},
+		"root_id":               first(m.RootID, m.ID),
+		"parent_id":             orNil(parent),
+		"origin":                m.Origin,
+		"ignore_result":         nil,
+		"replaced_task_nesting": int32(m.ReplacedTaskNesting),
+		"stamped_headers":       nil,
+		"stamps":                map[string]any{},
+	} {
+		h[name] = value
+	}
+	if !o.ETA.IsZero() {
+		h["eta"] = FormatTime(o.ETA)
+	}
+	if m.Expires != nil {
+		h["expires"] = FormatTime(*m.Expires)
+		if text, ok := m.Headers["expires"].(string); ok {
+			h["expires"] = text
+		}
+	}
+	if m.GroupIndex != nil {
+		h["group_index"] = int32(*m.GroupIndex)
+	}
+	if m.IgnoreResult != nil {
+		h["ignore_result"] = *m.IgnoreResult
+	}
+	if m.StampedHeaders != nil {
+		names := make([]any, len(m.StampedHeaders))
+		for i, name := range m.StampedHeaders {
+			names[i] = name
+		}
+		h["stamped_headers"] = names
+	}
+	if m.Stamps != nil {
+		h["stamps"] = m.Stamps
+	}
+	return h
+}
+
+// limitHeader is a time limit in seconds, null for none.
+func limitHeader(d time.Duration) any {
+	switch {
+	case d == 0:
+		return nil
+	case d%time.Second == 0 && d/time.Second == time.Duration(int32(d/time.Second)):
+		return int32(d / time.Second)
+	}
+	return d.Seconds()
+}

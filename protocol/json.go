@@ -1,0 +1,597 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// maxDepth is how deep arrays and objects may nest, in JSON and in pickles:
+// about what Python's own recursion limit allows.
+const maxDepth = 960
+
+// SyntaxError says where a text stops being Python's JSON.
+type SyntaxError struct {
+	// Offset in bytes.
+	Offset int
+	Why    string
+}
+
+// Error says where and why.
+func (e *SyntaxError) Error() string {
+	return fmt.Sprintf("not JSON at byte %d: %s", e.Offset, e.Why)
+}
+
+type kind byte
+
+const (
+	kindNull kind = iota
+	kindBool
+	kindNumber
+	kindString
+	kindArray
+	kindObject
+)
+
+// A scanner reads Python's dialect of JSON (contract 2.2) in one pass: the
+// standard, plus NaN, Infinity and -Infinity. The text must be valid UTF-8.
+type scanner struct {
+	text  []byte
+	pos   int
+	depth int
+}
+
+func (s *scanner) fail(why string) error { return &SyntaxError{Offset: s.pos, Why: why} }
+
+func (s *scanner) space() {
+	for s.pos < len(s.text) {
+		switch s.text[s.pos] {
+		case ' ', '\t', '\n', '\r':
+			s.pos++
+		default:
+			return
+		}
+	}
+}
+
+// peek moves to the next value and tells its kind by the first byte.
+func (s *scanner) peek() (kind, error) {
+	s.space()
+	if s.pos >= len(s.text) {
+		return 0, s.fail("the text ends where a value is expected")
+	}
+	switch c := s.text[s.pos]; {
+	case c == 'n':
+		return kindNull, nil
+	case c == 't', c == 'f':
+		return kindBool, nil
+	case c == '"':
+		return kindString, nil
+	case c == '[':
+		return kindArray, nil
+	case c == '{':
+		return kindObject, nil
+	case c == '-', c == 'N', c == 'I', '0' <= c && c <= '9':
+		return kindNumber, nil
+	}
+	return 0, s.fail("no value begins so")
+}
+
+// skip passes over one value.
+func (s *scanner) skip() error {
+	k, err := s.peek()
+	if err != nil {
+		return err
+	}
+	switch k {
+	case kindArray:
+		return s.array(s.skip)
+	case kindObject:
+		return s.object(func(string) error { return s.skip() })
+	}
+	_, err = s.scalar(k)
+	return err
+}
+
+// raw passes over one value and returns its text.
+func (s *scanner) raw() (json.RawMessage, error) {
+	s.space()
+	start := s.pos
+	err := s.skip()
+	return json.RawMessage(s.text[start:s.pos:s.pos]), err
+}
+
+// scalar passes over a value that is neither array nor object.
+func (s *scanner) scalar(k kind) ([]byte, error) {
+	start := s.pos
+	switch k {
+	case kindNull:
+		return s.word("null")
+	case kindBool:
+		if s.text[s.pos] == 't' {
+			return s.word("true")
+		}
+		return s.word("false")
+	case kindString:
+		if err := s.skipString(); err != nil {
+			return nil, err
+		}
+		return s.text[start:s.pos], nil
+	}
+	return s.number()
+}
+
+func (s *scanner) word(w string) ([]byte, error) {
+	if !bytes.HasPrefix(s.text[s.pos:], []byte(w)) {
+		return nil, s.fail("no value begins so")
+	}
+	s.pos += len(w)
+	return s.text[s.pos-len(w) : s.pos], nil
+}
+
+func (s *scanner) number() ([]byte, error) {
+	start := s.pos
+	switch s.text[s.pos] {
+	case 'N':
+		return s.word("NaN")
+	case 'I':
+		return s.word("Infinity")
+	case '-':
+		s.pos++
+		if s.pos < len(s.text) && s.text[s.pos] == 'I' {
+			s.pos--
+			return s.word("-Infinity")
+		}
+	}
+	if s.pos < len(s.text) && s.text[s.pos] == '0' {
+		s.pos++
+	} else if s.digits() == 0 {
+		return nil, s.fail("a number needs digits")
+	}
+	if s.pos+1 < len(s.text) && s.text[s.pos] == '.' && isDigit(s.text[s.pos+1]) {
+		s.pos++
+		s.digits()
+	}
+	if s.pos < len(s.text) && (s.text[s.pos] == 'e' || s.text[s.pos] == 'E') {
+		at := s.pos
+		s.pos++
+		if s.pos < len(s.text) && (s.text[s.pos] == '+' || s.text[s.pos] == '-') {
+			s.pos++
+		}
+		if s.digits() == 0 {
+			s.pos = at
+		}
+	}
+	if s.pos-start > maxDigits {
+		return nil, s.fail("a number of too many digits")
+	}
+	return s.text[start:s.pos], nil
+}
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+func (s *scanner) digits() int {
+	start := s.pos
+	for s.pos < len(s.text) && isDigit(s.text[s.pos]) {
+		s.pos++
+	}
+	return s.pos - start
+}
+
+// maxDigits is how long a number may be. Python since 3.11 converts no integer
+// of more than 4300 digits; the time that a conversion takes grows faster than
+// the number.
+const maxDigits = 1 << 16
+
+func (s *scanner) skipString() error {
+	s.pos++
+	for s.pos < len(s.text) {
+		switch c := s.text[s.pos]; {
+		case c == '"':
+			s.pos++
+			return nil
+		case c < 0x20:
+			return s.fail("control character in a string")
+		case c == '\\':
+			s.pos++
+			if s.pos >= len(s.text) {
+				return s.fail("the text ends in a string")
+			}
+			switch s.text[s.pos] {
+			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+			case 'u':
+				if _, ok := hex4(s.text[s.pos+1:]); !ok {
+					return s.fail(`\u needs four hexadecimal digits`)
+				}
+				s.pos += 4
+			default:
+				return s.fail("unknown escape in a string")
+			}
+			s.pos++
+		default:
+			s.pos++
+		}
+	}
+	return s.fail("the text ends in a string")
+}
+
+func hex4(b []byte) (rune, bool) {
+	if len(b) < 4 {
+		return 0, false
+	}
+	var r rune
+	for _, c := range b[:4] {
+		switch {
+		case isDigit(c):
+			r = r<<4 | rune(c-'0')
+		case 'a' <= c && c <= 'f':
+			r = r<<4 | rune(c-'a'+10)
+		case 'A' <= c && c <= 'F':
+			r = r<<4 | rune(c-'A'+10)
+		default:
+			return 0, false
+		}
+	}
+	return r, true
+}
+
+// array passes over an array; each must pass over one element.
+func (s *scanner) array(each func() error) error {
+	return s.container(']', each)
+}
+
+// object passes over an object; each must pass over the value of key.
+func (s *scanner) object(each func(key string) error) error {
+	return s.container('}', func() error {
+		s.space()
+		if s.pos >= len(s.text) || s.text[s.pos] != '"' {
+			return s.fail("a key in double quotes is expected")
+		}
+		start := s.pos
+		if err := s.skipString(); err != nil {
+			return err
+		}
+		key := unquoteJSON(s.text[start:s.pos])
+		s.space()
+		if s.pos >= len(s.text) || s.text[s.pos] != ':' {
+			return s.fail("a colon is expected")
+		}
+		s.pos++
+		return each(key)
+	})
+}
+
+func (s *scanner) container(end byte, each func() error) error {
+	if s.depth++; s.depth > maxDepth {
+		return s.fail("nested too deeply")
+	}
+	s.pos++
+	s.space()
+	if s.pos < len(s.text) && s.text[s.pos] == end {
+		s.pos++
+		s.depth--
+		return nil
+	}
+	for {
+		if err := each(); err != nil {
+			return err
+		}
+		s.space()
+		if s.pos >= len(s.text) {
+			return s.fail("the text ends in an array or object")
+		}
+		switch s.text[s.pos] {
+		case ',':
+			s.pos++
+		case end:
+			s.pos++
+			s.depth--
+			return nil
+		default:
+			return s.fail("a comma is expected")
+		}
+	}
+}
+
+// end checks that nothing but space follows.
+func (s *scanner) end() error {
+	s.space()
+	if s.pos < len(s.text) {
+		return s.fail("more text behind the value")
+	}
+	return nil
+}
+
+func checkJSON(text []byte) error {
+	if !utf8.Valid(text) {
+		return &SyntaxError{Why: "not UTF-8"}
+	}
+	s := scanner{text: text}
+	if err := s.skip(); err != nil {
+		return err
+	}
+	return s.end()
+}
+
+// kindOf tells the kind of a checked text.
+func kindOf(text json.RawMessage) kind {
+	s := scanner{text: text}
+	k, err := s.peek()
+	if err != nil {
+		return kindNull
+	}
+	return k
+}
+
+func isNull(text json.RawMessage) bool { return kindOf(text) == kindNull }
+
+// elements splits an array. The result is never nil.
+func elements(text json.RawMessage) ([]json.RawMessage, error) {
+	s := scanner{text: text}
+	items := []json.RawMessage{}
+	if k, err := s.peek(); err != nil || k != kindArray {
+		return nil, s.fail("an array is expected")
+	}
+	err := s.array(func() error {
+		item, err := s.raw()
+		items = append(items, item)
+		return err
+	})
+	return items, err
+}
+
+// members splits an object. Of equal keys the last value counts, at the place
+// of the first, as in Python. The result is never nil.
+func members(text json.RawMessage) (Object, error) {
+	s := scanner{text: text}
+	o := Object{}
+	if k, err := s.peek(); err != nil || k != kindObject {
+		return nil, s.fail("an object is expected")
+	}
+	seen := map[string]int{}
+	err := s.object(func(key string) error {
+		value, err := s.raw()
+		if at, ok := seen[key]; ok {
+			o[at].Value = value
+		} else {
+			seen[key] = len(o)
+			o = append(o, Member{Key: key, Value: value})
+		}
+		return err
+	})
+	return o, err
+}
+
+// textOf is the content of a JSON string, or "" for anything else.
+func textOf(text json.RawMessage) string {
+	if len(text) == 0 || kindOf(text) != kindString {
+		return ""
+	}
+	return unquoteJSON(bytes.TrimSpace(text))
+}
+
+// unquoteJSON reads a checked string with its quotes. A lone surrogate, which
+// Python's strings may hold, becomes its three bytes (WTF-8), and quoteJSON
+// writes it back.
+func unquoteJSON(text []byte) string {
+	text = text[1 : len(text)-1]
+	if bytes.IndexByte(text, '\\') < 0 {
+		return string(text)
+	}
+	out := make([]byte, 0, len(text))
+	for i := 0; i < len(text); i++ {
+		if text[i] != '\\' {
+			out = append(out, text[i])
+			continue
+		}
+		i++
+		switch c := text[i]; c {
+		case 'b':
+			out = append(out, '\b')
+		case 'f':
+			out = append(out, '\f')
+		case 'n':
+			out = append(out, '\n')
+		case 'r':
+			out = append(out, '\r')
+		case 't':
+			out = append(out, '\t')
+		case 'u':
+			r, _ := hex4(text[i+1:])
+			i += 4
+			if utf16.IsSurrogate(r) {
+				if i+2 < len(text) && text[i+1] == '\\' && text[i+2] == 'u' {
+					if low, ok := hex4(text[i+3:]); ok {
+						if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
+							out = utf8.AppendRune(out, pair)
+							i += 6
+							continue
+						}
+					}
+				}
+				out = append(out, 0xE0|byte(r>>12), 0x80|byte(r>>6)&0xBF, 0x80|byte(r)&0xBF)
+				continue
+			}
+			out = utf8.AppendRune(out, r)
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(out)
+}
+
+// nextRune is utf8.DecodeRuneInString that also knows lone surrogates.
+func nextRune(s string) (rune, int) {
+	r, n := utf8.DecodeRuneInString(s)
+	if r == utf8.RuneError && n == 1 && len(s) >= 3 && s[0] == 0xED && s[1]&0xE0 == 0xA0 && s[2]&0xC0 == 0x80 {
+		return 0xD000 | rune(s[1]&0x3F)<<6 | rune(s[2]&0x3F), 3
+	}
+	return r, n
+}
+
+const hexDigits = "0123456789abcdef"
+
+// quoteJSON writes a string as json.dumps with ensure_ascii does.
+func quoteJSON(s string) json.RawMessage { return appendQuoted(make([]byte, 0, len(s)+2), s) }
+
+func appendQuoted(out []byte, s string) []byte {
+	out = append(out, '"')
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			i++
+			switch {
+			case c == '"' || c == '\\':
+				out = append(out, '\\', c)
+			case c == '\n':
+				out = append(out, '\\', 'n')
+			case c == '\r':
+				out = append(out, '\\', 'r')
+			case c == '\t':
+				out = append(out, '\\', 't')
+			case c == '\b':
+				out = append(out, '\\', 'b')
+			case c == '\f':
+				out = append(out, '\\', 'f')
+			case c < 0x20:
+				out = appendEscape(out, rune(c))
+			default:
+				out = append(out, c)
+			}
+			continue
+		}
+		r, n := nextRune(s[i:])
+		i += n
+		if r > 0xFFFF {
+			high, low := utf16.EncodeRune(r)
+			out = appendEscape(appendEscape(out, high), low)
+			continue
+		}
+		out = appendEscape(out, r)
+	}
+	return append(out, '"')
+}
+
+func appendEscape(out []byte, r rune) []byte {
+	return append(out, '\\', 'u', hexDigits[r>>12&15], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
+}
+
+// appendFloat writes a float as Python's repr does, and NaN and the
+// infinities as json.dumps does.
+func appendFloat(out []byte, f float64) []byte {
+	switch {
+	case f != f:
+		return append(out, "NaN"...)
+	case f > 1.7976931348623157e308:
+		return append(out, "Infinity"...)
+	case f < -1.7976931348623157e308:
+		return append(out, "-Infinity"...)
+	}
+	start := len(out)
+	out = strconv.AppendFloat(out, f, 'e', -1, 64)
+	exponent, _ := strconv.Atoi(string(out[bytes.LastIndexByte(out, 'e')+1:]))
+	if exponent < -4 || exponent >= 16 {
+		return out
+	}
+	out = strconv.AppendFloat(out[:start], f, 'f', -1, 64)
+	if bytes.IndexByte(out[start:], '.') < 0 {
+		out = append(out, ".0"...)
+	}
+	return out
+}
+
+// plainNumber is an int32 if it fits, else a non-negative int64, else text;
+// or a float64.
+func plainNumber(text []byte) any {
+	if !isInteger(text) {
+		return parseFloat(text)
+	}
+	n, err := strconv.ParseInt(string(text), 10, 64)
+	switch {
+	case err != nil:
+		return string(text)
+	case n == int64(int32(n)):
+		return int32(n)
+	case n < 0:
+		return string(text)
+	}
+	return n
+}
+
+// isInteger tells an integer from a float in the text of a number.
+func isInteger(number []byte) bool { return !bytes.ContainsAny(number, ".eENI") }
+
+// parseFloat reads the text of a number as Python's float does. Overflow gives
+// an infinity, in Python too; Go reads the three names as well.
+func parseFloat(number []byte) float64 {
+	f, _ := strconv.ParseFloat(string(number), 64)
+	return f
+}
+
+// joinArray writes an array with Python's separators.
+func joinArray(items []json.RawMessage) json.RawMessage {
+	out := []byte{'['}
+	for i, item := range items {
+		if i > 0 {
+			out = append(out, ", "...)
+		}
+		out = append(out, item...)
+	}
+	return append(out, ']')
+}
+
+// joinObject writes an object with Python's separators.
+func joinObject(o Object) json.RawMessage {
+	out := []byte{'{'}
+	for i, m := range o {
+		if i > 0 {
+			out = append(out, ", "...)
+		}
+		out = appendQuoted(out, m.Key)
+		out = append(out, ": "...)
+		out = append(out, m.Value...)
+	}
+	return append(out, '}')
+}
+
+// setMembers changes members of an object's text and leaves every other byte
+// as it was. New members come last.
+func setMembers(text json.RawMessage, set []Member) (json.RawMessage, error) {
+	for _, m := range set {
+		s := scanner{text: text}
+		if k, err := s.peek(); err != nil || k != kindObject {
+			return nil, s.fail("an object is expected")
+		}
+		start, end, count := -1, 0, 0
+		err := s.object(func(key string) error {
+			count++
+			s.space()
+			from := s.pos
+			err := s.skip()
+			if key == m.Key {
+				start, end = from, s.pos
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		var out []byte
+		if start >= 0 {
+			out = append(append(append(out, text[:start]...), m.Value...), text[end:]...)
+		} else {
+			brace := bytes.LastIndexByte(text, '}')
+			out = append(out, text[:brace]...)
+			if count > 0 {
+				out = append(out, ", "...)
+			}
+			out = append(append(appendQuoted(out, m.Key), ": "...), m.Value...)
+			out = append(out, text[brace:]...)
+		}
+		text = out
+	}
+	return text, nil
+}

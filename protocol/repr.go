@@ -1,0 +1,283 @@
+package protocol
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// reprMax is how many characters Celery gives to argsrepr and kwargsrepr.
+const reprMax = 1024
+
+// reprLevels is how deep Celery's saferepr goes before it writes "...".
+const reprLevels = 3
+
+// argsRepr is what Celery writes into the header argsrepr: text for logs, cut
+// after about 1024 characters. Arguments are a tuple, or a list when a
+// signature's own arguments go out unchanged.
+func argsRepr(args []json.RawMessage, tuple bool) string {
+	r := reprWriter{left: reprMax}
+	switch {
+	case !tuple && len(args) > 0:
+		r.container("[", "]", func() { r.items(args) })
+	case len(args) == 1:
+		r.container("(", ",)", func() { r.items(args) })
+	default:
+		r.container("(", ")", func() { r.items(args) })
+	}
+	return r.out.String()
+}
+
+// kwargsRepr is the same for the header kwargsrepr.
+func kwargsRepr(kwargs Object) string {
+	r := reprWriter{left: reprMax}
+	r.container("{", "}", func() { r.pairs(kwargs) })
+	return r.out.String()
+}
+
+// A reprWriter is Celery's saferepr: like Python's repr, but cut at a length
+// and a depth, and with all brackets closed.
+type reprWriter struct {
+	out   strings.Builder
+	left  int
+	level int
+	// cut is set once the limit has been passed: nothing but the closing
+	// brackets of what is open follows.
+	cut bool
+}
+
+// full reports whether no more may be written, and marks the cut.
+func (r *reprWriter) full() bool {
+	if !r.cut && r.left <= 0 {
+		r.cut = true
+		r.out.WriteString(", ...")
+	}
+	return r.cut
+}
+
+func (r *reprWriter) write(text string) {
+	r.out.WriteString(text)
+	r.left -= utf8.RuneCountInString(text)
+}
+
+func (r *reprWriter) text(text string) {
+	if !r.full() {
+		r.write(text)
+	}
+}
+
+func (r *reprWriter) container(start, end string, content func()) {
+	if r.full() {
+		return
+	}
+	if r.level >= reprLevels {
+		r.write(start + "..." + end)
+		return
+	}
+	r.write(start)
+	r.level++
+	content()
+	r.level--
+	r.write(end)
+}
+
+func (r *reprWriter) items(items []json.RawMessage) {
+	for i, item := range items {
+		if i > 0 {
+			r.text(", ")
+		}
+		if r.cut {
+			return
+		}
+		r.value(item)
+	}
+}
+
+func (r *reprWriter) pairs(o Object) {
+	for i, m := range o {
+		if i > 0 {
+			r.text(", ")
+		}
+		if r.full() {
+			return
+		}
+		r.write(r.quoted(m.Key))
+		r.text(": ")
+		r.value(m.Value)
+	}
+}
+
+// quoted is saferepr's own quoting: no escapes but for the quote.
+func (r *reprWriter) quoted(text string) string {
+	return "'" + strings.ReplaceAll(cutText(printable(text), r.left), "'", `\'`) + "'"
+}
+
+func (r *reprWriter) value(text json.RawMessage) {
+	if r.full() {
+		return
+	}
+	switch k := kindOf(text); k {
+	case kindArray:
+		items, _ := elements(text)
+		r.container("[", "]", func() { r.items(items) })
+	case kindObject:
+		o, _ := members(text)
+		if special, ok := wrapperRepr(o); ok {
+			r.write(special)
+			return
+		}
+		r.container("{", "}", func() { r.pairs(o) })
+	case kindString:
+		r.write(r.quoted(textOf(text)))
+	default:
+		r.write(cutText(scalarRepr(k, text), r.left))
+	}
+}
+
+// cutText is Celery's truncate: at a space if there is one.
+func cutText(text string, most int) string {
+	if most <= 0 || utf8.RuneCountInString(text) < most {
+		return text
+	}
+	cut := 0
+	for range most {
+		_, n := utf8.DecodeRuneInString(text[cut:])
+		cut += n
+	}
+	text = text[:cut]
+	if space := strings.LastIndexByte(text, ' '); space >= 0 {
+		text = text[:space]
+	}
+	return text + "..."
+}
+
+// printable makes lone surrogates visible: a header must be UTF-8.
+func printable(text string) string {
+	if utf8.ValidString(text) {
+		return text
+	}
+	var out strings.Builder
+	for len(text) > 0 {
+		r, n := nextRune(text)
+		if 0xD800 <= r && r < 0xE000 {
+			fmt.Fprintf(&out, `\u%04x`, r)
+		} else {
+			out.WriteRune(r)
+		}
+		text = text[n:]
+	}
+	return out.String()
+}
+
+// scalarRepr is Python's repr of null, a bool, or a number.
+func scalarRepr(k kind, text json.RawMessage) string {
+	switch k {
+	case kindNull:
+		return "None"
+	case kindBool:
+		if textIs(text, "true") {
+			return "True"
+		}
+		return "False"
+	}
+	number := strings.TrimSpace(string(text))
+	if isInteger([]byte(number)) {
+		if number == "-0" {
+			return "0"
+		}
+		return number
+	}
+	switch out := string(appendFloat(nil, parseFloat([]byte(number)))); out {
+	case "NaN":
+		return "nan"
+	case "Infinity":
+		return "inf"
+	case "-Infinity":
+		return "-inf"
+	default:
+		return out
+	}
+}
+
+func textIs(text json.RawMessage, want string) bool { return strings.TrimSpace(string(text)) == want }
+
+// wrapperRepr is the repr of the Python object behind a type wrapper.
+func wrapperRepr(o Object) (string, bool) {
+	name, value, ok := wrapper(o)
+	if !ok {
+		return "", false
+	}
+	switch name {
+	case "decimal":
+		return "Decimal(" + pyQuote(textOf(value)) + ")", true
+	case "uuid":
+		if id, err := parseUUID(value); err == nil {
+			return "UUID('" + id.String() + "')", true
+		}
+	case "bytes":
+		return "b'" + printable(textOf(value)) + "'", true
+	}
+	return "", false
+}
+
+// pyRepr is Python's repr of a JSON value.
+func pyRepr(text json.RawMessage) string {
+	switch k := kindOf(text); k {
+	case kindArray:
+		items, _ := elements(text)
+		parts := make([]string, len(items))
+		for i, item := range items {
+			parts[i] = pyRepr(item)
+		}
+		return "[" + strings.Join(parts, ", ") + "]"
+	case kindObject:
+		o, _ := members(text)
+		if special, ok := wrapperRepr(o); ok {
+			return special
+		}
+		parts := make([]string, len(o))
+		for i, m := range o {
+			parts[i] = pyQuote(m.Key) + ": " + pyRepr(m.Value)
+		}
+		return "{" + strings.Join(parts, ", ") + "}"
+	case kindString:
+		return pyQuote(textOf(text))
+	default:
+		return scalarRepr(k, text)
+	}
+}
+
+// pyQuote is Python's repr of a str.
+func pyQuote(text string) string {
+	quote := byte('\'')
+	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {
+		quote = '"'
+	}
+	out := []byte{quote}
+	for len(text) > 0 {
+		r, n := nextRune(text)
+		switch {
+		case r == rune(quote) || r == '\\':
+			out = append(out, '\\', byte(r))
+		case r == '\n':
+			out = append(out, `\n`...)
+		case r == '\r':
+			out = append(out, `\r`...)
+		case r == '\t':
+			out = append(out, `\t`...)
+		case r < 0x80 && !strconv.IsPrint(r), r >= 0x80 && r <= 0xFF && !unicode.IsPrint(r):
+			out = fmt.Appendf(out, `\x%02x`, r)
+		case unicode.IsPrint(r):
+			out = utf8.AppendRune(out, r)
+		case r <= 0xFFFF:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		default:
+			out = fmt.Appendf(out, `\U%08x`, r)
+		}
+		text = text[n:]
+	}
+	return string(append(out, quote))
+}

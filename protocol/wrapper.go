@@ -1,0 +1,142 @@
+package protocol
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Kombu's type wrappers are objects {"__type__": name, "__value__": value}
+// with exactly these two keys (contract 2.2). time.Time and []byte have one;
+// these are Python's types that have no like in Go.
+
+// Decimal is the digits of a decimal.Decimal as Python prints them.
+type Decimal string
+
+// UUID is a uuid.UUID.
+type UUID [16]byte
+
+// String is the usual form, 8-4-4-4-12.
+func (u UUID) String() string {
+	h := hex.EncodeToString(u[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// Date is a datetime.date.
+type Date struct{ Year, Month, Day int }
+
+// String is ISO 8601, 2024-05-06.
+func (d Date) String() string { return fmt.Sprintf("%04d-%02d-%02d", d.Year, d.Month, d.Day) }
+
+// wrap makes the text of a type wrapper.
+func wrap(name string, value json.RawMessage) json.RawMessage {
+	return joinObject(Object{{"__type__", quoteJSON(name)}, {"__value__", value}})
+}
+
+func wrapTime(t time.Time) json.RawMessage {
+	text := t.Format("2006-01-02T15:04:05")
+	if micros := t.Nanosecond() / 1000; micros != 0 {
+		text += fmt.Sprintf(".%06d", micros)
+	}
+	return wrap("datetime", quoteJSON(text+t.Format("-07:00")))
+}
+
+func wrapBytes(b []byte) json.RawMessage {
+	if utf8.Valid(b) {
+		return wrap("bytes", quoteJSON(string(b)))
+	}
+	return wrap("base64", quoteJSON(base64.StdEncoding.EncodeToString(b)))
+}
+
+func wrapUUID(u UUID) json.RawMessage {
+	return wrap("uuid", joinObject(Object{{"hex", quoteJSON(hex.EncodeToString(u[:]))}}))
+}
+
+// wrapper takes a type wrapper apart, if o is one.
+func wrapper(o Object) (name string, value json.RawMessage, ok bool) {
+	if len(o) != 2 {
+		return "", nil, false
+	}
+	for _, m := range o {
+		switch m.Key {
+		case "__type__":
+			name = textOf(m.Value)
+		case "__value__":
+			value = m.Value
+		default:
+			return "", nil, false
+		}
+	}
+	return name, value, name != "" && value != nil
+}
+
+// wrapper passes over the object at hand if it is a type wrapper, and stays
+// where it is if not. It looks no deeper than a wrapper goes, so that nested
+// objects do not make it read the same bytes again and again.
+func (s *scanner) wrapper() (name string, value json.RawMessage, ok bool) {
+	look := *s
+	look.depth = maxDepth - 2
+	text, err := look.raw()
+	if err != nil {
+		return "", nil, false
+	}
+	o, err := members(text)
+	if err != nil {
+		return "", nil, false
+	}
+	if name, value, ok = wrapper(o); ok {
+		s.pos = look.pos
+	}
+	return name, value, ok
+}
+
+var errWrapper = errors.New("no value of that type")
+
+func parseUUID(value json.RawMessage) (u UUID, err error) {
+	text := textOf(value)
+	if kindOf(value) == kindObject {
+		o, err := members(value)
+		if err != nil || len(o) != 1 || o[0].Key != "hex" {
+			return u, errWrapper
+		}
+		text = textOf(o[0].Value)
+	}
+	b, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+	if err != nil || len(b) != len(u) {
+		return u, errWrapper
+	}
+	return UUID(b), nil
+}
+
+// unwrap gives the Go value behind a type wrapper: time.Time, Date, Decimal,
+// UUID or []byte. datetime.time stays the text it was.
+func unwrap(name string, value json.RawMessage) (any, error) {
+	if name == "uuid" {
+		return parseUUID(value)
+	}
+	if kindOf(value) != kindString {
+		return nil, errWrapper
+	}
+	text := textOf(value)
+	switch name {
+	case "datetime":
+		return ParseTime(text)
+	case "date":
+		t, err := ParseTime(text)
+		return Date{t.Year(), int(t.Month()), t.Day()}, err
+	case "decimal":
+		return Decimal(text), nil
+	case "time":
+		return text, nil
+	case "bytes":
+		return []byte(text), nil
+	case "base64":
+		return base64.StdEncoding.DecodeString(text)
+	}
+	return nil, errWrapper
+}
