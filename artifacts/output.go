@@ -54,11 +54,17 @@ type stream struct {
 }
 
 // Output starts to take in a program's output.
-func (l *Log) Output() *Output {
+func (l *Log) Output() *Output { return newOutput(l, l.run.redactor) }
+
+// NewCapture returns an Output of a program that no log is kept of: all that
+// remains is the [Excerpt].
+func NewCapture(redactor *Redactor) *Output { return newOutput(nil, redactor) }
+
+func newOutput(l *Log, redactor *Redactor) *Output {
 	o := &Output{log: l, first: -1}
 	for which := range o.streams {
 		s := &stream{output: o, which: which}
-		s.redact = l.run.redactor.Writer(s)
+		s.redact = redactor.Writer(s)
 		s.text = NewTextWriter(&trimmer{next: s.redact})
 		o.streams[which] = s
 	}
@@ -72,6 +78,9 @@ func (s *stream) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s.excerpt.add(p)
+	if o.log == nil {
+		return len(p), nil
+	}
 	switch {
 	case o.first < 0:
 		o.log.breakLine()
@@ -195,7 +204,8 @@ type Excerpt struct{ stdout, stderr excerpt }
 // Empty says that there was no output but white space.
 func (e Excerpt) Empty() bool { return e.stdout.total+e.stderr.total == 0 }
 
-// Text is the excerpt; whole names the place where all of the output is.
+// Text is the excerpt; whole names the place where all of the output is, ""
+// for none.
 func (e Excerpt) Text(whole string) string {
 	total := e.stdout.total + e.stderr.total
 	if e.stdout.total > 0 && e.stderr.total > 0 {
@@ -214,8 +224,10 @@ func (e Excerpt) Text(whole string) string {
 		tail = joinNonEmpty(string(e.stdout.tail), tail)
 	}
 	head, tail = cutBack(head, half), cutFront(tail, half)
-	return fmt.Sprintf("%s\n… %d bytes left out, the whole output is in %s …\n%s",
-		head, total-int64(len(head)+len(tail)), whole, tail)
+	if whole != "" {
+		whole = ", the whole output is in " + whole
+	}
+	return fmt.Sprintf("%s\n… %d bytes left out%s …\n%s", head, total-int64(len(head)+len(tail)), whole, tail)
 }
 
 func joinNonEmpty(a, b string) string {

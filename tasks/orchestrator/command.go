@@ -1,0 +1,208 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+// defaultPrograms may be run by every plan.
+var defaultPrograms = []string{"docker", "docker-compose", "git"}
+
+// isSkillExecutor recognises the only Python that plans run (contract
+// moonmind.md 21).
+func isSkillExecutor(command []string) bool {
+	return len(command) == 7 && command[0] == "python" && command[1] == "-m" &&
+		command[2] == "moonmind.workflows.orchestrator.skill_executor" &&
+		command[3] == "--skill-id" && command[5] == "--skill-args-json"
+}
+
+// A runner starts the commands of plans: a list of arguments, never a shell,
+// and only programs that are allowed.
+type runner struct {
+	allowed []string
+	compose compose.Program
+	environ []string
+	kill    killer
+}
+
+func newRunner(config Config) *runner {
+	return &runner{
+		allowed: append(slices.Clone(defaultPrograms), config.Programs...),
+		compose: config.Compose,
+		environ: config.Environ,
+		kill:    killer{grace: config.KillGrace},
+	}
+}
+
+// run runs a command in the workspace with its output going to the two
+// writers, which must not fail. It returns the exit code as Python gives it:
+// negative for the signal that ended the program. A failure means that
+// there was no end that the program chose.
+func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer) (int, *Failure) {
+	if len(command) == 0 {
+		return 0, commandError("Command sequence must not be empty")
+	}
+	if failure := checkWorkspace(workspace); failure != nil {
+		return 0, failure
+	}
+	argv := r.compose.Resolve(command)
+	path, failure := r.find(command, argv[0], workspace)
+	if failure != nil {
+		return 0, failure
+	}
+	environ := r.environ
+	if command[0] == "git" {
+		environ = trustWorkspace(environ, workspace)
+	}
+	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
+	err := r.kill.run(ctx, cmd)
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return 0, ended(command, cause)
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil || errors.As(err, &exit):
+		return exitCode(cmd.ProcessState), nil
+	case errors.Is(err, fs.ErrNotExist):
+		// The program is there, as find has seen; its interpreter is not.
+		return 0, commandError("Command not found: " + command[0])
+	default:
+		return 0, commandError(fmt.Sprintf("Command %s could not be run: %s", formatCommand(command), reason(err)))
+	}
+}
+
+// ended is a command that did not end by itself.
+func ended(command []string, cause error) *Failure {
+	return commandError(fmt.Sprintf("Command %s was ended: %s", formatCommand(command), cause))
+}
+
+// reason is an operating system error without the call and path around it.
+func reason(err error) string {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err.Error()
+	}
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		return call.Err.Error()
+	}
+	return err.Error()
+}
+
+// checkWorkspace tells a missing workspace apart from a missing program,
+// which upstream does not (C12).
+func checkWorkspace(workspace string) *Failure {
+	info, err := os.Stat(workspace)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or point the workspace setting at it")
+	case err != nil:
+		return commandError("Workspace " + workspace + " cannot be used: " + reason(err))
+	case !info.IsDir():
+		return commandError("Workspace " + workspace + " is not a directory")
+	}
+	return nil
+}
+
+// find returns the path of the program. A program that is not there is told
+// in upstream's words, whether it would be allowed or not.
+func (r *runner) find(command []string, program, workspace string) (string, *Failure) {
+	path := lookPath(program, r.environ, workspace)
+	skill := isSkillExecutor(command)
+	if path == "" {
+		text := "Command not found: " + command[0]
+		switch {
+		case skill:
+			text += ". Skills run in Python: install one with MoonMind on its path beside the worker"
+		case program == "docker":
+			text += ". Install the docker CLI, or set the path of a docker-compose program"
+		}
+		return "", commandError(text)
+	}
+	if !skill && !slices.Contains(r.allowed, command[0]) {
+		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; allow others in the worker's list of programs",
+			command[0], strings.Join(r.allowed, ", ")))
+	}
+	return path, nil
+}
+
+// lookPath finds a program as the command would: in the PATH of its own
+// environment.
+func lookPath(program string, environ []string, workspace string) string {
+	if strings.ContainsRune(program, '/') {
+		if !filepath.IsAbs(program) {
+			program = filepath.Join(workspace, program)
+		}
+		if isExecutable(program) {
+			return program
+		}
+		return ""
+	}
+	for _, dir := range filepath.SplitList(getenv(environ, "PATH")) {
+		if path := filepath.Join(dir, program); filepath.IsAbs(path) && isExecutable(path) {
+			return path
+		}
+	}
+	return ""
+}
+
+func isExecutable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// getenv returns the last value of a variable, as the C library of most
+// systems does not, but Go and Python do.
+func getenv(environ []string, name string) string {
+	for _, variable := range slices.Backward(environ) {
+		if key, value, _ := strings.Cut(variable, "="); key == name {
+			return value
+		}
+	}
+	return ""
+}
+
+// trustWorkspace lets git work in a repository that another user owns (F10).
+// It is done by the environment so that the command in the logs stays as the
+// plan has it.
+func trustWorkspace(environ []string, workspace string) []string {
+	count, err := strconv.Atoi(getenv(environ, "GIT_CONFIG_COUNT"))
+	if err != nil || count < 0 {
+		count = 0
+	}
+	top, _ := repository(workspace)
+	return append(slices.Clone(environ),
+		fmt.Sprintf("GIT_CONFIG_KEY_%d=safe.directory", count),
+		fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", count, top),
+		fmt.Sprintf("GIT_CONFIG_COUNT=%d", count+1))
+}
+
+// repository returns the top of the work tree that a directory is in, and
+// the directory relative to it. Outside of any, the directory is its own top.
+func repository(dir string) (top, inside string) {
+	dir = artifacts.Resolve(dir)
+	for top = dir; ; top = filepath.Dir(top) {
+		if _, err := os.Lstat(filepath.Join(top, ".git")); err == nil {
+			inside, err := filepath.Rel(top, dir)
+			if err != nil {
+				return dir, "."
+			}
+			return top, inside
+		}
+		if top == filepath.Dir(top) {
+			return dir, "."
+		}
+	}
+}

@@ -1,0 +1,141 @@
+package orchestrator
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// Steps is what this package asks of the database. [store.Store] is it; its
+// methods say what they promise.
+type Steps interface {
+	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
+	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
+	ReleaseClaim(ctx context.Context, claim store.Claim) error
+}
+
+// Metrics counts what happens to steps and runs (contract moonmind.md 14). It
+// is called after the commit, must not block and does not fail.
+type Metrics interface {
+	StepStarted(step string)
+	StepFinished(step string, succeeded bool, took time.Duration)
+	// RunStatus: the run has a new status and goes on.
+	RunStatus(status string)
+	// RunFinished: the run has ended in status.
+	RunFinished(status string, took time.Duration)
+}
+
+// Config is everything that the tasks need from outside.
+type Config struct {
+	// Steps is the database. Required.
+	Steps Steps
+	// Metrics may be nil for none.
+	Metrics Metrics
+	// Logger defaults to slog.Default(). What goes to it is redacted here.
+	Logger *slog.Logger
+
+	// Workspace is the absolute path of the repository: the workspace of
+	// every service profile, and where commands run. Required.
+	Workspace string
+	// Artifacts says where runs have their directories. Its WorkingDir
+	// defaults to Workspace.
+	Artifacts artifacts.PlaceConfig
+	// Environ is the environment of commands, as NAME=value. Secrets in it
+	// are redacted everywhere; proxy variables in it are honoured by verify.
+	Environ []string
+	// Redactor defaults to one made from Environ.
+	Redactor *artifacts.Redactor
+
+	// Programs may be run by plans besides git, docker, docker-compose and
+	// the skill executor. Each is compared with the first word of a command.
+	Programs []string
+	// Compose says how `docker compose` is started on this machine.
+	Compose compose.Program
+	// Engine reads container states. With nil, steps do without.
+	Engine compose.State
+	// HealthURLs replace the health check URL of plans, by compose service
+	// (F5).
+	HealthURLs map[string]string
+
+	// StepTimeLimit ends a step that takes longer. Zero means no limit.
+	StepTimeLimit time.Duration
+	// KillGrace is the time between SIGTERM and SIGKILL for a command that is
+	// ended. Defaults to 10 s.
+	KillGrace time.Duration
+	// HandBackDelay is how long a message waits that cannot be worked on now:
+	// the database is away, or another worker runs the step. Defaults to 5 s.
+	HandBackDelay time.Duration
+	// FinishTimeout bounds one attempt to record the end of a step; attempts
+	// are repeated until one succeeds or the worker stops. Defaults to 30 s.
+	FinishTimeout time.Duration
+	// SettleTime is how long a container without any health check must stay
+	// up to count as running. Defaults to 2 s.
+	SettleTime time.Duration
+	// StateTimeout is how long verify waits for a container to become
+	// healthy when the plan has no health check. Defaults to 120 s.
+	StateTimeout time.Duration
+
+	// Now defaults to time.Now.
+	Now func() time.Time
+}
+
+// WithDefaults returns a copy in which empty fields have their defaults.
+func (c Config) WithDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Redactor == nil {
+		c.Redactor = artifacts.NewRedactor(c.Environ)
+	}
+	if c.Metrics == nil {
+		c.Metrics = noMetrics{}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
+	c.Artifacts = c.Artifacts.WithDefaults()
+	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
+	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
+	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
+	c.SettleTime = cmp.Or(c.SettleTime, 2*time.Second)
+	c.StateTimeout = cmp.Or(c.StateTimeout, 120*time.Second)
+	return c
+}
+
+// Validate names the field that is wrong. It does not look at the file system.
+func (c Config) Validate() error {
+	if c.Steps == nil {
+		return errors.New("orchestrator: Steps is not set")
+	}
+	if !filepath.IsAbs(c.Workspace) {
+		return fmt.Errorf("orchestrator: workspace %q must be an absolute path", c.Workspace)
+	}
+	for name, limit := range map[string]time.Duration{
+		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "HandBackDelay": c.HandBackDelay,
+		"FinishTimeout": c.FinishTimeout, "SettleTime": c.SettleTime, "StateTimeout": c.StateTimeout,
+	} {
+		if limit < 0 {
+			return fmt.Errorf("orchestrator: %s is %s, must not be negative", name, limit)
+		}
+	}
+	if err := c.Artifacts.Validate(); err != nil {
+		return fmt.Errorf("orchestrator: %w", err)
+	}
+	return nil
+}
+
+type noMetrics struct{}
+
+func (noMetrics) StepStarted(string)                       {}
+func (noMetrics) StepFinished(string, bool, time.Duration) {}
+func (noMetrics) RunStatus(string)                         {}
+func (noMetrics) RunFinished(string, time.Duration)        {}

@@ -1,0 +1,404 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// Orchestrator executes the steps of runs.
+type Orchestrator struct {
+	config Config
+	log    *slog.Logger
+	runner *runner
+	client healthClient
+}
+
+// New makes an Orchestrator. It touches neither files nor network.
+func New(config Config) (*Orchestrator, error) {
+	config = config.WithDefaults()
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	return &Orchestrator{
+		config: config,
+		log:    slog.New(config.Redactor.Handler(config.Logger.Handler())),
+		runner: newRunner(config),
+		client: newHealthClient(config.Environ),
+	}, nil
+}
+
+// A Request is a delivery of execute_plan_step.
+type Request struct {
+	RunID, Step        string
+	TaskID, RootTaskID string
+	Redelivered        bool
+}
+
+// A Result is what execute_plan_step returns, in the order of keys that
+// Python writes.
+type Result struct {
+	Message   string          `json:"message"`
+	Artifacts []string        `json:"artifacts"`
+	Metadata  json.RawMessage `json:"metadata"`
+}
+
+// ErrStop says that the message must have no effect at all: no result, and
+// nothing follows.
+var ErrStop = errors.New("the step must not be run")
+
+// A HandBackError says that the message cannot be worked on now and belongs
+// back in the queue after a pause.
+type HandBackError struct {
+	After  time.Duration
+	Reason string
+}
+
+func (e *HandBackError) Error() string { return e.Reason }
+
+// errStepTimeLimit is the cause with which a step's context ends.
+type errStepTimeLimit struct{ limit time.Duration }
+
+func (e errStepTimeLimit) Error() string {
+	return fmt.Sprintf("the step took longer than its limit of %s", e.limit)
+}
+
+// steps in which a run can be.
+var knownSteps = map[string]store.Step{
+	"analyze": store.StepAnalyze, "patch": store.StepPatch, "build": store.StepBuild,
+	"restart": store.StepRestart, "verify": store.StepVerify, "rollback": store.StepRollback,
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// Execute runs one step of a run, or answers for one that has ended.
+//
+//   - A [Result] means that the step has succeeded and is recorded.
+//   - A [*Failure] means that it has failed and is recorded, unless the
+//     request names no run or no step.
+//   - [ErrStop] means that nothing may happen.
+//   - A [*HandBackError] means that the message is to be delivered again;
+//     so does the error of ctx, if that was ended by somebody else than a time
+//     limit.
+//
+// isLimit tells a time limit of the message, whose end is recorded as a
+// failure, from a worker that stops; it may be nil.
+func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit func(error) bool) (Result, error) {
+	step, known := knownSteps[request.Step]
+	if !known {
+		return Result{}, valueError(pythonRepr(request.Step) + " is not a valid OrchestratorPlanStep")
+	}
+	runID := strings.ToLower(strings.Trim(strings.TrimPrefix(request.RunID, "urn:uuid:"), "{}"))
+	if !uuidForm.MatchString(runID) {
+		return Result{}, valueError("badly formed hexadecimal UUID string")
+	}
+	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
+	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
+		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID, Redelivered: request.Redelivered,
+	})
+	if err != nil {
+		return Result{}, o.notBegun(ctx, log, runID, err)
+	}
+	switch decision := decision.(type) {
+	case store.Start:
+		return o.start(ctx, log, decision, isLimit)
+	case store.Done:
+		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
+		return answer(decision.Outcome)
+	case store.Busy:
+		return Result{}, &HandBackError{
+			After:  o.config.HandBackDelay,
+			Reason: fmt.Sprintf("worker %s runs step %s of run %s since %s", decision.Worker, step, runID, decision.Since.UTC().Format(time.RFC3339)),
+		}
+	case store.Stop:
+		log.Warn("step not run", "reason", decision.Reason)
+		return Result{}, ErrStop
+	default:
+		return Result{}, fmt.Errorf("cannot start step %s of run %s: unknown decision %T", step, runID, decision)
+	}
+}
+
+// notBegun says what becomes of a message whose step could not be begun.
+func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID string, err error) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return valueError("Run " + runID + " not found")
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	log.Error("step cannot be begun, message goes back", "error", err)
+	return &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}
+}
+
+// start runs a step that has been begun and records how it ends.
+func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.Start, isLimit func(error) bool) (Result, error) {
+	log = log.With("attempt", begun.Claim.Attempt)
+	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
+	o.config.Metrics.StepStarted(string(begun.Claim.Step))
+	if begun.RunStarted {
+		o.config.Metrics.RunStatus(string(store.RunRunning))
+	}
+
+	work, cancel := ctx, context.CancelFunc(func() {})
+	if limit := o.config.StepTimeLimit; limit > 0 {
+		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
+	}
+	outcome := o.work(work, log, begun)
+	cancel()
+	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && (isLimit == nil || !isLimit(cause)) {
+		// The worker stops: the step is not over, it goes on elsewhere.
+		o.release(ctx, log, begun.Claim)
+		return Result{}, cause
+	}
+	finished, err := o.finish(ctx, log, begun.Claim, outcome)
+	if err != nil {
+		return Result{}, err
+	}
+
+	took := max(0, outcome.FinishedAt.Sub(begun.Claim.StartedAt))
+	succeeded := outcome.Status == store.StepSucceeded
+	o.config.Metrics.StepFinished(string(begun.Claim.Step), succeeded, took)
+	switch {
+	case finished.RunEnded:
+		o.config.Metrics.RunFinished(string(finished.Status), finished.Duration)
+	case !succeeded:
+		o.config.Metrics.RunStatus(string(finished.Status))
+	}
+	attributes := []any{"took", took.Round(time.Millisecond), "run_status", string(finished.Status)}
+	if succeeded {
+		log.Info("step succeeded", append(attributes, "message", outcome.Message)...)
+	} else {
+		log.Error("step failed", append(attributes, "error", outcome.Message)...)
+	}
+	return answer(outcome)
+}
+
+// finish records the outcome. While the database is away, a finished step
+// waits for it rather than being forgotten and run again.
+func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store.Claim, outcome store.Outcome) (store.Finished, error) {
+	pause, told := 100*time.Millisecond, false
+	for {
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
+		finished, err := o.config.Steps.FinishStep(attempt, claim, outcome)
+		cancel()
+		switch {
+		case err == nil:
+			return finished, nil
+		case errors.Is(err, store.ErrClaimLost):
+			log.Warn("step was taken over or retried meanwhile, its end is not recorded", "status", string(outcome.Status), "error", err)
+			return store.Finished{}, ErrStop
+		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
+			o.release(ctx, log, claim)
+			log.Error("end of step cannot be recorded, message goes back", "error", err)
+			return store.Finished{}, &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}
+		}
+		if !told {
+			log.Error("end of step cannot be recorded yet, waiting for the database", "error", err)
+			told = true
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+			pause = min(2*pause, o.config.HandBackDelay)
+		case <-ctx.Done():
+			timer.Stop()
+			o.release(ctx, log, claim)
+			return store.Finished{}, context.Cause(ctx)
+		}
+	}
+}
+
+// release gives a claim back that will not be finished here.
+func (o *Orchestrator) release(ctx context.Context, log *slog.Logger, claim store.Claim) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
+	defer cancel()
+	if err := o.config.Steps.ReleaseClaim(ctx, claim); err != nil {
+		log.Warn("claim on step cannot be released", "error", err)
+	}
+}
+
+// answer is what a finished step returns, now and whenever its message is
+// delivered again.
+func answer(outcome store.Outcome) (Result, error) {
+	if outcome.Status == store.StepFailed {
+		failure := &Failure{Type: outcome.ErrorType, Module: outcome.ErrorModule, Arg: outcome.Message, Traceback: outcome.Traceback}
+		if failure.Type == "KeyError" {
+			// The row has Python's str, which for a KeyError is quoted.
+			failure.Arg = unquoted(outcome.Message)
+		}
+		return Result{}, failure
+	}
+	result := Result{Message: outcome.Message, Artifacts: []string{}, Metadata: json.RawMessage("{}")}
+	for _, file := range outcome.Artifacts {
+		result.Artifacts = append(result.Artifacts, file.Path)
+	}
+	if len(outcome.Payload) > 0 && string(outcome.Payload) != "null" {
+		result.Metadata = outcome.Payload
+	}
+	return result, nil
+}
+
+func unquoted(text string) string {
+	if len(text) >= 2 && text[0] == text[len(text)-1] && strings.ContainsRune(`'"`, rune(text[0])) {
+		return text[1 : len(text)-1]
+	}
+	return text
+}
+
+// done is how a step succeeds.
+type done struct {
+	message string
+	files   []artifacts.File
+	// payload becomes the state's payload, nil for none.
+	payload any
+}
+
+// A stepRun is one step at work.
+type stepRun struct {
+	*Orchestrator
+	log     *slog.Logger
+	runID   string
+	step    store.Step
+	plan    plan
+	params  parameters
+	profile profile
+	place   artifacts.Place
+	dir     *artifacts.Run
+}
+
+// work runs a step and makes an outcome of whatever happens (R13).
+func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start) store.Outcome {
+	s := &stepRun{Orchestrator: o, log: log, runID: begun.Run.ID, step: begun.Claim.Step}
+	succeeded, failure := s.guarded(ctx, begun.Run)
+	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.Row}
+	files, payload := succeeded.files, succeeded.payload
+	if failure != nil {
+		s.fallbackLog(failure)
+		outcome.Status, outcome.Message = store.StepFailed, failure.Error()
+		outcome.ErrorType, outcome.ErrorModule = failure.Type, failure.Module
+		outcome.Traceback = o.clean(failure.traceback())
+		files, payload = failure.files, nil
+		if failure.log != "" {
+			payload = logPayload{failure.log}
+		}
+	}
+	if s.dir != nil {
+		s.dir.Close()
+	}
+	outcome.Message = o.clean(outcome.Message)
+	for _, file := range files {
+		outcome.Artifacts = append(outcome.Artifacts, store.Artifact{
+			Type: artifacts.Type(string(s.step), file.Path), Path: file.Path, Checksum: file.Checksum, SizeBytes: file.SizeBytes,
+		})
+	}
+	if payload != nil {
+		// Structs of strings do not fail.
+		outcome.Payload, _ = json.Marshal(payload)
+	}
+	outcome.FinishedAt = o.config.Now().UTC()
+	return outcome
+}
+
+// clean makes a text fit for a row: redacted, without NUL.
+func (o *Orchestrator) clean(text string) string {
+	return o.config.Redactor.String(strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "\uFFFD"))
+}
+
+// logPayload is the payload of steps that have a log and nothing else.
+type logPayload struct {
+	Log string `json:"log"`
+}
+
+// guarded makes a failure of a panic.
+func (s *stepRun) guarded(ctx context.Context, run store.Run) (result done, failure *Failure) {
+	defer func() {
+		if value := recover(); value != nil {
+			stack := strings.ReplaceAll(string(debug.Stack()), "\t", "  ")
+			result = done{}
+			failure = &Failure{
+				Type: "RuntimeError", Module: moduleBuiltins,
+				Arg: fmt.Sprintf("step %s of run %s panicked: %v. This is a defect of mm-orchestrator; the worker's log has the stack", s.step, s.runID, value),
+			}
+			failure.Traceback = "Traceback (most recent call last):\n" + stack + "RuntimeError: " + failure.Arg + "\n"
+			s.log.Error("step panicked", "error", fmt.Sprint(value), "stack", stack)
+		}
+	}()
+	return s.perform(ctx, run)
+}
+
+// perform does what upstream does before a handler, in its order, and calls
+// the handler.
+func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
+	var failure *Failure
+	if s.plan, failure = parsePlan(run.Steps); failure != nil {
+		return done{}, failure
+	}
+	if s.params, failure = s.plan.find(s.step); failure != nil {
+		return done{}, failure
+	}
+	place, err := s.config.Artifacts.Of(run.ArtifactRoot, s.runID)
+	if err != nil {
+		return done{}, artifactError(err)
+	}
+	if s.dir, err = artifacts.Open(place.Dir, s.config.Redactor); err != nil {
+		return done{}, artifactError(err)
+	}
+	s.place = place
+	if s.profile, failure = findProfile(run.TargetService); failure != nil {
+		return done{}, failure
+	}
+	switch s.step {
+	case store.StepAnalyze:
+		return s.analyze()
+	case store.StepPatch:
+		return s.patch(ctx)
+	case store.StepBuild:
+		return s.build(ctx)
+	case store.StepRestart:
+		return s.restart(ctx)
+	case store.StepVerify:
+		return s.verify(ctx)
+	case store.StepRollback:
+		return s.rollback(ctx)
+	}
+	return done{}, valueError(pythonRepr(string(s.step)) + " is not a valid OrchestratorPlanStep")
+}
+
+// fallbackLog writes the log of a failure that has none (contract
+// moonmind.md 10.8).
+func (s *stepRun) fallbackLog(failure *Failure) {
+	if !failure.isRunnerError() || len(failure.files) > 0 || s.dir == nil {
+		return
+	}
+	lines := []string{string(s.step) + " step failed while executing orchestrator command."}
+	for _, line := range []string{failure.output, failure.Error()} {
+		if line != "" {
+			lines = append(lines, line)
+		}
+	}
+	file, err := s.dir.Write(string(s.step)+".log", strings.Join(lines, "\n"))
+	if err != nil {
+		s.log.Error("log of the failed step cannot be written", "error", err)
+		return
+	}
+	failure.files, failure.log = []artifacts.File{file}, file.Path
+}
+
+// workspace resolves the step's workspace parameter: relative to the
+// profile's, absolute as it is (contract moonmind.md 8).
+func (s *stepRun) workspace() (string, *Failure) {
+	text, failure := s.params.text("workspace", ".")
+	if failure != nil {
+		return "", failure
+	}
+	return within(artifacts.Resolve(s.config.Workspace), text), nil
+}

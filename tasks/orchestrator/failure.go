@@ -1,0 +1,135 @@
+package orchestrator
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+// Modules of MoonMind in which its exceptions live.
+const (
+	moduleBuiltins = "builtins"
+	moduleRunner   = "moonmind.workflows.orchestrator.command_runner"
+	moduleStorage  = "moonmind.workflows.orchestrator.storage"
+)
+
+// A Failure is how a step fails: the exception that Python readers see, and
+// what is recorded with it.
+type Failure struct {
+	// Type and Module name the Python class.
+	Type, Module string
+	// Arg is the exception's only argument.
+	Arg string
+	// Traceback is the text for AsyncResult.traceback; "" for one line.
+	Traceback string
+
+	// files are registered with the failed step.
+	files []artifacts.File
+	// log is the file that the payload names, or "".
+	log string
+	// output of the command that failed, for the fallback log.
+	output string
+}
+
+// Error is Python's str() of the exception, which is what the state row
+// shows.
+func (f *Failure) Error() string {
+	if f.Type == "KeyError" && f.Module == moduleBuiltins {
+		return pythonRepr(f.Arg)
+	}
+	return f.Arg
+}
+
+// traceback is what AsyncResult shows.
+func (f *Failure) traceback() string {
+	if f.Traceback != "" {
+		return f.Traceback
+	}
+	name := f.Type
+	if f.Module != moduleBuiltins {
+		name = f.Module + "." + f.Type
+	}
+	return "Traceback (most recent call last):\n" + name + ": " + f.Error() + "\n"
+}
+
+// isRunnerError says that upstream raises a CommandRunnerError, which always
+// has a log (contract moonmind.md 10.8).
+func (f *Failure) isRunnerError() bool { return f.Module == moduleRunner }
+
+// attach registers the log in which the failure can be read, and says so in
+// the text.
+func (f *Failure) attach(file artifacts.File) *Failure {
+	f.files = append(f.files, file)
+	f.log = file.Path
+	f.Arg += " (see " + file.Path + ")"
+	return f
+}
+
+func commandError(text string) *Failure {
+	return &Failure{Type: "CommandExecutionError", Module: moduleRunner, Arg: text}
+}
+
+func allowListViolation(text string) *Failure {
+	return &Failure{Type: "AllowListViolation", Module: moduleRunner, Arg: text}
+}
+
+func valueError(text string) *Failure {
+	return &Failure{Type: "ValueError", Module: moduleBuiltins, Arg: text}
+}
+
+func typeError(text string) *Failure {
+	return &Failure{Type: "TypeError", Module: moduleBuiltins, Arg: text}
+}
+
+func keyError(text string) *Failure {
+	return &Failure{Type: "KeyError", Module: moduleBuiltins, Arg: text}
+}
+
+// artifactError makes a failure of an error of package artifacts.
+func artifactError(err error) *Failure {
+	var path *artifacts.PathError
+	if errors.As(err, &path) {
+		return &Failure{Type: "ArtifactPathError", Module: moduleStorage, Arg: path.Text}
+	}
+	return &Failure{Type: "OSError", Module: moduleBuiltins, Arg: err.Error()}
+}
+
+// unexpected is any other error.
+func unexpected(err error) *Failure {
+	var failure *Failure
+	if errors.As(err, &failure) {
+		return failure
+	}
+	return &Failure{Type: "RuntimeError", Module: moduleBuiltins, Arg: err.Error()}
+}
+
+// pythonRepr is Python's repr of a text, for what occurs in service names.
+func pythonRepr(text string) string {
+	quote := "'"
+	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {
+		quote = `"`
+	}
+	var out strings.Builder
+	out.WriteString(quote)
+	for _, r := range text {
+		switch {
+		case r == '\\' || string(r) == quote:
+			out.WriteByte('\\')
+			out.WriteRune(r)
+		case r == '\n':
+			out.WriteString(`\n`)
+		case r == '\r':
+			out.WriteString(`\r`)
+		case r == '\t':
+			out.WriteString(`\t`)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&out, `\x%02x`, r)
+		default:
+			out.WriteRune(r)
+		}
+	}
+	out.WriteString(quote)
+	return out.String()
+}

@@ -1,0 +1,61 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+)
+
+// The tasks of MoonMind's orchestrator worker (contract moonmind.md 4).
+const (
+	TaskExecutePlanStep = "moonmind.workflows.orchestrator.tasks.execute_plan_step"
+	TaskHealthCheck     = "moonmind.workflows.orchestrator.tasks.health_check"
+)
+
+// stepArgs are the arguments of execute_plan_step.
+type stepArgs struct {
+	RunID string `celery:"run_id"`
+	Step  string `celery:"step_name"`
+}
+
+// Register makes the worker run both tasks.
+func (o *Orchestrator) Register(w *worker.Worker) {
+	worker.Handle(w, TaskExecutePlanStep, o.executePlanStep)
+	worker.Handle(w, TaskHealthCheck, func(context.Context, struct{}) (string, error) { return "ok", nil })
+}
+
+// executePlanStep is [Orchestrator.Execute] in the worker's terms.
+func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Result, error) {
+	request := Request{RunID: args.RunID, Step: args.Step}
+	if task := worker.TaskFromContext(ctx); task != nil {
+		request.TaskID, request.RootTaskID, request.Redelivered = task.ID, task.RootID, task.Redelivered
+	}
+	result, err := o.Execute(ctx, request, isTimeLimit)
+	return result, inWorkersTerms(err)
+}
+
+// isTimeLimit tells the causes that end one task from those that end the
+// worker.
+func isTimeLimit(cause error) bool {
+	return slices.ContainsFunc([]error{worker.ErrSoftTimeLimit, worker.ErrTimeLimit}, func(limit error) bool {
+		return errors.Is(cause, limit)
+	})
+}
+
+func inWorkersTerms(err error) error {
+	var failure *Failure
+	var back *HandBackError
+	switch {
+	case errors.As(err, &failure):
+		return &worker.Error{
+			Type: failure.Type, Module: failure.Module, Args: []any{failure.Arg}, Traceback: failure.traceback(), Err: failure,
+		}
+	case errors.Is(err, ErrStop):
+		return worker.Ignore
+	case errors.As(err, &back):
+		return worker.Reject{Requeue: true, After: back.After, Reason: back.Reason}
+	}
+	return err
+}

@@ -1,0 +1,105 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// bodyLimit is how much of an answer to a health check is read, in bytes.
+// Only the status counts.
+const bodyLimit = 1 << 20
+
+// A healthClient asks one URL as httpx does by default: no redirects, TLS
+// verified, proxies of the environment, one limit for each phase.
+type healthClient struct{ proxies proxies }
+
+func newHealthClient(environ []string) healthClient {
+	return healthClient{proxies: newProxies(environ)}
+}
+
+// status makes one request and returns the status code. limit bounds each of
+// connect, TLS handshake, write, answer and body.
+func (c healthClient) status(ctx context.Context, method, address string, limit time.Duration) (int, error) {
+	target, err := url.Parse(address)
+	if err != nil {
+		return 0, errors.New(unwrapURL(err).Error())
+	}
+	if target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
+		// httpx's words.
+		return 0, errors.New("Request URL is missing an 'http://' or 'https://' protocol.") //nolint:staticcheck
+	}
+	// All phases together. Slow drips of a body must not go on for ever.
+	ctx, cancel := context.WithTimeout(ctx, 4*limit)
+	defer cancel()
+	transport := &http.Transport{
+		Proxy:                 c.proxies.proxyOf,
+		DialContext:           (&net.Dialer{Timeout: limit}).DialContext,
+		TLSHandshakeTimeout:   limit,
+		ResponseHeaderTimeout: limit,
+		DisableKeepAlives:     true,
+		ForceAttemptHTTP2:     false,
+	}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(ctx, method, address, nil)
+	if err != nil {
+		return 0, err
+	}
+	request.Header.Set("User-Agent", "mm-orchestrator")
+	request.Header.Set("Accept", "*/*")
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return 0, requestError(err)
+	}
+	defer response.Body.Close()
+	if _, err := io.Copy(io.Discard, io.LimitReader(response.Body, bodyLimit)); err != nil {
+		return 0, requestError(err)
+	}
+	return response.StatusCode, nil
+}
+
+func unwrapURL(err error) error {
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		return wrapped.Err
+	}
+	return err
+}
+
+// requestError says why there was no answer, in the words that httpx has for
+// the common reasons.
+func requestError(err error) error {
+	var network net.Error
+	var dns *net.DNSError
+	var errno syscall.Errno
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return errors.New("[Errno -2] Name or service not known")
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
+		return errors.New("timed out")
+	case errors.As(err, &errno):
+		return errors.New(pythonErrno(errno))
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("Server disconnected without sending a response.") //nolint:staticcheck
+	case errors.As(err, &authority):
+		return errors.New("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " + authority.Error())
+	}
+	return unwrapURL(err)
+}
+
+// pythonErrno is an OSError as Python prints it: the C library's text starts
+// with a capital.
+func pythonErrno(errno syscall.Errno) string {
+	text := errno.Error()
+	return "[Errno " + strconv.Itoa(int(errno)) + "] " + strings.ToUpper(text[:1]) + text[1:]
+}

@@ -1,0 +1,106 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+// within is path, or path below dir when it is relative.
+func within(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return artifacts.Resolve(filepath.Join(dir, path))
+}
+
+// logged runs a command with its output in a log.
+func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace string, command []string) *Failure {
+	output := log.Output()
+	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr)
+	excerpt := output.Close()
+	text := excerpt.Text(log.Path())
+	switch {
+	case failure == nil && code == 0:
+		return nil
+	case failure == nil:
+		failure = exited(command, code, text)
+	case text != "":
+		failure.Arg += ": " + text
+	}
+	failure.output = text
+	if excerpt.Empty() {
+		log.Line(failure.Error())
+	}
+	return failure
+}
+
+// exited is a command that says it has failed.
+func exited(command []string, code int, output string) *Failure {
+	text := fmt.Sprintf("Command %s failed with code %d", formatCommand(command), code)
+	if output != "" {
+		text += ": " + output
+	}
+	if isSkillExecutor(command) && strings.Contains(output, "No module named 'moonmind") {
+		text += "\nSkills need a Python that has MoonMind on its path; put one beside the worker"
+	}
+	failure := commandError(text)
+	failure.output = output
+	return failure
+}
+
+// attachLog ends a log and registers it with the failure. When the log cannot
+// be kept, the failure stands without it.
+func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
+	file, err := log.Finish()
+	if err != nil {
+		s.log.Error("log of the failed step cannot be written", "error", err)
+		return failure
+	}
+	return failure.attach(file)
+}
+
+// runLogged is a step that is one command: build and restart (contract
+// moonmind.md 10.4, 10.5). Unlike upstream it has the output of a failed
+// command in its log once (C7).
+func (s *stepRun) runLogged(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
+	workspace, failure := s.workspace()
+	if failure != nil {
+		return artifacts.File{}, failure
+	}
+	name, failure := s.params.text("logArtifact", logName)
+	if failure != nil {
+		return artifacts.File{}, failure
+	}
+	log, err := s.dir.Log(name)
+	if err != nil {
+		return artifacts.File{}, artifactError(err)
+	}
+	defer log.Discard()
+	log.Line("$ " + formatCommand(command))
+	if failure := s.logged(ctx, log, workspace, command); failure != nil {
+		s.explain(ctx, workspace, command, failure)
+		return artifacts.File{}, s.attachLog(log, failure)
+	}
+	if failure := then(); failure != nil {
+		log.Line(failure.Error())
+		return artifacts.File{}, s.attachLog(log, failure)
+	}
+	file, err := log.Finish()
+	if err != nil {
+		return artifacts.File{}, artifactError(err)
+	}
+	return file, nil
+}
+
+// commandParameter reads the step's command; a falsy one is the default.
+func (s *stepRun) commandParameter(missing []string) ([]string, *Failure) {
+	value := s.params["command"]
+	if falsy(value) {
+		return missing, nil
+	}
+	return parseCommand(value)
+}

@@ -1,0 +1,283 @@
+package orchestrator
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+// changes are the files that differ from HEAD, relative to the workspace, as
+// git tells them.
+type changes struct {
+	unstaged, staged, untracked []string
+}
+
+// all is the union in upstream's order, without duplicates.
+func (c changes) all() []string {
+	seen := map[string]bool{}
+	all := []string{}
+	for _, path := range slices.Concat(c.unstaged, c.staged, c.untracked) {
+		if !seen[path] {
+			seen[path] = true
+			all = append(all, path)
+		}
+	}
+	return all
+}
+
+// patchPayload has the keys of contract moonmind.md 10.3, in its order.
+type patchPayload struct {
+	Unstaged  []string `json:"unstagedFiles"`
+	Staged    []string `json:"stagedFiles"`
+	Untracked []string `json:"untrackedFiles"`
+	Validated []string `json:"validatedFiles"`
+	Log       string   `json:"log"`
+}
+
+// messageLimit bounds the list of files in a message, in bytes.
+const messageLimit = 16 << 10
+
+// patch runs the plan's commands, records the difference to HEAD, and judges
+// the changed files by the allow-list (contract moonmind.md 10.3).
+func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
+	workspace, failure := s.workspace()
+	if failure != nil {
+		return done{}, failure
+	}
+	listed, failure := s.params.list("commands")
+	if failure != nil {
+		return done{}, failure
+	}
+	var commands [][]string
+	for _, value := range listed {
+		command, failure := parseCommand(value)
+		if failure != nil {
+			return done{}, failure
+		}
+		commands = append(commands, command)
+	}
+	patterns, failure := s.allowedPatterns()
+	if failure != nil {
+		return done{}, failure
+	}
+	name, failure := s.params.text("logArtifact", "patch.log")
+	if failure != nil {
+		return done{}, failure
+	}
+	diffName, failure := s.params.text("diffArtifact", "patch.diff")
+	if failure != nil {
+		return done{}, failure
+	}
+
+	log, err := s.dir.Log(name)
+	if err != nil {
+		return done{}, artifactError(err)
+	}
+	defer log.Discard()
+	for _, command := range commands {
+		log.Line(formatCommand(command))
+		if failure := s.logged(ctx, log, workspace, command); failure != nil {
+			return done{}, s.attachLog(log, failure)
+		}
+	}
+	diff, failure := s.writeDiff(ctx, workspace, diffName)
+	if failure != nil {
+		return done{}, failure
+	}
+	changed, failure := s.listChanges(ctx, workspace)
+	if failure != nil {
+		return done{}, failure
+	}
+	validated := changed.all()
+	allowed := newAllowlist(workspace, patterns)
+	var violations []string
+	for _, path := range validated {
+		if !allowed.allows(path) {
+			violations = append(violations, printable(path)+" is not allow-listed")
+		}
+	}
+	if len(violations) > 0 {
+		return done{}, allowListViolation(cut(strings.Join(violations, "; ")))
+	}
+	file, err := log.Finish()
+	if err != nil {
+		return done{}, artifactError(err)
+	}
+	message := "Patched files: none"
+	if len(validated) > 0 {
+		message = cut("Patched files: " + strings.Join(s.shown(validated), ", "))
+	}
+	return done{message: message, files: []artifacts.File{diff, file}, payload: patchPayload{
+		Unstaged: s.shown(changed.unstaged), Staged: s.shown(changed.staged), Untracked: s.shown(changed.untracked),
+		Validated: s.shown(validated), Log: file.Path,
+	}}, nil
+}
+
+// allowedPatterns is the plan's allow-list, or the profile's when the plan
+// has none.
+func (s *stepRun) allowedPatterns() ([]string, *Failure) {
+	listed, failure := s.params.list("allowlist")
+	if failure != nil || len(listed) == 0 {
+		return s.profile.allowlist, failure
+	}
+	var patterns []string
+	for _, value := range listed {
+		pattern, isText := value.(string)
+		if !isText {
+			return nil, typeError("Plan parameter allowlist must contain only texts")
+		}
+		patterns = append(patterns, pattern)
+	}
+	return patterns, nil
+}
+
+// shown makes paths fit for a row.
+func (s *stepRun) shown(paths []string) []string {
+	shown := make([]string, 0, len(paths))
+	for _, path := range paths {
+		shown = append(shown, s.clean(path))
+	}
+	return shown
+}
+
+func printable(path string) string { return strings.ToValidUTF8(path, "\uFFFD") }
+
+// cut bounds a message.
+func cut(text string) string {
+	if len(text) <= messageLimit {
+		return text
+	}
+	end := messageLimit
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + " … and more"
+}
+
+// writeDiff makes the diff artifact: everything tracked that differs from
+// HEAD, or from the index when there is no commit yet.
+func (s *stepRun) writeDiff(ctx context.Context, workspace, name string) (artifacts.File, *Failure) {
+	document, failure := s.diffInto(ctx, workspace, name, []string{"git", "diff", "HEAD"})
+	if failure != nil && (strings.Contains(failure.output, "unknown revision") || strings.Contains(failure.output, "ambiguous argument 'HEAD'")) {
+		document, failure = s.diffInto(ctx, workspace, name, []string{"git", "diff"})
+	}
+	if failure != nil {
+		return artifacts.File{}, failure
+	}
+	file, err := document.Finish()
+	if err == nil && file.SizeBytes == 0 {
+		file, err = s.dir.Write(name, "# No changes generated")
+	}
+	if err != nil {
+		return artifacts.File{}, artifactError(err)
+	}
+	return file, nil
+}
+
+func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command []string) (*artifacts.Document, *Failure) {
+	document, err := s.dir.Document(name)
+	if err != nil {
+		return nil, artifactError(err)
+	}
+	errors := artifacts.NewCapture(s.config.Redactor)
+	code, failure := s.runner.run(ctx, workspace, command, document, errors.Stderr)
+	text := errors.Close().Text("")
+	if failure == nil && code != 0 {
+		failure = exited(command, code, text)
+	}
+	if failure != nil {
+		document.Discard()
+		return nil, failure
+	}
+	return document, nil
+}
+
+// listLimit bounds a list of changed files, in bytes.
+const listLimit = 16 << 20
+
+// listChanges asks git what differs from HEAD. Names come unquoted (C5) and
+// relative to the workspace, also when that lies below the top of the
+// repository. The runs' artifacts are left out (F6).
+func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *Failure) {
+	_, inside := repository(workspace)
+	var found changes
+	for _, query := range []struct {
+		into    *[]string
+		command []string
+		// fromTop says that names are relative to the top of the repository.
+		fromTop bool
+	}{
+		{&found.unstaged, []string{"git", "diff", "--name-only", "-z"}, true},
+		{&found.staged, []string{"git", "diff", "--cached", "--name-only", "-z"}, true},
+		{&found.untracked, []string{"git", "ls-files", "--others", "--exclude-standard", "-z"}, false},
+	} {
+		names, failure := s.listFiles(ctx, workspace, query.command)
+		if failure != nil {
+			return changes{}, failure
+		}
+		for _, name := range names {
+			if query.fromTop && inside != "." {
+				relative, err := filepath.Rel(inside, name)
+				if err != nil {
+					return changes{}, unexpected(err)
+				}
+				name = relative
+			}
+			if !s.isArtifact(filepath.Join(workspace, name)) {
+				*query.into = append(*query.into, name)
+			}
+		}
+	}
+	return found, nil
+}
+
+func (s *stepRun) listFiles(ctx context.Context, workspace string, command []string) ([]string, *Failure) {
+	list := limitedBuffer{limit: listLimit}
+	errors := artifacts.NewCapture(s.config.Redactor)
+	code, failure := s.runner.run(ctx, workspace, command, &list, errors.Stderr)
+	text := errors.Close().Text("")
+	switch {
+	case failure != nil:
+		return nil, failure
+	case code != 0:
+		return nil, exited(command, code, text)
+	case list.full:
+		return nil, commandError("Command " + formatCommand(command) + " lists more changed files than can be judged")
+	}
+	var names []string
+	for name := range strings.SplitSeq(list.String(), "\x00") {
+		if name != "" {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// isArtifact says whether a file belongs to the runs rather than to the
+// repository: it lies in the configured artifact root, or in a run's
+// directory beside this run's. Nothing else of the workspace can be hidden
+// from the allow-list by what a row says.
+func (s *stepRun) isArtifact(path string) bool {
+	path = artifacts.Resolve(filepath.Dir(path))
+	workspace := artifacts.Resolve(s.config.Workspace)
+	if root, err := s.config.Artifacts.Root(); err == nil && root != workspace && below(root, path) && !below(root, workspace) {
+		return true
+	}
+	runs := filepath.Dir(s.place.Dir)
+	relative, err := filepath.Rel(runs, path)
+	if err != nil || !filepath.IsLocal(relative) {
+		return false
+	}
+	first, _, _ := strings.Cut(filepath.ToSlash(relative), "/")
+	return uuidForm.MatchString(first)
+}
+
+// below says whether path is dir or in it.
+func below(dir, path string) bool {
+	relative, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(relative)
+}

@@ -1,0 +1,212 @@
+package orchestrator
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// plan is orchestrator_action_plans.steps: what the API wrote, or anybody
+// with access to the table. Every value in it may have any type.
+type plan []any
+
+// parameters of one step, numbers as json.Number.
+type parameters map[string]any
+
+func parsePlan(steps json.RawMessage) (plan, *Failure) {
+	decoder := json.NewDecoder(bytes.NewReader(steps))
+	decoder.UseNumber()
+	var value any
+	if len(steps) > 0 {
+		if err := decoder.Decode(&value); err != nil {
+			return nil, valueError("Action plan is not JSON: " + err.Error())
+		}
+	}
+	list, isList := value.([]any)
+	if value != nil && !isList {
+		return nil, typeError("Action plan must be a list of steps")
+	}
+	return list, nil
+}
+
+// find returns the parameters of the first entry with the step's name.
+func (p plan) find(step store.Step) (parameters, *Failure) {
+	for _, entry := range p {
+		object, _ := entry.(map[string]any)
+		if name, _ := object["name"].(string); name != string(step) {
+			continue
+		}
+		switch value := object["parameters"].(type) {
+		case nil:
+			return parameters{}, nil
+		case map[string]any:
+			return value, nil
+		default:
+			return nil, typeError("Plan step parameters must be a mapping")
+		}
+	}
+	return nil, valueError("Action plan missing step '" + string(step) + "'")
+}
+
+// target is the container that a plan is about: what its own commands name,
+// else its parameters, else the profile.
+func (p plan) target(known profile) (project, service string) {
+	project, service = known.project, known.service
+	for _, step := range []store.Step{store.StepRestart, store.StepBuild, store.StepVerify} {
+		found, failure := p.find(step)
+		if failure != nil {
+			continue
+		}
+		if text, _ := found["composeProject"].(string); text != "" {
+			project = text
+		}
+		if text, _ := found["service"].(string); text != "" {
+			service = text
+		}
+		command, failure := parseCommand(found["command"])
+		if failure != nil {
+			continue
+		}
+		if line, isCompose := compose.ParseTarget(command); isCompose {
+			if line.Project != "" {
+				project = line.Project
+			}
+			if line.Service != "" {
+				service = line.Service
+			}
+			break
+		}
+	}
+	return project, service
+}
+
+// falsy is Python's "not value".
+func falsy(value any) bool {
+	switch v := value.(type) {
+	case nil:
+		return true
+	case bool:
+		return !v
+	case string:
+		return v == ""
+	case json.Number:
+		number, err := v.Float64()
+		return err == nil && number == 0
+	case []any:
+		return len(v) == 0
+	case map[string]any:
+		return len(v) == 0
+	}
+	return false
+}
+
+// text reads a text parameter, which may be a number.
+func (p parameters) text(name, missing string) (string, *Failure) {
+	switch value := p[name].(type) {
+	case string:
+		if value != "" {
+			return value, nil
+		}
+	case json.Number:
+		return value.String(), nil
+	default:
+		if !falsy(value) {
+			return "", typeError(fmt.Sprintf("Plan parameter %s must be a text", name))
+		}
+	}
+	return missing, nil
+}
+
+// list reads a list parameter; every falsy value is an empty one.
+func (p parameters) list(name string) ([]any, *Failure) {
+	value := p[name]
+	if falsy(value) {
+		return nil, nil
+	}
+	list, isList := value.([]any)
+	if !isList {
+		return nil, typeError(fmt.Sprintf("Plan parameter %s must be a list", name))
+	}
+	return list, nil
+}
+
+// number reads a number as Python's float() does.
+func (p parameters) number(name string, missing float64) (float64, *Failure) {
+	value, given := p[name]
+	if !given {
+		return missing, nil
+	}
+	var text string
+	switch v := value.(type) {
+	case json.Number:
+		text = v.String()
+	case string:
+		text = strings.TrimSpace(v)
+	case bool:
+		if v {
+			return 1, nil
+		}
+		return 0, nil
+	default:
+		return 0, typeError(fmt.Sprintf("Plan parameter %s must be a number", name))
+	}
+	number, err := strconv.ParseFloat(text, 64)
+	if err != nil || math.IsNaN(number) || math.IsInf(number, 0) {
+		return 0, valueError(fmt.Sprintf("Plan parameter %s must be a number, not %q", name, text))
+	}
+	return number, nil
+}
+
+// largest is the largest whole number that a plan may have; it keeps
+// durations from overflowing.
+const largest = 1 << 31
+
+// whole reads a number as Python's int() does, cutting what is behind the
+// point.
+func (p parameters) whole(name string, missing int) (int, *Failure) {
+	number, failure := p.number(name, float64(missing))
+	if failure != nil {
+		return 0, failure
+	}
+	if math.Abs(number) > largest {
+		return 0, valueError(fmt.Sprintf("Plan parameter %s is too large", name))
+	}
+	return int(number), nil
+}
+
+// parseCommand reads a command of a plan. The list may be empty.
+func parseCommand(value any) ([]string, *Failure) {
+	switch list := value.(type) {
+	case string:
+		return nil, commandError("Command strings are not supported; provide a sequence of arguments")
+	case []any:
+		command := make([]string, 0, len(list))
+		for _, element := range list {
+			word, isText := element.(string)
+			if !isText {
+				return nil, commandError("Command sequences must contain only strings")
+			}
+			if strings.ContainsRune(word, 0) {
+				return nil, commandError("Command arguments must not contain NUL")
+			}
+			command = append(command, word)
+		}
+		return command, nil
+	}
+	return nil, commandError("Command must be a sequence of strings")
+}
+
+// formatCommand is a command as logs show it.
+func formatCommand(command []string) string { return strings.Join(command, " ") }
+
+// instructionLine is a text on one line.
+func instructionLine(text string) string {
+	return artifacts.Trim(strings.NewReplacer("\r", " ", "\n", " ").Replace(text))
+}

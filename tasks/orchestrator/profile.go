@@ -1,0 +1,49 @@
+package orchestrator
+
+import "strings"
+
+// A profile is what MoonMind knows of a service that it may repair (contract
+// moonmind.md 8 and 21). The compose project and health check of a profile
+// are made into plans by the API; a plan that lacks them gets them from here.
+type profile struct {
+	service string // the compose service
+	project string // the compose project
+	// allowlist are globs of files that a patch may touch.
+	allowlist []string
+}
+
+const composeProject = "moonmind"
+
+var profiles = map[string]profile{
+	"api": {service: "api", project: composeProject, allowlist: []string{
+		"api_service/Dockerfile",
+		"api_service/Dockerfile.*",
+		"api_service/pyproject.toml",
+		"api_service/poetry.lock",
+		"api_service/requirements*.txt",
+		"pyproject.toml",
+		"poetry.lock",
+	}},
+	"celery-worker": {service: "celery-worker", project: composeProject, allowlist: []string{
+		"celery_worker/Dockerfile",
+		"celery_worker/Dockerfile.*",
+		"celery_worker/requirements*.txt",
+		"celery_worker/pyproject.toml",
+		"celery_worker/poetry.lock",
+	}},
+	"orchestrator": {service: "orchestrator", project: composeProject, allowlist: []string{
+		"services/orchestrator/**",
+		"moonmind/workflows/orchestrator/**",
+		"docker-compose*.y*ml",
+		"pyproject.toml",
+		"poetry.lock",
+	}},
+}
+
+// findProfile looks up the target service of a run.
+func findProfile(target string) (profile, *Failure) {
+	if p, found := profiles[strings.ToLower(strings.TrimSpace(target))]; found {
+		return p, nil
+	}
+	return profile{}, keyError("Service '" + target + "' is not managed by the orchestrator")
+}

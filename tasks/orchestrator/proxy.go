@@ -1,0 +1,127 @@
+package orchestrator
+
+import (
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// proxies are the proxy variables of an environment as httpx reads them
+// (contract moonmind.md 21). It differs from Go's in this: lower-case names
+// win, ALL_PROXY counts, localhost is not special, and an entry of NO_PROXY
+// is a host, a domain with everything below it, or a whole origin, never a
+// network.
+type proxies struct {
+	byScheme map[string]*url.URL
+	except   []exception
+}
+
+// exception is an entry of NO_PROXY.
+type exception struct {
+	// scheme is "" for every scheme.
+	scheme string
+	host   string
+	port   string
+	// below says that hosts below this domain count; only says that the
+	// domain itself does not.
+	below, only bool
+}
+
+func newProxies(environ []string) proxies {
+	p := proxies{byScheme: map[string]*url.URL{}}
+	none := proxyVariable(environ, "no")
+	for entry := range strings.SplitSeq(none, ",") {
+		entry = strings.TrimSpace(entry)
+		if entry == "*" {
+			return proxies{}
+		}
+		if entry != "" {
+			p.except = append(p.except, parseException(entry))
+		}
+	}
+	for _, scheme := range []string{"http", "https", "all"} {
+		text := proxyVariable(environ, scheme)
+		if text == "" {
+			continue
+		}
+		if !strings.Contains(text, "://") {
+			text = "http://" + text
+		}
+		if proxy, err := url.Parse(text); err == nil {
+			p.byScheme[scheme] = proxy
+		}
+	}
+	return p
+}
+
+// proxyVariable is name_proxy in lower case, else in any other case.
+func proxyVariable(environ []string, name string) string {
+	name += "_proxy"
+	value := ""
+	for _, variable := range environ {
+		key, text, _ := strings.Cut(variable, "=")
+		if key == name {
+			return text
+		}
+		if strings.EqualFold(key, name) {
+			value = text
+		}
+	}
+	return value
+}
+
+func parseException(entry string) exception {
+	var e exception
+	if scheme, rest, found := strings.Cut(entry, "://"); found {
+		e.scheme, entry = strings.ToLower(scheme), rest
+		if e.scheme == "all" {
+			e.scheme = ""
+		}
+	}
+	host := strings.ToLower(entry)
+	if ip := net.ParseIP(strings.Trim(host, "[]")); ip != nil {
+		e.host = strings.Trim(host, "[]")
+		return e
+	}
+	host, _, _ = strings.Cut(host, "/")
+	if name, port, err := net.SplitHostPort(host); err == nil {
+		host, e.port = name, port
+	}
+	e.host = host
+	switch {
+	case e.scheme != "" || net.ParseIP(host) != nil || host == "localhost":
+	case strings.HasPrefix(host, "."):
+		e.host, e.below, e.only = host[1:], true, true
+	default:
+		e.below = true
+	}
+	return e
+}
+
+func (e exception) covers(target *url.URL) bool {
+	host := strings.ToLower(target.Hostname())
+	if e.scheme != "" && e.scheme != target.Scheme {
+		return false
+	}
+	if e.port != "" && e.port != target.Port() {
+		return false
+	}
+	if e.below && strings.HasSuffix(host, "."+e.host) {
+		return true
+	}
+	return !e.only && host == e.host
+}
+
+// proxyOf is a [http.Transport.Proxy].
+func (p proxies) proxyOf(request *http.Request) (*url.URL, error) {
+	for _, e := range p.except {
+		if e.covers(request.URL) {
+			return nil, nil
+		}
+	}
+	if proxy := p.byScheme[request.URL.Scheme]; proxy != nil {
+		return proxy, nil
+	}
+	return p.byScheme["all"], nil
+}
