@@ -65,3 +65,17 @@ fuzz: ## Fuzz each decoder for FUZZTIME (60s)
 .PHONY: bench
 bench: $(DEVENV) ## Run the benchmarks
 	@$(DEVENV) run -- go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: build
+build: ## Build the static program into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/mm-orchestrator ./cmd/mm-orchestrator
+
+# The pinned compose program for the image, static like the worker.
+bin/docker-compose: tools/compose/go.sum
+	CGO_ENABLED=0 go build -C tools/compose -trimpath -buildvcs=false \
+		-ldflags "-s -w -X github.com/docker/compose/v5/internal.Version=$$(cd tools/compose && go list -m -f '{{.Version}}' github.com/docker/compose/v5)" \
+		-o ../../$@ github.com/docker/compose/v5/cmd
+
+.PHONY: image
+image: build bin/docker-compose $(DEVENV) ## Build the worker's image, mm-orchestrator:local
+	@VERSION=$(VERSION) $(DEVENV) run -images -only compose -- bin/docker-compose build worker

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -18,8 +19,11 @@ type Config struct {
 	// 18), as containers, instead of what is installed or already running.
 	Newest bool
 	// Images also makes the images of the shipped compose file available and
-	// exports their names: RABBITMQ_IMAGE, POSTGRES_IMAGE, WORKER_BASE_IMAGE.
+	// exports the variables that name them.
 	Images bool
+	// Only limits the parts to those named: engine, compose, python, broker,
+	// database, compiler. Defaults to all of them.
+	Only []string
 	// Keep leaves the services running, for `make services-down` to end.
 	Keep bool
 	// Output gets the progress lines. Required.
@@ -83,6 +87,9 @@ func (b *bringUp) export(name, value string) {
 // and when ctx ends, everything that it started has ended again. With
 // Config.Keep the services are left to `devenv down`.
 func Up(ctx context.Context, config Config) (*Environment, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
 	cache, err := openCache()
 	if err != nil {
 		return nil, err
@@ -137,6 +144,7 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 		{"database", b.database},
 		{"compiler", b.compiler},
 	}
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !b.wants(p.name) })
 	if b.Images {
 		parts = append(parts, part{"images", b.stackImages})
 	}
@@ -184,6 +192,30 @@ func (b *bringUp) takeGiven() {
 			b.progress.found(name, "left running by services-up")
 		}
 	}
+}
+
+// partNames are what Config.Only may name.
+var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler"}
+
+// Validate names what is wrong with the configuration.
+func (c Config) Validate() error {
+	for _, name := range c.Only {
+		if !slices.Contains(partNames, name) {
+			return fmt.Errorf("there is no part %q; there are %s", name, strings.Join(partNames, ", "))
+		}
+	}
+	if c.Output == nil {
+		return errors.New("Config.Output is missing")
+	}
+	return nil
+}
+
+// wants tells whether the part belongs to this run. Containers need the engine.
+func (b *bringUp) wants(part string) bool {
+	if len(b.Only) == 0 || slices.Contains(b.Only, part) {
+		return true
+	}
+	return part == "engine" && (b.Images || b.Newest || slices.Contains(b.Only, "broker") || slices.Contains(b.Only, "database"))
 }
 
 // given tells whether all these variables are already known.

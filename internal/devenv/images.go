@@ -38,13 +38,16 @@ var (
 	rabbitMQImage = image{"rabbitmq:3.13-management", "mm-rabbitmq:stable", "rabbitmq", ""}
 	postgresImage = image{"postgres:15", "mm-postgres:stable", "postgres", ""}
 	workerImage   = image{"debian:bookworm-slim", "mm-base:stable", "", ""}
+	pythonImage   = image{"python:3.11-slim", "mm-base:stable", "", ""}
+	// buildImage's substitute has no Go: PREBUILT=1 goes with it.
+	buildImage = image{"golang:1.26-bookworm", "mm-base:stable", "", ""}
 
 	newestRabbitMQImage = image{"rabbitmq:4-management", "mm-rabbitmq:newest", "rabbitmq", unstable}
 	newestPostgresImage = image{"postgres:18", "mm-postgres:newest", "postgres", unstable}
 )
 
 // basePackages are in the one base that all substitutes share.
-const basePackages = "rabbitmq-server,postgresql,git,ca-certificates,util-linux"
+const basePackages = "rabbitmq-server,postgresql,git,ca-certificates,util-linux,python3"
 
 // recipeLabel tells from which recipe a substitute was made.
 const recipeLabel = "mm-orchestrator.recipe"
@@ -64,6 +67,8 @@ func (b *bringUp) stackImages(ctx context.Context) error {
 		{"RABBITMQ_IMAGE", rabbitMQImage},
 		{"POSTGRES_IMAGE", postgresImage},
 		{"WORKER_BASE_IMAGE", workerImage},
+		{"BUILD_IMAGE", buildImage},
+		{"PYTHON_IMAGE", pythonImage},
 	} {
 		if given := os.Getenv(wanted.variable); given != "" {
 			b.export(wanted.variable, given)
@@ -74,6 +79,9 @@ func (b *bringUp) stackImages(ctx context.Context) error {
 			return err
 		}
 		b.export(wanted.variable, name)
+		if wanted.image == buildImage && name == buildImage.substitute {
+			b.export("PREBUILT", "1")
+		}
 	}
 	return nil
 }

@@ -40,22 +40,22 @@ func (b *bringUp) planPackages(ctx context.Context) *debian {
 		}
 		return false
 	}
-	if !b.Newest && !b.given(EnvBroker, EnvBrokerAPI) && findRabbitMQ() == "" {
+	if b.wants("broker") && !b.Newest && !b.given(EnvBroker, EnvBrokerAPI) && findRabbitMQ() == "" {
 		d.packages = append(d.packages, "rabbitmq-server")
 	}
-	if !b.Newest && !b.given(EnvDatabase) && findPostgreSQL() == "" {
+	if b.wants("database") && !b.Newest && !b.given(EnvDatabase) && findPostgreSQL() == "" {
 		d.packages = append(d.packages, "postgresql")
 	}
-	if _, err := engineVersion(ctx); err != nil && os.Getenv("DOCKER_HOST") == "" && missing("docker", "dockerd", "iptables") {
+	if _, err := engineVersion(ctx); b.wants("engine") && err != nil && os.Getenv("DOCKER_HOST") == "" && missing("docker", "dockerd", "iptables") {
 		d.packages = append(d.packages, "docker.io", "iptables")
 	}
-	if !b.given(EnvPythonRoot) && findPython(ctx) == "" {
+	if b.wants("python") && !b.given(EnvPythonRoot) && findPython(ctx) == "" {
 		d.packages = append(d.packages, "python3-venv")
 	}
-	if missing("gcc") {
+	if b.wants("compiler") && missing("gcc") {
 		d.packages = append(d.packages, "gcc", "libc6-dev")
 	}
-	if missing("git") {
+	if b.wants("compiler") && missing("git") {
 		d.packages = append(d.packages, "git", "ca-certificates")
 	}
 	if (b.Newest || b.Images) && missing("mmdebstrap") {

@@ -4,8 +4,8 @@
 //	devenv down                end what up has left running
 //	devenv run -- COMMAND…     start what is missing, run COMMAND, end what was started
 //
-// up and run take -newest (today's RabbitMQ and PostgreSQL, as containers) and
-// -images (also the images of docker-compose.yaml). run's exit code is
+// up and run take -newest (today's RabbitMQ and PostgreSQL, as containers),
+// -images (also the images of docker-compose.yaml) and -only PART,PART. run's exit code is
 // COMMAND's, or 125 when the surroundings cannot be had.
 package main
 
@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,12 +52,16 @@ func guard() {
 func dispatch(args []string) int {
 	flags := flag.NewFlagSet("devenv", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: devenv up|down|run [-newest] [-images] [-- COMMAND…]")
+		fmt.Fprintln(flags.Output(), "usage: devenv up|down|run [-newest] [-images] [-only PART,PART] [-- COMMAND…]")
 		flags.PrintDefaults()
 	}
 	config := devenv.Config{Output: os.Stderr}
 	flags.BoolVar(&config.Newest, "newest", false, "today's RabbitMQ and PostgreSQL, as containers")
 	flags.BoolVar(&config.Images, "images", false, "also the images of docker-compose.yaml")
+	flags.Func("only", "the parts to bring up, separated by commas: engine, compose, python, broker, database, compiler", func(text string) error {
+		config.Only = strings.Split(text, ",")
+		return config.Validate()
+	})
 	verb := ""
 	if len(args) > 0 {
 		verb, args = args[0], args[1:]
