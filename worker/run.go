@@ -88,9 +88,57 @@ func (w *Worker) run(m *protocol.Message, r registration, queue string, slot *sl
 		}
 	}
 	began := w.cfg.Now()
-	o := w.runBody(task, w.handlerOf(r), w.timeLimit(m, r), slot)
+	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.life.abandon.Done(), slot.leaveWhen)
 	o.took = w.cfg.Now().Sub(began)
 	return o
+}
+
+// Outcome is how a task ended, as RunTask tells it.
+type Outcome struct {
+	// State is SUCCESS, FAILURE or RETRY, or "" when the handler rejected or
+	// ignored the task.
+	State string
+	// Value is the encoded result of a success.
+	Value json.RawMessage
+	// Exception and Traceback are those of a failure or a retry.
+	Exception *protocol.Exception
+	Traceback string
+	// Err is the error that the handler returned, if any.
+	Err error
+	// Retry and Reject are set when the handler asked for it.
+	Retry  *Retry
+	Reject *Reject
+}
+
+// RunTask runs the handler of a message, with middleware and time limits, and
+// says how it ended. Nothing is published, stored or acknowledged: it is for
+// tests, and needs no Run. The error says that there is no such task.
+func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, error) {
+	r, known := w.registry[m.Task]
+	if !known {
+		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
+	}
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
+	o := runBody(ctx, task, w.handlerOf(r), w.timeLimit(m, r), nil, func(<-chan returned) {})
+	result := Outcome{Value: o.value, Err: o.failed.err}
+	switch o.kind {
+	case outcomeSuccess:
+		result.State = protocol.StateSuccess
+	case outcomeIgnore:
+		result.Err = Ignore
+	case outcomeReject:
+		result.Reject, result.Err = &o.reject, o.reject
+	case outcomeRetry:
+		result.State, result.Retry = protocol.StateRetry, &o.retry
+	case outcomeFailure:
+		result.State = protocol.StateFailure
+	case outcomeInterrupted:
+		result.Err = ErrShutdown
+	}
+	if result.State == protocol.StateFailure || result.State == protocol.StateRetry {
+		result.Exception, result.Traceback = &o.failed.exception, o.failed.traceback
+	}
+	return result, nil
 }
 
 // canFollow refuses a task before its body runs when what follows it could
@@ -134,9 +182,10 @@ type returned struct {
 }
 
 // runBody calls the handler under its limits. The handler has a goroutine of
-// its own, because one that ignores its context must not hold up the rest.
-func (w *Worker) runBody(task *Task, handler Handler, limit protocol.TimeLimit, slot *slot) outcome {
-	ctx, cancel := context.WithCancelCause(ContextWithTask(w.life.work, task))
+// its own, because one that ignores its context must not hold up the rest:
+// at the hard limit, and when abandon closes, it is given to leave.
+func runBody(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, abandon <-chan struct{}, leave func(<-chan returned)) outcome {
+	ctx, cancel := context.WithCancelCause(ContextWithTask(work, task))
 	defer cancel(nil)
 	if limit.Soft > 0 {
 		soft := time.AfterFunc(limit.Soft, func() { cancel(ErrSoftTimeLimit) })
@@ -155,10 +204,10 @@ func (w *Worker) runBody(task *Task, handler Handler, limit protocol.TimeLimit, 
 		return outcomeOf(ctx, r, task.Message)
 	case <-hard:
 		cancel(ErrTimeLimit)
-		slot.leaveWhen(done)
+		leave(done)
 		return hardLimitOutcome(limit.Hard)
-	case <-w.life.abandon.Done():
-		slot.leaveWhen(done)
+	case <-abandon:
+		leave(done)
 		return outcome{kind: outcomeInterrupted}
 	}
 }

@@ -1,0 +1,144 @@
+package workertest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// Results is a worker.ResultBackend in memory. It keeps the first SUCCESS of
+// a task, as the real ones do. The zero value is ready; it may be used by many
+// goroutines.
+type Results struct {
+	mu      sync.Mutex
+	rows    map[string]protocol.Result
+	order   []string
+	history map[string][]string
+	calls   int
+	fault   func(rows []protocol.Result) error
+	changed chan struct{}
+}
+
+// Store implements worker.ResultBackend.
+func (r *Results) Store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls++
+	r.wake()
+	if r.fault != nil {
+		if err := r.fault(rows); err != nil {
+			return nil, err
+		}
+	}
+	if r.rows == nil {
+		r.rows, r.history = map[string]protocol.Result{}, map[string][]string{}
+	}
+	written := make([]bool, len(rows))
+	for i, row := range rows {
+		old, exists := r.rows[row.TaskID]
+		if exists && old.State == protocol.StateSuccess {
+			continue
+		}
+		if !exists {
+			r.order = append(r.order, row.TaskID)
+		}
+		r.rows[row.TaskID] = row
+		r.history[row.TaskID] = append(r.history[row.TaskID], row.State)
+		written[i] = true
+	}
+	return written, nil
+}
+
+// wake tells everybody who waits. r.mu is held.
+func (r *Results) wake() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+}
+
+// Fail makes Store ask fault first, and fail with its error unless that is
+// nil. A nil function ends this.
+func (r *Results) Fail(fault func(rows []protocol.Result) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = fault
+}
+
+// Calls is how often Store was called.
+func (r *Results) Calls() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls
+}
+
+// Find returns the row of a task.
+func (r *Results) Find(taskID string) (protocol.Result, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	row, ok := r.rows[taskID]
+	return row, ok
+}
+
+// List returns all rows in the order in which they were first written.
+func (r *Results) List() []protocol.Result {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rows := make([]protocol.Result, 0, len(r.order))
+	for _, id := range r.order {
+		rows = append(rows, r.rows[id])
+	}
+	return rows
+}
+
+// History lists the states that a task went through.
+func (r *Results) History(taskID string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.history[taskID])
+}
+
+// Wait returns the row of a task as soon as it is in one of the states; with
+// none given, as soon as it is SUCCESS, FAILURE or REVOKED.
+func (r *Results) Wait(ctx context.Context, taskID string, states ...string) (protocol.Result, error) {
+	if len(states) == 0 {
+		states = []string{protocol.StateSuccess, protocol.StateFailure, protocol.StateRevoked}
+	}
+	var found protocol.Result
+	err := r.WaitFor(ctx, func() bool {
+		found = r.rows[taskID]
+		return slices.Contains(states, found.State)
+	})
+	if err != nil {
+		return found, fmt.Errorf("task %s is %q, not yet one of %v: %w", taskID, found.State, states, err)
+	}
+	return found, nil
+}
+
+// WaitFor waits until condition holds; it is asked after every Store, while
+// nothing changes. It must not call methods of r.
+func (r *Results) WaitFor(ctx context.Context, condition func() bool) error {
+	for {
+		r.mu.Lock()
+		holds := condition()
+		if r.changed == nil {
+			r.changed = make(chan struct{})
+		}
+		changed := r.changed
+		r.mu.Unlock()
+		if holds {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
