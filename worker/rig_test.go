@@ -1,0 +1,178 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// rig is a vhost of its own with a connection that publishes and looks.
+type rig struct {
+	t       testing.TB
+	url     string
+	results *workertest.Results
+	channel *amqp.Channel
+	conn    *amqp.Connection
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t, url: devenv.Broker(t), results: &workertest.Results{}}
+	r.conn = r.dial()
+	t.Cleanup(func() { _ = r.conn.Close() })
+	var err error
+	if r.channel, err = r.conn.Channel(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// dial connects as the worker does, so that a priority of 0 can be sent.
+func (r *rig) dial() *amqp.Connection {
+	r.t.Helper()
+	uri, err := amqp.ParseURI(r.url)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	raw, err := net.Dial("tcp", net.JoinHostPort(uri.Host, fmt.Sprint(uri.Port)))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	conn, err := amqp.Open(worker.OpenWire(raw), amqp.Config{
+		SASL: []amqp.Authentication{uri.PlainAuth()}, Vhost: uri.Vhost, Locale: "en_US", FrameSize: 131072, Heartbeat: 10 * time.Second,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return conn
+}
+
+// config is that of a worker on the queue "orders".
+func (r *rig) config() worker.Config {
+	return worker.Config{
+		Brokers: []string{r.url},
+		Queues:  []string{"orders"},
+		Node:    "w1@shop",
+		Results: r.results,
+		Logger:  workertest.Logger(r.t),
+	}
+}
+
+func newWorker(t testing.TB, cfg worker.Config) *worker.Worker {
+	t.Helper()
+	w, err := worker.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// send publishes a message and returns its task id.
+func (r *rig) send(m protocol.Publishing) string {
+	r.t.Helper()
+	out := amqp.Publishing{
+		Headers: table(m.Headers), ContentType: m.Properties.ContentType, ContentEncoding: m.Properties.ContentEncoding,
+		DeliveryMode: amqp.Persistent, CorrelationId: m.Properties.CorrelationID, ReplyTo: m.Properties.ReplyTo,
+		Expiration: m.Properties.Expiration, Body: m.Body,
+	}
+	if p := m.Properties.Priority; p != nil {
+		if out.Priority = *p; *p == 0 {
+			out.Priority, out.DeliveryMode = 1, amqp.Persistent|worker.PriorityZero
+		}
+	}
+	if err := r.channel.PublishWithContext(r.t.Context(), m.Exchange, m.RoutingKey, false, false, out); err != nil {
+		r.t.Fatal(err)
+	}
+	return m.TaskID
+}
+
+func table(values map[string]any) amqp.Table {
+	if values == nil {
+		return nil
+	}
+	t := amqp.Table{}
+	for k, v := range values {
+		t[k] = field(v)
+	}
+	return t
+}
+
+func field(value any) any {
+	switch v := value.(type) {
+	case map[string]any:
+		return table(v)
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = field(v[i])
+		}
+		return list
+	case int:
+		return int32(v)
+	case float64:
+		if v == float64(int32(v)) {
+			return int32(v)
+		}
+	}
+	return value
+}
+
+// result waits for the final row of a task.
+func (r *rig) result(id string, states ...string) protocol.Result {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 15*time.Second)
+	defer cancel()
+	row, err := r.results.Wait(ctx, id, states...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return row
+}
+
+// depth is how many messages wait in a queue, unacknowledged ones not counted.
+func (r *rig) depth(queue string) int {
+	r.t.Helper()
+	ch, err := r.conn.Channel()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer ch.Close()
+	q, err := ch.QueueDeclarePassive(queue, true, false, false, false, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return q.Messages
+}
+
+// eventually polls what the broker cannot signal.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// receive waits for a signal.
+func receive[T any](t testing.TB, what string, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(15 * time.Second):
+		t.Fatalf("never happened: %s", what)
+		panic("unreachable")
+	}
+}
