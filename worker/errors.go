@@ -106,13 +106,13 @@ func (r Retry) delay() time.Duration {
 	return r.After
 }
 
-// Reject is returned by a handler to give the message back: no result, and
-// nothing follows.
+// Reject is returned by a handler to give the message back.
 type Reject struct {
-	// Requeue puts it back into its queue; otherwise a dead-letter exchange
-	// gets it, if there is one.
+	// Requeue puts it back into its queue: no result, and nothing follows.
+	// Otherwise a dead-letter exchange gets it, if there is one, and the task
+	// is FAILURE with the class Reject, its error callbacks included.
 	Requeue bool
-	// After is a pause before that, in which the message stays with this
+	// After is a pause before it is put back, in which the message stays with this
 	// worker but takes no slot. It is cut short by shutdown.
 	After time.Duration
 	// Reason for the log.

@@ -254,6 +254,10 @@ func (w *Worker) address(followUps []protocol.FollowUp) ([]outgoing, error) {
 		m := f.Publishing
 		m.Exchange, m.RoutingKey = to.exchange, to.routingKey
 		m.Properties.Priority = w.priority(m, f.Destination)
+		if r, known := w.registry[m.Task]; known && m.Headers["ignore_result"] == nil {
+			// Null would mean the same, but a worker says what it knows.
+			m.Headers["ignore_result"] = r.ignoreResult
+		}
 		if _, err := amqpPublishing(m); err != nil {
 			return nil, err
 		}

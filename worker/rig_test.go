@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"testing"
@@ -118,10 +119,12 @@ func field(value any) any {
 		return list
 	case int:
 		return int32(v)
-	case float64:
-		if v == float64(int32(v)) {
-			return int32(v)
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return int32(n)
 		}
+		n, _ := v.Float64()
+		return n
 	}
 	return value
 }

@@ -19,7 +19,9 @@ import (
 //     run and stays without effect. Else mark the later links of the chain,
 //     publish the error callbacks, acknowledge (contract 4.4, 4.7).
 //   - retry: publish the retry, store RETRY, acknowledge.
-//   - reject and ignore: nothing but the broker is told.
+//   - reject without requeue: as a failure, but rejected at the end (Celery
+//     5.7; older ones left the task PENDING for ever).
+//   - reject with requeue, and ignore: nothing but the broker is told.
 //
 // A fault of broker or database on the way is tried again, and at last the
 // message goes back; it never makes a failure of finished work.
@@ -43,6 +45,16 @@ func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o out
 	for _, d := range w.running.end(e, v) {
 		d.settle(v)
 	}
+}
+
+// rejection is the failure that a task shows which was given up.
+func rejection(r Reject) failure {
+	var reason any
+	if r.Reason != "" {
+		reason = r.Reason
+	}
+	exception := Error{Type: "Reject", Module: "celery.exceptions", Args: []any{reason, false}}.exception()
+	return failure{exception: exception, err: r}
 }
 
 func logOutcome(log interface {
@@ -93,7 +105,7 @@ func (w *Worker) conclude(m *protocol.Message, r registration, o *outcome) (verd
 		if o.reject.Requeue {
 			return verdictRequeue, nil
 		}
-		return verdictReject, nil
+		return verdictReject, w.fail(m, r, rejection(o.reject))
 	case outcomeInterrupted:
 		return verdictRequeue, nil
 	}
