@@ -79,21 +79,17 @@ func (b *bringUp) startEngine(ctx context.Context) error {
 	defer log.Close()
 	cmd := exec.Command("dockerd")
 	cmd.Stdout, cmd.Stderr = log, log
-	ownGroup(cmd)
-	if err := cmd.Start(); err != nil {
+	err = startGated(cmd, func(pid int) error {
+		if err := writeEngine(startedEngine{Group: group{ID: pid, Started: startTime(pid)}}); err != nil {
+			return err
+		}
+		return b.guard.watchEngine()
+	})
+	if err != nil {
 		return fmt.Errorf("start dockerd: %w", err)
 	}
 	s := &service{cmd: cmd, log: log.Name(), gone: make(chan struct{})}
 	go func() { cmd.Wait(); close(s.gone) }()
-	pid := cmd.Process.Pid
-	if err := writeEngine(startedEngine{Group: group{ID: pid, Started: startTime(pid)}}); err != nil {
-		endGroup(pid)
-		return err
-	}
-	if err := b.guard.watchEngine(); err != nil {
-		endGroup(pid)
-		return err
-	}
 	var version string
 	err = until(ctx, time.Minute, s.gone, func(ctx context.Context) (err error) {
 		version, err = engineVersion(ctx)

@@ -36,17 +36,13 @@ func captured(cmd *exec.Cmd) (string, error) {
 // run runs a long program in a process group of its own, shows its last line
 // of output, and ends the group when ctx ends.
 func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
+	line := commandLine(cmd)
 	var tail tail
 	cmd.Stdout = io.MultiWriter(w, &tail)
 	cmd.Stderr = cmd.Stdout
 	cmd.WaitDelay = endLimit
-	ownGroup(cmd)
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%s: %w", commandLine(cmd), err)
-	}
-	if err := b.guard.watchGroup(cmd.Process.Pid); err != nil {
-		endGroup(cmd.Process.Pid)
-		return err
+	if err := startGated(cmd, b.guard.watchGroup); err != nil {
+		return fmt.Errorf("%s: %w", line, err)
 	}
 	ended := make(chan struct{})
 	stopped := make(chan struct{})
@@ -66,7 +62,7 @@ func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", commandLine(cmd), err, lastLines(tail.String()))
+		return fmt.Errorf("%s: %w: %s", line, err, lastLines(tail.String()))
 	}
 	return nil
 }
@@ -88,13 +84,8 @@ func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	ownGroup(cmd)
-	if err := cmd.Start(); err != nil {
+	if err := startGated(cmd, watch); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
-	}
-	if err := watch(cmd.Process.Pid); err != nil {
-		endGroup(cmd.Process.Pid)
-		return nil, err
 	}
 	s := &service{cmd: cmd, log: path, gone: make(chan struct{})}
 	go func() {
@@ -119,6 +110,39 @@ func (s *service) portTaken() bool {
 	log, _ := os.ReadFile(s.log)
 	text := strings.ToLower(string(log))
 	return strings.Contains(text, "eaddrinuse") || strings.Contains(text, "address already in use")
+}
+
+// gate waits for a line on descriptor 3, then becomes the program. At the end
+// of input instead of a line it ends.
+const gate = `read -r _ <&3 || exit 125; exec 3<&-; exec "$0" "$@"`
+
+// startGated starts a program in a process group of its own, but lets it run
+// only when register has noted it. So nothing runs that the guard does not know
+// of, even if we are killed in between.
+func startGated(cmd *exec.Cmd, register func(pid int) error) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer write.Close()
+	cmd.Args = append([]string{"sh", "-c", gate, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = "/bin/sh"
+	cmd.ExtraFiles = []*os.File{read}
+	ownGroup(cmd)
+	err = cmd.Start()
+	read.Close()
+	if err != nil {
+		return err
+	}
+	err = register(cmd.Process.Pid)
+	if err == nil {
+		_, err = write.WriteString("\n")
+	}
+	if err != nil {
+		write.Close() // it ends
+		cmd.Wait()
+	}
+	return err
 }
 
 func ownGroup(cmd *exec.Cmd) {
@@ -239,17 +263,12 @@ func (t *tail) String() string { return string(t.bytes) }
 // ended. Signals are passed on to the group; a second one, or patience after
 // the first, kills it. What the command leaves running ends too.
 func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time.Duration) error {
-	ownGroup(cmd)
 	release := adoptOrphans()
 	defer release()
-	if err := cmd.Start(); err != nil {
+	if err := startGated(cmd, e.guard.watchGroup); err != nil {
 		return err
 	}
 	pid := cmd.Process.Pid
-	if err := e.guard.watchGroup(pid); err != nil {
-		endGroup(pid)
-		return err
-	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	var late <-chan time.Time

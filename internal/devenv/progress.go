@@ -155,7 +155,7 @@ func (w *work) Write(b []byte) (int, error) {
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if last := strings.TrimSpace(lines[len(lines)-1]); last != "" {
 		w.progress.mu.Lock()
-		w.last = shorten(last, 80)
+		w.last = shorten(strings.ToValidUTF8(last, ""), 80)
 		w.progress.mu.Unlock()
 	}
 	return len(b), nil

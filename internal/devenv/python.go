@@ -151,7 +151,7 @@ func (b *bringUp) makePython(ctx context.Context, w *work, base, target, celery,
 		return err
 	}
 	pip := exec.Command(filepath.Join(temporary, "bin", "python"), "-m", "pip", "install",
-		"--disable-pip-version-check", "--prefer-binary", "-r", list)
+		"--disable-pip-version-check", "--progress-bar", "off", "--prefer-binary", "-r", list)
 	if err := b.run(ctx, w, pip); err != nil {
 		return err
 	}
