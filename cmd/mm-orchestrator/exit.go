@@ -5,6 +5,8 @@ import (
 	"errors"
 	"flag"
 	"syscall"
+
+	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 // Exit codes. 69, 77 and 78 are those of sysexits.h, so that a supervisor can
@@ -55,6 +57,12 @@ func exitCode(err error) int {
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &config):
+		return exitConfig
+	case errors.Is(err, store.ErrRefused):
+		return exitRefused
+	case errors.Is(err, store.ErrUnavailable):
+		return exitUnavailable
+	case errors.Is(err, store.ErrSchema), errors.Is(err, store.ErrInvalid):
 		return exitConfig
 	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
 		return exitConfig

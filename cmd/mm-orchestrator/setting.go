@@ -57,12 +57,13 @@ const (
 	topicDatabase topic = "Database"
 	topicFiles    topic = "Workspace and artifacts"
 	topicSteps    topic = "Steps"
+	topicStart    topic = "Start"
 	topicProcess  topic = "Process"
 	topicMetrics  topic = "Metrics and health"
 )
 
 // topics in the order in which they are explained.
-var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicProcess, topicMetrics}
+var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicStart, topicProcess, topicMetrics}
 
 // redact returns the value of s as it may be shown.
 func (s setting) redact(text string) string {

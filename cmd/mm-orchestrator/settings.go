@@ -352,6 +352,15 @@ var settings = []setting{
 	},
 
 	{
+		flag: "wait", topic: topicStart,
+		vars: names("MM_ORCHESTRATOR_WAIT"),
+		def:  "30s",
+		help: "How long to wait at start for a broker or database that cannot be reached, before the program gives up with exit code 69. What waiting cannot mend, such as a wrong password, " +
+			"ends it at once. After the start it reconnects without limit.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.Wait }, 0),
+	},
+
+	{
 		flag: "hostname", topic: topicProcess,
 		vars: names("ORCHESTRATOR_HOSTNAME"),
 		def:  "orchestrator@%h",
@@ -367,14 +376,6 @@ var settings = []setting{
 			return err
 		},
 		show: func(c *configuration) string { return c.Node },
-	},
-	{
-		flag: "wait", topic: topicProcess,
-		vars: names("MM_ORCHESTRATOR_WAIT"),
-		def:  "30s",
-		help: "How long to wait at start for a broker or database that cannot be reached, before the program gives up with exit code 69. What waiting cannot mend, such as a wrong password, " +
-			"ends it at once. After the start it reconnects without limit.",
-		read: readDuration(func(c *configuration) *time.Duration { return &c.Wait }, 0),
 	},
 	{
 		flag: "shutdown-grace", topic: topicProcess,

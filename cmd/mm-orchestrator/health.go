@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+)
+
+var healthCommand = &command{
+	name:    "health",
+	summary: "ask a running worker whether it is well, for container health checks",
+	about: "Asks the worker that listens at the configured address, and prints its answer. Exit code 0 means that it is alive and able to consume, 1 that it is not, or that " +
+		"nobody answers. It is meant for HEALTHCHECK, in the same environment as the worker.",
+	examples: []example{
+		{"mm-orchestrator health", "in a Dockerfile: HEALTHCHECK CMD [\"mm-orchestrator\", \"health\"]"},
+		{"mm-orchestrator health --ready --timeout 2s", "does it consume right now?"},
+	},
+	topics: []topic{topicMetrics},
+	run:    runHealth,
+}
+
+func runHealth(p *program, ctx context.Context, cmd *command, args []string) error {
+	fs, flags := p.flags(cmd)
+	ready := fs.Bool("ready", false, "Ask /readyz instead of /healthz.")
+	timeout := fs.Duration("timeout", 5*time.Second, "How long to wait for the answer.")
+	if _, err := p.parse(cmd, fs, args, 0); err != nil {
+		return err
+	}
+	c, _, err := resolve(p.env, flags)
+	if err != nil {
+		return err
+	}
+	if c.Listen == "" {
+		return &configError{"MM_ORCHESTRATOR_LISTEN is empty, so that the worker answers no probes: set it to host:port for worker and health alike"}
+	}
+	path := "/healthz"
+	if *ready {
+		path = "/readyz"
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	answer, err := probe(ctx, "http://"+probeAddress(c.Listen)+path)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(p.stdout, answer)
+	return nil
+}
+
+// probeAddress is where a worker that listens at address can be asked from
+// this machine.
+func probeAddress(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	if ip, err := netip.ParseAddr(host); host == "" || (err == nil && ip.IsUnspecified()) {
+		host = "127.0.0.1"
+		if err == nil && ip.Is6() {
+			host = "::1"
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// probe returns the body of a 200 answer. Every other answer is an error with
+// the reason that the worker gives.
+func probe(ctx context.Context, url string) (string, error) {
+	// No proxy: it is this machine's own worker.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return "", fmt.Errorf("no worker answers at %s: nothing listens there", req.URL.Host)
+		case errors.Is(err, context.DeadlineExceeded):
+			return "", fmt.Errorf("no worker answers at %s in time", req.URL.Host)
+		}
+		return "", fmt.Errorf("no worker answers at %s: %w", req.URL.Host, errors.Unwrap(err))
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
+	if err != nil {
+		return "", fmt.Errorf("the answer from %s broke off: %w", req.URL.Host, err)
+	}
+	text := oneLine(string(body), 2000)
+	if res.StatusCode != http.StatusOK {
+		if text == "" {
+			text = "it gives no reason"
+		}
+		return "", fmt.Errorf("not well (%d from %s): %s", res.StatusCode, strings.TrimPrefix(url, "http://"), text)
+	}
+	return text, nil
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+var migrateCommand = &command{
+	name:    "migrate",
+	summary: "make the tables that a worker needs",
+	about: "Brings the database to what this program needs: the schema mm_orchestrator, which holds what is the program's own, and, if a result backend is configured, " +
+		"Celery's table celery_taskmeta. It says what it does, does it in one transaction, and does nothing the second time. Workers may be running.\n\n" +
+		"MoonMind's tables are made by MoonMind. For a database without MoonMind, --shared-tables makes them as MoonMind's migrations do; tables that exist are never changed, " +
+		"and where they differ it says how and changes nothing.",
+	examples: []example{
+		{"mm-orchestrator migrate --dry-run", "what would it do?"},
+		{"mm-orchestrator migrate", "do it"},
+		{"mm-orchestrator migrate --shared-tables", "a database of one's own, without MoonMind"},
+		{"mm-orchestrator migrate --remove", "the way back: take away what is this program's own, after its last worker has stopped"},
+	},
+	topics: []topic{topicResults, topicDatabase, topicStart},
+	run:    runMigrate,
+}
+
+func runMigrate(p *program, ctx context.Context, cmd *command, args []string) error {
+	fs, flags := p.flags(cmd)
+	dryRun := fs.Bool("dry-run", false, "Say what would be done, and change nothing.")
+	shared := fs.Bool("shared-tables", false, "Make MoonMind's tables too, in a database that has none of them.")
+	remove := fs.Bool("remove", false, "Take the schema mm_orchestrator away, with all claims and recorded outcomes. MoonMind's tables and Celery's stay. No worker of this program may run.")
+	if _, err := p.parse(cmd, fs, args, 0); err != nil {
+		return err
+	}
+	if *remove && *shared {
+		return &usageError{"--remove takes away and --shared-tables makes: give one of them"}
+	}
+	c, _, err := resolve(p.env, flags)
+	if err != nil {
+		return err
+	}
+	db, err := openStore(ctx, store.Config{URL: c.Database()}, tablesDatabase, c.Wait, p.say)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	fmt.Fprintf(p.stdout, "database %s\n", db.Place())
+
+	if *remove {
+		report, err := db.RemoveOwnSchema(ctx, *dryRun)
+		if err != nil {
+			return err
+		}
+		p.reportMigration(report, *dryRun)
+		return nil
+	}
+	options := store.MigrateOptions{SharedTables: *shared, DryRun: *dryRun}
+	results := c.resultsConfig()
+	if !c.Results.IsZero() && !c.resultsElsewhere() {
+		options.ResultTables = &results
+	}
+	report, err := db.Migrate(ctx, options)
+	if err != nil {
+		return err
+	}
+	p.reportMigration(report, *dryRun)
+	if c.resultsElsewhere() {
+		if err := p.migrateResults(ctx, c, results, *dryRun); err != nil {
+			return err
+		}
+	}
+	if !*dryRun {
+		// What is still missing is not this command's to make; the operator
+		// should hear of it before a worker refuses to start.
+		if err := db.CheckSchema(ctx); err != nil {
+			fmt.Fprintf(p.stderr, "mm-orchestrator: a worker cannot start yet: %v\n", err)
+		}
+	}
+	return nil
+}
+
+// migrateResults makes Celery's tables in a database of their own.
+func (p *program) migrateResults(ctx context.Context, c *configuration, config store.ResultsConfig, dryRun bool) error {
+	db, err := openStore(ctx, store.Config{URL: c.Results}, resultsDatabase, c.Wait, p.say)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	fmt.Fprintf(p.stdout, "result backend %s\n", db.Place())
+	if dryRun {
+		fmt.Fprintln(p.stdout, "  would make Celery's tables celery_taskmeta and celery_tasksetmeta, if they are not there")
+		return nil
+	}
+	results, err := store.NewResults(db, config)
+	if err != nil {
+		return err
+	}
+	report, err := results.EnsureResultTable(ctx)
+	if err != nil {
+		return err
+	}
+	p.reportMigration(report, dryRun)
+	return nil
+}
+
+func (p *program) reportMigration(report store.Report, dryRun bool) {
+	lines := report.Lines()
+	if len(lines) == 0 {
+		fmt.Fprintln(p.stdout, "  nothing to do")
+	}
+	for _, line := range lines {
+		if dryRun {
+			line = "would " + line
+		}
+		fmt.Fprintf(p.stdout, "  %s\n", line)
+	}
+}
+
+// say tells of something that takes time.
+func (p *program) say(text string) { fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", text) }

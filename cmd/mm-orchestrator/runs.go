@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+var runsCommand = &command{
+	name:    "runs",
+	args:    "[RUN_ID]",
+	summary: "list runs, or show one with its steps and artifacts",
+	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. It only reads.\n\n" +
+		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
+	examples: []example{
+		{"mm-orchestrator runs", "the newest 20"},
+		{"mm-orchestrator runs --status failed --service api", "what failed?"},
+		{"mm-orchestrator runs 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "what happened to this run?"},
+	},
+	topics: []topic{topicDatabase},
+	run:    runRuns,
+}
+
+func runRuns(p *program, ctx context.Context, cmd *command, args []string) error {
+	fs, flags := p.flags(cmd)
+	asJSON := fs.Bool("json", false, "Print JSON.")
+	status := fs.String("status", "", "Only runs of this status: pending, running, awaiting_approval, succeeded, failed or rolled_back.")
+	service := fs.String("service", "", "Only runs for this target service.")
+	limit := fs.Int("limit", 20, "How many to list, 1000 at the most.")
+	words, err := p.parse(cmd, fs, args, 1)
+	if err != nil {
+		return err
+	}
+	known := []string{"pending", "running", "awaiting_approval", "succeeded", "failed", "rolled_back"}
+	if *status != "" && !slices.Contains(known, *status) {
+		return &usageError{fmt.Sprintf("--status is %q; it must be %s", *status, oneOf(known))}
+	}
+	if *limit < 1 || *limit > 1000 {
+		return &usageError{fmt.Sprintf("--limit is %d; it must be from 1 to 1000", *limit)}
+	}
+	c, _, err := resolve(p.env, flags)
+	if err != nil {
+		return err
+	}
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, tablesDatabase, 0, p.say)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+
+	show := runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}
+	if len(words) == 1 {
+		detail, err := db.FindRunDetail(ctx, words[0])
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			return fmt.Errorf("there is no run %s in database %s: %w", words[0], db.Place(), store.ErrNotFound)
+		case err != nil:
+			return err
+		case *asJSON:
+			return show.json(show.detail(detail))
+		}
+		return show.run(show.detail(detail))
+	}
+	runs, err := db.ListRuns(ctx, store.RunFilter{Status: store.RunStatus(*status), TargetService: *service, Limit: *limit})
+	if err != nil {
+		return err
+	}
+	lines := make([]runLine, 0, len(runs))
+	for _, run := range runs {
+		lines = append(lines, show.line(run))
+	}
+	if *asJSON {
+		return show.json(lines)
+	}
+	return show.list(lines)
+}
+
+// The JSON forms are a contract: fields may be added, none is renamed.
+
+type runLine struct {
+	ID            string     `json:"id"`
+	TargetService string     `json:"target_service"`
+	Status        string     `json:"status"`
+	Priority      string     `json:"priority"`
+	Instruction   string     `json:"instruction"`
+	ArtifactRoot  string     `json:"artifact_root,omitempty"`
+	QueuedAt      time.Time  `json:"queued_at"`
+	StartedAt     *time.Time `json:"started_at"`
+	CompletedAt   *time.Time `json:"completed_at"`
+}
+
+type runDetail struct {
+	Run       runLine        `json:"run"`
+	Steps     []stepLine     `json:"steps"`
+	Artifacts []artifactLine `json:"artifacts"`
+}
+
+type stepLine struct {
+	Step    string `json:"step"`
+	Attempt int    `json:"attempt"`
+	// Status is pending, in_progress, succeeded, failed or skipped.
+	Status       string     `json:"status"`
+	Message      string     `json:"message,omitempty"`
+	StartedAt    *time.Time `json:"started_at"`
+	FinishedAt   *time.Time `json:"finished_at"`
+	CeleryTaskID string     `json:"celery_task_id,omitempty"`
+	// Worker and Starts are of the last worker of this program that began it.
+	Worker string `json:"worker,omitempty"`
+	Starts int    `json:"starts,omitempty"`
+}
+
+type artifactLine struct {
+	Type      string    `json:"type"`
+	Path      string    `json:"path"`
+	SizeBytes int64     `json:"size_bytes"`
+	Checksum  string    `json:"checksum"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// runPrinter writes runs. What rows hold is hostile: it is redacted, and for
+// a terminal it loses its control characters.
+type runPrinter struct {
+	out      io.Writer
+	redactor *artifacts.Redactor
+}
+
+func (s runPrinter) line(run store.Run) runLine {
+	return runLine{
+		ID: run.ID, TargetService: run.TargetService, Status: string(run.Status), Priority: run.Priority,
+		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: run.ArtifactRoot,
+		QueuedAt: run.QueuedAt, StartedAt: run.StartedAt, CompletedAt: run.CompletedAt,
+	}
+}
+
+func (s runPrinter) detail(d store.RunDetail) runDetail {
+	out := runDetail{Run: s.line(d.Run), Steps: []stepLine{}, Artifacts: []artifactLine{}}
+	for _, state := range d.States {
+		out.Steps = append(out.Steps, stepLine{
+			Step: string(state.Step), Attempt: state.Attempt, Status: state.Status, Message: s.redactor.String(state.Message),
+			StartedAt: state.StartedAt, FinishedAt: state.FinishedAt, CeleryTaskID: state.CeleryTaskID, Worker: state.Worker, Starts: state.Starts,
+		})
+	}
+	for _, a := range d.Artifacts {
+		out.Artifacts = append(out.Artifacts, artifactLine{Type: a.Type, Path: a.Path, SizeBytes: a.SizeBytes, Checksum: a.Checksum, CreatedAt: a.CreatedAt})
+	}
+	return out
+}
+
+func (s runPrinter) json(value any) error {
+	enc := json.NewEncoder(s.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
+func (s runPrinter) list(runs []runLine) error {
+	if len(runs) == 0 {
+		_, err := fmt.Fprintln(s.out, "no runs")
+		return err
+	}
+	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "RUN\tSERVICE\tSTATUS\tQUEUED\tTOOK\tINSTRUCTION")
+	for _, r := range runs {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, oneLine(r.TargetService, 24), r.Status, clock(&r.QueuedAt), took(r.StartedAt, r.CompletedAt), oneLine(r.Instruction, 60))
+	}
+	return table.Flush()
+}
+
+func (s runPrinter) run(d runDetail) error {
+	fmt.Fprintf(s.out, "run        %s\nservice    %s\nstatus     %s\npriority   %s\nqueued     %s\nstarted    %s\ncompleted  %s\nartifacts  %s\n%s\n",
+		d.Run.ID, oneLine(d.Run.TargetService, 200), d.Run.Status, d.Run.Priority, clock(&d.Run.QueuedAt), clock(d.Run.StartedAt), clock(d.Run.CompletedAt),
+		dash(oneLine(d.Run.ArtifactRoot, 4096)), "instruction "+oneLine(d.Run.Instruction, 2000))
+	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "\nSTEP\tSTATUS\tATTEMPT\tSTARTED\tTOOK\tMESSAGE")
+	for _, step := range d.Steps {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", step.Step, step.Status, step.Attempt, clock(step.StartedAt), took(step.StartedAt, step.FinishedAt), dash(oneLine(step.Message, 120)))
+	}
+	if err := table.Flush(); err != nil || len(d.Artifacts) == 0 {
+		return err
+	}
+	fmt.Fprintln(table, "\nARTIFACT\tTYPE\tBYTES\tSHA-256")
+	for _, a := range d.Artifacts {
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\n", oneLine(a.Path, 200), a.Type, a.SizeBytes, dash(a.Checksum))
+	}
+	return table.Flush()
+}
+
+// oneLine makes a text fit for one cell of a terminal's table: no line breaks,
+// no control characters, at most limit characters.
+func oneLine(text string, limit int) string {
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsGraphic(r) }), " ")
+	if runes := []rune(text); len(runes) > limit {
+		text = string(runes[:limit-1]) + "…"
+	}
+	return text
+}
+
+func clock(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05")
+}
+
+func took(from, to *time.Time) string {
+	if from == nil || to == nil {
+		return "-"
+	}
+	return to.Sub(*from).Round(100 * time.Millisecond).String()
+}
+
+func dash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
