@@ -1,12 +1,18 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
@@ -20,8 +26,11 @@ type brokerURL struct {
 	Host     string
 	Port     int
 	VHost    string
-	// Options are the query of the URL in the words of package amqp091.
-	Options url.Values
+	// CAFile, CertFile and KeyFile are for TLS; empty means the system's
+	// authorities, and no certificate of our own.
+	CAFile, CertFile, KeyFile string
+	// Heartbeat is zero where the URL says nothing.
+	Heartbeat time.Duration
 }
 
 // Address is host:port.
@@ -44,11 +53,7 @@ func (b brokerURL) text(password string) string {
 	// QueryEscape writes a space as +, which a user part keeps as it is.
 	escape := func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 	password = strings.ReplaceAll(password, "+", "%20")
-	text := scheme + "://" + escape(b.User) + ":" + password + "@" + b.Address() + "/" + escape(b.VHost)
-	if len(b.Options) > 0 {
-		text += "?" + b.Options.Encode()
-	}
-	return text
+	return scheme + "://" + escape(b.User) + ":" + password + "@" + b.Address() + "/" + escape(b.VHost)
 }
 
 // Kombu's defaults for the parts that a URL leaves out.
@@ -147,8 +152,7 @@ func parseBrokerURL(text string) (brokerURL, error) {
 			return b, err
 		}
 	}
-	b.Options, err = brokerOptions(query)
-	return b, err
+	return b, b.readOptions(query)
 }
 
 // splitHostPort also takes a host without a port, and [::1].
@@ -188,35 +192,80 @@ func unescape(what, text string) (string, error) {
 	return plain, nil
 }
 
-// brokerOptionNames leads from kombu's options to those of package amqp091.
-var brokerOptionNames = map[string]string{
-	"ssl_ca_certs":       "cacertfile",
-	"ssl_certfile":       "certfile",
-	"ssl_keyfile":        "keyfile",
-	"heartbeat":          "heartbeat",
-	"connection_timeout": "connection_timeout",
-}
-
-func brokerOptions(query string) (url.Values, error) {
+// readOptions reads the query of the URL, in kombu's names.
+func (b *brokerURL) readOptions(query string) error {
 	if query == "" {
-		return nil, nil
+		return nil
 	}
 	given, err := url.ParseQuery(query)
 	if err != nil {
-		return nil, errors.New("what follows its ? is not of the form name=value&name=value")
+		return errors.New("what follows its ? is not of the form name=value&name=value")
 	}
-	options := url.Values{}
-	for name := range given {
+	for _, name := range slices.Sorted(maps.Keys(given)) {
 		value := given.Get(name)
-		switch {
-		case brokerOptionNames[name] != "":
-			options.Set(brokerOptionNames[name], value)
-		case name == "ssl_cert_reqs" && (strings.EqualFold(value, "required") || strings.EqualFold(value, "CERT_REQUIRED")):
-		case name == "ssl_cert_reqs":
-			return nil, fmt.Errorf("option ssl_cert_reqs=%s is refused: a broker's certificate is always checked; name its authority by ssl_ca_certs", value)
+		switch name {
+		case "ssl_ca_certs":
+			b.CAFile = value
+		case "ssl_certfile":
+			b.CertFile = value
+		case "ssl_keyfile":
+			b.KeyFile = value
+		case "ssl_cert_reqs":
+			if !strings.EqualFold(value, "required") && !strings.EqualFold(value, "CERT_REQUIRED") {
+				return fmt.Errorf("option ssl_cert_reqs=%s is refused: a broker's certificate is always checked; name its authority by ssl_ca_certs", value)
+			}
+		case "heartbeat":
+			seconds, err := strconv.Atoi(value)
+			if err != nil || seconds < 1 || seconds > 3600 {
+				return errors.New("option heartbeat is not a number of seconds from 1 to 3600")
+			}
+			b.Heartbeat = time.Duration(seconds) * time.Second
 		default:
-			return nil, fmt.Errorf("option %q is not supported", name)
+			return fmt.Errorf("option %q is not supported", name)
 		}
 	}
-	return options, nil
+	if !b.TLS && (b.CAFile != "" || b.CertFile != "" || b.KeyFile != "") {
+		return errors.New("it has ssl_ options, but no TLS; write amqps://")
+	}
+	if (b.CertFile == "") != (b.KeyFile == "") {
+		return errors.New("ssl_certfile and ssl_keyfile go together")
+	}
+	return nil
+}
+
+// brokerTLS reads the files that the URLs name. All brokers of one list share
+// one TLS configuration.
+func brokerTLS(brokers []brokerURL) (*tls.Config, error) {
+	var first *brokerURL
+	for i, b := range brokers {
+		switch {
+		case !b.TLS:
+		case first == nil:
+			first = &brokers[i]
+		case b.CAFile != first.CAFile || b.CertFile != first.CertFile || b.KeyFile != first.KeyFile:
+			return nil, &configError{"CELERY_BROKER_URL names brokers with different ssl_ options: give all of them the same"}
+		}
+	}
+	if first == nil || (first.CAFile == "" && first.CertFile == "") {
+		return nil, nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if first.CAFile != "" {
+		pem, err := os.ReadFile(first.CAFile)
+		if err != nil {
+			return nil, &configError{fmt.Sprintf("ssl_ca_certs of the broker URL cannot be read: %v", err)}
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, &configError{fmt.Sprintf("ssl_ca_certs of the broker URL, %s, has no certificate in PEM form", first.CAFile)}
+		}
+	}
+	if first.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(first.CertFile, first.KeyFile)
+		if err != nil {
+			return nil, &configError{fmt.Sprintf("ssl_certfile and ssl_keyfile of the broker URL cannot be used: %v", err)}
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
 }

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
@@ -92,19 +93,22 @@ json.dump(out, sys.stdout)
 
 func TestBrokerURLForAConnection(t *testing.T) {
 	t.Parallel()
-	brokers, err := parseBrokerURLs("pyamqp://us%40er:p%2Fw%3A%20%2B@One:1//;amqps://two/v%2Fh?ssl_ca_certs=/ca.pem&ssl_cert_reqs=CERT_REQUIRED; ;")
+	brokers, err := parseBrokerURLs("pyamqp://us%40er:p%2Fw%3A%20%2B@One:1//;amqps://two/v%2Fh?ssl_ca_certs=/ca.pem&ssl_cert_reqs=CERT_REQUIRED&heartbeat=30; ;")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if b := brokers[1]; b.CAFile != "/ca.pem" || b.Heartbeat != 30*time.Second {
+		t.Errorf("options: %+v", b)
 	}
 	var plain, redacted []string
 	for _, b := range brokers {
 		plain = append(plain, b.AMQP().Reveal())
 		redacted = append(redacted, b.Redacted())
 	}
-	if want := []string{"amqp://us%40er:p%2Fw%3A%20%2B@one:1/%2F", "amqps://guest:guest@two:5671/v%2Fh?cacertfile=%2Fca.pem"}; !reflect.DeepEqual(plain, want) {
+	if want := []string{"amqp://us%40er:p%2Fw%3A%20%2B@one:1/%2F", "amqps://guest:guest@two:5671/v%2Fh"}; !reflect.DeepEqual(plain, want) {
 		t.Errorf("got %q\nwant %q", plain, want)
 	}
-	if want := []string{"amqp://us%40er:***@one:1/%2F", "amqps://guest:***@two:5671/v%2Fh?cacertfile=%2Fca.pem"}; !reflect.DeepEqual(redacted, want) {
+	if want := []string{"amqp://us%40er:***@one:1/%2F", "amqps://guest:***@two:5671/v%2Fh"}; !reflect.DeepEqual(redacted, want) {
 		t.Errorf("got %q\nwant %q", redacted, want)
 	}
 }
@@ -123,6 +127,9 @@ func TestBrokerURLsThatAreRefused(t *testing.T) {
 		"amqp://[::1":                          "of the form [address]:port",
 		"amqp://u:p#w@h":                       "%23",
 		"amqp://h?ssl_cert_reqs=CERT_NONE":     "always checked",
+		"amqp://h?heartbeat=x":                 "number of seconds",
+		"amqp://h?ssl_ca_certs=/x":             "amqps://",
+		"amqps://h?ssl_certfile=/x":            "go together",
 		"amqp://h?surprise=1":                  "not supported",
 		"amqp://h/" + strings.Repeat("v", 256): "longer than 255",
 		"amqp://u:a%0Ab@h":                     "control character",

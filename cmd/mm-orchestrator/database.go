@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 // curedError adds to an error what its reader can do.
@@ -37,7 +40,12 @@ func cureDatabase(role databaseRole, err error) error {
 	case errors.Is(err, store.ErrUnavailable):
 		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? `mm-orchestrator config` shows the address, which comes from %s", role.variables)}
 	case errors.Is(err, store.ErrRefused):
-		return &curedError{err, fmt.Sprintf("Check %s", role.variables)}
+		cure := "Check " + role.variables
+		var refused *store.Error
+		if errors.As(err, &refused) && refused.Code == "3D000" { // no such database
+			cure = "Create it, or name another by " + role.variables
+		}
+		return &curedError{err, cure}
 	}
 	return err
 }
@@ -93,4 +101,114 @@ func sameDatabase(a, b secret.String) bool {
 	}
 	return x.Hostname() == y.Hostname() && port(x) == port(y) && x.Path == y.Path &&
 		x.User.String() == y.User.String() && x.Query().Encode() == y.Query().Encode()
+}
+
+// openDatabases opens what a worker writes to, and sees to it that the tables
+// are there. results is nil when none are kept. Whoever gets no error calls
+// close.
+func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (db *store.Store, results worker.ResultBackend, closeAll func(), err error) {
+	var opened []*store.Store
+	closeAll = func() {
+		for _, s := range slices.Backward(opened) {
+			s.Close()
+		}
+	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
+	say := func(text string) { log.Warn(text) }
+	open := func(url secret.String, role databaseRole) (*store.Store, error) {
+		// A connection for each step that may end at the same time, and one
+		// for probes.
+		s, err := openStore(ctx, store.Config{URL: url, Worker: c.Node, Connections: c.Concurrency + 1, Logger: log}, role, c.Wait, say)
+		if err == nil {
+			opened = append(opened, s)
+		}
+		return s, err
+	}
+
+	if db, err = open(c.Database(), tablesDatabase); err != nil {
+		return nil, nil, nil, err
+	}
+	options := store.MigrateOptions{}
+	if !c.Results.IsZero() && !c.resultsElsewhere() {
+		config := c.resultsConfig()
+		options.ResultTables = &config
+	}
+	if err = prepareTables(ctx, db, options, c.AutoMigrate, log); err != nil {
+		return nil, nil, nil, err
+	}
+	if c.Results.IsZero() {
+		return db, nil, closeAll, nil
+	}
+	resultsDB := db
+	if c.resultsElsewhere() {
+		if resultsDB, err = open(c.Results, resultsDatabase); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	backend, err := store.NewResults(resultsDB, c.resultsConfig())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if c.AutoMigrate && c.resultsElsewhere() {
+		report, err := backend.EnsureResultTable(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		logReport(log, resultsDB, report)
+	}
+	return db, resultBackend{backend}, closeAll, nil
+}
+
+// prepareTables makes or upgrades what is ours, or says what is missing.
+func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, make bool, log *slog.Logger) error {
+	options.DryRun = !make
+	report, err := db.Migrate(ctx, options)
+	switch {
+	case errors.Is(err, store.ErrRefused):
+		return &curedError{err, "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with MM_ORCHESTRATOR_AUTO_MIGRATE=false"}
+	case err != nil:
+		return err
+	case make:
+		logReport(log, db, report)
+	default:
+		for _, step := range report.Steps {
+			if !step.ByOwner {
+				return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set MM_ORCHESTRATOR_AUTO_MIGRATE=true", db.Place(), step.What)}
+			}
+		}
+	}
+	return db.CheckSchema(ctx)
+}
+
+func logReport(log *slog.Logger, db *store.Store, report store.Report) {
+	if lines := report.Lines(); len(lines) > 0 {
+		log.Info("prepared the database", "database", db.Place(), "steps", lines)
+	}
+}
+
+// resultBackend tells the engine which errors no retry mends: values that the
+// table can never hold. All else, a table that was dropped or a privilege
+// that was taken, an operator can mend while the message waits.
+type resultBackend struct{ results *store.Results }
+
+// Store implements worker.ResultBackend.
+func (b resultBackend) Store(ctx context.Context, results ...protocol.Result) ([]bool, error) {
+	written, err := b.results.Store(ctx, results...)
+	if errors.Is(err, store.ErrInvalid) {
+		err = worker.Permanent(err)
+	}
+	return written, err
+}
+
+// orStopped is nil when what failed was given up because the process was
+// asked to stop.
+func orStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }

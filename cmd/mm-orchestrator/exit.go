@@ -1,12 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 // Exit codes. 69, 77 and 78 are those of sysexits.h, so that a supervisor can
@@ -58,16 +58,17 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &config):
 		return exitConfig
-	case errors.Is(err, store.ErrRefused):
+	// Refused comes first: of several brokers one may be away and the other
+	// refuse, and only the latter needs somebody to act.
+	case errors.Is(err, worker.ErrCredentials), errors.Is(err, worker.ErrVhost), errors.Is(err, worker.ErrPermission),
+		errors.Is(err, store.ErrRefused):
 		return exitRefused
-	case errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, worker.ErrUnreachable), errors.Is(err, store.ErrUnavailable):
 		return exitUnavailable
-	case errors.Is(err, store.ErrSchema), errors.Is(err, store.ErrInvalid):
+	case errors.Is(err, worker.ErrMismatch), errors.Is(err, store.ErrSchema), errors.Is(err, store.ErrInvalid):
 		return exitConfig
 	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
 		return exitConfig
-	case errors.Is(err, context.Canceled):
-		return exitFailure
 	}
 	return exitFailure
 }

@@ -28,14 +28,17 @@ func (e environment) lookup(name string) (spelling, value string, found bool) {
 	return spelling, value, found
 }
 
-// get is the value of a variable in its exact spelling, or "".
-func (e environment) get(name string) string {
-	for _, entry := range slices.Backward(e) {
-		if n, v, ok := strings.Cut(entry, "="); ok && n == name {
-			return v
-		}
+// with returns a copy in which a variable has this value; an empty value
+// changes nothing.
+func (e environment) with(name, value string) environment {
+	if value == "" {
+		return e
 	}
-	return ""
+	changed := slices.DeleteFunc(slices.Clone(e), func(entry string) bool {
+		n, _, _ := strings.Cut(entry, "=")
+		return n == name
+	})
+	return append(changed, name+"="+value)
 }
 
 // source says where a value comes from.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
 
 // load resolves all settings from an environment and flags.
@@ -135,7 +137,7 @@ func TestLists(t *testing.T) {
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=make,/opt/bin/tool",
 		"MM_ORCHESTRATOR_HEALTH_URL=api=http://api:5000/healthz?x=y,web=https://web/",
 	})
-	if want := []prefixMapping{{"/app/var", "/srv/var"}, {"/x", "/y"}}; !reflect.DeepEqual(c.ArtifactMappings, want) {
+	if want := []artifacts.PrefixMapping{{From: "/app/var", To: "/srv/var"}, {From: "/x", To: "/y"}}; !reflect.DeepEqual(c.ArtifactMappings, want) {
 		t.Errorf("mappings %+v", c.ArtifactMappings)
 	}
 	if want := []string{"make", "/opt/bin/tool"}; !reflect.DeepEqual(c.AllowedPrograms, want) {

@@ -64,6 +64,8 @@ func runRuns(p *program, ctx context.Context, cmd *command, args []string) error
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			return fmt.Errorf("there is no run %s in database %s: %w", words[0], db.Place(), store.ErrNotFound)
+		case errors.Is(err, store.ErrInvalid):
+			return &usageError{err.Error()}
 		case err != nil:
 			return err
 		case *asJSON:

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 )
@@ -40,9 +41,11 @@ type configuration struct {
 	Workspace        string
 	ArtifactBase     string
 	ArtifactSubPath  string
-	ArtifactMappings []prefixMapping
+	ArtifactMappings []artifacts.PrefixMapping
 
 	DockerHost      string
+	DockerCertPath  string
+	ComposeProgram  string
 	AllowedPrograms []string
 	// HealthURLs override a service's health URL.
 	HealthURLs map[string]string
@@ -58,9 +61,6 @@ type configuration struct {
 	Listen       string
 	ListenRemote bool
 }
-
-// prefixMapping says that what the API calls From is To here.
-type prefixMapping struct{ From, To string }
 
 // PrefetchCount is how many messages the broker may hand out at a time:
 // Celery's multiplier times concurrency.
@@ -280,15 +280,11 @@ var settings = []setting{
 		help: "Where the API's directories are on this side, when both mount one volume at different places: /app/var=/workspace/var. Several are separated by commas; " +
 			"the longest that fits is taken. The rows keep the API's paths.",
 		read: func(c *configuration, text string) error {
-			c.ArtifactMappings = nil
-			for _, entry := range splitList(text) {
-				from, to, found := strings.Cut(entry, "=")
-				from, to = strings.TrimSpace(from), strings.TrimSpace(to)
-				if !found || !filepath.IsAbs(from) || !filepath.IsAbs(to) {
-					return errors.New("it must have the form /path/of/the/api=/path/here, with absolute paths")
-				}
-				c.ArtifactMappings = append(c.ArtifactMappings, prefixMapping{From: filepath.Clean(from), To: filepath.Clean(to)})
+			mappings, err := artifacts.ParsePrefixMappings(text)
+			if err != nil {
+				return errors.New("it must have the form /path/of/the/api=/path/here, with absolute paths")
 			}
+			c.ArtifactMappings = mappings
 			return nil
 		},
 	},
@@ -298,12 +294,32 @@ var settings = []setting{
 		vars:        names("DOCKER_HOST", "ORCHESTRATOR_DOCKER_HOST"),
 		defaultNote: "the local engine's socket",
 		help: "The docker engine, as unix:///path or tcp://host:port. A proxy in between must allow POST and BUILD, and containers, images, networks and volumes. " +
-			"Docker's other variables (DOCKER_CONFIG, DOCKER_CERT_PATH, COMPOSE_FILE, …) reach the docker program unchanged.",
+			"Docker's other variables (DOCKER_CONFIG, COMPOSE_FILE, …) reach the docker program unchanged.",
 		read: func(c *configuration, text string) error {
 			if scheme, _, found := strings.Cut(text, "://"); !found || scheme == "" {
 				return errors.New("it must have the form unix:///path or tcp://host:port")
 			}
 			c.DockerHost = text
+			return nil
+		},
+	},
+	{
+		flag: "docker-cert-path", topic: topicSteps,
+		vars:        names("DOCKER_CERT_PATH"),
+		defaultNote: "no TLS",
+		help:        "A directory with ca.pem, cert.pem and key.pem, for a docker engine that is reached by TLS. The docker program wants DOCKER_TLS_VERIFY=1 besides.",
+		read:        readText(func(c *configuration) *string { return &c.DockerCertPath }),
+	},
+	{
+		flag: "compose", topic: topicSteps,
+		vars:        names("MM_ORCHESTRATOR_COMPOSE"),
+		defaultNote: "docker compose; docker-compose where there is no docker program",
+		help:        "The absolute path of a docker-compose program, version 2 or later, to run instead of `docker compose`.",
+		read: func(c *configuration, text string) error {
+			if !filepath.IsAbs(text) {
+				return errors.New("it must be an absolute path")
+			}
+			c.ComposeProgram = text
 			return nil
 		},
 	},

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/metrics"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+)
+
+// service is what runs while a worker does.
+type service struct {
+	worker   *worker.Worker
+	statsd   *metrics.StatsD
+	listener *metrics.Listener // nil for none
+	// urgent is closed when running steps shall end.
+	urgent <-chan struct{}
+	log    *slog.Logger
+}
+
+// run works until ctx ends and what runs has ended. Metrics and probes are
+// served for as long as there is work, and end after it, so that the last
+// step is counted and a supervisor sees the worker until it is gone.
+func (s service) run(ctx context.Context, started func()) error {
+	background, end := context.WithCancel(context.WithoutCancel(ctx))
+	var group sync.WaitGroup
+	group.Go(func() { s.statsd.Run(background) })
+	if s.listener != nil {
+		group.Go(func() {
+			if err := s.listener.Serve(background); err != nil {
+				s.log.Error("metrics and health are not served any more", "error", err)
+			}
+		})
+	}
+	group.Go(func() {
+		select {
+		case <-s.worker.Started():
+			started()
+		case <-background.Done():
+		}
+	})
+	group.Go(func() {
+		select {
+		case <-s.urgent:
+			s.worker.StopNow()
+		case <-background.Done():
+		}
+	})
+	err := s.worker.Run(ctx)
+	end()
+	group.Wait()
+	return err
+}
+
+// logStart is the one line that a bug report needs.
+func (c *configuration) logStart(log *slog.Logger, db *store.Store) {
+	brokers := make([]string, len(c.Brokers))
+	for i, b := range c.Brokers {
+		brokers[i] = b.Address() + "/" + b.VHost
+	}
+	results := "none"
+	if !c.Results.IsZero() {
+		results = c.ResultEncoding
+	}
+	root, err := c.place().WithDefaults().Root()
+	if err != nil {
+		// Runs that have a directory in their row can do without.
+		log.Warn("no artifact root: runs without one in their row will fail", "error", err)
+	}
+	log.Info("worker ready",
+		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
+		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
+		"workspace", c.Workspace, "compose_project", orchestrator.ComposeProject, "artifact_root", root,
+		"docker", cmp.Or(c.DockerHost, "local"), "listen", cmp.Or(c.Listen, "off"), "statsd", cmp.Or(c.StatsD.Host, "off"))
+}
+
+// checkWorkspace says what is wrong with the repository's directory.
+func checkWorkspace(path string) error {
+	info, err := os.Stat(path)
+	const cure = "Mount the repository there, or name its directory by WORKSPACE_ROOT"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &configError{fmt.Sprintf("workspace %s does not exist. %s", path, cure)}
+	case errors.Is(err, fs.ErrPermission):
+		return &configError{fmt.Sprintf("workspace %s may not be entered by user %d. Run as its owner, or change its permissions", path, os.Getuid())}
+	case err != nil:
+		return &configError{fmt.Sprintf("workspace %s cannot be used: %v. %s", path, errors.Unwrap(err), cure)}
+	case !info.IsDir():
+		return &configError{fmt.Sprintf("workspace %s is not a directory. %s", path, cure)}
+	}
+	return nil
+}
+
+// place says where artifacts lie.
+func (c *configuration) place() artifacts.PlaceConfig {
+	return artifacts.PlaceConfig{WorkingDir: c.Workspace, Base: c.ArtifactBase, SubPath: c.ArtifactSubPath, Mappings: c.ArtifactMappings}
+}
+
+// statsD adds to the settings what they cannot say.
+func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
+	config := c.StatsD
+	config.Logger = log
+	return config
+}
+
+// secrets are the passwords of the configuration as NAME=value, for a
+// redactor: those that are in no variable, as defaults and flags.
+func (c *configuration) secrets() []string {
+	list := []string{"DATABASE=" + c.Database().Reveal(), "RESULTS=" + c.Results.Reveal()}
+	for _, b := range c.Brokers {
+		list = append(list, "BROKER="+b.AMQP().Reveal())
+	}
+	return list
+}
+
+// worker is the engine's configuration.
+func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (worker.Config, error) {
+	tls, err := brokerTLS(c.Brokers)
+	if err != nil {
+		return worker.Config{}, err
+	}
+	config := worker.Config{
+		TLS:    tls,
+		Queues: []string{c.Queue},
+		TaskQueues: []worker.Queue{{
+			Name: c.Queue, Exchange: c.Exchange, RoutingKey: c.RoutingKey, Type: c.QueueType,
+		}},
+		DefaultQueue:    c.Queue,
+		DefaultExchange: c.Exchange,
+		Slots:           c.Concurrency,
+		Prefetch:        c.PrefetchCount(),
+		Node:            c.Node,
+		Results:         results,
+		StartTimeout:    orNone(c.Wait),
+		ShutdownTimeout: orNone(c.ShutdownGrace),
+		Logger:          log,
+	}
+	for _, b := range c.Brokers {
+		config.Brokers = append(config.Brokers, b.AMQP().Reveal())
+		config.Heartbeat = max(config.Heartbeat, b.Heartbeat)
+	}
+	return config, nil
+}
+
+// orNone writes "no time at all" as the engine does.
+func orNone(d time.Duration) time.Duration {
+	if d == 0 {
+		return -1
+	}
+	return d
+}
+
+// redacted keeps secrets out of the answers to probes.
+func redacted(redactor *artifacts.Redactor, probe metrics.Probe) metrics.Probe {
+	return func(ctx context.Context) error {
+		if err := probe(ctx); err != nil {
+			return errors.New(redactor.String(err.Error()))
+		}
+		return nil
+	}
+}
+
+// cureBroker completes an error with which the engine could not start, in the
+// names of the variables that an operator can change.
+func cureBroker(err error) error {
+	const address = "The address comes from CELERY_BROKER_URL; `mm-orchestrator config` shows it"
+	var mismatch *worker.MismatchError
+	switch {
+	case errors.As(err, &mismatch):
+		ours := *mismatch
+		switch {
+		case ours.What == "exchange":
+			ours.Cure = "Name another by ORCHESTRATOR_CELERY_EXCHANGE, or delete the exchange."
+		case ours.Argument == "x-queue-type":
+			ours.Cure = fmt.Sprintf("Set MM_ORCHESTRATOR_QUEUE_TYPE=%s, or delete the queue.", cmp.Or(ours.Current, "none"))
+		case ours.Argument != "":
+			ours.Cure = "Delete the queue, and see that every program declares it alike."
+		}
+		return &ours
+	case errors.Is(err, worker.ErrUnreachable), errors.Is(err, worker.ErrCredentials), errors.Is(err, worker.ErrVhost):
+		return &curedError{err, address}
+	}
+	return err
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// stopOnSignals returns a context that ends with the first SIGTERM or SIGINT
+// (take no more work), and a channel that is closed by the second (end what
+// runs). release ends the listening and returns when it has ended.
+func stopOnSignals(parent context.Context, log *slog.Logger) (ctx context.Context, urgent <-chan struct{}, release func()) {
+	ctx, cancel := context.WithCancel(parent)
+	second := make(chan struct{})
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	released, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			select {
+			case received := <-signals:
+				switch n {
+				case 0:
+					log.Info("stopping: running steps may finish; a second signal ends them now", "signal", received.String())
+					cancel()
+				case 1:
+					log.Warn("stopping now: running steps are ended and go back to the queue", "signal", received.String())
+					close(second)
+				}
+			case <-released:
+				return
+			}
+		}
+	}()
+	return ctx, second, func() {
+		signal.Stop(signals)
+		close(released)
+		<-done
+		cancel()
+	}
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/metrics"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+)
+
+var workerCommand = &command{
+	name:    "worker",
+	summary: "consume the queue and carry out the steps of runs",
+	about: "Takes the place of MoonMind's Python worker: it consumes the queue, carries out the steps of runs in the workspace, and records them in PostgreSQL and in the artifact " +
+		"directory. Give it the Python worker's environment. Several may run at a time, beside Python workers too.\n\n" +
+		"SIGTERM or SIGINT stops it: no new step is taken, the running one finishes and is recorded, then it exits with 0. A second signal ends the running step's commands at once; " +
+		"its message goes back to the queue. A lost broker or database is waited for without limit once the worker has started, and running steps go on meanwhile.\n\n" +
+		"On start one line tells version, addresses and directories; put it into bug reports, it holds no secret. " +
+		"What the Go runtime reads works as everywhere: GOMEMLIMIT bounds the memory, GOMAXPROCS the processors.",
+	examples: []example{
+		{"mm-orchestrator worker", "as a container runs it"},
+		{"CELERY_BROKER_URL=amqp://mm:…@127.0.0.1// POSTGRES_HOST=127.0.0.1 mm-orchestrator worker --workspace . --log-level debug", "on a developer's machine"},
+	},
+	topics: topics,
+	run:    runWorker,
+}
+
+// runWorker puts the program together.
+func runWorker(p *program, ctx context.Context, cmd *command, args []string) error {
+	fs, flags := p.flags(cmd)
+	if _, err := p.parse(cmd, fs, args, 0); err != nil {
+		return err
+	}
+	c, _, err := resolve(p.env, flags)
+	if err != nil {
+		return err
+	}
+	if err := checkWorkspace(c.Workspace); err != nil {
+		return err
+	}
+	environ := p.env.with("DOCKER_HOST", c.DockerHost)
+	redactor := artifacts.NewRedactor(append(slices.Clone(environ), c.secrets()...))
+	log := newLogger(p.stderr, c, p.terminal, redactor)
+	ctx, urgent, release := stopOnSignals(ctx, log)
+	defer release()
+
+	db, results, closeDatabases, err := openDatabases(ctx, c, log)
+	if err != nil {
+		return orStopped(ctx, err)
+	}
+	defer closeDatabases()
+
+	registry := metrics.NewRegistry(versionText())
+	statsd, err := metrics.NewStatsD(c.statsD(log))
+	if err != nil {
+		return &configError{err.Error()}
+	}
+	recorder, err := metrics.NewRecorder(statsd, registry)
+	if err != nil {
+		return err
+	}
+	engine, err := compose.NewEngine(compose.EngineConfig{Host: c.DockerHost, CertPath: c.DockerCertPath})
+	if err != nil {
+		return &configError{fmt.Sprintf("DOCKER_HOST %q or DOCKER_CERT_PATH %q cannot be used: %v", c.DockerHost, c.DockerCertPath, err)}
+	}
+	defer engine.Close()
+
+	workerConfig, err := c.worker(results, log)
+	if err != nil {
+		return err
+	}
+	workerConfig.Metrics = registry
+	w, err := worker.New(workerConfig)
+	if err != nil {
+		return &configError{err.Error()}
+	}
+	steps, err := orchestrator.New(orchestrator.Config{
+		Steps: db, Metrics: recorder, Logger: log, Redactor: redactor,
+		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
+		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
+		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit,
+	})
+	if err != nil {
+		return &configError{err.Error()}
+	}
+	steps.Register(w)
+
+	var listener *metrics.Listener
+	if c.Listen != "" {
+		listener, err = metrics.Listen(ctx, metrics.ListenerConfig{
+			Address: c.Listen, Remote: c.ListenRemote, Metrics: registry, Logger: log,
+			Health: redacted(redactor, func(context.Context) error { return w.Health() }),
+			Ready:  redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.Ping(ctx)) }),
+		})
+		if err != nil {
+			return &curedError{err, "Set MM_ORCHESTRATOR_LISTEN to another address, or to nothing"}
+		}
+	}
+	serve := service{worker: w, statsd: statsd, listener: listener, urgent: urgent, log: log}
+	return cureBroker(serve.run(ctx, func() { c.logStart(log, db) }))
+}
