@@ -52,9 +52,13 @@ type Config struct {
 	// names before patterns. What a signature says itself wins.
 	TaskRoutes []Route
 
-	// Slots is the number of tasks that run at once, and the prefetch count
-	// of each consumed queue. Defaults to 1.
+	// Slots is the number of tasks that run at once. Defaults to 1.
 	Slots int
+	// Prefetch is how many messages of each consumed queue the broker hands
+	// out before one is acknowledged: Celery's multiplier times concurrency.
+	// What is more than Slots waits here, unseen by other workers. Defaults to
+	// Slots, and is never less.
+	Prefetch int
 	// Node is the worker's name in result rows, as name@host. Defaults to
 	// celery@ and the host's name.
 	Node string
@@ -178,6 +182,7 @@ func (c Config) WithDefaults() Config {
 	if c.Slots == 0 {
 		c.Slots = 1
 	}
+	c.Prefetch = max(c.Prefetch, c.Slots)
 	if c.Node == "" {
 		c.Node = "celery@" + hostname()
 	}
@@ -267,8 +272,11 @@ func (c Config) Validate() error {
 	if c.Slots < 0 || c.Slots > 65535 {
 		bad("Slots is %d, want 1 to 65535", c.Slots)
 	}
-	if c.MaxETA < 0 || c.MaxETA+c.Slots > 65535 {
-		bad("MaxETA is %d, want 0 to 65535 together with Slots", c.MaxETA)
+	if c.Prefetch < 0 || c.Prefetch > 65535 {
+		bad("Prefetch is %d, want 1 to 65535", c.Prefetch)
+	}
+	if c.MaxETA < 0 || c.MaxETA+max(c.Slots, c.Prefetch) > 65535 {
+		bad("MaxETA is %d, want 0 to 65535 together with Slots and Prefetch", c.MaxETA)
 	}
 	if c.Node != "" && !nodeName.MatchString(c.Node) {
 		bad("Node is %q, want name@host", c.Node)

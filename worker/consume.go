@@ -13,7 +13,7 @@ import (
 // quorum queues never had it (contract 1.3). A running consumer's limit cannot
 // be raised, so a message that is held without a slot (an ETA, a pause) is
 // made up for by a further consumer: the sum of all limits is the number of
-// slots plus what is held, and up to extraMost-1 more.
+// prefetched messages plus what is held, and up to extraMost-1 more.
 type subscription struct {
 	session *session
 	queue   Queue
@@ -55,7 +55,7 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 	// Only when all are declared, so that nothing is received in vain.
 	for _, sub := range subscriptions {
 		sub.mu.Lock()
-		_, err := sub.start(w.cfg.Slots)
+		_, err := sub.start(w.cfg.Prefetch)
 		sub.mu.Unlock()
 		if err != nil {
 			return nil, err

@@ -12,10 +12,11 @@ type profile struct {
 	allowlist []string
 }
 
-const composeProject = "moonmind"
+// ComposeProject is the compose project of every profile.
+const ComposeProject = "moonmind"
 
 var profiles = map[string]profile{
-	"api": {service: "api", project: composeProject, allowlist: []string{
+	"api": {service: "api", project: ComposeProject, allowlist: []string{
 		"api_service/Dockerfile",
 		"api_service/Dockerfile.*",
 		"api_service/pyproject.toml",
@@ -24,14 +25,14 @@ var profiles = map[string]profile{
 		"pyproject.toml",
 		"poetry.lock",
 	}},
-	"celery-worker": {service: "celery-worker", project: composeProject, allowlist: []string{
+	"celery-worker": {service: "celery-worker", project: ComposeProject, allowlist: []string{
 		"celery_worker/Dockerfile",
 		"celery_worker/Dockerfile.*",
 		"celery_worker/requirements*.txt",
 		"celery_worker/pyproject.toml",
 		"celery_worker/poetry.lock",
 	}},
-	"orchestrator": {service: "orchestrator", project: composeProject, allowlist: []string{
+	"orchestrator": {service: "orchestrator", project: ComposeProject, allowlist: []string{
 		"services/orchestrator/**",
 		"moonmind/workflows/orchestrator/**",
 		"docker-compose*.y*ml",
