@@ -52,7 +52,7 @@ func cureDatabase(role databaseRole, err error) error {
 
 // openStore opens a database. One that cannot be reached is waited for as
 // long as wait says; say is told once, when the waiting begins.
-func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, say func(string)) (*store.Store, error) {
+func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, say func(what string, err error)) (*store.Store, error) {
 	deadline := time.Now().Add(wait)
 	pause := 250 * time.Millisecond
 	for said := false; ; pause = min(2*pause, 3*time.Second) {
@@ -61,7 +61,7 @@ func openStore(ctx context.Context, config store.Config, role databaseRole, wait
 			return s, cureDatabase(role, err)
 		}
 		if !said {
-			say(fmt.Sprintf("waiting up to %s for the %s: %v", wait, role.what, err))
+			say(fmt.Sprintf("waiting up to %s for the %s", wait, role.what), err)
 			said = true
 		}
 		select {
@@ -118,7 +118,7 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (db 
 			closeAll()
 		}
 	}()
-	say := func(text string) { log.Warn(text) }
+	say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
 	open := func(url secret.String, role databaseRole) (*store.Store, error) {
 		// A connection for each step that may end at the same time, and one
 		// for probes.

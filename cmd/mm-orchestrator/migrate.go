@@ -117,4 +117,6 @@ func (p *program) reportMigration(report store.Report, dryRun bool) {
 }
 
 // say tells of something that takes time.
-func (p *program) say(text string) { fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", text) }
+func (p *program) say(what string, err error) {
+	fmt.Fprintf(p.stderr, "mm-orchestrator: %s: %v\n", what, err)
+}
