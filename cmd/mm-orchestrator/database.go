@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
@@ -103,64 +104,74 @@ func sameDatabase(a, b secret.String) bool {
 		x.User.String() == y.User.String() && x.Query().Encode() == y.Query().Encode()
 }
 
-// openDatabases opens what a worker writes to, and sees to it that the tables
-// are there. results is nil when none are kept. Whoever gets no error calls
-// close.
-func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (db *store.Store, results worker.ResultBackend, closeAll func(), err error) {
-	var opened []*store.Store
-	closeAll = func() {
-		for _, s := range slices.Backward(opened) {
-			s.Close()
-		}
+// databases are what a worker writes to.
+type databases struct {
+	// tables are MoonMind's and ours.
+	tables *store.Store
+	// results is nil when Celery results are not kept.
+	results worker.ResultBackend
+	opened  []*store.Store
+}
+
+func (d *databases) close() {
+	for _, s := range slices.Backward(d.opened) {
+		s.Close()
 	}
+}
+
+// openDatabases opens what a worker writes to, and sees to it that the tables
+// are there.
+func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *databases, err error) {
+	d := &databases{}
 	defer func() {
 		if err != nil {
-			closeAll()
+			d.close()
 		}
 	}()
-	say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
 	open := func(url secret.String, role databaseRole) (*store.Store, error) {
+		say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
 		// A connection for each step that may end at the same time, and one
 		// for probes.
 		s, err := openStore(ctx, store.Config{URL: url, Worker: c.Node, Connections: c.Concurrency + 1, Logger: log}, role, c.Wait, say)
 		if err == nil {
-			opened = append(opened, s)
+			d.opened = append(d.opened, s)
 		}
 		return s, err
 	}
 
-	if db, err = open(c.Database(), tablesDatabase); err != nil {
-		return nil, nil, nil, err
+	if d.tables, err = open(c.Database(), tablesDatabase); err != nil {
+		return nil, err
 	}
 	options := store.MigrateOptions{}
 	if !c.Results.IsZero() && !c.resultsElsewhere() {
 		config := c.resultsConfig()
 		options.ResultTables = &config
 	}
-	if err = prepareTables(ctx, db, options, c.AutoMigrate, log); err != nil {
-		return nil, nil, nil, err
+	if err = prepareTables(ctx, d.tables, options, c.AutoMigrate, log); err != nil {
+		return nil, err
 	}
 	if c.Results.IsZero() {
-		return db, nil, closeAll, nil
+		return d, nil
 	}
-	resultsDB := db
+	home := d.tables
 	if c.resultsElsewhere() {
-		if resultsDB, err = open(c.Results, resultsDatabase); err != nil {
-			return nil, nil, nil, err
+		if home, err = open(c.Results, resultsDatabase); err != nil {
+			return nil, err
 		}
 	}
-	backend, err := store.NewResults(resultsDB, c.resultsConfig())
+	backend, err := store.NewResults(home, c.resultsConfig())
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if c.AutoMigrate && c.resultsElsewhere() {
 		report, err := backend.EnsureResultTable(ctx)
 		if err != nil {
-			return nil, nil, nil, err
+			return nil, err
 		}
-		logReport(log, resultsDB, report)
+		logReport(log, home, report)
 	}
-	return db, resultBackend{backend}, closeAll, nil
+	d.results = resultBackend{backend}
+	return d, nil
 }
 
 // prepareTables makes or upgrades what is ours, or says what is missing.
@@ -186,7 +197,7 @@ func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOp
 
 func logReport(log *slog.Logger, db *store.Store, report store.Report) {
 	if lines := report.Lines(); len(lines) > 0 {
-		log.Info("prepared the database", "database", db.Place(), "steps", lines)
+		log.Info("prepared the database", "database", db.Place(), "steps", strings.Join(lines, "; "))
 	}
 }
 

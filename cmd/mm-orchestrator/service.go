@@ -64,7 +64,7 @@ func (s service) run(ctx context.Context, started func()) error {
 }
 
 // logStart is the one line that a bug report needs.
-func (c *configuration) logStart(log *slog.Logger, db *store.Store) {
+func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *metrics.Listener) {
 	brokers := make([]string, len(c.Brokers))
 	for i, b := range c.Brokers {
 		brokers[i] = b.Address() + "/" + b.VHost
@@ -72,6 +72,10 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store) {
 	results := "none"
 	if !c.Results.IsZero() {
 		results = c.ResultEncoding
+	}
+	listen := "off"
+	if listener != nil {
+		listen = listener.Addr()
 	}
 	root, err := c.place().WithDefaults().Root()
 	if err != nil {
@@ -82,7 +86,7 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store) {
 		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
 		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
 		"workspace", c.Workspace, "compose_project", orchestrator.ComposeProject, "artifact_root", root,
-		"docker", cmp.Or(c.DockerHost, "local"), "listen", cmp.Or(c.Listen, "off"), "statsd", cmp.Or(c.StatsD.Host, "off"))
+		"docker", cmp.Or(c.DockerHost, "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
 }
 
 // checkWorkspace says what is wrong with the repository's directory.

@@ -49,11 +49,11 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	ctx, urgent, release := stopOnSignals(ctx, log)
 	defer release()
 
-	db, results, closeDatabases, err := openDatabases(ctx, c, log)
+	db, err := openDatabases(ctx, c, log)
 	if err != nil {
 		return orStopped(ctx, err)
 	}
-	defer closeDatabases()
+	defer db.close()
 
 	registry := metrics.NewRegistry(versionText())
 	statsd, err := metrics.NewStatsD(c.statsD(log))
@@ -70,7 +70,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	}
 	defer engine.Close()
 
-	workerConfig, err := c.worker(results, log)
+	workerConfig, err := c.worker(db.results, log)
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 		return &configError{err.Error()}
 	}
 	steps, err := orchestrator.New(orchestrator.Config{
-		Steps: db, Metrics: recorder, Logger: log, Redactor: redactor,
+		Steps: db.tables, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit,
@@ -95,12 +95,12 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 		listener, err = metrics.Listen(ctx, metrics.ListenerConfig{
 			Address: c.Listen, Remote: c.ListenRemote, Metrics: registry, Logger: log,
 			Health: redacted(redactor, func(context.Context) error { return w.Health() }),
-			Ready:  redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.Ping(ctx)) }),
+			Ready:  redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
 		})
 		if err != nil {
 			return &curedError{err, "Set MM_ORCHESTRATOR_LISTEN to another address, or to nothing"}
 		}
 	}
 	serve := service{worker: w, statsd: statsd, listener: listener, urgent: urgent, log: log}
-	return cureBroker(serve.run(ctx, func() { c.logStart(log, db) }))
+	return cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+// Whatever keeps a worker from starting is one line that says what, to which
+// thing, why and what to do, and an exit code that tells whether waiting helps.
+func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
+	t.Parallel()
+	good := newStand(t)
+	broker, err := url.Parse(good.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	conn, err := amqp.Dial(good.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.ExchangeDeclare("fan", "fanout", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclare("quorum.run", true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
+		t.Fatal(err)
+	}
+
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = taken.Close() })
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bare := devenv.Database(t)
+
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		// want are parts of the last line of stderr.
+		want []string
+	}{
+		{
+			"value", []string{"--prefetch=x"}, exitConfig,
+			[]string{`--prefetch is "x": it must be a whole number from 1 to 100`},
+		},
+		{
+			"workspace missing", []string{"--workspace=/nowhere/at/all"}, exitConfig,
+			[]string{"workspace /nowhere/at/all does not exist", "WORKSPACE_ROOT"},
+		},
+		{
+			"workspace is a file", []string{"--workspace=" + file}, exitConfig,
+			[]string{"workspace " + file + " is not a directory"},
+		},
+		{
+			"broker: no such host", []string{"--broker-url=amqp://u:s3cret@nowhere.invalid//"}, exitUnavailable,
+			[]string{"nowhere.invalid:5672", "no such host", "CELERY_BROKER_URL"},
+		},
+		{
+			"broker: refused", []string{"--broker-url=amqp://u:s3cret@127.0.0.1:1//"}, exitUnavailable,
+			[]string{"127.0.0.1:1", "connection refused", "CELERY_BROKER_URL"},
+		},
+		{
+			"broker: password", []string{"--broker-url=" + withURL(t, good.broker, func(u *url.URL) { u.User = url.UserPassword("mm", "s3cret") })}, exitRefused,
+			[]string{broker.Host, `user "mm"`, "403", "CELERY_BROKER_URL"},
+		},
+		{
+			"broker: vhost", []string{"--broker-url=" + withURL(t, good.broker, func(u *url.URL) { u.Path = "/no-such-vhost" })}, exitRefused,
+			[]string{broker.Host, `virtual host "no-such-vhost"`, "not found", "CELERY_BROKER_URL"},
+		},
+		{
+			"broker: exchange of another type", []string{"--exchange=fan"}, exitConfig,
+			[]string{`exchange "fan" exists with type fanout`, "Name another by ORCHESTRATOR_CELERY_EXCHANGE, or delete the exchange", "PRECONDITION_FAILED"},
+		},
+		{
+			"broker: queue of another type", []string{"--queue=quorum.run"}, exitConfig,
+			[]string{`queue "quorum.run" exists with arguments {x-queue-type: quorum}, we would declare none. Set MM_ORCHESTRATOR_QUEUE_TYPE=quorum, or delete the queue`, "PRECONDITION_FAILED"},
+		},
+		{
+			"database: no such host", []string{"--database-url=postgres://u:s3cret@nowhere.invalid/d"}, exitUnavailable,
+			[]string{"nowhere.invalid:5432/d", "POSTGRES_HOST", "MM_ORCHESTRATOR_DATABASE_URL"},
+		},
+		{
+			"database: refused", []string{"--database-url=postgres://u:s3cret@127.0.0.1:1/d"}, exitUnavailable,
+			[]string{"127.0.0.1:1/d", "connection refused", "POSTGRES_HOST"},
+		},
+		{
+			"database: role", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.User = url.UserPassword("nobody-at-all", "s3cret") })}, exitRefused,
+			[]string{`role "nobody-at-all" does not exist`, "POSTGRES_USER"},
+		},
+		{
+			"database: name", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.Path = "/no-such-db" })}, exitRefused,
+			[]string{`database "no-such-db" does not exist`, "Create it"},
+		},
+		{
+			"database: MoonMind's tables are missing", []string{"--database-url=" + bare}, exitConfig,
+			[]string{"has no table orchestrator_action_plans", "mm-orchestrator migrate --shared-tables"},
+		},
+		{
+			"result backend: refused", []string{"--result-backend=db+postgresql://u:s3cret@127.0.0.1:1/d"}, exitUnavailable,
+			[]string{"127.0.0.1:1/d", "connection refused", "CELERY_RESULT_BACKEND"},
+		},
+		{
+			"listener: in use", []string{"--listen=" + taken.Addr().String()}, exitConfig,
+			[]string{taken.Addr().String(), "in use by another process", "MM_ORCHESTRATOR_LISTEN"},
+		},
+		{
+			"listener: for all", []string{"--listen=0.0.0.0:0"}, exitConfig,
+			[]string{"MM_ORCHESTRATOR_LISTEN_REMOTE=true"},
+		},
+		{
+			"flag", []string{"--frobnicate"}, exitUsage,
+			[]string{"there is no flag --frobnicate; see mm-orchestrator worker --help"},
+		},
+		{
+			"word", []string{"now"}, exitUsage,
+			[]string{`worker does not take "now"`},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, good.env(), append([]string{"worker"}, tt.args...)...)
+			if code := p.exit(); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			text := strings.TrimSpace(p.stderr.String())
+			last := text[strings.LastIndex(text, "\n")+1:]
+			for _, part := range append(tt.want, "mm-orchestrator: ") {
+				if !strings.Contains(last, part) {
+					t.Errorf("the last line lacks %q:\n%s", part, last)
+				}
+			}
+			if strings.Contains(text, "s3cret") || strings.Contains(p.stdout.String(), "s3cret") {
+				t.Errorf("a password was printed")
+			}
+		})
+	}
+}
+
+// A worker without the right to make its schema, or told not to, says what to
+// run; migrate makes it able to start.
+func TestAWorkerThatMayNotMigrate(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	if p := start(t, s.env(), "migrate", "--remove"); p.exit() != exitOK {
+		t.Fatalf("migrate --remove: exit %d", p.code)
+	}
+	env := append(s.env(), "MM_ORCHESTRATOR_AUTO_MIGRATE=false")
+	p := start(t, env, "worker")
+	if code := p.exit(); code != exitConfig || !strings.Contains(p.stderr.String(), "Run `mm-orchestrator migrate`") {
+		t.Errorf("exit %d:\n%s", code, p.stderr.String())
+	}
+	if p := start(t, env, "migrate"); p.exit() != exitOK {
+		t.Fatalf("migrate: exit %d", p.code)
+	}
+	p = start(t, env, "worker")
+	p.logLine("worker ready")
+}
+
+// What cannot be reached yet is waited for.
+func TestAWorkerWaitsForItsBroker(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	// The address of a broker that is not there yet.
+	reserved, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := reserved.Addr().String()
+	_ = reserved.Close()
+
+	real := strings.TrimPrefix(s.broker[strings.Index(s.broker, "@"):], "@")
+	host, _, _ := strings.Cut(real, "/")
+	env := append(s.env(), "MM_ORCHESTRATOR_WAIT=20s")
+	p := start(t, env, "worker", "--broker-url", strings.Replace(s.broker, host, address, 1))
+	p.logLine("broker does not answer yet")
+	forward(t, address, host)
+	p.logLine("worker ready")
+}
+
+func TestMigrateSaysWhatItDoes(t *testing.T) {
+	t.Parallel()
+	env := environment{"MM_ORCHESTRATOR_DATABASE_URL=" + devenv.Database(t)}
+	plan := start(t, env, "migrate", "--shared-tables", "--dry-run")
+	if plan.exit() != exitOK || !strings.Contains(plan.stdout.String(), "would create schema mm_orchestrator") {
+		t.Errorf("dry run: exit %d:\n%s", plan.code, plan.stdout.String())
+	}
+	if p := start(t, env, "runs"); p.exit() != exitConfig || !strings.Contains(p.stderr.String(), "mm-orchestrator migrate") {
+		t.Errorf("the dry run changed something, or runs did not say what is missing: exit %d:\n%s", p.code, p.stderr.String())
+	}
+	first := start(t, env, "migrate", "--shared-tables")
+	if first.exit() != exitOK || !strings.Contains(first.stdout.String(), "create schema mm_orchestrator: done") {
+		t.Errorf("first: exit %d:\n%s", first.code, first.stdout.String())
+	}
+	second := start(t, env, "migrate", "--shared-tables")
+	if second.exit() != exitOK || !strings.Contains(second.stdout.String(), "nothing to do") {
+		t.Errorf("second: exit %d:\n%s", second.code, second.stdout.String())
+	}
+	if p := start(t, env, "runs"); p.exit() != exitOK || p.stdout.String() != "no runs\n" {
+		t.Errorf("runs: exit %d: %s", p.code, p.stdout.String())
+	}
+	if p := start(t, env, "runs", "not-an-id"); p.exit() != exitUsage {
+		t.Errorf("runs not-an-id: exit %d", p.code)
+	}
+	if p := start(t, env, "runs", "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11"); p.exit() != exitFailure || !strings.Contains(p.stderr.String(), "there is no run 6f1c2f0e") {
+		t.Errorf("runs of nothing: exit %d: %s", p.code, p.stderr.String())
+	}
+}

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// forward passes connections at address on to target until the test ends.
+func forward(t *testing.T, address, target string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	group.Go(func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = in.Close()
+				return
+			}
+			mu.Lock()
+			open = append(open, in, out)
+			mu.Unlock()
+			group.Go(func() { _, _ = io.Copy(in, out) })
+			group.Go(func() { _, _ = io.Copy(out, in) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		mu.Lock()
+		for _, c := range open {
+			_ = c.Close()
+		}
+		mu.Unlock()
+		group.Wait()
+	})
+}
+
+func TestStartLineSaysEverythingAndNoSecret(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	p := start(t, append(s.env(), "POSTGRES_PASSWORD=s3cret", "SOME_TOKEN=s3cret"), "worker", "--queue=box.run", "--hostname=w1@box")
+	line := p.logLine("worker ready")
+	for key, want := range map[string]any{
+		"version": "v0.0.0-test", "node": "w1@box", "queue": "box.run", "concurrency": 1.0, "prefetch": 1.0, "results": "pickle",
+		"workspace": s.workspace, "compose_project": "moonmind", "artifact_root": s.workspace + "/var/artifacts/spec_workflows",
+		"docker": "local", "statsd": "off",
+	} {
+		if line[key] != want {
+			t.Errorf("%s is %v, want %v", key, line[key], want)
+		}
+	}
+	for key, part := range map[string]string{"broker": "127.0.0.1:", "database": "127.0.0.1:", "listen": "127.0.0.1:"} {
+		if text, _ := line[key].(string); !strings.Contains(text, part) {
+			t.Errorf("%s is %v", key, line[key])
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	p.exit()
+	for _, password := range []string{"s3cret", "mm:mm@"} {
+		if strings.Contains(p.stderr.String(), password) {
+			t.Errorf("the log has %q", password)
+		}
+	}
+}
+
+func TestASignalEndsAnIdleWorker(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			t.Parallel()
+			p := start(t, s.env(), "worker", "--queue", "idle."+sig.String())
+			p.logLine("worker ready")
+			begin := time.Now()
+			p.signal(sig)
+			if code := p.exit(); code != exitOK {
+				t.Errorf("exit code %d", code)
+			}
+			if took := time.Since(begin); took > 5*time.Second {
+				t.Errorf("the end took %v", took)
+			}
+		})
+	}
+}
+
+func TestASignalEndsAWorkerThatStillWaits(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	for _, args := range [][]string{{"--broker-url=amqp://127.0.0.1:1"}, {"--database-url=postgres://127.0.0.1:1/x"}} {
+		p := start(t, append(s.env(), "MM_ORCHESTRATOR_WAIT=1h"), append([]string{"worker"}, args...)...)
+		eventually(t, "the worker waits", func() error {
+			if !strings.Contains(p.stderr.String(), "yet") {
+				return errors.New("no line about it")
+			}
+			return nil
+		})
+		p.signal(syscall.SIGTERM)
+		if code := p.exit(); code != exitOK {
+			t.Errorf("%s: exit code %d", args, code)
+		}
+	}
+}
+
+// A step that runs at SIGTERM finishes and is recorded; the exit code is 0.
+func TestASignalLetsARunningStepFinish(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), "worker")
+	p.logLine("worker ready")
+	id := s.submitSleep(t, 3)
+	s.waitForStep(t, id, "build", "in_progress")
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if got := s.step(t, id, "build").Status; got != "succeeded" {
+		t.Errorf("build is %s", got)
+	}
+}
+
+// A second signal ends the step; its message goes back, and the next worker
+// carries it out.
+func TestASecondSignalEndsARunningStep(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep")
+	p := start(t, env, "worker")
+	p.logLine("worker ready")
+	id := s.submitSleep(t, 600)
+	s.waitForStep(t, id, "build", "in_progress")
+	begin := time.Now()
+	p.signal(syscall.SIGINT)
+	p.logLine("stopping: running steps may finish; a second signal ends them now")
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if took := time.Since(begin); took > 15*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	next := start(t, env, "worker")
+	next.logLine("worker ready")
+	eventually(t, "the step is begun again", func() error {
+		if starts := s.step(t, id, "build").Starts; starts < 2 {
+			return fmt.Errorf("it was started %d times", starts)
+		}
+		return nil
+	})
+}
+
+// submitSleep publishes a run whose only step takes some seconds.
+func (s stand) submitSleep(t *testing.T, seconds int) string {
+	t.Helper()
+	return s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--without=rollback",
+		fmt.Sprintf(`--set=build.command=["sleep","%d"]`, seconds))
+}
+
+func (s stand) step(t *testing.T, run, name string) stepLine {
+	t.Helper()
+	for _, step := range s.run(t, run).Steps {
+		if step.Step == name {
+			return step
+		}
+	}
+	t.Fatalf("run %s has no step %s", run, name)
+	return stepLine{}
+}
+
+func (s stand) waitForStep(t *testing.T, run, name, status string) {
+	t.Helper()
+	eventually(t, "step "+name+" is "+status, func() error {
+		if got := s.step(t, run, name).Status; got != status {
+			return fmt.Errorf("it is %s", got)
+		}
+		return nil
+	})
+}
+
+// The health endpoints turn red when nothing is consumed any more, say why,
+// and turn green again.
+func TestHealthFollowsTheConsumer(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	p := start(t, s.env(), "worker")
+	listen, _ := p.logLine("worker ready")["listen"].(string)
+	env := append(s.env(), "MM_ORCHESTRATOR_LISTEN="+listen)
+
+	for _, args := range [][]string{{"health"}, {"health", "--ready"}} {
+		if h := start(t, env, args...); h.exit() != exitOK || h.stdout.String() != "ok\n" {
+			t.Errorf("%s: exit %d: %s%s", args, h.code, h.stdout.String(), h.stderr.String())
+		}
+	}
+
+	// A queue of another shape keeps the worker from declaring its own.
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the queue is replaced by one of another shape", func() error {
+		if _, err := ch.QueueDelete("orchestrator.run", false, false, false); err != nil {
+			return err
+		}
+		_, err := ch.QueueDeclare("orchestrator.run", true, false, false, false, amqp.Table{"x-max-length": int32(7)})
+		if err != nil {
+			// The worker was quicker; a refusal has closed the channel.
+			if ch, err = conn.Channel(); err != nil {
+				t.Fatal(err)
+			}
+			return errors.New("the worker declared it first")
+		}
+		return nil
+	})
+	eventually(t, "health is red and says why", func() error {
+		status, body := ask(t, "http://"+listen+"/healthz")
+		if status != http.StatusServiceUnavailable || !strings.Contains(body, "x-max-length") {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+	if h := start(t, env, "health"); h.exit() != exitFailure || !strings.Contains(h.stderr.String(), "x-max-length") {
+		t.Errorf("health: exit %d: %s", h.code, h.stderr.String())
+	}
+	if status, body := ask(t, "http://"+listen+"/metrics"); status != http.StatusOK || !strings.Contains(body, `mm_orchestrator_build_info{version="v0.0.0-test"} 1`) {
+		t.Errorf("metrics: %d\n%s", status, body)
+	}
+
+	if _, err := ch.QueueDelete("orchestrator.run", false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "health is green again", func() error {
+		if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusOK {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+}
+
+func TestHealthOfNothing(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		env  environment
+		code int
+		want string
+	}{
+		{environment{"MM_ORCHESTRATOR_LISTEN=127.0.0.1:1"}, exitFailure, "no worker answers at 127.0.0.1:1: nothing listens there"},
+		{environment{"MM_ORCHESTRATOR_LISTEN="}, exitConfig, "MM_ORCHESTRATOR_LISTEN is empty"},
+	} {
+		got := invoke(t, tt.env, "health")
+		if got.code != tt.code || !strings.Contains(got.stderr, tt.want) {
+			t.Errorf("exit %d: %s", got.code, got.stderr)
+		}
+	}
+}
+
+func TestProbeAddress(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"127.0.0.1:9808": "127.0.0.1:9808", ":9808": "127.0.0.1:9808", "0.0.0.0:9808": "127.0.0.1:9808", "[::]:9808": "[::1]:9808", "box:1": "box:1",
+	} {
+		if got := probeAddress(in); got != want {
+			t.Errorf("probeAddress(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func ask(t *testing.T, url string) (status int, body string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	res, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
