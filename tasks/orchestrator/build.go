@@ -1,7 +1,6 @@
 package orchestrator
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -129,13 +128,12 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, serviceListTime)
 	defer cancel()
-	var output limitedBuffer
-	output.limit = serviceListLimit
+	output := limitedBuffer{limit: serviceListLimit}
 	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &limitedBuffer{})
 	if unlisted != nil || code != 0 || output.full {
 		return
 	}
-	services := compose.ParseServices(output.String())
+	services := compose.ParseServices(string(output.kept))
 	if len(services) == 0 || slices.Contains(services, line.Service) {
 		return
 	}
@@ -149,15 +147,15 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 
 // limitedBuffer keeps the beginning of what is written to it and never fails.
 type limitedBuffer struct {
-	bytes.Buffer
+	kept  []byte
 	limit int
 	// full says that something was left out.
 	full bool
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	keep := p[:min(len(p), b.limit-b.Len())]
+	keep := p[:min(len(p), b.limit-len(b.kept))]
 	b.full = b.full || len(keep) < len(p)
-	b.Buffer.Write(keep)
+	b.kept = append(b.kept, keep...)
 	return len(p), nil
 }

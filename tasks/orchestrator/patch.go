@@ -249,7 +249,7 @@ func (s *stepRun) listFiles(ctx context.Context, workspace string, command []str
 		return nil, commandError("Command " + formatCommand(command) + " lists more changed files than can be judged")
 	}
 	var names []string
-	for name := range strings.SplitSeq(list.String(), "\x00") {
+	for name := range strings.SplitSeq(string(list.kept), "\x00") {
 		if name != "" {
 			names = append(names, name)
 		}

@@ -1,0 +1,319 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+)
+
+// countedMetrics writes down what it is told.
+type countedMetrics struct {
+	mu   sync.Mutex
+	told []string
+}
+
+func (m *countedMetrics) tell(what ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.told = append(m.told, strings.TrimSpace(fmt.Sprintln(what...)))
+}
+func (m *countedMetrics) StepStarted(step string) { m.tell("started", step) }
+func (m *countedMetrics) StepFinished(step string, ok bool, _ time.Duration) {
+	m.tell("finished", step, ok)
+}
+func (m *countedMetrics) RunStatus(status string)                    { m.tell("status", status) }
+func (m *countedMetrics) RunFinished(status string, _ time.Duration) { m.tell("run", status) }
+
+func TestMetricsFollowTheRun(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	metrics := &countedMetrics{}
+	b.config.Metrics = metrics
+	b.plan(`[{"name": "analyze"}, {"name": "verify"}]`)
+	b.succeed("analyze")
+	b.succeed("verify")
+	b.fail("build")
+	want := []string{
+		"started analyze", "status running", "finished analyze true",
+		"started verify", "finished verify true", "run succeeded",
+		"started build", "finished build false", "status failed",
+	}
+	if !slices.Equal(metrics.told, want) {
+		t.Errorf("%q, want %q", metrics.told, want)
+	}
+}
+
+func TestDecisionsAreObeyed(t *testing.T) {
+	t.Parallel()
+	failed := store.Outcome{Status: store.StepFailed, Message: `"Service 'x' is not managed by the orchestrator"`, ErrorType: "KeyError", ErrorModule: "builtins", Traceback: "tb"}
+	for _, test := range []struct {
+		name     string
+		decision store.Decision
+		err      error
+		want     func(Result, error) bool
+	}{
+		{"done well", store.Done{Outcome: store.Outcome{Status: store.StepSucceeded, Message: "m", Payload: json.RawMessage(`{"log":"l"}`), Artifacts: []store.Artifact{{Path: "l"}}}}, nil,
+			func(r Result, err error) bool {
+				return err == nil && r.Message == "m" && fmt.Sprint(r.Artifacts) == "[l]" && string(r.Metadata) == `{"log":"l"}`
+			}},
+		{"done badly", store.Done{Outcome: failed}, nil, func(_ Result, err error) bool {
+			var failure *Failure
+			return errors.As(err, &failure) && failure.Arg == "Service 'x' is not managed by the orchestrator" && failure.Error() == failed.Message && failure.Traceback == "tb"
+		}},
+		{"busy", store.Busy{Worker: "w"}, nil, func(_ Result, err error) bool {
+			var back *HandBackError
+			return errors.As(err, &back) && back.After == time.Second
+		}},
+		{"stop", store.Stop{Reason: "r"}, nil, func(_ Result, err error) bool { return errors.Is(err, ErrStop) }},
+		{"no such run", nil, fmt.Errorf("no: %w", store.ErrNotFound), func(_ Result, err error) bool {
+			var failure *Failure
+			return errors.As(err, &failure) && failure.Error() == "Run "+testRun+" not found"
+		}},
+		{"no database", nil, store.ErrUnavailable, func(_ Result, err error) bool {
+			var back *HandBackError
+			return errors.As(err, &back)
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			b.steps.decision, b.steps.beginErr = test.decision, test.err
+			result, _, err := b.execute("analyze")
+			if !test.want(result, err) || len(b.steps.finished) > 0 {
+				t.Errorf("%+v, %v, recorded %d", result, err, len(b.steps.finished))
+			}
+		})
+	}
+}
+
+func TestBadRequestsTouchNothing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	o, err := New(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		request Request
+		text    string
+	}{
+		{Request{RunID: testRun, Step: "ghost"}, "'ghost' is not a valid OrchestratorPlanStep"},
+		{Request{RunID: "x", Step: "analyze"}, "badly formed hexadecimal UUID string"},
+		{Request{RunID: "../" + testRun, Step: "analyze"}, "badly formed hexadecimal UUID string"},
+	} {
+		_, err := o.Execute(t.Context(), test.request, nil)
+		var failure *Failure
+		if !errors.As(err, &failure) || failure.Error() != test.text || failure.Type != "ValueError" {
+			t.Errorf("%+v: %v", test.request, err)
+		}
+	}
+}
+
+func TestAFinishedStepWaitsForTheDatabase(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.plan(`[{"name": "analyze"}]`)
+	b.steps.finishErrs = []error{store.ErrUnavailable, store.ErrUnavailable}
+	b.succeed("analyze")
+	if n := strings.Count(b.logged.String(), "waiting for the database"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+}
+
+func TestAStepThatCannotBeFinishedIsNotAnswered(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.plan(`[{"name": "analyze"}]`)
+	b.steps.finishErrs = []error{store.ErrClaimLost, store.ErrRefused}
+	if _, _, err := b.execute("analyze"); !errors.Is(err, ErrStop) {
+		t.Errorf("claim lost: %v", err)
+	}
+	var back *HandBackError
+	if _, _, err := b.execute("analyze"); !errors.As(err, &back) || b.steps.released != 1 {
+		t.Errorf("refused: %v, released %d", err, b.steps.released)
+	}
+	if len(b.steps.finished) > 0 {
+		t.Errorf("recorded %+v", b.steps.finished)
+	}
+}
+
+// awaitFile waits until a program of the test has written a file.
+func awaitFile(t *testing.T, path string) string {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if data, err := os.ReadFile(path); err == nil && strings.HasSuffix(string(data), "\n") {
+			return strings.TrimSpace(string(data))
+		}
+	}
+	t.Fatalf("%s was not written", path)
+	return ""
+}
+
+// awaitEnd waits until a process is no more, or a zombie.
+func awaitEnd(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	t.Errorf("process %d is still alive", pid)
+}
+
+// stubborn is a program that ignores SIGTERM and has a child.
+const stubborn = `trap "" TERM
+(trap "" TERM; while :; do sleep 1; done) &
+echo "working"
+echo $! > "$(dirname "$0")/child"
+wait`
+
+func TestATimeLimitEndsACommandWithItsChildren(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.program("docker", stubborn)
+	b.config.StepTimeLimit, b.config.KillGrace = 500*time.Millisecond, 100*time.Millisecond
+	b.plan(`[{"name": "build"}]`)
+	failure, outcome := b.fail("build")
+	same(t, "text", failure.Error(), "Command docker compose --project-name moonmind build api was ended: the step took longer than its limit of 500ms: working (see build.log)")
+	same(t, "artifacts", paths(outcome), "build_log:build.log")
+	child, err := strconv.Atoi(awaitFile(t, filepath.Join(b.bin, "child")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, child)
+}
+
+func TestAStoppingWorkerGivesTheStepBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.program("docker", stubborn)
+	b.config.KillGrace = 100 * time.Millisecond
+	b.plan(`[{"name": "build"}]`)
+	ctx, stop := context.WithCancelCause(t.Context())
+	go func() {
+		awaitFile(t, filepath.Join(b.bin, "child"))
+		stop(worker.ErrShutdown)
+	}()
+	_, _, err := b.executeIn(ctx, "build")
+	if !errors.Is(err, worker.ErrShutdown) || len(b.steps.finished) > 0 || b.steps.released != 1 {
+		t.Errorf("%v, recorded %d, released %d", err, len(b.steps.finished), b.steps.released)
+	}
+	child, err := strconv.Atoi(awaitFile(t, filepath.Join(b.bin, "child")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitEnd(t, child)
+}
+
+func TestATaskTimeLimitIsRecorded(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.program("docker", `echo up > "$(dirname "$0")/child"; sleep 60`)
+	b.plan(`[{"name": "build"}]`)
+	o, err := New(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	go func() {
+		awaitFile(t, filepath.Join(b.bin, "child"))
+		stop(worker.ErrSoftTimeLimit)
+	}()
+	task := &worker.Task{Message: &protocol.Message{ID: "t", RootID: "r"}}
+	_, err = o.executePlanStep(worker.ContextWithTask(ctx, task), stepArgs{RunID: testRun, Step: "build"})
+	var failure *worker.Error
+	if !errors.As(err, &failure) || failure.Type != "CommandExecutionError" || len(b.steps.finished) != 1 {
+		t.Errorf("%v, recorded %d", err, len(b.steps.finished))
+	}
+}
+
+func TestOutputIsInTheArtifactWhileTheCommandRuns(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.program("docker", `echo "step 1 of 2" >&2
+while [ ! -e "$(dirname "$0")/go" ]; do sleep 0.02; done
+echo "step 2 of 2" >&2`)
+	b.plan(`[{"name": "build"}]`)
+	seen := make(chan string, 1)
+	go func() {
+		path := filepath.Join(b.base, testRun, "build.log")
+		deadline := time.Now().Add(10 * time.Second)
+		text := ""
+		for !strings.Contains(text, "step 1 of 2") && time.Now().Before(deadline) {
+			data, _ := os.ReadFile(path)
+			text = string(data)
+			time.Sleep(5 * time.Millisecond)
+		}
+		seen <- text
+		_ = os.WriteFile(filepath.Join(b.bin, "go"), nil, 0o644)
+	}()
+	b.succeed("build")
+	same(t, "log while it runs", <-seen, "$ docker compose --project-name moonmind build api\nstep 1 of 2")
+	same(t, "log", b.artifact("build.log"), "$ docker compose --project-name moonmind build api\nstep 1 of 2\nstep 2 of 2")
+}
+
+func TestMemoryStaysFlatForALongLog(t *testing.T) {
+	// Not parallel: it measures the whole process.
+	b := newBench(t, "A_TOKEN=abcdef")
+	b.program("docker", `head -c 134217728 /dev/zero | tr '\0' 'x' | fold -w 120 >&2
+head -c 134217728 /dev/zero | tr '\0' 'y' | fold -w 120
+exit 1`)
+	b.plan(`[{"name": "build"}]`)
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		t.Fatalf("cannot reset the peak of memory: %v", err)
+	}
+	_, outcome := b.fail("build")
+	if size := outcome.Artifacts[0].SizeBytes; size < 256<<20 {
+		t.Errorf("the log has %d bytes", size)
+	}
+	if len(outcome.Message) > 8<<10 {
+		t.Errorf("the message has %d bytes", len(outcome.Message))
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	peak, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("peak %d MiB", peak/1024)
+	if limit := 64 * 1024; peak > limit && !raceEnabled {
+		t.Errorf("the process needed %d KiB, allowed are %d", peak, limit)
+	}
+}
+
+func TestErrorsInTheWorkersTerms(t *testing.T) {
+	t.Parallel()
+	if err := inWorkersTerms(ErrStop); !errors.Is(err, worker.Ignore) {
+		t.Error(err)
+	}
+	var reject worker.Reject
+	if err := inWorkersTerms(&HandBackError{After: time.Second, Reason: "r"}); !errors.As(err, &reject) || !reject.Requeue || reject.After != time.Second {
+		t.Error(err)
+	}
+	var failure *worker.Error
+	if err := inWorkersTerms(keyError("x")); !errors.As(err, &failure) || failure.Type != "KeyError" || fmt.Sprint(failure.Args) != "[x]" {
+		t.Error(err)
+	}
+	if err := inWorkersTerms(nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,277 @@
+package orchestrator
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const testRun = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
+
+// fakeSteps is a database with one run and no memory but the last outcome.
+type fakeSteps struct {
+	mu       sync.Mutex
+	run      store.Run
+	decision store.Decision // nil: Start
+	beginErr error
+	// finishErrs are returned one after the other before a finish succeeds.
+	finishErrs []error
+	finished   []store.Outcome
+	released   int
+}
+
+func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.Decision, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.beginErr != nil {
+		return nil, f.beginErr
+	}
+	if f.decision != nil {
+		return f.decision, nil
+	}
+	return store.Start{
+		Run:        f.run,
+		RunStarted: r.Step == store.StepAnalyze,
+		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: 1, TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
+	}, nil
+}
+
+func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.finishErrs) > 0 {
+		err := f.finishErrs[0]
+		f.finishErrs = f.finishErrs[1:]
+		return store.Finished{}, err
+	}
+	f.finished = append(f.finished, outcome)
+	switch {
+	case outcome.Status == store.StepFailed:
+		return store.Finished{Status: store.RunFailed}, nil
+	case claim.Step == store.StepVerify:
+		return store.Finished{Status: store.RunSucceeded, RunEnded: true, Duration: time.Second}, nil
+	}
+	return store.Finished{Status: store.RunRunning}, nil
+}
+
+func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released++
+	return nil
+}
+
+// fakeEngine says what its function says.
+type fakeEngine struct {
+	containers func(call int, service string) ([]compose.Container, error)
+	log        string
+	mu         sync.Mutex
+	calls      int
+}
+
+func (f *fakeEngine) Containers(_ context.Context, _, service string) ([]compose.Container, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	return f.containers(f.calls, service)
+}
+
+func (f *fakeEngine) LogTail(context.Context, string, int) (string, error) { return f.log, nil }
+
+// bench is a workspace with a repository, programs of the test's own, and an
+// Orchestrator on top.
+type bench struct {
+	t         testing.TB
+	workspace string
+	base      string // of artifacts
+	bin       string
+	steps     *fakeSteps
+	config    Config
+	logged    *lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newBench(t testing.TB, environ ...string) *bench {
+	t.Helper()
+	top := artifacts.Resolve(t.TempDir())
+	b := &bench{
+		t: t, workspace: filepath.Join(top, "workspace"), base: filepath.Join(top, "artifacts"), bin: filepath.Join(top, "bin"),
+		steps:  &fakeSteps{run: store.Run{ID: testRun, TargetService: "api"}},
+		logged: &lockedBuffer{},
+	}
+	for _, dir := range []string{b.workspace, b.bin} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.config = Config{
+		Steps: b.steps, Workspace: b.workspace,
+		Artifacts: artifacts.PlaceConfig{Base: b.base},
+		Logger:    slog.New(slog.NewTextHandler(b.logged, nil)),
+		Environ: append([]string{
+			"PATH=" + b.bin + string(os.PathListSeparator) + os.Getenv("PATH"), "HOME=" + top,
+			"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
+			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.test", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.test",
+		}, environ...),
+		KillGrace: 2 * time.Second, HandBackDelay: time.Second, SettleTime: 50 * time.Millisecond,
+	}
+	return b
+}
+
+// program installs a shell script under a name.
+func (b *bench) program(name, script string) {
+	b.t.Helper()
+	if err := os.WriteFile(filepath.Join(b.bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// file writes a file of the workspace.
+func (b *bench) file(name, text string) {
+	b.t.Helper()
+	path := filepath.Join(b.workspace, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// git runs git in the workspace.
+func (b *bench) git(args ...string) {
+	b.t.Helper()
+	cmd := exec.Command("git", args...)
+	cmd.Dir, cmd.Env = b.workspace, b.config.Environ
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.t.Fatalf("git %v: %v\n%s", args, err, out)
+	}
+}
+
+// repository makes the workspace one, with a first commit of what is there.
+func (b *bench) repository() {
+	b.t.Helper()
+	b.file("README", "x\n")
+	b.git("init", "-q", "-b", "main")
+	b.git("add", ".")
+	b.git("commit", "-q", "-m", "x")
+}
+
+// plan sets the run's plan.
+func (b *bench) plan(steps string) { b.steps.run.Steps = json.RawMessage(steps) }
+
+// execute runs a step and returns what was recorded.
+func (b *bench) execute(step string) (Result, store.Outcome, error) {
+	b.t.Helper()
+	return b.executeIn(b.t.Context(), step)
+}
+
+func (b *bench) executeIn(ctx context.Context, step string) (Result, store.Outcome, error) {
+	b.t.Helper()
+	o, err := New(b.config)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	before := len(b.steps.finished)
+	result, err := o.Execute(ctx, Request{RunID: testRun, Step: step, TaskID: "task-1", RootTaskID: "task-0"}, nil)
+	if len(b.steps.finished) == before {
+		return result, store.Outcome{}, err
+	}
+	return result, b.steps.finished[len(b.steps.finished)-1], err
+}
+
+// succeed runs a step that must succeed.
+func (b *bench) succeed(step string) (Result, store.Outcome) {
+	b.t.Helper()
+	result, outcome, err := b.execute(step)
+	if err != nil {
+		b.t.Fatalf("%s failed: %v", step, err)
+	}
+	if outcome.Status != store.StepSucceeded {
+		b.t.Fatalf("%s: recorded %+v", step, outcome)
+	}
+	b.checkFiles(outcome)
+	return result, outcome
+}
+
+// fail runs a step that must fail and be recorded.
+func (b *bench) fail(step string) (*Failure, store.Outcome) {
+	b.t.Helper()
+	_, outcome, err := b.execute(step)
+	var failure *Failure
+	if !errors.As(err, &failure) {
+		b.t.Fatalf("%s: %v, want a failure", step, err)
+	}
+	if outcome.Status != store.StepFailed || outcome.Message != failure.Error() {
+		b.t.Fatalf("%s: recorded %+v, returned %q", step, outcome, failure.Error())
+	}
+	b.checkFiles(outcome)
+	return failure, outcome
+}
+
+// checkFiles says that what is registered is what is on disk.
+func (b *bench) checkFiles(outcome store.Outcome) {
+	b.t.Helper()
+	for _, file := range outcome.Artifacts {
+		if sum, size := digest(b.t, filepath.Join(outcome.ArtifactRoot, file.Path)); sum != file.Checksum || size != file.SizeBytes {
+			b.t.Errorf("%s: registered %+v, on disk %s of %d bytes", file.Path, file, sum, size)
+		}
+	}
+}
+
+func (b *bench) artifact(name string) string {
+	b.t.Helper()
+	data, err := os.ReadFile(filepath.Join(b.base, testRun, name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return string(data)
+}
+
+func paths(outcome store.Outcome) string {
+	var names []string
+	for _, file := range outcome.Artifacts {
+		names = append(names, file.Type+":"+file.Path)
+	}
+	return strings.Join(names, " ")
+}
+
+func same(t testing.TB, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
+	}
+}
