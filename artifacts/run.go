@@ -71,7 +71,7 @@ func notWritable(dir string, err error) error {
 	if errors.As(err, &cause) {
 		err = cause.Err
 	}
-	return fmt.Errorf("artifact directory %s cannot be written: %w. Mount the API's artifact directory here, or set an artifact path mapping", dir, err)
+	return fmt.Errorf("artifact directory %s cannot be written: %w. Mount the API's artifact directory here, or say with MM_ORCHESTRATOR_ARTIFACT_PATH_MAP where it is", dir, err)
 }
 
 // Dir is the directory in our file system.

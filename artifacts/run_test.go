@@ -177,7 +177,7 @@ func TestADirectoryThatCannotBeMadeIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := artifacts.Open(filepath.Join(file, runID), nil)
-	if err == nil || !strings.Contains(err.Error(), "cannot be written") || !strings.Contains(err.Error(), "mapping") {
+	if err == nil || !strings.Contains(err.Error(), "cannot be written") || !strings.Contains(err.Error(), "MM_ORCHESTRATOR_ARTIFACT_PATH_MAP") {
 		t.Errorf("%v", err)
 	}
 }

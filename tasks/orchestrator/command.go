@@ -107,7 +107,7 @@ func checkWorkspace(workspace string) *Failure {
 	info, err := os.Stat(workspace)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or point the workspace setting at it")
+		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is")
 	case err != nil:
 		return commandError("Workspace " + workspace + " cannot be used: " + reason(err))
 	case !info.IsDir():
@@ -127,12 +127,12 @@ func (r *runner) find(command []string, program, workspace string) (string, *Fai
 		case skill:
 			text += ". Skills run in Python: install one with MoonMind on its path beside the worker"
 		case program == "docker":
-			text += ". Install the docker CLI, or set the path of a docker-compose program"
+			text += ". Install the docker CLI, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program"
 		}
 		return "", commandError(text)
 	}
 	if !skill && !slices.Contains(r.allowed, command[0]) {
-		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; allow others in the worker's list of programs",
+		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; MM_ORCHESTRATOR_ALLOWED_PROGRAMS allows more",
 			command[0], strings.Join(r.allowed, ", ")))
 	}
 	return path, nil

@@ -251,9 +251,9 @@ func TestPrograms(t *testing.T) {
 	skill := `["python", "-m", "moonmind.workflows.orchestrator.skill_executor", "--skill-id", "x", "--skill-args-json", "{}"]`
 	for _, test := range []struct{ name, command, python, want string }{
 		{"missing", `["sed-in-place", "x"]`, "", "Command not found: sed-in-place (see build.log)"},
-		{"not allowed", `["sh", "-c", "true"]`, "", "Command not allowed: sh. Plans may run docker, docker-compose, git; allow others in the worker's list of programs (see build.log)"},
+		{"not allowed", `["sh", "-c", "true"]`, "", "Command not allowed: sh. Plans may run docker, docker-compose, git; MM_ORCHESTRATOR_ALLOWED_PROGRAMS allows more (see build.log)"},
 		{"path of an allowed program", `["./git"]`, "", "Command not found: ./git (see build.log)"},
-		{"python in general", `["python", "-c", "1"]`, "exit 0", "Command not allowed: python. Plans may run docker, docker-compose, git; allow others in the worker's list of programs (see build.log)"},
+		{"python in general", `["python", "-c", "1"]`, "exit 0", "Command not allowed: python. Plans may run docker, docker-compose, git; MM_ORCHESTRATOR_ALLOWED_PROGRAMS allows more (see build.log)"},
 		{"skill", skill, `[ "$2" = moonmind.workflows.orchestrator.skill_executor ]`, ""},
 		{"skill without MoonMind", skill, `echo "ModuleNotFoundError: No module named 'moonmind'" >&2; exit 1`,
 			"Command python -m moonmind.workflows.orchestrator.skill_executor --skill-id x --skill-args-json {} failed with code 1: ModuleNotFoundError: No module named 'moonmind'\nSkills need a Python that has MoonMind on its path; put one beside the worker (see build.log)"},
@@ -337,7 +337,7 @@ func TestAMissingWorkspaceIsTold(t *testing.T) {
 	b := newBench(t)
 	b.plan(`[{"name": "patch", "parameters": {"workspace": "no/where", "commands": [["git", "status"]]}}]`)
 	failure, _ := b.fail("patch")
-	same(t, "text", failure.Error(), "Workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or point the workspace setting at it (see patch.log)")
+	same(t, "text", failure.Error(), "Workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is (see patch.log)")
 }
 
 func TestRestartFailsWhenOtherServicesChange(t *testing.T) {
