@@ -1,0 +1,205 @@
+package store
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestDecide is the table of rules that a delivery meets.
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	ended := func(status RunStatus) Run { return Run{ID: "r", Status: status, CompletedAt: &now} }
+	run := func(status RunStatus) Run { return Run{ID: "r", Status: status} }
+	row := func(attempt int, status, task string) *stateRow {
+		return &stateRow{Attempt: attempt, PlanStepStatus: status, CeleryTaskID: task}
+	}
+	good, bad := &Outcome{Status: StepSucceeded, Message: "claim"}, &Outcome{Status: StepFailed, Message: "claim"}
+	claim := func(attempt int, task string, outcome *Outcome, holder holderState) claimRow {
+		return claimRow{Attempt: attempt, TaskID: task, Starts: 1, Outcome: outcome, Holder: holder}
+	}
+	type claims = []claimRow
+	for _, c := range []struct {
+		name     string
+		seen     situation
+		step     Step
+		task     string
+		want     string // start N, done, rebuilt, busy, wait, or words of the stop
+		attempts int
+	}{
+		{"first start", situation{Run: run(RunPending), State: row(1, "pending", "")}, StepBuild, "t", "start 1", 1},
+		{"no state row", situation{Run: run(RunPending)}, StepBuild, "t", "start 1", 1},
+		{"retried row", situation{Run: run(RunPending), State: row(3, "pending", "t")}, StepBuild, "t", "start 1", 3},
+		{"retried, the old attempt's claim has ended",
+			situation{Run: run(RunPending), State: row(2, "pending", "old"), Claims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "t", "start 1", 2},
+		{"retried, the old message again",
+			situation{Run: run(RunPending), State: row(2, "pending", "old"), Claims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "old", "done", 2},
+		{"ended, same task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
+		{"ended, same task, run has ended", situation{Run: ended(RunRolledBack), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
+		{"ended, another task", situation{Run: run(RunRunning), State: row(1, "failed", "t"), Claims: claims{claim(1, "t", bad, holderNone)}}, StepBuild, "u", "done", 1},
+		{"Python succeeded, same task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "t", "rebuilt", 1},
+		{"Python succeeded, another task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "u", "rebuilt", 1},
+		{"Python failed, same task", situation{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "t", "rebuilt", 1},
+		{"Python failed, another task", situation{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "u", "has ended: failed", 1},
+		{"skipped is not an end", situation{Run: ended(RunSucceeded), State: row(1, "skipped", "")}, StepRollback, "t", "is succeeded", 1},
+		{"waits for approval", situation{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepBuild, "t", "approval", 1},
+		{"rollback waits for approval", situation{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepRollback, "t", "approval", 1},
+		{"rollback due", situation{Run: run(RunFailed), State: row(1, "pending", "")}, StepRollback, "t", "start 1", 1},
+		{"rollback due, an earlier one ended", situation{Run: run(RunFailed), State: row(1, "succeeded", "old"), Claims: claims{claim(1, "old", good, holderNone)}}, StepRollback, "t", "start 1", 1},
+		{"rollback due, an earlier one by Python", situation{Run: run(RunFailed), State: row(1, "succeeded", "old")}, StepRollback, "t", "start 1", 1},
+		{"rollback of a good run", situation{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepRollback, "t", "is succeeded", 1},
+		{"rollback of a retried run", situation{Run: run(RunPending), State: row(2, "pending", "")}, StepRollback, "t", "is pending", 2},
+		{"rollback of a run at work", situation{Run: run(RunRunning), State: row(2, "pending", "")}, StepRollback, "t", "is running", 2},
+		{"rolled back, twin", situation{Run: ended(RunRolledBack), State: row(1, "succeeded", "a"), Claims: claims{claim(1, "a", good, holderNone)}}, StepRollback, "b", "done", 1},
+		{"rolled back, no record", situation{Run: ended(RunRolledBack), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
+		{"failed for good, rollback", situation{Run: ended(RunFailed), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
+		{"step of a good run", situation{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepBuild, "t", "has ended: succeeded", 1},
+		{"step of a failed run", situation{Run: run(RunFailed), State: row(1, "pending", "")}, StepRestart, "t", "has ended: failed", 1},
+		{"held by a live worker", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "t", "busy", 1},
+		{"an old attempt still runs", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "u", "busy", 2},
+		{"an old attempt's worker died", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderGone)}, HolderBelievedDead: true}, StepBuild, "u", "start 1", 2},
+		{"holder just gone", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderGone)}}, StepBuild, "t", "wait", 1},
+		{"holder dead", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderGone)}, HolderBelievedDead: true}, StepBuild, "t", "start 2", 1},
+		{"released", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderNone)}}, StepBuild, "t", "start 2", 1},
+		{"Python was at it and died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
+	} {
+		v := decide(c.seen, BeginRequest{Step: c.step, TaskID: c.task})
+		got := v.stop
+		switch {
+		case v.done != nil && v.done.Message == "claim":
+			got = "done"
+		case v.done != nil:
+			got = "rebuilt"
+		case v.busy != nil:
+			got = "busy"
+		case v.wait != nil:
+			got = "wait"
+		case v.start:
+			got = "start " + itoa(v.starts)
+		}
+		if !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+		if c.seen.attempt() != c.attempts {
+			t.Errorf("%s: attempt %d, want %d", c.name, c.seen.attempt(), c.attempts)
+		}
+	}
+}
+
+func TestConclude(t *testing.T) {
+	t.Parallel()
+	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	ended := began.Add(time.Minute)
+	for _, c := range []struct {
+		name     string
+		rollback bool
+		step     Step
+		status   StepStatus
+		want     ending
+	}{
+		{"a step in the middle", true, StepBuild, StepSucceeded, ending{}},
+		{"a plan that ends before verify", false, StepRestart, StepSucceeded, ending{}},
+		{"a failure with a rollback to come", true, StepVerify, StepFailed, ending{status: RunFailed}},
+		{"a failure without", false, StepPatch, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began}},
+		{"verified", true, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true}},
+		{"verified, no rollback in the plan", false, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began}},
+		{"rolled back", true, StepRollback, StepSucceeded, ending{status: RunRolledBack, completedAt: ended, runStarted: began}},
+		{"rollback failed", true, StepRollback, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began}},
+	} {
+		got := conclude(beforeFinish{startedAt: &began, hasRollback: c.rollback}, c.step, Outcome{Status: c.status, FinishedAt: ended})
+		if got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+	if got := conclude(beforeFinish{}, StepVerify, Outcome{Status: StepSucceeded, FinishedAt: ended}); !got.runStarted.Equal(ended) {
+		t.Errorf("a run without started_at: %+v", got)
+	}
+}
+
+func TestSnapshotEntry(t *testing.T) {
+	t.Parallel()
+	for duration, want := range map[time.Duration]string{
+		27404 * time.Microsecond:     `{"status": "s", "durationMs": 27.404}`,
+		203981330 * time.Microsecond: `{"status": "s", "durationMs": 203981.33}`,
+		2 * time.Second:              `{"status": "s", "durationMs": 2000.0}`,
+		-time.Second:                 `{"status": "s", "durationMs": 0.0}`,
+		100*24*time.Hour + 1500:      `{"status": "s", "durationMs": 8640000000.001}`,
+		1999 * time.Nanosecond:       `{"status": "s", "durationMs": 0.001}`,
+	} {
+		if got := snapshotEntry("s", duration); got != want {
+			t.Errorf("%s: %s, want %s", duration, got, want)
+		}
+	}
+}
+
+func TestHasStep(t *testing.T) {
+	t.Parallel()
+	for plan, want := range map[string]bool{
+		`[{"name": "verify"}, {"name": "rollback", "parameters": {}}]`: true,
+		`["analyze", "rollback"]`:                                      true,
+		`[{"name": "rollback "}, "Rollback", 7, null, {"name": 3}]`:    false,
+		`{"name": "rollback"}`:                                         false,
+		`"rollback"`:                                                   false,
+		`null`:                                                         false,
+		``:                                                             false,
+	} {
+		if got := hasStep([]byte(plan), StepRollback); got != want {
+			t.Errorf("%s: %v", plan, got)
+		}
+	}
+}
+
+func TestCleanJSON(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`{"a": "x"}`:                   `{"a": "x"}`,
+		`"a\u0000b\\u0000"`:            `"ab\\u0000"`,
+		`"\ud83d\ude00 \ud83d \ude00"`: `"\ud83d\ude00 \ufffd \ufffd"`,
+		`"\ud83d"`:                     `"\ufffd"`,
+		`"\u00e9\n\""`:                 `"\u00e9\n\""`,
+		`nope`:                         "",
+		"":                             "",
+	} {
+		got, err := cleanJSON([]byte(text))
+		if string(got) != want || (err != nil) != (want == "") {
+			t.Errorf("%s: %s, %v", text, got, err)
+		}
+	}
+}
+
+func TestDatabaseURL(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u:p@h:5432/d":            "postgresql://u:p@h:5432/d",
+		"postgresql://h/d?sslmode=require":   "postgresql://h/d?sslmode=require",
+		"db+postgresql://u:p%40@h/d":         "postgresql://u:p%40@h/d",
+		"db+postgresql+psycopg2://u@h1,h2/d": "postgresql://u@h1,h2/d",
+		"postgresql+asyncpg://h/d":           "postgresql://h/d",
+		"host=h dbname=d":                    "host=h dbname=d",
+		"redis://h/0":                        "",
+		"db+mysql://h/d":                     "",
+		"h:5432/d":                           "",
+	} {
+		got, err := DatabaseURL(text)
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%s: %s, %v", text, got, err)
+		}
+	}
+}
+
+// FuzzCleanJSON: whatever is valid JSON stays valid JSON without escaped NUL.
+func FuzzCleanJSON(f *testing.F) {
+	for _, seed := range []string{`{"a\u0000": "\ud800\\\u0000"}`, `"\\\\u0000"`, "\"\xff\"", `["\udc00\ud800"]`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		got, err := cleanJSON(text)
+		if err != nil {
+			return
+		}
+		if again, err := cleanJSON(got); err != nil || string(again) != string(got) {
+			t.Errorf("%q became %q, then %q, %v", text, got, again, err)
+		}
+	})
+}
