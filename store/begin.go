@@ -79,7 +79,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 			}
 			believed := suspect != 0 && time.Since(since) >= s.config.TakeoverGrace
 			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-				decision, wait, err = s.beginInTx(ctx, tx, request, token, believed || s.config.TakeoverGrace == 0)
+				decision, wait, err = s.beginInTx(ctx, tx, request, token, believed)
 				return err
 			})
 		})

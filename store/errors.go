@@ -2,11 +2,13 @@ package store
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -68,7 +70,8 @@ func translate(doing string, err error) error {
 	if errors.As(err, &own) || errors.As(err, &difference) {
 		return err
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	var connect *pgconn.ConnectError
+	if !errors.As(err, &connect) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		// Not %w: the driver wraps these in types of its own.
 		if errors.Is(err, context.Canceled) {
 			return fmt.Errorf("cannot %s: %w", doing, context.Canceled)
@@ -83,6 +86,8 @@ func translate(doing string, err error) error {
 		if pg.ConstraintName != "" {
 			detail += ", constraint " + pg.ConstraintName
 		}
+	} else {
+		detail = connectionWords(err, detail)
 	}
 	kind := classify(err)
 	hint := ""
@@ -90,6 +95,31 @@ func translate(doing string, err error) error {
 		hint = "; run `mm-orchestrator migrate`"
 	}
 	return &Error{Kind: kind, Code: code, text: "cannot " + doing + ": " + detail + hint}
+}
+
+// connectionWords says in a few words why there is no connection. The driver
+// lists every address that it tried, with and without TLS.
+func connectionWords(err error, otherwise string) string {
+	var name *net.DNSError
+	var certificate *tls.CertificateVerificationError
+	var network net.Error
+	switch {
+	case errors.As(err, &name) && name.IsNotFound:
+		return fmt.Sprintf("no such host (%s)", name.Name)
+	case errors.As(err, &certificate):
+		return oneLine(certificate.Error())
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ENOENT):
+		return "no such socket"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "no route to the host"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the server closed the connection"
+	case errors.As(err, &network) && network.Timeout():
+		return "no answer in time"
+	}
+	return otherwise
 }
 
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
@@ -103,7 +133,10 @@ func classify(err error) error {
 	}
 	var network net.Error
 	var connect *pgconn.ConnectError
+	var certificate *tls.CertificateVerificationError
 	switch {
+	case errors.As(err, &certificate):
+		return ErrRefused
 	case errors.As(err, &connect), errors.As(err, &network),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		pgconn.SafeToRetry(err), pgconn.Timeout(err),
@@ -114,7 +147,7 @@ func classify(err error) error {
 	}
 	// The driver has no type for a connection that died between two
 	// statements.
-	if text := err.Error(); strings.Contains(text, "conn closed") || strings.Contains(text, "closed pool") {
+	if strings.Contains(err.Error(), "conn closed") {
 		return ErrUnavailable
 	}
 	return nil

@@ -39,7 +39,7 @@ type Config struct {
 	RetryFor time.Duration
 	// TakeoverGrace is how long a claim's holder must be seen dead before the
 	// claim is taken over: a live worker whose session was cut has that long
-	// to come back. Defaults to 4 s.
+	// to come back. Defaults to 4 s; there is no "at once".
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time
@@ -196,8 +196,11 @@ func (s *Store) retry(ctx context.Context, doing string, call func(context.Conte
 	deadline := time.Now().Add(s.config.RetryFor)
 	for n := 0; ; n++ {
 		err := translate(doing, call(ctx))
-		if err == nil || !errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		if err == nil || !errors.Is(err, ErrUnavailable) {
 			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("cannot %s: %w", doing, ctx.Err())
 		}
 		wait := backoff(n)
 		if time.Now().Add(wait).After(deadline) {
@@ -205,7 +208,7 @@ func (s *Store) retry(ctx context.Context, doing string, call func(context.Conte
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("cannot %s: %w; last: %v", doing, context.Cause(ctx), err)
+			return fmt.Errorf("cannot %s: %w; last: %v", doing, ctx.Err(), err)
 		case <-time.After(wait + rand.N(wait/4+1)):
 		}
 	}

@@ -1,0 +1,331 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+func as(name string, grace time.Duration) func(*store.Config) {
+	return func(c *store.Config) { c.Worker, c.TakeoverGrace = name, max(grace, time.Millisecond) }
+}
+
+// cutSessions ends every session of the database but the test's own, as a restart of
+// the server does, and returns how many there were.
+func cutSessions(t *testing.T, d *storetest.Database) int {
+	t.Helper()
+	return len(d.Rows(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name LIKE 'mm-orchestrator%'`))
+}
+
+func TestOneOfManyDeliveriesStarts(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	stores := []*store.Store{d.Open(t, as("one", 0)), d.Open(t, as("two", 0))}
+	decisions := make([]store.Decision, 8)
+	var group sync.WaitGroup
+	for i := range decisions {
+		group.Go(func() {
+			var err error
+			decisions[i], err = stores[i%2].BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: "t"})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	starts, busy := 0, 0
+	for _, decision := range decisions {
+		switch decision := decision.(type) {
+		case store.Start:
+			starts++
+		case store.Busy:
+			busy++
+			if decision.Worker != "one" && decision.Worker != "two" || decision.Since.IsZero() {
+				t.Errorf("%+v", decision)
+			}
+		}
+	}
+	if starts != 1 || busy != len(decisions)-1 {
+		t.Errorf("%d starts, %d busy", starts, busy)
+	}
+}
+
+func TestTakeOverFromADeadWorker(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	dead := d.Open(t, as("dead", time.Minute))
+	begin(t, dead, run, store.StepBuild, "t")
+	heir := d.Open(t, as("heir", 300*time.Millisecond))
+	if _, ok := decide(t, heir, run, store.StepBuild, "t").(store.Busy); !ok {
+		t.Fatal("a live worker's step must be busy")
+	}
+	dead.Close() // what the server sees of a killed process
+	asked := time.Now()
+	start := begin(t, heir, run, store.StepBuild, "t")
+	if took := time.Since(asked); took < 300*time.Millisecond || took > 5*time.Second {
+		t.Errorf("taken over after %s", took)
+	}
+	if start.Claim.Starts != 2 || start.Claim.Attempt != 1 {
+		t.Errorf("claim %+v", start.Claim)
+	}
+	finish(t, heir, start.Claim, good(store.StepBuild))
+	if detail, err := heir.FindRunDetail(t.Context(), run); err != nil || detail.States[2].Starts != 2 || detail.States[2].Worker != "heir" {
+		t.Errorf("%+v, %v", detail.States, err)
+	}
+}
+
+// TestCutSessionIsNoDeath: a worker whose sessions were cut comes back before
+// anybody robs it.
+func TestCutSessionIsNoDeath(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	holder := d.Open(t, as("holder", time.Minute))
+	claim := begin(t, holder, run, store.StepBuild, "t").Claim
+	thief := d.Open(t, as("thief", 10*time.Second))
+	for range 3 {
+		if cutSessions(t, d) == 0 {
+			t.Fatal("no session to cut")
+		}
+		if busy, ok := decide(t, thief, run, store.StepBuild, "t").(store.Busy); !ok || busy.Worker != "holder" {
+			t.Fatalf("%+v, want busy", busy)
+		}
+	}
+	finish(t, holder, claim, good(store.StepBuild))
+}
+
+func TestFence(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	slow := d.Open(t, as("slow", 0))
+	claim := begin(t, slow, run, store.StepBuild, "t").Claim
+	// Its lock is lost for longer than the grace.
+	d.Rows(t, `UPDATE mm_orchestrator.claims SET holder = 7 WHERE run_id = $1 RETURNING step`, run)
+	heir := d.Open(t, as("heir", 0))
+	taken := begin(t, heir, run, store.StepBuild, "t").Claim
+	before, states := d.Run(t, run), d.States(t, run)
+	_, err := slow.FinishStep(t.Context(), claim, bad(store.StepBuild))
+	if !errors.Is(err, store.ErrClaimLost) || !strings.Contains(err.Error(), "heir") {
+		t.Errorf("%v, want ErrClaimLost", err)
+	}
+	equal(t, "run", d.Run(t, run), before)
+	equal(t, "states", d.States(t, run), states)
+	equal(t, "artifacts", len(d.Artifacts(t, run)), 0)
+	if err := slow.ReleaseClaim(t.Context(), claim); err != nil {
+		t.Error(err)
+	}
+	if _, ok := decide(t, slow, run, store.StepBuild, "t").(store.Busy); !ok {
+		t.Error("releasing a lost claim must not free the heir's")
+	}
+	first := finish(t, heir, taken, good(store.StepBuild))
+	second := finish(t, heir, taken, good(store.StepBuild))
+	if first != second {
+		t.Errorf("finished twice: %+v, then %+v", first, second)
+	}
+}
+
+// TestRetryWhileTheStepRuns: the old attempt's end is not written over the new
+// one's row (R8).
+func TestRetryWhileTheStepRuns(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	s := d.Open(t)
+	claim := begin(t, s, run, store.StepBuild, "old").Claim
+	d.Retry(t, run, store.StepBuild, "impatient")
+	if _, ok := decide(t, s, run, store.StepBuild, "new").(store.Busy); !ok {
+		t.Error("the old attempt still runs")
+	}
+	before := d.States(t, run)
+	if _, err := s.FinishStep(t.Context(), claim, bad(store.StepBuild)); !errors.Is(err, store.ErrClaimLost) || !strings.Contains(err.Error(), "retried") {
+		t.Errorf("%v, want ErrClaimLost", err)
+	}
+	equal(t, "states", d.States(t, run), before)
+	if start := begin(t, s, run, store.StepBuild, "new"); start.Claim.Attempt != 2 || start.Claim.Starts != 1 {
+		t.Errorf("%+v", start.Claim)
+	}
+}
+
+func TestReleasedClaimIsFree(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	stopping := d.Open(t, as("stopping", time.Minute))
+	claim := begin(t, stopping, run, store.StepBuild, "t").Claim
+	if _, ok := decide(t, stopping, run, store.StepBuild, "t").(store.Busy); !ok {
+		t.Error("a step that runs here must be busy here")
+	}
+	for range 2 {
+		if err := stopping.ReleaseClaim(t.Context(), claim); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := d.Open(t, as("other", time.Minute))
+	if start := begin(t, other, run, store.StepBuild, "t"); start.Claim.Starts != 2 {
+		t.Errorf("%+v", start.Claim)
+	}
+	if _, err := stopping.FinishStep(t.Context(), claim, good(store.StepBuild)); !errors.Is(err, store.ErrClaimLost) {
+		t.Errorf("%v, want ErrClaimLost", err)
+	}
+}
+
+// TestServerThatKeepsRestarting: runs complete, and no step counts twice,
+// while all sessions are cut again and again.
+func TestServerThatKeepsRestarting(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	const runs = 4
+	ids := make([]string, runs)
+	for i := range ids {
+		ids[i] = d.Create(t, storetest.Seed{})
+	}
+	s := d.Open(t)
+	done, ended := context.WithCancel(t.Context())
+	var group, cutter sync.WaitGroup
+	cutter.Go(func() {
+		for done.Err() == nil {
+			cutSessions(t, d)
+			select {
+			case <-done.Done():
+			case <-time.After(70 * time.Millisecond):
+			}
+		}
+	})
+	for i, run := range ids {
+		group.Go(func() {
+			for _, step := range toVerify {
+				decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: fmt.Sprint(i, step)})
+				start, ok := decision.(store.Start)
+				if !ok {
+					t.Errorf("begin %s: %T, %v", step, decision, err)
+					return
+				}
+				if _, err := s.FinishStep(t.Context(), start.Claim, good(step)); err != nil {
+					t.Errorf("finish %s: %v", step, err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	ended()
+	cutter.Wait()
+	for _, run := range ids {
+		if row := d.Run(t, run); row["status"] != "succeeded" {
+			t.Errorf("run %v", row)
+		}
+	}
+	equal(t, "starts", d.Rows(t, `SELECT max(starts) AS most, count(*) AS claims FROM mm_orchestrator.claims`),
+		[]storetest.Row{{"most": 1, "claims": runs * len(toVerify)}})
+}
+
+// TestTableChangesUnderPreparedStatements: a migration of MoonMind's changes a
+// column's type while we run.
+func TestTableChangesUnderPreparedStatements(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	s := d.Open(t, func(c *store.Config) { c.Connections = 1 })
+	for _, change := range []string{
+		`SELECT 1`,
+		`ALTER TABLE orchestrator_runs ALTER COLUMN instruction TYPE varchar(4000)`,
+		`ALTER TABLE orchestrator_runs ADD COLUMN later integer`,
+		`ALTER TABLE orchestrator_runs ALTER COLUMN target_service TYPE text`,
+	} {
+		if _, err := d.Pool.Exec(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.FindRun(t.Context(), run); err != nil {
+			t.Errorf("after %s: %v", change, err)
+		}
+		claim := begin(t, s, run, store.StepBuild, "t").Claim
+		if err := s.ReleaseClaim(t.Context(), claim); err != nil {
+			t.Errorf("after %s: %v", change, err)
+		}
+	}
+}
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	d := storetest.Empty(t)
+	for _, c := range []struct {
+		url, text string
+		kind      error
+	}{
+		{"", "URL is empty", store.ErrInvalid},
+		{"redis://:hush@h/0", "redis", store.ErrInvalid},
+		{"postgresql://u:hush@h:port/d", "u:***@h", store.ErrInvalid},
+		{"postgresql://u:hush@127.0.0.1:1/d", "127.0.0.1:1/d", store.ErrUnavailable},
+		{d.URL + "_missing", "does not exist", store.ErrRefused},
+	} {
+		s, err := store.Open(t.Context(), store.Config{URL: secret.New(c.url)})
+		if err == nil {
+			s.Close()
+		}
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%s: %v, want %v with %q", c.url, err, c.kind, c.text)
+		}
+	}
+}
+
+func TestCallersContext(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{})
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.BeginStep(cancelled, store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: "t"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	claim := begin(t, s, run, store.StepBuild, "t").Claim
+	if _, err := s.FinishStep(cancelled, claim, good(store.StepBuild)); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	finish(t, s, claim, good(store.StepBuild))
+	if err := s.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if version, err := s.ServerVersion(t.Context()); err != nil || version == "" {
+		t.Errorf("%q, %v", version, err)
+	}
+	if !strings.Contains(s.Place(), ":") || strings.Contains(s.Place(), "@") {
+		t.Errorf("place %q", s.Place())
+	}
+	s.Close()
+	s.Close()
+	if _, err := s.FindRun(t.Context(), run); err == nil {
+		t.Error("a closed store must fail")
+	}
+}
+
+// TestConnections: three in all, the one with the lock included.
+func TestConnections(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t, func(c *store.Config) { c.Worker = "a very long node name " + strings.Repeat("ü", 60) })
+	var group sync.WaitGroup
+	for i := range 12 {
+		run := d.Create(t, storetest.Seed{})
+		group.Go(func() {
+			if _, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: fmt.Sprint(i)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if n := len(d.Rows(t, `SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mm-orchestrator a very%'`)); n > 3 {
+		t.Errorf("%d connections", n)
+	}
+}
