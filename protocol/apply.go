@@ -178,8 +178,7 @@ func (a *application) properties(id string) (Properties, error) {
 		p.Priority = &priority
 	case a.o.Priority != nil:
 		p.Priority = a.o.Priority
-	case a.option("queue") == nil:
-		// With an explicit queue Celery leaves it absent.
+	default:
 		p.Priority = new(uint8)
 	}
 	switch mode := plainValue(a.optionOr("delivery_mode", "2")); mode {

@@ -24,12 +24,12 @@ type capturedProperties struct {
 }
 
 type capturedMessage struct {
-	PublishedBy string                     `json:"published_by"`
-	Exchange    string                     `json:"exchange"`
-	RoutingKey  string                     `json:"routing_key"`
-	Properties  capturedProperties         `json:"properties"`
-	Headers     json.RawMessage            `json:"headers"`
-	Body        []byte                     `json:"body_base64"`
+	PublishedBy string             `json:"published_by"`
+	Exchange    string             `json:"exchange"`
+	RoutingKey  string             `json:"routing_key"`
+	Properties  capturedProperties `json:"properties"`
+	Headers     json.RawMessage    `json:"headers"`
+	Body        []byte             `json:"body_base64"`
 }
 
 type capturedRow struct {
@@ -172,4 +172,3 @@ func (m capturedMessage) delivery(t testing.TB) protocol.Delivery {
 		Exchange: m.Exchange, RoutingKey: m.RoutingKey,
 	}
 }
-

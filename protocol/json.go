@@ -456,7 +456,7 @@ func appendQuoted(out []byte, s string) []byte {
 				out = append(out, '\\', 'b')
 			case c == '\f':
 				out = append(out, '\\', 'f')
-			case c < 0x20:
+			case c < 0x20 || c == 0x7F:
 				out = appendEscape(out, rune(c))
 			default:
 				out = append(out, c)

@@ -28,7 +28,7 @@ func (e *PickleError) Error() string {
 }
 
 // The values that a pickle makes: nil, bool, *big.Int, float64, string,
-// pyBytes, *pyList, pyTuple and *pyDict.
+// pyBytes, *pyList, pyTuple and *pyDict; and those of pickle_objects.go.
 type (
 	pyBytes []byte
 	pyTuple []any
@@ -37,9 +37,9 @@ type (
 	pyMark  struct{}
 )
 
-// pickleReader runs the opcodes of protocols 2 to 5 that build plain values.
-// Everything else is refused, GLOBAL and REDUCE above all, so that nothing can
-// be made to run. Memory stays in proportion to the input, but for what the
+// pickleReader runs the opcodes of protocols 2 to 5 that build plain values,
+// and knows what a few harmless calls would make. Every other class or function
+// is refused, and nothing of a pickle can be made to run. Memory stays in proportion to the input, but for what the
 // memo shares, which is limited where JSON is written.
 type pickleReader struct {
 	in    []byte
@@ -201,9 +201,15 @@ func (r *pickleReader) run(op byte) error {
 		return r.tuple(op)
 	case opMemoize, opBinPut, opLongBinPut, opBinGet, opLongBinGet:
 		return r.remember(op)
-	case opGlobal, opReduce, 'i', 'o', 'b', 0x81, 0x92, 0x93, 0x82, 0x83, 0x84, 'P', 'Q':
-		return &PickleError{Offset: r.start, Unsafe: true,
-			Why: "it holds an object of a Python class, and only plain values can be read outside Python"}
+	case opGlobal:
+		return r.global()
+	case opStackGlobal:
+		return r.stackGlobal()
+	case opReduce:
+		return r.reduce()
+	case 'i', 'o', 'b', 0x81, 0x92, 0x82, 0x83, 0x84, 'P', 'Q':
+		// INST, OBJ, BUILD, NEWOBJ and its kin, EXT, PERSID.
+		return r.unsafe("an object of a Python class")
 	}
 	return r.fail(fmt.Sprintf("opcode %#02x is none of those for plain values", op))
 }
@@ -373,12 +379,16 @@ func (w *jsonWriter) value(x any) error {
 		} else {
 			w.out = append(w.out, wrap("base64", quoteJSON(base64.StdEncoding.EncodeToString(x)))...)
 		}
+	case pyWrapped:
+		w.out = append(w.out, x...)
 	case pyTuple:
 		return w.list(x)
 	case *pyList:
 		return w.list(x.items)
 	case *pyDict:
 		return w.dict(x)
+	default:
+		return &PickleError{Why: "a class stands where a value should"}
 	}
 	return nil
 }

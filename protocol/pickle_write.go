@@ -50,6 +50,7 @@ const (
 	opPop             = '0'
 	opGlobal          = 'c'
 	opReduce          = 'R'
+	opStackGlobal     = 0x93
 )
 
 // PickleJSON writes JSON text as a pickle of protocol 2, which every Celery

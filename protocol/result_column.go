@@ -76,9 +76,9 @@ func pickleException(e Exception) ([]byte, error) {
 }
 
 // ReadResult decodes the bytes of a result column, pickle or JSON, to JSON.
-// NULL and None give null. A pickle is read without running anything: what
-// needs a Python class is a *PickleError, and so is what is too large or too
-// deep. Text that is no JSON is a *SyntaxError.
+// NULL and None give null. A pickle is read without running anything: datetime,
+// date, Decimal and bytes become type wrappers, any other Python class is a
+// *PickleError, and so is what is too large or too deep. Text that is no JSON is a *SyntaxError.
 func ReadResult(column []byte) (json.RawMessage, error) {
 	switch {
 	case column == nil:

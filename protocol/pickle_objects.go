@@ -1,0 +1,216 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"time"
+)
+
+// pyGlobal is a class or function of Python, known by name. Nothing is ever
+// called: what the few of them would make is worked out here.
+type pyGlobal string
+
+// pyWrapped is the type wrapper of an object.
+type pyWrapped json.RawMessage
+
+// pyZone is a datetime.timezone, and pyDelta a datetime.timedelta of seconds.
+type (
+	pyZone  time.Duration
+	pyDelta time.Duration
+)
+
+// knownGlobals are the ones that a value with a type wrapper is pickled with:
+// by PickleJSON, and by Python for datetime, date, Decimal and, in protocol 2,
+// bytes.
+var knownGlobals = map[pyGlobal]func(args pyTuple) (any, bool){
+	"_codecs.encode":     makeBytes,
+	"decimal.Decimal":    makeDecimal,
+	"uuid.UUID":          makeUUID,
+	"datetime.date":      makeDate,
+	"datetime.datetime":  makeDatetime,
+	"datetime.timezone":  makeZone,
+	"datetime.timedelta": makeDelta,
+}
+
+func (r *pickleReader) unsafe(what string) error {
+	return &PickleError{Offset: r.start, Unsafe: true,
+		Why: "it holds " + what + ", and only plain values can be read outside Python"}
+}
+
+// global reads the opcode of protocols 0 to 3: two lines of text.
+func (r *pickleReader) global() error {
+	module, err := r.line()
+	if err != nil {
+		return err
+	}
+	name, err := r.line()
+	if err != nil {
+		return err
+	}
+	return r.pushGlobal(module, name)
+}
+
+func (r *pickleReader) line() (string, error) {
+	end := bytes.IndexByte(r.in[r.pos:], '\n')
+	if end < 0 {
+		return "", r.fail("the pickle ends too early")
+	}
+	line := string(r.in[r.pos : r.pos+end])
+	r.pos += end + 1
+	return line, nil
+}
+
+// stackGlobal is the opcode of protocol 4: two texts on the stack.
+func (r *pickleReader) stackGlobal() error {
+	names, err := r.last(2)
+	if err != nil {
+		return err
+	}
+	module, ok := names[0].(string)
+	name, ok2 := names[1].(string)
+	if !ok || !ok2 {
+		return r.fail("the name of a class is no text")
+	}
+	return r.pushGlobal(module, name)
+}
+
+func (r *pickleReader) pushGlobal(module, name string) error {
+	g := pyGlobal(module + "." + name)
+	if _, ok := knownGlobals[g]; !ok {
+		return r.unsafe("an object of Python's " + quote(string(g)))
+	}
+	return r.push(g)
+}
+
+// reduce is a call of what is on the stack.
+func (r *pickleReader) reduce() error {
+	call, err := r.last(2)
+	if err != nil {
+		return err
+	}
+	g, ok := call[0].(pyGlobal)
+	args, ok2 := call[1].(pyTuple)
+	if !ok || !ok2 {
+		return r.unsafe("a call")
+	}
+	x, ok := knownGlobals[g](args)
+	if !ok {
+		return r.fail("arguments that " + string(g) + " does not take")
+	}
+	return r.push(x)
+}
+
+// makeBytes is _codecs.encode(text, "latin1").
+func makeBytes(args pyTuple) (any, bool) {
+	if len(args) != 2 || args[1] != "latin1" {
+		return nil, false
+	}
+	text, ok := args[0].(string)
+	out := make(pyBytes, 0, len(text))
+	for _, c := range text {
+		if c > 0xFF {
+			return nil, false
+		}
+		out = append(out, byte(c))
+	}
+	return out, ok
+}
+
+func makeDecimal(args pyTuple) (any, bool) {
+	if len(args) != 1 {
+		return nil, false
+	}
+	text, ok := args[0].(string)
+	return pyWrapped(wrap("decimal", quoteJSON(text))), ok && isDecimal(text)
+}
+
+func makeUUID(args pyTuple) (any, bool) {
+	if len(args) != 1 {
+		return nil, false
+	}
+	text, ok := args[0].(string)
+	u, err := parseUUID(quoteJSON(text))
+	return pyWrapped(wrapUUID(u)), ok && err == nil
+}
+
+func makeDate(args pyTuple) (any, bool) {
+	n, ok := numbers(args, 3)
+	if state, isBytes := stateOf(args, 4); isBytes {
+		n, ok = []int{int(state[0])<<8 | int(state[1]), int(state[2]), int(state[3])}, true
+	}
+	if !ok || n[0] < 1 || n[0] > 9999 || !isDay(n[0], n[1], n[2]) {
+		return nil, false
+	}
+	return pyWrapped(wrap("date", quoteJSON(Date{n[0], n[1], n[2]}.String()))), true
+}
+
+// makeDatetime takes what Python pickles, ten bytes, or the seven numbers of a
+// plain call; and a zone behind them.
+func makeDatetime(args pyTuple) (any, bool) {
+	var zone *pyZone
+	if len(args) > 0 {
+		if z, ok := args[len(args)-1].(pyZone); ok {
+			zone, args = &z, args[:len(args)-1]
+		}
+	}
+	n, ok := numbers(args, 7)
+	if s, isBytes := stateOf(args, 10); isBytes {
+		n, ok = []int{int(s[0])<<8 | int(s[1]), int(s[2] & 0x7F), int(s[3]), int(s[4]), int(s[5]), int(s[6]),
+			int(s[7])<<16 | int(s[8])<<8 | int(s[9])}, true
+	}
+	if !ok || n[0] < 1 || n[0] > 9999 || !isDay(n[0], n[1], n[2]) ||
+		n[3] < 0 || n[3] > 23 || n[4] < 0 || n[4] > 59 || n[5] < 0 || n[5] > 59 || n[6] < 0 || n[6] > 999_999 {
+		return nil, false
+	}
+	text := fmt.Sprintf("%04d-%02d-%02dT%02d:%02d:%02d", n[0], n[1], n[2], n[3], n[4], n[5])
+	if n[6] != 0 {
+		text += fmt.Sprintf(".%06d", n[6])
+	}
+	if zone != nil {
+		text += time.Time{}.In(time.FixedZone("", int(time.Duration(*zone)/time.Second))).Format("-07:00")
+	}
+	return pyWrapped(wrap("datetime", quoteJSON(text))), true
+}
+
+func makeZone(args pyTuple) (any, bool) {
+	if len(args) != 1 {
+		return nil, false
+	}
+	d, ok := args[0].(pyDelta)
+	return pyZone(d), ok && time.Duration(d)%time.Minute == 0 && time.Duration(d).Abs() < 24*time.Hour
+}
+
+func makeDelta(args pyTuple) (any, bool) {
+	n, ok := numbers(args, min(max(len(args), 2), 3))
+	if !ok || n[0] < -1 || n[0] > 1 || n[1] < -86400 || n[1] > 86400 || len(n) > 2 && n[2] != 0 {
+		return nil, false
+	}
+	return pyDelta(time.Duration(n[0]*86400+n[1]) * time.Second), true
+}
+
+// numbers takes exactly so many small integers.
+func numbers(args pyTuple, count int) ([]int, bool) {
+	if len(args) != count {
+		return nil, false
+	}
+	out := make([]int, count)
+	for i, a := range args {
+		n, ok := a.(*big.Int)
+		if !ok || !n.IsInt64() || n.Int64() != int64(int32(n.Int64())) {
+			return nil, false
+		}
+		out[i] = int(n.Int64())
+	}
+	return out, true
+}
+
+// stateOf takes one bytes of a given length.
+func stateOf(args pyTuple, size int) (pyBytes, bool) {
+	if len(args) != 1 {
+		return nil, false
+	}
+	b, ok := args[0].(pyBytes)
+	return b, ok && len(b) == size
+}
