@@ -111,7 +111,7 @@ func (g group) end() {
 func endGroup(id int) {
 	syscall.Kill(-id, syscall.SIGTERM)
 	gone := func(context.Context) error {
-		if err := syscall.Kill(-id, 0); err == nil {
+		if syscall.Kill(-id, 0) == nil && !onlyZombies(id) {
 			return errors.New("still there")
 		}
 		return nil

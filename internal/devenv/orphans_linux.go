@@ -40,21 +40,51 @@ func adoptOrphans() (release func()) {
 // children lists the processes whose parent we are.
 func children() map[int]bool {
 	found := map[int]bool{}
-	own := strconv.Itoa(os.Getpid())
+	for _, p := range processes() {
+		if p.parent == os.Getpid() {
+			found[p.id] = true
+		}
+	}
+	return found
+}
+
+// onlyZombies tells that nothing in the process group runs any more, though
+// entries of ended processes remain for parents that have not asked for them.
+func onlyZombies(group int) bool {
+	for _, p := range processes() {
+		if p.group == group && p.state != "Z" && p.state != "X" {
+			return false
+		}
+	}
+	return true
+}
+
+// process is a line of /proc/PID/stat.
+type process struct {
+	id, parent, group int
+	state             string
+}
+
+func processes() []process {
+	var all []process
 	entries, _ := os.ReadDir("/proc")
 	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
+		id, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
 		stat, err := os.ReadFile("/proc/" + entry.Name() + "/stat")
 		if err != nil {
+			continue // it has ended meanwhile
+		}
+		// The program's name may hold blanks and parentheses; fields go on after it.
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		if len(fields) < 3 {
 			continue
 		}
-		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		if len(fields) > 1 && fields[1] == own {
-			found[pid] = true
-		}
+		parent, _ := strconv.Atoi(fields[1])
+		group, _ := strconv.Atoi(fields[2])
+		all = append(all, process{id: id, parent: parent, group: group, state: fields[0]})
 	}
-	return found
+	return all
 }
