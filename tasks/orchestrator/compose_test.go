@@ -1,0 +1,309 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// buildServer compiles the service of the compose tests, once.
+var buildServer = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "mm-server-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "server")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "./testdata/compose/server")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
+// composeBench is a compose project of the test's own, up and running, with
+// the change of testdata/compose/<test>/change in its work tree.
+type composeBench struct {
+	*bench
+	program, project string
+	port             int
+	engine           *compose.Engine
+}
+
+func newComposeBench(t *testing.T) *composeBench {
+	t.Helper()
+	server, err := buildServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &composeBench{program: devenv.Compose(t), project: "mmtest" + strings.ToLower(rand.Text()[:8])}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.port = listener.Addr().(*net.TCPAddr).Port
+	listener.Close()
+	c.bench = newBench(t, "WEB_PORT="+strconv.Itoa(c.port), "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
+	if c.engine, err = compose.NewEngine(compose.EngineConfig{Host: os.Getenv("DOCKER_HOST")}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.engine.Close() })
+	c.config.Compose, c.config.Engine = compose.Program{Standalone: c.program}, c.engine
+	c.config.SettleTime = time.Second
+
+	source := filepath.Join("testdata", "compose", t.Name())
+	c.copyTree(source)
+	if err := os.RemoveAll(filepath.Join(c.workspace, "change")); err != nil {
+		t.Fatal(err)
+	}
+	for _, service := range []string{"web", "other"} {
+		if err := os.WriteFile(filepath.Join(c.workspace, service, "server"), server, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.file(".gitignore", "server\n")
+	c.repository()
+	t.Cleanup(func() { c.compose(context.Background(), "down", "--volumes", "--rmi", "local", "--timeout", "1") })
+	c.compose(t.Context(), "up", "-d", "--build")
+	c.copyTree(filepath.Join(source, "change"))
+
+	docker := []string{"docker", "compose", "--project-name", c.project}
+	build, up := append(docker[:4:4], "build", "web"), append(docker[:4:4], "up", "-d", "--no-deps", "web")
+	plan, err := json.Marshal([]any{
+		map[string]any{"name": "analyze", "parameters": map[string]any{"instruction": "repair web"}},
+		map[string]any{"name": "patch", "parameters": map[string]any{
+			"commands": [][]string{{"git", "status", "--short"}}, "allowlist": []string{"web/*", "docker-compose.yaml"}}},
+		map[string]any{"name": "build", "parameters": map[string]any{"command": build, "service": "web"}},
+		map[string]any{"name": "restart", "parameters": map[string]any{"command": up, "service": "web", "restartTimeoutSeconds": 60}},
+		map[string]any{"name": "verify", "parameters": map[string]any{"service": "web", "healthcheck": map[string]any{
+			"url": fmt.Sprintf("http://127.0.0.1:%d/health", c.port), "timeoutSeconds": 6, "intervalSeconds": 1.0}}},
+		map[string]any{"name": "rollback", "parameters": map[string]any{"strategies": []any{
+			map[string]any{"type": "git-revert", "commands": [][]string{{"git", "reset", "--hard", "HEAD"}}},
+			map[string]any{"type": "rebuild", "commands": [][]string{build, up}}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.plan(string(plan))
+	return c
+}
+
+func (c *composeBench) copyTree(source string) {
+	c.t.Helper()
+	if err := filepath.WalkDir(source, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(source, path)
+		if err == nil {
+			c.file(name, string(data))
+		}
+		return err
+	}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// compose runs the compose program in the workspace.
+func (c *composeBench) compose(ctx context.Context, args ...string) {
+	c.t.Helper()
+	cmd := exec.CommandContext(ctx, c.program, append([]string{"--project-name", c.project}, args...)...)
+	cmd.Dir, cmd.Env = c.workspace, c.config.Environ
+	if out, err := cmd.CombinedOutput(); err != nil {
+		c.t.Errorf("compose %v: %v\n%s", args, err, out)
+	}
+}
+
+// container returns the only container of a service.
+func (c *composeBench) container(service string) compose.Container {
+	c.t.Helper()
+	containers, err := c.engine.Containers(c.t.Context(), c.project, service)
+	if err != nil || len(containers) != 1 {
+		c.t.Fatalf("containers of %s: %+v, %v", service, containers, err)
+	}
+	return containers[0]
+}
+
+// version is what the service answers.
+func (c *composeBench) version() string {
+	c.t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	response, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/health", c.port))
+	if err != nil {
+		return err.Error()
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// run executes the chain as a worker does: in order, and the rollback after
+// the first failure.
+func (c *composeBench) run() (*Failure, store.Outcome) {
+	c.t.Helper()
+	for _, step := range []string{"analyze", "patch", "build", "restart", "verify"} {
+		_, outcome, err := c.execute(step)
+		c.checkFiles(outcome)
+		var failure *Failure
+		if errors.As(err, &failure) {
+			c.succeed("rollback")
+			return failure, outcome
+		}
+		if err != nil {
+			c.t.Fatalf("%s: %v", step, err)
+		}
+	}
+	return nil, store.Outcome{}
+}
+
+// rolledBack says that web is as it was, in a healthy container, and other
+// was never touched.
+func (c *composeBench) rolledBack(other string) {
+	c.t.Helper()
+	c.succeed("verify")
+	same(c.t, "version", c.version(), "version 1")
+	same(c.t, "container of other", c.container("other").ID, other)
+	if log := c.artifact("rollback.log"); !strings.HasPrefix(log, "Executing rollback strategy: git-revert\ngit reset --hard HEAD\nHEAD is now at ") {
+		c.t.Errorf("rollback.log is %s", log)
+	}
+}
+
+func TestComposeRepairsAService(t *testing.T) {
+	t.Parallel()
+	c := newComposeBench(t)
+	web, other := c.container("web"), c.container("other")
+	if failure, _ := c.run(); failure != nil {
+		t.Fatal(failure)
+	}
+	same(t, "version", c.version(), "version 2")
+	same(t, "container of other", c.container("other").ID, other.ID)
+	now := c.container("web")
+	if now.ID == web.ID || now.ImageID == web.ImageID {
+		t.Errorf("web was not replaced: %+v", now)
+	}
+	if now.Health != "healthy" {
+		t.Errorf("web is verified but %s", now.Health)
+	}
+	if log := c.artifact("build.log"); !strings.HasPrefix(log, "$ docker compose --project-name "+c.project+" build web\n") {
+		t.Errorf("build.log is %s", log)
+	}
+	if log := c.artifact("restart.log"); !strings.HasPrefix(log, "$ docker compose --project-name "+c.project+" up -d --no-deps web\n") ||
+		!strings.Contains(log, c.project+"-web-1") || strings.Contains(log, c.project+"-other-1") {
+		t.Errorf("restart.log is %s", log)
+	}
+	same(t, "patch.log", c.artifact("patch.log"), "git status --short\nM web/behaviour")
+}
+
+func TestComposeBuildFailure(t *testing.T) {
+	t.Parallel()
+	c := newComposeBench(t)
+	web, other := c.container("web").ID, c.container("other").ID
+	failure, outcome := c.run()
+	if failure == nil || !strings.HasPrefix(failure.Error(), "Command docker compose --project-name "+c.project+" build web failed with code 1: ") ||
+		!strings.Contains(failure.Error(), "no-such-file") || !strings.HasSuffix(failure.Error(), " (see build.log)") {
+		t.Fatalf("%v", failure)
+	}
+	same(t, "artifacts", paths(outcome), "build_log:build.log")
+	if n := strings.Count(c.artifact("build.log"), "COPY failed"); n > 1 {
+		t.Errorf("the output is in the log %d times", n)
+	}
+	same(t, "container of web", c.container("web").ID, web)
+	c.rolledBack(other)
+}
+
+func TestComposeRestartFailure(t *testing.T) {
+	t.Parallel()
+	c := newComposeBench(t)
+	other := c.container("other").ID
+	failure, outcome := c.run()
+	if failure == nil || !strings.HasPrefix(failure.Error(), "Command docker compose --project-name "+c.project+" up -d --no-deps web failed with code 1: ") ||
+		!strings.HasSuffix(failure.Error(), " (see restart.log)") {
+		t.Fatalf("%v", failure)
+	}
+	same(t, "artifacts", paths(outcome), "metrics:restart.log")
+	same(t, "payload", string(outcome.Payload), `{"log":"restart.log"}`)
+	c.rolledBack(other)
+}
+
+func TestComposeUnhealthyService(t *testing.T) {
+	t.Parallel()
+	c := newComposeBench(t)
+	other := c.container("other").ID
+	failure, outcome := c.run()
+	name := c.project + "-web-1"
+	if failure == nil || failure.Error() != "Container "+name+" is unhealthy" {
+		t.Fatalf("%v", failure)
+	}
+	same(t, "artifacts", paths(outcome), "verify_log:verify.log")
+	if outcome.Payload != nil {
+		t.Errorf("payload %s", outcome.Payload)
+	}
+	c.rolledBack(other)
+}
+
+func TestComposeServiceThatExits(t *testing.T) {
+	t.Parallel()
+	c := newComposeBench(t)
+	other := c.container("other").ID
+	failure, outcome := c.run()
+	if want := fmt.Sprintf("Health check for http://127.0.0.1:%d/health timed out after 6s\nContainer %s-web-1 is exited (exit code 3). Last lines of its log:\nNo module named 'flask'",
+		c.port, c.project); failure == nil || failure.Error() != want {
+		t.Fatalf("%v, want %s", failure, want)
+	}
+	same(t, "artifacts", paths(outcome), "verify_log:verify.log")
+	c.rolledBack(other)
+}
+
+func TestComposeServicesAreToldWhenOneIsMissing(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.file("docker-compose.yaml", "services: {web: {image: x}, other: {image: y}}\n")
+	b.config.Compose = compose.Program{Standalone: devenv.Compose(t)}
+	b.plan(`[{"name": "build", "parameters": {"command": ["docker", "compose", "--project-name", "p", "build", "ghost"]}}]`)
+	failure, _ := b.fail("build")
+	if !strings.Contains(failure.Error(), `Service "ghost" is not in the compose file of project p. Services there: other, web.`) {
+		t.Error(failure)
+	}
+}
+
+func TestComposeTestdataBelongsToTests(t *testing.T) {
+	t.Parallel()
+	entries, err := os.ReadDir(filepath.Join("testdata", "compose"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("compose_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if entry.Name() != "server" && !strings.Contains(string(source), "func "+entry.Name()+"(") {
+			t.Errorf("testdata/compose/%s belongs to no test", entry.Name())
+		}
+	}
+}
