@@ -1,0 +1,198 @@
+package orchestrator
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+func TestVerifyLooksAtContainers(t *testing.T) {
+	t.Parallel()
+	well := compose.Container{ID: "1", Name: "p-api-1", Service: "api", State: "running", Health: "healthy"}
+	with := func(change func(*compose.Container)) compose.Container {
+		c := well
+		change(&c)
+		return c
+	}
+	plain := with(func(c *compose.Container) { c.Health = "" })
+	starting := with(func(c *compose.Container) { c.Health = "starting" })
+	unhealthy := with(func(c *compose.Container) { c.Health = "unhealthy"; c.Restarts = 2 })
+	restarting := with(func(c *compose.Container) { c.State = "restarting"; c.ExitCode = 1; c.Restarts = 3 })
+	exited := with(func(c *compose.Container) { c.State = "exited"; c.ExitCode = 3 })
+	created := with(func(c *compose.Container) { c.State = "created"; c.Error = "no such device" })
+	const http200, none = "Attempt 1: status=200", "No healthcheck configured; skipping HTTP verification."
+	for _, test := range []struct {
+		name string
+		// states are what the engine says, the last one for ever.
+		states []compose.Container
+		err    error
+		nohttp bool
+		log    string // without its first line
+		text   string // of the failure, "" for success
+		warned bool
+	}{
+		{name: "well", states: []compose.Container{well}},
+		{name: "well without a health check of its own", states: []compose.Container{plain}},
+		{name: "starting, then well", states: []compose.Container{starting, starting, well},
+			log: "\nContainer p-api-1 is starting\nContainers of service api are well"},
+		{name: "unhealthy to the end", states: []compose.Container{unhealthy},
+			log:  "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainer p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***"},
+		{name: "restarting", states: []compose.Container{restarting},
+			log:  "\nContainer p-api-1 is restarting (exit code 1), restarted 3 times\nContainer p-api-1 is restarting (exit code 1), restarted 3 times. Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is restarting (exit code 1), restarted 3 times. Last lines of its log:\nlast words ***"},
+		{name: "never started", states: []compose.Container{created},
+			log:  "\nContainer p-api-1 is created: no such device\nContainer p-api-1 is created: no such device. Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is created: no such device. Last lines of its log:\nlast words ***"},
+		{name: "engine unreachable", err: fmt.Errorf("cannot list: %w", compose.ErrUnreachable), warned: true},
+		{name: "no such container", warned: true},
+		{name: "no health check at all", nohttp: true, states: []compose.Container{plain}},
+		{name: "no health check, docker says healthy", nohttp: true, states: []compose.Container{well}},
+		{name: "no health check, no engine", nohttp: true, err: compose.ErrUnreachable, warned: true},
+		{name: "ends while it settles", nohttp: true, states: []compose.Container{plain, exited},
+			log:  "\nContainer p-api-1 is exited (exit code 3)\nContainer p-api-1 is exited (exit code 3). Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is exited (exit code 3). Last lines of its log:\nlast words ***"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, "A_TOKEN=hushhush")
+			service := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			defer service.Close()
+			b.config.Engine = &fakeEngine{log: "last words hushhush\n", containers: func(call int, _ string) ([]compose.Container, error) {
+				if test.err != nil || len(test.states) == 0 {
+					return nil, test.err
+				}
+				return []compose.Container{test.states[min(call, len(test.states))-1]}, nil
+			}}
+			first, parameters := http200, fmt.Sprintf(`{"healthcheck": {"url": %q, "timeoutSeconds": 2, "intervalSeconds": 0.2}}`, service.URL)
+			if test.nohttp {
+				first, parameters = none, `{"service": "api"}`
+			}
+			b.plan(`[{"name": "verify", "parameters": ` + parameters + `}]`)
+			if test.text == "" {
+				b.succeed("verify")
+			} else {
+				failure, outcome := b.fail("verify")
+				same(t, "text", failure.Error(), test.text)
+				same(t, "artifacts", paths(outcome), "verify_log:verify.log")
+				if outcome.Payload != nil {
+					t.Errorf("payload %s", outcome.Payload)
+				}
+			}
+			same(t, "log", b.artifact("verify.log"), first+test.log)
+			if warned := strings.Contains(b.logged.String(), "verification rests on HTTP alone"); warned != test.warned {
+				t.Errorf("warned %t, want %t", warned, test.warned)
+			}
+		})
+	}
+}
+
+func TestAContainerThatKeepsRestartingDoesNotSettle(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.config.StateTimeout, b.config.SettleTime = 2*time.Second, time.Hour
+	b.config.Engine = &fakeEngine{containers: func(call int, _ string) ([]compose.Container, error) {
+		return []compose.Container{{ID: "1", Name: "p-api-1", State: "running", Restarts: call}}, nil
+	}}
+	b.plan(`[{"name": "verify"}]`)
+	failure, _ := b.fail("verify")
+	same(t, "text", failure.Error(), "Containers of service api did not stay up for 1h0m0s")
+}
+
+func TestVerifyEndsWithItsDeadline(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	service := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer service.Close()
+	b.plan(fmt.Sprintf(`[{"name": "verify", "parameters": {"healthcheck": {"url": %q, "timeoutSeconds": 1, "intervalSeconds": 5.0}}}]`, service.URL))
+	begun := time.Now()
+	failure, _ := b.fail("verify")
+	if took := time.Since(begun); took > 1900*time.Millisecond || took < 800*time.Millisecond {
+		t.Errorf("took %s", took)
+	}
+	same(t, "text", failure.Error(), "Health check for "+service.URL+" timed out after 1s")
+	same(t, "log", b.artifact("verify.log"), "Attempt 1: timed out\nHealth check timed out before reaching expected status")
+
+	b.plan(`[{"name": "verify", "parameters": {"healthcheck": {"timeoutSeconds": 0}}}]`)
+	failure, _ = b.fail("verify")
+	same(t, "text", failure.Error(), "Health check for None timed out after 0s")
+	same(t, "log", b.artifact("verify.log"), "Attempt 1: Request URL is missing an 'http://' or 'https://' protocol.\nHealth check timed out before reaching expected status")
+}
+
+func TestPausesGrowAndEndWithTheDeadline(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(0, 0)
+	clock := func() time.Time { return now }
+	pause := backoff{next: time.Millisecond, most: 4 * time.Millisecond}
+	deadline := now.Add(time.Hour)
+	for _, want := range []time.Duration{2, 4, 4} {
+		if !pause.wait(t.Context(), clock, deadline) || pause.next != want*time.Millisecond {
+			t.Errorf("next pause %s, want %dms", pause.next, want)
+		}
+	}
+	now = deadline.Add(-lastPause + 1)
+	if pause.wait(t.Context(), clock, deadline) {
+		t.Error("went on behind the deadline")
+	}
+}
+
+func TestTheHealthURLCanBeReplaced(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" || r.Method != http.MethodHead {
+			http.NotFound(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer service.Close()
+	b.config.HealthURLs = map[string]string{"api": service.URL + "/healthz"}
+	b.plan(`[{"name": "verify", "parameters": {"healthcheck": {"url": "http://api:5000/health", "method": "head", "expectedStatus": "204"}}}]`)
+	b.succeed("verify")
+	same(t, "log", b.artifact("verify.log"), "Health check URL of the plan replaced by configuration: http://api:5000/health -> "+service.URL+"/healthz\nAttempt 1: status=204")
+	if !strings.Contains(b.logged.String(), "health check URL of the plan replaced by configuration") {
+		t.Error("it is not told")
+	}
+}
+
+func TestBadHealthChecksAreRecorded(t *testing.T) {
+	t.Parallel()
+	for parameter, text := range map[string]string{
+		`[1]`:                        "Plan parameter healthcheck must be a mapping",
+		`{"timeoutSeconds": "x"}`:    `Plan parameter timeoutSeconds must be a number, not "x"`,
+		`{"timeoutSeconds": 1e99}`:   "Plan parameter timeoutSeconds is too large",
+		`{"expectedStatus": null}`:   "Plan parameter expectedStatus must be a number",
+		`{"intervalSeconds": -1}`:    "sleep length must be non-negative and below 2147483648 seconds",
+		`{"intervalSeconds": "nan"}`: `Plan parameter intervalSeconds must be a number, not "nan"`,
+		`{"url": ["x"]}`:             "Plan parameter url must be a text",
+	} {
+		b := newBench(t)
+		b.plan(`[{"name": "verify", "parameters": {"healthcheck": ` + parameter + `}}]`)
+		failure, _ := b.fail("verify")
+		same(t, "text", failure.Error(), text)
+	}
+}
+
+func TestTheTargetIsWhatThePlanNames(t *testing.T) {
+	t.Parallel()
+	for steps, want := range map[string]string{
+		`[]`: "moonmind api",
+		`[{"name": "verify", "parameters": {"service": "web"}}]`:                                                                 "moonmind web",
+		`[{"name": "build", "parameters": {"composeProject": "p", "service": "web"}}]`:                                           "p web",
+		`[{"name": "restart", "parameters": {"command": ["docker", "compose", "--project-name", "q", "up", "-d", "w"]}}]`:        "q w",
+		`[{"name": "restart", "parameters": {"command": "x"}}, {"name": "build", "parameters": {"command": ["git", "status"]}}]`: "moonmind api",
+	} {
+		p, failure := parsePlan([]byte(steps))
+		if failure != nil {
+			t.Fatal(failure)
+		}
+		project, service := p.target(profiles["api"])
+		same(t, steps, project+" "+service, want)
+	}
+}
