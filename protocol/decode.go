@@ -228,7 +228,7 @@ func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
 	if err := checkContentType(d.Properties.ContentType, accept); err != nil {
 		return nil, err
 	}
-	body, err := decompress(d)
+	body, err := decompress(d, MaxBodySize)
 	if err != nil {
 		return nil, &MalformedError{Reason: ReasonCompression, Detail: err.Error()}
 	}
@@ -267,12 +267,13 @@ func checkContentType(contentType string, accept []string) error {
 }
 
 // decompress undoes the compression header. The type application/x-gzip is a
-// zlib stream (RFC 1950); a real gzip file is refused, as Python does.
-func decompress(d Delivery) ([]byte, error) {
+// zlib stream (RFC 1950); a real gzip file is refused, as Python does. More
+// than limit bytes are an error.
+func decompress(d Delivery, limit int) ([]byte, error) {
 	name, ok := d.Headers["compression"]
 	if !ok || name == nil || name == "" {
-		if len(d.Body) > MaxBodySize {
-			return nil, fmt.Errorf("%d bytes are more than %d", len(d.Body), MaxBodySize)
+		if len(d.Body) > limit {
+			return nil, fmt.Errorf("%d bytes are more than %d", len(d.Body), limit)
 		}
 		return d.Body, nil
 	}
@@ -289,12 +290,12 @@ func decompress(d Delivery) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("compression %s is neither zlib nor bzip2", quote(fmt.Sprint(name)))
 	}
-	body, err := io.ReadAll(io.LimitReader(stream, MaxBodySize+1))
+	body, err := io.ReadAll(io.LimitReader(stream, int64(limit)+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("corrupt stream: %w", err)
-	case len(body) > MaxBodySize:
-		return nil, fmt.Errorf("more than %d bytes come out of %d", MaxBodySize, len(d.Body))
+	case len(body) > limit:
+		return nil, fmt.Errorf("more than %d bytes come out of %d", limit, len(d.Body))
 	}
 	return body, nil
 }

@@ -352,6 +352,7 @@ func (r *pickleReader) remember(op byte) error {
 // jsonWriter writes the values of a pickle as JSON.
 type jsonWriter struct {
 	out   []byte
+	limit int
 	depth int
 }
 
@@ -359,7 +360,7 @@ func (w *jsonWriter) value(x any) error {
 	if w.depth > maxDepth {
 		return &PickleError{Why: "nested too deeply, perhaps within itself"}
 	}
-	if len(w.out) > MaxBodySize {
+	if len(w.out) > w.limit {
 		return &PickleError{Why: "its value is too large"}
 	}
 	switch x := x.(type) {
@@ -422,7 +423,7 @@ func (w *jsonWriter) dict(d *pyDict) error {
 		case string:
 			w.out = appendQuoted(w.out, key)
 		case nil, bool, *big.Int, float64:
-			plain := jsonWriter{}
+			plain := jsonWriter{limit: w.limit}
 			if err := plain.value(key); err != nil {
 				return err
 			}
@@ -439,16 +440,16 @@ func (w *jsonWriter) dict(d *pyDict) error {
 	return nil
 }
 
-// unpickle reads a pickle as JSON.
-func unpickle(column []byte) (json.RawMessage, error) {
-	if len(column) > MaxBodySize {
+// unpickle reads a pickle as JSON, both of limit bytes at most.
+func unpickle(column []byte, limit int) (json.RawMessage, error) {
+	if len(column) > limit {
 		return nil, &PickleError{Why: "it is too large"}
 	}
 	x, err := readPickle(column)
 	if err != nil {
 		return nil, err
 	}
-	w := jsonWriter{}
+	w := jsonWriter{limit: limit}
 	if err := w.value(x); err != nil {
 		return nil, err
 	}

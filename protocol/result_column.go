@@ -84,7 +84,7 @@ func ReadResult(column []byte) (json.RawMessage, error) {
 	case column == nil:
 		return json.RawMessage("null"), nil
 	case len(column) > 0 && column[0] == opProto:
-		return unpickle(column)
+		return unpickle(column, MaxBodySize)
 	}
 	if err := checkJSON(column); err != nil {
 		return nil, err

@@ -1,0 +1,241 @@
+package protocol_test
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"math/big"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+type base struct {
+	ID     int `json:"id"`
+	Hidden string
+}
+
+type order struct {
+	base
+	Name     string          `json:"name"`
+	Price    float64         `json:"price"`
+	Tags     []string        `json:"tags"`
+	Note     *string         `json:"note"`
+	Empty    string          `json:"empty,omitempty"`
+	Zero     time.Time       `json:"zero,omitzero"`
+	Count    int64           `json:"count,string"`
+	Raw      json.RawMessage `json:"raw"`
+	When     time.Time       `json:"when"`
+	Data     []byte          `json:"data"`
+	Big      *big.Int        `json:"big"`
+	Skipped  int             `json:"-"`
+	Any      any             `json:"any"`
+	Amounts  map[string]int  `json:"amounts"`
+	Pair     [2]bool         `json:"pair"`
+	Duration shout           `json:"shout"`
+	private  int
+}
+
+// shout is a type that writes and reads itself.
+type shout string
+
+func (s shout) MarshalText() ([]byte, error) { return []byte(strings.ToUpper(string(s))), nil }
+
+func (s *shout) UnmarshalText(text []byte) error {
+	*s = shout(strings.ToLower(string(text)))
+	return nil
+}
+
+func TestEncodeAndDecodeStruct(t *testing.T) {
+	t.Parallel()
+	n, _ := new(big.Int).SetString("123456789012345678901234567890", 10)
+	in := order{
+		base: base{ID: 7, Hidden: "h"}, Name: "für", Price: 5, Tags: []string{}, Count: 3, Raw: json.RawMessage(`{"a":NaN}`),
+		When: time.Date(2024, 5, 6, 7, 8, 9, 123456000, time.UTC), Data: []byte{0xFF, 0}, Big: n, Skipped: 1,
+		Any: map[string]any{"z": 1, "a": []any{nil, math.Inf(1)}}, Amounts: map[string]int{"b": 2, "a": 1}, Pair: [2]bool{true, false}, Duration: "loud", private: 1,
+	}
+	got, err := protocol.EncodeJSON(&in)
+	want := `{"id": 7, "Hidden": "h", "name": "f\u00fcr", "price": 5.0, "tags": [], "note": null, "count": "3", "raw": {"a":NaN},` +
+		` "when": {"__type__": "datetime", "__value__": "2024-05-06T07:08:09.123456+00:00"}, "data": {"__type__": "base64", "__value__": "/wA="},` +
+		` "big": 123456789012345678901234567890, "any": {"a": [null, Infinity], "z": 1}, "amounts": {"a": 1, "b": 2}, "pair": [true, false], "shout": "LOUD"}`
+	if err != nil || string(got) != want {
+		t.Errorf("%v:\ngot  %s\nwant %s", err, got, want)
+	}
+	var out order
+	if err := protocol.DecodeJSON(got, &out); err != nil {
+		t.Fatal(err)
+	}
+	in.Skipped, in.private = 0, 0
+	in.Any = map[string]any{"z": int64(1), "a": []any{nil, math.Inf(1)}}
+	if !out.When.Equal(in.When) {
+		t.Errorf("time %v", out.When)
+	}
+	out.When = in.When
+	if !reflect.DeepEqual(out, in) {
+		t.Errorf("\ngot  %+v\nwant %+v", out, in)
+	}
+}
+
+// Names that exist twice follow the rules of encoding/json.
+func TestEncodeEmbedded(t *testing.T) {
+	t.Parallel()
+	type deep struct{ A, B int }
+	type left struct {
+		deep
+		X int `json:"x"`
+		Y int
+	}
+	type right struct{ X, Y int }
+	v := struct {
+		left
+		*right
+		A int `json:"A"`
+	}{left: left{deep: deep{1, 2}, X: 3, Y: 4}, A: 5}
+	ours, err := protocol.EncodeJSON(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.ReplaceAll(string(ours), " ", ""); got != string(theirs) {
+		t.Errorf("got %s, encoding/json has %s", got, theirs)
+	}
+}
+
+func TestEncodeJSONRefuses(t *testing.T) {
+	t.Parallel()
+	type loop struct{ Next *loop }
+	endless := &loop{}
+	endless.Next = endless
+	for name, c := range map[string]struct {
+		value any
+		path  string
+	}{
+		"a channel":           {map[string]any{"a": []any{1, make(chan int)}}, "a[1]"},
+		"a function":          {struct{ F func() }{func() {}}, "F"},
+		"a complex number":    {complex(1, 2), ""},
+		"raw text":            {[]json.RawMessage{json.RawMessage("{")}, "[0]"},
+		"a number as text":    {json.Number("1x"), ""},
+		"a key that is float": {map[float64]int{1: 1}, ""},
+		"the year 10000":      {time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), ""},
+		"itself":              {endless, "*"},
+	} {
+		_, err := protocol.EncodeJSON(c.value)
+		var e *protocol.EncodeError
+		if !errors.As(err, &e) || e.Path != c.path && c.path != "*" {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if x := e.Exception(); x.Module != "kombu.exceptions" || x.Type != "EncodeError" {
+			t.Errorf("%s: %+v", name, x)
+		}
+	}
+}
+
+func TestDecodeJSONInto(t *testing.T) {
+	t.Parallel()
+	when := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
+	for text, want := range map[string]any{
+		`5`: 5, `5.0`: 5, `-7`: int8(-7), `NaN`: nil, `1e3`: uint(1000), `"x"`: "x", `null`: "", `true`: true,
+		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`: when, `"2024-05-06T07:08:09+00:00"`: when,
+		`{"__type__": "bytes", "__value__": "hi"}`: []byte("hi"), `"hi"`: []byte("hi"),
+		`{"__type__": "decimal", "__value__": "1.50"}`:    protocol.Decimal("1.50"),
+		`{"__type__": "date", "__value__": "2024-05-06"}`: protocol.Date{Year: 2024, Month: 5, Day: 6},
+		`{"__type__": "time", "__value__": "07:08:09"}`:   "07:08:09",
+		`[1, 2]`: []int{1, 2}, `{"a": 1}`: map[string]int{"a": 1}, `1.5`: json.Number("1.5"), `[]`: []string{},
+	} {
+		if want == nil {
+			var f float64
+			if err := protocol.DecodeJSON(json.RawMessage(text), &f); err != nil || !math.IsNaN(f) {
+				t.Errorf("%s: %v %v", text, f, err)
+			}
+			continue
+		}
+		got := reflect.New(reflect.TypeOf(want))
+		if err := protocol.DecodeJSON(json.RawMessage(text), got.Interface()); err != nil || !reflect.DeepEqual(got.Elem().Interface(), want) {
+			t.Errorf("%s: got %#v, %v, want %#v", text, got.Elem().Interface(), err, want)
+		}
+	}
+	for text, target := range map[string]any{
+		`"x"`: new(int), `1.5`: new(int), `300`: new(int8), `-1`: new(uint), `1e400`: new(int), `[1, 2, 3]`: new([2]int), `{}`: new([]int), `[]`: new(map[string]int),
+		`true`: new(string), `{"__type__": "decimal", "__value__": "1"}`: new(time.Time), `"soon"`: new(time.Time), `99999999999999999999`: new(int64),
+		`{"price": "x"}`: new(order), `{"when": 5}`: new(order),
+	} {
+		var e *protocol.ValueError
+		if err := protocol.DecodeJSON(json.RawMessage(text), target); !errors.As(err, &e) {
+			t.Errorf("%s into %T: %v", text, target, err)
+		}
+	}
+	var syntax *protocol.SyntaxError
+	if err := protocol.DecodeJSON(json.RawMessage(`[1`), new(any)); !errors.As(err, &syntax) {
+		t.Errorf("half an array: %v", err)
+	}
+}
+
+func TestRetryMessage(t *testing.T) {
+	t.Parallel()
+	d := delivery(`[[1], {"a":1}, {"chain": [{"task":"t","options":{"task_id":"x"}}]}]`)
+	for name, value := range map[string]any{
+		"x-death": []any{}, "x-first-death-queue": "q", "x-last-death-reason": "r", "x-delivery-count": int32(1), "compression": nil, "x-tenant": "acme",
+		"parent_id": "p", "retries": int32(2), "timelimit": []any{int32(9), 1.5}, "ignore_result": true, "origin": "gen1@host",
+	} {
+		d.Headers[name] = value
+	}
+	d.Exchange, d.RoutingKey = "shop", "mail.send"
+	m, err := protocol.Decode(d, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := protocol.RetryMessage(m, protocol.RetryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]any{
+		"retries": int32(3), "parent_id": "p", "x-tenant": "acme", "timelimit": []any{int32(9), 1.5}, "ignore_result": true, "eta": nil,
+		"origin": "gen1@host", "argsrepr": "(1,)", "kwargsrepr": "{'a': 1}", "root_id": m.ID,
+	} {
+		if !reflect.DeepEqual(p.Headers[name], want) {
+			t.Errorf("header %s: got %#v, want %#v", name, p.Headers[name], want)
+		}
+	}
+	for name := range p.Headers {
+		if strings.HasPrefix(name, "x-") && name != "x-tenant" || name == "compression" {
+			t.Errorf("header %s stays", name)
+		}
+	}
+	if p.Properties.Priority != nil || p.Properties.Expiration != "" || p.Exchange != "shop" || p.RoutingKey != "mail.send" {
+		t.Errorf("%+v to %q %q", p.Properties, p.Exchange, p.RoutingKey)
+	}
+	if want := `[[1], {"a":1}, {"callbacks": null, "errbacks": null, "chain": [{"task":"t","options":{"task_id":"x"}}], "chord": null}]`; string(p.Body) != want {
+		t.Errorf("body %s, want %s", p.Body, want)
+	}
+
+	p, err = protocol.RetryMessage(m, protocol.RetryOptions{
+		Args: []json.RawMessage{json.RawMessage(`"x"`), json.RawMessage("2")}, Kwargs: protocol.Object{}, Queue: "other",
+		ETA: time.Date(2031, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600)),
+	})
+	if err != nil || p.Exchange != "" || p.RoutingKey != "other" || p.Headers["eta"] != "2031-01-02T02:04:05+00:00" || p.Headers["argsrepr"] != "('x', 2)" ||
+		!strings.HasPrefix(string(p.Body), `[["x", 2], {}, `) {
+		t.Errorf("%v %+v %s", err, p, p.Body)
+	}
+	if _, err := protocol.RetryMessage(m, protocol.RetryOptions{Args: []json.RawMessage{json.RawMessage("{")}}); !errors.Is(err, protocol.ErrMalformed) {
+		t.Errorf("new arguments that are no JSON: %v", err)
+	}
+}
+
+func TestTraceback(t *testing.T) {
+	t.Parallel()
+	e := protocol.NewException("goworker", "OrderError", "no stock")
+	want := "Traceback (most recent call last):\n  File \"shop/add.go\", line 12, in shop.add\ngoworker.OrderError: no stock\n"
+	if got := protocol.Traceback(e, protocol.Frame{File: "shop/add.go", Line: 12, Function: "shop.add"}); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := protocol.Traceback(protocol.NewException("builtins", "RuntimeError")); got != "RuntimeError\n" {
+		t.Errorf("got %q", got)
+	}
+}
