@@ -2,7 +2,6 @@ package worker_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -20,7 +19,6 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
@@ -412,33 +410,4 @@ func plain(value any) any {
 		return int64(v)
 	}
 	return value
-}
-
-// api calls RabbitMQ's management plugin.
-func (r *rig) api(method, resource string, body any) {
-	r.t.Helper()
-	base := os.Getenv(devenv.EnvBrokerAPI)
-	if base == "" {
-		r.t.Fatalf("%s is not set", devenv.EnvBrokerAPI)
-	}
-	text, err := json.Marshal(body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base, "/")+"/api/"+resource, bytes.NewReader(text))
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	request.Header.Set("Content-Type", "application/json")
-	transport := &http.Transport{DisableKeepAlives: true}
-	response, err := (&http.Client{Transport: transport}).Do(request)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	_ = response.Body.Close()
-	if response.StatusCode >= 300 {
-		r.t.Fatalf("%s %s: %s", method, resource, response.Status)
-	}
 }

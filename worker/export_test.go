@@ -1,9 +1,38 @@
 package worker
 
-import "net"
+import (
+	"net"
+
+	dto "github.com/prometheus/client_model/go"
+)
 
 // OpenWire lets tests publish what amqp091-go cannot say by itself.
 func OpenWire(conn net.Conn) net.Conn { return newWireConn(conn) }
 
 // PriorityZero marks a delivery mode, see wire.go.
 const PriorityZero = priorityZero
+
+// BreakChannel makes the broker close the consuming channel with 406, as it
+// does when a delivery has been unacknowledged for too long.
+func (w *Worker) BreakChannel() error {
+	s, err := w.link.get(w.life.settle)
+	if err != nil {
+		return err
+	}
+	return s.consuming.Ack(1<<40, false)
+}
+
+// Reconnects is how many sessions were lost, and Attached how many deliveries
+// were repeated ones.
+func (w *Worker) Reconnects() int { return count(w.metrics.reconnects) }
+
+// Attached: see Reconnects.
+func (w *Worker) Attached() int { return count(w.metrics.attached) }
+
+func count(c interface{ Write(*dto.Metric) error }) int {
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		return -1
+	}
+	return int(m.GetCounter().GetValue())
+}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +25,7 @@ type rig struct {
 	results *workertest.Results
 	channel *amqp.Channel
 	conn    *amqp.Connection
+	stop    func() error // of the worker, where a test keeps it here
 }
 
 func newRig(t testing.TB) *rig {
@@ -179,3 +182,14 @@ func receive[T any](t testing.TB, what string, c <-chan T) T {
 		panic("unreachable")
 	}
 }
+
+func withUserInfo(address, user, password string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		panic(err)
+	}
+	u.User = url.UserPassword(user, password)
+	return u.String()
+}
+
+func contains(text, part string) bool { return strings.Contains(text, part) }

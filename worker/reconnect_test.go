@@ -1,0 +1,230 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// gated is a task that says when it begins and ends when it is let.
+type gated struct {
+	began chan string
+	let   chan struct{}
+	ended chan string
+	runs  atomic.Int32
+}
+
+func newGated() *gated { return &gated{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)} }
+
+func (g *gated) Handle(ctx context.Context, task *worker.Task) (any, error) {
+	g.runs.Add(1)
+	g.began <- task.ID
+	defer func() { g.ended <- task.ID }()
+	select {
+	case <-g.let:
+		return "done", nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// chainOf makes a message whose task is followed by shop.add(1, 2) under a
+// preset id.
+func chainOf(task, nextID string) protocol.Publishing {
+	next := protocol.NewSignature("shop.add", workertest.Args(1, 2), nil, workertest.Option("task_id", nextID))
+	immutable := []byte(`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "` + nextID + `"}, "subtask_type": null, "immutable": true}`)
+	if parsed, err := protocol.ParseSignature(immutable); err == nil {
+		next = parsed
+	}
+	signature := protocol.NewSignature(task, nil, nil)
+	m, _, err := signature.Apply(protocol.ApplyOptions{Chain: []protocol.Signature{next}, ReplyTo: "r", Origin: "gen1@test", Now: time.Now()})
+	if err != nil {
+		panic(err)
+	}
+	m.RoutingKey = "orders"
+	return m
+}
+
+// lossy is a worker behind a proxy, with a gated task that is running.
+func lossy(t *testing.T, change func(*worker.Config)) (r *rig, p *workertest.Proxy, w *worker.Worker, g *gated, id string) {
+	r = newRig(t)
+	p, through := workertest.NewProxy(t, r.url)
+	cfg := r.config()
+	cfg.Brokers = []string{through}
+	cfg.Heartbeat = time.Second
+	if change != nil {
+		change(&cfg)
+	}
+	w = newWorker(t, cfg)
+	registerShop(w)
+	g = newGated()
+	w.Register("shop.gated", g)
+	r.stop = workertest.Start(t, w)
+	id = r.send(chainOf("shop.gated", "next-1"))
+	receive(t, "the task begins", g.began)
+	return r, p, w, g, id
+}
+
+func settled(t *testing.T, r *rig, g *gated, id string) {
+	t.Helper()
+	if row := r.result(id); row.State != protocol.StateSuccess {
+		t.Errorf("task is %s, want SUCCESS", row.State)
+	}
+	r.result("next-1")
+	if n := g.runs.Load(); n != 1 {
+		t.Errorf("the task ran %d times, want once", n)
+	}
+	if n := len(r.results.List()); n != 2 {
+		t.Errorf("there are %d results, want 2", n)
+	}
+	// What is not acknowledged would now be back.
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages were not acknowledged", n)
+	}
+}
+
+func TestTaskGoesOnWhileTheConnectionIsLost(t *testing.T) {
+	t.Parallel()
+	for _, queueType := range []string{"", "quorum"} {
+		for name, lose := range map[string]func(*workertest.Proxy, *worker.Worker){
+			"cut":   func(p *workertest.Proxy, _ *worker.Worker) { p.Cut(); p.Restore() },
+			"stall": func(p *workertest.Proxy, w *worker.Worker) { p.Stall(); waitUnready(t, w); p.Cut(); p.Restore() },
+			// What consumer_timeout does after 30 minutes.
+			"channel": func(_ *workertest.Proxy, w *worker.Worker) {
+				if err := w.BreakChannel(); err != nil {
+					t.Error(err)
+				}
+			},
+		} {
+			t.Run(name+" "+queueType, func(t *testing.T) {
+				t.Parallel()
+				r, p, w, g, id := lossy(t, func(c *worker.Config) {
+					c.TaskQueues = []worker.Queue{{Name: "orders", Type: queueType}}
+				})
+				lose(p, w)
+				waitUnready(t, w)
+				eventually(t, "the worker consumes again", func() bool { return w.Ready() == nil })
+				eventually(t, "the message is delivered again", func() bool { return w.Attached() == 1 })
+				close(g.let)
+				settled(t, r, g, id)
+			})
+		}
+	}
+}
+
+func waitUnready(t *testing.T, w *worker.Worker) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for w.Ready() == nil && w.Reconnects() == 0 {
+		if time.Now().After(deadline) {
+			t.Error("the loss was never noticed")
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestTaskThatEndsWhileDisconnectedIsSettledLater(t *testing.T) {
+	t.Parallel()
+	r, p, w, g, id := lossy(t, nil)
+	p.Cut()
+	waitUnready(t, w)
+	close(g.let)
+	receive(t, "the task ends", g.ended)
+	if _, stored := r.results.Find(id); stored {
+		t.Error("the result was stored before what follows was published")
+	}
+	p.Restore()
+	settled(t, r, g, id)
+}
+
+func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
+	t.Parallel()
+	r, _, w, g, _ := lossy(t, nil)
+	if _, err := r.channel.QueueDelete("orders", false, false, false); err != nil {
+		t.Fatal(err)
+	}
+	waitUnready(t, w)
+	eventually(t, "the worker consumes again", func() bool { return w.Ready() == nil })
+	close(g.let)
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+	r.result("next-1")
+}
+
+func TestStartErrorsAreToldApart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	if _, err := r.channel.QueueDeclare("quorum", true, false, false, false, map[string]any{"x-queue-type": "quorum"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.channel.ExchangeDeclare("topic", "topic", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.channel.QueueDeclare("bound", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.channel.QueueBind("bound", "bound", "amq.direct", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(*worker.Config)
+		want   error
+		text   string
+	}{
+		"nobody there": {func(c *worker.Config) { c.Brokers = []string{"amqp://a:b@127.0.0.1:1/"} }, worker.ErrUnreachable, "127.0.0.1:1"},
+		"password":     {func(c *worker.Config) { c.Brokers = []string{withUserInfo(r.url, "mm", "wrong")} }, worker.ErrCredentials, "check user and password"},
+		"vhost":        {func(c *worker.Config) { c.Brokers = []string{r.url + "-not"} }, worker.ErrVhost, "virtual host"},
+		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, we would declare none. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
+		"exchange type": {func(c *worker.Config) {
+			c.Queues = []string{"other"}
+			c.TaskQueues = []worker.Queue{{Name: "other", Exchange: "topic"}}
+		}, worker.ErrMismatch, `exchange "topic" exists with type topic`},
+		"passive": {func(c *worker.Config) {
+			c.Queues = []string{"absent"}
+			c.TaskQueues = []worker.Queue{{Name: "absent", Passive: true}}
+		}, worker.ErrMismatch, "Create the queue"},
+		"bound elsewhere too": {func(c *worker.Config) { c.Queues = []string{"bound"} }, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := r.config()
+			cfg.Logger = nil
+			cfg.StartTimeout = -1
+			c.change(&cfg)
+			w := newWorker(t, cfg)
+			registerShop(w)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if c.want == nil {
+				go func() { <-w.Started(); cancel() }()
+			}
+			err := w.Run(ctx)
+			if !errors.Is(err, c.want) || err != nil && !contains(err.Error(), c.text) {
+				t.Errorf("got %v\nwant %v with %q", err, c.want, c.text)
+			}
+		})
+	}
+}
+
+func TestWorkerWaitsForItsBrokerAtTheStart(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	p, through := workertest.NewProxy(t, r.url)
+	p.Cut()
+	cfg := r.config()
+	cfg.Brokers = []string{"amqp://a:b@127.0.0.1:1/", through}
+	w := newWorker(t, cfg)
+	registerShop(w)
+	time.AfterFunc(100*time.Millisecond, p.Restore)
+	workertest.Start(t, w)
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+}
