@@ -36,3 +36,6 @@ func count(c interface{ Write(*dto.Metric) error }) int {
 	}
 	return int(m.GetCounter().GetValue())
 }
+
+// Received is how many messages were delivered.
+func (w *Worker) Received() int { return count(w.metrics.received) }

@@ -20,7 +20,9 @@ type gated struct {
 	runs  atomic.Int32
 }
 
-func newGated() *gated { return &gated{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)} }
+func newGated() *gated {
+	return &gated{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)}
+}
 
 func (g *gated) Handle(ctx context.Context, task *worker.Task) (any, error) {
 	g.runs.Add(1)

@@ -1,0 +1,323 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+func TestFailuresShowTheirClass(t *testing.T) {
+	t.Parallel()
+	type none struct{}
+	w := newWorker(t, worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"q"}})
+	fails := map[string]func(context.Context, none) (any, error){
+		"plain": func(context.Context, none) (any, error) { return nil, errors.New("no such\x00 file") },
+		"typed": func(context.Context, none) (any, error) { return nil, worker.Error{Type: "KeyError", Args: []any{"k"}} },
+		"wrapped": func(context.Context, none) (any, error) {
+			return nil, errors.Join(errors.New("x"), &worker.Error{Type: "ShopError", Module: "shop", Err: errors.New("why")})
+		},
+		"panic":       func(context.Context, none) (any, error) { panic("at the disco") },
+		"unencodable": func(context.Context, none) (any, error) { return make(chan int), nil },
+		"retried":     func(context.Context, none) (any, error) { return nil, &worker.Retry{After: time.Second} },
+		"ignored":     func(context.Context, none) (any, error) { return nil, worker.Ignore },
+		"rejected":    func(context.Context, none) (any, error) { return nil, worker.Reject{Requeue: true} },
+	}
+	for name, fn := range fails {
+		worker.Handle(w, name, fn)
+	}
+	for name, want := range map[string]struct{ state, exception, traceback string }{
+		"plain":       {"FAILURE", `RuntimeError('no such\\x00 file')`, `RuntimeError: no such\x00 file`},
+		"typed":       {"FAILURE", `KeyError('k')`, `KeyError: 'k'`},
+		"wrapped":     {"FAILURE", `ShopError('why')`, `shop.ShopError: why`},
+		"panic":       {"FAILURE", `RuntimeError('panic: at the disco')`, "outcome_test.go"},
+		"unencodable": {"FAILURE", `EncodeError(`, "EncodeError"},
+		"retried":     {"RETRY", `Retry('retry in 1s')`, ""},
+		"ignored":     {"", "", ""},
+		"rejected":    {"", "", ""},
+	} {
+		got, err := workertest.Call(t.Context(), w, name, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exception := ""
+		if got.Exception != nil {
+			exception = got.Exception.Repr()
+		}
+		if got.State != want.state || !strings.HasPrefix(exception, want.exception) || !strings.Contains(got.Traceback, want.traceback) {
+			t.Errorf("%s: got %q %s\n%s\nwant %+v", name, got.State, exception, got.Traceback, want)
+		}
+	}
+}
+
+func TestTimeLimits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	registry := prometheus.NewRegistry()
+	cfg := r.config()
+	cfg.Metrics = registry
+	w := newWorker(t, cfg)
+	registerShop(w)
+	let := make(chan struct{})
+	w.Register("shop.stubborn", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		<-let
+		return nil, nil
+	}))
+	workertest.Start(t, w)
+
+	// With errbacks: sent once, although Python sends them twice.
+	m := workertest.Message("orders", "shop.stubborn", nil, nil,
+		workertest.Option("time_limit", 0.2), workertest.Option("link_error", json.RawMessage(
+			`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`)))
+	row := r.result(r.send(m))
+	if row.Exception == nil || row.Exception.Repr() != "TimeLimitExceeded(0.2)" || row.Traceback != "" {
+		t.Errorf("row is %+v, want TimeLimitExceeded without traceback", row)
+	}
+	// The only slot is held by the handler that goes on.
+	if err := w.Health(); err == nil || !strings.Contains(err.Error(), "restart the worker") {
+		t.Errorf("health is %v, want a complaint about the slot", err)
+	}
+	close(let)
+	r.result("errback")
+	eventually(t, "the slot is free", func() bool { return w.Health() == nil })
+}
+
+func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	workertest.Start(t, w)
+	m := workertest.Message("orders", "shop.fail", nil, nil, workertest.Option("link_error", json.RawMessage(
+		`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`)))
+	if _, err := r.results.Store(t.Context(), protocol.Result{TaskID: m.TaskID, State: protocol.StateSuccess}); err != nil {
+		t.Fatal(err)
+	}
+	r.send(m)
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 1), nil)))
+	if _, sent := r.results.Find("errback"); sent {
+		t.Error("the errback of a task that had succeeded was sent")
+	}
+}
+
+func TestFaultsOfTheBackendAreRetried(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	workertest.Start(t, w)
+	left := 3
+	r.results.Fail(func([]protocol.Result) error {
+		if left--; left >= 0 {
+			return errors.New("database is away")
+		}
+		return nil
+	})
+	if row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))); row.State != protocol.StateSuccess {
+		t.Errorf("row is %s", row.State)
+	}
+}
+
+func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	stop := workertest.Start(t, w)
+	r.results.Fail(func(rows []protocol.Result) error {
+		if rows[0].Task == "shop.mail" {
+			return worker.Permanent(errors.New("id is too long"))
+		}
+		return nil
+	})
+	r.send(workertest.Message("orders", "shop.mail", workertest.Args("bob"), nil))
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages are left, want none", n)
+	}
+}
+
+func TestWorkIsHandedBackWhenWhatFollowsCannotBeRouted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var log lines
+	cfg := r.config()
+	cfg.SettleTimeout = 200 * time.Millisecond
+	cfg.Logger = log.logger()
+	w := newWorker(t, cfg)
+	registerShop(w)
+	stop := workertest.Start(t, w)
+	id := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("link", json.RawMessage(
+		`{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "amq.topic", "routing_key": "nobody"}, "subtask_type": null, "immutable": true}`))))
+	eventually(t, "the message goes back", func() bool { return strings.Contains(log.text(), "goes back to the broker") })
+	if text := log.text(); !strings.Contains(text, `to exchange \"amq.topic\" with routing key \"nobody\"`) {
+		t.Errorf("the log does not say where the message should have gone: %s", text)
+	}
+	if _, stored := r.results.Find(id); stored {
+		t.Error("a result was stored although what follows was not published")
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("orders"); n != 1 {
+		t.Errorf("%d messages are in the queue, want the one handed back", n)
+	}
+}
+
+func TestImpossibleFollowUpsFailBeforeTheTaskRuns(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	g := newGated()
+	w.Register("shop.gated", g)
+	workertest.Start(t, w)
+	for name, link := range map[string]string{
+		"chord":       `{"task": "celery.chord", "args": [], "kwargs": {"header": [], "body": {}, "kwargs": {}}, "options": {}, "subtask_type": "chord", "immutable": false}`,
+		"routing key": `{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "e", "routing_key": "` + strings.Repeat("k", 300) + `"}, "subtask_type": null, "immutable": true}`,
+		"headers":     `{"task": "x.y", "args": [], "kwargs": {}, "options": {"headers": {"h": "` + strings.Repeat("k", 140000) + `"}}, "subtask_type": null, "immutable": true}`,
+	} {
+		row := r.result(r.send(workertest.Message("orders", "shop.gated", nil, nil, workertest.Option("link", json.RawMessage(link)))))
+		if row.State != protocol.StateFailure {
+			t.Errorf("%s: row is %s, want FAILURE", name, row.State)
+		}
+	}
+	if n := g.runs.Load(); n != 0 {
+		t.Errorf("the task ran %d times, want never", n)
+	}
+	if n := w.Reconnects(); n != 0 {
+		t.Errorf("the connection was lost %d times", n)
+	}
+}
+
+func TestHeldMessagesDoNotBlockOthers(t *testing.T) {
+	t.Parallel()
+	for _, queueType := range []string{"", "quorum"} {
+		t.Run("queue type "+queueType, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			cfg := r.config() // one slot
+			cfg.TaskQueues = []worker.Queue{{Name: "orders", Type: queueType}}
+			w := newWorker(t, cfg)
+			registerShop(w)
+			busy := make(chan struct{}, 100)
+			w.Register("shop.busy", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+				busy <- struct{}{}
+				return nil, worker.Reject{Requeue: true, After: time.Minute}
+			}))
+			stop := workertest.Start(t, w)
+			for range 40 {
+				r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("countdown", 60)))
+			}
+			r.send(workertest.Message("orders", "shop.busy", nil, nil))
+			receive(t, "the task that asks for a pause runs", busy)
+			soon := workertest.Message("orders", "shop.add", workertest.Args(3, 4), nil, workertest.Option("countdown", 0.3))
+			r.send(soon)
+			r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+			r.result(soon.TaskID)
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			// The stop gives back at once what waits.
+			if n := r.depth("orders"); n != 41 {
+				t.Errorf("%d messages are in the queue, want the 41 that were held", n)
+			}
+		})
+	}
+}
+
+func TestRevokedTasksDoNotRun(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	workertest.Start(t, w)
+	w.Revoke("unwanted")
+	m := workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("task_id", "unwanted"))
+	row := r.result(r.send(m))
+	if row.State != protocol.StateRevoked || row.Exception.Repr() != "TaskRevokedError('revoked')" {
+		t.Errorf("row is %s %v", row.State, row.Exception)
+	}
+}
+
+func TestStartedIsStoredWhenTracked(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.TrackStarted = true
+	w := newWorker(t, cfg)
+	registerShop(w)
+	worker.Handle(w, "shop.quiet", add, worker.IgnoreResult())
+	workertest.Start(t, w)
+	quiet := workertest.Message("orders", "shop.quiet", workertest.Args(1, 2), nil)
+	quiet.Headers["ignore_result"] = nil
+	r.send(quiet)
+	id := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))
+	r.result(id)
+	if got, want := r.results.History(id), []string{"STARTED", "SUCCESS"}; !slices.Equal(got, want) {
+		t.Errorf("states are %v, want %v", got, want)
+	}
+	if _, stored := r.results.Find(quiet.TaskID); stored {
+		t.Error("a result was stored that is to be ignored")
+	}
+}
+
+func TestUnregisteredTasksMayGoBack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Unregistered = worker.RequeueUnregistered
+	w := newWorker(t, cfg)
+	registerShop(w)
+	stop := workertest.Start(t, w)
+	id := r.send(workertest.Message("orders", "not.here", nil, nil))
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if _, stored := r.results.Find(id); stored {
+		t.Error("a result was stored")
+	}
+	if n := r.depth("orders"); n != 1 {
+		t.Errorf("%d messages are in the queue, want 1", n)
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, name := range []string{"exact", "pattern", "own", "fallback"} {
+		if _, err := r.channel.QueueDeclare(name, true, false, false, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := r.config()
+	cfg.DefaultQueue = "fallback"
+	cfg.TaskRoutes = []worker.Route{{Task: "mail.*", Queue: "pattern"}, {Task: "mail.send", Queue: "exact"}}
+	w := newWorker(t, cfg)
+	registerShop(w)
+	workertest.Start(t, w)
+	link := func(task, options string) json.RawMessage {
+		return json.RawMessage(`{"task": "` + task + `", "args": [], "kwargs": {}, "options": {` + options + `}, "subtask_type": null, "immutable": true}`)
+	}
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("link", []json.RawMessage{
+		link("mail.send", ""), link("mail.read", ""), link("mail.send", `"queue": "own"`), link("other", ""), link("shop.add", ""),
+	}))))
+	for name, want := range map[string]int{"exact": 1, "pattern": 1, "own": 1, "fallback": 2} {
+		if n := r.depth(name); n != want {
+			t.Errorf("queue %s got %d messages, want %d", name, n, want)
+		}
+	}
+}
