@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -23,22 +24,17 @@ const (
 	callTimeout = 30 * time.Second
 )
 
-func parseBroker(url string) (amqp.URI, error) {
-	uri, err := amqp.ParseURI(url)
-	if err != nil {
-		// The URL is left out: it may hold a password.
-		return uri, fmt.Errorf("Brokers has a URL that cannot be read: %w", errors.New(scrubURLError(err)))
+func parseBroker(address string) (amqp.URI, error) {
+	uri, err := amqp.ParseURI(address)
+	if err == nil {
+		return uri, nil
 	}
-	return uri, nil
-}
-
-// scrubURLError drops the URL that net/url puts into its errors.
-func scrubURLError(err error) string {
-	var inner interface{ Unwrap() error }
-	if errors.As(err, &inner) && inner.Unwrap() != nil {
-		return inner.Unwrap().Error()
+	// The address is left out: it may hold a password.
+	var parse *url.Error
+	if errors.As(err, &parse) {
+		err = parse.Err
 	}
-	return err.Error()
+	return uri, fmt.Errorf("Brokers has an address that cannot be read: %s; want amqp://user:password@host:port/vhost", err)
 }
 
 // session is one connection to a broker with everything that lives and dies
@@ -74,8 +70,8 @@ type session struct {
 // connect tries each broker once and returns the errors of all.
 func (w *Worker) connect(ctx context.Context) (*session, error) {
 	var failures []error
-	for _, url := range w.cfg.Brokers {
-		s, err := w.dial(ctx, url)
+	for _, address := range w.cfg.Brokers {
+		s, err := w.dial(ctx, address)
 		if err == nil {
 			return s, nil
 		}
@@ -87,13 +83,13 @@ func (w *Worker) connect(ctx context.Context) (*session, error) {
 	return nil, errors.Join(failures...)
 }
 
-func (w *Worker) dial(ctx context.Context, url string) (*session, error) {
-	uri, err := parseBroker(url)
+func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
+	uri, err := parseBroker(broker)
 	if err != nil {
 		return nil, err
 	}
 	address := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
-	broker := address + "/" + uri.Vhost
+	broker = address + "/" + uri.Vhost
 
 	raw, err := w.dialRaw(ctx, uri, address)
 	if err != nil {

@@ -266,18 +266,15 @@ func (w *Worker) address(followUps []protocol.FollowUp) ([]outgoing, error) {
 	return messages, nil
 }
 
-// priority is 0 where nobody has set one, but for a task that this worker
-// knows and whose signature names a queue: then Celery leaves it out
-// (contract 2.1).
+// priority leaves out a priority of 0 for a task that this worker knows and
+// whose signature names a queue, as Celery does (contract 2.1). A 0 that the
+// signature itself gives goes too: to the broker both are the same.
 func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint8 {
-	if m.Properties.Priority != nil {
-		return m.Properties.Priority
-	}
-	if _, known := w.registry[m.Task]; known && own.Queue != "" {
+	priority := m.Properties.Priority
+	if _, known := w.registry[m.Task]; known && own.Queue != "" && priority != nil && *priority == 0 {
 		return nil
 	}
-	zero := uint8(0)
-	return &zero
+	return priority
 }
 
 // send publishes a message on the connection of the moment, once; its queue

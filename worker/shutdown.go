@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -206,7 +207,12 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	}
 	w.link.set(s, true, nil, w.cfg.Now())
 	w.metrics.connected.Set(1)
-	w.cfg.Logger.Info("consuming", "broker", s.broker, "queues", w.cfg.Queues, "slots", w.cfg.Slots, "node", w.cfg.Node)
+	// The program says what it starts; only a return is news.
+	level := slog.LevelDebug
+	if count := w.sessions.Add(1); count > 1 {
+		level = slog.LevelInfo
+	}
+	w.cfg.Logger.Log(context.Background(), level, "consuming", "broker", s.broker, "queues", w.cfg.Queues, "slots", w.cfg.Slots, "node", w.cfg.Node)
 	return s, subscriptions, nil
 }
 

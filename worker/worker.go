@@ -40,6 +40,7 @@ type Worker struct {
 	slots     chan struct{} // one element for each slot that is taken
 	abandoned atomic.Int64  // handlers that keep a slot after their time
 	life      life          // begun by Run
+	sessions  atomic.Int64  // how many have consumed
 	quiet     chan struct{} // closed when nothing is received any more
 
 	mu     sync.Mutex

@@ -1,0 +1,139 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// A worker for the queue "shop", to which Python sends add.delay(2, 3).
+func Example() {
+	w, err := worker.New(worker.Config{
+		Brokers: []string{"amqp://guest:guest@localhost:5672/"},
+		Queues:  []string{"shop"},
+		Logger:  slog.Default(),
+	})
+	if err != nil {
+		slog.Error("configuration", "error", err)
+		os.Exit(1)
+	}
+	type addArgs struct { // positional in this order, or by keyword
+		X int `celery:"x"`
+		Y int `celery:"y"`
+	}
+	worker.Handle(w, "shop.add", func(ctx context.Context, in addArgs) (int, error) { return in.X + in.Y, nil })
+
+	// The first signal lets running tasks finish, the second does not.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	go func() {
+		<-ctx.Done()
+		again, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		defer stop()
+		<-again.Done()
+		w.StopNow()
+	}()
+	if err := w.Run(ctx); err != nil {
+		slog.Error("worker", "error", err)
+		os.Exit(1)
+	}
+}
+
+func exampleWorker() *worker.Worker {
+	w, err := worker.New(worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"shop"}})
+	if err != nil {
+		panic(err)
+	}
+	return w
+}
+
+// workertest runs a task without a broker.
+func ExampleHandle() {
+	w := exampleWorker()
+	type addArgs struct {
+		X int `celery:"x"`
+		Y int `celery:"y"`
+	}
+	worker.Handle(w, "shop.add", func(_ context.Context, in addArgs) (int, error) { return in.X + in.Y, nil })
+
+	outcome, _ := workertest.Call(context.Background(), w, "shop.add", workertest.Args(2, 3), nil)
+	fmt.Println(outcome.State, string(outcome.Value))
+	outcome, _ = workertest.Call(context.Background(), w, "shop.add", workertest.Args(2), workertest.Kwargs(map[string]any{"y": 3}))
+	fmt.Println(outcome.State, string(outcome.Value))
+	outcome, _ = workertest.Call(context.Background(), w, "shop.add", workertest.Args(2), nil)
+	fmt.Println(outcome.State, outcome.Err)
+	// Output:
+	// SUCCESS 5
+	// SUCCESS 5
+	// FAILURE TypeError: add() missing 1 required positional argument: 'y'
+}
+
+// A failure that Python catches by its class.
+func ExampleError() {
+	w := exampleWorker()
+	worker.Handle(w, "shop.order", func(context.Context, struct {
+		SKU int `celery:"sku"`
+	}) (any, error) {
+		return nil, worker.Error{Type: "OrderError", Module: "shop.errors", Args: []any{"no stock", 7}}
+	})
+	outcome, _ := workertest.Call(context.Background(), w, "shop.order", workertest.Args(7), nil)
+	fmt.Println(outcome.State, outcome.Exception.Module, outcome.Exception.Repr())
+	// Output:
+	// FAILURE shop.errors OrderError('no stock', 7)
+}
+
+// A task that is run again later.
+func ExampleRetry() {
+	w := exampleWorker()
+	worker.Handle(w, "shop.sync", func(context.Context, struct{}) (any, error) {
+		return nil, worker.Retry{After: 30 * time.Second, Max: 5, Err: errors.New("remote is down")}
+	})
+	outcome, _ := workertest.Call(context.Background(), w, "shop.sync", nil, nil)
+	fmt.Println(outcome.State, outcome.Exception.Repr())
+	// Output:
+	// RETRY RuntimeError('remote is down')
+}
+
+// A task that gives its message back, and one that leaves no trace.
+func ExampleReject() {
+	w := exampleWorker()
+	worker.Handle(w, "shop.busy", func(context.Context, struct{}) (any, error) {
+		return nil, worker.Reject{Requeue: true, After: 5 * time.Second, Reason: "order is locked"}
+	})
+	worker.Handle(w, "shop.gone", func(context.Context, struct{}) (any, error) { return nil, worker.Ignore })
+	busy, _ := workertest.Call(context.Background(), w, "shop.busy", nil, nil)
+	gone, _ := workertest.Call(context.Background(), w, "shop.gone", nil, nil)
+	fmt.Println(busy.Err)
+	fmt.Println(gone.Err)
+	// Output:
+	// reject with requeue: order is locked
+	// ignore this task
+}
+
+// Middleware sees every task.
+func ExampleWorker_Use() {
+	w := exampleWorker()
+	w.Use(func(next worker.Handler) worker.Handler {
+		return worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+			fmt.Println("before", task.Task)
+			defer fmt.Println("after", task.Task)
+			return next.Handle(ctx, task)
+		})
+	})
+	worker.Handle(w, "shop.ping", func(ctx context.Context, _ struct{}) (string, error) {
+		return "retries: " + fmt.Sprint(worker.TaskFromContext(ctx).Retries), nil
+	})
+	outcome, _ := workertest.Call(context.Background(), w, "shop.ping", nil, nil)
+	fmt.Println(string(outcome.Value))
+	// Output:
+	// before shop.ping
+	// after shop.ping
+	// "retries: 0"
+}
