@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,6 +139,9 @@ func parseBrokerURL(text string) (brokerURL, error) {
 			return b, err
 		}
 	}
+	if _, err := netip.ParseAddr(b.Host); (err != nil && !hostName.MatchString(b.Host)) || strings.Contains(b.Host, "%") {
+		return b, errors.New("its host is neither a name nor an address")
+	}
 	if b.Host == "localhost" {
 		// As kombu does: RabbitMQ may not listen on ::1.
 		b.Host = brokerHost
@@ -154,6 +159,9 @@ func parseBrokerURL(text string) (brokerURL, error) {
 	}
 	return b, b.readOptions(query)
 }
+
+// hostName is what a resolver may be asked for; containers have underscores.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // splitHostPort also takes a host without a port, and [::1].
 func splitHostPort(authority string) (host, port string, err error) {

@@ -2,12 +2,22 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
@@ -139,4 +149,84 @@ func TestBrokerURLsThatAreRefused(t *testing.T) {
 			t.Errorf("%q: got %v, want %q", text, err, want)
 		}
 	}
+}
+
+// Whatever is accepted is handed to the AMQP library in a form that it reads
+// as we do.
+func FuzzBrokerURL(f *testing.F) {
+	for _, text := range brokerURLs {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		b, err := parseBrokerURL(text)
+		if err != nil {
+			return
+		}
+		uri, err := amqp.ParseURI(b.AMQP().Reveal())
+		if err != nil {
+			t.Fatalf("%q becomes %q: %v", text, b.AMQP().Reveal(), err)
+		}
+		if uri.Username != b.User || uri.Password != b.Password.Reveal() || uri.Host != b.Host || uri.Port != b.Port || uri.Vhost != b.VHost || (uri.Scheme == "amqps") != b.TLS {
+			t.Errorf("%q is read as %+v, the library reads %+v", text, b, uri)
+		}
+	})
+}
+
+func TestBrokerTLS(t *testing.T) {
+	t.Parallel()
+	certificate, key := selfSigned(t)
+	nothing := filepath.Join(t.TempDir(), "nothing.pem")
+	if err := os.WriteFile(nothing, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ url, want string }{
+		{"amqps://h?ssl_ca_certs=" + certificate, ""},
+		{"amqps://h?ssl_ca_certs=" + certificate + "&ssl_certfile=" + certificate + "&ssl_keyfile=" + key, ""},
+		{"amqps://h?ssl_ca_certs=/nowhere.pem", "ssl_ca_certs of the broker URL cannot be read"},
+		{"amqps://h?ssl_ca_certs=" + nothing, "has no certificate in PEM form"},
+		{"amqps://h?ssl_certfile=" + nothing + "&ssl_keyfile=" + key, "ssl_certfile and ssl_keyfile of the broker URL cannot be used"},
+		{"amqps://a?ssl_ca_certs=" + certificate + ";amqps://b", "different ssl_ options"},
+	} {
+		brokers, err := parseBrokerURLs(tt.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := brokerTLS(brokers)
+		switch {
+		case tt.want == "":
+			if err != nil || config == nil || config.RootCAs == nil {
+				t.Errorf("%s: %+v, %v", tt.url, config, err)
+			}
+		case err == nil || !strings.Contains(err.Error(), tt.want) || exitCode(err) != exitConfig:
+			t.Errorf("%s: got %v, want %q", tt.url, err, tt.want)
+		}
+	}
+	if config, err := brokerTLS([]brokerURL{{TLS: true}, {}}); config != nil || err != nil {
+		t.Errorf("without options: %v, %v", config, err)
+	}
+}
+
+// selfSigned writes a certificate and its key.
+func selfSigned(t *testing.T) (certificate, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, key = filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	for path, block := range map[string]*pem.Block{certificate: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certificate, key
 }

@@ -14,6 +14,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
 
 func main() {
@@ -94,9 +96,11 @@ func (p *program) dispatch(ctx context.Context, args []string) error {
 	return cmd.run(p, ctx, cmd, args[1:])
 }
 
-// complain writes an error to stderr, one line for each part of it.
+// complain writes an error to stderr, one line for each part of it. No error
+// should hold a secret; that none is printed is made sure of here.
 func (p *program) complain(err error) {
-	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+	text := artifacts.NewRedactor(p.env).String(err.Error())
+	for line := range strings.Lines(strings.TrimSpace(text)) {
 		fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", strings.TrimRight(line, "\n"))
 	}
 }

@@ -120,12 +120,43 @@ func resolve(env environment, flags *settingFlags) (*configuration, []effective,
 			problems = append(problems, value.problem(err))
 		}
 	}
+	problems = append(problems, flagsInVain(values)...)
 	if len(problems) == 0 {
 		if err := c.check(); err != nil {
 			problems = append(problems, err)
 		}
 	}
 	return c, values, errors.Join(problems...)
+}
+
+// flagsInVain tells of --postgres-… flags beside a database URL in the
+// environment: the URL is the whole address, and a flag must not be ignored.
+func flagsInVain(values []effective) []error {
+	var whole effective
+	for _, v := range values {
+		if v.setting.flag == "database-url" {
+			whole = v
+		}
+	}
+	var problems []error
+	for _, v := range values {
+		if strings.HasPrefix(v.setting.flag, "postgres-") && v.source == fromFlag && whole.source == fromEnvironment {
+			problems = append(problems, &configError{Text: fmt.Sprintf("%s has no effect while %s is set, which is the whole address: use --database-url instead", v.origin, whole.origin)})
+		}
+	}
+	return problems
+}
+
+// flagSecrets are passwords that were given by flags, in the form of
+// variables, for a redactor that knows those of the environment.
+func flagSecrets(values []effective) []string {
+	var found []string
+	for _, v := range values {
+		if v.source == fromFlag && (v.setting.secret || v.setting.url) {
+			found = append(found, v.setting.name()+"="+v.text)
+		}
+	}
+	return found
 }
 
 // find looks for the value of one setting.

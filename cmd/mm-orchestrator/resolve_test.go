@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -130,6 +131,25 @@ func TestDatabase(t *testing.T) {
 	}
 }
 
+func TestDocker(t *testing.T) {
+	t.Parallel()
+	env := environment{"ORCHESTRATOR_DOCKER_HOST=tcp://proxy:2375", "DOCKER_CERT_PATH=/certs", "HOME=/x"}
+	c := mustLoad(t, env)
+	if got := c.EngineConfig(); got.Host != "tcp://proxy:2375" || got.CertPath != "" {
+		t.Errorf("without DOCKER_TLS_VERIFY: %+v", got)
+	}
+	if got := c.ChildEnvironment(env); !slices.Contains(got, "DOCKER_HOST=tcp://proxy:2375") || !slices.Contains(got, "HOME=/x") {
+		t.Errorf("commands get %q", got)
+	}
+	c = mustLoad(t, append(env, "DOCKER_TLS_VERIFY=1"), "--docker-host=tcp://flag:2376")
+	if got := c.EngineConfig(); got.Host != "tcp://flag:2376" || got.CertPath != "/certs" {
+		t.Errorf("with DOCKER_TLS_VERIFY: %+v", got)
+	}
+	if got := c.ChildEnvironment(append(env, "DOCKER_HOST=tcp://env:1")); !slices.Contains(got, "DOCKER_HOST=tcp://flag:2376") || slices.Contains(got, "DOCKER_HOST=tcp://env:1") {
+		t.Errorf("commands get %q", got)
+	}
+}
+
 func TestLists(t *testing.T) {
 	t.Parallel()
 	c := mustLoad(t, environment{
@@ -179,7 +199,9 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{environment{"MM_ORCHESTRATOR_LISTEN=9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is "9808": it must have the form host:port`}},
 		{environment{"MM_ORCHESTRATOR_LISTEN=:9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is ":9808", which other machines can reach: set MM_ORCHESTRATOR_LISTEN_REMOTE=true if that is meant, or use 127.0.0.1`}},
 		{environment{"MM_ORCHESTRATOR_AUTO_MIGRATE=perhaps"}, nil, []string{`MM_ORCHESTRATOR_AUTO_MIGRATE is "perhaps": it must be true or false`}},
+		{environment{"DOCKER_TLS_VERIFY=1"}, nil, []string{`DOCKER_TLS_VERIFY is set, and DOCKER_CERT_PATH does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem`}},
 		{environment{"DOCKER_HOST=docker-proxy:2375"}, nil, []string{`DOCKER_HOST is "docker-proxy:2375": it must have the form unix:///path or tcp://host:port`}},
+		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d"}, []string{"--postgres-host=x"}, []string{`--postgres-host has no effect while MM_ORCHESTRATOR_DATABASE_URL is set, which is the whole address: use --database-url instead`}},
 		{environment{"ORCHESTRATOR_METRICS_PREFIX=a b", "POSTGRES_PORT=x"}, nil, []string{
 			`POSTGRES_PORT is "x": it must be a whole number from 1 to 65535`,
 			`ORCHESTRATOR_METRICS_PREFIX is "a b": it must be a name without spaces and without any of : | @ #`,

@@ -118,16 +118,6 @@ func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
 	return config
 }
 
-// secrets are the passwords of the configuration as NAME=value, for a
-// redactor: those that are in no variable, as defaults and flags.
-func (c *configuration) secrets() []string {
-	list := []string{"DATABASE=" + c.Database().Reveal(), "RESULTS=" + c.Results.Reveal()}
-	for _, b := range c.Brokers {
-		list = append(list, "BROKER="+b.AMQP().Reveal())
-	}
-	return list
-}
-
 // worker is the engine's configuration.
 func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (worker.Config, error) {
 	tls, err := brokerTLS(c.Brokers)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 )
@@ -44,6 +45,7 @@ type configuration struct {
 	ArtifactMappings []artifacts.PrefixMapping
 
 	DockerHost      string
+	DockerTLSVerify string
 	DockerCertPath  string
 	ComposeProgram  string
 	AllowedPrograms []string
@@ -60,6 +62,22 @@ type configuration struct {
 	StatsD       metrics.StatsDConfig
 	Listen       string
 	ListenRemote bool
+}
+
+// EngineConfig is how the docker engine is reached: by TLS only where the
+// docker program uses it too.
+func (c *configuration) EngineConfig() compose.EngineConfig {
+	config := compose.EngineConfig{Host: c.DockerHost}
+	if c.DockerTLSVerify != "" {
+		config.CertPath = c.DockerCertPath
+	}
+	return config
+}
+
+// ChildEnvironment is the environment of the commands of plans: ours, with
+// what flags and other names say about the docker engine.
+func (c *configuration) ChildEnvironment(env environment) environment {
+	return env.with("DOCKER_HOST", c.DockerHost).with("DOCKER_TLS_VERIFY", c.DockerTLSVerify).with("DOCKER_CERT_PATH", c.DockerCertPath)
 }
 
 // PrefetchCount is how many messages the broker may hand out at a time:
@@ -304,10 +322,17 @@ var settings = []setting{
 		},
 	},
 	{
+		flag: "docker-tls-verify", topic: topicSteps,
+		vars:        names("DOCKER_TLS_VERIFY"),
+		defaultNote: "no TLS",
+		help:        "Anything but the empty text, as for the docker program: the engine is reached by TLS, with the files in DOCKER_CERT_PATH.",
+		read:        readOptionalText(func(c *configuration) *string { return &c.DockerTLSVerify }),
+	},
+	{
 		flag: "docker-cert-path", topic: topicSteps,
 		vars:        names("DOCKER_CERT_PATH"),
-		defaultNote: "no TLS",
-		help:        "A directory with ca.pem, cert.pem and key.pem, for a docker engine that is reached by TLS. The docker program wants DOCKER_TLS_VERIFY=1 besides.",
+		defaultNote: "none; needed with DOCKER_TLS_VERIFY",
+		help:        "A directory with ca.pem, cert.pem and key.pem for an engine that is reached by TLS.",
 		read:        readText(func(c *configuration) *string { return &c.DockerCertPath }),
 	},
 	{
@@ -344,7 +369,7 @@ var settings = []setting{
 		vars:        names("MM_ORCHESTRATOR_HEALTH_URL"),
 		defaultNote: "the URL in the plan",
 		help: "What verify asks instead of the plan's URL: service=URL, several separated by commas. MoonMind's plans ask api for /health, which it answers with 404; " +
-			"api=http://api:5000/healthz mends that.",
+			"api=http://api:5000/healthz mends that. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured.",
 		read: func(c *configuration, text string) error {
 			c.HealthURLs = map[string]string{}
 			for _, entry := range splitList(text) {
@@ -523,6 +548,9 @@ func nodeName(pattern, host string) (string, error) {
 func (c *configuration) check() error {
 	if c.RoutingKey == "" {
 		c.RoutingKey = c.Queue
+	}
+	if c.DockerTLSVerify != "" && c.DockerCertPath == "" {
+		return &configError{Text: "DOCKER_TLS_VERIFY is set, and DOCKER_CERT_PATH does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem"}
 	}
 	if c.Listen != "" && !c.ListenRemote && !metrics.Loopback(c.Listen) {
 		return &configError{Text: fmt.Sprintf("MM_ORCHESTRATOR_LISTEN is %q, which other machines can reach: "+

@@ -36,15 +36,15 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	if _, err := p.parse(cmd, fs, args, 0); err != nil {
 		return err
 	}
-	c, _, err := resolve(p.env, flags)
+	c, values, err := resolve(p.env, flags)
 	if err != nil {
 		return err
 	}
 	if err := checkWorkspace(c.Workspace); err != nil {
 		return err
 	}
-	environ := p.env.with("DOCKER_HOST", c.DockerHost)
-	redactor := artifacts.NewRedactor(append(slices.Clone(environ), c.secrets()...))
+	environ := c.ChildEnvironment(p.env)
+	redactor := artifacts.NewRedactor(append(slices.Clone(environ), flagSecrets(values)...))
 	log := newLogger(p.stderr, c, p.terminal, redactor)
 	ctx, urgent, release := stopOnSignals(ctx, log)
 	defer release()
@@ -64,7 +64,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	if err != nil {
 		return err
 	}
-	engine, err := compose.NewEngine(compose.EngineConfig{Host: c.DockerHost, CertPath: c.DockerCertPath})
+	engine, err := compose.NewEngine(c.EngineConfig())
 	if err != nil {
 		return &configError{fmt.Sprintf("DOCKER_HOST %q or DOCKER_CERT_PATH %q cannot be used: %v", c.DockerHost, c.DockerCertPath, err)}
 	}

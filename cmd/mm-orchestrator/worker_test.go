@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -165,6 +166,53 @@ func TestASecondSignalEndsARunningStep(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A run is counted in StatsD, in the order in which things happened, and for
+// Prometheus.
+func TestARunIsCounted(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	statsd, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = statsd.Close() })
+	_, port, _ := net.SplitHostPort(statsd.LocalAddr().String())
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep", "STATSD_HOST=127.0.0.1", "STATSD_PORT="+port, "ORCHESTRATOR_METRICS_PREFIX=box."), "worker")
+	listen, _ := p.logLine("worker ready")["listen"].(string)
+	id := s.submitSleep(t, 0)
+	s.waitForStep(t, id, "build", "succeeded")
+
+	var names []string
+	_ = statsd.SetReadDeadline(time.Now().Add(patience))
+	for range 4 {
+		datagram := make([]byte, 1500)
+		n, err := statsd.Read(datagram)
+		if err != nil {
+			t.Fatalf("after %q: %v", names, err)
+		}
+		name, value, _ := strings.Cut(string(datagram[:n]), ":")
+		if strings.HasSuffix(name, ".duration") {
+			value = value[strings.Index(value, "|"):]
+		}
+		names = append(names, name+":"+value)
+	}
+	slices.Sort(names)
+	want := []string{"box.runs.status.running:1|c", "box.steps.build.duration:|ms", "box.steps.build.started:1|c", "box.steps.build.succeeded:1|c"}
+	if !slices.Equal(names, want) {
+		t.Errorf("datagrams %q, want %q", names, want)
+	}
+	_, body := ask(t, "http://"+listen+"/metrics")
+	for _, line := range []string{
+		`mm_orchestrator_steps_started_total{step="build"} 1`,
+		`mm_orchestrator_step_duration_seconds_count{status="succeeded",step="build"} 1`,
+		`mm_orchestrator_run_status_total{status="running"} 1`,
+	} {
+		if !strings.Contains(body, line) {
+			t.Errorf("/metrics lacks %s", line)
+		}
+	}
 }
 
 // submitSleep publishes a run whose only step takes some seconds.
