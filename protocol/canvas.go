@@ -33,6 +33,10 @@ func (e *CanvasError) Exception() Exception {
 	return NewException("builtins", "NotImplementedError", e.Error())
 }
 
+// maxNesting is how deep chains and groups may stand in each other. Producers
+// flatten nearly all of it; every level costs another look at the text.
+const maxNesting = 16
+
 const chordAdvice = "chords are not supported; run this task on a Python worker, or use a chain"
 
 // CheckCanvas says whether everything that follows m, after success or
@@ -97,6 +101,10 @@ func (p *planner) flatten(s Signature) ([]Signature, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.nesting++; p.nesting > maxNesting {
+		return nil, p.unsupported(s, "nested too deeply")
+	}
+	defer func() { p.nesting-- }()
 	var steps []Signature
 	for _, task := range tasks {
 		inner, err := p.flatten(task)

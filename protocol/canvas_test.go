@@ -49,6 +49,10 @@ func TestPlanCanvas(t *testing.T) {
 	}{
 		"nothing": {embed: `{}`},
 		"empty":   {embed: `{"callbacks": [], "chain": [], "errbacks": []}`},
+		"an empty group": {
+			embed:    `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": []}, "options": {"task_id": "G"}}]}`,
+			children: `[[["G", null], []]]`,
+		},
 		"a chain of one": {
 			embed:    `{"chain": [` + b + `]}`,
 			want:     []string{`b B <nil>/<nil> [["r"], {}, {` + none + `, "chain": [], "chord": null}]`},
@@ -126,6 +130,7 @@ func TestCheckCanvasRefuses(t *testing.T) {
 		"a group of chords":                 `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [` + chord + `]}}]}`,
 		"an empty chain":                    `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": []}}]}`,
 		"tasks of a chain are no array":     `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": 1}}]}`,
+		"nested too deeply":                 `{"callbacks": [` + strings.Repeat(`{"task": "celery.group", "kwargs": {"tasks": [`, 40) + a + strings.Repeat(`]}}`, 40) + `]}`,
 		"options that make no message":      `{"errbacks": [` + task("a", `"serializer": "pickle"`) + `]}`,
 	} {
 		_, err := planned(t, embed)
@@ -138,8 +143,10 @@ func TestCheckCanvasRefuses(t *testing.T) {
 			t.Errorf("%s: exception %+v", name, e)
 		}
 	}
-	// The steps behind a chord, and its body, are marked all the same.
-	m, err := protocol.Decode(delivery(`[[], {}, {"chain": [`+a+`, `+chord+`]}]`), nil)
+	// The steps behind a chord, its body and the members of a group are marked
+	// all the same.
+	members := `{"task": "celery.group", "kwargs": {"tasks": [{"task": "b", "options": {"task_id": "B"}}]}, "options": {"task_id": "G"}}`
+	m, err := protocol.Decode(delivery(`[[], {}, {"chain": [`+members+`, `+a+`, `+chord+`]}]`), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +154,7 @@ func TestCheckCanvasRefuses(t *testing.T) {
 	for _, step := range protocol.LaterSteps(m) {
 		ids = append(ids, step.TaskID+" "+step.Task)
 	}
-	if want := []string{"A a", "X celery.chord", "S sum"}; !reflect.DeepEqual(ids, want) {
+	if want := []string{"G celery.group", "A a", "X celery.chord", "B b", "S sum"}; !reflect.DeepEqual(ids, want) {
 		t.Errorf("later steps %q, want %q", ids, want)
 	}
 }

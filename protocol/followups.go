@@ -94,6 +94,8 @@ type planner struct {
 
 	followUps []FollowUp
 	children  []json.RawMessage
+	// nesting counts the chains and groups that enclose the one at hand.
+	nesting int
 }
 
 func (p *planner) plan() Plan {
@@ -177,6 +179,13 @@ func (p *planner) group(sigs []Signature, id string, rest []Signature) (json.Raw
 // members applies the members of a group. Groups inside of it dissolve, and
 // their members are counted on their own, as Celery does.
 func (p *planner) members(sigs []Signature, id string, rest []Signature, results *[]json.RawMessage) error {
+	if len(sigs) == 0 {
+		return nil
+	}
+	if p.nesting++; p.nesting > maxNesting {
+		return p.unsupported(sigs[0], "nested too deeply")
+	}
+	defer func() { p.nesting-- }()
 	for i, s := range sigs {
 		if s.Task == "celery.group" {
 			tasks, err := p.tasksOf(s)
@@ -288,26 +297,37 @@ type LaterStep struct {
 }
 
 // LaterSteps lists the steps behind m in the order in which Celery stores
-// them: the last one first, and the body of a chord after everything else.
-// Steps without a preset id are left out.
+// them: the last one first, and what stands inside of a step after everything
+// else: the body of a chord, on which clients wait, and, other than Celery on a
+// database, the members of a group or chain. Steps without a preset id are
+// left out.
 func LaterSteps(m *Message) []LaterStep {
 	var steps []LaterStep
-	queue := slices.Clone(m.Embed.Chain)
-	// A chord's body may be a chord: the queue grows, but each body is a part
-	// of the text before it, so that the end is near.
-	for i := 0; i < len(queue); i++ {
-		s := queue[i]
-		if id := s.TaskID(); id != "" {
-			steps = append(steps, LaterStep{TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs})
-		}
-		if s.Task != "celery.chord" {
-			continue
-		}
-		if text := s.Kwargs.Get("body"); text != nil {
-			if body, err := parseSignature(text); err == nil {
-				queue = append(queue, body)
+	level := m.Embed.Chain
+	for range maxNesting {
+		var inside []Signature
+		for _, s := range level {
+			if id := s.TaskID(); id != "" {
+				steps = append(steps, LaterStep{TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs})
 			}
+			inside = append(inside, insideOf(s)...)
 		}
+		level = inside
 	}
 	return steps
+}
+
+// insideOf gives the signatures in a complex one that hold results of their
+// own. What cannot be read holds none.
+func insideOf(s Signature) []Signature {
+	name := map[string]string{"celery.chord": "body", "celery.group": "tasks", "celery.chain": "tasks"}[s.Task]
+	text := s.Kwargs.Get(name)
+	if name == "" || text == nil {
+		return nil
+	}
+	sigs, err := parseSignatures(text)
+	if err != nil {
+		return nil
+	}
+	return sigs
 }
