@@ -37,6 +37,10 @@ demo-stop: ## End a demo that waits in another terminal
 	@go build -o bin/demo ./internal/demo
 	@bin/demo -stop
 
+.PHONY: test-stack
+test-stack: image $(DEVENV) ## Bring up docker-compose.yaml and let its worker carry a run through
+	@$(DEVENV) run -images -only compose,python -- go test -tags stack -timeout 15m ./internal/stack
+
 .PHONY: services-up
 services-up: $(DEVENV) ## Start the services, leave them running, print export lines
 	@$(DEVENV) up
