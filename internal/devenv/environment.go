@@ -177,9 +177,6 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 // takeGiven uses what the caller's environment and `make services-up` give.
 func (b *bringUp) takeGiven() {
 	kept := b.cache.keptServices()
-	if b.Keep {
-		kept = nil // Up ends older services itself before it starts new ones
-	}
 	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvDatabase, EnvPythonRoot, EnvCompose} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvDatabase) {
 			continue // the very point is to use others

@@ -52,8 +52,9 @@ func (e *Environment) keep() error {
 		return err
 	}
 	started := e.guard.remains
-	if old := k.Remains; len(old.Groups)+len(old.Containers) > 0 && e.cache.keptServices() == nil {
-		if err := old.end(); err != nil { // half of it died: what Up has started replaces it
+	if e.cache.keptServices() == nil {
+		// None, or half of them died: what Up has started replaces them.
+		if err := k.Remains.end(); err != nil {
 			return err
 		}
 		k.Remains = remains{}
