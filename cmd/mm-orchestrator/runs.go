@@ -179,13 +179,21 @@ func (s runPrinter) list(runs []runLine) error {
 }
 
 func (s runPrinter) run(d runDetail) error {
-	fmt.Fprintf(s.out, "run        %s\nservice    %s\nstatus     %s\npriority   %s\nqueued     %s\nstarted    %s\ncompleted  %s\nartifacts  %s\n%s\n",
-		d.Run.ID, oneLine(d.Run.TargetService, 200), d.Run.Status, d.Run.Priority, clock(&d.Run.QueuedAt), clock(d.Run.StartedAt), clock(d.Run.CompletedAt),
-		dash(oneLine(d.Run.ArtifactRoot, 4096)), "instruction "+oneLine(d.Run.Instruction, 2000))
+	head := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	for _, line := range [][2]string{
+		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"priority", d.Run.Priority},
+		{"queued", clock(&d.Run.QueuedAt)}, {"started", clock(d.Run.StartedAt)}, {"completed", clock(d.Run.CompletedAt)},
+		{"artifacts", dash(oneLine(d.Run.ArtifactRoot, 4096))}, {"instruction", oneLine(d.Run.Instruction, 2000)},
+	} {
+		fmt.Fprintf(head, "%s\t%s\n", line[0], line[1])
+	}
+	if err := head.Flush(); err != nil {
+		return err
+	}
 	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "\nSTEP\tSTATUS\tATTEMPT\tSTARTED\tTOOK\tMESSAGE")
 	for _, step := range d.Steps {
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", step.Step, step.Status, step.Attempt, clock(step.StartedAt), took(step.StartedAt, step.FinishedAt), dash(oneLine(step.Message, 120)))
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\n", step.Step, step.Status, step.Attempt, clock(step.StartedAt), took(step.StartedAt, step.FinishedAt), dash(oneLine(step.Message, 2000)))
 	}
 	if err := table.Flush(); err != nil || len(d.Artifacts) == 0 {
 		return err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -16,8 +17,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// forward passes connections at address on to target until the test ends.
-func forward(t *testing.T, address, target string) {
+// forward passes connections at address on to target until cut is called or
+// the test ends. It returns the address, with a port where none was given.
+func forward(t *testing.T, address, target string) (at string, cut func()) {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -44,7 +46,7 @@ func forward(t *testing.T, address, target string) {
 			group.Go(func() { _, _ = io.Copy(out, in) })
 		}
 	})
-	t.Cleanup(func() {
+	cut = sync.OnceFunc(func() {
 		_ = listener.Close()
 		mu.Lock()
 		for _, c := range open {
@@ -53,6 +55,8 @@ func forward(t *testing.T, address, target string) {
 		mu.Unlock()
 		group.Wait()
 	})
+	t.Cleanup(cut)
+	return listener.Addr().String(), cut
 }
 
 func TestStartLineSaysEverythingAndNoSecret(t *testing.T) {
@@ -138,34 +142,48 @@ func TestASignalLetsARunningStepFinish(t *testing.T) {
 	}
 }
 
-// A second signal ends the step; its message goes back, and the next worker
-// carries it out.
-func TestASecondSignalEndsARunningStep(t *testing.T) {
+// A second signal, or the end of the grace, ends the step; its message goes
+// back, and the next worker carries it out.
+func TestARunningStepIsHandedBack(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
-	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep")
-	p := start(t, env, "worker")
-	p.logLine("worker ready")
-	id := s.submitSleep(t, 600)
-	s.waitForStep(t, id, "build", "in_progress")
-	begin := time.Now()
-	p.signal(syscall.SIGINT)
-	p.logLine("stopping: running steps may finish; a second signal ends them now")
-	p.signal(syscall.SIGTERM)
-	if code := p.exit(); code != exitOK {
-		t.Errorf("exit code %d", code)
+	for _, tt := range []struct {
+		name string
+		env  string
+		then func(p *process)
+	}{
+		{"second signal", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=1h", func(p *process) {
+			p.logLine("stopping: running steps may finish; a second signal ends them now")
+			p.signal(syscall.SIGTERM)
+		}},
+		{"grace is over", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=100ms", func(*process) {}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep", tt.env)
+			p := start(t, env, "worker")
+			p.logLine("worker ready")
+			id := s.submitSleep(t, 600)
+			s.waitForStep(t, id, "build", "in_progress")
+			begin := time.Now()
+			p.signal(syscall.SIGINT)
+			tt.then(p)
+			if code := p.exit(); code != exitOK {
+				t.Errorf("exit code %d", code)
+			}
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("the end took %v", took)
+			}
+			next := start(t, env, "worker")
+			next.logLine("worker ready")
+			eventually(t, "the step is begun again", func() error {
+				if starts := s.step(t, id, "build").Starts; starts < 2 {
+					return fmt.Errorf("it was started %d times", starts)
+				}
+				return nil
+			})
+		})
 	}
-	if took := time.Since(begin); took > 15*time.Second {
-		t.Errorf("the end took %v", took)
-	}
-	next := start(t, env, "worker")
-	next.logLine("worker ready")
-	eventually(t, "the step is begun again", func() error {
-		if starts := s.step(t, id, "build").Starts; starts < 2 {
-			return fmt.Errorf("it was started %d times", starts)
-		}
-		return nil
-	})
 }
 
 // A run is counted in StatsD, in the order in which things happened, and for
@@ -307,6 +325,37 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 	})
 }
 
+// Without its database a worker is alive, as the message that it holds will be
+// worked on when the database is back, but it is not ready.
+func TestReadinessFollowsTheDatabase(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	u, err := url.Parse(s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, cut := forward(t, "127.0.0.1:0", u.Host)
+	p := start(t, s.env(), "worker", "--database-url", strings.Replace(s.database, u.Host, at, 1))
+	listen, _ := p.logLine("worker ready")["listen"].(string)
+	if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusOK {
+		t.Errorf("/readyz: %d %s", status, body)
+	}
+	cut()
+	if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, at) {
+		t.Errorf("/readyz without a database: %d %s", status, body)
+	}
+	if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusOK {
+		t.Errorf("/healthz without a database: %d %s", status, body)
+	}
+	forward(t, at, u.Host)
+	eventually(t, "ready again", func() error {
+		if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusOK {
+			return fmt.Errorf("%d %s", status, body)
+		}
+		return nil
+	})
+}
+
 func TestHealthOfNothing(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -335,10 +384,10 @@ func TestProbeAddress(t *testing.T) {
 	}
 }
 
-func ask(t *testing.T, url string) (status int, body string) {
+func ask(t *testing.T, address string) (status int, body string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	res, err := client.Get(url)
+	res, err := client.Get(address)
 	if err != nil {
 		t.Fatal(err)
 	}

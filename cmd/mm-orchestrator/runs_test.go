@@ -1,0 +1,56 @@
+package main
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// What rows say is hostile: no control character reaches the terminal, no
+// line break breaks the table, no secret is shown.
+func TestRunsAreShown(t *testing.T) {
+	t.Parallel()
+	at := func(seconds int) *time.Time {
+		t := time.Date(2026, 2, 22, 12, 0, seconds, 0, time.UTC)
+		return &t
+	}
+	run := store.Run{
+		ID: "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", Instruction: "clear \x1b[2J the\r\nscreen with hunter2hunter2 and " + strings.Repeat("long ", 30),
+		TargetService: "api", Priority: "high", Status: store.RunFailed, ArtifactRoot: "/srv/artifacts/6f1c",
+		QueuedAt: *at(0), StartedAt: at(1), CompletedAt: at(42),
+	}
+	waiting := store.Run{ID: "b20d2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", Instruction: "wait", TargetService: "celery-worker", Priority: "normal", Status: store.RunPending, QueuedAt: *at(5)}
+	detail := store.RunDetail{
+		Run: run,
+		States: []store.StepState{
+			{Step: store.StepAnalyze, Attempt: 1, Status: "succeeded", CeleryTaskID: "t1", StartedAt: at(1), FinishedAt: at(2), Worker: "orchestrator@box", Starts: 1},
+			{Step: store.StepPatch, Attempt: 2, Status: "failed", Message: "bad\tthing: hunter2hunter2\x00", StartedAt: at(2), FinishedAt: at(42)},
+			{Step: store.StepBuild, Attempt: 1, Status: "pending"},
+		},
+		Artifacts: []store.RegisteredArtifact{{ID: "a", CreatedAt: *at(2), Artifact: store.Artifact{Type: "patch_diff", Path: "patch.diff", Checksum: strings.Repeat("ab", 32), SizeBytes: 1234}}},
+	}
+	var list, one, asJSON bytes.Buffer
+	printer := func(out *bytes.Buffer) runPrinter {
+		return runPrinter{out: out, redactor: artifacts.NewRedactor(environment{"MY_SECRET=hunter2hunter2"})}
+	}
+	if err := printer(&list).list([]runLine{printer(&list).line(run), printer(&list).line(waiting)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := printer(&one).run(printer(&one).detail(detail)); err != nil {
+		t.Fatal(err)
+	}
+	if err := printer(&asJSON).json(printer(&asJSON).detail(detail)); err != nil {
+		t.Fatal(err)
+	}
+	for name, out := range map[string]*bytes.Buffer{"list.txt": &list, "run.txt": &one, "run.json": &asJSON} {
+		if strings.ContainsAny(out.String(), "\x00\x1b\r") || strings.Contains(out.String(), "hunter2") {
+			t.Errorf("%s shows what it must not:\n%q", name, out.String())
+		}
+		golden(t, filepath.Join("testdata", "runs", name), out.Bytes())
+	}
+}
