@@ -206,7 +206,13 @@ func key(m capturedMessage) string { return fmt.Sprint(m.Headers["id"], " ", m.H
 // from being expired now.
 func postponeExpiry(t *testing.T, m *capturedMessage) {
 	expiration, _ := m.Properties["expiration"].(string)
-	if expiration == "" || expiration == "0" {
+	switch expiration {
+	case "":
+		return
+	case "0":
+		// The broker would drop it unless a consumer waits at that moment.
+		m.Properties = maps.Clone(m.Properties)
+		delete(m.Properties, "expiration")
 		return
 	}
 	m.Headers = maps.Clone(m.Headers)

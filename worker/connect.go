@@ -34,7 +34,7 @@ func parseBroker(address string) (amqp.URI, error) {
 	if errors.As(err, &parse) {
 		err = parse.Err
 	}
-	return uri, fmt.Errorf("Brokers has an address that cannot be read: %s; want amqp://user:password@host:port/vhost", err)
+	return uri, fmt.Errorf("an address in Brokers cannot be read: %s; want amqp://user:password@host:port/vhost", err)
 }
 
 // session is one connection to a broker with everything that lives and dies

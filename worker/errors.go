@@ -40,6 +40,8 @@ var (
 
 // Ignore is returned by a handler whose task must leave no trace: the message
 // is acknowledged, nothing is stored, and nothing follows.
+//
+//lint:ignore ST1012 it is Celery's word, and an outcome more than an error
 var Ignore = errors.New("ignore this task")
 
 // Error is a failure as Python will see it. The class is looked up there by

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -317,5 +318,49 @@ func TestRoutes(t *testing.T) {
 		if n := r.depth(name); n != want {
 			t.Errorf("queue %s got %d messages, want %d", name, n, want)
 		}
+	}
+}
+
+func TestPanicOfTheBackendLosesNoWork(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.SettleTimeout = 50 * time.Millisecond // and the pause before it goes back
+	w := newWorker(t, cfg)
+	registerShop(w)
+	workertest.Start(t, w)
+	first := true
+	r.results.Fail(func([]protocol.Result) error {
+		if first {
+			first = false
+			panic("backend")
+		}
+		return nil
+	})
+	if row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))); row.State != protocol.StateSuccess {
+		t.Errorf("row is %s", row.State)
+	}
+}
+
+// BenchmarkTasks runs tasks through a real broker, one slot and eight.
+func BenchmarkTasks(b *testing.B) {
+	for _, slots := range []int{1, 8} {
+		b.Run(fmt.Sprintf("slots=%d", slots), func(b *testing.B) {
+			r := newRig(b)
+			cfg := r.config()
+			cfg.Logger, cfg.Slots, cfg.Prefetch = nil, slots, slots*4
+			w := newWorker(b, cfg)
+			registerShop(w)
+			if _, err := r.channel.QueueDeclare("orders", true, false, false, false, nil); err != nil {
+				b.Fatal(err)
+			}
+			var last string
+			for range b.N {
+				last = r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))
+			}
+			b.ResetTimer()
+			workertest.Start(b, w)
+			r.result(last)
+		})
 	}
 }

@@ -90,10 +90,8 @@ func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 func (w *Worker) handle(d *delivery) {
 	defer func() {
 		if p := recover(); p != nil {
-			// A message must not end the worker, whatever it has found.
-			w.metrics.bad.WithLabelValues(badPanic).Inc()
-			w.cfg.Logger.Error("message is rejected: handling it failed", "error", fmt.Sprint(p), "stack", goStack())
 			d.settle(verdictReject)
+			w.messagePanicked(p)
 		}
 	}()
 
@@ -131,6 +129,13 @@ func (w *Worker) handle(d *delivery) {
 		return
 	}
 	w.execute(execution, message, registered, d.sub.queue.Name, slot)
+}
+
+// messagePanicked reports what must not end the worker: a message for which
+// the engine or package protocol has no answer.
+func (w *Worker) messagePanicked(p any) {
+	w.metrics.bad.WithLabelValues(badPanic).Inc()
+	w.cfg.Logger.Error("message is rejected: handling it failed", "error", fmt.Sprint(p), "stack", goStack())
 }
 
 // acceptContent is Celery's accept_content: JSON and nothing else, because

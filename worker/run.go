@@ -64,8 +64,18 @@ func (s *slot) leaveWhen(returned <-chan returned) {
 	}()
 }
 
-// execute runs a task whose slot is taken, and settles it.
+// execute runs a task whose slot is taken, and settles it. A panic in the
+// engine itself is the message's fault, as far as one can know: it is
+// rejected, and so are its repeated deliveries.
 func (w *Worker) execute(e *execution, m *protocol.Message, r registration, queue string, slot *slot) {
+	defer func() {
+		if p := recover(); p != nil {
+			for _, d := range w.running.end(e, verdictReject) {
+				d.settle(verdictReject)
+			}
+			w.messagePanicked(p)
+		}
+	}()
 	o := w.run(m, r, queue, slot)
 	w.settle(e, m, r, o, slot)
 }

@@ -27,7 +27,7 @@ import (
 // message goes back; it never makes a failure of finished work.
 func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
 	log := w.taskLog(m)
-	v, err := w.conclude(m, r, &o)
+	v, err := w.concludeSafely(m, r, &o)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
 		slot.leave()
@@ -81,6 +81,17 @@ func (w *Worker) pause(e *execution, d time.Duration) {
 	w.running.mu.Unlock()
 	defer sub.hold()()
 	sleep(w.life.receive, d)
+}
+
+// concludeSafely is conclude, with a panic (of a result backend, say) as an
+// error: the work is done, so its message must not be lost.
+func (w *Worker) concludeSafely(m *protocol.Message, r registration, o *outcome) (v verdict, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v, err = verdictRequeue, fmt.Errorf("panic: %v\n%s", p, goStack())
+		}
+	}()
+	return w.conclude(m, r, o)
 }
 
 // conclude publishes and stores; it makes a failure of the outcome when no
