@@ -36,6 +36,7 @@ type attendance struct {
 	started bool          // written by ensure
 	closed  bool          // written by close
 	held    chan struct{} // closed while the lock is held; replaced by the loop
+	session int           // counts the sessions that held it; written by the loop
 	lastErr error         // of the loop's last try, nil while held
 	cancel  context.CancelFunc
 	done    chan struct{} // closed by the loop when it has ended
@@ -50,12 +51,13 @@ func newAttendance(connect *pgx.ConnConfig, config Config) *attendance {
 	}
 }
 
-// ensure returns when the lock is held, or with the reason why it is not.
-func (a *attendance) ensure(ctx context.Context) error {
+// ensure returns when the lock is held, with a number that is another one
+// after each lost session, or with the reason why it is not held.
+func (a *attendance) ensure(ctx context.Context) (session int, err error) {
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
-		return failure(nil, "the store is closed")
+		return 0, failure(nil, "the store is closed")
 	}
 	if !a.started {
 		a.started = true
@@ -69,17 +71,19 @@ func (a *attendance) ensure(ctx context.Context) error {
 	defer cancel()
 	select {
 	case <-held:
-		return nil
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.session, nil
 	case <-wait.Done():
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return 0, ctx.Err()
 		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if a.lastErr != nil {
-			return a.lastErr
+			return 0, a.lastErr
 		}
-		return errConnectionGone
+		return 0, errConnectionGone
 	}
 }
 
@@ -114,6 +118,7 @@ func (a *attendance) loop(ctx context.Context) {
 		n = 0
 		a.mu.Lock()
 		a.lastErr = nil
+		a.session++
 		close(a.held)
 		a.mu.Unlock()
 		if lost {

@@ -62,20 +62,22 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (Decision, error) {
 	doing := "begin step " + string(request.Step) + " of run " + request.RunID
 	// What was seen of a dead holder: which claim, and since when without a
-	// break. A lost connection is a break: the server may have restarted, and
-	// the holder's session is then as new as ours.
+	// break. A lost connection is a break, the lock's own included: the server
+	// may have restarted, and the holder's session is then as new as ours.
 	var suspect int64
 	var since time.Time
+	var session int
 	for {
 		var decision Decision
 		var wait *claimRow
 		tries := 0
 		err := s.retry(ctx, doing, func(ctx context.Context) error {
-			if err := s.attend.ensure(ctx); err != nil {
+			current, err := s.attend.ensure(ctx)
+			if err != nil {
 				return err
 			}
-			if tries++; tries > 1 {
-				suspect = 0
+			if tries++; tries > 1 || current != session {
+				suspect, session = 0, current
 			}
 			believed := suspect != 0 && time.Since(since) >= s.config.TakeoverGrace
 			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {

@@ -329,3 +329,23 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%d connections", n)
 	}
 }
+
+// TestWithoutPreparedStatements: what Config.URL advises behind PgBouncer.
+func TestWithoutPreparedStatements(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	for _, mode := range []string{"exec", "cache_describe", "simple_protocol"} {
+		t.Run(mode, func(t *testing.T) {
+			s := d.Open(t, func(c *store.Config) { c.URL = secret.New(d.URL + "?default_query_exec_mode=" + mode) })
+			run := d.Create(t, storetest.Seed{})
+			pass(t, s, run, "x", store.StepAnalyze, store.StepPatch)
+			finish(t, s, begin(t, s, run, store.StepBuild, "b").Claim, store.Outcome{Status: store.StepFailed, Message: "m"})
+			pass(t, s, run, "x", store.StepRollback)
+			if detail, err := s.FindRunDetail(t.Context(), run); err != nil || detail.Run.Status != store.RunRolledBack || len(detail.Artifacts) != 3 {
+				t.Errorf("%+v, %v", detail, err)
+			}
+			results := storetest.Results(t, s, "")
+			equal(t, "written", save(t, results, success(mode, "1"), failed(mode), failed(mode+"2")), []bool{true, false, true})
+		})
+	}
+}

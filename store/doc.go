@@ -7,4 +7,20 @@
 // what the shared tables have no room for: claims on steps and the outcome of
 // each. One method is one transaction. It knows neither AMQP nor docker nor
 // what a step does.
+//
+// # Claims
+//
+// A step is run by the worker that holds the claim on its attempt (table
+// mm_orchestrator.claims). The holder is alive while a session of its own holds
+// a PostgreSQL advisory lock: a killed process frees it at once, a live one
+// is never taken for dead because of a clock. Two things are needed to take a
+// claim over: the broker delivers the step's message to somebody else, and the
+// holder's lock is free for Config.TakeoverGrace without a break. Should a
+// live worker be cut off from the database for longer than that, its claim's
+// token no longer fits and it can record nothing.
+//
+// # Locks
+//
+// Begin and finish lock the step's state rows, then the run, then the claim,
+// all in this order, which is also that of MoonMind's API and Python worker.
 package store

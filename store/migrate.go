@@ -157,7 +157,10 @@ func (s *Store) migrateOwn(ctx context.Context, target int, dryRun bool) (Report
 		}
 		return report.run(ctx, tx)
 	})
-	return report, err
+	if err != nil {
+		return Report{}, err
+	}
+	return report, nil
 }
 
 // migration is one version of the schema mm_orchestrator.

@@ -34,6 +34,9 @@ type Config struct {
 	Connections int
 	// ConnectTimeout bounds one attempt to connect. Defaults to 10 s.
 	ConnectTimeout time.Duration
+	// TryTimeout bounds one try of a call: a server that took the request and
+	// says nothing counts as away then. Defaults to 20 s.
+	TryTimeout time.Duration
 	// RetryFor is how long one call goes on trying when the connection
 	// breaks or the server is away. Defaults to 30 s.
 	RetryFor time.Duration
@@ -59,6 +62,9 @@ func (c Config) WithDefaults() Config {
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 10 * time.Second
 	}
+	if c.TryTimeout == 0 {
+		c.TryTimeout = 20 * time.Second
+	}
 	if c.RetryFor == 0 {
 		c.RetryFor = 30 * time.Second
 	}
@@ -81,9 +87,9 @@ func (c Config) Validate() error {
 		return failure(ErrInvalid, "store: URL is empty: give the database as postgresql://user:password@host:port/database")
 	case c.Connections < 1:
 		return failure(ErrInvalid, "store: Connections is %d, must be at least 1", c.Connections)
-	case c.ConnectTimeout < 0 || c.RetryFor < 0 || c.TakeoverGrace < 0:
-		return failure(ErrInvalid, "store: ConnectTimeout %s, RetryFor %s and TakeoverGrace %s must not be negative",
-			c.ConnectTimeout, c.RetryFor, c.TakeoverGrace)
+	case c.ConnectTimeout < 0 || c.TryTimeout < 0 || c.RetryFor < 0 || c.TakeoverGrace < 0:
+		return failure(ErrInvalid, "store: ConnectTimeout %s, TryTimeout %s, RetryFor %s and TakeoverGrace %s must not be negative",
+			c.ConnectTimeout, c.TryTimeout, c.RetryFor, c.TakeoverGrace)
 	}
 	return nil
 }
@@ -195,12 +201,19 @@ func pinSearchPath(ctx context.Context, conn *pgx.Conn) error {
 func (s *Store) retry(ctx context.Context, doing string, call func(context.Context) error) error {
 	deadline := time.Now().Add(s.config.RetryFor)
 	for n := 0; ; n++ {
-		err := translate(doing, call(ctx))
-		if err == nil || !errors.Is(err, ErrUnavailable) {
-			return err
-		}
-		if ctx.Err() != nil {
+		try, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
+		err := translate(doing, call(try))
+		late := try.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && (late || errors.Is(err, ErrUnavailable)):
 			return fmt.Errorf("cannot %s: %w", doing, ctx.Err())
+		case late:
+			err = failure(ErrUnavailable, "cannot %s: no answer from %s within %s", doing, s.place, s.config.TryTimeout)
+		case !errors.Is(err, ErrUnavailable):
+			return err
 		}
 		wait := backoff(n)
 		if time.Now().Add(wait).After(deadline) {

@@ -213,8 +213,12 @@ func TestTablesOfEveryCelery(t *testing.T) {
 			r := success("a", "7")
 			r.Children = json.RawMessage(`[]`)
 			save(t, results, r)
+			plan, err := results.PlanResultTable(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
 			report, err := results.EnsureResultTable(t.Context())
-			if err != nil || len(report.Steps) != 5 {
+			if err != nil || len(report.Steps) != 5 || len(plan.Steps) != 5 {
 				t.Errorf("%v, %v", report.Lines(), err)
 			}
 			if report, err := results.EnsureResultTable(t.Context()); err != nil || len(report.Steps) != 0 {

@@ -55,6 +55,19 @@ func (r *Results) EnsureResultTable(ctx context.Context) (Report, error) {
 	r.mu.Lock()
 	r.columns = nil
 	r.mu.Unlock()
+	if err != nil {
+		return Report{}, err
+	}
+	return report, nil
+}
+
+// PlanResultTable says what EnsureResultTable would do, and changes nothing.
+func (r *Results) PlanResultTable(ctx context.Context) (Report, error) {
+	var report Report
+	err := r.store.inTx(ctx, "look at the result table "+r.config.Table, func(tx pgx.Tx) (err error) {
+		report.Steps, err = planResultTables(ctx, tx, r.config)
+		return err
+	})
 	return report, err
 }
 

@@ -68,7 +68,9 @@ type BeginRequest struct {
 	// RootTaskID is the id of the chain's first task; it names one submission
 	// of a run.
 	RootTaskID string
-	// Redelivered is the broker's flag on the message.
+	// Redelivered is the broker's flag on the message. BeginStep decides
+	// without it: a message that was handed back and published anew comes
+	// without the flag, and the claim tells more.
 	Redelivered bool
 }
 
