@@ -269,7 +269,7 @@ func TestRoleThatOwnsNothing(t *testing.T) {
 		`CREATE TABLE celery_taskmeta (id integer PRIMARY KEY, task_id varchar(155) UNIQUE, status varchar(50), result bytea, date_done timestamp, traceback text)`,
 		`CREATE TABLE celery_tasksetmeta (id integer PRIMARY KEY, taskset_id varchar(155) UNIQUE, result bytea, date_done timestamp)`,
 		`CREATE SEQUENCE task_id_sequence`, `CREATE SEQUENCE taskset_id_sequence`,
-		`CREATE ROLE ` + role + ` LOGIN`,
+		`CREATE ROLE ` + role + ` LOGIN PASSWORD 'open'`,
 		`GRANT SELECT, INSERT, UPDATE ON celery_taskmeta TO ` + role, `GRANT USAGE ON SEQUENCE task_id_sequence TO ` + role,
 	} {
 		if _, err := d.Pool.Exec(t.Context(), statement); err != nil {
@@ -280,10 +280,10 @@ func TestRoleThatOwnsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.User = url.User(role)
-	dropped := *d
-	dropped.URL = u.String()
-	s := dropped.Open(t)
+	u.User = url.UserPassword(role, "open")
+	asRole := *d
+	asRole.URL = u.String()
+	s := asRole.Open(t)
 	t.Cleanup(func() {
 		s.Close()
 		for _, statement := range []string{`DROP OWNED BY ` + role, `DROP ROLE ` + role} {

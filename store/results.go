@@ -290,7 +290,8 @@ func (r *Results) statement(columns map[string]bool) string {
 		WITH new AS (
 		    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::text[], $6::bytea[], $7::text[],
 		                         $8::bytea[], $9::bytea[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
-		         AS t (task_id, status, result, date_done, traceback, children, name, args, kwargs, worker, retries, queue, stamps)
+		         WITH ORDINALITY
+		         AS t (task_id, status, result, date_done, traceback, children, name, args, kwargs, worker, retries, queue, stamps, place)
 		), updated AS (
 		    UPDATE ` + table + ` AS old SET ` + strings.Join(set, ", ") + `
 		    FROM new
@@ -301,6 +302,7 @@ func (r *Results) statement(columns map[string]bool) string {
 		    SELECT nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'), new.task_id, ` + strings.Join(source, ", ") + `
 		    FROM new
 		    WHERE NOT EXISTS (SELECT FROM ` + table + ` AS known WHERE known.task_id = new.task_id)
+		    ORDER BY new.place
 		    ON CONFLICT (task_id) DO UPDATE SET ` + strings.Join(insert, ", ") + `
 		    WHERE old.status IS DISTINCT FROM 'SUCCESS'
 		    RETURNING old.task_id
