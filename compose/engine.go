@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 )
@@ -110,7 +111,7 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 			continue
 		}
 		inspected, err := e.client.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
-		if isNotFound(err) {
+		if errdefs.IsNotFound(err) {
 			continue // It has gone since the list was made.
 		}
 		if err != nil {
@@ -191,9 +192,4 @@ func (e *Engine) failed(doing string, err error) error {
 		return fmt.Errorf("cannot %s: %w at %s", doing, ErrUnreachable, e.host)
 	}
 	return fmt.Errorf("cannot %s at docker engine %s: %w", doing, e.host, err)
-}
-
-func isNotFound(err error) bool {
-	var notFound interface{ NotFound() }
-	return errors.As(err, &notFound)
 }

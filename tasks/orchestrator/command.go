@@ -38,9 +38,18 @@ type runner struct {
 }
 
 func newRunner(config Config) *runner {
+	program := config.Compose
+	if program.LookPath == nil {
+		program.LookPath = func(name string) (string, error) {
+			if path := lookPath(name, config.Environ, config.Workspace); path != "" {
+				return path, nil
+			}
+			return "", exec.ErrNotFound
+		}
+	}
 	return &runner{
 		allowed: append(slices.Clone(defaultPrograms), config.Programs...),
-		compose: config.Compose,
+		compose: program,
 		environ: config.Environ,
 		kill:    killer{grace: config.KillGrace},
 	}
@@ -62,7 +71,8 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	if failure != nil {
 		return 0, failure
 	}
-	environ := r.environ
+	// Not nil, which would mean our own environment.
+	environ := append([]string{}, r.environ...)
 	if command[0] == "git" {
 		environ = trustWorkspace(environ, workspace)
 	}
@@ -183,7 +193,7 @@ func trustWorkspace(environ []string, workspace string) []string {
 		count = 0
 	}
 	top, _ := repository(workspace)
-	return append(slices.Clone(environ),
+	return append(environ,
 		fmt.Sprintf("GIT_CONFIG_KEY_%d=safe.directory", count),
 		fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", count, top),
 		fmt.Sprintf("GIT_CONFIG_COUNT=%d", count+1))

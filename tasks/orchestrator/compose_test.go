@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
+
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -61,7 +63,7 @@ func newComposeBench(t *testing.T) *composeBench {
 	}
 	c.port = listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	c.bench = newBench(t, "WEB_PORT="+strconv.Itoa(c.port), "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
+	c.bench = newBench(t, "WEB_PORT="+strconv.Itoa(c.port), "TEST_PROJECT="+c.project, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
 	if c.engine, err = compose.NewEngine(compose.EngineConfig{Host: os.Getenv("DOCKER_HOST")}); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +83,10 @@ func newComposeBench(t *testing.T) *composeBench {
 	}
 	c.file(".gitignore", "server\n")
 	c.repository()
-	t.Cleanup(func() { c.compose(context.Background(), "down", "--volumes", "--rmi", "local", "--timeout", "1") })
+	t.Cleanup(func() {
+		c.compose(context.Background(), "down", "--volumes", "--timeout", "1")
+		c.removeImages()
+	})
 	c.compose(t.Context(), "up", "-d", "--build")
 	c.copyTree(filepath.Join(source, "change"))
 
@@ -94,7 +99,7 @@ func newComposeBench(t *testing.T) *composeBench {
 		map[string]any{"name": "build", "parameters": map[string]any{"command": build, "service": "web"}},
 		map[string]any{"name": "restart", "parameters": map[string]any{"command": up, "service": "web", "restartTimeoutSeconds": 60}},
 		map[string]any{"name": "verify", "parameters": map[string]any{"service": "web", "healthcheck": map[string]any{
-			"url": fmt.Sprintf("http://127.0.0.1:%d/health", c.port), "timeoutSeconds": 6, "intervalSeconds": 1.0}}},
+			"url": fmt.Sprintf("http://127.0.0.1:%d/health", c.port), "timeoutSeconds": 4, "intervalSeconds": 1.0}}},
 		map[string]any{"name": "rollback", "parameters": map[string]any{"strategies": []any{
 			map[string]any{"type": "git-revert", "commands": [][]string{{"git", "reset", "--hard", "HEAD"}}},
 			map[string]any{"type": "rebuild", "commands": [][]string{build, up}}}}},
@@ -133,6 +138,27 @@ func (c *composeBench) compose(ctx context.Context, args ...string) {
 	cmd.Dir, cmd.Env = c.workspace, c.config.Environ
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Errorf("compose %v: %v\n%s", args, err, out)
+	}
+}
+
+// removeImages takes away what was built, also what has lost its name to a
+// later build.
+func (c *composeBench) removeImages() {
+	docker, err := client.New(client.FromEnv)
+	if err != nil {
+		c.t.Error(err)
+		return
+	}
+	defer docker.Close()
+	ctx := context.Background()
+	images, err := docker.ImageList(ctx, client.ImageListOptions{Filters: client.Filters{}.Add("label", "mm-orchestrator.test="+c.project)})
+	if err != nil {
+		c.t.Error(err)
+	}
+	for _, image := range images.Items {
+		if _, err := docker.ImageRemove(ctx, image.ID, client.ImageRemoveOptions{Force: true, PruneChildren: true}); err != nil {
+			c.t.Error(err)
+		}
 	}
 }
 
@@ -271,7 +297,7 @@ func TestComposeServiceThatExits(t *testing.T) {
 	c := newComposeBench(t)
 	other := c.container("other").ID
 	failure, outcome := c.run()
-	if want := fmt.Sprintf("Health check for http://127.0.0.1:%d/health timed out after 6s\nContainer %s-web-1 is exited (exit code 3). Last lines of its log:\nNo module named 'flask'",
+	if want := fmt.Sprintf("Health check for http://127.0.0.1:%d/health timed out after 4s\nContainer %s-web-1 is exited (exit code 3). Last lines of its log:\nNo module named 'flask'",
 		c.port, c.project); failure == nil || failure.Error() != want {
 		t.Fatalf("%v, want %s", failure, want)
 	}

@@ -285,7 +285,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 		s.fallbackLog(failure)
 		outcome.Status, outcome.Message = store.StepFailed, failure.Error()
 		outcome.ErrorType, outcome.ErrorModule = failure.Type, failure.Module
-		outcome.Traceback = o.clean(failure.traceback())
+		outcome.Traceback = cutTraceback(o.clean(failure.traceback()))
 		files, payload = failure.files, nil
 		if failure.log != "" {
 			payload = logPayload{failure.log}
@@ -294,7 +294,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	if s.dir != nil {
 		s.dir.Close()
 	}
-	outcome.Message = o.clean(outcome.Message)
+	outcome.Message = cut(o.clean(outcome.Message))
 	for _, file := range files {
 		outcome.Artifacts = append(outcome.Artifacts, store.Artifact{
 			Type: artifacts.Type(string(s.step), file.Path), Path: file.Path, Checksum: file.Checksum, SizeBytes: file.SizeBytes,
@@ -306,6 +306,14 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	}
 	outcome.FinishedAt = o.config.Now().UTC()
 	return outcome
+}
+
+// cutTraceback bounds a traceback and keeps its end, where the exception is.
+func cutTraceback(text string) string {
+	if len(text) <= 2*messageLimit {
+		return text
+	}
+	return cut(text) + "\n" + strings.ToValidUTF8(text[len(text)-messageLimit:], "")
 }
 
 // clean makes a text fit for a row: redacted, without NUL.

@@ -32,11 +32,10 @@ func newHealthClient(environ []string) healthClient {
 func (c healthClient) status(ctx context.Context, method, address string, limit time.Duration) (int, error) {
 	target, err := url.Parse(address)
 	if err != nil {
-		return 0, errors.New(unwrapURL(err).Error())
+		return 0, unwrapURL(err)
 	}
 	if target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
-		// httpx's words.
-		return 0, errors.New("Request URL is missing an 'http://' or 'https://' protocol.") //nolint:staticcheck
+		return 0, pythonText("Request URL is missing an 'http://' or 'https://' protocol.")
 	}
 	// All phases together. Slow drips of a body must not go on for ever.
 	ctx, cancel := context.WithTimeout(ctx, 4*limit)
@@ -75,6 +74,11 @@ func unwrapURL(err error) error {
 	return err
 }
 
+// pythonText is an error in the words of httpx, which verify.log shows.
+type pythonText string
+
+func (t pythonText) Error() string { return string(t) }
+
 // requestError says why there was no answer, in the words that httpx has for
 // the common reasons.
 func requestError(err error) error {
@@ -84,22 +88,22 @@ func requestError(err error) error {
 	var authority x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return errors.New("[Errno -2] Name or service not known")
+		return pythonText("[Errno -2] Name or service not known")
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
-		return errors.New("timed out")
+		return pythonText("timed out")
 	case errors.As(err, &errno):
-		return errors.New(pythonErrno(errno))
+		return pythonErrno(errno)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("Server disconnected without sending a response.") //nolint:staticcheck
+		return pythonText("Server disconnected without sending a response.")
 	case errors.As(err, &authority):
-		return errors.New("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " + authority.Error())
+		return pythonText("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " + authority.Error())
 	}
 	return unwrapURL(err)
 }
 
 // pythonErrno is an OSError as Python prints it: the C library's text starts
 // with a capital.
-func pythonErrno(errno syscall.Errno) string {
+func pythonErrno(errno syscall.Errno) pythonText {
 	text := errno.Error()
-	return "[Errno " + strconv.Itoa(int(errno)) + "] " + strings.ToUpper(text[:1]) + text[1:]
+	return pythonText("[Errno " + strconv.Itoa(int(errno)) + "] " + strings.ToUpper(text[:1]) + text[1:])
 }

@@ -204,6 +204,7 @@ const listLimit = 16 << 20
 // repository. The runs' artifacts are left out (F6).
 func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *Failure) {
 	_, inside := repository(workspace)
+	isArtifact := s.artifactFilter()
 	var found changes
 	for _, query := range []struct {
 		into    *[]string
@@ -227,7 +228,7 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *
 				}
 				name = relative
 			}
-			if !s.isArtifact(filepath.Join(workspace, name)) {
+			if !isArtifact(filepath.Join(workspace, name)) {
 				*query.into = append(*query.into, name)
 			}
 		}
@@ -257,23 +258,29 @@ func (s *stepRun) listFiles(ctx context.Context, workspace string, command []str
 	return names, nil
 }
 
-// isArtifact says whether a file belongs to the runs rather than to the
-// repository: it lies in the configured artifact root, or in a run's
-// directory beside this run's. Nothing else of the workspace can be hidden
-// from the allow-list by what a row says.
-func (s *stepRun) isArtifact(path string) bool {
-	path = artifacts.Resolve(filepath.Dir(path))
+// artifactFilter says whether a file belongs to the runs rather than to the
+// repository: it lies in the configured artifact root, or in a run's directory
+// beside this run's. Nothing else of the workspace can be hidden from the
+// allow-list by what a row says.
+func (s *stepRun) artifactFilter() func(path string) bool {
 	workspace := artifacts.Resolve(s.config.Workspace)
-	if root, err := s.config.Artifacts.Root(); err == nil && root != workspace && below(root, path) && !below(root, workspace) {
-		return true
-	}
 	runs := filepath.Dir(s.place.Dir)
-	relative, err := filepath.Rel(runs, path)
-	if err != nil || !filepath.IsLocal(relative) {
-		return false
+	root, err := s.config.Artifacts.Root()
+	if err != nil || below(root, workspace) {
+		root = ""
 	}
-	first, _, _ := strings.Cut(filepath.ToSlash(relative), "/")
-	return uuidForm.MatchString(first)
+	return func(path string) bool {
+		path = artifacts.Resolve(filepath.Dir(path))
+		if root != "" && below(root, path) {
+			return true
+		}
+		relative, err := filepath.Rel(runs, path)
+		if err != nil || !filepath.IsLocal(relative) {
+			return false
+		}
+		first, _, _ := strings.Cut(filepath.ToSlash(relative), "/")
+		return uuidForm.MatchString(first)
+	}
 }
 
 // below says whether path is dir or in it.
