@@ -30,7 +30,7 @@ func (e *curedError) Unwrap() error { return e.err }
 type databaseRole struct{ what, variables string }
 
 var (
-	tablesDatabase  = databaseRole{"database", "POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB, or MM_ORCHESTRATOR_DATABASE_URL"}
+	tablesDatabase  = databaseRole{"database", "POSTGRES_* or MM_ORCHESTRATOR_DATABASE_URL"}
 	resultsDatabase = databaseRole{"result backend", "CELERY_RESULT_BACKEND"}
 )
 
@@ -39,7 +39,7 @@ var (
 func cureDatabase(role databaseRole, err error) error {
 	switch {
 	case errors.Is(err, store.ErrUnavailable):
-		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? `mm-orchestrator config` shows the address, which comes from %s", role.variables)}
+		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? The address comes from %s; `mm-orchestrator config` shows it", role.variables)}
 	case errors.Is(err, store.ErrRefused):
 		cure := "Check " + role.variables
 		var refused *store.Error
