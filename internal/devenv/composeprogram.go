@@ -74,7 +74,7 @@ func (b *bringUp) buildCompose(ctx context.Context) error {
 	source := filepath.Join(b.root, "tools", "compose")
 	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", module)
 	list.Dir = source
-	version, err := captured(list)
+	version, err := captured(ctx, list)
 	if err != nil {
 		return err
 	}

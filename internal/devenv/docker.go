@@ -44,6 +44,8 @@ func (b *bringUp) engine(ctx context.Context) (err error) {
 	switch {
 	case os.Getenv("DOCKER_HOST") != "":
 		return fmt.Errorf("the docker engine at DOCKER_HOST=%s does not answer: %w", os.Getenv("DOCKER_HOST"), findErr)
+	case strings.Contains(findErr.Error(), "permission denied"):
+		return fmt.Errorf("a docker engine runs, but this user may not use it: %w; run: sudo usermod -aG docker $USER, and log in again", findErr)
 	case noServer != nil:
 		return fmt.Errorf("no docker engine answers and dockerd is not installed: %w; install docker, on Debian as root: apt-get install docker.io", findErr)
 	case os.Getuid() != 0:

@@ -207,12 +207,17 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// wants tells whether the part belongs to this run. Containers need the engine.
+// wants tells whether the part belongs to this run. Servers that can only run
+// as containers need the engine.
 func (b *bringUp) wants(part string) bool {
 	if len(b.Only) == 0 || slices.Contains(b.Only, part) {
 		return true
 	}
-	return part == "engine" && (b.Images || b.Newest || slices.Contains(b.Only, "broker") || slices.Contains(b.Only, "database"))
+	if part != "engine" {
+		return false
+	}
+	return b.Images || b.Newest || !canInstall() &&
+		(b.wants("broker") && findRabbitMQ() == "" || b.wants("database") && findPostgreSQL() == "")
 }
 
 // given tells whether all these variables are already known.

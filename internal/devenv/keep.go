@@ -108,5 +108,9 @@ func Down() (int, error) {
 	if err := os.Remove(cache.keptPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
 	}
-	return len(k.Remains.Groups) + len(k.Remains.Containers), nil
+	ended := len(k.Remains.Groups) + len(k.Remains.Containers)
+	if k.Remains.Engine {
+		ended++
+	}
+	return ended, nil
 }

@@ -116,6 +116,9 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 
 func (b *bringUp) databaseContainer(ctx context.Context) error {
 	if err := b.waitEngine(ctx); err != nil {
+		if b.Newest {
+			return fmt.Errorf("the newest PostgreSQL runs in a container: %w", err)
+		}
 		return fmt.Errorf("PostgreSQL is not installed, and docker cannot run it: %w; %s", err, installHint("postgresql"))
 	}
 	wanted := postgresImage

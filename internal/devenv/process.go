@@ -20,14 +20,17 @@ import (
 // output runs a short program and returns what it printed, trimmed. The error
 // carries the program's own last words.
 func output(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	return captured(cmd)
+	return captured(ctx, exec.CommandContext(ctx, name, args...))
 }
 
-func captured(cmd *exec.Cmd) (string, error) {
+// captured is output for a command made with ctx.
+func captured(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return "", ctx.Err() // we have killed it
+		}
 		return "", fmt.Errorf("%s: %w: %s", commandLine(cmd), err, lastLines(stderr.String()+stdout.String()))
 	}
 	return strings.TrimSpace(stdout.String()), nil

@@ -204,6 +204,9 @@ func (b *bringUp) brokerAnswers(ctx context.Context, broker, management *url.URL
 // brokerContainer runs RabbitMQ from an image.
 func (b *bringUp) brokerContainer(ctx context.Context) error {
 	if err := b.waitEngine(ctx); err != nil {
+		if b.Newest {
+			return fmt.Errorf("the newest RabbitMQ runs in a container: %w", err)
+		}
 		return fmt.Errorf("RabbitMQ is not installed, and docker cannot run it: %w; %s", err, installHint("rabbitmq-server"))
 	}
 	wanted := rabbitMQImage
