@@ -23,13 +23,12 @@ import (
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
 
-// built is the path of the program, made once.
+// buildDir is where built puts the program; TestMain makes and removes it.
+var buildDir string
+
+// built is the path of the program, made once, for the first test that needs it.
 var built = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "mm-orchestrator-test")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "mm-orchestrator")
+	path := filepath.Join(buildDir, "mm-orchestrator")
 	out, err := exec.Command("go", "build", "-o", path, "-ldflags", "-X main.version=v0.0.0-test", ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
@@ -38,10 +37,13 @@ var built = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "mm-orchestrator-test"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
-		if path, err := built(); err == nil {
-			_ = os.RemoveAll(filepath.Dir(path))
-		}
+		_ = os.RemoveAll(buildDir)
 		os.Exit(code)
 	}))
 }
