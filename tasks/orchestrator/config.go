@@ -65,6 +65,10 @@ type Config struct {
 	// (F5).
 	HealthURLs map[string]string
 
+	// MaxStarts is how often one attempt of a step is started at most. A step
+	// whose workers never lived to its end fails after that, so that it
+	// cannot take down one worker after the other. Defaults to 3.
+	MaxStarts int
 	// StepTimeLimit ends a step that takes longer. Zero means no limit.
 	StepTimeLimit time.Duration
 	// KillGrace is the time between SIGTERM and SIGKILL for a command that is
@@ -103,6 +107,7 @@ func (c Config) WithDefaults() Config {
 	}
 	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
 	c.Artifacts = c.Artifacts.WithDefaults()
+	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
@@ -118,6 +123,9 @@ func (c Config) Validate() error {
 	}
 	if !filepath.IsAbs(c.Workspace) {
 		return fmt.Errorf("orchestrator: workspace %q must be an absolute path", c.Workspace)
+	}
+	if c.MaxStarts < 0 {
+		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
 		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "HandBackDelay": c.HandBackDelay,

@@ -159,7 +159,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 		o.release(ctx, log, begun.Claim)
 		return Result{}, cause
 	}
-	finished, err := o.finish(ctx, log, begun.Claim, outcome)
+	finished, err := o.finish(ctx, log, begun.Claim, &outcome)
 	if err != nil {
 		return Result{}, err
 	}
@@ -182,13 +182,14 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 	return answer(outcome)
 }
 
-// finish records the outcome. While the database is away, a finished step
+// finish records the outcome, or another one that says why it cannot be
+// recorded. While the database is away, a finished step
 // waits for it rather than being forgotten and run again.
-func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store.Claim, outcome store.Outcome) (store.Finished, error) {
-	pause, told := 100*time.Millisecond, false
+func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store.Claim, outcome *store.Outcome) (store.Finished, error) {
+	pause, told, replaced := 100*time.Millisecond, false, false
 	for {
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
-		finished, err := o.config.Steps.FinishStep(attempt, claim, outcome)
+		finished, err := o.config.Steps.FinishStep(attempt, claim, *outcome)
 		cancel()
 		switch {
 		case err == nil:
@@ -196,6 +197,17 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store
 		case errors.Is(err, store.ErrClaimLost):
 			log.Warn("step was taken over or retried meanwhile, its end is not recorded", "status", string(outcome.Status), "error", err)
 			return store.Finished{}, ErrStop
+		case errors.Is(err, store.ErrInvalid) && !replaced:
+			// The tables cannot hold it, now or later. Running the step
+			// again would not change that.
+			log.Error("end of step cannot be recorded as it is", "status", string(outcome.Status), "error", err)
+			failure := unexpected(fmt.Errorf("the end of the step (%s: %s) cannot be recorded: %w", outcome.Status, cut(outcome.Message), err))
+			*outcome = store.Outcome{
+				Status: store.StepFailed, Message: o.clean(failure.Error()), FinishedAt: outcome.FinishedAt,
+				ErrorType: failure.Type, ErrorModule: failure.Module, Traceback: o.clean(failure.traceback()),
+			}
+			replaced = true
+			continue
 		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
 			o.release(ctx, log, claim)
 			log.Error("end of step cannot be recorded, message goes back", "error", err)
@@ -278,7 +290,14 @@ type stepRun struct {
 // work runs a step and makes an outcome of whatever happens (R13).
 func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start) store.Outcome {
 	s := &stepRun{Orchestrator: o, log: log, runID: begun.Run.ID, step: begun.Claim.Step}
-	succeeded, failure := s.guarded(ctx, begun.Run)
+	var succeeded done
+	var failure *Failure
+	if begun.Claim.Starts > o.config.MaxStarts {
+		failure = unexpected(fmt.Errorf("step %s of run %s was started %d times and no worker lived to its end; it is not started again",
+			begun.Claim.Step, begun.Run.ID, begun.Claim.Starts-1))
+	} else {
+		succeeded, failure = s.guarded(ctx, begun.Run)
+	}
 	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.Row}
 	files, payload := succeeded.files, succeeded.payload
 	if failure != nil {

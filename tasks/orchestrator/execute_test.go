@@ -151,6 +151,32 @@ func TestAStepThatCannotBeFinishedIsNotAnswered(t *testing.T) {
 	}
 }
 
+func TestAnEndThatCannotBeRecordedIsAFailure(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.plan(`[{"name": "analyze"}]`)
+	b.steps.finishErrs = []error{fmt.Errorf("path too long: %w", store.ErrInvalid)}
+	failure, outcome := b.fail("analyze")
+	same(t, "text", failure.Error(), "the end of the step (succeeded: Analysis complete) cannot be recorded: path too long: invalid value")
+	if len(outcome.Artifacts) > 0 || outcome.ErrorType != "RuntimeError" {
+		t.Errorf("%+v", outcome)
+	}
+}
+
+func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.program("docker", "")
+	b.plan(`[{"name": "build"}]`)
+	claim := store.Claim{RunID: testRun, Step: store.StepBuild, Attempt: 1, Starts: 3, StartedAt: time.Now()}
+	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
+	b.succeed("build")
+	claim.Starts = 4
+	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
+	failure, _ := b.fail("build")
+	same(t, "text", failure.Error(), "step build of run "+testRun+" was started 3 times and no worker lived to its end; it is not started again")
+}
+
 // awaitFile waits until a program of the test has written a file.
 func awaitFile(t *testing.T, path string) string {
 	t.Helper()
@@ -187,10 +213,10 @@ func TestATimeLimitEndsACommandWithItsChildren(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.program("docker", stubborn)
-	b.config.StepTimeLimit, b.config.KillGrace = 500*time.Millisecond, 100*time.Millisecond
+	b.config.StepTimeLimit, b.config.KillGrace = 3*time.Second, 100*time.Millisecond
 	b.plan(`[{"name": "build"}]`)
 	failure, outcome := b.fail("build")
-	same(t, "text", failure.Error(), "Command docker compose --project-name moonmind build api was ended: the step took longer than its limit of 500ms: working (see build.log)")
+	same(t, "text", failure.Error(), "Command docker compose --project-name moonmind build api was ended: the step took longer than its limit of 3s: working (see build.log)")
 	same(t, "artifacts", paths(outcome), "build_log:build.log")
 	child, err := strconv.Atoi(awaitFile(t, filepath.Join(b.bin, "child")))
 	if err != nil {
@@ -315,5 +341,29 @@ func TestErrorsInTheWorkersTerms(t *testing.T) {
 	}
 	if err := inWorkersTerms(nil); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestBothTasksAreRegistered(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	o, err := New(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := worker.New(worker.Config{Brokers: []string{"amqp://127.0.0.1"}, Queues: []string{"q"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Register(w)
+	for _, name := range []string{TaskExecutePlanStep, TaskHealthCheck} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s is not registered", name)
+				}
+			}()
+			w.Register(name, worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) { return nil, nil }))
+		}()
 	}
 }

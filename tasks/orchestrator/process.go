@@ -1,4 +1,4 @@
-//go:build linux
+//go:build unix
 
 package orchestrator
 
@@ -23,10 +23,12 @@ type killer struct{ grace time.Duration }
 // When ctx ends, the group gets SIGTERM and, after the grace, SIGKILL. On
 // return nothing of the group is alive.
 //
-// Should this process die, the kernel kills the program. The kernel ties that
-// to the thread that started it, so that thread does nothing else meanwhile.
+// Should this process die, the kernel kills the program, on Linux. It ties
+// that to the thread that started the program, so that thread does nothing
+// else meanwhile.
 func (k killer) run(ctx context.Context, cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	dieWithUs(cmd.SysProcAttr)
 	cmd.WaitDelay = strayTime
 	started, done := make(chan error, 1), make(chan error, 1)
 	go func() {
