@@ -124,7 +124,10 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 		lost:     make(chan struct{}),
 	}
 	s.publisher.init(s)
-	if s.consuming, err = conn.Channel(); err != nil {
+	answered := s.guard("channel.open")
+	s.consuming, err = conn.Channel()
+	answered()
+	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", broker, ErrUnreachable, err)
 	}
@@ -238,17 +241,22 @@ func (s *session) isLost() bool {
 	}
 }
 
-// call runs a synchronous method of the consuming channel. A broker that does
-// not answer in time has been lost.
+// call runs a synchronous method of the consuming channel.
 func (s *session) call(what string, method func() error) error {
 	s.consumeMu.Lock()
 	defer s.consumeMu.Unlock()
+	defer s.guard(what)()
+	return method()
+}
+
+// guard ends the session unless done is called within callTimeout: amqp091-go
+// itself waits for an answer as long as heartbeats let it.
+func (s *session) guard(what string) (done func()) {
 	timer := time.AfterFunc(callTimeout, func() {
 		s.fail(fmt.Errorf("broker did not answer %s within %v", what, callTimeout))
 		_ = s.raw.Close()
 	})
-	defer timer.Stop()
-	return method()
+	return func() { timer.Stop() }
 }
 
 // close ends the connection, politely if the broker still listens, and waits

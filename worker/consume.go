@@ -68,7 +68,7 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 func (sub *subscription) start(limit int) (tag string, err error) {
 	s := sub.session
 	sub.next++
-	tag = fmt.Sprintf("%s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
+	tag = fmt.Sprintf("%.100s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
 	arguments, err := amqpTable(sub.queue.ConsumerArguments)
 	if err != nil {
 		return "", err

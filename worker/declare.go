@@ -20,6 +20,7 @@ func (s *session) declare(q Queue) error {
 	if s.declared[q.Name] {
 		return nil
 	}
+	defer s.guard("a declaration")()
 	// A refusal closes the channel, so it is one of its own.
 	ch, err := s.conn.Channel()
 	if err != nil {

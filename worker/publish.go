@@ -51,6 +51,7 @@ func (p *publisher) open() (*amqp.Channel, error) {
 	if p.channel != nil && !p.channel.IsClosed() {
 		return p.channel, nil
 	}
+	defer p.session.guard("channel.open")()
 	channel, err := p.session.conn.Channel()
 	if err != nil {
 		return nil, err

@@ -174,7 +174,7 @@ func (w *Worker) malformed(d *delivery, err error) {
 	if w.cfg.Undecodable == AckUndecodable && (bad.Reason == protocol.ReasonBody || bad.Reason == protocol.ReasonCompression) {
 		do.Reject = false
 	}
-	w.cfg.Logger.Error("message cannot be run", "task_id", bad.TaskID, "task", bad.Task, "queue", d.sub.queue.Name,
+	w.cfg.Logger.Error("message cannot be run", "task_id", clip(bad.TaskID), "task", clip(bad.Task), "queue", d.sub.queue.Name,
 		"rejected", do.Reject, "error", bad.Error())
 	if do.StoreFailure {
 		exception := bad.Exception()

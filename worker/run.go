@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
@@ -90,8 +91,13 @@ func (w *Worker) run(m *protocol.Message, r registration, queue string, slot *sl
 		w.storeStarted(m)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: queue}
+	var ended atomic.Bool
+	defer ended.Store(true)
 	if !ignored {
 		task.update = func(ctx context.Context, state string, meta json.RawMessage) error {
+			if ended.Load() {
+				return fmt.Errorf("task %s has ended: its state cannot be %s any more", m.ID, state)
+			}
 			row := w.row(m, state)
 			row.Value = meta
 			return w.storeOnce(ctx, row)
@@ -414,5 +420,14 @@ func goStack() string {
 
 // taskLog has the fixed keys of everything that is logged of a task.
 func (w *Worker) taskLog(m *protocol.Message) *slog.Logger {
-	return w.cfg.Logger.With("task_id", m.ID, "task", m.Task, "root_id", m.RootID)
+	return w.cfg.Logger.With("task_id", clip(m.ID), "task", clip(m.Task), "root_id", clip(m.RootID))
+}
+
+// clip keeps what strangers send from filling a log.
+func clip(text string) string {
+	const most = 200
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "..."
 }
