@@ -137,9 +137,9 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 }
 
 // lockStates and lockRun are the locks of begin and finish, in the order in
-// which MoonMind's API and Python worker come to these rows: the states
-// first. With ours the other way round, an API retry and a step could lock
-// each other out, and the API would answer 500.
+// which MoonMind's API and Python worker come to these rows: the states first,
+// by primary key, as SQLAlchemy flushes them. With ours the other way round, an
+// API retry and a step could lock each other out, and the API would answer 500.
 const lockStates = `
 	SELECT 1 FROM spec_workflow_task_states
 	WHERE orchestrator_run_id = $1 AND plan_step::text = ANY ($2)

@@ -273,7 +273,8 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		{"", "URL is empty", store.ErrInvalid},
 		{"redis://:hush@h/0", "redis", store.ErrInvalid},
 		{"postgresql://u:hush@h:port/d", "u:***@h", store.ErrInvalid},
-		{"postgresql://u:hush@127.0.0.1:1/d", "127.0.0.1:1/d", store.ErrUnavailable},
+		{"postgresql://u:hush@127.0.0.1:1/d", "cannot reach the database 127.0.0.1:1/d: connection refused", store.ErrUnavailable},
+		{"db+postgresql+psycopg2://u:hush@/d?host=/nowhere", "no such socket", store.ErrUnavailable},
 		{d.URL + "_missing", "does not exist", store.ErrRefused},
 	} {
 		s, err := store.Open(t.Context(), store.Config{URL: secret.New(c.url)})
@@ -354,5 +355,42 @@ func TestWithoutPreparedStatements(t *testing.T) {
 			results := storetest.Results(t, s, "")
 			equal(t, "written", save(t, results, success(mode, "1"), failed(mode), failed(mode+"2")), []bool{true, false, true})
 		})
+	}
+}
+
+// TestRetriesWhileStepsRun: an API that retries at every moment and steps that
+// begin and end lock each other out for no longer than they must.
+func TestRetriesWhileStepsRun(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	s := d.Open(t)
+	var group sync.WaitGroup
+	group.Go(func() {
+		for range 20 {
+			d.Retry(t, run, store.StepBuild, "again")
+		}
+	})
+	ends := 0
+	for n := range 20 {
+		decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepVerify, TaskID: fmt.Sprint(n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, ok := decision.(store.Start)
+		if !ok {
+			continue
+		}
+		switch _, err := s.FinishStep(t.Context(), start.Claim, good(store.StepVerify)); {
+		case err == nil:
+			ends++
+		case !errors.Is(err, store.ErrClaimLost):
+			t.Fatal(err)
+		}
+	}
+	group.Wait()
+	t.Logf("%d of 20 ended", ends)
+	if n := len(d.States(t, run)); n != 6 {
+		t.Errorf("%d state rows, want no twins", n)
 	}
 }

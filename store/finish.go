@@ -253,8 +253,8 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	// references to it.
 	batch.Queue(`
 		INSERT INTO orchestrator_run_artifacts (id, run_id, artifact_type, path, checksum, size_bytes)
-		SELECT gen_random_uuid(), $1, new.type::orchestratorrunartifacttype, new.path, NULLIF(new.checksum, ''), new.size
-		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS new (type, path, checksum, size)
+		SELECT gen_random_uuid(), $1, given.type::orchestratorrunartifacttype, given.path, NULLIF(given.checksum, ''), given.size
+		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS given (type, path, checksum, size)
 		ON CONFLICT (run_id, artifact_type, path) DO UPDATE
 		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`,
 		claim.RunID, types, paths, checksums, sizes)

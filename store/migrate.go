@@ -79,8 +79,14 @@ func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// lockMigrations makes the transaction the only migration. From then on it
+// waits for no lock longer than a moment: whoever comes after an ALTER TABLE
+// that waits, waits too, readers included. The whole is tried again instead.
 func lockMigrations(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock))
+	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', '3s', true)`)
 	return err
 }
 

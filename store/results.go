@@ -278,34 +278,34 @@ func (r *Results) statement(columns map[string]bool) string {
 	}
 	set, insert, source := make([]string, len(names)), make([]string, len(names)), make([]string, len(names))
 	for i, name := range names {
-		source[i] = "new." + name
+		source[i] = "given." + name
 		if name == "date_done" {
-			source[i] = "new.date_done AT TIME ZONE 'UTC'"
+			source[i] = "given.date_done AT TIME ZONE 'UTC'"
 		}
 		set[i], insert[i] = name+" = "+source[i], name+" = EXCLUDED."+name
 	}
 	table := qualified(r.config.Schema, r.config.Table)
 	sequence := qualified(r.config.Schema, "task_id_sequence")
 	return `
-		WITH new AS (
+		WITH given AS (
 		    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::text[], $6::bytea[], $7::text[],
 		                         $8::bytea[], $9::bytea[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
 		         WITH ORDINALITY
 		         AS t (task_id, status, result, date_done, traceback, children, name, args, kwargs, worker, retries, queue, stamps, place)
 		), updated AS (
-		    UPDATE ` + table + ` AS old SET ` + strings.Join(set, ", ") + `
-		    FROM new
-		    WHERE old.task_id = new.task_id AND old.status IS DISTINCT FROM 'SUCCESS'
-		    RETURNING old.task_id
+		    UPDATE ` + table + ` AS stored SET ` + strings.Join(set, ", ") + `
+		    FROM given
+		    WHERE stored.task_id = given.task_id AND stored.status IS DISTINCT FROM 'SUCCESS'
+		    RETURNING stored.task_id
 		), inserted AS (
-		    INSERT INTO ` + table + ` AS old (id, task_id, ` + strings.Join(names, ", ") + `)
-		    SELECT nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'), new.task_id, ` + strings.Join(source, ", ") + `
-		    FROM new
-		    WHERE NOT EXISTS (SELECT FROM ` + table + ` AS known WHERE known.task_id = new.task_id)
-		    ORDER BY new.place
+		    INSERT INTO ` + table + ` AS stored (id, task_id, ` + strings.Join(names, ", ") + `)
+		    SELECT nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'), given.task_id, ` + strings.Join(source, ", ") + `
+		    FROM given
+		    WHERE NOT EXISTS (SELECT FROM ` + table + ` AS known WHERE known.task_id = given.task_id)
+		    ORDER BY given.place
 		    ON CONFLICT (task_id) DO UPDATE SET ` + strings.Join(insert, ", ") + `
-		    WHERE old.status IS DISTINCT FROM 'SUCCESS'
-		    RETURNING old.task_id
+		    WHERE stored.status IS DISTINCT FROM 'SUCCESS'
+		    RETURNING stored.task_id
 		)
 		SELECT task_id FROM updated UNION ALL SELECT task_id FROM inserted`
 }

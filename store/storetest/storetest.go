@@ -227,7 +227,15 @@ func (d *Database) Retry(t testing.TB, run string, from store.Step, reason strin
 	t.Helper()
 	ctx := t.Context()
 	err := pgx.BeginFunc(ctx, d.Pool, func(tx pgx.Tx) error {
+		// SQLAlchemy updates row by row, in order of the primary key.
 		_, err := tx.Exec(ctx, `
+			SELECT 1 FROM spec_workflow_task_states
+			WHERE orchestrator_run_id = $1 AND plan_step >= $2::text::orchestratorplanstep
+			ORDER BY id FOR UPDATE`, run, string(from))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
 			UPDATE spec_workflow_task_states
 			SET attempt = attempt + 1, plan_step_status = 'pending', celery_state = 'PENDING', message = NULLIF($3, ''),
 			    started_at = NULL, finished_at = NULL
