@@ -131,6 +131,13 @@ func (a *attachments) end(e *execution, v verdict) []*delivery {
 	return e.deliveries
 }
 
+// count is how many tasks run here, those included that are being settled.
+func (a *attachments) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.running)
+}
+
 // rememberedRevocations is Celery's REVOKES_MAX.
 const rememberedRevocations = 50000
 

@@ -34,6 +34,13 @@ func (s *session) declare(q Queue) error {
 	return nil
 }
 
+// leaveDeclared takes a queue as it is, for the rest of the session.
+func (s *session) leaveDeclared(name string) {
+	s.declareMu.Lock()
+	defer s.declareMu.Unlock()
+	s.declared[name] = true
+}
+
 func declareOn(ch *amqp.Channel, q Queue) error {
 	if q.Passive {
 		_, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil)

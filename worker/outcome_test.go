@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -298,7 +299,8 @@ func TestRoutes(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	for _, name := range []string{"exact", "pattern", "own", "fallback"} {
-		if _, err := r.channel.QueueDeclare(name, true, false, false, false, nil); err != nil {
+		// Declared otherwise than the worker would: it publishes all the same.
+		if _, err := r.channel.QueueDeclare(name, true, false, false, false, amqp.Table{"x-max-length": int32(10)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -292,7 +292,8 @@ func (w *Worker) send(ctx context.Context, o outgoing) error {
 		case errors.As(err, &mismatch):
 			// It exists, otherwise than we think: the message may well reach
 			// it, and the broker tells us when not.
-			w.cfg.Logger.Debug("queue is declared otherwise", "queue", o.way.queue.Name, "error", err)
+			s.leaveDeclared(o.way.queue.Name)
+			w.cfg.Logger.Info("publishing to a queue that is declared otherwise", "queue", o.way.queue.Name, "error", err)
 		case err != nil:
 			return err
 		}

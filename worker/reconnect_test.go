@@ -149,6 +149,25 @@ func TestTaskThatEndsWhileDisconnectedIsSettledLater(t *testing.T) {
 	settled(t, r, g, id)
 }
 
+func TestTheSameMessageTwiceRunsOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Slots = 2
+	w := newWorker(t, cfg)
+	registerShop(w)
+	g := newGated()
+	w.Register("shop.gated", g)
+	r.stop = workertest.Start(t, w)
+	m := chainOf("shop.gated", "next-1")
+	r.send(m)
+	r.send(m)
+	receive(t, "the task begins", g.began)
+	eventually(t, "the second joins it", func() bool { return w.Attached() == 1 })
+	close(g.let)
+	settled(t, r, g, m.TaskID)
+}
+
 func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
 	t.Parallel()
 	r, _, w, g, _ := lossy(t, nil)

@@ -124,7 +124,7 @@ func (w *Worker) stopping() bool {
 
 // drain ends the work in the order that Run promises.
 func (w *Worker) drain() {
-	w.cfg.Logger.Info("worker stops: no new tasks, running ones finish", "at_most", w.cfg.ShutdownTimeout)
+	w.cfg.Logger.Info("worker stops: no new tasks, running ones finish", "tasks", w.running.count(), "at_most", w.cfg.ShutdownTimeout)
 	w.life.endReceive()
 	<-w.quiet // no goroutine receives any more
 
@@ -134,7 +134,9 @@ func (w *Worker) drain() {
 		close(idle)
 	}()
 	if !waitFor(idle, max(w.cfg.ShutdownTimeout, 0), w.stopNow) {
-		w.cfg.Logger.Warn("worker stops now: running tasks are cancelled", "at_most", w.cfg.StopTimeout)
+		if n := w.running.count(); n > 0 {
+			w.cfg.Logger.Warn("worker stops now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
+		}
 		w.life.endWork(ErrShutdown)
 		// The last tenth is for recording what has ended just in time.
 		if !waitFor(idle, w.cfg.StopTimeout*9/10, nil) {
