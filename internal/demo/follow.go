@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -77,7 +76,7 @@ func (d *demo) follow(ctx context.Context, run string, before services) (store.R
 					return "", false, err
 				}
 				d.screen.print(fmt.Sprintf("  %s %s %s %s", pad(string(state.Step), 9), d.screen.mark(state.Status),
-					pad(seconds(state.FinishedAt.Sub(*state.StartedAt)), 7), note))
+					pad(seconds(state.FinishedAt.Sub(*state.StartedAt)), 8), note))
 			}
 		}
 		return "", detail.Run.CompletedAt != nil, nil
@@ -88,7 +87,7 @@ func (d *demo) follow(ctx context.Context, run string, before services) (store.R
 // note says what a step has done, from its artifacts and the engine.
 func (d *demo) note(ctx context.Context, run string, state store.StepState, before services) (string, error) {
 	if state.Status == "failed" {
-		return d.failure(ctx, state)
+		return failure(state.Message), nil
 	}
 	text := func(name string) string {
 		text, err := os.ReadFile(filepath.Join(d.artifacts, run, name))
@@ -125,7 +124,8 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 		}
 		return "only api was recreated", nil
 	case store.StepVerify:
-		return fmt.Sprintf("%s from %s", lastAttempt(text("verify.log")), d.project.HealthURL()), nil
+		attempt, code := lastAttempt(text("verify.log"))
+		return fmt.Sprintf("%s from %s on attempt %s", code, d.project.HealthURL(), attempt), nil
 	case store.StepRollback:
 		changed, err := d.project.Git(ctx, "status", "--porcelain")
 		if err != nil {
@@ -147,17 +147,14 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 	return state.Message, nil
 }
 
-func (d *demo) failure(ctx context.Context, state store.StepState) (string, error) {
-	api, err := d.project.Container(ctx, "api")
-	if errors.Is(err, sample.ErrNoContainer) {
-		return state.Message, nil
+// failure is a failed step's message, as the row has it: the first line as it
+// is, and of what explains it no more than a screen can bear.
+func failure(message string) string {
+	rows := strings.Split(strings.TrimSpace(message), "\n")
+	if len(rows) > 3 {
+		rows = append(rows[:2], rows[len(rows)-1])
 	}
-	if err != nil {
-		return "", err
-	}
-	log, err := d.project.Compose(ctx, "logs", "--no-log-prefix", "--tail", "1", "api")
-	return fmt.Sprintf("%s\n%s api is %s, restarted %d times; the last line of its log: %s",
-		state.Message, strings.Repeat(" ", 20), api.State.Status, api.RestartCount, strings.TrimSpace(log)), err
+	return strings.Join(rows, "\n"+strings.Repeat(" ", 22))
 }
 
 // conclude prints what the tables say of the run, and how the service is.
@@ -222,7 +219,8 @@ func (d *demo) readBack(ctx context.Context, detail store.RunDetail) error {
 		result := answer.Results[id]
 		counts[result.State]++
 		if result.Get.Raised != nil {
-			raised = fmt.Sprintf("; get() raises %s: %s", result.Get.Raised.Class, result.Get.Raised.Text)
+			first, _, _ := strings.Cut(result.Get.Raised.Text, "\n")
+			raised = fmt.Sprintf("; get() raises %s: %s", result.Get.Raised.Class, first)
 		}
 	}
 	var parts []string
@@ -235,15 +233,15 @@ func (d *demo) readBack(ctx context.Context, detail store.RunDetail) error {
 	return nil
 }
 
-// lastAttempt turns the last "Attempt n: status=code" of a log into words.
-func lastAttempt(log string) string {
-	attempt, code := "?", "?"
+// lastAttempt reads the last "Attempt n: status=code" of a log.
+func lastAttempt(log string) (attempt, code string) {
+	attempt, code = "?", "?"
 	for line := range strings.Lines(log) {
 		if n, rest, ok := strings.Cut(strings.TrimPrefix(line, "Attempt "), ": status="); ok && strings.HasPrefix(line, "Attempt ") {
 			attempt, code = n, strings.TrimSpace(rest)
 		}
 	}
-	return fmt.Sprintf("%s on attempt %s", code, attempt)
+	return attempt, code
 }
 
 // lastLine is the last whole line of a file that is being written, or "".

@@ -1,0 +1,244 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var ranOnce = []string{"patch", "build", "restart"}
+
+// faulty is a stack whose worker reaches its servers through proxies.
+type faulty struct {
+	*stack
+	toBroker, toDatabase *proxy
+	ledger               string
+}
+
+func newFaulty(t *testing.T) *faulty {
+	t.Helper()
+	f := &faulty{ledger: filepath.Join(t.TempDir(), "ledger")}
+	f.stack = newStack(t, stackConfig{
+		WorkerBroker: func(address string) string {
+			f.toBroker = newProxy(t, address)
+			return f.toBroker.through(address)
+		},
+		WorkerDatabase: func(address string) string {
+			f.toDatabase = newProxy(t, address)
+			return f.toDatabase.through(address)
+		},
+	})
+	return f
+}
+
+// awaitCommand waits until the command of a step has begun.
+func (f *faulty) awaitCommand(step string) {
+	f.t.Helper()
+	f.await("the command of "+step, func() (bool, error) {
+		return slices.Contains(lines(f.t, f.ledger), step), nil
+	})
+}
+
+// open lets the held command of a step go on.
+func (f *faulty) open(step string) {
+	f.t.Helper()
+	if err := os.WriteFile(gate(f.ledger, step), nil, 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *faulty) awaitConsumer() {
+	f.t.Helper()
+	f.await("the worker to consume again", func() (bool, error) {
+		consumers, _, err := f.queue()
+		return consumers > 0, err
+	})
+}
+
+// demandOneCleanRun waits for the end and demands that nobody can tell the
+// run from one that met no fault.
+func (f *faulty) demandOneCleanRun(run submission) {
+	f.t.Helper()
+	if row := f.awaitRun(run.RunID); row["status"] != "succeeded" {
+		f.t.Errorf("the run is %s, want succeeded", row["status"])
+	}
+	for range 6 { // a link that was published twice repeats the rest of the chain
+		f.barrier()
+	}
+	if got := summary(f.states(run.RunID)); got != succeeded {
+		f.t.Errorf("states: %s\nwant:   %s", got, succeeded)
+	}
+	if got := lines(f.t, f.ledger); !slices.Equal(got, ranOnce) {
+		f.t.Errorf("commands that ran: %v, want %v", got, ranOnce)
+	}
+	for _, id := range run.ids() {
+		if rows := f.mustRows(`SELECT to_jsonb(m) FROM celery_taskmeta m WHERE task_id = $1`, id); len(rows) != 1 || rows[0]["status"] != "SUCCESS" {
+			f.t.Errorf("result of task %s: %v, want SUCCESS", id, rows)
+		}
+	}
+}
+
+// When the connection to the broker breaks while a command runs, the command
+// must go on and its delivery, when it comes again, must find it.
+func TestBrokerLostDuringAStep(t *testing.T) {
+	t.Parallel()
+	t.Run("and found again while the command runs", func(t *testing.T) {
+		t.Parallel()
+		f := newFaulty(t)
+		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f.awaitCommand("build")
+		f.toBroker.cut()
+		f.toBroker.restore()
+		f.awaitConsumer()
+		f.open("build")
+		f.demandOneCleanRun(run)
+		f.demandEmptyQueue()
+	})
+	t.Run("and found again after the command has ended", func(t *testing.T) {
+		t.Parallel()
+		f := newFaulty(t)
+		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f.awaitCommand("build")
+		f.toBroker.cut()
+		f.open("build")
+		f.await("build to be recorded", func() (bool, error) {
+			rows, err := f.rows(`SELECT to_jsonb(t) FROM spec_workflow_task_states t
+				WHERE orchestrator_run_id = $1 AND plan_step = 'build' AND plan_step_status = 'succeeded'`, run.RunID)
+			return len(rows) == 1, err
+		})
+		f.toBroker.restore()
+		f.demandOneCleanRun(run)
+		f.demandEmptyQueue()
+	})
+}
+
+// When the connection to the broker breaks at any point of settling a
+// delivery, the run must go on as if it had not.
+func TestBrokerLostBetweenSteps(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]trap{
+		"before the first link is published":     {method: basicPublish, n: 1},
+		"before the third link is published":     {method: basicPublish, n: 3},
+		"after a link is published":              {method: basicPublish, n: 2, pass: true},
+		"before the first acknowledgement":       {method: basicAck, n: 1},
+		"before the last acknowledgement":        {method: basicAck, n: 5},
+		"after an acknowledgement is on its way": {method: basicAck, n: 3, pass: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFaulty(t)
+			c.act = f.toBroker.cut
+			f.toBroker.set(c)
+			run := f.submit(newest, ledgerPlan(f.ledger)...)
+			f.await("the cut", func() (bool, error) { return f.toBroker.isCut(), nil })
+			f.toBroker.restore()
+			f.demandOneCleanRun(run)
+			f.demandEmptyQueue()
+		})
+	}
+}
+
+// When the database goes away, also for a while and also in the middle of a
+// command, the run must wait for it and go on.
+func TestDatabaseLost(t *testing.T) {
+	t.Parallel()
+	t.Run("while a command runs", func(t *testing.T) {
+		t.Parallel()
+		f := newFaulty(t)
+		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f.awaitCommand("build")
+		f.toDatabase.cut()
+		f.open("build")
+		f.toDatabase.restore()
+		f.demandOneCleanRun(run)
+		f.demandEmptyQueue()
+	})
+	for name, c := range map[string]trap{
+		"after a step is recorded, before its result is": {method: basicPublish, n: 2},
+		"after a result is stored":                       {method: basicAck, n: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFaulty(t)
+			c.act = f.toDatabase.cut
+			f.toBroker.set(c)
+			run := f.submit(newest, ledgerPlan(f.ledger)...)
+			f.await("the cut", func() (bool, error) { return f.toDatabase.isCut(), nil })
+			f.await("the worker to notice", func() (bool, error) { return strings.Contains(f.worker.log(), f.toDatabase.addr), nil })
+			f.toDatabase.restore()
+			f.demandOneCleanRun(run)
+			f.demandEmptyQueue()
+		})
+	}
+}
+
+// When PostgreSQL is restarted between two steps, and once more in the middle
+// of one, the run must complete.
+func TestDatabaseRestarted(t *testing.T) {
+	t.Parallel()
+	server := newPostgres(t)
+	f := &faulty{ledger: filepath.Join(t.TempDir(), "ledger")}
+	f.stack = newStack(t, stackConfig{
+		Database: server.url(),
+		WorkerBroker: func(address string) string {
+			f.toBroker = newProxy(t, address)
+			return f.toBroker.through(address)
+		},
+	})
+	restarted := make(chan struct{})
+	// The worker is about to acknowledge patch: it is recorded, its result
+	// is stored, and build has not begun.
+	f.toBroker.set(trap{method: basicAck, n: 2, act: func() {
+		server.restart()
+		close(restarted)
+	}})
+	run := f.submit(newest, ledgerPlan(f.ledger, "restart")...)
+	<-restarted
+	f.reconnect()
+	f.awaitCommand("restart")
+	server.restart()
+	f.open("restart")
+	f.reconnect()
+	f.demandOneCleanRun(run)
+	f.demandEmptyQueue()
+}
+
+// reconnect gives the test itself a new connection to the database.
+func (f *faulty) reconnect() {
+	f.t.Helper()
+	f.conn.Close(f.t.Context())
+	f.await("the database to answer the test", func() (bool, error) {
+		conn, err := pgx.Connect(f.t.Context(), f.database)
+		if err != nil {
+			return false, nil
+		}
+		f.conn = conn
+		return true, nil
+	})
+}
+
+// A worker that is killed in the middle of a command leaves the delivery to
+// another, which must take the step over and finish the run.
+func TestKilledWorkerIsReplaced(t *testing.T) {
+	t.Parallel()
+	ledger := filepath.Join(t.TempDir(), "ledger")
+	s := newStack(t, stackConfig{})
+	run := s.submit(newest, ledgerPlan(ledger, "build")...)
+	s.await("the command of build", func() (bool, error) { return slices.Contains(lines(t, ledger), "build"), nil })
+	s.kill()
+	if err := os.WriteFile(gate(ledger, "build"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.startWorker()
+	if row := s.awaitRun(run.RunID); row["status"] != "succeeded" {
+		t.Errorf("the run is %s, want succeeded", row["status"])
+	}
+	if got, want := lines(t, ledger), []string{"patch", "build", "build", "restart"}; !slices.Equal(got, want) {
+		t.Errorf("commands that ran: %v, want %v", got, want)
+	}
+	s.demandEmptyQueue()
+}

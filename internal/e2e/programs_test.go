@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// programs are what plans run in place of docker where a test needs to know
+// how often a command ran, to hold it, or to make it talk.
+var programs = map[string]func(args []string) int{
+	"ledger": ledger,
+	"flood":  flood,
+}
+
+// ledger FILE NAME [GATE] appends "NAME" to FILE, one write, and then waits
+// until the file GATE exists. A repeated execution shows as a second line.
+func ledger(args []string) int {
+	file, err := os.OpenFile(args[0], os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = file.WriteString(args[1] + "\n")
+		file.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if len(args) > 2 {
+		for {
+			if _, err := os.Stat(args[2]); err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	fmt.Println(args[1], "done")
+	return 0
+}
+
+// flood BYTES CODE [NAME…] prints at least BYTES bytes in lines that contain,
+// at ever new offsets, the values of the environment variables of those names
+// as they are, in base64 and form-encoded; half to each output. It ends with
+// CODE.
+func flood(args []string) int {
+	size, _ := strconv.Atoi(args[0])
+	code, _ := strconv.Atoi(args[1])
+	var texts []string
+	for _, name := range args[2:] {
+		value := os.Getenv(name)
+		texts = append(texts, value, base64.StdEncoding.EncodeToString([]byte(value)), url.QueryEscape(value))
+	}
+	const filler = "Step 3/7 : downloading and compiling a package with a rather long name; "
+	for _, out := range []*os.File{os.Stdout, os.Stderr} {
+		w := bufio.NewWriterSize(out, 4099) // prime, so that every text is cut somewhere
+		for written, n := 0, 0; written < size/2; n++ {
+			line := filler[:n%len(filler)] + strings.Join(texts, " ") + filler + filler + "\n"
+			if _, err := w.WriteString(line); err != nil {
+				return 1
+			}
+			written += len(line)
+		}
+		if w.Flush() != nil {
+			return 1
+		}
+	}
+	return code
+}
+
+// linkPrograms makes a folder for PATH with links from the programs' names to
+// this test binary.
+func linkPrograms(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for name := range programs {
+		if err := os.Symlink(self, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
+}
