@@ -80,6 +80,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err != nil {
 		cancel()
 		<-stopped
+		// One queue may have been consumed before another failed.
+		w.life.end()
+		w.life.deliveries.Wait()
 		if ctx.Err() != nil || w.stopping() {
 			return nil
 		}
