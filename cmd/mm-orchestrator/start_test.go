@@ -103,7 +103,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"database: role", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.User = url.UserPassword("nobody-at-all", "s3cret") })}, exitRefused,
-			[]string{`role "nobody-at-all" does not exist`, "POSTGRES_*"},
+			[]string{`"nobody-at-all"`, "POSTGRES_*"},
 		},
 		{
 			"database: name", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.Path = "/no-such-db" })}, exitRefused,

@@ -9,12 +9,12 @@
 //   - the environment variables of this package (EnvBroker and its kin);
 //   - services that `make services-up` has left running;
 //   - programs that are installed, run as unprivileged child processes;
-//   - docker images, when an engine runs and has or can pull them;
-//   - the distribution's packages, as root on Debian and its kin;
-//   - docker images made from the distribution's packages.
+//   - the distribution's packages, as root on Debian and its kin, installed so
+//     that nothing starts by itself;
+//   - docker: the official images, or, where no registry is reachable, images
+//     made from Debian's packages.
 //
-// What is slow to make (compose, Python environments, image archives) is kept
-// in the user's cache folder and shared by all clones.
+// What is slow to make (compose, Python environments) is kept in the user's cache folder and shared by all clones.
 //
 // A second process, the guard, ends what was started as soon as its standard
 // input closes, so nothing outlives a run that is killed.
