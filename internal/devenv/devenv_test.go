@@ -190,10 +190,10 @@ func TestExportsAreQuotedForTheShell(t *testing.T) {
 
 func TestDatabaseAndBrokerAreEmptyAndOnesOwn(t *testing.T) {
 	t.Parallel()
-	if Database(t) == Database(t) {
-		t.Error("one database was given twice")
+	if one, other := Database(t), Database(t); one == other {
+		t.Errorf("%s was given twice", one)
 	}
-	if Broker(t) == Broker(t) {
-		t.Error("one vhost was given twice")
+	if one, other := Broker(t), Broker(t); one == other {
+		t.Errorf("%s was given twice", one)
 	}
 }

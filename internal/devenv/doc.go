@@ -14,7 +14,8 @@
 //   - docker: the official images, or, where no registry is reachable, images
 //     made from Debian's packages.
 //
-// What is slow to make (compose, Python environments) is kept in the user's cache folder and shared by all clones.
+// What is slow to make (compose, Python environments) is kept in the user's
+// cache folder and shared by all clones.
 //
 // A second process, the guard, ends what was started as soon as its standard
 // input closes, so nothing outlives a run that is killed.
