@@ -86,6 +86,14 @@ type Config struct {
 	// decompressed. Defaults to RejectUndecodable.
 	Undecodable Undecodable
 
+	// DeadLetterQueue, if set, gets every message that would be rejected
+	// because it cannot be decoded or its task is not registered: the message
+	// as it came, to which [HeaderReason], [HeaderQueue] and [HeaderTime] are
+	// added. It is declared durable if it does not exist. Empty means that
+	// such messages are rejected, as Celery does, for a dead-letter exchange
+	// of the queue.
+	DeadLetterQueue string
+
 	// StartTimeout is how long Run keeps trying to reach a broker at first;
 	// later losses are mended without limit. Defaults to 30 s; negative means
 	// one attempt on each broker.
@@ -245,6 +253,9 @@ func (c Config) Validate() error {
 			}
 		}
 	}
+	if len(c.DeadLetterQueue) > 255 {
+		bad("DeadLetterQueue is a name of %d bytes, want at most 255", len(c.DeadLetterQueue))
+	}
 	consumed := map[string]bool{}
 	for _, name := range c.Queues {
 		if name == "" || len(name) > 255 {
@@ -254,6 +265,9 @@ func (c Config) Validate() error {
 			bad("Queues names %q twice", name)
 		}
 		consumed[name] = true
+		if name != "" && name == c.DeadLetterQueue {
+			bad("DeadLetterQueue is %q, which is consumed here: its messages would go round for ever", name)
+		}
 		if c.RefuseUnknownQueues && !declared[name] {
 			bad("Queues names %q, which TaskQueues does not declare, and RefuseUnknownQueues is set", name)
 		}

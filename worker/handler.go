@@ -40,6 +40,10 @@ type Task struct {
 	Node string
 	// Queue is the name of the consumed queue that the message came from.
 	Queue string
+	// Delivery is the message as the broker handed it over, for handlers that
+	// keep it and publish it again later (see [Worker.Publish]). Read-only,
+	// and empty when the task came from no broker.
+	Delivery protocol.Delivery
 
 	update func(ctx context.Context, state string, meta json.RawMessage) error
 }

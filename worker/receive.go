@@ -19,7 +19,7 @@ type delivery struct {
 	tag         uint64
 	redelivered bool
 	acker       amqp.Acknowledger
-	// wire is what the message said; emptied once it is decoded.
+	// wire is what the message said.
 	wire protocol.Delivery
 }
 
@@ -111,10 +111,10 @@ func (w *Worker) handle(d *delivery) {
 		return
 	}
 	id := identify(message, d.wire.Body)
-	d.wire = protocol.Delivery{}
 	if w.repeated(d, message, id) {
 		return
 	}
+	defer w.inHand.add(message)()
 	if !w.waitForETA(d, message) || !w.takeSlot(d) {
 		return
 	}
@@ -128,7 +128,7 @@ func (w *Worker) handle(d *delivery) {
 		w.answer(d, message, arrival, v)
 		return
 	}
-	w.execute(execution, message, registered, d.sub.queue.Name, slot)
+	w.execute(execution, message, registered, d, slot)
 }
 
 // messagePanicked reports what must not end the worker: a message for which
@@ -196,7 +196,7 @@ func (w *Worker) malformed(d *delivery, err error) {
 		}
 	}
 	if do.Reject {
-		d.settle(verdictReject)
+		w.deadLetter(d, bad.TaskID, bad.Error())
 		return
 	}
 	d.settle(verdictAck)
@@ -230,7 +230,7 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 			return
 		}
 	}
-	d.settle(verdictReject)
+	w.deadLetter(d, head.ID, protocol.NotRegistered(head.Task).Text())
 }
 
 // requeueUnregisteredPause keeps a task that nobody knows from spinning.

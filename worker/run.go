@@ -68,7 +68,7 @@ func (s *slot) leaveWhen(returned <-chan returned) {
 // execute runs a task whose slot is taken, and settles it. A panic in the
 // engine itself is the message's fault, as far as one can know: it is
 // rejected, and so are its repeated deliveries.
-func (w *Worker) execute(e *execution, m *protocol.Message, r registration, queue string, slot *slot) {
+func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) {
 	defer func() {
 		if p := recover(); p != nil {
 			for _, d := range w.running.end(e, verdictReject) {
@@ -77,12 +77,12 @@ func (w *Worker) execute(e *execution, m *protocol.Message, r registration, queu
 			w.messagePanicked(p)
 		}
 	}()
-	o := w.run(m, r, queue, slot)
+	o := w.run(m, r, d, slot)
 	w.settle(e, m, r, o, slot)
 }
 
 // run finds out how a task ends.
-func (w *Worker) run(m *protocol.Message, r registration, queue string, slot *slot) outcome {
+func (w *Worker) run(m *protocol.Message, r registration, d *delivery, slot *slot) outcome {
 	if err := w.canFollow(m); err != nil {
 		return failureOutcome(err)
 	}
@@ -90,7 +90,7 @@ func (w *Worker) run(m *protocol.Message, r registration, queue string, slot *sl
 	if w.cfg.TrackStarted && !ignored {
 		w.storeStarted(m)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: queue}
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire}
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {

@@ -16,8 +16,8 @@ import (
 //   - Register, Handle and Use are called before Run; nothing else is.
 //   - Run is called once. No goroutine exists before it, and none after it
 //     but those of handlers that ignore the end of their context.
-//   - Health, Ready, Revoke, Started and StopNow may be called at any time by
-//     any goroutine.
+//   - Health, Ready, Revoke, Started, StopNow, InHand, Publish and QueueDepth
+//     may be called at any time by any goroutine.
 type Worker struct {
 	cfg      Config
 	registry map[string]registration
@@ -35,6 +35,7 @@ type Worker struct {
 	stopNowOnce sync.Once
 
 	running   attachments
+	inHand    messageSet
 	revoked   *idSet
 	link      link
 	slots     chan struct{} // one element for each slot that is taken
@@ -68,6 +69,7 @@ func New(cfg Config) (*Worker, error) {
 		started:  make(chan struct{}),
 		stopNow:  make(chan struct{}),
 		running:  newAttachments(recentOutcomes),
+		inHand:   messageSet{messages: map[*protocol.Message]struct{}{}},
 		revoked:  newIDSet(rememberedRevocations),
 		slots:    make(chan struct{}, cfg.Slots),
 		quiet:    make(chan struct{}),

@@ -1,0 +1,117 @@
+package worker_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// TestADeliveryCanBePublishedAgain: what a handler keeps of its task and
+// publishes later arrives as the same message, to the byte.
+func TestADeliveryCanBePublishedAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	deliveries := make(chan protocol.Delivery, 2)
+	w.Register("shop.keep", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+		if n := len(w.InHand()); n == 0 {
+			t.Error("nothing in hand while a task runs")
+		}
+		deliveries <- task.Delivery
+		return nil, worker.Ignore
+	}))
+	stop := workertest.Start(t, w)
+	message := workertest.Message("orders", "shop.keep", workertest.Args("ä", 1.5), workertest.Kwargs(map[string]any{"k": nil}))
+	message.Headers["own"] = map[string]any{"list": []any{nil, true, int64(1) << 40, "text"}, "bytes": []byte{0, 255}}
+	message.Body = bytes.Replace(message.Body, []byte("1.5"), []byte("1.50 "), 1)
+	r.send(message)
+	first := receive(t, "delivery", deliveries)
+	again := protocol.Publishing{RoutingKey: "orders", Headers: first.Headers, Properties: first.Properties, Body: first.Body}
+	if err := w.Publish(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	second := receive(t, "second delivery", deliveries)
+	if !reflect.DeepEqual(first, second) || !bytes.Equal(second.Body, message.Body) {
+		t.Errorf("got %+v\nthen %+v", first, second)
+	}
+	again.RoutingKey = "nowhere"
+	again.Properties.CorrelationID = ""
+	if err := w.Publish(t.Context(), again); !errors.Is(err, worker.ErrUnroutable) {
+		t.Errorf("to no queue: %v", err)
+	}
+	again.Exchange = "none"
+	if err := w.Publish(t.Context(), again); !errors.Is(err, worker.ErrUnroutable) {
+		t.Errorf("to no exchange: %v", err)
+	}
+	if n, err := w.QueueDepth(t.Context(), "orders"); n != 0 || err != nil {
+		t.Errorf("depth %d, %v", n, err)
+	}
+	if _, err := w.QueueDepth(t.Context(), "nowhere"); !errors.Is(err, worker.ErrMismatch) {
+		t.Errorf("depth of no queue: %v", err)
+	}
+	if err := w.Health(); err != nil {
+		t.Error(err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(w.InHand()); n != 0 {
+		t.Errorf("%d messages in hand at the end", n)
+	}
+}
+
+// TestDeadLetterQueue: what can never run is kept where it can be looked at.
+func TestDeadLetterQueue(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	config := r.config()
+	config.DeadLetterQueue = "orders.dead"
+	w := newWorker(t, config)
+	worker.Handle(w, "shop.add", add)
+	workertest.Start(t, w)
+	undecodable := amqp.Publishing{
+		Headers: amqp.Table{"task": "shop.add", "id": "a", "own": "x"}, ContentType: "application/json", ContentEncoding: "utf-8",
+		Expiration: "60000", Body: []byte("[[1"),
+	}
+	if err := r.channel.PublishWithContext(t.Context(), "", "orders", false, false, undecodable); err != nil {
+		t.Fatal(err)
+	}
+	stranger := r.send(workertest.Message("orders", "shop.unknown", nil, nil))
+	good := r.send(workertest.Message("orders", "shop.add", workertest.Args(2, 3), nil))
+	r.result(good)
+	eventually(t, "both are dead letters", func() bool {
+		n, err := w.QueueDepth(t.Context(), "orders.dead")
+		return err == nil && n == 2
+	})
+	got := map[string]amqp.Delivery{}
+	for range 2 {
+		d, ok, err := r.channel.Get("orders.dead", true)
+		if !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		id, _ := d.Headers["id"].(string)
+		got[id] = d
+	}
+	bad := got["a"]
+	if string(bad.Body) != "[[1" || bad.Headers["own"] != "x" || bad.Expiration != "" || bad.DeliveryMode != amqp.Persistent ||
+		bad.Headers[worker.HeaderQueue] != "orders" || bad.Headers[worker.HeaderReason] == "" {
+		t.Errorf("%+v", bad)
+	}
+	if reason, _ := got[stranger].Headers[worker.HeaderReason].(string); !contains(reason, "shop.unknown") {
+		t.Errorf("%+v", got[stranger])
+	}
+	if row := r.result(stranger); row.State != protocol.StateFailure {
+		t.Errorf("%+v", row)
+	}
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages are left", n)
+	}
+}
