@@ -135,7 +135,7 @@ func TestMistakesOfTheProgramPanicAtOnce(t *testing.T) {
 					t.Error("nothing happened, want a panic")
 				}
 			}()
-			register(newWorker(t, worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"q"}}))
+			register(newWorker(t, worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}}))
 		})
 	}
 }

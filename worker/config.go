@@ -21,9 +21,9 @@ import (
 // stands beside: a chain's later links go to the *publishing* worker's default
 // route (contract celery-worker.md 0 item 5).
 type Config struct {
-	// Brokers are AMQP URLs (amqp:// or amqps://), tried in turn until one
-	// answers. At least one is required.
-	Brokers []string
+	// Broker is an AMQP URL (amqp:// or amqps://), or several separated by ";"
+	// as in Celery's broker_url, tried in turn until one answers. Required.
+	Broker string
 	// TLS is used for amqps URLs. Nil means the system's roots and the host
 	// name of the URL.
 	TLS *tls.Config
@@ -217,15 +217,20 @@ func setDuration(d *time.Duration, value time.Duration) {
 	}
 }
 
+// brokers are the URLs in Broker. A ";" inside a URL has to be written as %3B.
+func (c Config) brokers() []string {
+	return strings.FieldsFunc(c.Broker, func(r rune) bool { return r == ';' })
+}
+
 // Validate names every field that cannot be worked with, and its value.
 func (c Config) Validate() error {
 	var problems []error
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
-	if len(c.Brokers) == 0 {
-		bad("Brokers is empty: give at least one amqp:// URL")
+	if c.Broker == "" {
+		bad("Broker is empty: give an amqp:// URL")
 	}
-	for _, url := range c.Brokers {
+	for _, url := range c.brokers() {
 		if _, err := parseBroker(url); err != nil {
 			problems = append(problems, err)
 		}

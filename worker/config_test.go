@@ -12,7 +12,7 @@ import (
 func TestValidateNamesEveryMistake(t *testing.T) {
 	t.Parallel()
 	err := worker.Config{
-		Brokers:             []string{"http://user:hunter2@host", "amqp://user:hunter2@host:port"},
+		Broker:              "http://user:hunter2@host;amqp://user:hunter2@host:port",
 		Queues:              []string{"a", "a", "", "unknown"},
 		TaskQueues:          []worker.Queue{{Name: "a", ExchangeType: "x-delayed"}, {Name: "a"}, {Name: "b", Arguments: map[string]any{"x": struct{}{}}}},
 		RefuseUnknownQueues: true,
@@ -25,7 +25,7 @@ func TestValidateNamesEveryMistake(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, part := range []string{"Brokers", `"a" twice`, `exchange type "x-delayed"`, `queue "b"`, `names "unknown"`, `the name ""`, `"x.["`,
+	for _, part := range []string{"Broker", `"a" twice`, `exchange type "x-delayed"`, `queue "b"`, `names "unknown"`, `the name ""`, `"x.["`,
 		"without a task name", "Slots is -1", `Node is "nobody"`, "TimeLimit", "SettleTimeout is -1s"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("nothing about %s in:\n%v", part, err)
@@ -38,7 +38,7 @@ func TestValidateNamesEveryMistake(t *testing.T) {
 
 func TestRunNeedsATaskAndIsCalledOnce(t *testing.T) {
 	t.Parallel()
-	w := newWorker(t, worker.Config{Brokers: []string{"amqp://localhost:1"}, Queues: []string{"q"}, StartTimeout: -1})
+	w := newWorker(t, worker.Config{Broker: "amqp://localhost:1", Queues: []string{"q"}, StartTimeout: -1})
 	if err := w.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no task is registered") {
 		t.Errorf("got %v", err)
 	}

@@ -34,7 +34,7 @@ func parseBroker(address string) (amqp.URI, error) {
 	if errors.As(err, &parse) {
 		err = parse.Err
 	}
-	return uri, fmt.Errorf("an address in Brokers cannot be read: %s; want amqp://user:password@host:port/vhost", err)
+	return uri, fmt.Errorf("an address in Broker cannot be read: %s; want amqp://user:password@host:port/vhost", err)
 }
 
 // session is one connection to a broker with everything that lives and dies
@@ -70,7 +70,7 @@ type session struct {
 // connect tries each broker once and returns the errors of all.
 func (w *Worker) connect(ctx context.Context) (*session, error) {
 	var failures []error
-	for _, address := range w.cfg.Brokers {
+	for _, address := range w.cfg.brokers() {
 		s, err := w.dial(ctx, address)
 		if err == nil {
 			return s, nil

@@ -16,9 +16,9 @@ import (
 // A worker for the queue "shop", to which Python sends add.delay(2, 3).
 func Example() {
 	w, err := worker.New(worker.Config{
-		Brokers: []string{"amqp://guest:guest@localhost:5672/"},
-		Queues:  []string{"shop"},
-		Logger:  slog.Default(),
+		Broker: "amqp://guest:guest@localhost:5672/",
+		Queues: []string{"shop"},
+		Logger: slog.Default(),
 	})
 	if err != nil {
 		slog.Error("configuration", "error", err)
@@ -47,7 +47,7 @@ func Example() {
 }
 
 func exampleWorker() *worker.Worker {
-	w, err := worker.New(worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"shop"}})
+	w, err := worker.New(worker.Config{Broker: "amqp://localhost", Queues: []string{"shop"}})
 	if err != nil {
 		panic(err)
 	}

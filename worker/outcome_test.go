@@ -21,7 +21,7 @@ import (
 func TestFailuresShowTheirClass(t *testing.T) {
 	t.Parallel()
 	type none struct{}
-	w := newWorker(t, worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"q"}})
+	w := newWorker(t, worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}})
 	fails := map[string]func(context.Context, none) (any, error){
 		"plain": func(context.Context, none) (any, error) { return nil, errors.New("no such\x00 file") },
 		"typed": func(context.Context, none) (any, error) { return nil, worker.Error{Type: "KeyError", Args: []any{"k"}} },

@@ -58,7 +58,7 @@ func lossy(t *testing.T, change func(*worker.Config)) (r *rig, p *workertest.Pro
 	r = newRig(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
-	cfg.Brokers = []string{through}
+	cfg.Broker = through
 	cfg.Heartbeat = time.Second
 	if change != nil {
 		change(&cfg)
@@ -201,9 +201,9 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 		want   error
 		text   string
 	}{
-		"nobody there": {func(c *worker.Config) { c.Brokers = []string{"amqp://a:b@127.0.0.1:1/"} }, worker.ErrUnreachable, "127.0.0.1:1"},
-		"password":     {func(c *worker.Config) { c.Brokers = []string{withUserInfo(r.url, "mm", "wrong")} }, worker.ErrCredentials, "check user and password"},
-		"vhost":        {func(c *worker.Config) { c.Brokers = []string{r.url + "-not"} }, worker.ErrVhost, "virtual host"},
+		"nobody there": {func(c *worker.Config) { c.Broker = "amqp://a:b@127.0.0.1:1/" }, worker.ErrUnreachable, "127.0.0.1:1"},
+		"password":     {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "check user and password"},
+		"vhost":        {func(c *worker.Config) { c.Broker = r.url + "-not" }, worker.ErrVhost, "virtual host"},
 		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, we would declare none. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
 		"exchange type": {func(c *worker.Config) {
 			c.Queues = []string{"other"}
@@ -242,7 +242,7 @@ func TestWorkerWaitsForItsBrokerAtTheStart(t *testing.T) {
 	p, through := workertest.NewProxy(t, r.url)
 	p.Cut()
 	cfg := r.config()
-	cfg.Brokers = []string{"amqp://a:b@127.0.0.1:1/", through}
+	cfg.Broker = "amqp://a:b@127.0.0.1:1/;" + through
 	w := newWorker(t, cfg)
 	registerShop(w)
 	time.AfterFunc(100*time.Millisecond, p.Restore)

@@ -63,7 +63,7 @@ func (r *rig) dial() *amqp.Connection {
 // config is that of a worker on the queue "orders".
 func (r *rig) config() worker.Config {
 	return worker.Config{
-		Brokers: []string{r.url},
+		Broker:  r.url,
 		Queues:  []string{"orders"},
 		Node:    "w1@shop",
 		Results: r.results,

@@ -143,7 +143,7 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 	r := newRig(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
-	cfg.Brokers = []string{through}
+	cfg.Broker = through
 	w := newWorker(t, cfg)
 	registerShop(w)
 	g := newGated()

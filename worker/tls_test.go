@@ -80,7 +80,7 @@ func TestTLS(t *testing.T) {
 	r := newRig(t)
 	secure, roots := tlsFront(t, r.url)
 	cfg := r.config()
-	cfg.Brokers = []string{secure}
+	cfg.Broker = secure
 	cfg.TLS = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	w := newWorker(t, cfg)
 	registerShop(w)
@@ -102,7 +102,7 @@ func TestTLS(t *testing.T) {
 func TestMetricsOfTwoWorkersAreToldApart(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	cfg := worker.Config{Brokers: []string{"amqp://localhost"}, Queues: []string{"q"}}
+	cfg := worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}}
 	for _, name := range []string{"one", "two"} {
 		cfg.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"worker": name}, registry)
 		newWorker(t, cfg)

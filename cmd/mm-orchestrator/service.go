@@ -140,10 +140,13 @@ func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (
 		ShutdownTimeout: orNone(c.ShutdownGrace),
 		Logger:          log,
 	}
+	var addresses []string
 	for _, b := range c.Brokers {
-		config.Brokers = append(config.Brokers, b.AMQP().Reveal())
+		// ";" separates: one in a password stays a part of it.
+		addresses = append(addresses, strings.ReplaceAll(b.AMQP().Reveal(), ";", "%3B"))
 		config.Heartbeat = max(config.Heartbeat, b.Heartbeat)
 	}
+	config.Broker = strings.Join(addresses, ";")
 	return config, nil
 }
 

@@ -121,7 +121,7 @@ var settings = []setting{
 	},
 	{
 		flag: "queue-type", topic: topicBroker,
-		vars: names("MM_ORCHESTRATOR_QUEUE_TYPE"),
+		vars: names("MM_ORCHESTRATOR_QUEUE_TYPE", "ORCHESTRATOR_QUEUE_TYPE"),
 		def:  "none",
 		help: "The x-queue-type with which the queue is declared: none (no argument, as Python declares it), classic or quorum. " +
 			"It must be what the queue has and what every other declaring program says.",

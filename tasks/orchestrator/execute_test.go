@@ -355,7 +355,7 @@ func TestBothTasksAreRegistered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := worker.New(worker.Config{Brokers: []string{"amqp://127.0.0.1"}, Queues: []string{"q"}})
+	w, err := worker.New(worker.Config{Broker: "amqp://127.0.0.1", Queues: []string{"q"}})
 	if err != nil {
 		t.Fatal(err)
 	}
