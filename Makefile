@@ -17,7 +17,7 @@ help: ## List the targets
 # run, not `go run`, which passes on neither signals nor exit codes.
 .PHONY: $(DEVENV)
 $(DEVENV):
-	@go build -o $@ ./internal/devenv/cmd/devenv
+	@go build -buildvcs=false -o $@ ./internal/devenv/cmd/devenv
 
 .PHONY: test
 test: $(DEVENV) ## Bring up what is missing, run every test, end what was started
@@ -29,12 +29,12 @@ test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as c
 
 .PHONY: demo
 demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
-	@go build -o bin/demo ./internal/demo
+	@go build -buildvcs=false -o bin/demo ./internal/demo
 	@$(DEVENV) run -- bin/demo
 
 .PHONY: demo-stop
 demo-stop: ## End a demo that waits in another terminal
-	@go build -o bin/demo ./internal/demo
+	@go build -buildvcs=false -o bin/demo ./internal/demo
 	@bin/demo -stop
 
 .PHONY: test-stack
@@ -72,7 +72,7 @@ bench: $(DEVENV) ## Run the benchmarks
 
 .PHONY: build
 build: ## Build the static program into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/mm-orchestrator ./cmd/mm-orchestrator
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/mm-orchestrator ./cmd/mm-orchestrator
 
 # The pinned compose program for the image, static like the worker.
 bin/docker-compose: tools/compose/go.sum
