@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // lookAgain is how often BeginStep looks at a holder that seems to be dead.
@@ -48,6 +51,7 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	// the commit is lost, the next try recognises the claim as its own, and a
 	// second delivery in this process never sees it as abandoned.
 	token := rand.Int64N(1<<62) + 1
+	faultpoint.Hit(faultpoint.BeginBefore, request.RunID, string(request.Step))
 	s.register(token)
 	decision, err := s.begin(ctx, request, token)
 	if _, started := decision.(Start); !started {
@@ -56,6 +60,7 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	if err != nil {
 		return nil, err
 	}
+	faultpoint.Hit(faultpoint.BeginCommitted, request.RunID, string(request.Step))
 	return decision, nil
 }
 
@@ -88,6 +93,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		if err != nil || decision != nil {
 			return decision, err
 		}
+		faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Step))
 		if suspect != wait.Token {
 			suspect, since = wait.Token, time.Now()
 		}
@@ -107,6 +113,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		return nil, nil, err
 	}
 	seen.HolderBelievedDead = believed
+	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Step))
 	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.StartedAt = mine.Attempt, mine.Starts, mine.StartedAt
@@ -133,6 +140,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if err := s.writeStart(ctx, tx, claim, request); err != nil {
 		return nil, nil, err
 	}
+	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
 	return Start{Claim: claim, Run: run, RunStarted: started}, nil, nil
 }
 
@@ -270,6 +278,9 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, finished_at = NULL, outcome = NULL`,
 		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.attend.key, clean(s.config.Worker),
 		claim.Token, claim.Starts, claim.StartedAt)
+	if planted.Bug(planted.BeginUnclaimed) {
+		batch.Queue(`UPDATE mm_orchestrator.claims SET holder = NULL WHERE token = $1`, claim.Token)
+	}
 	return tx.SendBatch(ctx, batch).Close()
 }
 

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // stateRow is what a decision needs of the newest attempt's row in
@@ -122,6 +124,9 @@ func decide(s situation, request BeginRequest) verdict {
 		}
 	}
 	rollbackDue := request.Step == StepRollback && s.Run.Status == RunFailed && s.Run.CompletedAt == nil
+	if planted.Bug(planted.RollbackUnchecked) {
+		rollbackDue = request.Step == StepRollback
+	}
 	if s.State.ended() {
 		sameTask := s.State.CeleryTaskID == request.TaskID
 		if c := s.claimOf(s.State.Attempt); c != nil && c.Outcome != nil {
@@ -157,12 +162,12 @@ func decide(s situation, request BeginRequest) verdict {
 			continue
 		}
 		switch {
-		case c.Holder == holderLive:
+		case c.Holder == holderLive && !planted.Bug(planted.ClaimStolen):
 			return verdict{busy: c}
-		case c.Holder == holderGone && !s.HolderBelievedDead:
+		case c.Holder == holderGone && (!s.HolderBelievedDead || planted.Bug(planted.ClaimKept)):
 			return verdict{wait: c}
 		}
-		if c.Attempt == s.attempt() {
+		if c.Attempt == s.attempt() && !planted.Bug(planted.StartsUncounted) {
 			starts = c.Starts + 1
 		}
 	}

@@ -10,6 +10,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // Lengths of columns, in characters (contract 18.3).
@@ -45,6 +48,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 	if err != nil {
 		return Finished{}, failure(ErrInvalid, "cannot record the outcome of step %s of run %s: %v", claim.Step, claim.RunID, err)
 	}
+	faultpoint.Hit(faultpoint.FinishBefore, claim.RunID, string(claim.Step))
 	var finished Finished
 	superseded := false
 	err = s.inTx(ctx, "finish step "+string(claim.Step)+" of run "+claim.RunID, func(tx pgx.Tx) error {
@@ -53,8 +57,9 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		if err != nil {
 			return err
 		}
+		faultpoint.Hit(faultpoint.FinishLocked, claim.RunID, string(claim.Step))
 		switch {
-		case before.token != claim.Token:
+		case before.token != claim.Token && !planted.Bug(planted.FinishUnfenced):
 			return failure(ErrClaimLost, "step %s of run %s was taken over by worker %s: nothing of this one is recorded",
 				claim.Step, claim.RunID, before.worker)
 		case before.hasOutcome:
@@ -71,7 +76,9 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		end := conclude(before, claim.Step, outcome)
 		finished = end.finished(before)
-		return writeFinish(ctx, tx, claim, outcome, end, record)
+		err = writeFinish(ctx, tx, claim, outcome, end, record)
+		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
+		return err
 	})
 	if err == nil && superseded {
 		err = failure(ErrClaimLost, "step %s of run %s was retried while attempt %d ran: nothing of it is recorded",
@@ -83,6 +90,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		return Finished{}, err
 	}
+	faultpoint.Hit(faultpoint.FinishCommitted, claim.RunID, string(claim.Step))
 	s.unregister(claim.Token)
 	return finished, nil
 }
@@ -251,12 +259,16 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 
 	// A repeated registration keeps the row and its id (R1, R4): readers hold
 	// references to it.
+	upsert := `
+		ON CONFLICT (run_id, artifact_type, path) DO UPDATE
+		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`
+	if planted.Bug(planted.ArtifactsInserted) {
+		upsert = ""
+	}
 	batch.Queue(`
 		INSERT INTO orchestrator_run_artifacts (id, run_id, artifact_type, path, checksum, size_bytes)
 		SELECT gen_random_uuid(), $1, given.type::orchestratorrunartifacttype, given.path, NULLIF(given.checksum, ''), given.size
-		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS given (type, path, checksum, size)
-		ON CONFLICT (run_id, artifact_type, path) DO UPDATE
-		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`,
+		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS given (type, path, checksum, size)`+upsert,
 		claim.RunID, types, paths, checksums, sizes)
 
 	// The row was begun afresh, so that the outcome says all of it: no payload
@@ -326,6 +338,9 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		UPDATE mm_orchestrator.claims SET holder = NULL, finished_at = $4, outcome = $5::text::json
 		WHERE run_id = $1 AND step = $2 AND attempt = $3`,
 		claim.RunID, string(claim.Step), claim.Attempt, outcome.FinishedAt, string(record))
+	if planted.Bug(planted.OutcomeForgotten) {
+		batch.Queue(`UPDATE mm_orchestrator.claims SET finished_at = NULL, outcome = NULL WHERE run_id = $1`, claim.RunID)
+	}
 	return tx.SendBatch(ctx, batch).Close()
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -141,6 +142,7 @@ func (r *Results) Store(ctx context.Context, results ...protocol.Result) (writte
 						return err
 					}
 				}
+				faultpoint.Hit(faultpoint.ResultWritten, rows[0].taskID)
 				return nil
 			})
 		})
@@ -151,6 +153,7 @@ func (r *Results) Store(ctx context.Context, results ...protocol.Result) (writte
 		if err != nil {
 			return nil, err
 		}
+		faultpoint.Hit(faultpoint.ResultCommitted, rows[0].taskID)
 		return written, nil
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -86,6 +88,10 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 		return p.session.lostBecause("publishing", err)
 	}
 	defer p.forget(m.TaskID)
+	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
+	if planted.Bug(planted.PublishUnconfirmed) {
+		return nil
+	}
 	if err := p.await(ctx, confirm); err != nil {
 		return err
 	}

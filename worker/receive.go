@@ -8,6 +8,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -26,6 +27,7 @@ type delivery struct {
 // settle tells the broker, unless the tag is dead: then the broker has, or
 // will, deliver again.
 func (d *delivery) settle(v verdict) {
+	faultpoint.Hit(faultpoint.SettleBefore, d.wire.Properties.CorrelationID)
 	if d.session.isLost() {
 		return
 	}
@@ -41,6 +43,7 @@ func (d *delivery) settle(v verdict) {
 	if err != nil {
 		d.session.fail(fmt.Errorf("settling a delivery: %w", err))
 	}
+	faultpoint.Hit(faultpoint.SettleAfter, d.wire.Properties.CorrelationID)
 }
 
 // wireDelivery translates the library's delivery (see wire.go for the mark of
@@ -95,6 +98,7 @@ func (w *Worker) handle(d *delivery) {
 		}
 	}()
 
+	faultpoint.Hit(faultpoint.DeliveryReceived, d.wire.Properties.CorrelationID)
 	head, err := protocol.DecodeHeader(d.wire, acceptContent)
 	if err != nil {
 		w.malformed(d, err)
@@ -110,6 +114,7 @@ func (w *Worker) handle(d *delivery) {
 		w.malformed(d, err)
 		return
 	}
+	faultpoint.Hit(faultpoint.DeliveryDecoded, message.ID, message.ArgsRepr)
 	id := identify(message, d.wire.Body)
 	if w.repeated(d, message, id) {
 		return
@@ -118,6 +123,7 @@ func (w *Worker) handle(d *delivery) {
 	if !w.waitForETA(d, message) || !w.takeSlot(d) {
 		return
 	}
+	faultpoint.Hit(faultpoint.SlotTaken, message.ID, message.ArgsRepr)
 	slot := &slot{worker: w}
 	defer slot.leave()
 	if w.refused(d, message) {
@@ -155,6 +161,7 @@ func (w *Worker) repeated(d *delivery, m *protocol.Message, id identity) bool {
 func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v verdict) {
 	w.metrics.attached.Inc()
 	if arrival == arrivalAttached {
+		faultpoint.Hit(faultpoint.TaskAttached, m.ID, m.ArgsRepr)
 		w.taskLog(m).Info("repeated delivery joins the running task")
 		return
 	}

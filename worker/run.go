@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -77,7 +78,9 @@ func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *d
 			w.messagePanicked(p)
 		}
 	}()
+	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
 	o := w.run(m, r, d, slot)
+	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
 	w.settle(e, m, r, o, slot)
 }
 

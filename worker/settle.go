@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -27,6 +29,9 @@ import (
 // message goes back; it never makes a failure of finished work.
 func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
 	log := w.taskLog(m)
+	if planted.Bug(planted.AckBeforeSettle) {
+		e.deliveries[0].settle(verdictAck)
+	}
 	v, err := w.concludeSafely(m, r, &o)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
@@ -134,15 +139,25 @@ func (w *Worker) succeed(m *protocol.Message, r registration, value json.RawMess
 	if err != nil {
 		return err, nil
 	}
-	if err := w.publishAll(messages); err != nil {
+	row := w.row(m, protocol.StateSuccess)
+	row.Value, row.Children, row.DateDone = value, plan.Children, w.cfg.Now()
+	if planted.Bug(planted.PublishAfterResult) {
+		if written, err := w.store(w.life.settle, row); err != nil || !written[0] {
+			return nil, err
+		}
+	}
+	if planted.Bug(planted.PublishTwice) {
+		messages = append(messages, renamed(messages)...)
+	}
+	if err := w.publishAll(m, messages); err != nil {
 		return nil, err
 	}
 	if w.ignoresResult(m, r) {
 		return nil, nil
 	}
-	row := w.row(m, protocol.StateSuccess)
-	row.Value, row.Children, row.DateDone = value, plan.Children, w.cfg.Now()
+	faultpoint.Hit(faultpoint.ResultBefore, m.ID, m.ArgsRepr)
 	_, err = w.store(w.life.settle, row)
+	faultpoint.Hit(faultpoint.ResultStored, m.ID, m.ArgsRepr)
 	return nil, err
 }
 
@@ -150,17 +165,21 @@ func (w *Worker) fail(m *protocol.Message, r registration, f failure) error {
 	if !w.ignoresResult(m, r) || w.cfg.StoreErrorsEvenIfIgnored {
 		row := w.row(m, protocol.StateFailure)
 		row.Exception, row.Traceback, row.DateDone = &f.exception, f.traceback, w.cfg.Now()
+		faultpoint.Hit(faultpoint.ResultBefore, m.ID, m.ArgsRepr)
 		written, err := w.store(w.life.settle, row)
 		if err != nil {
 			return err
 		}
+		faultpoint.Hit(faultpoint.ResultStored, m.ID, m.ArgsRepr)
 		if !written[0] {
 			w.taskLog(m).Warn("task failed in a repeated run after it had succeeded: the success stands", "error", f.err.Error())
 			return nil
 		}
+		faultpoint.Hit(faultpoint.LaterBefore, m.ID, m.ArgsRepr)
 		if _, err := w.store(w.life.settle, laterRows(m, row)...); err != nil {
 			return err
 		}
+		faultpoint.Hit(faultpoint.LaterStored, m.ID, m.ArgsRepr)
 	}
 	plan, err := protocol.AfterFailure(m, w.sender())
 	if err != nil {
@@ -172,7 +191,10 @@ func (w *Worker) fail(m *protocol.Message, r registration, f failure) error {
 	if err != nil {
 		return nil // as above
 	}
-	return w.publishAll(messages)
+	if planted.Bug(planted.ErrbackLost) && m.Redelivered {
+		return nil
+	}
+	return w.publishAll(m, messages)
 }
 
 // laterRows are the links behind a failed one: they will never run, and
@@ -216,7 +238,7 @@ func (w *Worker) retry(m *protocol.Message, r registration, o outcome) (impossib
 			return err, nil
 		}
 	}
-	if err := w.publishAll([]outgoing{to}); err != nil {
+	if err := w.publishAll(m, []outgoing{to}); err != nil {
 		return nil, err
 	}
 	if w.ignoresResult(m, r) {
@@ -311,11 +333,13 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 	return written, err
 }
 
-func (w *Worker) publishAll(messages []outgoing) error {
+func (w *Worker) publishAll(m *protocol.Message, messages []outgoing) error {
 	for _, o := range messages {
+		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
 		if err := w.insist(w.life.settle, "publish", func(ctx context.Context) error { return w.send(ctx, o) }); err != nil {
 			return err
 		}
+		faultpoint.Hit(faultpoint.PublishConfirmed, m.ID, m.ArgsRepr)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // analyze writes down what is to be done (contract moonmind.md 10.2).
@@ -24,9 +25,11 @@ func (s *stepRun) analyze() (done, *Failure) {
 	if notes != "" {
 		lines = append(lines, notes)
 	}
+	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := s.dir.Write(name, strings.Join(lines, "\n"))
 	if err != nil {
 		return done{}, artifactError(err)
 	}
+	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return done{message: "Analysis complete", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }

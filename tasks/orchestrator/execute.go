@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -108,10 +109,12 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	if err != nil {
 		return Result{}, o.notBegun(ctx, log, runID, err)
 	}
+	faultpoint.Hit(faultpoint.StepDecided, runID, string(step))
 	switch decision := decision.(type) {
 	case store.Start:
 		return o.start(ctx, log, decision, isLimit)
 	case store.Done:
+		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
 		return answer(decision.Outcome)
 	case store.Busy:
@@ -152,7 +155,9 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 	if limit := o.config.StepTimeLimit; limit > 0 {
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
+	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
 	outcome := o.work(work, log, begun)
+	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()
 	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && (isLimit == nil || !isLimit(cause)) {
 		// The worker stops: the step is not over, it goes on elsewhere.
@@ -193,6 +198,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store
 		cancel()
 		switch {
 		case err == nil:
+			faultpoint.Hit(faultpoint.FinishAfter, claim.RunID, string(claim.Step))
 			return finished, nil
 		case errors.Is(err, store.ErrClaimLost):
 			log.Warn("step was taken over or retried meanwhile, its end is not recorded", "status", string(outcome.Status), "error", err)
@@ -233,9 +239,11 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store
 func (o *Orchestrator) release(ctx context.Context, log *slog.Logger, claim store.Claim) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 	defer cancel()
+	faultpoint.Hit(faultpoint.ReleaseBefore, claim.RunID, string(claim.Step))
 	if err := o.config.Steps.ReleaseClaim(ctx, claim); err != nil {
 		log.Warn("claim on step cannot be released", "error", err)
 	}
+	faultpoint.Hit(faultpoint.ReleaseAfter, claim.RunID, string(claim.Step))
 }
 
 // answer is what a finished step returns, now and whenever its message is
@@ -380,6 +388,7 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 		return done{}, artifactError(err)
 	}
 	s.place = place
+	faultpoint.Hit(faultpoint.ArtifactsOpened, s.runID, string(s.step))
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
 		return done{}, failure
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // within is path, or path below dir when it is relative.
@@ -20,7 +21,9 @@ func within(dir, path string) string {
 // logged runs a command with its output in a log.
 func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace string, command []string) *Failure {
 	output := log.Output()
+	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step))
 	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr)
+	faultpoint.Hit(faultpoint.CommandAfter, s.runID, string(s.step))
 	excerpt := output.Close()
 	text := excerpt.Text(log.Path())
 	switch {
@@ -89,10 +92,12 @@ func (s *stepRun) runLogged(ctx context.Context, logName string, command []strin
 		log.Line(failure.Error())
 		return artifacts.File{}, s.attachLog(log, failure)
 	}
+	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
 		return artifacts.File{}, artifactError(err)
 	}
+	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return file, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // changes are the files that differ from HEAD, relative to the workspace, as
@@ -103,10 +104,12 @@ func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
 	if len(violations) > 0 {
 		return done{}, allowListViolation(cut(strings.Join(violations, "; ")))
 	}
+	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
 		return done{}, artifactError(err)
 	}
+	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	message := "Patched files: none"
 	if len(validated) > 0 {
 		message = cut("Patched files: " + strings.Join(s.shown(validated), ", "))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // rollback runs the plan's strategies (contract moonmind.md 10.7). When one
@@ -36,10 +37,12 @@ func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
 	if log.Empty() {
 		log.Line("No rollback actions executed.")
 	}
+	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
 		return done{}, artifactError(err)
 	}
+	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return done{message: "Rollback executed", files: []artifacts.File{file}}, nil
 }
 
@@ -64,7 +67,9 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 		}
 		log.Line(formatCommand(command))
 		output := log.Output()
+		faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step))
 		code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr)
+		faultpoint.Hit(faultpoint.CommandAfter, s.runID, string(s.step))
 		text := output.Close().Text(log.Path())
 		if failure == nil && code != 0 {
 			failure = exited(command, code, text)
