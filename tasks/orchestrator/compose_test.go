@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,7 +78,10 @@ func newComposeBench(t *testing.T) *composeBench {
 		t.Fatal(err)
 	}
 	for _, service := range []string{"web", "other"} {
-		if err := os.WriteFile(filepath.Join(c.workspace, service, "server"), server, 0o755); err != nil {
+		// A name behind the program gives each service of each test layers of
+		// its own: one test's images are removed while another still builds.
+		own := append(slices.Clip(server), c.project+"/"+service...)
+		if err := os.WriteFile(filepath.Join(c.workspace, service, "server"), own, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
