@@ -180,7 +180,7 @@ func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
 // awaitFile waits until a program of the test has written a file.
 func awaitFile(t *testing.T, path string) string {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if data, err := os.ReadFile(path); err == nil && strings.HasSuffix(string(data), "\n") {
 			return strings.TrimSpace(string(data))
 		}
@@ -192,7 +192,7 @@ func awaitFile(t *testing.T, path string) string {
 // awaitEnd waits until a process is no more, or a zombie.
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
@@ -279,7 +279,7 @@ echo "step 2 of 2" >&2`)
 	seen := make(chan string, 1)
 	go func() {
 		path := filepath.Join(b.base, testRun, "build.log")
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		text := ""
 		for !strings.Contains(text, "step 1 of 2") && time.Now().Before(deadline) {
 			data, _ := os.ReadFile(path)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,7 +155,12 @@ func newBench(t testing.TB, environ ...string) *bench {
 // program installs a shell script under a name.
 func (b *bench) program(name, script string) {
 	b.t.Helper()
-	if err := os.WriteFile(filepath.Join(b.bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+	// No process is forked meanwhile: it would hold the file open for writing,
+	// and the kernel starts no such program ("text file busy").
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(filepath.Join(b.bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		b.t.Fatal(err)
 	}
 }
