@@ -1,0 +1,362 @@
+//go:build linux
+
+package processes
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// trees are programs that try to leave something behind. Each writes the pids
+// of all its processes to $PIDS, ends by itself if $ENDS is set, and says that
+// it is complete by a line "complete".
+var trees = map[string]string{
+	"children": `sleep 600 & echo $! >>"$PIDS"; sleep 600 & echo $! >>"$PIDS"`,
+	"ignores SIGTERM": `trap '' TERM
+		sh -c 'trap "" TERM; echo $$ >>"$PIDS"; while :; do sleep 600; done' &
+		until [ -s "$PIDS" ]; do sleep 0.01; done`,
+	"a session of its own": `setsid sh -c 'echo $$ >>"$PIDS"; sleep 600 & echo $! >>"$PIDS"; wait' &
+		until [ "$(wc -l <"$PIDS")" -ge 2 ]; do sleep 0.01; done`,
+	"a daemon": `(setsid sh -c 'trap "" TERM; setsid sh -c "echo \$\$ >>\"$PIDS\"; exec sleep 600" </dev/null >/dev/null 2>&1 &' &)
+		until [ -s "$PIDS" ]; do sleep 0.01; done`,
+}
+
+// hidden is a daemon whose environment is empty: only the parent of orphans
+// finds it.
+const hidden = `env -i PIDS="$PIDS" PATH="$PATH" setsid sh -c 'sh -c "echo \$\$ >>\"$PIDS\"; exec sleep 600" </dev/null >/dev/null 2>&1 &'
+	until [ -s "$PIDS" ]; do sleep 0.01; done`
+
+// plant runs a tree until it is complete or, if it ends, to its end.
+func plant(t *testing.T, script string, ends bool, kill bool) (pids []int, log *bytes.Buffer) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "pids")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !ends {
+		script += "\necho complete; wait; sleep 600"
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &watcher{seen: make(chan struct{})}
+	log = &bytes.Buffer{}
+	r := Runner{Grace: 200 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(log, nil))}
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Env = append(os.Environ(), "PIDS="+file)
+	cmd.Stdout = out
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx, Owner{"run", "build"}, cmd) }()
+	if kill {
+		<-out.seen
+		cancel()
+	}
+	err := <-ended
+	if ends && err != nil {
+		t.Errorf("a program that ended well: %v", err)
+	}
+	text, _ := os.ReadFile(file)
+	for _, word := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	if len(pids) == 0 {
+		t.Fatal("the tree has not grown")
+	}
+	return pids, log
+}
+
+type watcher struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	once sync.Once
+	seen chan struct{}
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.text.Write(p)
+	if strings.Contains(w.text.String(), "complete") {
+		w.once.Do(func() { close(w.seen) })
+	}
+	return len(p), nil
+}
+
+func alive(pid int) bool {
+	p, there := readProcess(pid)
+	return there && !p.zombie
+}
+
+func noneAlive(t *testing.T, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
+		if alive(pid) {
+			p, _ := readProcess(pid)
+			t.Errorf("process %d (%s) survives", pid, p.name)
+			_ = p.send(9)
+		}
+	}
+}
+
+// Without the right to orphans the mark in the environment finds them.
+func TestNothingSurvivesAProgram(t *testing.T) {
+	t.Parallel()
+	for name, script := range trees {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, kill := range []bool{true, false} {
+				pids, log := plant(t, script, !kill, kill)
+				noneAlive(t, pids)
+				if log.Len() > 0 {
+					t.Errorf("logged: %s", log)
+				}
+			}
+		})
+	}
+}
+
+// again runs one test of this binary in a process of its own, whose children
+// are not mixed with those of other tests.
+func again(t *testing.T, environ ...string) *exec.Cmd {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-test.run", "^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), append(environ, "TMPDIR="+t.TempDir())...)
+	return cmd
+}
+
+const inside = "PROCESSES_TEST_INSIDE"
+
+func TestOrphansAreFoundAndBuried(t *testing.T) {
+	if os.Getenv(inside) == "" {
+		t.Parallel()
+		if out, err := again(t, inside+"=1").CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	stop, err := Adopt(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	scripts := []string{hidden}
+	for _, script := range trees {
+		scripts = append(scripts, script)
+	}
+	for _, script := range scripts {
+		for _, kill := range []bool{true, false} {
+			pids, _ := plant(t, script, !kill, kill)
+			noneAlive(t, pids)
+		}
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		zombies := 0
+		for _, p := range list() {
+			if p.parent == os.Getpid() {
+				zombies++
+			}
+		}
+		if zombies == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d children are left unburied", zombies)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// A program of one step does not end that of another.
+func TestProgramsAreToldApart(t *testing.T) {
+	if os.Getenv(inside) == "" {
+		t.Parallel()
+		if out, err := again(t, inside+"=1").CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	stop, err := Adopt(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	file := filepath.Join(t.TempDir(), "pids")
+	out := &watcher{seen: make(chan struct{})}
+	cmd := exec.Command("sh", "-c", strings.ReplaceAll(trees["a daemon"], "$PIDS", file)+"\n"+strings.ReplaceAll(hidden, "$PIDS", file+"2")+"\necho complete; wait; sleep 600")
+	cmd.Stdout = out
+	ended := make(chan error, 1)
+	go func() { ended <- Runner{Grace: time.Second}.Run(ctx, Owner{"one", "build"}, cmd) }()
+	<-out.seen
+	pids, _ := plant(t, trees["children"], true, false)
+	noneAlive(t, pids)
+	var other []int
+	for _, name := range []string{file, file + "2"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !alive(pid) {
+			t.Errorf("process of the other program in %s was ended", name)
+		}
+		other = append(other, pid)
+	}
+	cancel()
+	<-ended
+	noneAlive(t, other)
+}
+
+// The program dies with a killed worker; the rest of its tree is ended by the
+// next one, which leaves alone what lives or is not marked.
+func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
+	if os.Getenv(inside) != "" {
+		cmd := exec.Command("sh", "-c", trees["a daemon"]+"\n"+trees["a session of its own"]+`
+			echo $$ >"$PIDS.program"; exec sleep 600`)
+		_ = Runner{}.Run(context.Background(), Owner{"4b7c", "build"}, cmd)
+		return
+	}
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "pids")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start := func(pids string) *exec.Cmd {
+		if err := os.WriteFile(pids, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := again(t, inside+"=1", "PIDS="+pids)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	killed, living := start(file), start(file+"-living")
+	read := func(name string) (pids []int) {
+		t.Helper()
+		deadline := time.Now().Add(10 * time.Second)
+		for time.Now().Before(deadline) {
+			program, _ := os.ReadFile(name + ".program")
+			if strings.HasSuffix(string(program), "\n") {
+				text, _ := os.ReadFile(name)
+				for _, word := range strings.Fields(string(text) + string(program)) {
+					pid, _ := strconv.Atoi(word)
+					pids = append(pids, pid)
+				}
+				return pids
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatal("the tree has not grown")
+		return nil
+	}
+	left, stay := read(file), read(file+"-living")
+	program := left[len(left)-1]
+
+	unmarked := exec.Command("sleep", "600")
+	unmarked.Env = []string{Variable + "=1/2/3", "PATH=" + os.Getenv("PATH")}
+	if err := unmarked.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, cmd := range []*exec.Cmd{unmarked, living} {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+		EndLeftovers(slog.New(slog.DiscardHandler))
+		noneAlive(t, stay)
+	})
+
+	_ = killed.Process.Kill()
+	_ = killed.Wait()
+	deadline := time.Now().Add(5 * time.Second)
+	for alive(program) {
+		if time.Now().After(deadline) {
+			t.Fatal("the program survives its worker")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if !slices.ContainsFunc(left, alive) {
+		t.Error("nothing was left: the test shows nothing")
+	}
+	var log bytes.Buffer
+	count := EndLeftovers(slog.New(slog.NewTextHandler(&log, nil)))
+	noneAlive(t, left)
+	if count == 0 || strings.Count(log.String(), "\n") != count {
+		t.Errorf("%d ended, log:\n%s", count, &log)
+	}
+	for _, want := range []string{"run_id=4b7c", "step=build", fmt.Sprintf("worker_pid=%d", killed.Process.Pid)} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, &log)
+		}
+	}
+	for _, pid := range append(stay, unmarked.Process.Pid) {
+		if !alive(pid) {
+			t.Errorf("process %d of a living worker, or without a mark, was ended", pid)
+		}
+	}
+}
+
+func TestMarksAreReadWithCare(t *testing.T) {
+	t.Parallel()
+	me := self()
+	if me.dead() {
+		t.Error("this process is dead")
+	}
+	if m, ok := parseMark(me.String() + "/run/build/7"); !ok || m.holder != me || m.run != "run" || m.step != "build" {
+		t.Errorf("%+v %v", m, ok)
+	}
+	for _, text := range []string{"", "x", "1.2.3", "1.2/run/build/1", ".2.3/run/build/1", "1.0.3/r/b/1", "1.-5.3/r/b/1", "1.2.0/r/b/1", "1.2.x/r/b/1", "1.2.3/r/b"} {
+		if _, ok := parseMark(text); ok {
+			t.Errorf("%q was taken for a mark", text)
+		}
+	}
+	elsewhere := holder{"1", identity{1 << 30, 5}}
+	if elsewhere.dead() {
+		t.Error("a process of another pid namespace was judged")
+	}
+	gone := me
+	gone.started++
+	if !gone.dead() {
+		t.Error("another process with the same pid was taken for the holder")
+	}
+}
+
+func TestStatIsParsedWhateverTheName(t *testing.T) {
+	t.Parallel()
+	line := "42 (a) b (c) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 1 1"
+	if p, ok := parseStat([]byte(line)); !ok || p.pid != 42 || p.parent != 7 || p.group != 8 || p.started != 123456 || p.name != "a) b (c" {
+		t.Errorf("%+v %v", p, ok)
+	}
+	for _, bad := range []string{"", "42", "42 (x", ") (", "42 (x) S 1 2", "x (y) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456"} {
+		if _, ok := parseStat([]byte(bad)); ok {
+			t.Errorf("%q was parsed", bad)
+		}
+	}
+}

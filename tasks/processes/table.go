@@ -1,0 +1,176 @@
+//go:build linux
+
+package processes
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A process as /proc shows it. Pid and start time together name it for good:
+// a pid is used again, with another start time.
+type process struct {
+	pid, parent, group int
+	// started is in clock ticks since the boot of the machine.
+	started uint64
+	name    string
+	zombie  bool
+}
+
+type identity struct {
+	pid     int
+	started uint64
+}
+
+func (p process) identity() identity { return identity{p.pid, p.started} }
+
+// readProcess returns false for one that does not exist (any more).
+func readProcess(pid int) (process, bool) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return process{}, false
+	}
+	return parseStat(stat)
+}
+
+// parseStat reads /proc/PID/stat, in which the name may hold anything, blanks
+// and parentheses included.
+func parseStat(stat []byte) (process, bool) {
+	open, shut := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || shut < open {
+		return process{}, false
+	}
+	fields := strings.Fields(string(stat[shut+1:]))
+	if len(fields) < 20 {
+		return process{}, false
+	}
+	p := process{name: string(stat[open+1 : shut]), zombie: fields[0] == "Z" || fields[0] == "X"}
+	var err [4]error
+	p.pid, err[0] = strconv.Atoi(strings.TrimSpace(string(stat[:open])))
+	p.parent, err[1] = strconv.Atoi(fields[1])
+	p.group, err[2] = strconv.Atoi(fields[2])
+	p.started, err[3] = strconv.ParseUint(fields[19], 10, 64)
+	for _, e := range err {
+		if e != nil {
+			return process{}, false
+		}
+	}
+	return p, true
+}
+
+// kernelThreads is the parent of the kernel's threads, which have no program
+// and no environment. In a pid namespace of its own it is any process.
+const kernelThreads = 2
+
+// list is every process that this one can see, without threads of the kernel.
+// Those that come and go meanwhile may be missing.
+func list() []process {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1) // what was read before an error still counts
+	var all []process
+	for _, name := range names {
+		if name[0] < '0' || name[0] > '9' {
+			continue
+		}
+		if pid, err := strconv.Atoi(name); err == nil {
+			if p, there := readProcess(pid); there && !(p.parent == kernelThreads && p.group == 0) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// below returns the processes for which root is true, and all of their
+// descendants.
+func below(all []process, root func(process) bool) map[identity]process {
+	children := map[int][]process{}
+	for _, p := range all {
+		children[p.parent] = append(children[p.parent], p)
+	}
+	found := map[identity]process{}
+	var add func(process)
+	add = func(p process) {
+		if _, known := found[p.identity()]; known {
+			return
+		}
+		found[p.identity()] = p
+		for _, child := range children[p.pid] {
+			add(child)
+		}
+	}
+	for _, p := range all {
+		if root(p) {
+			add(p)
+		}
+	}
+	return found
+}
+
+// environmentLimit bounds what is read of another process's environment.
+const environmentLimit = 4 << 20
+
+// markOf is the value of Variable in a process's environment. It is "" as
+// well for a process of another user.
+//
+// In the middle of an exec the environment is empty for a moment, so that one
+// that seems empty is looked at again.
+func markOf(pid int) string {
+	for range 3 {
+		if mark, empty := readMark(pid); !empty {
+			return mark
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return ""
+}
+
+func readMark(pid int) (mark string, empty bool) {
+	file, err := os.Open(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return "", false
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil || !ownedByUs(info) {
+		return "", false
+	}
+	environment, err := io.ReadAll(io.LimitReader(file, environmentLimit))
+	if err != nil {
+		return "", false
+	}
+	for variable := range bytes.SplitSeq(environment, []byte{0}) {
+		if value, found := bytes.CutPrefix(variable, []byte(Variable+"=")); found {
+			mark = string(value)
+		}
+	}
+	return mark, len(environment) == 0
+}
+
+func ownedByUs(info os.FileInfo) bool {
+	stat, known := info.Sys().(*syscall.Stat_t)
+	return known && int(stat.Uid) == os.Geteuid()
+}
+
+// send signals exactly this process: between a look at its pid and the signal
+// the pid may have become another's, and the handle that os takes cannot.
+func (p process) send(signal syscall.Signal) error {
+	handle, err := os.FindProcess(p.pid)
+	if err != nil {
+		return err
+	}
+	defer handle.Release()
+	if now, there := readProcess(p.pid); !there || now.started != p.started {
+		return os.ErrProcessDone
+	}
+	return handle.Signal(signal)
+}
