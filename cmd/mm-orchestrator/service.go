@@ -137,7 +137,8 @@ func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (
 		Node:            c.Node,
 		Results:         results,
 		StartTimeout:    orNone(c.Wait),
-		ShutdownTimeout: orNone(c.ShutdownGrace),
+		ShutdownTimeout: orNone(splitGrace(c.ShutdownGrace).Finish),
+		StopTimeout:     splitGrace(c.ShutdownGrace).Stop,
 		Logger:          log,
 	}
 	var addresses []string

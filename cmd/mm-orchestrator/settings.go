@@ -422,8 +422,9 @@ var settings = []setting{
 		flag: "shutdown-grace", topic: topicProcess,
 		vars: names("MM_ORCHESTRATOR_SHUTDOWN_GRACE"),
 		def:  "1h",
-		help: "How long a running step may go on after SIGTERM or SIGINT. A second signal ends it at once. What is cut short goes back to the queue and is taken up again by the next worker. " +
-			"A container needs a stop_grace_period at least as long, or the engine kills it earlier.",
+		help: "How long the worker may take to stop after SIGTERM or SIGINT. Running steps may go on for the most of it; in its last quarter, ten seconds at the most, what still runs is ended with all its processes. " +
+			"A second signal ends it at once. What is cut short goes back to the queue and is taken up again by the next worker. " +
+			"A container needs a longer stop_grace_period, or the engine kills the worker earlier.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.ShutdownGrace }, 0),
 	},
 	{

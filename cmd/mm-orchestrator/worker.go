@@ -10,6 +10,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
@@ -49,6 +50,14 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	ctx, urgent, release := stopOnSignals(ctx, log)
 	defer release()
 
+	stopAdopting, err := processes.Adopt(ctx)
+	if err != nil {
+		log.Warn("programs that leave their process group are found by their environment only", "error", err)
+	} else {
+		defer stopAdopting()
+	}
+	processes.EndLeftovers(log)
+
 	db, err := openDatabases(ctx, c, log)
 	if err != nil {
 		return orStopped(ctx, err)
@@ -83,7 +92,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 		Steps: db.tables, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
-		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit,
+		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 	})
 	if err != nil {
 		return &configError{err.Error()}

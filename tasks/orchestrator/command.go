@@ -15,6 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // defaultPrograms may be run by every plan.
@@ -34,7 +35,8 @@ type runner struct {
 	allowed []string
 	compose compose.Program
 	environ []string
-	kill    killer
+	program processes.Runner
+	owner   processes.Owner
 }
 
 func newRunner(config Config) *runner {
@@ -51,8 +53,14 @@ func newRunner(config Config) *runner {
 		allowed: append(slices.Clone(defaultPrograms), config.Programs...),
 		compose: program,
 		environ: config.Environ,
-		kill:    killer{grace: config.KillGrace},
+		program: processes.Runner{Grace: config.KillGrace, Logger: config.Logger},
 	}
+}
+
+// of is the runner for one step.
+func (r runner) of(owner processes.Owner) *runner {
+	r.owner = owner
+	return &r
 }
 
 // run runs a command in the workspace with its output going to the two
@@ -77,14 +85,14 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 		environ = trustWorkspace(environ, workspace)
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
-	err := r.kill.run(ctx, cmd)
+	err := r.program.Run(ctx, r.owner, cmd)
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		return 0, ended(command, cause)
 	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil || errors.As(err, &exit):
-		return exitCode(cmd.ProcessState), nil
+		return processes.ExitCode(cmd.ProcessState), nil
 	case errors.Is(err, fs.ErrNotExist):
 		// The program is there, as find has seen; its interpreter is not.
 		return 0, commandError("Command not found: " + command[0])

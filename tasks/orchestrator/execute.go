@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // Orchestrator executes the steps of runs.
@@ -146,6 +147,11 @@ func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID str
 func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.Start, isLimit func(error) bool) (Result, error) {
 	log = log.With("attempt", begun.Claim.Attempt)
 	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
+	if begun.Claim.Starts > 1 {
+		// What a dead worker has left of this step may still write to the
+		// workspace.
+		processes.EndLeftovers(log)
+	}
 	o.config.Metrics.StepStarted(string(begun.Claim.Step))
 	if begun.RunStarted {
 		o.config.Metrics.RunStatus(string(store.RunRunning))
@@ -285,6 +291,8 @@ type done struct {
 // A stepRun is one step at work.
 type stepRun struct {
 	*Orchestrator
+	// runner is the one above, for this step.
+	runner  *runner
 	log     *slog.Logger
 	runID   string
 	step    store.Step
@@ -297,7 +305,10 @@ type stepRun struct {
 
 // work runs a step and makes an outcome of whatever happens (R13).
 func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start) store.Outcome {
-	s := &stepRun{Orchestrator: o, log: log, runID: begun.Run.ID, step: begun.Claim.Step}
+	s := &stepRun{
+		Orchestrator: o, log: log, runID: begun.Run.ID, step: begun.Claim.Step,
+		runner: o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
+	}
 	var succeeded done
 	var failure *Failure
 	if begun.Claim.Starts > o.config.MaxStarts {

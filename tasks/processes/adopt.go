@@ -1,19 +1,15 @@
-//go:build linux
+//go:build unix
 
 package processes
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/signal"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
-
-// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER of prctl(2).
-const prSetChildSubreaper = 36
 
 // adopts says that orphans come to this process.
 var adopts atomic.Bool
@@ -29,8 +25,8 @@ const zombieTime = time.Second
 // As pid 1 of a container the process is given orphans anyway, and would have
 // to bury them.
 func Adopt(ctx context.Context) (stop func(), err error) {
-	if _, _, errno := syscall.Syscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0); errno != 0 {
-		return nil, fmt.Errorf("become the parent of orphans (prctl PR_SET_CHILD_SUBREAPER): %w", errno)
+	if err := takeOrphans(); err != nil {
+		return nil, err
 	}
 	adopts.Store(true)
 	ctx, cancel := context.WithCancel(ctx)

@@ -20,5 +20,7 @@
 // environment. In a container whose first process is the worker the kernel
 // ends these too.
 //
+// On systems other than Linux there is the process group and nothing else.
+//
 // It knows no runs and no commands: package orchestrator does.
 package processes

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build unix
 
 package processes
 
@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 const (
@@ -73,8 +75,11 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		p.log = slog.Default()
 	}
 	p.log = p.log.With("run_id", owner.Run, "step", owner.Step)
-	cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !planted.Bug(planted.CommandsSurvive) {
+		cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
+		dieWithUs(cmd.SysProcAttr)
+	}
 	cmd.WaitDelay = strayOutput
 
 	done, err := p.start(cmd)
@@ -206,6 +211,10 @@ func (p *program) takeGroup() {
 		return
 	}
 	p.group = map[identity]bool{}
+	if runtime.GOOS != "linux" {
+		// There is no /proc to find its members one by one.
+		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
+	}
 	for _, other := range list() {
 		if other.group == p.pid {
 			p.group[other.identity()] = true
@@ -220,6 +229,9 @@ func (p *program) signal(signal syscall.Signal, told map[identity]bool) bool {
 	// become itself, it would look like an orphan without a mark.
 	started.lock.Lock()
 	defer started.lock.Unlock()
+	if runtime.GOOS != "linux" && p.group == nil {
+		_ = syscall.Kill(-p.pid, signal)
+	}
 	found := p.find()
 	for id, other := range found {
 		if signal == syscall.SIGTERM && told[id] {
