@@ -1,0 +1,220 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// tree is a program that ignores SIGTERM and has a daemon in a session of its
+// own, which ignores it as well. Both append their pids to a file. Once the
+// file "over" exists, the program ends at once and well.
+func tree(dir string) string {
+	script := fmt.Sprintf(`cd %s
+		[ -e over ] && exit 0
+		trap '' TERM
+		(setsid sh -c 'trap "" TERM; echo $$ >>pids; while :; do sleep 600; done' </dev/null >/dev/null 2>&1 &)
+		until [ -s pids ]; do sleep 0.01; done
+		echo $$ >>pids
+		touch grown
+		while :; do sleep 600; done`, dir)
+	command, _ := json.Marshal([]string{"sh", "-c", script})
+	return string(command)
+}
+
+// grown waits until the tree is complete and returns its pids.
+func grown(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	eventually(t, "the step's processes run", func() error {
+		_, err := os.Stat(filepath.Join(dir, "grown"))
+		return err
+	})
+	text, err := os.ReadFile(filepath.Join(dir, "pids"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	t.Cleanup(func() {
+		for _, pid := range pids {
+			if isAlive(pid) {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
+	return pids
+}
+
+// isAlive does not count the dead that nobody has buried.
+func isAlive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.HasPrefix(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " Z")
+}
+
+func noneAlive(t *testing.T, pids []int) {
+	t.Helper()
+	for _, pid := range pids {
+		if isAlive(pid) {
+			t.Errorf("process %d of the step survives", pid)
+		}
+	}
+}
+
+// submitTree publishes a run in which one step runs the tree. Steps before it
+// do next to nothing, those after it are not in the plan.
+func (s stand) submitTree(t *testing.T, step, dir string) string {
+	t.Helper()
+	var args []string
+	switch step {
+	case "patch":
+		args = []string{"--without=build", "--without=restart", "--without=verify", "--without=rollback", "--set=patch.commands=[" + tree(dir) + "]"}
+	case "build":
+		args = []string{"--without=patch", "--without=restart", "--without=verify", "--without=rollback", "--set=build.command=" + tree(dir)}
+	case "restart":
+		args = []string{"--without=patch", "--without=build", "--without=verify", "--without=rollback", "--set=restart.command=" + tree(dir)}
+	case "rollback":
+		args = []string{"--without=patch", "--without=restart", "--without=verify", `--set=build.command=["false"]`,
+			`--set=rollback.strategies=[{"type": "literal", "commands": [` + tree(dir) + `]}]`}
+	}
+	return s.submit(t, append([]string{"--without=analyze"}, args...)...)
+}
+
+func (s stand) git(t *testing.T) {
+	t.Helper()
+	for _, args := range [][]string{{"init", "-q"}, {"-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "--allow-empty", "-m", "start"}} {
+		cmd := exec.Command("git", args...)
+		cmd.Dir = s.workspace
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %s: %v\n%s", args, err, out)
+		}
+	}
+}
+
+var stepKinds = []string{"patch", "build", "restart", "rollback"}
+
+// At the end of the grace a step is ended with every process, its message goes
+// back, and the next worker carries it out at once. It exits in time.
+func TestSIGTERMEndsAStepInTime(t *testing.T) {
+	t.Parallel()
+	for _, step := range stepKinds {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			s.git(t)
+			dir := t.TempDir()
+			const grace = 2 * time.Second
+			env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,false", "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String())
+			p := start(t, env, "worker")
+			p.logLine("worker ready")
+			id := s.submitTree(t, step, dir)
+			pids := grown(t, dir)
+			begin := time.Now()
+			p.signal(syscall.SIGTERM)
+			if code := p.exit(); code != exitOK {
+				t.Errorf("exit code %d", code)
+			}
+			if took := time.Since(begin); took > grace+time.Second {
+				t.Errorf("the end took %v", took)
+			}
+			noneAlive(t, pids)
+			if got := s.step(t, id, step).Status; got != "in_progress" {
+				t.Errorf("the step is %s", got)
+			}
+			if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			next := start(t, env, "worker")
+			next.logLine("worker ready")
+			begin = time.Now()
+			s.waitForStep(t, id, step, "succeeded")
+			if took := time.Since(begin); took > 4*time.Second {
+				t.Errorf("the next worker has waited %v", took)
+			}
+		})
+	}
+}
+
+// verify has no process; it ends in time as well.
+func TestSIGTERMEndsVerifyInTime(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_SHUTDOWN_GRACE=1s"), "worker")
+	p.logLine("worker ready")
+	id := s.submit(t, "--without=analyze", "--without=patch", "--without=build", "--without=restart", "--without=rollback",
+		`--set=verify.healthcheck={"url": "http://127.0.0.1:1/", "timeoutSeconds": 600}`)
+	s.waitForStep(t, id, "verify", "in_progress")
+	begin := time.Now()
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	if got := s.step(t, id, "verify").Status; got != "in_progress" {
+		t.Errorf("verify is %s", got)
+	}
+}
+
+// A killed worker takes the program with it; what else the step had started is
+// ended by the next worker before it works.
+func TestSIGKILLLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := t.TempDir()
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh")
+	p := start(t, env, "worker", "--hostname=one@box")
+	p.logLine("worker ready")
+	id := s.submitTree(t, "build", dir)
+	pids := grown(t, dir)
+	p.signal(syscall.SIGKILL)
+	p.exit()
+	program := pids[len(pids)-1]
+	eventually(t, "the program has died with the worker", func() error {
+		if isAlive(program) {
+			return errors.New("it is alive")
+		}
+		return nil
+	})
+	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := start(t, env, "worker", "--hostname=two@box")
+	next.logLine("worker ready")
+	noneAlive(t, pids)
+	s.waitForStep(t, id, "build", "succeeded")
+}
+
+// Beyond its limit a step fails with the reason, ends with every process, and
+// the run is rolled back.
+func TestATimeLimitEndsAStep(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := t.TempDir()
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,true", "MM_ORCHESTRATOR_STEP_TIME_LIMIT=2s", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=2s"), "worker")
+	p.logLine("worker ready")
+	id := s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--set=build.command="+tree(dir),
+		`--set=rollback.strategies=[{"type": "literal", "commands": [["true"]]}]`)
+	pids := grown(t, dir)
+	s.waitForStep(t, id, "rollback", "succeeded")
+	noneAlive(t, pids)
+	if build := s.step(t, id, "build"); build.Status != "failed" || !strings.Contains(build.Message, "longer than its limit of 2s") {
+		t.Errorf("build is %+v", build)
+	}
+	if got := s.run(t, id).Run.Status; got != "rolled_back" {
+		t.Errorf("the run is %s", got)
+	}
+}
