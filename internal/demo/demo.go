@@ -89,7 +89,7 @@ func (d *demo) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.screen.line("checking", fmt.Sprintf("docker %s · compose %s · python %s", engine, composeVersion, python), "ok")
+	d.screen.line("checking", fmt.Sprintf("engine %s · compose %s · python %s", engine, composeVersion, python), "ok")
 
 	var remove func(context.Context) error
 	if d.broker, remove, err = devenv.NewVhost(ctx); err != nil {

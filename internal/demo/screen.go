@@ -11,6 +11,10 @@ import (
 // plainEvery is how often a log without a terminal hears of a step that goes on.
 const plainEvery = 10 * time.Second
 
+// liveWidth keeps the live line in one row of any usual terminal: a longer one
+// wraps and cannot be wiped.
+const liveWidth = 79
+
 // screen prints lines and, on a terminal, one live line below them. It is
 // used by one goroutine.
 type screen struct {
@@ -47,7 +51,7 @@ func (s *screen) still(step string, took time.Duration, last string) {
 	text := fmt.Sprintf("  %s …  %s", pad(step, 9), pad(seconds(took), 8))
 	if s.terminal {
 		s.clear()
-		fmt.Fprint(s.out, cut(text+"  "+last, 110))
+		fmt.Fprint(s.out, cut(text+"  "+last, liveWidth))
 		s.live = true
 		return
 	}
