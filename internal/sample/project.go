@@ -85,8 +85,12 @@ func Create(ctx context.Context, cfg Config) (*Project, error) {
 		if err := copyProgram(cfg.Service, filepath.Join(cfg.Dir, service, "service")); err != nil {
 			return nil, err
 		}
+		name := func(text string) string { return strings.Replace(text, "=PROJECT ", "="+cfg.Name+" ", 1) }
+		if err := p.rewrite(filepath.Join(service, "Dockerfile"), name); err != nil {
+			return nil, err
+		}
 	}
-	environment := fmt.Sprintf("SAMPLE=%s\nAPI_PORT=%d\n", cfg.Name, port)
+	environment := fmt.Sprintf("API_PORT=%d\n", port)
 	if err := os.WriteFile(filepath.Join(cfg.Dir, ".env"), []byte(environment), 0o644); err != nil {
 		return nil, err
 	}
