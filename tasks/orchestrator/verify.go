@@ -220,7 +220,8 @@ func (w *containerWatch) look(ctx context.Context) ([]compose.Container, bool) {
 }
 
 // await waits until every container is well. Containers that are not by the
-// deadline, or that have ended for good, are a failure that says why.
+// deadline, or that have ended for good, are a failure that says why. One that
+// docker still calls starting then is enough where HTTP has been answered.
 func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure {
 	first, known := w.look(ctx)
 	if !known {
@@ -237,7 +238,7 @@ func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure
 			}
 			return nil
 		}
-		if waiting != told && !w.isSettling(containers) {
+		if waiting != told && !isSettling(containers) {
 			w.log.Line(waiting)
 			told = waiting
 		}
@@ -250,6 +251,12 @@ func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure
 	}
 	if failure := w.interrupted(ctx); failure != nil {
 		return failure
+	}
+	if !w.settle && isSettling(containers) {
+		// The service has answered as expected, and docker, whose first check
+		// may be due much later than the plan's deadline, says nothing else.
+		w.run.log.Info("containers are still starting at the deadline, verification rests on HTTP", "service", w.service)
+		return nil
 	}
 	trouble := w.explain(ctx, containers)
 	if trouble == "" {
@@ -298,15 +305,19 @@ func (w *containerWatch) judge(containers []compose.Container, seen map[string]s
 	return waiting, ended
 }
 
-// isSettling says that containers are well and only watched for a while.
-func (w *containerWatch) isSettling(containers []compose.Container) bool {
+// isSettling says that nothing speaks against the containers: they are well and
+// only watched for a while, or docker has not yet asked about their health.
+func isSettling(containers []compose.Container) bool {
 	for _, c := range containers {
-		if !isWell(c) {
+		if !isWell(c) && !isStarting(c) {
 			return false
 		}
 	}
 	return true
 }
+
+// isStarting says that a container runs and its first health checks are due.
+func isStarting(c compose.Container) bool { return c.State == "running" && c.Health == "starting" }
 
 // isWell says that a container runs and nothing speaks against it.
 func isWell(c compose.Container) bool {

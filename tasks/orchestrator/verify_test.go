@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -32,14 +33,25 @@ func TestVerifyLooksAtContainers(t *testing.T) {
 		states []compose.Container
 		err    error
 		nohttp bool
-		log    string // without its first line
-		text   string // of the failure, "" for success
-		warned bool
+		// timeout of the plan in seconds; 0 means enough for success, and
+		// little for a failure.
+		timeout int
+		log     string // without its first line
+		text    string // of the failure, "" for success
+		warned  bool
 	}{
 		{name: "well", states: []compose.Container{well}},
 		{name: "well without a health check of its own", states: []compose.Container{plain}},
-		{name: "starting, then well", states: []compose.Container{starting, starting, well},
-			log: "\nContainer p-api-1 is starting\nContainers of service api are well"},
+		{name: "starting, then well", states: []compose.Container{starting, starting, well}},
+		{name: "starting, then unhealthy", states: []compose.Container{starting, unhealthy},
+			log:  "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainer p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***"},
+		{name: "unhealthy, then well", states: []compose.Container{unhealthy, well},
+			log: "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainers of service api are well"},
+		{name: "starting at the deadline", states: []compose.Container{starting}, timeout: 2},
+		{name: "no health check, starting at the deadline", nohttp: true, states: []compose.Container{starting},
+			log:  "\nContainer p-api-1 is starting. Last lines of its log:\nlast words ***",
+			text: "Container p-api-1 is starting. Last lines of its log:\nlast words ***"},
 		{name: "unhealthy to the end", states: []compose.Container{unhealthy},
 			log:  "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainer p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***",
 			text: "Container p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***"},
@@ -63,14 +75,17 @@ func TestVerifyLooksAtContainers(t *testing.T) {
 			b := newBench(t, "A_TOKEN=hushhush")
 			service := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 			defer service.Close()
+			if test.text != "" {
+				b.config.StateTimeout = 2 * time.Second
+			}
 			b.config.Engine = &fakeEngine{log: "last words hushhush\n", containers: func(call int, _ string) ([]compose.Container, error) {
 				if test.err != nil || len(test.states) == 0 {
 					return nil, test.err
 				}
 				return []compose.Container{test.states[min(call, len(test.states))-1]}, nil
 			}}
-			timeout := 2
-			if test.text == "" {
+			timeout := cmp.Or(test.timeout, 2)
+			if test.timeout == 0 && test.text == "" {
 				timeout = 30
 			}
 			first, parameters := http200, fmt.Sprintf(`{"healthcheck": {"url": %q, "timeoutSeconds": %d, "intervalSeconds": 0.2}}`, service.URL, timeout)
