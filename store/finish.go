@@ -317,6 +317,11 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		claim.RunID, string(end.status), nullTime(end.completedAt), nullTime(end.runStarted), outcome.ArtifactRoot,
 		string(claim.Step), stepEntry, runEntry)
 
+	if end.status != "" {
+		// The run has failed or ended: nothing is left to revoke, and a retry
+		// must not meet an old wish.
+		batch.Queue(`DELETE FROM mm_orchestrator.revocations WHERE run_id = $1`, claim.RunID)
+	}
 	if end.skipRollback {
 		// On the rollback's newest attempt, like every write (R5). What an
 		// earlier rollback left in the row goes: this one was not run.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,13 +39,19 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
-// hasStep says that a plan names a step, as an object or as a bare string
-// (contract 7). A plan that is no array has no steps.
+// hasStep says that a plan names a step.
 func hasStep(plan json.RawMessage, want Step) bool {
+	return slices.Contains(stepNames(plan), string(want))
+}
+
+// stepNames are the steps of a plan in its order, given as objects or as bare
+// strings (contract 7). A plan that is no array has no steps.
+func stepNames(plan json.RawMessage) []string {
 	var steps []json.RawMessage
 	if json.Unmarshal(plan, &steps) != nil {
-		return false
+		return nil
 	}
+	var names []string
 	for _, step := range steps {
 		var name string
 		if json.Unmarshal(step, &name) != nil {
@@ -55,11 +62,9 @@ func hasStep(plan json.RawMessage, want Step) bool {
 				continue
 			}
 		}
-		if name == string(want) {
-			return true
-		}
+		names = append(names, name)
 	}
-	return false
+	return names
 }
 
 // FindRun returns a run with its plan, or ErrNotFound.

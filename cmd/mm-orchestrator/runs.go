@@ -18,20 +18,27 @@ import (
 
 var runsCommand = &command{
 	name:    "runs",
-	args:    "[RUN_ID]",
-	summary: "list runs, or show one with its steps and artifacts",
-	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. It only reads.\n\n" +
+	args:    "[RUN_ID | revoke RUN_ID]",
+	summary: "list runs, show one with its steps and artifacts, or end one",
+	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. These only read.\n\n" +
+		"`runs revoke RUN_ID --reason TEXT` ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
+		"A run that has not begun fails at once, without rollback; one between two steps fails when the next begins. It waits for that, for as long as --wait says, and tells what has become of the run. " +
+		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had ended before, or nobody has ended it yet.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator runs", "the newest 20"},
 		{"mm-orchestrator runs --status failed --service api", "what failed?"},
 		{"mm-orchestrator runs 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "what happened to this run?"},
+		{"mm-orchestrator runs revoke 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11 --reason 'wrong branch'", "end it"},
 	},
 	topics: []topic{topicDatabase},
 	run:    runRuns,
 }
 
 func runRuns(p *program, ctx context.Context, cmd *command, args []string) error {
+	if len(args) > 0 && args[0] == "revoke" {
+		return runRevoke(p, ctx, cmd, args[1:])
+	}
 	fs, flags := p.flags(cmd)
 	asJSON := fs.Bool("json", false, "Print JSON.")
 	status := fs.String("status", "", "Only runs of this status: pending, running, awaiting_approval, succeeded, failed or rolled_back.")

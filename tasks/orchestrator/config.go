@@ -20,6 +20,7 @@ type Steps interface {
 	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
+	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 }
 
 // Metrics counts what happens to steps and runs (contract moonmind.md 14). It

@@ -162,7 +162,10 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
 	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
+	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	outcome := o.work(work, log, begun)
+	unwatch()
+	revokedOutcome(work, &outcome)
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()
 	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && (isLimit == nil || !isLimit(cause)) {
@@ -402,6 +405,10 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 	faultpoint.Hit(faultpoint.ArtifactsOpened, s.runID, string(s.step))
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
 		return done{}, failure
+	}
+	if cause := context.Cause(ctx); errors.As(cause, &errRevoked{}) {
+		// Revoked between two steps: this one is not begun at all.
+		return done{}, commandError(cause.Error())
 	}
 	switch s.step {
 	case store.StepAnalyze:

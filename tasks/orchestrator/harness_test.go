@@ -28,6 +28,7 @@ const testRun = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
 
 // fakeSteps is a database with one run and no memory but the last outcome.
 type fakeSteps struct {
+	revoked  *store.Revocation
 	mu       sync.Mutex
 	run      store.Run
 	decision store.Decision // nil: Start
@@ -77,6 +78,15 @@ func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
 	defer f.mu.Unlock()
 	f.released++
 	return nil
+}
+
+func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.revoked == nil {
+		return store.Revocation{}, store.ErrNotFound
+	}
+	return *f.revoked, nil
 }
 
 // fakeEngine says what its function says.

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// runRevoke ends a run by an operator's wish: `runs revoke RUN_ID`.
+func runRevoke(p *program, ctx context.Context, cmd *command, args []string) error {
+	// The id comes first in the documented form; package flag wants it last.
+	var first []string
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		first, args = args[:1], args[1:]
+	}
+	fs, flags := p.flags(cmd)
+	reason := fs.String("reason", "", "Why. It is shown with the failed step.")
+	wait := fs.Duration("wait", 15*time.Second, "How long to wait until the run has failed.")
+	rest, err := p.parse(cmd, fs, args, 1-len(first))
+	if err != nil {
+		return err
+	}
+	ids := append(first, rest...)
+	if len(ids) == 0 {
+		return &usageError{"runs revoke needs the id of a run"}
+	}
+	c, _, err := resolve(p.env, flags)
+	if err != nil {
+		return err
+	}
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: 5 * time.Second}, tablesDatabase, 0, p.say)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+
+	wish := store.Revocation{RunID: ids[0], Reason: artifacts.NewRedactor(p.env).String(*reason), By: p.operator()}
+	revoked, err := db.RevokeRun(ctx, wish)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("there is no run %s in database %s: %w", wish.RunID, db.Place(), store.ErrNotFound)
+	case errors.Is(err, store.ErrInvalid):
+		return &usageError{err.Error()}
+	case err != nil:
+		return err
+	case revoked.TooLate:
+		return fmt.Errorf("run %s is %s already: nothing was changed", wish.RunID, revoked.Before)
+	case revoked.Ended:
+		fmt.Fprintf(p.stdout, "run %s had not begun (%s): it is failed now, nothing has to be rolled back\n", wish.RunID, revoked.Before)
+		return nil
+	case revoked.Step == store.StepRollback:
+		return fmt.Errorf("run %s is being rolled back by %s: a rollback is not cut short", wish.RunID, revoked.Worker)
+	case revoked.Step != "":
+		fmt.Fprintf(p.stdout, "run %s: worker %s is asked to end step %s, which runs since %s\n", wish.RunID, revoked.Worker, revoked.Step, clock(&revoked.Since))
+	default:
+		fmt.Fprintf(p.stdout, "run %s is between two steps (%s): it fails when the next one begins\n", wish.RunID, revoked.Before)
+	}
+	return p.awaitRevoked(ctx, db, wish.RunID, *wait)
+}
+
+// awaitRevoked says what has become of a run that was revoked while it was
+// under way.
+func (p *program) awaitRevoked(ctx context.Context, db *store.Store, id string, wait time.Duration) error {
+	for deadline := time.Now().Add(wait); ; {
+		run, err := db.FindRun(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case run.Status == store.RunFailed && run.CompletedAt == nil:
+			fmt.Fprintf(p.stdout, "run %s has failed; its rollback follows\n", id)
+			return nil
+		case run.Status == store.RunFailed:
+			fmt.Fprintf(p.stdout, "run %s has failed; there is no rollback in its plan\n", id)
+			return nil
+		case run.Status == store.RunRolledBack:
+			fmt.Fprintf(p.stdout, "run %s was rolled back\n", id)
+			return nil
+		case run.Status == store.RunSucceeded:
+			return fmt.Errorf("run %s was quicker and has succeeded", id)
+		case time.Now().After(deadline):
+			return fmt.Errorf("run %s is still %s after %s. The wish is recorded: the next worker that has the run in hand ends it; `mm-orchestrator runs %s` shows it", id, run.Status, wait, id)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// operator is who runs this command, as user@host, as far as known.
+func (p *program) operator() string {
+	_, user, _ := p.env.lookup("USER")
+	host, err := os.Hostname()
+	if user == "" || err != nil {
+		return user
+	}
+	return user + "@" + host
+}

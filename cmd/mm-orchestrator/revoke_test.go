@@ -1,0 +1,67 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// A run that is revoked while a step runs: the step ends within moments, with
+// every process and the reason, and the run is rolled back.
+func TestRevokeARunningRun(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := t.TempDir()
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,true", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=2s")
+	worker := start(t, env, "worker", "--hostname=w1@box")
+	worker.logLine("worker ready")
+	id := s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--set=build.command="+tree(dir),
+		`--set=rollback.strategies=[{"type": "literal", "commands": [["true"]]}]`)
+	pids := grown(t, dir)
+	begin := time.Now()
+	p := start(t, append(s.env(), "USER=ann"), "runs", "revoke", id, "--reason", "wrong branch")
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d: %s", code, p.stderr.String())
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, want := range []string{"worker w1@box is asked to end step build", "run " + id} {
+		if !strings.Contains(p.stdout.String(), want) {
+			t.Errorf("output %q lacks %q", p.stdout.String(), want)
+		}
+	}
+	s.waitForStep(t, id, "rollback", "succeeded")
+	noneAlive(t, pids)
+	if build := s.step(t, id, "build"); build.Status != "failed" || !strings.HasPrefix(build.Message, "Revoked by operator ann@") || !strings.Contains(build.Message, ": wrong branch") {
+		t.Errorf("build is %+v", build)
+	}
+	if got := s.run(t, id).Run.Status; got != "rolled_back" {
+		t.Errorf("the run is %s", got)
+	}
+	again := start(t, s.env(), "runs", "revoke", id)
+	if code := again.exit(); code != exitFailure || !strings.Contains(again.stderr.String(), "rolled_back already") {
+		t.Errorf("again: exit %d: %s", code, again.stderr.String())
+	}
+}
+
+// A run that has not begun: nothing of it runs when a worker comes.
+func TestRevokeAWaitingRun(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	id := s.submitSleep(t, 600)
+	p := start(t, s.env(), "runs", "revoke", id)
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "had not begun") {
+		t.Errorf("exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	worker := start(t, s.env(), "worker")
+	worker.logLine("task failed")
+	if build := s.step(t, id, "build"); build.Status != "failed" || build.StartedAt != nil {
+		t.Errorf("build is %+v", build)
+	}
+	for _, args := range [][]string{{"runs", "revoke"}, {"runs", "revoke", "x"}} {
+		if bad := start(t, s.env(), args...); bad.exit() != exitUsage {
+			t.Errorf("%s: exit %d", args, bad.code)
+		}
+	}
+}

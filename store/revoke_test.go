@@ -1,0 +1,109 @@
+package store_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+// A run that has not begun fails at once and for good, and its message is
+// answered with the failure.
+func TestRevokeBeforeTheFirstStep(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{})
+	got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: "wrong\x00 branch", By: "ann@box"})
+	if err != nil || !got.Ended || got.TooLate || got.Before != store.RunPending {
+		t.Fatalf("%+v %v", got, err)
+	}
+	row, err := s.FindRun(t.Context(), run)
+	if err != nil || row.Status != store.RunFailed || row.CompletedAt == nil || row.StartedAt == nil {
+		t.Errorf("run %+v %v", row, err)
+	}
+	const text = "Revoked by operator ann@box: wrong branch"
+	detail, err := s.FindRunDetail(t.Context(), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, state := range detail.States {
+		want := ""
+		if state.Step == store.StepAnalyze {
+			want = text
+			if state.Status != "failed" || state.StartedAt != nil || state.CeleryTaskID != "" {
+				t.Errorf("%+v", state)
+			}
+		}
+		if state.Message != want {
+			t.Errorf("%s has message %q", state.Step, state.Message)
+		}
+	}
+	done, is := begun(t, s, run, store.StepAnalyze, "a").(store.Done)
+	if !is || done.Outcome.Message != text || done.Outcome.ErrorType != "TaskRevokedError" {
+		t.Errorf("%+v", done)
+	}
+	if stop, is := begun(t, s, run, store.StepRollback, "r").(store.Stop); !is {
+		t.Errorf("rollback: %+v", stop)
+	}
+	if got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); err != nil || !got.TooLate || got.Before != store.RunFailed {
+		t.Errorf("again: %+v %v", got, err)
+	}
+}
+
+// The wish stands until the run has failed, and a retry does not meet it.
+func TestRevokeWhileAStepRuns(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t, as("w1@box", 0))
+	run := d.Create(t, storetest.Seed{})
+	start, is := begun(t, s, run, store.StepAnalyze, "a").(store.Start)
+	if !is {
+		t.Fatal("not started")
+	}
+	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
+		t.Fatal(err)
+	}
+	for _, reason := range []string{"x", "wrong branch"} {
+		got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: reason})
+		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || got.Worker != "w1@box" || got.Before != store.RunRunning {
+			t.Fatalf("%+v %v", got, err)
+		}
+	}
+	wish, err := s.FindRevocation(t.Context(), run)
+	if err != nil || wish.Text() != "Revoked by operator: wrong branch" {
+		t.Fatalf("%+v %v", wish, err)
+	}
+	finished, err := s.FinishStep(t.Context(), start.Claim, store.Outcome{Status: store.StepFailed, Message: wish.Text()})
+	if err != nil || finished.RunEnded || finished.Status != store.RunFailed {
+		t.Fatalf("%+v %v", finished, err)
+	}
+	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the wish outlives the run: %v", err)
+	}
+	if _, is := begun(t, s, run, store.StepRollback, "r").(store.Start); !is {
+		t.Error("no rollback follows")
+	}
+}
+
+func TestRevokeWhatIsNoRun(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	if _, err := s.RevokeRun(t.Context(), store.Revocation{RunID: "x"}); !errors.Is(err, store.ErrInvalid) {
+		t.Error(err)
+	}
+	if _, err := s.RevokeRun(t.Context(), store.Revocation{RunID: "00000000-0000-4000-8000-000000000000"}); !errors.Is(err, store.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func begun(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Decision {
+	t.Helper()
+	decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: task})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decision
+}
