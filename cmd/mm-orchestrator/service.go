@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -23,6 +24,7 @@ import (
 type service struct {
 	worker   *worker.Worker
 	statsd   *metrics.StatsD
+	watchdog *watchdog
 	listener *metrics.Listener // nil for none
 	// urgent is closed when running steps shall end.
 	urgent <-chan struct{}
@@ -36,6 +38,18 @@ func (s service) run(ctx context.Context, started func()) error {
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
 	group.Go(func() { s.statsd.Run(background) })
+	group.Go(func() {
+		// From the first consumer to the request to stop: before and after,
+		// nobody expects a worker to be well.
+		watch, end := context.WithCancel(background)
+		defer end()
+		defer context.AfterFunc(ctx, end)()
+		select {
+		case <-s.worker.Started():
+			s.watchdog.run(watch)
+		case <-watch.Done():
+		}
+	})
 	if s.listener != nil {
 		group.Go(func() {
 			if err := s.listener.Serve(background); err != nil {
@@ -87,6 +101,22 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
 		"workspace", c.Workspace, "compose_project", orchestrator.ComposeProject, "artifact_root", root,
 		"docker", cmp.Or(c.DockerHost, "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
+}
+
+// vitals are what the watchdog looks at.
+func (c *configuration) vitals(w *worker.Worker, db *databases, engine *compose.Engine) []vital {
+	list := []vital{
+		{name: "the worker's engine", limit: c.HealthLimit, look: func(context.Context) error { return w.Health() }},
+		{name: "the docker engine", limit: c.HealthLimit, optional: true, look: engine.Ping},
+	}
+	for _, s := range db.opened {
+		list = append(list, vital{name: "the database " + s.Place(), limit: c.HealthLimit, look: s.Ping})
+	}
+	if root, err := c.place().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
+		least := uint64(c.DiskReserve) << 20
+		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least) }})
+	}
+	return list
 }
 
 // checkWorkspace says what is wrong with the repository's directory.

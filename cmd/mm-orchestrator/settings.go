@@ -62,6 +62,10 @@ type configuration struct {
 	StatsD       metrics.StatsDConfig
 	Listen       string
 	ListenRemote bool
+	// HealthLimit is how long what a worker needs may be away.
+	HealthLimit time.Duration
+	// DiskReserve is in MiB.
+	DiskReserve int
 }
 
 // EngineConfig is how the docker engine is reached: by TLS only where the
@@ -470,6 +474,21 @@ var settings = []setting{
 		def:  "false",
 		help: "Allow a listen address that other machines can reach, such as 0.0.0.0:9808. What is served names hosts and queues, and asks for no password.",
 		read: readBool(func(c *configuration) *bool { return &c.ListenRemote }),
+	},
+	{
+		flag: "health-limit", topic: topicMetrics,
+		vars: names("MM_ORCHESTRATOR_HEALTH_LIMIT"),
+		def:  "60s",
+		help: "How long the consumer, the database or the docker engine may be away before /healthz is red. The worker itself waits for them without limit, so that short absences need nobody. " +
+			"The docker engine counts only once it has answered.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.HealthLimit }, 0),
+	},
+	{
+		flag: "disk-reserve", topic: topicMetrics,
+		vars: names("MM_ORCHESTRATOR_DISK_RESERVE"),
+		def:  "64",
+		help: "With less than so many MiB left on the disk of the artifact root, /healthz is red. 0 turns it off.",
+		read: readNumber(func(c *configuration) *int { return &c.DiskReserve }, 0, 1<<30),
 	},
 	{
 		flag: "statsd-host", topic: topicMetrics,

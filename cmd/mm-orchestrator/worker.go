@@ -99,17 +99,25 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	}
 	steps.Register(w)
 
+	dog := &watchdog{vitals: c.vitals(w, db, engine), log: log}
 	var listener *metrics.Listener
 	if c.Listen != "" {
 		listener, err = metrics.Listen(ctx, metrics.ListenerConfig{
 			Address: c.Listen, Remote: c.ListenRemote, Metrics: registry, Logger: log,
-			Health: redacted(redactor, func(context.Context) error { return w.Health() }),
-			Ready:  redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
+			Health: redacted(redactor, func(context.Context) error {
+				select {
+				case <-w.Started():
+					return dog.health()
+				default:
+					return w.Health()
+				}
+			}),
+			Ready: redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
 		})
 		if err != nil {
 			return &curedError{err, "Set MM_ORCHESTRATOR_LISTEN to another address, or to nothing"}
 		}
 	}
-	serve := service{worker: w, statsd: statsd, listener: listener, urgent: urgent, log: log}
+	serve := service{worker: w, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
 	return cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }

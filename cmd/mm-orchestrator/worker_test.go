@@ -266,7 +266,7 @@ func (s stand) waitForStep(t *testing.T, run, name, status string) {
 func TestHealthFollowsTheConsumer(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
-	p := start(t, s.env(), "worker")
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_HEALTH_LIMIT=100ms"), "worker")
 	listen, _ := p.logLine("worker ready")["listen"].(string)
 	env := append(s.env(), "MM_ORCHESTRATOR_LISTEN="+listen)
 
@@ -325,7 +325,7 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 	})
 }
 
-// Without its database a worker is alive, as the message that it holds will be
+// Without its database a worker is alive for a while, as the message that it holds will be
 // worked on when the database is back, but it is not ready.
 func TestReadinessFollowsTheDatabase(t *testing.T) {
 	t.Parallel()
