@@ -47,6 +47,8 @@ type Trap struct {
 	// Any: the subject must contain all texts of one of these lists. Without
 	// lists every subject will do.
 	Any [][]string `json:"any,omitempty"`
+	// None: and none of these texts.
+	None []string `json:"none,omitempty"`
 	// Occurrence is the how manieth hit in one process catches it. Zero is the
 	// first.
 	Occurrence int `json:"occurrence,omitempty"`
@@ -121,6 +123,11 @@ func look(point Point, subject []string) (Trap, bool) {
 }
 
 func (t Trap) matches(subject string) bool {
+	for _, text := range t.None {
+		if strings.Contains(subject, text) {
+			return false
+		}
+	}
 	if len(t.Any) == 0 {
 		return true
 	}

@@ -1,0 +1,412 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+)
+
+// Config says what a campaign does.
+type Config struct {
+	// Module is the root folder of this module, where the programs are built.
+	Module string
+	// Folder gets everything: programs, logs, ledgers, artifacts. What belongs
+	// to failed trials stays there, in folders named after them.
+	Folder string
+	// Seed of all trials.
+	Seed uint64
+	// Trials is how many there are. Defaults to the number of places where a
+	// worker can be killed.
+	Trials int
+	// Only is the number of the one trial to carry out, or -1 for all.
+	Only int
+	// For ends the campaign early: no trial begins after it. Zero is no limit.
+	For time.Duration
+	// Kinds in turn. Defaults to Kinds.
+	Kinds []Kind
+	// Lanes is how many trials are carried out at once. Most of a trial is
+	// waiting. Defaults to 4.
+	Lanes int
+	// Output gets progress and report.
+	Output io.Writer
+
+	// bug is planted in the workers.
+	bug string
+	// stopAtProblem ends the campaign at the first failed trial.
+	stopAtProblem bool
+	programs      programs
+}
+
+// WithDefaults returns a copy with every unset field at its default.
+func (c Config) WithDefaults() Config {
+	if c.Trials == 0 {
+		c.Trials = len(places)
+	}
+	if len(c.Kinds) == 0 {
+		c.Kinds = Kinds
+	}
+	if c.Lanes == 0 {
+		c.Lanes = 4
+	}
+	if c.Output == nil {
+		c.Output = io.Discard
+	}
+	return c
+}
+
+// Validate names what is wrong.
+func (c Config) Validate() error {
+	for _, kind := range c.Kinds {
+		if !slices.Contains(Kinds, kind) {
+			return fmt.Errorf("there is no kind of trial %q", kind)
+		}
+	}
+	if c.Trials < 0 || c.Lanes < 0 || c.Module == "" || c.Folder == "" {
+		return errors.New("chaos: Trials and Lanes must not be negative, Module and Folder must be given")
+	}
+	return nil
+}
+
+func (c *Config) bugEnvironment() []string {
+	if c.bug == "" {
+		return nil
+	}
+	return []string{"MM_CHAOS_BUG=" + c.bug}
+}
+
+// Run carries a campaign out. The error says that the campaign itself did not
+// work; broken promises are in the report.
+func Run(ctx context.Context, config Config) (*Report, error) {
+	config = config.WithDefaults()
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	if config.programs.worker == "" {
+		var err error
+		if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, config.bug != ""); err != nil {
+			return nil, err
+		}
+	}
+	c := &campaign{config: &config, began: time.Now(), report: newReport(&config)}
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	defer c.cancel(nil)
+	lanes := min(config.Lanes, config.Trials)
+	if config.Only >= 0 {
+		lanes = 1
+	}
+	var wait sync.WaitGroup
+	for i := range lanes {
+		wait.Go(func() { c.work(ctx, i) })
+	}
+	wait.Wait()
+	c.report.took = time.Since(c.began)
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	return c.report, nil
+}
+
+// campaign is the work of one Run.
+type campaign struct {
+	config *Config
+	began  time.Time
+	cancel context.CancelCauseFunc
+
+	mu     sync.Mutex
+	next   int
+	ended  bool
+	report *Report
+	failed error
+}
+
+// take returns the next trial's number.
+func (c *campaign) take() (int, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.config.Only >= 0 {
+		defer func() { c.ended = true }()
+		return c.config.Only, !c.ended
+	}
+	if c.ended || c.next >= c.config.Trials || c.config.For > 0 && time.Since(c.began) > c.config.For {
+		return 0, false
+	}
+	c.next++
+	return c.next - 1, true
+}
+
+func (c *campaign) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.failed = errors.Join(c.failed, err)
+	c.cancel(err)
+}
+
+// work carries out trials in one lane, which is made anew after a trial that
+// failed: what it leaves behind must not fail the next one.
+func (c *campaign) work(ctx context.Context, number int) {
+	var l *lane
+	made := 0
+	defer func() {
+		if l != nil {
+			c.leave(ctx, l)
+		}
+	}()
+	for {
+		n, ok := c.take()
+		if !ok || ctx.Err() != nil {
+			return
+		}
+		if l == nil {
+			var err error
+			made++
+			if l, err = newLane(ctx, c.config, fmt.Sprintf("lane-%d-%d", number, made)); err != nil {
+				c.fail(err)
+				return
+			}
+		}
+		o := l.try(ctx, newTrial(c.config.Seed, n, c.config.Kinds))
+		if ctx.Err() != nil {
+			return
+		}
+		c.note(o, l)
+		if len(o.problems) > 0 {
+			_ = l.close(ctx)
+			l = nil
+		}
+	}
+}
+
+// leave stops a lane's workers as an operator does, and demands that they
+// leave nothing behind.
+func (c *campaign) leave(ctx context.Context, l *lane) {
+	for _, w := range l.workers {
+		if err := w.stop(); err != nil {
+			c.add(problem{stuck, err.Error()})
+		}
+	}
+	if ctx.Err() == nil {
+		if n, err := l.waiting(); err != nil || n > 0 {
+			c.add(problem{left, fmt.Sprintf("%d messages in the queue of %s after all its workers were stopped (%v)", n, l.name, err)})
+		}
+	}
+	if err := l.close(ctx); err != nil {
+		c.add(problem{harness, err.Error()})
+	}
+}
+
+func (c *campaign) add(p problem) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.report.problems[p.class]++
+	fmt.Fprintf(c.config.Output, "  %s\n", p)
+}
+
+// note takes a trial's outcome into the report and keeps the remains of a
+// failure.
+func (c *campaign) note(o *outcome, l *lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.report.add(o)
+	if len(o.problems) == 0 {
+		if c.report.trials%25 == 0 {
+			fmt.Fprintf(c.config.Output, "%s\n", c.report.progress())
+		}
+		return
+	}
+	remains, err := c.keep(o, l)
+	if err != nil {
+		fmt.Fprintf(c.config.Output, "  remains cannot be kept: %v\n", err)
+	}
+	fmt.Fprintf(c.config.Output, "trial %d FAILED: %s\n", o.trial.Number, o.trial)
+	for _, p := range o.problems {
+		fmt.Fprintf(c.config.Output, "  %s\n", p)
+	}
+	fmt.Fprintf(c.config.Output, "  remains: %s\n  again:   %s\n", remains, c.config.again(o.trial.Number))
+	if c.config.stopAtProblem {
+		c.ended = true
+	}
+}
+
+// again is the command that repeats a trial.
+func (c *Config) again(number int) string {
+	command := fmt.Sprintf("make chaos SEED=%d TRIAL=%d", c.Seed, number)
+	if !slices.Equal(c.Kinds, Kinds) {
+		var kinds []string
+		for _, k := range c.Kinds {
+			kinds = append(kinds, string(k))
+		}
+		command += " KINDS=" + strings.Join(kinds, ",")
+	}
+	return command
+}
+
+// keep copies what tells about a failed trial.
+func (c *campaign) keep(o *outcome, l *lane) (string, error) {
+	folder := filepath.Join(c.config.Folder, fmt.Sprintf("failed-%d", o.trial.Number))
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return folder, err
+	}
+	write := func(name string, value any) error {
+		text, err := json.MarshalIndent(value, "", "\t")
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(folder, name), append(text, '\n'), 0o644)
+	}
+	trace := &strings.Builder{}
+	for _, m := range o.moments {
+		fmt.Fprintf(trace, "%s %7d %-22s %s\n", time.Unix(0, m.At).UTC().Format("15:04:05.000000"), m.PID, m.Point, strings.Join(m.Subject, " "))
+	}
+	for _, r := range o.ledger {
+		fmt.Fprintf(trace, "%s %7d ledger %-15s %s\n", time.Unix(0, r.At).UTC().Format("15:04:05.000000"), r.PID, r.Event, r.Step)
+	}
+	lines := strings.Split(strings.TrimSpace(trace.String()), "\n")
+	slices.Sort(lines)
+	errs := []error{
+		write("trial.json", o.trial),
+		os.WriteFile(filepath.Join(folder, "timeline.txt"), []byte(o.trial.String()+"\n"+strings.Join(lines, "\n")+"\n"), 0o644),
+	}
+	for _, w := range l.workers {
+		errs = append(errs, os.WriteFile(filepath.Join(folder, w.name+".log"), []byte(tail(w.logPath(), 1<<20)), 0o644))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for name, query := range map[string]string{
+		"run.json":     `SELECT to_jsonb(r)::text FROM orchestrator_runs r WHERE id = $1`,
+		"states.json":  `SELECT to_jsonb(s)::text FROM spec_workflow_task_states s WHERE orchestrator_run_id = $1 ORDER BY plan_step`,
+		"claims.json":  `SELECT to_jsonb(c)::text FROM mm_orchestrator.claims c WHERE run_id = $1 ORDER BY started_at`,
+		"results.json": `SELECT (to_jsonb(m) - 'result')::text FROM celery_taskmeta m WHERE position($1::text::bytea IN args) > 0 ORDER BY date_done`,
+	} {
+		rows, err := l.rows(ctx, query, o.run.ID)
+		errs = append(errs, err, os.WriteFile(filepath.Join(folder, name), []byte(strings.Join(rows, "\n")+"\n"), 0o644))
+	}
+	return folder, errors.Join(errs...)
+}
+
+// A Report is what a campaign has shown.
+type Report struct {
+	config   *Config
+	took     time.Duration
+	trials   int
+	failed   []int
+	kinds    map[Kind]*tally
+	problems map[class]int
+	hits     int
+	kills    int
+	missed   int
+	resumed  []time.Duration
+	windows  map[string][]time.Duration
+	repeated int
+	late     int
+	// killed counts kills by point and step.
+	killed map[faultpoint.Point]map[string]int
+}
+
+type tally struct{ trials, failed, missed int }
+
+func newReport(config *Config) *Report {
+	return &Report{
+		config: config, kinds: map[Kind]*tally{}, problems: map[class]int{}, windows: map[string][]time.Duration{},
+		killed: map[faultpoint.Point]map[string]int{},
+	}
+}
+
+// Failed are the numbers of the trials that broke a promise.
+func (r *Report) Failed() []int { return r.failed }
+
+// Problems counts the broken promises.
+func (r *Report) Problems() int {
+	n := 0
+	for _, count := range r.problems {
+		n += count
+	}
+	return n
+}
+
+func (r *Report) add(o *outcome) {
+	r.trials++
+	t := r.kinds[o.trial.Kind]
+	if t == nil {
+		t = &tally{}
+		r.kinds[o.trial.Kind] = t
+	}
+	t.trials++
+	t.missed += o.missed
+	r.missed += o.missed
+	if len(o.problems) > 0 {
+		t.failed++
+		r.failed = append(r.failed, o.trial.Number)
+		seen := map[class]bool{}
+		for _, p := range o.problems {
+			if !seen[p.class] {
+				r.problems[p.class]++
+			}
+			seen[p.class] = true
+		}
+	}
+	r.hits += len(o.hits)
+	for _, h := range o.hits {
+		if h.stage.Do != kill {
+			continue
+		}
+		r.kills++
+		if h.stage.Point != "" {
+			if r.killed[h.stage.Point] == nil {
+				r.killed[h.stage.Point] = map[string]int{}
+			}
+			r.killed[h.stage.Point][h.stage.Step]++
+		}
+	}
+	r.resumed = append(r.resumed, o.resumed...)
+	r.repeated += o.repeated
+	r.late += o.late
+	for _, w := range o.windows {
+		r.windows[w.step] = append(r.windows[w.step], w.took)
+	}
+}
+
+func (r *Report) progress() string {
+	return fmt.Sprintf("%4d trials, %d failed, %d kills, %d other faults; lost %d, stuck %d, doubled %d, wrong %d, left %d",
+		r.trials, len(r.failed), r.kills, r.hits-r.kills, r.problems[lost], r.problems[stuck], r.problems[doubled], r.problems[wrong], r.problems[left])
+}
+
+// Print writes the report.
+func (r *Report) Print(w io.Writer) {
+	fmt.Fprintf(w, "\nseed %d, %s\n%s\n\n", r.config.Seed, r.took.Round(time.Second), r.progress())
+	fmt.Fprintf(w, "%-16s %8s %8s %12s\n", "kind", "trials", "failed", "not reached")
+	var shown []Kind
+	for _, kind := range Kinds {
+		if t := r.kinds[kind]; t != nil && !slices.Contains(shown, kind) {
+			shown = append(shown, kind)
+			fmt.Fprintf(w, "%-16s %8d %8d %12d\n", kind, t.trials, t.failed, t.missed)
+		}
+	}
+	pairs := 0
+	for _, in := range r.killed {
+		pairs += len(in)
+	}
+	fmt.Fprintf(w, "\nkilled at %d named points, %d pairs of point and step\n", len(r.killed), pairs)
+	fmt.Fprintf(w, "from a kill to the next decision on the run: median %s, worst %s (of %d)\n",
+		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed))
+	fmt.Fprintf(w, "commands that ran again since nobody had recorded their end: %d, of which %d had ended\n", r.repeated, r.late)
+	for _, step := range steps {
+		if of := r.windows[step]; len(of) > 0 {
+			fmt.Fprintf(w, "from the end of a command of %-8s to its durable record: median %s, worst %s (of %d)\n",
+				step, median(of).Round(10*time.Microsecond), worst(of).Round(10*time.Microsecond), len(of))
+		}
+	}
+	for _, n := range r.failed {
+		fmt.Fprintf(w, "failed: %s\n", r.config.again(n))
+	}
+}

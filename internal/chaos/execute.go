@@ -1,0 +1,496 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+)
+
+// A hit is something that went wrong on purpose.
+type hit struct {
+	stage stage
+	pid   int
+	at    time.Time
+	// over is when a broken connection was mended.
+	over time.Time
+}
+
+// An outcome is what a trial has shown.
+type outcome struct {
+	trial Trial
+	run   run
+	hits  []hit
+	// missed counts stages whose moment did not come.
+	missed int
+	// problems are the broken promises, each with its class in front.
+	problems []problem
+	// resumed are the times from a kill to the next decision on a step of the
+	// run by another process.
+	resumed []time.Duration
+	// windows are the times from a command's end to its durable record.
+	windows []window
+	// repeated counts commands that ran again because a worker died, or was
+	// cut off, before their end was recorded; late those of them that had
+	// ended by then.
+	repeated, late int
+	moments        []moment
+	ledger         []ledger.Record
+	took           time.Duration
+}
+
+// window is the time in which a finished command is known to nobody.
+type window struct {
+	step string
+	took time.Duration
+}
+
+// class of a problem.
+type class string
+
+// The classes.
+const (
+	lost    class = "lost"    // nothing will ever go on with the run
+	stuck   class = "stuck"   // the run did not end in time
+	doubled class = "doubled" // an effect happened twice, or two at once
+	wrong   class = "wrong"   // status, results or artifacts are not what the plan demands
+	left    class = "left"    // something was left behind
+	harness class = "harness" // the trial itself did not work
+)
+
+type problem struct {
+	class class
+	text  string
+}
+
+func (p problem) String() string { return string(p.class) + ": " + p.text }
+
+// try carries out a trial and judges it.
+func (l *lane) try(ctx context.Context, t Trial) *outcome {
+	o := &outcome{trial: t}
+	began := time.Now()
+	if err := l.perform(ctx, t, o); err != nil {
+		o.problems = append(o.problems, problem{harness, err.Error()})
+	}
+	o.took = time.Since(began)
+	for _, w := range l.workers {
+		w.broker.set(noFault)
+		w.database.set(noFault)
+	}
+	_ = l.resume()
+	return o
+}
+
+func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
+	l.clearTraps()
+	if err := l.staff(ctx, t.Standby); err != nil {
+		return err
+	}
+	if _, err := l.trace.read(); err != nil {
+		return err
+	}
+	l.trace.forget()
+	// The ids are needed for the first trap, which must be set before the
+	// message is there: the stages wait for the run.
+	first := true
+	prepare := func(r run) error {
+		if len(t.Stages) == 0 || t.Stages[0].Point == "" {
+			return nil
+		}
+		return l.set(t.Stages[0].trap(r))
+	}
+	r, err := l.submit(ctx, t.Shape, prepare)
+	if err != nil {
+		return err
+	}
+	o.run = r
+	for _, s := range t.Stages {
+		if s.Point != "" && !first {
+			if err := l.set(s.trap(r)); err != nil {
+				return err
+			}
+			// The one who died in the stage before comes back now, with the
+			// next trap in place.
+			if err := l.staffAgain(t); err != nil {
+				return err
+			}
+		}
+		first = false
+		happened, err := l.happen(ctx, s, o)
+		if err != nil {
+			return err
+		}
+		if !happened {
+			o.missed++
+			break
+		}
+	}
+	l.clearTraps()
+	if err := l.staffAgain(t); err != nil {
+		return err
+	}
+	if err := l.duplicate(ctx, o); err != nil {
+		return err
+	}
+	l.judge(ctx, o)
+	return nil
+}
+
+// staffAgain starts again whoever died.
+func (l *lane) staffAgain(t Trial) error {
+	if t.Standby {
+		if err := l.workers[1].start(); err != nil {
+			return err
+		}
+		if l.workers[1].alive() && !l.workers[0].alive() {
+			// The standby goes on; the other is back for the next trial. It
+			// starts only when the run is over, or it would be the one.
+			return nil
+		}
+	}
+	return l.workers[0].start()
+}
+
+// trap makes the trap of a stage for a run.
+func (s stage) trap(r run) trap {
+	t := trap{Point: s.Point, Occurrence: s.Occurrence, Hold: s.Do != kill}
+	id := r.Tasks[s.Step]
+	if s.Point == faultpoint.PublishSent {
+		id = r.Tasks[next(s.Step)]
+	}
+	t.Any = [][]string{{r.ID, "'" + s.Step + "'"}, {r.ID + " " + s.Step}}
+	switch {
+	case id != "":
+		t.Any = append(t.Any, []string{id})
+	case idOnly[s.Point]:
+		t.Any = nil
+		for _, known := range r.Tasks {
+			t.None = append(t.None, known)
+		}
+	}
+	return t
+}
+
+// idOnly are the points whose subject is a task id and nothing else. The
+// rollback's is drawn when it is published.
+var idOnly = map[faultpoint.Point]bool{
+	faultpoint.DeliveryReceived: true, faultpoint.SettleBefore: true, faultpoint.SettleAfter: true,
+	faultpoint.PublishSent: true, faultpoint.ResultWritten: true, faultpoint.ResultCommitted: true,
+}
+
+// happen waits for the moment of a stage and lets it happen. False means that
+// the run has ended without it.
+func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
+	if s.Point == "" {
+		select {
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		case <-time.After(s.After):
+		}
+		victim := l.workers[int(s.After/time.Millisecond)%2]
+		if !victim.alive() {
+			victim = l.workers[0]
+		}
+		h := hit{stage: s, pid: victim.pid(), at: time.Now()}
+		victim.kill()
+		o.hits = append(o.hits, h)
+		return true, victim.start()
+	}
+	ended := time.Time{}
+	err := until(ctx, string(s.Point)+" of "+s.Step, func() (bool, error) {
+		if l.fired() {
+			return true, nil
+		}
+		_, complete, err := l.status(ctx, o.run.ID)
+		switch {
+		case err != nil || !complete:
+			return false, err
+		case ended.IsZero():
+			ended = time.Now()
+		}
+		// The last delivery is settled shortly after its run is complete.
+		return time.Since(ended) > 700*time.Millisecond, nil
+	})
+	if err != nil {
+		o.problems = append(o.problems, problem{stuck, err.Error()})
+		return false, nil
+	}
+	if !l.fired() {
+		return false, nil
+	}
+	pid, at, err := l.caught(ctx)
+	if err != nil {
+		return false, err
+	}
+	h := hit{stage: s, pid: pid, at: at}
+	i := slices.IndexFunc(l.workers[:], func(w *workerProcess) bool { return w.pid() == pid })
+	if i < 0 {
+		return false, fmt.Errorf("process %d, which the trap caught, is no worker of this lane", pid)
+	}
+	victim := l.workers[i]
+	switch s.Do {
+	case kill:
+		select {
+		case <-victim.exited:
+		case <-time.After(patience):
+			return false, errors.New("the worker survived its SIGKILL")
+		}
+	case terminate:
+		if err := l.resume(); err != nil {
+			return false, err
+		}
+		if err := victim.stop(); err != nil {
+			o.problems = append(o.problems, problem{stuck, err.Error()})
+		}
+	default:
+		if err := l.breakConnections(ctx, victim, s); err != nil {
+			return false, err
+		}
+	}
+	h.over = time.Now()
+	o.hits = append(o.hits, h)
+	return true, nil
+}
+
+// breakConnections lets a held worker go on without its servers for a while.
+func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage) error {
+	var proxies []*proxy
+	if s.Do != breakDatabase {
+		proxies = append(proxies, victim.broker)
+	}
+	if s.Do != breakBroker {
+		proxies = append(proxies, victim.database)
+	}
+	for _, p := range proxies {
+		p.set(s.Fault)
+	}
+	if err := l.resume(); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(s.For):
+	}
+	for _, p := range proxies {
+		if s.Fault == stall || s.Fault == deaf || s.Fault == mute {
+			p.drop() // a path that came back knows nothing of old connections
+		}
+		p.set(noFault)
+	}
+	return nil
+}
+
+// caught reads who ran into the trap, and when.
+func (l *lane) caught(ctx context.Context) (pid int, at time.Time, err error) {
+	err = until(ctx, "the trace of the trap", func() (bool, error) {
+		moments, err := l.trace.read()
+		for _, m := range slices.Backward(moments) {
+			if m.Fired {
+				pid, at = m.PID, time.Unix(0, m.At)
+				return true, nil
+			}
+		}
+		return false, err
+	})
+	return pid, at, err
+}
+
+// duplicate publishes what the variant says, again.
+func (l *lane) duplicate(ctx context.Context, o *outcome) error {
+	complete := func() error {
+		return until(ctx, "the run to end", func() (bool, error) {
+			_, complete, err := l.status(ctx, o.run.ID)
+			return complete, err
+		})
+	}
+	reached := func(step string) error {
+		return until(ctx, "the command of "+step, func() (bool, error) {
+			records, err := ledger.Read(l.ledger, o.run.ID)
+			return slices.ContainsFunc(records, func(r ledger.Record) bool { return r.Step == step }), err
+		})
+	}
+	follower := func(r run, step string) error {
+		m, err := r.follower(step)
+		if err != nil {
+			return err
+		}
+		return l.publish(ctx, m)
+	}
+	switch o.trial.Variant {
+	case "":
+		return nil
+	case "first twice":
+		if err := reached("patch"); err != nil {
+			return err
+		}
+		return l.publish(ctx, o.run.first)
+	case "follower twice":
+		if err := reached("patch"); err != nil {
+			return err
+		}
+		if err := follower(o.run, "patch"); err != nil {
+			return err
+		}
+		if o.trial.Shape.FailAt != "" {
+			return nil
+		}
+		if err := reached("build"); err != nil {
+			return err
+		}
+		return follower(o.run, "build")
+	case "rollback twice":
+		if err := reached("rollback"); err != nil {
+			return err
+		}
+		if err := follower(o.run, "rollback"); err != nil {
+			return err
+		}
+		if err := complete(); err != nil {
+			return err
+		}
+		return follower(o.run, "rollback")
+	case "stale rollback":
+		if err := reached("build"); err != nil {
+			return err
+		}
+		if err := follower(o.run, "rollback"); err != nil {
+			return err
+		}
+		if err := complete(); err != nil {
+			return err
+		}
+		return follower(o.run, "rollback")
+	}
+	// After a retry.
+	if err := complete(); err != nil {
+		return err
+	}
+	if _, err := l.quiet(ctx); err != nil {
+		o.problems = append(o.problems, problem{stuck, err.Error()})
+		return nil
+	}
+	old := o.run
+	again, err := l.retry(ctx, old, shape{Milliseconds: o.trial.Shape.Milliseconds})
+	if err != nil {
+		return err
+	}
+	again.before = &old
+	o.run = again
+	if o.trial.Variant == "old chain after a retry" {
+		return l.publish(ctx, old.first)
+	}
+	if err := follower(old, "rollback"); err != nil {
+		return err
+	}
+	if err := complete(); err != nil {
+		return err
+	}
+	return follower(old, "rollback")
+}
+
+// quiet waits until nothing is waiting or in hand.
+func (l *lane) quiet(ctx context.Context) (bool, error) {
+	var since time.Time
+	err := until(ctx, "queue and workers to be idle", func() (bool, error) {
+		moments, err := l.trace.read()
+		if err != nil {
+			return false, err
+		}
+		alive := map[int]bool{}
+		for _, w := range l.workers {
+			if w.alive() {
+				alive[w.pid()] = true
+			}
+		}
+		waiting, err := l.waiting()
+		if err != nil {
+			return false, err
+		}
+		if waiting > 0 || open(moments, alive) > 0 {
+			since = time.Time{}
+			return false, nil
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		return time.Since(since) > 60*time.Millisecond, nil
+	})
+	return err == nil, err
+}
+
+// measure fills in the times and counts that come from trace and ledger.
+func (o *outcome) measure() {
+	for _, h := range o.hits {
+		if h.stage.Do != kill {
+			continue
+		}
+		for _, m := range o.moments {
+			at := time.Unix(0, m.At)
+			if m.Point == faultpoint.StepDecided && m.PID != h.pid && at.After(h.at) {
+				o.resumed = append(o.resumed, at.Sub(h.at))
+				break
+			}
+		}
+	}
+	for _, step := range steps {
+		var ended int64
+		for _, r := range o.ledger {
+			if r.Step == step && r.Event == ledger.End {
+				ended = r.At
+			}
+		}
+		for _, m := range o.moments {
+			if ended != 0 && m.Point == faultpoint.FinishCommitted && m.about(step) && m.At > ended {
+				o.windows = append(o.windows, window{step, time.Duration(m.At - ended)})
+				break
+			}
+		}
+	}
+}
+
+// excuses counts, for a step, how often a worker went that had started a
+// command and had not recorded the end of its step.
+func (o *outcome) excuses(step string) int {
+	n := 0
+	for _, h := range o.hits {
+		begun, recorded := false, false
+		for _, m := range o.moments {
+			if m.PID != h.pid || !m.about(step) || !m.about(o.run.ID) || h.stage.Do == kill && m.At > h.at.UnixNano() {
+				continue
+			}
+			switch m.Point {
+			case faultpoint.CommandBefore:
+				begun = true
+			case faultpoint.FinishCommitted:
+				recorded = true
+			}
+		}
+		ended := h.stage.Do == kill || h.stage.Do == terminate || h.stage.Do == breakBoth
+		if begun && !recorded && ended {
+			n++
+		}
+	}
+	return n
+}
+
+func median(of []time.Duration) time.Duration {
+	if len(of) == 0 {
+		return 0
+	}
+	sorted := slices.Clone(of)
+	sort.Slice(sorted, func(i, j int) bool { return sorted[i] < sorted[j] })
+	return sorted[len(sorted)/2]
+}
+
+func worst(of []time.Duration) time.Duration {
+	if len(of) == 0 {
+		return 0
+	}
+	return slices.Max(of)
+}

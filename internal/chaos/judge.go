@@ -1,0 +1,309 @@
+package chaos
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
+)
+
+func (o *outcome) complain(c class, format string, args ...any) {
+	o.problems = append(o.problems, problem{c, fmt.Sprintf(format, args...)})
+}
+
+// failAt is the step at which the run must have failed, "" for none.
+func (o *outcome) failAt() string {
+	if o.trial.Kind == Poison && o.missed == 0 {
+		return o.trial.Stages[0].Step
+	}
+	return o.run.Shape.FailAt
+}
+
+// judge waits for the end of the run and looks at everything that is there.
+func (l *lane) judge(ctx context.Context, o *outcome) {
+	var status string
+	err := until(ctx, "the run to end", func() (complete bool, err error) {
+		status, complete, err = l.status(ctx, o.run.ID)
+		return complete, err
+	})
+	if err == nil {
+		_, err = l.quiet(ctx)
+	}
+	if ctx.Err() != nil {
+		o.complain(harness, "%v", context.Cause(ctx))
+		return
+	}
+	var readErr error
+	if o.moments, readErr = l.trace.read(); readErr != nil {
+		o.complain(harness, "%v", readErr)
+	}
+	if o.ledger, readErr = ledger.Read(l.ledger, o.run.ID); readErr != nil {
+		o.complain(harness, "%v", readErr)
+	}
+	o.measure()
+	if err != nil {
+		c := stuck
+		if waiting, _ := l.waiting(); waiting == 0 && !strings.Contains(err.Error(), "idle") && !l.inHand() {
+			c = lost
+		}
+		o.complain(c, "%v; the run is %s", err, status)
+	}
+	want := "succeeded"
+	if o.failAt() != "" {
+		want = "rolled_back"
+	}
+	if status != want {
+		o.complain(wrong, "the run is %s, its plan demands %s", status, want)
+	}
+	for _, look := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables} {
+		if err := look(ctx, o); err != nil {
+			o.complain(harness, "%v", err)
+		}
+	}
+	o.judgeLedger()
+	o.judgeProcesses(filepath.Base(l.config.programs.ledger))
+}
+
+// inHand says whether a living worker has a delivery.
+func (l *lane) inHand() bool {
+	alive := map[int]bool{}
+	for _, w := range l.workers {
+		if w.alive() {
+			alive[w.pid()] = true
+		}
+	}
+	return open(l.trace.moments, alive) > 0
+}
+
+// wantState is how a step of the run must stand at the end.
+func (o *outcome) wantState(step string) string {
+	failAt := o.failAt()
+	switch {
+	case failAt == "" && step == "rollback":
+		return "skipped SUCCESS"
+	case failAt == "" || step == "rollback" || slices.Index(steps, step) < slices.Index(steps, failAt):
+		return "succeeded SUCCESS"
+	case step == failAt:
+		return "failed FAILURE"
+	}
+	return "pending "
+}
+
+func (l *lane) judgeStates(ctx context.Context, o *outcome) error {
+	rows, err := l.pool.Query(ctx, `
+		SELECT plan_step::text, plan_step_status::text || ' ' || COALESCE(celery_state::text, '')
+		FROM spec_workflow_task_states WHERE orchestrator_run_id = $1`, o.run.ID)
+	if err != nil {
+		return err
+	}
+	n := 0
+	var step, state string
+	_, err = pgx.ForEachRow(rows, []any{&step, &state}, func() error {
+		n++
+		if want := o.wantState(step); strings.TrimSuffix(state, "PENDING") != want {
+			o.complain(wrong, "step %s is %s, want %s", step, state, want)
+		}
+		return nil
+	})
+	if n != len(steps) {
+		o.complain(wrong, "the run has %d states, want %d", n, len(steps))
+	}
+	return err
+}
+
+// judgeResults looks at all results of tasks that have the run among their
+// arguments.
+func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
+	rows, err := l.pool.Query(ctx, `
+		SELECT task_id, COALESCE(status, ''), COALESCE(convert_from(args, 'UTF8'), '') FROM celery_taskmeta
+		WHERE position($1::bytea IN args) > 0`, []byte(o.run.ID))
+	if err != nil {
+		return err
+	}
+	found := map[string]string{}
+	var id, status, args string
+	_, err = pgx.ForEachRow(rows, []any{&id, &status, &args}, func() error {
+		found[id] = status
+		if strings.Contains(args, `"rollback"`) {
+			if status != "SUCCESS" {
+				o.complain(wrong, "the result of rollback %s is %s", id, status)
+			} else if o.failAt() == "" && o.run.before == nil {
+				o.complain(wrong, "rollback %s has a result, but the run is good", id)
+			}
+			return nil
+		}
+		known := false
+		for r := &o.run; r != nil; r = r.before {
+			for _, task := range r.Tasks {
+				known = known || task == id
+			}
+		}
+		if !known {
+			o.complain(doubled, "task %s %s was never submitted and has the result %s", id, args, status)
+		}
+		return nil
+	})
+	failAt := o.failAt()
+	for _, step := range steps[:5] {
+		want := "SUCCESS"
+		if failAt != "" && slices.Index(steps, step) >= slices.Index(steps, failAt) {
+			want = "FAILURE"
+		}
+		if got := found[o.run.Tasks[step]]; got != want {
+			o.complain(wrong, "the result of %s is %q, want %s", step, got, want)
+		}
+	}
+	return err
+}
+
+// judgeArtifacts demands that what is registered is what is on disk.
+func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
+	rows, err := l.pool.Query(ctx, `SELECT path, COALESCE(checksum, ''), COALESCE(size_bytes, -1) FROM orchestrator_run_artifacts WHERE run_id = $1`, o.run.ID)
+	if err != nil {
+		return err
+	}
+	var paths []string
+	var path, checksum string
+	var size int64
+	_, err = pgx.ForEachRow(rows, []any{&path, &checksum, &size}, func() error {
+		paths = append(paths, path)
+		text, err := os.ReadFile(filepath.Join(l.artifacts, o.run.ID, path))
+		sum := sha256.Sum256(text)
+		switch {
+		case err != nil:
+			o.complain(wrong, "artifact %s is registered: %v", path, err)
+		case hex.EncodeToString(sum[:]) != checksum || int64(len(text)) != size:
+			o.complain(wrong, "artifact %s is not what was registered: %d bytes for %d", path, len(text), size)
+		}
+		return nil
+	})
+	for _, step := range steps {
+		if strings.HasPrefix(o.wantState(step), "succeeded") && !slices.Contains(paths, step+".log") {
+			o.complain(wrong, "step %s has no artifact %s.log", step, step)
+		}
+	}
+	// Nothing half-written stays either.
+	files, readErr := os.ReadDir(filepath.Join(l.artifacts, o.run.ID))
+	if readErr != nil {
+		return readErr
+	}
+	for _, file := range files {
+		if !slices.Contains(paths, file.Name()) && !o.unregistered(file.Name()) {
+			o.complain(left, "file %s in the run's directory is registered nowhere", file.Name())
+		}
+	}
+	return err
+}
+
+// unregistered says whether a file may lie there without a row: a worker that
+// died leaves its temporary files, which the next start of the step may reuse
+// or not; a retried run keeps the logs of its first attempt.
+func (o *outcome) unregistered(name string) bool {
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.run.before != nil
+}
+
+// judgeTables demands that nothing of ours is left open.
+func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
+	rows, err := l.pool.Query(ctx, `
+		SELECT step || ' attempt ' || attempt || ' of ' || worker FROM mm_orchestrator.claims
+		WHERE run_id = $1 AND (outcome IS NULL OR holder IS NOT NULL)`, o.run.ID)
+	if err != nil {
+		return err
+	}
+	var claim string
+	_, err = pgx.ForEachRow(rows, []any{&claim}, func() error {
+		o.complain(left, "claim on %s is open", claim)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	tables, err := l.pool.Query(ctx, `
+		SELECT table_name::text FROM information_schema.tables
+		WHERE table_schema = 'mm_orchestrator' AND (table_name LIKE '%hold%' OR table_name LIKE '%park%' OR table_name = 'revocations')`)
+	if err != nil {
+		return err
+	}
+	names, err := pgx.CollectRows(tables, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		var n int
+		if err := l.pool.QueryRow(ctx, `SELECT count(*) FROM `+pgx.Identifier{"mm_orchestrator", name}.Sanitize()).Scan(&n); err != nil {
+			return err
+		}
+		if n > 0 {
+			o.complain(left, "%d rows in mm_orchestrator.%s", n, name)
+		}
+	}
+	return nil
+}
+
+// judgeLedger counts the effects.
+func (o *outcome) judgeLedger() {
+	failAt := o.failAt()
+	for _, step := range []string{"patch", "build", "restart", "rollback"} {
+		var starts, ends int
+		for _, r := range o.ledger {
+			if r.Step != step {
+				continue
+			}
+			switch r.Event {
+			case ledger.Start:
+				starts++
+			case ledger.End:
+				ends++
+			case ledger.Overlap:
+				o.complain(doubled, "the command of %s ran beside another one", step)
+			}
+		}
+		want := 1
+		switch {
+		case step == "rollback" && failAt == "":
+			want = 0
+		case step != "rollback" && failAt != "" && slices.Index(steps, step) > slices.Index(steps, failAt):
+			want = 0
+		case o.trial.Kind == Poison && step == failAt:
+			want = 0 // it may never have come to its command
+		}
+		if before := o.run.before; before != nil {
+			switch {
+			case step == "rollback", slices.Index(steps, step) <= slices.Index(steps, before.Shape.FailAt):
+				want++
+			}
+		}
+		excused := o.excuses(step)
+		switch {
+		case starts > want+excused:
+			o.complain(doubled, "the command of %s ran %d times, want %d (and %d times more at most, after crashes)", step, starts, want, excused)
+		case starts < want:
+			o.complain(wrong, "the command of %s ran %d times, want %d", step, starts, want)
+		case starts > want:
+			o.repeated += starts - want
+			o.late += max(0, ends-want)
+		}
+	}
+}
+
+// judgeProcesses demands that no command outlives its step.
+func (o *outcome) judgeProcesses(program string) {
+	for _, r := range o.ledger {
+		if r.Event != ledger.Start || syscall.Kill(r.PID, 0) != nil {
+			continue
+		}
+		// The number may be somebody else's by now.
+		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", r.PID)); err == nil && strings.Contains(string(name), program) && strings.Contains(string(name), o.run.ID) {
+			o.complain(left, "the command of %s (pid %d) still runs", r.Step, r.PID)
+		}
+	}
+}

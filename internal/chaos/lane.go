@@ -1,0 +1,312 @@
+package chaos
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+)
+
+// queue and exchange are MoonMind's.
+const (
+	queue    = "orchestrator.run"
+	exchange = "moonmind.jobs"
+)
+
+// files that hold package faultpoint's side of the talk; the same names are
+// there behind the build tag chaos.
+const (
+	traceFile  = "trace"
+	trapFile   = "trap"
+	firedFile  = "fired"
+	resumeFile = "resume"
+)
+
+// A lane carries out one trial after the other with servers' parts, a
+// workspace and workers of its own.
+type lane struct {
+	config    *Config
+	name      string
+	folder    string // all files of the lane
+	workspace string
+	artifacts string
+	traps     string // where workers and harness talk
+	ledger    string
+
+	broker, database string
+	remove           []func(context.Context) error
+	pool             *pgxpool.Pool
+	conn             *amqp.Connection
+	channel          *amqp.Channel
+
+	// workers are two places; the second is empty in trials without a
+	// standby.
+	workers [2]*workerProcess
+
+	service  *service
+	trace    traceReader
+	trapsSet int64
+}
+
+// newLane makes everything and starts no worker.
+func newLane(ctx context.Context, config *Config, name string) (l *lane, err error) {
+	l = &lane{config: config, name: name, folder: filepath.Join(config.Folder, name)}
+	defer func() {
+		if err != nil {
+			l.close(context.WithoutCancel(ctx))
+		}
+	}()
+	l.workspace, l.artifacts = filepath.Join(l.folder, "workspace"), filepath.Join(l.folder, "artifacts")
+	l.traps, l.ledger = filepath.Join(l.folder, "traps"), filepath.Join(l.folder, "ledger")
+	for _, folder := range []string{l.workspace, l.artifacts, l.traps} {
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return l, err
+		}
+	}
+	l.trace.path = filepath.Join(l.traps, traceFile)
+	for _, args := range [][]string{
+		{"init", "--quiet", "--initial-branch=main"},
+		{"-c", "user.name=chaos", "-c", "user.email=chaos@localhost", "commit", "--quiet", "--allow-empty", "--message", "start"},
+	} {
+		command := exec.CommandContext(ctx, "git", args...)
+		command.Dir = l.workspace
+		command.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
+		if text, err := command.CombinedOutput(); err != nil {
+			return l, fmt.Errorf("git %v: %w: %s", args, err, text)
+		}
+	}
+	var remove func(context.Context) error
+	if l.broker, remove, err = devenv.NewVhost(ctx); err != nil {
+		return l, err
+	}
+	l.remove = append(l.remove, remove)
+	if l.database, remove, err = devenv.NewDatabase(ctx); err != nil {
+		return l, err
+	}
+	l.remove = append(l.remove, remove)
+	settings, err := pgxpool.ParseConfig(l.database)
+	if err != nil {
+		return l, err
+	}
+	settings.MaxConns = 2
+	if l.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
+		return l, err
+	}
+	if l.service, err = newService(); err != nil {
+		return l, err
+	}
+	for i := range l.workers {
+		if l.workers[i], err = l.newWorker(fmt.Sprintf("%s-%c", name, 'a'+i)); err != nil {
+			return l, err
+		}
+	}
+	if err := l.workers[0].run(ctx, "migrate", "--shared-tables"); err != nil {
+		return l, err
+	}
+	return l, l.listen()
+}
+
+// listen opens the harness's own connection and declares the queue as producers
+// do.
+func (l *lane) listen() error {
+	var err error
+	if l.conn, err = amqp.Dial(l.broker); err != nil {
+		return err
+	}
+	if l.channel, err = l.conn.Channel(); err != nil {
+		return err
+	}
+	if err := l.channel.ExchangeDeclare(exchange, "direct", true, false, false, false, nil); err != nil {
+		return err
+	}
+	if _, err := l.channel.QueueDeclare(queue, true, false, false, false, nil); err != nil {
+		return err
+	}
+	if err := l.channel.QueueBind(queue, queue, exchange, false, nil); err != nil {
+		return err
+	}
+	return l.channel.Confirm(false)
+}
+
+// close ends everything of the lane but its files.
+func (l *lane) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	for _, w := range l.workers {
+		if w != nil {
+			w.close()
+		}
+	}
+	if l.service != nil {
+		l.service.close()
+	}
+	if l.pool != nil {
+		l.pool.Close()
+	}
+	if l.conn != nil {
+		l.conn.Close()
+	}
+	var failures []error
+	for _, remove := range l.remove {
+		failures = append(failures, remove(ctx))
+	}
+	return errors.Join(failures...)
+}
+
+// staff makes sure that the trial's workers run, and no others.
+func (l *lane) staff(ctx context.Context, standby bool) error {
+	if err := l.workers[0].start(); err != nil {
+		return err
+	}
+	wanted := 1
+	if standby {
+		wanted = 2
+		if err := l.workers[1].start(); err != nil {
+			return err
+		}
+	} else if err := l.workers[1].stop(); err != nil {
+		return err
+	}
+	return until(ctx, "the workers to consume", func() (bool, error) {
+		state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+		if err != nil {
+			return false, err
+		}
+		for _, w := range l.workers[:wanted] {
+			if !w.alive() {
+				return false, fmt.Errorf("worker %s ended: %s", w.name, tail(w.logPath(), 2000))
+			}
+		}
+		return state.Consumers == wanted, nil
+	})
+}
+
+func tail(path string, bytes int) string {
+	text, _ := os.ReadFile(path)
+	return string(text[max(0, len(text)-bytes):])
+}
+
+// waiting is how many messages wait in the queue, those in hand not counted.
+func (l *lane) waiting() (int, error) {
+	state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+	return state.Messages, err
+}
+
+// publish sends a message to the queue and waits for the confirm.
+func (l *lane) publish(ctx context.Context, m amqp.Publishing) error {
+	confirm, err := l.channel.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, m)
+	if err != nil {
+		return err
+	}
+	acked, err := confirm.WaitContext(ctx)
+	if err == nil && !acked {
+		err = errors.New("the broker refused a message")
+	}
+	return err
+}
+
+// trap is package faultpoint's Trap.
+type trap struct {
+	Point      faultpoint.Point `json:"point"`
+	Any        [][]string       `json:"any,omitempty"`
+	None       []string         `json:"none,omitempty"`
+	Occurrence int              `json:"occurrence,omitempty"`
+	Hold       bool             `json:"hold,omitempty"`
+	ID         int64            `json:"id"`
+}
+
+func (l *lane) set(t trap) error {
+	l.trapsSet++
+	t.ID = l.trapsSet
+	text, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	l.clearTraps()
+	temporary := filepath.Join(l.traps, "new")
+	if err := os.WriteFile(temporary, text, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(temporary, filepath.Join(l.traps, trapFile))
+}
+
+func (l *lane) fired() bool {
+	_, err := os.Stat(filepath.Join(l.traps, firedFile))
+	return err == nil
+}
+
+// resume lets a held process go on.
+func (l *lane) resume() error {
+	return os.WriteFile(filepath.Join(l.traps, resumeFile), nil, 0o644)
+}
+
+func (l *lane) clearTraps() {
+	for _, name := range []string{trapFile, firedFile, resumeFile} {
+		_ = os.Remove(filepath.Join(l.traps, name))
+	}
+}
+
+// until polls. The pause is short, since what is waited for is measured.
+func until(ctx context.Context, what string, done func() (bool, error)) error {
+	deadline := time.Now().Add(patience)
+	for {
+		ok, err := done()
+		if err != nil {
+			return fmt.Errorf("waiting for %s: %w", what, err)
+		}
+		if ok {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waited %s in vain for %s", patience, what)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// service stands for the service that runs repair: verify asks it.
+type service struct {
+	server   *http.Server
+	listener net.Listener
+	done     chan struct{}
+}
+
+func newService() (*service, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	s := &service{listener: listener, done: make(chan struct{})}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/well", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("/ill", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	s.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		defer close(s.done)
+		_ = s.server.Serve(listener)
+	}()
+	return s, nil
+}
+
+func (s *service) url(path string) string { return "http://" + s.listener.Addr().String() + path }
+
+func (s *service) close() {
+	_ = s.server.Close()
+	<-s.done
+}

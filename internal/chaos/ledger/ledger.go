@@ -1,0 +1,103 @@
+// Package ledger is the outside world of a chaos trial: the record of every
+// effect that a plan's commands have had, which the worker can neither see nor
+// mend.
+//
+// The program in the folder program is what plans run in place of docker. It
+// appends a record when it starts and one when it ends, each synced to disk
+// before it goes on, and it holds a lock on the workspace meanwhile: a command
+// that finds the lock taken runs beside another one, and says so.
+package ledger
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// What a Record says.
+const (
+	Start   = "start"
+	End     = "end"
+	Overlap = "overlap"
+)
+
+// A Record is a line of the ledger.
+type Record struct {
+	// At is in nanoseconds since the epoch.
+	At    int64  `json:"at"`
+	Run   string `json:"run"`
+	Step  string `json:"step"`
+	PID   int    `json:"pid"`
+	Event string `json:"event"`
+}
+
+// Read returns the records of a run. A file that is not there has none.
+func Read(path, run string) ([]Record, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var records []Record
+	lines := bufio.NewScanner(bytes.NewReader(text))
+	for lines.Scan() {
+		var r Record
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", path, lines.Text(), err)
+		}
+		if r.Run == run {
+			records = append(records, r)
+		}
+	}
+	return records, lines.Err()
+}
+
+// Run is the program: FILE RUN STEP MILLISECONDS CODE. It returns its exit
+// code.
+func Run(args []string) (int, error) {
+	if len(args) != 5 {
+		return 2, fmt.Errorf("want FILE RUN STEP MILLISECONDS CODE, got %q", args)
+	}
+	milliseconds, err1 := strconv.Atoi(args[3])
+	code, err2 := strconv.Atoi(args[4])
+	if err := errors.Join(err1, err2); err != nil {
+		return 2, err
+	}
+	file, err := os.OpenFile(args[0], os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return 2, err
+	}
+	defer file.Close()
+	lock, err := os.OpenFile(args[0]+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return 2, err
+	}
+	defer lock.Close()
+	record := func(event string) error {
+		line, _ := json.Marshal(Record{At: time.Now().UnixNano(), Run: args[1], Step: args[2], PID: os.Getpid(), Event: event})
+		if _, err := file.Write(append(line, '\n')); err != nil {
+			return err
+		}
+		return file.Sync()
+	}
+	if err := record(Start); err != nil {
+		return 2, err
+	}
+	// The kernel frees the lock of a killed command.
+	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		if err := record(Overlap); err != nil {
+			return 2, err
+		}
+	}
+	time.Sleep(time.Duration(milliseconds) * time.Millisecond)
+	return code, record(End)
+}

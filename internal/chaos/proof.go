@@ -1,0 +1,116 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
+)
+
+// A meant is a defect and the trials that must find it.
+type meant struct {
+	bug    string
+	trials []Trial
+}
+
+// quick is a shape of which a trial is soon over.
+var quick = shape{Milliseconds: 20}
+
+func killedAt(point faultpoint.Point, step string, s shape) Trial {
+	return Trial{Kind: KillAtPoint, Shape: s, Stages: []stage{{Point: point, Step: step, Do: kill}}}
+}
+
+func failing(step string) shape { return shape{FailAt: step, Milliseconds: 20} }
+
+// defects lists every planted bug with one trial or two, of the sorts that
+// campaigns are made of.
+var defects = []meant{
+	{planted.AckBeforeSettle, []Trial{killedAt(faultpoint.PublishBefore, "patch", quick)}},
+	{planted.PublishAfterResult, []Trial{killedAt(faultpoint.PublishBefore, "build", quick)}},
+	{planted.PublishUnconfirmed, []Trial{{Kind: BrokerFault, Shape: quick, Stages: []stage{
+		{Point: faultpoint.PublishBefore, Step: "build", Do: breakBroker, Fault: mute, For: 1500 * time.Millisecond}}}}},
+	{planted.PublishTwice, []Trial{{Kind: Duplicate, Shape: quick}}},
+	{planted.ErrbackLost, []Trial{killedAt(faultpoint.PublishBefore, "build", failing("build"))}},
+	{planted.FinishUnfenced, []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 3000}, Stages: []stage{
+		{Point: faultpoint.CommandAfter, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
+	{planted.OutcomeForgotten, []Trial{killedAt(faultpoint.FinishAfter, "build", failing("build"))}},
+	{planted.BeginUnclaimed, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
+	{planted.ClaimStolen, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
+	{planted.ClaimKept, []Trial{killedAt(faultpoint.CommandBefore, "build", quick)}},
+	{planted.StartsUncounted, []Trial{{Kind: Poison, Shape: quick, Stages: []stage{
+		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
+	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
+	{planted.ArtifactsInserted, []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
+	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
+}
+
+// Prove plants the defects one by one. It fails when one stays unseen, and
+// when a trial finds something without a defect.
+func Prove(ctx context.Context, config Config) error {
+	config = config.WithDefaults()
+	healthy, err := buildPrograms(ctx, config.Module, config.Folder, true)
+	if err != nil {
+		return err
+	}
+	config.programs = healthy
+	unseen, shy := 0, 0
+	for _, d := range defects {
+		seen, what, err := found(ctx, config, d)
+		if err != nil {
+			return err
+		}
+		without, whatElse, err := found(ctx, config, meant{trials: d.trials})
+		if err != nil {
+			return err
+		}
+		line := "found: " + what
+		if !seen {
+			unseen++
+			line = "NOT FOUND"
+		}
+		if without {
+			shy++
+			line += "; WITHOUT IT TOO: " + whatElse
+		}
+		fmt.Fprintf(config.Output, "%-22s %s\n", d.bug, line)
+	}
+	if unseen+shy > 0 {
+		return fmt.Errorf("%d of %d planted defects were not found, %d trials fail without one", unseen, len(defects), shy)
+	}
+	fmt.Fprintf(config.Output, "%d of %d planted defects were found\n", len(defects), len(defects))
+	return nil
+}
+
+// found carries out the trials with the defect and says what they complain of.
+func found(ctx context.Context, config Config, d meant) (bool, string, error) {
+	config.bug = d.bug
+	for i, t := range d.trials {
+		name := d.bug
+		if name == "" {
+			name = "healthy"
+		}
+		l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d-%d", name, i, time.Now().UnixNano()))
+		if err != nil {
+			return false, "", err
+		}
+		o := l.try(ctx, t)
+		_ = l.close(ctx)
+		if ctx.Err() != nil {
+			return false, "", context.Cause(ctx)
+		}
+		c := &campaign{config: &Config{Folder: filepath.Join(config.Folder, l.name)}}
+		if _, err := c.keep(o, l); err != nil && len(o.problems) > 0 && d.bug == "" {
+			fmt.Fprintf(config.Output, "remains of %s: %v\n", l.name, err)
+		}
+		for _, p := range o.problems {
+			if p.class != harness {
+				return true, p.String(), nil
+			}
+			return false, "", fmt.Errorf("%s: %s", t, p.text)
+		}
+	}
+	return false, "", nil
+}

@@ -1,0 +1,262 @@
+package chaos
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// steps in plan order.
+var steps = []string{"analyze", "patch", "build", "restart", "verify", "rollback"}
+
+// next is the step that follows in the chain, "" for none.
+func next(step string) string {
+	for i, s := range steps[:4] {
+		if s == step {
+			return steps[i+1]
+		}
+	}
+	return ""
+}
+
+// A shape is what a run's plan makes of it when nothing else goes wrong.
+type shape struct {
+	// FailAt is the step that fails, "" for none.
+	FailAt string
+	// Milliseconds is how long each command takes.
+	Milliseconds int
+}
+
+// A run is one that was published.
+type run struct {
+	ID    string
+	Tasks map[string]string // task id by step, without rollback's
+	Shape shape
+	first amqp.Publishing
+	// before is what was submitted first, for a run that was retried.
+	before *run
+}
+
+func (r run) root() string { return r.Tasks["analyze"] }
+
+//go:embed testdata/first_message.json
+var firstMessage []byte
+
+// captured is the message that MoonMind's API published when it was captured.
+type captured struct {
+	Properties struct {
+		ContentType     string `json:"content_type"`
+		ContentEncoding string `json:"content_encoding"`
+		DeliveryMode    uint8  `json:"delivery_mode"`
+		CorrelationID   string `json:"correlation_id"`
+		ReplyTo         string `json:"reply_to"`
+	} `json:"properties"`
+	Headers map[string]any  `json:"headers"`
+	Body    json.RawMessage `json:"body"`
+}
+
+// Ids in the captured message.
+var capturedIDs = map[string]string{
+	"analyze": "b97a2309-2c50-4325-b2f8-39e2b7d0b501",
+	"patch":   "5060f333-8db9-4dd0-886c-4491f584b902",
+	"build":   "751a5561-85d5-419f-9268-58db99847d03",
+	"restart": "993f8753-039c-4a33-a263-d446dc85ba04",
+	"verify":  "b6df1994-7e45-446f-88af-84df8cf9a905",
+}
+
+const capturedRun = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
+
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// chain makes the message of a run, as the API publishes it, with ids of its
+// own.
+func chain(id string) (map[string]string, amqp.Publishing, error) {
+	pairs := []string{capturedRun, id}
+	tasks := map[string]string{}
+	for step, old := range capturedIDs {
+		tasks[step] = newUUID()
+		pairs = append(pairs, old, tasks[step])
+	}
+	var m captured
+	if err := json.Unmarshal([]byte(strings.NewReplacer(pairs...).Replace(string(firstMessage))), &m); err != nil {
+		return nil, amqp.Publishing{}, err
+	}
+	headers := amqp.Table{}
+	for name, value := range m.Headers {
+		switch v := value.(type) {
+		case float64:
+			value = int32(v)
+		case map[string]any:
+			value = amqp.Table{}
+		}
+		headers[name] = value
+	}
+	return tasks, amqp.Publishing{
+		Headers: headers, ContentType: m.Properties.ContentType, ContentEncoding: m.Properties.ContentEncoding,
+		DeliveryMode: m.Properties.DeliveryMode, CorrelationId: m.Properties.CorrelationID, ReplyTo: m.Properties.ReplyTo, Body: m.Body,
+	}, nil
+}
+
+// follower makes the message with which a worker would go on to a step of the
+// run, the rollback included.
+func (r run) follower(step string) (amqp.Publishing, error) {
+	m := r.first
+	var body [3]any
+	if err := json.Unmarshal(m.Body, &body); err != nil {
+		return m, err
+	}
+	embed := body[2].(map[string]any)
+	id := r.Tasks[step]
+	if step == "rollback" {
+		id, embed["chain"], embed["errbacks"] = newUUID(), nil, nil
+	} else {
+		// The chain is stored with its next link last.
+		embed["chain"] = embed["chain"].([]any)[:len(steps)-2-slices.Index(steps, step)]
+	}
+	body[0] = []string{r.ID, step}
+	headers := amqp.Table{}
+	for name, value := range m.Headers {
+		headers[name] = value
+	}
+	headers["id"], headers["parent_id"], headers["argsrepr"] = id, r.root(), fmt.Sprintf("('%s', '%s')", r.ID, step)
+	m.Headers, m.CorrelationId = headers, id
+	var err error
+	m.Body, err = json.Marshal(body)
+	return m, err
+}
+
+// command is the ledger's program for a step.
+func (l *lane) command(id, step string, s shape) []string {
+	code := 0
+	if s.FailAt == step {
+		code = 3
+	}
+	return []string{filepath.Base(l.config.programs.ledger), l.ledger, id, step, strconv.Itoa(s.Milliseconds), strconv.Itoa(code)}
+}
+
+// plan is what the API would have stored for the run.
+func (l *lane) plan(id string, s shape) ([]byte, error) {
+	health := l.service.url("/well")
+	if s.FailAt == "verify" {
+		health = l.service.url("/ill")
+	}
+	parameters := map[string]map[string]any{
+		"analyze": {"instruction": "Keep going", "workspace": ".", "logArtifact": "analyze.log"},
+		"patch":   {"workspace": ".", "diffArtifact": "patch.diff", "commands": [][]string{l.command(id, "patch", s)}},
+		"build":   {"logArtifact": "build.log", "command": l.command(id, "build", s)},
+		"restart": {"logArtifact": "restart.log", "command": l.command(id, "restart", s)},
+		"verify": {"logArtifact": "verify.log", "healthcheck": map[string]any{
+			"url": health, "method": "GET", "timeoutSeconds": 1, "intervalSeconds": 0.2, "expectedStatus": 200,
+		}},
+		"rollback": {"logArtifact": "rollback.log", "strategies": []any{
+			map[string]any{"type": "ledger", "commands": [][]string{l.command(id, "rollback", s)}},
+		}},
+	}
+	var plan []any
+	for _, step := range steps {
+		plan = append(plan, map[string]any{"name": step, "parameters": parameters[step]})
+	}
+	return json.Marshal(plan)
+}
+
+// submit creates a run as POST /orchestrator/runs does, and publishes it.
+// prepare is called between the two.
+func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (run, error) {
+	r := run{ID: newUUID(), Shape: s}
+	var err error
+	if r.Tasks, r.first, err = chain(r.ID); err != nil {
+		return r, err
+	}
+	plan, err := l.plan(r.ID, s)
+	if err != nil {
+		return r, err
+	}
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			WITH plan AS (
+			    INSERT INTO orchestrator_action_plans (id, steps, service_context)
+			    VALUES (gen_random_uuid(), $2::text::jsonb, '{"service": "api"}') RETURNING id
+			)
+			INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id)
+			SELECT $1, 'Keep going', 'api', 'normal', 'pending', '{}', $3, plan.id FROM plan`, r.ID, string(plan), filepath.Join(l.artifacts, r.ID))
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			INSERT INTO spec_workflow_task_states
+			       (id, orchestrator_run_id, task_name, status, attempt, plan_step, plan_step_status, artifact_refs)
+			SELECT gen_random_uuid(), $1, step, 'queued', 1, step::orchestratorplanstep, 'pending', '[]'
+			FROM unnest($2::text[]) AS step`, r.ID, steps)
+		return err
+	})
+	if err != nil {
+		return r, fmt.Errorf("creating a run: %w", err)
+	}
+	if err := prepare(r); err != nil {
+		return r, err
+	}
+	return r, l.publish(ctx, r.first)
+}
+
+// retry does what POST …/retry does from the first step on: new attempts in
+// the same rows, another plan, a new chain.
+func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
+	again := run{ID: r.ID, Shape: s}
+	var err error
+	if again.Tasks, again.first, err = chain(r.ID); err != nil {
+		return again, err
+	}
+	plan, err := l.plan(r.ID, s)
+	if err != nil {
+		return again, err
+	}
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		for _, statement := range []string{
+			`UPDATE spec_workflow_task_states SET attempt = attempt + 1, plan_step_status = 'pending', celery_state = 'PENDING',
+			 message = NULL, started_at = NULL, finished_at = NULL WHERE orchestrator_run_id = $1`,
+			`UPDATE orchestrator_runs SET status = 'pending', updated_at = now() WHERE id = $1`,
+		} {
+			if _, err := tx.Exec(ctx, statement, r.ID); err != nil {
+				return err
+			}
+		}
+		_, err := tx.Exec(ctx, `UPDATE orchestrator_action_plans SET steps = $2::text::jsonb
+			WHERE id = (SELECT action_plan_id FROM orchestrator_runs WHERE id = $1)`, r.ID, string(plan))
+		return err
+	})
+	if err != nil {
+		return again, fmt.Errorf("retrying a run: %w", err)
+	}
+	return again, l.publish(ctx, again.first)
+}
+
+// status reads the run's.
+func (l *lane) status(ctx context.Context, id string) (string, bool, error) {
+	var status string
+	var complete bool
+	err := l.pool.QueryRow(ctx, `SELECT status::text, completed_at IS NOT NULL FROM orchestrator_runs WHERE id = $1`, id).Scan(&status, &complete)
+	return status, complete, err
+}
+
+// rows reads rows of one text.
+func (l *lane) rows(ctx context.Context, query string, args ...any) ([]string, error) {
+	rows, err := l.pool.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}

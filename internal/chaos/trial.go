@@ -1,0 +1,270 @@
+package chaos
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+)
+
+// Kind names a sort of trial.
+type Kind string
+
+// The kinds.
+const (
+	// KillAtPoint kills the worker at a named point of a step.
+	KillAtPoint Kind = "kill-point"
+	// KillAtRandom kills a worker at a time that has nothing to do with what
+	// it does, once or twice.
+	KillAtRandom Kind = "kill-random"
+	// BrokerFault and DatabaseFault break the connection of the worker that
+	// works, at a named point.
+	BrokerFault   Kind = "broker-fault"
+	DatabaseFault Kind = "database-fault"
+	// Duplicate delivers messages twice: the first, a follower, the rollback,
+	// a stale rollback of a run that is good or was retried.
+	Duplicate Kind = "duplicate"
+	// Poison kills every worker that starts a step, until it is given up.
+	Poison Kind = "poison"
+	// Partition cuts a worker off from both servers for longer than a
+	// take-over needs, when a command of it has just ended.
+	Partition Kind = "partition"
+	// Stop ends the worker by SIGTERM in the middle of a command.
+	Stop Kind = "stop"
+)
+
+// Kinds are all kinds, each as often as it has its turn in a campaign.
+var Kinds = []Kind{
+	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
+	KillAtPoint, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
+	KillAtPoint, BrokerFault, KillAtPoint, Poison, KillAtPoint, Partition, KillAtPoint,
+}
+
+// A Trial is everything that a trial does, made from seed and number alone.
+type Trial struct {
+	Seed   uint64
+	Number int
+	Kind   Kind
+	Shape  shape
+	// Standby: a second worker is there all the time. Otherwise the killed one
+	// is started again at once.
+	Standby bool
+	// Stages happen one after the other.
+	Stages []stage
+	// Variant of a duplicate.
+	Variant string
+}
+
+// A stage is one thing that goes wrong.
+type stage struct {
+	// Point, Step and Occurrence say at which moment; with After instead, at
+	// that time after the last stage.
+	Point      faultpoint.Point
+	Step       string
+	Occurrence int
+	After      time.Duration
+	// Do is what happens.
+	Do action
+	// Fault and For are those of a broken connection.
+	Fault fault
+	For   time.Duration
+}
+
+// action is what happens at a stage.
+type action string
+
+// The actions.
+const (
+	kill          action = "kill"
+	terminate     action = "terminate"
+	breakBroker   action = "broker"
+	breakDatabase action = "database"
+	breakBoth     action = "both"
+)
+
+func (t Trial) String() string {
+	var stages []string
+	for _, s := range t.Stages {
+		text := string(s.Do)
+		if s.Fault != noFault {
+			text += " " + string(s.Fault) + " " + s.For.String()
+		}
+		if s.Point != "" {
+			text += " at " + string(s.Point) + " of " + s.Step
+		} else {
+			text += " after " + s.After.String()
+		}
+		stages = append(stages, text)
+	}
+	if t.Variant != "" {
+		stages = append(stages, t.Variant)
+	}
+	ends := "succeeds"
+	if t.Shape.FailAt != "" {
+		ends = "fails at " + t.Shape.FailAt
+	}
+	who := "restarted worker"
+	if t.Standby {
+		who = "standby worker"
+	}
+	return fmt.Sprintf("%s (%s; run %s; %s)", t.Kind, strings.Join(stages, ", then "), ends, who)
+}
+
+// A place is a point of a step at which a trap can be set.
+type place struct {
+	point faultpoint.Point
+	step  string
+	// before are stages that must come first for the program to get here.
+	before []stage
+	// failed: only a step that fails comes here.
+	failed bool
+}
+
+// places lists where a worker can be killed.
+var places = slices.Concat(
+	at(everyStep, nil, false,
+		faultpoint.DeliveryReceived, faultpoint.DeliveryDecoded, faultpoint.SlotTaken, faultpoint.TaskStarting,
+		faultpoint.BeginBefore, faultpoint.BeginLocked, faultpoint.BeginWritten, faultpoint.BeginCommitted,
+		faultpoint.StepDecided, faultpoint.StepBegun, faultpoint.ArtifactsOpened, faultpoint.StepWorked,
+		faultpoint.FinishBefore, faultpoint.FinishLocked, faultpoint.FinishWritten, faultpoint.FinishCommitted, faultpoint.FinishAfter,
+		faultpoint.TaskReturned, faultpoint.ResultBefore, faultpoint.ResultWritten, faultpoint.ResultCommitted, faultpoint.ResultStored,
+		faultpoint.SettleBefore, faultpoint.SettleAfter),
+	at([]string{"analyze", "patch", "build", "restart", "rollback"}, nil, false, faultpoint.ArtifactBefore, faultpoint.ArtifactWritten),
+	at([]string{"patch", "build", "restart", "rollback"}, nil, false, faultpoint.CommandBefore, faultpoint.CommandAfter),
+	// A chain goes on after all but its last step.
+	at([]string{"analyze", "patch", "build", "restart"}, nil, false, faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed),
+	// The error callback, and the results of links that will never run.
+	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.PublishBefore, faultpoint.PublishConfirmed),
+	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.ResultBefore, faultpoint.ResultStored, faultpoint.LaterBefore, faultpoint.LaterStored),
+	// What is only done after a first crash.
+	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.StepAnswered),
+	at(everyStep, []stage{{Point: faultpoint.StepBegun, Do: kill}}, false, faultpoint.HolderSuspected, faultpoint.BeginCommitted),
+	at([]string{"patch", "build", "restart", "rollback"}, []stage{{Point: faultpoint.CommandBefore, Do: kill}}, false, faultpoint.CommandAfter, faultpoint.StepWorked),
+	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.SettleBefore),
+)
+
+var everyStep = steps
+
+func at(in []string, before []stage, failed bool, points ...faultpoint.Point) []place {
+	var all []place
+	for _, point := range points {
+		for _, step := range in {
+			p := place{point: point, step: step, failed: failed}
+			for _, s := range before {
+				s.Step = step
+				p.before = append(p.before, s)
+			}
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// New makes a trial from its seed and number. kinds are those of the campaign,
+// in turn.
+func newTrial(seed uint64, number int, kinds []Kind) Trial {
+	random := rand.New(rand.NewPCG(seed, uint64(number)))
+	t := Trial{Seed: seed, Number: number, Kind: kinds[number%len(kinds)], Standby: random.IntN(2) == 0}
+	t.Shape = shape{Milliseconds: 10 + random.IntN(40)}
+	if random.IntN(3) == 0 {
+		t.Shape.FailAt = []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
+	}
+	switch t.Kind {
+	case KillAtPoint:
+		t.killAtPoint(random, number/len(kinds)*count(kinds, KillAtPoint)+count(kinds[:number%len(kinds)], KillAtPoint))
+	case KillAtRandom:
+		for range 1 + random.IntN(2) {
+			t.Stages = append(t.Stages, stage{After: time.Duration(random.IntN(400)) * time.Millisecond, Do: kill})
+		}
+	case BrokerFault, DatabaseFault:
+		do := breakBroker
+		if t.Kind == DatabaseFault {
+			do = breakDatabase
+		}
+		faults := []fault{reset, stall, deaf, mute, slow}
+		p := t.somewhere(random)
+		t.Stages = []stage{{Point: p.point, Step: p.step, Do: do, Fault: faults[random.IntN(len(faults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond}}
+	case Duplicate:
+		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry"}
+		t.Variant = variants[random.IntN(len(variants))]
+		t.duplicate()
+	case Poison:
+		t.Shape.FailAt = ""
+		step := []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
+		points := []faultpoint.Point{faultpoint.StepBegun, faultpoint.ArtifactsOpened, faultpoint.StepWorked}
+		for range 3 {
+			t.Stages = append(t.Stages, stage{Point: points[random.IntN(len(points))], Step: step, Do: kill})
+		}
+	case Partition:
+		// The next command is long enough to be caught beside another.
+		t.Standby, t.Shape = true, shape{Milliseconds: 3000}
+		step := []string{"build", "restart"}[random.IntN(2)]
+		t.Stages = []stage{{Point: faultpoint.CommandAfter, Step: step, Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}
+	case Stop:
+		t.Shape.Milliseconds = 300
+		t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: []string{"patch", "build", "restart"}[random.IntN(3)], Do: terminate}}
+		t.Shape.FailAt = ""
+	}
+	return t
+}
+
+func count(kinds []Kind, kind Kind) int {
+	n := 0
+	for _, k := range kinds {
+		if k == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// killAtPoint takes the places in an order that the seed gives, so that a
+// campaign comes by all of them before it comes by one twice.
+func (t *Trial) killAtPoint(random *rand.Rand, turn int) {
+	order := rand.New(rand.NewPCG(t.Seed, 0)).Perm(len(places))
+	p := places[order[turn%len(order)]]
+	t.fit(p, random)
+	t.Stages = append(slices.Clone(p.before), stage{Point: p.point, Step: p.step, Do: kill})
+}
+
+// somewhere draws a place that needs no crash before it.
+func (t *Trial) somewhere(random *rand.Rand) place {
+	for {
+		p := places[random.IntN(len(places))]
+		if len(p.before) == 0 {
+			t.fit(p, random)
+			return p
+		}
+	}
+}
+
+// fit gives the run a shape that comes by the place.
+func (t *Trial) fit(p place, random *rand.Rand) {
+	switch {
+	case p.failed:
+		t.Shape.FailAt = p.step
+	case p.step == "rollback":
+		t.Shape.FailAt = []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
+	case t.Shape.FailAt != "" && slices.Index(steps, t.Shape.FailAt) <= slices.Index(steps, p.step):
+		t.Shape.FailAt = ""
+		if random.IntN(3) == 0 && p.step != "verify" {
+			t.Shape.FailAt = "verify"
+		}
+	}
+}
+
+func (t *Trial) duplicate() {
+	switch t.Variant {
+	case "first twice", "follower twice":
+		t.Standby, t.Shape.Milliseconds = true, 150
+	case "rollback twice", "old rollback after a retry", "old chain after a retry":
+		if t.Shape.FailAt == "" {
+			t.Shape.FailAt = "restart"
+		}
+	case "stale rollback":
+		t.Shape.FailAt = ""
+	}
+}
