@@ -198,6 +198,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 		}
 		h := hit{stage: s, pid: victim.pid(), at: time.Now()}
 		victim.kill()
+		h.over = time.Now()
 		o.hits = append(o.hits, h)
 		return true, victim.start()
 	}
@@ -424,18 +425,22 @@ func (l *lane) quiet(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// measure fills in the times and counts that come from trace and ledger.
+// measure fills in the times that come from trace and ledger.
 func (o *outcome) measure() {
-	for _, h := range o.hits {
+	for i, h := range o.hits {
 		if h.stage.Do != kill {
 			continue
 		}
 		for _, m := range o.moments {
 			at := time.Unix(0, m.At)
-			if m.Point == faultpoint.StepDecided && m.PID != h.pid && at.After(h.at) {
-				o.resumed = append(o.resumed, at.Sub(h.at))
-				break
+			if m.Point != faultpoint.StepDecided || m.PID == h.pid || !at.After(h.at) {
+				continue
 			}
+			// With another kill before that, the time is that one's.
+			if i+1 == len(o.hits) || at.Before(o.hits[i+1].at) {
+				o.resumed = append(o.resumed, at.Sub(h.at))
+			}
+			break
 		}
 	}
 	for _, step := range steps {
@@ -445,13 +450,23 @@ func (o *outcome) measure() {
 				ended = r.At
 			}
 		}
+		if ended == 0 {
+			continue
+		}
 		for _, m := range o.moments {
-			if ended != 0 && m.Point == faultpoint.FinishCommitted && m.about(step) && m.At > ended {
-				o.windows = append(o.windows, window{step, time.Duration(m.At - ended)})
+			if m.Point == faultpoint.FinishCommitted && m.about(step) && m.At > ended {
+				if !o.disturbed(ended, m.At) {
+					o.windows = append(o.windows, window{step, time.Duration(m.At - ended)})
+				}
 				break
 			}
 		}
 	}
+}
+
+// disturbed says whether anything went wrong between two times.
+func (o *outcome) disturbed(from, to int64) bool {
+	return slices.ContainsFunc(o.hits, func(h hit) bool { return h.at.UnixNano() < to && h.over.UnixNano() > from })
 }
 
 // excuses counts, for a step, how often a worker went that had started a

@@ -205,10 +205,10 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 }
 
 // unregistered says whether a file may lie there without a row: a worker that
-// died leaves its temporary files, which the next start of the step may reuse
-// or not; a retried run keeps the logs of its first attempt.
+// died leaves its temporary files; a step that was given up leaves the logs of
+// those who died in it; a retried run keeps those of its first attempt.
 func (o *outcome) unregistered(name string) bool {
-	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.run.before != nil
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.Kind == Poison || o.run.before != nil
 }
 
 // judgeTables demands that nothing of ours is left open.

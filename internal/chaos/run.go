@@ -244,11 +244,12 @@ func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 	return again, l.publish(ctx, again.first)
 }
 
-// status reads the run's.
-func (l *lane) status(ctx context.Context, id string) (string, bool, error) {
-	var status string
-	var complete bool
-	err := l.pool.QueryRow(ctx, `SELECT status::text, completed_at IS NOT NULL FROM orchestrator_runs WHERE id = $1`, id).Scan(&status, &complete)
+// status reads the run's, and whether it has ended. A retried run still has
+// its first end's time, until it is begun again.
+func (l *lane) status(ctx context.Context, id string) (status string, complete bool, err error) {
+	err = l.pool.QueryRow(ctx, `
+		SELECT status::text, completed_at IS NOT NULL AND status IN ('succeeded', 'failed', 'rolled_back')
+		FROM orchestrator_runs WHERE id = $1`, id).Scan(&status, &complete)
 	return status, complete, err
 }
 

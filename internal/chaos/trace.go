@@ -60,19 +60,25 @@ func (t *traceReader) read() ([]moment, error) {
 // forget begins a new trial.
 func (t *traceReader) forget() { t.moments = nil }
 
-// open is how many deliveries are in the hands of living processes.
+// open is how many tasks are in the hands of living processes. It goes by ids:
+// a delivery whose connection was lost is never settled, the one that came
+// again for it is.
 func open(moments []moment, alive map[int]bool) int {
-	n := 0
+	type hand struct {
+		pid int
+		id  string
+	}
+	held := map[hand]bool{}
 	for _, m := range moments {
-		if !alive[m.PID] {
+		if !alive[m.PID] || len(m.Subject) == 0 {
 			continue
 		}
 		switch m.Point {
 		case faultpoint.DeliveryReceived:
-			n++
+			held[hand{m.PID, m.Subject[0]}] = true
 		case faultpoint.SettleBefore:
-			n--
+			delete(held, hand{m.PID, m.Subject[0]})
 		}
 	}
-	return n
+	return len(held)
 }
