@@ -27,6 +27,19 @@ test: $(DEVENV) ## Bring up what is missing, run every test, end what was starte
 test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as containers
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
+CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
+	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(LANES),-lanes $(LANES))
+
+.PHONY: chaos
+chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… LANES=… NEWEST=1
+	@go build -o bin/chaos ./internal/chaos/program
+	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database -- bin/chaos $(CHAOS_FLAGS)
+
+.PHONY: chaos-proof
+chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each
+	@go build -o bin/chaos ./internal/chaos/program
+	@$(DEVENV) run -only broker,database -- bin/chaos -proof $(CHAOS_FLAGS)
+
 .PHONY: demo
 demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
 	@go build -buildvcs=false -o bin/demo ./internal/demo

@@ -192,15 +192,15 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 			return false, context.Cause(ctx)
 		case <-time.After(s.After):
 		}
-		victim := l.workers[int(s.After/time.Millisecond)%2]
-		if !victim.alive() {
-			victim = l.workers[0]
+		victim, err := l.busy()
+		if err != nil {
+			return false, err
 		}
 		h := hit{stage: s, pid: victim.pid(), at: time.Now()}
 		victim.kill()
 		h.over = time.Now()
 		o.hits = append(o.hits, h)
-		return true, victim.start()
+		return true, l.staffAgain(o.trial)
 	}
 	ended := time.Time{}
 	err := until(ctx, string(s.Point)+" of "+s.Step, func() (bool, error) {
@@ -256,6 +256,22 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 	h.over = time.Now()
 	o.hits = append(o.hits, h)
 	return true, nil
+}
+
+// busy is the worker that took a delivery last.
+func (l *lane) busy() (*workerProcess, error) {
+	moments, err := l.trace.read()
+	for _, m := range slices.Backward(moments) {
+		for _, w := range l.workers {
+			if m.Point == faultpoint.DeliveryReceived && w.alive() && w.pid() == m.PID {
+				return w, err
+			}
+		}
+	}
+	if l.workers[1].alive() && !l.workers[0].alive() {
+		return l.workers[1], err
+	}
+	return l.workers[0], err
 }
 
 // breakConnections lets a held worker go on without its servers for a while.

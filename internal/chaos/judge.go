@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -28,12 +30,37 @@ func (o *outcome) failAt() string {
 	return o.run.Shape.FailAt
 }
 
+// lostAfter is how long nothing may be in the queue, nothing in hand and nobody
+// at work before a run that has not ended counts as lost. Sweeps that repair
+// have come round by then.
+const lostAfter = 20 * time.Second
+
+var errLost = fmt.Errorf("for %s no message waited, none was in hand, and nobody did anything", lostAfter)
+
 // judge waits for the end of the run and looks at everything that is there.
 func (l *lane) judge(ctx context.Context, o *outcome) {
 	var status string
+	var idle time.Time // since when nobody has done anything
+	moments := -1
 	err := until(ctx, "the run to end", func() (complete bool, err error) {
-		status, complete, err = l.status(ctx, o.run.ID)
-		return complete, err
+		if status, complete, err = l.status(ctx, o.run.ID); complete || err != nil {
+			return complete, err
+		}
+		seen, err := l.trace.read()
+		if err != nil {
+			return false, err
+		}
+		waiting, err := l.waiting()
+		if err != nil {
+			return false, err
+		}
+		if waiting > 0 || l.inHand() || len(seen) != moments {
+			idle, moments = time.Now(), len(seen)
+		}
+		if time.Since(idle) > lostAfter {
+			return false, errLost
+		}
+		return false, nil
 	})
 	if err == nil {
 		_, err = l.quiet(ctx)
@@ -52,7 +79,7 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 	o.measure()
 	if err != nil {
 		c := stuck
-		if waiting, _ := l.waiting(); waiting == 0 && !strings.Contains(err.Error(), "idle") && !l.inHand() {
+		if errors.Is(err, errLost) {
 			c = lost
 		}
 		o.complain(c, "%v; the run is %s", err, status)

@@ -2,8 +2,11 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -44,29 +47,30 @@ var defects = []meant{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
 	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
 	{planted.ArtifactsInserted, []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
-	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
+	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
-// Prove plants the defects one by one. It fails when one stays unseen, and
-// when a trial finds something without a defect.
+// Prove plants the defects, each in workers of its own. It fails when one stays
+// unseen, and when a trial finds something without a defect.
 func Prove(ctx context.Context, config Config) error {
 	config = config.WithDefaults()
-	healthy, err := buildPrograms(ctx, config.Module, config.Folder, true)
-	if err != nil {
+	var err error
+	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, true); err != nil {
 		return err
 	}
-	config.programs = healthy
+	var mu sync.Mutex
 	unseen, shy := 0, 0
-	for _, d := range defects {
+	var failures []error
+	prove := func(d meant) {
 		seen, what, err := found(ctx, config, d)
-		if err != nil {
-			return err
+		without, whatElse, err2 := found(ctx, config, meant{trials: d.trials})
+		mu.Lock()
+		defer mu.Unlock()
+		if err := errors.Join(err, err2); err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", d.bug, err))
+			return
 		}
-		without, whatElse, err := found(ctx, config, meant{trials: d.trials})
-		if err != nil {
-			return err
-		}
-		line := "found: " + what
+		line := "found: " + strings.Join(strings.Fields(what), " ")
 		if !seen {
 			unseen++
 			line = "NOT FOUND"
@@ -76,6 +80,23 @@ func Prove(ctx context.Context, config Config) error {
 			line += "; WITHOUT IT TOO: " + whatElse
 		}
 		fmt.Fprintf(config.Output, "%-22s %s\n", d.bug, line)
+	}
+	work := make(chan meant)
+	var wait sync.WaitGroup
+	for range config.Lanes {
+		wait.Go(func() {
+			for d := range work {
+				prove(d)
+			}
+		})
+	}
+	for _, d := range defects {
+		work <- d
+	}
+	close(work)
+	wait.Wait()
+	if err := errors.Join(failures...); err != nil {
+		return err
 	}
 	if unseen+shy > 0 {
 		return fmt.Errorf("%d of %d planted defects were not found, %d trials fail without one", unseen, len(defects), shy)
