@@ -142,6 +142,9 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	if d.tables, err = open(c.Database(), tablesDatabase); err != nil {
 		return nil, err
 	}
+	if err = d.tables.CheckSession(ctx); err != nil {
+		return nil, err
+	}
 	options := store.MigrateOptions{}
 	if !c.Results.IsZero() && !c.resultsElsewhere() {
 		config := c.resultsConfig()

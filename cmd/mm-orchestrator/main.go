@@ -52,7 +52,7 @@ type example struct{ line, comment string }
 
 // commands in the order of the help text.
 func commands() []*command {
-	return []*command{workerCommand, configCommand, migrateCommand, runsCommand, healthCommand, versionCommand, helpCommand()}
+	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, healthCommand, versionCommand, helpCommand()}
 }
 
 func findCommand(name string) (*command, error) {

@@ -1,6 +1,9 @@
 package orchestrator
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // A profile is what MoonMind knows of a service that it may repair (contract
 // moonmind.md 8 and 21). The compose project and health check of a profile
@@ -47,4 +50,14 @@ func findProfile(target string) (profile, *Failure) {
 		return p, nil
 	}
 	return profile{}, keyError("Service '" + target + "' is not managed by the orchestrator")
+}
+
+// Services lists the compose services that runs may repair, sorted.
+func Services() []string {
+	var services []string
+	for _, p := range profiles {
+		services = append(services, p.service)
+	}
+	slices.Sort(services)
+	return services
 }

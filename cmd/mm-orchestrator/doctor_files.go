@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+)
+
+func fileOwner(info fs.FileInfo) int {
+	if stat, known := info.Sys().(*syscall.Stat_t); known {
+		return int(stat.Uid)
+	}
+	return -1
+}
+
+// say runs a program in the workspace with the environment of commands, and
+// returns its trimmed output, or its last words as an error.
+func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir, cmd.Env = d.config.Workspace, d.environ
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		if words := strings.TrimSpace(errs.String()); words != "" {
+			return "", errors.New(words)
+		}
+		return "", err
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// workspace says whether it can be worked in.
+func (d *doctor) workspace(ctx context.Context) bool {
+	path := d.config.Workspace
+	if err := checkWorkspace(path); err != nil {
+		d.failed("workspace", err)
+		return false
+	}
+	// access(2) asks for the real user; a worker has no other.
+	if err := syscall.Access(path, 2); err != nil {
+		d.add(statusFail, "workspace", fmt.Sprintf("%s may not be written by user %d", path, os.Getuid()), "Run the worker as its owner, mount it writable, or change its permissions")
+		return false
+	}
+	if _, err := exec.LookPath("git"); err != nil {
+		d.add(statusFail, "git", "there is no git program", "Install git: patch and rollback need it")
+		return true
+	}
+	top, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
+	if err != nil {
+		d.add(statusFail, "git", fmt.Sprintf("%s is no git work tree: %v", path, err), "Mount the repository there, or name its directory by WORKSPACE_ROOT")
+		return true
+	}
+	if _, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
+		d.add(statusFail, "git", top+" has no commit: there is nothing that a rollback could go back to", "Commit once")
+		return true
+	}
+	owner, err := ownerOf(top)
+	if _, trusted := d.say(ctx, "git", "rev-parse", "--git-dir"); trusted != nil && err == nil {
+		d.add(statusNote, "git", fmt.Sprintf("%s belongs to user %d, we run as %d; the worker tells git to trust it, programs that call git by themselves do not", top, owner, os.Getuid()),
+			"Run: git config --global --add safe.directory "+top+", or run the worker as its owner")
+		return true
+	}
+	changed, err := d.say(ctx, "git", "-c", "safe.directory=*", "status", "--porcelain", "-z")
+	switch {
+	case err != nil:
+		d.add(statusFail, "git", fmt.Sprintf("git status fails in %s: %v", top, err), "Repair the work tree")
+	case changed != "":
+		d.add(statusNote, "workspace", fmt.Sprintf("%s has %d changed or untracked files", path, strings.Count(changed, "\x00")), "Runs deploy them, and a rollback may undo them: commit what shall stay")
+	default:
+		d.ok("workspace", "%s is a clean git work tree of user %d", path, owner)
+	}
+	return true
+}
+
+func (d *doctor) compose(ctx context.Context, workspace bool) {
+	program := compose.Program{Standalone: d.config.ComposeProgram}
+	version, err := d.say(ctx, program.Resolve([]string{"docker", "compose", "version", "--short"})...)
+	if err != nil {
+		d.add(statusFail, "compose", "docker compose cannot be run: "+err.Error(), "Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later")
+		return
+	}
+	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.") {
+		d.add(statusFail, "compose", "compose "+version+" is too old", "Install version 2.26 or later")
+		return
+	}
+	d.ok("compose", "compose %s", version)
+	if !workspace {
+		d.add(statusSkip, "services", "needs the workspace", "")
+		return
+	}
+	target, _ := compose.ParseTarget(compose.BuildCommand(orchestrator.ComposeProject, orchestrator.Services()[0]))
+	text, err := d.say(ctx, program.Resolve(target.ServicesCommand())...)
+	if err != nil {
+		d.add(statusFail, "services", "the compose file cannot be read: "+err.Error(), "Correct it, set COMPOSE_FILE, or set WORKSPACE_ROOT to where it is")
+		return
+	}
+	there := compose.ParseServices(text)
+	var missing []string
+	for _, service := range orchestrator.Services() {
+		if !slices.Contains(there, service) {
+			missing = append(missing, service)
+		}
+	}
+	switch {
+	case len(missing) == len(orchestrator.Services()):
+		d.add(statusFail, "services", fmt.Sprintf("the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", ")), "Set COMPOSE_FILE or WORKSPACE_ROOT to MoonMind's")
+	case len(missing) > 0:
+		d.add(statusNote, "services", fmt.Sprintf("the compose file has %s, and not %s", strings.Join(there, ", "), strings.Join(missing, ", ")), "Runs for the missing ones fail; nothing to do if there are none")
+	default:
+		d.ok("services", "project %s has %s", orchestrator.ComposeProject, strings.Join(orchestrator.Services(), ", "))
+	}
+}
+
+// artifacts says whether runs can have their directories, without making any,
+// and whether those that rows name are seen here.
+func (d *doctor) artifacts(runs []store.Run) {
+	root, err := d.config.place().WithDefaults().Root()
+	if err != nil {
+		d.failed("artifacts", err)
+		return
+	}
+	at, note := root, ""
+	for {
+		if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) || at == filepath.Dir(at) {
+			break
+		}
+		at, note = filepath.Dir(at), " (made by the worker)"
+	}
+	if err := syscall.Access(at, 2|1); err != nil {
+		d.add(statusFail, "artifacts", fmt.Sprintf("%s may not be written by user %d", at, os.Getuid()), "Mount the artifact volume writable, change its permissions, or set ARTIFACTS_ROOT")
+		return
+	}
+	for _, m := range d.config.ArtifactMappings {
+		if info, err := os.Stat(m.To); err != nil || !info.IsDir() {
+			d.add(statusFail, "artifacts", fmt.Sprintf("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP leads from %s to %s, which is no directory", m.From, m.To), "Mount the volume there, or correct the map")
+			return
+		}
+	}
+	seen, unseen := d.runDirectories(runs)
+	if seen == 0 && unseen != "" {
+		d.add(statusNote, "artifacts", fmt.Sprintf("rows of runs name directories such as %s, of which none is there on this side", unseen),
+			"If the API mounts the volume elsewhere, set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP=/path/of/the/api=/path/here; if old runs were removed, ignore this")
+		return
+	}
+	free, err := freeSpace(root)
+	switch {
+	case err != nil:
+		d.failed("artifacts", err)
+	case free < uint64(max(d.config.DiskReserve, 1024))<<20:
+		status := statusNote
+		if free < uint64(d.config.DiskReserve)<<20 {
+			status = statusFail
+		}
+		d.add(status, "artifacts", fmt.Sprintf("%s%s is writable, with %s left", root, note, mebibytes(free)), "Free some space: logs, images and builds need it")
+	default:
+		d.ok("artifacts", "%s%s is writable, with %s left", root, note, mebibytes(free))
+	}
+}
+
+// runDirectories counts the runs whose directory is there, and gives one that
+// is not, under the name in its row. A directory of a run that has not begun
+// need not be there.
+func (d *doctor) runDirectories(runs []store.Run) (seen int, unseen string) {
+	place := d.config.place().WithDefaults()
+	for _, run := range runs {
+		if run.ArtifactRoot == "" || run.StartedAt == nil {
+			continue
+		}
+		of, err := place.Of(run.ArtifactRoot, run.ID)
+		if err == nil {
+			_, err = os.Stat(of.Dir)
+		}
+		if err == nil {
+			seen++
+		} else if unseen == "" {
+			unseen = run.ArtifactRoot
+		}
+	}
+	return seen, unseen
+}

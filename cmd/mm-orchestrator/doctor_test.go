@@ -1,0 +1,129 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+type diagnosis struct {
+	OK     bool      `json:"ok"`
+	Checks []finding `json:"checks"`
+}
+
+func diagnose(t *testing.T, env environment, code int, args ...string) map[string]finding {
+	t.Helper()
+	p := start(t, env, append([]string{"doctor", "--json"}, args...)...)
+	if got := p.exit(); got != code {
+		t.Errorf("exit code %d, want %d: %s", got, code, p.stderr.String())
+	}
+	var d diagnosis
+	if err := json.Unmarshal([]byte(p.stdout.String()), &d); err != nil {
+		t.Fatalf("%v: %s", err, p.stdout.String())
+	}
+	if d.OK != (code == exitOK) {
+		t.Errorf("ok is %v", d.OK)
+	}
+	byName := map[string]finding{}
+	for _, f := range d.Checks {
+		// The worst of several lines on one thing.
+		if old, known := byName[f.Name]; !known || old.Status == statusOK {
+			byName[f.Name] = f
+		}
+	}
+	return byName
+}
+
+// dockerOnPath gives commands a compose that knows the services of runs.
+func dockerOnPath(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	script := "#!/bin/sh\nfor word; do case $word in version) echo 2.26.1;; --services) printf 'api\\ncelery-worker\\norchestrator\\n';; esac; done\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-compose"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "docker-compose")
+}
+
+func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
+	found := diagnose(t, env, exitOK)
+	for _, name := range []string{"broker", "queue", "database", "tables", "results", "clock", "docker", "workspace", "compose", "services", "artifacts"} {
+		if f := found[name]; f.Status != statusOK {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclarePassive("orchestrator.run", true, false, false, false, nil); err == nil {
+		t.Error("the doctor made the queue")
+	}
+	if entries, err := os.ReadDir(s.workspace); err != nil || len(entries) != 1 {
+		t.Errorf("the workspace has %v (%v)", entries, err)
+	}
+	p := start(t, env, "doctor")
+	if p.exit() != exitOK || !strings.Contains(p.stdout.String(), "ok    broker      RabbitMQ ") {
+		t.Errorf("exit %d:\n%s", p.code, p.stdout.String())
+	}
+	if strings.Contains(p.stdout.String(), "mm:mm@") {
+		t.Errorf("a password is shown:\n%s", p.stdout.String())
+	}
+}
+
+func TestDoctorNamesTheCure(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclare("quorum.run", true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
+		t.Fatal(err)
+	}
+	bare := devenv.Database(t)
+	compose := dockerOnPath(t)
+	for _, tt := range []struct {
+		name, check, found, cure string
+		args                     []string
+	}{
+		{"queue", "queue", "x-queue-type: quorum", "", []string{"--queue=quorum.run"}},
+		{"broker away", "broker", "connection refused", "CELERY_BROKER_URL", []string{"--broker-url=amqp://127.0.0.1:1"}},
+		{"database away", "database", "connection refused", "POSTGRES_", []string{"--database-url=postgres://127.0.0.1:1/x"}},
+		{"no tables", "tables", "has no table", "", []string{"--database-url=" + bare}},
+		{"docker away", "docker", "127.0.0.1:1", "DOCKER_HOST", []string{"--docker-host=tcp://127.0.0.1:1"}},
+		{"no workspace", "workspace", "does not exist", "", []string{"--workspace=/nowhere/at/all"}},
+		{"no repository", "git", "is no git work tree", "WORKSPACE_ROOT", nil},
+		{"compose", "compose", "cannot be run", "MM_ORCHESTRATOR_COMPOSE", []string{"--compose=/nowhere/docker-compose"}},
+		{"disk", "artifacts", "left", "Free some space", []string{"--disk-reserve=1000000000"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			found := diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+compose), exitFailure, tt.args...)
+			f := found[tt.check]
+			if f.Status != statusFail || !strings.Contains(f.Found, tt.found) || !strings.Contains(f.Cure, tt.cure) {
+				t.Errorf("%+v", f)
+			}
+		})
+	}
+}
