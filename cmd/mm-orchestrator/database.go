@@ -113,9 +113,22 @@ type databases struct {
 	opened  []*store.Store
 }
 
+// farewell is how long connections may take to be closed in order. A database
+// that is away must not hold up the end of the process, which closes them
+// anyway.
+const farewell = 300 * time.Millisecond
+
 func (d *databases) close() {
-	for _, s := range slices.Backward(d.opened) {
-		s.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for _, s := range slices.Backward(d.opened) {
+			s.Close()
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(farewell):
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // tree is a program that ignores SIGTERM and has a daemon in a session of its
@@ -166,6 +169,74 @@ func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 	}
 	if got := s.step(t, id, "verify").Status; got != "in_progress" {
 		t.Errorf("verify is %s", got)
+	}
+}
+
+// A database that is away does not hold up the end; the message is back in the
+// queue, and the step goes on with the next worker.
+func TestSIGTERMWithoutDatabase(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := t.TempDir()
+	u, err := url.Parse(s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, cut := forward(t, "127.0.0.1:0", u.Host)
+	const grace = 2 * time.Second
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh", "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String())
+	p := start(t, env, "worker", "--database-url", strings.Replace(s.database, u.Host, at, 1), "--result-backend", "disabled://")
+	p.logLine("worker ready")
+	id := s.submitTree(t, "build", dir)
+	pids := grown(t, dir)
+	cut()
+	begin := time.Now()
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if took := time.Since(begin); took > grace+time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	noneAlive(t, pids)
+	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, env, "worker")
+	s.waitForStep(t, id, "build", "succeeded")
+}
+
+// A worker has three connections: two for statements, one that proves that it
+// lives.
+func TestAWorkerHasThreeConnections(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	conn, err := pgx.Connect(t.Context(), s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), "worker")
+	p.logLine("worker ready")
+	ids := []string{s.submitSleep(t, 1), s.submitSleep(t, 0)}
+	most := 0
+	for _, id := range ids {
+		eventually(t, "the run ends", func() error {
+			var n int
+			err := conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE '%orchestrator@%'`).Scan(&n)
+			if most = max(most, n); err != nil {
+				return err
+			}
+			var status string
+			err = conn.QueryRow(t.Context(), `SELECT plan_step_status::text FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND plan_step = 'build'`, id).Scan(&status)
+			if err == nil && status != "succeeded" {
+				err = errors.New(status)
+			}
+			return err
+		})
+	}
+	if most == 0 || most > 3 {
+		t.Errorf("%d connections at a time", most)
 	}
 }
 
