@@ -392,7 +392,7 @@ var settings = []setting{
 		vars:        names("MM_ORCHESTRATOR_STEP_TIME_LIMIT"),
 		def:         "0s",
 		defaultNote: "0s: no limit, as with Python",
-		help:        "How long one step may take; then its commands are ended with all their children, the step fails, and the run is rolled back. 0 means no limit.",
+		help:        "How long one step may take; then its commands are ended with all their children, the step fails, and the run is rolled back. 0 means no limit. A plan may set a shorter one by the parameter timeoutSeconds of a step.",
 		read:        readDuration(func(c *configuration) *time.Duration { return &c.StepLimit }, 0),
 	},
 

@@ -406,6 +406,18 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
 		return done{}, failure
 	}
+	limit, failure := s.params.number("timeoutSeconds", 0)
+	switch {
+	case failure != nil:
+		return done{}, failure
+	case limit < 0 || limit > largest:
+		return done{}, valueError("Plan parameter timeoutSeconds must be a number of seconds")
+	case limit > 0:
+		limit := time.Duration(limit * float64(time.Second))
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
+		defer cancel()
+	}
 	if cause := context.Cause(ctx); errors.As(cause, &errRevoked{}) {
 		// Revoked between two steps: this one is not begun at all.
 		return done{}, commandError(cause.Error())

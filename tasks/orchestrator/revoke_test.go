@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -20,5 +21,23 @@ func TestARevokedStepDoesNothing(t *testing.T) {
 	}
 	if log := b.artifact("build.log"); strings.Contains(log, "docker") {
 		t.Errorf("log %q", log)
+	}
+}
+
+// A plan may limit a step; the shorter of its limit and the configured one
+// holds.
+func TestAPlanLimitsAStep(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.config.StepTimeLimit = time.Hour
+	b.program("docker", `exec sleep 600`)
+	b.plan(`[{"name": "build", "parameters": {"timeoutSeconds": 0.3}}]`)
+	failure, _ := b.fail("build")
+	if !strings.Contains(failure.Arg, "longer than its limit of 300ms") {
+		t.Error(failure.Arg)
+	}
+	b.plan(`[{"name": "build", "parameters": {"timeoutSeconds": -1}}]`)
+	if failure, _ := b.fail("build"); !strings.Contains(failure.Arg, "timeoutSeconds") {
+		t.Error(failure.Arg)
 	}
 }
