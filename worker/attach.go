@@ -31,6 +31,10 @@ const (
 	verdictAck verdict = iota
 	verdictReject
 	verdictRequeue
+	// verdictDrop acknowledges a task without outcome. It is not remembered:
+	// its handler may have kept the message to send it again, and that one
+	// must not be taken for one that has ended.
+	verdictDrop
 )
 
 // execution is a task that runs, or is being settled, in this process. All
@@ -39,6 +43,19 @@ const (
 type execution struct {
 	identity
 	deliveries []*delivery // guarded by attachments.mu
+	// began is the delivery with which it began.
+	began *delivery
+}
+
+// verdictOn is what becomes of one of its deliveries when v ends it. Without
+// an outcome nothing is known of the others: a handler may have kept the
+// message and somebody may have sent it again, so that this is the only copy.
+// They go back and are looked at anew.
+func (e *execution) verdictOn(d *delivery, v verdict) verdict {
+	if v == verdictDrop && d != e.began {
+		return verdictRequeue
+	}
+	return v
 }
 
 // attachments knows what runs here and what has just ended.
@@ -107,21 +124,22 @@ func (a *attachments) begin(d *delivery, id identity) (*execution, arrival, verd
 	if arrival, v := a.look(d, id); arrival != arrivalNew {
 		return nil, arrival, v
 	}
-	e := &execution{identity: id, deliveries: []*delivery{d}}
+	e := &execution{identity: id, deliveries: []*delivery{d}, began: d}
 	a.running[id] = e
 	return e, arrivalNew, 0
 }
 
 // end takes the execution out and returns all its deliveries. The verdict is
-// remembered unless the message goes back to its queue.
+// remembered unless the message goes back to its queue or had no outcome.
 func (a *attachments) end(e *execution, v verdict) []*delivery {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.running, e.identity)
-	if v != verdictRequeue {
-		if old, ok := a.recent[e.identity]; ok {
-			a.order.Remove(old)
-		}
+	if old, ok := a.recent[e.identity]; ok && v != verdictRequeue {
+		a.order.Remove(old)
+		delete(a.recent, e.identity)
+	}
+	if v == verdictAck || v == verdictReject {
 		a.recent[e.identity] = a.order.PushBack(ended{e.identity, v})
 		if a.order.Len() > a.most {
 			oldest := a.order.Remove(a.order.Front()).(ended)

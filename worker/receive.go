@@ -33,7 +33,7 @@ func (d *delivery) settle(v verdict) {
 	}
 	var err error
 	switch v {
-	case verdictAck:
+	case verdictAck, verdictDrop:
 		err = d.acker.Ack(d.tag, false)
 	case verdictReject:
 		err = d.acker.Reject(d.tag, false)

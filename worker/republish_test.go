@@ -68,6 +68,49 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	}
 }
 
+// TestAKeptMessageIsNotTakenForOneThatHasEnded: a handler keeps a message and
+// has no outcome; the same message, sent again, runs, whether it comes while
+// the first is being put away or afterwards with the broker's redelivered flag.
+func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	config := r.config()
+	config.Slots = 2
+	w := newWorker(t, config)
+	calls, proceed := make(chan *worker.Task), make(chan error)
+	w.Register("shop.keep", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+		calls <- task
+		return nil, <-proceed
+	}))
+	workertest.Start(t, w)
+	message := workertest.Message("orders", "shop.keep", nil, nil)
+	id := r.send(message)
+	receive(t, "first call", calls)
+	attached := w.Attached()
+	r.send(message)
+	eventually(t, "the copy joins", func() bool { return w.Attached() > attached })
+	proceed <- worker.Ignore
+	receive(t, "second call, of the copy", calls)
+	proceed <- worker.Ignore
+	eventually(t, "both are gone", func() bool { return r.depth("orders") == 0 && len(w.InHand()) == 0 })
+
+	r.send(message)
+	receive(t, "third call", calls)
+	if err := w.BreakChannel(); err != nil {
+		t.Fatal(err)
+	}
+	reconnects := w.Reconnects()
+	eventually(t, "the channel is gone", func() bool { return w.Reconnects() > reconnects || w.Reconnects() > 0 })
+	proceed <- worker.Ignore
+	if task := receive(t, "fourth call, redelivered", calls); !task.Redelivered {
+		t.Error("not redelivered")
+	}
+	proceed <- nil
+	if row := r.result(id); row.State != protocol.StateSuccess {
+		t.Errorf("%+v", row)
+	}
+}
+
 // TestDeadLetterQueue: what can never run is kept where it can be looked at.
 func TestDeadLetterQueue(t *testing.T) {
 	t.Parallel()

@@ -48,7 +48,7 @@ func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o out
 	w.metrics.taskEnded(m.Task, o.kind, o.took)
 	logOutcome(log, o)
 	for _, d := range w.running.end(e, v) {
-		d.settle(v)
+		d.settle(e.verdictOn(d, v))
 	}
 }
 
@@ -124,6 +124,8 @@ func (w *Worker) conclude(m *protocol.Message, r registration, o *outcome) (verd
 		return verdictReject, w.fail(m, r, rejection(o.reject))
 	case outcomeInterrupted:
 		return verdictRequeue, nil
+	case outcomeIgnore:
+		return verdictDrop, nil
 	}
 	return verdictAck, err
 }
