@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -28,8 +29,11 @@ var knownSteps = map[Step]bool{
 //     in_progress while it runs (R9).
 //   - After [Start] the caller holds the claim and must call FinishStep, or
 //     ReleaseClaim if it will not: until then every other delivery of the step
-//     is told [Busy].
-//   - After any other decision nothing was written.
+//     is [Parked].
+//   - The first step of a run takes the workspace, and FinishStep gives it on
+//     when the run ends. Until then the steps of other runs are [Parked]. High
+//     priority comes first, then who was queued first.
+//   - After any other decision no table of MoonMind's was written.
 //   - A claim whose holder is dead is taken over. It must be seen dead for
 //     Config.TakeoverGrace, for which BeginStep waits.
 //   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
@@ -44,6 +48,8 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 		return nil, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(request.RunID, 80))
 	case !knownSteps[request.Step]:
 		return nil, failure(ErrInvalid, "%q is not a step of a plan", cut(string(request.Step), 80))
+	case request.Workspace == nil:
+		return nil, failure(ErrInvalid, "step %s of run %s was begun without a workspace", request.Step, request.RunID)
 	case request.TaskID == "":
 		return nil, failure(ErrInvalid, "step %s of run %s came without a task id", request.Step, request.RunID)
 	}
@@ -116,22 +122,34 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Step))
 	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
 	if mine != nil {
-		claim.Attempt, claim.Starts, claim.StartedAt = mine.Attempt, mine.Starts, mine.StartedAt
+		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
 		return Start{Claim: claim, Run: seen.Run, RunStarted: started}, nil, nil
 	}
 	v := decide(seen, request)
-	switch {
-	case v.done != nil:
-		return Done{Outcome: *v.done}, nil, nil
-	case v.stop != "":
-		return Stop{Reason: v.stop}, nil, nil
-	case v.busy != nil:
-		return Busy{Worker: v.busy.Worker, Since: v.busy.StartedAt}, nil, nil
-	case v.wait != nil:
+	if v.wait != nil {
 		return nil, v.wait, nil
 	}
-	claim.Starts, claim.StartedAt = v.starts, s.now()
+	if v.done != nil || v.stop != "" {
+		unpark := false
+		if seen.Holds {
+			if unpark, err = releaseIfOver(ctx, tx, seen.Run); err != nil {
+				return nil, nil, err
+			}
+		}
+		if v.done != nil {
+			return Done{Outcome: *v.done, Unpark: unpark}, nil, nil
+		}
+		return Stop{Reason: v.stop, Unpark: unpark}, nil, nil
+	}
+	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
+	if err != nil {
+		return nil, nil, err
+	}
+	if parked != nil {
+		return *parked, nil, nil
+	}
+	claim.Starts, claim.HandedBack, claim.StartedAt = v.starts, v.handedBack, s.now()
 	run := seen.Run
 	started := run.Status == RunPending
 	if started {
@@ -209,7 +227,7 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 	// The shared form of the lock: two workers that look at one dead holder do
 	// not take each other for it.
 	batch.Queue(`
-		SELECT attempt, task_id, worker, token, starts, started_at, holder, outcome::text,
+		SELECT attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
 		WHERE run_id = $1 AND step = $2
@@ -219,7 +237,7 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 			var holder *int64
 			var outcome *string
 			var free *bool
-			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.StartedAt, &holder, &outcome, &free); err != nil {
+			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &free); err != nil {
 				return err
 			}
 			c.StartedAt = c.StartedAt.UTC()
@@ -244,7 +262,50 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		}
 		return rows.Err()
 	})
+	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&seen.Holds)
+	})
 	return seen, mine, tx.SendBatch(ctx, batch).Close()
+}
+
+// takeWorkspace makes the workspace the run's, or parks the message: because
+// another run has it, or because busy, not nil, runs the step.
+func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, run Run, busy *claimRow) (*Parked, error) {
+	workspace := clean(request.Workspace(run))
+	hold, err := lockHold(ctx, tx, workspace, clean(request.Queue), run.ID)
+	if err != nil {
+		return nil, err
+	}
+	p := parcel{
+		workspace: workspace, queue: clean(request.Queue), turn: turnOf(run, request.Step), step: request.Step,
+		taskID: request.TaskID, root: request.RootTaskID, why: ParkedWorkspace, message: request.Message,
+	}
+	batch := &pgx.Batch{}
+	parked := &Parked{}
+	switch a := admit(hold, p.turn); {
+	case busy != nil:
+		p.why = ParkedBusy
+		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, request.Step, busy.StartedAt.Format(time.RFC3339))
+	case a.wait:
+		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)
+	case a.grant != nil:
+		parked.Reason = fmt.Sprintf("run %s has waited for the workspace %s", a.grant.RunID, workspace)
+		parked.Unpark = true
+		queueHold(batch, workspace, a.grant.RunID, "")
+	case a.take:
+		parked = nil
+		queueHold(batch, workspace, run.ID, request.RootTaskID)
+	default:
+		parked = nil
+		queueSeen(batch, run.ID, request.RootTaskID)
+	}
+	if parked != nil {
+		parked.Why = p.why
+		if err := queuePark(batch, p); err != nil {
+			return nil, err
+		}
+	}
+	return parked, tx.SendBatch(ctx, batch).Close()
 }
 
 // writeStart records a start (contract 6.1, with C14, R3 and R5 mended): the
@@ -271,13 +332,14 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		WHERE id = $1 AND status = 'pending'`, claim.RunID, claim.StartedAt)
 	batch.Queue(`
 		INSERT INTO mm_orchestrator.claims
-		       (run_id, step, attempt, task_id, root_task_id, holder, worker, token, starts, started_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+		       (run_id, step, attempt, task_id, root_task_id, holder, worker, token, starts, started_at, handed_back)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 		ON CONFLICT (run_id, step, attempt) DO UPDATE
 		SET task_id = EXCLUDED.task_id, root_task_id = EXCLUDED.root_task_id, holder = EXCLUDED.holder, worker = EXCLUDED.worker,
-		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, finished_at = NULL, outcome = NULL`,
+		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, handed_back = EXCLUDED.handed_back,
+		    finished_at = NULL, outcome = NULL`,
 		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.attend.key, clean(s.config.Worker),
-		claim.Token, claim.Starts, claim.StartedAt)
+		claim.Token, claim.Starts, claim.StartedAt, claim.HandedBack)
 	if planted.Bug(planted.BeginUnclaimed) {
 		batch.Queue(`UPDATE mm_orchestrator.claims SET holder = NULL WHERE token = $1`, claim.Token)
 	}
@@ -293,8 +355,8 @@ func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
 	s.unregister(claim.Token)
 	return s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
-			UPDATE mm_orchestrator.claims SET holder = NULL
-			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4`,
+			UPDATE mm_orchestrator.claims SET holder = NULL, handed_back = handed_back + 1
+			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND holder IS NOT NULL`,
 			claim.RunID, string(claim.Step), claim.Attempt, claim.Token)
 		return err
 	})

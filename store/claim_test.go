@@ -36,7 +36,7 @@ func TestOneOfManyDeliveriesStarts(t *testing.T) {
 	for i := range decisions {
 		group.Go(func() {
 			var err error
-			decisions[i], err = stores[i%2].BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: "t"})
+			decisions[i], err = stores[i%2].BeginStep(t.Context(), alone(run, store.StepBuild, "t"))
 			if err != nil {
 				t.Error(err)
 			}
@@ -48,9 +48,9 @@ func TestOneOfManyDeliveriesStarts(t *testing.T) {
 		switch decision := decision.(type) {
 		case store.Start:
 			starts++
-		case store.Busy:
+		case store.Parked:
 			busy++
-			if decision.Worker != "one" && decision.Worker != "two" || decision.Since.IsZero() {
+			if decision.Why != store.ParkedBusy || !strings.Contains(decision.Reason, "worker one runs") && !strings.Contains(decision.Reason, "worker two runs") {
 				t.Errorf("%+v", decision)
 			}
 		}
@@ -67,7 +67,7 @@ func TestTakeOverFromADeadWorker(t *testing.T) {
 	dead := d.Open(t, as("dead", time.Minute))
 	begin(t, dead, run, store.StepBuild, "t")
 	heir := d.Open(t, as("heir", 300*time.Millisecond))
-	if _, ok := decide(t, heir, run, store.StepBuild, "t").(store.Busy); !ok {
+	if !isBusy(decide(t, heir, run, store.StepBuild, "t")) {
 		t.Fatal("a live worker's step must be busy")
 	}
 	died := time.Now()
@@ -105,8 +105,8 @@ func TestCutSessionIsNoDeath(t *testing.T) {
 		if cutSessions(t, d) == 0 {
 			t.Fatal("no session to cut")
 		}
-		if busy, ok := decide(t, thief, run, store.StepBuild, "t").(store.Busy); !ok || busy.Worker != "holder" {
-			t.Fatalf("%+v, want busy", busy)
+		if decision := decide(t, thief, run, store.StepBuild, "t"); !isBusy(decision) {
+			t.Fatalf("%+v, want busy", decision)
 		}
 	}
 	finish(t, holder, claim, good(store.StepBuild))
@@ -133,7 +133,7 @@ func TestFence(t *testing.T) {
 	if err := slow.ReleaseClaim(t.Context(), claim); err != nil {
 		t.Error(err)
 	}
-	if _, ok := decide(t, slow, run, store.StepBuild, "t").(store.Busy); !ok {
+	if !isBusy(decide(t, slow, run, store.StepBuild, "t")) {
 		t.Error("releasing a lost claim must not free the heir's")
 	}
 	first := finish(t, heir, taken, good(store.StepBuild))
@@ -152,7 +152,7 @@ func TestRetryWhileTheStepRuns(t *testing.T) {
 	s := d.Open(t)
 	claim := begin(t, s, run, store.StepBuild, "old").Claim
 	d.Retry(t, run, store.StepBuild, "impatient")
-	if _, ok := decide(t, s, run, store.StepBuild, "new").(store.Busy); !ok {
+	if !isBusy(decide(t, s, run, store.StepBuild, "new")) {
 		t.Error("the old attempt still runs")
 	}
 	before := d.States(t, run)
@@ -171,7 +171,7 @@ func TestReleasedClaimIsFree(t *testing.T) {
 	run := d.Create(t, storetest.Seed{})
 	stopping := d.Open(t, as("stopping", time.Minute))
 	claim := begin(t, stopping, run, store.StepBuild, "t").Claim
-	if _, ok := decide(t, stopping, run, store.StepBuild, "t").(store.Busy); !ok {
+	if !isBusy(decide(t, stopping, run, store.StepBuild, "t")) {
 		t.Error("a step that runs here must be busy here")
 	}
 	for range 2 {
@@ -213,7 +213,7 @@ func TestServerThatKeepsRestarting(t *testing.T) {
 	for i, run := range ids {
 		group.Go(func() {
 			for _, step := range toVerify {
-				decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: fmt.Sprint(i, step)})
+				decision, err := s.BeginStep(t.Context(), alone(run, step, fmt.Sprint(i, step)))
 				start, ok := decision.(store.Start)
 				if !ok {
 					t.Errorf("begin %s: %T, %v", step, decision, err)
@@ -294,7 +294,7 @@ func TestCallersContext(t *testing.T) {
 	run := d.Create(t, storetest.Seed{})
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.BeginStep(cancelled, store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: "t"}); !errors.Is(err, context.Canceled) {
+	if _, err := s.BeginStep(cancelled, alone(run, store.StepBuild, "t")); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	claim := begin(t, s, run, store.StepBuild, "t").Claim
@@ -327,7 +327,7 @@ func TestConnections(t *testing.T) {
 	for i := range 12 {
 		run := d.Create(t, storetest.Seed{})
 		group.Go(func() {
-			if _, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepBuild, TaskID: fmt.Sprint(i)}); err != nil {
+			if _, err := s.BeginStep(t.Context(), alone(run, store.StepBuild, fmt.Sprint(i))); err != nil {
 				t.Error(err)
 			}
 		})
@@ -373,7 +373,7 @@ func TestRetriesWhileStepsRun(t *testing.T) {
 	})
 	ends := 0
 	for n := range 20 {
-		decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: store.StepVerify, TaskID: fmt.Sprint(n)})
+		decision, err := s.BeginStep(t.Context(), alone(run, store.StepVerify, fmt.Sprint(n)))
 		if err != nil {
 			t.Fatal(err)
 		}

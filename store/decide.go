@@ -47,12 +47,15 @@ func (r *stateRow) outcome(artifactRoot string) Outcome {
 // claimRow is one row of mm_orchestrator.claims as it was read, with what is
 // known of its holder.
 type claimRow struct {
-	Attempt   int
-	TaskID    string
-	Worker    string
-	Token     int64
-	Starts    int
-	StartedAt time.Time
+	Attempt int
+	TaskID  string
+	Worker  string
+	Token   int64
+	Starts  int
+	// HandedBack counts the starts that ended in order, without an end of the
+	// step.
+	HandedBack int
+	StartedAt  time.Time
 	// Outcome is nil while the attempt has not ended.
 	Outcome *Outcome
 	Holder  holderState
@@ -77,6 +80,8 @@ type situation struct {
 	State *stateRow
 	// Claims are all of the run's claims on this step.
 	Claims []claimRow
+	// Holds says that the run holds a workspace.
+	Holds bool
 	// HolderBelievedDead says that holders in state holderGone have been so
 	// for the whole grace.
 	HolderBelievedDead bool
@@ -97,9 +102,11 @@ type verdict struct {
 	// wait: the holder is gone, but not for long enough to believe it.
 	wait *claimRow
 	stop string
-	// start: take the claim; starts is the count including this one.
-	start  bool
-	starts int
+	// start: take the claim, if the workspace can be had; starts is the count
+	// including this one, handedBack how many of them ended in order.
+	start      bool
+	starts     int
+	handedBack int
 }
 
 // decide says what becomes of a delivery. It is pure. The rules, in order:
@@ -155,7 +162,7 @@ func decide(s situation, request BeginRequest) verdict {
 			return verdict{stop: fmt.Sprintf("run %s has ended: %s; retry it to run its steps again", s.Run.ID, s.Run.Status)}
 		}
 	}
-	starts := 1
+	v := verdict{start: true, starts: 1}
 	for i := range s.Claims {
 		c := &s.Claims[i]
 		if c.Outcome != nil {
@@ -168,10 +175,10 @@ func decide(s situation, request BeginRequest) verdict {
 			return verdict{wait: c}
 		}
 		if c.Attempt == s.attempt() && !planted.Bug(planted.StartsUncounted) {
-			starts = c.Starts + 1
+			v.starts, v.handedBack = c.Starts+1, c.HandedBack
 		}
 	}
-	return verdict{start: true, starts: starts}
+	return v
 }
 
 func (s situation) claimOf(attempt int) *claimRow {

@@ -99,15 +99,15 @@ func TestConclude(t *testing.T) {
 		want     ending
 	}{
 		{"a step in the middle", true, StepBuild, StepSucceeded, ending{}},
-		{"a plan that ends before verify", false, StepRestart, StepSucceeded, ending{}},
+		{"a plan that ends before verify", false, StepRestart, StepSucceeded, ending{workOver: true}},
 		{"a failure with a rollback to come", true, StepVerify, StepFailed, ending{status: RunFailed}},
-		{"a failure without", false, StepPatch, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began}},
-		{"verified", true, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true}},
-		{"verified, no rollback in the plan", false, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began}},
-		{"rolled back", true, StepRollback, StepSucceeded, ending{status: RunRolledBack, completedAt: ended, runStarted: began}},
-		{"rollback failed", true, StepRollback, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began}},
+		{"a failure without", false, StepPatch, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began, workOver: true}},
+		{"verified", true, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true, workOver: true}},
+		{"verified, no rollback in the plan", false, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, workOver: true}},
+		{"rolled back", true, StepRollback, StepSucceeded, ending{status: RunRolledBack, completedAt: ended, runStarted: began, workOver: true}},
+		{"rollback failed", true, StepRollback, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began, workOver: true}},
 	} {
-		got := conclude(beforeFinish{startedAt: &began, hasRollback: c.rollback}, c.step, Outcome{Status: c.status, FinishedAt: ended})
+		got := conclude(beforeFinish{startedAt: &began, hasRollback: c.rollback, lastStep: StepRestart}, c.step, Outcome{Status: c.status, FinishedAt: ended})
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}

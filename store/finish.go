@@ -66,7 +66,9 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 			// The answer to an earlier commit was lost.
 			end := conclude(before, claim.Step, outcome)
 			finished = end.finished(before)
-			return nil
+			batch := &pgx.Batch{}
+			queueUnpark(batch, claim.RunID, &finished.Unpark)
+			return tx.SendBatch(ctx, batch).Close()
 		case before.attempt != claim.Attempt:
 			superseded = true
 			_, err := tx.Exec(ctx, `
@@ -76,7 +78,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		end := conclude(before, claim.Step, outcome)
 		finished = end.finished(before)
-		err = writeFinish(ctx, tx, claim, outcome, end, record)
+		err = writeFinish(ctx, tx, claim, outcome, end, record, &finished.Unpark)
 		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
 		return err
 	})
@@ -149,6 +151,8 @@ type beforeFinish struct {
 	// completedAt matters only when the outcome is there already.
 	completedAt *time.Time
 	hasRollback bool
+	// lastStep of the plan, the rollback not counted.
+	lastStep Step
 	// attempt is the highest of the step.
 	attempt    int
 	token      int64
@@ -168,7 +172,8 @@ func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (beforeFinish, e
 		if err == pgx.ErrNoRows {
 			return failure(ErrNotFound, "Run %s not found", claim.RunID)
 		}
-		before.status, before.startedAt, before.completedAt, before.hasRollback = run.Status, run.StartedAt, run.CompletedAt, run.HasRollback
+		before.status, before.startedAt, before.completedAt = run.Status, run.StartedAt, run.CompletedAt
+		before.hasRollback, before.lastStep = run.HasRollback, lastStep(run.Steps)
 		return err
 	})
 	batch.Queue(`
@@ -198,6 +203,9 @@ type ending struct {
 	runStarted time.Time
 	// skipRollback: verify was good, the rollback is not needed.
 	skipRollback bool
+	// workOver: the run has nothing left to do and gives its workspace up. A
+	// run whose plan ends before verify stays running all the same.
+	workOver bool
 }
 
 // conclude says what becomes of the run (contract 6.2, 6.3, 18.3). Pure.
@@ -217,6 +225,7 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	default:
 		ended = false
 	}
+	end.workOver = ended || outcome.Status == StepSucceeded && step == before.lastStep
 	if ended {
 		end.completedAt = outcome.FinishedAt
 		end.runStarted = outcome.FinishedAt
@@ -242,8 +251,9 @@ func (e ending) finished(before beforeFinish) Finished {
 	return f
 }
 
-// writeFinish writes everything in one round trip.
-func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, end ending, record []byte) error {
+// writeFinish writes everything in one round trip. unpark is set when parked
+// messages can be published after it.
+func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, end ending, record []byte, unpark *bool) error {
 	types := make([]string, len(outcome.Artifacts))
 	paths := make([]string, len(outcome.Artifacts))
 	checksums := make([]string, len(outcome.Artifacts))
@@ -346,6 +356,14 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	if planted.Bug(planted.OutcomeForgotten) {
 		batch.Queue(`UPDATE mm_orchestrator.claims SET finished_at = NULL, outcome = NULL WHERE run_id = $1`, claim.RunID)
 	}
+
+	// The lock of the workspace is the last one.
+	if end.workOver {
+		queueRelease(batch, claim.RunID)
+	} else {
+		queueSeen(batch, claim.RunID, "")
+	}
+	queueUnpark(batch, claim.RunID, unpark)
 	return tx.SendBatch(ctx, batch).Close()
 }
 

@@ -157,7 +157,9 @@ func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, r Revocation
 	if err != nil {
 		return err
 	}
-	if err := writeFinish(ctx, tx, claim, outcome, ending{status: RunFailed, completedAt: r.At, runStarted: r.At}, record); err != nil {
+	end := ending{status: RunFailed, completedAt: r.At, runStarted: r.At, workOver: true}
+	unpark := false // the sweep of a worker publishes what is let in
+	if err := writeFinish(ctx, tx, claim, outcome, end, record, &unpark); err != nil {
 		return err
 	}
 	// No task has run it: the column has no id, and the step no start.

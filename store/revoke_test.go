@@ -101,7 +101,7 @@ func TestRevokeWhatIsNoRun(t *testing.T) {
 
 func begun(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Decision {
 	t.Helper()
-	decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: task})
+	decision, err := s.BeginStep(t.Context(), alone(run, step, task))
 	if err != nil {
 		t.Fatal(err)
 	}

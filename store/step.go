@@ -3,6 +3,8 @@ package store
 import (
 	"encoding/json"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
 // Step names a step of a plan, as in the enum orchestratorplanstep.
@@ -72,9 +74,19 @@ type BeginRequest struct {
 	// without it: a message that was handed back and published anew comes
 	// without the flag, and the claim tells more.
 	Redelivered bool
+	// Workspace names what only one run at a time may change, such as the name
+	// of the queue and the path of a repository. It must be the same for all
+	// steps of a run, and alike in all workers that share it. Required.
+	Workspace func(Run) string
+	// Queue is where the message came from, and goes back to after it was
+	// parked.
+	Queue string
+	// Message is kept if the step has to wait. Exchange, RoutingKey and
+	// Redelivered are not needed.
+	Message protocol.Delivery
 }
 
-// A Decision is the answer of BeginStep: [Start], [Done], [Busy] or [Stop].
+// A Decision is the answer of BeginStep: [Start], [Done], [Parked] or [Stop].
 type Decision interface{ decision() }
 
 // Start: the caller holds the claim and must run the step, then FinishStep.
@@ -87,24 +99,38 @@ type Start struct {
 
 // Done: this task id, or this attempt of the step, has already ended. The
 // caller reports the same outcome and causes no effect.
-type Done struct{ Outcome Outcome }
+type Done struct {
+	Outcome Outcome
+	// Unpark says that the run has nothing left to do, so that it gave up the
+	// workspace that it still held, and that parked messages can be published.
+	Unpark bool
+}
 
-// Busy: another live worker runs this very step. Nothing was written.
-type Busy struct {
-	// Worker is the node name of the holder.
-	Worker string
-	Since  time.Time
+// Parked: it is not this step's turn. The message is kept in the database,
+// and TakeParked gives it out when its turn has come. The caller acknowledges
+// it and causes no effect. The state row is as it was.
+type Parked struct {
+	Why ParkedWhy
+	// Reason in words for an operator.
+	Reason string
+	// Unpark says that another run was let in by this very call, and that its
+	// messages can be published.
+	Unpark bool
 }
 
 // Stop: the message must have no effect at all, for the reason given in
 // words for an operator: approval is missing, the run has ended, the rollback
 // belongs to an attempt that has been retried since.
-type Stop struct{ Reason string }
+type Stop struct {
+	Reason string
+	// Unpark: see Done.
+	Unpark bool
+}
 
-func (Start) decision() {}
-func (Done) decision()  {}
-func (Busy) decision()  {}
-func (Stop) decision()  {}
+func (Start) decision()  {}
+func (Done) decision()   {}
+func (Parked) decision() {}
+func (Stop) decision()   {}
 
 // Claim is the right to finish one attempt of one step. It fences: a worker
 // that has lost its claim changes nothing.
@@ -116,9 +142,14 @@ type Claim struct {
 	// Token is different for every start.
 	Token int64
 	// Starts counts how often this attempt was started, this time included.
-	Starts    int
-	StartedAt time.Time
+	Starts int
+	// HandedBack counts those of them whose worker stopped in order.
+	HandedBack int
+	StartedAt  time.Time
 }
+
+// Deaths is how many workers died while they ran the attempt.
+func (c Claim) Deaths() int { return max(0, c.Starts-1-c.HandedBack) }
 
 // Outcome is how a step ended: everything that FinishStep records, and
 // everything that a repeated delivery needs in order to answer the same.
@@ -161,4 +192,6 @@ type Finished struct {
 	// since the run's start.
 	RunEnded bool
 	Duration time.Duration
+	// Unpark says that parked messages can be published now: see TakeParked.
+	Unpark bool
 }

@@ -46,10 +46,10 @@ func TestMissingRunAndBadRequests(t *testing.T) {
 		kind    error
 		text    string
 	}{
-		{store.BeginRequest{RunID: missing, Step: store.StepBuild, TaskID: "t"}, store.ErrNotFound, "Run " + missing + " not found"},
-		{store.BeginRequest{RunID: "x'; DROP TABLE", Step: store.StepBuild, TaskID: "t"}, store.ErrInvalid, "UUID"},
-		{store.BeginRequest{RunID: missing, Step: "deploy", TaskID: "t"}, store.ErrInvalid, `"deploy"`},
-		{store.BeginRequest{RunID: missing, Step: store.StepBuild}, store.ErrInvalid, "without a task id"},
+		{alone(missing, store.StepBuild, "t"), store.ErrNotFound, "Run " + missing + " not found"},
+		{alone("x'; DROP TABLE", store.StepBuild, "t"), store.ErrInvalid, "UUID"},
+		{alone(missing, "deploy", "t"), store.ErrInvalid, `"deploy"`},
+		{alone(missing, store.StepBuild, ""), store.ErrInvalid, "without a task id"},
 	} {
 		_, err := s.BeginStep(t.Context(), c.request)
 		var own *store.Error

@@ -31,10 +31,7 @@ func load[T any](t *testing.T, name string) T {
 // begin begins a step that must start.
 func begin(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Start {
 	t.Helper()
-	decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: task, RootTaskID: "root"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	decision := decide(t, s, run, step, task)
 	start, ok := decision.(store.Start)
 	if !ok {
 		t.Fatalf("begin %s: %T %+v, want Start", step, decision, decision)
@@ -45,11 +42,24 @@ func begin(t *testing.T, s *store.Store, run string, step store.Step, task strin
 // decide begins a step and returns what was decided.
 func decide(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Decision {
 	t.Helper()
-	decision, err := s.BeginStep(t.Context(), store.BeginRequest{RunID: run, Step: step, TaskID: task, RootTaskID: "root"})
+	request := alone(run, step, task)
+	request.RootTaskID = "root"
+	decision, err := s.BeginStep(t.Context(), request)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return decision
+}
+
+// alone asks for a step of a run that has a workspace of its own.
+func alone(run string, step store.Step, task string) store.BeginRequest {
+	return store.BeginRequest{RunID: run, Step: step, TaskID: task, Queue: "q", Workspace: func(r store.Run) string { return "q:/" + r.ID }}
+}
+
+// isBusy says that a decision parks the message because the step runs.
+func isBusy(decision store.Decision) bool {
+	parked, ok := decision.(store.Parked)
+	return ok && parked.Why == store.ParkedBusy
 }
 
 // finish finishes a step that was begun.

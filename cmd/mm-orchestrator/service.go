@@ -22,7 +22,9 @@ import (
 
 // service is what runs while a worker does.
 type service struct {
-	worker   *worker.Worker
+	worker *worker.Worker
+	// sweep looks after parked messages until its context ends.
+	sweep    func(context.Context)
 	statsd   *metrics.StatsD
 	watchdog *watchdog
 	listener *metrics.Listener // nil for none
@@ -61,6 +63,8 @@ func (s service) run(ctx context.Context, started func()) error {
 		select {
 		case <-s.worker.Started():
 			started()
+			// Also while it stops: its last steps may let other runs in.
+			s.sweep(background)
 		case <-background.Done():
 		}
 	})
@@ -166,6 +170,7 @@ func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (
 		Prefetch:        c.PrefetchCount(),
 		Node:            c.Node,
 		Results:         results,
+		DeadLetterQueue: c.DeadLetterQueue,
 		StartTimeout:    orNone(c.Wait),
 		ShutdownTimeout: orNone(splitGrace(c.ShutdownGrace).Finish),
 		StopTimeout:     splitGrace(c.ShutdownGrace).Stop,

@@ -26,6 +26,8 @@ type configuration struct {
 	Exchange    string
 	RoutingKey  string
 	Concurrency int
+	// DeadLetterQueue is "" for none.
+	DeadLetterQueue string
 	// Prefetch is the multiplier; see PrefetchCount.
 	Prefetch int
 
@@ -52,6 +54,8 @@ type configuration struct {
 	// HealthURLs override a service's health URL.
 	HealthURLs map[string]string
 	StepLimit  time.Duration
+	MaxStarts  int
+	LostGrace  time.Duration
 
 	Node          string
 	LogLevel      slog.Level
@@ -167,6 +171,14 @@ var settings = []setting{
 		help: "Messages that the broker hands out in advance, as a multiple of the concurrency. With 1 nothing waits behind a busy worker while another one is free. " +
 			"0, which means no limit to Celery, is refused.",
 		read: readNumber(func(c *configuration) *int { return &c.Prefetch }, 1, 100),
+	},
+	{
+		flag: "dead-letter-queue", topic: topicBroker,
+		vars:        names("MM_ORCHESTRATOR_DEAD_LETTER_QUEUE"),
+		defaultNote: "none: such messages are rejected, as Celery does",
+		help: "A queue for messages that can never be run, because they cannot be decoded or name an unknown task. They go there as they came, with the reason in the header " +
+			"x-mm-orchestrator-reason. It is declared durable if it does not exist.",
+		read: readText(func(c *configuration) *string { return &c.DeadLetterQueue }),
 	},
 
 	{
@@ -394,6 +406,21 @@ var settings = []setting{
 		defaultNote: "0s: no limit, as with Python",
 		help:        "How long one step may take; then its commands are ended with all their children, the step fails, and the run is rolled back. 0 means no limit. A plan may set a shorter one by the parameter timeoutSeconds of a step.",
 		read:        readDuration(func(c *configuration) *time.Duration { return &c.StepLimit }, 0),
+	},
+	{
+		flag: "max-starts", topic: topicSteps,
+		vars: names("MM_ORCHESTRATOR_MAX_STARTS"),
+		def:  "3",
+		help: "How many workers may die while they run one and the same step. Then the step fails with that reason, and the run is rolled back. Starts that a stopping worker handed back do not count.",
+		read: readNumber(func(c *configuration) *int { return &c.MaxStarts }, 1, 100),
+	},
+	{
+		flag: "lost-grace", topic: topicSteps,
+		vars: names("MM_ORCHESTRATOR_LOST_GRACE"),
+		def:  "3m",
+		help: "How long a run that has the workspace may be nowhere to be seen (no worker has its message, and the queue is empty, as after a purge) before it fails, is rolled back, and lets the next run in. " +
+			"It must be longer than RabbitMQ takes to notice that a worker's machine is gone, which is up to 2 minutes.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.LostGrace }, time.Second),
 	},
 
 	{

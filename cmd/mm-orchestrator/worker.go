@@ -89,10 +89,10 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 		return &configError{err.Error()}
 	}
 	steps, err := orchestrator.New(orchestrator.Config{
-		Steps: db.tables, Metrics: recorder, Logger: log, Redactor: redactor,
+		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
-		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, KillGrace: splitGrace(c.ShutdownGrace).Kill,
+		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 	})
 	if err != nil {
 		return &configError{err.Error()}
@@ -118,6 +118,6 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 			return &curedError{err, "Set MM_ORCHESTRATOR_LISTEN to another address, or to nothing"}
 		}
 	}
-	serve := service{worker: w, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
+	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
 	return cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }

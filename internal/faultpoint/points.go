@@ -64,6 +64,12 @@ const (
 	// step that is not over.
 	ReleaseBefore Point = "release.before"
 	ReleaseAfter  Point = "release.after"
+	// UnparkTaken: a parked message will be published next.
+	UnparkTaken Point = "unpark.taken"
+	// UnparkPublished: the broker has it, and so has the database.
+	UnparkPublished Point = "unpark.published"
+	// LostFailed: a lost run was ended; its rollback is parked, if it has one.
+	LostFailed Point = "lost.failed"
 )
 
 // A transaction, in package store. Subject: the run's id and the step, or the

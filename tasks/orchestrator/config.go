@@ -21,6 +21,14 @@ type Steps interface {
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
+
+	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
+	DropParked(ctx context.Context, id int64) error
+	KeepParked(ctx context.Context, id int64) error
+
+	ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]store.WorkspaceState, error)
+	PassWorkspace(ctx context.Context, workspace, runID string, grace time.Duration) error
+	FailLost(ctx context.Context, workspace, queue, runID string, grace time.Duration, rollback store.RollbackMessage) (*store.LostRun, error)
 }
 
 // Metrics counts what happens to steps and runs (contract moonmind.md 14). It
@@ -42,6 +50,12 @@ type Config struct {
 	Metrics Metrics
 	// Logger defaults to slog.Default(). What goes to it is redacted here.
 	Logger *slog.Logger
+
+	// Queue is the one that the worker consumes: one per host that has a
+	// workspace of its own. Parked messages go back to it. Required.
+	Queue string
+	// Node is the worker's name, for the origin of messages that it makes.
+	Node string
 
 	// Workspace is the absolute path of the repository: the workspace of
 	// every service profile, and where commands run. Required.
@@ -66,9 +80,9 @@ type Config struct {
 	// (F5).
 	HealthURLs map[string]string
 
-	// MaxStarts is how often one attempt of a step is started at most. A step
-	// whose workers never lived to its end fails after that, so that it
-	// cannot take down one worker after the other. Defaults to 3.
+	// MaxStarts is how many workers may die of one attempt of a step. After
+	// that it fails, so that it cannot take down one worker after the other.
+	// Starts that were handed back in order do not count. Defaults to 3.
 	MaxStarts int
 	// StepTimeLimit ends a step that takes longer. Zero means no limit.
 	StepTimeLimit time.Duration
@@ -87,6 +101,15 @@ type Config struct {
 	// StateTimeout is how long verify waits for a container to become
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration
+
+	// SweepInterval is the time between two looks at what is parked. It bounds
+	// how long a crash can delay a run that waits. Defaults to 2 s.
+	SweepInterval time.Duration
+	// LostGrace is how long a run that has the workspace may be nowhere to be
+	// seen before it is given up. It must be longer than a broker needs to
+	// notice that a worker's machine is gone and to deliver its message to
+	// another one, which is two to three heartbeats of 60 s. Defaults to 3 min.
+	LostGrace time.Duration
 
 	// Now defaults to time.Now.
 	Now func() time.Time
@@ -109,6 +132,8 @@ func (c Config) WithDefaults() Config {
 	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
 	c.Artifacts = c.Artifacts.WithDefaults()
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
+	c.SweepInterval = cmp.Or(c.SweepInterval, 2*time.Second)
+	c.LostGrace = cmp.Or(c.LostGrace, 3*time.Minute)
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
@@ -125,12 +150,15 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.Workspace) {
 		return fmt.Errorf("orchestrator: workspace %q must be an absolute path", c.Workspace)
 	}
+	if c.Queue == "" {
+		return errors.New("orchestrator: Queue is not set")
+	}
 	if c.MaxStarts < 0 {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
 		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "HandBackDelay": c.HandBackDelay,
-		"FinishTimeout": c.FinishTimeout, "SettleTime": c.SettleTime, "StateTimeout": c.StateTimeout,
+		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "SettleTime": c.SettleTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {
 			return fmt.Errorf("orchestrator: %s is %s, must not be negative", name, limit)

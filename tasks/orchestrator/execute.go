@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -23,6 +24,8 @@ type Orchestrator struct {
 	log    *slog.Logger
 	runner *runner
 	client healthClient
+	// broker is nil before Register.
+	broker Broker
 }
 
 // New makes an Orchestrator. It touches neither files nor network.
@@ -44,6 +47,8 @@ type Request struct {
 	RunID, Step        string
 	TaskID, RootTaskID string
 	Redelivered        bool
+	// Delivery is the message, to be kept if the step has to wait.
+	Delivery protocol.Delivery
 }
 
 // A Result is what execute_plan_step returns, in the order of keys that
@@ -87,7 +92,8 @@ var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 //   - A [Result] means that the step has succeeded and is recorded.
 //   - A [*Failure] means that it has failed and is recorded, unless the
 //     request names no run or no step.
-//   - [ErrStop] means that nothing may happen.
+//   - [ErrStop] means that nothing may happen, or not now: the message is
+//     parked in the database.
 //   - A [*HandBackError] means that the message is to be delivered again;
 //     so does the error of ctx, if that was ended by somebody else than a time
 //     limit.
@@ -99,13 +105,15 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	if !known {
 		return Result{}, valueError(pythonRepr(request.Step) + " is not a valid OrchestratorPlanStep")
 	}
-	runID := strings.ToLower(strings.Trim(strings.TrimPrefix(request.RunID, "urn:uuid:"), "{}"))
+	runID := canonicalID(request.RunID)
 	if !uuidForm.MatchString(runID) {
 		return Result{}, valueError("badly formed hexadecimal UUID string")
 	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
 	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
 		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID, Redelivered: request.Redelivered,
+		Queue: o.config.Queue, Message: request.Delivery,
+		Workspace: func(run store.Run) string { return workspaceOf(o.config.Queue, o.config.Workspace, run) },
 	})
 	if err != nil {
 		return Result{}, o.notBegun(ctx, log, runID, err)
@@ -117,14 +125,21 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
-		return answer(decision.Outcome)
-	case store.Busy:
-		return Result{}, &HandBackError{
-			After:  o.config.HandBackDelay,
-			Reason: fmt.Sprintf("worker %s runs step %s of run %s since %s", decision.Worker, step, runID, decision.Since.UTC().Format(time.RFC3339)),
+		if decision.Unpark {
+			o.unparkNow(ctx, log)
 		}
+		return answer(decision.Outcome)
+	case store.Parked:
+		log.Info("step has to wait, its message is parked", "why", string(decision.Why), "reason", decision.Reason)
+		if decision.Unpark {
+			o.unparkNow(ctx, log)
+		}
+		return Result{}, ErrStop
 	case store.Stop:
 		log.Warn("step not run", "reason", decision.Reason)
+		if decision.Unpark {
+			o.unparkNow(ctx, log)
+		}
 		return Result{}, ErrStop
 	default:
 		return Result{}, fmt.Errorf("cannot start step %s of run %s: unknown decision %T", step, runID, decision)
@@ -192,6 +207,9 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 		log.Info("step succeeded", append(attributes, "message", outcome.Message)...)
 	} else {
 		log.Error("step failed", append(attributes, "error", outcome.Message)...)
+	}
+	if finished.Unpark {
+		o.unparkNow(ctx, log)
 	}
 	return answer(outcome)
 }
@@ -314,9 +332,9 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	}
 	var succeeded done
 	var failure *Failure
-	if begun.Claim.Starts > o.config.MaxStarts {
-		failure = unexpected(fmt.Errorf("step %s of run %s was started %d times and no worker lived to its end; it is not started again",
-			begun.Claim.Step, begun.Run.ID, begun.Claim.Starts-1))
+	if deaths := begun.Claim.Deaths(); deaths >= o.config.MaxStarts {
+		failure = unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
+			"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
 	} else {
 		succeeded, failure = s.guarded(ctx, begun.Run)
 	}

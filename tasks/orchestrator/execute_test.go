@@ -74,10 +74,7 @@ func TestDecisionsAreObeyed(t *testing.T) {
 			var failure *Failure
 			return errors.As(err, &failure) && failure.Arg == "Service 'x' is not managed by the orchestrator" && failure.Error() == failed.Message && failure.Traceback == "tb"
 		}},
-		{"busy", store.Busy{Worker: "w"}, nil, func(_ Result, err error) bool {
-			var back *HandBackError
-			return errors.As(err, &back) && back.After == time.Second
-		}},
+		{"parked", store.Parked{Why: store.ParkedBusy, Reason: "r"}, nil, func(_ Result, err error) bool { return errors.Is(err, ErrStop) }},
 		{"stop", store.Stop{Reason: "r"}, nil, func(_ Result, err error) bool { return errors.Is(err, ErrStop) }},
 		{"no such run", nil, fmt.Errorf("no: %w", store.ErrNotFound), func(_ Result, err error) bool {
 			var failure *Failure
@@ -171,10 +168,14 @@ func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
 	claim := store.Claim{RunID: testRun, Step: store.StepBuild, Attempt: 1, Starts: 3, StartedAt: time.Now()}
 	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
 	b.succeed("build")
-	claim.Starts = 4
+	claim.Starts, claim.HandedBack = 5, 2
+	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
+	b.succeed("build")
+	claim.Starts = 6
 	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
 	failure, _ := b.fail("build")
-	same(t, "text", failure.Error(), "step build of run "+testRun+" was started 3 times and no worker lived to its end; it is not started again")
+	same(t, "text", failure.Error(), "step build was started 3 times and its worker died each time; it is not started again. "+
+		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run")
 }
 
 // awaitFile waits until a program of the test has written a file.

@@ -20,8 +20,9 @@ type stepArgs struct {
 	Step  string `celery:"step_name"`
 }
 
-// Register makes the worker run both tasks.
+// Register makes the worker run both tasks, and publish what was parked.
 func (o *Orchestrator) Register(w *worker.Worker) {
+	o.broker = w
 	worker.Handle(w, TaskExecutePlanStep, o.executePlanStep)
 	worker.Handle(w, TaskHealthCheck, func(context.Context, struct{}) (string, error) { return "ok", nil })
 }
@@ -31,6 +32,7 @@ func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Resu
 	request := Request{RunID: args.RunID, Step: args.Step}
 	if task := worker.TaskFromContext(ctx); task != nil {
 		request.TaskID, request.RootTaskID, request.Redelivered = task.ID, task.RootID, task.Redelivered
+		request.Delivery = task.Delivery
 	}
 	result, err := o.Execute(ctx, request, isTimeLimit)
 	return result, inWorkersTerms(err)

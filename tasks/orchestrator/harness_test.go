@@ -37,6 +37,12 @@ type fakeSteps struct {
 	finishErrs []error
 	finished   []store.Outcome
 	released   int
+	// unpark is what every finish says.
+	unpark bool
+	// parked are given out by the next TakeParked; dropped and kept are ids of
+	// those that were settled.
+	parked        []store.ParkedMessage
+	dropped, kept []int64
 }
 
 func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.Decision, error) {
@@ -70,7 +76,7 @@ func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome sto
 	case claim.Step == store.StepVerify:
 		return store.Finished{Status: store.RunSucceeded, RunEnded: true, Duration: time.Second}, nil
 	}
-	return store.Finished{Status: store.RunRunning}, nil
+	return store.Finished{Status: store.RunRunning, Unpark: f.unpark}, nil
 }
 
 func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
@@ -87,6 +93,38 @@ func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, e
 		return store.Revocation{}, store.ErrNotFound
 	}
 	return *f.revoked, nil
+}
+
+func (f *fakeSteps) TakeParked(context.Context, string) ([]store.ParkedMessage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	taken := f.parked
+	f.parked = nil
+	return taken, nil
+}
+
+func (f *fakeSteps) DropParked(_ context.Context, id int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dropped = append(f.dropped, id)
+	return nil
+}
+
+func (f *fakeSteps) KeepParked(_ context.Context, id int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = append(f.kept, id)
+	return nil
+}
+
+func (f *fakeSteps) ListWorkspaces(context.Context, string, []string) ([]store.WorkspaceState, error) {
+	return nil, nil
+}
+
+func (f *fakeSteps) PassWorkspace(context.Context, string, string, time.Duration) error { return nil }
+
+func (f *fakeSteps) FailLost(context.Context, string, string, string, time.Duration, store.RollbackMessage) (*store.LostRun, error) {
+	return nil, nil
 }
 
 // fakeEngine says what its function says.
@@ -157,7 +195,7 @@ func newBench(t testing.TB, environ ...string) *bench {
 			"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
 			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.test", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.test",
 		}, environ...),
-		KillGrace: 2 * time.Second, HandBackDelay: time.Second, SettleTime: 50 * time.Millisecond,
+		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, SettleTime: 50 * time.Millisecond,
 	}
 	return b
 }

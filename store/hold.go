@@ -1,0 +1,248 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A turn is a run's place among those that wait for a workspace: a rollback
+// before everything, then high priority, then whoever was queued first.
+type turn struct {
+	RunID    string
+	Rank     int
+	QueuedAt time.Time
+}
+
+// Ranks as the column has them.
+const (
+	rankRollback = iota
+	rankHigh
+	rankNormal
+)
+
+func turnOf(run Run, step Step) turn {
+	t := turn{RunID: run.ID, Rank: rankNormal, QueuedAt: run.QueuedAt}
+	switch {
+	case step == StepRollback:
+		t.Rank = rankRollback
+	case run.Priority == "high":
+		t.Rank = rankHigh
+	}
+	return t
+}
+
+// before says that t comes first. It orders as the index parked_order does.
+func (t turn) before(other turn) bool {
+	switch {
+	case t.Rank != other.Rank:
+		return t.Rank < other.Rank
+	case !t.QueuedAt.Equal(other.QueuedAt):
+		return t.QueuedAt.Before(other.QueuedAt)
+	}
+	return t.RunID < other.RunID
+}
+
+// holdRow is what a start finds of its workspace, whose lock it has.
+type holdRow struct {
+	// RunID is the holder, "" for none.
+	RunID string
+	// Next is the first of the other runs that wait, nil for none.
+	Next *turn
+}
+
+// admission is what admit says: one of its fields is set.
+type admission struct {
+	// start: the workspace is ours, or becomes ours if take is set too.
+	start, take bool
+	// wait: another run holds the workspace.
+	wait bool
+	// grant: nobody holds it, and this run has waited for it longer.
+	grant *turn
+}
+
+// admit says whether a step that could start may have its workspace. Pure.
+//
+//  1. The run holds it: yes, whoever waits. So a rollback is never behind
+//     other runs' work.
+//  2. Another run holds it: no.
+//  3. Nobody holds it and a better run waits: that one gets it.
+//  4. Nobody holds it: the run takes it.
+func admit(hold holdRow, own turn) admission {
+	switch {
+	case hold.RunID == own.RunID:
+		return admission{start: true}
+	case hold.RunID != "":
+		return admission{wait: true}
+	case hold.Next != nil && hold.Next.before(own):
+		return admission{grant: hold.Next}
+	}
+	return admission{start: true, take: true}
+}
+
+// runGoesOn is SQL over a row r of orchestrator_runs, which may be missing:
+// the run exists and has not ended. A failed one goes on until its rollback
+// has ended.
+const runGoesOn = `(r.id IS NOT NULL AND r.status NOT IN ('succeeded', 'rolled_back') AND NOT (r.status = 'failed' AND r.completed_at IS NOT NULL))`
+
+func goesOn(run Run) bool {
+	switch run.Status {
+	case RunSucceeded, RunRolledBack:
+		return false
+	case RunFailed:
+		return run.CompletedAt == nil
+	}
+	return true
+}
+
+// lockHold locks the row of a workspace, which it makes if it is missing. It
+// is the last lock of every transaction: those of runs and states come before.
+func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (holdRow, error) {
+	var hold holdRow
+	batch := &pgx.Batch{}
+	batch.Queue(`
+		INSERT INTO mm_orchestrator.holds AS h (workspace, queue) VALUES ($1, $2)
+		ON CONFLICT (workspace) DO UPDATE SET queue = EXCLUDED.queue
+		RETURNING COALESCE(h.run_id::text, '')`, workspace, queue).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&hold.RunID)
+	})
+	// A statement after the lock: it sees whoever parked before.
+	batch.Queue(`
+		SELECT p.run_id::text, p.rank, p.queued_at
+		FROM mm_orchestrator.parked AS p
+		JOIN orchestrator_runs AS r ON r.id = p.run_id
+		WHERE p.workspace = $1 AND p.run_id <> $2 AND `+runGoesOn+`
+		ORDER BY p.rank, p.queued_at, p.run_id
+		LIMIT 1`, workspace, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			hold.Next = &turn{}
+			if err := rows.Scan(&hold.Next.RunID, &hold.Next.Rank, &hold.Next.QueuedAt); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	return hold, tx.SendBatch(ctx, batch).Close()
+}
+
+// queueHold makes a run the holder of a workspace whose lock we have.
+func queueHold(batch *pgx.Batch, workspace, runID, rootTaskID string) {
+	batch.Queue(`
+		UPDATE mm_orchestrator.holds
+		SET run_id = $2, root_task_id = $3, since = clock_timestamp(), seen_at = clock_timestamp()
+		WHERE workspace = $1`, workspace, runID, rootTaskID)
+}
+
+// queueSeen notes that a worker has something of the run in hand.
+func queueSeen(batch *pgx.Batch, runID, rootTaskID string) {
+	batch.Queue(`
+		UPDATE mm_orchestrator.holds
+		SET seen_at = clock_timestamp(), root_task_id = COALESCE(NULLIF($2, ''), root_task_id)
+		WHERE run_id = $1`, runID, rootTaskID)
+}
+
+// queueRelease takes the workspaces of a run from it and gives each to the
+// first run that waits. One statement locks, the next one sees who waits.
+func queueRelease(batch *pgx.Batch, runID string) {
+	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE run_id = $1 ORDER BY workspace FOR UPDATE`, runID)
+	batch.Queue(`UPDATE mm_orchestrator.holds AS h SET `+grantToNext+` WHERE h.run_id = $1`, runID)
+}
+
+// grantToNext is the SET of an UPDATE of holds AS h whose rows are locked. It
+// is no loss to pass over a run that has ended: its messages have no effect
+// and need no workspace.
+const grantToNext = `
+		(run_id, root_task_id) = (
+		    SELECT n.run_id, COALESCE(n.root_task_id, '')
+		    FROM (SELECT 1) AS always
+		    LEFT JOIN LATERAL (
+		        SELECT p.run_id, p.root_task_id
+		        FROM mm_orchestrator.parked AS p
+		        JOIN orchestrator_runs AS r ON r.id = p.run_id
+		        WHERE p.workspace = h.workspace AND p.run_id IS DISTINCT FROM h.run_id AND ` + runGoesOn + `
+		        ORDER BY p.rank, p.queued_at, p.run_id
+		        LIMIT 1) AS n ON true),
+		since = clock_timestamp(), seen_at = clock_timestamp()`
+
+// queueUnpark asks whether messages of the run, or of a run that holds a
+// workspace, are parked: most likely they can be published now.
+func queueUnpark(batch *pgx.Batch, runID string, found *bool) {
+	batch.Queue(`
+		SELECT EXISTS (SELECT FROM mm_orchestrator.parked AS p
+		               WHERE p.run_id = $1 OR EXISTS (SELECT FROM mm_orchestrator.holds AS h WHERE h.run_id = p.run_id))`,
+		runID).QueryRow(func(row pgx.Row) error { return row.Scan(found) })
+}
+
+// releaseIfOver frees the workspaces of a run that has nothing left to do,
+// when a message of it turns out to be without effect. It says whether
+// messages can be published now.
+func releaseIfOver(ctx context.Context, tx pgx.Tx, run Run) (unpark bool, err error) {
+	over := !goesOn(run)
+	if !over && run.Status == RunRunning {
+		done, err := succeededSteps(ctx, tx, run.ID)
+		if err != nil {
+			return false, err
+		}
+		over = nextStep(run.Steps, done) == ""
+	}
+	if !over {
+		return false, nil
+	}
+	batch := &pgx.Batch{}
+	queueRelease(batch, run.ID)
+	queueUnpark(batch, run.ID, &unpark)
+	return unpark, tx.SendBatch(ctx, batch).Close()
+}
+
+// succeededSteps are those whose newest attempt has succeeded.
+func succeededSteps(ctx context.Context, tx pgx.Tx, runID string) (map[Step]bool, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT DISTINCT ON (plan_step) plan_step::text, COALESCE(plan_step_status::text, '')
+		FROM spec_workflow_task_states
+		WHERE orchestrator_run_id = $1
+		ORDER BY plan_step, attempt DESC`, runID)
+	if err != nil {
+		return nil, err
+	}
+	done := map[Step]bool{}
+	var step Step
+	var status StepStatus
+	_, err = pgx.ForEachRow(rows, []any{&step, &status}, func() error {
+		done[step] = status == StepSucceeded
+		return nil
+	})
+	return done, err
+}
+
+// planSteps are the steps of a plan in its order, without the rollback and
+// without what is no step.
+func planSteps(plan json.RawMessage) []Step {
+	var steps []Step
+	for _, name := range stepNames(plan) {
+		if step := Step(name); knownSteps[step] && step != StepRollback {
+			steps = append(steps, step)
+		}
+	}
+	return steps
+}
+
+// lastStep is the step after which a run without verify has nothing to do.
+func lastStep(plan json.RawMessage) Step {
+	steps := planSteps(plan)
+	if len(steps) == 0 {
+		return ""
+	}
+	return steps[len(steps)-1]
+}
+
+// nextStep is the first step of a plan that has not succeeded, or "".
+func nextStep(plan json.RawMessage, done map[Step]bool) Step {
+	for _, step := range planSteps(plan) {
+		if !done[step] {
+			return step
+		}
+	}
+	return ""
+}

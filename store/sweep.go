@@ -1,0 +1,308 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// WorkspaceState is what a sweep sees of one workspace.
+type WorkspaceState struct {
+	Workspace string
+	// RunID is the holder, "" for none.
+	RunID string
+	// RunStatus is "" if the run was deleted; RunGoesOn says that it exists
+	// and has not ended.
+	RunStatus RunStatus
+	RunGoesOn bool
+	// Working says that a live worker runs a step of the holder.
+	Working bool
+	// Parked counts messages of the holder, Waiting those of other runs.
+	Parked, Waiting int
+	// SeenAt is the server's time at which a worker last had something of the
+	// holder in hand, and Idle how long ago that was.
+	SeenAt time.Time
+	Idle   time.Duration
+}
+
+// ListWorkspaces returns the workspaces of a queue that are held or waited
+// for. Of the runs in inHand, those whose messages this worker has taken and
+// not settled, it notes that they are in hand. It changes nothing else.
+func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]WorkspaceState, error) {
+	var runs []string
+	for _, run := range inHand {
+		if isUUID(run) {
+			runs = append(runs, run)
+		}
+	}
+	var list []WorkspaceState
+	err := s.retry(ctx, "look at the workspaces of queue "+queue, func(ctx context.Context) error {
+		list = nil
+		batch := &pgx.Batch{}
+		if len(runs) > 0 {
+			batch.Queue(`
+				UPDATE mm_orchestrator.holds SET seen_at = clock_timestamp()
+				WHERE queue = $1 AND run_id::text = ANY ($2::text[]) AND seen_at < clock_timestamp() - interval '1 second'`, queue, runs)
+		}
+		batch.Queue(`
+			SELECT h.workspace, COALESCE(h.run_id::text, ''), COALESCE(r.status::text, ''), `+runGoesOn+`,
+			       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
+			       count(p.id) FILTER (WHERE p.run_id = h.run_id), count(p.id) FILTER (WHERE p.run_id IS DISTINCT FROM h.run_id),
+			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8
+			FROM mm_orchestrator.holds AS h
+			LEFT JOIN orchestrator_runs AS r ON r.id = h.run_id
+			LEFT JOIN mm_orchestrator.parked AS p ON p.workspace = h.workspace
+			WHERE h.queue = $1 AND (h.run_id IS NOT NULL OR p.id IS NOT NULL)
+			GROUP BY h.workspace, r.id
+			ORDER BY h.workspace`, queue).Query(func(rows pgx.Rows) error {
+			for rows.Next() {
+				var w WorkspaceState
+				var idle float64
+				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Parked, &w.Waiting, &w.SeenAt, &idle)
+				if err != nil {
+					return err
+				}
+				w.Idle = time.Duration(idle * float64(time.Second))
+				list = append(list, w)
+			}
+			return rows.Err()
+		})
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return tx.SendBatch(ctx, batch).Close() })
+	})
+	return list, err
+}
+
+// PassWorkspace gives a workspace to the first run that waits for it, or to
+// none, if its holder, runID, has ended, is gone, or never began: is pending,
+// and unseen for the grace. With runID "" it does so if nobody holds it.
+// Otherwise nothing changes.
+func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string, grace time.Duration) error {
+	return s.inTx(ctx, "pass on workspace "+workspace, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, workspace)
+		batch.Queue(`
+			UPDATE mm_orchestrator.holds AS h SET `+grantToNext+`
+			WHERE h.workspace = $1 AND COALESCE(h.run_id::text, '') = $2
+			  AND NOT EXISTS (SELECT FROM orchestrator_runs AS r
+			                  WHERE r.id = h.run_id AND `+runGoesOn+`
+			                    AND NOT (r.status = 'pending' AND h.seen_at < clock_timestamp() - make_interval(secs => $3::float8)))`,
+			workspace, runID, grace.Seconds())
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// LostRun is a run that FailLost ended, or nearly so.
+type LostRun struct {
+	// Step that was recorded as failed, "" if none was: the step had failed
+	// before, and its rollback was lost.
+	Step Step
+	// Message is what the state row says.
+	Message string
+	// Finished is as of FinishStep, if Step is set.
+	Finished Finished
+	// RollbackSent says that the rollback's message was parked, so that
+	// TakeParked gives it out.
+	RollbackSent bool
+}
+
+// RollbackMessage makes the message of a run's rollback. rootTaskID and
+// parentTaskID are those of the lost chain, "" where they are not known.
+type RollbackMessage func(run Run, rootTaskID, parentTaskID string) (taskID string, message protocol.Delivery, err error)
+
+// FailLost ends a run whose messages are gone, so that nothing would ever
+// happen to it: the step that was in progress or would have come next fails
+// and says so, and the rollback's message is parked, if the plan has one. All
+// in one transaction, so that a crash loses neither.
+//
+// It returns nil and changes nothing unless all of this holds: the run has the
+// workspace; no worker had anything of it in hand for the grace; no live
+// worker runs a step of it; no message of it is parked; it is running, or
+// failed and waits for its rollback. Whether a message is in the queue is for
+// the caller to find out before. A running run whose plan is at its end only
+// gives the workspace up.
+func (s *Store) FailLost(ctx context.Context, workspace, queue, runID string, grace time.Duration, rollback RollbackMessage) (*LostRun, error) {
+	if !isUUID(runID) {
+		return nil, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+	}
+	var lost *LostRun
+	err := s.inTx(ctx, "end the lost run "+runID, func(tx pgx.Tx) (err error) {
+		lost = nil
+		seen, err := readLost(ctx, tx, workspace, runID, grace)
+		if err != nil || !seen.really {
+			return err
+		}
+		lost, err = s.endLost(ctx, tx, seen, workspace, queue, rollback)
+		return err
+	})
+	return lost, err
+}
+
+// lostSituation is what FailLost finds under its locks.
+type lostSituation struct {
+	really bool
+	run    Run
+	root   string
+	// done are the steps that have succeeded.
+	done map[Step]bool
+	// open is the claim that was not finished, nil for none.
+	open *claimRow
+	// openStep is its step.
+	openStep Step
+}
+
+func readLost(ctx context.Context, tx pgx.Tx, workspace, runID string, grace time.Duration) (lostSituation, error) {
+	var seen lostSituation
+	var holds, idle, working, parked bool
+	batch := &pgx.Batch{}
+	all := make([]string, 0, len(knownSteps))
+	for step := range knownSteps {
+		all = append(all, string(step))
+	}
+	batch.Queue(lockStates, runID, all)
+	batch.Queue(lockRun, runID)
+	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, workspace)
+	batch.Queue(selectRun, runID).QueryRow(func(row pgx.Row) (err error) {
+		seen.run, err = scanRun(row)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil // PassWorkspace clears what a deleted run held
+		}
+		return err
+	})
+	batch.Queue(`
+		SELECT COALESCE(h.run_id::text, '') = $2, h.root_task_id, h.seen_at < clock_timestamp() - make_interval(secs => $3::float8),
+		       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
+		       EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id)
+		FROM mm_orchestrator.holds AS h
+		WHERE h.workspace = $1`, workspace, runID, grace.Seconds()).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := rows.Scan(&holds, &seen.root, &idle, &working, &parked); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	batch.Queue(`
+		SELECT c.step, c.attempt, c.task_id, c.worker, c.starts, c.started_at
+		FROM mm_orchestrator.claims AS c
+		WHERE c.run_id = $1 AND c.outcome IS NULL
+		ORDER BY c.started_at DESC
+		LIMIT 1`, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			seen.open = &claimRow{}
+			if err := rows.Scan(&seen.openStep, &seen.open.Attempt, &seen.open.TaskID, &seen.open.Worker, &seen.open.Starts, &seen.open.StartedAt); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return seen, err
+	}
+	var err error
+	seen.done, err = succeededSteps(ctx, tx, runID)
+	seen.really = seen.run.ID != "" && holds && idle && !working && !parked && goesOn(seen.run) &&
+		(seen.run.Status == RunRunning || seen.run.Status == RunFailed)
+	return seen, err
+}
+
+// lostStep says which step of a running run was lost, and in which words. ""
+// means that the plan was at its end. Pure.
+func (seen lostSituation) lostStep() (step Step, message string) {
+	const end = "its message is in no queue, and no worker has it. Retry the run to begin again"
+	if seen.open != nil && seen.openStep != StepRollback && !seen.done[seen.openStep] {
+		return seen.openStep, fmt.Sprintf("run was lost: step %s was in progress on worker %s, which is gone; %s", seen.openStep, seen.open.Worker, end)
+	}
+	step = nextStep(seen.run.Steps, seen.done)
+	return step, fmt.Sprintf("run was lost: step %s did not begin; %s", step, end)
+}
+
+func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, workspace, queue string, rollback RollbackMessage) (*LostRun, error) {
+	lost := &LostRun{}
+	run := seen.run
+	parent := ""
+	if seen.open != nil {
+		parent = seen.open.TaskID
+	}
+	if run.Status == RunRunning {
+		step, message := seen.lostStep()
+		if step == "" {
+			_, err := releaseIfOver(ctx, tx, run)
+			return nil, err
+		}
+		lost.Step, lost.Message = step, message
+		if err := s.failLostStep(ctx, tx, seen, lost); err != nil {
+			return nil, err
+		}
+	}
+	if !run.HasRollback {
+		// The plan was changed under a failed run: it waits for nothing.
+		if lost.Step == "" {
+			batch := &pgx.Batch{}
+			queueRelease(batch, run.ID)
+			return nil, tx.SendBatch(ctx, batch).Close()
+		}
+		return lost, nil
+	}
+	taskID, message, err := rollback(run, seen.root, parent)
+	if err != nil {
+		return nil, failure(ErrInvalid, "cannot make the rollback's message of run %s: %v", run.ID, err)
+	}
+	batch := &pgx.Batch{}
+	err = queuePark(batch, parcel{
+		workspace: workspace, queue: queue, turn: turnOf(run, StepRollback), step: StepRollback,
+		taskID: clean(taskID), root: seen.root, why: ParkedLost, message: message,
+	})
+	if err != nil {
+		return nil, err
+	}
+	queueSeen(batch, run.ID, "")
+	lost.RollbackSent = true
+	return lost, tx.SendBatch(ctx, batch).Close()
+}
+
+// failLostStep records the lost step as FinishStep would. Its claim becomes
+// ours, so that whoever held it can record nothing any more.
+func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostSituation, lost *LostRun) error {
+	now := s.now()
+	claim := Claim{RunID: seen.run.ID, Step: lost.Step, Attempt: 1, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
+	outcome := Outcome{
+		Status: StepFailed, Message: lost.Message, ErrorType: "RuntimeError", ErrorModule: "builtins",
+		Traceback: "Traceback (most recent call last):\nRuntimeError: " + lost.Message + "\n", FinishedAt: now,
+	}
+	if open := seen.open; open != nil && seen.openStep == lost.Step {
+		claim.Attempt, claim.TaskID, claim.Starts = open.Attempt, open.TaskID, open.Starts
+		if open.StartedAt.Before(now) {
+			claim.StartedAt = open.StartedAt.UTC()
+		}
+	}
+	// The highest attempt (R5).
+	err := tx.QueryRow(ctx, `
+		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
+		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, claim.RunID, string(claim.Step), claim.Attempt).Scan(&claim.Attempt)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `
+		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, root_task_id, worker, token, starts, started_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, seen.root, clean(s.config.Worker), claim.Token, claim.Starts, claim.StartedAt)
+	if err != nil {
+		return err
+	}
+	record, err := json.Marshal(outcome)
+	if err != nil {
+		return failure(ErrInvalid, "cannot record that run %s was lost: %v", claim.RunID, err)
+	}
+	before := beforeFinish{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
+	end := conclude(before, claim.Step, outcome)
+	lost.Finished = end.finished(before)
+	return writeFinish(ctx, tx, claim, outcome, end, record, &lost.Finished.Unpark)
+}

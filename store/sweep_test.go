@@ -1,0 +1,207 @@
+package store_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+func rollbackMessage(run store.Run, root, parent string) (string, protocol.Delivery, error) {
+	return "rollback-1", protocol.Delivery{Body: []byte(root + " " + parent)}, nil
+}
+
+func failLost(t testing.TB, s *store.Store, run string, grace time.Duration) *store.LostRun {
+	t.Helper()
+	lost, err := s.FailLost(t.Context(), "w", "q", run, grace, rollbackMessage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lost
+}
+
+func workspaces(t testing.TB, s *store.Store, inHand ...string) []store.WorkspaceState {
+	t.Helper()
+	list, err := s.ListWorkspaces(t.Context(), "q", inHand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestListWorkspaces(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	first, second := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	if list := workspaces(t, s); len(list) != 0 {
+		t.Errorf("%+v", list)
+	}
+	claim := starts(t, s, shared("w", first, store.StepBuild, "1"))
+	waits(t, s, shared("w", first, store.StepBuild, "1"), store.ParkedBusy)
+	waits(t, s, shared("w", second, store.StepBuild, "2"), store.ParkedWorkspace)
+	list := workspaces(t, s)
+	if len(list) != 1 {
+		t.Fatalf("%+v", list)
+	}
+	w := list[0]
+	if w.Workspace != "w" || w.RunID != first || w.RunStatus != store.RunRunning || !w.RunGoesOn || !w.Working || w.Parked != 1 || w.Waiting != 1 ||
+		w.Idle < 0 || w.Idle > 10*time.Second {
+		t.Errorf("%+v", w)
+	}
+	finish(t, s, claim, good(store.StepBuild))
+	d.Rows(t, `UPDATE mm_orchestrator.holds SET seen_at = now() - interval '1 hour' RETURNING queue`)
+	if w := workspaces(t, s, second, "no id")[0]; w.Working || w.Idle < time.Hour {
+		t.Errorf("%+v", w)
+	}
+	if w := workspaces(t, s, second, first)[0]; w.Idle > time.Minute {
+		t.Errorf("in hand, and %+v", w)
+	}
+	if other, err := s.ListWorkspaces(t.Context(), "other", nil); err != nil || len(other) != 0 {
+		t.Errorf("%+v, %v", other, err)
+	}
+}
+
+func TestLostRunIsFailedAndRolledBackOnce(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		dies  bool // in the step, not between two
+		step  store.Step
+		words string
+	}{
+		{"between two steps", false, store.StepRestart, "step restart did not begin"},
+		{"in a step", true, store.StepBuild, "step build was in progress on worker dying"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := storetest.New(t)
+			dying := d.Open(t, as("dying", time.Minute))
+			run, next := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+			pass := []store.Step{store.StepAnalyze, store.StepPatch, store.StepBuild}
+			if c.dies {
+				pass = pass[:2]
+			}
+			for _, step := range pass {
+				finish(t, dying, starts(t, dying, shared("w", run, step, "t-"+string(step))), good(step))
+			}
+			var claim store.Claim
+			if c.dies {
+				claim = starts(t, dying, shared("w", run, store.StepBuild, "t-build"))
+			}
+			s := d.Open(t, as("heir", 0))
+			waits(t, s, shared("w", next, store.StepAnalyze, "next"), store.ParkedWorkspace)
+			if c.dies {
+				if lost := failLost(t, s, run, 0); lost != nil {
+					t.Errorf("a live worker's: %+v", lost)
+				}
+				dying.Close()
+				waitFor(t, "the worker is seen dead", func() bool { return !workspaces(t, s)[0].Working })
+			}
+			if lost := failLost(t, s, run, time.Minute); lost != nil {
+				t.Errorf("within the grace: %+v", lost)
+			}
+			if lost := failLost(t, s, next, 0); lost != nil {
+				t.Errorf("one that waits: %+v", lost)
+			}
+			lost := failLost(t, s, run, 0)
+			if lost == nil || lost.Step != c.step || !lost.RollbackSent || lost.Finished.Status != store.RunFailed || lost.Finished.RunEnded ||
+				!strings.Contains(lost.Message, "run was lost: "+c.words) {
+				t.Fatalf("%+v", lost)
+			}
+			if again := failLost(t, s, run, 0); again != nil {
+				t.Errorf("again: %+v", again)
+			}
+			state := d.State(t, run, c.step)
+			equal(t, "state", []any{state["plan_step_status"], state["status"], state["celery_state"], state["message"]}, []any{"failed", "failed", "FAILURE", lost.Message})
+			if c.dies {
+				if _, err := s.FinishStep(t.Context(), claim, good(store.StepBuild)); !errors.Is(err, store.ErrClaimLost) {
+					t.Errorf("a late end: %v", err)
+				}
+				if done, ok := ask(t, s, shared("w", run, store.StepBuild, "t-build")).(store.Done); !ok || done.Outcome.Status != store.StepFailed {
+					t.Errorf("a late delivery: %+v", done)
+				}
+			}
+			messages := take(t, s, "q")
+			if len(messages) != 1 || messages[0].TaskID != "rollback-1" || messages[0].Why != store.ParkedLost || !strings.HasPrefix(string(messages[0].Body), "root-"+run) {
+				t.Fatalf("%+v", messages)
+			}
+			claim = starts(t, s, shared("w", run, store.StepRollback, "rollback-1"))
+			if err := s.DropParked(t.Context(), messages[0].ID); err != nil {
+				t.Fatal(err)
+			}
+			if f := finish(t, s, claim, good(store.StepRollback)); f.Status != store.RunRolledBack || !f.Unpark {
+				t.Errorf("%+v", f)
+			}
+			if done, ok := ask(t, s, shared("w", run, store.StepRollback, "another")).(store.Done); !ok {
+				t.Errorf("a second rollback: %+v", done)
+			}
+			if ids := taken(t, s, "q"); ids != "next" {
+				t.Errorf("published %q", ids)
+			}
+		})
+	}
+}
+
+func TestLostRollbackIsSentAgain(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{})
+	finish(t, s, starts(t, s, shared("w", run, store.StepBuild, "b")), bad(store.StepBuild))
+	before := d.State(t, run, store.StepBuild)
+	if lost := failLost(t, s, run, 0); lost == nil || lost.Step != "" || !lost.RollbackSent {
+		t.Fatalf("%+v", lost)
+	}
+	equal(t, "the failed step", d.State(t, run, store.StepBuild), before)
+	if ids := taken(t, s, "q"); ids != "rollback-1" {
+		t.Errorf("published %q", ids)
+	}
+	starts(t, s, shared("w", run, store.StepRollback, "rollback-1"))
+}
+
+func TestLostRunWithoutRollbackEnds(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run, next := d.Create(t, storetest.Seed{Plan: []byte(`[{"name": "analyze"}, {"name": "build"}]`)}), d.Create(t, storetest.Seed{})
+	finish(t, s, starts(t, s, shared("w", run, store.StepAnalyze, "a")), good(store.StepAnalyze))
+	waits(t, s, shared("w", next, store.StepAnalyze, "n"), store.ParkedWorkspace)
+	if lost := failLost(t, s, run, 0); lost == nil || lost.Step != store.StepBuild || lost.RollbackSent || !lost.Finished.RunEnded || !lost.Finished.Unpark {
+		t.Fatalf("%+v", lost)
+	}
+	if ids := taken(t, s, "q"); ids != "n" {
+		t.Errorf("published %q", ids)
+	}
+}
+
+func TestPassWorkspace(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	holder, next := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	pass := func(run string, grace time.Duration) any {
+		if err := s.PassWorkspace(t.Context(), "w", run, grace); err != nil {
+			t.Fatal(err)
+		}
+		return d.Rows(t, `SELECT run_id FROM mm_orchestrator.holds`)[0]["run_id"]
+	}
+	claim := starts(t, s, shared("w", holder, store.StepBuild, "h"))
+	waits(t, s, shared("w", next, store.StepBuild, "n"), store.ParkedWorkspace)
+	equal(t, "a run at work", pass(holder, 0), holder)
+	finish(t, s, claim, bad(store.StepBuild))
+	equal(t, "a run that waits for its rollback", pass(holder, 0), holder)
+	d.Retry(t, holder, store.StepBuild, "")
+	equal(t, "a retried run within the grace", pass(holder, time.Minute), holder)
+	equal(t, "seen by somebody else", pass(next, 0), holder)
+	equal(t, "a retried run whose message never came", pass(holder, 0), next)
+	d.Rows(t, `DELETE FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 RETURNING id`, next)
+	d.Rows(t, `DELETE FROM orchestrator_runs WHERE id = $1 RETURNING id`, next)
+	equal(t, "a run that is gone", pass(next, time.Minute), nil)
+	equal(t, "nobody's, nobody waits", pass("", 0), nil)
+	starts(t, s, shared("w", holder, store.StepBuild, "h2"))
+}
