@@ -66,7 +66,11 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	if err != nil {
 		return nil, err
 	}
-	faultpoint.Hit(faultpoint.BeginCommitted, request.RunID, string(request.Step))
+	point := faultpoint.BeginCommitted
+	if _, parked := decision.(Parked); parked {
+		point = faultpoint.ParkCommitted
+	}
+	faultpoint.Hit(point, request.RunID, string(request.Step))
 	return decision, nil
 }
 
@@ -147,6 +151,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		return nil, nil, err
 	}
 	if parked != nil {
+		faultpoint.Hit(faultpoint.ParkWritten, request.RunID, string(request.Step))
 		return *parked, nil, nil
 	}
 	claim.Starts, claim.HandedBack, claim.StartedAt = v.starts, v.handedBack, s.now()
@@ -299,7 +304,10 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		parked = nil
 		queueSeen(batch, run.ID, request.RootTaskID)
 	}
-	if parked != nil {
+	if parked != nil && p.why == ParkedWorkspace && planted.Bug(planted.HoldIgnored) {
+		return nil, nil
+	}
+	if parked != nil && !planted.Bug(planted.ParkUnstored) {
 		parked.Why = p.why
 		if err := queuePark(batch, p); err != nil {
 			return nil, err

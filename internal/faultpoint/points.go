@@ -83,6 +83,10 @@ const (
 	BeginWritten Point = "begin.written"
 	// BeginCommitted: readers see the step in progress.
 	BeginCommitted Point = "begin.committed"
+	// ParkWritten: a message that has to wait is stored, not committed, and
+	// still the broker's too. ParkCommitted: it is in both places.
+	ParkWritten   Point = "park.written"
+	ParkCommitted Point = "park.committed"
 	// HolderSuspected: the step's worker seems dead, and is given time.
 	HolderSuspected Point = "holder.suspected"
 	// FinishBefore, FinishLocked, FinishWritten, FinishCommitted: as for begin.

@@ -41,4 +41,11 @@ const (
 	ArtifactsInserted = "artifacts-inserted"
 	// CommandsSurvive leaves commands running when the worker dies.
 	CommandsSurvive = "commands-survive"
+	// ParkUnstored acknowledges the message of a run that has to wait without
+	// keeping it.
+	ParkUnstored = "park-unstored"
+	// HoldIgnored starts a step though another run has the workspace.
+	HoldIgnored = "hold-ignored"
+	// HoldKept lets a run that has ended keep the workspace.
+	HoldKept = "hold-kept"
 )
