@@ -5,6 +5,7 @@ package processes
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -147,6 +148,32 @@ func again(t *testing.T, environ ...string) *exec.Cmd {
 }
 
 const inside = "PROCESSES_TEST_INSIDE"
+
+func TestAnEndedProgramHasNotSucceeded(t *testing.T) {
+	for name, script := range map[string]string{
+		"it calls SIGTERM a success": `trap 'exit 0' TERM; echo complete; while :; do sleep 0.01; done`,
+		"it has lost its child":      `trap '' TERM; sleep 600 & echo complete; wait`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cause := errors.New("the worker stops")
+			ctx, stop := context.WithCancelCause(t.Context())
+			out := &watcher{seen: make(chan struct{})}
+			cmd := exec.Command("sh", "-c", script)
+			cmd.Stdout = out
+			go func() {
+				<-out.seen
+				stop(cause)
+			}()
+			r := Runner{Grace: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
+			err := r.Run(ctx, Owner{"run", "build"}, cmd)
+			var exit *exec.ExitError
+			if !errors.Is(err, cause) && !errors.As(err, &exit) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
 
 func TestOrphansAreFoundAndBuried(t *testing.T) {
 	if os.Getenv(inside) == "" {

@@ -64,7 +64,8 @@ type Owner struct{ Run, Step string }
 // behind got SIGTERM and a second.
 //
 // The error is that of [exec.Cmd.Wait], except that children that hold the
-// output open are no error.
+// output open are no error, and that a program that was ended has not
+// succeeded, whatever its exit code says: its error is then the cause of ctx.
 func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 	p := &program{
 		mark: fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), programs.Add(1)),
@@ -87,10 +88,20 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		return err
 	}
 	defer p.forget()
+	byItself := false
 	select {
 	case err = <-done:
-		p.end(nil, strayGrace)
+		byItself = true
 	case <-ctx.Done():
+		select { // it may have ended at the same moment
+		case err = <-done:
+			byItself = true
+		default:
+		}
+	}
+	if byItself {
+		p.end(nil, strayGrace)
+	} else {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -98,6 +109,11 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		}()
 		p.end(ended, cmp.Or(r.Grace, 10*time.Second))
 		<-ended
+		if err == nil || errors.Is(err, exec.ErrWaitDelay) {
+			// Asked to end, or robbed of a child, it calls that a success.
+			// Nobody knows whether it had done its work.
+			err = context.Cause(ctx)
+		}
 	}
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
