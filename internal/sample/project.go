@@ -1,6 +1,6 @@
 // Package sample makes the compose project that the demo and the end-to-end
 // tests repair: a git work tree with the services api and other, whose images
-// need no base and no registry.
+// need no registry.
 //
 // It owns the project's life: files, images, containers, and the removal of
 // all of them, of its own only. The files are testdata/projects/repair, the
@@ -85,7 +85,7 @@ func Create(ctx context.Context, cfg Config) (*Project, error) {
 		if err := copyProgram(cfg.Service, filepath.Join(cfg.Dir, service, "service")); err != nil {
 			return nil, err
 		}
-		name := func(text string) string { return strings.Replace(text, "=PROJECT ", "="+cfg.Name+" ", 1) }
+		name := strings.NewReplacer(baseName+":PROJECT", baseName+":"+cfg.Name, "=PROJECT ", "="+cfg.Name+" ").Replace
 		if err := p.rewrite(filepath.Join(service, "Dockerfile"), name); err != nil {
 			return nil, err
 		}
@@ -163,8 +163,15 @@ func (p *Project) Git(ctx context.Context, args ...string) (string, error) {
 	return p.run(ctx, "git", args, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
 }
 
+// baseName is the repository of the projects' base images; the tag is the
+// project's name.
+const baseName = "mm-orchestrator-sample"
+
 // Up builds the images and starts both services. It does not wait for health.
 func (p *Project) Up(ctx context.Context) error {
+	if err := ImportBase(ctx, baseName+":"+p.Name, Label+"="+p.Name); err != nil {
+		return err
+	}
 	_, err := p.Compose(ctx, "up", "--build", "--detach")
 	return err
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/sample"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -91,6 +92,9 @@ func newComposeBench(t *testing.T) *composeBench {
 		c.compose(context.Background(), "down", "--volumes", "--timeout", "1")
 		c.removeImages()
 	})
+	if err := sample.ImportBase(t.Context(), c.base(), "mm-orchestrator.test="+c.project); err != nil {
+		t.Fatal(err)
+	}
 	c.compose(t.Context(), "up", "-d", "--build")
 	c.copyTree(filepath.Join(source, "change"))
 
@@ -115,6 +119,9 @@ func newComposeBench(t *testing.T) *composeBench {
 	return c
 }
 
+// base stands in for scratch, see sample.ImportBase.
+func (c *composeBench) base() string { return "mm-orchestrator-test:" + c.project }
+
 func (c *composeBench) copyTree(source string) {
 	c.t.Helper()
 	if err := filepath.WalkDir(source, func(path string, entry os.DirEntry, err error) error {
@@ -127,7 +134,7 @@ func (c *composeBench) copyTree(source string) {
 		}
 		name, err := filepath.Rel(source, path)
 		if err == nil {
-			c.file(name, string(data))
+			c.file(name, strings.Replace(string(data), "FROM scratch\n", "FROM "+c.base()+"\n", 1))
 		}
 		return err
 	}); err != nil {
