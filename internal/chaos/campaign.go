@@ -306,6 +306,8 @@ type Report struct {
 	kills    int
 	missed   int
 	resumed  []time.Duration
+	// slowest is the trial with the longest time from a kill.
+	slowest  int
 	windows  map[string][]time.Duration
 	repeated int
 	late     int
@@ -368,6 +370,9 @@ func (r *Report) add(o *outcome) {
 			r.killed[h.stage.Point][h.stage.Step]++
 		}
 	}
+	if worst(o.resumed) > worst(r.resumed) {
+		r.slowest = o.trial.Number
+	}
 	r.resumed = append(r.resumed, o.resumed...)
 	r.repeated += o.repeated
 	r.late += o.late
@@ -397,8 +402,8 @@ func (r *Report) Print(w io.Writer) {
 		pairs += len(in)
 	}
 	fmt.Fprintf(w, "\nkilled at %d named points, %d pairs of point and step\n", len(r.killed), pairs)
-	fmt.Fprintf(w, "from a kill to the next decision on the run: median %s, worst %s (of %d)\n",
-		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed))
+	fmt.Fprintf(w, "from a kill to the next decision on the run: median %s, worst %s (of %d; trial %d)\n",
+		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed), r.slowest)
 	fmt.Fprintf(w, "commands that ran again since nobody had recorded their end: %d, of which %d had ended\n", r.repeated, r.late)
 	for _, step := range steps {
 		if of := r.windows[step]; len(of) > 0 {

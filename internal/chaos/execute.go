@@ -248,6 +248,10 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 		if err := victim.stop(); err != nil {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
+	case endSessions:
+		if err := errors.Join(l.endSessions(ctx), l.resume()); err != nil {
+			return false, err
+		}
 	default:
 		if err := l.breakConnections(ctx, victim, s); err != nil {
 			return false, err
@@ -256,6 +260,14 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 	h.over = time.Now()
 	o.hits = append(o.hits, h)
 	return true, nil
+}
+
+// endSessions ends all sessions in the lane's database but the harness's own.
+func (l *lane) endSessions(ctx context.Context) error {
+	_, err := l.pool.Exec(ctx, `
+		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+		WHERE datname = current_database() AND application_name <> $1`, harnessName)
+	return err
 }
 
 // busy is the worker that took a delivery last.

@@ -34,6 +34,9 @@ const (
 	resumeFile = "resume"
 )
 
+// harnessName tells the harness's own database sessions from the workers'.
+const harnessName = "chaos-harness"
+
 // A lane carries out one trial after the other with servers' parts, a
 // workspace and workers of its own.
 type lane struct {
@@ -101,6 +104,7 @@ func newLane(ctx context.Context, config *Config, name string) (l *lane, err err
 		return l, err
 	}
 	settings.MaxConns = 2
+	settings.ConnConfig.RuntimeParams["application_name"] = harnessName
 	if l.pool, err = pgxpool.NewWithConfig(ctx, settings); err != nil {
 		return l, err
 	}

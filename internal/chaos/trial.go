@@ -83,6 +83,9 @@ const (
 	breakBroker   action = "broker"
 	breakDatabase action = "database"
 	breakBoth     action = "both"
+	// endSessions lets the database's administrator end all sessions of
+	// workers: both workers lose their locks at the same moment.
+	endSessions action = "end-sessions"
 )
 
 func (t Trial) String() string {
@@ -186,6 +189,10 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		}
 		faults := []fault{reset, stall, deaf, mute, slow}
 		p := t.somewhere(random)
+		if t.Kind == DatabaseFault && random.IntN(4) == 0 {
+			t.Stages = []stage{{Point: p.point, Step: p.step, Do: endSessions}}
+			break
+		}
 		t.Stages = []stage{{Point: p.point, Step: p.step, Do: do, Fault: faults[random.IntN(len(faults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond}}
 	case Duplicate:
 		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry"}
