@@ -82,7 +82,6 @@ func (l *lane) try(ctx context.Context, t Trial) *outcome {
 		w.broker.set(noFault)
 		w.database.set(noFault)
 	}
-	_ = l.resume()
 	return o
 }
 
@@ -242,14 +241,14 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 			return false, errors.New("the worker survived its SIGKILL")
 		}
 	case terminate:
-		if err := l.resume(); err != nil {
+		if err := l.resume(ctx); err != nil {
 			return false, err
 		}
 		if err := victim.stop(); err != nil {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
 	case endSessions:
-		if err := errors.Join(l.endSessions(ctx), l.resume()); err != nil {
+		if err := errors.Join(l.endSessions(ctx), l.resume(ctx)); err != nil {
 			return false, err
 		}
 	default:
@@ -298,7 +297,7 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 	for _, p := range proxies {
 		p.set(s.Fault)
 	}
-	if err := l.resume(); err != nil {
+	if err := l.resume(ctx); err != nil {
 		return err
 	}
 	select {

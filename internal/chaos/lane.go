@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -251,9 +252,16 @@ func (l *lane) fired() bool {
 	return err == nil
 }
 
-// resume lets a held process go on.
-func (l *lane) resume() error {
-	return os.WriteFile(filepath.Join(l.traps, resumeFile), nil, 0o644)
+// resume lets a held process go on, and returns when it does.
+func (l *lane) resume(ctx context.Context) error {
+	path := filepath.Join(l.traps, resumeFile)
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		return err
+	}
+	return until(ctx, "the held worker to go on", func() (bool, error) {
+		_, err := os.Stat(path)
+		return errors.Is(err, fs.ErrNotExist), nil
+	})
 }
 
 func (l *lane) clearTraps() {
