@@ -25,7 +25,9 @@ type hit struct {
 type outcome struct {
 	trial Trial
 	run   run
-	hits  []hit
+	// others are the runs that want the workspace at the same time.
+	others []run
+	hits   []hit
 	// missed counts stages whose moment did not come.
 	missed int
 	// problems are the broken promises, each with its class in front.
@@ -108,6 +110,13 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 		return err
 	}
 	o.run = r
+	for _, s := range t.Others {
+		other, err := l.submit(ctx, s, func(run) error { return nil })
+		if err != nil {
+			return err
+		}
+		o.others = append(o.others, other)
+	}
 	for _, s := range t.Stages {
 		if s.Point != "" && !first {
 			if err := l.set(s.trap(r)); err != nil {
@@ -136,7 +145,7 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	if err := l.duplicate(ctx, o); err != nil {
 		return err
 	}
-	l.judge(ctx, o)
+	l.judgeAll(ctx, o)
 	return nil
 }
 
@@ -164,6 +173,8 @@ func (s stage) trap(r run) trap {
 	}
 	t.Any = [][]string{{r.ID, "'" + s.Step + "'"}, {r.ID + " " + s.Step}}
 	switch {
+	case s.Step == "":
+		t.Any = nil // of whatever run and step
 	case id != "":
 		t.Any = append(t.Any, []string{id})
 	case idOnly[s.Point]:
@@ -207,6 +218,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 			return true, nil
 		}
 		_, complete, err := l.status(ctx, o.run.ID)
+		for _, other := range o.others {
+			if complete && err == nil {
+				_, complete, err = l.status(ctx, other.ID)
+			}
+		}
 		switch {
 		case err != nil || !complete:
 			return false, err
@@ -455,8 +471,8 @@ func (l *lane) quiet(ctx context.Context) (bool, error) {
 // measure fills in the times that come from trace and ledger.
 func (o *outcome) measure() {
 	for i, h := range o.hits {
-		if h.stage.Do != kill {
-			continue
+		if h.stage.Do != kill || o.trial.Kind == Crowd {
+			continue // a decision on another run would count
 		}
 		for _, m := range o.moments {
 			at := time.Unix(0, m.At)

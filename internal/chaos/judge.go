@@ -100,6 +100,30 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 	o.judgeProcesses(filepath.Base(l.config.programs.ledger))
 }
 
+// judgeAll judges each run of the trial, and that they took turns.
+func (l *lane) judgeAll(ctx context.Context, o *outcome) {
+	l.judge(ctx, o)
+	for _, r := range o.others {
+		other := &outcome{trial: o.trial, run: r, hits: o.hits}
+		l.judge(ctx, other)
+		o.problems = append(o.problems, other.problems...)
+		o.repeated, o.late = o.repeated+other.repeated, o.late+other.late
+	}
+	if err := l.judgeLeft(ctx, o); err != nil {
+		o.complain(harness, "%v", err)
+	}
+	if len(o.others) == 0 {
+		return
+	}
+	all, err := ledger.Read(l.ledger, "")
+	if err != nil {
+		o.complain(harness, "%v", err)
+	}
+	o.judgeTurns(slices.DeleteFunc(all, func(r ledger.Record) bool {
+		return r.Run != o.run.ID && !slices.ContainsFunc(o.others, func(other run) bool { return other.ID == r.Run })
+	}))
+}
+
 // inHand says whether a living worker has a delivery.
 func (l *lane) inHand() bool {
 	alive := map[int]bool{}
@@ -238,7 +262,7 @@ func (o *outcome) unregistered(name string) bool {
 	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.Kind == Poison || o.run.before != nil
 }
 
-// judgeTables demands that nothing of ours is left open.
+// judgeTables demands that no claim is left open.
 func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 	rows, err := l.pool.Query(ctx, `
 		SELECT step || ' attempt ' || attempt || ' of ' || worker FROM mm_orchestrator.claims
@@ -251,17 +275,18 @@ func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 		o.complain(left, "claim on %s is open", claim)
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	// A workspace that nobody holds keeps its row.
-	for what, query := range map[string]string{
-		"workspaces are held":   `SELECT count(*) FROM mm_orchestrator.holds WHERE run_id IS NOT NULL`,
-		"messages are parked":   `SELECT count(*) FROM mm_orchestrator.parked`,
-		"revocations are there": `SELECT count(*) FROM mm_orchestrator.revocations`,
+	return err
+}
+
+// judgeLeft demands that no run has anything left: all have ended.
+func (l *lane) judgeLeft(ctx context.Context, o *outcome) error {
+	for what, count := range map[string]string{
+		"parked messages":                 `SELECT count(*) FROM mm_orchestrator.parked`,
+		"workspaces that a run still has": `SELECT count(*) FROM mm_orchestrator.holds WHERE run_id IS NOT NULL`,
+		"revocations":                     `SELECT count(*) FROM mm_orchestrator.revocations`,
 	} {
 		var n int
-		if err := l.pool.QueryRow(ctx, query).Scan(&n); err != nil {
+		if err := l.pool.QueryRow(ctx, count).Scan(&n); err != nil {
 			return err
 		}
 		if n > 0 {
@@ -269,6 +294,26 @@ func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 		}
 	}
 	return nil
+}
+
+// judgeTurns demands that the effects of the trial's runs do not interleave:
+// who has begun changing the workspace has it until its run has ended.
+func (o *outcome) judgeTurns(all []ledger.Record) {
+	var holder string
+	over := map[string]bool{}
+	for _, r := range all {
+		if r.Run == holder {
+			continue
+		}
+		if over[r.Run] {
+			o.complain(doubled, "the commands of run %s and run %s interleave", r.Run, holder)
+			return
+		}
+		if holder != "" {
+			over[holder] = true
+		}
+		holder = r.Run
+	}
 }
 
 // judgeLedger counts the effects.

@@ -47,6 +47,9 @@ var defects = []meant{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
 	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
 	{planted.ArtifactsInserted, []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
+	{planted.HoldIgnored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
+	{planted.HoldKept, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
+	{planted.ParkUnstored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
 	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 

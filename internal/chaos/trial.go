@@ -32,6 +32,10 @@ const (
 	// Partition cuts a worker off from both servers for longer than a
 	// take-over needs, when a command of it has just ended.
 	Partition Kind = "partition"
+	// Crowd has several runs want one workspace, with two workers, one of
+	// which is killed: where messages are parked and published again, or
+	// anywhere.
+	Crowd Kind = "crowd"
 	// Stop ends the worker by SIGTERM in the middle of a command.
 	Stop Kind = "stop"
 )
@@ -40,7 +44,7 @@ const (
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	KillAtPoint, BrokerFault, KillAtPoint, Poison, KillAtPoint, Partition, KillAtPoint,
+	KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd,
 }
 
 // A Trial is everything that a trial does, made from seed and number alone.
@@ -49,6 +53,8 @@ type Trial struct {
 	Number int
 	Kind   Kind
 	Shape  shape
+	// Others are the shapes of further runs, published at the same time.
+	Others []shape
 	// Standby: a second worker is there all the time. Otherwise the killed one
 	// is started again at once.
 	Standby bool
@@ -96,7 +102,13 @@ func (t Trial) String() string {
 			text += " " + string(s.Fault) + " " + s.For.String()
 		}
 		if s.Point != "" {
-			text += " at " + string(s.Point) + " of " + s.Step
+			text += " at " + string(s.Point)
+			if s.Step != "" {
+				text += " of " + s.Step
+			}
+			if s.Occurrence > 1 {
+				text += fmt.Sprintf(", time %d", s.Occurrence)
+			}
 		} else {
 			text += " after " + s.After.String()
 		}
@@ -210,6 +222,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.Standby, t.Shape = true, shape{Milliseconds: 3000}
 		step := []string{"build", "restart"}[random.IntN(2)]
 		t.Stages = []stage{{Point: faultpoint.CommandAfter, Step: step, Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}
+	case Crowd:
+		t.crowd(random)
 	case Stop:
 		t.Shape.Milliseconds = 300
 		t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: []string{"patch", "build", "restart"}[random.IntN(3)], Do: terminate}}
@@ -261,6 +275,26 @@ func (t *Trial) fit(p place, random *rand.Rand) {
 			t.Shape.FailAt = "verify"
 		}
 	}
+}
+
+func (t *Trial) crowd(random *rand.Rand) {
+	t.Standby = true
+	for range 2 + random.IntN(2) {
+		other := shape{Milliseconds: 10 + random.IntN(40)}
+		if random.IntN(3) == 0 {
+			other.FailAt = []string{"patch", "build", "restart"}[random.IntN(3)]
+		}
+		t.Others = append(t.Others, other)
+	}
+	anywhere := []faultpoint.Point{
+		faultpoint.UnparkTaken, faultpoint.UnparkPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
+		faultpoint.FinishCommitted, faultpoint.SettleBefore,
+	}
+	if random.IntN(4) == 0 {
+		t.Stages = []stage{{After: time.Duration(random.IntN(600)) * time.Millisecond, Do: kill}}
+		return
+	}
+	t.Stages = []stage{{Point: anywhere[random.IntN(len(anywhere))], Occurrence: 1 + random.IntN(4), Do: kill}}
 }
 
 func (t *Trial) duplicate() {

@@ -49,7 +49,7 @@ type Trap struct {
 	Any [][]string `json:"any,omitempty"`
 	// None: and none of these texts.
 	None []string `json:"none,omitempty"`
-	// Occurrence is the how manieth hit in one process catches it. Zero is the
+	// Occurrence is the how-many-th hit in one process catches it. Zero is the
 	// first.
 	Occurrence int `json:"occurrence,omitempty"`
 	// Hold keeps the process alive at the point until ResumeFile exists.

@@ -38,7 +38,7 @@ type Record struct {
 	Event string `json:"event"`
 }
 
-// Read returns the records of a run. A file that is not there has none.
+// Read returns the records of a run, or of all for "". A file that is not there has none.
 func Read(path, run string) ([]Record, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -54,7 +54,7 @@ func Read(path, run string) ([]Record, error) {
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return nil, fmt.Errorf("%s: %q: %w", path, lines.Text(), err)
 		}
-		if r.Run == run {
+		if run == "" || r.Run == run {
 			records = append(records, r)
 		}
 	}
