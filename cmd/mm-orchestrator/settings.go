@@ -484,7 +484,8 @@ var settings = []setting{
 		flag: "listen", topic: topicMetrics,
 		vars: []variable{{name: "MM_ORCHESTRATOR_LISTEN", emptyCounts: true}},
 		def:  metrics.DefaultAddress,
-		help: "Where Prometheus metrics (/metrics) and health (/healthz, /readyz) are served over HTTP, as host:port. Empty turns it off.",
+		help: "Where Prometheus metrics (/metrics) and health (/healthz, /readyz) are served over HTTP, as host:port. Empty turns it off. " +
+			"Where the default is in use already, by a second worker for instance, a free port is taken and logged.",
 		read: func(c *configuration, text string) error {
 			if text != "" {
 				if err := metrics.CheckAddress(text); err != nil {

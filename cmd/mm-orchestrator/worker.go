@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
@@ -102,7 +104,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	dog := &watchdog{vitals: c.vitals(w, db, engine), log: log}
 	var listener *metrics.Listener
 	if c.Listen != "" {
-		listener, err = metrics.Listen(ctx, metrics.ListenerConfig{
+		listener, err = listen(ctx, log, metrics.ListenerConfig{
 			Address: c.Listen, Remote: c.ListenRemote, Metrics: registry, Logger: log,
 			Health: redacted(redactor, func(context.Context) error {
 				select {
@@ -120,4 +122,20 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	}
 	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
 	return cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
+}
+
+// listen takes the configured address. A second worker on a machine finds the
+// default one taken, which must not keep it from working: it gets a free port,
+// and says which.
+func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (*metrics.Listener, error) {
+	listener, err := metrics.Listen(ctx, cfg)
+	if cfg.Address != metrics.DefaultAddress || !errors.Is(err, syscall.EADDRINUSE) {
+		return listener, err
+	}
+	cfg.Address = "127.0.0.1:0"
+	if listener, err = metrics.Listen(ctx, cfg); err == nil {
+		log.Warn("default address for metrics and health is in use, another is taken: set MM_ORCHESTRATOR_LISTEN to give each worker its own",
+			"default", metrics.DefaultAddress, "listen", listener.Addr())
+	}
+	return listener, err
 }

@@ -398,3 +398,28 @@ func ask(t *testing.T, address string) (status int, body string) {
 	}
 	return res.StatusCode, string(text)
 }
+
+// Two workers on one machine work, though only one gets the default port.
+func TestASecondWorkerGetsAPortOfItsOwn(t *testing.T) {
+	t.Parallel()
+	// Whether it is ours or somebody else's: the port is taken.
+	if taken, err := net.Listen("tcp", "127.0.0.1:9808"); err == nil {
+		defer taken.Close()
+	}
+	s := newStand(t)
+	p := start(t, append(s.env(), "MM_ORCHESTRATOR_LISTEN=127.0.0.1:9808"), "worker")
+	at, _ := p.logLine("worker ready")["listen"].(string)
+	if at == "" || at == "127.0.0.1:9808" {
+		t.Errorf("it listens at %q", at)
+	}
+	if line := p.logLine("default address for metrics and health is in use, another is taken: set MM_ORCHESTRATOR_LISTEN to give each worker its own"); line["listen"] != at {
+		t.Errorf("told %v, took %s", line["listen"], at)
+	}
+	if status, body := ask(t, "http://"+at+"/healthz"); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
