@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -64,6 +65,12 @@ func campaign(ctx context.Context, config chaos.Config, proof bool) error {
 		}
 		config.Folder = folder
 	}
+	// Programs are run from there, in folders of their own.
+	folder, err := filepath.Abs(config.Folder)
+	if err != nil {
+		return err
+	}
+	config.Folder = folder
 	if proof {
 		return chaos.Prove(ctx, config)
 	}
