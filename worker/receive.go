@@ -121,6 +121,7 @@ func (w *Worker) handle(d *delivery) {
 	}
 	defer w.inHand.add(message)()
 	if !w.waitForETA(d, message) || !w.takeSlot(d) {
+		faultpoint.Hit(faultpoint.DeliveryDropped, message.ID)
 		return
 	}
 	faultpoint.Hit(faultpoint.SlotTaken, message.ID, message.ArgsRepr)

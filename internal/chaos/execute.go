@@ -28,6 +28,8 @@ type outcome struct {
 	// others are the runs that want the workspace at the same time.
 	others []run
 	hits   []hit
+	// trapped counts the traps that have caught a process.
+	trapped int
 	// missed counts stages whose moment did not come.
 	missed int
 	// problems are the broken promises, each with its class in front.
@@ -239,10 +241,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 	if !l.fired() {
 		return false, nil
 	}
-	pid, at, err := l.caught(ctx)
+	pid, at, err := l.caught(ctx, o.trapped)
 	if err != nil {
 		return false, err
 	}
+	o.trapped++
 	h := hit{stage: s, pid: pid, at: at}
 	i := slices.IndexFunc(l.workers[:], func(w *workerProcess) bool { return w.pid() == pid })
 	if i < 0 {
@@ -330,12 +333,18 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 	return nil
 }
 
-// caught reads who ran into the trap, and when.
-func (l *lane) caught(ctx context.Context) (pid int, at time.Time, err error) {
+// caught reads who ran into the trap, and when. Before it, as many traps of the
+// trial have caught somebody as before says: a trap is gone a moment before the
+// trace tells of it.
+func (l *lane) caught(ctx context.Context, before int) (pid int, at time.Time, err error) {
 	err = until(ctx, "the trace of the trap", func() (bool, error) {
 		moments, err := l.trace.read()
-		for _, m := range slices.Backward(moments) {
-			if m.Fired {
+		fired := 0
+		for _, m := range moments {
+			if !m.Fired {
+				continue
+			}
+			if fired++; fired > before {
 				pid, at = m.PID, time.Unix(0, m.At)
 				return true, nil
 			}

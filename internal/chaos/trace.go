@@ -76,7 +76,7 @@ func open(moments []moment, alive map[int]bool) int {
 		switch m.Point {
 		case faultpoint.DeliveryReceived:
 			held[hand{m.PID, m.Subject[0]}] = true
-		case faultpoint.SettleBefore:
+		case faultpoint.SettleBefore, faultpoint.DeliveryDropped:
 			delete(held, hand{m.PID, m.Subject[0]})
 		}
 	}

@@ -11,6 +11,9 @@ const (
 	DeliveryReceived Point = "delivery.received"
 	// DeliveryDecoded: it is a task that is registered here.
 	DeliveryDecoded Point = "delivery.decoded"
+	// DeliveryDropped: it is not this worker's any more: its connection was lost
+	// before it had a slot, or the worker stops.
+	DeliveryDropped Point = "delivery.dropped"
 	// SlotTaken: it may run; nobody knows yet that it does.
 	SlotTaken Point = "slot.taken"
 	// TaskAttached: the delivery repeats a task that runs here.
