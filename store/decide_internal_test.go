@@ -112,6 +112,12 @@ func TestConclude(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
+	for _, status := range []StepStatus{StepSucceeded, StepFailed} {
+		got := conclude(beforeFinish{startedAt: &began, hasRollback: true}, StepBuild, Outcome{Status: status, FinishedAt: ended, NothingFollows: true})
+		if !got.workOver || !got.completedAt.IsZero() {
+			t.Errorf("%s, and no message follows: %+v", status, got)
+		}
+	}
 	if got := conclude(beforeFinish{}, StepVerify, Outcome{Status: StepSucceeded, FinishedAt: ended}); !got.runStarted.Equal(ended) {
 		t.Errorf("a run without started_at: %+v", got)
 	}

@@ -204,7 +204,9 @@ type ending struct {
 	// skipRollback: verify was good, the rollback is not needed.
 	skipRollback bool
 	// workOver: the run has nothing left to do and gives its workspace up. A
-	// run whose plan ends before verify stays running all the same.
+	// run whose plan ends before verify stays running all the same, and so does
+	// one whose steps are sent one by one, as somebody may do by hand: it takes
+	// the workspace again with the next.
 	workOver bool
 }
 
@@ -225,7 +227,7 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	default:
 		ended = false
 	}
-	end.workOver = ended || outcome.Status == StepSucceeded && step == before.lastStep
+	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep
 	if ended {
 		end.completedAt = outcome.FinishedAt
 		end.runStarted = outcome.FinishedAt

@@ -171,6 +171,11 @@ type Outcome struct {
 	Traceback   string `json:"traceback,omitempty"`
 	// FinishedAt is the instant at which the step's work ended.
 	FinishedAt time.Time `json:"finished_at"`
+	// NothingFollows says that the message of the step brings no other one of
+	// the run about: no next link after this success, no error callback after
+	// this failure. The run then gives its workspace up, whatever its plan has
+	// left. It is not part of the record.
+	NothingFollows bool `json:"-"`
 }
 
 // Artifact is a file in a run's directory, as it is registered.

@@ -49,6 +49,9 @@ type Request struct {
 	Redelivered        bool
 	// Delivery is the message, to be kept if the step has to wait.
 	Delivery protocol.Delivery
+	// NoNext says that no message follows a success, NoErrback that none
+	// follows a failure: then nothing of the run is under way any more.
+	NoNext, NoErrback bool
 }
 
 // A Result is what execute_plan_step returns, in the order of keys that
@@ -121,7 +124,7 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	faultpoint.Hit(faultpoint.StepDecided, runID, string(step))
 	switch decision := decision.(type) {
 	case store.Start:
-		return o.start(ctx, log, decision, isLimit)
+		return o.start(ctx, log, request, decision, isLimit)
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
@@ -159,7 +162,7 @@ func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID str
 }
 
 // start runs a step that has been begun and records how it ends.
-func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.Start, isLimit func(error) bool) (Result, error) {
+func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Request, begun store.Start, isLimit func(error) bool) (Result, error) {
 	log = log.With("attempt", begun.Claim.Attempt)
 	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
 	if begun.Claim.Starts > 1 {
@@ -188,7 +191,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 		o.release(ctx, log, begun.Claim)
 		return Result{}, cause
 	}
-	finished, err := o.finish(ctx, log, begun.Claim, &outcome)
+	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome)
 	if err != nil {
 		return Result{}, err
 	}
@@ -217,9 +220,13 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, begun store.
 // finish records the outcome, or another one that says why it cannot be
 // recorded. While the database is away, a finished step
 // waits for it rather than being forgotten and run again.
-func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, claim store.Claim, outcome *store.Outcome) (store.Finished, error) {
+func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome) (store.Finished, error) {
 	pause, told, replaced := 100*time.Millisecond, false, false
 	for {
+		outcome.NothingFollows = request.NoNext
+		if outcome.Status == store.StepFailed {
+			outcome.NothingFollows = request.NoErrback
+		}
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 		finished, err := o.config.Steps.FinishStep(attempt, claim, *outcome)
 		cancel()

@@ -33,6 +33,9 @@ func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Resu
 	if task := worker.TaskFromContext(ctx); task != nil {
 		request.TaskID, request.RootTaskID, request.Redelivered = task.ID, task.RootID, task.Redelivered
 		request.Delivery = task.Delivery
+		embed := task.Embed
+		request.NoNext = len(embed.Chain) == 0 && len(embed.Callbacks) == 0 && embed.Chord == nil
+		request.NoErrback = len(embed.Errbacks) == 0 && embed.Chord == nil
 	}
 	result, err := o.Execute(ctx, request, isTimeLimit)
 	return result, inWorkersTerms(err)

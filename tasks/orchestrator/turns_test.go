@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -349,7 +350,10 @@ func TestLostRunEndsAndLetsOthersIn(t *testing.T) {
 	r.mark(t, "hold-lost-build")
 	r.worker(t, "one", 1, true)
 	r.worker(t, "two", 1, true)
-	r.publish(r.chain(t, "lost", "build")) // no restart follows
+	// Its restart goes to a queue that nobody consumes.
+	breaks := r.chain(t, "lost", "build", "restart")
+	breaks.Body = bytes.Replace(breaks.Body, []byte(`"task_id": "lost-restart"`), []byte(`"task_id": "lost-restart", "queue": "nowhere"`), 1)
+	r.publish(breaks)
 	r.await(t, "the run begins", func() bool { return len(r.ledger()) == 1 })
 	r.publish(r.chain(t, "next", "build", "restart"))
 	r.await(t, "the next is parked", func() bool { return r.count(t, `SELECT count(*) AS n FROM mm_orchestrator.parked`) == 1 })
