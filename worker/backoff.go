@@ -9,6 +9,10 @@ import (
 const (
 	backoffFirst = 50 * time.Millisecond
 	backoffMost  = 10 * time.Second
+	// redialMost is the longest pause between attempts to reach the broker. An
+	// attempt costs a broker next to nothing, and a worker has to consume
+	// within 2 s after its broker is back, however long it was gone.
+	redialMost = time.Second
 )
 
 // backoff is the pause after the given number of failures, from 1: doubled
@@ -21,6 +25,12 @@ func backoff(failures int) time.Duration {
 		}
 	}
 	return d
+}
+
+// redialPause is the pause after the given number of failures, from 1, to reach
+// the broker.
+func redialPause(failures int) time.Duration {
+	return jitter(min(backoff(failures), redialMost))
 }
 
 // jitter takes up to half off, so that many workers do not come back at once.

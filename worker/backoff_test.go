@@ -21,6 +21,14 @@ func TestBackoffDoublesUpToItsCap(t *testing.T) {
 	}
 }
 
+func TestWorkerLooksForItsBrokerEverySecondAtLeast(t *testing.T) {
+	for failures := 1; failures <= 1000; failures++ {
+		if d := redialPause(failures); d <= 0 || d > time.Second {
+			t.Fatalf("after %d failures it waits %v, want at most 1 s", failures, d)
+		}
+	}
+}
+
 func TestRecentOutcomesAreBounded(t *testing.T) {
 	a := newAttachments(2)
 	d := &delivery{redelivered: true}

@@ -30,14 +30,25 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, url: devenv.Broker(t), results: &workertest.Results{}}
-	r.conn = r.dial()
+	return newRigAt(t, devenv.Broker(t))
+}
+
+func newRigAt(t testing.TB, url string) *rig {
+	t.Helper()
+	r := &rig{t: t, url: url, results: &workertest.Results{}}
+	r.reconnect()
 	t.Cleanup(func() { _ = r.conn.Close() })
+	return r
+}
+
+// reconnect makes the connection, also after a restart of the broker.
+func (r *rig) reconnect() {
+	r.t.Helper()
+	r.conn = r.dial()
 	var err error
 	if r.channel, err = r.conn.Channel(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	return r
 }
 
 // dial connects as the worker does, so that a priority of 0 can be sent.

@@ -183,7 +183,7 @@ func (w *Worker) start(ctx context.Context) (*session, []*subscription, error) {
 			close(w.started)
 			return s, subscriptions, nil
 		}
-		pause := jitter(backoff(failures))
+		pause := redialPause(failures)
 		if !errors.Is(err, ErrUnreachable) || time.Now().Add(pause).After(deadline) {
 			return nil, nil, err
 		}
@@ -288,7 +288,7 @@ func (w *Worker) reconnect(closeQuiet func()) (*session, []*subscription, bool) 
 		if until.Err() != nil {
 			until = w.life.settle
 		}
-		sleep(until, jitter(backoff(failures)))
+		sleep(until, redialPause(failures))
 	}
 }
 

@@ -2,6 +2,7 @@ package devenv
 
 import (
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -88,3 +89,8 @@ func processes() []process {
 	}
 	return all
 }
+
+// dieWithUs lets the child of a process group of its own get SIGTERM when this
+// process dies. The kernel sends it when the thread that forked ends, too; Go
+// ends threads only for goroutines that die locked to theirs.
+func dieWithUs(cmd *exec.Cmd) { cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM }

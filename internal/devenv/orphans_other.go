@@ -2,8 +2,13 @@
 
 package devenv
 
+import "os/exec"
+
 // adoptOrphans needs Linux; elsewhere only process groups are ended.
 func adoptOrphans() (release func()) { return func() {} }
 
 // onlyZombies cannot be told without /proc.
 func onlyZombies(int) bool { return false }
+
+// dieWithUs needs Linux; elsewhere a killed test leaves its servers.
+func dieWithUs(*exec.Cmd) {}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -68,51 +69,90 @@ func (b *bringUp) brokerProcess(ctx context.Context, script string) error {
 // tryBroker starts epmd and the broker. retry tells that a port was taken by
 // somebody else in the meantime.
 func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (version string, port int, retry bool, err error) {
+	n, err := newNode(script, filepath.Join(b.dir, fmt.Sprintf("rabbitmq-%d", attempt)), "[rabbitmq_management].\n", "")
+	if err != nil {
+		return "", 0, false, err
+	}
+	mapper, err := b.serve(fmt.Sprintf("epmd-%d", attempt), n.mapper(), b.guard.watchThrowaway)
+	if err != nil {
+		return "", 0, false, err
+	}
+	err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, n.epmd) })
+	if err != nil {
+		return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
+	}
+	server, err := b.serve(fmt.Sprintf("rabbitmq-%d", attempt), n.server(), b.guard.watchThrowaway)
+	if err != nil {
+		return "", 0, false, err
+	}
+	management := &url.URL{Scheme: "http", User: n.url().User, Host: fmt.Sprintf("127.0.0.1:%d", n.management)}
+	version, err = b.brokerAnswers(ctx, n.url(), management, server.gone)
+	if err != nil {
+		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not come up: %w", err))
+	}
+	return version, n.amqp, false, nil
+}
+
+// node is a RabbitMQ node of the installed kind: its folder with configuration
+// and data, and its ports on 127.0.0.1.
+type node struct {
+	script, dir, epmdProgram string
+	amqp, management, epmd   int
+	password                 string // of user mm
+	account                  *syscall.Credential
+	environment              []string
+}
+
+// newNode makes the folder of a node and starts nothing. plugins is the content
+// of enabled_plugins, erlang further arguments of the Erlang machine.
+func newNode(script, dir, plugins, erlang string) (*node, error) {
+	n := &node{script: script, dir: dir, epmdProgram: findEPMD(), password: randomHex()}
+	if n.epmdProgram == "" {
+		return nil, errors.New("RabbitMQ is installed, but Erlang's epmd is neither on PATH nor under /usr/lib/erlang: install Erlang whole")
+	}
 	ports, err := freePorts(4)
 	if err != nil {
-		return "", 0, false, err
+		return nil, err
 	}
-	amqp, api, distribution, epmd := ports[0], ports[1], ports[2], ports[3]
-	account, err := unprivileged("rabbitmq")
-	if err != nil {
-		return "", 0, false, err
+	n.amqp, n.management, n.epmd = ports[0], ports[1], ports[3]
+	if n.account, err = unprivileged("rabbitmq"); err != nil {
+		return nil, err
 	}
-	dir := filepath.Join(b.dir, fmt.Sprintf("rabbitmq-%d", attempt))
-	if err := ownFolder(dir, account); err != nil {
-		return "", 0, false, err
+	if err := ownFolder(dir, n.account); err != nil {
+		return nil, err
 	}
-	password := randomHex()
 	files := map[string]string{
 		"rabbitmq.conf": fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
-management.tcp.ip = 127.0.0.1
-management.tcp.port = %d
 default_user = mm
 default_pass = %s
 loopback_users = none
 log.console = true
 disk_free_limit.absolute = 50MB
-`, amqp, api, password),
-		"plugins": "[rabbitmq_management].\n",
+`, n.amqp, n.password),
+		"plugins": plugins,
+	}
+	if strings.Contains(plugins, "rabbitmq_management") {
+		files["rabbitmq.conf"] += fmt.Sprintf("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", n.management)
 	}
 	for name, content := range files {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			return "", 0, false, err
+			return nil, err
 		}
-		if account != nil {
-			if err := os.Chown(path, int(account.Uid), int(account.Gid)); err != nil {
-				return "", 0, false, err
+		if n.account != nil {
+			if err := os.Chown(path, int(n.account.Uid), int(n.account.Gid)); err != nil {
+				return nil, err
 			}
 		}
 	}
-	environment := []string{
+	n.environment = []string{
 		"PATH=" + filepath.Dir(script) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:" + os.Getenv("PATH"),
 		"HOME=" + dir, // the Erlang cookie lives there
 		"LANG=C.UTF-8",
-		fmt.Sprintf("RABBITMQ_NODENAME=mm%d-%d@localhost", os.Getpid(), amqp),
-		fmt.Sprintf("ERL_EPMD_PORT=%d", epmd),
+		fmt.Sprintf("RABBITMQ_NODENAME=mm%d-%d@localhost", os.Getpid(), n.amqp),
+		fmt.Sprintf("ERL_EPMD_PORT=%d", n.epmd),
 		"ERL_EPMD_ADDRESS=127.0.0.1",
-		fmt.Sprintf("RABBITMQ_DIST_PORT=%d", distribution),
+		fmt.Sprintf("RABBITMQ_DIST_PORT=%d", ports[2]),
 		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
 		"RABBITMQ_CONFIG_FILE=" + filepath.Join(dir, "rabbitmq"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + filepath.Join(dir, "plugins"),
@@ -120,40 +160,31 @@ disk_free_limit.absolute = 50MB
 		"RABBITMQ_LOG_BASE=" + filepath.Join(dir, "log"),
 		"RABBITMQ_LOGS=-",
 		"RABBITMQ_PID_FILE=" + filepath.Join(dir, "pid"),
-		// Without this the distribution port listens on every address.
-		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}",
+		// Without the first the distribution port listens on every address.
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + strings.TrimSpace("-kernel inet_dist_use_interface {127,0,0,1} "+erlang),
 	}
-	// The broker would start epmd as a daemon that outlives it. One that is
-	// there already, in the foreground, is ours to end.
-	program := findEPMD()
-	if program == "" {
-		return "", 0, false, errors.New("RabbitMQ is installed, but Erlang's epmd is neither on PATH nor under /usr/lib/erlang: install Erlang whole")
-	}
-	epmdCmd := exec.Command(program, "-port", fmt.Sprint(epmd), "-address", "127.0.0.1")
-	epmdCmd.Env, epmdCmd.Dir = environment, dir
-	runAs(epmdCmd, account)
-	mapper, err := b.serve(fmt.Sprintf("epmd-%d", attempt), epmdCmd, b.guard.watchThrowaway)
-	if err != nil {
-		return "", 0, false, err
-	}
-	err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, epmd) })
-	if err != nil {
-		return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
-	}
-	cmd := exec.Command(script)
-	cmd.Env, cmd.Dir = environment, dir
-	runAs(cmd, account)
-	server, err := b.serve(fmt.Sprintf("rabbitmq-%d", attempt), cmd, b.guard.watchThrowaway)
-	if err != nil {
-		return "", 0, false, err
-	}
-	broker := &url.URL{Scheme: "amqp", User: url.UserPassword("mm", password), Host: fmt.Sprintf("127.0.0.1:%d", amqp)}
-	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", api)}
-	version, err = b.brokerAnswers(ctx, broker, management, server.gone)
-	if err != nil {
-		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not come up: %w", err))
-	}
-	return version, amqp, false, nil
+	return n, nil
+}
+
+// mapper is the command of the node's epmd. The broker would start one as a
+// daemon that outlives it. One that is there already, in the foreground, is
+// ours to end.
+func (n *node) mapper() *exec.Cmd {
+	return n.command(n.epmdProgram, "-port", fmt.Sprint(n.epmd), "-address", "127.0.0.1")
+}
+
+// server is the command of the broker; it needs the mapper.
+func (n *node) server() *exec.Cmd { return n.command(n.script) }
+
+func (n *node) command(program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, args...)
+	cmd.Env, cmd.Dir = n.environment, n.dir
+	runAs(cmd, n.account)
+	return cmd
+}
+
+func (n *node) url() *url.URL {
+	return &url.URL{Scheme: "amqp", User: url.UserPassword("mm", n.password), Host: fmt.Sprintf("127.0.0.1:%d", n.amqp)}
 }
 
 // findEPMD returns Erlang's port mapper, "" when it cannot be found.

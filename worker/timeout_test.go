@@ -1,0 +1,133 @@
+package worker_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+const (
+	// acknowledgeWithin is RabbitMQ's consumer_timeout, 30 min unless changed.
+	acknowledgeWithin = time.Second
+	// backWithin is the promise about a broker that is back; measuredWithin
+	// is what a test on a busy machine can demand.
+	backWithin     = 2 * time.Second
+	measuredWithin = 3 * backWithin
+)
+
+// longTask is a worker on a queue of that name and type whose gated task runs.
+func longTask(t *testing.T, r *rig, queue, queueType string) (w *worker.Worker, g *gated, id string, stop func() error) {
+	t.Helper()
+	cfg := r.config()
+	cfg.Queues = []string{queue}
+	cfg.TaskQueues = []worker.Queue{{Name: queue, Type: queueType}}
+	w = newWorker(t, cfg)
+	registerShop(w)
+	g = newGated()
+	w.Register("shop.gated", g)
+	stop = workertest.Start(t, w)
+	m := chainOf("shop.gated", "next-of-"+queue)
+	m.RoutingKey = queue
+	id = r.send(m)
+	receive(t, "the task begins", g.began)
+	return w, g, id, stop
+}
+
+// ranOnce demands that the task ran once, its chain went on, and nothing is
+// left in the queue.
+func ranOnce(t *testing.T, r *rig, g *gated, id, queue string, stop func() error) {
+	t.Helper()
+	for _, id := range []string{id, "next-of-" + queue} {
+		if row := r.result(id); row.State != protocol.StateSuccess {
+			t.Errorf("%s: task %s is %s, want SUCCESS", queue, id, row.State)
+		}
+	}
+	// A timeout in the moment of a publication or an acknowledgement leaves the
+	// next task in the queue twice, or brings the message back once more. All of
+	// that comes before a message sent now, and none of it stays long enough for
+	// another timeout.
+	last := workertest.Message(queue, "shop.add", workertest.Args(1, 2), nil)
+	r.result(r.send(last))
+	// What is not acknowledged is then back in the queue.
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := g.runs.Load(); n != 1 {
+		t.Errorf("%s: the task ran %d times, want once", queue, n)
+	}
+	if n := r.depth(queue); n != 0 {
+		t.Errorf("%s: %d messages were not acknowledged", queue, n)
+	}
+}
+
+// RabbitMQ takes a message back from a consumer that has not acknowledged it
+// for consumer_timeout. Celery then runs the task again, once per timeout.
+func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.T) {
+	t.Parallel()
+	broker := devenv.OwnBroker(t, map[string]int{
+		"consumer_timeout":      int(acknowledgeWithin.Milliseconds()),
+		"channel_tick_interval": 500, // ms between looks at the timeout
+	})
+	kinds := []string{"classic", "quorum"}
+
+	t.Run("timeout", func(t *testing.T) {
+		for _, kind := range kinds {
+			t.Run(kind, func(t *testing.T) {
+				t.Parallel()
+				r := newRigAt(t, broker.URL)
+				queue := "timeout-" + kind
+				w, g, id, stop := longTask(t, r, queue, kind)
+				// The length of the task is what this is about.
+				<-time.After(10 * acknowledgeWithin)
+				if n := w.Attached(); n < 3 {
+					t.Errorf("the broker took the message back %d times, want at least 3", n)
+				} else {
+					t.Logf("the broker took the message back %d times", n)
+				}
+				close(g.let)
+				ranOnce(t, r, g, id, queue, stop)
+			})
+		}
+	})
+
+	t.Run("restart", func(t *testing.T) {
+		type running struct {
+			queue    string
+			rig      *rig
+			worker   *worker.Worker
+			task     *gated
+			id       string
+			stop     func() error
+			attached int // before the broker is back
+		}
+		var tasks []*running
+		for _, kind := range kinds {
+			r := &running{queue: "restart-" + kind, rig: newRigAt(t, broker.URL)}
+			r.worker, r.task, r.id, r.stop = longTask(t, r.rig, r.queue, kind)
+			tasks = append(tasks, r)
+		}
+		broker.Stop()
+		for _, r := range tasks {
+			r.attached = r.worker.Attached()
+		}
+		broker.Start()
+		back := time.Now()
+		for _, r := range tasks {
+			eventually(t, "the message is delivered again", func() bool { return r.worker.Attached() > r.attached })
+			took := time.Since(back)
+			t.Logf("%s: delivered again %d ms after the broker was back", r.queue, took.Milliseconds())
+			if took > measuredWithin {
+				t.Errorf("%s: delivered again %v after the broker was back, want %v on an idle machine", r.queue, took, backWithin)
+			}
+		}
+		for _, r := range tasks {
+			close(r.task.let)
+			r.rig.reconnect()
+			ranOnce(t, r.rig, r.task, r.id, r.queue, r.stop)
+		}
+	})
+}
