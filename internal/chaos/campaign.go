@@ -67,7 +67,7 @@ func (c Config) WithDefaults() Config {
 // Validate names what is wrong.
 func (c Config) Validate() error {
 	for _, kind := range c.Kinds {
-		if !slices.Contains(Kinds, kind) {
+		if !slices.Contains(Kinds, kind) && !slices.Contains(askedFor, kind) {
 			return fmt.Errorf("there is no kind of trial %q", kind)
 		}
 	}
@@ -311,6 +311,8 @@ type Report struct {
 	windows  map[string][]time.Duration
 	repeated int
 	late     int
+	// cases counts, by case, the rollbacks that happened exactly once.
+	cases map[string]onceOf
 	// killed counts kills by point and step.
 	killed map[faultpoint.Point]map[string]int
 }
@@ -320,6 +322,7 @@ type tally struct{ trials, failed, missed int }
 func newReport(config *Config) *Report {
 	return &Report{
 		config: config, kinds: map[Kind]*tally{}, problems: map[class]int{}, windows: map[string][]time.Duration{},
+		cases:  map[string]onceOf{},
 		killed: map[faultpoint.Point]map[string]int{},
 	}
 }
@@ -357,6 +360,19 @@ func (r *Report) add(o *outcome) {
 			seen[p.class] = true
 		}
 	}
+	if o.trial.Kind == Rollback {
+		counts := r.cases[o.trial.Case]
+		switch {
+		case o.missed > 0:
+			counts.notReached++
+		default:
+			counts.of++
+		}
+		if o.missed == 0 && o.rolledBackOnce {
+			counts.once++
+		}
+		r.cases[o.trial.Case] = counts
+	}
 	r.hits += len(o.hits)
 	for _, h := range o.hits {
 		if h.stage.Do != kill {
@@ -391,10 +407,15 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, "\nseed %d, %s\n%s\n\n", r.config.Seed, r.took.Round(time.Second), r.progress())
 	fmt.Fprintf(w, "%-16s %8s %8s %12s\n", "kind", "trials", "failed", "not reached")
 	var shown []Kind
-	for _, kind := range Kinds {
+	for _, kind := range slices.Concat(Kinds, askedFor) {
 		if t := r.kinds[kind]; t != nil && !slices.Contains(shown, kind) {
 			shown = append(shown, kind)
 			fmt.Fprintf(w, "%-16s %8d %8d %12d\n", kind, t.trials, t.failed, t.missed)
+		}
+	}
+	for _, name := range rollbackCases {
+		if counts, ok := r.cases[name]; ok {
+			fmt.Fprintf(w, "rolled back exactly once after %-26s %s\n", name+":", counts)
 		}
 	}
 	pairs := 0

@@ -43,6 +43,9 @@ type outcome struct {
 	// cut off, before their end was recorded; late those of them that had
 	// ended by then.
 	repeated, late int
+	// rolledBackOnce: exactly one rollback is in the ledger, and the run is
+	// rolled back.
+	rolledBackOnce bool
 	moments        []moment
 	ledger         []ledger.Record
 	took           time.Duration
@@ -408,6 +411,29 @@ func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 			return err
 		}
 		return follower(o.run, "rollback")
+	case revoked:
+		if err := reached(o.trial.Shape.FailAt); err != nil {
+			return err
+		}
+		return l.revoke(ctx, o.run)
+	case deliveredMore:
+		// Once while the step runs, once when it has failed, once at the end.
+		if err := reached(o.trial.Shape.FailAt); err != nil {
+			return err
+		}
+		if err := follower(o.run, o.trial.Shape.FailAt); err != nil {
+			return err
+		}
+		if err := reached("rollback"); err != nil {
+			return err
+		}
+		if err := follower(o.run, o.trial.Shape.FailAt); err != nil {
+			return err
+		}
+		if err := complete(); err != nil {
+			return err
+		}
+		return follower(o.run, o.trial.Shape.FailAt)
 	case "stale rollback":
 		if err := reached("build"); err != nil {
 			return err

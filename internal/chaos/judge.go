@@ -24,7 +24,7 @@ func (o *outcome) complain(c class, format string, args ...any) {
 
 // failAt is the step at which the run must have failed, "" for none.
 func (o *outcome) failAt() string {
-	if o.trial.Kind == Poison && o.missed == 0 {
+	if o.trial.givesUp() && o.missed == 0 {
 		return o.trial.Stages[0].Step
 	}
 	return o.run.Shape.FailAt
@@ -97,6 +97,7 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 		}
 	}
 	o.judgeLedger()
+	o.judgeRollback(status)
 	o.judgeProcesses(filepath.Base(l.config.programs.ledger))
 }
 
@@ -259,7 +260,7 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 // died leaves its temporary files; a step that was given up leaves the logs of
 // those who died in it; a retried run keeps those of its first attempt.
 func (o *outcome) unregistered(name string) bool {
-	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.Kind == Poison || o.run.before != nil
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.givesUp() || o.run.before != nil
 }
 
 // judgeTables demands that no claim is left open.
@@ -340,7 +341,7 @@ func (o *outcome) judgeLedger() {
 			want = 0
 		case step != "rollback" && failAt != "" && slices.Index(steps, step) > slices.Index(steps, failAt):
 			want = 0
-		case o.trial.Kind == Poison && step == failAt:
+		case o.trial.givesUp() && step == failAt:
 			want = 0 // it may never have come to its command
 		}
 		if before := o.run.before; before != nil {

@@ -34,6 +34,13 @@ type shape struct {
 	FailAt string
 	// Milliseconds is how long each command takes.
 	Milliseconds int
+	// Endless: the command of FailAt would take a minute, and succeed.
+	// Something else ends it.
+	Endless bool
+	// LimitSeconds is the time limit of FailAt in the plan, 0 for none.
+	LimitSeconds float64
+	// High is the run's priority, instead of normal.
+	High bool
 }
 
 // A run is one that was published.
@@ -144,6 +151,9 @@ func (l *lane) command(id, step string, s shape) []string {
 	code := 0
 	if s.FailAt == step {
 		code = 3
+		if s.Endless {
+			code, s.Milliseconds = 0, 60_000
+		}
 	}
 	return []string{filepath.Base(l.config.programs.ledger), l.ledger, id, step, strconv.Itoa(s.Milliseconds), strconv.Itoa(code)}
 }
@@ -165,6 +175,9 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 		"rollback": {"logArtifact": "rollback.log", "strategies": []any{
 			map[string]any{"type": "ledger", "commands": [][]string{l.command(id, "rollback", s)}},
 		}},
+	}
+	if s.LimitSeconds > 0 {
+		parameters[s.FailAt]["timeoutSeconds"] = s.LimitSeconds
 	}
 	var plan []any
 	for _, step := range steps {

@@ -38,6 +38,9 @@ const (
 	Crowd Kind = "crowd"
 	// Stop ends the worker by SIGTERM in the middle of a command.
 	Stop Kind = "stop"
+	// Rollback makes runs fail in every way there is, in turn, and demands
+	// that each is rolled back exactly once. It is carried out when asked for.
+	Rollback Kind = "rollback"
 )
 
 // Kinds are all kinds, each as often as it has its turn in a campaign.
@@ -46,6 +49,10 @@ var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
 	KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd,
 }
+
+// askedFor are the kinds that have no turn in a campaign: they show one promise
+// each.
+var askedFor = []Kind{Rollback}
 
 // A Trial is everything that a trial does, made from seed and number alone.
 type Trial struct {
@@ -60,8 +67,10 @@ type Trial struct {
 	Standby bool
 	// Stages happen one after the other.
 	Stages []stage
-	// Variant of a duplicate.
+	// Variant of a duplicate, or of what else is done to a run from outside.
 	Variant string
+	// Case of a rollback.
+	Case string
 }
 
 // A stage is one thing that goes wrong.
@@ -113,6 +122,9 @@ func (t Trial) String() string {
 			text += " after " + s.After.String()
 		}
 		stages = append(stages, text)
+	}
+	if t.Variant == "" && t.Case != "" {
+		stages = append([]string{t.Case}, stages...)
 	}
 	if t.Variant != "" {
 		stages = append(stages, t.Variant)
@@ -189,7 +201,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	}
 	switch t.Kind {
 	case KillAtPoint:
-		t.killAtPoint(random, number/len(kinds)*count(kinds, KillAtPoint)+count(kinds[:number%len(kinds)], KillAtPoint))
+		t.killAtPoint(random, turnOf(number, kinds))
 	case KillAtRandom:
 		for range 1 + random.IntN(2) {
 			t.Stages = append(t.Stages, stage{After: time.Duration(random.IntN(400)) * time.Millisecond, Do: kill})
@@ -211,12 +223,9 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.Variant = variants[random.IntN(len(variants))]
 		t.duplicate()
 	case Poison:
-		t.Shape.FailAt = ""
-		step := []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
-		points := []faultpoint.Point{faultpoint.StepBegun, faultpoint.ArtifactsOpened, faultpoint.StepWorked}
-		for range 3 {
-			t.Stages = append(t.Stages, stage{Point: points[random.IntN(len(points))], Step: step, Do: kill})
-		}
+		t.poison(random)
+	case Rollback:
+		t.rollBack(random, turnOf(number, kinds))
 	case Partition:
 		// The next command is long enough to be caught beside another.
 		t.Standby, t.Shape = true, shape{Milliseconds: 3000}
@@ -230,6 +239,12 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.Shape.FailAt = ""
 	}
 	return t
+}
+
+// turnOf is how many trials of the same kind come before the trial.
+func turnOf(number int, kinds []Kind) int {
+	turn := number % len(kinds)
+	return number/len(kinds)*count(kinds, kinds[turn]) + count(kinds[:turn], kinds[turn])
 }
 
 func count(kinds []Kind, kind Kind) int {

@@ -1,0 +1,112 @@
+package chaos
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+)
+
+// The cases of trials of kind Rollback: each a reason for which a run is rolled
+// back, or something that might make it happen twice or not at all.
+const (
+	stepError     = "step error"
+	killedThrice  = "worker killed three times"
+	timeLimit     = "time limit"
+	revoked       = "operator's revoke"
+	databaseGone  = "database gone at finish"
+	brokerGone    = "broker gone at finish"
+	deliveredMore = "failed message twice"
+)
+
+// rollbackCases have their turns in this order.
+var rollbackCases = []string{stepError, killedThrice, timeLimit, revoked, databaseGone, brokerGone, deliveredMore}
+
+// gone are the faults with which a server is not there for its worker.
+var gone = []fault{reset, stall, deaf, mute}
+
+// rollBack makes the trial one of the cases.
+func (t *Trial) rollBack(random *rand.Rand, turn int) {
+	t.Case = rollbackCases[turn%len(rollbackCases)]
+	commands := []string{"patch", "build", "restart"}
+	t.Shape.FailAt = append(commands, "verify")[random.IntN(4)]
+	atFinish := func(do action, points ...faultpoint.Point) {
+		t.Stages = []stage{{
+			Point: points[random.IntN(len(points))], Step: t.Shape.FailAt,
+			Do: do, Fault: gone[random.IntN(len(gone))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond,
+		}}
+	}
+	switch t.Case {
+	case killedThrice:
+		t.poison(random)
+	case timeLimit:
+		t.Shape.FailAt = commands[random.IntN(len(commands))]
+		t.Shape.Endless, t.Shape.LimitSeconds = true, 0.2+0.1*float64(random.IntN(5))
+	case revoked:
+		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], revoked
+		t.Shape.Endless = true
+	case databaseGone:
+		atFinish(breakDatabase, faultpoint.StepWorked, faultpoint.FinishBefore, faultpoint.FinishLocked, faultpoint.FinishWritten, faultpoint.FinishCommitted)
+	case brokerGone:
+		atFinish(breakBroker, faultpoint.FinishBefore, faultpoint.FinishCommitted, faultpoint.FinishAfter, faultpoint.PublishBefore,
+			faultpoint.PublishConfirmed, faultpoint.ResultStored, faultpoint.SettleBefore)
+	case deliveredMore:
+		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], deliveredMore
+		t.Shape.Milliseconds, t.Standby = 150, true
+	}
+}
+
+// poison kills every worker that starts the step, until it is given up.
+func (t *Trial) poison(random *rand.Rand) {
+	t.Shape.FailAt = ""
+	step := []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
+	points := []faultpoint.Point{faultpoint.StepBegun, faultpoint.ArtifactsOpened, faultpoint.StepWorked}
+	for range 3 {
+		t.Stages = append(t.Stages, stage{Point: points[random.IntN(len(points))], Step: step, Do: kill})
+	}
+}
+
+// givesUp says whether the workers that start a step are killed until it is
+// given up.
+func (t Trial) givesUp() bool { return t.Kind == Poison || t.Case == killedThrice }
+
+// revoke is what an operator does about a run.
+func (l *lane) revoke(ctx context.Context, r run) error {
+	return l.workers[0].run(ctx, "runs", "revoke", r.ID, "--reason", "chaos")
+}
+
+// judgeRollback demands one rollback and no other, begun once and ended once:
+// here nothing excuses a second one.
+func (o *outcome) judgeRollback(status string) {
+	if o.trial.Kind != Rollback {
+		return
+	}
+	starts, ends := 0, 0
+	for _, r := range o.ledger {
+		switch {
+		case r.Step != "rollback":
+		case r.Event == ledger.Start:
+			starts++
+		case r.Event == ledger.End:
+			ends++
+		}
+	}
+	o.rolledBackOnce = starts == 1 && ends == 1 && status == "rolled_back"
+	if !o.rolledBackOnce && o.missed == 0 {
+		o.complain(doubled, "after %s the rollback was begun %d times and ended %d times, want 1; the run is %s", o.trial.Case, starts, ends, status)
+	}
+}
+
+// onceOf counts rollbacks that happened exactly once, of how many that had to.
+type onceOf struct{ once, of, notReached int }
+
+func (c onceOf) String() string {
+	text := fmt.Sprintf("%d/%d", c.once, c.of)
+	if c.notReached > 0 {
+		text += fmt.Sprintf(" (in %d more the moment did not come)", c.notReached)
+	}
+	return text
+}
