@@ -28,10 +28,10 @@ test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as c
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
-	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(LANES),-lanes $(LANES))
+	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES))
 
 .PHONY: chaos
-chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… LANES=… NEWEST=1
+chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
 	@go build -o bin/chaos ./internal/chaos/program
 	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database -- bin/chaos $(CHAOS_FLAGS)
 

@@ -26,7 +26,7 @@ type Config struct {
 	// Seed of all trials.
 	Seed uint64
 	// Trials is how many there are. Defaults to the number of places where a
-	// worker can be killed.
+	// worker can be killed, or to 1 if the only kind is Rush.
 	Trials int
 	// Only is the number of the one trial to carry out, or -1 for all.
 	Only int
@@ -34,6 +34,8 @@ type Config struct {
 	For time.Duration
 	// Kinds in turn. Defaults to Kinds.
 	Kinds []Kind
+	// Runs is how many a rush publishes. Defaults to 200.
+	Runs int
 	// Lanes is how many trials are carried out at once. Most of a trial is
 	// waiting. Defaults to 4.
 	Lanes int
@@ -49,11 +51,17 @@ type Config struct {
 
 // WithDefaults returns a copy with every unset field at its default.
 func (c Config) WithDefaults() Config {
-	if c.Trials == 0 {
-		c.Trials = len(places)
-	}
 	if len(c.Kinds) == 0 {
 		c.Kinds = Kinds
+	}
+	if c.Trials == 0 {
+		c.Trials = len(places)
+		if len(c.Kinds) == 1 && c.Kinds[0] == Rush {
+			c.Trials = 1
+		}
+	}
+	if c.Runs == 0 {
+		c.Runs = 200
 	}
 	if c.Lanes == 0 {
 		c.Lanes = 4
@@ -70,6 +78,9 @@ func (c Config) Validate() error {
 		if !slices.Contains(Kinds, kind) && !slices.Contains(askedFor, kind) {
 			return fmt.Errorf("there is no kind of trial %q", kind)
 		}
+	}
+	if c.Runs < 2 {
+		return fmt.Errorf("chaos: a rush needs 2 runs at least, not %d", c.Runs)
 	}
 	if c.Trials < 0 || c.Lanes < 0 || c.Module == "" || c.Folder == "" {
 		return errors.New("chaos: Trials and Lanes must not be negative, Module and Folder must be given")
@@ -248,6 +259,9 @@ func (c *Config) again(number int) string {
 		}
 		command += " KINDS=" + strings.Join(kinds, ",")
 	}
+	if slices.Contains(c.Kinds, Rush) {
+		command += fmt.Sprintf(" RUNS=%d", c.Runs)
+	}
 	return command
 }
 
@@ -311,6 +325,7 @@ type Report struct {
 	windows  map[string][]time.Duration
 	repeated int
 	late     int
+	rushes   []*rushed
 	// cases counts, by case, the rollbacks that happened exactly once.
 	cases map[string]onceOf
 	// killed counts kills by point and step.
@@ -359,6 +374,9 @@ func (r *Report) add(o *outcome) {
 			}
 			seen[p.class] = true
 		}
+	}
+	if o.rushed != nil {
+		r.rushes = append(r.rushes, o.rushed)
 	}
 	if o.trial.Kind == Rollback {
 		counts := r.cases[o.trial.Case]
@@ -417,6 +435,9 @@ func (r *Report) Print(w io.Writer) {
 		if counts, ok := r.cases[name]; ok {
 			fmt.Fprintf(w, "rolled back exactly once after %-26s %s\n", name+":", counts)
 		}
+	}
+	for _, figures := range r.rushes {
+		figures.print(w)
 	}
 	pairs := 0
 	for _, in := range r.killed {

@@ -46,9 +46,11 @@ type outcome struct {
 	// rolledBackOnce: exactly one rollback is in the ledger, and the run is
 	// rolled back.
 	rolledBackOnce bool
-	moments        []moment
-	ledger         []ledger.Record
-	took           time.Duration
+	// rushed is set for a rush.
+	rushed  *rushed
+	moments []moment
+	ledger  []ledger.Record
+	took    time.Duration
 }
 
 // window is the time in which a finished command is known to nobody.
@@ -94,13 +96,16 @@ func (l *lane) try(ctx context.Context, t Trial) *outcome {
 
 func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	l.clearTraps()
-	if err := l.staff(ctx, t.Standby); err != nil {
-		return err
-	}
 	if _, err := l.trace.read(); err != nil {
 		return err
 	}
 	l.trace.forget()
+	if t.Kind == Rush {
+		return l.rush(ctx, t, o)
+	}
+	if err := l.staff(ctx, t.Standby); err != nil {
+		return err
+	}
 	// The ids are needed for the first trap, which must be set before the
 	// message is there: the stages wait for the run.
 	first := true
@@ -506,7 +511,7 @@ func (l *lane) quiet(ctx context.Context) (bool, error) {
 // measure fills in the times that come from trace and ledger.
 func (o *outcome) measure() {
 	for i, h := range o.hits {
-		if h.stage.Do != kill || o.trial.Kind == Crowd {
+		if h.stage.Do != kill || o.trial.Kind == Crowd || o.trial.Kind == Rush {
 			continue // a decision on another run would count
 		}
 		for _, m := range o.moments {

@@ -84,6 +84,11 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 		}
 		o.complain(c, "%v; the run is %s", err, status)
 	}
+	l.inspect(ctx, o, status)
+}
+
+// inspect looks at everything that a run which has ended has left.
+func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 	want := "succeeded"
 	if o.failAt() != "" {
 		want = "rolled_back"

@@ -56,8 +56,10 @@ type lane struct {
 	channel          *amqp.Channel
 
 	// workers are two places; the second is empty in trials without a
-	// standby.
-	workers [2]*workerProcess
+	// standby. A rush adds more.
+	workers []*workerProcess
+	// queue of the workers.
+	queue string
 
 	service  *service
 	trace    traceReader
@@ -66,7 +68,7 @@ type lane struct {
 
 // newLane makes everything and starts no worker.
 func newLane(ctx context.Context, config *Config, name string) (l *lane, err error) {
-	l = &lane{config: config, name: name, folder: filepath.Join(config.Folder, name)}
+	l = &lane{config: config, name: name, folder: filepath.Join(config.Folder, name), queue: queue}
 	defer func() {
 		if err != nil {
 			l.close(context.WithoutCancel(ctx))
@@ -74,22 +76,14 @@ func newLane(ctx context.Context, config *Config, name string) (l *lane, err err
 	}()
 	l.workspace, l.artifacts = filepath.Join(l.folder, "workspace"), filepath.Join(l.folder, "artifacts")
 	l.traps, l.ledger = filepath.Join(l.folder, "traps"), filepath.Join(l.folder, "ledger")
-	for _, folder := range []string{l.workspace, l.artifacts, l.traps} {
+	for _, folder := range []string{l.artifacts, l.traps} {
 		if err := os.MkdirAll(folder, 0o755); err != nil {
 			return l, err
 		}
 	}
 	l.trace.path = filepath.Join(l.traps, traceFile)
-	for _, args := range [][]string{
-		{"init", "--quiet", "--initial-branch=main"},
-		{"-c", "user.name=chaos", "-c", "user.email=chaos@localhost", "commit", "--quiet", "--allow-empty", "--message", "start"},
-	} {
-		command := exec.CommandContext(ctx, "git", args...)
-		command.Dir = l.workspace
-		command.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
-		if text, err := command.CombinedOutput(); err != nil {
-			return l, fmt.Errorf("git %v: %w: %s", args, err, text)
-		}
+	if err := makeWorkspace(ctx, l.workspace); err != nil {
+		return l, err
 	}
 	var remove func(context.Context) error
 	if l.broker, remove, err = devenv.NewVhost(ctx); err != nil {
@@ -112,15 +106,36 @@ func newLane(ctx context.Context, config *Config, name string) (l *lane, err err
 	if l.service, err = newService(); err != nil {
 		return l, err
 	}
-	for i := range l.workers {
-		if l.workers[i], err = l.newWorker(fmt.Sprintf("%s-%c", name, 'a'+i)); err != nil {
+	for i := range 2 {
+		w, err := l.newWorker(fmt.Sprintf("%s-%c", name, 'a'+i))
+		if err != nil {
 			return l, err
 		}
+		l.workers = append(l.workers, w)
 	}
 	if err := l.workers[0].run(ctx, "migrate", "--shared-tables"); err != nil {
 		return l, err
 	}
 	return l, l.listen()
+}
+
+// makeWorkspace makes a git repository with one commit.
+func makeWorkspace(ctx context.Context, folder string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"init", "--quiet", "--initial-branch=main"},
+		{"-c", "user.name=chaos", "-c", "user.email=chaos@localhost", "commit", "--quiet", "--allow-empty", "--message", "start"},
+	} {
+		command := exec.CommandContext(ctx, "git", args...)
+		command.Dir = folder
+		command.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
+		if text, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("git %v: %w: %s", args, err, text)
+		}
+	}
+	return nil
 }
 
 // listen opens the harness's own connection and declares the queue as producers
@@ -133,16 +148,20 @@ func (l *lane) listen() error {
 	if l.channel, err = l.conn.Channel(); err != nil {
 		return err
 	}
-	if err := l.channel.ExchangeDeclare(exchange, "direct", true, false, false, false, nil); err != nil {
-		return err
-	}
-	if _, err := l.channel.QueueDeclare(queue, true, false, false, false, nil); err != nil {
-		return err
-	}
-	if err := l.channel.QueueBind(queue, queue, exchange, false, nil); err != nil {
+	if err := l.declare(); err != nil {
 		return err
 	}
 	return l.channel.Confirm(false)
+}
+
+func (l *lane) declare() error {
+	if err := l.channel.ExchangeDeclare(exchange, "direct", true, false, false, false, nil); err != nil {
+		return err
+	}
+	if _, err := l.channel.QueueDeclare(l.queue, true, false, false, false, nil); err != nil {
+		return err
+	}
+	return l.channel.QueueBind(l.queue, l.queue, exchange, false, nil)
 }
 
 // close ends everything of the lane but its files.
@@ -150,9 +169,7 @@ func (l *lane) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	for _, w := range l.workers {
-		if w != nil {
-			w.close()
-		}
+		w.close()
 	}
 	if l.service != nil {
 		l.service.close()
@@ -172,20 +189,24 @@ func (l *lane) close(ctx context.Context) error {
 
 // staff makes sure that the trial's workers run, and no others.
 func (l *lane) staff(ctx context.Context, standby bool) error {
-	if err := l.workers[0].start(); err != nil {
-		return err
-	}
-	wanted := 1
 	if standby {
-		wanted = 2
-		if err := l.workers[1].start(); err != nil {
+		return l.staffAll(ctx, 2)
+	}
+	return l.staffAll(ctx, 1)
+}
+
+func (l *lane) staffAll(ctx context.Context, wanted int) error {
+	for i, w := range l.workers {
+		change := w.start
+		if i >= wanted {
+			change = w.stop
+		}
+		if err := change(); err != nil {
 			return err
 		}
-	} else if err := l.workers[1].stop(); err != nil {
-		return err
 	}
 	return until(ctx, "the workers to consume", func() (bool, error) {
-		state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+		state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
 		if err != nil {
 			return false, err
 		}
@@ -205,13 +226,13 @@ func tail(path string, bytes int) string {
 
 // waiting is how many messages wait in the queue, those in hand not counted.
 func (l *lane) waiting() (int, error) {
-	state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+	state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
 	return state.Messages, err
 }
 
 // publish sends a message to the queue and waits for the confirm.
 func (l *lane) publish(ctx context.Context, m amqp.Publishing) error {
-	confirm, err := l.channel.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, m)
+	confirm, err := l.channel.PublishWithDeferredConfirmWithContext(ctx, "", l.queue, true, false, m)
 	if err != nil {
 		return err
 	}

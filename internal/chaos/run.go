@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -49,6 +50,8 @@ type run struct {
 	Tasks map[string]string // task id by step, without rollback's
 	Shape shape
 	first amqp.Publishing
+	// created is when the database has it queued.
+	created time.Time
 	// before is what was submitted first, for a run that was retried.
 	before *run
 }
@@ -91,8 +94,8 @@ func newUUID() string {
 
 // chain makes the message of a run, as the API publishes it, with ids of its
 // own.
-func chain(id string) (map[string]string, amqp.Publishing, error) {
-	pairs := []string{capturedRun, id}
+func (l *lane) chain(id string) (map[string]string, amqp.Publishing, error) {
+	pairs := []string{capturedRun, id, strconv.Quote(queue), strconv.Quote(l.queue)}
 	tasks := map[string]string{}
 	for step, old := range capturedIDs {
 		tasks[step] = newUUID()
@@ -189,23 +192,40 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 // submit creates a run as POST /orchestrator/runs does, and publishes it.
 // prepare is called between the two.
 func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (run, error) {
+	r, err := l.create(ctx, s)
+	if err != nil {
+		return r, err
+	}
+	if err := prepare(r); err != nil {
+		return r, err
+	}
+	return r, l.publish(ctx, r.first)
+}
+
+// create makes the rows of a run, and its message.
+func (l *lane) create(ctx context.Context, s shape) (run, error) {
 	r := run{ID: newUUID(), Shape: s}
 	var err error
-	if r.Tasks, r.first, err = chain(r.ID); err != nil {
+	if r.Tasks, r.first, err = l.chain(r.ID); err != nil {
 		return r, err
 	}
 	plan, err := l.plan(r.ID, s)
 	if err != nil {
 		return r, err
 	}
+	priority := "normal"
+	if s.High {
+		priority = "high"
+	}
 	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
+		err := tx.QueryRow(ctx, `
 			WITH plan AS (
 			    INSERT INTO orchestrator_action_plans (id, steps, service_context)
-			    VALUES (gen_random_uuid(), $2::text::jsonb, '{"service": "api"}') RETURNING id
+			    VALUES (gen_random_uuid(), $2::text::jsonb, jsonb_build_object('service', 'api', 'queue', $5::text)) RETURNING id
 			)
 			INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id)
-			SELECT $1, 'Keep going', 'api', 'normal', 'pending', '{}', $3, plan.id FROM plan`, r.ID, string(plan), filepath.Join(l.artifacts, r.ID))
+			SELECT $1, 'Keep going', 'api', $4::text::orchestratorrunpriority, 'pending', '{}', $3, plan.id FROM plan RETURNING queued_at`,
+			r.ID, string(plan), filepath.Join(l.artifacts, r.ID), priority, l.queue).Scan(&r.created)
 		if err != nil {
 			return err
 		}
@@ -219,10 +239,7 @@ func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (ru
 	if err != nil {
 		return r, fmt.Errorf("creating a run: %w", err)
 	}
-	if err := prepare(r); err != nil {
-		return r, err
-	}
-	return r, l.publish(ctx, r.first)
+	return r, nil
 }
 
 // retry does what POST …/retry does from the first step on: new attempts in
@@ -230,7 +247,7 @@ func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (ru
 func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 	again := run{ID: r.ID, Shape: s}
 	var err error
-	if again.Tasks, again.first, err = chain(r.ID); err != nil {
+	if again.Tasks, again.first, err = l.chain(r.ID); err != nil {
 		return again, err
 	}
 	plan, err := l.plan(r.ID, s)

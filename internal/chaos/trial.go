@@ -41,6 +41,9 @@ const (
 	// Rollback makes runs fail in every way there is, in turn, and demands
 	// that each is rolled back exactly once. It is carried out when asked for.
 	Rollback Kind = "rollback"
+	// Rush publishes many runs at once for one workspace with four workers,
+	// and some for another workspace. It is carried out when asked for.
+	Rush Kind = "rush"
 )
 
 // Kinds are all kinds, each as often as it has its turn in a campaign.
@@ -52,7 +55,7 @@ var Kinds = []Kind{
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
 // each.
-var askedFor = []Kind{Rollback}
+var askedFor = []Kind{Rollback, Rush}
 
 // A Trial is everything that a trial does, made from seed and number alone.
 type Trial struct {

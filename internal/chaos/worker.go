@@ -60,6 +60,7 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 		"POSTGRES_HOST="+host, "POSTGRES_PORT="+port,
 		"POSTGRES_USER="+databaseURL.User.Username(), "POSTGRES_PASSWORD="+password,
 		"POSTGRES_DB="+strings.TrimPrefix(databaseURL.Path, "/"),
+		"ORCHESTRATOR_CELERY_QUEUE="+l.queue,
 		"WORKSPACE_ROOT="+l.workspace,
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS="+filepath.Base(l.config.programs.ledger),
 		"MM_ORCHESTRATOR_LISTEN=",
