@@ -62,7 +62,9 @@ type Run struct {
 	HasRollback bool
 }
 
-// BeginRequest asks for the right to run one step.
+// BeginRequest asks for the right to run one step. The broker's flag
+// redelivered is not among it: a message that was handed back and published
+// anew comes without the flag, and the claim tells more.
 type BeginRequest struct {
 	RunID  string
 	Step   Step
@@ -70,10 +72,6 @@ type BeginRequest struct {
 	// RootTaskID is the id of the chain's first task; it names one submission
 	// of a run.
 	RootTaskID string
-	// Redelivered is the broker's flag on the message. BeginStep decides
-	// without it: a message that was handed back and published anew comes
-	// without the flag, and the claim tells more.
-	Redelivered bool
 	// Workspace names what only one run at a time may change, such as the name
 	// of the queue and the path of a repository. It must be the same for all
 	// steps of a run, and alike in all workers that share it. Required.

@@ -46,7 +46,6 @@ func New(config Config) (*Orchestrator, error) {
 type Request struct {
 	RunID, Step        string
 	TaskID, RootTaskID string
-	Redelivered        bool
 	// Delivery is the message, to be kept if the step has to wait.
 	Delivery protocol.Delivery
 	// NoNext says that no message follows a success, NoErrback that none
@@ -114,7 +113,7 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
 	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
-		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID, Redelivered: request.Redelivered,
+		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID,
 		Queue: o.config.Queue, Message: request.Delivery,
 		Workspace: func(run store.Run) string { return workspaceOf(o.config.Queue, o.config.Workspace, run) },
 	})

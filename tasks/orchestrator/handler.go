@@ -31,7 +31,7 @@ func (o *Orchestrator) Register(w *worker.Worker) {
 func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Result, error) {
 	request := Request{RunID: args.RunID, Step: args.Step}
 	if task := worker.TaskFromContext(ctx); task != nil {
-		request.TaskID, request.RootTaskID, request.Redelivered = task.ID, task.RootID, task.Redelivered
+		request.TaskID, request.RootTaskID = task.ID, task.RootID
 		request.Delivery = task.Delivery
 		embed := task.Embed
 		request.NoNext = len(embed.Chain) == 0 && len(embed.Callbacks) == 0 && embed.Chord == nil
