@@ -14,8 +14,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
-// lookAgain is how often BeginStep looks at a holder that seems to be dead.
-const lookAgain = 250 * time.Millisecond
+const (
+	// lookAgain is how often BeginStep looks at a holder that seems to be dead.
+	lookAgain = 100 * time.Millisecond
+	// deathTold is how long the database may need to see that a worker is dead
+	// whose message the broker has delivered again: milliseconds, but more on
+	// a busy machine, where the broker is often the first to know.
+	deathTold = time.Second
+)
 
 // knownSteps are the labels of the enum orchestratorplanstep.
 var knownSteps = map[Step]bool{
@@ -35,7 +41,9 @@ var knownSteps = map[Step]bool{
 //     priority comes first, then who was queued first.
 //   - After any other decision no table of MoonMind's was written.
 //   - A claim whose holder is dead is taken over. It must be seen dead for
-//     Config.TakeoverGrace, for which BeginStep waits.
+//     Config.TakeoverGrace, for which BeginStep waits. With a message that was
+//     delivered again it waits up to 1 s longer for a holder to be seen dead
+//     that still seems to live: the broker may have known first.
 //   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
 //     for what is not a run id or a step.
 //
@@ -82,6 +90,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 	var suspect int64
 	var since time.Time
 	var session int
+	arrived := time.Now()
 	for {
 		var decision Decision
 		var wait *claimRow
@@ -94,18 +103,26 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 			if tries++; tries > 1 || current != session {
 				suspect, session = 0, current
 			}
-			believed := suspect != 0 && time.Since(since) >= s.config.TakeoverGrace
+			doubts := doubts{
+				believedDead: suspect != 0 && time.Since(since) >= s.config.TakeoverGrace,
+				mayHaveDied:  request.Message.Redelivered && time.Since(arrived) < deathTold,
+			}
 			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-				decision, wait, err = s.beginInTx(ctx, tx, request, token, believed)
+				decision, wait, err = s.beginInTx(ctx, tx, request, token, doubts)
 				return err
 			})
 		})
 		if err != nil || decision != nil {
 			return decision, err
 		}
-		faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Step))
-		if suspect != wait.Token {
+		switch {
+		case wait.Holder != holderGone:
+			suspect = 0
+		case suspect != wait.Token:
 			suspect, since = wait.Token, time.Now()
+		}
+		if wait.Holder == holderGone {
+			faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Step))
 		}
 		select {
 		case <-ctx.Done():
@@ -116,13 +133,13 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 }
 
 // beginInTx reads, decides and writes. It returns a decision, or the claim
-// whose holder seems dead but must be looked at again.
-func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, believed bool) (Decision, *claimRow, error) {
+// whose holder must be looked at again.
+func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, doubts doubts) (Decision, *claimRow, error) {
 	seen, mine, err := s.readSituation(ctx, tx, request, token)
 	if err != nil {
 		return nil, nil, err
 	}
-	seen.HolderBelievedDead = believed
+	seen.Doubts = doubts
 	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Step))
 	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
 	if mine != nil {
@@ -257,8 +274,10 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 				c.Holder = holderNone
 			case free != nil && *free:
 				c.Holder = holderGone
-			case free != nil, s.isRegistered(c.Token):
+			case free != nil:
 				c.Holder = holderLive
+			case s.isRegistered(c.Token):
+				c.Holder = holderHere
 			}
 			seen.Claims = append(seen.Claims, c)
 			if c.Token == token && c.Outcome == nil {

@@ -92,6 +92,48 @@ func TestTakeOverFromADeadWorker(t *testing.T) {
 	}
 }
 
+// TestRedeliveredBeforeTheDeathIsKnown: a broker may deliver a dead worker's
+// message to another one before the database has seen that the session ended.
+func TestRedeliveredBeforeTheDeathIsKnown(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	heir := d.Open(t, as("heir", 0))
+	for try := range 20 {
+		run := d.Create(t, storetest.Seed{})
+		dying := d.Open(t, as(fmt.Sprintf("dying %d", try), time.Minute))
+		begin(t, dying, run, store.StepBuild, "t")
+		request := alone(run, store.StepBuild, "t")
+		request.Message.Redelivered = true
+		asked := time.Now()
+		decided := make(chan store.Decision)
+		go func() {
+			decision, err := heir.BeginStep(t.Context(), request)
+			if err != nil {
+				t.Error(err)
+			}
+			decided <- decision
+		}()
+		// The heir has looked at the claim before it is left.
+		for len(d.Rows(t, `SELECT 1 FROM pg_stat_activity
+			WHERE application_name = 'mm-orchestrator heir' AND query = 'commit' AND query_start > $1`, asked)) == 0 {
+			if time.Since(asked) > 20*time.Second {
+				t.Fatal("the heir has never looked")
+			}
+		}
+		dying.Close()
+		soon := time.Since(asked) < 500*time.Millisecond
+		decision := <-decided
+		if _, started := decision.(store.Start); started {
+			return
+		}
+		if soon || !isBusy(decision) {
+			t.Fatalf("%T %+v, want Start", decision, decision)
+		}
+		// The machine is too slow for the wait: this time proves nothing.
+	}
+	t.Fatal("no session ended within 500 ms")
+}
+
 // TestCutSessionIsNoDeath: a worker whose sessions were cut comes back before
 // anybody robs it.
 func TestCutSessionIsNoDeath(t *testing.T) {

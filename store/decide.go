@@ -67,7 +67,9 @@ type holderState int
 const (
 	// holderNone: it was released, or this Store gave it out in vain.
 	holderNone holderState = iota
-	// holderLive: it runs in this Store, or its worker's session holds its lock.
+	// holderHere: it runs in this Store.
+	holderHere
+	// holderLive: another worker's, whose session holds its lock.
 	holderLive
 	// holderGone: another worker's, whose lock is free.
 	holderGone
@@ -81,10 +83,18 @@ type situation struct {
 	// Claims are all of the run's claims on this step.
 	Claims []claimRow
 	// Holds says that the run holds a workspace.
-	Holds bool
-	// HolderBelievedDead says that holders in state holderGone have been so
-	// for the whole grace.
-	HolderBelievedDead bool
+	Holds  bool
+	Doubts doubts
+}
+
+// doubts are what is known of a holder beyond one look at it.
+type doubts struct {
+	// believedDead: a holder in state holderGone has been so for the whole
+	// grace.
+	believedDead bool
+	// mayHaveDied: one in state holderLive may be dead, the database has not
+	// had the time to see it.
+	mayHaveDied bool
 }
 
 // attempt is the one that a start would write: the highest (R5).
@@ -99,7 +109,8 @@ func (s situation) attempt() int {
 type verdict struct {
 	done *Outcome
 	busy *claimRow
-	// wait: the holder is gone, but not for long enough to believe it.
+	// wait: the holder is gone, but not for long enough to believe it; or it
+	// seems to live, but not for long enough.
 	wait *claimRow
 	stop string
 	// start: take the claim, if the workspace can be had; starts is the count
@@ -169,9 +180,10 @@ func decide(s situation, request BeginRequest) verdict {
 			continue
 		}
 		switch {
-		case c.Holder == holderLive && !planted.Bug(planted.ClaimStolen):
+		case (c.Holder == holderHere || c.Holder == holderLive && !s.Doubts.mayHaveDied) && !planted.Bug(planted.ClaimStolen):
 			return verdict{busy: c}
-		case c.Holder == holderGone && (!s.HolderBelievedDead || planted.Bug(planted.ClaimKept)):
+		case c.Holder == holderLive && !planted.Bug(planted.ClaimStolen),
+			c.Holder == holderGone && (!s.Doubts.believedDead || planted.Bug(planted.ClaimKept)):
 			return verdict{wait: c}
 		}
 		if c.Attempt == s.attempt() && !planted.Bug(planted.StartsUncounted) {

@@ -15,9 +15,12 @@
 // a PostgreSQL advisory lock: a killed process frees it at once, a live one
 // is never taken for dead because of a clock. Two things are needed to take a
 // claim over: the broker delivers the step's message to somebody else, and the
-// holder's lock is free for Config.TakeoverGrace without a break. Should a
-// live worker be cut off from the database for longer than that, its claim's
-// token no longer fits and it can record nothing.
+// holder's lock is free for Config.TakeoverGrace without a break. That is
+// enough for a live worker whose sessions were ended, or whose server was
+// started again, since others count from when they have a session themselves:
+// it tries every 200 ms, and no try to reach the server takes over a second.
+// Should a live worker be cut off from the database for longer than that, its
+// claim's token no longer fits and it can record nothing.
 //
 // # Locks
 //

@@ -42,7 +42,7 @@ type Config struct {
 	RetryFor time.Duration
 	// TakeoverGrace is how long a claim's holder must be seen dead before the
 	// claim is taken over: a live worker whose session was cut has that long
-	// to come back. Defaults to 4 s; there is no "at once".
+	// to come back. Defaults to 2 s; there is no "at once".
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time
@@ -69,7 +69,7 @@ func (c Config) WithDefaults() Config {
 		c.RetryFor = 30 * time.Second
 	}
 	if c.TakeoverGrace == 0 {
-		c.TakeoverGrace = 4 * time.Second
+		c.TakeoverGrace = 2 * time.Second
 	}
 	if c.Now == nil {
 		c.Now = time.Now

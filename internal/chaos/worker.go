@@ -15,7 +15,7 @@ import (
 )
 
 // patience is the longest that anything is waited for. It covers what the
-// product promises (a take-over after 5 s) several times over, on two busy
+// product promises (a take-over within 5 s) several times over, on two busy
 // cores.
 const patience = 45 * time.Second
 

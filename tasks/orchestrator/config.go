@@ -103,7 +103,7 @@ type Config struct {
 	StateTimeout time.Duration
 
 	// SweepInterval is the time between two looks at what is parked. It bounds
-	// how long a crash can delay a run that waits. Defaults to 2 s.
+	// how long a crash can delay a run that waits. Defaults to 1 s.
 	SweepInterval time.Duration
 	// LostGrace is how long a run that has the workspace may be nowhere to be
 	// seen before it is given up. It must be longer than a broker needs to
@@ -132,7 +132,7 @@ func (c Config) WithDefaults() Config {
 	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
 	c.Artifacts = c.Artifacts.WithDefaults()
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
-	c.SweepInterval = cmp.Or(c.SweepInterval, 2*time.Second)
+	c.SweepInterval = cmp.Or(c.SweepInterval, time.Second)
 	c.LostGrace = cmp.Or(c.LostGrace, 3*time.Minute)
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
