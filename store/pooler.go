@@ -35,7 +35,7 @@ func (s *Store) CheckSession(ctx context.Context) error {
 		return err
 	}
 	if pooled {
-		return failure(ErrInvalid, "database %s is reached through a connection pooler that gives every transaction another session (PgBouncer with pool_mode=transaction): "+
+		return failure(ErrInvalid, "database %s is reached through a connection pooler that gives every transaction another session (PgBouncer with pool_mode=transaction or statement): "+
 			"a worker's lock does not last there. Connect to PostgreSQL directly, or to a pool with pool_mode=session", s.place)
 	}
 	return nil

@@ -61,6 +61,14 @@ func grown(t *testing.T, dir string) (pids []int) {
 	return pids
 }
 
+// letTreeEnd lets the tree's next start succeed at once.
+func letTreeEnd(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // isAlive does not count the dead that nobody has buried.
 func isAlive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -136,9 +144,7 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 			if got := s.step(t, id, step).Status; got != "in_progress" {
 				t.Errorf("the step is %s", got)
 			}
-			if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			letTreeEnd(t, dir)
 			next := start(t, env, "worker")
 			next.logLine("worker ready")
 			begin = time.Now()
@@ -199,9 +205,7 @@ func TestSIGTERMWithoutDatabase(t *testing.T) {
 		t.Errorf("the end took %v", took)
 	}
 	noneAlive(t, pids)
-	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	letTreeEnd(t, dir)
 	start(t, env, "worker")
 	s.waitForStep(t, id, "build", "succeeded")
 }
@@ -260,9 +264,7 @@ func TestSIGKILLLeavesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	letTreeEnd(t, dir)
 	next := start(t, env, "worker", "--hostname=two@box")
 	next.logLine("worker ready")
 	noneAlive(t, pids)

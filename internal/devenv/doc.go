@@ -20,6 +20,6 @@
 // A second process, the guard, ends what was started as soon as its standard
 // input closes, so nothing outlives a run that is killed.
 //
-// The functions that take a testing.TB ([Broker], [Database], [Celery],
+// The functions that take a testing.TB ([Broker], [Database], [Pooler], [Celery],
 // [Compose]) hand the result to tests.
 package devenv

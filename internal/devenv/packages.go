@@ -46,6 +46,9 @@ func (b *bringUp) planPackages(ctx context.Context) *debian {
 	if b.wants("database") && !b.Newest && !b.given(EnvDatabase) && findPostgreSQL() == "" {
 		d.packages = append(d.packages, "postgresql")
 	}
+	if b.wants("database") && findPgBouncer() == "" {
+		d.packages = append(d.packages, "pgbouncer")
+	}
 	if _, err := engineVersion(ctx); b.wants("engine") && err != nil && os.Getenv("DOCKER_HOST") == "" && missing("docker", "dockerd", "iptables") {
 		d.packages = append(d.packages, "docker.io", "iptables")
 	}

@@ -42,6 +42,10 @@ func findPostgreSQL() string {
 
 // database brings up PostgreSQL.
 func (b *bringUp) database(ctx context.Context) error {
+	// Tests start it themselves, see Pooler.
+	if err := b.debian.wait(ctx, "pgbouncer"); err != nil {
+		return err
+	}
 	if b.given(EnvDatabase) {
 		return nil
 	}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+// A real PgBouncer that breaks session locks keeps a worker from starting,
+// with one line that says why and what to do.
+func TestPgBouncerThatBreaksLocksIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	for _, mode := range []string{"transaction", "statement"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			through := devenv.Pooler(t, s.database, mode)
+			p := start(t, s.env(), "worker", "--database-url", through, "--result-backend", "disabled://", "--queue", mode)
+			if code := p.exit(); code != exitConfig {
+				t.Errorf("exit code %d", code)
+			}
+			lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
+			for _, want := range []string{"connection pooler", "Connect to PostgreSQL directly, or to a pool with pool_mode=session"} {
+				if len(lines) != 1 || !strings.Contains(lines[0], want) {
+					t.Errorf("%d lines, or no %q:\n%s", len(lines), want, p.stderr.String())
+				}
+			}
+			f := diagnose(t, s.env(), exitFailure, "--database-url", through)["database"]
+			if f.Status != statusFail || !strings.Contains(f.Found, "pool_mode=session") {
+				t.Errorf("doctor: %+v", f)
+			}
+		})
+	}
+}
+
+// By way of a PgBouncer that keeps sessions a worker works, and its death is
+// noticed: the next one takes its step over.
+func TestPgBouncerThatKeepsSessionsWorks(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.database = devenv.Pooler(t, s.database, "session")
+	dir := t.TempDir()
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh")
+	p := start(t, env, "worker")
+	p.logLine("worker ready")
+	id := s.submitTree(t, "build", dir)
+	grown(t, dir)
+	p.signal(syscall.SIGKILL)
+	p.exit()
+	letTreeEnd(t, dir)
+	start(t, env, "worker").logLine("worker ready")
+	s.waitForStep(t, id, "build", "succeeded")
+	eventually(t, "a second start is counted", func() error {
+		if s.step(t, id, "build").Starts != 2 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
