@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -32,6 +33,9 @@ type extra struct {
 	tag   string
 	limit int
 }
+
+// beatTime is how often a consumer that receives nothing shows that it could.
+const beatTime = time.Second
 
 // extraMost is the limit of the largest further consumer. They grow, so that
 // a thousand held messages need some seventy consumers and not a thousand.
@@ -96,8 +100,20 @@ func (sub *subscription) start(limit int) (tag string, err error) {
 // consumer is gone for whatever reason: unless it was us, so is the session.
 func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	defer sub.session.consumers.Done()
-	for d := range deliveries {
-		sub.worker.received(sub, d)
+	part := sub.worker.pulse.Enter("consumer of queue "+sub.queue.Name, "receiving")
+	defer part.Leave()
+	beat := time.NewTicker(beatTime)
+	defer beat.Stop()
+	for {
+		select {
+		case d, ok := <-deliveries:
+			if !ok {
+				return
+			}
+			sub.worker.received(sub, d)
+		case <-beat.C:
+		}
+		part.Move("")
 	}
 }
 

@@ -49,3 +49,10 @@ func (w *Worker) Ready() error {
 	}
 	return nil
 }
+
+// Stuck names what should move by itself and has not for so long, or is nil: a
+// consumer that could not take a delivery, a message that is neither read, nor
+// waits, nor runs, or an outcome that cannot be recorded while broker and
+// result backend are away. Handlers may take any time. Less than 3 s count as
+// 3 s. It returns at once.
+func (w *Worker) Stuck(after time.Duration) error { return w.pulse.Stuck(max(after, 3*beatTime)) }

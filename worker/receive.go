@@ -9,6 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -22,6 +23,8 @@ type delivery struct {
 	acker       amqp.Acknowledger
 	// wire is what the message said.
 	wire protocol.Delivery
+	// part shows that it moves.
+	part *pulse.Part
 }
 
 // settle tells the broker, unless the tag is dead: then the broker has, or
@@ -73,6 +76,7 @@ func wireDelivery(d amqp.Delivery) protocol.Delivery {
 
 // received starts a delivery on its way, in a goroutine of its own.
 func (w *Worker) received(sub *subscription, message amqp.Delivery) {
+	faultpoint.Hit(faultpoint.ConsumerTook, message.CorrelationId)
 	w.metrics.received.Inc()
 	d := &delivery{
 		session:     sub.session,
@@ -85,6 +89,8 @@ func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 	w.life.deliveries.Add(1)
 	go func() {
 		defer w.life.deliveries.Done()
+		d.part = w.pulse.Enter("message "+clip(d.wire.Properties.CorrelationID), "reading it")
+		defer d.part.Leave()
 		w.handle(d)
 	}()
 }
@@ -287,6 +293,7 @@ func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
 	}
 	release := d.sub.hold()
 	defer release()
+	defer d.part.Wait()()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -307,6 +314,7 @@ func (w *Worker) takeSlot(d *delivery) bool {
 		d.settle(verdictRequeue)
 		return false
 	}
+	defer d.part.Wait()()
 	select {
 	case w.slots <- struct{}{}:
 	case <-d.session.lost:
@@ -329,6 +337,7 @@ func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
 		return
 	}
 	defer d.sub.hold()()
+	defer d.part.Wait()()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {

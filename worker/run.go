@@ -80,6 +80,7 @@ func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *d
 	}()
 	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
 	o := w.run(m, r, d, slot)
+	d.part.Move("recording how its task ended")
 	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
 	w.settle(e, m, r, o, slot)
 }
@@ -107,7 +108,10 @@ func (w *Worker) run(m *protocol.Message, r registration, d *delivery, slot *slo
 		}
 	}
 	began := w.cfg.Now()
+	// How long a handler takes is its own affair.
+	over := d.part.Wait()
 	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.life.abandon.Done(), slot.leaveWhen)
+	over()
 	o.took = w.cfg.Now().Sub(began)
 	return o
 }

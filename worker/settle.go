@@ -85,6 +85,7 @@ func (w *Worker) pause(e *execution, d time.Duration) {
 	sub := e.deliveries[0].sub
 	w.running.mu.Unlock()
 	defer sub.hold()()
+	defer e.began.part.Wait()()
 	sleep(w.life.receive, d)
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -16,7 +17,7 @@ import (
 //   - Register, Handle and Use are called before Run; nothing else is.
 //   - Run is called once. No goroutine exists before it, and none after it
 //     but those of handlers that ignore the end of their context.
-//   - Health, Ready, Revoke, Started, StopNow, InHand, Publish and QueueDepth
+//   - Health, Ready, Stuck, Revoke, Started, StopNow, InHand, Publish and QueueDepth
 //     may be called at any time by any goroutine.
 type Worker struct {
 	cfg      Config
@@ -36,6 +37,7 @@ type Worker struct {
 
 	running   attachments
 	inHand    messageSet
+	pulse     pulse.Board
 	revoked   *idSet
 	link      link
 	slots     chan struct{} // one element for each slot that is taken

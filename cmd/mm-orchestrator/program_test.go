@@ -27,14 +27,20 @@ const patience = 20 * time.Second
 var buildDir string
 
 // built is the path of the program, made once, for the first test that needs it.
-var built = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(buildDir, "mm-orchestrator")
-	out, err := exec.Command("go", "build", "-o", path, "-ldflags", "-X main.version=v0.0.0-test", ".").CombinedOutput()
+var built = sync.OnceValues(func() (string, error) { return build("mm-orchestrator") })
+
+// builtForChaos is the path of the program with fault points.
+var builtForChaos = sync.OnceValues(func() (string, error) { return build("chaos", "-tags", "chaos") })
+
+func build(name string, flags ...string) (string, error) {
+	path := filepath.Join(buildDir, name)
+	args := append([]string{"build", "-o", path, "-ldflags", "-X main.version=v0.0.0-test"}, flags...)
+	out, err := exec.Command("go", append(args, ".")...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	return path, nil
-})
+}
 
 func TestMain(m *testing.M) {
 	var err error
@@ -82,6 +88,11 @@ func start(t *testing.T, env environment, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startProgram(t, path, env, args...)
+}
+
+func startProgram(t *testing.T, path string, env environment, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, cmd: exec.Command(path, args...), ended: make(chan struct{})}
 	p.cmd.Env = append(environment{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
 	p.cmd.Dir = t.TempDir()

@@ -108,9 +108,13 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 }
 
 // vitals are what the watchdog looks at.
-func (c *configuration) vitals(w *worker.Worker, db *databases, engine *compose.Engine) []vital {
+func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrator, db *databases, engine *compose.Engine) []vital {
+	// Below that, a take-over that waits for a dead worker would count.
+	still := max(c.HealthLimit, 3*time.Second)
 	list := []vital{
 		{name: "the worker's engine", limit: c.HealthLimit, look: func(context.Context) error { return w.Health() }},
+		// A process that was stopped and goes on needs a moment.
+		{name: "the worker's own loops", limit: lookTime, look: func(context.Context) error { return errors.Join(w.Stuck(still), steps.Stuck(still)) }},
 		{name: "the docker engine", limit: c.HealthLimit, optional: true, look: engine.Ping},
 	}
 	for _, s := range db.opened {

@@ -508,7 +508,7 @@ var settings = []setting{
 		vars: names("MM_ORCHESTRATOR_HEALTH_LIMIT"),
 		def:  "60s",
 		help: "How long the consumer, the database or the docker engine may be away before /healthz is red. The worker itself waits for them without limit, so that short absences need nobody. " +
-			"The docker engine counts only once it has answered.",
+			"As long may the worker itself stand still, with a deadlock or a call that never returns; commands of steps may take any time. The docker engine counts only once it has answered.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.HealthLimit }, 0),
 	},
 	{

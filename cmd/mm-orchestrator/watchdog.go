@@ -27,12 +27,15 @@ type vital struct {
 	look func(ctx context.Context) error
 }
 
-// lookTime is how often everything is looked at, lookLimit how long one look
-// may take before it counts as failed.
-const (
-	lookTime  = 2 * time.Second
-	lookLimit = 10 * time.Second
-)
+// lookTime is how often everything is looked at.
+const lookTime = 2 * time.Second
+
+// lookLimit is how long one look may take before it counts as failed: as long
+// as the thing may be away, within reason.
+func (v vital) lookLimit() time.Duration { return min(max(v.limit, time.Second), 10*time.Second) }
+
+// lookGrace is how much later a look is given up that ignores its end.
+const lookGrace = time.Second
 
 // watchdog looks at all vitals in the background, so that a probe costs
 // nothing, however many ask. It logs when the worker becomes unwell, and why,
@@ -74,23 +77,24 @@ func (w *watchdog) run(ctx context.Context) {
 func (w *watchdog) watch(ctx context.Context, i int) {
 	ticker := time.NewTicker(w.interval)
 	defer ticker.Stop()
+	limit := w.vitals[i].lookLimit()
 	for {
-		result := make(chan error, 1)
+		began, result := time.Now(), make(chan error, 1)
 		go func() {
-			look, cancel := context.WithTimeout(ctx, lookLimit)
+			look, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
 			result <- w.vitals[i].look(look)
 		}()
-		late := time.NewTimer(lookLimit + time.Second)
+		late := time.NewTimer(limit + lookGrace)
 		for waiting := true; waiting; {
 			select {
 			case err := <-result:
 				waiting = false
 				if ctx.Err() == nil {
-					w.note(i, err)
+					w.note(i, began, err)
 				}
 			case <-late.C:
-				w.note(i, fmt.Errorf("%s does not answer", w.vitals[i].name))
+				w.note(i, began, fmt.Errorf("%s does not answer", w.vitals[i].name))
 			case <-ctx.Done():
 				late.Stop()
 				return
@@ -107,14 +111,15 @@ func (w *watchdog) watch(ctx context.Context, i int) {
 	}
 }
 
-func (w *watchdog) note(i int, err error) {
+// note keeps what a look that began at a time has found.
+func (w *watchdog) note(i int, began time.Time, err error) {
 	w.mu.Lock()
 	state := &w.states[i]
 	switch {
 	case err == nil:
 		*state = vitalState{seen: true}
 	case state.since.IsZero():
-		state.since, state.err = time.Now(), err
+		state.since, state.err = began, err
 	default:
 		state.err = err
 	}

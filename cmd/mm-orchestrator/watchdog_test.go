@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -82,6 +83,36 @@ func TestWatchdog(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A look that never returns is a failure, and is not begun again.
+func TestALookThatHangs(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	var looks atomic.Int32
+	w := &watchdog{
+		interval: time.Millisecond, log: slog.New(slog.DiscardHandler),
+		vitals: []vital{{name: "the deaf thing", look: func(context.Context) error {
+			looks.Add(1)
+			<-release
+			return nil
+		}}},
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	eventually(t, "health says so", func() error {
+		if err := w.health(); err == nil || !strings.Contains(err.Error(), "the deaf thing does not answer") {
+			return fmt.Errorf("health is %v", err)
+		}
+		return nil
+	})
+	if n := looks.Load(); n != 1 {
+		t.Errorf("%d looks at once", n)
+	}
+	close(release)
+	eventually(t, "well again", w.health)
 }
 
 func TestDiskSpace(t *testing.T) {

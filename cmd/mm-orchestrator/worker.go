@@ -101,7 +101,7 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 	}
 	steps.Register(w)
 
-	dog := &watchdog{vitals: c.vitals(w, db, engine), log: log}
+	dog := &watchdog{vitals: c.vitals(w, steps, db, engine), log: log}
 	var listener *metrics.Listener
 	if c.Listen != "" {
 		listener, err = listen(ctx, log, metrics.ListenerConfig{

@@ -7,6 +7,9 @@ type Point string
 // A delivery, in package worker. Subject: the task's id and the repr of its
 // arguments.
 const (
+	// ConsumerTook: a consumer's loop has a message in hand, and takes no other
+	// before it has passed it on. Subject: the task's id.
+	ConsumerTook Point = "consumer.took"
 	// DeliveryReceived: the broker has handed a message over; nothing was read.
 	DeliveryReceived Point = "delivery.received"
 	// DeliveryDecoded: it is a task that is registered here.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -85,7 +86,9 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 		environ = trustWorkspace(environ, workspace)
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
+	over := pulse.Of(ctx).Wait()
 	err := r.program.Run(ctx, r.owner, cmd)
+	over()
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		return 0, ended(command, cause)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -26,6 +27,7 @@ type Orchestrator struct {
 	client healthClient
 	// broker is nil before Register.
 	broker Broker
+	pulse  pulse.Board
 }
 
 // New makes an Orchestrator. It touches neither files nor network.
@@ -112,6 +114,9 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		return Result{}, valueError("badly formed hexadecimal UUID string")
 	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
+	part := o.pulse.Enter("step "+string(step)+" of run "+runID, "asking the database whether to begin")
+	defer part.Leave()
+	ctx = part.Context(ctx)
 	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
 		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID,
 		Queue: o.config.Queue, Message: request.Delivery,
@@ -180,6 +185,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	}
 	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
+	pulse.Of(ctx).Move("working")
 	outcome := o.work(work, log, begun)
 	unwatch()
 	revokedOutcome(work, &outcome)
@@ -226,6 +232,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 		if outcome.Status == store.StepFailed {
 			outcome.NothingFollows = request.NoErrback
 		}
+		pulse.Of(ctx).Move("recording its end")
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 		finished, err := o.config.Steps.FinishStep(attempt, claim, *outcome)
 		cancel()
