@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 const (
@@ -138,11 +140,13 @@ func (a *attendance) loop(ctx context.Context) {
 		a.session++
 		close(a.held)
 		a.mu.Unlock()
+		faultpoint.Hit(faultpoint.SessionHeld)
 		if lost {
 			a.log.Info("database session of the worker is back")
 		}
 		// Nobody notifies us: this ends when the session does.
 		_, err = conn.WaitForNotification(ctx)
+		faultpoint.Hit(faultpoint.SessionLost)
 		a.mu.Lock()
 		a.held = make(chan struct{})
 		a.lastErr = err

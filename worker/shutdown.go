@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // life is the set of contexts that a run of the worker goes through. They end
@@ -211,6 +213,7 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 		return nil, nil, err
 	}
 	w.link.set(s, true, nil, w.cfg.Now())
+	faultpoint.Hit(faultpoint.Consuming)
 	w.metrics.connected.Set(1)
 	// The program says what it starts; only a return is news.
 	level := slog.LevelDebug
@@ -256,6 +259,7 @@ func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
 }
 
 func (w *Worker) lostSession(s *session) {
+	faultpoint.Hit(faultpoint.ConnectionLost)
 	w.metrics.connected.Set(0)
 	w.metrics.reconnects.Inc()
 	err := fmt.Errorf("%w: connection to %s lost: %w", ErrUnreachable, s.broker, s.lostErr)

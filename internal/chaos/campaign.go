@@ -326,6 +326,8 @@ type Report struct {
 	repeated int
 	late     int
 	rushes   []*rushed
+	// recoveries of all trials.
+	recoveries []trialRecovery
 	// cases counts, by case, the rollbacks that happened exactly once.
 	cases map[string]onceOf
 	// killed counts kills by point and step.
@@ -410,6 +412,9 @@ func (r *Report) add(o *outcome) {
 	r.resumed = append(r.resumed, o.resumed...)
 	r.repeated += o.repeated
 	r.late += o.late
+	for _, back := range o.recoveries {
+		r.recoveries = append(r.recoveries, trialRecovery{back, o.trial.Number})
+	}
 	for _, w := range o.windows {
 		r.windows[w.step] = append(r.windows[w.step], w.took)
 	}
@@ -446,6 +451,7 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, "\nkilled at %d named points, %d pairs of point and step\n", len(r.killed), pairs)
 	fmt.Fprintf(w, "from a kill to the next decision on the run: median %s, worst %s (of %d; trial %d)\n",
 		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed), r.slowest)
+	printRecoveries(w, r.recoveries)
 	fmt.Fprintf(w, "commands that ran again since nobody had recorded their end: %d, of which %d had ended\n", r.repeated, r.late)
 	for _, step := range steps {
 		if of := r.windows[step]; len(of) > 0 {

@@ -39,6 +39,9 @@ type outcome struct {
 	resumed []time.Duration
 	// windows are the times from a command's end to its durable record.
 	windows []window
+	// outages are what the workers met; recoveries how they ended.
+	outages    []outage
+	recoveries []recovery
 	// repeated counts commands that ran again because a worker died, or was
 	// cut off, before their end was recorded; late those of them that had
 	// ended by then.
@@ -69,6 +72,7 @@ const (
 	doubled class = "doubled" // an effect happened twice, or two at once
 	wrong   class = "wrong"   // status, results or artifacts are not what the plan demands
 	left    class = "left"    // something was left behind
+	tardy   class = "tardy"   // a worker came back too long after its server
 	harness class = "harness" // the trial itself did not work
 )
 
@@ -275,11 +279,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
 	case endSessions:
-		if err := errors.Join(l.endSessions(ctx), l.resume(ctx)); err != nil {
+		if err := l.endSessions(ctx, o); err != nil {
 			return false, err
 		}
 	default:
-		if err := l.breakConnections(ctx, victim, s); err != nil {
+		if err := l.breakConnections(ctx, victim, s, o); err != nil {
 			return false, err
 		}
 	}
@@ -289,11 +293,21 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 }
 
 // endSessions ends all sessions in the lane's database but the harness's own.
-func (l *lane) endSessions(ctx context.Context) error {
-	_, err := l.pool.Exec(ctx, `
+func (l *lane) endSessions(ctx context.Context, o *outcome) error {
+	using, err := l.standing(toDatabase)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if _, err := l.pool.Exec(ctx, `
 		SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-		WHERE datname = current_database() AND application_name <> $1`, harnessName)
-	return err
+		WHERE datname = current_database() AND application_name <> $1`, harnessName); err != nil {
+		return err
+	}
+	for pid, connected := range using {
+		o.outages = append(o.outages, outage{peer: toDatabase, cause: "sessions ended", pid: pid, at: now, over: now, certain: connected})
+	}
+	return l.resume(ctx)
 }
 
 // busy is the worker that took a delivery last.
@@ -313,13 +327,19 @@ func (l *lane) busy() (*workerProcess, error) {
 }
 
 // breakConnections lets a held worker go on without its servers for a while.
-func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage) error {
+func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage, o *outcome) error {
 	var proxies []*proxy
-	if s.Do != breakDatabase {
-		proxies = append(proxies, victim.broker)
-	}
-	if s.Do != breakBroker {
-		proxies = append(proxies, victim.database)
+	var outages []outage
+	for p, through := range map[peer]*proxy{toBroker: victim.broker, toDatabase: victim.database} {
+		if s.Do == breakBroker && p == toDatabase || s.Do == breakDatabase && p == toBroker {
+			continue
+		}
+		using, err := l.standing(p)
+		if err != nil {
+			return err
+		}
+		proxies = append(proxies, through)
+		outages = append(outages, outage{peer: p, cause: string(s.Fault), pid: victim.pid(), at: time.Now(), certain: using[victim.pid()] && s.Fault.cuts()})
 	}
 	for _, p := range proxies {
 		p.set(s.Fault)
@@ -332,12 +352,17 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 		return context.Cause(ctx)
 	case <-time.After(s.For):
 	}
-	for _, p := range proxies {
-		if s.Fault == stall || s.Fault == deaf || s.Fault == mute {
+	for i, p := range proxies {
+		switch s.Fault {
+		case stall, deaf, mute:
 			p.drop() // a path that came back knows nothing of old connections
+		case hole:
+			p.forget()
 		}
+		outages[i].over = time.Now()
 		p.set(noFault)
 	}
+	o.outages = append(o.outages, outages...)
 	return nil
 }
 

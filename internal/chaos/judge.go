@@ -109,6 +109,7 @@ func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 // judgeAll judges each run of the trial, and that they took turns.
 func (l *lane) judgeAll(ctx context.Context, o *outcome) {
 	l.judge(ctx, o)
+	l.recovered(ctx, o)
 	for _, r := range o.others {
 		other := &outcome{trial: o.trial, run: r, hits: o.hits}
 		l.judge(ctx, other)

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -22,7 +23,25 @@ const (
 	mute fault = "mute"
 	// slow passes everything, late and in small pieces.
 	slow fault = "slow"
+	// pause stalls, and then passes what it has held back: nobody needs to
+	// notice.
+	pause fault = "pause"
+	// hole swallows everything, and what was connected is never heard of
+	// again: a path whose state was lost. The server learns that its client is
+	// gone; the worker has to find out by itself. Who connects meanwhile is
+	// refused in the end.
+	hole fault = "hole"
 )
+
+// cuts says whether the fault ends the connections that are there, at its
+// beginning or at its end.
+func (f fault) cuts() bool {
+	switch f {
+	case reset, stall, deaf, mute, hole:
+		return true
+	}
+	return false
+}
 
 // A proxy is a TCP relay between one worker and one server.
 type proxy struct {
@@ -33,8 +52,18 @@ type proxy struct {
 	mu     sync.Mutex
 	fault  fault
 	change chan struct{} // closed when fault changes
-	conns  map[net.Conn]struct{}
+	links  map[*link]struct{}
 	closed bool
+}
+
+// link is one connection through a proxy.
+type link struct {
+	client, server net.Conn
+	// made is the fault during which it was made.
+	made fault
+	// dead: the client is to hear nothing any more, not even an end. Guarded
+	// by the proxy's mu.
+	dead bool
 }
 
 func newProxy(target string) (*proxy, error) {
@@ -42,7 +71,7 @@ func newProxy(target string) (*proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &proxy{target: target, listener: listener, change: make(chan struct{}), conns: map[net.Conn]struct{}{}}
+	p := &proxy{target: target, listener: listener, change: make(chan struct{}), links: map[*link]struct{}{}}
 	p.relays.Go(p.accept)
 	return p, nil
 }
@@ -81,13 +110,34 @@ func (p *proxy) drop() {
 }
 
 func (p *proxy) endAll() {
-	for conn := range p.conns {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
+	for k := range p.links {
+		k.end()
+	}
+	clear(p.links)
+}
+
+// end resets both sides.
+func (k *link) end() {
+	for _, conn := range []net.Conn{k.client, k.server} {
+		_ = conn.(*net.TCPConn).SetLinger(0)
 		conn.Close()
 	}
-	clear(p.conns)
+}
+
+// forget ends a hole: what was connected before is dead, what tried to connect
+// meanwhile is refused.
+func (p *proxy) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k := range p.links {
+		if k.made == hole {
+			k.end()
+			delete(p.links, k)
+			continue
+		}
+		k.dead = true
+		k.server.Close()
+	}
 }
 
 func (p *proxy) close() {
@@ -120,16 +170,29 @@ func (p *proxy) relay(client net.Conn) {
 		p.mu.Unlock()
 		return
 	}
-	p.conns[client], p.conns[server] = struct{}{}, struct{}{}
+	k := &link{client: client, server: server, made: p.fault}
+	p.links[k] = struct{}{}
 	p.mu.Unlock()
 	var both sync.WaitGroup
-	both.Go(func() { p.pass(server, client, mute); server.Close(); client.Close() })
-	both.Go(func() { p.pass(client, server, deaf); client.Close(); server.Close() })
+	both.Go(func() { p.pass(server, client, mute); p.hangUp(k) })
+	both.Go(func() { p.pass(client, server, deaf); p.hangUp(k) })
 	both.Wait()
+	// A dead one stays until its client gives up or the proxy is mended.
+	_, _ = io.Copy(io.Discard, client)
 	p.mu.Lock()
-	delete(p.conns, client)
-	delete(p.conns, server)
+	delete(p.links, k)
 	p.mu.Unlock()
+}
+
+// hangUp passes on that one side has ended.
+func (p *proxy) hangUp(k *link) {
+	p.mu.Lock()
+	dead := k.dead
+	p.mu.Unlock()
+	k.server.Close()
+	if !dead {
+		k.client.Close()
+	}
 }
 
 // pass copies one direction, which fault one stops.
@@ -167,7 +230,9 @@ func (p *proxy) gate(one fault) (fault, bool) {
 		if closed {
 			return "", false
 		}
-		if f != stall && f != one {
+		switch f {
+		case stall, pause, hole, one:
+		default:
 			return f, true
 		}
 		<-change

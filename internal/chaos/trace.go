@@ -30,6 +30,9 @@ type traceReader struct {
 	offset int64
 	// moments since the last forget.
 	moments []moment
+	// using says by process whether it has a connection to the peer, as far as
+	// it knows. It is never forgotten.
+	using map[peer]map[int]bool
 }
 
 // read takes in what was written since the last time.
@@ -52,9 +55,23 @@ func (t *traceReader) read() ([]moment, error) {
 		var m moment
 		if json.Unmarshal(line, &m) == nil {
 			t.moments = append(t.moments, m)
+			t.note(m)
 		}
 	}
 	return t.moments, nil
+}
+
+// note follows who uses its servers.
+func (t *traceReader) note(m moment) {
+	for p, turn := range turns {
+		if m.Point != turn.lost && m.Point != turn.back {
+			continue
+		}
+		if t.using == nil {
+			t.using = map[peer]map[int]bool{toBroker: {}, toDatabase: {}}
+		}
+		t.using[p][m.PID] = m.Point == turn.back
+	}
 }
 
 // forget begins a new trial.

@@ -106,6 +106,10 @@ const (
 	endSessions action = "end-sessions"
 )
 
+// holeLasts is a little longer than a worker of the harness needs to find out
+// that nothing comes from its broker: one and a half of its heartbeats.
+const holeLasts = brokerHeartbeat*3/2 + 1500*time.Millisecond
+
 func (t Trial) String() string {
 	var stages []string
 	for _, s := range t.Stages {
@@ -214,13 +218,17 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		if t.Kind == DatabaseFault {
 			do = breakDatabase
 		}
-		faults := []fault{reset, stall, deaf, mute, slow}
+		faults := []fault{reset, stall, deaf, mute, slow, pause}
 		p := t.somewhere(random)
 		if t.Kind == DatabaseFault && random.IntN(4) == 0 {
 			t.Stages = []stage{{Point: p.point, Step: p.step, Do: endSessions}}
 			break
 		}
 		t.Stages = []stage{{Point: p.point, Step: p.step, Do: do, Fault: faults[random.IntN(len(faults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond}}
+		if t.Kind == BrokerFault && random.IntN(12) == 0 {
+			// Long enough for heartbeats to find out.
+			t.Stages[0].Fault, t.Stages[0].For = hole, holeLasts
+		}
 	case Duplicate:
 		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry"}
 		t.Variant = variants[random.IntN(len(variants))]

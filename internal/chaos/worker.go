@@ -19,6 +19,9 @@ import (
 // cores.
 const patience = 45 * time.Second
 
+// brokerHeartbeat is what workers ask of the broker.
+const brokerHeartbeat = 5 * time.Second
+
 // A workerProcess is one place for a worker: the process in it is killed and
 // replaced, its proxies stay.
 type workerProcess struct {
@@ -55,7 +58,7 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 	w.environ = append(l.config.bugEnvironment(),
 		"PATH="+filepath.Dir(l.config.programs.ledger)+":"+os.Getenv("PATH"),
 		"HOME="+l.folder,
-		"CELERY_BROKER_URL="+brokerURL.String()+"?heartbeat=5",
+		"CELERY_BROKER_URL="+brokerURL.String()+fmt.Sprintf("?heartbeat=%d", brokerHeartbeat/time.Second),
 		"CELERY_RESULT_BACKEND=db+postgresql://"+strings.TrimPrefix(databaseURL.String(), "postgres://"),
 		"POSTGRES_HOST="+host, "POSTGRES_PORT="+port,
 		"POSTGRES_USER="+databaseURL.User.Username(), "POSTGRES_PASSWORD="+password,

@@ -4,6 +4,18 @@ package faultpoint
 // says has happened, "after" that all of it has, as far as this process knows.
 type Point string
 
+// The connections of a worker. No subject.
+const (
+	// ConnectionLost: the worker knows that its connection to the broker is
+	// gone. Consuming: it has a new one with all its consumers.
+	ConnectionLost Point = "connection.lost"
+	Consuming      Point = "consuming"
+	// SessionLost: the database session that proves the worker alive is gone.
+	// SessionHeld: it has one, with its lock.
+	SessionLost Point = "session.lost"
+	SessionHeld Point = "session.held"
+)
+
 // A delivery, in package worker. Subject: the task's id and the repr of its
 // arguments.
 const (
