@@ -80,7 +80,7 @@ func retryHeaders(m *Message, o RetryOptions) map[string]any {
 		h = map[string]any{}
 	}
 	maps.DeleteFunc(h, func(name string, _ any) bool {
-		return name == "x-death" || name == "x-delivery-count" || name == "compression" ||
+		return name == "x-death" || name == "x-delivery-count" || name == "x-acquired-count" || name == "compression" ||
 			strings.HasPrefix(name, "x-first-death-") || strings.HasPrefix(name, "x-last-death-")
 	})
 	parent := m.ParentID

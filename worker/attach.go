@@ -94,8 +94,9 @@ const (
 )
 
 // arrive looks a delivery up, and attaches it if its task runs here. Only a
-// message that the broker calls redelivered is answered from memory: somebody
-// who sends the same task again after its end wants it to run.
+// message that the broker calls redelivered, or that we have sent in place of
+// such a one, is answered from memory: somebody who sends the same task again
+// after its end wants it to run.
 func (a *attachments) arrive(d *delivery, id identity) (arrival, verdict) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -104,12 +105,13 @@ func (a *attachments) arrive(d *delivery, id identity) (arrival, verdict) {
 
 func (a *attachments) look(d *delivery, id identity) (arrival, verdict) {
 	if e, ok := a.running[id]; ok {
-		// Those of lost connections are dead: they are not collected.
-		e.deliveries = slices.DeleteFunc(e.deliveries, func(d *delivery) bool { return d.session.isLost() })
+		// Those of lost connections are dead, and some have been replaced by a
+		// copy: they are not collected.
+		e.deliveries = slices.DeleteFunc(e.deliveries, func(d *delivery) bool { return d.session.isLost() || d.settled.Load() })
 		e.deliveries = append(e.deliveries, d)
 		return arrivalAttached, 0
 	}
-	if element, ok := a.recent[id]; ok && d.redelivered {
+	if element, ok := a.recent[id]; ok && d.repeats() {
 		a.order.MoveToBack(element)
 		return arrivalEnded, element.Value.(ended).verdict
 	}

@@ -39,3 +39,6 @@ func count(c interface{ Write(*dto.Metric) error }) int {
 
 // Received is how many messages were delivered.
 func (w *Worker) Received() int { return count(w.metrics.received) }
+
+// HeaderCopy marks the copy of a message.
+const HeaderCopy = headerCopy

@@ -74,14 +74,11 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case p.slots <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-p.session.lost:
-		return p.session.lostBecause("publishing", p.session.lostErr)
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return err
 	}
-	defer func() { <-p.slots }()
+	defer leave()
 
 	confirm, channel, err := p.send(m, out)
 	if err != nil {
@@ -107,6 +104,18 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 		return fmt.Errorf("broker did not take task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
 	}
 	return nil
+}
+
+// enter waits until fewer than the most messages wait for their confirm.
+func (p *publisher) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case p.slots <- struct{}{}:
+		return func() { <-p.slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-p.session.lost:
+		return nil, p.session.lostBecause("publishing", p.session.lostErr)
+	}
 }
 
 func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.DeferredConfirmation, *amqp.Channel, error) {

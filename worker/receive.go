@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -25,13 +26,15 @@ type delivery struct {
 	wire protocol.Delivery
 	// part shows that it moves.
 	part *pulse.Part
+	// settled is set by whoever settles it.
+	settled atomic.Bool
 }
 
-// settle tells the broker, unless the tag is dead: then the broker has, or
-// will, deliver again.
+// settle tells the broker, once, unless the tag is dead: then the broker has,
+// or will, deliver again.
 func (d *delivery) settle(v verdict) {
 	faultpoint.Hit(faultpoint.SettleBefore, d.wire.Properties.CorrelationID)
-	if d.session.isLost() {
+	if d.session.isLost() || d.settled.Swap(true) {
 		return
 	}
 	var err error
@@ -41,7 +44,7 @@ func (d *delivery) settle(v verdict) {
 	case verdictReject:
 		err = d.acker.Reject(d.tag, false)
 	case verdictRequeue:
-		err = d.acker.Nack(d.tag, false, true)
+		err = d.requeue()
 	}
 	if err != nil {
 		d.session.fail(fmt.Errorf("settling a delivery: %w", err))
@@ -170,6 +173,7 @@ func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v ver
 	if arrival == arrivalAttached {
 		faultpoint.Hit(faultpoint.TaskAttached, m.ID, m.ArgsRepr)
 		w.taskLog(m).Info("repeated delivery joins the running task")
+		d.renew()
 		return
 	}
 	w.taskLog(m).Info("repeated delivery of a task that has ended is settled without running it again")

@@ -39,6 +39,11 @@ func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
 // publishAlone publishes on a channel of its own. A message that somebody else
 // made may lack the ids by which the shared channel knows what came back.
 func (s *session) publishAlone(ctx context.Context, m protocol.Publishing, out amqp.Publishing) error {
+	leave, err := s.publisher.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	opened := s.guard("channel.open")
 	ch, err := s.conn.Channel()
 	if err == nil {

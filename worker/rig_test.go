@@ -51,6 +51,22 @@ func (r *rig) reconnect() {
 	}
 }
 
+// version is RabbitMQ's.
+func (r *rig) version() string {
+	version, _ := r.conn.Properties["version"].(string)
+	return version
+}
+
+// atLeast says whether RabbitMQ is of this version or a later one.
+func (r *rig) atLeast(major, minor int) bool {
+	r.t.Helper()
+	var a, b int
+	if _, err := fmt.Sscanf(r.version(), "%d.%d", &a, &b); err != nil {
+		r.t.Fatalf("version of RabbitMQ %q: %v", r.version(), err)
+	}
+	return a > major || a == major && b >= minor
+}
+
 // dial connects as the worker does, so that a priority of 0 can be sent.
 func (r *rig) dial() *amqp.Connection {
 	r.t.Helper()

@@ -235,6 +235,7 @@ func (w *Worker) retry(m *protocol.Message, r registration, o outcome) (impossib
 	if _, err := amqpPublishing(message); err != nil {
 		return err, nil
 	}
+	delete(message.Headers, headerCopy) // it replaces nothing
 	to := outgoing{message: message}
 	if message.Exchange == "" {
 		if to.way.queue, err = w.routes.queue(message.RoutingKey); err != nil {

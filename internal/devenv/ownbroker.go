@@ -2,8 +2,10 @@ package devenv
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -30,8 +32,9 @@ type PrivateBroker struct {
 
 // OwnBroker starts a RabbitMQ with these settings of its application "rabbit"
 // (consumer_timeout, for instance) and returns when it answers, usually after
-// 6 s. It runs the installed programs, else the image of the shipped compose
-// file. It ends with the test.
+// 6 s. It is of the same version as the one that all tests share: from its image
+// if that is a container, else the installed programs, else the image of the
+// shipped compose file. It ends with the test.
 func OwnBroker(t testing.TB, settings map[string]int) *PrivateBroker {
 	t.Helper()
 	var arguments []string
@@ -41,7 +44,7 @@ func OwnBroker(t testing.TB, settings map[string]int) *PrivateBroker {
 	sort.Strings(arguments)
 	b := &PrivateBroker{t: t}
 	var err error
-	if script := findRabbitMQ(); script != "" {
+	if script := findRabbitMQ(); script != "" && os.Getenv(EnvBrokerImage) == "" {
 		err = b.prepareProcess(script, strings.Join(arguments, " "))
 	} else {
 		err = b.prepareContainer(strings.Join(arguments, " "))
@@ -79,7 +82,7 @@ func (b *PrivateBroker) listens(gone <-chan struct{}) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := dial(ctx, b.port)
+		err := greets(ctx, b.port)
 		if err == nil {
 			return nil
 		}
@@ -91,6 +94,23 @@ func (b *PrivateBroker) listens(gone <-chan struct{}) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// greets says whether a broker answers an AMQP client. Docker's proxy of a
+// published port takes connections before there is one.
+func greets(ctx context.Context, port int) error {
+	dialer := net.Dialer{Timeout: 2 * time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("AMQP\x00\x00\x09\x01")); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 func (b *PrivateBroker) prepareProcess(script, arguments string) error {
@@ -137,10 +157,7 @@ func (b *PrivateBroker) prepareProcess(script, arguments string) error {
 }
 
 func (b *PrivateBroker) prepareContainer(arguments string) error {
-	image := os.Getenv("RABBITMQ_IMAGE")
-	if image == "" {
-		image = "rabbitmq:3.13-management"
-	}
+	image := cmp.Or(os.Getenv(EnvBrokerImage), os.Getenv("RABBITMQ_IMAGE"), rabbitMQImage.official)
 	ports, err := freePorts(1)
 	if err != nil {
 		return err
@@ -170,12 +187,9 @@ func (b *PrivateBroker) prepareContainer(arguments string) error {
 		if err := docker("start", name); err != nil {
 			return err
 		}
-		// Docker's proxy takes connections before the broker does.
-		ctx, cancel := context.WithTimeout(context.Background(), brokerLimit)
+		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		err := until(ctx, brokerLimit, containerGone(ctx, name), func(context.Context) error {
-			return docker("exec", name, "rabbitmq-diagnostics", "-q", "check_port_listener", "5672")
-		})
+		err := b.listens(containerGone(ctx, name))
 		if err != nil {
 			return explainContainer(name, err)
 		}

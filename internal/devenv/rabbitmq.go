@@ -265,6 +265,7 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 	if err != nil {
 		return explainContainer(name, fmt.Errorf("rabbitmq does not come up: %w", err))
 	}
+	b.export(EnvBrokerImage, image)
 	w.done(fmt.Sprintf("rabbitmq %s (127.0.0.1:%d, image %s)", version, ports[0], image))
 	return nil
 }

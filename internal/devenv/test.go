@@ -13,6 +13,7 @@ import (
 const (
 	EnvBroker      = "MM_TEST_BROKER_URL"     // amqp://user:password@host:port
 	EnvBrokerAPI   = "MM_TEST_BROKER_API_URL" // http://user:password@host:port, RabbitMQ's management plugin
+	EnvBrokerImage = "MM_TEST_BROKER_IMAGE"   // the image of the broker if it is a container, for OwnBroker
 	EnvDatabase    = "MM_TEST_DATABASE_URL"   // postgres://…, a role that may create databases
 	EnvPythonRoot  = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and its kin
 	EnvCompose     = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
