@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -59,6 +60,33 @@ func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
 				t.Errorf("%d messages are left", n)
 			}
 		})
+	}
+}
+
+// The same when the result cannot be stored: the task runs again and again, and
+// its message stays.
+func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	limited(3)(&cfg)
+	cfg.SettleTimeout = time.Millisecond
+	var calls atomic.Int32
+	r.results.Fail(func([]protocol.Result) error {
+		if calls.Add(1) <= 12 {
+			return errors.New("database is away")
+		}
+		return nil
+	})
+	w := newWorker(t, cfg)
+	registerShop(w)
+	r.stop = workertest.Start(t, w)
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages are left", n)
 	}
 }
 
