@@ -18,6 +18,8 @@
 //     just ended, the delivery is acknowledged without a second run.
 //   - A fault of the broker or of the result backend never makes a failure of
 //     finished work: it is retried, and at last the message goes back.
+//   - A quorum queue's delivery limit does not lose a message that is handed
+//     back or whose task runs: it is sent anew when a return was counted.
 //   - A stored SUCCESS stands: a repeated run that fails sends no error
 //     callbacks and marks nothing.
 //   - No message ends the worker, or keeps it busy for ever by being malformed.
@@ -34,6 +36,6 @@
 //     further consumers, so that they block nobody.
 //
 // A delivery's way through the files: connect.go, declare.go, consume.go,
-// receive.go, attach.go, run.go, bind.go, settle.go, publish.go; around it
-// shutdown.go, health.go and wire.go.
+// receive.go, attach.go, run.go, bind.go, settle.go, publish.go, requeue.go;
+// around it shutdown.go, health.go and wire.go.
 package worker
