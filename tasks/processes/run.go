@@ -68,9 +68,10 @@ type Owner struct{ Run, Step string }
 // succeeded, whatever its exit code says: its error is then the cause of ctx.
 func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 	p := &program{
-		mark: fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), programs.Add(1)),
-		log:  r.Logger,
-		dead: map[identity]bool{},
+		mark:  fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), programs.Add(1)),
+		log:   r.Logger,
+		known: map[identity]bool{},
+		dead:  map[identity]bool{},
 	}
 	if p.log == nil {
 		p.log = slog.Default()
@@ -131,6 +132,9 @@ type program struct {
 	// group are the members of the process group that were alive when the
 	// program had ended. Later its number may be another group's.
 	group map[identity]bool
+	// known are processes that were found before. One that is about to end has
+	// no environment any more and is not yet gone.
+	known map[identity]bool
 	// dead are processes that no signal reaches.
 	dead map[identity]bool
 }
@@ -285,7 +289,7 @@ func (p *program) find() map[identity]process {
 		if other.pid == me {
 			return false
 		}
-		if running && (other.pid == p.pid || other.group == p.pid) || p.group[other.identity()] {
+		if running && (other.pid == p.pid || other.group == p.pid) || p.group[other.identity()] || p.known[other.identity()] {
 			return true
 		}
 		if ours[other.pid] {
@@ -307,7 +311,9 @@ func (p *program) find() map[identity]process {
 	for id, other := range found {
 		if other.zombie || p.dead[id] || other.pid == me {
 			delete(found, id)
+			continue
 		}
+		p.known[id] = true
 	}
 	return found
 }
