@@ -111,20 +111,21 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	c := &campaign{config: &config, began: time.Now(), report: newReport(&config)}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	defer c.cancel(nil)
-	lanes := min(config.Lanes, config.Trials)
-	if config.Only >= 0 {
-		lanes = 1
-	}
+	shared, own := c.count()
+	lanes := min(config.Lanes, shared)
 	var wait sync.WaitGroup
 	for i := range lanes {
-		wait.Go(func() { c.work(ctx, i) })
+		wait.Go(func() { c.work(ctx, i, false) })
+	}
+	if own > 0 {
+		wait.Go(func() { c.work(ctx, lanes, true) })
 	}
 	wait.Wait()
 	c.report.took = time.Since(c.began)
-	if c.failed != nil {
-		return nil, c.failed
+	if c.failed == nil && ctx.Err() != nil {
+		c.report.interrupted = true
 	}
-	return c.report, nil
+	return c.report, c.failed
 }
 
 // campaign is the work of one Run.
@@ -133,26 +134,53 @@ type campaign struct {
 	began  time.Time
 	cancel context.CancelCauseFunc
 
-	mu     sync.Mutex
-	next   int
+	mu sync.Mutex
+	// next are the numbers from which lanes with everybody's servers, and the
+	// one with its own, look for their next trial.
+	next   struct{ shared, own int }
 	ended  bool
 	report *Report
 	failed error
 }
 
-// take returns the next trial's number.
-func (c *campaign) take() (int, bool) {
+// count says how many of the first trials need everybody's servers, and how
+// many servers of their own. It looks no further than the kinds repeat.
+func (c *campaign) count() (shared, own int) {
+	first, end := 0, min(c.config.Trials, max(c.config.Lanes, 1)*len(c.config.Kinds))
+	if c.config.Only >= 0 {
+		first, end = c.config.Only, c.config.Only+1
+	}
+	for n := first; n < end; n++ {
+		if c.kind(n).needsOwnServers() {
+			own++
+		} else {
+			shared++
+		}
+	}
+	return shared, own
+}
+
+func (c *campaign) kind(number int) Kind { return c.config.Kinds[number%len(c.config.Kinds)] }
+
+// take returns the number of the next trial for a lane.
+func (c *campaign) take(own bool) (int, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.config.Only >= 0 {
 		defer func() { c.ended = true }()
 		return c.config.Only, !c.ended
 	}
-	if c.ended || c.next >= c.config.Trials || c.config.For > 0 && time.Since(c.began) > c.config.For {
+	next := &c.next.shared
+	if own {
+		next = &c.next.own
+	}
+	for ; *next < c.config.Trials && c.kind(*next).needsOwnServers() != own; *next++ {
+	}
+	if c.ended || *next >= c.config.Trials || c.config.For > 0 && time.Since(c.began) > c.config.For {
 		return 0, false
 	}
-	c.next++
-	return c.next - 1, true
+	*next++
+	return *next - 1, true
 }
 
 func (c *campaign) fail(err error) {
@@ -165,7 +193,7 @@ func (c *campaign) fail(err error) {
 
 // work carries out trials in one lane, which is made anew after a trial that
 // failed: what it leaves behind must not fail the next one.
-func (c *campaign) work(ctx context.Context, number int) {
+func (c *campaign) work(ctx context.Context, number int, own bool) {
 	var l *lane
 	made := 0
 	defer func() {
@@ -174,14 +202,14 @@ func (c *campaign) work(ctx context.Context, number int) {
 		}
 	}()
 	for {
-		n, ok := c.take()
+		n, ok := c.take(own)
 		if !ok || ctx.Err() != nil {
 			return
 		}
 		if l == nil {
 			var err error
 			made++
-			if l, err = newLane(ctx, c.config, fmt.Sprintf("lane-%d-%d", number, made)); err != nil {
+			if l, err = newLane(ctx, c.config, fmt.Sprintf("lane-%d-%d", number, made), own); err != nil {
 				c.fail(err)
 				return
 			}
@@ -201,12 +229,12 @@ func (c *campaign) work(ctx context.Context, number int) {
 // leave stops a lane's workers as an operator does, and demands that they
 // leave nothing behind.
 func (c *campaign) leave(ctx context.Context, l *lane) {
-	for _, w := range l.workers {
-		if err := w.stop(); err != nil {
-			c.add(problem{stuck, err.Error()})
-		}
-	}
 	if ctx.Err() == nil {
+		for _, w := range l.workers {
+			if err := w.stop(); err != nil {
+				c.add(problem{stuck, err.Error()})
+			}
+		}
 		if n, err := l.waiting(); err != nil || n > 0 {
 			c.add(problem{left, fmt.Sprintf("%d messages in the queue of %s after all its workers were stopped (%v)", n, l.name, err)})
 		}
@@ -310,16 +338,18 @@ func (c *campaign) keep(o *outcome, l *lane) (string, error) {
 
 // A Report is what a campaign has shown.
 type Report struct {
-	config   *Config
-	took     time.Duration
-	trials   int
-	failed   []int
-	kinds    map[Kind]*tally
-	problems map[class]int
-	hits     int
-	kills    int
-	missed   int
-	resumed  []time.Duration
+	config *Config
+	took   time.Duration
+	// interrupted: it was ended from outside before it was through.
+	interrupted bool
+	trials      int
+	failed      []int
+	kinds       map[Kind]*tally
+	problems    map[class]int
+	hits        int
+	kills       int
+	missed      int
+	resumed     []time.Duration
 	// slowest is the trial with the longest time from a kill.
 	slowest  int
 	windows  map[string][]time.Duration
@@ -346,6 +376,9 @@ func newReport(config *Config) *Report {
 
 // Failed are the numbers of the trials that broke a promise.
 func (r *Report) Failed() []int { return r.failed }
+
+// Interrupted says whether the campaign was ended from outside.
+func (r *Report) Interrupted() bool { return r.interrupted }
 
 // Problems counts the broken promises.
 func (r *Report) Problems() int {

@@ -282,6 +282,10 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 		if err := l.endSessions(ctx, o); err != nil {
 			return false, err
 		}
+	case restartBroker, restartDatabase:
+		if err := l.restart(ctx, s, o); err != nil {
+			return false, err
+		}
 	default:
 		if err := l.breakConnections(ctx, victim, s, o); err != nil {
 			return false, err

@@ -50,6 +50,7 @@ type lane struct {
 	ledger    string
 
 	broker, database string
+	own              *ownServers // nil where they are everybody's
 	remove           []func(context.Context) error
 	pool             *pgxpool.Pool
 	conn             *amqp.Connection
@@ -66,8 +67,9 @@ type lane struct {
 	trapsSet int64
 }
 
-// newLane makes everything and starts no worker.
-func newLane(ctx context.Context, config *Config, name string) (l *lane, err error) {
+// newLane makes everything and starts no worker. own gives it servers of its
+// own.
+func newLane(ctx context.Context, config *Config, name string, own bool) (l *lane, err error) {
 	l = &lane{config: config, name: name, folder: filepath.Join(config.Folder, name), queue: queue}
 	defer func() {
 		if err != nil {
@@ -85,15 +87,13 @@ func newLane(ctx context.Context, config *Config, name string) (l *lane, err err
 	if err := makeWorkspace(ctx, l.workspace); err != nil {
 		return l, err
 	}
-	var remove func(context.Context) error
-	if l.broker, remove, err = devenv.NewVhost(ctx); err != nil {
+	places := l.takePlaces
+	if own {
+		places = l.startServers
+	}
+	if err := places(ctx); err != nil {
 		return l, err
 	}
-	l.remove = append(l.remove, remove)
-	if l.database, remove, err = devenv.NewDatabase(ctx); err != nil {
-		return l, err
-	}
-	l.remove = append(l.remove, remove)
 	settings, err := pgxpool.ParseConfig(l.database)
 	if err != nil {
 		return l, err
@@ -117,6 +117,22 @@ func newLane(ctx context.Context, config *Config, name string) (l *lane, err err
 		return l, err
 	}
 	return l, l.listen()
+}
+
+// takePlaces gives the lane its part of everybody's servers, which close
+// removes.
+func (l *lane) takePlaces(ctx context.Context) error {
+	for address, make := range map[*string]func(context.Context) (string, func(context.Context) error, error){
+		&l.broker: devenv.NewVhost, &l.database: devenv.NewDatabase,
+	} {
+		made, remove, err := make(ctx)
+		if err != nil {
+			return err
+		}
+		*address = made
+		l.remove = append(l.remove, remove)
+	}
+	return nil
 }
 
 // makeWorkspace makes a git repository with one commit.
@@ -181,6 +197,9 @@ func (l *lane) close(ctx context.Context) error {
 		l.conn.Close()
 	}
 	var failures []error
+	if l.own != nil {
+		failures = append(failures, l.own.close())
+	}
 	for _, remove := range l.remove {
 		failures = append(failures, remove(ctx))
 	}

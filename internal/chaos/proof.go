@@ -116,7 +116,7 @@ func found(ctx context.Context, config Config, d meant) (bool, string, error) {
 		if name == "" {
 			name = "healthy"
 		}
-		l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d-%d", name, i, time.Now().UnixNano()))
+		l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d-%d", name, i, time.Now().UnixNano()), t.Kind.needsOwnServers())
 		if err != nil {
 			return false, "", err
 		}

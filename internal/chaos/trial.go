@@ -38,6 +38,9 @@ const (
 	Crowd Kind = "crowd"
 	// Stop ends the worker by SIGTERM in the middle of a command.
 	Stop Kind = "stop"
+	// Restart stops or kills the broker or the database at a named point, and
+	// starts it again a while later. It has servers of its own.
+	Restart Kind = "restart"
 	// Rollback makes runs fail in every way there is, in turn, and demands
 	// that each is rolled back exactly once. It is carried out when asked for.
 	Rollback Kind = "rollback"
@@ -50,7 +53,7 @@ const (
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd,
+	KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Restart,
 }
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
@@ -86,9 +89,12 @@ type stage struct {
 	After      time.Duration
 	// Do is what happens.
 	Do action
-	// Fault and For are those of a broken connection.
+	// Fault and For are those of a broken connection. For is also how long a
+	// server stays away.
 	Fault fault
 	For   time.Duration
+	// Abrupt: the server is killed, not stopped.
+	Abrupt bool
 }
 
 // action is what happens at a stage.
@@ -104,6 +110,9 @@ const (
 	// endSessions lets the database's administrator end all sessions of
 	// workers: both workers lose their locks at the same moment.
 	endSessions action = "end-sessions"
+	// restartBroker and restartDatabase end the lane's own servers.
+	restartBroker   action = "restart broker"
+	restartDatabase action = "restart database"
 )
 
 // holeLasts is a little longer than a worker of the harness needs to find out
@@ -116,6 +125,9 @@ func (t Trial) String() string {
 		text := string(s.Do)
 		if s.Fault != noFault {
 			text += " " + string(s.Fault) + " " + s.For.String()
+		}
+		if s.Do == restartBroker || s.Do == restartDatabase {
+			text += map[bool]string{true: " (killed, away ", false: " (stopped, away "}[s.Abrupt] + s.For.String() + ")"
 		}
 		if s.Point != "" {
 			text += " at " + string(s.Point)
@@ -229,6 +241,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 			// Long enough for heartbeats to find out.
 			t.Stages[0].Fault, t.Stages[0].For = hole, holeLasts
 		}
+	case Restart:
+		t.restartServer(random)
 	case Duplicate:
 		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry"}
 		t.Variant = variants[random.IntN(len(variants))]

@@ -177,8 +177,8 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 // takeGiven uses what the caller's environment and `make services-up` give.
 func (b *bringUp) takeGiven() {
 	kept := b.cache.keptServices()
-	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvPythonRoot, EnvCompose} {
-		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase) {
+	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose} {
+		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
 			continue // the very point is to use others
 		}
 		if value := os.Getenv(name); value != "" {

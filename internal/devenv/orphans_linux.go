@@ -90,7 +90,7 @@ func processes() []process {
 	return all
 }
 
-// dieWithUs lets the child of a process group of its own get SIGTERM when this
+// dieWithUs lets the child of a process group of its own get a signal when this
 // process dies. The kernel sends it when the thread that forked ends, too; Go
 // ends threads only for goroutines that die locked to theirs.
-func dieWithUs(cmd *exec.Cmd) { cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM }
+func dieWithUs(cmd *exec.Cmd, signal syscall.Signal) { cmd.SysProcAttr.Pdeathsig = signal }

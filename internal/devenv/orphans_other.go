@@ -2,7 +2,10 @@
 
 package devenv
 
-import "os/exec"
+import (
+	"os/exec"
+	"syscall"
+)
 
 // adoptOrphans needs Linux; elsewhere only process groups are ended.
 func adoptOrphans() (release func()) { return func() {} }
@@ -11,4 +14,4 @@ func adoptOrphans() (release func()) { return func() {} }
 func onlyZombies(int) bool { return false }
 
 // dieWithUs needs Linux; elsewhere a killed test leaves its servers.
-func dieWithUs(*exec.Cmd) {}
+func dieWithUs(*exec.Cmd, syscall.Signal) {}

@@ -97,7 +97,7 @@ pool_mode = %s
 		cmd := exec.Command(program, filepath.Join(home, "pgbouncer.ini"))
 		cmd.Dir, cmd.Env = home, []string{"HOME=" + home}
 		runAs(cmd, account)
-		pooler, err := childOf(cmd)
+		pooler, err := childOf(cmd, syscall.SIGTERM)
 		if err != nil {
 			return "", err
 		}

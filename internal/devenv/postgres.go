@@ -150,6 +150,7 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 		return explainContainer(name, fmt.Errorf("postgres does not come up: %w", err))
 	}
 	b.export(EnvDatabase, address)
+	b.export(EnvDatabaseImage, image)
 	w.done(fmt.Sprintf("postgres %s (127.0.0.1:%d, image %s)", version, ports[0], image))
 	return nil
 }

@@ -11,14 +11,15 @@ import (
 // Environment variables by which the services find the tests. `make test`
 // sets them; `make services-up` prints them for a shell.
 const (
-	EnvBroker      = "MM_TEST_BROKER_URL"     // amqp://user:password@host:port
-	EnvBrokerAPI   = "MM_TEST_BROKER_API_URL" // http://user:password@host:port, RabbitMQ's management plugin
-	EnvBrokerImage = "MM_TEST_BROKER_IMAGE"   // the image of the broker if it is a container, for OwnBroker
-	EnvDatabase    = "MM_TEST_DATABASE_URL"   // postgres://…, a role that may create databases
-	EnvPythonRoot  = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and its kin
-	EnvCompose     = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
-	howToGetOne    = "run `make test`, or `make services-up` and the export lines that it prints"
-	serviceTimeout = 15 * time.Second
+	EnvBroker        = "MM_TEST_BROKER_URL"     // amqp://user:password@host:port
+	EnvBrokerAPI     = "MM_TEST_BROKER_API_URL" // http://user:password@host:port, RabbitMQ's management plugin
+	EnvBrokerImage   = "MM_TEST_BROKER_IMAGE"   // the image of the broker if it is a container, for StartOwnBroker
+	EnvDatabase      = "MM_TEST_DATABASE_URL"   // postgres://…, a role that may create databases
+	EnvDatabaseImage = "MM_TEST_DATABASE_IMAGE" // the image of the database if it is a container, for StartOwnDatabase
+	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and its kin
+	EnvCompose       = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
+	howToGetOne      = "run `make test`, or `make services-up` and the export lines that it prints"
+	serviceTimeout   = 15 * time.Second
 )
 
 func need(t testing.TB, name, what string) string {

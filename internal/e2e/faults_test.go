@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
 var ranOnce = []string{"patch", "build", "restart"}
@@ -180,10 +182,10 @@ func TestDatabaseLost(t *testing.T) {
 // of one, the run must complete.
 func TestDatabaseRestarted(t *testing.T) {
 	t.Parallel()
-	server := newPostgres(t)
+	server := devenv.OwnDatabase(t)
 	f := &faulty{ledger: filepath.Join(t.TempDir(), "ledger")}
 	f.stack = newStack(t, stackConfig{
-		Database: server.url(),
+		Database: server.URL,
 		WorkerBroker: func(address string) string {
 			f.toBroker = newProxy(t, address)
 			return f.toBroker.through(address)
@@ -193,14 +195,16 @@ func TestDatabaseRestarted(t *testing.T) {
 	// The worker is about to acknowledge patch: it is recorded, its result
 	// is stored, and build has not begun.
 	f.toBroker.set(trap{method: basicAck, n: 2, act: func() {
-		server.restart()
+		server.Stop()
+		server.Start()
 		close(restarted)
 	}})
 	run := f.submit(newest, ledgerPlan(f.ledger, "restart")...)
 	<-restarted
 	f.reconnect()
 	f.awaitCommand("restart")
-	server.restart()
+	server.Stop()
+	server.Start()
 	f.open("restart")
 	f.reconnect()
 	f.demandOneCleanRun(run)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -83,6 +84,9 @@ func campaign(ctx context.Context, config chaos.Config, proof bool) error {
 	report.Print(os.Stdout)
 	if n := report.Problems(); n > 0 {
 		return fmt.Errorf("%d broken promises", n)
+	}
+	if report.Interrupted() {
+		return errors.New("interrupted")
 	}
 	return nil
 }
