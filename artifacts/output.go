@@ -185,6 +185,12 @@ type excerpt struct {
 	total int64
 }
 
+// Write implements io.Writer.
+func (e *excerpt) Write(p []byte) (int, error) {
+	e.add(p)
+	return len(p), nil
+}
+
 func (e *excerpt) add(p []byte) {
 	e.total += int64(len(p))
 	e.head = append(e.head, p[:min(len(p), excerptLimit-len(e.head))]...)

@@ -1,6 +1,7 @@
 package artifacts
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -131,12 +132,62 @@ func (r *Run) Log(name string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("artifact %s: %w", name, err)
 	}
-	if err := r.root.Rename(temporary, name); err != nil {
+	return r.appear(&Log{run: r, name: name, file: file, hash: sha256.New()}, temporary)
+}
+
+// appear gives a log its name.
+func (r *Run) appear(log *Log, temporary string) (*Log, error) {
+	if err := r.root.Rename(temporary, log.name); err != nil {
+		log.file.Close()
+		_ = r.root.Remove(temporary)
+		return nil, fmt.Errorf("artifact %s: %w", log.name, err)
+	}
+	return log, nil
+}
+
+// ErrNoLog says that there is no log to go on with.
+var ErrNoLog = errors.New("no log to go on with")
+
+// Continue goes on with a log that a worker has begun and not finished. It is
+// a copy, hashed on the way: should that worker still write, it writes to a
+// file that nobody sees any more.
+//
+// What the caller knows of it: it has at least so many bytes, and what comes
+// after end, unless that is 0, is not wanted. ErrNoLog if there is no such
+// file.
+func (r *Run) Continue(name string, least, end int64) (*Log, error) {
+	name, err := r.name(name)
+	if err != nil {
+		return nil, err
+	}
+	// No device and no pipe, which could be waited for endlessly.
+	if info, err := r.root.Lstat(name); err != nil || !info.Mode().IsRegular() || info.Size() < least {
+		return nil, ErrNoLog
+	}
+	begun, err := r.root.Open(name)
+	if err != nil {
+		return nil, ErrNoLog
+	}
+	defer begun.Close()
+	info, err := begun.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() < least {
+		return nil, ErrNoLog
+	}
+	file, temporary, err := r.temporary(name)
+	if err != nil {
+		return nil, fmt.Errorf("artifact %s: %w", name, err)
+	}
+	log := &Log{run: r, name: name, file: file, hash: sha256.New()}
+	if end == 0 || end > info.Size() {
+		end = info.Size() // as it is now: it may grow
+	}
+	_, err = io.Copy(appender{log}, io.NewSectionReader(begun, 0, end))
+	if err = cmp.Or(err, log.err); err != nil {
 		file.Close()
 		_ = r.root.Remove(temporary)
 		return nil, fmt.Errorf("artifact %s: %w", name, err)
 	}
-	return &Log{run: r, name: name, file: file, hash: sha256.New()}, nil
+	return r.appear(log, temporary)
 }
 
 // Write makes an artifact out of a text at once: sanitised, redacted, and
@@ -225,8 +276,22 @@ type Log struct {
 // Path is the name of the artifact, relative to the run directory.
 func (l *Log) Path() string { return l.name }
 
-// Empty says that nothing was written yet.
-func (l *Log) Empty() bool { return l.size == 0 }
+// Size is the number of bytes that were written.
+func (l *Log) Size() int64 { return l.size }
+
+// Excerpt is what an error text can tell of the log from an offset in bytes
+// on, without a line break at its beginning.
+func (l *Log) Excerpt(offset int64) Excerpt {
+	var e excerpt
+	reader := io.NewSectionReader(l.file, offset, max(0, l.size-offset))
+	begin := make([]byte, 1)
+	if n, _ := reader.ReadAt(begin, 0); n == 1 && begin[0] == '\n' {
+		_, _ = reader.Seek(1, io.SeekStart)
+	}
+	// What cannot be read is left out of the text.
+	_, _ = io.Copy(&e, reader)
+	return Excerpt{stdout: e}
+}
 
 // Line adds a text, which may have several lines, after a line break unless
 // it is the first.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -322,5 +323,67 @@ func TestALogCanBeReplacedWhileItIsRead(t *testing.T) {
 	var old bytes.Buffer
 	if _, err := old.ReadFrom(reader); err != nil || old.String() != "first" {
 		t.Errorf("the open file became %q, %v", old.String(), err)
+	}
+}
+
+// TestALogGoesOn: another worker takes over what one has written, whether that
+// one still writes or not.
+func TestALogGoesOn(t *testing.T) {
+	t.Parallel()
+	run := open(t)
+	first, err := run.Log("build.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Discard()
+	first.Line("$ build")
+	size := first.Size()
+	first.Line("done")
+	end := first.Size()
+	first.Line("never mind")
+
+	second, err := run.Continue("build.log", size, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Line("not seen")
+	if text := second.Excerpt(size).Text(""); text != "done" {
+		t.Errorf("excerpt %q", text)
+	}
+	second.Line("taken over")
+	file, err := second.Finish()
+	check(t, run, file, err, "$ build\ndone\ntaken over")
+
+	third, err := run.Continue("build.log", 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err = third.Finish()
+	check(t, run, file, err, "$ build\ndone\ntaken over")
+}
+
+func TestOnlyALogIsGoneOnWith(t *testing.T) {
+	t.Parallel()
+	run := open(t)
+	if _, err := run.Write("short.log", "abc"); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("abcdef"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, filepath.Join(run.Dir(), "link.log")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(run.Dir(), "pipe.log"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"short.log", "link.log", "pipe.log", "none.log"} {
+		if _, err := run.Continue(name, 4, 0); !errors.Is(err, artifacts.ErrNoLog) {
+			var escapes *artifacts.PathError
+			if name != "link.log" || !errors.As(err, &escapes) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 	}
 }

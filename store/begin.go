@@ -145,7 +145,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started}, nil, nil
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress}, nil, nil
 	}
 	v := decide(seen, request)
 	if v.wait != nil {
@@ -177,11 +177,12 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	if err := s.writeStart(ctx, tx, claim, request); err != nil {
+	progress, err := s.writeStart(ctx, tx, claim, request)
+	if err != nil {
 		return nil, nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
-	return Start{Claim: claim, Run: run, RunStarted: started}, nil, nil
+	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, Before: v.before}, nil, nil
 }
 
 // lockStates and lockRun are the locks of begin and finish, in the order in
@@ -249,7 +250,7 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 	// The shared form of the lock: two workers that look at one dead holder do
 	// not take each other for it.
 	batch.Queue(`
-		SELECT attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text,
+		SELECT attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text, progress::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
 		WHERE run_id = $1 AND step = $2
@@ -257,9 +258,12 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		for rows.Next() {
 			var c claimRow
 			var holder *int64
-			var outcome *string
+			var outcome, progress *string
 			var free *bool
-			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &free); err != nil {
+			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &progress, &free); err != nil {
+				return err
+			}
+			if c.Progress, err = parseProgress(progress); err != nil {
 				return err
 			}
 			c.StartedAt = c.StartedAt.UTC()
@@ -337,8 +341,9 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 
 // writeStart records a start (contract 6.1, with C14, R3 and R5 mended): the
 // state row of the newest attempt begins afresh, a pending run becomes
-// running, the claim is ours.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest) error {
+// running, the claim is ours. It returns how far an attempt that was begun
+// before had come.
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest) (progress *Progress, err error) {
 	batch := &pgx.Batch{}
 	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
 	// the API seeded, as both leave them.
@@ -357,20 +362,32 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		UPDATE orchestrator_runs
 		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now()
 		WHERE id = $1 AND status = 'pending'`, claim.RunID, claim.StartedAt)
+	// progress: what RETURNING reads is the row under its lock, and whoever
+	// held the claim before records nothing any more. An attempt that has ended
+	// and begins again, as a rollback may, begins at its first command.
 	batch.Queue(`
-		INSERT INTO mm_orchestrator.claims
+		INSERT INTO mm_orchestrator.claims AS c
 		       (run_id, step, attempt, task_id, root_task_id, holder, worker, token, starts, started_at, handed_back)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 		ON CONFLICT (run_id, step, attempt) DO UPDATE
 		SET task_id = EXCLUDED.task_id, root_task_id = EXCLUDED.root_task_id, holder = EXCLUDED.holder, worker = EXCLUDED.worker,
 		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, handed_back = EXCLUDED.handed_back,
-		    finished_at = NULL, outcome = NULL`,
+		    finished_at = NULL, outcome = NULL, progress = CASE WHEN c.outcome IS NULL THEN c.progress END
+		RETURNING progress::text`,
 		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.attend.key, clean(s.config.Worker),
-		claim.Token, claim.Starts, claim.StartedAt, claim.HandedBack)
+		claim.Token, claim.Starts, claim.StartedAt, claim.HandedBack).QueryRow(func(row pgx.Row) error {
+		var text *string
+		if err := row.Scan(&text); err != nil {
+			return err
+		}
+		progress, err = parseProgress(text)
+		return err
+	})
 	if planted.Bug(planted.BeginUnclaimed) {
 		batch.Queue(`UPDATE mm_orchestrator.claims SET holder = NULL WHERE token = $1`, claim.Token)
 	}
-	return tx.SendBatch(ctx, batch).Close()
+	err = tx.SendBatch(ctx, batch).Close()
+	return progress, err
 }
 
 // ReleaseClaim hands a claim back that will not be finished here: the worker

@@ -58,7 +58,9 @@ type claimRow struct {
 	StartedAt  time.Time
 	// Outcome is nil while the attempt has not ended.
 	Outcome *Outcome
-	Holder  holderState
+	// Progress is nil if no command has ended.
+	Progress *Progress
+	Holder   holderState
 }
 
 // holderState is what is known of the worker behind a claim.
@@ -118,6 +120,8 @@ type verdict struct {
 	start      bool
 	starts     int
 	handedBack int
+	// before is the worker that ran the attempt last, "" for none.
+	before string
 }
 
 // decide says what becomes of a delivery. It is pure. The rules, in order:
@@ -187,7 +191,7 @@ func decide(s situation, request BeginRequest) verdict {
 			return verdict{wait: c}
 		}
 		if c.Attempt == s.attempt() && !planted.Bug(planted.StartsUncounted) {
-			v.starts, v.handedBack = c.Starts+1, c.HandedBack
+			v.starts, v.handedBack, v.before = c.Starts+1, c.HandedBack, c.Worker
 		}
 	}
 	return v

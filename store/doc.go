@@ -22,6 +22,9 @@
 // Should a live worker be cut off from the database for longer than that, its
 // claim's token no longer fits and it can record nothing.
 //
+// The claim also keeps which commands of the attempt have ended. Whoever takes
+// the attempt over goes on behind them; a new attempt begins with none.
+//
 // # Locks
 //
 // Begin and finish lock the step's state rows, then the run, then the claim,

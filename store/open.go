@@ -133,7 +133,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if parsed.ConnConfig.RuntimeParams["application_name"] == "" {
 		parsed.ConnConfig.RuntimeParams["application_name"] = applicationName(config.Worker)
 	}
-	parsed.AfterConnect = pinSearchPath
+	parsed.AfterConnect = pinSettings
 	s := &Store{
 		config:     config,
 		place:      place(parsed.ConnConfig.Host, parsed.ConnConfig.Port, parsed.ConnConfig.Database),
@@ -186,12 +186,16 @@ func applicationName(worker string) string {
 	return strings.ToValidUTF8(name[:min(len(name), 63)], "")
 }
 
-// pinSearchPath puts the temporary schema last. The shared tables are found
-// by the role's own search_path, as Python finds them, but never among
-// temporary tables, which PostgreSQL would otherwise look at first.
-func pinSearchPath(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SELECT set_config('search_path', current_setting('search_path') || ', pg_temp', false)
-		WHERE current_setting('search_path') NOT LIKE '%pg_temp%'`, pgx.QueryExecModeExec)
+// pinSettings puts the temporary schema last: the shared tables are found by
+// the role's own search_path, as Python finds them, but never among temporary
+// tables, which PostgreSQL would otherwise look at first. And it makes commits
+// durable for a role that has them otherwise: what was recorded is not done
+// again.
+func pinSettings(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SELECT set_config(name, value, false)
+		FROM (VALUES ('search_path', current_setting('search_path') || ', pg_temp', current_setting('search_path') NOT LIKE '%pg_temp%'),
+		             ('synchronous_commit', 'on', current_setting('synchronous_commit') = 'off')) AS wanted (name, value, needed)
+		WHERE needed`, pgx.QueryExecModeExec)
 	return err
 }
 

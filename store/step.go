@@ -93,6 +93,12 @@ type Start struct {
 	Run   Run
 	// RunStarted says that this step took the run from pending to running.
 	RunStarted bool
+	// Progress says which commands of this attempt have ended, under workers
+	// that ran it before: they must not be run again. Nil: none has.
+	Progress *Progress
+	// Before is the node name of the worker that ran the attempt last; "" if
+	// nobody did, or if it is not known any more.
+	Before string
 }
 
 // Done: this task id, or this attempt of the step, has already ended. The

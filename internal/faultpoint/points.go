@@ -66,8 +66,10 @@ const (
 	ArtifactsOpened Point = "artifacts.opened"
 	// CommandBefore: a command will be started next.
 	CommandBefore Point = "command.before"
-	// CommandAfter: it has ended; its exit code is known to nobody else.
-	CommandAfter Point = "command.after"
+	// CommandAfter: it has ended by itself; its exit code is known to nobody
+	// else. CommandRecorded: its end is on record, and it is not run again.
+	CommandAfter    Point = "command.after"
+	CommandRecorded Point = "command.recorded"
 	// ArtifactBefore and ArtifactWritten stand around putting a finished log
 	// in its place.
 	ArtifactBefore  Point = "artifact.before"

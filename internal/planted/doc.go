@@ -34,6 +34,9 @@ const (
 	ClaimKept = "claim-kept"
 	// StartsUncounted forgets how often a step was started.
 	StartsUncounted = "starts-uncounted"
+	// ProgressIgnored forgets, when a step is taken over, which of its commands
+	// have ended.
+	ProgressIgnored = "progress-ignored"
 	// RollbackUnchecked runs a rollback whatever state its run is in.
 	RollbackUnchecked = "rollback-unchecked"
 	// ArtifactsInserted registers artifacts without regard to those of an

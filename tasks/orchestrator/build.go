@@ -61,6 +61,12 @@ type bystanders struct {
 func (s *stepRun) watchBystanders(ctx context.Context, command []string) bystanders {
 	b := bystanders{run: s}
 	line, isCompose := compose.ParseTarget(command)
+	if s.journal.found != nil {
+		// The command has ended under a worker that is gone, and with it what
+		// it knew of the time before.
+		s.log.Warn("cannot check that only the target was restarted: the worker that did it has not ended the step")
+		return b
+	}
 	if s.config.Engine == nil || !isCompose || line.Subcommand != "up" || line.Service == "" || line.Project == "" {
 		return b
 	}
@@ -129,7 +135,7 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	ctx, cancel := context.WithTimeout(ctx, serviceListTime)
 	defer cancel()
 	output := limitedBuffer{limit: serviceListLimit}
-	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &limitedBuffer{})
+	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &limitedBuffer{}, nil)
 	if unlisted != nil || code != 0 || output.full {
 		return
 	}

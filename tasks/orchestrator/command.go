@@ -67,8 +67,9 @@ func (r runner) of(owner processes.Owner) *runner {
 // run runs a command in the workspace with its output going to the two
 // writers, which must not fail. It returns the exit code as Python gives it:
 // negative for the signal that ended the program. A failure means that
-// there was no end that the program chose.
-func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer) (int, *Failure) {
+// there was no end that the program chose; exited, unless nil, is called the
+// moment that it has chosen one.
+func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	if len(command) == 0 {
 		return 0, commandError("Command sequence must not be empty")
 	}
@@ -86,10 +87,16 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 		environ = trustWorkspace(environ, workspace)
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
+	byItself := false
 	over := pulse.Of(ctx).Wait()
-	err := r.program.Run(ctx, r.owner, cmd)
+	err := r.program.Run(ctx, r.owner, cmd, func(code int) {
+		byItself = true
+		if exited != nil {
+			exited(code)
+		}
+	})
 	over()
-	if cause := context.Cause(ctx); cause != nil && err != nil {
+	if cause := context.Cause(ctx); cause != nil && err != nil && !byItself {
 		return 0, ended(command, cause)
 	}
 	var exit *exec.ExitError

@@ -18,6 +18,7 @@ import (
 // methods say what they promise.
 type Steps interface {
 	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
+	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)

@@ -3,6 +3,11 @@
 // state machine around a step, and the six steps analyze, patch, build,
 // restart, verify and rollback (contract moonmind.md 6 to 11).
 //
+// The commands of a step run one after the other, and the end of each is on
+// record before the next one starts. A step that another worker has left
+// unfinished goes on behind the last one that had ended, with its exit code,
+// and in its log.
+//
 // It decides what a step does and says. What is recorded is left to package
 // store, files to artifacts, containers to compose, messages to worker.
 package orchestrator

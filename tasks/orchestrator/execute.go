@@ -184,10 +184,14 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
 	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
+	work, lost := context.WithCancelCause(work)
+	defer lost(nil)
+	journal := o.openJournal(log, begun, lost)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	pulse.Of(ctx).Move("working")
-	outcome := o.work(work, log, begun)
+	outcome := o.work(work, log, begun, journal)
 	unwatch()
+	journal.close()
 	revokedOutcome(work, &outcome)
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()
@@ -328,6 +332,7 @@ type stepRun struct {
 	// runner is the one above, for this step.
 	runner  *runner
 	log     *slog.Logger
+	journal *journal
 	runID   string
 	step    store.Step
 	plan    plan
@@ -338,9 +343,9 @@ type stepRun struct {
 }
 
 // work runs a step and makes an outcome of whatever happens (R13).
-func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start) store.Outcome {
+func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) store.Outcome {
 	s := &stepRun{
-		Orchestrator: o, log: log, runID: begun.Run.ID, step: begun.Claim.Step,
+		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
 		runner: o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
 	}
 	var succeeded done

@@ -179,7 +179,7 @@ func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
 }
 
 // awaitFile waits until a program of the test has written a file.
-func awaitFile(t *testing.T, path string) string {
+func awaitFile(t testing.TB, path string) string {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if data, err := os.ReadFile(path); err == nil && strings.HasSuffix(string(data), "\n") {

@@ -37,6 +37,10 @@ type fakeSteps struct {
 	finishErrs []error
 	finished   []store.Outcome
 	released   int
+	// recorded is the progress that was, unless record, if there is one, says
+	// why not.
+	recorded []store.Progress
+	record   func(context.Context) error
 	// unpark is what every finish says.
 	unpark bool
 	// parked are given out by the next TakeParked; dropped and kept are ids of
@@ -77,6 +81,18 @@ func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome sto
 		return store.Finished{Status: store.RunSucceeded, RunEnded: true, Duration: time.Second}, nil
 	}
 	return store.Finished{Status: store.RunRunning, Unpark: f.unpark}, nil
+}
+
+func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress store.Progress) error {
+	if f.record != nil {
+		if err := f.record(ctx); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recorded = append(f.recorded, progress)
+	return nil
 }
 
 func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {

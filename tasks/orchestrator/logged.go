@@ -18,13 +18,9 @@ func within(dir, path string) string {
 	return artifacts.Resolve(filepath.Join(dir, path))
 }
 
-// logged runs a command with its output in a log.
-func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace string, command []string) *Failure {
-	output := log.Output()
-	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step))
-	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr)
-	faultpoint.Hit(faultpoint.CommandAfter, s.runID, string(s.step))
-	excerpt := output.Close()
+// logged runs a command with its output in a log, under a headline.
+func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace, headline string, command []string) *Failure {
+	code, excerpt, failure := s.command(ctx, log, workspace, headline, command)
 	text := excerpt.Text(log.Path())
 	switch {
 	case failure == nil && code == 0:
@@ -78,13 +74,12 @@ func (s *stepRun) runLogged(ctx context.Context, logName string, command []strin
 	if failure != nil {
 		return artifacts.File{}, failure
 	}
-	log, err := s.dir.Log(name)
-	if err != nil {
-		return artifacts.File{}, artifactError(err)
+	log, failure := s.startLog(name, workspace, [][]string{command})
+	if failure != nil {
+		return artifacts.File{}, failure
 	}
 	defer log.Discard()
-	log.Line("$ " + formatCommand(command))
-	if failure := s.logged(ctx, log, workspace, command); failure != nil {
+	if failure := s.logged(ctx, log, workspace, "$ "+formatCommand(command), command); failure != nil {
 		s.explain(ctx, workspace, command, failure)
 		return artifacts.File{}, s.attachLog(log, failure)
 	}

@@ -74,14 +74,13 @@ func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
 		return done{}, failure
 	}
 
-	log, err := s.dir.Log(name)
-	if err != nil {
-		return done{}, artifactError(err)
+	log, failure := s.startLog(name, workspace, commands)
+	if failure != nil {
+		return done{}, failure
 	}
 	defer log.Discard()
 	for _, command := range commands {
-		log.Line(formatCommand(command))
-		if failure := s.logged(ctx, log, workspace, command); failure != nil {
+		if failure := s.logged(ctx, log, workspace, formatCommand(command), command); failure != nil {
 			return done{}, s.attachLog(log, failure)
 		}
 	}
@@ -187,7 +186,7 @@ func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command 
 		return nil, artifactError(err)
 	}
 	errors := artifacts.NewCapture(s.config.Redactor)
-	code, failure := s.runner.run(ctx, workspace, command, document, errors.Stderr)
+	code, failure := s.runner.run(ctx, workspace, command, document, errors.Stderr, nil)
 	text := errors.Close().Text("")
 	if failure == nil && code != 0 {
 		failure = exited(command, code, text)
@@ -242,7 +241,7 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *
 func (s *stepRun) listFiles(ctx context.Context, workspace string, command []string) ([]string, *Failure) {
 	list := limitedBuffer{limit: listLimit}
 	errors := artifacts.NewCapture(s.config.Redactor)
-	code, failure := s.runner.run(ctx, workspace, command, &list, errors.Stderr)
+	code, failure := s.runner.run(ctx, workspace, command, &list, errors.Stderr, nil)
 	text := errors.Close().Text("")
 	switch {
 	case failure != nil:

@@ -24,18 +24,18 @@ func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
 	if failure != nil {
 		return done{}, failure
 	}
-	log, err := s.dir.Log(name)
-	if err != nil {
-		return done{}, artifactError(err)
+	log, failure := s.startLog(name, workspace, commandsOf(strategies))
+	if failure != nil {
+		return done{}, failure
 	}
 	defer log.Discard()
+	if len(strategies) == 0 {
+		log.Line("No rollback actions executed.")
+	}
 	for _, value := range strategies {
 		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
 			return done{}, s.rollbackFailed(log, failure)
 		}
-	}
-	if log.Empty() {
-		log.Line("No rollback actions executed.")
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
@@ -44,6 +44,30 @@ func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return done{message: "Rollback executed", files: []artifacts.File{file}}, nil
+}
+
+// commandsOf are the commands of strategies in their order, up to the first
+// value that is none: there the step fails when it gets to it.
+func commandsOf(strategies []any) [][]string {
+	var all [][]string
+	for _, value := range strategies {
+		strategy, isMapping := value.(map[string]any)
+		if !isMapping {
+			return all
+		}
+		commands, failure := parameters(strategy).list("commands")
+		if failure != nil {
+			return all
+		}
+		for _, value := range commands {
+			command, failure := parseCommand(value)
+			if failure != nil {
+				return all
+			}
+			all = append(all, command)
+		}
+	}
+	return all
 }
 
 func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace string, value any) *Failure {
@@ -55,7 +79,9 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	if given, is := strategy["type"]; is {
 		kind = fmt.Sprint(given)
 	}
-	log.Line("Executing rollback strategy: " + kind)
+	if !s.journal.shows() {
+		log.Line("Executing rollback strategy: " + kind)
+	}
 	commands, failure := parameters(strategy).list("commands")
 	if failure != nil {
 		return failure
@@ -65,12 +91,8 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 		if failure != nil {
 			return failure
 		}
-		log.Line(formatCommand(command))
-		output := log.Output()
-		faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step))
-		code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr)
-		faultpoint.Hit(faultpoint.CommandAfter, s.runID, string(s.step))
-		text := output.Close().Text(log.Path())
+		code, excerpt, failure := s.command(ctx, log, workspace, formatCommand(command), command)
+		text := excerpt.Text(log.Path())
 		if failure == nil && code != 0 {
 			failure = exited(command, code, text)
 		}

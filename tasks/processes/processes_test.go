@@ -61,7 +61,7 @@ func plant(t *testing.T, script string, ends bool, kill bool) (pids []int, log *
 	cmd.Env = append(os.Environ(), "PIDS="+file)
 	cmd.Stdout = out
 	ended := make(chan error, 1)
-	go func() { ended <- r.Run(ctx, Owner{"run", "build"}, cmd) }()
+	go func() { ended <- r.Run(ctx, Owner{"run", "build"}, cmd, nil) }()
 	if kill {
 		<-out.seen
 		cancel()
@@ -166,7 +166,7 @@ func TestAnEndedProgramHasNotSucceeded(t *testing.T) {
 				stop(cause)
 			}()
 			r := Runner{Grace: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
-			err := r.Run(ctx, Owner{"run", "build"}, cmd)
+			err := r.Run(ctx, Owner{"run", "build"}, cmd, nil)
 			var exit *exec.ExitError
 			if !errors.Is(err, cause) && !errors.As(err, &exit) {
 				t.Errorf("error %v", err)
@@ -236,7 +236,7 @@ func TestProgramsAreToldApart(t *testing.T) {
 	cmd := exec.Command("sh", "-c", strings.ReplaceAll(trees["a daemon"], "$PIDS", file)+"\n"+strings.ReplaceAll(hidden, "$PIDS", file+"2")+"\necho complete; wait; sleep 600")
 	cmd.Stdout = out
 	ended := make(chan error, 1)
-	go func() { ended <- Runner{Grace: time.Second}.Run(ctx, Owner{"one", "build"}, cmd) }()
+	go func() { ended <- Runner{Grace: time.Second}.Run(ctx, Owner{"one", "build"}, cmd, nil) }()
 	<-out.seen
 	pids, _ := plant(t, trees["children"], true, false)
 	noneAlive(t, pids)
@@ -266,7 +266,7 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 	if os.Getenv(inside) != "" {
 		cmd := exec.Command("sh", "-c", trees["a daemon"]+"\n"+trees["a session of its own"]+`
 			echo $$ >"$PIDS.program"; exec sleep 600`)
-		_ = Runner{}.Run(context.Background(), Owner{"4b7c", "build"}, cmd)
+		_ = Runner{}.Run(context.Background(), Owner{"4b7c", "build"}, cmd, nil)
 		return
 	}
 	t.Parallel()
@@ -386,4 +386,29 @@ func TestStatIsParsedWhateverTheName(t *testing.T) {
 			t.Errorf("%q was parsed", bad)
 		}
 	}
+}
+
+// The end of a program is told while its children are still alive and hold
+// its output open.
+func TestTheEndIsToldAtOnce(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "pids")
+	cmd := exec.Command("sh", "-c", `sleep 600 & echo $! >"$PIDS"; echo said; exit 3`)
+	cmd.Env = append(os.Environ(), "PIDS="+file)
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	var pid, told int
+	err := Runner{}.Run(t.Context(), Owner{"run", "build"}, cmd, func(code int) {
+		told = code
+		text, _ := os.ReadFile(file)
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		if !alive(pid) {
+			t.Error("told after the child was ended")
+		}
+	})
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || told != 3 || out.String() != "said\n" {
+		t.Errorf("%v, told %d, output %q", err, told, &out)
+	}
+	noneAlive(t, []int{pid})
 }

@@ -63,10 +63,15 @@ type Owner struct{ Run, Step string }
 // the grace, SIGKILL. On return nothing of it is alive; what the program left
 // behind got SIGTERM and a second.
 //
+// exited, unless nil, is called the moment that a program has ended by itself,
+// with its exit code as [ExitCode] has it: before its output is complete, and
+// before what it left behind is looked for. It is not called for a program
+// that was ended because of ctx, or killed by whatever signal.
+//
 // The error is that of [exec.Cmd.Wait], except that children that hold the
 // output open are no error, and that a program that was ended has not
 // succeeded, whatever its exit code says: its error is then the cause of ctx.
-func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
+func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func(code int)) error {
 	p := &program{
 		mark:  fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), programs.Add(1)),
 		log:   r.Logger,
@@ -82,10 +87,14 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
 		dieWithUs(cmd.SysProcAttr)
 	}
-	cmd.WaitDelay = strayOutput
-
-	done, err := p.start(cmd)
+	streams, err := pipe(cmd)
 	if err != nil {
+		return err
+	}
+	done, err := p.start(cmd)
+	streams.begin()
+	if err != nil {
+		_ = streams.end(0)
 		return err
 	}
 	defer p.forget()
@@ -100,7 +109,12 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		default:
 		}
 	}
+	var incomplete error
 	if byItself {
+		if code := ExitCode(cmd.ProcessState); code >= 0 && exited != nil {
+			exited(code)
+		}
+		incomplete = streams.end(strayOutput)
 		p.end(nil, strayGrace)
 	} else {
 		ended := make(chan struct{})
@@ -110,16 +124,14 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd) error {
 		}()
 		p.end(ended, cmp.Or(r.Grace, 10*time.Second))
 		<-ended
-		if err == nil || errors.Is(err, exec.ErrWaitDelay) {
+		incomplete = streams.end(strayOutput)
+		if err == nil {
 			// Asked to end, or robbed of a child, it calls that a success.
 			// Nobody knows whether it had done its work.
 			err = context.Cause(ctx)
 		}
 	}
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
-	}
-	return err
+	return cmp.Or(err, incomplete)
 }
 
 func noSlash(text string) string { return strings.ReplaceAll(text, "/", "_") }

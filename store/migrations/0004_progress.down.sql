@@ -1,0 +1,1 @@
+ALTER TABLE mm_orchestrator.claims DROP COLUMN progress;
