@@ -486,10 +486,23 @@ func (r *Report) Print(w io.Writer) {
 		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed), r.slowest)
 	printRecoveries(w, r.recoveries)
 	fmt.Fprintf(w, "commands that ran again since nobody had recorded their end: %d, of which %d had ended\n", r.repeated, r.late)
+	var all []time.Duration
+	for _, step := range steps {
+		all = append(all, r.windows[step]...)
+	}
+	if len(all) > 0 {
+		const aim = 5 * time.Millisecond
+		within := 0
+		for _, took := range all {
+			if took < aim {
+				within++
+			}
+		}
+		fmt.Fprintf(w, "from the end of a command to its durable record, %d of %d in less than %s:\n", within, len(all), aim)
+	}
 	for _, step := range steps {
 		if of := r.windows[step]; len(of) > 0 {
-			fmt.Fprintf(w, "from the end of a command of %-8s to its durable record: median %s, worst %s (of %d)\n",
-				step, median(of).Round(10*time.Microsecond), worst(of).Round(10*time.Microsecond), len(of))
+			fmt.Fprintf(w, "  %-8s median %s, worst %s (of %d)\n", step, median(of).Round(10*time.Microsecond), worst(of).Round(10*time.Microsecond), len(of))
 		}
 	}
 	for _, n := range r.failed {

@@ -76,7 +76,8 @@ func TestExcusesNeedAnOpenCommand(t *testing.T) {
 		want   int
 	}{
 		"killed in the command":         {[]faultpoint.Point{faultpoint.StepBegun, faultpoint.CommandBefore}, 1},
-		"killed after it was recorded":  {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.FinishCommitted}, 0},
+		"killed after it was recorded":  {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, 0},
+		"killed after the step's end":   {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.FinishCommitted}, 0},
 		"killed before the command":     {[]faultpoint.Point{faultpoint.StepBegun}, 0},
 		"killed before it was recorded": {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.FinishWritten}, 1},
 	} {

@@ -558,7 +558,7 @@ func (o *outcome) measure() {
 	for _, step := range steps {
 		var ended int64
 		for _, r := range o.ledger {
-			if r.Step == step && r.Event == ledger.End {
+			if r.Step == step && r.Event == ledger.Exit {
 				ended = r.At
 			}
 		}
@@ -566,7 +566,7 @@ func (o *outcome) measure() {
 			continue
 		}
 		for _, m := range o.moments {
-			if m.Point == faultpoint.FinishCommitted && m.about(step) && m.At > ended {
+			if m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(o.run.ID) && m.At > ended {
 				if !o.disturbed(ended, m.At) {
 					o.windows = append(o.windows, window{step, time.Duration(m.At - ended)})
 				}
@@ -582,7 +582,7 @@ func (o *outcome) disturbed(from, to int64) bool {
 }
 
 // excuses counts, for a step, how often a worker went that had started a
-// command and had not recorded the end of its step.
+// command and had not recorded its end.
 func (o *outcome) excuses(step string) int {
 	n := 0
 	for _, h := range o.hits {
@@ -594,7 +594,7 @@ func (o *outcome) excuses(step string) int {
 			switch m.Point {
 			case faultpoint.CommandBefore:
 				begun = true
-			case faultpoint.FinishCommitted:
+			case faultpoint.CommandRecorded, faultpoint.FinishCommitted:
 				recorded = true
 			}
 		}

@@ -43,6 +43,7 @@ var defects = []meant{
 	{planted.BeginUnclaimed, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
 	{planted.ClaimStolen, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
 	{planted.ClaimKept, []Trial{killedAt(faultpoint.CommandBefore, "build", quick)}},
+	{planted.ProgressIgnored, []Trial{killedAt(faultpoint.CommandRecorded, "build", quick)}},
 	{planted.StartsUncounted, []Trial{{Kind: Poison, Shape: quick, Stages: []stage{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
 	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},

@@ -179,7 +179,8 @@ var places = slices.Concat(
 		faultpoint.TaskReturned, faultpoint.ResultBefore, faultpoint.ResultWritten, faultpoint.ResultCommitted, faultpoint.ResultStored,
 		faultpoint.SettleBefore, faultpoint.SettleAfter),
 	at([]string{"analyze", "patch", "build", "restart", "rollback"}, nil, false, faultpoint.ArtifactBefore, faultpoint.ArtifactWritten),
-	at([]string{"patch", "build", "restart", "rollback"}, nil, false, faultpoint.CommandBefore, faultpoint.CommandAfter),
+	at([]string{"patch", "build", "restart", "rollback"}, nil, false,
+		faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded),
 	// A chain goes on after all but its last step.
 	at([]string{"analyze", "patch", "build", "restart"}, nil, false, faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed),
 	// The error callback, and the results of links that will never run.

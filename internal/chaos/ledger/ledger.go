@@ -4,7 +4,7 @@
 //
 // The program in the folder program is what plans run in place of docker. It
 // appends a record when it starts and one when it ends, each synced to disk
-// before it goes on, and it holds a lock on the workspace meanwhile: a command
+// before it goes on, and one when it exits, and it holds a lock on the workspace meanwhile: a command
 // that finds the lock taken runs beside another one, and says so.
 package ledger
 
@@ -23,8 +23,11 @@ import (
 
 // What a Record says.
 const (
-	Start   = "start"
-	End     = "end"
+	Start = "start"
+	End   = "end"
+	// Exit is the last that a program does, and not synced: the record of its
+	// end has taken the disk some time by then.
+	Exit    = "exit"
 	Overlap = "overlap"
 )
 
@@ -82,13 +85,12 @@ func Run(args []string) (int, error) {
 		return 2, err
 	}
 	defer lock.Close()
-	record := func(event string) error {
+	write := func(event string) error {
 		line, _ := json.Marshal(Record{At: time.Now().UnixNano(), Run: args[1], Step: args[2], PID: os.Getpid(), Event: event})
-		if _, err := file.Write(append(line, '\n')); err != nil {
-			return err
-		}
-		return file.Sync()
+		_, err := file.Write(append(line, '\n'))
+		return err
 	}
+	record := func(event string) error { return errors.Join(write(event), file.Sync()) }
 	if err := record(Start); err != nil {
 		return 2, err
 	}
@@ -99,5 +101,8 @@ func Run(args []string) (int, error) {
 		}
 	}
 	time.Sleep(time.Duration(milliseconds) * time.Millisecond)
-	return code, record(End)
+	if err := record(End); err != nil {
+		return 2, err
+	}
+	return code, write(Exit)
 }
