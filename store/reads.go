@@ -9,19 +9,24 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// selectRun reads a run with its plan. The order of columns is scanRun's.
+// runColumns are those of a run r and its plan p, in the order of scanRun.
+const runColumns = `
+	r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
+	r.queued_at, r.started_at, r.completed_at, p.steps::text`
+
+// selectRun reads a run with its plan.
 const selectRun = `
-	SELECT r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
-	       r.queued_at, r.started_at, r.completed_at, p.steps::text
+	SELECT ` + runColumns + `
 	FROM orchestrator_runs AS r
 	JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id
 	WHERE r.id = $1`
 
-func scanRun(row pgx.Row) (Run, error) {
+// further are what else the row has.
+func scanRun(row pgx.Row, further ...any) (Run, error) {
 	var run Run
 	var steps string
-	err := row.Scan(&run.ID, &run.Instruction, &run.TargetService, &run.Priority, &run.Status, &run.ArtifactRoot,
-		&run.QueuedAt, &run.StartedAt, &run.CompletedAt, &steps)
+	err := row.Scan(append([]any{&run.ID, &run.Instruction, &run.TargetService, &run.Priority, &run.Status, &run.ArtifactRoot,
+		&run.QueuedAt, &run.StartedAt, &run.CompletedAt, &steps}, further...)...)
 	if err != nil {
 		return Run{}, err
 	}
@@ -95,27 +100,39 @@ type RunFilter struct {
 	Offset int
 }
 
-// ListRuns returns runs, the newest queued_at first. Steps and HasRollback are
-// filled in as by FindRun.
-func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]Run, error) {
+// ListedRun is a run as ListRuns gives it.
+type ListedRun struct {
+	Run
+	Activity
+}
+
+// ListRuns returns runs, the newest queued_at first, with what each does at
+// the moment. Steps and HasRollback are filled in as by FindRun.
+func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]ListedRun, error) {
 	if filter.Limit <= 0 {
 		filter.Limit = 20
 	}
-	var runs []Run
+	var runs []ListedRun
 	err := s.retry(ctx, "list runs", func(ctx context.Context) error {
-		rows, err := s.pool.Query(ctx, `
-			SELECT r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
-			       r.queued_at, r.started_at, r.completed_at, p.steps::text
-			FROM orchestrator_runs AS r
-			JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id
-			WHERE ($1 = '' OR r.status::text = $1) AND ($2 = '' OR r.target_service = $2)
-			ORDER BY r.queued_at DESC, r.id
-			LIMIT $3 OFFSET $4`,
+		rows, err := s.pool.Query(ctx, withActivity+`,
+			r AS MATERIALIZED (
+			    SELECT r.* FROM orchestrator_runs AS r
+			    WHERE ($1 = '' OR r.status::text = $1) AND ($2 = '' OR r.target_service = $2)
+			    ORDER BY r.queued_at DESC, r.id
+			    LIMIT $3 OFFSET $4)
+			SELECT `+runColumns+`, `+activityColumns+`
+			FROM r
+			JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id `+activityOf+`
+			ORDER BY r.queued_at DESC, r.id`,
 			string(filter.Status), clean(filter.TargetService), min(filter.Limit, 1000), max(filter.Offset, 0))
 		if err != nil {
 			return err
 		}
-		runs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Run, error) { return scanRun(row) })
+		runs, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (ListedRun, error) {
+			var does activityRow
+			run, err := scanRun(row, does.targets()...)
+			return ListedRun{run, does.activity()}, err
+		})
 		return err
 	})
 	return runs, err
@@ -124,6 +141,7 @@ func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]Run, error) {
 // RunDetail is a run with everything that was recorded about it.
 type RunDetail struct {
 	Run Run
+	Activity
 	// Snapshot is metrics_snapshot, or nil.
 	Snapshot json.RawMessage
 	// States has the newest attempt of each step, in plan order.
@@ -187,6 +205,7 @@ func readDetail(ctx context.Context, tx pgx.Tx, runID string, detail *RunDetail)
 		}
 		return err
 	})
+	queueActivity(batch, runID, &detail.Activity)
 	batch.Queue(`SELECT metrics_snapshot::text FROM orchestrator_runs WHERE id = $1`, runID).QueryRow(func(row pgx.Row) error {
 		var snapshot *string
 		if err := row.Scan(&snapshot); err != nil {

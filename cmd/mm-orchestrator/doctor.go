@@ -75,7 +75,7 @@ func runDoctor(p *program, ctx context.Context, cmd *command, args []string) err
 		d.out = p.stdout
 	}
 	d.broker(ctx)
-	var runs []store.Run
+	var runs []store.ListedRun
 	if db := d.database(ctx); db != nil {
 		d.tables(ctx, db)
 		d.results(ctx, db)

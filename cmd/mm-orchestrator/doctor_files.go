@@ -125,7 +125,7 @@ func (d *doctor) compose(ctx context.Context, workspace bool) {
 
 // artifacts says whether runs can have their directories, without making any,
 // and whether those that rows name are seen here.
-func (d *doctor) artifacts(runs []store.Run) {
+func (d *doctor) artifacts(runs []store.ListedRun) {
 	root, err := d.config.place().WithDefaults().Root()
 	if err != nil {
 		d.failed("artifacts", err)
@@ -172,7 +172,7 @@ func (d *doctor) artifacts(runs []store.Run) {
 // runDirectories counts the runs whose directory is there, and gives one that
 // is not, under the name in its row. A directory of a run that has not begun
 // need not be there.
-func (d *doctor) runDirectories(runs []store.Run) (seen int, unseen string) {
+func (d *doctor) runDirectories(runs []store.ListedRun) (seen int, unseen string) {
 	place := d.config.place().WithDefaults()
 	for _, run := range runs {
 		if run.ArtifactRoot == "" || run.StartedAt == nil {

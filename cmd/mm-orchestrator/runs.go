@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -24,6 +25,8 @@ var runsCommand = &command{
 		"`runs revoke RUN_ID --reason TEXT` ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
 		"A run that has not begun fails at once, without rollback; one between two steps fails when the next begins. It waits for that, for as long as --wait says, and tells what has become of the run. " +
 		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had ended before, or nobody has ended it yet.\n\n" +
+		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
+		"and at which place in the line.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator runs", "the newest 20"},
@@ -86,7 +89,7 @@ func runRuns(p *program, ctx context.Context, cmd *command, args []string) error
 	}
 	lines := make([]runLine, 0, len(runs))
 	for _, run := range runs {
-		lines = append(lines, show.line(run))
+		lines = append(lines, show.line(run.Run, run.Activity))
 	}
 	if *asJSON {
 		return show.json(lines)
@@ -106,6 +109,26 @@ type runLine struct {
 	QueuedAt      time.Time  `json:"queued_at"`
 	StartedAt     *time.Time `json:"started_at"`
 	CompletedAt   *time.Time `json:"completed_at"`
+	// Working and Waiting are missing for a run that does not.
+	Working *workingLine `json:"working,omitempty"`
+	Waiting *waitingLine `json:"waiting,omitempty"`
+}
+
+type workingLine struct {
+	Step    string    `json:"step"`
+	Attempt int       `json:"attempt"`
+	Worker  string    `json:"worker"`
+	Alive   bool      `json:"worker_alive"`
+	Since   time.Time `json:"since"`
+	Starts  int       `json:"starts"`
+}
+
+type waitingLine struct {
+	Step      string    `json:"step"`
+	Workspace string    `json:"workspace"`
+	HeldBy    string    `json:"held_by,omitempty"`
+	Place     int       `json:"place"`
+	Since     time.Time `json:"since"`
 }
 
 type runDetail struct {
@@ -143,16 +166,23 @@ type runPrinter struct {
 	redactor *artifacts.Redactor
 }
 
-func (s runPrinter) line(run store.Run) runLine {
-	return runLine{
+func (s runPrinter) line(run store.Run, does store.Activity) runLine {
+	line := runLine{
 		ID: run.ID, TargetService: run.TargetService, Status: string(run.Status), Priority: run.Priority,
 		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: run.ArtifactRoot,
 		QueuedAt: run.QueuedAt, StartedAt: run.StartedAt, CompletedAt: run.CompletedAt,
 	}
+	if w := does.Working; w != nil {
+		line.Working = &workingLine{Step: string(w.Step), Attempt: w.Attempt, Worker: w.Worker, Alive: w.Alive, Since: w.Since, Starts: w.Starts}
+	}
+	if w := does.Waiting; w != nil {
+		line.Waiting = &waitingLine{Step: string(w.Step), Workspace: w.Workspace, HeldBy: w.Holder, Place: w.Place, Since: w.Since}
+	}
+	return line
 }
 
 func (s runPrinter) detail(d store.RunDetail) runDetail {
-	out := runDetail{Run: s.line(d.Run), Steps: []stepLine{}, Artifacts: []artifactLine{}}
+	out := runDetail{Run: s.line(d.Run, d.Activity), Steps: []stepLine{}, Artifacts: []artifactLine{}}
 	for _, state := range d.States {
 		out.Steps = append(out.Steps, stepLine{
 			Step: string(state.Step), Attempt: state.Attempt, Status: state.Status, Message: s.redactor.String(state.Message),
@@ -177,22 +207,86 @@ func (s runPrinter) list(runs []runLine) error {
 		_, err := fmt.Fprintln(s.out, "no runs")
 		return err
 	}
-	table := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "RUN\tSERVICE\tSTATUS\tQUEUED\tTOOK\tINSTRUCTION")
+	// What a run does goes below its line: a table with all of it would be
+	// wider than a terminal. So the columns are not a tabwriter's.
+	cells := [][]string{{"RUN", "SERVICE", "STATUS", "QUEUED", "TOOK", "INSTRUCTION"}}
 	for _, r := range runs {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, oneLine(r.TargetService, 24), r.Status, clock(&r.QueuedAt), took(r.StartedAt, r.CompletedAt), oneLine(r.Instruction, 60))
+		cells = append(cells, []string{r.ID, oneLine(r.TargetService, 14), r.Status, r.QueuedAt.UTC().Format("2006-01-02 15:04"), took(r.StartedAt, r.CompletedAt), r.Instruction})
 	}
-	return table.Flush()
+	last := len(cells[0]) - 1
+	widths := make([]int, last)
+	left := terminalWidth
+	for i := range widths {
+		for _, row := range cells {
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+		}
+		left -= widths[i] + 2
+	}
+	for i, row := range cells {
+		for j, width := range widths {
+			fmt.Fprintf(s.out, "%-*s  ", width, row[j])
+		}
+		if _, err := fmt.Fprintln(s.out, oneLine(row[last], max(left, len("INSTRUCTION")))); err != nil {
+			return err
+		}
+		if i > 0 {
+			for _, text := range runs[i-1].does() {
+				fmt.Fprintln(s.out, "    "+text)
+			}
+		}
+	}
+	return nil
+}
+
+// terminalWidth is what a list of runs is made for.
+const terminalWidth = 100
+
+// does says in lines below 100 columns what a run does at the moment.
+func (r runLine) does() (lines []string) {
+	if w := r.Working; w != nil {
+		worker := "by " + oneLine(w.Worker, 32)
+		if !w.Alive {
+			worker += ", which is gone"
+		}
+		lines = append(lines, fmt.Sprintf("%s runs since %s, start %d, %s", w.Step, clock(&w.Since), w.Starts, worker))
+	}
+	if w := r.Waiting; w != nil {
+		holder := "the workspace, which is free"
+		if w.HeldBy != "" {
+			holder = "run " + w.HeldBy
+		}
+		lines = append(lines, fmt.Sprintf("waits since %s for %s, %s in line", clock(&w.Since), holder, ordinal(w.Place)))
+	}
+	return lines
+}
+
+func ordinal(n int) string {
+	suffix := "th"
+	switch {
+	case n%100 >= 11 && n%100 <= 13:
+	case n%10 == 1:
+		suffix = "st"
+	case n%10 == 2:
+		suffix = "nd"
+	case n%10 == 3:
+		suffix = "rd"
+	}
+	return fmt.Sprintf("%d%s", n, suffix)
 }
 
 func (s runPrinter) run(d runDetail) error {
 	head := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	for _, line := range [][2]string{
-		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"priority", d.Run.Priority},
+		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.does(), "; ")}, {"priority", d.Run.Priority},
 		{"queued", clock(&d.Run.QueuedAt)}, {"started", clock(d.Run.StartedAt)}, {"completed", clock(d.Run.CompletedAt)},
 		{"artifacts", dash(oneLine(d.Run.ArtifactRoot, 4096))}, {"instruction", oneLine(d.Run.Instruction, 2000)},
 	} {
-		fmt.Fprintf(head, "%s\t%s\n", line[0], line[1])
+		if line[1] != "" {
+			fmt.Fprintf(head, "%s\t%s\n", line[0], line[1])
+		}
+	}
+	if w := d.Run.Waiting; w != nil {
+		fmt.Fprintf(head, "workspace\t%s\n", oneLine(w.Workspace, 4096))
 	}
 	if err := head.Flush(); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -25,8 +26,12 @@ func TestRunsAreShown(t *testing.T) {
 		QueuedAt: *at(0), StartedAt: at(1), CompletedAt: at(42),
 	}
 	waiting := store.Run{ID: "b20d2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", Instruction: "wait", TargetService: "celery-worker", Priority: "normal", Status: store.RunPending, QueuedAt: *at(5)}
+	working := store.Activity{Working: &store.Working{Step: store.StepPatch, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 2}}
+	abandoned := store.Activity{Working: &store.Working{Step: store.StepPatch, Attempt: 1, Worker: "orchestrator@a-host-with-a-name-\x1bof-more-than-forty-letters", Since: *at(2), Starts: 1}}
+	inLine := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Holder: run.ID, Place: 12}}
+	free := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Place: 1}}
 	detail := store.RunDetail{
-		Run: run,
+		Run: run, Activity: working,
 		States: []store.StepState{
 			{Step: store.StepAnalyze, Attempt: 1, Status: "succeeded", CeleryTaskID: "t1", StartedAt: at(1), FinishedAt: at(2), Worker: "orchestrator@box", Starts: 1},
 			{Step: store.StepPatch, Attempt: 2, Status: "failed", Message: "bad\tthing: hunter2hunter2\x00", StartedAt: at(2), FinishedAt: at(42)},
@@ -38,7 +43,9 @@ func TestRunsAreShown(t *testing.T) {
 	printer := func(out *bytes.Buffer) runPrinter {
 		return runPrinter{out: out, redactor: artifacts.NewRedactor(environment{"MY_SECRET=hunter2hunter2"})}
 	}
-	if err := printer(&list).list([]runLine{printer(&list).line(run), printer(&list).line(waiting)}); err != nil {
+	if err := printer(&list).list([]runLine{
+		printer(&list).line(run, working), printer(&list).line(waiting, inLine), printer(&list).line(waiting, free), printer(&list).line(run, abandoned), printer(&list).line(run, store.Activity{}),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := printer(&one).run(printer(&one).detail(detail)); err != nil {
@@ -47,7 +54,16 @@ func TestRunsAreShown(t *testing.T) {
 	if err := printer(&asJSON).json(printer(&asJSON).detail(detail)); err != nil {
 		t.Fatal(err)
 	}
-	for name, out := range map[string]*bytes.Buffer{"list.txt": &list, "run.txt": &one, "run.json": &asJSON} {
+	var line bytes.Buffer
+	if err := printer(&line).run(printer(&line).detail(store.RunDetail{Run: waiting, Activity: inLine})); err != nil {
+		t.Fatal(err)
+	}
+	for text := range strings.Lines(list.String()) {
+		if n := utf8.RuneCountInString(strings.TrimSpace(text)); n > terminalWidth {
+			t.Errorf("%d columns: %s", n, text)
+		}
+	}
+	for name, out := range map[string]*bytes.Buffer{"list.txt": &list, "run.txt": &one, "run.json": &asJSON, "waiting.txt": &line} {
 		if strings.ContainsAny(out.String(), "\x00\x1b\r") || strings.Contains(out.String(), "hunter2") {
 			t.Errorf("%s shows what it must not:\n%q", name, out.String())
 		}

@@ -1,0 +1,120 @@
+package store
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Activity is what a run does at the moment: it works, it waits, or, with both
+// nil, neither (it has ended, or its next message is in the queue).
+type Activity struct {
+	Working *Working
+	Waiting *Waiting
+}
+
+// Working is a step that a worker of this program runs.
+type Working struct {
+	Step    Step
+	Attempt int
+	// Worker is the node name of the worker, Alive whether its session has the
+	// lock by which others know that it lives. One that is not alive is replaced
+	// when the step's message is delivered again.
+	Worker string
+	Alive  bool
+	// Since is when this start began; Starts counts the starts of the attempt.
+	Since  time.Time
+	Starts int
+}
+
+// Waiting is a run's wait for its workspace.
+type Waiting struct {
+	// Step is the one whose message is parked.
+	Step  Step
+	Since time.Time
+	// Workspace is the queue's name, a colon and the directory.
+	Workspace string
+	// Holder is the run that has the workspace, "" for none: then the run
+	// whose place is 1 gets it within moments.
+	Holder string
+	// Place is 1 for the run that comes next.
+	Place int
+}
+
+// withActivity is SQL in front of a query that joins activityOf: the keys of
+// living workers. A view of locks costs one scan, and takes none of them.
+const withActivity = `
+	WITH living AS MATERIALIZED (
+	    SELECT (l.classid::bigint << 32) | l.objid::bigint AS key
+	    FROM pg_catalog.pg_locks AS l
+	    JOIN pg_catalog.pg_database AS d ON d.oid = l.database AND d.datname = current_database()
+	    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock' AND l.granted
+	)`
+
+// activityOf is SQL that joins to a row r of orchestrator_runs what it does.
+// The columns activityColumns are scanActivity's.
+const activityOf = `
+	LEFT JOIN LATERAL (
+	    SELECT c.step, c.attempt, c.worker, c.started_at, c.starts, EXISTS (SELECT FROM living AS l WHERE l.key = c.holder) AS alive
+	    FROM mm_orchestrator.claims AS c
+	    WHERE c.run_id = r.id AND c.outcome IS NULL AND c.holder IS NOT NULL
+	    ORDER BY c.started_at DESC
+	    LIMIT 1) AS working ON true
+	LEFT JOIN LATERAL (
+	    SELECT p.step, p.parked_at, p.workspace, h.run_id AS holder,
+	           1 + (SELECT count(DISTINCT o.run_id)
+	                FROM mm_orchestrator.parked AS o
+	                JOIN orchestrator_runs AS r ON r.id = o.run_id
+	                WHERE o.workspace = p.workspace AND o.run_id IS DISTINCT FROM h.run_id
+	                  AND (o.rank, o.queued_at, o.run_id) < (p.rank, p.queued_at, p.run_id)
+	                  AND ` + runGoesOn + `
+	               ) AS place
+	    FROM mm_orchestrator.parked AS p
+	    JOIN mm_orchestrator.holds AS h ON h.workspace = p.workspace
+	    WHERE p.run_id = r.id AND h.run_id IS DISTINCT FROM r.id AND ` + runGoesOn + `
+	    ORDER BY p.rank, p.id
+	    LIMIT 1) AS waiting ON true`
+
+const activityColumns = `
+	working.step, working.attempt, working.worker, working.started_at, working.starts, working.alive,
+	waiting.step, waiting.parked_at, waiting.workspace, COALESCE(waiting.holder::text, ''), waiting.place::int`
+
+// activityRow takes the columns activityColumns, which are NULL for what a run
+// does not do.
+type activityRow struct {
+	step, waitingStep   *Step
+	attempt, starts     *int
+	worker, workspace   *string
+	startedAt, parkedAt *time.Time
+	alive               *bool
+	holder              string
+	place               *int
+}
+
+func (a *activityRow) targets() []any {
+	return []any{&a.step, &a.attempt, &a.worker, &a.startedAt, &a.starts, &a.alive, &a.waitingStep, &a.parkedAt, &a.workspace, &a.holder, &a.place}
+}
+
+func (a *activityRow) activity() (found Activity) {
+	if a.step != nil {
+		found.Working = &Working{Step: *a.step, Attempt: *a.attempt, Worker: *a.worker, Alive: *a.alive, Since: a.startedAt.UTC(), Starts: *a.starts}
+	}
+	if a.waitingStep != nil {
+		found.Waiting = &Waiting{Step: *a.waitingStep, Since: a.parkedAt.UTC(), Workspace: *a.workspace, Holder: a.holder, Place: *a.place}
+	}
+	return found
+}
+
+// queueActivity reads what one run does.
+func queueActivity(batch *pgx.Batch, runID string, into *Activity) {
+	batch.Queue(withActivity+` SELECT `+activityColumns+` FROM orchestrator_runs AS r `+activityOf+` WHERE r.id = $1`, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var row activityRow
+			if err := rows.Scan(row.targets()...); err != nil {
+				return err
+			}
+			*into = row.activity()
+		}
+		return rows.Err()
+	})
+}
