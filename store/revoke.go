@@ -36,15 +36,22 @@ type Revoked struct {
 	Revocation
 	// Before is the run's status when it was revoked.
 	Before RunStatus
-	// Ended: the run had not begun, and has failed now, for good.
-	Ended bool
+	// Ended: the run had not begun, or awaited approval, and has failed now, for
+	// good. Succeeded are steps that it had behind it all the same, in the plan's
+	// order; they are not rolled back.
+	Ended     bool
+	Succeeded []Step
 	// TooLate: the run had failed or ended already. Nothing was changed.
 	TooLate bool
-	// Step, Worker and Since are of the step that is running, if one is:
-	// its worker will notice. Otherwise the run fails when its next step
-	// begins.
+	// RollingBack: it had failed, and its rollback runs or is to come. TooLate is
+	// set as well.
+	RollingBack bool
+	// Step, Worker and Since are of the step that is running, if one is: its
+	// worker will notice, or, with Alive false, whoever takes the step over.
+	// Otherwise the run fails when its next step begins.
 	Step   Step
 	Worker string
+	Alive  bool
 	Since  time.Time
 }
 
@@ -52,7 +59,10 @@ type Revoked struct {
 //
 //   - A run of which no step was ever begun is failed and complete when this
 //     returns, without rollback. Its first step shows why; its message, when
-//     it comes, is answered with that failure.
+//     it comes, is answered with that failure. So is a run that awaits approval
+//     and of which nothing runs: no message of it is under way that could begin
+//     a step or a rollback.
+//   - A rollback is not revoked.
 //   - Of any other run that is under way the wish is recorded: FindRevocation
 //     has it until the run has failed. Called again it replaces the reason.
 //   - ErrNotFound if there is no such run; ErrInvalid for what is no run id.
@@ -70,12 +80,15 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 			return err
 		}
 		switch revoked.Before = run.Status; {
+		case run.Status == RunFailed && run.CompletedAt == nil && run.HasRollback, revoked.Step == StepRollback:
+			revoked.TooLate, revoked.RollingBack = true, true
+			return nil
 		case run.Status == RunSucceeded, run.Status == RunFailed, run.Status == RunRolledBack:
 			revoked.TooLate = true
 			return nil
-		case !begun:
+		case !begun, run.Status == RunAwaitingApproval && !revoked.Alive:
 			revoked.Ended = true
-			return s.endUnbegun(ctx, tx, run, r, token)
+			return s.endUnbegun(ctx, tx, run, &revoked, token)
 		}
 		_, err = tx.Exec(ctx, `
 			INSERT INTO mm_orchestrator.revocations (run_id, reason, revoked_by, revoked_at)
@@ -109,12 +122,12 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		    OR EXISTS (SELECT FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND started_at IS NOT NULL)`,
 		revoked.RunID).QueryRow(func(row pgx.Row) error { return row.Scan(&begun) })
 	batch.Queue(`
-		SELECT step, worker, started_at FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND outcome IS NULL AND holder IS NOT NULL
-		ORDER BY started_at DESC LIMIT 1`, revoked.RunID).Query(func(rows pgx.Rows) error {
+		SELECT c.step, c.worker, c.started_at, `+holderLives+` FROM mm_orchestrator.claims AS c
+		WHERE c.run_id = $1 AND c.outcome IS NULL AND c.holder IS NOT NULL
+		ORDER BY c.started_at DESC LIMIT 1`, revoked.RunID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var step string
-			if err := rows.Scan(&step, &revoked.Worker, &revoked.Since); err != nil {
+			if err := rows.Scan(&step, &revoked.Worker, &revoked.Since, &revoked.Alive); err != nil {
 				return err
 			}
 			revoked.Step, revoked.Since = Step(step), revoked.Since.UTC()
@@ -125,9 +138,19 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 	return run, begun, err
 }
 
-// endUnbegun fails the first step of a run in place of a worker, and with it
-// the run.
-func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, r Revocation, token int64) error {
+// endUnbegun fails the step of a run that would come next, in place of a
+// worker, and with it the run.
+func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, revoked *Revoked, token int64) error {
+	r := revoked.Revocation
+	done, err := succeededSteps(ctx, tx, run.ID)
+	if err != nil {
+		return err
+	}
+	for _, step := range planSteps(run.Steps) {
+		if done[step] {
+			revoked.Succeeded = append(revoked.Succeeded, step)
+		}
+	}
 	outcome := Outcome{
 		Status: StepFailed, Message: r.Text(), FinishedAt: r.At,
 		ErrorType: "TaskRevokedError", ErrorModule: "celery.exceptions",
@@ -137,7 +160,7 @@ func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, r Revocation
 	if err != nil {
 		return err
 	}
-	claim := Claim{RunID: run.ID, Step: firstStep(run.Steps), Attempt: 1, Token: token, StartedAt: r.At}
+	claim := Claim{RunID: run.ID, Step: nextStep(run.Steps, done), Attempt: 1, Token: token, StartedAt: r.At}
 	if claim.Step == "" {
 		_, err := tx.Exec(ctx, `
 			UPDATE orchestrator_runs
@@ -153,7 +176,8 @@ func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, r Revocation
 	}
 	_, err = tx.Exec(ctx, `
 		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, worker, token, started_at)
-		VALUES ($1, $2, $3, '', $4, $5, $6)`, run.ID, string(claim.Step), claim.Attempt, r.By, token, r.At)
+		VALUES ($1, $2, $3, '', $4, $5, $6)
+		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`, run.ID, string(claim.Step), claim.Attempt, r.By, token, r.At)
 	if err != nil {
 		return err
 	}
@@ -167,17 +191,6 @@ func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, r Revocation
 		UPDATE spec_workflow_task_states SET celery_task_id = NULL, started_at = NULL
 		WHERE orchestrator_run_id = $1 AND plan_step::text = $2 AND attempt = $3`, run.ID, string(claim.Step), claim.Attempt)
 	return err
-}
-
-// firstStep is the step whose message is the first of a run's chain, or "":
-// the rollback hangs on the others (contract 5).
-func firstStep(plan json.RawMessage) Step {
-	for _, name := range stepNames(plan) {
-		if step := Step(name); knownSteps[step] && step != StepRollback {
-			return step
-		}
-	}
-	return ""
 }
 
 // FindRevocation returns the wish that a run shall end, or ErrNotFound. It

@@ -52,6 +52,55 @@ func TestRevokeBeforeTheFirstStep(t *testing.T) {
 	}
 }
 
+// A run that awaits approval, though a step of it was run before (a Python
+// worker runs what it is sent), fails at once as well: nothing is under way
+// that could end it.
+func TestRevokeWhileTheRunAwaitsApproval(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{Gate: true})
+	d.Rows(t, `UPDATE spec_workflow_task_states SET plan_step_status = 'succeeded', status = 'succeeded', started_at = now(), finished_at = now()
+		WHERE orchestrator_run_id = '`+run+`' AND plan_step = 'analyze' RETURNING id`)
+	got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: "not now"})
+	if err != nil || !got.Ended || got.Before != store.RunAwaitingApproval || len(got.Succeeded) != 1 || got.Succeeded[0] != store.StepAnalyze {
+		t.Fatalf("%+v %v", got, err)
+	}
+	if row, err := s.FindRun(t.Context(), run); err != nil || row.Status != store.RunFailed || row.CompletedAt == nil {
+		t.Errorf("run %+v %v", row, err)
+	}
+	if patch := d.State(t, run, store.StepPatch); patch["plan_step_status"] != "failed" || patch["message"] != "Revoked by operator: not now" {
+		t.Errorf("patch %+v", patch)
+	}
+	if analyze := d.State(t, run, store.StepAnalyze); analyze["plan_step_status"] != "succeeded" {
+		t.Errorf("analyze %+v", analyze)
+	}
+	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("a wish is kept: %v", err)
+	}
+}
+
+// While a run is rolled back, or waits for it, nothing is stored.
+func TestRevokeDuringARollback(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t, as("w1@box", 0))
+	run := d.Create(t, storetest.Seed{})
+	finish(t, s, starts(t, s, alone(run, store.StepAnalyze, "a")), bad(store.StepAnalyze))
+	for _, worker := range []string{"", "w1@box"} {
+		if worker != "" {
+			starts(t, s, alone(run, store.StepRollback, "r"))
+		}
+		got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run})
+		if err != nil || !got.RollingBack || !got.TooLate || got.Ended || got.Worker != worker || got.Alive != (worker != "") {
+			t.Fatalf("%+v %v", got, err)
+		}
+		if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("a wish is kept: %v", err)
+		}
+	}
+}
+
 // The wish stands until the run has failed, and a retry does not meet it.
 func TestRevokeWhileAStepRuns(t *testing.T) {
 	t.Parallel()
@@ -67,7 +116,7 @@ func TestRevokeWhileAStepRuns(t *testing.T) {
 	}
 	for _, reason := range []string{"x", "wrong branch"} {
 		got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: reason})
-		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || got.Worker != "w1@box" || got.Before != store.RunRunning {
+		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || !got.Alive || got.Worker != "w1@box" || got.Before != store.RunRunning {
 			t.Fatalf("%+v %v", got, err)
 		}
 	}

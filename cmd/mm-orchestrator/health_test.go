@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -416,21 +415,13 @@ func TestAHungWorkerIsRed(t *testing.T) {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
-			trap, err := json.Marshal(map[string]any{"point": tt.point, "hold": true, "id": 1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, "trap"), trap, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			setTrap(t, dir, tt.point)
 			env := append(s.impatient(), "MM_CHAOS_DIR="+dir, "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep")
 			p := startProgram(t, path, env, "worker").probed()
 			p.turnsGreen()
 			id := s.submitSleep(t, 0)
 			p.turnsRed(tt.reason)
-			if err := os.WriteFile(filepath.Join(dir, "resume"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			resume(t, dir)
 			p.turnsGreen()
 			s.waitForStep(t, id, "build", "succeeded")
 			p.toldOnce("has not moved for")

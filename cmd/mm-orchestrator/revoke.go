@@ -49,13 +49,20 @@ func runRevoke(p *program, ctx context.Context, cmd *command, args []string) err
 		return &usageError{err.Error()}
 	case err != nil:
 		return err
+	case revoked.RollingBack && revoked.Step == store.StepRollback:
+		return fmt.Errorf("run %s is being rolled back, by worker %s since %s: a rollback cannot be revoked, nothing was changed", wish.RunID, revoked.Worker, clock(&revoked.Since))
+	case revoked.RollingBack:
+		return fmt.Errorf("run %s has failed already, and its rollback comes next: a rollback cannot be revoked, nothing was changed", wish.RunID)
 	case revoked.TooLate:
 		return fmt.Errorf("run %s is %s already: nothing was changed", wish.RunID, revoked.Before)
+	case revoked.Ended && len(revoked.Succeeded) > 0:
+		fmt.Fprintf(p.stdout, "run %s was waiting for approval: it is failed now. Steps that it had behind it are not rolled back: %s\n", wish.RunID, joinSteps(revoked.Succeeded))
+		return nil
 	case revoked.Ended:
 		fmt.Fprintf(p.stdout, "run %s had not begun (%s): it is failed now, nothing has to be rolled back\n", wish.RunID, revoked.Before)
 		return nil
-	case revoked.Step == store.StepRollback:
-		return fmt.Errorf("run %s is being rolled back by %s: a rollback is not cut short", wish.RunID, revoked.Worker)
+	case revoked.Step != "" && !revoked.Alive:
+		fmt.Fprintf(p.stdout, "run %s: worker %s, which had step %s, is gone; the run fails when another takes the step over\n", wish.RunID, revoked.Worker, revoked.Step)
 	case revoked.Step != "":
 		fmt.Fprintf(p.stdout, "run %s: worker %s is asked to end step %s, which runs since %s\n", wish.RunID, revoked.Worker, revoked.Step, clock(&revoked.Since))
 	default:
@@ -92,6 +99,14 @@ func (p *program) awaitRevoked(ctx context.Context, db *store.Store, id string, 
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+func joinSteps(steps []store.Step) string {
+	var names []string
+	for _, step := range steps {
+		names = append(names, string(step))
+	}
+	return strings.Join(names, ", ")
 }
 
 // operator is who runs this command, as user@host, as far as known.

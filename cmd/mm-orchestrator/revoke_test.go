@@ -12,11 +12,11 @@ func TestRevokeARunningRun(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
 	dir := t.TempDir()
-	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,true", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=2s")
+	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,sleep", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=2s")
 	worker := start(t, env, "worker", "--hostname=w1@box")
 	worker.logLine("worker ready")
 	id := s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--set=build.command="+tree(dir),
-		`--set=rollback.strategies=[{"type": "literal", "commands": [["true"]]}]`)
+		`--set=rollback.strategies=[{"type": "literal", "commands": [["sleep", "3"]]}]`)
 	pids := grown(t, dir)
 	begin := time.Now()
 	p := start(t, append(s.env(), "USER=ann"), "runs", "revoke", id, "--reason", "wrong branch")
@@ -30,6 +30,10 @@ func TestRevokeARunningRun(t *testing.T) {
 		if !strings.Contains(p.stdout.String(), want) {
 			t.Errorf("output %q lacks %q", p.stdout.String(), want)
 		}
+	}
+	p = start(t, s.env(), "runs", "revoke", id)
+	if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "a rollback cannot be revoked, nothing was changed") {
+		t.Errorf("during the rollback: exit %d: %s", code, p.stderr.String())
 	}
 	s.waitForStep(t, id, "rollback", "succeeded")
 	noneAlive(t, pids)

@@ -23,8 +23,8 @@ var runsCommand = &command{
 	summary: "list runs, show one with its steps and artifacts, or end one",
 	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. These only read.\n\n" +
 		"`runs revoke RUN_ID --reason TEXT` ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
-		"A run that has not begun fails at once, without rollback; one between two steps fails when the next begins. It waits for that, for as long as --wait says, and tells what has become of the run. " +
-		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had ended before, or nobody has ended it yet.\n\n" +
+		"A run that has not begun or waits for approval fails at once, without rollback; one between two steps fails when the next begins. A rollback cannot be revoked. It waits for that, for as long as --wait says, and tells what has become of the run. " +
+		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had failed or ended before, or nobody has ended it yet.\n\n" +
 		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
 		"and at which place in the line.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",

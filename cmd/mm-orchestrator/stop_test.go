@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -114,7 +117,31 @@ func (s stand) git(t *testing.T) {
 	}
 }
 
+// stepKinds are the steps that run programs; analyze and verify have tests of
+// their own.
 var stepKinds = []string{"patch", "build", "restart", "rollback"}
+
+// childrenOf are the living processes whose parent is pid.
+func childrenOf(t *testing.T, pid int) (children []int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		// After the name, which may hold anything: state, parent.
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		child, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if len(fields) > 1 && fields[0] != "Z" && fields[1] == strconv.Itoa(pid) {
+			children = append(children, child)
+		}
+	}
+	return children
+}
 
 // At the end of the grace a step is ended with every process, its message goes
 // back, and the next worker carries it out at once. It exits in time.
@@ -131,7 +158,7 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 			p := start(t, env, "worker")
 			p.logLine("worker ready")
 			id := s.submitTree(t, step, dir)
-			pids := grown(t, dir)
+			pids := append(grown(t, dir), childrenOf(t, p.cmd.Process.Pid)...)
 			begin := time.Now()
 			p.signal(syscall.SIGTERM)
 			if code := p.exit(); code != exitOK {
@@ -156,25 +183,114 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 	}
 }
 
-// verify has no process; it ends in time as well.
+// verify has no process, and waits for a service that never answers: it ends
+// in time as well, its message goes back, and the next worker verifies at once.
 func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 	t.Parallel()
+	for _, tt := range []struct{ name, mute string }{{"refused", ""}, {"no answer", "deaf"}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			var well atomic.Bool
+			asked := make(chan struct{}, 1)
+			over := make(chan struct{})
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				select {
+				case asked <- struct{}{}:
+				default:
+				}
+				switch {
+				case well.Load():
+				case tt.mute != "":
+					select {
+					case <-over:
+					case <-r.Context().Done():
+					}
+				default:
+					w.WriteHeader(http.StatusServiceUnavailable)
+				}
+			}))
+			t.Cleanup(server.Close)
+			t.Cleanup(func() { close(over) })
+			const grace = time.Second
+			env := append(s.env(), "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String())
+			p := start(t, env, "worker")
+			p.logLine("worker ready")
+			id := s.submit(t, "--without=analyze", "--without=patch", "--without=build", "--without=restart", "--without=rollback",
+				fmt.Sprintf(`--set=verify.healthcheck={"url": %q, "timeoutSeconds": 600}`, server.URL))
+			select {
+			case <-asked:
+			case <-time.After(patience):
+				t.Fatal("the service is not asked")
+			}
+			begin := time.Now()
+			p.signal(syscall.SIGTERM)
+			if code := p.exit(); code != exitOK {
+				t.Errorf("exit code %d", code)
+			}
+			if took := time.Since(begin); took > grace+time.Second {
+				t.Errorf("the end took %v", took)
+			}
+			if got := s.step(t, id, "verify").Status; got != "in_progress" {
+				t.Errorf("verify is %s", got)
+			}
+			well.Store(true)
+			start(t, env, "worker").logLine("worker ready")
+			s.waitForStep(t, id, "verify", "succeeded")
+		})
+	}
+}
+
+// analyze has no process and takes milliseconds: held at its start it finishes
+// within the grace, and is recorded.
+func TestSIGTERMLetsAnalyzeFinish(t *testing.T) {
+	t.Parallel()
 	s := newStand(t)
-	p := start(t, append(s.env(), "MM_ORCHESTRATOR_SHUTDOWN_GRACE=1s"), "worker")
+	path, err := builtForChaos()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	setTrap(t, dir, "artifacts.opened")
+	const grace = 4 * time.Second
+	p := startProgram(t, path, append(s.env(), "MM_CHAOS_DIR="+dir, "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String()), "worker")
 	p.logLine("worker ready")
-	id := s.submit(t, "--without=analyze", "--without=patch", "--without=build", "--without=restart", "--without=rollback",
-		`--set=verify.healthcheck={"url": "http://127.0.0.1:1/", "timeoutSeconds": 600}`)
-	s.waitForStep(t, id, "verify", "in_progress")
+	id := s.submit(t, "--without=patch", "--without=build", "--without=restart", "--without=verify", "--without=rollback")
+	eventually(t, "analyze is held", func() error {
+		_, err := os.Stat(filepath.Join(dir, "fired"))
+		return err
+	})
 	begin := time.Now()
 	p.signal(syscall.SIGTERM)
+	p.logLine("stopping: running steps may finish; a second signal ends them now")
+	resume(t, dir)
 	if code := p.exit(); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}
-	if took := time.Since(begin); took > 2*time.Second {
+	if took := time.Since(begin); took > grace+time.Second {
 		t.Errorf("the end took %v", took)
 	}
-	if got := s.step(t, id, "verify").Status; got != "in_progress" {
-		t.Errorf("verify is %s", got)
+	if got := s.step(t, id, "analyze").Status; got != "succeeded" {
+		t.Errorf("analyze is %s", got)
+	}
+}
+
+// setTrap holds the next process that comes by the point, until resume.
+func setTrap(t *testing.T, dir, point string) {
+	t.Helper()
+	trap, err := json.Marshal(map[string]any{"point": point, "hold": true, "id": 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "trap"), trap, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func resume(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, "resume"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 
