@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -189,6 +190,15 @@ func (e *Engine) failed(doing string, err error) error {
 		return nil
 	}
 	if client.IsErrConnectionFailed(err) || errors.Is(err, context.DeadlineExceeded) {
+		// The client's own text tells the reason only together with advice for
+		// users of the docker program.
+		var reason syscall.Errno
+		if errors.As(err, &reason) {
+			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, reason)
+		}
+		if strings.Contains(err.Error(), "permission denied") { // its text is all there is
+			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, syscall.EACCES)
+		}
 		return fmt.Errorf("cannot %s: %w at %s", doing, ErrUnreachable, e.host)
 	}
 	return fmt.Errorf("cannot %s at docker engine %s: %w", doing, e.host, err)

@@ -25,11 +25,14 @@ func fileOwner(info fs.FileInfo) int {
 	return -1
 }
 
-// say runs a program in the workspace with the environment of commands, and
+// say runs a program in the workspace, if that is there, with the environment of commands, and
 // returns its trimmed output, or its last words as an error.
 func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Dir, cmd.Env = d.config.Workspace, d.environ
+	cmd.Env = d.environ
+	if info, err := os.Stat(d.config.Workspace); err == nil && info.IsDir() {
+		cmd.Dir = d.config.Workspace
+	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -86,9 +89,19 @@ func (d *doctor) workspace(ctx context.Context) bool {
 
 func (d *doctor) compose(ctx context.Context, workspace bool) {
 	program := compose.Program{Standalone: d.config.ComposeProgram}
-	version, err := d.say(ctx, program.Resolve([]string{"docker", "compose", "version", "--short"})...)
+	argv := program.Resolve([]string{"docker", "compose", "version", "--short"})
+	version, err := d.say(ctx, argv...)
 	if err != nil {
-		d.add(statusFail, "compose", "docker compose cannot be run: "+err.Error(), "Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later")
+		found := fmt.Sprintf("%s cannot be run: %v", argv[0], err)
+		if argv[0] == "docker" {
+			found = "docker compose cannot be run: " + err.Error()
+			// docker takes the plugin's arguments for its own.
+			if strings.Contains(err.Error(), "unknown flag") || strings.Contains(err.Error(), "not a docker command") {
+				found = "docker is there, its compose plugin is not"
+			}
+		}
+		d.add(statusFail, "compose", found, "Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later")
+		d.add(statusSkip, "services", "needs compose", "")
 		return
 	}
 	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.") {
@@ -159,11 +172,11 @@ func (d *doctor) artifacts(runs []store.ListedRun) {
 	case err != nil:
 		d.failed("artifacts", err)
 	case free < uint64(max(d.config.DiskReserve, 1024))<<20:
-		status := statusNote
-		if free < uint64(d.config.DiskReserve)<<20 {
-			status = statusFail
+		status, found := statusNote, fmt.Sprintf("%s%s is writable, with only %s left", root, note, mebibytes(free))
+		if least := uint64(d.config.DiskReserve) << 20; free < least {
+			status, found = statusFail, fmt.Sprintf("%s%s has %s left, less than the %s of MM_ORCHESTRATOR_DISK_RESERVE", root, note, mebibytes(free), mebibytes(least))
 		}
-		d.add(status, "artifacts", fmt.Sprintf("%s%s is writable, with %s left", root, note, mebibytes(free)), "Free some space: logs, images and builds need it")
+		d.add(status, "artifacts", found, "Free some space: logs, images and builds need it")
 	default:
 		d.ok("artifacts", "%s%s is writable, with %s left", root, note, mebibytes(free))
 	}

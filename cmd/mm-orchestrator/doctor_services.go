@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -34,19 +33,16 @@ func (d *doctor) broker(ctx context.Context) {
 		switch {
 		case q.Err != nil:
 			d.failed("queue", cureBroker(q.Err))
+		case !q.Exists && !q.ExchangeExists:
+			d.ok("queue", "%q and exchange %q are not there yet, the worker makes them", q.Name, q.Exchange)
 		case !q.Exists:
-			d.ok("queue", "%q is not there yet; the worker makes it%s", q.Name, missingExchange(q))
+			d.ok("queue", "%q is not there yet, the worker makes it; exchange %q is declared as ours", q.Name, q.Exchange)
+		case !q.ExchangeExists:
+			d.ok("queue", "%q is declared as ours, %d messages, %d consumers; exchange %q is not there yet, the worker makes it", q.Name, q.Messages, q.Consumers, q.Exchange)
 		default:
-			d.ok("queue", "%q is declared as ours, %d messages, %d consumers%s", q.Name, q.Messages, q.Consumers, missingExchange(q))
+			d.ok("queue", "%q and exchange %q are declared as ours, %d messages, %d consumers", q.Name, q.Exchange, q.Messages, q.Consumers)
 		}
 	}
-}
-
-func missingExchange(q worker.QueueInspection) string {
-	if q.ExchangeExists {
-		return fmt.Sprintf("; exchange %q is declared as ours", q.Exchange)
-	}
-	return fmt.Sprintf("; so it does with exchange %q", q.Exchange)
 }
 
 // database returns nil if it cannot be used.

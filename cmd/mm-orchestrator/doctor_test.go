@@ -86,6 +86,24 @@ func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
 	}
 }
 
+// What docker says without its compose plugin is about a flag of its own.
+func TestDoctorMissesTheComposePlugin(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	dir := t.TempDir()
+	script := "#!/bin/sh\necho 'unknown flag: --short' >&2\nexit 125\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	found := diagnose(t, append(s.env(), "PATH="+dir+":"+os.Getenv("PATH")), exitFailure)
+	if f := found["compose"]; f.Found != "docker is there, its compose plugin is not" || !strings.Contains(f.Cure, "MM_ORCHESTRATOR_COMPOSE") {
+		t.Errorf("%+v", f)
+	}
+	if f := found["services"]; f.Status != statusSkip {
+		t.Errorf("%+v", f)
+	}
+}
+
 func TestDoctorNamesTheCure(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
@@ -111,11 +129,11 @@ func TestDoctorNamesTheCure(t *testing.T) {
 		{"broker away", "broker", "connection refused", "CELERY_BROKER_URL", []string{"--broker-url=amqp://127.0.0.1:1"}},
 		{"database away", "database", "connection refused", "POSTGRES_", []string{"--database-url=postgres://127.0.0.1:1/x"}},
 		{"no tables", "tables", "has no table", "", []string{"--database-url=" + bare}},
-		{"docker away", "docker", "127.0.0.1:1", "DOCKER_HOST", []string{"--docker-host=tcp://127.0.0.1:1"}},
+		{"docker away", "docker", "at unix:///nowhere/docker.sock: no such file or directory", "DOCKER_HOST", []string{"--docker-host=unix:///nowhere/docker.sock"}},
 		{"no workspace", "workspace", "does not exist", "", []string{"--workspace=/nowhere/at/all"}},
 		{"no repository", "git", "is no git work tree", "WORKSPACE_ROOT", nil},
-		{"compose", "compose", "cannot be run", "MM_ORCHESTRATOR_COMPOSE", []string{"--compose=/nowhere/docker-compose"}},
-		{"disk", "artifacts", "left", "Free some space", []string{"--disk-reserve=1000000000"}},
+		{"compose", "compose", "/nowhere/docker-compose cannot be run", "MM_ORCHESTRATOR_COMPOSE", []string{"--compose=/nowhere/docker-compose"}},
+		{"disk", "artifacts", "left, less than the 1000000000 MiB of MM_ORCHESTRATOR_DISK_RESERVE", "Free some space", []string{"--disk-reserve=1000000000"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
