@@ -124,6 +124,9 @@ func TestRevokeWhileAStepRuns(t *testing.T) {
 	if err != nil || wish.Text() != "Revoked by operator: wrong branch" {
 		t.Fatalf("%+v %v", wish, err)
 	}
+	if detail, err := s.FindRunDetail(t.Context(), run); err != nil || detail.Revocation == nil || *detail.Revocation != wish {
+		t.Errorf("%+v %v", detail.Revocation, err)
+	}
 	finished, err := s.FinishStep(t.Context(), start.Claim, store.Outcome{Status: store.StepFailed, Message: wish.Text()})
 	if err != nil || finished.RunEnded || finished.Status != store.RunFailed {
 		t.Fatalf("%+v %v", finished, err)

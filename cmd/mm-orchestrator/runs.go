@@ -132,9 +132,17 @@ type waitingLine struct {
 }
 
 type runDetail struct {
-	Run       runLine        `json:"run"`
-	Steps     []stepLine     `json:"steps"`
-	Artifacts []artifactLine `json:"artifacts"`
+	Run runLine `json:"run"`
+	// Revocation is missing unless one waits for a worker to carry it out.
+	Revocation *revocationLine `json:"revocation,omitempty"`
+	Steps      []stepLine      `json:"steps"`
+	Artifacts  []artifactLine  `json:"artifacts"`
+}
+
+type revocationLine struct {
+	By     string    `json:"by,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at"`
 }
 
 type stepLine struct {
@@ -183,6 +191,9 @@ func (s runPrinter) line(run store.Run, does store.Activity) runLine {
 
 func (s runPrinter) detail(d store.RunDetail) runDetail {
 	out := runDetail{Run: s.line(d.Run, d.Activity), Steps: []stepLine{}, Artifacts: []artifactLine{}}
+	if r := d.Revocation; r != nil {
+		out.Revocation = &revocationLine{By: r.By, Reason: s.redactor.String(r.Reason), At: r.At}
+	}
 	for _, state := range d.States {
 		out.Steps = append(out.Steps, stepLine{
 			Step: string(state.Step), Attempt: state.Attempt, Status: state.Status, Message: s.redactor.String(state.Message),
@@ -276,8 +287,12 @@ func ordinal(n int) string {
 
 func (s runPrinter) run(d runDetail) error {
 	head := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	revoked := ""
+	if r := d.Revocation; r != nil {
+		revoked = oneLine(fmt.Sprintf("%s, not carried out yet. %s", clock(&r.At), store.Revocation{Reason: r.Reason, By: r.By}.Text()), 2000)
+	}
 	for _, line := range [][2]string{
-		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.does(), "; ")}, {"priority", d.Run.Priority},
+		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.does(), "; ")}, {"revoked", revoked}, {"priority", d.Run.Priority},
 		{"queued", clock(&d.Run.QueuedAt)}, {"started", clock(d.Run.StartedAt)}, {"completed", clock(d.Run.CompletedAt)},
 		{"artifacts", dash(oneLine(d.Run.ArtifactRoot, 4096))}, {"instruction", oneLine(d.Run.Instruction, 2000)},
 	} {

@@ -55,7 +55,9 @@ func TestRunsAreShown(t *testing.T) {
 		t.Fatal(err)
 	}
 	var line bytes.Buffer
-	if err := printer(&line).run(printer(&line).detail(store.RunDetail{Run: waiting, Activity: inLine})); err != nil {
+	if err := printer(&line).run(printer(&line).detail(store.RunDetail{
+		Run: waiting, Activity: inLine, Revocation: &store.Revocation{By: "ann@\x1bbox", Reason: "hunter2hunter2", At: *at(9)},
+	})); err != nil {
 		t.Fatal(err)
 	}
 	for text := range strings.Lines(list.String()) {
