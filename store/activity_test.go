@@ -66,6 +66,19 @@ func TestWhatRunsDo(t *testing.T) {
 	// Its worker dies.
 	starts(t, one, shared("w", holder, store.StepPatch, "1b"))
 	one.Close()
+	// The server may take a moment to end its session.
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		detail, err := reader.FindRunDetail(t.Context(), holder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := detail.Working; w != nil && !w.Alive {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the dead worker's step: %+v", detail.Working)
+		}
+	}
 	if w := look()[holder].Working; w == nil || w.Alive {
 		t.Errorf("the dead worker's step: %+v", w)
 	}
