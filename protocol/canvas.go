@@ -131,7 +131,7 @@ func (p *planner) inherit(chain Signature, steps []Signature) ([]Signature, erro
 			id = own
 		}
 		if id == "" {
-			id = p.sender.newID()
+			id = p.newID()
 		}
 		if id != step.TaskID() {
 			set = append(set, Member{"task_id", quoteJSON(id)})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,3 +177,48 @@ func TestInheritPriority(t *testing.T) {
 		}
 	}
 }
+
+// What follows a task has the same ids however often its message is delivered,
+// and others than what follows anything else.
+func TestIDsOfFollowUpsAreTheSameEachTime(t *testing.T) {
+	t.Parallel()
+	ids := func(id, embed string) []string {
+		m, err := protocol.Decode(delivery(`[[], {}, `+embed+`]`), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.ID = id
+		success, err := protocol.AfterSuccess(m, json.RawMessage(`1`), protocol.Sender{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		failure, err := protocol.AfterFailure(m, protocol.Sender{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, f := range append(success.FollowUps, failure.FollowUps...) {
+			ids = append(ids, f.Publishing.TaskID)
+		}
+		return ids
+	}
+	both := func(callback string) string {
+		list := "[" + task(callback, "") + "," + task(callback, "") + "]"
+		return `{"callbacks": ` + list + `, "errbacks": ` + list + `, "chain": [` + task("last", "") + "," + task("next", "") + `], "chord": null}`
+	}
+	first := ids("one", both("a"))
+	if again := ids("one", both("a")); len(first) != 5 || !reflect.DeepEqual(first, again) {
+		t.Errorf("ids are %v, then %v", first, again)
+	}
+	seen := map[string]bool{}
+	for _, id := range slices.Concat(first, ids("two", both("a")), ids("one", both("b"))) {
+		if seen[id] {
+			t.Errorf("id %s comes twice", id)
+		}
+		if seen[id] = true; !uuidForm.MatchString(id) {
+			t.Errorf("id %q is no UUID of version 5", id)
+		}
+	}
+}
+
+var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)

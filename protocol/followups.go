@@ -1,7 +1,9 @@
 package protocol
 
 import (
+	"crypto/sha1"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -12,20 +14,16 @@ type Sender struct {
 	ReplyTo string
 	// Origin is "gen<pid>@<host>".
 	Origin string
-	// NewID makes task and group ids; nil makes UUIDs of version 4.
+	// NewID makes ids for tasks and groups that come without one. Nil makes
+	// UUIDs of version 5 from the id of the task, its outcome, and the
+	// signatures that follow: the same each time, so that whoever publishes
+	// again after a crash publishes the same. Celery draws them.
 	NewID func() string
 	// Now is the moment from which countdown and expires count; zero is now.
 	Now time.Time
 	// InheritPriority gives follow-ups of a success the priority of their
 	// predecessor (Celery's task_inherit_parent_priority).
 	InheritPriority bool
-}
-
-func (s Sender) newID() string {
-	if s.NewID == nil {
-		return newUUID()
-	}
-	return s.NewID()
 }
 
 // FollowUp is a message to send and what its signature says of the way.
@@ -44,13 +42,12 @@ type Plan struct {
 
 // AfterSuccess lists callbacks and the next chain step of a task that
 // returned value; nil is None (contract 4.3). It changes nothing and may be
-// called again, but callbacks without a preset id get a new one each time.
-// The error is a *CanvasError.
+// called again. The error is a *CanvasError.
 func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if value == nil {
 		value = json.RawMessage("null")
 	}
-	p := planner{m: m, sender: s, args: []json.RawMessage{value}}
+	p := planner{m: m, sender: s, args: []json.RawMessage{value}, seed: seedOf(m.ID, "success", m.Embed.Callbacks, m.Embed.Chain)}
 	if s.InheritPriority {
 		p.priority = m.Properties.Priority
 	}
@@ -76,7 +73,7 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 // wants (request, exc, traceback), gets the id alone and fails. The error is a
 // *CanvasError.
 func AfterFailure(m *Message, s Sender) (Plan, error) {
-	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}}
+	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, seed: seedOf(m.ID, "failure", m.Embed.Errbacks)}
 	if len(m.Embed.Errbacks) > 0 {
 		if _, err := p.group(m.Embed.Errbacks, "", nil); err != nil {
 			return Plan{}, err
@@ -96,6 +93,30 @@ type planner struct {
 	children  []json.RawMessage
 	// nesting counts the chains and groups that enclose the one at hand.
 	nesting int
+	// seed is from what ids are made, and made counts them.
+	seed []byte
+	made int
+}
+
+// seedOf is a digest of what makes one outcome of one task.
+func seedOf(taskID, outcome string, follow ...[]Signature) []byte {
+	h := sha1.New() // as version 5 of UUID wants it; nobody gains by a collision
+	fmt.Fprintf(h, "%q %s", taskID, outcome)
+	for _, sigs := range follow {
+		for _, s := range sigs {
+			fmt.Fprintf(h, " %q", s.raw)
+		}
+	}
+	return h.Sum(nil)
+}
+
+// newID makes the next id.
+func (p *planner) newID() string {
+	if p.sender.NewID != nil {
+		return p.sender.NewID()
+	}
+	p.made++
+	return derivedUUID(fmt.Appendf(nil, "%x %d", p.seed, p.made))
 }
 
 func (p *planner) plan() Plan {
@@ -167,7 +188,7 @@ func (p *planner) step(s Signature, rest []Signature) (json.RawMessage, error) {
 // group that ends a chain get an empty rest of it, like any last step.
 func (p *planner) group(sigs []Signature, id string, rest []Signature) (json.RawMessage, error) {
 	if id == "" {
-		id = p.sender.newID()
+		id = p.newID()
 	}
 	var results []json.RawMessage
 	if err := p.members(sigs, id, rest, &results); err != nil {
@@ -243,7 +264,7 @@ func (p *planner) apply(s Signature, o ApplyOptions) (json.RawMessage, error) {
 		return nil, p.unsupported(s, "it stands where only a task can")
 	}
 	o.Args, o.ParentID, o.RootID = p.args, p.m.ID, first(p.m.RootID, p.m.ID)
-	o.ReplyTo, o.Origin, o.Now, o.NewID = p.sender.ReplyTo, p.sender.Origin, p.sender.Now, p.sender.newID
+	o.ReplyTo, o.Origin, o.Now, o.NewID = p.sender.ReplyTo, p.sender.Origin, p.sender.Now, p.newID
 	o.Priority = p.priority
 	publishing, destination, err := s.Apply(o)
 	if err != nil {

@@ -29,6 +29,8 @@
 //   - Every error callback is published as a task. Python calls some inline,
 //     by the arity of the function; an errback written for (request, exc,
 //     traceback) gets the failed id only.
+//   - A callback without an id of its own gets one that is made from the failed or
+//     finished task's, the same whenever it is published again. Python draws it.
 //   - Chords cannot be started: a task that needs one fails before it runs.
 //   - A hard time limit cannot kill a handler. Its context ends, the task
 //     fails, and the handler keeps its slot until it returns.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,6 +109,32 @@ func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
 	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 1), nil)))
 	if _, sent := r.results.Find("errback"); sent {
 		t.Error("the errback of a task that had succeeded was sent")
+	}
+}
+
+// A message that comes again publishes its error callback as what it was.
+func TestErrorCallbackKeepsItsIDWhenPublishedAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	var runs atomic.Int32
+	told := make(chan string, 2)
+	w.Register("shop.fail", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		runs.Add(1)
+		return nil, errors.New("no")
+	}))
+	w.Register("shop.failed", worker.HandlerFunc(func(_ context.Context, task *worker.Task) (any, error) {
+		told <- task.ID
+		return nil, nil
+	}))
+	workertest.Start(t, w)
+	errback := protocol.NewSignature("shop.failed", nil, nil, workertest.Option("queue", "orders"))
+	m := workertest.Message("orders", "shop.fail", nil, nil, workertest.Option("link_error", []json.RawMessage{errback.Text()}))
+	r.send(m)
+	first := receive(t, "error callback", told)
+	r.send(m)
+	if again := receive(t, "error callback", told); again != first || runs.Load() != 2 {
+		t.Errorf("after %d runs the error callback has the ids %s and %s, want one", runs.Load(), first, again)
 	}
 }
 

@@ -157,7 +157,7 @@ func (w *Worker) Revoke(taskIDs ...string) {
 
 // sender is this worker as the author of follow-ups.
 func (w *Worker) sender() protocol.Sender {
-	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, NewID: newID, Now: w.cfg.Now()}
+	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, Now: w.cfg.Now()}
 }
 
 func (w *Worker) handlerOf(r registration) Handler {
