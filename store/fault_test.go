@@ -1,0 +1,292 @@
+package store_test
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+// scissors stand between a store and its database and cut one connection at a
+// moment that the test chooses, in the units of the protocol: a request is what
+// the client ends by Sync or Query, an answer what the server ends by
+// ReadyForQuery.
+type scissors struct {
+	listener net.Listener
+	target   string
+	relays   sync.WaitGroup
+
+	mu       sync.Mutex
+	conns    map[net.Conn]bool
+	armed    bool
+	request  int  // how many requests to let pass
+	answered bool // cut when the next is answered, not before it is sent
+	cut      bool
+}
+
+// newScissors returns the address of the database that leads through them.
+func newScissors(t *testing.T, database string) (*scissors, string) {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &scissors{target: u.Host, conns: map[net.Conn]bool{}}
+	if c.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	c.relays.Go(c.accept)
+	t.Cleanup(func() {
+		_ = c.listener.Close()
+		c.mu.Lock()
+		for conn := range c.conns {
+			_ = conn.Close()
+		}
+		c.mu.Unlock()
+		c.relays.Wait()
+	})
+	u.Host = c.listener.Addr().String()
+	query := u.Query()
+	query.Set("sslmode", "disable")
+	u.RawQuery = query.Encode()
+	return c, u.String()
+}
+
+// arm sets the moment: after that many requests from now on, before the next one
+// reaches the server, or after the server has done it and before it could say so.
+func (c *scissors) arm(requests int, answered bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed, c.request, c.answered, c.cut = true, requests, answered, false
+}
+
+// disarm says whether a connection was cut.
+func (c *scissors) disarm() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.armed = false
+	return c.cut
+}
+
+// due counts a request and says whether this is the one.
+func (c *scissors) due() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.armed || c.cut {
+		return false
+	}
+	c.request--
+	c.cut = c.request < 0
+	return c.cut
+}
+
+func (c *scissors) accept() {
+	for {
+		client, err := c.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", c.target)
+		if err != nil {
+			_ = client.Close()
+			continue
+		}
+		c.mu.Lock()
+		c.conns[client], c.conns[server] = true, true
+		c.mu.Unlock()
+		swallow := make(chan struct{}) // closed when the next answer is the one
+		end := func() { _ = client.Close(); _ = server.Close() }
+		c.relays.Go(func() {
+			defer end()
+			c.requests(server, client, swallow)
+		})
+		c.relays.Go(func() {
+			defer end()
+			answers(client, server, swallow)
+		})
+	}
+}
+
+// requests passes on what the client says.
+func (c *scissors) requests(to, from net.Conn, swallow chan struct{}) {
+	for first := true; ; first = false {
+		message, kind, err := readMessage(from, first)
+		if err != nil {
+			return
+		}
+		if (kind == 'S' || kind == 'Q') && c.due() {
+			if !c.answered {
+				return
+			}
+			close(swallow)
+		}
+		if _, err := to.Write(message); err != nil {
+			return
+		}
+	}
+}
+
+// answers passes on what the server says.
+func answers(to, from net.Conn, swallow chan struct{}) {
+	for {
+		message, kind, err := readMessage(from, false)
+		if err != nil {
+			return
+		}
+		select {
+		case <-swallow:
+			// Done is what is asked when the server waits for more.
+			if kind == 'Z' {
+				return
+			}
+			continue
+		default:
+		}
+		if _, err := to.Write(message); err != nil {
+			return
+		}
+	}
+}
+
+// readMessage reads one message; the first of a client has no kind.
+func readMessage(from io.Reader, first bool) (message []byte, kind byte, err error) {
+	head := make([]byte, 5)
+	if first {
+		head = head[1:]
+	}
+	if _, err := io.ReadFull(from, head); err != nil {
+		return nil, 0, err
+	}
+	if !first {
+		kind = head[0]
+	}
+	size := int(binary.BigEndian.Uint32(head[len(head)-4:])) - 4
+	message = append(head, make([]byte, size)...)
+	_, err = io.ReadFull(from, message[len(head):])
+	return message, kind, err
+}
+
+// everywhere does something anew with a cut at each of its moments after it has
+// called begin, and ends when there are no more. The session of attendance may
+// be hit as well.
+func everywhere(t *testing.T, c *scissors, do func(t *testing.T, begin func())) {
+	t.Helper()
+	for _, answered := range []bool{false, true} {
+		for n := 0; ; n++ {
+			do(t, func() { c.arm(n, answered) })
+			cut := c.disarm()
+			if t.Failed() {
+				t.Fatalf("when cut after %d requests, answered: %t", n, answered)
+			}
+			if !cut {
+				if n < 1 {
+					t.Fatalf("no moment was found")
+				}
+				t.Logf("cut at %d moments, answered: %t", n, answered)
+				break
+			}
+		}
+	}
+}
+
+// TestEveryCallSurvivesACutAtEveryMoment: before each statement, and after the
+// server has done it and before its answer arrives, the commit included.
+func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
+	t.Parallel()
+	open := func(t *testing.T) (*storetest.Database, *scissors, *store.Store) {
+		d := storetest.New(t)
+		c, through := newScissors(t, d.URL)
+		s := d.Open(t, func(config *store.Config) { config.URL, config.TakeoverGrace = secret.New(through), time.Minute })
+		return d, c, s
+	}
+	t.Run("step", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			run := d.Create(t, storetest.Seed{})
+			armed()
+			claim := begin(t, s, run, store.StepBuild, "t").Claim
+			if f := finish(t, s, claim, good(store.StepBuild)); f.RunEnded || f.Status != store.RunRunning {
+				t.Errorf("finished %+v", f)
+			}
+			equal(t, "claim", d.Rows(t, `SELECT starts, handed_back, outcome IS NOT NULL AS ended FROM mm_orchestrator.claims WHERE run_id = $1`, run),
+				[]storetest.Row{{"starts": 1, "handed_back": 0, "ended": true}})
+			equal(t, "artifacts", d.Rows(t, `SELECT count(*) AS n FROM orchestrator_run_artifacts WHERE run_id = $1`, run), []storetest.Row{{"n": 1}})
+			equal(t, "state", d.Rows(t, `SELECT plan_step_status::text AS status, attempt FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND plan_step = 'build'`, run),
+				[]storetest.Row{{"status": "succeeded", "attempt": 1}})
+			if _, done := decide(t, s, run, store.StepBuild, "t").(store.Done); !done {
+				t.Error("the step is not known as ended")
+			}
+		})
+	})
+	t.Run("release", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			run := d.Create(t, storetest.Seed{})
+			begin := func() store.Claim { return begin(t, s, run, store.StepBuild, "t").Claim }
+			if err := s.ReleaseClaim(t.Context(), begin()); err != nil {
+				t.Error(err)
+			}
+			claim := begin()
+			armed()
+			if err := s.ReleaseClaim(t.Context(), claim); err != nil {
+				t.Error(err)
+			}
+			equal(t, "claim", d.Rows(t, `SELECT starts, handed_back FROM mm_orchestrator.claims WHERE run_id = $1`, run),
+				[]storetest.Row{{"starts": 2, "handed_back": 2}})
+		})
+	})
+	t.Run("result", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		results := storetest.Results(t, s, protocol.EncodingJSON)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			run := d.Create(t, storetest.Seed{}) // its id serves as a task's
+			armed()
+			// The error callbacks depend on this answer.
+			equal(t, "failure written", save(t, results, failed(run)), []bool{true})
+			save(t, results, success(run, "1"))
+			equal(t, "failure after success written", save(t, results, failed(run)), []bool{false})
+			equal(t, "rows", d.Rows(t, `SELECT status FROM celery_taskmeta WHERE task_id = $1`, run), []storetest.Row{{"status": "SUCCESS"}})
+		})
+	})
+	t.Run("parked", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			first, second := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+			workspace := first // one for each round
+			claim := starts(t, s, shared(workspace, first, store.StepVerify, first))
+			armed()
+			waits(t, s, shared(workspace, second, store.StepVerify, second), store.ParkedWorkspace)
+			finish(t, s, claim, good(store.StepVerify))
+			messages := take(t, s, "q")
+			if len(messages) == 0 {
+				// The answer was lost, so the message is taken by nobody who
+				// knows of it. It is given out again, later.
+				d.Rows(t, `UPDATE mm_orchestrator.parked SET taken_at = taken_at - interval '31 s' RETURNING id`)
+				messages = take(t, s, "q")
+			}
+			if len(messages) != 1 || messages[0].TaskID != second {
+				t.Errorf("taken %+v", messages)
+				return
+			}
+			if err := s.KeepParked(t.Context(), messages[0].ID); err != nil {
+				t.Error(err)
+			}
+			if err := s.DropParked(t.Context(), messages[0].ID); err != nil {
+				t.Error(err)
+			}
+			equal(t, "parked", len(d.Rows(t, `SELECT id FROM mm_orchestrator.parked`)), 0)
+		})
+	})
+}
