@@ -19,7 +19,7 @@
 //   - A fault of the broker or of the result backend never makes a failure of
 //     finished work: it is retried, and at last the message goes back.
 //   - A quorum queue's delivery limit does not lose a message that is handed
-//     back or whose task runs: it is sent anew when a return was counted.
+//     back or whose task runs: it is sent anew in time.
 //   - A stored SUCCESS stands: a repeated run that fails sends no error
 //     callbacks and marks nothing.
 //   - No message ends the worker, or keeps it busy for ever by being malformed.

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"maps"
+	"reflect"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
@@ -35,20 +36,20 @@ const (
 // back as it is.
 const replaceTimeout = 30 * time.Second
 
-// counted says that the queue counts returns of this message and has counted
-// one.
-func (d *delivery) counted() bool {
-	switch n := d.wire.Headers[headerCount].(type) {
-	case int64:
-		return n > 0
-	case int32:
-		return n > 0
-	case int16:
-		return n > 0
-	case int8:
-		return n > 0
+// defaultLimit is RabbitMQ's from 4.0 on, where none is set.
+const defaultLimit = 20
+
+// count is how many returns of this message its queue has counted.
+func (d *delivery) count() int { return integer(d.wire.Headers[headerCount]) }
+
+func integer(value any) int {
+	switch n := reflect.ValueOf(value); {
+	case n.CanInt():
+		return int(n.Int())
+	case n.CanUint():
+		return int(n.Uint())
 	}
-	return false
+	return 0
 }
 
 // repeats says that somebody may have seen the message before.
@@ -59,17 +60,23 @@ func (d *delivery) repeats() bool {
 
 // requeue gives a message back to its queue.
 func (d *delivery) requeue() error {
-	if d.counted() && d.replace() {
+	if d.count() > 0 && d.replace() {
 		return d.acker.Ack(d.tag, false)
 	}
 	return d.acker.Nack(d.tag, false, true)
 }
 
-// renew replaces the message of a task that runs, if it was counted, so that
-// there is always one for another worker, should this one die. The copy is
-// delivered and joins the task.
+// renew replaces the message of a task that runs, so that there is always one
+// for another worker, should this one die. The copy is delivered and joins the
+// task; as one that comes to another worker after the task's end runs again,
+// this waits until half of the limit is used up. A limit that only a policy of
+// the broker knows may be lower: then the task goes on without its message.
 func (d *delivery) renew() {
-	if d.counted() && d.replace() {
+	limit := defaultLimit
+	if own, set := d.sub.queue.Arguments["x-delivery-limit"]; set {
+		limit = integer(own)
+	}
+	if limit > 0 && d.count() >= max(1, limit/2) && d.replace() {
 		d.settle(verdictAck)
 	}
 }
