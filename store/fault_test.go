@@ -76,16 +76,17 @@ func (c *scissors) disarm() bool {
 	return c.cut
 }
 
-// due counts a request and says whether this is the one.
-func (c *scissors) due() bool {
+// due counts a request and says whether this is the one, and whether it is to
+// be done.
+func (c *scissors) due() (cut, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.armed || c.cut {
-		return false
+		return false, false
 	}
 	c.request--
 	c.cut = c.request < 0
-	return c.cut
+	return c.cut, c.answered
 }
 
 func (c *scissors) accept() {
@@ -122,11 +123,13 @@ func (c *scissors) requests(to, from net.Conn, swallow chan struct{}) {
 		if err != nil {
 			return
 		}
-		if (kind == 'S' || kind == 'Q') && c.due() {
-			if !c.answered {
+		if kind == 'S' || kind == 'Q' {
+			switch cut, answered := c.due(); {
+			case cut && !answered:
 				return
+			case cut:
+				close(swallow)
 			}
-			close(swallow)
 		}
 		if _, err := to.Write(message); err != nil {
 			return
