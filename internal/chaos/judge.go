@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 func (o *outcome) complain(c class, format string, args ...any) {
@@ -348,7 +349,10 @@ func (o *outcome) judgeLedger() {
 		case step != "rollback" && failAt != "" && slices.Index(steps, step) > slices.Index(steps, failAt):
 			want = 0
 		case o.trial.givesUp() && step == failAt:
-			want = 0 // it may never have come to its command
+			want = 0 // it may never have come to its command's end
+			if o.recorded(step) {
+				want = 1
+			}
 		}
 		if before := o.run.before; before != nil {
 			switch {
@@ -367,6 +371,13 @@ func (o *outcome) judgeLedger() {
 			o.late += max(0, ends-want)
 		}
 	}
+}
+
+// recorded says whether the end of a step's command was put on record.
+func (o *outcome) recorded(step string) bool {
+	return slices.ContainsFunc(o.moments, func(m moment) bool {
+		return m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(o.run.ID)
+	})
 }
 
 // judgeProcesses demands that no command outlives its step.
