@@ -21,6 +21,15 @@ const (
 	// after 3 s and its fourth after 7.
 	reachPause = 200 * time.Millisecond
 	reachTime  = time.Second
+
+	// proofPause is the time between two questions to the server whether it is
+	// still there, while this worker runs a step; idlePause while it does not.
+	proofPause = 500 * time.Millisecond
+	idlePause  = 10 * time.Second
+	// proofTime is how long an answer may take. A path that was cut without a
+	// word is given up then. It is long, since giving up a session that is
+	// only slow gives the lock away.
+	proofTime = 5 * time.Second
 )
 
 // errConnectionGone is the attendance's own word for a session that ended.
@@ -35,6 +44,11 @@ var errConnectionGone = errors.New("the worker's session is not connected")
 // moments of the server being back; others wait Config.TakeoverGrace before
 // they believe that a lock is gone for good.
 //
+// While a step runs, the session is asked every 500 ms whether it is alive:
+// waiting alone would not notice a path that was cut without a word. When it
+// was last proven is what the worker goes by who has to know whether others
+// may count it dead.
+//
 // It opens nothing before the first begin: commands that only read do not
 // need it.
 type attendance struct {
@@ -43,6 +57,8 @@ type attendance struct {
 	// key of this Store, drawn at random: a worker that starts again is
 	// another holder, so the claims of its former life are free.
 	key int64
+	// atWork says whether this worker runs a step.
+	atWork func() bool
 
 	mu      sync.Mutex
 	started bool          // written by ensure
@@ -50,11 +66,13 @@ type attendance struct {
 	held    chan struct{} // closed while the lock is held; replaced by the loop
 	session int           // counts the sessions that held it; written by the loop
 	lastErr error         // of the loop's last try, nil while held
+	proven  time.Time     // the last moment at which the lock was held for certain; written by the loop
+	look    func()        // ends the loop's wait; replaced by the loop
 	cancel  context.CancelFunc
 	done    chan struct{} // closed by the loop when it has ended
 }
 
-func newAttendance(connect *pgx.ConnConfig, config Config) *attendance {
+func newAttendance(connect *pgx.ConnConfig, config Config, atWork func() bool) *attendance {
 	connect = connect.Copy()
 	dial := connect.DialFunc
 	connect.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -66,7 +84,9 @@ func newAttendance(connect *pgx.ConnConfig, config Config) *attendance {
 		connect: connect,
 		log:     config.Logger,
 		key:     rand.Int64N(1<<62) + 1,
+		atWork:  atWork,
 		held:    make(chan struct{}),
+		look:    func() {},
 	}
 }
 
@@ -121,7 +141,7 @@ func (a *attendance) loop(ctx context.Context) {
 	defer close(a.done)
 	lost := false
 	for n := 0; ctx.Err() == nil; n++ {
-		conn, err := a.take(ctx)
+		conn, asked, err := a.take(ctx)
 		if err != nil {
 			a.mu.Lock()
 			a.lastErr = err
@@ -137,6 +157,7 @@ func (a *attendance) loop(ctx context.Context) {
 		n = 0
 		a.mu.Lock()
 		a.lastErr = nil
+		a.proven = asked
 		a.session++
 		close(a.held)
 		a.mu.Unlock()
@@ -144,8 +165,7 @@ func (a *attendance) loop(ctx context.Context) {
 		if lost {
 			a.log.Info("database session of the worker is back")
 		}
-		// Nobody notifies us: this ends when the session does.
-		_, err = conn.WaitForNotification(ctx)
+		err = a.keep(ctx, conn)
 		faultpoint.Hit(faultpoint.SessionLost)
 		a.mu.Lock()
 		a.held = make(chan struct{})
@@ -161,27 +181,84 @@ func (a *attendance) loop(ctx context.Context) {
 	}
 }
 
+// keep returns when the session has ended, and notes meanwhile when it was
+// alive.
+func (a *attendance) keep(ctx context.Context, conn *pgx.Conn) error {
+	for {
+		wait, look := context.WithCancel(ctx)
+		a.mu.Lock()
+		a.look = look
+		a.mu.Unlock()
+		pause := idlePause
+		if a.atWork() { // after look is set: a step that begins now ends the wait
+			pause = proofPause
+		}
+		wait, cancel := context.WithTimeout(wait, pause)
+		// Nobody notifies us: this ends when the session does, or the pause.
+		_, err := conn.WaitForNotification(wait)
+		paused := wait.Err() != nil
+		cancel()
+		look()
+		switch {
+		case ctx.Err() != nil, err != nil && (!paused || conn.IsClosed()):
+			return err
+		}
+		asked := time.Now()
+		limit, cancel := context.WithTimeout(ctx, proofTime)
+		err = conn.Ping(limit)
+		cancel()
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.proven = asked
+		a.mu.Unlock()
+	}
+}
+
+// prove asks for a proof now, and every 500 ms while a step runs.
+func (a *attendance) prove() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.look()
+}
+
+func (a *attendance) lastProven() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.proven
+}
+
 // take opens the session and takes the lock. An old session of ours that the
 // server has not yet given up makes it wait, as does somebody who is looking.
-func (a *attendance) take(ctx context.Context) (*pgx.Conn, error) {
+// At the time that it returns the lock was not yet lost.
+func (a *attendance) take(ctx context.Context) (*pgx.Conn, time.Time, error) {
 	limit, cancel := context.WithTimeout(ctx, a.connect.ConnectTimeout)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(limit, a.connect)
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	// The session idles for hours and must neither be ended for that nor
-	// outlive a host that lost its power: keepalives find that out in seconds.
+	// outlive a host that lost its power: keepalives find that out in seconds,
+	// and the user timeout when an answer of the server is on its way, during
+	// which there are no keepalives.
 	const settings = `SELECT set_config(name, value, false)
 		FROM (VALUES ('idle_session_timeout', '0'), ('statement_timeout', '0'), ('lock_timeout', '0'),
-		             ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3')) AS wanted (name, value)
+		             ('tcp_keepalives_idle', '5'), ('tcp_keepalives_interval', '2'), ('tcp_keepalives_count', '3'),
+		             ('tcp_user_timeout', '10000')) AS wanted (name, value)
 		WHERE EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE s.name = wanted.name)`
 	if _, err = conn.Exec(limit, settings, pgx.QueryExecModeExec); err == nil {
 		_, err = conn.Exec(limit, `SELECT pg_advisory_lock($1)`, pgx.QueryExecModeExec, a.key)
 	}
+	asked := time.Now()
+	if err == nil {
+		// Whatever the lock had to wait for: this answer is of now.
+		err = conn.Ping(limit)
+	}
 	if err != nil {
 		_ = conn.Close(context.WithoutCancel(limit))
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	return conn, nil
+	return conn, asked, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
 func as(name string, grace time.Duration) func(*store.Config) {
@@ -437,3 +438,45 @@ func TestRetriesWhileStepsRun(t *testing.T) {
 		t.Errorf("%d state rows, want no twins", n)
 	}
 }
+
+// TestProven: while a step runs, the worker knows when it last held its lock
+// for certain, and a server that says nothing proves nothing.
+func TestProven(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	relay, through := workertest.NewProxy(t, d.URL)
+	s := d.Open(t, as("worker", time.Minute), func(c *store.Config) { c.URL = secret.New(through) })
+	if !s.Proven().IsZero() {
+		t.Error("proven before anything was asked")
+	}
+	began := time.Now()
+	begin(t, s, run, store.StepBuild, "t")
+	after := func(moment time.Time) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !s.Proven().After(moment); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("never proven again")
+			}
+		}
+	}
+	after(began)
+	after(time.Now())
+	before := d.Rows(t, attendances)
+	after(time.Now())
+	if now := d.Rows(t, attendances); len(now) != 1 || fmt.Sprint(now) != fmt.Sprint(before) {
+		t.Errorf("asking has replaced the session %v by %v", before, now)
+	}
+	relay.Stall()
+	silent := time.Now()
+	<-time.After(1200 * time.Millisecond) // it is asked twice
+	if proven := s.Proven(); proven.After(silent) {
+		t.Errorf("proven %s after the server fell silent", proven.Sub(silent))
+	}
+	relay.Restore()
+	after(time.Now())
+}
+
+// attendances are the sessions that hold a worker's lock.
+const attendances = `SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`

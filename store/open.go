@@ -143,7 +143,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, translate("open the database "+s.place, err)
 	}
-	s.attend = newAttendance(parsed.ConnConfig, config)
+	s.attend = newAttendance(parsed.ConnConfig, config, s.atWork)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()
 		return nil, translate("reach the database "+s.place, err)
@@ -245,9 +245,23 @@ func (s *Store) inTx(ctx context.Context, doing string, do func(pgx.Tx) error) e
 
 func (s *Store) register(token int64) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.registered[token] = true
+	s.mu.Unlock()
+	s.attend.prove()
 }
+
+func (s *Store) atWork() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.registered) > 0
+}
+
+// Proven is the last moment at which this worker held its lock for certain, as
+// the database's answers show: until Config.TakeoverGrace after it nobody can
+// have taken one of its claims over. While a claim is given out, it is renewed
+// every 500 ms, unless the database does not answer. It is zero before the
+// first BeginStep.
+func (s *Store) Proven() time.Time { return s.attend.lastProven() }
 
 func (s *Store) unregister(token int64) {
 	s.mu.Lock()

@@ -46,6 +46,7 @@ type Task struct {
 	Delivery protocol.Delivery
 
 	update func(ctx context.Context, state string, meta json.RawMessage) error
+	held   func(ctx context.Context) error // nil when the task came from no broker
 }
 
 // UpdateState stores a state of the application's own, such as PROGRESS, with

@@ -79,14 +79,14 @@ func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *d
 		}
 	}()
 	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
-	o := w.run(m, r, d, slot)
+	o := w.run(e, m, r, d, slot)
 	d.part.Move("recording how its task ended")
 	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
 	w.settle(e, m, r, o, slot)
 }
 
 // run finds out how a task ends.
-func (w *Worker) run(m *protocol.Message, r registration, d *delivery, slot *slot) outcome {
+func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) outcome {
 	if err := w.canFollow(m); err != nil {
 		return failureOutcome(err)
 	}
@@ -94,7 +94,8 @@ func (w *Worker) run(m *protocol.Message, r registration, d *delivery, slot *slo
 	if w.cfg.TrackStarted && !ignored {
 		w.storeStarted(m)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire}
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire,
+		held: func(ctx context.Context) error { return w.held(ctx, e) }}
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {

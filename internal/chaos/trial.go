@@ -30,7 +30,8 @@ const (
 	// Poison kills every worker that starts a step, until it is given up.
 	Poison Kind = "poison"
 	// Partition cuts a worker off from both servers for longer than a
-	// take-over needs, when a command of it has just ended.
+	// take-over needs, when a command of it has just ended, or begins and
+	// would go on for all that time; by a reset, or without a word.
 	Partition Kind = "partition"
 	// Crowd has several runs want one workspace, with two workers, one of
 	// which is killed: where messages are parked and published again, or
@@ -253,10 +254,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	case Rollback:
 		t.rollBack(random, turnOf(number, kinds))
 	case Partition:
-		// The next command is long enough to be caught beside another.
-		t.Standby, t.Shape = true, shape{Milliseconds: 3000}
-		step := []string{"build", "restart"}[random.IntN(2)]
-		t.Stages = []stage{{Point: faultpoint.CommandAfter, Step: step, Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}
+		t.partition(random)
 	case Crowd:
 		t.crowd(random)
 	case Stop:
@@ -316,6 +314,21 @@ func (t *Trial) fit(p place, random *rand.Rand) {
 			t.Shape.FailAt = "verify"
 		}
 	}
+}
+
+func (t *Trial) partition(random *rand.Rand) {
+	step := []string{"build", "restart"}[random.IntN(2)]
+	cut := stage{Point: faultpoint.CommandAfter, Step: step, Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}
+	// The next command is long enough to be caught beside another.
+	milliseconds := 3000
+	if random.IntN(3) > 0 {
+		cut.Point, milliseconds = faultpoint.CommandBefore, 5000
+	}
+	if random.IntN(3) == 0 {
+		cut.Fault = stall
+	}
+	t.Standby, t.Shape = true, shape{Milliseconds: milliseconds}
+	t.Stages = []stage{cut}
 }
 
 func (t *Trial) crowd(random *rand.Rand) {

@@ -42,6 +42,9 @@ const (
 	// ArtifactsInserted registers artifacts without regard to those of an
 	// earlier attempt.
 	ArtifactsInserted = "artifacts-inserted"
+	// CutOffIgnored lets a worker's commands go on that is cut off from broker
+	// and database, and lets a successor leave them alone.
+	CutOffIgnored = "cut-off-ignored"
 	// CommandsSurvive leaves commands running when the worker dies.
 	CommandsSurvive = "commands-survive"
 	// ParkUnstored acknowledges the message of a run that has to wait without

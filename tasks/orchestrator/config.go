@@ -21,6 +21,7 @@ type Steps interface {
 	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
+	Proven() time.Time
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
@@ -90,6 +91,10 @@ type Config struct {
 	// KillGrace is the time between SIGTERM and SIGKILL for a command that is
 	// ended. Defaults to 10 s.
 	KillGrace time.Duration
+	// CutOffAfter is how long neither the database nor the broker may have
+	// proven that a step is this worker's before its commands are killed. It
+	// must be well below store.Config.TakeoverGrace. Defaults to 1.25 s.
+	CutOffAfter time.Duration
 	// HandBackDelay is how long a message waits that cannot be worked on now:
 	// the database is away, or another worker runs the step. Defaults to 5 s.
 	HandBackDelay time.Duration
@@ -135,6 +140,7 @@ func (c Config) WithDefaults() Config {
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
 	c.SweepInterval = cmp.Or(c.SweepInterval, time.Second)
 	c.LostGrace = cmp.Or(c.LostGrace, 3*time.Minute)
+	c.CutOffAfter = cmp.Or(c.CutOffAfter, 1250*time.Millisecond)
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
@@ -158,7 +164,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
-		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "HandBackDelay": c.HandBackDelay,
+		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "CutOffAfter": c.CutOffAfter, "HandBackDelay": c.HandBackDelay,
 		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "SettleTime": c.SettleTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {

@@ -53,6 +53,9 @@ type Request struct {
 	// NoNext says that no message follows a success, NoErrback that none
 	// follows a failure: then nothing of the run is under way any more.
 	NoNext, NoErrback bool
+	// Held asks the broker whether the message is still in this worker's
+	// hands, see [worker.Task.Held]. Nil for a step without a message.
+	Held func(ctx context.Context) error
 }
 
 // A Result is what execute_plan_step returns, in the order of keys that
@@ -98,7 +101,8 @@ var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 //     request names no run or no step.
 //   - [ErrStop] means that nothing may happen, or not now: the message is
 //     parked in the database.
-//   - A [*HandBackError] means that the message is to be delivered again;
+//   - A [*HandBackError] means that the message is to be delivered again, as
+//     it is when this worker was cut off from database and broker;
 //     so does the error of ctx, if that was ended by somebody else than a time
 //     limit.
 //
@@ -169,10 +173,9 @@ func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID str
 func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Request, begun store.Start, isLimit func(error) bool) (Result, error) {
 	log = log.With("attempt", begun.Claim.Attempt)
 	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
-	if begun.Claim.Starts > 1 {
-		// What a dead worker has left of this step may still write to the
-		// workspace.
-		processes.EndLeftovers(log)
+	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
+		// What is left of this step may still write to the workspace.
+		processes.EndRivals(log, processes.Owner{Run: begun.Claim.RunID, Step: string(begun.Claim.Step)})
 	}
 	o.config.Metrics.StepStarted(string(begun.Claim.Step))
 	if begun.RunStarted {
@@ -187,11 +190,13 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	work, lost := context.WithCancelCause(work)
 	defer lost(nil)
 	journal := o.openJournal(log, begun, lost)
+	work, unwatchCut := o.endWhenCutOff(work, request.Held)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	pulse.Of(ctx).Move("working")
 	outcome := o.work(work, log, begun, journal)
 	unwatch()
 	journal.close()
+	unwatchCut()
 	revokedOutcome(work, &outcome)
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()
@@ -199,6 +204,13 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		// The worker stops: the step is not over, it goes on elsewhere.
 		o.release(ctx, log, begun.Claim)
 		return Result{}, cause
+	}
+	if cut := (errCutOff{}); errors.As(context.Cause(work), &cut) && outcome.Status == store.StepFailed {
+		log.Error("step was cut off, its commands were killed and it goes back", "error", cut)
+		if err := o.giveBack(ctx, log, begun.Claim); err != nil {
+			return Result{}, err
+		}
+		return Result{}, &HandBackError{Reason: cut.Error()}
 	}
 	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome)
 	if err != nil {

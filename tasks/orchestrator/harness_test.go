@@ -41,6 +41,10 @@ type fakeSteps struct {
 	// why not.
 	recorded []store.Progress
 	record   func(context.Context) error
+	// releaseErrs are returned one after the other before a release succeeds.
+	releaseErrs []error
+	// silent: the database has not answered since the step began.
+	silent bool
 	// unpark is what every finish says.
 	unpark bool
 	// parked are given out by the next TakeParked; dropped and kept are ids of
@@ -98,8 +102,22 @@ func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress 
 func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(f.releaseErrs) > 0 {
+		err := f.releaseErrs[0]
+		f.releaseErrs = f.releaseErrs[1:]
+		return err
+	}
 	f.released++
 	return nil
+}
+
+func (f *fakeSteps) Proven() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.silent {
+		return time.Time{}
+	}
+	return time.Now()
 }
 
 func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, error) {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // EndLeftovers kills what workers have left that are no more: processes of
@@ -16,9 +18,25 @@ import (
 // each and returns how many there were; it waits for their end, for some
 // seconds at the most.
 //
-// It is for the start of a worker, before it takes any work, and for a step
-// that is taken over: what is left of it may still write to the workspace.
+// It is for the start of a worker, before it takes any work.
 func EndLeftovers(log *slog.Logger) int {
+	return endMarked(log, func(m mark) bool { return m.holder.dead() })
+}
+
+// EndRivals kills what EndLeftovers kills, and besides the programs of this
+// very step that another worker has started, though that one lives: it was
+// cut off and has lost the step without knowing. It is for a step that is
+// taken over, before it does anything: what is left of it may still write to
+// the workspace. Programs of this process are not touched.
+func EndRivals(log *slog.Logger, step Owner) int {
+	run, name := noSlash(step.Run), noSlash(step.Step)
+	return endMarked(log, func(m mark) bool {
+		rival := m.run == run && m.step == name && m.holder != self() && !planted.Bug(planted.CutOffIgnored)
+		return rival || m.holder.dead()
+	})
+}
+
+func endMarked(log *slog.Logger, wanted func(mark) bool) int {
 	told := map[identity]bool{}
 	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		alive := false
@@ -27,7 +45,7 @@ func EndLeftovers(log *slog.Logger) int {
 				continue
 			}
 			left, marked := parseMark(markOf(p.pid))
-			if !marked || !left.holder.dead() {
+			if !marked || !wanted(left) {
 				continue
 			}
 			alive = true
@@ -37,11 +55,14 @@ func EndLeftovers(log *slog.Logger) int {
 			}
 			told[p.identity()] = true
 			log := log.With("pid", p.pid, "name", p.name, "run_id", left.run, "step", left.step, "worker_pid", left.holder.pid)
-			if err != nil {
-				log.Error("process that a dead worker has left cannot be ended", "error", err)
-				continue
+			switch {
+			case err != nil:
+				log.Error("process of a step that is over cannot be ended", "error", err)
+			case left.holder.dead():
+				log.Warn("ended a process that a dead worker has left")
+			default:
+				log.Warn("ended a process of a worker that has lost the step")
 			}
-			log.Warn("ended a process that a dead worker has left")
 		}
 		if !alive || time.Since(begin) > killTime {
 			return len(told)

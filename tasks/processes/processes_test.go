@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -343,11 +344,60 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 			t.Errorf("the log lacks %s:\n%s", want, &log)
 		}
 	}
-	for _, pid := range append(stay, unmarked.Process.Pid) {
-		if !alive(pid) {
-			t.Errorf("process %d of a living worker, or without a mark, was ended", pid)
+	remain := func(pids ...int) {
+		t.Helper()
+		for _, pid := range pids {
+			if !alive(pid) {
+				t.Errorf("process %d of a living worker, or without a mark, was ended", pid)
+			}
 		}
 	}
+	remain(append(stay, unmarked.Process.Pid)...)
+
+	// The living one has lost its step, as another has taken it over.
+	quiet := slog.New(slog.DiscardHandler)
+	EndRivals(quiet, Owner{"another run", "build"})
+	EndRivals(quiet, Owner{"4b7c", "another step"})
+	remain(append(stay, unmarked.Process.Pid)...)
+	if EndRivals(quiet, Owner{"4b7c", "build"}) == 0 {
+		t.Error("no rival was ended")
+	}
+	noneAlive(t, stay)
+	remain(unmarked.Process.Pid)
+}
+
+// TestKillInTheMiddleOfAGrace: a program that is being ended is killed when
+// there is no time left.
+func TestKillInTheMiddleOfAGrace(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	now := make(chan struct{})
+	out := &watcher{seen: make(chan struct{})}
+	cmd := exec.Command("sh", "-c", `trap 'echo complete' TERM; echo $$; while :; do sleep 1; done`)
+	cmd.Stdout = &firstLine{then: cancel, next: out}
+	ended := make(chan error, 1)
+	go func() { ended <- Runner{Grace: time.Hour}.Run(KillWhen(ctx, now), Owner{"run", "build"}, cmd) }()
+	<-out.seen // it has had its SIGTERM
+	close(now)
+	select {
+	case err := <-ended:
+		if err == nil || ExitCode(cmd.ProcessState) != -9 {
+			t.Errorf("%v, exit code %d, want it killed", err, ExitCode(cmd.ProcessState))
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the program survives")
+	}
+}
+
+// firstLine calls a function at the first output.
+type firstLine struct {
+	then func()
+	next io.Writer
+}
+
+func (f *firstLine) Write(p []byte) (int, error) {
+	f.then()
+	return f.next.Write(p)
 }
 
 func TestMarksAreReadWithCare(t *testing.T) {

@@ -55,13 +55,21 @@ var started = struct {
 
 var programs atomic.Int64
 
+type killKey struct{}
+
+// KillWhen returns a context whose programs get SIGKILL when now is closed: at
+// once, and also in the middle of a grace. Who closes it ends the context too.
+func KillWhen(ctx context.Context, now <-chan struct{}) context.Context {
+	return context.WithValue(ctx, killKey{}, now)
+}
+
 // Owner names what a program is run for.
 type Owner struct{ Run, Step string }
 
 // Run starts the program in a process group of its own and waits for it. When
 // ctx ends, the program and all that it has started get SIGTERM and, after
-// the grace, SIGKILL. On return nothing of it is alive; what the program left
-// behind got SIGTERM and a second.
+// the grace or when [KillWhen] says so, SIGKILL. On return nothing of it is
+// alive; what the program left behind got SIGTERM and a second.
 //
 // exited, unless nil, is called the moment that a program has ended by itself,
 // with its exit code as [ExitCode] has it: before its output is complete, and
@@ -78,6 +86,7 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 		known: map[identity]bool{},
 		dead:  map[identity]bool{},
 	}
+	p.now, _ = ctx.Value(killKey{}).(<-chan struct{})
 	if p.log == nil {
 		p.log = slog.Default()
 	}
@@ -86,6 +95,9 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 	if !planted.Bug(planted.CommandsSurvive) {
 		cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
 		dieWithUs(cmd.SysProcAttr)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // not begun, rather than begun and ended
 	}
 	streams, err := pipe(cmd)
 	if err != nil {
@@ -149,6 +161,8 @@ type program struct {
 	known map[identity]bool
 	// dead are processes that no signal reaches.
 	dead map[identity]bool
+	// now is closed when there is no time for a grace.
+	now <-chan struct{}
 }
 
 // start starts the program on a thread that lives as long as it does: the
@@ -201,7 +215,7 @@ func (p *program) end(ended <-chan struct{}, grace time.Duration) {
 	// takes two that find nothing.
 	for nothing := 0; ; {
 		signal := syscall.SIGTERM
-		if time.Since(begin) >= grace {
+		if time.Since(begin) >= grace || p.now != nil && over(p.now) {
 			signal = syscall.SIGKILL
 		}
 		if p.signal(signal, told) {
