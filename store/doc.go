@@ -20,7 +20,8 @@
 // started again, since others count from when they have a session themselves:
 // it tries every 200 ms, and no try to reach the server takes over a second.
 // Should a live worker be cut off from the database for longer than that, its
-// claim's token no longer fits and it can record nothing.
+// claim's token no longer fits and it can record nothing. So that it does
+// nothing either, [Store.Proven] tells it how long it may be sure of its claim.
 //
 // The claim also keeps which commands of the attempt have ended. Whoever takes
 // the attempt over goes on behind them; a new attempt begins with none.

@@ -42,7 +42,9 @@ type Config struct {
 	RetryFor time.Duration
 	// TakeoverGrace is how long a claim's holder must be seen dead before the
 	// claim is taken over: a live worker whose session was cut has that long
-	// to come back. Defaults to 2 s; there is no "at once".
+	// to come back, or to end what it does. Defaults to 2 s, for which the
+	// workers' times are made (reachTime, orchestrator.Config.CutOffAfter);
+	// there is no "at once".
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time

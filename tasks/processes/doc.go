@@ -12,8 +12,9 @@
 //     given to, instead of init. What has left the group by double forking and
 //     setsid is found among its children.
 //   - A [Variable] in the environment that says whose it is. It tells the
-//     programs of concurrent steps apart, and by it [EndLeftovers] finds at
-//     the next start what a killed worker has left.
+//     programs of concurrent steps apart, by it [EndLeftovers] finds at the
+//     next start what a killed worker has left, and [EndRivals] what one that
+//     has lost a step still runs of it.
 //
 // What the package cannot end: a process of another user (a setuid program)
 // and, after a kill of the worker, a grandchild that has emptied its
