@@ -53,13 +53,13 @@ func (w *Worker) held(ctx context.Context, e *execution) error {
 	}
 }
 
-// sessionOf is the connection on which an execution can still be settled, nil
-// for none.
+// sessionOf is the connection that holds an execution's message for this worker
+// alone, nil for none.
 func (a *attachments) sessionOf(e *execution) *session {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, d := range e.deliveries {
-		if !d.session.isLost() {
+		if !d.session.isLost() && !d.copied.Load() {
 			return d.session
 		}
 	}

@@ -28,6 +28,8 @@ type delivery struct {
 	part *pulse.Part
 	// settled is set by whoever settles it.
 	settled atomic.Bool
+	// copied: the message may be in its queue a second time.
+	copied atomic.Bool
 }
 
 // settle tells the broker, once, unless the tag is dead: then the broker has,

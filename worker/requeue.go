@@ -85,6 +85,7 @@ func (d *delivery) renew() {
 // whether it is there.
 func (d *delivery) replace() bool {
 	w := d.sub.worker
+	d.copied.Store(true)
 	ctx, cancel := context.WithTimeout(w.life.settle, replaceTimeout)
 	defer cancel()
 	err := d.sendCopy(ctx)
