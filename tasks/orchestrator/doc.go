@@ -7,6 +7,7 @@
 // record before the next one starts. A step that another worker has left
 // unfinished goes on behind the last one that had ended, with its exit code,
 // and in its log.
+//
 // A step ends by itself, at a time limit, when its run is revoked, when the
 // worker stops, and when the worker is cut off from everybody (cutoff.go has
 // the time line).

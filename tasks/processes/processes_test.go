@@ -376,7 +376,7 @@ func TestKillInTheMiddleOfAGrace(t *testing.T) {
 	cmd := exec.Command("sh", "-c", `trap 'echo complete' TERM; echo $$; while :; do sleep 1; done`)
 	cmd.Stdout = &firstLine{then: cancel, next: out}
 	ended := make(chan error, 1)
-	go func() { ended <- Runner{Grace: time.Hour}.Run(KillWhen(ctx, now), Owner{"run", "build"}, cmd) }()
+	go func() { ended <- Runner{Grace: time.Hour}.Run(KillWhen(ctx, now), Owner{"run", "build"}, cmd, nil) }()
 	<-out.seen // it has had its SIGTERM
 	close(now)
 	select {
