@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -279,7 +281,11 @@ func (p *program) signal(signal syscall.Signal, told map[identity]bool) bool {
 		_ = syscall.Kill(-p.pid, signal)
 	}
 	found := p.find()
-	for id, other := range found {
+	// The oldest first: a program that sees its child killed may act on it, and
+	// a shell says so in the log.
+	oldest := func(a, b process) int { return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.pid, b.pid)) }
+	for _, other := range slices.SortedFunc(maps.Values(found), oldest) {
+		id := other.identity()
 		if signal == syscall.SIGTERM && told[id] {
 			continue
 		}
