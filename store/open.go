@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -96,6 +97,10 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// dialTime is short, so that a path which is there again is found soon: see
+// reachTime. Config.ConnectTimeout also has to do for the handshake.
+const dialTime = 2 * time.Second
+
 // Store is a database. All methods may be called from any goroutine. A server
 // that restarts or fails over is survived: calls try again for
 // Config.RetryFor, then say ErrUnavailable.
@@ -132,6 +137,8 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	parsed.MaxConns = int32(config.Connections)
 	parsed.MinConns = 0
 	parsed.ConnConfig.ConnectTimeout = config.ConnectTimeout
+	// The driver resolves names itself, so this is one address each time.
+	parsed.ConnConfig.DialFunc = (&net.Dialer{Timeout: dialTime, KeepAlive: 15 * time.Second}).DialContext
 	if parsed.ConnConfig.RuntimeParams["application_name"] == "" {
 		parsed.ConnConfig.RuntimeParams["application_name"] = applicationName(config.Worker)
 	}
@@ -233,9 +240,10 @@ func (s *Store) retry(ctx context.Context, doing string, call func(context.Conte
 	}
 }
 
-// backoff before try n+1: 50 ms, doubled, at most 2 s.
+// backoff before try n+1: 50 ms, doubled, at most 1 s: calls go on within 2 s
+// after the server is back, however long it was away.
 func backoff(n int) time.Duration {
-	return min(50*time.Millisecond<<min(n, 10), 2*time.Second)
+	return min(50*time.Millisecond<<min(n, 10), time.Second)
 }
 
 // inTx runs one transaction (READ COMMITTED), repeated by retry.

@@ -15,6 +15,10 @@ const (
 	redialMost = time.Second
 )
 
+// insistMost is the longest pause between attempts to store or publish an
+// outcome: its task holds a slot meanwhile.
+const insistMost = 2 * time.Second
+
 // backoff is the pause after the given number of failures, from 1: doubled
 // each time and capped.
 func backoff(failures int) time.Duration {

@@ -17,8 +17,14 @@ import (
 )
 
 const (
-	dialTimeout      = 10 * time.Second
-	handshakeTimeout = 20 * time.Second
+	// resolveTimeout leaves a resolver time for its second name server.
+	resolveTimeout = 10 * time.Second
+	// dialTimeout is short, so that a path which is there again is found soon:
+	// one long attempt sends its third SYN after 3 s, its fourth after 7 and
+	// its fifth after 15; short ones send one every second, almost.
+	dialTimeout = 1500 * time.Millisecond
+	// handshakeTimeout is RabbitMQ's own for its side.
+	handshakeTimeout = 10 * time.Second
 	// callTimeout bounds a synchronous method of the broker. One that stays
 	// unanswered means that the connection is as good as lost.
 	callTimeout = 30 * time.Second
@@ -136,8 +142,7 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 }
 
 func (w *Worker) dialRaw(ctx context.Context, uri amqp.URI, address string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
+	conn, err := dialHost(ctx, uri.Host, uri.Port)
 	if err != nil {
 		return nil, fmt.Errorf("%w: cannot connect to %s: %w. Check that RabbitMQ runs and that the address is right", ErrUnreachable, address, err)
 	}
@@ -159,6 +164,29 @@ func (w *Worker) dialRaw(ctx context.Context, uri amqp.URI, address string) (net
 		return nil, fmt.Errorf("%w: TLS with %s failed: %w. Check the certificates, and that this port speaks TLS", ErrUnreachable, address, err)
 	}
 	return secure, nil
+}
+
+// dialHost tries each address of a host in turn.
+func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
+	lookup, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(lookup, host)
+	if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+	var failures []error
+	for _, address := range addresses {
+		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failures = append(failures, err)
+	}
+	return nil, errors.Join(failures...)
 }
 
 func handshakeError(err error, broker string, uri amqp.URI) error {

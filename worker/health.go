@@ -8,7 +8,7 @@ import (
 
 // Health says whether the worker is alive and able to consume: nil, or an
 // error that says why not. It does not ask the broker and returns at once; a
-// dead connection is noticed by heartbeats within three of their intervals.
+// dead connection is noticed by heartbeats within two of their intervals.
 //
 // Between a lost connection and the next one it is an error, as it is when
 // every slot is held by a handler that ignores its hard time limit.

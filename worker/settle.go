@@ -370,7 +370,7 @@ func (w *Worker) insist(ctx context.Context, what string, try func(context.Conte
 		if failures == 1 {
 			w.cfg.Logger.Warn("task's outcome cannot be recorded yet", "doing", what, "error", err)
 		}
-		pause := jitter(backoff(failures))
+		pause := jitter(min(backoff(failures), insistMost))
 		if !errors.Is(err, ErrUnreachable) {
 			if left -= time.Since(began) + pause; left <= 0 {
 				return fmt.Errorf("%s: tried for %v: %w", what, w.cfg.SettleTimeout, err)
