@@ -37,7 +37,8 @@ type Config struct {
 	// Runs is how many a rush publishes. Defaults to 200.
 	Runs int
 	// Lanes is how many trials are carried out at once. Most of a trial is
-	// waiting. Defaults to 4.
+	// waiting. Defaults to 8: with them, half an hour on two busy cores has
+	// more than 1000 kills, 300 broker faults and 100 database faults.
 	Lanes int
 	// Output gets progress and report.
 	Output io.Writer
@@ -64,7 +65,7 @@ func (c Config) WithDefaults() Config {
 		c.Runs = 200
 	}
 	if c.Lanes == 0 {
-		c.Lanes = 4
+		c.Lanes = 8
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
@@ -214,6 +215,7 @@ func (c *campaign) work(ctx context.Context, number int, own bool) {
 				return
 			}
 		}
+		c.meet(l)
 		o := l.try(ctx, newTrial(c.config.Seed, n, c.config.Kinds))
 		if ctx.Err() != nil {
 			return
@@ -224,6 +226,13 @@ func (c *campaign) work(ctx context.Context, number int, own bool) {
 			l = nil
 		}
 	}
+}
+
+// meet notes what servers a lane has.
+func (c *campaign) meet(l *lane) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.report.servers = l.servers
 }
 
 // leave stops a lane's workers as an operator does, and demands that they
@@ -346,10 +355,16 @@ type Report struct {
 	failed      []int
 	kinds       map[Kind]*tally
 	problems    map[class]int
-	hits        int
-	kills       int
-	missed      int
-	resumed     []time.Duration
+	// runs is how many there were in all trials.
+	runs int
+	// servers are names and versions.
+	servers string
+	hits    int
+	// did counts what went wrong on purpose.
+	did     map[action]int
+	kills   int
+	missed  int
+	resumed []time.Duration
 	// slowest is the trial with the longest time from a kill.
 	slowest  int
 	windows  map[string][]time.Duration
@@ -370,6 +385,7 @@ func newReport(config *Config) *Report {
 	return &Report{
 		config: config, kinds: map[Kind]*tally{}, problems: map[class]int{}, windows: map[string][]time.Duration{},
 		cases:  map[string]onceOf{},
+		did:    map[action]int{},
 		killed: map[faultpoint.Point]map[string]int{},
 	}
 }
@@ -427,7 +443,12 @@ func (r *Report) add(o *outcome) {
 		r.cases[o.trial.Case] = counts
 	}
 	r.hits += len(o.hits)
+	r.runs += 1 + len(o.others)
+	if o.rushed != nil {
+		r.runs += o.rushed.runs + o.rushed.beside - 1
+	}
 	for _, h := range o.hits {
+		r.did[h.stage.Do]++
 		if h.stage.Do != kill {
 			continue
 		}
@@ -477,34 +498,8 @@ func (r *Report) Print(w io.Writer) {
 	for _, figures := range r.rushes {
 		figures.print(w)
 	}
-	pairs := 0
-	for _, in := range r.killed {
-		pairs += len(in)
-	}
-	fmt.Fprintf(w, "\nkilled at %d named points, %d pairs of point and step\n", len(r.killed), pairs)
-	fmt.Fprintf(w, "from a kill to the next decision on the run: median %s, worst %s (of %d; trial %d)\n",
-		median(r.resumed).Round(time.Millisecond), worst(r.resumed).Round(time.Millisecond), len(r.resumed), r.slowest)
-	printRecoveries(w, r.recoveries)
-	fmt.Fprintf(w, "commands that ran again since nobody had recorded their end: %d, of which %d had ended\n", r.repeated, r.late)
-	var all []time.Duration
-	for _, step := range steps {
-		all = append(all, r.windows[step]...)
-	}
-	if len(all) > 0 {
-		const aim = 5 * time.Millisecond
-		within := 0
-		for _, took := range all {
-			if took < aim {
-				within++
-			}
-		}
-		fmt.Fprintf(w, "from the end of a command to its durable record, %d of %d in less than %s:\n", within, len(all), aim)
-	}
-	for _, step := range steps {
-		if of := r.windows[step]; len(of) > 0 {
-			fmt.Fprintf(w, "  %-8s median %s, worst %s (of %d)\n", step, median(of).Round(10*time.Microsecond), worst(of).Round(10*time.Microsecond), len(of))
-		}
-	}
+	fmt.Fprintln(w)
+	r.printTable(w)
 	for _, n := range r.failed {
 		fmt.Fprintf(w, "failed: %s\n", r.config.again(n))
 	}

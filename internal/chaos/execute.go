@@ -107,12 +107,20 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	if t.Kind == Rush {
 		return l.rush(ctx, t, o)
 	}
+	release, err := l.hire(t)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := release(); err != nil {
+			o.complain(stuck, "%v", err)
+		}
+	}()
 	if err := l.staff(ctx, t.Standby); err != nil {
 		return err
 	}
 	// The ids are needed for the first trap, which must be set before the
 	// message is there: the stages wait for the run.
-	first := true
 	prepare := func(r run) error {
 		if len(t.Stages) == 0 || t.Stages[0].Point == "" {
 			return nil
@@ -131,19 +139,30 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 		}
 		o.others = append(o.others, other)
 	}
-	for _, s := range t.Stages {
-		if s.Point != "" && !first {
+	armed := true
+	for i, s := range t.Stages {
+		if s.Point != "" && !armed {
 			if err := l.set(s.trap(r)); err != nil {
 				return err
 			}
+		}
+		if i > 0 && s.Point != "" && t.Stages[i-1].Do == kill {
 			// The one who died in the stage before comes back now, with the
 			// next trap in place.
 			if err := l.staffAgain(t); err != nil {
 				return err
 			}
 		}
-		first = false
-		happened, err := l.happen(ctx, s, o)
+		armed = false
+		// What a worker does on its own after a stage comes by the next trap.
+		arm := func() error {
+			if i+1 == len(t.Stages) || t.Stages[i+1].Point == "" || armed {
+				return nil
+			}
+			armed = true
+			return l.set(t.Stages[i+1].trap(r))
+		}
+		happened, err := l.happen(ctx, s, o, arm)
 		if err != nil {
 			return err
 		}
@@ -209,7 +228,8 @@ var idOnly = map[faultpoint.Point]bool{
 
 // happen waits for the moment of a stage and lets it happen. False means that
 // the run has ended without it.
-func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
+// arm sets the trap of the next stage, if there is one.
+func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error) (bool, error) {
 	if s.Point == "" {
 		select {
 		case <-ctx.Done():
@@ -275,6 +295,15 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 		if err := l.resume(ctx); err != nil {
 			return false, err
 		}
+		if err := arm(); err != nil {
+			return false, err
+		}
+		if l.armed() {
+			if err := victim.terminate(); err != nil {
+				return false, err
+			}
+			break
+		}
 		if err := victim.stop(); err != nil {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
@@ -287,7 +316,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome) (bool, error) {
 			return false, err
 		}
 	default:
-		if err := l.breakConnections(ctx, victim, s, o); err != nil {
+		if err := l.breakConnections(ctx, victim, s, o, arm); err != nil {
 			return false, err
 		}
 	}
@@ -331,7 +360,7 @@ func (l *lane) busy() (*workerProcess, error) {
 }
 
 // breakConnections lets a held worker go on without its servers for a while.
-func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage, o *outcome) error {
+func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage, o *outcome, arm func() error) error {
 	var proxies []*proxy
 	var outages []outage
 	for p, through := range map[peer]*proxy{toBroker: victim.broker, toDatabase: victim.database} {
@@ -348,7 +377,7 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 	for _, p := range proxies {
 		p.set(s.Fault)
 	}
-	if err := l.resume(ctx); err != nil {
+	if err := errors.Join(l.resume(ctx), arm()); err != nil {
 		return err
 	}
 	select {

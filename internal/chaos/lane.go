@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -51,6 +52,7 @@ type lane struct {
 
 	broker, database string
 	own              *ownServers // nil where they are everybody's
+	servers          string      // their names and versions
 	remove           []func(context.Context) error
 	pool             *pgxpool.Pool
 	conn             *amqp.Connection
@@ -116,7 +118,16 @@ func newLane(ctx context.Context, config *Config, name string, own bool) (l *lan
 	if err := l.workers[0].run(ctx, "migrate", "--shared-tables"); err != nil {
 		return l, err
 	}
-	return l, l.listen()
+	if err := l.listen(); err != nil {
+		return l, err
+	}
+	var version string
+	if err := l.pool.QueryRow(ctx, `SELECT current_setting('server_version')`).Scan(&version); err != nil {
+		return l, err
+	}
+	version, _, _ = strings.Cut(version, " ")
+	l.servers = fmt.Sprintf("RabbitMQ %v, PostgreSQL %s", l.conn.Properties["version"], version)
+	return l, nil
 }
 
 // takePlaces gives the lane its part of everybody's servers, which close
@@ -285,6 +296,12 @@ func (l *lane) set(t trap) error {
 		return err
 	}
 	return os.Rename(temporary, filepath.Join(l.traps, trapFile))
+}
+
+// armed says whether a trap waits.
+func (l *lane) armed() bool {
+	_, err := os.Stat(filepath.Join(l.traps, trapFile))
+	return err == nil
 }
 
 func (l *lane) fired() bool {

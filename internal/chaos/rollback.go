@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -15,7 +16,10 @@ import (
 const (
 	stepError     = "step error"
 	killedThrice  = "worker killed three times"
-	timeLimit     = "time limit"
+	planLimit     = "the plan's time limit"
+	hardLimit     = "a message's hard limit"
+	softLimit     = "a message's soft limit"
+	settingLimit  = "the worker's step limit"
 	revoked       = "operator's revoke"
 	databaseGone  = "database gone at finish"
 	brokerGone    = "broker gone at finish"
@@ -23,7 +27,7 @@ const (
 )
 
 // rollbackCases have their turns in this order.
-var rollbackCases = []string{stepError, killedThrice, timeLimit, revoked, databaseGone, brokerGone, deliveredMore}
+var rollbackCases = []string{stepError, killedThrice, planLimit, hardLimit, softLimit, settingLimit, revoked, databaseGone, brokerGone, deliveredMore}
 
 // gone are the faults with which a server is not there for its worker.
 var gone = []fault{reset, stall, deaf, mute}
@@ -42,9 +46,14 @@ func (t *Trial) rollBack(random *rand.Rand, turn int) {
 	switch t.Case {
 	case killedThrice:
 		t.poison(random)
-	case timeLimit:
+	case planLimit:
 		t.Shape.FailAt = commands[random.IntN(len(commands))]
 		t.Shape.Endless, t.Shape.LimitSeconds = true, 0.2+0.1*float64(random.IntN(5))
+	case hardLimit, softLimit:
+		t.Shape.FailAt, t.Shape.Endless = commands[random.IntN(len(commands))], true
+		t.Shape.LinkOption = map[string]string{hardLimit: "time_limit", softLimit: "soft_time_limit"}[t.Case]
+	case settingLimit:
+		t.Shape.FailAt, t.Shape.Endless = commands[random.IntN(len(commands))], true
 	case revoked:
 		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], revoked
 		t.Shape.Endless = true
@@ -72,6 +81,27 @@ func (t *Trial) poison(random *rand.Rand) {
 // givesUp says whether the workers that start a step are killed until it is
 // given up.
 func (t Trial) givesUp() bool { return t.Kind == Poison || t.Case == killedThrice }
+
+// limitSeconds is the time limit of a message, or of every step of a worker. It
+// leaves a busy machine time to come to the command.
+const limitSeconds = 3
+
+// hire gives workers the settings of a trial that needs its own, and returns
+// what takes them back.
+func (l *lane) hire(t Trial) (release func() error, err error) {
+	if t.Case != settingLimit {
+		return func() error { return nil }, nil
+	}
+	change := func(settings ...string) error {
+		var failures []error
+		for _, w := range l.workers {
+			failures = append(failures, w.stop()) // they start again when needed
+			w.settings = settings
+		}
+		return errors.Join(failures...)
+	}
+	return func() error { return change() }, change(fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds))
+}
 
 // revoke is what an operator does about a run.
 func (l *lane) revoke(ctx context.Context, r run) error {

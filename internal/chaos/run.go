@@ -40,6 +40,9 @@ type shape struct {
 	Endless bool
 	// LimitSeconds is the time limit of FailAt in the plan, 0 for none.
 	LimitSeconds float64
+	// LinkOption is the option of FailAt's link in the chain that limits its
+	// time, "" for none.
+	LinkOption string
 	// High is the run's priority, instead of normal.
 	High bool
 }
@@ -119,6 +122,26 @@ func (l *lane) chain(id string) (map[string]string, amqp.Publishing, error) {
 		Headers: headers, ContentType: m.Properties.ContentType, ContentEncoding: m.Properties.ContentEncoding,
 		DeliveryMode: m.Properties.DeliveryMode, CorrelationId: m.Properties.CorrelationID, ReplyTo: m.Properties.ReplyTo, Body: m.Body,
 	}, nil
+}
+
+// limit sets the time limit in the link of the step that is to fail.
+func (r *run) limit() error {
+	if r.Shape.LinkOption == "" {
+		return nil
+	}
+	var body [3]any
+	if err := json.Unmarshal(r.first.Body, &body); err != nil {
+		return err
+	}
+	for _, link := range body[2].(map[string]any)["chain"].([]any) {
+		signature := link.(map[string]any)
+		if signature["args"].([]any)[1] == r.Shape.FailAt {
+			signature["options"].(map[string]any)[r.Shape.LinkOption] = limitSeconds
+		}
+	}
+	var err error
+	r.first.Body, err = json.Marshal(body)
+	return err
 }
 
 // follower makes the message with which a worker would go on to a step of the
@@ -207,6 +230,9 @@ func (l *lane) create(ctx context.Context, s shape) (run, error) {
 	r := run{ID: newUUID(), Shape: s}
 	var err error
 	if r.Tasks, r.first, err = l.chain(r.ID); err != nil {
+		return r, err
+	}
+	if err := r.limit(); err != nil {
 		return r, err
 	}
 	plan, err := l.plan(r.ID, s)

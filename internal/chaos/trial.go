@@ -53,8 +53,8 @@ const (
 // Kinds are all kinds, each as often as it has its turn in a campaign.
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
-	KillAtPoint, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Restart,
+	KillAtPoint, BrokerFault, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
+	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Restart,
 }
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
@@ -168,6 +168,8 @@ type place struct {
 	before []stage
 	// failed: only a step that fails comes here.
 	failed bool
+	// takes is how long commands must take for the program to get here.
+	takes time.Duration
 }
 
 // places lists where a worker can be killed.
@@ -192,7 +194,23 @@ var places = slices.Concat(
 	at(everyStep, []stage{{Point: faultpoint.StepBegun, Do: kill}}, false, faultpoint.HolderSuspected, faultpoint.BeginCommitted),
 	at([]string{"patch", "build", "restart", "rollback"}, []stage{{Point: faultpoint.CommandBefore, Do: kill}}, false, faultpoint.CommandAfter, faultpoint.StepWorked),
 	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.SettleBefore),
+	// Where a redelivery joins the step that still runs, and where a step that
+	// is cut short is handed back.
+	taking(1500*time.Millisecond, at(withCommand, []stage{{Point: faultpoint.CommandBefore, Do: breakBroker, Fault: reset, For: 50 * time.Millisecond}}, false,
+		faultpoint.TaskAttached)),
+	taking(4*time.Second, at(withCommand, []stage{{Point: faultpoint.CommandBefore, Do: terminate}}, false,
+		faultpoint.ReleaseBefore, faultpoint.ReleaseAfter)),
 )
+
+var withCommand = []string{"patch", "build", "restart", "rollback"}
+
+// taking is the places with commands that take so long.
+func taking(d time.Duration, places []place) []place {
+	for i := range places {
+		places[i].takes = d
+	}
+	return places
+}
 
 var everyStep = steps
 
@@ -287,6 +305,10 @@ func (t *Trial) killAtPoint(random *rand.Rand, turn int) {
 	order := rand.New(rand.NewPCG(t.Seed, 0)).Perm(len(places))
 	p := places[order[turn%len(order)]]
 	t.fit(p, random)
+	if p.takes > 0 {
+		// The same worker, without another that the message might go to.
+		t.Standby, t.Shape.Milliseconds = false, int(p.takes.Milliseconds())
+	}
 	t.Stages = append(slices.Clone(p.before), stage{Point: p.point, Step: p.step, Do: kill})
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,6 +23,10 @@ const patience = 45 * time.Second
 // brokerHeartbeat is what workers ask of the broker.
 const brokerHeartbeat = 5 * time.Second
 
+// shutdownGrace is how long workers may take to stop; running steps may go on
+// for three quarters of it.
+const shutdownGrace = 2 * time.Second
+
 // A workerProcess is one place for a worker: the process in it is killed and
 // replaced, its proxies stay.
 type workerProcess struct {
@@ -30,6 +35,8 @@ type workerProcess struct {
 	broker   *proxy
 	database *proxy
 	environ  []string
+	// settings are those of the trial, besides.
+	settings []string
 
 	command *exec.Cmd
 	exited  chan struct{}
@@ -67,6 +74,7 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 		"WORKSPACE_ROOT="+l.workspace,
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS="+filepath.Base(l.config.programs.ledger),
 		"MM_ORCHESTRATOR_LISTEN=",
+		fmt.Sprintf("MM_ORCHESTRATOR_SHUTDOWN_GRACE=%s", shutdownGrace),
 		"ORCHESTRATOR_HOSTNAME=orchestrator@"+name,
 		"DOCKER_HOST=unix://"+filepath.Join(l.folder, "no-docker.sock"),
 		"GOMAXPROCS=2",
@@ -98,7 +106,7 @@ func (w *workerProcess) start() error {
 		w.log = log
 	}
 	command := exec.Command(w.lane.config.programs.worker, "worker")
-	command.Env, command.Dir = w.environ, w.lane.workspace
+	command.Env, command.Dir = append(slices.Clip(w.environ), w.settings...), w.lane.workspace
 	command.Stdout, command.Stderr = w.log, w.log
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := command.Start(); err != nil {
@@ -142,12 +150,20 @@ func (w *workerProcess) kill() {
 	}
 }
 
+// terminate asks the process to end.
+func (w *workerProcess) terminate() error {
+	if err := w.command.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	return nil
+}
+
 // stop ends the process as its operator does.
 func (w *workerProcess) stop() error {
 	if !w.alive() {
 		return nil
 	}
-	if err := w.command.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := w.terminate(); err != nil {
 		return err
 	}
 	select {

@@ -28,7 +28,7 @@ func run() int {
 	flag.Uint64Var(&config.Seed, "seed", 0, "seed of the trials; 0 draws one")
 	flag.IntVar(&config.Trials, "n", 0, "number of trials; 0 is one for each place where a worker can be killed, or no limit with -minutes")
 	flag.IntVar(&config.Only, "trial", -1, "carry out this trial only")
-	flag.IntVar(&config.Lanes, "lanes", 0, "trials at once (default 4)")
+	flag.IntVar(&config.Lanes, "lanes", 0, "trials at once (default 8)")
 	flag.IntVar(&config.Runs, "runs", 0, "how many runs a rush publishes (default 200)")
 	flag.Float64Var(&minutes, "minutes", 0, "begin no trial after this time")
 	flag.StringVar(&kinds, "kinds", "", "kinds of trials, in turn, separated by commas")
