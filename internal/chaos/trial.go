@@ -257,8 +257,9 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 			break
 		}
 		t.Stages = []stage{{Point: p.point, Step: p.step, Do: do, Fault: faults[random.IntN(len(faults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond}}
-		if t.Kind == BrokerFault && random.IntN(12) == 0 {
-			// Long enough for heartbeats to find out.
+		if random.IntN(12) == 0 {
+			// Long enough for heartbeats, or questions to the database, to find
+			// out.
 			t.Stages[0].Fault, t.Stages[0].For = hole, holeLasts
 		}
 	case Restart:
