@@ -99,7 +99,7 @@ func (w *watchdog) watch(ctx context.Context, i int) {
 				late.Stop()
 				return
 			case <-ticker.C:
-				w.tell()
+				_ = w.health()
 			}
 		}
 		late.Stop()
@@ -124,15 +124,17 @@ func (w *watchdog) note(i int, began time.Time, err error) {
 		state.err = err
 	}
 	w.mu.Unlock()
-	w.tell()
+	_ = w.health()
 }
 
-// tell logs a change. The wording of a reason, which may hold a time, is no
-// change.
-func (w *watchdog) tell() {
-	err := w.health()
+// health is nil, or the reasons why the worker cannot do its job. Whoever is
+// the first to see a change, a probe or a look, makes it logged: what a body
+// has said is in the log as well. The wording of a reason, which may hold a
+// time, is no change.
+func (w *watchdog) health() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	err := w.reasons()
 	switch {
 	case err == nil && w.told != "":
 		w.told = ""
@@ -141,12 +143,11 @@ func (w *watchdog) tell() {
 		w.told = err.Error()
 		w.log.Error("worker cannot do its job, /healthz is red", "error", err)
 	}
+	return err
 }
 
-// health is nil, or the reasons why the worker cannot do its job.
-func (w *watchdog) health() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// reasons puts together what is wrong for too long. The caller holds mu.
+func (w *watchdog) reasons() error {
 	var reasons []string
 	for i, state := range w.states {
 		v := w.vitals[i]

@@ -17,7 +17,7 @@ import (
 
 // brokerLimit is how long a broker may take to answer; 8 s is usual on two
 // cores, most of it Erlang loading plugins.
-const brokerLimit = 90 * time.Second
+const brokerLimit = 3 * time.Minute
 
 // findRabbitMQ returns the server script of an installed RabbitMQ. Debian's
 // wrapper in /usr/sbin insists on its own account and hides the log, so the
