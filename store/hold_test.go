@@ -266,7 +266,7 @@ func TestBusyStepIsParkedUntilItsEnd(t *testing.T) {
 
 func waitFor(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never happened: %s", what)
 		}
@@ -417,7 +417,7 @@ func TestManyRunsAtOnce(t *testing.T) {
 				case m = <-queue:
 				case <-allEnded:
 					return
-				case <-time.After(20 * time.Second):
+				case <-time.After(time.Minute):
 					t.Error("nothing to do, and not all runs have ended")
 					return
 				}

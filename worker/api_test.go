@@ -23,7 +23,7 @@ func (r *rig) api(method, resource string, body any) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base, "/")+"/api/"+resource, bytes.NewReader(text))
 	if err != nil {

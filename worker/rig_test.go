@@ -162,7 +162,7 @@ func field(value any) any {
 // result waits for the final row of a task.
 func (r *rig) result(id string, states ...string) protocol.Result {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	row, err := r.results.Wait(ctx, id, states...)
 	if err != nil {
@@ -189,7 +189,7 @@ func (r *rig) depth(queue string) int {
 // eventually polls what the broker cannot signal.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never happened: %s", what)
@@ -204,7 +204,7 @@ func receive[T any](t testing.TB, what string, c <-chan T) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("never happened: %s", what)
 		panic("unreachable")
 	}
