@@ -217,11 +217,12 @@ func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
 			run := d.Create(t, storetest.Seed{})
 			armed()
 			claim := begin(t, s, run, store.StepBuild, "t").Claim
+			record(t, s, claim, come(1, 0))
 			if f := finish(t, s, claim, good(store.StepBuild)); f.RunEnded || f.Status != store.RunRunning {
 				t.Errorf("finished %+v", f)
 			}
-			equal(t, "claim", d.Rows(t, `SELECT starts, handed_back, outcome IS NOT NULL AS ended FROM mm_orchestrator.claims WHERE run_id = $1`, run),
-				[]storetest.Row{{"starts": 1, "handed_back": 0, "ended": true}})
+			equal(t, "claim", d.Rows(t, `SELECT starts, handed_back, outcome IS NOT NULL AS ended, progress ->> 'commands' AS commands FROM mm_orchestrator.claims WHERE run_id = $1`, run),
+				[]storetest.Row{{"starts": 1, "handed_back": 0, "ended": true, "commands": "1"}})
 			equal(t, "artifacts", d.Rows(t, `SELECT count(*) AS n FROM orchestrator_run_artifacts WHERE run_id = $1`, run), []storetest.Row{{"n": 1}})
 			equal(t, "state", d.Rows(t, `SELECT plan_step_status::text AS status, attempt FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND plan_step = 'build'`, run),
 				[]storetest.Row{{"status": "succeeded", "attempt": 1}})
