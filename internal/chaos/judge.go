@@ -264,10 +264,11 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 }
 
 // unregistered says whether a file may lie there without a row: a worker that
-// died leaves its temporary files; a step that was given up leaves the logs of
-// those who died in it; a retried run keeps those of its first attempt.
+// died leaves its temporary files; a patch that was given up leaves the
+// difference of those who died in it; a retried run keeps the files of its
+// first attempt.
 func (o *outcome) unregistered(name string) bool {
-	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.givesUp() || o.run.before != nil
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.givesUp() && name == "patch.diff" || o.run.before != nil
 }
 
 // judgeTables demands that no claim is left open.

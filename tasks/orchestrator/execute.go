@@ -365,6 +365,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	if deaths := begun.Claim.Deaths(); deaths >= o.config.MaxStarts {
 		failure = unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
 			"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
+		failure = s.keepLog(begun.Run, failure)
 	} else {
 		succeeded, failure = s.guarded(ctx, begun.Run)
 	}
@@ -432,25 +433,55 @@ func (s *stepRun) guarded(ctx context.Context, run store.Run) (result done, fail
 	return s.perform(ctx, run)
 }
 
-// perform does what upstream does before a handler, in its order, and calls
-// the handler.
-func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
-	var failure *Failure
+// open reads the step's part of the plan and opens the run's directory.
+func (s *stepRun) open(run store.Run) (failure *Failure) {
 	if s.plan, failure = parsePlan(run.Steps); failure != nil {
-		return done{}, failure
+		return failure
 	}
 	if s.params, failure = s.plan.find(s.step); failure != nil {
-		return done{}, failure
+		return failure
 	}
 	place, err := s.config.Artifacts.Of(run.ArtifactRoot, s.runID)
 	if err != nil {
-		return done{}, artifactError(err)
+		return artifactError(err)
 	}
 	if s.dir, err = artifacts.Open(place.Dir, s.config.Redactor); err != nil {
-		return done{}, artifactError(err)
+		return artifactError(err)
 	}
 	s.place = place
 	faultpoint.Hit(faultpoint.ArtifactsOpened, s.runID, string(s.step))
+	return nil
+}
+
+// keepLog ends the log that dead workers have left of a step, if there is one,
+// and registers it with the failure.
+func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
+	if s.open(run) != nil {
+		return failure
+	}
+	name, bad := s.params.text("logArtifact", string(s.step)+".log")
+	if bad != nil {
+		return failure
+	}
+	log, err := s.dir.Continue(name, 0, 0)
+	if err != nil {
+		if !errors.Is(err, artifacts.ErrNoLog) {
+			s.log.Error("log of the failed step cannot be kept", "error", err)
+		}
+		return failure
+	}
+	defer log.Discard()
+	log.Line(failure.Error())
+	return s.attachLog(log, failure)
+}
+
+// perform does what upstream does before a handler, in its order, and calls
+// the handler.
+func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
+	if failure := s.open(run); failure != nil {
+		return done{}, failure
+	}
+	var failure *Failure
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
 		return done{}, failure
 	}

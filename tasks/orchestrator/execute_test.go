@@ -173,9 +173,13 @@ func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
 	b.succeed("build")
 	claim.Starts = 6
 	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
-	failure, _ := b.fail("build")
-	same(t, "text", failure.Error(), "step build was started 3 times and its worker died each time; it is not started again. "+
-		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run")
+	left := b.artifact("build.log")
+	failure, outcome := b.fail("build")
+	text := "step build was started 3 times and its worker died each time; it is not started again. " +
+		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run"
+	same(t, "text", failure.Error(), text+" (see build.log)")
+	same(t, "artifacts", paths(outcome), "build_log:build.log")
+	same(t, "log", b.artifact("build.log"), left+"\n"+text)
 }
 
 // awaitFile waits until a program of the test has written a file.
