@@ -44,13 +44,19 @@ func endMarked(log *slog.Logger, wanted func(mark) bool) int {
 			if p.zombie || p.pid == os.Getpid() {
 				continue
 			}
+			if told[p.identity()] {
+				// It loses its environment before it is gone.
+				alive = true
+				_ = p.send(syscall.SIGKILL)
+				continue
+			}
 			left, marked := parseMark(markOf(p.pid))
 			if !marked || !wanted(left) {
 				continue
 			}
 			alive = true
 			err := p.send(syscall.SIGKILL)
-			if told[p.identity()] || errors.Is(err, os.ErrProcessDone) {
+			if errors.Is(err, os.ErrProcessDone) {
 				continue
 			}
 			told[p.identity()] = true
