@@ -11,13 +11,22 @@ import (
 const prSetChildSubreaper = 36
 
 // adoptOrphans makes us the parent of processes whose own parent dies, so that
-// what a command leaves behind in other process groups can be found. release
-// ends those that have come.
-func adoptOrphans() (release func()) {
+// what a command leaves behind in other process groups can be found. bury
+// takes those that have died out of the table of processes, which a command of
+// half an hour would fill: it is not for the process mine, which somebody
+// waits for. release ends those that have come.
+func adoptOrphans() (bury func(mine int), release func()) {
 	before := children()
 	// On an error orphans go to process 1, and only process groups are ended.
 	syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
-	return func() {
+	bury = func(mine int) {
+		for _, p := range processes() {
+			if p.parent == os.Getpid() && p.state == "Z" && p.id != mine && !before[p.id] {
+				syscall.Wait4(p.id, nil, syscall.WNOHANG, nil)
+			}
+		}
+	}
+	return bury, func() {
 		// Ending one process can orphan its children to us: look again until none come.
 		for {
 			found := false

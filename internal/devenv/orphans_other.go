@@ -8,7 +8,7 @@ import (
 )
 
 // adoptOrphans needs Linux; elsewhere only process groups are ended.
-func adoptOrphans() (release func()) { return func() {} }
+func adoptOrphans() (bury func(mine int), release func()) { return func(int) {}, func() {} }
 
 // onlyZombies cannot be told without /proc.
 func onlyZombies(int) bool { return false }

@@ -266,7 +266,7 @@ func (t *tail) String() string { return string(t.bytes) }
 // ended. Signals are passed on to the group; a second one, or patience after
 // the first, kills it. What the command leaves running ends too.
 func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time.Duration) error {
-	release := adoptOrphans()
+	bury, release := adoptOrphans()
 	defer release()
 	if err := startGated(cmd, e.guard.watchGroup); err != nil {
 		return err
@@ -275,11 +275,15 @@ func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	var late <-chan time.Time
+	dead := time.NewTicker(5 * time.Second)
+	defer dead.Stop()
 	for {
 		select {
 		case err := <-ended:
 			endGroup(pid)
 			return err
+		case <-dead.C:
+			bury(pid)
 		case s := <-signals:
 			if late != nil {
 				syscall.Kill(-pid, syscall.SIGKILL)
