@@ -102,6 +102,9 @@ func Hit(point Point, subject ...string) {
 	}
 }
 
+// Number is a subject that counts: "#1", "#2" and so on.
+func Number(n int) string { return fmt.Sprintf("#%d", n) }
+
 func look(point Point, subject []string) (Trap, bool) {
 	state.Lock()
 	defer state.Unlock()

@@ -64,7 +64,8 @@ const (
 	StepBegun Point = "step.begun"
 	// ArtifactsOpened: the run's directory is there.
 	ArtifactsOpened Point = "artifacts.opened"
-	// CommandBefore: a command will be started next.
+	// CommandBefore: a command will be started next. The subject of this and
+	// the next two ends with the command's Number among those of its step.
 	CommandBefore Point = "command.before"
 	// CommandAfter: it has ended by itself; its exit code is known to nobody
 	// else. CommandRecorded: its end is on record, and it is not run again.
@@ -88,7 +89,9 @@ const (
 	UnparkTaken Point = "unpark.taken"
 	// UnparkPublished: the broker has it, and so has the database.
 	UnparkPublished Point = "unpark.published"
-	// LostFailed: a lost run was ended; its rollback is parked, if it has one.
+	// LostBefore: a run seems lost, and is ended next if it still does.
+	// LostFailed: it was ended; its rollback is parked, if it has one.
+	LostBefore Point = "lost.before"
 	LostFailed Point = "lost.failed"
 )
 

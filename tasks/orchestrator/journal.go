@@ -102,7 +102,7 @@ func (j *journal) digest(n int) string {
 // exited records that the command which came last has ended. It is called
 // the moment that this is known.
 func (j *journal) exited(code int, logSize int64) {
-	faultpoint.Hit(faultpoint.CommandAfter, j.claim.RunID, string(j.claim.Step))
+	faultpoint.Hit(faultpoint.CommandAfter, j.claim.RunID, string(j.claim.Step), faultpoint.Number(j.next))
 	j.put(store.Progress{Commands: j.next, Digest: j.digest(j.next), ExitCode: code, EndedAt: time.Now().UTC(), LogSize: logSize})
 }
 
@@ -144,7 +144,7 @@ func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 	err := j.steps.RecordProgress(ctx, j.claim, progress)
 	switch {
 	case err == nil:
-		faultpoint.Hit(faultpoint.CommandRecorded, j.claim.RunID, string(j.claim.Step))
+		faultpoint.Hit(faultpoint.CommandRecorded, j.claim.RunID, string(j.claim.Step), faultpoint.Number(progress.Commands))
 		return true
 	case errors.Is(err, store.ErrClaimLost):
 		j.log.Warn("step was taken over, it ends here", "error", err)
@@ -265,7 +265,7 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, output.Close(), ended(command, cause)
 	}
-	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step))
+	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step), faultpoint.Number(j.next))
 	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.exited(code, size) })
 	excerpt := output.Close()
 	if failure == nil && code != 0 {
