@@ -140,8 +140,9 @@ type verdict struct {
 //  6. Somebody runs the step, this attempt or one before: busy.
 //  7. Start.
 func decide(s situation, request BeginRequest) verdict {
+	repeated := planted.Bug(planted.RollbackRepeated) && request.Step == StepRollback
 	for i := range s.Claims {
-		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil {
+		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil && !repeated {
 			return verdict{done: c.Outcome}
 		}
 	}
@@ -149,6 +150,7 @@ func decide(s situation, request BeginRequest) verdict {
 	if planted.Bug(planted.RollbackUnchecked) {
 		rollbackDue = request.Step == StepRollback
 	}
+	rollbackDue = rollbackDue || repeated && s.Run.Status == RunRolledBack
 	if s.State.ended() {
 		sameTask := s.State.CeleryTaskID == request.TaskID
 		if c := s.claimOf(s.State.Attempt); c != nil && c.Outcome != nil {

@@ -227,7 +227,8 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	default:
 		ended = false
 	}
-	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep
+	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep ||
+		planted.Bug(planted.HoldDropped) && outcome.Status == StepFailed
 	if ended {
 		end.completedAt = outcome.FinishedAt
 		end.runStarted = outcome.FinishedAt

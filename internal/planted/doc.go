@@ -39,6 +39,8 @@ const (
 	ProgressIgnored = "progress-ignored"
 	// RollbackUnchecked runs a rollback whatever state its run is in.
 	RollbackUnchecked = "rollback-unchecked"
+	// RollbackRepeated runs a rollback again that has ended.
+	RollbackRepeated = "rollback-repeated"
 	// ArtifactsInserted registers artifacts without regard to those of an
 	// earlier attempt.
 	ArtifactsInserted = "artifacts-inserted"
@@ -54,4 +56,9 @@ const (
 	HoldIgnored = "hold-ignored"
 	// HoldKept lets a run that has ended keep the workspace.
 	HoldKept = "hold-kept"
+	// HoldDropped lets a run that has failed give the workspace up before it is
+	// rolled back.
+	HoldDropped = "hold-dropped"
+	// LostKept never ends a run that was lost.
+	LostKept = "lost-kept"
 )

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -170,6 +171,10 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	if w.RunStatus == store.RunPending {
 		return s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID, s.config.LostGrace)
 	}
+	if planted.Bug(planted.LostKept) {
+		return nil
+	}
+	faultpoint.Hit(faultpoint.LostBefore, w.RunID)
 	lost, err := s.config.Steps.FailLost(ctx, w.Workspace, s.config.Queue, w.RunID, s.config.LostGrace, s.rollbackMessage)
 	if err != nil || lost == nil {
 		return err
