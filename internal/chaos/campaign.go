@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // Config says what a campaign does.
@@ -25,8 +23,9 @@ type Config struct {
 	Folder string
 	// Seed of all trials.
 	Seed uint64
-	// Trials is how many there are. Defaults to the number of places where a
-	// worker can be killed, or to 1 if the only kind is Rush.
+	// Trials is how many there are. Defaults to as many as it takes to come by
+	// every place where a worker can be killed, or to 1 if the only kind is
+	// Rush.
 	Trials int
 	// Only is the number of the one trial to carry out, or -1 for all.
 	Only int
@@ -56,7 +55,7 @@ func (c Config) WithDefaults() Config {
 		c.Kinds = Kinds
 	}
 	if c.Trials == 0 {
-		c.Trials = len(places)
+		c.Trials = enough(c.Kinds)
 		if len(c.Kinds) == 1 && c.Kinds[0] == Rush {
 			c.Trials = 1
 		}
@@ -71,6 +70,18 @@ func (c Config) WithDefaults() Config {
 		c.Output = io.Discard
 	}
 	return c
+}
+
+// enough is how many trials of the kinds come by all places.
+func enough(kinds []Kind) int {
+	if !slices.Contains(kinds, KillAtPoint) {
+		return len(places)
+	}
+	number := 0
+	for kinds[number%len(kinds)] != KillAtPoint || turnOf(number, kinds) < len(places)-1 {
+		number++
+	}
+	return number + 1
 }
 
 // Validate names what is wrong.
@@ -375,8 +386,8 @@ type Report struct {
 	recoveries []trialRecovery
 	// cases counts, by case, the rollbacks that happened exactly once.
 	cases map[string]onceOf
-	// killed counts kills by point and step.
-	killed map[faultpoint.Point]map[string]int
+	// killed counts kills by place, as stages name it.
+	killed map[string]int
 }
 
 type tally struct{ trials, failed, missed int }
@@ -386,7 +397,7 @@ func newReport(config *Config) *Report {
 		config: config, kinds: map[Kind]*tally{}, problems: map[class]int{}, windows: map[string][]time.Duration{},
 		cases:  map[string]onceOf{},
 		did:    map[action]int{},
-		killed: map[faultpoint.Point]map[string]int{},
+		killed: map[string]int{},
 	}
 }
 
@@ -454,10 +465,7 @@ func (r *Report) add(o *outcome) {
 		}
 		r.kills++
 		if h.stage.Point != "" {
-			if r.killed[h.stage.Point] == nil {
-				r.killed[h.stage.Point] = map[string]int{}
-			}
-			r.killed[h.stage.Point][h.stage.Step]++
+			r.killed[h.stage.place()]++
 		}
 	}
 	if worst(o.resumed) > worst(r.resumed) {

@@ -2,11 +2,20 @@ package chaos
 
 import (
 	"bytes"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -17,7 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestShortCampaign(t *testing.T) {
 	t.Parallel()
 	var progress bytes.Buffer
-	report, err := Run(t.Context(), Config{Module: "../..", Folder: t.TempDir(), Seed: 5, Trials: len(Kinds), Only: -1, Lanes: 6, For: 40 * time.Second, Output: &progress})
+	folder := t.TempDir()
+	report, err := Run(t.Context(), Config{Module: "../..", Folder: folder, Seed: 5, Trials: len(Kinds), Only: -1, Lanes: 6, For: 40 * time.Second, Output: &progress})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -25,6 +35,10 @@ func TestShortCampaign(t *testing.T) {
 	t.Log(progress.String())
 	if n := report.Problems(); n > 0 {
 		t.Errorf("%d broken promises; a trial is repeated by the command below it", n)
+		for _, number := range report.Failed() {
+			timeline, err := os.ReadFile(filepath.Join(folder, fmt.Sprintf("failed-%d", number), "timeline.txt"))
+			t.Logf("trial %d (%v):\n%s", number, err, timeline)
+		}
 	}
 }
 
@@ -39,16 +53,32 @@ func TestTrialsComeFromSeedAndNumber(t *testing.T) {
 	}
 }
 
-// A campaign of as many kills as there are places comes by all of them, which
-// must be at least 30 points, and each step of a plan many times.
+// A campaign that nobody has told its length comes by all places where a
+// worker can be killed, which must be at least 30 points, and each step of a
+// plan many times.
 func TestCampaignKillsEverywhere(t *testing.T) {
 	t.Parallel()
-	points, perStep := map[faultpoint.Point]bool{}, map[string]int{}
-	for n := range len(places) {
-		trial := newTrial(11, n, []Kind{KillAtPoint})
+	points, perStep, reached := map[faultpoint.Point]bool{}, map[string]int{}, map[string]int{}
+	for n := range (Config{}).WithDefaults().Trials {
+		trial := newTrial(11, n, Kinds)
+		if trial.Kind != KillAtPoint {
+			continue
+		}
 		last := trial.Stages[len(trial.Stages)-1]
 		points[last.Point] = true
 		perStep[last.Step]++
+		reached[last.place()]++
+	}
+	for _, p := range places {
+		if reached[p.stage(kill).place()] == 0 {
+			t.Errorf("no worker is killed at %s", p.stage(kill).place())
+		}
+		reached[p.stage(kill).place()]--
+	}
+	for name, n := range reached {
+		if n != 0 {
+			t.Errorf("%d kills too many at %s, before all other places had one", n, name)
+		}
 	}
 	if len(points) < 30 {
 		t.Errorf("%d points, want 30 at least", len(points))
@@ -67,26 +97,132 @@ func TestCampaignKillsEverywhere(t *testing.T) {
 	}
 }
 
+// A point that is new must be a place of some trial, in every step, or say why
+// not.
+func TestEveryPointHasItsKillOrAReason(t *testing.T) {
+	t.Parallel()
+	file, err := parser.ParseFile(token.NewFileSet(), "../faultpoint/points.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	points := 0
+	ast.Inspect(file, func(n ast.Node) bool {
+		text, is := n.(*ast.BasicLit)
+		if !is || text.Kind != token.STRING {
+			return true
+		}
+		points++
+		point := faultpoint.Point(strings.Trim(text.Value, `"`))
+		for _, step := range steps {
+			killed := slices.ContainsFunc(places, func(p place) bool { return p.point == point && p.step == step })
+			excused := false
+			for _, l := range leftOut {
+				excused = excused || slices.Contains(l.points, point) && (l.steps == nil || slices.Contains(l.steps, step))
+			}
+			if killed == excused {
+				t.Errorf("%s of %s: a place %t, left out with a reason %t", point, step, killed, excused)
+			}
+		}
+		return true
+	})
+	if points < 50 {
+		t.Errorf("only %d points were found", points)
+	}
+}
+
 func TestExcusesNeedAnOpenCommand(t *testing.T) {
 	t.Parallel()
 	h := hit{pid: 7, stage: stage{Do: kill}}
 	h.at = h.at.AddDate(2000, 0, 0)
+	const begun, before, after, recorded, finished = faultpoint.StepBegun, faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded, faultpoint.FinishCommitted
 	for name, c := range map[string]struct {
 		points []faultpoint.Point
-		want   int
+		// numbers of the commands, 0 for a moment that is about none.
+		numbers []int
+		want    [several]int
 	}{
-		"killed in the command":         {[]faultpoint.Point{faultpoint.StepBegun, faultpoint.CommandBefore}, 1},
-		"killed after it was recorded":  {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, 0},
-		"killed after the step's end":   {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.FinishCommitted}, 0},
-		"killed before the command":     {[]faultpoint.Point{faultpoint.StepBegun}, 0},
-		"killed before it was recorded": {[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.FinishWritten}, 1},
+		"killed in the command":                 {[]faultpoint.Point{begun, before}, []int{0, 1}, [several]int{1, 0, 0}},
+		"killed after it was recorded":          {[]faultpoint.Point{before, after, recorded}, []int{1, 1, 1}, [several]int{0, 0, 0}},
+		"killed after the step's end":           {[]faultpoint.Point{before, after, finished}, []int{1, 1, 0}, [several]int{0, 0, 0}},
+		"killed before the command":             {[]faultpoint.Point{begun}, []int{0}, [several]int{0, 0, 0}},
+		"killed before it was recorded":         {[]faultpoint.Point{before, after, faultpoint.FinishWritten}, []int{1, 1, 0}, [several]int{1, 0, 0}},
+		"killed in the second of several":       {[]faultpoint.Point{before, after, recorded, before}, []int{1, 1, 1, 2}, [several]int{0, 1, 0}},
+		"killed with the first not on record":   {[]faultpoint.Point{before, after, before}, []int{1, 1, 2}, [several]int{1, 1, 0}},
+		"the second's record counts for both":   {[]faultpoint.Point{before, after, before, after, recorded}, []int{1, 1, 2, 2, 2}, [several]int{0, 0, 0}},
+		"killed before the third of them began": {[]faultpoint.Point{before, recorded, before, recorded}, []int{1, 1, 2, 2}, [several]int{0, 0, 0}},
 	} {
 		o := &outcome{hits: []hit{h}, run: run{ID: "r"}}
-		for _, p := range c.points {
-			o.moments = append(o.moments, moment{PID: 7, Point: p, Subject: []string{"r", "build"}})
+		for i, p := range c.points {
+			subject := []string{"r", "patch"}
+			if n := c.numbers[i]; n > 0 {
+				subject = append(subject, commandSubject(n))
+			}
+			o.moments = append(o.moments, moment{PID: 7, Point: p, Subject: subject})
 		}
-		if got := o.excuses("build"); got != c.want {
-			t.Errorf("%s: %d excuses, want %d", name, got, c.want)
+		for i, want := range c.want {
+			if got := o.excuses("patch", i+1); got != want {
+				t.Errorf("%s: %d excuses for command %d, want %d", name, got, i+1, want)
+			}
+		}
+	}
+}
+
+// The ledger of several commands is judged one by one, and for its order.
+func TestSeveralCommandsAreJudged(t *testing.T) {
+	t.Parallel()
+	type event struct {
+		number int
+		event  string
+	}
+	ran := func(numbers ...int) (all []event) {
+		for _, n := range numbers {
+			all = append(all, event{n, ledger.Start}, event{n, ledger.End})
+		}
+		return all
+	}
+	all := shape{Several: true}
+	for name, c := range map[string]struct {
+		shape    shape
+		events   []event
+		killedIn int
+		want     []class
+	}{
+		"each once":                  {all, ran(1, 2, 3), 0, nil},
+		"failed at the second":       {shape{Several: true, FailAt: "patch"}, ran(1, 2), 0, nil},
+		"went on after the failure":  {shape{Several: true, FailAt: "patch"}, ran(1, 2, 3), 0, []class{doubled}},
+		"one that was forgotten":     {all, ran(1, 3), 0, []class{wrong, wrong}},
+		"another order":              {all, ran(2, 1, 3), 0, []class{wrong, wrong}},
+		"the second while the first": {all, append([]event{{1, ledger.Start}, {2, ledger.Start}}, append(ran(3), event{1, ledger.End}, event{2, ledger.End})...), 0, []class{wrong, wrong}},
+		"from the beginning":         {all, ran(1, 2, 1, 2, 3), 2, []class{doubled}},
+		"the one in flight again":    {all, append([]event{{1, ledger.Start}, {1, ledger.End}, {2, ledger.Start}}, ran(2, 3)...), 2, nil},
+		"it had ended":               {all, ran(1, 2, 2, 3), 2, nil},
+		"again without a reason":     {all, ran(1, 2, 2, 3), 0, []class{doubled}},
+	} {
+		o := &outcome{run: run{ID: "r", Shape: c.shape}}
+		for _, e := range c.events {
+			o.ledger = append(o.ledger, ledger.Record{Run: "r", Step: "patch", Command: e.number, Event: e.event})
+		}
+		if c.killedIn > 0 {
+			h := hit{pid: 7, stage: stage{Do: kill}}
+			h.at = h.at.AddDate(2000, 0, 0)
+			o.hits = []hit{h}
+			for n := 1; n <= c.killedIn; n++ {
+				o.moments = append(o.moments, moment{PID: 7, Point: faultpoint.CommandBefore, Subject: []string{"r", "patch", commandSubject(n)}})
+				if n < c.killedIn {
+					o.moments = append(o.moments, moment{PID: 7, Point: faultpoint.CommandRecorded, Subject: []string{"r", "patch", commandSubject(n)}})
+				}
+			}
+		}
+		o.judgeOrderOf("patch")
+		for n := 1; n <= several; n++ {
+			o.judgeCommand("patch", n)
+		}
+		var got []class
+		for _, p := range o.problems {
+			got = append(got, p.class)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, o.problems, c.want)
 		}
 	}
 }

@@ -30,6 +30,8 @@ type outcome struct {
 	hits   []hit
 	// trapped counts the traps that have caught a process.
 	trapped int
+	// lost: the broker has lost the run's message.
+	lost bool
 	// missed counts stages whose moment did not come.
 	missed int
 	// problems are the broken promises, each with its class in front.
@@ -208,6 +210,8 @@ func (s stage) trap(r run) trap {
 	switch {
 	case s.Step == "":
 		t.Any = nil // of whatever run and step
+	case s.Command > 0:
+		t.Any = [][]string{{r.ID + " " + s.Step + " " + commandSubject(s.Command)}}
 	case id != "":
 		t.Any = append(t.Any, []string{id})
 	case idOnly[s.Point]:
@@ -219,10 +223,14 @@ func (s stage) trap(r run) trap {
 	return t
 }
 
+// commandSubject is how the subject of a moment names a command
+// (faultpoint.Number).
+func commandSubject(number int) string { return fmt.Sprintf("#%d", number) }
+
 // idOnly are the points whose subject is a task id and nothing else. The
 // rollback's is drawn when it is published.
 var idOnly = map[faultpoint.Point]bool{
-	faultpoint.DeliveryReceived: true, faultpoint.SettleBefore: true, faultpoint.SettleAfter: true,
+	faultpoint.ConsumerTook: true, faultpoint.DeliveryReceived: true, faultpoint.SettleBefore: true, faultpoint.SettleAfter: true,
 	faultpoint.PublishSent: true, faultpoint.ResultWritten: true, faultpoint.ResultCommitted: true,
 }
 
@@ -290,6 +298,12 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		case <-victim.exited:
 		case <-time.After(patience):
 			return false, errors.New("the worker survived its SIGKILL")
+		}
+		if s.Lose {
+			if err := l.forget(ctx); err != nil {
+				return false, err
+			}
+			o.lost = true
 		}
 	case terminate:
 		if err := l.resume(ctx); err != nil {
@@ -572,6 +586,9 @@ func (o *outcome) measure() {
 		if h.stage.Do != kill || o.trial.Kind == Crowd || o.trial.Kind == Rush {
 			continue // a decision on another run would count
 		}
+		if h.stage.Lose || h.stage.Point == faultpoint.LostBefore {
+			continue // whoever goes on has to wait for the grace
+		}
 		for _, m := range o.moments {
 			at := time.Unix(0, m.At)
 			if m.Point != faultpoint.StepDecided || m.PID == h.pid || !at.After(h.at) {
@@ -584,20 +601,21 @@ func (o *outcome) measure() {
 			break
 		}
 	}
-	for _, step := range steps {
-		var ended int64
-		for _, r := range o.ledger {
-			if r.Step == step && r.Event == ledger.Exit {
-				ended = r.At
-			}
+	type command struct {
+		step   string
+		number int
+	}
+	ended := map[command]int64{}
+	for _, r := range o.ledger {
+		if r.Event == ledger.Exit {
+			ended[command{r.Step, r.Command}] = r.At
 		}
-		if ended == 0 {
-			continue
-		}
+	}
+	for c, at := range ended {
 		for _, m := range o.moments {
-			if m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(o.run.ID) && m.At > ended {
-				if !o.disturbed(ended, m.At) {
-					o.windows = append(o.windows, window{step, time.Duration(m.At - ended)})
+			if m.Point == faultpoint.CommandRecorded && m.about(c.step) && m.about(commandSubject(c.number)) && m.about(o.run.ID) && m.At > at {
+				if !o.disturbed(at, m.At) {
+					o.windows = append(o.windows, window{c.step, time.Duration(m.At - at)})
 				}
 				break
 			}
@@ -610,9 +628,9 @@ func (o *outcome) disturbed(from, to int64) bool {
 	return slices.ContainsFunc(o.hits, func(h hit) bool { return h.at.UnixNano() < to && h.over.UnixNano() > from })
 }
 
-// excuses counts, for a step, how often a worker went that had started a
-// command and had not recorded its end.
-func (o *outcome) excuses(step string) int {
+// excuses counts, for a command of a step, how often a worker went that had
+// started it and had not recorded its end.
+func (o *outcome) excuses(step string, number int) int {
 	n := 0
 	for _, h := range o.hits {
 		begun, recorded := false, false
@@ -622,8 +640,13 @@ func (o *outcome) excuses(step string) int {
 			}
 			switch m.Point {
 			case faultpoint.CommandBefore:
-				begun = true
-			case faultpoint.CommandRecorded, faultpoint.FinishCommitted:
+				begun = begun || m.about(commandSubject(number))
+			case faultpoint.CommandRecorded:
+				// The record of a command says that those before it have ended.
+				for later := number; later <= several; later++ {
+					recorded = recorded || m.about(commandSubject(later))
+				}
+			case faultpoint.FinishCommitted:
 				recorded = true
 			}
 		}

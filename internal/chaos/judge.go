@@ -28,7 +28,17 @@ func (o *outcome) failAt() string {
 	if o.trial.givesUp() && o.missed == 0 {
 		return o.trial.Stages[0].Step
 	}
+	if o.lost && o.trial.LostStep != "" {
+		return o.trial.LostStep
+	}
 	return o.run.Shape.FailAt
+}
+
+// cutShort says whether the step failed without an end of its own, so that it
+// may never have come to its commands' ends, and nobody has registered what it
+// left.
+func (o *outcome) cutShort(step string) bool {
+	return step == o.failAt() && (o.trial.givesUp() || o.lost && o.trial.LostStep != "")
 }
 
 // lostAfter is how long nothing may be in the queue, nothing in hand and nobody
@@ -97,7 +107,7 @@ func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 	if status != want {
 		o.complain(wrong, "the run is %s, its plan demands %s", status, want)
 	}
-	for _, look := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables} {
+	for _, look := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables, l.judgeLost} {
 		if err := look(ctx, o); err != nil {
 			o.complain(harness, "%v", err)
 		}
@@ -216,6 +226,9 @@ func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 		want := "SUCCESS"
 		if failAt != "" && slices.Index(steps, step) >= slices.Index(steps, failAt) {
 			want = "FAILURE"
+			if o.lost && o.trial.LostStep != "" {
+				want = "" // there is no message that it would be the result of
+			}
 		}
 		if got := found[o.run.Tasks[step]]; got != want {
 			o.complain(wrong, "the result of %s is %q, want %s", step, got, want)
@@ -265,10 +278,12 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 
 // unregistered says whether a file may lie there without a row: a worker that
 // died leaves its temporary files; a patch that was given up leaves the
-// difference of those who died in it; a retried run keeps the files of its
-// first attempt.
+// difference of those who died in it, and a step that was lost its log too; a
+// retried run keeps the files of its first attempt.
 func (o *outcome) unregistered(name string) bool {
-	return strings.HasPrefix(name, ".") && len(o.hits) > 0 || o.trial.givesUp() && name == "patch.diff" || o.run.before != nil
+	step, _, _ := strings.Cut(name, ".")
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
+		o.cutShort(step) && (name == "patch.diff" || o.lost && name == step+".log") || o.run.before != nil
 }
 
 // judgeTables demands that no claim is left open.
@@ -325,59 +340,95 @@ func (o *outcome) judgeTurns(all []ledger.Record) {
 	}
 }
 
-// judgeLedger counts the effects.
+// judgeLedger counts the effects, command by command.
 func (o *outcome) judgeLedger() {
-	failAt := o.failAt()
-	for _, step := range []string{"patch", "build", "restart", "rollback"} {
-		var starts, ends int
-		for _, r := range o.ledger {
-			if r.Step != step {
-				continue
-			}
-			switch r.Event {
-			case ledger.Start:
-				starts++
-			case ledger.End:
-				ends++
-			case ledger.Overlap:
-				o.complain(doubled, "the command of %s ran beside another one", step)
-			}
+	for _, step := range withCommand {
+		o.judgeOrderOf(step)
+		for number := 1; number <= several; number++ {
+			o.judgeCommand(step, number)
 		}
-		want := 1
+	}
+}
+
+func (o *outcome) judgeCommand(step string, number int) {
+	var starts, ends int
+	for _, r := range o.ledger {
+		if r.Step != step || r.Command != number {
+			continue
+		}
+		switch r.Event {
+		case ledger.Start:
+			starts++
+		case ledger.End:
+			ends++
+		case ledger.Overlap:
+			o.complain(doubled, "command %d of %s ran beside another one", number, step)
+		}
+	}
+	want, excused := o.wantCommand(step, number), o.excuses(step, number)
+	switch {
+	case starts > want+excused:
+		o.complain(doubled, "command %d of %s ran %d times, want %d (and %d times more at most, after crashes)", number, step, starts, want, excused)
+	case starts < want:
+		o.complain(wrong, "command %d of %s ran %d times, want %d", number, step, starts, want)
+	case starts > want:
+		o.repeated += starts - want
+		o.late += max(0, ends-want)
+	}
+}
+
+// wantCommand is how often a command has to run when no worker goes while it
+// does.
+func (o *outcome) wantCommand(step string, number int) int {
+	want := 0
+	switch {
+	case !o.cutShort(step):
+		want = o.run.Shape.runs(o.failAt(), step, number)
+	case o.recorded(step, number):
+		want = 1
+	}
+	if before := o.run.before; before != nil {
+		want += before.Shape.runs(before.Shape.FailAt, step, number)
+	}
+	return want
+}
+
+// runs is how often a command of a step runs when the run fails at failAt.
+func (s shape) runs(failAt, step string, number int) int {
+	switch {
+	case number > s.commands(step),
+		step == "rollback" && failAt == "",
+		step != "rollback" && failAt != "" && slices.Index(steps, step) > slices.Index(steps, failAt),
+		step == failAt && number > s.failing(step):
+		return 0
+	}
+	return 1
+}
+
+// judgeOrderOf demands that a step's commands ran in their order, each after
+// the end of the one before.
+func (o *outcome) judgeOrderOf(step string) {
+	last, over := 0, true
+	for _, r := range o.ledger {
 		switch {
-		case step == "rollback" && failAt == "":
-			want = 0
-		case step != "rollback" && failAt != "" && slices.Index(steps, step) > slices.Index(steps, failAt):
-			want = 0
-		case o.trial.givesUp() && step == failAt:
-			want = 0 // it may never have come to its command's end
-			if o.recorded(step) {
-				want = 1
+		case r.Step != step:
+		case r.Event == ledger.End:
+			over = over || r.Command == last
+		case r.Event == ledger.Start:
+			// One that had run already is none too early, whether it may run
+			// again is counted elsewhere.
+			if r.Command > last && (r.Command > last+1 || !over) {
+				o.complain(wrong, "command %d of %s began before the end of the one before it", r.Command, step)
 			}
-		}
-		if before := o.run.before; before != nil {
-			switch {
-			case step == "rollback", slices.Index(steps, step) <= slices.Index(steps, before.Shape.FailAt):
-				want++
-			}
-		}
-		excused := o.excuses(step)
-		switch {
-		case starts > want+excused:
-			o.complain(doubled, "the command of %s ran %d times, want %d (and %d times more at most, after crashes)", step, starts, want, excused)
-		case starts < want:
-			o.complain(wrong, "the command of %s ran %d times, want %d", step, starts, want)
-		case starts > want:
-			o.repeated += starts - want
-			o.late += max(0, ends-want)
+			last, over = r.Command, false
 		}
 	}
 }
 
 // recorded says whether the end of a step's command was put on record.
-func (o *outcome) recorded(step string) bool {
+func (o *outcome) recorded(step string, number int) bool {
 	return slices.ContainsFunc(o.moments, func(m moment) bool {
-		return m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(o.run.ID)
+		return m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(commandSubject(number)) && m.about(o.run.ID)
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -28,8 +27,8 @@ func killedAt(point faultpoint.Point, step string, s shape) Trial {
 
 func failing(step string) shape { return shape{FailAt: step, Milliseconds: 20} }
 
-// defects lists every planted bug with one trial or two, of the sorts that
-// campaigns are made of.
+// defects lists every planted bug with one trial or two, each of which must
+// find it, of the sorts that campaigns are made of.
 var defects = []meant{
 	{planted.AckBeforeSettle, []Trial{killedAt(faultpoint.PublishBefore, "patch", quick)}},
 	{planted.PublishAfterResult, []Trial{killedAt(faultpoint.PublishBefore, "build", quick)}},
@@ -45,7 +44,10 @@ var defects = []meant{
 	{planted.BeginUnclaimed, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
 	{planted.ClaimStolen, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
 	{planted.ClaimKept, []Trial{killedAt(faultpoint.CommandBefore, "build", quick)}},
-	{planted.ProgressIgnored, []Trial{killedAt(faultpoint.CommandRecorded, "build", quick)}},
+	{planted.ProgressIgnored, []Trial{
+		killedAt(faultpoint.CommandRecorded, "build", quick),
+		{Kind: KillAtPoint, Shape: shape{Milliseconds: 20, Several: true}, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "patch", Command: 2, Do: kill}}},
+	}},
 	{planted.StartsUncounted, []Trial{{Kind: Poison, Shape: quick, Stages: []stage{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
 	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
@@ -53,39 +55,54 @@ var defects = []meant{
 	{planted.HoldIgnored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
 	{planted.HoldKept, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
 	{planted.ParkUnstored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
+	{planted.HoldDropped, []Trial{{Kind: Rush}}},
+	{planted.RollbackRepeated, []Trial{{
+		Kind: Rollback, Case: deliveredMore, Variant: deliveredMore, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 150},
+	}}},
+	{planted.LostKept, []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
+		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, Lose: true}}}}},
 	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
+
+// proofRuns is how many runs a rush of the proof has: enough to wait for one
+// another.
+const proofRuns = 10
 
 // Prove plants the defects, each in workers of its own. It fails when one stays
 // unseen, and when a trial finds something without a defect.
 func Prove(ctx context.Context, config Config) error {
 	config = config.WithDefaults()
+	config.Runs = proofRuns
 	var err error
 	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, true); err != nil {
 		return err
 	}
 	var mu sync.Mutex
-	unseen, shy := 0, 0
+	tried, unseen, shy := 0, 0, 0
 	var failures []error
 	prove := func(d meant) {
-		seen, what, err := found(ctx, config, d)
-		without, whatElse, err2 := found(ctx, config, meant{trials: d.trials})
-		mu.Lock()
-		defer mu.Unlock()
-		if err := errors.Join(err, err2); err != nil {
-			failures = append(failures, fmt.Errorf("%s: %w", d.bug, err))
-			return
+		for _, t := range d.trials {
+			seen, what, err := found(ctx, config, d.bug, t)
+			without, whatElse, err2 := found(ctx, config, "", t)
+			mu.Lock()
+			if err := errors.Join(err, err2); err != nil {
+				failures = append(failures, fmt.Errorf("%s: %w", d.bug, err))
+				mu.Unlock()
+				continue
+			}
+			tried++
+			line := "found: " + strings.Join(strings.Fields(what), " ")
+			if !seen {
+				unseen++
+				line = "NOT FOUND by " + t.String()
+			}
+			if without {
+				shy++
+				line += "; WITHOUT IT TOO: " + whatElse
+			}
+			fmt.Fprintf(config.Output, "%-22s %s\n", d.bug, line)
+			mu.Unlock()
 		}
-		line := "found: " + strings.Join(strings.Fields(what), " ")
-		if !seen {
-			unseen++
-			line = "NOT FOUND"
-		}
-		if without {
-			shy++
-			line += "; WITHOUT IT TOO: " + whatElse
-		}
-		fmt.Fprintf(config.Output, "%-22s %s\n", d.bug, line)
 	}
 	work := make(chan meant)
 	var wait sync.WaitGroup
@@ -105,39 +122,40 @@ func Prove(ctx context.Context, config Config) error {
 		return err
 	}
 	if unseen+shy > 0 {
-		return fmt.Errorf("%d of %d planted defects were not found, %d trials fail without one", unseen, len(defects), shy)
+		return fmt.Errorf("%d of %d trials did not find the defect that was planted for them, %d fail without one", unseen, tried, shy)
 	}
-	fmt.Fprintf(config.Output, "%d of %d planted defects were found\n", len(defects), len(defects))
+	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(defects), len(defects), tried, tried)
 	return nil
 }
 
-// found carries out the trials with the defect and says what they complain of.
-func found(ctx context.Context, config Config, d meant) (bool, string, error) {
-	config.bug = d.bug
-	for i, t := range d.trials {
-		name := d.bug
-		if name == "" {
-			name = "healthy"
-		}
-		l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d-%d", name, i, time.Now().UnixNano()), t.Kind.needsOwnServers())
-		if err != nil {
-			return false, "", err
-		}
-		o := l.try(ctx, t)
-		_ = l.close(ctx)
-		if ctx.Err() != nil {
-			return false, "", context.Cause(ctx)
-		}
-		c := &campaign{config: &Config{Folder: filepath.Join(config.Folder, l.name)}}
-		if _, err := c.keep(o, l); err != nil && len(o.problems) > 0 && d.bug == "" {
-			fmt.Fprintf(config.Output, "remains of %s: %v\n", l.name, err)
-		}
-		for _, p := range o.problems {
-			if p.class != harness {
-				return true, p.String(), nil
-			}
-			return false, "", fmt.Errorf("%s: %s", t, p.text)
+// found carries out a trial with the defect, "" for none, and says what it
+// complains of.
+func found(ctx context.Context, config Config, bug string, t Trial) (bool, string, error) {
+	config.bug = bug
+	name := bug
+	if name == "" {
+		name = "healthy"
+	}
+	l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d", name, time.Now().UnixNano()), t.Kind.needsOwnServers())
+	if err != nil {
+		return false, "", err
+	}
+	o := l.try(ctx, t)
+	if ctx.Err() == nil && len(o.problems) > 0 {
+		c := &campaign{config: &Config{Folder: l.folder}}
+		if _, err := c.keep(o, l); err != nil {
+			fmt.Fprintf(config.Output, "remains of %s cannot be kept: %v\n", l.name, err)
 		}
 	}
-	return false, "", nil
+	_ = l.close(ctx)
+	if ctx.Err() != nil {
+		return false, "", context.Cause(ctx)
+	}
+	switch {
+	case len(o.problems) == 0:
+		return false, "", nil
+	case o.problems[0].class == harness:
+		return false, "", fmt.Errorf("%s: %s", t, o.problems[0].text)
+	}
+	return true, o.problems[0].String(), nil
 }

@@ -14,10 +14,9 @@ import (
 func (t *Trial) restartServer(random *rand.Rand) {
 	p := t.somewhere(random)
 	do := []action{restartBroker, restartDatabase}[random.IntN(2)]
-	t.Stages = []stage{{
-		Point: p.point, Step: p.step, Do: do, Abrupt: random.IntN(2) == 0,
-		For: time.Duration(random.IntN(5000)) * time.Millisecond,
-	}}
+	s := p.stage(do)
+	s.Abrupt, s.For = random.IntN(2) == 0, time.Duration(random.IntN(5000))*time.Millisecond
+	t.Stages = []stage{s}
 }
 
 // needsOwnServers says whether trials of the kind would disturb others that use

@@ -89,7 +89,13 @@ const limitSeconds = 3
 // hire gives workers the settings of a trial that needs its own, and returns
 // what takes them back.
 func (l *lane) hire(t Trial) (release func() error, err error) {
-	if t.Case != settingLimit {
+	setting := ""
+	switch {
+	case t.Case == settingLimit:
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds)
+	case t.Kind == Lost:
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace)
+	default:
 		return func() error { return nil }, nil
 	}
 	change := func(settings ...string) error {
@@ -100,7 +106,7 @@ func (l *lane) hire(t Trial) (release func() error, err error) {
 		}
 		return errors.Join(failures...)
 	}
-	return func() error { return change() }, change(fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds))
+	return func() error { return change() }, change(setting)
 }
 
 // revoke is what an operator does about a run.
@@ -108,25 +114,34 @@ func (l *lane) revoke(ctx context.Context, r run) error {
 	return l.workers[0].run(ctx, "runs", "revoke", r.ID, "--reason", "chaos")
 }
 
-// judgeRollback demands one rollback and no other, begun once and ended once:
-// here nothing excuses a second one.
+// judgeRollback demands one rollback and no other, each command begun once and
+// ended once: here nothing excuses a second one.
 func (o *outcome) judgeRollback(status string) {
-	if o.trial.Kind != Rollback {
+	if o.trial.Kind != Rollback && o.trial.Kind != Lost {
 		return
 	}
-	starts, ends := 0, 0
+	starts, ends := make([]int, several+1), make([]int, several+1)
 	for _, r := range o.ledger {
 		switch {
 		case r.Step != "rollback":
 		case r.Event == ledger.Start:
-			starts++
+			starts[r.Command]++
 		case r.Event == ledger.End:
-			ends++
+			ends[r.Command]++
 		}
 	}
-	o.rolledBackOnce = starts == 1 && ends == 1 && status == "rolled_back"
+	commands := o.run.Shape.commands("rollback")
+	o.rolledBackOnce = status == "rolled_back"
+	for number := 1; number <= several; number++ {
+		want := 0
+		if number <= commands {
+			want = 1
+		}
+		o.rolledBackOnce = o.rolledBackOnce && starts[number] == want && ends[number] == want
+	}
 	if !o.rolledBackOnce && o.missed == 0 {
-		o.complain(doubled, "after %s the rollback was begun %d times and ended %d times, want 1; the run is %s", o.trial.Case, starts, ends, status)
+		o.complain(doubled, "%s: the %d commands of the rollback were begun %v times and ended %v times, want each once; the run is %s",
+			o.trial.Case, commands, starts[1:], ends[1:], status)
 	}
 }
 

@@ -45,7 +45,29 @@ type shape struct {
 	LinkOption string
 	// High is the run's priority, instead of normal.
 	High bool
+	// Several: patch and rollback have several commands each. If patch fails,
+	// it is the last but one that does.
+	Several bool
 }
+
+// several is how many commands a step has that has more than one.
+const several = 3
+
+// commands is how many commands the plan has for a step, 0 for one that has
+// none.
+func (s shape) commands(step string) int {
+	switch {
+	case !slices.Contains(withCommand, step):
+		return 0
+	case s.Several && (step == "patch" || step == "rollback"):
+		return several
+	}
+	return 1
+}
+
+// failing is the number of the command that fails, if the step does: of
+// several, one that others would follow.
+func (s shape) failing(step string) int { return max(1, s.commands(step)-1) }
 
 // A run is one that was published.
 type run struct {
@@ -172,16 +194,35 @@ func (r run) follower(step string) (amqp.Publishing, error) {
 	return m, err
 }
 
-// command is the ledger's program for a step.
-func (l *lane) command(id, step string, s shape) []string {
+// command is the ledger's program for a command of a step.
+func (l *lane) command(id, step string, number int, s shape) []string {
 	code := 0
-	if s.FailAt == step {
+	if s.FailAt == step && s.failing(step) == number {
 		code = 3
 		if s.Endless {
 			code, s.Milliseconds = 0, 60_000
 		}
 	}
-	return []string{filepath.Base(l.config.programs.ledger), l.ledger, id, step, strconv.Itoa(s.Milliseconds), strconv.Itoa(code)}
+	return []string{filepath.Base(l.config.programs.ledger), l.ledger, id, step, strconv.Itoa(number), strconv.Itoa(s.Milliseconds), strconv.Itoa(code)}
+}
+
+// commands are all of a step.
+func (l *lane) commands(id, step string, s shape) (all [][]string) {
+	for number := range s.commands(step) {
+		all = append(all, l.command(id, step, number+1, s))
+	}
+	return all
+}
+
+// strategies are those of the rollback: the first command is one by itself.
+func (l *lane) strategies(id string, s shape) (all []any) {
+	commands := l.commands(id, "rollback", s)
+	for _, of := range [][][]string{commands[:1], commands[1:]} {
+		if len(of) > 0 {
+			all = append(all, map[string]any{"type": "ledger", "commands": of})
+		}
+	}
+	return all
 }
 
 // plan is what the API would have stored for the run.
@@ -192,15 +233,13 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 	}
 	parameters := map[string]map[string]any{
 		"analyze": {"instruction": "Keep going", "workspace": ".", "logArtifact": "analyze.log"},
-		"patch":   {"workspace": ".", "diffArtifact": "patch.diff", "commands": [][]string{l.command(id, "patch", s)}},
-		"build":   {"logArtifact": "build.log", "command": l.command(id, "build", s)},
-		"restart": {"logArtifact": "restart.log", "command": l.command(id, "restart", s)},
+		"patch":   {"workspace": ".", "diffArtifact": "patch.diff", "commands": l.commands(id, "patch", s)},
+		"build":   {"logArtifact": "build.log", "command": l.command(id, "build", 1, s)},
+		"restart": {"logArtifact": "restart.log", "command": l.command(id, "restart", 1, s)},
 		"verify": {"logArtifact": "verify.log", "healthcheck": map[string]any{
 			"url": health, "method": "GET", "timeoutSeconds": 1, "intervalSeconds": 0.2, "expectedStatus": 200,
 		}},
-		"rollback": {"logArtifact": "rollback.log", "strategies": []any{
-			map[string]any{"type": "ledger", "commands": [][]string{l.command(id, "rollback", s)}},
-		}},
+		"rollback": {"logArtifact": "rollback.log", "strategies": l.strategies(id, s)},
 	}
 	if s.LimitSeconds > 0 {
 		parameters[s.FailAt]["timeoutSeconds"] = s.LimitSeconds

@@ -53,7 +53,8 @@ func TestRushIsJudged(t *testing.T) {
 // A rollback that ran twice, or not to its end, is no good one.
 func TestRollbackIsJudged(t *testing.T) {
 	t.Parallel()
-	start, end := ledger.Record{Step: "rollback", Event: ledger.Start}, ledger.Record{Step: "rollback", Event: ledger.End}
+	start, end := ledger.Record{Step: "rollback", Command: 1, Event: ledger.Start}, ledger.Record{Step: "rollback", Command: 1, Event: ledger.End}
+	start2, end2 := ledger.Record{Step: "rollback", Command: 2, Event: ledger.Start}, ledger.Record{Step: "rollback", Command: 2, Event: ledger.End}
 	for name, c := range map[string]struct {
 		records []ledger.Record
 		status  string
@@ -63,6 +64,7 @@ func TestRollbackIsJudged(t *testing.T) {
 		"twice":       {[]ledger.Record{start, end, start, end}, "rolled_back", false},
 		"never":       {nil, "rolled_back", false},
 		"not over":    {[]ledger.Record{start}, "rolled_back", false},
+		"goes on":     {[]ledger.Record{start, end, start2, end2}, "rolled_back", false},
 		"only failed": {[]ledger.Record{start, end}, "failed", false},
 	} {
 		o := &outcome{trial: Trial{Kind: Rollback}, ledger: c.records}

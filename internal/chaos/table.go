@@ -85,20 +85,34 @@ func longer(of []time.Duration, limit time.Duration) int {
 // killedAt says at how many places workers were killed, and at which they were
 // not, if the campaign was to come by all.
 func (r *Report) killedAt() string {
+	points := map[string]bool{}
 	pairs := 0
-	for _, in := range r.killed {
-		pairs += len(in)
-		if in[""] > 0 {
-			pairs-- // of whatever step
+	for name := range r.killed {
+		point, step, _ := strings.Cut(name, " of ")
+		points[point] = true
+		if step != "" {
+			pairs++
 		}
 	}
-	text := fmt.Sprintf("%d named points and %d pairs of point and step", len(r.killed), pairs)
+	text := fmt.Sprintf("%d named points and %d pairs of point and step or command", len(points), pairs)
 	listed, missing := map[string]bool{}, map[string]bool{}
+	list := func(s stage) {
+		listed[s.place()] = true
+		if r.killed[s.place()] == 0 {
+			missing[s.place()] = true
+		}
+	}
 	for _, p := range places {
-		name := string(p.point) + " of " + p.step
-		listed[name] = true
-		if r.killed[p.point][p.step] == 0 {
-			missing[name] = true
+		list(p.stage(kill))
+	}
+	if slices.Contains(r.config.Kinds, Crowd) {
+		for _, point := range crowdPoints {
+			list(stage{Point: point})
+		}
+	}
+	if slices.Contains(r.config.Kinds, Lost) {
+		for _, s := range lostEnds {
+			list(s)
 		}
 	}
 	if len(missing) == 0 {

@@ -39,6 +39,9 @@ const (
 	Crowd Kind = "crowd"
 	// Stop ends the worker by SIGTERM in the middle of a command.
 	Stop Kind = "stop"
+	// Lost has the broker lose a run's message, so that a worker ends the run,
+	// and kills that worker.
+	Lost Kind = "lost"
 	// Restart stops or kills the broker or the database at a named point, and
 	// starts it again a while later. It has servers of its own.
 	Restart Kind = "restart"
@@ -54,7 +57,7 @@ const (
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, BrokerFault, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Restart,
+	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart,
 }
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
@@ -78,16 +81,22 @@ type Trial struct {
 	Variant string
 	// Case of a rollback.
 	Case string
+	// LostStep is the step that fails because its message, or the one of the
+	// step before, is lost; "" if it is the rollback's that is lost, or none.
+	LostStep string
 }
 
 // A stage is one thing that goes wrong.
 type stage struct {
-	// Point, Step and Occurrence say at which moment; with After instead, at
+	// Point, Step, Command and Occurrence say at which moment; with After instead, at
 	// that time after the last stage.
 	Point      faultpoint.Point
 	Step       string
 	Occurrence int
-	After      time.Duration
+	// Command is the number of the command that the moment is about, 0 for
+	// whichever.
+	Command int
+	After   time.Duration
 	// Do is what happens.
 	Do action
 	// Fault and For are those of a broken connection. For is also how long a
@@ -96,6 +105,8 @@ type stage struct {
 	For   time.Duration
 	// Abrupt: the server is killed, not stopped.
 	Abrupt bool
+	// Lose: when the worker is dead, the run's message is lost.
+	Lose bool
 }
 
 // action is what happens at a stage.
@@ -124,6 +135,9 @@ func (t Trial) String() string {
 	var stages []string
 	for _, s := range t.Stages {
 		text := string(s.Do)
+		if s.Lose {
+			text += " and lose the message"
+		}
 		if s.Fault != noFault {
 			text += " " + string(s.Fault) + " " + s.For.String()
 		}
@@ -131,10 +145,7 @@ func (t Trial) String() string {
 			text += map[bool]string{true: " (killed, away ", false: " (stopped, away "}[s.Abrupt] + s.For.String() + ")"
 		}
 		if s.Point != "" {
-			text += " at " + string(s.Point)
-			if s.Step != "" {
-				text += " of " + s.Step
-			}
+			text += " at " + s.place()
 			if s.Occurrence > 1 {
 				text += fmt.Sprintf(", time %d", s.Occurrence)
 			}
@@ -153,6 +164,9 @@ func (t Trial) String() string {
 	if t.Shape.FailAt != "" {
 		ends = "fails at " + t.Shape.FailAt
 	}
+	if t.Shape.Several {
+		ends += fmt.Sprintf(", %d commands in patch and rollback", several)
+	}
 	who := "restarted worker"
 	if t.Standby {
 		who = "standby worker"
@@ -164,6 +178,9 @@ func (t Trial) String() string {
 type place struct {
 	point faultpoint.Point
 	step  string
+	// command is the number of the command that the point is about, if there
+	// are several.
+	command int
 	// before are stages that must come first for the program to get here.
 	before []stage
 	// failed: only a step that fails comes here.
@@ -175,19 +192,27 @@ type place struct {
 // places lists where a worker can be killed.
 var places = slices.Concat(
 	at(everyStep, nil, false,
-		faultpoint.DeliveryReceived, faultpoint.DeliveryDecoded, faultpoint.SlotTaken, faultpoint.TaskStarting,
+		faultpoint.ConsumerTook, faultpoint.DeliveryReceived, faultpoint.DeliveryDecoded, faultpoint.SlotTaken, faultpoint.TaskStarting,
 		faultpoint.BeginBefore, faultpoint.BeginLocked, faultpoint.BeginWritten, faultpoint.BeginCommitted,
 		faultpoint.StepDecided, faultpoint.StepBegun, faultpoint.ArtifactsOpened, faultpoint.StepWorked,
 		faultpoint.FinishBefore, faultpoint.FinishLocked, faultpoint.FinishWritten, faultpoint.FinishCommitted, faultpoint.FinishAfter,
 		faultpoint.TaskReturned, faultpoint.ResultBefore, faultpoint.ResultWritten, faultpoint.ResultCommitted, faultpoint.ResultStored,
 		faultpoint.SettleBefore, faultpoint.SettleAfter),
 	at([]string{"analyze", "patch", "build", "restart", "rollback"}, nil, false, faultpoint.ArtifactBefore, faultpoint.ArtifactWritten),
-	at([]string{"patch", "build", "restart", "rollback"}, nil, false,
-		faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded),
+	at(withCommand, nil, false, aroundCommand...),
+	// The same of each of several commands, and again of those that are left
+	// after a crash.
+	ofCommand(1, at(withSeveral, nil, false, aroundCommand...)),
+	ofCommand(2, at(withSeveral, nil, false, aroundCommand...)),
+	ofCommand(3, at(withSeveral, nil, false, aroundCommand...)),
+	ofCommand(2, at(withSeveral, []stage{{Point: faultpoint.CommandRecorded, Command: 1, Do: kill}}, false, aroundCommand...)),
+	ofCommand(2, at(withSeveral, []stage{{Point: faultpoint.CommandBefore, Command: 2, Do: kill}}, false, aroundCommand...)),
+	ofCommand(3, at(withSeveral, []stage{{Point: faultpoint.CommandAfter, Command: 2, Do: kill}}, false, aroundCommand...)),
 	// A chain goes on after all but its last step.
 	at([]string{"analyze", "patch", "build", "restart"}, nil, false, faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed),
 	// The error callback, and the results of links that will never run.
 	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.PublishBefore, faultpoint.PublishConfirmed),
+	at([]string{"verify"}, nil, true, faultpoint.PublishSent),
 	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.ResultBefore, faultpoint.ResultStored, faultpoint.LaterBefore, faultpoint.LaterStored),
 	// What is only done after a first crash.
 	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.StepAnswered),
@@ -202,7 +227,64 @@ var places = slices.Concat(
 		faultpoint.ReleaseBefore, faultpoint.ReleaseAfter)),
 )
 
-var withCommand = []string{"patch", "build", "restart", "rollback"}
+// crowdPoints are where a crowd's worker is killed, in whatever step it is.
+var crowdPoints = []faultpoint.Point{
+	faultpoint.UnparkTaken, faultpoint.UnparkPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
+	faultpoint.FinishCommitted, faultpoint.SettleBefore,
+}
+
+// leftOut are the other points, those of some steps or, with none named, of
+// all, and why there is no kill that is meant for them.
+var leftOut = []struct {
+	points []faultpoint.Point
+	steps  []string
+	why    string
+}{
+	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.Consuming, faultpoint.SessionLost, faultpoint.SessionHeld}, nil,
+		"they are of no step; they tell how a worker recovers"},
+	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, and nothing is in hand any more"},
+	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
+	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written in one go"},
+	{[]faultpoint.Point{faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed}, []string{"rollback"}, "nothing follows it"},
+	{[]faultpoint.Point{faultpoint.LaterBefore, faultpoint.LaterStored}, []string{"analyze", "rollback"}, "no plan lets these steps fail"},
+	{[]faultpoint.Point{faultpoint.TaskAttached, faultpoint.ReleaseBefore, faultpoint.ReleaseAfter}, []string{"analyze", "verify"},
+		"without a command they are over before a redelivery comes, or a stopping worker hands them back"},
+	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.UnparkTaken, faultpoint.UnparkPublished}, nil,
+		"which step comes by depends on which run is first: a crowd's worker is killed in whatever step it is"},
+	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they are of a run: kind lost"},
+}
+
+var (
+	withCommand = []string{"patch", "build", "restart", "rollback"}
+	// withSeveral are the steps that can have several commands.
+	withSeveral   = []string{"patch", "rollback"}
+	aroundCommand = []faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}
+)
+
+// ofCommand is the places, about one command of several.
+func ofCommand(number int, places []place) []place {
+	for i := range places {
+		places[i].command = number
+	}
+	return places
+}
+
+// stage is what happens there.
+func (p place) stage(do action) stage {
+	return stage{Point: p.point, Step: p.step, Command: p.command, Do: do}
+}
+
+// place is the stage's in reports.
+func (s stage) place() string {
+	name := string(s.Point)
+	if s.Step != "" {
+		name += " of " + s.Step
+	}
+	if s.Command > 0 {
+		name += fmt.Sprintf(" command %d", s.Command)
+	}
+	return name
+}
 
 // taking is the places with commands that take so long.
 func taking(d time.Duration, places []place) []place {
@@ -234,7 +316,7 @@ func at(in []string, before []stage, failed bool, points ...faultpoint.Point) []
 func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	random := rand.New(rand.NewPCG(seed, uint64(number)))
 	t := Trial{Seed: seed, Number: number, Kind: kinds[number%len(kinds)], Standby: random.IntN(2) == 0}
-	t.Shape = shape{Milliseconds: 10 + random.IntN(40)}
+	t.Shape = shape{Milliseconds: 10 + random.IntN(40), Several: random.IntN(2) == 0}
 	if random.IntN(3) == 0 {
 		t.Shape.FailAt = []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
 	}
@@ -253,10 +335,11 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		faults := []fault{reset, stall, deaf, mute, slow, pause}
 		p := t.somewhere(random)
 		if t.Kind == DatabaseFault && random.IntN(4) == 0 {
-			t.Stages = []stage{{Point: p.point, Step: p.step, Do: endSessions}}
+			t.Stages = []stage{p.stage(endSessions)}
 			break
 		}
-		t.Stages = []stage{{Point: p.point, Step: p.step, Do: do, Fault: faults[random.IntN(len(faults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond}}
+		t.Stages = []stage{p.stage(do)}
+		t.Stages[0].Fault, t.Stages[0].For = faults[random.IntN(len(faults))], time.Duration(20+random.IntN(2000))*time.Millisecond
 		if random.IntN(12) == 0 {
 			// Long enough for heartbeats, or questions to the database, to find
 			// out.
@@ -275,7 +358,9 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	case Partition:
 		t.partition(random)
 	case Crowd:
-		t.crowd(random)
+		t.crowd(random, turnOf(number, kinds))
+	case Lost:
+		t.lose(random, turnOf(number, kinds))
 	case Stop:
 		t.Shape.Milliseconds = 300
 		t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: []string{"patch", "build", "restart"}[random.IntN(3)], Do: terminate}}
@@ -308,9 +393,9 @@ func (t *Trial) killAtPoint(random *rand.Rand, turn int) {
 	t.fit(p, random)
 	if p.takes > 0 {
 		// The same worker, without another that the message might go to.
-		t.Standby, t.Shape.Milliseconds = false, int(p.takes.Milliseconds())
+		t.Standby, t.Shape.Milliseconds, t.Shape.Several = false, int(p.takes.Milliseconds()), false
 	}
-	t.Stages = append(slices.Clone(p.before), stage{Point: p.point, Step: p.step, Do: kill})
+	t.Stages = append(slices.Clone(p.before), p.stage(kill))
 }
 
 // somewhere draws a place that needs no crash before it.
@@ -326,6 +411,7 @@ func (t *Trial) somewhere(random *rand.Rand) place {
 
 // fit gives the run a shape that comes by the place.
 func (t *Trial) fit(p place, random *rand.Rand) {
+	t.Shape.Several = t.Shape.Several || p.command > 0
 	switch {
 	case p.failed:
 		t.Shape.FailAt = p.step
@@ -354,7 +440,7 @@ func (t *Trial) partition(random *rand.Rand) {
 	t.Stages = []stage{cut}
 }
 
-func (t *Trial) crowd(random *rand.Rand) {
+func (t *Trial) crowd(random *rand.Rand, turn int) {
 	t.Standby = true
 	for range 2 + random.IntN(2) {
 		other := shape{Milliseconds: 10 + random.IntN(40)}
@@ -363,15 +449,16 @@ func (t *Trial) crowd(random *rand.Rand) {
 		}
 		t.Others = append(t.Others, other)
 	}
-	anywhere := []faultpoint.Point{
-		faultpoint.UnparkTaken, faultpoint.UnparkPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
-		faultpoint.FinishCommitted, faultpoint.SettleBefore,
-	}
-	if random.IntN(4) == 0 {
+	turn %= len(crowdPoints) + 2
+	if turn >= len(crowdPoints) {
 		t.Stages = []stage{{After: time.Duration(random.IntN(600)) * time.Millisecond, Do: kill}}
 		return
 	}
-	t.Stages = []stage{{Point: anywhere[random.IntN(len(anywhere))], Occurrence: 1 + random.IntN(4), Do: kill}}
+	point, occurrence := crowdPoints[turn], 1
+	if slices.ContainsFunc(places, func(p place) bool { return p.point == point }) {
+		occurrence += random.IntN(4) // each worker comes by often
+	}
+	t.Stages = []stage{{Point: point, Occurrence: occurrence, Do: kill}}
 }
 
 func (t *Trial) duplicate() {

@@ -34,11 +34,13 @@ const (
 // A Record is a line of the ledger.
 type Record struct {
 	// At is in nanoseconds since the epoch.
-	At    int64  `json:"at"`
-	Run   string `json:"run"`
-	Step  string `json:"step"`
-	PID   int    `json:"pid"`
-	Event string `json:"event"`
+	At   int64  `json:"at"`
+	Run  string `json:"run"`
+	Step string `json:"step"`
+	// Command is the command's number in its step, from 1.
+	Command int    `json:"command"`
+	PID     int    `json:"pid"`
+	Event   string `json:"event"`
 }
 
 // Read returns the records of a run, or of all for "". A file that is not there has none.
@@ -64,15 +66,16 @@ func Read(path, run string) ([]Record, error) {
 	return records, lines.Err()
 }
 
-// Run is the program: FILE RUN STEP MILLISECONDS CODE. It returns its exit
+// Run is the program: FILE RUN STEP COMMAND MILLISECONDS CODE. It returns its exit
 // code.
 func Run(args []string) (int, error) {
-	if len(args) != 5 {
-		return 2, fmt.Errorf("want FILE RUN STEP MILLISECONDS CODE, got %q", args)
+	if len(args) != 6 {
+		return 2, fmt.Errorf("want FILE RUN STEP COMMAND MILLISECONDS CODE, got %q", args)
 	}
-	milliseconds, err1 := strconv.Atoi(args[3])
-	code, err2 := strconv.Atoi(args[4])
-	if err := errors.Join(err1, err2); err != nil {
+	number, err1 := strconv.Atoi(args[3])
+	milliseconds, err2 := strconv.Atoi(args[4])
+	code, err3 := strconv.Atoi(args[5])
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return 2, err
 	}
 	file, err := os.OpenFile(args[0], os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
@@ -86,7 +89,7 @@ func Run(args []string) (int, error) {
 	}
 	defer lock.Close()
 	write := func(event string) error {
-		line, _ := json.Marshal(Record{At: time.Now().UnixNano(), Run: args[1], Step: args[2], PID: os.Getpid(), Event: event})
+		line, _ := json.Marshal(Record{At: time.Now().UnixNano(), Run: args[1], Step: args[2], Command: number, PID: os.Getpid(), Event: event})
 		_, err := file.Write(append(line, '\n'))
 		return err
 	}

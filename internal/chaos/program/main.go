@@ -26,7 +26,7 @@ func run() int {
 	var minutes float64
 	var proof bool
 	flag.Uint64Var(&config.Seed, "seed", 0, "seed of the trials; 0 draws one")
-	flag.IntVar(&config.Trials, "n", 0, "number of trials; 0 is one for each place where a worker can be killed, or no limit with -minutes")
+	flag.IntVar(&config.Trials, "n", 0, "number of trials; 0 is enough for a kill at each place where a worker can be killed, or no limit with -minutes")
 	flag.IntVar(&config.Only, "trial", -1, "carry out this trial only")
 	flag.IntVar(&config.Lanes, "lanes", 0, "trials at once (default 8)")
 	flag.IntVar(&config.Runs, "runs", 0, "how many runs a rush publishes (default 200)")
