@@ -21,6 +21,10 @@ const (
 	// whose message the broker has delivered again: milliseconds, but more on
 	// a busy machine, where the broker is often the first to know.
 	deathTold = time.Second
+	// lateAnswer is when the answer to the commit that gives a claim comes too
+	// late to be believed: whoever was cut off meanwhile may have been counted
+	// dead, and the claim taken over. It is well below Config.TakeoverGrace.
+	lateAnswer = time.Second
 )
 
 // knownSteps are the labels of the enum orchestratorplanstep.
@@ -44,6 +48,8 @@ var knownSteps = map[Step]bool{
 //     Config.TakeoverGrace, for which BeginStep waits. With a message that was
 //     delivered again it waits up to 1 s longer for a holder to be seen dead
 //     that still seems to live: the broker may have known first.
+//   - A commit that is answered after more than 1 s is looked at again: the
+//     claim may have been taken over meanwhile.
 //   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
 //     for what is not a run id or a step.
 //
@@ -94,6 +100,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 	for {
 		var decision Decision
 		var wait *claimRow
+		var asOf time.Time
 		tries := 0
 		err := s.retry(ctx, doing, func(ctx context.Context) error {
 			current, err := s.attend.ensure(ctx)
@@ -109,11 +116,22 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 			}
 			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
 				decision, wait, err = s.beginInTx(ctx, tx, request, token, doubts)
+				asOf = time.Now()
 				return err
 			})
 		})
-		if err != nil || decision != nil {
-			return decision, err
+		if err != nil {
+			return nil, err
+		}
+		start, isStart := decision.(Start)
+		switch {
+		case isStart && time.Since(asOf) > lateAnswer:
+			continue // the next look finds the claim, if it is still ours
+		case isStart:
+			start.AsOf = asOf
+			return start, nil
+		case decision != nil:
+			return decision, nil
 		}
 		switch {
 		case wait.Holder != holderGone:

@@ -35,14 +35,8 @@ type scissors struct {
 // newScissors returns the address of the database that leads through them.
 func newScissors(t *testing.T, database string) (*scissors, string) {
 	t.Helper()
-	u, err := url.Parse(database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &scissors{target: u.Host, conns: map[net.Conn]bool{}}
-	if c.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
+	target, listener, through := detour(t, database)
+	c := &scissors{listener: listener, target: target, conns: map[net.Conn]bool{}}
 	c.relays.Go(c.accept)
 	t.Cleanup(func() {
 		_ = c.listener.Close()
@@ -53,11 +47,26 @@ func newScissors(t *testing.T, database string) (*scissors, string) {
 		c.mu.Unlock()
 		c.relays.Wait()
 	})
-	u.Host = c.listener.Addr().String()
+	return c, through
+}
+
+// detour opens a port for what stands between a store and the database, and
+// returns the database's own and the address that leads through the new one.
+func detour(t *testing.T, database string) (target string, listener net.Listener, through string) {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target = u.Host
+	if listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	u.Host = listener.Addr().String()
 	query := u.Query()
 	query.Set("sslmode", "disable")
 	u.RawQuery = query.Encode()
-	return c, u.String()
+	return target, listener, u.String()
 }
 
 // arm sets the moment: after that many requests from now on, before the next one

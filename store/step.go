@@ -91,6 +91,9 @@ type Decision interface{ decision() }
 type Start struct {
 	Claim Claim
 	Run   Run
+	// AsOf is a moment at which nobody else could have the claim: just before
+	// the commit was sent.
+	AsOf time.Time
 	// RunStarted says that this step took the run from pending to running.
 	RunStarted bool
 	// Progress says which commands of this attempt have ended, under workers
