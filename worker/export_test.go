@@ -42,3 +42,14 @@ func (w *Worker) Received() int { return count(w.metrics.received) }
 
 // HeaderCopy marks the copy of a message.
 const HeaderCopy = headerCopy
+
+// Block marks the connection as one on which the broker reads nothing, as a
+// memory or disk alarm makes it say.
+func (w *Worker) Block() error {
+	s, err := w.link.get(w.life.settle)
+	if err != nil {
+		return err
+	}
+	s.blocked.Store(true)
+	return nil
+}

@@ -5,14 +5,18 @@ import (
 	"errors"
 )
 
-// errNotHeld says that no delivery of a task is left that could be settled.
-var errNotHeld = errors.New("the connection that delivered the task is lost")
+var (
+	// errNotHeld says that no delivery of a task is left that could be settled.
+	errNotHeld = errors.New("the connection that delivered the task is lost")
+	// errCannotAsk says that the broker would not read the question.
+	errCannotAsk = errors.New("the broker reads nothing from this connection for a while, as it lacks memory or disk space")
+)
 
 // Held asks the broker for a sign that the task's message is still in this
 // worker's hands. Nil means that it was so at some moment during the call:
 // until then the broker had given the message to nobody else. The error says
-// that the connection that delivered it is lost, or is that of ctx if the
-// broker does not answer.
+// that the connection that delivered it is lost, or that the broker cannot be
+// asked, or is that of ctx if it does not answer.
 //
 // A worker whose broker is silent hears of a lost connection only after some
 // heartbeats; this is for who has to know sooner.
@@ -31,9 +35,8 @@ func (w *Worker) held(ctx context.Context, e *execution) error {
 		return errNotHeld
 	}
 	if s.blocked.Load() {
-		// It said that it reads nothing for a while, so that no answer would
-		// mean nothing.
-		return nil
+		// Asked all the same, it would lose the connection for not answering.
+		return errCannotAsk
 	}
 	answer := make(chan error, 1)
 	go func() {

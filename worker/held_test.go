@@ -44,6 +44,13 @@ func TestHeld(t *testing.T) {
 	if err := held(300 * time.Millisecond); err == nil {
 		t.Error("held, though the broker cannot answer")
 	}
+	// A broker that reads nothing for a while proves nothing either.
+	if err := w.Block(); err != nil {
+		t.Fatal(err)
+	}
+	if err := held(300 * time.Millisecond); err == nil {
+		t.Error("held, though the broker was not asked")
+	}
 	// Lost: it is known at once.
 	p.Cut()
 	if err := held(20 * time.Second); err == nil {
