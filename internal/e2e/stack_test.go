@@ -281,7 +281,8 @@ func (s *stack) startWorker() {
 	p.command.Env = append(slices.Clone(s.extra), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started))
 	s.started++
 	p.command.Stdout, p.command.Stderr = &p.text, &p.text
-	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	dieWithUs(p.command.SysProcAttr)
 	if err := p.command.Start(); err != nil {
 		t.Fatal(err)
 	}

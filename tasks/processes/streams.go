@@ -33,6 +33,9 @@ func pipe(cmd *exec.Cmd) (*streams, error) {
 		}
 		read, write, err := os.Pipe()
 		if err != nil {
+			for _, file := range s.theirs {
+				file.Close()
+			}
 			s.close()
 			return nil, err
 		}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package e2e
+
+import "syscall"
+
+// dieWithUs: only Linux can.
+func dieWithUs(*syscall.SysProcAttr) {}
