@@ -20,7 +20,7 @@ func TestACommitThatIsToldLate(t *testing.T) {
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
 	v, through := newValve(t, d.URL)
-	late := d.Open(t, func(c *store.Config) { c.URL = secret.New(through) })
+	late := d.Open(t, func(c *store.Config) { c.URL, c.RetryFor = secret.New(through), 5*time.Minute })
 	heir := d.Open(t, as("heir", 300*time.Millisecond))
 
 	decided := make(chan store.Decision, 1)
@@ -34,7 +34,7 @@ func TestACommitThatIsToldLate(t *testing.T) {
 	}()
 	select {
 	case <-v.shut:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("no commit was answered")
 	}
 	// The server sees that its client's sessions are gone, all but the one that
@@ -46,7 +46,7 @@ func TestACommitThatIsToldLate(t *testing.T) {
 	}
 	var taken store.Start
 	for begun, is := time.Now(), false; !is; {
-		if taken, is = decide(t, heir, run, store.StepBuild, "t").(store.Start); time.Since(begun) > time.Minute {
+		if taken, is = decide(t, heir, run, store.StepBuild, "t").(store.Start); time.Since(begun) > 5*time.Minute {
 			t.Fatal("never taken over")
 		}
 	}
@@ -57,7 +57,7 @@ func TestACommitThatIsToldLate(t *testing.T) {
 		if start, is := decision.(store.Start); is {
 			t.Errorf("started with claim %+v, which was taken over as %+v", start.Claim, taken.Claim)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("never decided")
 	}
 	finish(t, heir, taken.Claim, good(store.StepBuild))
@@ -70,7 +70,7 @@ func TestACommitThatIsToldLateAndStands(t *testing.T) {
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
 	v, through := newValve(t, d.URL)
-	late := d.Open(t, func(c *store.Config) { c.URL = secret.New(through) })
+	late := d.Open(t, func(c *store.Config) { c.URL, c.RetryFor = secret.New(through), 5*time.Minute })
 	v.arm()
 	opened := time.Now().Add(1500 * time.Millisecond)
 	time.AfterFunc(1500*time.Millisecond, v.open)

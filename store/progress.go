@@ -70,3 +70,17 @@ func parseProgress(text *string) (*Progress, error) {
 	}
 	return progress, nil
 }
+
+// HasClaim says whether a claim is still the caller's: nobody has taken it over
+// and the step has not ended. It tries once: it is asked again and again while
+// a step runs.
+func (s *Store) HasClaim(ctx context.Context, claim Claim) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
+	defer cancel()
+	var has bool
+	err := s.pool.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM mm_orchestrator.claims
+		WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL)`,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.Token).Scan(&has)
+	return has, translate("look at the claim on step "+string(claim.Step)+" of run "+claim.RunID, err)
+}

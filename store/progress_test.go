@@ -82,9 +82,15 @@ func TestProgressIsFenced(t *testing.T) {
 		if err := slow.RecordProgress(t.Context(), claim, come(9, 0)); !errors.Is(err, store.ErrClaimLost) {
 			t.Errorf("%s: %v, want ErrClaimLost", what, err)
 		}
+		if has, err := slow.HasClaim(t.Context(), claim); has || err != nil {
+			t.Errorf("%s: has the claim: %t, %v", what, has, err)
+		}
 	}
 	refused("taken over", claim)
 	record(t, heir, taken, come(2, 0))
+	if has, err := heir.HasClaim(t.Context(), taken); !has || err != nil {
+		t.Errorf("the heir has the claim: %t, %v", has, err)
+	}
 	finish(t, heir, taken, good(store.StepPatch))
 	refused("ended", taken)
 	equal(t, "progress", d.Rows(t, `SELECT progress ->> 'commands' AS commands FROM mm_orchestrator.claims`), []storetest.Row{{"commands": "2"}})

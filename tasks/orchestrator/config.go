@@ -22,6 +22,7 @@ type Steps interface {
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	Proven() time.Time
+	HasClaim(ctx context.Context, claim store.Claim) (bool, error)
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)

@@ -173,10 +173,6 @@ func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID str
 func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Request, begun store.Start, isLimit func(error) bool) (Result, error) {
 	log = log.With("attempt", begun.Claim.Attempt)
 	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
-	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
-		// What is left of this step may still write to the workspace.
-		processes.EndRivals(log, processes.Owner{Run: begun.Claim.RunID, Step: string(begun.Claim.Step)})
-	}
 	o.config.Metrics.StepStarted(string(begun.Claim.Step))
 	if begun.RunStarted {
 		o.config.Metrics.RunStatus(string(store.RunRunning))
@@ -187,16 +183,21 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
 	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
-	work, lost := context.WithCancelCause(work)
-	defer lost(nil)
+	work, lost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
+	defer unwatchClaim()
 	journal := o.openJournal(log, begun, lost)
 	work, unwatchCut := o.endWhenCutOff(work, request.Held)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
+	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
+		// What is left of this step may still write to the workspace.
+		processes.EndRivals(log, processes.Owner{Run: begun.Claim.RunID, Step: string(begun.Claim.Step)})
+	}
 	pulse.Of(ctx).Move("working")
 	outcome := o.work(work, log, begun, journal)
 	unwatch()
 	journal.close()
 	unwatchCut()
+	unwatchClaim()
 	revokedOutcome(work, &outcome)
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()

@@ -45,6 +45,8 @@ type fakeSteps struct {
 	releaseErrs []error
 	// silent: the database has not answered since the step began.
 	silent bool
+	// robbed says that another worker has the step; nil: none has.
+	robbed func() bool
 	// unpark is what every finish says.
 	unpark bool
 	// parked are given out by the next TakeParked; dropped and kept are ids of
@@ -118,6 +120,10 @@ func (f *fakeSteps) Proven() time.Time {
 		return time.Time{}
 	}
 	return time.Now()
+}
+
+func (f *fakeSteps) HasClaim(context.Context, store.Claim) (bool, error) {
+	return f.robbed == nil || !f.robbed(), nil
 }
 
 func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, error) {

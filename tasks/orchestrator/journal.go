@@ -33,7 +33,7 @@ type journal struct {
 	steps Steps
 	claim store.Claim
 	log   *slog.Logger
-	// lost ends the work of a step that was taken over.
+	// lost ends the work of a step that was taken over, at once.
 	lost context.CancelCauseFunc
 	// found is what the workers before have recorded, nil for nothing, and
 	// before is the last of them.

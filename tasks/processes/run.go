@@ -61,8 +61,14 @@ type killKey struct{}
 
 // KillWhen returns a context whose programs get SIGKILL when now is closed: at
 // once, and also in the middle of a grace. Who closes it ends the context too.
+// What kills the programs of the given context kills these as well.
 func KillWhen(ctx context.Context, now <-chan struct{}) context.Context {
-	return context.WithValue(ctx, killKey{}, now)
+	return context.WithValue(ctx, killKey{}, append(slices.Clip(killers(ctx)), now))
+}
+
+func killers(ctx context.Context) []<-chan struct{} {
+	all, _ := ctx.Value(killKey{}).([]<-chan struct{})
+	return all
 }
 
 // Owner names what a program is run for.
@@ -88,7 +94,7 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 		known: map[identity]bool{},
 		dead:  map[identity]bool{},
 	}
-	p.now, _ = ctx.Value(killKey{}).(<-chan struct{})
+	p.now = killers(ctx)
 	if p.log == nil {
 		p.log = slog.Default()
 	}
@@ -163,8 +169,8 @@ type program struct {
 	known map[identity]bool
 	// dead are processes that no signal reaches.
 	dead map[identity]bool
-	// now is closed when there is no time for a grace.
-	now <-chan struct{}
+	// now are of whom one is closed when there is no time for a grace.
+	now []<-chan struct{}
 }
 
 // start starts the program on a thread that lives as long as it does: the
@@ -217,7 +223,7 @@ func (p *program) end(ended <-chan struct{}, grace time.Duration) {
 	// takes two that find nothing.
 	for nothing := 0; ; {
 		signal := syscall.SIGTERM
-		if time.Since(begin) >= grace || p.now != nil && over(p.now) {
+		if time.Since(begin) >= grace || slices.ContainsFunc(p.now, over) {
 			signal = syscall.SIGKILL
 		}
 		if p.signal(signal, told) {
