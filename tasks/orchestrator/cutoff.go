@@ -51,8 +51,9 @@ func (e errCutOff) Error() string {
 
 // endWhenCutOff ends the context of a step, and kills its programs, when
 // neither the database nor the broker proves any more that the step is this
-// worker's. held asks the broker; it may be nil, for a step without a message.
-func (o *Orchestrator) endWhenCutOff(ctx context.Context, held func(context.Context) error) (work context.Context, stop func()) {
+// worker's. asOf is when its claim was certain, see [store.Start]. held asks the
+// broker; it may be nil, for a step without a message.
+func (o *Orchestrator) endWhenCutOff(ctx context.Context, asOf time.Time, held func(context.Context) error) (work context.Context, stop func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	killed := make(chan struct{})
 	work = processes.KillWhen(work, killed)
@@ -60,8 +61,8 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, held func(context.Cont
 	// so that the watch goes on until they have ended.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	limit := o.config.CutOffAfter
-	// The claim has just been committed, which proves as much.
-	byBroker := time.Now()
+	// That the claim was committed proves as much.
+	byBroker := asOf
 	asked, answers := time.Time{}, make(chan error, 1) // asked is zero when no answer is due
 	var asking sync.WaitGroup
 	isCutOff := func() bool {

@@ -86,7 +86,7 @@ func TestCutOff(t *testing.T) {
 					}
 				}
 				o := &Orchestrator{config: Config{Steps: steps}.WithDefaults()}
-				work, stop := o.endWhenCutOff(t.Context(), held)
+				work, stop := o.endWhenCutOff(t.Context(), begun, held)
 				defer stop()
 				select {
 				case <-work.Done():

@@ -186,7 +186,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	work, lost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
 	defer unwatchClaim()
 	journal := o.openJournal(log, begun, lost)
-	work, unwatchCut := o.endWhenCutOff(work, request.Held)
+	work, unwatchCut := o.endWhenCutOff(work, begun.AsOf, request.Held)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
 		// What is left of this step may still write to the workspace.

@@ -66,6 +66,7 @@ func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.De
 	}
 	return store.Start{
 		Run:        f.run,
+		AsOf:       time.Now(),
 		RunStarted: r.Step == store.StepAnalyze,
 		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: 1, TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
 	}, nil
