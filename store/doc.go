@@ -22,6 +22,8 @@
 // Should a live worker be cut off from the database for longer than that, its
 // claim's token no longer fits and it can record nothing. So that it does
 // nothing either, [Store.Proven] tells it how long it may be sure of its claim.
+// A claim that nobody else asks for stays its own, for as long as its server is
+// away.
 //
 // The claim also keeps which commands of the attempt have ended. Whoever takes
 // the attempt over goes on behind them; a new attempt begins with none.

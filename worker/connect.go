@@ -63,6 +63,11 @@ type session struct {
 	// by declareMu.
 	declareMu sync.Mutex
 	declared  map[string]bool
+	// subscriptions are those of the queues that are consumed on it; guarded
+	// by subscriptionsMu.
+	subscriptionsMu sync.Mutex
+	subscriptions   map[string]*subscription
+	askers          askers
 
 	blocked atomic.Bool // the broker takes no messages: connection.blocked
 
@@ -127,6 +132,7 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 		raw:      raw,
 		log:      w.cfg.Logger,
 		declared: map[string]bool{},
+		askers:   askers{turn: make(chan struct{}, 1)},
 		lost:     make(chan struct{}),
 	}
 	s.publisher.init(s)

@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -27,6 +28,11 @@ type subscription struct {
 	next    int        // number for tags
 	tags    []string   // of every consumer that was not cancelled
 	stopped bool       // no further consumers: the worker stops
+
+	// consuming is how many consumers there are for certain, changes how often
+	// one was asked for or cancelled: for who cannot wait for mu, which is held
+	// while the broker is asked.
+	consuming, changes atomic.Int64
 }
 
 type extra struct {
@@ -56,6 +62,7 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 		sub := &subscription{session: s, queue: queue, worker: w}
 		subscriptions = append(subscriptions, sub)
 	}
+	s.subscribed(subscriptions)
 	// Only when all are declared, so that nothing is received in vain.
 	for _, sub := range subscriptions {
 		sub.mu.Lock()
@@ -68,10 +75,28 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 	return subscriptions, nil
 }
 
+// subscribed notes what is consumed on the session.
+func (s *session) subscribed(subscriptions []*subscription) {
+	s.subscriptionsMu.Lock()
+	defer s.subscriptionsMu.Unlock()
+	s.subscriptions = map[string]*subscription{}
+	for _, sub := range subscriptions {
+		s.subscriptions[sub.queue.Name] = sub
+	}
+}
+
+// subscriptionOf is that of a queue, nil for none.
+func (s *session) subscriptionOf(queue string) *subscription {
+	s.subscriptionsMu.Lock()
+	defer s.subscriptionsMu.Unlock()
+	return s.subscriptions[queue]
+}
+
 // start adds a consumer. sub.mu is held.
 func (sub *subscription) start(limit int) (tag string, err error) {
 	s := sub.session
 	sub.next++
+	sub.changes.Add(1)
 	tag = fmt.Sprintf("%.100s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
 	arguments, err := amqpTable(sub.queue.ConsumerArguments)
 	if err != nil {
@@ -90,6 +115,7 @@ func (sub *subscription) start(limit int) (tag string, err error) {
 		return "", s.lostBecause(fmt.Sprintf("consuming queue %q", sub.queue.Name), err)
 	}
 	sub.tags = append(sub.tags, tag)
+	sub.consuming.Add(1)
 	s.consumers.Add(1)
 	go sub.receive(deliveries)
 	return tag, nil
@@ -167,6 +193,8 @@ func (sub *subscription) cancel(tag string) error {
 	for i, t := range sub.tags {
 		if t == tag {
 			sub.tags = append(sub.tags[:i], sub.tags[i+1:]...)
+			sub.changes.Add(1)
+			sub.consuming.Add(-1)
 			break
 		}
 	}

@@ -46,7 +46,8 @@ type Task struct {
 	Delivery protocol.Delivery
 
 	update func(ctx context.Context, state string, meta json.RawMessage) error
-	held   func(ctx context.Context) error // nil when the task came from no broker
+	held   func(ctx context.Context) error // nil when the task came from no broker, as the next
+	others func(ctx context.Context) (int, error)
 }
 
 // UpdateState stores a state of the application's own, such as PROGRESS, with

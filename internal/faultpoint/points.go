@@ -64,6 +64,9 @@ const (
 	StepBegun Point = "step.begun"
 	// ArtifactsOpened: the run's directory is there.
 	ArtifactsOpened Point = "artifacts.opened"
+	// OthersKnown: the broker has told, for the first time in a step, whether
+	// others consume its queue.
+	OthersKnown Point = "others.known"
 	// CommandBefore: a command will be started next. The subject of this and
 	// the next two ends with the command's Number among those of its step.
 	CommandBefore Point = "command.before"

@@ -47,6 +47,9 @@ const (
 	// CutOffIgnored lets a worker's commands go on that is cut off from broker
 	// and database, and lets a successor leave them alone.
 	CutOffIgnored = "cut-off-ignored"
+	// NeverAlone kills the commands of a worker that is cut off also where
+	// nobody else could take its step over.
+	NeverAlone = "never-alone"
 	// CommandsSurvive leaves commands running when the worker dies.
 	CommandsSurvive = "commands-survive"
 	// ParkUnstored acknowledges the message of a run that has to wait without

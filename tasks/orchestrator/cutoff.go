@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -14,9 +15,9 @@ import (
 )
 
 // A worker that is cut off from the broker and from the database at once
-// cannot be told from a dead one, and its step is taken over. Its commands
-// must have ended by then. So it goes by what it can prove, not by what it
-// notices:
+// cannot be told from a dead one, and its step is taken over, if another worker
+// consumes the queue. Its commands must have ended by then. So it goes by what
+// it can prove, not by what it notices:
 //
 //   - A step can be taken over only after the broker has given its message to
 //     somebody else, and the database has seen the holder's lock free for
@@ -38,8 +39,25 @@ import (
 // While only the database is away, the broker answers; while only the broker
 // is, the database does: the step goes on for as long as that lasts. So it
 // does when both are away for less than 1.25 s. If they are away for longer,
-// the step begins anew when they are back, even where no other worker is: a
-// worker cannot know what others can see.
+// the step begins anew when they are back.
+//
+// All this is for the sake of other workers. One that is alone on its queue
+// goes on working however long both are away: its message can be given to
+// nobody else, and the claim is still its own when they are back. So it asks
+// the broker, when the step begins and every 2 s, who else consumes the queue
+// ([worker.Task.Others]), and goes by the last answer; without one, there may
+// be others. A second worker that is started during the very outage, or in the
+// 2 s before it, finds neither message nor lock held and takes the step over
+// while its commands run. In the same pid namespace it ends them first
+// ([processes.EndRivals]), in another one the two run side by side until the
+// first hears from the database that it has lost the step (takenover.go).
+
+// lookPause is how long an answer of the broker to the question who else
+// consumes the queue is good.
+const lookPause = 2 * time.Second
+
+// lookAgain is when it is asked again that could not answer.
+const lookAgain = 500 * time.Millisecond
 
 // errCutOff is the cause with which the context of a step ends whose worker
 // cannot prove any more that the step is its own.
@@ -51,64 +69,137 @@ func (e errCutOff) Error() string {
 
 // endWhenCutOff ends the context of a step, and kills its programs, when
 // neither the database nor the broker proves any more that the step is this
-// worker's. asOf is when its claim was certain, see [store.Start]. held asks the
-// broker; it may be nil, for a step without a message.
-func (o *Orchestrator) endWhenCutOff(ctx context.Context, asOf time.Time, held func(context.Context) error) (work context.Context, stop func()) {
+// worker's, and another one may take it over. Of the request it uses Held and
+// Others.
+func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, request Request, begun store.Start) (work context.Context, stop func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	killed := make(chan struct{})
 	work = processes.KillWhen(work, killed)
 	// Commands that are being ended for another reason may take their grace,
 	// so that the watch goes on until they have ended.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
-	limit := o.config.CutOffAfter
-	// That the claim was committed proves as much.
-	byBroker := asOf
-	asked, answers := time.Time{}, make(chan error, 1) // asked is zero when no answer is due
-	var asking sync.WaitGroup
-	isCutOff := func() bool {
-		silent := time.Since(o.config.Steps.Proven())
-		if silent < limit*3/5 {
-			return false
-		}
-		if held != nil && asked.IsZero() {
-			asked = time.Now()
-			asking.Go(func() { answers <- held(watch) })
-		}
-		silent = min(silent, time.Since(byBroker))
-		if silent < limit || planted.Bug(planted.CutOffIgnored) {
-			return false
-		}
-		close(killed)
-		cancel(errCutOff{silent})
-		return true
+	w := &cutWatch{
+		claim: begun.Claim, limit: o.config.CutOffAfter, proven: o.config.Steps.Proven, log: log,
+		held: request.Held, others: request.Others,
+		// That the claim was committed proves as much.
+		byBroker: begun.AsOf,
+		holds:    make(chan error, 1), found: make(chan lookedFor, 1),
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ticker := time.NewTicker(max(limit/12, time.Millisecond))
-		defer ticker.Stop()
-		for {
-			select {
-			case <-watch.Done():
-				return
-			case err := <-answers:
-				if err == nil {
-					byBroker = asked
-				}
-				asked = time.Time{}
-			case <-ticker.C:
-				if isCutOff() {
-					return
-				}
-			}
+		if silent, cut := w.run(watch); cut {
+			close(killed)
+			cancel(errCutOff{silent})
 		}
 	}()
 	return work, func() {
 		endWatch()
 		<-done
-		asking.Wait()
+		w.asking.Wait()
 		cancel(nil)
 	}
+}
+
+// cutWatch watches over one step. Its goroutine has all but what is asked.
+type cutWatch struct {
+	claim  store.Claim
+	limit  time.Duration
+	proven func() time.Time
+	held   func(context.Context) error
+	others func(context.Context) (int, error)
+	log    *slog.Logger
+
+	byBroker time.Time      // the broker's last proof
+	asked    time.Time      // zero when no answer of held is due
+	holds    chan error     // held's answers
+	looking  bool           // an answer of others is due
+	nextLook time.Time      // not before
+	found    chan lookedFor // others' answers
+	known    bool           // there was one
+	alone    bool           // as of the last one
+	told     bool           // that the step goes on, in this outage
+	asking   sync.WaitGroup
+}
+
+type lookedFor struct {
+	others int
+	err    error
+}
+
+// run returns when the step is cut off and may be somebody else's, with the
+// time since the last proof that it is not, or when ctx ends.
+func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
+	w.look(ctx)
+	ticker := time.NewTicker(max(w.limit/12, time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return 0, false
+		case err := <-w.holds:
+			if err == nil {
+				w.byBroker = w.asked
+			}
+			w.asked = time.Time{}
+		case found := <-w.found:
+			w.looking = false
+			if found.err != nil {
+				w.nextLook = time.Now().Add(lookAgain)
+			} else {
+				w.alone = found.others == 0 && !planted.Bug(planted.NeverAlone)
+				if !w.known {
+					w.known = true
+					faultpoint.Hit(faultpoint.OthersKnown, w.claim.RunID, string(w.claim.Step))
+				}
+			}
+		case <-ticker.C:
+			w.look(ctx)
+			if silent := w.silence(ctx); w.isCutOff(silent) {
+				return silent, true
+			}
+		}
+	}
+}
+
+// look asks who else consumes the queue, when it is time.
+func (w *cutWatch) look(ctx context.Context) {
+	if w.others == nil || w.looking || time.Now().Before(w.nextLook) {
+		return
+	}
+	w.looking, w.nextLook = true, time.Now().Add(lookPause)
+	w.asking.Go(func() {
+		others, err := w.others(ctx)
+		w.found <- lookedFor{others, err}
+	})
+}
+
+// silence is how long there has been no proof. It asks the broker for one when
+// the database is late with its own.
+func (w *cutWatch) silence(ctx context.Context) time.Duration {
+	silent := time.Since(w.proven())
+	if silent < w.limit*3/5 {
+		return silent
+	}
+	if w.held != nil && w.asked.IsZero() {
+		w.asked = time.Now()
+		w.asking.Go(func() { w.holds <- w.held(ctx) })
+	}
+	return min(silent, time.Since(w.byBroker))
+}
+
+func (w *cutWatch) isCutOff(silent time.Duration) bool {
+	switch {
+	case silent < w.limit || planted.Bug(planted.CutOffIgnored):
+		w.told = false
+		return false
+	case !w.alone:
+		return true
+	case !w.told:
+		w.told = true
+		w.log.Warn("neither the database nor the broker answers: the step goes on, as nobody else consumes its queue")
+	}
+	return false
 }
 
 // giveBack gives the claim of a step back whose worker was cut off, when the

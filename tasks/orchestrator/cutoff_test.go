@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -24,7 +25,8 @@ func (p *provenSteps) Proven() time.Time { return p.proven() }
 var errAway = errors.New("away")
 
 // TestCutOff: the commands of a step are killed when both servers have been
-// silent for 1.25 s, and only then.
+// silent for 1.25 s, and only then; and not where nobody else could take the
+// step over.
 func TestCutOff(t *testing.T) {
 	t.Parallel()
 	always, never := []time.Duration{0, time.Hour}, []time.Duration{0, 0}
@@ -36,6 +38,11 @@ func TestCutOff(t *testing.T) {
 		// latency is how old the database's last answer is at best, and how
 		// long the broker takes.
 		latency time.Duration
+		// others are, from time to time, how many others consume the queue, as
+		// the broker tells while it is there; lostAt is from when on the
+		// message is somebody else's, 0 for never.
+		others map[time.Duration]int
+		lostAt time.Duration
 		// want is when the commands are killed, 0 for never.
 		want time.Duration
 	}{
@@ -50,6 +57,23 @@ func TestCutOff(t *testing.T) {
 		{name: "the broker comes back in time", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}, {61 * time.Second, time.Hour}}},
 		{name: "one after the other", database: times{{0, time.Minute}, {3 * time.Minute, time.Hour}}, broker: times{{0, 2 * time.Minute}},
 			want: 2*time.Minute + 1250*time.Millisecond},
+		{name: "alone, and both are away", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}}, others: map[time.Duration]int{0: 0}},
+		{name: "alone, and both come back", others: map[time.Duration]int{0: 0},
+			database: times{{0, time.Minute}, {3 * time.Minute, time.Hour}}, broker: times{{0, time.Minute}, {2 * time.Minute, time.Hour}}},
+		{name: "not alone, and both are away", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}}, others: map[time.Duration]int{0: 1},
+			want: time.Minute + 1250*time.Millisecond},
+		{name: "another one comes before both are away", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}},
+			others: map[time.Duration]int{0: 0, 57 * time.Second: 1}, want: time.Minute + 1250*time.Millisecond},
+		{name: "the others go before both are away", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}},
+			others: map[time.Duration]int{0: 2, 30 * time.Second: 1, 57 * time.Second: 0}},
+		{name: "another one comes while both are away and has the message", others: map[time.Duration]int{0: 0, 90 * time.Second: 1},
+			database: times{{0, time.Minute}}, broker: times{{0, time.Minute}, {2 * time.Minute, time.Hour}}, lostAt: 90 * time.Second,
+			want: 2*time.Minute + 50*time.Millisecond},
+		{name: "nobody has told yet who else is there", database: times{never}, broker: times{never}, others: map[time.Duration]int{time.Second: 0},
+			want: 1250 * time.Millisecond},
+		{name: "it is known late", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}}, others: map[time.Duration]int{0: -1, 57 * time.Second: 0}},
+		{name: "it is never known", database: times{{0, time.Minute}}, broker: times{{0, time.Minute}}, others: map[time.Duration]int{0: -1},
+			want: time.Minute + 1250*time.Millisecond},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -68,25 +92,43 @@ func TestCutOff(t *testing.T) {
 					last, _ := within(c.database)
 					return last.Add(-c.latency)
 				}}
-				held := func(ctx context.Context) error {
-					if _, there := within(c.broker); there {
-						time.Sleep(c.latency)
-						return nil
-					}
-					// Silent: it never answers, until it is there again.
+				// A silent broker never answers, until it is there again.
+				broker := func(ctx context.Context) error {
 					for {
+						if _, there := within(c.broker); there {
+							time.Sleep(c.latency)
+							return nil
+						}
 						select {
 						case <-ctx.Done():
 							return ctx.Err()
 						case <-time.After(50 * time.Millisecond):
 						}
-						if _, there := within(c.broker); there {
-							return nil
-						}
 					}
 				}
+				held := func(ctx context.Context) error {
+					if c.lostAt != 0 && time.Since(begun) > c.lostAt {
+						return errAway
+					}
+					return broker(ctx)
+				}
+				others := func(ctx context.Context) (int, error) {
+					if err := broker(ctx); err != nil {
+						return 0, err
+					}
+					now, since := time.Since(begun), time.Duration(-1)
+					for from := range c.others {
+						if from <= now {
+							since = max(since, from)
+						}
+					}
+					if since < 0 || c.others[since] < 0 {
+						return 0, errAway
+					}
+					return c.others[since], nil
+				}
 				o := &Orchestrator{config: Config{Steps: steps}.WithDefaults()}
-				work, stop := o.endWhenCutOff(t.Context(), begun, held)
+				work, stop := o.endWhenCutOff(t.Context(), slog.New(slog.DiscardHandler), Request{Held: held, Others: others}, store.Start{AsOf: begun})
 				defer stop()
 				select {
 				case <-work.Done():

@@ -9,8 +9,11 @@
 // and in its log.
 //
 // A step ends by itself, at a time limit, when its run is revoked, when the
-// worker stops, and when the worker is cut off from everybody (cutoff.go has
-// the time line).
+// worker stops, and when the worker is cut off from everybody while others
+// consume its queue (cutoff.go has the time line). A second worker that is
+// started on the queue during such an outage does not count yet: it takes the
+// step over, and if it is in another pid namespace, while a command of the
+// first still runs, which ends when the database is back for the first.
 //
 // It decides what a step does and says. What is recorded is left to package
 // store, files to artifacts, containers to compose, messages to worker.

@@ -56,6 +56,10 @@ type Request struct {
 	// Held asks the broker whether the message is still in this worker's
 	// hands, see [worker.Task.Held]. Nil for a step without a message.
 	Held func(ctx context.Context) error
+	// Others asks the broker how many consumers other than this worker's own
+	// are on the message's queue, see [worker.Task.Others]. Nil for a step
+	// without a message, as which it counts if there may be some.
+	Others func(ctx context.Context) (int, error)
 }
 
 // A Result is what execute_plan_step returns, in the order of keys that
@@ -186,7 +190,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	work, lost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
 	defer unwatchClaim()
 	journal := o.openJournal(log, begun, lost)
-	work, unwatchCut := o.endWhenCutOff(work, begun.AsOf, request.Held)
+	work, unwatchCut := o.endWhenCutOff(work, log, request, begun)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
 		// What is left of this step may still write to the workspace.
