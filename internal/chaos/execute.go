@@ -292,6 +292,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		return false, fmt.Errorf("process %d, which the trap caught, is no worker of this lane", pid)
 	}
 	victim := l.workers[i]
+	if s.Alone {
+		if err := l.alone(ctx, pid, s.Step); err != nil {
+			return false, err
+		}
+	}
 	switch s.Do {
 	case kill:
 		select {
@@ -325,7 +330,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		if err := l.endSessions(ctx, o); err != nil {
 			return false, err
 		}
-	case restartBroker, restartDatabase:
+	case restartBroker, restartDatabase, restartBoth:
 		if err := l.restart(ctx, s, o); err != nil {
 			return false, err
 		}
@@ -355,6 +360,15 @@ func (l *lane) endSessions(ctx context.Context, o *outcome) error {
 		o.outages = append(o.outages, outage{peer: toDatabase, cause: "sessions ended", pid: pid, at: now, over: now, certain: connected})
 	}
 	return l.resume(ctx)
+}
+
+// alone waits until a worker that stands in a step knows who else consumes its
+// queue.
+func (l *lane) alone(ctx context.Context, pid int, step string) error {
+	return until(ctx, "the worker to know that it is alone", func() (bool, error) {
+		moments, err := l.trace.read()
+		return slices.ContainsFunc(moments, func(m moment) bool { return m.Point == faultpoint.OthersKnown && m.PID == pid && m.about(step) }), err
+	})
 }
 
 // busy is the worker that took a delivery last.
@@ -650,7 +664,7 @@ func (o *outcome) excuses(step string, number int) int {
 				recorded = true
 			}
 		}
-		ended := h.stage.Do == kill || h.stage.Do == terminate || h.stage.Do == breakBoth
+		ended := h.stage.Do == kill || h.stage.Do == terminate || h.stage.Do == breakBoth && o.trial.Kind != Blackout
 		if begun && !recorded && ended {
 			n++
 		}

@@ -40,6 +40,8 @@ var defects = []meant{
 		{Point: faultpoint.CommandAfter, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
 	{planted.CutOffIgnored, []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 5000}, Stages: []stage{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
+	{planted.NeverAlone, []Trial{{Kind: Blackout, Shape: shape{Milliseconds: 3000}, Stages: []stage{
+		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 4 * time.Second, Alone: true}}}}},
 	{planted.OutcomeForgotten, []Trial{killedAt(faultpoint.FinishAfter, "build", failing("build"))}},
 	{planted.BeginUnclaimed, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
 	{planted.ClaimStolen, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
@@ -12,10 +13,17 @@ import (
 // restartServer makes the trial one that restarts a server at a moment of a
 // step.
 func (t *Trial) restartServer(random *rand.Rand) {
-	p := t.somewhere(random)
-	do := []action{restartBroker, restartDatabase}[random.IntN(2)]
-	s := p.stage(do)
+	do := []action{restartBroker, restartDatabase, restartBoth}[random.IntN(3)]
+	s := stage{Do: do}
+	if do != restartBoth {
+		s = t.somewhere(random).stage(do)
+	}
 	s.Abrupt, s.For = random.IntN(2) == 0, time.Duration(random.IntN(5000))*time.Millisecond
+	if do == restartBoth {
+		// With another worker, the step may go on there.
+		t.blackout(random, s)
+		return
+	}
 	t.Stages = []stage{s}
 }
 
@@ -51,48 +59,84 @@ func (s *ownServers) close() error {
 	return errors.Join(failures...)
 }
 
-// restart ends a server while a worker stands at the stage's moment, and brings
-// it back.
+// restart ends servers while a worker stands at the stage's moment, and brings
+// them back.
 func (l *lane) restart(ctx context.Context, s stage, o *outcome) error {
-	server, p, cause := l.own.broker, toBroker, "stopped and started"
-	if s.Do == restartDatabase {
-		server, p = l.own.database, toDatabase
+	servers := map[peer]*devenv.OwnServer{}
+	if s.Do != restartDatabase {
+		servers[toBroker] = l.own.broker
 	}
-	using, err := l.standing(p)
-	if err != nil {
-		return err
+	if s.Do != restartBroker {
+		servers[toDatabase] = l.own.database
+	}
+	cause, end := "stopped and started", (*devenv.OwnServer).Stop
+	if s.Abrupt {
+		cause, end = "killed and started", (*devenv.OwnServer).Kill
+	}
+	if s.Do == restartBoth {
+		cause = "both " + cause
+	}
+	using := map[peer]map[int]bool{}
+	for p := range servers {
+		var err error
+		if using[p], err = l.standing(p); err != nil {
+			return err
+		}
 	}
 	at := time.Now()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- each(servers, func(_ peer, server *devenv.OwnServer) error { return end(server) })
+	}()
+	var err error
 	if s.Abrupt {
-		cause = "killed and started"
-		if err := errors.Join(server.Kill(), l.resume(ctx)); err != nil {
-			return err
-		}
-	} else {
-		// The worker goes on while the server says good-bye.
-		stopped := make(chan error, 1)
-		go func() { stopped <- server.Stop() }()
-		err := l.resume(ctx)
-		if err := errors.Join(<-stopped, err); err != nil {
-			return err
-		}
+		err = <-ended
+		ended <- nil
+	}
+	// The worker goes on while a server says good-bye.
+	err = errors.Join(err, l.resume(ctx))
+	if err := errors.Join(err, <-ended); err != nil {
+		return err
 	}
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(s.For):
 	}
-	if err := server.Start(ctx); err != nil {
+	var mu sync.Mutex
+	if err := each(servers, func(p peer, server *devenv.OwnServer) error {
+		if err := server.Start(ctx); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		over := time.Now()
+		for pid, connected := range using[p] {
+			o.outages = append(o.outages, outage{peer: p, cause: cause, pid: pid, at: at, over: over, certain: connected})
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
-	over := time.Now()
-	for pid, connected := range using {
-		o.outages = append(o.outages, outage{peer: p, cause: cause, pid: pid, at: at, over: over, certain: connected})
-	}
-	if s.Do == restartDatabase {
+	if servers[toDatabase] != nil {
 		l.pool.Reset() // its sessions are gone
+	}
+	if servers[toBroker] == nil {
 		return nil
 	}
 	_ = l.conn.Close()
 	return l.listen()
+}
+
+// each does it to all servers at once.
+func each(servers map[peer]*devenv.OwnServer, do func(peer, *devenv.OwnServer) error) error {
+	failures := make(chan error, len(servers))
+	for p, server := range servers {
+		go func() { failures <- do(p, server) }()
+	}
+	var all []error
+	for range servers {
+		all = append(all, <-failures)
+	}
+	return errors.Join(all...)
 }

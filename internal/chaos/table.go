@@ -32,7 +32,7 @@ func (r *Report) printTable(w io.Writer) {
 		of   []action
 	}{
 		{"broker faults", []action{breakBroker}}, {"database faults", []action{breakDatabase, endSessions}}, {"faults of both at once", []action{breakBoth}},
-		{"restarts of the broker", []action{restartBroker}}, {"restarts of the database", []action{restartDatabase}}, {"SIGTERM", []action{terminate}},
+		{"restarts of the broker", []action{restartBroker}}, {"restarts of the database", []action{restartDatabase}}, {"restarts of both at once", []action{restartBoth}}, {"SIGTERM", []action{terminate}},
 	} {
 		n := 0
 		for _, do := range f.of {

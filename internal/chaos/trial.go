@@ -33,6 +33,10 @@ const (
 	// take-over needs, when a command of it has just ended, or begins and
 	// would go on for all that time; by a reset, or without a word.
 	Partition Kind = "partition"
+	// Blackout cuts the only worker off from both servers, at a moment of a
+	// step, for longer than a take-over would need if there were another one.
+	// No command may run again.
+	Blackout Kind = "blackout"
 	// Crowd has several runs want one workspace, with two workers, one of
 	// which is killed: where messages are parked and published again, or
 	// anywhere.
@@ -42,8 +46,8 @@ const (
 	// Lost has the broker lose a run's message, so that a worker ends the run,
 	// and kills that worker.
 	Lost Kind = "lost"
-	// Restart stops or kills the broker or the database at a named point, and
-	// starts it again a while later. It has servers of its own.
+	// Restart stops or kills the broker or the database, or both, at a named
+	// point, and starts them again a while later. It has servers of its own.
 	Restart Kind = "restart"
 	// Rollback makes runs fail in every way there is, in turn, and demands
 	// that each is rolled back exactly once. It is carried out when asked for.
@@ -57,7 +61,7 @@ const (
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, BrokerFault, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart,
+	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart, Blackout,
 }
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
@@ -107,6 +111,8 @@ type stage struct {
 	Abrupt bool
 	// Lose: when the worker is dead, the run's message is lost.
 	Lose bool
+	// Alone: not before the worker knows that nobody else consumes its queue.
+	Alone bool
 }
 
 // action is what happens at a stage.
@@ -122,14 +128,19 @@ const (
 	// endSessions lets the database's administrator end all sessions of
 	// workers: both workers lose their locks at the same moment.
 	endSessions action = "end-sessions"
-	// restartBroker and restartDatabase end the lane's own servers.
+	// restartBroker, restartDatabase and restartBoth end the lane's own servers.
 	restartBroker   action = "restart broker"
 	restartDatabase action = "restart database"
+	restartBoth     action = "restart both"
 )
 
 // holeLasts is a little longer than a worker of the harness needs to find out
 // that nothing comes from its broker: one and a half of its heartbeats.
 const holeLasts = brokerHeartbeat*3/2 + 1500*time.Millisecond
+
+func (a action) restarts() bool {
+	return a == restartBroker || a == restartDatabase || a == restartBoth
+}
 
 func (t Trial) String() string {
 	var stages []string
@@ -141,7 +152,7 @@ func (t Trial) String() string {
 		if s.Fault != noFault {
 			text += " " + string(s.Fault) + " " + s.For.String()
 		}
-		if s.Do == restartBroker || s.Do == restartDatabase {
+		if s.Do.restarts() {
 			text += map[bool]string{true: " (killed, away ", false: " (stopped, away "}[s.Abrupt] + s.For.String() + ")"
 		}
 		if s.Point != "" {
@@ -242,6 +253,7 @@ var leftOut = []struct {
 }{
 	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.Consuming, faultpoint.SessionLost, faultpoint.SessionHeld}, nil,
 		"they are of no step; they tell how a worker recovers"},
+	{[]faultpoint.Point{faultpoint.OthersKnown}, nil, "the question is asked beside the work: a short step may be over before the answer"},
 	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, and nothing is in hand any more"},
 	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
 	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written in one go"},
@@ -357,6 +369,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.rollBack(random, turnOf(number, kinds))
 	case Partition:
 		t.partition(random)
+	case Blackout:
+		t.blackout(random, stage{Do: breakBoth, Fault: []fault{reset, stall, hole}[random.IntN(3)]})
 	case Crowd:
 		t.crowd(random, turnOf(number, kinds))
 	case Lost:
@@ -438,6 +452,22 @@ func (t *Trial) partition(random *rand.Rand) {
 	}
 	t.Standby, t.Shape = true, shape{Milliseconds: milliseconds}
 	t.Stages = []stage{cut}
+}
+
+// blackout makes the trial one that takes both servers from the only worker, as
+// the stage says, for 2 to 8 s.
+func (t *Trial) blackout(random *rand.Rand, s stage) {
+	s.Point = []faultpoint.Point{
+		faultpoint.CommandBefore, faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded,
+		faultpoint.FinishBefore, faultpoint.FinishWritten, faultpoint.FinishCommitted, faultpoint.PublishBefore,
+	}[random.IntN(8)]
+	s.Step = []string{"patch", "build", "restart"}[random.IntN(3)]
+	// It asks as soon as a step begins, and a step that is short may have come
+	// to its end, where nothing is left to be killed.
+	s.Alone = s.Point == faultpoint.CommandBefore || s.Point == faultpoint.CommandAfter || s.Point == faultpoint.CommandRecorded
+	s.For = time.Duration(2000+random.IntN(6000)) * time.Millisecond
+	t.Standby, t.Shape = false, shape{Milliseconds: 500 + random.IntN(5500)}
+	t.Stages = []stage{s}
 }
 
 func (t *Trial) crowd(random *rand.Rand, turn int) {
