@@ -268,17 +268,17 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 	// The shared form of the lock: two workers that look at one dead holder do
 	// not take each other for it.
 	batch.Queue(`
-		SELECT attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text, progress::text,
+		SELECT step, attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text, progress::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND step = $2
+		WHERE run_id = $1 AND (step = $2 OR ($2 = 'rollback' AND outcome IS NULL AND holder IS NOT NULL))
 		ORDER BY attempt`, request.RunID, string(request.Step), s.attend.key).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var c claimRow
 			var holder *int64
 			var outcome, progress *string
 			var free *bool
-			if err := rows.Scan(&c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &progress, &free); err != nil {
+			if err := rows.Scan(&c.Step, &c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &progress, &free); err != nil {
 				return err
 			}
 			if c.Progress, err = parseProgress(progress); err != nil {
@@ -300,6 +300,12 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 				c.Holder = holderLive
 			case s.isRegistered(c.Token):
 				c.Holder = holderHere
+			}
+			if c.Step != request.Step {
+				if c.Holder == holderHere || c.Holder == holderLive {
+					seen.AtWork = &c
+				}
+				continue
 			}
 			seen.Claims = append(seen.Claims, c)
 			if c.Token == token && c.Outcome == nil {
@@ -331,7 +337,7 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 	switch a := admit(hold, p.turn); {
 	case busy != nil:
 		p.why = ParkedBusy
-		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, request.Step, busy.StartedAt.Format(time.RFC3339))
+		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, busy.Step, busy.StartedAt.Format(time.RFC3339))
 	case a.wait:
 		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)
 	case a.grant != nil:

@@ -47,6 +47,7 @@ func (r *stateRow) outcome(artifactRoot string) Outcome {
 // claimRow is one row of mm_orchestrator.claims as it was read, with what is
 // known of its holder.
 type claimRow struct {
+	Step    Step
 	Attempt int
 	TaskID  string
 	Worker  string
@@ -84,6 +85,9 @@ type situation struct {
 	State *stateRow
 	// Claims are all of the run's claims on this step.
 	Claims []claimRow
+	// AtWork is another step of the run that a live worker runs, nil for none.
+	// Only a rollback asks for it.
+	AtWork *claimRow
 	// Holds says that the run holds a workspace.
 	Holds  bool
 	Doubts doubts
@@ -134,8 +138,10 @@ type verdict struct {
 //     same task id. A rollback that ended for an earlier failure does not
 //     count while the run waits for another one.
 //  3. The run waits for approval: nothing (A1).
-//  4. A rollback belongs to a run that is failed and not yet complete. Any
-//     other run was retried since, or is good: nothing.
+//  4. A rollback belongs to a run that is failed and not yet complete. While
+//     another step of the run is at work it may be about to be that: a time
+//     limit is told before the step has ended. Any other run was retried
+//     since, or is good: nothing.
 //  5. Any other step of a run that has ended: nothing.
 //  6. Somebody runs the step, this attempt or one before: busy.
 //  7. Start.
@@ -166,6 +172,9 @@ func decide(s situation, request BeginRequest) verdict {
 		return verdict{stop: fmt.Sprintf("run %s waits for approval: approve it, which sends its steps again", s.Run.ID)}
 	}
 	if request.Step == StepRollback && !rollbackDue {
+		if s.AtWork != nil && goesOn(s.Run) {
+			return verdict{busy: s.AtWork}
+		}
 		switch s.Run.Status {
 		case RunFailed, RunRolledBack:
 			return verdict{stop: fmt.Sprintf("run %s has ended: %s; there is nothing left to roll back", s.Run.ID, s.Run.Status)}

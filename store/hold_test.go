@@ -238,6 +238,49 @@ func TestRollbackOfTheHolderNeverWaits(t *testing.T) {
 
 // TestBusyStepIsParkedUntilItsEnd: not published while the worker lives, at
 // once when the step has ended, and when the worker is dead.
+// A time limit's error callback can come before the step has ended: the
+// rollback waits, and is due if the step then fails.
+func TestRollbackWaitsForTheStepAtWork(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	one, two := d.Open(t, as("one", 0)), d.Open(t, as("two", 0))
+	for _, fails := range []bool{true, false} {
+		run := d.Create(t, storetest.Seed{})
+		claim := starts(t, one, shared(run, run, store.StepVerify, "t"))
+		rollback := shared(run, run, store.StepRollback, "r")
+		parked := waits(t, two, rollback, store.ParkedBusy)
+		if !strings.Contains(parked.Reason, "worker one runs step verify") {
+			t.Errorf("reason %q", parked.Reason)
+		}
+		if ids := taken(t, two, "q") + taken(t, one, "q"); ids != "" {
+			t.Errorf("published %q while the step runs", ids)
+		}
+		outcome := good(store.StepVerify)
+		if fails {
+			outcome.Status = store.StepFailed
+		}
+		if f := finish(t, one, claim, outcome); !f.Unpark {
+			t.Errorf("%+v", f)
+		}
+		if ids := taken(t, two, "q"); ids != "r" {
+			t.Errorf("published %q at the end", ids)
+		}
+		switch decision := ask(t, two, rollback).(type) {
+		case store.Start:
+			if !fails {
+				t.Error("a good run is rolled back")
+			}
+			finish(t, two, decision.Claim, good(store.StepRollback))
+		case store.Stop:
+			if fails {
+				t.Errorf("the rollback is lost: %s", decision.Reason)
+			}
+		default:
+			t.Errorf("%T", decision)
+		}
+	}
+}
+
 func TestBusyStepIsParkedUntilItsEnd(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)

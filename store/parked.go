@@ -20,7 +20,8 @@ type ParkedWhy string
 const (
 	// ParkedWorkspace: another run holds the workspace, or comes first.
 	ParkedWorkspace ParkedWhy = "workspace"
-	// ParkedBusy: a live worker runs this very step.
+	// ParkedBusy: a live worker runs this very step or, of a rollback, another
+	// one of the run.
 	ParkedBusy ParkedWhy = "busy"
 	// ParkedLost: nobody sent it. It is the rollback of a run whose own
 	// messages are gone, see FailLost.
@@ -118,7 +119,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			    WHERE p.queue = $1
 			      AND (h.run_id = p.run_id OR NOT `+runGoesOn+`)
 			      AND NOT EXISTS (SELECT FROM mm_orchestrator.claims AS c
-			                      WHERE c.run_id = p.run_id AND c.step = p.step AND c.outcome IS NULL AND `+holderLives+`)
+			                      WHERE c.run_id = p.run_id AND (c.step = p.step OR p.step = 'rollback') AND c.outcome IS NULL AND `+holderLives+`)
 			      AND (p.taken_by IS NULL OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
 			           OR pg_try_advisory_xact_lock_shared(p.taken_by))
 			    ORDER BY p.rank, p.queued_at, p.run_id, p.id

@@ -111,6 +111,10 @@ type Config struct {
 	// StopTimeout is how long tasks have to return after their context was
 	// cancelled at shutdown. Defaults to 10 s.
 	StopTimeout time.Duration
+	// HardLimitGrace is how long a handler may take to return after its hard
+	// time limit, at which its context ends, before the task fails without it.
+	// Defaults to 15 s.
+	HardLimitGrace time.Duration
 
 	// Logger gets one line per event that an operator may care about.
 	// Defaults to discarding.
@@ -203,6 +207,7 @@ func (c Config) WithDefaults() Config {
 	setDuration(&c.SettleTimeout, 5*time.Minute)
 	setDuration(&c.ShutdownTimeout, time.Hour)
 	setDuration(&c.StopTimeout, 10*time.Second)
+	setDuration(&c.HardLimitGrace, 15*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -304,7 +309,7 @@ func (c Config) Validate() error {
 	if c.TimeLimit.Hard < 0 || c.TimeLimit.Soft < 0 {
 		bad("TimeLimit is %v/%v, want none negative", c.TimeLimit.Soft, c.TimeLimit.Hard)
 	}
-	for name, d := range map[string]time.Duration{"Heartbeat": c.Heartbeat, "SettleTimeout": c.SettleTimeout, "StopTimeout": c.StopTimeout} {
+	for name, d := range map[string]time.Duration{"Heartbeat": c.Heartbeat, "SettleTimeout": c.SettleTimeout, "StopTimeout": c.StopTimeout, "HardLimitGrace": c.HardLimitGrace} {
 		if d < 0 {
 			bad("%s is %v, want a positive duration", name, d)
 		}

@@ -32,8 +32,9 @@
 //   - A callback without an id of its own gets one that is made from the failed or
 //     finished task's, the same whenever it is published again. Python draws it.
 //   - Chords cannot be started: a task that needs one fails before it runs.
-//   - A hard time limit cannot kill a handler. Its context ends, the task
-//     fails, and the handler keeps its slot until it returns.
+//   - A hard time limit cannot kill a handler. Its context ends, and the task
+//     fails when the handler has returned; if it does not, after
+//     Config.HardLimitGrace, and the handler keeps its slot until it returns.
 //   - QoS is per consumer. Messages that wait for their ETA are made up for by
 //     further consumers, so that they block nobody.
 //

@@ -11,8 +11,9 @@ var (
 	// ErrSoftTimeLimit is the cause at the soft time limit. A handler that
 	// returns because of it fails as SoftTimeLimitExceeded.
 	ErrSoftTimeLimit = errors.New("soft time limit exceeded")
-	// ErrTimeLimit is the cause at the hard time limit. Nobody waits for the
-	// handler any more; the task has failed as TimeLimitExceeded.
+	// ErrTimeLimit is the cause at the hard time limit. A handler that returns
+	// with an error then fails as TimeLimitExceeded; one that does not return
+	// within Config.HardLimitGrace is waited for no longer and fails so too.
 	ErrTimeLimit = errors.New("hard time limit exceeded")
 	// ErrShutdown is the cause when the worker stops without waiting longer.
 	// Whatever the handler then returns with it, the message goes back to the

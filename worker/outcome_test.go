@@ -68,6 +68,7 @@ func TestTimeLimits(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	cfg := r.config()
 	cfg.Metrics = registry
+	cfg.HardLimitGrace = 50 * time.Millisecond
 	w := newWorker(t, cfg)
 	registerShop(w)
 	let := make(chan struct{})
@@ -92,6 +93,43 @@ func TestTimeLimits(t *testing.T) {
 	close(let)
 	r.result("errback")
 	eventually(t, "the slot is free", func() bool { return w.Health() == nil })
+}
+
+// What follows a failure is told when the handler has returned: its error
+// callback may rely on what the handler does at its end.
+func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	w := newWorker(t, r.config())
+	var ended atomic.Bool
+	limited, let := make(chan struct{}), make(chan struct{})
+	w.Register("shop.tidy", worker.HandlerFunc(func(ctx context.Context, _ *worker.Task) (any, error) {
+		<-ctx.Done()
+		close(limited)
+		<-let
+		ended.Store(true)
+		return nil, context.Cause(ctx)
+	}))
+	told := make(chan bool, 1)
+	w.Register("shop.failed", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		told <- ended.Load()
+		return nil, nil
+	}))
+	workertest.Start(t, w)
+	id := r.send(workertest.Message("orders", "shop.tidy", nil, nil,
+		workertest.Option("time_limit", 0.2), workertest.Option("link_error", json.RawMessage(
+			`{"task": "shop.failed", "args": [], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`))))
+	receive(t, "the limit", limited)
+	if row, there := r.results.Find(id); there && row.State == protocol.StateFailure {
+		t.Errorf("the task has failed before its handler returned: %+v", row)
+	}
+	close(let)
+	if !receive(t, "the error callback", told) {
+		t.Error("the error callback came before the handler had returned")
+	}
+	if row := r.result(id); row.Exception == nil || row.Exception.Repr() != "TimeLimitExceeded(0.2)" {
+		t.Errorf("row is %+v, want TimeLimitExceeded", row)
+	}
 }
 
 func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {

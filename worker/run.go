@@ -112,7 +112,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 	began := w.cfg.Now()
 	// How long a handler takes is its own affair.
 	over := d.part.Wait()
-	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.life.abandon.Done(), slot.leaveWhen)
+	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.life.abandon.Done(), slot.leaveWhen)
 	over()
 	o.took = w.cfg.Now().Sub(began)
 	return o
@@ -144,7 +144,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
-	o := runBody(ctx, task, w.handlerOf(r), w.timeLimit(m, r), nil, func(<-chan returned) {})
+	o := runBody(ctx, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan returned) {})
 	result := Outcome{Value: o.value, Err: o.failed.err}
 	switch o.kind {
 	case outcomeSuccess:
@@ -208,15 +208,20 @@ type returned struct {
 
 // runBody calls the handler under its limits. The handler has a goroutine of
 // its own, because one that ignores its context must not hold up the rest:
-// at the hard limit, and when abandon closes, it is given to leave.
-func runBody(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, abandon <-chan struct{}, leave func(<-chan returned)) outcome {
+// some time after the hard limit, and when abandon closes, it is given to
+// leave.
+//
+// At the hard limit the handler has a grace to return. What follows a failure
+// may rely on what the handler does at its end, as a rollback does on a step
+// that is recorded as failed: told before, it would come too early.
+func runBody(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, abandon <-chan struct{}, leave func(<-chan returned)) outcome {
 	ctx, cancel := context.WithCancelCause(ContextWithTask(work, task))
 	defer cancel(nil)
 	if limit.Soft > 0 {
 		soft := time.AfterFunc(limit.Soft, func() { cancel(ErrSoftTimeLimit) })
 		defer soft.Stop()
 	}
-	var hard <-chan time.Time
+	var hard, late <-chan time.Time
 	if limit.Hard > 0 {
 		timer := time.NewTimer(limit.Hard)
 		defer timer.Stop()
@@ -224,16 +229,27 @@ func runBody(work context.Context, task *Task, handler Handler, limit protocol.T
 	}
 	done := make(chan returned, 1)
 	go callHandler(ctx, task, handler, done)
-	select {
-	case r := <-done:
-		return outcomeOf(ctx, r, task.Message)
-	case <-hard:
-		cancel(ErrTimeLimit)
-		leave(done)
-		return hardLimitOutcome(limit.Hard)
-	case <-abandon:
-		leave(done)
-		return outcome{kind: outcomeInterrupted}
+	for {
+		select {
+		case r := <-done:
+			o := outcomeOf(ctx, r, task.Message)
+			if late != nil && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
+				return hardLimitOutcome(limit.Hard)
+			}
+			return o
+		case <-hard:
+			hard = nil
+			cancel(ErrTimeLimit)
+			timer := time.NewTimer(grace)
+			defer timer.Stop()
+			late = timer.C
+		case <-late:
+			leave(done)
+			return hardLimitOutcome(limit.Hard)
+		case <-abandon:
+			leave(done)
+			return outcome{kind: outcomeInterrupted}
+		}
 	}
 }
 

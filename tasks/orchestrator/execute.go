@@ -217,7 +217,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		}
 		return Result{}, &HandBackError{Reason: cut.Error()}
 	}
-	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome)
+	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome, isLimit)
 	if err != nil {
 		return Result{}, err
 	}
@@ -244,10 +244,12 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 }
 
 // finish records the outcome, or another one that says why it cannot be
-// recorded. While the database is away, a finished step
-// waits for it rather than being forgotten and run again.
-func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome) (store.Finished, error) {
+// recorded. While the database is away, a finished step waits for it rather
+// than being forgotten and run again. A time limit does not end the wait: what
+// it brings about, a rollback, counts on the record.
+func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome, isLimit func(error) bool) (store.Finished, error) {
 	pause, told, replaced := 100*time.Millisecond, false, false
+	over := ctx.Done()
 	for {
 		outcome.NothingFollows = request.NoNext
 		if outcome.Status == store.StepFailed {
@@ -288,8 +290,12 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 		select {
 		case <-timer.C:
 			pause = min(2*pause, o.config.HandBackDelay)
-		case <-ctx.Done():
+		case <-over:
 			timer.Stop()
+			if isLimit != nil && isLimit(context.Cause(ctx)) {
+				over = nil
+				continue
+			}
 			o.release(ctx, log, claim)
 			return store.Finished{}, context.Cause(ctx)
 		}
