@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -179,12 +180,11 @@ func TestAWorkerWaitsForItsBroker(t *testing.T) {
 	t.Parallel()
 	s := newStand(t)
 	// The address of a broker that is not there yet.
-	reserved, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := reserved.Addr().String()
-	_ = reserved.Close()
+	address := fmt.Sprintf("127.0.0.1:%d", ports[0])
 
 	real := strings.TrimPrefix(s.broker[strings.Index(s.broker, "@"):], "@")
 	host, _, _ := strings.Cut(real, "/")

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -354,12 +353,11 @@ func place(address string) string {
 }
 
 func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		return "", err
 	}
-	defer listener.Close()
-	return "127.0.0.1:" + strconv.Itoa(listener.Addr().(*net.TCPAddr).Port), nil
+	return "127.0.0.1:" + strconv.Itoa(ports[0]), nil
 }
 
 func output(ctx context.Context, program string, args ...string) (string, error) {

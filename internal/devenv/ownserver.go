@@ -236,7 +236,7 @@ func (s *OwnServer) databaseProcess(ctx context.Context, programs string) error 
 	if _, err := captured(ctx, command("initdb", "-U", "mm", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")); err != nil {
 		return err
 	}
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		return err
 	}
@@ -310,7 +310,7 @@ type containerHost struct{ name string }
 // runContainer makes the container and returns the host's port that leads to
 // its own.
 func (s *OwnServer) runContainer(image string, inside int, arguments ...string) (port int, err error) {
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		return 0, err
 	}

@@ -66,7 +66,7 @@ func startPooler(t testing.TB, database, mode string) (string, error) {
 		return "", err
 	}
 	for attempt := 1; ; attempt++ {
-		ports, err := freePorts(1)
+		ports, err := FreePorts(1)
 		if err != nil {
 			return "", err
 		}

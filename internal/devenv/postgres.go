@@ -89,7 +89,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 		return err
 	}
 	for attempt := 1; ; attempt++ {
-		ports, err := freePorts(1)
+		ports, err := FreePorts(1)
 		if err != nil {
 			return err
 		}

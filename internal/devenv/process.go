@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -155,18 +156,27 @@ func ownGroup(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Setpgid = true
 }
 
-// freePorts returns n different TCP ports that are free on 127.0.0.1.
-func freePorts(n int) ([]int, error) {
+// FreePorts returns n different TCP ports that are free on 127.0.0.1, for
+// servers that are told their port or that come back on the same one. They are
+// below the range (from 32768 on, on Linux) from which the kernel gives ports
+// to whoever connects or listens: between the look and the server's start, and
+// while it is away, nobody gets them by chance.
+func FreePorts(n int) ([]int, error) {
+	const low, high, tries = 12000, 32000, 1000
 	var ports []int
-	for range n {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+	for range tries {
+		if len(ports) == n {
+			return ports, nil
+		}
+		port := low + rand.IntN(high-low)
+		listener, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			continue
 		}
 		defer listener.Close() // all at the end, so that no port comes twice
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, port)
 	}
-	return ports, nil
+	return nil, fmt.Errorf("found no free TCP port between %d and %d in %d tries", low, high, tries)
 }
 
 // unprivileged is the account that servers run under: nil for our own, else,

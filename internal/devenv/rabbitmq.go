@@ -110,7 +110,7 @@ func newNode(script, dir, plugins, erlang string) (*node, error) {
 	if n.epmdProgram == "" {
 		return nil, errors.New("RabbitMQ is installed, but Erlang's epmd is neither on PATH nor under /usr/lib/erlang: install Erlang whole")
 	}
-	ports, err := freePorts(4)
+	ports, err := FreePorts(4)
 	if err != nil {
 		return nil, err
 	}

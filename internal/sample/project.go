@@ -14,13 +14,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
 // Label is on every image of a sample project; its value is the project's name.
@@ -73,11 +74,13 @@ func BuildService(ctx context.Context, module, out string) error {
 // Create copies the project's files to cfg.Dir and commits them. Nothing runs
 // yet. Beside the work tree it makes the folder cfg.Dir + ".docker".
 func Create(ctx context.Context, cfg Config) (*Project, error) {
-	port, err := freePort()
+	// A fixed one: one of Docker's choice changes whenever the container is
+	// made anew.
+	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		return nil, err
 	}
-	p := &Project{Name: cfg.Name, Dir: cfg.Dir, Port: port, compose: cfg.Compose, dockerConfig: cfg.Dir + ".docker"}
+	p := &Project{Name: cfg.Name, Dir: cfg.Dir, Port: ports[0], compose: cfg.Compose, dockerConfig: cfg.Dir + ".docker"}
 	if err := os.CopyFS(cfg.Dir, os.DirFS(filepath.Join(cfg.Module, "testdata", "projects", "repair"))); err != nil {
 		return nil, fmt.Errorf("copying the sample project: %w", err)
 	}
@@ -90,7 +93,7 @@ func Create(ctx context.Context, cfg Config) (*Project, error) {
 			return nil, err
 		}
 	}
-	environment := fmt.Sprintf("API_PORT=%d\n", port)
+	environment := fmt.Sprintf("API_PORT=%d\n", p.Port)
 	if err := os.WriteFile(filepath.Join(cfg.Dir, ".env"), []byte(environment), 0o644); err != nil {
 		return nil, err
 	}
@@ -259,15 +262,4 @@ func copyProgram(from, to string) error {
 		return err
 	}
 	return os.WriteFile(to, program, 0o755)
-}
-
-// freePort returns a port that is free now. Compose needs a fixed one, since
-// an ephemeral one changes whenever the container is made anew.
-func freePort() (int, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port, nil
 }

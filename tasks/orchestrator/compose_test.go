@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -59,12 +58,11 @@ func newComposeBench(t *testing.T) *composeBench {
 		t.Fatal(err)
 	}
 	c := &composeBench{program: devenv.Compose(t), project: "mmtest" + strings.ToLower(rand.Text()[:8])}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.port = listener.Addr().(*net.TCPAddr).Port
-	listener.Close()
+	c.port = ports[0]
 	c.bench = newBench(t, "WEB_PORT="+strconv.Itoa(c.port), "TEST_PROJECT="+c.project, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
 	if c.engine, err = compose.NewEngine(compose.EngineConfig{Host: os.Getenv("DOCKER_HOST")}); err != nil {
 		t.Fatal(err)
