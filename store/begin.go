@@ -271,8 +271,8 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		SELECT step, attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text, progress::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND (step = $2 OR ($2 = 'rollback' AND outcome IS NULL AND holder IS NOT NULL))
-		ORDER BY attempt`, request.RunID, string(request.Step), s.attend.key).Query(func(rows pgx.Rows) error {
+		WHERE run_id = $1 AND (step = $2 OR ($2 = 'rollback' AND outcome IS NULL AND holder IS NOT NULL AND root_task_id = $4))
+		ORDER BY attempt`, request.RunID, string(request.Step), s.attend.key, request.RootTaskID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var c claimRow
 			var holder *int64

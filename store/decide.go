@@ -85,8 +85,8 @@ type situation struct {
 	State *stateRow
 	// Claims are all of the run's claims on this step.
 	Claims []claimRow
-	// AtWork is another step of the run that a live worker runs, nil for none.
-	// Only a rollback asks for it.
+	// AtWork is another step of the run that a live worker runs for the same
+	// submission (root task), nil for none. Only a rollback asks for it.
 	AtWork *claimRow
 	// Holds says that the run holds a workspace.
 	Holds  bool
@@ -139,9 +139,9 @@ type verdict struct {
 //     count while the run waits for another one.
 //  3. The run waits for approval: nothing (A1).
 //  4. A rollback belongs to a run that is failed and not yet complete. While
-//     another step of the run is at work it may be about to be that: a time
-//     limit is told before the step has ended. Any other run was retried
-//     since, or is good: nothing.
+//     another step of its own submission is at work, the run may be about to
+//     be that: a time limit can be told before the step has ended. Any other
+//     run was retried since, or is good: nothing.
 //  5. Any other step of a run that has ended: nothing.
 //  6. Somebody runs the step, this attempt or one before: busy.
 //  7. Start.

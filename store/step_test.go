@@ -135,8 +135,12 @@ func TestRetryOfAnEndedRun(t *testing.T) {
 		if row := d.Run(t, run); row["status"] != "running" || row["completed_at"] != nil {
 			t.Errorf("run %v", row)
 		}
-		if _, ok := decide(t, s, run, store.StepRollback, "yet-another").(store.Stop); !ok {
-			t.Error("an old rollback must not undo a run that is running again")
+		old := alone(run, store.StepRollback, "yet-another")
+		old.RootTaskID = "root of the submission before"
+		if decision, err := s.BeginStep(t.Context(), old); err != nil {
+			t.Fatal(err)
+		} else if _, ok := decision.(store.Stop); !ok {
+			t.Errorf("an old rollback must not undo a run that is running again: %T", decision)
 		}
 		finish(t, s, start.Claim, good(store.StepBuild))
 		pass(t, s, run, round, store.StepRestart, store.StepVerify)
