@@ -380,8 +380,10 @@ type Report struct {
 	slowest  int
 	windows  map[string][]time.Duration
 	repeated int
-	late     int
-	rushes   []*rushed
+	// starved counts workers that took themselves for cut off and were not.
+	starved int
+	late    int
+	rushes  []*rushed
 	// recoveries of all trials.
 	recoveries []trialRecovery
 	// cases counts, by case, the rollbacks that happened exactly once.
@@ -473,6 +475,7 @@ func (r *Report) add(o *outcome) {
 	}
 	r.resumed = append(r.resumed, o.resumed...)
 	r.repeated += o.repeated
+	r.starved += o.starved()
 	r.late += o.late
 	for _, back := range o.recoveries {
 		r.recoveries = append(r.recoveries, trialRecovery{back, o.trial.Number})

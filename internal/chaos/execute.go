@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -642,30 +643,62 @@ func (o *outcome) disturbed(from, to int64) bool {
 	return slices.ContainsFunc(o.hits, func(h hit) bool { return h.at.UnixNano() < to && h.over.UnixNano() > from })
 }
 
-// excuses counts, for a command of a step, how often a worker went that had
-// started it and had not recorded its end.
+// excuses counts, for a command of a step, how often a worker went, or killed
+// it because it was cut off, that had started it and had not recorded its end.
+// A worker that is the only one has no reason to take itself for cut off.
 func (o *outcome) excuses(step string, number int) int {
 	n := 0
 	for _, h := range o.hits {
-		begun, recorded := false, false
-		for _, m := range o.moments {
-			if m.PID != h.pid || !m.about(step) || !m.about(o.run.ID) || h.stage.Do == kill && m.At > h.at.UnixNano() {
-				continue
-			}
-			switch m.Point {
-			case faultpoint.CommandBefore:
-				begun = begun || m.about(commandSubject(number))
-			case faultpoint.CommandRecorded:
-				// The record of a command says that those before it have ended.
-				for later := number; later <= several; later++ {
-					recorded = recorded || m.about(commandSubject(later))
-				}
-			case faultpoint.FinishCommitted:
-				recorded = true
-			}
+		switch {
+		case h.stage.Do == kill && o.openCommand(h.pid, step, number, h.at.UnixNano()),
+			h.stage.Do == terminate && o.openCommand(h.pid, step, number, math.MaxInt64),
+			h.stage.Do == breakBoth && o.trial.Kind != Blackout && o.openCommand(h.pid, step, number, math.MaxInt64):
+			n++
 		}
-		ended := h.stage.Do == kill || h.stage.Do == terminate || h.stage.Do == breakBoth && o.trial.Kind != Blackout
-		if begun && !recorded && ended {
+	}
+	if o.trial.Kind == Blackout || o.trial.Kind == Restart || o.trial.Kind == Partition {
+		return n
+	}
+	for _, m := range o.moments {
+		if m.Point == faultpoint.CutOff && m.about(step) && m.about(o.run.ID) && o.openCommand(m.PID, step, number, m.At) {
+			n++
+		}
+	}
+	return n
+}
+
+// openCommand says that by a time the process had begun a command and not
+// recorded its end.
+func (o *outcome) openCommand(pid int, step string, number int, by int64) bool {
+	begun, recorded := false, false
+	for _, m := range o.moments {
+		if m.PID != pid || !m.about(step) || !m.about(o.run.ID) || m.At > by {
+			continue
+		}
+		switch m.Point {
+		case faultpoint.CommandBefore:
+			begun = begun || m.about(commandSubject(number))
+		case faultpoint.CommandRecorded:
+			// The record of a command says that those before it have ended.
+			for later := number; later <= several; later++ {
+				recorded = recorded || m.about(commandSubject(later))
+			}
+		case faultpoint.FinishCommitted:
+			recorded = true
+		}
+	}
+	return begun && !recorded
+}
+
+// starved counts the times that a worker took itself for cut off though
+// nobody had cut it off from both servers: it was not given a processor.
+func (o *outcome) starved() int {
+	if slices.ContainsFunc(o.hits, func(h hit) bool { return h.stage.Do == breakBoth || h.stage.Do == restartBoth }) {
+		return 0
+	}
+	n := 0
+	for _, m := range o.moments {
+		if m.Point == faultpoint.CutOff {
 			n++
 		}
 	}

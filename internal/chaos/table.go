@@ -57,6 +57,7 @@ func (r *Report) printTable(w io.Writer) {
 	}
 	printRecoveries(w, r.recoveries)
 	row("commands that ran again, their end unrecorded", "%d, of which %d had ended", r.repeated, r.late)
+	row("workers that took themselves for cut off and were starved", "%d", r.starved)
 	var all []time.Duration
 	for _, step := range steps {
 		all = append(all, r.windows[step]...)

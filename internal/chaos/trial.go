@@ -254,6 +254,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.Consuming, faultpoint.SessionLost, faultpoint.SessionHeld}, nil,
 		"they are of no step; they tell how a worker recovers"},
 	{[]faultpoint.Point{faultpoint.OthersKnown}, nil, "the question is asked beside the work: a short step may be over before the answer"},
+	{[]faultpoint.Point{faultpoint.CutOff}, nil, "needs both servers to be silent: kind partition"},
 	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, and nothing is in hand any more"},
 	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
 	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written in one go"},

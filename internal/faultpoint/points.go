@@ -67,6 +67,9 @@ const (
 	// OthersKnown: the broker has told, for the first time in a step, whether
 	// others consume its queue.
 	OthersKnown Point = "others.known"
+	// CutOff: neither server has answered for too long; the step's commands are
+	// being killed.
+	CutOff Point = "cut.off"
 	// CommandBefore: a command will be started next. The subject of this and
 	// the next two ends with the command's Number among those of its step.
 	CommandBefore Point = "command.before"

@@ -89,6 +89,7 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	go func() {
 		defer close(done)
 		if silent, cut := w.run(watch); cut {
+			faultpoint.Hit(faultpoint.CutOff, w.claim.RunID, string(w.claim.Step))
 			close(killed)
 			cancel(errCutOff{silent})
 		}
