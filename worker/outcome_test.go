@@ -109,16 +109,15 @@ func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
 		<-let
 		ended.Store(true)
 		return nil, context.Cause(ctx)
-	}))
+	}), worker.WithTimeLimit(protocol.TimeLimit{Hard: 200 * time.Millisecond}))
 	told := make(chan bool, 1)
 	w.Register("shop.failed", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
 		told <- ended.Load()
 		return nil, nil
 	}))
 	workertest.Start(t, w)
-	id := r.send(workertest.Message("orders", "shop.tidy", nil, nil,
-		workertest.Option("time_limit", 0.2), workertest.Option("link_error", json.RawMessage(
-			`{"task": "shop.failed", "args": [], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`))))
+	id := r.send(workertest.Message("orders", "shop.tidy", nil, nil, workertest.Option("link_error", json.RawMessage(
+		`{"task": "shop.failed", "args": [], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`))))
 	receive(t, "the limit", limited)
 	if row, there := r.results.Find(id); there && row.State == protocol.StateFailure {
 		t.Errorf("the task has failed before its handler returned: %+v", row)

@@ -26,6 +26,7 @@ import (
 // never answers.
 type relay struct {
 	address  string // of the relay
+	close    func() // ends it: who connects is refused
 	deaf     atomic.Bool
 	answered atomic.Bool // something came back from the server
 
@@ -46,6 +47,12 @@ func newRelay(t *testing.T, network, server string) *relay {
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		at = filepath.Join(dir, "socket")
 	}
+	return relayAt(t, network, at, server)
+}
+
+// relayAt listens at an address of the caller's, until the test ends.
+func relayAt(t *testing.T, network, at, server string) *relay {
+	t.Helper()
 	listener, err := net.Listen(network, at)
 	if err != nil {
 		t.Fatal(err)
@@ -67,11 +74,12 @@ func newRelay(t *testing.T, network, server string) *relay {
 			group.Go(func() { r.pass(in, out, true) })
 		}
 	})
-	t.Cleanup(func() {
+	r.close = sync.OnceFunc(func() {
 		_ = listener.Close()
 		r.cut()
 		group.Wait()
 	})
+	t.Cleanup(r.close)
 	return r
 }
 

@@ -191,7 +191,7 @@ func TestAWorkerWaitsForItsBroker(t *testing.T) {
 	env := append(s.env(), "MM_ORCHESTRATOR_WAIT=20s")
 	p := start(t, env, "worker", "--broker-url", strings.Replace(s.broker, host, address, 1))
 	p.logLine("broker does not answer yet")
-	forward(t, address, host)
+	relayAt(t, "tcp", address, host)
 	p.logLine("worker ready")
 }
 

@@ -119,6 +119,21 @@ func (s stand) git(t *testing.T) {
 
 // stepKinds are the steps that run programs; analyze and verify have tests of
 // their own.
+// claimOf is what the database says of the starts of a step.
+func (s stand) claimOf(t *testing.T, id, step string) (text string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if err := conn.QueryRow(t.Context(), `SELECT format('%s starts, %s handed back', starts, handed_back)
+		FROM mm_orchestrator.claims WHERE run_id = $1 AND step = $2`, id, step).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
 var stepKinds = []string{"patch", "build", "restart", "rollback"}
 
 // childrenOf are the living processes whose parent is pid.
@@ -175,6 +190,10 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 			next := start(t, env, "worker")
 			next.logLine("worker ready")
 			s.waitForStep(t, id, step, "succeeded")
+			// It was given back, and not taken over from one that is dead.
+			if got, want := s.claimOf(t, id, step), "2 starts, 1 handed back"; got != want {
+				t.Errorf("the claim says %s, want %s", got, want)
+			}
 		})
 	}
 }
@@ -300,14 +319,14 @@ func TestSIGTERMWithoutDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, cut := forward(t, "127.0.0.1:0", u.Host)
+	r := newRelay(t, "tcp", u.Host)
 	const grace = 2 * time.Second
 	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh", "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String())
-	p := start(t, env, "worker", "--database-url", strings.Replace(s.database, u.Host, at, 1), "--result-backend", "disabled://")
+	p := start(t, env, "worker", "--database-url", strings.Replace(s.database, u.Host, r.address, 1), "--result-backend", "disabled://")
 	p.logLine("worker ready")
 	id := s.submitTree(t, "build", dir)
 	pids := grown(t, dir)
-	cut()
+	r.close()
 	begin := time.Now()
 	p.signal(syscall.SIGTERM)
 	if code := p.exit(); code != exitOK {

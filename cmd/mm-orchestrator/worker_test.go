@@ -9,62 +9,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
-
-// forward passes connections at address on to target until cut is called or
-// the test ends. It returns the address, with a port where none was given.
-func forward(t *testing.T, address, target string) (at string, cut func()) {
-	t.Helper()
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var group sync.WaitGroup
-	var mu sync.Mutex
-	var open []net.Conn
-	closed := false
-	group.Go(func() {
-		for {
-			in, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", target)
-			if err != nil {
-				_ = in.Close()
-				return
-			}
-			mu.Lock()
-			late := closed
-			open = append(open, in, out)
-			mu.Unlock()
-			if late { // cut has not seen these two
-				_, _ = in.Close(), out.Close()
-				return
-			}
-			group.Go(func() { _, _ = io.Copy(in, out) })
-			group.Go(func() { _, _ = io.Copy(out, in) })
-		}
-	})
-	cut = sync.OnceFunc(func() {
-		_ = listener.Close()
-		mu.Lock()
-		closed = true
-		for _, c := range open {
-			_ = c.Close()
-		}
-		mu.Unlock()
-		group.Wait()
-	})
-	t.Cleanup(cut)
-	return listener.Addr().String(), cut
-}
 
 func TestStartLineSaysEverythingAndNoSecret(t *testing.T) {
 	t.Parallel()
@@ -341,20 +291,20 @@ func TestReadinessFollowsTheDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, cut := forward(t, "127.0.0.1:0", u.Host)
-	p := start(t, s.env(), "worker", "--database-url", strings.Replace(s.database, u.Host, at, 1))
+	r := newRelay(t, "tcp", u.Host)
+	p := start(t, s.env(), "worker", "--database-url", strings.Replace(s.database, u.Host, r.address, 1))
 	listen, _ := p.logLine("worker ready")["listen"].(string)
 	if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusOK {
 		t.Errorf("/readyz: %d %s", status, body)
 	}
-	cut()
-	if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, at) {
+	r.close()
+	if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, r.address) {
 		t.Errorf("/readyz without a database: %d %s", status, body)
 	}
 	if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusOK {
 		t.Errorf("/healthz without a database: %d %s", status, body)
 	}
-	forward(t, at, u.Host)
+	relayAt(t, "tcp", r.address, u.Host)
 	eventually(t, "ready again", func() error {
 		if status, body := ask(t, "http://"+listen+"/readyz"); status != http.StatusOK {
 			return fmt.Errorf("%d %s", status, body)

@@ -197,3 +197,21 @@ func TestDatabaseAndBrokerAreEmptyAndOnesOwn(t *testing.T) {
 		t.Errorf("%s was given twice", one)
 	}
 }
+
+func TestFreePortsAreNotTheKernelsToGive(t *testing.T) {
+	t.Parallel()
+	ports, err := FreePorts(20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, port := range ports {
+		if port >= 32768 || seen[port] {
+			t.Errorf("port %d of %v", port, ports)
+		}
+		seen[port] = true
+	}
+	if len(seen) != 20 {
+		t.Errorf("%d ports, want 20", len(seen))
+	}
+}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +26,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const testRun = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
+// testRun is another one in each process: a step that is taken over ends the
+// programs of its run that other processes of this machine have started.
+var testRun = fmt.Sprintf("5b0e6a52-3c1d-4f0e-9b7a-%012x", mathrand.Uint64N(1<<48))
 
 // fakeSteps is a database with one run and no memory but the last outcome.
 type fakeSteps struct {
