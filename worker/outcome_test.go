@@ -100,7 +100,9 @@ func TestTimeLimits(t *testing.T) {
 func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	w := newWorker(t, r.config())
+	cfg := r.config()
+	cfg.Slots = 2 // one for the error callback, should it come early
+	w := newWorker(t, cfg)
 	var ended atomic.Bool
 	w.Register("shop.tidy", worker.HandlerFunc(func(ctx context.Context, _ *worker.Task) (any, error) {
 		<-ctx.Done()
