@@ -114,6 +114,8 @@ type Store struct {
 	// that were neither finished nor released.
 	mu         sync.Mutex
 	registered map[int64]bool
+	// left says that the worker has left its queue; written by LeaveQueue.
+	left bool
 }
 
 // Open checks the configuration and reaches the database once. It is

@@ -65,6 +65,10 @@ func runWorker(p *program, ctx context.Context, cmd *command, args []string) err
 		return orStopped(ctx, err)
 	}
 	defer db.close()
+	// Before it consumes: others shall know of it before it parks a message.
+	if err := db.tables.RegisterWorker(ctx, c.Queue); err != nil {
+		return orStopped(ctx, err)
+	}
 
 	registry := metrics.NewRegistry(versionText())
 	statsd, err := metrics.NewStatsD(c.statsD(log))

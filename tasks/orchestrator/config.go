@@ -25,6 +25,7 @@ type Steps interface {
 	HasClaim(ctx context.Context, claim store.Claim) (bool, error)
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 
+	RegisterWorker(ctx context.Context, queue string) error
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
 	DropParked(ctx context.Context, id int64) error
 	KeepParked(ctx context.Context, id int64) error

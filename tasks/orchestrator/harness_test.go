@@ -140,6 +140,8 @@ func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, e
 	return *f.revoked, nil
 }
 
+func (f *fakeSteps) RegisterWorker(context.Context, string) error { return nil }
+
 func (f *fakeSteps) TakeParked(context.Context, string) ([]store.ParkedMessage, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

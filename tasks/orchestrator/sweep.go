@@ -122,6 +122,10 @@ func mendingOf(w store.WorkspaceState) mend {
 }
 
 func (s *sweeper) sweep(ctx context.Context) error {
+	// Each time: the row may be lost with the schema, or with the session.
+	if err := s.config.Steps.RegisterWorker(ctx, s.config.Queue); err != nil {
+		return err
+	}
 	var inHand []string
 	for _, m := range s.broker.InHand() {
 		if run := runOf(m); run != "" {

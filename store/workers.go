@@ -1,0 +1,122 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// LiveWorker is a worker of this program that consumes a queue.
+type LiveWorker struct {
+	// Key of the advisory lock that proves it alive; claims name their holder
+	// by it.
+	Key   int64
+	Queue string
+	// Node is its name, as in "orchestrator@box".
+	Node  string
+	Since time.Time
+}
+
+// RegisterWorker notes that this Store's worker consumes a queue, until
+// LeaveQueue or the end of its session.
+//
+//   - It takes the worker's lock first: whoever is listed can be seen to live.
+//   - It may be called again and again, and should be: the row may be lost
+//     with the schema, or while the session was cut. Where it is there, nothing
+//     is written.
+//   - After LeaveQueue it does nothing.
+func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
+	return s.retry(ctx, "register as a worker of queue "+queue, func(ctx context.Context) error {
+		if s.hasLeft() {
+			return nil
+		}
+		if _, err := s.attend.ensure(ctx); err != nil {
+			return err
+		}
+		tag, err := s.pool.Exec(ctx, `
+			INSERT INTO mm_orchestrator.workers (key, queue, node) VALUES ($1, $2, $3)
+			ON CONFLICT (key, queue) DO NOTHING`, s.attend.key, clean(queue), clean(s.config.Worker))
+		if err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		// A live worker whose session is cut just now loses its row here, and
+		// registers again when it is back.
+		_, err = s.pool.Exec(ctx, withActivity+`
+			DELETE FROM mm_orchestrator.workers AS w
+			WHERE w.queue = $1 AND NOT EXISTS (SELECT FROM living AS l WHERE l.key = w.key)`, clean(queue))
+		return err
+	})
+}
+
+// ListWorkers returns the workers that live and consume the queue, or any
+// queue if it is "". They are ordered by queue and by the time at which they
+// registered.
+func (s *Store) ListWorkers(ctx context.Context, queue string) ([]LiveWorker, error) {
+	var list []LiveWorker
+	err := s.retry(ctx, "list the workers of queue "+queue, func(ctx context.Context) (err error) {
+		list, err = listWorkers(ctx, s.pool, queue)
+		return err
+	})
+	return list, err
+}
+
+func listWorkers(ctx context.Context, q querier, queue string) ([]LiveWorker, error) {
+	rows, err := q.Query(ctx, withActivity+`
+		SELECT w.key, w.queue, w.node, w.registered_at
+		FROM mm_orchestrator.workers AS w
+		JOIN living AS l ON l.key = w.key
+		WHERE $1 IN ('', w.queue)
+		ORDER BY w.queue, w.registered_at, w.key`, queue)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (w LiveWorker, err error) {
+		err = row.Scan(&w.Key, &w.Queue, &w.Node, &w.Since)
+		w.Since = w.Since.UTC()
+		return w, err
+	})
+}
+
+// Departure is what a worker leaves behind that has stopped consuming.
+type Departure struct {
+	// Others live and consume the queue still. With none, this worker was the
+	// last, and what is parked waits for nobody.
+	Others []LiveWorker
+	// Parked counts the queue's parked messages.
+	Parked int
+}
+
+// LeaveQueue ends what RegisterWorker has begun, and says who remains. Of
+// several workers that leave at once exactly one is told that it is the last,
+// whatever their order: each waits for the row locks of the others, and then
+// sees who has left before.
+//
+// Call it when this worker neither runs a step nor will begin one: what it
+// parked afterwards might be nobody's.
+func (s *Store) LeaveQueue(ctx context.Context, queue string) (Departure, error) {
+	s.mu.Lock()
+	s.left = true
+	s.mu.Unlock()
+	var d Departure
+	err := s.inTx(ctx, "leave queue "+queue, func(tx pgx.Tx) (err error) {
+		d = Departure{}
+		if _, err := tx.Exec(ctx, `SELECT 1 FROM mm_orchestrator.workers WHERE queue = $1 ORDER BY key FOR UPDATE`, queue); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM mm_orchestrator.workers WHERE key = $1 AND queue = $2`, s.attend.key, queue); err != nil {
+			return err
+		}
+		if d.Others, err = listWorkers(ctx, tx, queue); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `SELECT count(*) FROM mm_orchestrator.parked WHERE queue = $1`, queue).Scan(&d.Parked)
+	})
+	return d, err
+}
+
+func (s *Store) hasLeft() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
+}
