@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 const (
@@ -351,10 +350,7 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		parked = nil
 		queueSeen(batch, run.ID, request.RootTaskID)
 	}
-	if parked != nil && p.why == ParkedWorkspace && planted.Bug(planted.HoldIgnored) {
-		return nil, nil
-	}
-	if parked != nil && !planted.Bug(planted.ParkUnstored) {
+	if parked != nil {
 		parked.Why = p.why
 		if err := queuePark(batch, p); err != nil {
 			return nil, err
@@ -407,9 +403,6 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		progress, err = parseProgress(text)
 		return err
 	})
-	if planted.Bug(planted.BeginUnclaimed) {
-		batch.Queue(`UPDATE mm_orchestrator.claims SET holder = NULL WHERE token = $1`, claim.Token)
-	}
 	err = tx.SendBatch(ctx, batch).Close()
 	return progress, err
 }

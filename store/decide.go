@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // stateRow is what a decision needs of the newest attempt's row in
@@ -146,17 +144,12 @@ type verdict struct {
 //  6. Somebody runs the step, this attempt or one before: busy.
 //  7. Start.
 func decide(s situation, request BeginRequest) verdict {
-	repeated := planted.Bug(planted.RollbackRepeated) && request.Step == StepRollback
 	for i := range s.Claims {
-		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil && !repeated {
+		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil {
 			return verdict{done: c.Outcome}
 		}
 	}
 	rollbackDue := request.Step == StepRollback && s.Run.Status == RunFailed && s.Run.CompletedAt == nil
-	if planted.Bug(planted.RollbackUnchecked) {
-		rollbackDue = request.Step == StepRollback
-	}
-	rollbackDue = rollbackDue || repeated && s.Run.Status == RunRolledBack
 	if s.State.ended() {
 		sameTask := s.State.CeleryTaskID == request.TaskID
 		if c := s.claimOf(s.State.Attempt); c != nil && c.Outcome != nil {
@@ -195,13 +188,12 @@ func decide(s situation, request BeginRequest) verdict {
 			continue
 		}
 		switch {
-		case (c.Holder == holderHere || c.Holder == holderLive && !s.Doubts.mayHaveDied) && !planted.Bug(planted.ClaimStolen):
+		case c.Holder == holderHere, c.Holder == holderLive && !s.Doubts.mayHaveDied:
 			return verdict{busy: c}
-		case c.Holder == holderLive && !planted.Bug(planted.ClaimStolen),
-			c.Holder == holderGone && (!s.Doubts.believedDead || planted.Bug(planted.ClaimKept)):
+		case c.Holder == holderLive, c.Holder == holderGone && !s.Doubts.believedDead:
 			return verdict{wait: c}
 		}
-		if c.Attempt == s.attempt() && !planted.Bug(planted.StartsUncounted) {
+		if c.Attempt == s.attempt() {
 			v.starts, v.handedBack, v.before = c.Starts+1, c.HandedBack, c.Worker
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // Lengths of columns, in characters (contract 18.3).
@@ -59,7 +58,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		faultpoint.Hit(faultpoint.FinishLocked, claim.RunID, string(claim.Step))
 		switch {
-		case before.token != claim.Token && !planted.Bug(planted.FinishUnfenced):
+		case before.token != claim.Token:
 			return failure(ErrClaimLost, "step %s of run %s was taken over by worker %s: nothing of this one is recorded",
 				claim.Step, claim.RunID, before.worker)
 		case before.hasOutcome:
@@ -227,8 +226,7 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	default:
 		ended = false
 	}
-	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep ||
-		planted.Bug(planted.HoldDropped) && outcome.Status == StepFailed
+	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep
 	if ended {
 		end.completedAt = outcome.FinishedAt
 		end.runStarted = outcome.FinishedAt
@@ -272,16 +270,12 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 
 	// A repeated registration keeps the row and its id (R1, R4): readers hold
 	// references to it.
-	upsert := `
-		ON CONFLICT (run_id, artifact_type, path) DO UPDATE
-		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`
-	if planted.Bug(planted.ArtifactsInserted) {
-		upsert = ""
-	}
 	batch.Queue(`
 		INSERT INTO orchestrator_run_artifacts (id, run_id, artifact_type, path, checksum, size_bytes)
 		SELECT gen_random_uuid(), $1, given.type::orchestratorrunartifacttype, given.path, NULLIF(given.checksum, ''), given.size
-		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS given (type, path, checksum, size)`+upsert,
+		FROM unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) AS given (type, path, checksum, size)
+		ON CONFLICT (run_id, artifact_type, path) DO UPDATE
+		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`,
 		claim.RunID, types, paths, checksums, sizes)
 
 	// The row was begun afresh, so that the outcome says all of it: no payload
@@ -356,9 +350,6 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		UPDATE mm_orchestrator.claims SET holder = NULL, finished_at = $4, outcome = $5::text::json
 		WHERE run_id = $1 AND step = $2 AND attempt = $3`,
 		claim.RunID, string(claim.Step), claim.Attempt, outcome.FinishedAt, string(record))
-	if planted.Bug(planted.OutcomeForgotten) {
-		batch.Queue(`UPDATE mm_orchestrator.claims SET finished_at = NULL, outcome = NULL WHERE run_id = $1`, claim.RunID)
-	}
 
 	// The lock of the workspace is the last one.
 	if end.workOver {

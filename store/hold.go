@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // A turn is a run's place among those that wait for a workspace: a rollback
@@ -148,9 +146,6 @@ func queueSeen(batch *pgx.Batch, runID, rootTaskID string) {
 // queueRelease takes the workspaces of a run from it and gives each to the
 // first run that waits. One statement locks, the next one sees who waits.
 func queueRelease(batch *pgx.Batch, runID string) {
-	if planted.Bug(planted.HoldKept) {
-		return
-	}
 	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE run_id = $1 ORDER BY workspace FOR UPDATE`, runID)
 	batch.Queue(`UPDATE mm_orchestrator.holds AS h SET `+grantToNext+` WHERE h.run_id = $1`, runID)
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -86,9 +85,6 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 // Otherwise nothing changes.
 func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string, grace time.Duration) error {
 	return s.inTx(ctx, "pass on workspace "+workspace, func(tx pgx.Tx) error {
-		if planted.Bug(planted.HoldKept) {
-			return nil
-		}
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, workspace)
 		batch.Queue(`

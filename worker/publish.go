@@ -10,7 +10,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -86,9 +85,6 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	}
 	defer p.forget(m.TaskID)
 	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
-	if planted.Bug(planted.PublishUnconfirmed) {
-		return nil
-	}
 	if err := p.await(ctx, confirm); err != nil {
 		return err
 	}

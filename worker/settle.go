@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -29,9 +28,6 @@ import (
 // message goes back; it never makes a failure of finished work.
 func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
 	log := w.taskLog(m)
-	if planted.Bug(planted.AckBeforeSettle) {
-		e.deliveries[0].settle(verdictAck)
-	}
 	v, err := w.concludeSafely(m, r, &o)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
@@ -144,14 +140,6 @@ func (w *Worker) succeed(m *protocol.Message, r registration, value json.RawMess
 	}
 	row := w.row(m, protocol.StateSuccess)
 	row.Value, row.Children, row.DateDone = value, plan.Children, w.cfg.Now()
-	if planted.Bug(planted.PublishAfterResult) {
-		if written, err := w.store(w.life.settle, row); err != nil || !written[0] {
-			return nil, err
-		}
-	}
-	if planted.Bug(planted.PublishTwice) {
-		messages = append(messages, renamed(messages)...)
-	}
 	if err := w.publishAll(m, messages); err != nil {
 		return nil, err
 	}
@@ -193,9 +181,6 @@ func (w *Worker) fail(m *protocol.Message, r registration, f failure) error {
 	messages, err := w.address(plan.FollowUps)
 	if err != nil {
 		return nil // as above
-	}
-	if planted.Bug(planted.ErrbackLost) && m.Redelivered {
-		return nil
 	}
 	return w.publishAll(m, messages)
 }

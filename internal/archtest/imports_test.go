@@ -70,7 +70,7 @@ func within(path string, folders ...string) bool {
 
 // shared are the packages of this module that all may import: they hold no
 // domain and import nothing of ours.
-var shared = []string{"internal/secret", "internal/faultpoint", "internal/planted", "internal/pulse"}
+var shared = []string{"internal/secret", "internal/faultpoint", "internal/pulse"}
 
 // Foreign modules by what they stand for.
 var (
@@ -196,6 +196,35 @@ func TestRulesNameFolders(t *testing.T) {
 	for _, r := range rules {
 		if _, err := os.Stat(filepath.Join("..", "..", r.folder)); err != nil && !slices.Contains(later, r.folder) {
 			t.Errorf("rule for %s: %v", r.folder, err)
+		}
+	}
+}
+
+// What ships is read by people who must be able to trust it: a defect that is
+// there on purpose, even if it is switched off, makes them look twice at each
+// line. Defects are patches (internal/chaos/defects).
+func TestNoDefectIsPlantedInTheProgram(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t) {
+		if within(p.name(), "internal/chaos", "internal/archtest") {
+			continue
+		}
+		// Of all builds, whatever their tags.
+		files, err := filepath.Glob(filepath.Join(p.Dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, word := range []string{"planted", "chaosbug", "internal/chaos/defects"} {
+				if !strings.HasSuffix(file, "_test.go") && bytes.Contains(text, []byte(word)) {
+					t.Errorf("%s/%s says %q.\n\tWhy not: a known defect is a patch in internal/chaos/defects, which the chaos proof applies.",
+						p.name(), filepath.Base(file), word)
+				}
+			}
 		}
 	}
 }

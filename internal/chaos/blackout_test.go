@@ -14,7 +14,7 @@ func TestBlackout(t *testing.T) {
 	t.Parallel()
 	config := Config{Module: "../..", Folder: t.TempDir()}.WithDefaults()
 	var err error
-	if config.programs, err = buildPrograms(t.Context(), config.Module, config.Folder, false); err != nil {
+	if config.programs, err = buildPrograms(t.Context(), config.Module, config.Folder); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range []fault{reset, stall} {

@@ -42,8 +42,6 @@ type Config struct {
 	// Output gets progress and report.
 	Output io.Writer
 
-	// bug is planted in the workers.
-	bug string
 	// stopAtProblem ends the campaign at the first failed trial.
 	stopAtProblem bool
 	programs      programs
@@ -100,13 +98,6 @@ func (c Config) Validate() error {
 	return nil
 }
 
-func (c *Config) bugEnvironment() []string {
-	if c.bug == "" {
-		return nil
-	}
-	return []string{"MM_CHAOS_BUG=" + c.bug}
-}
-
 // Run carries a campaign out. The error says that the campaign itself did not
 // work; broken promises are in the report.
 func Run(ctx context.Context, config Config) (*Report, error) {
@@ -116,7 +107,7 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	}
 	if config.programs.worker == "" {
 		var err error
-		if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, config.bug != ""); err != nil {
+		if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
 			return nil, err
 		}
 	}

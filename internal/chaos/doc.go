@@ -12,6 +12,6 @@
 // trial to trial.
 //
 // What a campaign finds is only worth something if it would have found it: the
-// proof plants known defects (package planted) one by one, and fails when a
-// trial meant for one does not turn red.
+// proof builds workers with a known defect each (package defects), and fails when
+// a trial meant for one does not turn red.
 package chaos

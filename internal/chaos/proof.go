@@ -8,13 +8,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/defects"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // A meant is a defect and the trials that must find it.
 type meant struct {
-	bug    string
+	// defect is the name of one of package defects.
+	defect string
 	trials []Trial
 }
 
@@ -27,68 +28,80 @@ func killedAt(point faultpoint.Point, step string, s shape) Trial {
 
 func failing(step string) shape { return shape{FailAt: step, Milliseconds: 20} }
 
-// defects lists every planted bug with one trial or two, each of which must
-// find it, of the sorts that campaigns are made of.
-var defects = []meant{
-	{planted.AckBeforeSettle, []Trial{killedAt(faultpoint.PublishBefore, "patch", quick)}},
-	{planted.PublishAfterResult, []Trial{killedAt(faultpoint.PublishBefore, "build", quick)}},
-	{planted.PublishUnconfirmed, []Trial{{Kind: BrokerFault, Shape: quick, Stages: []stage{
+// proofs has one trial or two for every defect, each of which must find it, of
+// the sorts that campaigns are made of.
+var proofs = []meant{
+	{"ack-before-settle", []Trial{killedAt(faultpoint.PublishBefore, "patch", quick)}},
+	{"publish-after-result", []Trial{killedAt(faultpoint.PublishBefore, "build", quick)}},
+	{"publish-unconfirmed", []Trial{{Kind: BrokerFault, Shape: quick, Stages: []stage{
 		{Point: faultpoint.PublishBefore, Step: "build", Do: breakBroker, Fault: mute, For: 1500 * time.Millisecond}}}}},
-	{planted.PublishTwice, []Trial{{Kind: Duplicate, Shape: quick}}},
-	{planted.ErrbackLost, []Trial{killedAt(faultpoint.PublishBefore, "build", failing("build"))}},
-	{planted.FinishUnfenced, []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 3000}, Stages: []stage{
+	{"publish-twice", []Trial{{Kind: Duplicate, Shape: quick}}},
+	{"errback-lost", []Trial{killedAt(faultpoint.PublishBefore, "build", failing("build"))}},
+	{"finish-unfenced", []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 3000}, Stages: []stage{
 		{Point: faultpoint.CommandAfter, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
-	{planted.CutOffIgnored, []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 5000}, Stages: []stage{
+	{"cut-off-ignored", []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 5000}, Stages: []stage{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
-	{planted.NeverAlone, []Trial{{Kind: Blackout, Shape: shape{Milliseconds: 3000}, Stages: []stage{
+	{"never-alone", []Trial{{Kind: Blackout, Shape: shape{Milliseconds: 3000}, Stages: []stage{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 4 * time.Second, Alone: true}}}}},
-	{planted.OutcomeForgotten, []Trial{killedAt(faultpoint.FinishAfter, "build", failing("build"))}},
-	{planted.BeginUnclaimed, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
-	{planted.ClaimStolen, []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
-	{planted.ClaimKept, []Trial{killedAt(faultpoint.CommandBefore, "build", quick)}},
-	{planted.ProgressIgnored, []Trial{
+	{"outcome-forgotten", []Trial{killedAt(faultpoint.FinishAfter, "build", failing("build"))}},
+	{"begin-unclaimed", []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
+	{"claim-stolen", []Trial{{Kind: Duplicate, Standby: true, Variant: "follower twice", Shape: shape{Milliseconds: 400}}}},
+	{"claim-kept", []Trial{killedAt(faultpoint.CommandBefore, "build", quick)}},
+	{"progress-ignored", []Trial{
 		killedAt(faultpoint.CommandRecorded, "build", quick),
 		{Kind: KillAtPoint, Shape: shape{Milliseconds: 20, Several: true}, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "patch", Command: 2, Do: kill}}},
 	}},
-	{planted.StartsUncounted, []Trial{{Kind: Poison, Shape: quick, Stages: []stage{
+	{"starts-uncounted", []Trial{{Kind: Poison, Shape: quick, Stages: []stage{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
-	{planted.RollbackUnchecked, []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
-	{planted.ArtifactsInserted, []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
-	{planted.HoldIgnored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
-	{planted.HoldKept, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
-	{planted.ParkUnstored, []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
-	{planted.HoldDropped, []Trial{{Kind: Rush}}},
-	{planted.RollbackRepeated, []Trial{{
+	{"rollback-unchecked", []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
+	{"artifacts-inserted", []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
+	{"hold-ignored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
+	{"hold-kept", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
+	{"park-unstored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
+	{"hold-dropped", []Trial{{Kind: Rush}}},
+	{"rollback-repeated", []Trial{{
 		Kind: Rollback, Case: deliveredMore, Variant: deliveredMore, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 150},
 	}}},
-	{planted.LostKept, []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
+	{"lost-kept", []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
 		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, Lose: true}}}}},
-	{planted.CommandsSurvive, []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
+	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
 // proofRuns is how many runs a rush of the proof has: enough to wait for one
 // another.
 const proofRuns = 10
 
-// Prove plants the defects, each in workers of its own. It fails when one stays
-// unseen, and when a trial finds something without a defect.
+// Prove carries out the trials for each defect with workers that have it, and
+// with workers that have none. It fails when a defect stays unseen, and when a
+// trial finds something without a defect.
 func Prove(ctx context.Context, config Config) error {
 	config = config.WithDefaults()
 	config.Runs = proofRuns
-	var err error
-	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, true); err != nil {
+	list, err := defects.All()
+	if err != nil {
 		return err
 	}
+	began := time.Now()
+	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
+		return err
+	}
+	workers, err := buildDefects(ctx, config.Module, config.Folder, list)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(config.Output, "%d workers with a defect each were built in %s\n", len(workers), time.Since(began).Round(time.Second))
 	var mu sync.Mutex
 	tried, unseen, shy := 0, 0, 0
 	var failures []error
 	prove := func(d meant) {
 		for _, t := range d.trials {
-			seen, what, err := found(ctx, config, d.bug, t)
-			without, whatElse, err2 := found(ctx, config, "", t)
+			broken := config
+			broken.programs.worker = workers[d.defect]
+			seen, what, err := found(ctx, broken, d.defect, t)
+			without, whatElse, err2 := found(ctx, config, "healthy", t)
 			mu.Lock()
 			if err := errors.Join(err, err2); err != nil {
-				failures = append(failures, fmt.Errorf("%s: %w", d.bug, err))
+				failures = append(failures, fmt.Errorf("%s: %w", d.defect, err))
 				mu.Unlock()
 				continue
 			}
@@ -102,7 +115,7 @@ func Prove(ctx context.Context, config Config) error {
 				shy++
 				line += "; WITHOUT IT TOO: " + whatElse
 			}
-			fmt.Fprintf(config.Output, "%-22s %s\n", d.bug, line)
+			fmt.Fprintf(config.Output, "%-22s %s\n", d.defect, line)
 			mu.Unlock()
 		}
 	}
@@ -115,7 +128,7 @@ func Prove(ctx context.Context, config Config) error {
 			}
 		})
 	}
-	for _, d := range defects {
+	for _, d := range proofs {
 		work <- d
 	}
 	close(work)
@@ -126,18 +139,13 @@ func Prove(ctx context.Context, config Config) error {
 	if unseen+shy > 0 {
 		return fmt.Errorf("%d of %d trials did not find the defect that was planted for them, %d fail without one", unseen, tried, shy)
 	}
-	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(defects), len(defects), tried, tried)
+	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(proofs), len(proofs), tried, tried)
 	return nil
 }
 
-// found carries out a trial with the defect, "" for none, and says what it
-// complains of.
-func found(ctx context.Context, config Config, bug string, t Trial) (bool, string, error) {
-	config.bug = bug
-	name := bug
-	if name == "" {
-		name = "healthy"
-	}
+// found carries out a trial with the workers of config, in a lane that is named
+// after what they have, and says what it complains of.
+func found(ctx context.Context, config Config, name string, t Trial) (bool, string, error) {
 	l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d", name, time.Now().UnixNano()), t.Kind.needsOwnServers())
 	if err != nil {
 		return false, "", err

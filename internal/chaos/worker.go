@@ -62,24 +62,24 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 	brokerURL.Host, databaseURL.Host = w.broker.addr(), w.database.addr()
 	password, _ := databaseURL.User.Password()
 	host, port, _ := strings.Cut(databaseURL.Host, ":")
-	w.environ = append(l.config.bugEnvironment(),
-		"PATH="+filepath.Dir(l.config.programs.ledger)+":"+os.Getenv("PATH"),
-		"HOME="+l.folder,
-		"CELERY_BROKER_URL="+brokerURL.String()+fmt.Sprintf("?heartbeat=%d", brokerHeartbeat/time.Second),
-		"CELERY_RESULT_BACKEND=db+postgresql://"+strings.TrimPrefix(databaseURL.String(), "postgres://"),
-		"POSTGRES_HOST="+host, "POSTGRES_PORT="+port,
-		"POSTGRES_USER="+databaseURL.User.Username(), "POSTGRES_PASSWORD="+password,
-		"POSTGRES_DB="+strings.TrimPrefix(databaseURL.Path, "/"),
-		"ORCHESTRATOR_CELERY_QUEUE="+l.queue,
-		"WORKSPACE_ROOT="+l.workspace,
-		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS="+filepath.Base(l.config.programs.ledger),
+	w.environ = []string{
+		"PATH=" + filepath.Dir(l.config.programs.ledger) + ":" + os.Getenv("PATH"),
+		"HOME=" + l.folder,
+		"CELERY_BROKER_URL=" + brokerURL.String() + fmt.Sprintf("?heartbeat=%d", brokerHeartbeat/time.Second),
+		"CELERY_RESULT_BACKEND=db+postgresql://" + strings.TrimPrefix(databaseURL.String(), "postgres://"),
+		"POSTGRES_HOST=" + host, "POSTGRES_PORT=" + port,
+		"POSTGRES_USER=" + databaseURL.User.Username(), "POSTGRES_PASSWORD=" + password,
+		"POSTGRES_DB=" + strings.TrimPrefix(databaseURL.Path, "/"),
+		"ORCHESTRATOR_CELERY_QUEUE=" + l.queue,
+		"WORKSPACE_ROOT=" + l.workspace,
+		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=" + filepath.Base(l.config.programs.ledger),
 		"MM_ORCHESTRATOR_LISTEN=",
 		fmt.Sprintf("MM_ORCHESTRATOR_SHUTDOWN_GRACE=%s", shutdownGrace),
-		"ORCHESTRATOR_HOSTNAME=orchestrator@"+name,
-		"DOCKER_HOST=unix://"+filepath.Join(l.folder, "no-docker.sock"),
+		"ORCHESTRATOR_HOSTNAME=orchestrator@" + name,
+		"DOCKER_HOST=unix://" + filepath.Join(l.folder, "no-docker.sock"),
 		"GOMAXPROCS=2",
-		"MM_CHAOS_DIR="+l.traps,
-	)
+		"MM_CHAOS_DIR=" + l.traps,
+	}
 	return w, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -148,7 +147,7 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 			if found.err != nil {
 				w.nextLook = time.Now().Add(lookAgain)
 			} else {
-				w.alone = found.others == 0 && !planted.Bug(planted.NeverAlone)
+				w.alone = found.others == 0
 				if !w.known {
 					w.known = true
 					faultpoint.Hit(faultpoint.OthersKnown, w.claim.RunID, string(w.claim.Step))
@@ -191,7 +190,7 @@ func (w *cutWatch) silence(ctx context.Context) time.Duration {
 
 func (w *cutWatch) isCutOff(silent time.Duration) bool {
 	switch {
-	case silent < w.limit || planted.Bug(planted.CutOffIgnored):
+	case silent < w.limit:
 		w.told = false
 		return false
 	case !w.alone:

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -174,9 +173,6 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	}
 	if w.RunStatus == store.RunPending {
 		return s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID, s.config.LostGrace)
-	}
-	if planted.Bug(planted.LostKept) {
-		return nil
 	}
 	faultpoint.Hit(faultpoint.LostBefore, w.RunID)
 	lost, err := s.config.Steps.FailLost(ctx, w.Workspace, s.config.Queue, w.RunID, s.config.LostGrace, s.rollbackMessage)

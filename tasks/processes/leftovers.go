@@ -8,8 +8,6 @@ import (
 	"os"
 	"syscall"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 // EndLeftovers kills what workers have left that are no more: processes of
@@ -31,7 +29,7 @@ func EndLeftovers(log *slog.Logger) int {
 func EndRivals(log *slog.Logger, step Owner) int {
 	run, name := noSlash(step.Run), noSlash(step.Step)
 	return endMarked(log, func(m mark) bool {
-		rival := m.run == run && m.step == name && m.holder != self() && !planted.Bug(planted.CutOffIgnored)
+		rival := m.run == run && m.step == name && m.holder != self()
 		return rival || m.holder.dead()
 	})
 }

@@ -18,8 +18,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/planted"
 )
 
 const (
@@ -100,10 +98,8 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 	}
 	p.log = p.log.With("run_id", owner.Run, "step", owner.Step)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !planted.Bug(planted.CommandsSurvive) {
-		cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
-		dieWithUs(cmd.SysProcAttr)
-	}
+	cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
+	dieWithUs(cmd.SysProcAttr)
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // not begun, rather than begun and ended
 	}

@@ -1,0 +1,156 @@
+// Package defects keeps known defects of the worker as patches, one file each.
+// The chaos proof (internal/chaos) builds a worker with each of them and
+// demands that the harness finds it.
+//
+// The code that is shipped knows nothing of them. So a change of that code can
+// make a patch stale; the test of this package says which, and README.md how to
+// make it new.
+package defects
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+//go:embed *.patch
+var patches embed.FS
+
+// A Defect is one patch.
+type Defect struct {
+	// Name is that of its file, without ".patch".
+	Name string
+	// Breaks says in a sentence what is wrong in a worker that has it.
+	Breaks string
+	// Files are the paths that it changes or adds, relative to the module's
+	// root.
+	Files []string
+
+	patch []byte
+}
+
+// All returns the defects, by name.
+func All() ([]Defect, error) {
+	names, err := fs.Glob(patches, "*.patch")
+	if err != nil {
+		return nil, err
+	}
+	var all []Defect
+	for _, name := range names {
+		text, err := patches.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		d, err := parse(strings.TrimSuffix(name, ".patch"), text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// parse reads a patch: the line "name: what it breaks", an empty one, and a
+// unified diff with the prefixes a/ and b/.
+func parse(name string, text []byte) (Defect, error) {
+	d := Defect{Name: name, patch: text}
+	header, diff, _ := strings.Cut(string(text), "\n\n")
+	named, breaks, ok := strings.Cut(header, ": ")
+	if !ok || named != name || !strings.HasSuffix(breaks, ".") {
+		return d, fmt.Errorf("%s.patch begins with %q: say %q and in a sentence what the defect breaks", name, header, name+": ")
+	}
+	d.Breaks = strings.Join(strings.Fields(breaks), " ")
+	for line := range strings.Lines(diff) {
+		if file, ok := strings.CutPrefix(strings.TrimSpace(line), "+++ b/"); ok {
+			d.Files = append(d.Files, file)
+		}
+	}
+	if len(d.Files) == 0 {
+		return d, fmt.Errorf("%s.patch names no file: its diff needs lines such as \"+++ b/store/decide.go\"", name)
+	}
+	return d, nil
+}
+
+// Packages are the patterns of the packages that the defect changes, for
+// `go build` in the module's root.
+func (d Defect) Packages() []string {
+	var packages []string
+	for _, file := range d.Files {
+		packages = append(packages, "./"+filepath.ToSlash(filepath.Dir(file)))
+	}
+	slices.Sort(packages)
+	return slices.Compact(packages)
+}
+
+// Overlay writes the changed files below folder, and beside them the file to
+// give to `go build -overlay`, whose path it returns. The module's own files
+// stay as they are.
+func (d Defect) Overlay(ctx context.Context, module, folder string) (string, error) {
+	module, err := filepath.Abs(module)
+	if err != nil {
+		return "", err
+	}
+	tree := filepath.Join(folder, "tree")
+	if err := d.copyFiles(module, tree); err != nil {
+		return "", err
+	}
+	if err := d.apply(ctx, tree); err != nil {
+		return "", err
+	}
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	for _, file := range d.Files {
+		overlay.Replace[filepath.Join(module, file)] = filepath.Join(tree, file)
+	}
+	text, err := json.MarshalIndent(overlay, "", "\t")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(folder, "overlay.json")
+	return path, os.WriteFile(path, text, 0o644)
+}
+
+// copyFiles copies those of the defect's files that exist.
+func (d Defect) copyFiles(module, tree string) error {
+	for _, file := range d.Files {
+		text, err := os.ReadFile(filepath.Join(module, file))
+		missing := errors.Is(err, fs.ErrNotExist)
+		if err != nil && !missing {
+			return err
+		}
+		to := filepath.Join(tree, file)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if missing {
+			continue
+		}
+		if err := os.WriteFile(to, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply patches the files in tree. One line of context on each side is enough,
+// so that an edit near by does not make a patch stale.
+func (d Defect) apply(ctx context.Context, tree string, options ...string) error {
+	command := exec.CommandContext(ctx, "git", slices.Concat([]string{"apply", "-C1"}, options)...)
+	command.Dir = tree
+	command.Stdin = bytes.NewReader(d.patch)
+	// The tree may be in a work tree of git, which would have git look for the
+	// files in that one; and nobody's settings may change what is done.
+	command.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(tree), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL="+os.DevNull, "LC_ALL=C")
+	if text, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s.patch does not apply: %w: %s", d.Name, err, bytes.TrimSpace(text))
+	}
+	return nil
+}
