@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 var doctorCommand = &command{
@@ -20,7 +22,7 @@ var doctorCommand = &command{
 	summary: "check everything that a worker needs, and say what to do about what is wrong",
 	about: "Give it the environment of the Python worker, before that is replaced. It looks at broker, queue, database, tables, result backend, docker engine, compose, workspace, artifact " +
 		"directory, clock and disk space, one line each: what was found and, if something is wrong, the cure. It changes nothing: it declares only what exists already.\n\n" +
-		"Lines begin with ok, note (a worker runs, but look at it), FAIL, or skip (could not be checked because of a failure above). Exit code 0: no FAIL. 1: at least one.\n\n" +
+		"Lines begin with ok, note (works, but check this), FAIL, or skip (could not be checked because of a failure above). Exit code 0: no FAIL. 1: at least one.\n\n" +
 		"With --json it prints {\"ok\": …, \"checks\": [{\"name\", \"status\", \"found\", \"cure\"}]}; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator doctor", "can the worker be swapped in?"},
@@ -46,6 +48,37 @@ type finding struct {
 	Cure   string `json:"cure,omitempty"`
 }
 
+// A check looks at one thing. All that it finds is told under its one name, so
+// that a script which watches for a name finds it whatever the result.
+type check struct {
+	name string
+	// needs is an earlier check without whose success there is nothing to look
+	// at; "" for none. The check is skipped then.
+	needs string
+	// look returns one verdict or more, the most important one first.
+	look func(d *doctor, ctx context.Context) []verdict
+}
+
+// verdict is what a check found.
+type verdict struct{ status, found, cure string }
+
+// checks are all that doctor looks at, in the order in which they are told.
+var checks = []check{
+	{"broker", "", (*doctor).broker},
+	{"queue", "broker", (*doctor).queue},
+	{"database", "", (*doctor).database},
+	{"tables", "database", (*doctor).tables},
+	{"results", "database", (*doctor).results},
+	{"clock", "database", (*doctor).clock},
+	{"docker", "", (*doctor).docker},
+	{"workspace", "", (*doctor).workspace},
+	{"git", "workspace", (*doctor).git},
+	{"compose", "", (*doctor).compose},
+	{"services", "compose", (*doctor).services},
+	{"artifacts", "", (*doctor).artifacts},
+	{"health", "", (*doctor).health},
+}
+
 // doctor collects findings and prints each as soon as it is known.
 type doctor struct {
 	program  *program
@@ -54,6 +87,13 @@ type doctor struct {
 	redactor *artifacts.Redactor
 	out      io.Writer // nil for --json
 	findings []finding
+
+	// What earlier checks leave to later ones; nil or empty if they failed.
+	inspected *worker.Inspection
+	db        *store.Store
+	runs      []store.ListedRun
+	workTree  string // the top of the work tree that the workspace is in
+	composing compose.Program
 }
 
 func runDoctor(p *program, ctx context.Context, cmd *command, args []string) error {
@@ -74,22 +114,7 @@ func runDoctor(p *program, ctx context.Context, cmd *command, args []string) err
 	if !*asJSON {
 		d.out = p.stdout
 	}
-	d.broker(ctx)
-	var runs []store.ListedRun
-	if db := d.database(ctx); db != nil {
-		d.tables(ctx, db)
-		d.results(ctx, db)
-		d.clock(ctx, db)
-		// Whose directories they have is looked at below; without rows there
-		// is nothing to look at.
-		runs, _ = db.ListRuns(ctx, store.RunFilter{Limit: 100})
-		db.Close()
-	}
-	d.docker(ctx)
-	workspace := d.workspace(ctx)
-	d.compose(ctx, workspace)
-	d.artifacts(runs)
-	d.metrics()
+	d.examine(ctx)
 
 	failed := 0
 	for _, f := range d.findings {
@@ -111,9 +136,33 @@ func runDoctor(p *program, ctx context.Context, cmd *command, args []string) err
 	return nil
 }
 
-// add takes a finding down. Found is one line, redacted.
-func (d *doctor) add(status, name, found, cure string) {
-	f := finding{name, status, oneLine(d.redactor.String(found), 1000), oneLine(d.redactor.String(cure), 1000)}
+// examine carries out all checks. Each has its line, and those that could not
+// look say so.
+func (d *doctor) examine(ctx context.Context) {
+	defer func() {
+		if d.db != nil {
+			d.db.Close()
+		}
+	}()
+	useless := map[string]bool{} // checks that those which need them cannot build on
+	for _, c := range checks {
+		if useless[c.needs] {
+			useless[c.name] = true
+			d.add(c.name, verdict{statusSkip, "needs the check " + c.needs, ""})
+			continue
+		}
+		for i, v := range c.look(d, ctx) {
+			d.add(c.name, v)
+			if i == 0 {
+				useless[c.name] = v.status == statusFail
+			}
+		}
+	}
+}
+
+// add takes a verdict down: one line, redacted.
+func (d *doctor) add(name string, v verdict) {
+	f := finding{name, v.status, oneLine(d.redactor.String(v.found), 1000), oneLine(d.redactor.String(v.cure), 1000)}
 	d.findings = append(d.findings, f)
 	if d.out == nil {
 		return
@@ -122,61 +171,65 @@ func (d *doctor) add(status, name, found, cure string) {
 	if word == statusFail {
 		word = "FAIL"
 	}
-	fmt.Fprintf(d.out, "%-4s  %-10s  %s\n", word, f.Name, f.Found)
+	fmt.Fprintf(d.out, "%-4s  %-11s  %s\n", word, f.Name, f.Found)
 	if f.Cure != "" {
-		fmt.Fprintf(d.out, "                  %s\n", f.Cure)
+		fmt.Fprintf(d.out, "                   %s\n", f.Cure)
 	}
 }
 
-func (d *doctor) ok(name, format string, args ...any) {
-	d.add(statusOK, name, fmt.Sprintf(format, args...), "")
+func ok(format string, args ...any) []verdict {
+	return []verdict{{statusOK, fmt.Sprintf(format, args...), ""}}
 }
 
-// failed takes an error down. Errors of this program hold their cure.
-func (d *doctor) failed(name string, err error) {
+func note(cure, format string, args ...any) []verdict {
+	return []verdict{{statusNote, fmt.Sprintf(format, args...), cure}}
+}
+
+func fail(cure, format string, args ...any) []verdict {
+	return []verdict{{statusFail, fmt.Sprintf(format, args...), cure}}
+}
+
+// failed is the verdict of an error. Errors of this program hold their cure.
+func failed(err error) []verdict {
 	var cured *curedError
 	if errors.As(err, &cured) {
-		d.add(statusFail, name, cured.err.Error(), cured.cure)
-		return
+		return []verdict{{statusFail, cured.err.Error(), cured.cure}}
 	}
-	d.add(statusFail, name, err.Error(), "")
+	return []verdict{{statusFail, err.Error(), ""}}
 }
 
 // quiet is a logger for parts of the program that the doctor uses.
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// metrics says whether the address is free, or a worker answers there.
-func (d *doctor) metrics() {
+// health says whether the address is free, or a worker answers there.
+func (d *doctor) health(ctx context.Context) []verdict {
 	if d.config.Listen == "" {
-		d.add(statusNote, "health", "MM_ORCHESTRATOR_LISTEN is empty: no metrics, no health checks", "Set it to host:port")
-		return
+		return note("Set it to host:port", "MM_ORCHESTRATOR_LISTEN is empty: no metrics, no health checks")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	answer, err := probe(ctx, "http://"+probeAddress(d.config.Listen)+"/healthz")
 	switch {
 	case err == nil:
-		d.ok("health", "a worker answers at %s: %s", d.config.Listen, answer)
+		return ok("a worker answers at %s: %s", d.config.Listen, answer)
 	case strings.Contains(err.Error(), "nothing listens there"):
-		d.ok("health", "%s is free for the worker", d.config.Listen)
-	default:
-		d.add(statusNote, "health", err.Error(), "A worker on this machine needs another MM_ORCHESTRATOR_LISTEN while something else has that address")
+		return ok("%s is free for the worker", d.config.Listen)
 	}
+	return note("A worker on this machine needs another MM_ORCHESTRATOR_LISTEN while something else has that address", "%v", err)
 }
 
 // clock compares this machine's clock with the database's: approvals expire
 // by one and are written by the other.
-func (d *doctor) clock(ctx context.Context, db *store.Store) {
-	skew, err := db.Skew(ctx)
+func (d *doctor) clock(ctx context.Context) []verdict {
+	skew, err := d.db.Skew(ctx)
 	switch {
 	case err != nil:
-		d.failed("clock", err)
+		return failed(err)
 	case skew.Abs() > 5*time.Second:
-		d.add(statusNote, "clock", fmt.Sprintf("this machine's clock and the database's differ by %s", skew.Abs().Round(100*time.Millisecond)),
-			"Synchronise both by NTP: durations of steps and the validity of approvals are wrong by as much")
-	default:
-		d.ok("clock", "differs from the database's by %s", skew.Abs().Round(time.Millisecond))
+		return note("Synchronise both by NTP: durations of steps and the validity of approvals are wrong by as much",
+			"this machine's clock and the database's differ by %s", skew.Abs().Round(100*time.Millisecond))
 	}
+	return ok("differs from the database's by %s", skew.Abs().Round(time.Millisecond))
 }
 
 func ownerOf(path string) (uid int, err error) {

@@ -45,51 +45,50 @@ func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
 }
 
 // workspace says whether it can be worked in.
-func (d *doctor) workspace(ctx context.Context) bool {
+func (d *doctor) workspace(context.Context) []verdict {
 	path := d.config.Workspace
 	if err := checkWorkspace(path); err != nil {
-		d.failed("workspace", err)
-		return false
+		return failed(err)
 	}
 	// access(2) asks for the real user; a worker has no other.
 	if err := syscall.Access(path, 2); err != nil {
-		d.add(statusFail, "workspace", fmt.Sprintf("%s may not be written by user %d", path, os.Getuid()), "Run the worker as its owner, mount it writable, or change its permissions")
-		return false
+		return fail("Run the worker as its owner, mount it writable, or change its permissions", "%s may not be written by user %d", path, os.Getuid())
 	}
+	return ok("%s may be written by user %d", path, os.Getuid())
+}
+
+// git says whether patch and rollback can work.
+func (d *doctor) git(ctx context.Context) []verdict {
+	path := d.config.Workspace
 	if _, err := exec.LookPath("git"); err != nil {
-		d.add(statusFail, "git", "there is no git program", "Install git: patch and rollback need it")
-		return true
+		return fail("Install git: patch and rollback need it", "there is no git program")
 	}
 	top, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
 	if err != nil {
-		d.add(statusFail, "git", fmt.Sprintf("%s is no git work tree: %v", path, err), "Mount the repository there, or name its directory by WORKSPACE_ROOT")
-		return true
+		return fail("Mount the repository there, or name its directory by WORKSPACE_ROOT", "%s is no git work tree: %v", path, err)
 	}
+	d.workTree = top
 	if _, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
-		d.add(statusFail, "git", top+" has no commit: there is nothing that a rollback could go back to", "Commit once")
-		return true
+		return fail("Commit once", "%s has no commit: there is nothing that a rollback could go back to", top)
 	}
 	owner, err := ownerOf(top)
 	if _, trusted := d.say(ctx, "git", "rev-parse", "--git-dir"); trusted != nil && err == nil {
-		d.add(statusNote, "git", fmt.Sprintf("%s belongs to user %d, we run as %d; the worker tells git to trust it, programs that call git by themselves do not", top, owner, os.Getuid()),
-			"Run: git config --global --add safe.directory "+top+", or run the worker as its owner")
-		return true
+		return note("Run: git config --global --add safe.directory "+top+", or run the worker as its owner",
+			"%s belongs to user %d, we run as %d; the worker tells git to trust it, programs that call git by themselves do not", top, owner, os.Getuid())
 	}
 	changed, err := d.say(ctx, "git", "-c", "safe.directory=*", "status", "--porcelain", "-z")
 	switch {
 	case err != nil:
-		d.add(statusFail, "git", fmt.Sprintf("git status fails in %s: %v", top, err), "Repair the work tree")
+		return fail("Repair the work tree", "git status fails in %s: %v", top, err)
 	case changed != "":
-		d.add(statusNote, "workspace", fmt.Sprintf("%s has %d changed or untracked files", path, strings.Count(changed, "\x00")), "Runs deploy them, and a rollback may undo them: commit what shall stay")
-	default:
-		d.ok("workspace", "%s is a clean git work tree of user %d", path, owner)
+		return note("Runs deploy them, and a rollback may undo them: commit what shall stay", "%s has %d changed or untracked files", path, strings.Count(changed, "\x00"))
 	}
-	return true
+	return ok("%s is a clean work tree of user %d", top, owner)
 }
 
-func (d *doctor) compose(ctx context.Context, workspace bool) {
-	program := compose.Program{Standalone: d.config.ComposeProgram}
-	argv := program.Resolve([]string{"docker", "compose", "version", "--short"})
+func (d *doctor) compose(ctx context.Context) []verdict {
+	d.composing = compose.Program{Standalone: d.config.ComposeProgram}
+	argv := d.composing.Resolve([]string{"docker", "compose", "version", "--short"})
 	version, err := d.say(ctx, argv...)
 	if err != nil {
 		found := fmt.Sprintf("%s cannot be run: %v", argv[0], err)
@@ -100,24 +99,22 @@ func (d *doctor) compose(ctx context.Context, workspace bool) {
 				found = "docker is there, its compose plugin is not"
 			}
 		}
-		d.add(statusFail, "compose", found, "Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later")
-		d.add(statusSkip, "services", "needs compose", "")
-		return
+		return fail("Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later", "%s", found)
 	}
 	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.") {
-		d.add(statusFail, "compose", "compose "+version+" is too old", "Install version 2.26 or later")
-		return
+		return fail("Install version 2.26 or later", "compose %s is too old", version)
 	}
-	d.ok("compose", "compose %s", version)
-	if !workspace {
-		d.add(statusSkip, "services", "needs the workspace", "")
-		return
+	return ok("compose %s", version)
+}
+
+func (d *doctor) services(ctx context.Context) []verdict {
+	if checkWorkspace(d.config.Workspace) != nil {
+		return []verdict{{statusSkip, "needs the check workspace", ""}}
 	}
 	target, _ := compose.ParseTarget(compose.BuildCommand(orchestrator.ComposeProject, orchestrator.Services()[0]))
-	text, err := d.say(ctx, program.Resolve(target.ServicesCommand())...)
+	text, err := d.say(ctx, d.composing.Resolve(target.ServicesCommand())...)
 	if err != nil {
-		d.add(statusFail, "services", "the compose file cannot be read: "+err.Error(), "Correct it, set COMPOSE_FILE, or set WORKSPACE_ROOT to where it is")
-		return
+		return fail("Correct it, set COMPOSE_FILE, or set WORKSPACE_ROOT to where it is", "the compose file cannot be read: %v", err)
 	}
 	there := compose.ParseServices(text)
 	var missing []string
@@ -128,58 +125,52 @@ func (d *doctor) compose(ctx context.Context, workspace bool) {
 	}
 	switch {
 	case len(missing) == len(orchestrator.Services()):
-		d.add(statusFail, "services", fmt.Sprintf("the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", ")), "Set COMPOSE_FILE or WORKSPACE_ROOT to MoonMind's")
+		return fail("Set COMPOSE_FILE or WORKSPACE_ROOT to MoonMind's", "the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", "))
 	case len(missing) > 0:
-		d.add(statusNote, "services", fmt.Sprintf("the compose file has %s, and not %s", strings.Join(there, ", "), strings.Join(missing, ", ")), "Runs for the missing ones fail; nothing to do if there are none")
-	default:
-		d.ok("services", "project %s has %s", orchestrator.ComposeProject, strings.Join(orchestrator.Services(), ", "))
+		return note("Runs for the missing ones fail; nothing to do if there are none", "the compose file has %s, and not %s", strings.Join(there, ", "), strings.Join(missing, ", "))
 	}
+	return ok("project %s has %s", orchestrator.ComposeProject, strings.Join(orchestrator.Services(), ", "))
 }
 
 // artifacts says whether runs can have their directories, without making any,
 // and whether those that rows name are seen here.
-func (d *doctor) artifacts(runs []store.ListedRun) {
+func (d *doctor) artifacts(context.Context) []verdict {
 	root, err := d.config.place().WithDefaults().Root()
 	if err != nil {
-		d.failed("artifacts", err)
-		return
+		return failed(err)
 	}
-	at, note := root, ""
+	at, made := root, ""
 	for {
 		if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) || at == filepath.Dir(at) {
 			break
 		}
-		at, note = filepath.Dir(at), " (made by the worker)"
+		at, made = filepath.Dir(at), " (made by the worker)"
 	}
 	if err := syscall.Access(at, 2|1); err != nil {
-		d.add(statusFail, "artifacts", fmt.Sprintf("%s may not be written by user %d", at, os.Getuid()), "Mount the artifact volume writable, change its permissions, or set ARTIFACTS_ROOT")
-		return
+		return fail("Mount the artifact volume writable, change its permissions, or set ARTIFACTS_ROOT", "%s may not be written by user %d", at, os.Getuid())
 	}
 	for _, m := range d.config.ArtifactMappings {
 		if info, err := os.Stat(m.To); err != nil || !info.IsDir() {
-			d.add(statusFail, "artifacts", fmt.Sprintf("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP leads from %s to %s, which is no directory", m.From, m.To), "Mount the volume there, or correct the map")
-			return
+			return fail("Mount the volume there, or correct the map", "MM_ORCHESTRATOR_ARTIFACT_PATH_MAP leads from %s to %s, which is no directory", m.From, m.To)
 		}
 	}
-	seen, unseen := d.runDirectories(runs)
+	seen, unseen := d.runDirectories(d.runs)
 	if seen == 0 && unseen != "" {
-		d.add(statusNote, "artifacts", fmt.Sprintf("rows of runs name directories such as %s, of which none is there on this side", unseen),
-			"If the API mounts the volume elsewhere, set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP=/path/of/the/api=/path/here; if old runs were removed, ignore this")
-		return
+		return note("If the API mounts the volume elsewhere, set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP=/path/of/the/api=/path/here; if old runs were removed, ignore this",
+			"rows of runs name directories such as %s, of which none is there on this side", unseen)
 	}
 	free, err := freeSpace(root)
+	least := uint64(d.config.DiskReserve) << 20
+	const cure = "Free some space: logs, images and builds need it"
 	switch {
 	case err != nil:
-		d.failed("artifacts", err)
-	case free < uint64(max(d.config.DiskReserve, 1024))<<20:
-		status, found := statusNote, fmt.Sprintf("%s%s is writable, with only %s left", root, note, mebibytes(free))
-		if least := uint64(d.config.DiskReserve) << 20; free < least {
-			status, found = statusFail, fmt.Sprintf("%s%s has %s left, less than the %s of MM_ORCHESTRATOR_DISK_RESERVE", root, note, mebibytes(free), mebibytes(least))
-		}
-		d.add(status, "artifacts", found, "Free some space: logs, images and builds need it")
-	default:
-		d.ok("artifacts", "%s%s is writable, with %s left", root, note, mebibytes(free))
+		return failed(err)
+	case free < least:
+		return fail(cure, "%s%s has %s left, less than the %s of MM_ORCHESTRATOR_DISK_RESERVE", root, made, mebibytes(free), mebibytes(least))
+	case free < 1<<30:
+		return note(cure, "%s%s is writable, with only %s left", root, made, mebibytes(free))
 	}
+	return ok("%s%s is writable, with %s left", root, made, mebibytes(free))
 }
 
 // runDirectories counts the runs whose directory is there, and gives one that

@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,12 +45,7 @@ func diagnose(t *testing.T, env environment, code int, args ...string) map[strin
 // dockerOnPath gives commands a compose that knows the services of runs.
 func dockerOnPath(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	script := "#!/bin/sh\nfor word; do case $word in version) echo 2.26.1;; --services) printf 'api\\ncelery-worker\\norchestrator\\n';; esac; done\n"
-	if err := os.WriteFile(filepath.Join(dir, "docker-compose"), []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Join(dir, "docker-compose")
+	return answering(t, "2.26.1")
 }
 
 func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
@@ -57,7 +54,7 @@ func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
 	s.git(t)
 	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
 	found := diagnose(t, env, exitOK)
-	for _, name := range []string{"broker", "queue", "database", "tables", "results", "clock", "docker", "workspace", "compose", "services", "artifacts"} {
+	for _, name := range []string{"broker", "queue", "database", "tables", "results", "clock", "docker", "workspace", "git", "compose", "services", "artifacts"} {
 		if f := found[name]; f.Status != statusOK {
 			t.Errorf("%s: %+v", name, f)
 		}
@@ -78,7 +75,7 @@ func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
 		t.Errorf("the workspace has %v (%v)", entries, err)
 	}
 	p := start(t, env, "doctor")
-	if p.exit() != exitOK || !strings.Contains(p.stdout.String(), "ok    broker      RabbitMQ ") {
+	if p.exit() != exitOK || !strings.Contains(p.stdout.String(), "ok    broker       RabbitMQ ") {
 		t.Errorf("exit %d:\n%s", p.code, p.stdout.String())
 	}
 	if strings.Contains(p.stdout.String(), "mm:mm@") {
@@ -144,4 +141,60 @@ func TestDoctorNamesTheCure(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A script that watches for a check finds it under one name, whether it is
+// well, fails, or cannot be looked at.
+func TestDoctorTellsTheSameChecksWhateverItFinds(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	names := func(code int, args ...string) []string {
+		var list []string
+		for name := range diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), code, args...) {
+			list = append(list, name)
+		}
+		slices.Sort(list)
+		return list
+	}
+	green := names(exitOK)
+	var all []string
+	for _, c := range checks {
+		all = append(all, c.name)
+	}
+	slices.Sort(all)
+	if !slices.Equal(green, all) {
+		t.Errorf("a good run tells %q, checks are %q", green, all)
+	}
+	for _, args := range [][]string{
+		{"--broker-url=amqp://127.0.0.1:1", "--database-url=postgres://127.0.0.1:1/x", "--docker-host=unix:///nowhere/docker.sock", "--workspace=/nowhere/at/all", "--compose=/nowhere/docker-compose"},
+		{"--database-url=" + devenv.Database(t), "--workspace=" + t.TempDir()},
+		{"--workspace=" + emptyRepository(t), "--compose=" + answering(t, "1.29.2")},
+	} {
+		if red := names(exitFailure, args...); !slices.Equal(red, green) {
+			t.Errorf("%q: the checks are %q, of a good run %q", args, red, green)
+		}
+	}
+}
+
+// emptyRepository is a git work tree without a commit.
+func emptyRepository(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if out, err := exec.Command("git", "init", "-q", dir).CombinedOutput(); err != nil {
+		t.Fatalf("git init: %v: %s", err, out)
+	}
+	return dir
+}
+
+// answering is a docker-compose program that tells a version and knows the
+// services of runs.
+func answering(t *testing.T, version string) string {
+	t.Helper()
+	script := "#!/bin/sh\nfor word; do case $word in version) echo " + version + ";; --services) printf 'api\\ncelery-worker\\norchestrator\\n';; esac; done\n"
+	path := filepath.Join(t.TempDir(), "docker-compose")
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
