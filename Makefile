@@ -43,7 +43,7 @@ chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each
 .PHONY: demo
 demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
 	@go build -buildvcs=false -o bin/demo ./internal/demo
-	@$(DEVENV) run -- bin/demo
+	@$(DEVENV) run -only engine,compose,python,broker,database -celery 5.7.0 -- bin/demo
 
 .PHONY: demo-stop
 demo-stop: ## End a demo that waits in another terminal

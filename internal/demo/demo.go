@@ -24,7 +24,7 @@ import (
 )
 
 // celery is the version that the producer and the reader of results have.
-const celery = "5.7.0"
+const celery = "5.7.0" // also in the Makefile, target demo
 
 // demo is one showing. Its fields are set in the order of play and used by
 // one goroutine.
@@ -36,7 +36,7 @@ type demo struct {
 	broker, database string
 	project          *sample.Project
 	artifacts        string
-	program          string
+	program, service string // built from this clone
 	environment      []string
 	worker           *exec.Cmd
 	workerEnded      chan struct{}
@@ -59,7 +59,7 @@ func (d *demo) tidy(ctx context.Context) error {
 
 func (d *demo) play(ctx context.Context) error {
 	for _, part := range []func(context.Context) error{
-		d.check, d.prepare, d.startWorker, d.repair, d.breakAndRollBack, d.lookAround,
+		d.check, d.build, d.prepare, d.startWorker, d.repair, d.breakAndRollBack, d.lookAround,
 	} {
 		if err := part(ctx); err != nil {
 			return err
@@ -103,6 +103,53 @@ func (d *demo) check(ctx context.Context) error {
 	return nil
 }
 
+// build makes the worker and the program of the sample's containers. With an
+// empty build cache, as on a fresh machine, it compiles the clients of docker
+// and PostgreSQL too, so each line says for how long it goes on and at which
+// package it is.
+func (d *demo) build(ctx context.Context) error {
+	d.program, d.service = filepath.Join(d.module, "bin", "mm-orchestrator"), filepath.Join(d.folder, "service")
+	for _, target := range []struct{ what, out, pkg string }{
+		{"the worker", d.program, "./cmd/mm-orchestrator"},
+		{"the sample service", d.service, "./" + sample.ServicePackage},
+	} {
+		since := time.Now()
+		build := exec.CommandContext(ctx, "go", "build", "-v", "-ldflags=-s -w", "-o", target.out, target.pkg)
+		build.Dir, build.Env = d.module, append(os.Environ(), "CGO_ENABLED=0")
+		if err := d.watch(build, "building", target.what); err != nil {
+			return fmt.Errorf("building %s: %w", target.what, err)
+		}
+		d.screen.line("building", target.what+" from this clone, with go build", seconds(time.Since(since)))
+	}
+	return nil
+}
+
+// watch runs a command to its end and shows meanwhile the last line that it
+// said.
+func (d *demo) watch(command *exec.Cmd, doing, what string) error {
+	var said lockedBuffer
+	command.Stdout, command.Stderr = &said, &said
+	since := time.Now()
+	ended := make(chan error, 1)
+	if err := command.Start(); err != nil {
+		return err
+	}
+	go func() { ended <- command.Wait() }()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, said.text())
+			}
+			return nil
+		case <-tick.C:
+			d.screen.still(doing, time.Since(since), what+": "+said.lastLine())
+		}
+	}
+}
+
 // prepare makes the sample project, starts it, and sees its service fail.
 func (d *demo) prepare(ctx context.Context) error {
 	since := time.Now()
@@ -118,14 +165,10 @@ func (d *demo) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	service := filepath.Join(d.folder, "service")
-	if err := sample.BuildService(ctx, d.module, service); err != nil {
-		return err
-	}
 	// One name per folder, so that what a killed demo left behind is found.
 	name := fmt.Sprintf("mm-demo-%x", sha256.Sum256([]byte(d.folder)))[:14]
 	var err error
-	d.project, err = sample.Create(ctx, sample.Config{Module: d.module, Dir: work, Name: name, Service: service, Compose: d.compose})
+	d.project, err = sample.Create(ctx, sample.Config{Module: d.module, Dir: work, Name: name, Service: d.service, Compose: d.compose})
 	if err != nil {
 		return err
 	}
@@ -148,15 +191,9 @@ func (d *demo) prepare(ctx context.Context) error {
 	return nil
 }
 
-// startWorker builds the worker, migrates the database and starts it.
+// startWorker migrates the database and starts the worker.
 func (d *demo) startWorker(ctx context.Context) error {
 	since := time.Now()
-	d.program = filepath.Join(d.module, "bin", "mm-orchestrator")
-	build := exec.CommandContext(ctx, "go", "build", "-o", d.program, "./cmd/mm-orchestrator")
-	build.Dir, build.Env = d.module, append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the worker: %w: %s", err, bytes.TrimSpace(text))
-	}
 	listen, err := freeAddress()
 	if err != nil {
 		return err

@@ -15,8 +15,9 @@ import (
 
 // Config says what [Up] brings up.
 type Config struct {
-	// Newest asks for the newest RabbitMQ and PostgreSQL there are (4.x and
-	// 18), as containers, instead of what is installed or already running.
+	// Newest asks for the newest RabbitMQ and PostgreSQL that Debian's unstable
+	// suite has today, as containers, instead of what is installed or already
+	// running.
 	Newest bool
 	// Images also makes the images of the shipped compose file available and
 	// exports the variables that name them.
@@ -24,6 +25,9 @@ type Config struct {
 	// Only limits the parts to those named: engine, compose, python, broker,
 	// database, compiler. Defaults to all of them.
 	Only []string
+	// Celeries are the Celery releases whose Python environments are made.
+	// Defaults to all that tests ask for.
+	Celeries []string
 	// Keep leaves the services running, for `make services-down` to end.
 	Keep bool
 	// Output gets the progress lines. Required.
@@ -69,6 +73,7 @@ type bringUp struct {
 	root     string // the clone's folder
 	dir      string // scratch folder of this run, removed by the guard
 	debian   *debian
+	newest   newest
 
 	engineReady chan struct{} // closed when an engine answers or cannot be had
 	engineErr   error
@@ -199,6 +204,11 @@ func (c Config) Validate() error {
 	for _, name := range c.Only {
 		if !slices.Contains(partNames, name) {
 			return fmt.Errorf("there is no part %q; there are %s", name, strings.Join(partNames, ", "))
+		}
+	}
+	for _, release := range c.Celeries {
+		if !slices.ContainsFunc(celeries, func(known celeryRelease) bool { return known.celery == release }) {
+			return fmt.Errorf("there is no Python environment with Celery %q; there are %s", release, enumerate(celeries, nil))
 		}
 	}
 	if c.Output == nil {

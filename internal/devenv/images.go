@@ -29,21 +29,24 @@ type image struct {
 	substitute string
 	recipe     string // folder in images/, "" for the base alone
 	suite      string // of Debian, "" for the host's own
+	// versions are the packages that it must have, as name=version; "" where
+	// the suite does not change from day to day.
+	versions string
 }
 
 // Debian's suite of today's releases.
 const unstable = "sid"
 
 var (
-	rabbitMQImage = image{"rabbitmq:3.13-management", "mm-rabbitmq:stable", "rabbitmq", ""}
-	postgresImage = image{"postgres:15", "mm-postgres:stable", "postgres", ""}
-	workerImage   = image{"debian:bookworm-slim", "mm-base:stable", "", ""}
-	pythonImage   = image{"python:3.11-slim", "mm-base:stable", "", ""}
+	rabbitMQImage = image{official: "rabbitmq:3.13-management", substitute: "mm-rabbitmq:stable", recipe: "rabbitmq"}
+	postgresImage = image{official: "postgres:15", substitute: "mm-postgres:stable", recipe: "postgres"}
+	workerImage   = image{official: "debian:bookworm-slim", substitute: "mm-base:stable"}
+	pythonImage   = image{official: "python:3.11-slim", substitute: "mm-base:stable"}
 	// buildImage's substitute has no Go: PREBUILT=1 goes with it.
-	buildImage = image{"golang:1.26-bookworm", "mm-base:stable", "", ""}
+	buildImage = image{official: "golang:1.26-bookworm", substitute: "mm-base:stable"}
 
-	newestRabbitMQImage = image{"rabbitmq:4-management", "mm-rabbitmq:newest", "rabbitmq", unstable}
-	newestPostgresImage = image{"postgres:18", "mm-postgres:newest", "postgres", unstable}
+	newestRabbitMQImage = image{official: "rabbitmq:management", substitute: "mm-rabbitmq:newest", recipe: "rabbitmq", suite: unstable}
+	newestPostgresImage = image{official: "postgres:latest", substitute: "mm-postgres:newest", recipe: "postgres", suite: unstable}
 )
 
 // basePackages are in the one base that all substitutes share.
@@ -95,7 +98,7 @@ func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
 	if imageRecipe(ctx, wanted.substitute) == wanted.digest() {
 		return wanted.substitute, nil
 	}
-	unlock, err := b.cache.lock(ctx, "image-"+strings.NewReplacer(":", "-", "/", "-").Replace(wanted.substitute))
+	unlock, err := b.lockImage(ctx, wanted)
 	if err != nil {
 		return "", err
 	}
@@ -113,6 +116,45 @@ func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
 	return wanted.substitute, nil
 }
 
+// newestImage returns the name of an image with today's release of a server:
+// made from Debian's unstable suite, which says what that is, or else the
+// official one, pulled again.
+func (b *bringUp) newestImage(ctx context.Context, wanted image) (string, error) {
+	wanted = b.newest.of(ctx, b, wanted)
+	var makeErr error
+	if wanted.versions != "" {
+		if imageRecipe(ctx, wanted.substitute) == wanted.digest() {
+			return wanted.substitute, nil
+		}
+		unlock, err := b.lockImage(ctx, wanted)
+		if err != nil {
+			return "", err
+		}
+		defer unlock()
+		if makeErr = b.substitute(ctx, wanted); makeErr == nil {
+			return wanted.substitute, nil
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+	}
+	pullErr := b.pull(ctx, wanted.official)
+	switch {
+	case pullErr == nil:
+		return wanted.official, nil
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case makeErr == nil && imageRecipe(ctx, wanted.substitute) != "":
+		return wanted.substitute, nil // of an earlier day, as the progress has said
+	}
+	return "", fmt.Errorf("the newest image %s can neither be made from Debian's packages (%v) nor be pulled: %w", wanted.substitute, errors.Join(b.newest.err, makeErr), pullErr)
+}
+
+// lockImage keeps others from making the same substitute meanwhile.
+func (b *bringUp) lockImage(ctx context.Context, wanted image) (unlock func(), err error) {
+	return b.cache.lock(ctx, "image-"+strings.NewReplacer(":", "-", "/", "-").Replace(wanted.substitute))
+}
+
 func (b *bringUp) pull(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
@@ -128,7 +170,7 @@ func (b *bringUp) pull(ctx context.Context, name string) error {
 // substitute makes an image from the distribution's packages: a base by
 // mmdebstrap, shared by all, and a layer by docker build.
 func (b *bringUp) substitute(ctx context.Context, wanted image) error {
-	base, err := b.baseImage(ctx, wanted.suite)
+	base, err := b.baseImage(ctx, wanted)
 	if err != nil || wanted.recipe == "" {
 		return err
 	}
@@ -150,11 +192,12 @@ func (b *bringUp) substitute(ctx context.Context, wanted image) error {
 	return nil
 }
 
-// baseImage makes the base of a suite unless it is there.
-func (b *bringUp) baseImage(ctx context.Context, suite string) (string, error) {
+// baseImage makes the base of an image's suite unless it is there.
+func (b *bringUp) baseImage(ctx context.Context, wanted image) (string, error) {
+	suite := wanted.suite
 	base := image{substitute: "mm-base:stable"}
 	if suite != "" {
-		base = image{substitute: "mm-base:" + suite, suite: suite}
+		base = image{substitute: "mm-base:" + suite, suite: suite, versions: wanted.versions}
 	}
 	unlock, err := b.cache.lock(ctx, "base-"+strings.TrimPrefix(base.substitute, "mm-base:"))
 	if err != nil {
@@ -248,6 +291,9 @@ func imageRecipe(ctx context.Context, name string) string {
 func (i image) digest() string {
 	hash := sha256.New()
 	fmt.Fprintln(hash, basePackages, i.suite)
+	if i.versions != "" {
+		fmt.Fprintln(hash, i.versions)
+	}
 	if i.recipe != "" {
 		content, err := buildContext(i.recipe)
 		if err != nil {

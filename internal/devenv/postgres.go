@@ -125,11 +125,11 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 		}
 		return fmt.Errorf("PostgreSQL is not installed, and docker cannot run it: %w; %s", err, installHint("postgresql"))
 	}
-	wanted := postgresImage
+	find, wanted := b.image, postgresImage
 	if b.Newest {
-		wanted = newestPostgresImage
+		find, wanted = b.newestImage, newestPostgresImage
 	}
-	image, err := b.image(ctx, wanted)
+	image, err := find(ctx, wanted)
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, installHint("postgresql"))
 	}

@@ -9,13 +9,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
 
-// celeries are the environments that tests ask for. kombu is pinned to the
-// release of the same time, as it decides the bytes on the wire.
-var celeries = []struct{ celery, kombu string }{
+// celeryRelease names a Python environment. kombu is pinned to the release of
+// the same time, as it decides the bytes on the wire.
+type celeryRelease struct{ celery, kombu string }
+
+// celeries are the environments that tests ask for.
+var celeries = []celeryRelease{
 	{"5.4.0", "5.3.7"},
 	{"5.5.3", "5.5.4"},
 	{"5.6.3", "5.6.2"},
@@ -56,17 +60,21 @@ func (b *bringUp) python(ctx context.Context) error {
 	defer unlock()
 	w := b.progress.start("checking", "python environments")
 	root := b.cache.path("python")
-	var missing []int
-	for i, c := range celeries {
+	wanted := slices.Clone(celeries)
+	if len(b.Celeries) > 0 {
+		wanted = slices.DeleteFunc(wanted, func(c celeryRelease) bool { return !slices.Contains(b.Celeries, c.celery) })
+	}
+	var missing []celeryRelease
+	for _, c := range wanted {
 		if err := checkPython(ctx, filepath.Join(root, "celery-"+c.celery), c.celery, c.kombu); err != nil {
 			if ctx.Err() != nil {
 				w.failed()
 				return ctx.Err()
 			}
-			missing = append(missing, i)
+			missing = append(missing, c)
 		}
 	}
-	w.done(fmt.Sprintf("python: celery %s", enumerate(missing)))
+	w.done(fmt.Sprintf("python: celery %s", enumerate(wanted, missing)))
 	if len(missing) > 0 {
 		if err := b.makePythons(ctx, root, missing); err != nil {
 			return err
@@ -76,15 +84,13 @@ func (b *bringUp) python(ctx context.Context) error {
 	return nil
 }
 
-// enumerate lists the Celery releases, and which of them have to be made.
-func enumerate(missing []int) string {
+// enumerate lists Celery releases, and which of them have to be made.
+func enumerate(releases, missing []celeryRelease) string {
 	var names []string
-	for i, c := range celeries {
+	for _, c := range releases {
 		name := c.celery
-		for _, m := range missing {
-			if m == i {
-				name += " (to be made)"
-			}
+		if slices.Contains(missing, c) {
+			name += " (to be made)"
 		}
 		names = append(names, name)
 	}
@@ -113,7 +119,7 @@ func importPython(ctx context.Context, dir, celery, kombu string) error {
 	return err
 }
 
-func (b *bringUp) makePythons(ctx context.Context, root string, missing []int) error {
+func (b *bringUp) makePythons(ctx context.Context, root string, missing []celeryRelease) error {
 	if err := b.debian.wait(ctx, "python3-venv"); err != nil {
 		return err
 	}
@@ -121,8 +127,7 @@ func (b *bringUp) makePythons(ctx context.Context, root string, missing []int) e
 	if base == "" {
 		return errors.New("no python3 (3.9 or later) with the modules venv and ensurepip; on Debian as root: apt-get install python3-venv")
 	}
-	for _, i := range missing {
-		c := celeries[i]
+	for _, c := range missing {
 		w := b.progress.start("installing", "python environment: celery "+c.celery)
 		err := b.makePython(ctx, w, base, filepath.Join(root, "celery-"+c.celery), c.celery, c.kombu)
 		if err != nil {

@@ -229,7 +229,7 @@ func (b *bringUp) brokerAnswers(ctx context.Context, broker, management *url.URL
 	}
 	b.export(EnvBroker, broker.String())
 	b.export(EnvBrokerAPI, management.String())
-	return majorMinor(overview.Version), nil
+	return overview.Version, nil
 }
 
 // brokerContainer runs RabbitMQ from an image.
@@ -240,11 +240,11 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 		}
 		return fmt.Errorf("RabbitMQ is not installed, and docker cannot run it: %w; %s", err, installHint("rabbitmq-server"))
 	}
-	wanted := rabbitMQImage
+	find, wanted := b.image, rabbitMQImage
 	if b.Newest {
-		wanted = newestRabbitMQImage
+		find, wanted = b.newestImage, newestRabbitMQImage
 	}
-	image, err := b.image(ctx, wanted)
+	image, err := find(ctx, wanted)
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, installHint("rabbitmq-server"))
 	}
@@ -277,12 +277,4 @@ func installHint(debianPackage string) string {
 		hint += "; or let docker pull its image"
 	}
 	return hint
-}
-
-func majorMinor(version string) string {
-	parts := strings.SplitN(version, ".", 3)
-	if len(parts) < 2 {
-		return version
-	}
-	return parts[0] + "." + parts[1]
 }

@@ -60,9 +60,13 @@ type Project struct {
 	dockerConfig string
 }
 
+// ServicePackage is the program of the containers, relative to the module's
+// root; it must be linked statically.
+const ServicePackage = "internal/sample/service"
+
 // BuildService builds the program of the containers as the file out.
 func BuildService(ctx context.Context, module, out string) error {
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./internal/sample/service")
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./"+ServicePackage)
 	command.Dir = module
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := command.CombinedOutput(); err != nil {

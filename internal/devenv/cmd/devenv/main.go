@@ -5,7 +5,8 @@
 //	devenv run -- COMMAND…     start what is missing, run COMMAND, end what was started
 //
 // up and run take -newest (today's RabbitMQ and PostgreSQL, as containers),
-// -images (also the images of docker-compose.yaml) and -only PART,PART. run's exit code is
+// -images (also the images of docker-compose.yaml), -only PART,PART and
+// -celery RELEASE,RELEASE. run's exit code is
 // COMMAND's, or 125 when the surroundings cannot be had.
 package main
 
@@ -52,7 +53,7 @@ func guard() {
 func dispatch(args []string) int {
 	flags := flag.NewFlagSet("devenv", flag.ContinueOnError)
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: devenv up|down|run [-newest] [-images] [-only PART,PART] [-- COMMAND…]")
+		fmt.Fprintln(flags.Output(), "usage: devenv up|down|run [-newest] [-images] [-only PART,PART] [-celery RELEASE,RELEASE] [-- COMMAND…]")
 		flags.PrintDefaults()
 	}
 	config := devenv.Config{Output: os.Stderr}
@@ -60,6 +61,10 @@ func dispatch(args []string) int {
 	flags.BoolVar(&config.Images, "images", false, "also the images of docker-compose.yaml")
 	flags.Func("only", "the parts to bring up, separated by commas: engine, compose, python, broker, database, compiler", func(text string) error {
 		config.Only = strings.Split(text, ",")
+		return config.Validate()
+	})
+	flags.Func("celery", "the Celery releases to make Python environments of, separated by commas (default all)", func(text string) error {
+		config.Celeries = strings.Split(text, ",")
 		return config.Validate()
 	})
 	verb := ""

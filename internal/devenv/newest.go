@@ -1,0 +1,102 @@
+package devenv
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// newest finds out, once in an Up, which RabbitMQ and PostgreSQL Debian's
+// unstable suite has today. Unstable moves: an image that was made of it last
+// month would prove nothing about today's servers.
+type newest struct {
+	once     sync.Once
+	versions map[string]string // package to version
+	err      error
+}
+
+// newestPackages are those that decide whether an image is of today.
+var newestPackages = []string{"rabbitmq-server", "postgresql"}
+
+// of returns the image for a server, with the versions that it must be made
+// of. If the suite's index cannot be read, it is the image as it is, and the
+// progress says so.
+func (n *newest) of(ctx context.Context, b *bringUp, wanted image) image {
+	n.once.Do(func() {
+		w := b.progress.start("looking up", "newest servers in Debian "+unstable)
+		n.versions, n.err = b.unstableVersions(ctx, w)
+		if n.err != nil {
+			w.end(fmt.Sprintf("newest servers in Debian %s: not known, %s", unstable, shorten(strings.Join(strings.Fields(n.err.Error()), " "), 80)), "images as they are")
+			return
+		}
+		var found []string
+		for _, name := range newestPackages {
+			found = append(found, name+" "+n.versions[name])
+		}
+		w.done("newest in Debian " + unstable + ": " + strings.Join(found, ", "))
+	})
+	for _, name := range newestPackages {
+		if n.err == nil {
+			wanted.versions += name + "=" + n.versions[name] + " "
+		}
+	}
+	return wanted
+}
+
+// unstableVersions asks a package index of its own, so that the host's apt
+// keeps its suites.
+func (b *bringUp) unstableVersions(ctx context.Context, w *work) (map[string]string, error) {
+	mirror, err := debianMirror(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(b.dir, "apt-"+unstable)
+	lists := filepath.Join(dir, "lists")
+	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
+		return nil, err
+	}
+	sources := filepath.Join(dir, "sources.list")
+	if err := os.WriteFile(sources, []byte("deb "+mirror+" "+unstable+" main\n"), 0o644); err != nil {
+		return nil, err
+	}
+	apt := func(program string, args ...string) *exec.Cmd {
+		cmd := exec.Command(program, append([]string{
+			"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
+			"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache=",
+			// It belongs to the folder's owner, which apt's own user is not.
+			"-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none",
+			// The index of a mirror's unstable suite may be weeks old.
+			"-o", "Acquire::Check-Valid-Until=false", "-q"}, args...)...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C")
+		return cmd
+	}
+	if err := b.run(ctx, w, apt("apt-get", "-o", "APT::Update::Error-Mode=any", "update")); err != nil {
+		return nil, err
+	}
+	text, err := captured(ctx, apt("apt-cache", append([]string{"madison"}, newestPackages...)...))
+	if err != nil {
+		return nil, err
+	}
+	versions := map[string]string{}
+	lines := bufio.NewScanner(strings.NewReader(text))
+	for lines.Scan() {
+		// "rabbitmq-server | 4.3.6-1 | http://… sid/main amd64 Packages"
+		if fields := strings.Split(lines.Text(), "|"); len(fields) == 3 {
+			name := strings.TrimSpace(fields[0])
+			if versions[name] == "" { // the highest comes first
+				versions[name] = strings.TrimSpace(fields[1])
+			}
+		}
+	}
+	for _, name := range newestPackages {
+		if versions[name] == "" {
+			return nil, fmt.Errorf("the suite has no package %s", name)
+		}
+	}
+	return versions, nil
+}
