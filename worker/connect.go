@@ -309,20 +309,33 @@ type link struct {
 	mu      sync.Mutex
 	session *session      // nil while disconnected
 	changed chan struct{} // closed at the next change
-	err     error         // why there is none, or none that consumes
+	err     error         // why the worker does not consume, as last known
 	// consuming says that the session has all its consumers.
 	consuming bool
-	since     time.Time // of the last change
+	since     time.Time // when that changed last
 }
 
 func (l *link) set(s *session, consuming bool, err error, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.session, l.consuming, l.err, l.since = s, consuming, err, now
+	if l.consuming != consuming || l.since.IsZero() {
+		l.since = now
+	}
+	l.session, l.consuming, l.err = s, consuming, err
 	if l.changed != nil {
 		close(l.changed)
 	}
 	l.changed = make(chan struct{})
+}
+
+// connected makes a session known that has no consumers yet. The reason why the
+// worker does not consume stays what it was: whoever asks during an attempt
+// must not hear less than between two.
+func (l *link) connected(s *session, now time.Time) {
+	l.mu.Lock()
+	err := l.err
+	l.mu.Unlock()
+	l.set(s, false, err, now)
 }
 
 // get waits for a session that is not lost.

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// errStopping is why a worker that stops does not consume.
+var errStopping = errors.New("worker is stopping")
+
 // Health says whether the worker is alive and able to consume: nil, or an
 // error that says why not. It does not ask the broker and returns at once; a
 // dead connection is noticed by heartbeats within two of their intervals.
@@ -38,16 +41,16 @@ func (w *Worker) Ready() error {
 	w.link.mu.Lock()
 	defer w.link.mu.Unlock()
 	switch {
-	case w.link.err != nil && w.link.session == nil:
-		return fmt.Errorf("not consuming for %v: %w", w.cfg.Now().Sub(w.link.since).Round(time.Second), w.link.err)
-	case w.link.err != nil:
-		return w.link.err
-	case w.link.session == nil || !w.link.consuming:
-		return errors.New("not consuming: no connection to the broker")
-	case w.link.session.isLost():
+	case w.link.consuming && !w.link.session.isLost():
+		return nil
+	case w.link.consuming:
 		return fmt.Errorf("not consuming: connection lost: %w", w.link.session.lostErr)
+	case w.link.err == errStopping:
+		return errStopping
+	case w.link.err == nil:
+		return errors.New("not consuming: no connection to the broker")
 	}
-	return nil
+	return fmt.Errorf("not consuming for %v: %w", w.cfg.Now().Sub(w.link.since).Round(time.Second), w.link.err)
 }
 
 // Stuck names what should move by itself and has not for so long, or is nil: a

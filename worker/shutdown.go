@@ -205,7 +205,7 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	}
 	// Known before the first delivery arrives: settling it may be quicker
 	// than the consumers of all queues.
-	w.link.set(s, false, nil, w.cfg.Now())
+	w.link.connected(s, w.cfg.Now())
 	subscriptions, err := w.consume(s)
 	if err != nil {
 		w.link.set(nil, false, err, w.cfg.Now())
@@ -241,13 +241,13 @@ func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
 			if !s.isLost() {
 				s.consumers.Wait()
 				closeQuiet()
-				w.link.set(s, false, errors.New("worker is stopping"), w.cfg.Now())
+				w.link.set(s, false, errStopping, w.cfg.Now())
 				select {
 				case <-s.lost:
 				case <-w.life.settle.Done():
 				}
 			}
-			w.link.set(nil, false, errors.New("worker is stopping"), w.cfg.Now())
+			w.link.set(nil, false, errStopping, w.cfg.Now())
 			s.close()
 			closeQuiet()
 		}
@@ -304,6 +304,6 @@ func (w *Worker) reconnectOnce() (*session, []*subscription, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	w.link.set(s, false, errors.New("worker is stopping"), w.cfg.Now())
+	w.link.set(s, false, errStopping, w.cfg.Now())
 	return s, nil, nil
 }
