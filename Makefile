@@ -40,6 +40,10 @@ chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each
 	@go build -o bin/chaos ./internal/chaos/program
 	@$(DEVENV) run -only broker,database -- bin/chaos -proof $(CHAOS_FLAGS)
 
+.PHONY: defects
+defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens one, or a new one
+	@go run ./internal/chaos/defects/program $(if $(NAME),-name $(NAME)) $(if $(FILES),-files "$(FILES)") $(if $(BREAKS),-breaks "$(BREAKS)")
+
 .PHONY: demo
 demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
 	@go build -buildvcs=false -o bin/demo ./internal/demo

@@ -31,8 +31,8 @@ type Defect struct {
 	Name string
 	// Breaks says in a sentence what is wrong in a worker that has it.
 	Breaks string
-	// Files are the paths that it changes or adds, relative to the module's
-	// root.
+	// Files are the paths that it changes, adds or removes, relative to the
+	// module's root.
 	Files []string
 
 	patch []byte
@@ -70,8 +70,11 @@ func parse(name string, text []byte) (Defect, error) {
 	}
 	d.Breaks = strings.Join(strings.Fields(breaks), " ")
 	for line := range strings.Lines(diff) {
-		if file, ok := strings.CutPrefix(strings.TrimSpace(line), "+++ b/"); ok {
-			d.Files = append(d.Files, file)
+		line = strings.TrimSpace(line)
+		for _, prefix := range []string{"--- a/", "+++ b/"} {
+			if file, ok := strings.CutPrefix(line, prefix); ok && !slices.Contains(d.Files, file) {
+				d.Files = append(d.Files, file)
+			}
 		}
 	}
 	if len(d.Files) == 0 {
@@ -103,12 +106,16 @@ func (d Defect) Overlay(ctx context.Context, module, folder string) (string, err
 	if err := d.copyFiles(module, tree); err != nil {
 		return "", err
 	}
-	if err := d.apply(ctx, tree); err != nil {
+	if err := d.apply(ctx, tree, atLeastOneLine); err != nil {
 		return "", err
 	}
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
 	for _, file := range d.Files {
-		overlay.Replace[filepath.Join(module, file)] = filepath.Join(tree, file)
+		changed := filepath.Join(tree, file)
+		if _, err := os.Stat(changed); err != nil {
+			changed = "" // removed
+		}
+		overlay.Replace[filepath.Join(module, file)] = changed
 	}
 	text, err := json.MarshalIndent(overlay, "", "\t")
 	if err != nil {
@@ -140,17 +147,41 @@ func (d Defect) copyFiles(module, tree string) error {
 	return nil
 }
 
-// apply patches the files in tree. One line of context on each side is enough,
-// so that an edit near by does not make a patch stale.
-func (d Defect) apply(ctx context.Context, tree string, options ...string) error {
-	command := exec.CommandContext(ctx, "git", slices.Concat([]string{"apply", "-C1"}, options)...)
-	command.Dir = tree
-	command.Stdin = bytes.NewReader(d.patch)
-	// The tree may be in a work tree of git, which would have git look for the
-	// files in that one; and nobody's settings may change what is done.
-	command.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(tree), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL="+os.DevNull, "LC_ALL=C")
+// Compile builds the packages that the defect changes, with the overlay that
+// Overlay has written.
+func (d Defect) Compile(ctx context.Context, module, overlay string) error {
+	command := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "chaos", "-o", os.DevNull, "-overlay", overlay}, d.Packages()...)...)
+	command.Dir = module
 	if text, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s.patch does not apply: %w: %s", d.Name, err, bytes.TrimSpace(text))
+		return fmt.Errorf("%s.patch applies, but the result does not compile: %w: %s", d.Name, err, bytes.TrimSpace(text))
 	}
 	return nil
+}
+
+// atLeastOneLine is the option of git apply with which one line of context on
+// each side is enough, so that an edit near by does not make a patch stale.
+const atLeastOneLine = "-C1"
+
+// apply patches the files in tree.
+func (d Defect) apply(ctx context.Context, tree string, options ...string) error {
+	if _, err := git(ctx, tree, d.patch, append([]string{"apply"}, options...)...); err != nil {
+		return fmt.Errorf("%s.patch does not apply: %w", d.Name, err)
+	}
+	return nil
+}
+
+// git runs git on files that are in no repository.
+func git(ctx context.Context, folder string, input []byte, args ...string) ([]byte, error) {
+	command := exec.CommandContext(ctx, "git", args...)
+	command.Dir = folder
+	command.Stdin = bytes.NewReader(input)
+	var stdout, stderr bytes.Buffer
+	command.Stdout, command.Stderr = &stdout, &stderr
+	// The folder may be in a work tree of git, which would have git look for
+	// the files in that one; and nobody's settings may change what is done.
+	command.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(folder), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL="+os.DevNull, "LC_ALL=C")
+	if err := command.Run(); err != nil {
+		return stdout.Bytes(), fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.Bytes(), nil
 }

@@ -1,9 +1,7 @@
 package defects
 
 import (
-	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +9,8 @@ import (
 )
 
 const module = "../../.."
+
+const cure = "Run `make defects`: it refreshes the patch, or says what to edit (README.md of this package)."
 
 func all(t *testing.T) []Defect {
 	t.Helper()
@@ -30,14 +30,11 @@ func TestEveryPatchAppliesAndCompiles(t *testing.T) {
 			t.Parallel()
 			overlay, err := d.Overlay(t.Context(), module, t.TempDir())
 			if err != nil {
-				t.Fatalf("%v\n\tREADME.md of this package says how to make it new.", err)
+				t.Fatalf("%v\n\t%s", err, cure)
 			}
 			readPackages(t, d)
-			command := exec.CommandContext(t.Context(), "go", append([]string{"build", "-tags", "chaos", "-o", os.DevNull, "-overlay", overlay}, d.Packages()...)...)
-			command.Dir = module
-			if text, err := command.CombinedOutput(); err != nil {
-				t.Errorf("%s.patch applies, but what it makes does not compile: %v: %s\n\tREADME.md of this package says how to make it new.",
-					d.Name, err, bytes.TrimSpace(text))
+			if err := d.Compile(t.Context(), module, overlay); err != nil {
+				t.Errorf("%v\n\t%s", err, cure)
 			}
 		})
 	}
