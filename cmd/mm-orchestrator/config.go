@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+
+	"github.com/spf13/pflag"
 )
 
 var configCommand = &command{
-	name:    "config",
-	summary: "show the configuration in effect, and where each value comes from",
+	name:       "config",
+	alsoCalled: []string{"env", "show-config", "details"},
+	summary:    "show the configuration in effect, and where each value comes from",
 	about: "Prints every setting with the value that a worker started in this environment, with these flags, would use, and its source. " +
 		"Passwords are shown as ***. Nothing is connected to.\n\n" +
 		"It ends with MoonMind's variables that are set and have no effect here. A value that cannot be used is shown, then named on stderr; the exit code is then 78.",
@@ -19,17 +22,18 @@ var configCommand = &command{
 		{"docker compose run --rm orchestrator config --json | jq -r '.settings[] | select(.source != \"default\")'", "what did somebody set?"},
 	},
 	topics: topics,
-	run:    runConfig,
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &configFlags{}
+		fs.BoolVar(&f.json, "json", false, "Print JSON: {\"settings\": [{\"name\", \"value\", \"source\", \"origin\"}], \"without_effect\": [{\"variable\", \"reason\"}]}. "+
+			"source is flag, environment or default; origin is the flag or variable that was used.")
+		return f.run
+	},
 }
 
-func runConfig(p *program, _ context.Context, cmd *command, args []string) error {
-	fs, flags := p.flags(cmd)
-	asJSON := fs.Bool("json", false, "Print JSON: {\"settings\": [{\"name\", \"value\", \"source\", \"origin\"}], \"without_effect\": [{\"variable\", \"reason\"}]}. "+
-		"source is flag, environment or default; origin is the flag or variable that was used.")
-	if _, err := p.parse(cmd, fs, args, 0); err != nil {
-		return err
-	}
-	c, values, problem := resolve(p.env, flags)
+type configFlags struct{ json bool }
+
+func (f *configFlags) run(_ context.Context, p *program, in input) error {
+	c, values, problem := resolve(p.env, in.settings)
 	report := configReport{Settings: []configLine{}, WithoutEffect: []notice{}}
 	for _, v := range values {
 		line := configLine{Name: v.setting.name(), Topic: v.setting.topic, Source: v.source, Origin: v.origin}
@@ -43,7 +47,7 @@ func runConfig(p *program, _ context.Context, cmd *command, args []string) error
 	}
 	report.WithoutEffect = append(report.WithoutEffect, unused(p.env)...)
 
-	if *asJSON {
+	if f.json {
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
 		enc.SetEscapeHTML(false)

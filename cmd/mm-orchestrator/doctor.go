@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -18,8 +20,9 @@ import (
 )
 
 var doctorCommand = &command{
-	name:    "doctor",
-	summary: "check everything that a worker needs, and say what to do about what is wrong",
+	name:       "doctor",
+	alsoCalled: []string{"check", "diagnose", "verify", "test"},
+	summary:    "check everything that a worker needs, and say what to do about what is wrong",
 	about: "Give it the environment of the Python worker, before that is replaced. It looks at broker, queue, database, tables, result backend, docker engine, compose, workspace, artifact " +
 		"directory, clock and disk space, one line each: what was found and, if something is wrong, the cure. It changes nothing: it declares only what exists already.\n\n" +
 		"Lines begin with ok, note (works, but check this), FAIL, or skip (could not be checked because of a failure above). Exit code 0: no FAIL. 1: at least one.\n\n" +
@@ -29,7 +32,17 @@ var doctorCommand = &command{
 		{"mm-orchestrator doctor --json | jq '.checks[] | select(.status == \"fail\")'", "for scripts"},
 	},
 	topics: topics,
-	run:    runDoctor,
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &doctorFlags{}
+		fs.BoolVar(&f.json, "json", false, "Print JSON.")
+		durationVar(fs, &f.timeout, "timeout", time.Minute, "How long all checks together may take.")
+		return f.run
+	},
+}
+
+type doctorFlags struct {
+	json    bool
+	timeout time.Duration
 }
 
 // The results of a check.
@@ -96,22 +109,16 @@ type doctor struct {
 	composing compose.Program
 }
 
-func runDoctor(p *program, ctx context.Context, cmd *command, args []string) error {
-	fs, flags := p.flags(cmd)
-	asJSON := fs.Bool("json", false, "Print JSON.")
-	timeout := fs.Duration("timeout", time.Minute, "How long all checks together may take.")
-	if _, err := p.parse(cmd, fs, args, 0); err != nil {
-		return err
-	}
-	c, values, err := resolve(p.env, flags)
+func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
+	c, values, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	environ := c.ChildEnvironment(p.env)
 	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(append(environ, flagSecrets(values)...))}
-	if !*asJSON {
+	if !f.json {
 		d.out = p.stdout
 	}
 	d.examine(ctx)
@@ -122,7 +129,7 @@ func runDoctor(p *program, ctx context.Context, cmd *command, args []string) err
 			failed++
 		}
 	}
-	if *asJSON {
+	if f.json {
 		enc := json.NewEncoder(p.stdout)
 		enc.SetIndent("", "  ")
 		enc.SetEscapeHTML(false)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -15,7 +14,7 @@ const (
 	exitOK = 0
 	// exitFailure: it did not work, for a reason that the message gives.
 	exitFailure = 1
-	// exitUsage: the command line makes no sense.
+	// exitUsage: the command line cannot be understood.
 	exitUsage = 2
 	// exitUnavailable: broker or database cannot be reached; trying again may
 	// help.
@@ -34,7 +33,7 @@ var exitCodes = []struct {
 }{
 	{exitOK, "success; for worker: stopped as asked by a signal"},
 	{exitFailure, "failure, as the message says"},
-	{exitUsage, "the command line makes no sense"},
+	{exitUsage, "usage error: a flag, a word or a value on the command line is wrong"},
 	{exitUnavailable, "broker or database cannot be reached: trying again may help"},
 	{exitRefused, "broker or database refused the user, the password, the virtual host or a right"},
 	{exitConfig, "the configuration cannot be worked with: a value, the workspace, missing tables, a queue declared otherwise"},
@@ -52,7 +51,7 @@ func exitCode(err error) int {
 		config *configError
 	)
 	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
+	case err == nil:
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage

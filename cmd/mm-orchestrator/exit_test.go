@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"syscall"
 	"testing"
@@ -18,7 +17,6 @@ func TestExitCodes(t *testing.T) {
 		want int
 	}{
 		{nil, 0},
-		{flag.ErrHelp, 0},
 		{errors.New("whatever"), 1},
 		{store.ErrNotFound, 1},
 		{&usageError{"x"}, 2},

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 var update = flag.Bool("update", false, "write golden files and docs/configuration.md instead of comparing with them")
@@ -66,26 +67,43 @@ func invoke(t *testing.T, env environment, args ...string) output {
 
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, cmd := range commands() {
-		t.Run(cmd.name, func(t *testing.T) {
+	check := func(path ...string) {
+		name := strings.Join(path, " ")
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := invoke(t, nil, cmd.name, "--help")
+			got := invoke(t, nil, append(path, "--help")...)
 			if got.code != exitOK || got.stderr != "" {
 				t.Errorf("exit %d, stderr %q", got.code, got.stderr)
 			}
-			golden(t, filepath.Join("testdata", "help", cmd.name+".txt"), []byte(got.stdout))
-			if again := invoke(t, nil, "help", cmd.name); again != got {
-				t.Errorf("help %s differs from %s --help", cmd.name, cmd.name)
+			golden(t, filepath.Join("testdata", "help", strings.Join(path, "-")+".txt"), []byte(got.stdout))
+			if again := invoke(t, nil, append([]string{"help"}, path...)...); again != got {
+				t.Errorf("help %s differs from %s --help", name, name)
 			}
-			for line := range strings.Lines(got.stdout) {
-				if len(line) > 140 {
-					t.Errorf("line of %d bytes: %s", len(line), line)
-				}
-			}
+			checkWidth(t, got.stdout)
 		})
+	}
+	for _, cmd := range commands() {
+		check(cmd.name)
+		for _, sub := range cmd.subcommands {
+			check(cmd.name, sub.name)
+		}
 	}
 	overview := invoke(t, nil, "--help")
 	golden(t, filepath.Join("testdata", "help", "overview.txt"), []byte(overview.stdout))
+	settings := invoke(t, nil, "help", "settings")
+	checkWidth(t, settings.stdout)
+	golden(t, filepath.Join("testdata", "help", "settings.txt"), []byte(settings.stdout))
+	one := invoke(t, nil, "help", "settings", "--workspace")
+	golden(t, filepath.Join("testdata", "help", "settings-workspace.txt"), []byte(one.stdout))
+}
+
+func checkWidth(t *testing.T, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if utf8.RuneCountInString(line) > 140 {
+			t.Errorf("line of %d columns: %s", len(line), line)
+		}
+	}
 }
 
 func TestConfigurationPage(t *testing.T) {

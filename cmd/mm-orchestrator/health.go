@@ -11,11 +11,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
 var healthCommand = &command{
-	name:    "health",
-	summary: "ask a running worker whether it is well, for container health checks",
+	name:       "health",
+	alsoCalled: []string{"ping", "healthcheck", "ready", "alive"},
+	summary:    "ask a running worker whether it is well, for container health checks",
 	about: "Asks the worker that listens at the configured address, and prints its answer. Exit code 0 means that it is alive and able to consume, 1 that it is not, or that " +
 		"nobody answers. It is meant for HEALTHCHECK, in the same environment as the worker.",
 	examples: []example{
@@ -23,17 +26,21 @@ var healthCommand = &command{
 		{"mm-orchestrator health --ready --timeout 2s", "does it consume right now?"},
 	},
 	topics: []topic{topicMetrics},
-	run:    runHealth,
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &healthFlags{}
+		fs.BoolVar(&f.ready, "ready", false, "Ask /readyz instead of /healthz: does it consume right now?")
+		durationVar(fs, &f.timeout, "timeout", 5*time.Second, "How long to wait for the answer.")
+		return f.run
+	},
 }
 
-func runHealth(p *program, ctx context.Context, cmd *command, args []string) error {
-	fs, flags := p.flags(cmd)
-	ready := fs.Bool("ready", false, "Ask /readyz instead of /healthz.")
-	timeout := fs.Duration("timeout", 5*time.Second, "How long to wait for the answer.")
-	if _, err := p.parse(cmd, fs, args, 0); err != nil {
-		return err
-	}
-	c, _, err := resolve(p.env, flags)
+type healthFlags struct {
+	ready   bool
+	timeout time.Duration
+}
+
+func (f *healthFlags) run(ctx context.Context, p *program, in input) error {
+	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
@@ -41,10 +48,10 @@ func runHealth(p *program, ctx context.Context, cmd *command, args []string) err
 		return &configError{"MM_ORCHESTRATOR_LISTEN is empty, so that the worker answers no probes: set it to host:port for worker and health alike"}
 	}
 	path := "/healthz"
-	if *ready {
+	if f.ready {
 		path = "/readyz"
 	}
-	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	answer, err := probe(ctx, "http://"+probeAddress(c.Listen)+path)
 	if err != nil {

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/spf13/pflag"
+
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 var migrateCommand = &command{
-	name:    "migrate",
-	summary: "make the tables that a worker needs",
+	name:       "migrate",
+	alsoCalled: []string{"init", "install", "setup", "upgrade", "remove", "uninstall"},
+	summary:    "make the tables that a worker needs",
 	about: "Brings the database to what this program needs: the schema mm_orchestrator, which holds what is the program's own, and, if a result backend is configured, " +
 		"Celery's table celery_taskmeta. It says what it does, does it in one transaction, and does nothing the second time. Workers may be running.\n\n" +
 		"MoonMind's tables are made by MoonMind. For a database without MoonMind, --shared-tables makes them as MoonMind's migrations do; tables that exist are never changed, " +
@@ -21,21 +24,22 @@ var migrateCommand = &command{
 		{"mm-orchestrator migrate --remove", "the way back: take away what is this program's own, after its last worker has stopped"},
 	},
 	topics: []topic{topicResults, topicDatabase, topicStart},
-	run:    runMigrate,
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &migrateFlags{}
+		fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "Say what would be done, and change nothing.")
+		fs.BoolVar(&f.shared, "shared-tables", false, "Make MoonMind's tables too, in a database that has none of them.")
+		fs.BoolVar(&f.remove, "remove", false, "Take the schema mm_orchestrator away, with all claims and recorded outcomes. MoonMind's tables and Celery's stay. No worker of this program may run.")
+		return f.run
+	},
 }
 
-func runMigrate(p *program, ctx context.Context, cmd *command, args []string) error {
-	fs, flags := p.flags(cmd)
-	dryRun := fs.Bool("dry-run", false, "Say what would be done, and change nothing.")
-	shared := fs.Bool("shared-tables", false, "Make MoonMind's tables too, in a database that has none of them.")
-	remove := fs.Bool("remove", false, "Take the schema mm_orchestrator away, with all claims and recorded outcomes. MoonMind's tables and Celery's stay. No worker of this program may run.")
-	if _, err := p.parse(cmd, fs, args, 0); err != nil {
-		return err
-	}
-	if *remove && *shared {
+type migrateFlags struct{ dryRun, shared, remove bool }
+
+func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
+	if f.remove && f.shared {
 		return &usageError{"--remove takes away and --shared-tables makes: give one of them"}
 	}
-	c, _, err := resolve(p.env, flags)
+	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
@@ -46,15 +50,15 @@ func runMigrate(p *program, ctx context.Context, cmd *command, args []string) er
 	defer db.Close()
 	fmt.Fprintf(p.stdout, "database %s\n", db.Place())
 
-	if *remove {
-		report, err := db.RemoveOwnSchema(ctx, *dryRun)
+	if f.remove {
+		report, err := db.RemoveOwnSchema(ctx, f.dryRun)
 		if err != nil {
 			return err
 		}
-		p.reportMigration(report, *dryRun)
+		p.reportMigration(report, f.dryRun)
 		return nil
 	}
-	options := store.MigrateOptions{SharedTables: *shared, DryRun: *dryRun}
+	options := store.MigrateOptions{SharedTables: f.shared, DryRun: f.dryRun}
 	results := c.resultsConfig()
 	if !c.Results.IsZero() && !c.resultsElsewhere() {
 		options.ResultTables = &results
@@ -63,13 +67,13 @@ func runMigrate(p *program, ctx context.Context, cmd *command, args []string) er
 	if err != nil {
 		return err
 	}
-	p.reportMigration(report, *dryRun)
+	p.reportMigration(report, f.dryRun)
 	if c.resultsElsewhere() {
-		if err := p.migrateResults(ctx, c, results, *dryRun); err != nil {
+		if err := p.migrateResults(ctx, c, results, f.dryRun); err != nil {
 			return err
 		}
 	}
-	if !*dryRun {
+	if !f.dryRun {
 		// What is still missing is not this command's to make; the operator
 		// should hear of it before a worker refuses to start.
 		if err := db.CheckSchema(ctx); err != nil {

@@ -2,10 +2,11 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/spf13/pflag"
 )
 
 // environment is what the process was started with, as NAME=value strings.
@@ -74,14 +75,17 @@ type settingFlags struct {
 }
 
 // addSettingFlags defines the flags of all settings of the topics.
-func addSettingFlags(fs *flag.FlagSet, topics ...topic) *settingFlags {
+func addSettingFlags(fs *pflag.FlagSet, topics ...topic) *settingFlags {
 	f := &settingFlags{topics: topics, given: map[*setting]string{}}
 	for i := range settings {
 		s := &settings[i]
 		if s.flag == "" || !slices.Contains(topics, s.topic) {
 			continue
 		}
-		fs.Var(&flagValue{set: s, into: f.given}, s.flag, s.help)
+		declared := fs.VarPF(&flagValue{set: s, into: f.given}, s.flag, "", s.help)
+		if s.boolean {
+			declared.NoOptDefVal = "true"
+		}
 	}
 	return f
 }
@@ -95,7 +99,7 @@ type flagValue struct {
 
 func (v *flagValue) Set(text string) error { v.into[v.set] = text; return nil }
 func (v *flagValue) String() string        { return "" }
-func (v *flagValue) IsBoolFlag() bool      { return v.set != nil && v.set.boolean }
+func (v *flagValue) Type() string          { return v.set.form }
 
 // resolve reads the settings of the flags' topics: a flag wins over the
 // environment, the environment over the default. The error names everything

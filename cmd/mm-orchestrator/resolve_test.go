@@ -1,8 +1,8 @@
 package main
 
 import (
-	"flag"
 	"fmt"
+	"github.com/spf13/pflag"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,7 +15,7 @@ import (
 // load resolves all settings from an environment and flags.
 func load(t *testing.T, env environment, args ...string) (*configuration, []effective, error) {
 	t.Helper()
-	fs := flag.NewFlagSet("test", flag.ContinueOnError)
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	flags := addSettingFlags(fs, topics...)
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)

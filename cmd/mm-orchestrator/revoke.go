@@ -8,29 +8,44 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// runRevoke ends a run by an operator's wish: `runs revoke RUN_ID`.
-func runRevoke(p *program, ctx context.Context, cmd *command, args []string) error {
-	// The id comes first in the documented form; package flag wants it last.
-	var first []string
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		first, args = args[:1], args[1:]
+var revokeCommand = &command{
+	name:       "revoke",
+	args:       "RUN",
+	words:      1,
+	alsoCalled: []string{"cancel", "stop", "abort", "kill", "rollback"},
+	summary:    "end a run",
+	about: "Ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
+		"A run that has not begun or waits for approval fails at once, without rollback; one between two steps fails when the next begins. A rollback cannot be revoked.\n\n" +
+		"The command waits for that, for as long as --wait says, and tells what has become of the run. " +
+		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had failed or ended before, or nobody has ended it yet.",
+	examples: []example{
+		{"mm-orchestrator runs revoke 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11 --reason 'wrong branch'", "end it"},
+	},
+	topics: []topic{topicDatabase},
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &revokeFlags{}
+		fs.StringVar(&f.reason, "reason", "", "Why, as `text`. It is shown with the failed step. Default: none.")
+		durationVar(fs, &f.wait, "wait", 15*time.Second, "How long to wait until the run has failed.")
+		return f.run
+	},
+}
+
+type revokeFlags struct {
+	reason string
+	wait   time.Duration
+}
+
+func (f *revokeFlags) run(ctx context.Context, p *program, in input) error {
+	if len(in.words) == 0 {
+		return &usageError{"runs revoke needs the id of a run; " + seeHelp(in.parsed)}
 	}
-	fs, flags := p.flags(cmd)
-	reason := fs.String("reason", "", "Why. It is shown with the failed step.")
-	wait := fs.Duration("wait", 15*time.Second, "How long to wait until the run has failed.")
-	rest, err := p.parse(cmd, fs, args, 1-len(first))
-	if err != nil {
-		return err
-	}
-	ids := append(first, rest...)
-	if len(ids) == 0 {
-		return &usageError{"runs revoke needs the id of a run"}
-	}
-	c, _, err := resolve(p.env, flags)
+	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
@@ -40,7 +55,7 @@ func runRevoke(p *program, ctx context.Context, cmd *command, args []string) err
 	}
 	defer db.Close()
 
-	wish := store.Revocation{RunID: ids[0], Reason: artifacts.NewRedactor(p.env).String(*reason), By: p.operator()}
+	wish := store.Revocation{RunID: in.words[0], Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.operator()}
 	revoked, err := db.RevokeRun(ctx, wish)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
@@ -68,7 +83,7 @@ func runRevoke(p *program, ctx context.Context, cmd *command, args []string) err
 	default:
 		fmt.Fprintf(p.stdout, "run %s is between two steps (%s): it fails when the next one begins\n", wish.RunID, revoked.Before)
 	}
-	return p.awaitRevoked(ctx, db, wish.RunID, *wait)
+	return p.awaitRevoked(ctx, db, wish.RunID, f.wait)
 }
 
 // awaitRevoked says what has become of a run that was revoked while it was

@@ -13,18 +13,19 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/spf13/pflag"
+
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 var runsCommand = &command{
-	name:    "runs",
-	args:    "[RUN_ID | revoke RUN_ID]",
-	summary: "list runs, show one with its steps and artifacts, or end one",
-	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. These only read.\n\n" +
-		"`runs revoke RUN_ID --reason TEXT` ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
-		"A run that has not begun or waits for approval fails at once, without rollback; one between two steps fails when the next begins. A rollback cannot be revoked. It waits for that, for as long as --wait says, and tells what has become of the run. " +
-		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had failed or ended before, or nobody has ended it yet.\n\n" +
+	name:       "runs",
+	alsoCalled: []string{"run", "list", "ls", "ps", "show", "view", "status", "describe", "logs"},
+	args:       "[RUN]",
+	words:      1,
+	summary:    "list runs, show one with its steps and artifacts, or end one",
+	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
 		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
 		"and at which place in the line.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
@@ -32,33 +33,36 @@ var runsCommand = &command{
 		{"mm-orchestrator runs", "the newest 20"},
 		{"mm-orchestrator runs --status failed --service api", "what failed?"},
 		{"mm-orchestrator runs 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "what happened to this run?"},
-		{"mm-orchestrator runs revoke 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11 --reason 'wrong branch'", "end it"},
 	},
-	topics: []topic{topicDatabase},
-	run:    runRuns,
+	topics:      []topic{topicDatabase},
+	subcommands: []*command{revokeCommand},
+	setup: func(fs *pflag.FlagSet) runFunc {
+		f := &runsFlags{}
+		fs.BoolVar(&f.json, "json", false, "Print JSON.")
+		fs.StringVar(&f.status, "status", "", "Only runs of this `status`: "+oneOf(runStatuses)+". Default: any.")
+		_ = fs.SetAnnotation("status", choices, runStatuses) // fails for unknown flags only
+		fs.StringVar(&f.service, "service", "", "Only runs for this target `service`. Default: any.")
+		fs.IntVarP(&f.limit, "limit", "L", 20, "How many to list, 1000 at the most.")
+		return f.run
+	},
 }
 
-func runRuns(p *program, ctx context.Context, cmd *command, args []string) error {
-	if len(args) > 0 && args[0] == "revoke" {
-		return runRevoke(p, ctx, cmd, args[1:])
+var runStatuses = []string{"pending", "running", "awaiting_approval", "succeeded", "failed", "rolled_back"}
+
+type runsFlags struct {
+	json            bool
+	status, service string
+	limit           int
+}
+
+func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
+	if f.status != "" && !slices.Contains(runStatuses, f.status) {
+		return &usageError{fmt.Sprintf("--status is %q; it must be %s", f.status, oneOf(runStatuses))}
 	}
-	fs, flags := p.flags(cmd)
-	asJSON := fs.Bool("json", false, "Print JSON.")
-	status := fs.String("status", "", "Only runs of this status: pending, running, awaiting_approval, succeeded, failed or rolled_back.")
-	service := fs.String("service", "", "Only runs for this target service.")
-	limit := fs.Int("limit", 20, "How many to list, 1000 at the most.")
-	words, err := p.parse(cmd, fs, args, 1)
-	if err != nil {
-		return err
+	if f.limit < 1 || f.limit > 1000 {
+		return &usageError{fmt.Sprintf("--limit is %d; it must be from 1 to 1000", f.limit)}
 	}
-	known := []string{"pending", "running", "awaiting_approval", "succeeded", "failed", "rolled_back"}
-	if *status != "" && !slices.Contains(known, *status) {
-		return &usageError{fmt.Sprintf("--status is %q; it must be %s", *status, oneOf(known))}
-	}
-	if *limit < 1 || *limit > 1000 {
-		return &usageError{fmt.Sprintf("--limit is %d; it must be from 1 to 1000", *limit)}
-	}
-	c, _, err := resolve(p.env, flags)
+	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
@@ -69,21 +73,21 @@ func runRuns(p *program, ctx context.Context, cmd *command, args []string) error
 	defer db.Close()
 
 	show := runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}
-	if len(words) == 1 {
-		detail, err := db.FindRunDetail(ctx, words[0])
+	if len(in.words) == 1 {
+		detail, err := db.FindRunDetail(ctx, in.words[0])
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			return fmt.Errorf("there is no run %s in database %s: %w", words[0], db.Place(), store.ErrNotFound)
+			return fmt.Errorf("there is no run %s in database %s: %w", in.words[0], db.Place(), store.ErrNotFound)
 		case errors.Is(err, store.ErrInvalid):
 			return &usageError{err.Error()}
 		case err != nil:
 			return err
-		case *asJSON:
+		case f.json:
 			return show.json(show.detail(detail))
 		}
 		return show.run(show.detail(detail))
 	}
-	runs, err := db.ListRuns(ctx, store.RunFilter{Status: store.RunStatus(*status), TargetService: *service, Limit: *limit})
+	runs, err := db.ListRuns(ctx, store.RunFilter{Status: store.RunStatus(f.status), TargetService: f.service, Limit: f.limit})
 	if err != nil {
 		return err
 	}
@@ -91,7 +95,7 @@ func runRuns(p *program, ctx context.Context, cmd *command, args []string) error
 	for _, run := range runs {
 		lines = append(lines, show.line(run.Run, run.Activity))
 	}
-	if *asJSON {
+	if f.json {
 		return show.json(lines)
 	}
 	return show.list(lines)

@@ -18,6 +18,9 @@ type setting struct {
 	// flag is the name on the command line, or "" for values that must not
 	// be given there: everybody on the machine sees command lines.
 	flag string
+	// form is what its value looks like, in a word or as the choices that
+	// there are.
+	form string
 	// vars are the environment variables, the first that is set wins.
 	vars []variable
 	// def is the default, as one would write it. Settings without a default

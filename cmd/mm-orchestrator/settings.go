@@ -109,7 +109,7 @@ func (c *configuration) Database() secret.String {
 // Values that it does not have begin with MM_ORCHESTRATOR_.
 var settings = []setting{
 	{
-		flag: "broker-url", url: true, topic: topicBroker,
+		flag: "broker-url", form: "url", url: true, topic: topicBroker,
 		vars: names("CELERY_BROKER_URL", "ORCHESTRATOR_BROKER_URL", "BROKER_URL", "SPEC_WORKFLOW_CELERY_BROKER_URL"),
 		def:  "amqp://guest:guest@rabbitmq:5672//",
 		help: "RabbitMQ, as amqp://user:password@host:port/vhost, with amqps:// for TLS. Forms and defaults are kombu's: pyamqp:// is the same as amqp://, " +
@@ -121,14 +121,14 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "queue", topic: topicBroker,
+		flag: "queue", form: "name", topic: topicBroker,
 		vars: []variable{{name: "ORCHESTRATOR_CELERY_QUEUE", emptyCounts: true}},
 		def:  "orchestrator.run",
 		help: "The queue that is consumed, and to which the next step of a run is published.",
 		read: readText(func(c *configuration) *string { return &c.Queue }),
 	},
 	{
-		flag: "queue-type", topic: topicBroker,
+		flag: "queue-type", form: "none|classic|quorum", topic: topicBroker,
 		vars: names("MM_ORCHESTRATOR_QUEUE_TYPE", "ORCHESTRATOR_QUEUE_TYPE"),
 		def:  "none",
 		help: "The x-queue-type with which the queue is declared: none (no argument, as Python declares it), classic or quorum. " +
@@ -142,7 +142,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "exchange", topic: topicBroker,
+		flag: "exchange", form: "name", topic: topicBroker,
 		vars: names("ORCHESTRATOR_CELERY_EXCHANGE", "WORKFLOW_DEFAULT_EXCHANGE", "CELERY_DEFAULT_EXCHANGE", "DEFAULT_EXCHANGE"),
 		def:  "moonmind.jobs",
 		help: "The direct exchange that is declared and to which the queue is bound. Earlier revisions of MoonMind used speckit; a binding to it may stay. " +
@@ -150,7 +150,7 @@ var settings = []setting{
 		read: readText(func(c *configuration) *string { return &c.Exchange }),
 	},
 	{
-		flag: "routing-key", topic: topicBroker,
+		flag: "routing-key", form: "key", topic: topicBroker,
 		vars:        names("ORCHESTRATOR_CELERY_ROUTING_KEY"),
 		defaultNote: "the name of the queue",
 		help:        "The key with which the queue is bound to the exchange.",
@@ -158,14 +158,14 @@ var settings = []setting{
 		show:        func(c *configuration) string { return c.RoutingKey },
 	},
 	{
-		flag: "concurrency", topic: topicBroker,
+		flag: "concurrency", form: "number", topic: topicBroker,
 		vars: names("ORCHESTRATOR_CONCURRENCY"),
 		def:  "1",
 		help: "How many steps run at a time in this process.",
 		read: readNumber(func(c *configuration) *int { return &c.Concurrency }, 1, 100),
 	},
 	{
-		flag: "prefetch", topic: topicBroker,
+		flag: "prefetch", form: "number", topic: topicBroker,
 		vars: names("ORCHESTRATOR_PREFETCH"),
 		def:  "1",
 		help: "Messages that the broker hands out in advance, as a multiple of the concurrency. With 1 nothing waits behind a busy worker while another one is free. " +
@@ -173,7 +173,7 @@ var settings = []setting{
 		read: readNumber(func(c *configuration) *int { return &c.Prefetch }, 1, 100),
 	},
 	{
-		flag: "dead-letter-queue", topic: topicBroker,
+		flag: "dead-letter-queue", form: "name", topic: topicBroker,
 		vars:        names("MM_ORCHESTRATOR_DEAD_LETTER_QUEUE"),
 		defaultNote: "none: such messages are rejected, as Celery does",
 		help: "A queue for messages that can never be run, because they cannot be decoded or name an unknown task. They go there as they came, with the reason in the header " +
@@ -182,7 +182,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "result-backend", url: true, topic: topicResults,
+		flag: "result-backend", form: "url", url: true, topic: topicResults,
 		vars: []variable{
 			{name: "CELERY_RESULT_BACKEND"},
 			{name: "ORCHESTRATOR_RESULT_BACKEND", emptyCounts: true},
@@ -204,7 +204,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "result-encoding", topic: topicResults,
+		flag: "result-encoding", form: "pickle|json", topic: topicResults,
 		vars: names("MM_ORCHESTRATOR_RESULT_ENCODING"),
 		def:  "pickle",
 		help: "How results are encoded in celery_taskmeta: pickle, which Celery 5.4 to 5.6 write and all versions read, or json, as Celery 5.7 writes them. " +
@@ -213,28 +213,28 @@ var settings = []setting{
 	},
 
 	{
-		flag: "postgres-host", topic: topicDatabase,
+		flag: "postgres-host", form: "host", topic: topicDatabase,
 		vars: names("POSTGRES_HOST"),
 		def:  "api-db",
 		help: "Host of the PostgreSQL server with MoonMind's tables, or the directory of its Unix socket.",
 		read: readText(func(c *configuration) *string { return &c.Postgres.Host }),
 	},
 	{
-		flag: "postgres-port", topic: topicDatabase,
+		flag: "postgres-port", form: "number", topic: topicDatabase,
 		vars: names("POSTGRES_PORT"),
 		def:  "5432",
 		help: "Its port.",
 		read: readNumber(func(c *configuration) *int { return &c.Postgres.Port }, 1, 65535),
 	},
 	{
-		flag: "postgres-user", topic: topicDatabase,
+		flag: "postgres-user", form: "name", topic: topicDatabase,
 		vars: names("POSTGRES_USER"),
 		def:  "postgres",
 		help: "The role to log in as.",
 		read: readText(func(c *configuration) *string { return &c.Postgres.User }),
 	},
 	{
-		secret: true, topic: topicDatabase,
+		form: "text", secret: true, topic: topicDatabase,
 		vars: []variable{{name: "POSTGRES_PASSWORD", emptyCounts: true}},
 		def:  "password",
 		help: "Its password. Empty means none.",
@@ -244,14 +244,14 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "postgres-db", topic: topicDatabase,
+		flag: "postgres-db", form: "name", topic: topicDatabase,
 		vars: names("POSTGRES_DB"),
 		def:  "moonmind",
 		help: "The database.",
 		read: readText(func(c *configuration) *string { return &c.Postgres.Database }),
 	},
 	{
-		flag: "database-url", url: true, topic: topicDatabase,
+		flag: "database-url", form: "url", url: true, topic: topicDatabase,
 		vars:        names("MM_ORCHESTRATOR_DATABASE_URL"),
 		defaultNote: "made from POSTGRES_*",
 		help: "The whole address instead, as postgresql://user:password@host:port/database?sslmode=verify-full. It wins over POSTGRES_*, and takes what libpq knows " +
@@ -266,7 +266,7 @@ var settings = []setting{
 		show: func(c *configuration) string { return secret.RedactURL(c.Database().Reveal()) },
 	},
 	{
-		flag: "auto-migrate", boolean: true, topic: topicDatabase,
+		flag: "auto-migrate", form: "true|false", boolean: true, topic: topicDatabase,
 		vars: names("MM_ORCHESTRATOR_AUTO_MIGRATE"),
 		def:  "true",
 		help: "Let the worker create or upgrade at start what is its own in the database: the schema mm_orchestrator and, with a result backend, Celery's table celery_taskmeta. " +
@@ -275,7 +275,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "workspace", topic: topicFiles,
+		flag: "workspace", form: "directory", topic: topicFiles,
 		vars: names("WORKSPACE_ROOT"),
 		def:  "/workspace",
 		help: "The repository that is repaired. It must exist; relative paths of plans and settings start here.",
@@ -293,14 +293,14 @@ var settings = []setting{
 		show: func(c *configuration) string { return c.Workspace },
 	},
 	{
-		flag: "artifacts-root", topic: topicFiles,
+		flag: "artifacts-root", form: "directory", topic: topicFiles,
 		vars: names("WORKFLOW_ARTIFACTS_ROOT", "SPEC_WORKFLOW_ARTIFACT_ROOT", "SPEC_WORKFLOW_ARTIFACTS_ROOT", "ARTIFACTS_ROOT"),
 		def:  "var/artifacts/spec_workflows",
 		help: "The directory below which artifacts of runs lie. A run that has an artifact_root in its row, as all that MoonMind's API makes do, uses that.",
 		read: readText(func(c *configuration) *string { return &c.ArtifactBase }),
 	},
 	{
-		flag: "artifact-subpath", topic: topicFiles,
+		flag: "artifact-subpath", form: "directory", topic: topicFiles,
 		vars:        names("ORCHESTRATOR_ARTIFACT_ROOT"),
 		defaultNote: "the artifacts root itself",
 		help:        "A directory below the artifacts root for the runs of this worker; an absolute path must lie inside it.",
@@ -308,7 +308,7 @@ var settings = []setting{
 		show:        func(c *configuration) string { return c.ArtifactSubPath },
 	},
 	{
-		flag: "artifact-path-map", topic: topicFiles,
+		flag: "artifact-path-map", form: "from=to,…", topic: topicFiles,
 		vars:        names("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"),
 		defaultNote: "paths are used as they are",
 		help: "Where the API's directories are on this side, when both mount one volume at different places: /app/var=/workspace/var. Several are separated by commas; " +
@@ -324,7 +324,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "docker-host", topic: topicSteps,
+		flag: "docker-host", form: "url", topic: topicSteps,
 		vars:        names("DOCKER_HOST", "ORCHESTRATOR_DOCKER_HOST"),
 		defaultNote: "the local engine's socket",
 		help: "The docker engine, as unix:///path or tcp://host:port. A proxy in between must allow POST and BUILD, and containers, images, networks and volumes. " +
@@ -338,21 +338,21 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "docker-tls-verify", topic: topicSteps,
+		flag: "docker-tls-verify", form: "text", topic: topicSteps,
 		vars:        names("DOCKER_TLS_VERIFY"),
 		defaultNote: "no TLS",
 		help:        "Anything but the empty text, as for the docker program: the engine is reached by TLS, with the files in DOCKER_CERT_PATH.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.DockerTLSVerify }),
 	},
 	{
-		flag: "docker-cert-path", topic: topicSteps,
+		flag: "docker-cert-path", form: "directory", topic: topicSteps,
 		vars:        names("DOCKER_CERT_PATH"),
 		defaultNote: "none; needed with DOCKER_TLS_VERIFY",
 		help:        "A directory with ca.pem, cert.pem and key.pem for an engine that is reached by TLS.",
 		read:        readText(func(c *configuration) *string { return &c.DockerCertPath }),
 	},
 	{
-		flag: "compose", topic: topicSteps,
+		flag: "compose", form: "file", topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_COMPOSE"),
 		defaultNote: "docker compose; docker-compose where there is no docker program",
 		help:        "The absolute path of a docker-compose program, version 2 or later, to run instead of `docker compose`.",
@@ -365,7 +365,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "allowed-programs", topic: topicSteps,
+		flag: "allowed-programs", form: "name,…", topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_ALLOWED_PROGRAMS"),
 		defaultNote: "no others",
 		help: "Programs that the commands of a plan may run besides git, docker, docker-compose and MoonMind's skill executor: names or absolute paths, separated by commas. " +
@@ -381,7 +381,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "health-url", url: true, topic: topicSteps,
+		flag: "health-url", form: "service=url,…", url: true, topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_HEALTH_URL"),
 		defaultNote: "the URL in the plan",
 		help: "What verify asks instead of the plan's URL: service=URL, several separated by commas. MoonMind's plans ask api for /health, which it answers with 404; " +
@@ -400,7 +400,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "step-time-limit", topic: topicSteps,
+		flag: "step-time-limit", form: "duration", topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_STEP_TIME_LIMIT"),
 		def:         "0s",
 		defaultNote: "0s: no limit, as with Python",
@@ -408,14 +408,14 @@ var settings = []setting{
 		read:        readDuration(func(c *configuration) *time.Duration { return &c.StepLimit }, 0),
 	},
 	{
-		flag: "max-starts", topic: topicSteps,
+		flag: "max-starts", form: "number", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_MAX_STARTS"),
 		def:  "3",
 		help: "How many workers may die while they run one and the same step. Then the step fails with that reason, and the run is rolled back. Starts that a stopping worker handed back do not count.",
 		read: readNumber(func(c *configuration) *int { return &c.MaxStarts }, 1, 100),
 	},
 	{
-		flag: "lost-grace", topic: topicSteps,
+		flag: "lost-grace", form: "duration", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_LOST_GRACE"),
 		def:  "3m",
 		help: "How long a run that has the workspace may be nowhere to be seen (no worker has its message, and the queue is empty, as after a purge) before it fails, is rolled back, and lets the next run in. " +
@@ -424,7 +424,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "wait", topic: topicStart,
+		flag: "wait", form: "duration", topic: topicStart,
 		vars: names("MM_ORCHESTRATOR_WAIT"),
 		def:  "30s",
 		help: "How long to wait at start for a broker or database that cannot be reached, before the program gives up with exit code 69. What waiting cannot mend, such as a wrong password, " +
@@ -433,7 +433,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "hostname", topic: topicProcess,
+		flag: "hostname", form: "name@host", topic: topicProcess,
 		vars: names("ORCHESTRATOR_HOSTNAME"),
 		def:  "orchestrator@%h",
 		help: "The name of this worker in results, claims and logs, as name@host. %h is the name of this machine, %n that up to its first dot, %d the rest, %% a percent sign. " +
@@ -450,7 +450,7 @@ var settings = []setting{
 		show: func(c *configuration) string { return c.Node },
 	},
 	{
-		flag: "shutdown-grace", topic: topicProcess,
+		flag: "shutdown-grace", form: "duration", topic: topicProcess,
 		vars: names("MM_ORCHESTRATOR_SHUTDOWN_GRACE"),
 		def:  "1h",
 		help: "How long the worker may take to stop after SIGTERM or SIGINT. Running steps may go on for the most of it; in its last quarter, ten seconds at the most, what still runs is ended with all its processes. " +
@@ -459,7 +459,7 @@ var settings = []setting{
 		read: readDuration(func(c *configuration) *time.Duration { return &c.ShutdownGrace }, 0),
 	},
 	{
-		flag: "log-level", topic: topicProcess,
+		flag: "log-level", form: "debug|info|warning|error", topic: topicProcess,
 		vars: names("ORCHESTRATOR_LOG_LEVEL"),
 		def:  "info",
 		help: "debug, info, warning or error. Celery's critical and fatal are the same as error.",
@@ -473,7 +473,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "log-format", topic: topicProcess,
+		flag: "log-format", form: "auto|text|json", topic: topicProcess,
 		vars: names("MM_ORCHESTRATOR_LOG_FORMAT"),
 		def:  "auto",
 		help: "text, json, or auto: text on a terminal, JSON otherwise.",
@@ -481,7 +481,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "listen", topic: topicMetrics,
+		flag: "listen", form: "host:port", topic: topicMetrics,
 		vars: []variable{{name: "MM_ORCHESTRATOR_LISTEN", emptyCounts: true}},
 		def:  metrics.DefaultAddress,
 		help: "Where Prometheus metrics (/metrics) and health (/healthz, /readyz) are served over HTTP, as host:port. Empty turns it off. " +
@@ -497,14 +497,14 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "listen-remote", boolean: true, topic: topicMetrics,
+		flag: "listen-remote", form: "true|false", boolean: true, topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_LISTEN_REMOTE"),
 		def:  "false",
 		help: "Allow a listen address that other machines can reach, such as 0.0.0.0:9808. What is served names hosts and queues, and asks for no password.",
 		read: readBool(func(c *configuration) *bool { return &c.ListenRemote }),
 	},
 	{
-		flag: "health-limit", topic: topicMetrics,
+		flag: "health-limit", form: "duration", topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_HEALTH_LIMIT"),
 		def:  "60s",
 		help: "How long the consumer, the database or the docker engine may be away before /healthz is red. The worker itself waits for them without limit, so that short absences need nobody. " +
@@ -512,28 +512,28 @@ var settings = []setting{
 		read: readDuration(func(c *configuration) *time.Duration { return &c.HealthLimit }, 0),
 	},
 	{
-		flag: "disk-reserve", topic: topicMetrics,
+		flag: "disk-reserve", form: "MiB", topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_DISK_RESERVE"),
 		def:  "64",
 		help: "With less than so many MiB left on the disk of the artifact root, /healthz is red. 0 turns it off.",
 		read: readNumber(func(c *configuration) *int { return &c.DiskReserve }, 0, 1<<30),
 	},
 	{
-		flag: "statsd-host", topic: topicMetrics,
+		flag: "statsd-host", form: "host", topic: topicMetrics,
 		vars:        names("ORCHESTRATOR_STATSD_HOST", "STATSD_HOST"),
 		defaultNote: "StatsD is off",
 		help:        "The StatsD server to which MoonMind's metrics are sent, over IPv4 UDP.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.StatsD.Host }),
 	},
 	{
-		flag: "statsd-port", topic: topicMetrics,
+		flag: "statsd-port", form: "number", topic: topicMetrics,
 		vars: names("ORCHESTRATOR_STATSD_PORT", "STATSD_PORT"),
 		def:  "8125",
 		help: "Its port.",
 		read: readNumber(func(c *configuration) *int { return &c.StatsD.Port }, 1, 65535),
 	},
 	{
-		flag: "metrics-prefix", topic: topicMetrics,
+		flag: "metrics-prefix", form: "name", topic: topicMetrics,
 		vars: names("ORCHESTRATOR_METRICS_PREFIX"),
 		def:  "moonmind.orchestrator",
 		help: "What stands before the names of StatsD metrics. Dots at its end are removed.",

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+
+	"github.com/spf13/pflag"
 )
 
 // version is set by the linker for releases: -X main.version=v1.2.3.
@@ -14,14 +16,14 @@ var versionCommand = &command{
 	name:    "version",
 	summary: "print the version",
 	about:   "Prints version, commit, Go version and platform on one line.",
-	run: func(p *program, _ context.Context, cmd *command, args []string) error {
-		fs, _ := p.flags(cmd)
-		if _, err := p.parse(cmd, fs, args, 0); err != nil {
-			return err
-		}
-		fmt.Fprintf(p.stdout, "mm-orchestrator %s, %s, %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-		return nil
+	setup: func(*pflag.FlagSet) runFunc {
+		return func(_ context.Context, p *program, _ input) error { return p.printVersion() }
 	},
+}
+
+func (p *program) printVersion() error {
+	_, err := fmt.Fprintf(p.stdout, "mm-orchestrator %s, %s, %s/%s\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
 }
 
 // versionText is the release, or what the Go tool knows of the source.

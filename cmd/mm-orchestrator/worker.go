@@ -8,6 +8,8 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/spf13/pflag"
+
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
@@ -17,8 +19,9 @@ import (
 )
 
 var workerCommand = &command{
-	name:    "worker",
-	summary: "consume the queue and carry out the steps of runs",
+	name:       "worker",
+	alsoCalled: []string{"serve", "start", "up", "consume"},
+	summary:    "consume the queue and carry out the steps of runs",
 	about: "Takes the place of MoonMind's Python worker: it consumes the queue, carries out the steps of runs in the workspace, and records them in PostgreSQL and in the artifact " +
 		"directory. Give it the Python worker's environment. Several may run at a time, beside Python workers too.\n\n" +
 		"SIGTERM or SIGINT stops it: no new step is taken, the running one finishes and is recorded, then it exits with 0. A second signal ends the running step's commands at once; " +
@@ -30,16 +33,12 @@ var workerCommand = &command{
 		{"CELERY_BROKER_URL=amqp://mm:…@127.0.0.1// POSTGRES_HOST=127.0.0.1 mm-orchestrator worker --workspace . --log-level debug", "on a developer's machine"},
 	},
 	topics: topics,
-	run:    runWorker,
+	setup:  func(*pflag.FlagSet) runFunc { return runWorker },
 }
 
 // runWorker puts the program together.
-func runWorker(p *program, ctx context.Context, cmd *command, args []string) error {
-	fs, flags := p.flags(cmd)
-	if _, err := p.parse(cmd, fs, args, 0); err != nil {
-		return err
-	}
-	c, values, err := resolve(p.env, flags)
+func runWorker(ctx context.Context, p *program, in input) error {
+	c, values, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,369 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// command is a word after the program's name, or after another command.
+type command struct {
+	name string
+	// args are what it takes besides flags, for the usage line, and words is
+	// how many at most.
+	args  string
+	words int
+	// alsoCalled are names that other programs have for it. They do not run it;
+	// whoever types one is told its name here.
+	alsoCalled []string
+	// summary is one line for the list of commands.
+	summary string
+	// about explains it, in paragraphs.
+	about string
+	// examples are command lines with a comment each.
+	examples []example
+	// topics are those of the settings that it reads.
+	topics      []topic
+	subcommands []*command
+	// setup declares the flags that are the command's own, and returns what
+	// runs it once they are read.
+	setup func(fs *pflag.FlagSet) runFunc
+	// complete, if given, lists what a word of the command can be, for the
+	// shell's completion.
+	complete func(words []string) []string
+}
+
+type example struct{ line, comment string }
+
+// runFunc carries a command out.
+type runFunc func(ctx context.Context, p *program, in input) error
+
+// input is what a command gets from its command line, besides its own flags.
+type input struct {
+	// words are no flags; there are at most command.words of them.
+	words []string
+	// settings are the flags of the command's topics, for resolve.
+	settings *settingFlags
+	// parsed is the command as the parser knows it.
+	parsed *cobra.Command
+}
+
+// commands in the order of the help text.
+func commands() []*command {
+	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, healthCommand, versionCommand, completionCommand, helpCommand()}
+}
+
+// execute reads the command line and runs the command that it names.
+func (p *program) execute(ctx context.Context, args []string) error {
+	root := p.root()
+	args = twoDashes(root, args)
+	root.SetArgs(args)
+	root.SetFlagErrorFunc(func(node *cobra.Command, err error) error {
+		if asksForHelp(args) {
+			return pflag.ErrHelp
+		}
+		return flagError(node, err)
+	})
+	return root.ExecuteContext(ctx)
+}
+
+// root builds the tree of commands for the parser. It is built for each
+// command line: the values of flags live in it.
+func (p *program) root() *cobra.Command {
+	root := &cobra.Command{
+		Use: "mm-orchestrator", Args: cobra.ArbitraryArgs, SilenceErrors: true, SilenceUsage: true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetOut(p.stdout)
+	root.SetErr(p.stderr)
+	root.SetHelpFunc(func(*cobra.Command, []string) { writeOverview(p.stdout) })
+	version := root.Flags().Bool("version", false, "Print the version.")
+	root.RunE = func(_ *cobra.Command, words []string) error {
+		switch {
+		case *version:
+			return p.printVersion()
+		case len(words) == 0:
+			writeOverview(p.stderr)
+			return &usageError{"give a command"}
+		}
+		return unknownCommand(words[0])
+	}
+	for _, cmd := range commands() {
+		node := p.node(cmd)
+		if cmd.name == "help" {
+			root.SetHelpCommand(node)
+		}
+		root.AddCommand(node)
+	}
+	return root
+}
+
+// node is one command, with those below it.
+func (p *program) node(cmd *command) *cobra.Command {
+	node := &cobra.Command{
+		Use: cmd.name, Short: cmd.summary, Args: cobra.ArbitraryArgs, DisableFlagsInUseLine: true,
+		ValidArgsFunction: func(_ *cobra.Command, words []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if cmd.complete == nil {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return cmd.complete(words), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	fs := node.Flags()
+	fs.SortFlags = false
+	run := cmd.setup(fs)
+	settings := addSettingFlags(fs, cmd.topics...)
+	fs.VisitAll(func(f *pflag.Flag) { completeFlag(node, f) })
+	node.InitDefaultHelpFlag()
+	fs.Lookup("help").Usage = "Explain the command."
+	node.SetHelpFunc(func(node *cobra.Command, _ []string) { writeCommandHelp(p.stdout, node.CommandPath(), cmd, fs) })
+	node.RunE = func(node *cobra.Command, words []string) error {
+		if len(words) > cmd.words {
+			return cmd.surplusWord(node, words)
+		}
+		return run(node.Context(), p, input{words: words, settings: settings, parsed: node})
+	}
+	for _, sub := range cmd.subcommands {
+		node.AddCommand(p.node(sub))
+	}
+	return node
+}
+
+// choices is the annotation of a flag that takes one of some words.
+const choices = "choices"
+
+// completeFlag says how the shell completes the value of a flag.
+func completeFlag(node *cobra.Command, f *pflag.Flag) {
+	var words []string
+	directive := cobra.ShellCompDirectiveNoFileComp
+	switch kind := f.Value.Type(); {
+	case len(f.Annotations[choices]) > 0:
+		words = f.Annotations[choices]
+	case kind == "directory":
+		directive = cobra.ShellCompDirectiveFilterDirs
+	case kind == "file":
+		directive = cobra.ShellCompDirectiveDefault
+	case strings.Contains(kind, "|"):
+		words = strings.Split(kind, "|")
+	}
+	_ = node.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, directive)) // fails for unknown flags only
+}
+
+// surplusWord says that a command does not take so many words. The first of
+// them may have been meant for a command.
+func (cmd *command) surplusWord(node *cobra.Command, words []string) error {
+	hint := seeHelp(node)
+	if len(cmd.subcommands) > 0 {
+		if meant := nearestCommand(words[0], cmd.subcommands); meant != "" {
+			hint = fmt.Sprintf("did you mean %s %s?", node.CommandPath(), meant)
+		}
+	}
+	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), words[cmd.words], hint)}
+}
+
+// commandName is the command's path without the program's name.
+func commandName(node *cobra.Command) string {
+	_, name, _ := strings.Cut(node.CommandPath(), " ")
+	return cmp.Or(name, node.Name())
+}
+
+func seeHelp(node *cobra.Command) string { return "see " + node.CommandPath() + " --help" }
+
+func unknownCommand(word string) error {
+	meant := nearestCommand(word, commands())
+	if nearest(word, []string{settingsTopic}) != "" {
+		meant = "help " + settingsTopic
+	}
+	if meant != "" {
+		return &usageError{fmt.Sprintf("there is no command %q; did you mean %s?", word, meant)}
+	}
+	var known []string
+	for _, cmd := range commands() {
+		known = append(known, cmd.name)
+	}
+	return &usageError{fmt.Sprintf("there is no command %q; there are %s", word, strings.Join(known, ", "))}
+}
+
+// nearestCommand is the command that somebody who typed word may have meant,
+// with those above it, or "".
+func nearestCommand(word string, among []*command) string {
+	meant := map[string]string{}
+	var names []string
+	var collect func(prefix string, list []*command)
+	collect = func(prefix string, list []*command) {
+		for _, cmd := range list {
+			for _, name := range append([]string{cmd.name}, cmd.alsoCalled...) {
+				names = append(names, name)
+				meant[name] = cmp.Or(meant[name], prefix+cmd.name)
+			}
+			collect(prefix+cmd.name+" ", cmd.subcommands)
+		}
+	}
+	collect("", among)
+	return meant[nearest(word, names)]
+}
+
+// nearest is the one of names that word is most like, or "" if there is none
+// that it is like: names that begin with it, and those that two letters or
+// fewer make of it, fewer for short words.
+func nearest(word string, names []string) string {
+	word = strings.ToLower(word)
+	best, least := "", 3
+	for _, name := range names {
+		lower := strings.ToLower(name)
+		d := distance(word, lower)
+		if len(word) >= 3 && strings.HasPrefix(lower, word) {
+			d = min(d, 1)
+		}
+		if d < least && d <= (len(word)+1)/3 {
+			best, least = name, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters that must be put in, taken out, replaced or
+// swapped with the next to make b of a.
+func distance(a, b string) int {
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+		for j := range d[i] {
+			if i == 0 {
+				d[i][j] = j
+				continue
+			}
+			if j == 0 {
+				continue
+			}
+			replace := 1
+			if a[i-1] == b[j-1] {
+				replace = 0
+			}
+			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+replace)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
+		}
+	}
+	return d[len(a)][len(b)]
+}
+
+// twoDashes writes -name as --name where the command has a flag of that name.
+// Package flag, which this program used before, took both, and deployments may
+// use either. The values of flags, and what follows --, stay as they are.
+func twoDashes(root *cobra.Command, args []string) []string {
+	node, _, err := root.Find(args)
+	if err != nil {
+		node = root
+	}
+	node.InitDefaultHelpFlag()
+	out := make([]string, 0, len(args))
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" {
+			return append(out, args[i:]...)
+		}
+		name, _, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		var known *pflag.Flag
+		switch {
+		case strings.HasPrefix(arg, "--"):
+			known = node.Flags().Lookup(name)
+		case strings.HasPrefix(arg, "-") && len(name) > 1:
+			if known = node.Flags().Lookup(name); known != nil {
+				arg = "-" + arg
+			}
+		case strings.HasPrefix(arg, "-") && len(name) == 1:
+			known = node.Flags().ShorthandLookup(name)
+		}
+		out = append(out, arg)
+		if known != nil && known.NoOptDefVal == "" && !hasValue && i+1 < len(args) {
+			i++
+			out = append(out, args[i])
+		}
+	}
+	return out
+}
+
+// flagError puts the parser's errors into the words of this program.
+func flagError(node *cobra.Command, err error) error {
+	var (
+		unknown *pflag.NotExistError
+		lacking *pflag.ValueRequiredError
+		invalid *pflag.InvalidValueError
+		hint    = seeHelp(node)
+		text    = err.Error()
+	)
+	switch {
+	case errors.As(err, &unknown):
+		given := "--" + unknown.GetSpecifiedName()
+		name := unknown.GetSpecifiedName()
+		if group := unknown.GetSpecifiedShortnames(); group != "" {
+			name, _, _ = strings.Cut(group, "=")
+			given = "-" + name
+		}
+		var known []string
+		node.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+		if meant := nearest(name, known); meant != "" {
+			hint = "did you mean --" + meant + "?"
+		}
+		text = "there is no flag " + given
+	case errors.As(err, &lacking):
+		text = "--" + lacking.GetFlag().Name + " needs a value"
+	case errors.As(err, &invalid):
+		cause := invalid.Unwrap().Error()
+		switch invalid.GetFlag().Value.Type() {
+		case "int":
+			cause = "it must be a whole number"
+		case "bool":
+			cause = "it must be true or false"
+		}
+		text = fmt.Sprintf("--%s is %q: %s", invalid.GetFlag().Name, invalid.GetValue(), cause)
+	}
+	return &usageError{text + "; " + hint}
+}
+
+// durationVar declares a flag for a time, which is written as for settings:
+// 90s, 15m, or a number of seconds.
+func durationVar(fs *pflag.FlagSet, p *time.Duration, name string, value time.Duration, usage string) {
+	*p = value
+	fs.Var((*durationValue)(p), name, usage)
+}
+
+type durationValue time.Duration
+
+func (v *durationValue) Set(text string) error {
+	read := readDuration(func(*configuration) *time.Duration { return (*time.Duration)(v) }, 0)
+	return read(nil, text)
+}
+func (v *durationValue) String() string { return shortDuration(time.Duration(*v)) }
+func (v *durationValue) Type() string   { return "duration" }
+
+// shortDuration writes 1m0s as 1m.
+func shortDuration(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+// asksForHelp says that -h or --help stands among the flags. Whoever asks for
+// help gets it, also where the parser stops at another flag before.
+func asksForHelp(args []string) bool {
+	if end := slices.Index(args, "--"); end >= 0 {
+		args = args[:end]
+	}
+	return slices.Contains(args, "-h") || slices.Contains(args, "--help")
+}
