@@ -27,6 +27,9 @@ var (
 	// ErrClaimLost: somebody else holds the claim, or the step was retried
 	// under a new attempt. Nothing was changed.
 	ErrClaimLost = errors.New("claim lost")
+	// ErrLocked: another session has locked a row, and this call does not wait
+	// for it. Nothing was changed.
+	ErrLocked = errors.New("row locked")
 	// ErrSchema: a table, column or type is missing or is not as expected.
 	ErrSchema = errors.New("database schema does not fit")
 	// ErrInvalid: a value that the tables cannot hold.
@@ -153,9 +156,12 @@ func classify(err error) error {
 	return nil
 }
 
+// lockNotAvailable is the SQLSTATE of NOWAIT and of lock_timeout.
+const lockNotAvailable = "55P03"
+
 func classifyCode(code, message string) error {
 	switch code {
-	case "40001", "40P01", "55P03": // serialization failure, deadlock, lock not available
+	case "40001", "40P01", lockNotAvailable: // serialization failure, deadlock, lock not available
 		return ErrUnavailable
 	case "57P01", "57P02", "57P03", "57P05": // shutdown, crash, starting up, idle session ended
 		return ErrUnavailable

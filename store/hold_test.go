@@ -136,7 +136,7 @@ func TestTheMessageIsKeptAsItCame(t *testing.T) {
 			Body:       []byte("\x00\xff[[], {}, {}]"),
 		}
 		waits(t, s, request, store.ParkedWorkspace)
-		if err := s.PassWorkspace(t.Context(), queue, first, 0); err != nil {
+		if err := s.PassWorkspace(t.Context(), queue, first); err != nil {
 			t.Fatal(err)
 		}
 		d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = '`+second+`' WHERE workspace = '`+queue+`' RETURNING queue`)

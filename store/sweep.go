@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -30,6 +31,29 @@ type WorkspaceState struct {
 	// holder in hand, and Idle how long ago that was.
 	SeenAt time.Time
 	Idle   time.Duration
+	// Version is another text after each commit that changed the run or one of
+	// its states, whoever made it. "" for no run.
+	Version string
+}
+
+// runVersion is SQL for WorkspaceState.Version; id is SQL for the run's id.
+// xmin is the transaction that wrote a row: unlike the columns with times, it
+// changes with every commit, also that of a transaction which began long ago.
+func runVersion(id string) string {
+	return `COALESCE((
+		SELECT md5(string_agg(v.written, ' ' ORDER BY v.written))
+		FROM (SELECT 'run ' || r.xmin::text AS written FROM orchestrator_runs AS r WHERE r.id = ` + id + `
+		      UNION ALL
+		      SELECT s.id::text || ' ' || s.xmin::text FROM spec_workflow_task_states AS s WHERE s.orchestrator_run_id = ` + id + `) AS v), '')`
+}
+
+// Suspect is a run that has a workspace and seems to be nowhere.
+type Suspect struct {
+	Workspace, Queue, RunID string
+	// Version as ListWorkspaces had it when the suspicion began.
+	Version string
+	// Grace is how long no worker may have had anything of the run in hand.
+	Grace time.Duration
 }
 
 // ListWorkspaces returns the workspaces of a queue that are held or waited
@@ -55,7 +79,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 			SELECT h.workspace, COALESCE(h.run_id::text, ''), COALESCE(r.status::text, ''), `+runGoesOn+`,
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
 			       count(p.id) FILTER (WHERE p.run_id = h.run_id), count(p.id) FILTER (WHERE p.run_id IS DISTINCT FROM h.run_id),
-			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8
+			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8, `+runVersion("h.run_id")+`
 			FROM mm_orchestrator.holds AS h
 			LEFT JOIN orchestrator_runs AS r ON r.id = h.run_id
 			LEFT JOIN mm_orchestrator.parked AS p ON p.workspace = h.workspace
@@ -65,7 +89,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 			for rows.Next() {
 				var w WorkspaceState
 				var idle float64
-				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Parked, &w.Waiting, &w.SeenAt, &idle)
+				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version)
 				if err != nil {
 					return err
 				}
@@ -80,22 +104,62 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 }
 
 // PassWorkspace gives a workspace to the first run that waits for it, or to
-// none, if its holder, runID, has ended, is gone, or never began: is pending,
-// and unseen for the grace. With runID "" it does so if nobody holds it.
-// Otherwise nothing changes.
-func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string, grace time.Duration) error {
+// none, if its holder, runID, has ended or is gone. With runID "" it does so if
+// nobody holds it. Otherwise nothing changes.
+func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string) error {
 	return s.inTx(ctx, "pass on workspace "+workspace, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, workspace)
 		batch.Queue(`
 			UPDATE mm_orchestrator.holds AS h SET `+grantToNext+`
 			WHERE h.workspace = $1 AND COALESCE(h.run_id::text, '') = $2
-			  AND NOT EXISTS (SELECT FROM orchestrator_runs AS r
-			                  WHERE r.id = h.run_id AND `+runGoesOn+`
-			                    AND NOT (r.status = 'pending' AND h.seen_at < clock_timestamp() - make_interval(secs => $3::float8)))`,
-			workspace, runID, grace.Seconds())
+			  AND NOT EXISTS (SELECT FROM orchestrator_runs AS r WHERE r.id = h.run_id AND `+runGoesOn+`)`,
+			workspace, runID)
 		return tx.SendBatch(ctx, batch).Close()
 	})
+}
+
+// PassPending gives the workspace of a run that never began, and is pending
+// and nowhere, to the first run that waits, or to none. It holds to FailLost's
+// conditions, ErrLocked included.
+func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
+	if !isUUID(suspect.RunID) {
+		return notARun(suspect.RunID)
+	}
+	return s.inTx(ctx, "pass on workspace "+suspect.Workspace+" of run "+suspect.RunID, func(tx pgx.Tx) error {
+		if err := lockSuspect(ctx, tx, suspect); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			UPDATE mm_orchestrator.holds AS h SET `+grantToNext+`
+			WHERE h.workspace = $1 AND h.run_id = $2 AND h.seen_at < clock_timestamp() - make_interval(secs => $3::float8)
+			  AND EXISTS (SELECT FROM orchestrator_runs AS r WHERE r.id = h.run_id AND r.status = 'pending')
+			  AND `+runVersion("h.run_id")+` = $4`,
+			suspect.Workspace, suspect.RunID, suspect.Grace.Seconds(), suspect.Version)
+		return err
+	})
+}
+
+// lockSuspect takes the locks that FinishStep takes, of all steps, without
+// waiting for those of the shared tables: who has one of them has the run in
+// hand, as Python's worker has for the length of a step. So has who inserts a
+// state for the run, which nobody sees before the commit: the foreign key locks
+// the run's row. Statements after it see all that was committed before.
+func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
+	all := make([]string, 0, len(knownSteps))
+	for step := range knownSteps {
+		all = append(all, string(step))
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(lockStates+` NOWAIT`, suspect.RunID, all)
+	batch.Queue(lockRun+` NOWAIT`, suspect.RunID)
+	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, suspect.Workspace)
+	err := tx.SendBatch(ctx, batch).Close()
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) && refused.Code == lockNotAvailable {
+		return failure(ErrLocked, "run %s is in hand: another session has locked its row or one of its steps'", suspect.RunID)
+	}
+	return err
 }
 
 // LostRun is a run that FailLost ended, or nearly so.
@@ -124,24 +188,31 @@ type RollbackMessage func(run Run, rootTaskID, parentTaskID string) (taskID stri
 // It returns nil and changes nothing unless all of this holds: the run has the
 // workspace; no worker had anything of it in hand for the grace; no live
 // worker runs a step of it; no message of it is parked; it is running, or
-// failed and waits for its rollback. Whether a message is in the queue is for
-// the caller to find out before. A running run whose plan is at its end only
-// gives the workspace up.
-func (s *Store) FailLost(ctx context.Context, workspace, queue, runID string, grace time.Duration, rollback RollbackMessage) (*LostRun, error) {
-	if !isUUID(runID) {
-		return nil, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+// failed and waits for its rollback; nothing of it was changed since the
+// suspicion began. Whether a message is in the queue, and whether somebody
+// else's worker may have taken it, is for the caller to find out before. A
+// running run whose plan is at its end only gives the workspace up.
+//
+// It is ErrLocked, at once, while anybody has a row of the run locked.
+func (s *Store) FailLost(ctx context.Context, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
+	if !isUUID(suspect.RunID) {
+		return nil, notARun(suspect.RunID)
 	}
 	var lost *LostRun
-	err := s.inTx(ctx, "end the lost run "+runID, func(tx pgx.Tx) (err error) {
+	err := s.inTx(ctx, "end the lost run "+suspect.RunID, func(tx pgx.Tx) (err error) {
 		lost = nil
-		seen, err := readLost(ctx, tx, workspace, runID, grace)
+		seen, err := readLost(ctx, tx, suspect)
 		if err != nil || !seen.really {
 			return err
 		}
-		lost, err = s.endLost(ctx, tx, seen, workspace, queue, rollback)
+		lost, err = s.endLost(ctx, tx, seen, suspect, rollback)
 		return err
 	})
 	return lost, err
+}
+
+func notARun(id string) error {
+	return failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(id, 80))
 }
 
 // lostSituation is what FailLost finds under its locks.
@@ -157,17 +228,14 @@ type lostSituation struct {
 	openStep Step
 }
 
-func readLost(ctx context.Context, tx pgx.Tx, workspace, runID string, grace time.Duration) (lostSituation, error) {
+func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostSituation, error) {
 	var seen lostSituation
-	var holds, idle, working, parked bool
-	batch := &pgx.Batch{}
-	all := make([]string, 0, len(knownSteps))
-	for step := range knownSteps {
-		all = append(all, string(step))
+	var holds, idle, working, parked, unchanged bool
+	if err := lockSuspect(ctx, tx, suspect); err != nil {
+		return seen, err
 	}
-	batch.Queue(lockStates, runID, all)
-	batch.Queue(lockRun, runID)
-	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, workspace)
+	runID := suspect.RunID
+	batch := &pgx.Batch{}
 	batch.Queue(selectRun, runID).QueryRow(func(row pgx.Row) (err error) {
 		seen.run, err = scanRun(row)
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -178,11 +246,12 @@ func readLost(ctx context.Context, tx pgx.Tx, workspace, runID string, grace tim
 	batch.Queue(`
 		SELECT COALESCE(h.run_id::text, '') = $2, h.root_task_id, h.seen_at < clock_timestamp() - make_interval(secs => $3::float8),
 		       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
-		       EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id)
+		       EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id),
+		       `+runVersion("h.run_id")+` = $4
 		FROM mm_orchestrator.holds AS h
-		WHERE h.workspace = $1`, workspace, runID, grace.Seconds()).Query(func(rows pgx.Rows) error {
+		WHERE h.workspace = $1`, suspect.Workspace, runID, suspect.Grace.Seconds(), suspect.Version).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			if err := rows.Scan(&holds, &seen.root, &idle, &working, &parked); err != nil {
+			if err := rows.Scan(&holds, &seen.root, &idle, &working, &parked, &unchanged); err != nil {
 				return err
 			}
 		}
@@ -207,7 +276,7 @@ func readLost(ctx context.Context, tx pgx.Tx, workspace, runID string, grace tim
 	}
 	var err error
 	seen.done, err = succeededSteps(ctx, tx, runID)
-	seen.really = seen.run.ID != "" && holds && idle && !working && !parked && goesOn(seen.run) &&
+	seen.really = seen.run.ID != "" && holds && idle && !working && !parked && unchanged && goesOn(seen.run) &&
 		(seen.run.Status == RunRunning || seen.run.Status == RunFailed)
 	return seen, err
 }
@@ -223,7 +292,7 @@ func (seen lostSituation) lostStep() (step Step, message string) {
 	return step, fmt.Sprintf("run was lost: step %s did not begin; %s", step, end)
 }
 
-func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, workspace, queue string, rollback RollbackMessage) (*LostRun, error) {
+func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
 	lost := &LostRun{}
 	run := seen.run
 	parent := ""
@@ -256,7 +325,7 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, work
 	}
 	batch := &pgx.Batch{}
 	err = queuePark(batch, parcel{
-		workspace: workspace, queue: queue, turn: turnOf(run, StepRollback), step: StepRollback,
+		workspace: suspect.Workspace, queue: suspect.Queue, turn: turnOf(run, StepRollback), step: StepRollback,
 		taskID: clean(taskID), root: seen.root, why: ParkedLost, message: message,
 	})
 	if err != nil {

@@ -15,9 +15,21 @@ func rollbackMessage(run store.Run, root, parent string) (string, protocol.Deliv
 	return "rollback-1", protocol.Delivery{Body: []byte(root + " " + parent)}, nil
 }
 
+// suspect is what a sweep would say now of a run.
+func suspect(t testing.TB, s *store.Store, run string, grace time.Duration) store.Suspect {
+	t.Helper()
+	found := store.Suspect{Workspace: "w", Queue: "q", RunID: run, Grace: grace}
+	for _, w := range workspaces(t, s) {
+		if w.RunID == run {
+			found.Version = w.Version
+		}
+	}
+	return found
+}
+
 func failLost(t testing.TB, s *store.Store, run string, grace time.Duration) *store.LostRun {
 	t.Helper()
-	lost, err := s.FailLost(t.Context(), "w", "q", run, grace, rollbackMessage)
+	lost, err := s.FailLost(t.Context(), suspect(t, s, run, grace), rollbackMessage)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,24 +196,118 @@ func TestPassWorkspace(t *testing.T) {
 	d := storetest.New(t)
 	s := d.Open(t)
 	holder, next := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
-	pass := func(run string, grace time.Duration) any {
-		if err := s.PassWorkspace(t.Context(), "w", run, grace); err != nil {
+	now := func() any {
+		return d.Rows(t, `SELECT run_id FROM mm_orchestrator.holds`)[0]["run_id"]
+	}
+	pass := func(run string) any {
+		if err := s.PassWorkspace(t.Context(), "w", run); err != nil {
 			t.Fatal(err)
 		}
-		return d.Rows(t, `SELECT run_id FROM mm_orchestrator.holds`)[0]["run_id"]
+		return now()
+	}
+	passPending := func(found store.Suspect) any {
+		if err := s.PassPending(t.Context(), found); err != nil {
+			t.Fatal(err)
+		}
+		return now()
 	}
 	claim := starts(t, s, shared("w", holder, store.StepBuild, "h"))
 	waits(t, s, shared("w", next, store.StepBuild, "n"), store.ParkedWorkspace)
-	equal(t, "a run at work", pass(holder, 0), holder)
+	equal(t, "a run at work", pass(holder), holder)
+	equal(t, "a run at work is not pending", passPending(suspect(t, s, holder, 0)), holder)
 	finish(t, s, claim, bad(store.StepBuild))
-	equal(t, "a run that waits for its rollback", pass(holder, 0), holder)
+	equal(t, "a run that waits for its rollback", pass(holder), holder)
+	before := suspect(t, s, holder, 0)
 	d.Retry(t, holder, store.StepBuild, "")
-	equal(t, "a retried run within the grace", pass(holder, time.Minute), holder)
-	equal(t, "seen by somebody else", pass(next, 0), holder)
-	equal(t, "a retried run whose message never came", pass(holder, 0), next)
+	equal(t, "a retried run", pass(holder), holder)
+	equal(t, "a retried run within the grace", passPending(suspect(t, s, holder, time.Minute)), holder)
+	equal(t, "one that was retried after the look", passPending(before), holder)
+	equal(t, "seen by somebody else", passPending(suspect(t, s, next, 0)), holder)
+	equal(t, "a retried run whose message never came", passPending(suspect(t, s, holder, 0)), next)
 	d.Rows(t, `DELETE FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 RETURNING id`, next)
 	d.Rows(t, `DELETE FROM orchestrator_runs WHERE id = $1 RETURNING id`, next)
-	equal(t, "a run that is gone", pass(next, time.Minute), nil)
-	equal(t, "nobody's, nobody waits", pass("", 0), nil)
+	equal(t, "a run that is gone", pass(next), nil)
+	equal(t, "nobody's, nobody waits", pass(""), nil)
 	starts(t, s, shared("w", holder, store.StepBuild, "h2"))
+}
+
+// TestARunInSomebodysHandIsNotLost: MoonMind's Python worker does a whole step
+// in one transaction, of which nobody sees anything before the commit. While it
+// lasts, and when it has just ended, the run is neither lost nor loses its
+// workspace, and whoever looks does not wait.
+func TestARunInSomebodysHandIsNotLost(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		// does is what the transaction does to the run $1.
+		does string
+		// retried runs are pending.
+		retried bool
+	}{
+		{"its state is updated", `UPDATE spec_workflow_task_states SET status = 'running' WHERE orchestrator_run_id = $1 AND plan_step = 'patch'`, false},
+		{"a state is inserted", `
+			INSERT INTO spec_workflow_task_states (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status)
+			VALUES (gen_random_uuid(), $1, 'patch', 7, 'patch', 'running', 'in_progress')`, false},
+		{"the run is updated", `UPDATE orchestrator_runs SET updated_at = now() WHERE id = $1`, false},
+		{"a retried run begins", `UPDATE orchestrator_runs SET status = 'running' WHERE id = $1`, true},
+		{"a state of a retried run is inserted", `
+			INSERT INTO spec_workflow_task_states (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status)
+			VALUES (gen_random_uuid(), $1, 'analyze', 1, 'analyze', 'running', 'in_progress')`, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := storetest.New(t)
+			s := d.Open(t)
+			run, next := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+			finish(t, s, starts(t, s, shared("w", run, store.StepAnalyze, "a")), good(store.StepAnalyze))
+			waits(t, s, shared("w", next, store.StepAnalyze, "n"), store.ParkedWorkspace)
+			if c.retried {
+				finish(t, s, starts(t, s, shared("w", run, store.StepPatch, "p")), bad(store.StepPatch))
+				d.Retry(t, run, store.StepAnalyze, "")
+			}
+			found := suspect(t, s, run, 0)
+			rows := func() []map[string]any {
+				return d.Rows(t, `SELECT r.status, h.run_id AS holder, (SELECT count(*) FROM mm_orchestrator.parked) AS parked
+					FROM orchestrator_runs AS r, mm_orchestrator.holds AS h WHERE r.id = $1`, run)
+			}
+			end := func() error {
+				if c.retried {
+					return s.PassPending(t.Context(), found)
+				}
+				lost, err := s.FailLost(t.Context(), found, rollbackMessage)
+				if lost != nil {
+					t.Errorf("%+v", lost)
+				}
+				return err
+			}
+			before := rows()
+			tx, err := d.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(t.Context()) }()
+			if _, err := tx.Exec(t.Context(), c.does, run); err != nil {
+				t.Fatal(err)
+			}
+			// It must not wait for the one who, in this test, waits for it.
+			if err := end(); !errors.Is(err, store.ErrLocked) {
+				t.Errorf("while the transaction lasts: %v", err)
+			}
+			equal(t, "while the transaction lasts", rows(), before)
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			before = rows()
+			if err := end(); err != nil {
+				t.Errorf("after the commit: %v", err)
+			}
+			equal(t, "after the commit", rows(), before)
+			// A suspicion that begins after it finds the run lost again.
+			if !c.retried {
+				if lost := failLost(t, s, run, 0); lost == nil {
+					t.Error("it is never lost any more")
+				}
+			}
+		})
+	}
 }

@@ -31,8 +31,9 @@ type Steps interface {
 	KeepParked(ctx context.Context, id int64) error
 
 	ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]store.WorkspaceState, error)
-	PassWorkspace(ctx context.Context, workspace, runID string, grace time.Duration) error
-	FailLost(ctx context.Context, workspace, queue, runID string, grace time.Duration, rollback store.RollbackMessage) (*store.LostRun, error)
+	PassWorkspace(ctx context.Context, workspace, runID string) error
+	PassPending(ctx context.Context, suspect store.Suspect) error
+	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)
 }
 
 // Metrics counts what happens to steps and runs (contract moonmind.md 14). It

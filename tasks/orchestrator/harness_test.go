@@ -168,9 +168,11 @@ func (f *fakeSteps) ListWorkspaces(context.Context, string, []string) ([]store.W
 	return nil, nil
 }
 
-func (f *fakeSteps) PassWorkspace(context.Context, string, string, time.Duration) error { return nil }
+func (f *fakeSteps) PassWorkspace(context.Context, string, string) error { return nil }
 
-func (f *fakeSteps) FailLost(context.Context, string, string, string, time.Duration, store.RollbackMessage) (*store.LostRun, error) {
+func (f *fakeSteps) PassPending(context.Context, store.Suspect) error { return nil }
+
+func (f *fakeSteps) FailLost(context.Context, store.Suspect, store.RollbackMessage) (*store.LostRun, error) {
 	return nil, nil
 }
 

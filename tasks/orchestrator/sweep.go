@@ -86,10 +86,14 @@ type sweeper struct {
 // suspect is a holder that seems lost. It must stay so, seen by this process
 // with an empty queue at every look, for the whole grace: after a start of all
 // workers, say, the messages of hours ago are only just being taken.
+//
+// Whatever is done with the run in that time begins the suspicion anew: Python's
+// worker, which says nothing of what it has in hand, is known by its commits.
 type suspect struct {
-	runID  string
-	seenAt time.Time
-	since  time.Time
+	runID   string
+	seenAt  time.Time
+	version string
+	since   time.Time
 }
 
 // mend is what a sweep does about a workspace.
@@ -141,7 +145,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 		parked = parked || w.Parked+w.Waiting > 0
 		switch mendingOf(w) {
 		case mendPass:
-			err = s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID, s.config.LostGrace)
+			err = s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID)
 		case mendIdle:
 			err = s.idle(ctx, w, still)
 		default:
@@ -164,23 +168,34 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	}
 	now := time.Now() // monotonic
 	before, known := s.suspects[w.Workspace]
-	if !known || before.runID != w.RunID || !before.seenAt.Equal(w.SeenAt) {
-		before = suspect{runID: w.RunID, seenAt: w.SeenAt, since: now}
+	if !known || before.runID != w.RunID || !before.seenAt.Equal(w.SeenAt) || before.version != w.Version {
+		before = suspect{runID: w.RunID, seenAt: w.SeenAt, version: w.Version, since: now}
 	}
 	still[w.Workspace] = before
 	if now.Sub(before.since) < s.config.LostGrace || w.Idle < s.config.LostGrace {
 		return nil
 	}
-	if w.RunStatus == store.RunPending {
-		return s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID, s.config.LostGrace)
+	found := store.Suspect{Workspace: w.Workspace, Queue: s.config.Queue, RunID: w.RunID, Version: before.version, Grace: s.config.LostGrace}
+	err = s.end(ctx, w.RunStatus, found)
+	if errors.Is(err, store.ErrLocked) {
+		delete(still, w.Workspace)
+		return nil
 	}
-	faultpoint.Hit(faultpoint.LostBefore, w.RunID)
-	lost, err := s.config.Steps.FailLost(ctx, w.Workspace, s.config.Queue, w.RunID, s.config.LostGrace, s.rollbackMessage)
+	return err
+}
+
+// end is what becomes of a run that is lost.
+func (s *sweeper) end(ctx context.Context, status store.RunStatus, found store.Suspect) error {
+	if status == store.RunPending {
+		return s.config.Steps.PassPending(ctx, found)
+	}
+	faultpoint.Hit(faultpoint.LostBefore, found.RunID)
+	lost, err := s.config.Steps.FailLost(ctx, found, s.rollbackMessage)
 	if err != nil || lost == nil {
 		return err
 	}
-	faultpoint.Hit(faultpoint.LostFailed, w.RunID, string(lost.Step))
-	log := s.log.With("run_id", w.RunID)
+	faultpoint.Hit(faultpoint.LostFailed, found.RunID, string(lost.Step))
+	log := s.log.With("run_id", found.RunID)
 	if lost.Step == "" {
 		log.Warn("the rollback's message was lost and is sent again")
 	} else {
