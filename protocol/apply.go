@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// Apply makes the message that runs the signature (contract 4.2): arguments
-// merged, options mapped to headers, properties and embed. Exchange and
-// RoutingKey are left to the worker's routes, which start from the
-// Destination.
+// Apply makes the message that runs the signature
+// (docs/celery.md#applying-a-signature): arguments merged, options mapped to
+// headers, properties and embed. Exchange and RoutingKey are left to the
+// worker's routes, which start from the Destination.
 //
 // The body is JSON always, with zlib where the option compression asks for it;
 // other compressions are left out, since Go has no writer for them and a
@@ -196,9 +196,9 @@ func (a *application) optionOr(name, otherwise string) json.RawMessage {
 	return json.RawMessage(otherwise)
 }
 
-// headers writes the whole set of contract 2.1. Keys and values are what a
-// Python worker writes, but for ignore_result: null leaves the decision to
-// the task's own setting, which a sender in Go does not know.
+// headers writes the whole set of docs/celery.md#headers. Keys and values are
+// what a Python worker writes, but for ignore_result: null leaves the decision
+// to the task's own setting, which a sender in Go does not know.
 func (a *application) headers(id string, args []json.RawMessage, tuple bool) (map[string]any, error) {
 	eta, err := a.eta()
 	if err != nil {

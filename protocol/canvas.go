@@ -41,8 +41,8 @@ const chordAdvice = "chords are not supported; run this task on a Python worker,
 
 // CheckCanvas says whether everything that follows m, after success or
 // failure, can be started. A worker asks before it runs the task's body, and
-// fails the task with the error's Exception otherwise (contract 4.6). The
-// error is a *CanvasError.
+// fails the task with the error's Exception otherwise
+// (docs/celery.md#groups-and-chords). The error is a *CanvasError.
 func CheckCanvas(m *Message) error {
 	if m.Embed.Chord != nil {
 		return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}

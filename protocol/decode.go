@@ -32,7 +32,8 @@ var serializers = map[string]string{
 
 // DecodeHeader reads what can be known of a message before its arguments:
 // task, id, relations and retries. A worker uses it to see whether it has
-// the task, which Celery checks before it looks at the body (contract 2.5).
+// the task, which Celery checks before it looks at the body
+// (docs/celery.md#telling-the-protocols-apart).
 //
 // A protocol 1 message has no headers, so its body is decoded; then accept is
 // obeyed as in [Decode]. Message.ID is "" when the id is missing. Args, Kwargs,
@@ -53,10 +54,10 @@ func DecodeHeader(d Delivery, accept []string) (*Message, error) {
 }
 
 // Decode reads a message of protocol 2, protocol 1, or the hybrid of both, in
-// the order of contract 2.4. Every header but task and id may be missing; a
-// header of an unexpected type counts as missing, but for eta and expires.
-// accept lists content types, compared exactly; nil means application/json.
-// Only JSON can be decoded, whatever accept says.
+// the order of docs/celery.md#telling-the-protocols-apart. Every header but
+// task and id may be missing; a header of an unexpected type counts as missing,
+// but for eta and expires. accept lists content types, compared exactly; nil
+// means application/json. Only JSON can be decoded, whatever accept says.
 //
 // The error is a *MalformedError. The message shares memory with d.
 func Decode(d Delivery, accept []string) (*Message, error) {
@@ -246,7 +247,7 @@ func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
 }
 
 // checkContentType refuses what kombu refuses, and also the types that kombu
-// trusts always and a Python worker dies of (contract 11.5).
+// trusts always and a Python worker dies of (docs/celery.md#bad-messages).
 func checkContentType(contentType string, accept []string) error {
 	if contentType == "" {
 		return &MalformedError{Reason: ReasonNoContentType}

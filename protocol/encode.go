@@ -37,11 +37,12 @@ func (e *EncodeError) Exception() Exception {
 }
 
 // EncodeJSON writes v as Python's json.dumps would, in kombu's dialect
-// (contract 2.2): ", " and ": " as separators, \u escapes for everything
-// outside ASCII, floats as Python prints them, NaN and Infinity, structs by
-// their encoding/json tags in the order of their fields, maps by sorted key,
-// []byte, time.Time, [Decimal], [UUID] and [Date] in type wrappers, *big.Int
-// in full. A json.RawMessage is checked and passes unchanged; nil is null.
+// (docs/celery.md#pythons-json): ", " and ": " as separators, \u escapes for
+// everything outside ASCII, floats as Python prints them, NaN and Infinity,
+// structs by their encoding/json tags in the order of their fields, maps by
+// sorted key, []byte, time.Time, [Decimal], [UUID] and [Date] in type wrappers,
+// *big.Int in full. A json.RawMessage is checked and passes unchanged; nil is
+// null.
 //
 // The error is an *EncodeError: v, or something in it, has no form in JSON.
 func EncodeJSON(v any) (json.RawMessage, error) {

@@ -17,7 +17,7 @@ func NewException(module, typ string, args ...string) Exception {
 }
 
 // NotRegistered is Celery's exception for a task name that no handler has
-// (contract 2.5).
+// (docs/celery.md#bad-messages).
 func NotRegistered(task string) Exception {
 	return NewException("celery.exceptions", "NotRegistered", task)
 }

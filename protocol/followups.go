@@ -41,8 +41,8 @@ type Plan struct {
 }
 
 // AfterSuccess lists callbacks and the next chain step of a task that
-// returned value; nil is None (contract 4.3). It changes nothing and may be
-// called again. The error is a *CanvasError.
+// returned value; nil is None (docs/celery.md#after-success). It changes
+// nothing and may be called again. The error is a *CanvasError.
 func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if value == nil {
 		value = json.RawMessage("null")
@@ -68,10 +68,10 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 }
 
 // AfterFailure lists the error callbacks of a task, as one ad-hoc group
-// (contract 4.5): each is sent as a task, with the failed task's id as first
-// argument unless it is immutable. A Python errback of the new style, which
-// wants (request, exc, traceback), gets the id alone and fails. The error is a
-// *CanvasError.
+// (docs/celery.md#error-callbacks): each is sent as a task, with the failed
+// task's id as first argument unless it is immutable. A Python errback of the
+// new style, which wants (request, exc, traceback), gets the id alone and
+// fails. The error is a *CanvasError.
 func AfterFailure(m *Message, s Sender) (Plan, error) {
 	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, seed: seedOf(m.ID, "failure", m.Embed.Errbacks)}
 	if len(m.Embed.Errbacks) > 0 {
@@ -309,7 +309,7 @@ func mergeLists(a, b json.RawMessage) (json.RawMessage, error) {
 
 // LaterStep is a chain step that will never run because an earlier one has
 // failed. Its row is FAILURE with the failed task's exception and traceback,
-// worker and queue NULL and retries 0 (contract 4.4).
+// worker and queue NULL and retries 0 (docs/celery.md#after-failure).
 type LaterStep struct {
 	TaskID string
 	Task   string

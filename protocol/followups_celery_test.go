@@ -25,14 +25,14 @@ var intendedDifferences = map[string]string{
 
 // Scenarios whose follow-ups a Python worker decides otherwise, or by its code.
 var otherFollowUps = map[string]string{
-	"chain_fail_errback_varargs":     "Python calls this errback inline; a worker without the function sends it (contract 4.5)",
+	"chain_fail_errback_varargs":     "Python calls this errback inline; a worker without the function sends it (docs/celery.md#error-callbacks)",
 	"errback_raises_then_other":      "Python calls one of the errbacks inline, and it raises",
-	"hard_time_limit_errbacks":       "Python sends each errback twice (contract 3.2)",
+	"hard_time_limit_errbacks":       "Python sends each errback twice (docs/celery.md#outcomes)",
 	"on_success_raises":              "up to 5.6 an exception in on_success sent errbacks",
 	"replace":                        "the replacement is made by the task's code",
 	"replace_with_chain_callbacks":   "the replacement is made by the task's code",
 	"second_run_fails_after_success": "one id runs twice with different outcomes, and one row tells of both",
-	"unserializable_in_chain":        "Celery publishes the next step and then fails; here the value is encoded first (contract 3.2)",
+	"unserializable_in_chain":        "Celery publishes the next step and then fails; here the value is encoded first (docs/celery.md#outcomes)",
 }
 
 // What follows each task is what a Python worker has published, in every

@@ -34,8 +34,9 @@ const (
 	kindObject
 )
 
-// A scanner reads Python's dialect of JSON (contract 2.2) in one pass: the
-// standard, plus NaN, Infinity and -Infinity. The text must be valid UTF-8.
+// A scanner reads Python's dialect of JSON (docs/celery.md#pythons-json) in one
+// pass: the standard, plus NaN, Infinity and -Infinity. The text must be valid
+// UTF-8.
 type scanner struct {
 	text  []byte
 	pos   int

@@ -8,7 +8,8 @@ import (
 // ErrMalformed is what every *MalformedError is, for errors.Is.
 var ErrMalformed = errors.New("malformed task message")
 
-// Reason says which row of the table in contract 2.5 a message belongs to.
+// Reason says which row of the table in docs/celery.md#bad-messages a message
+// belongs to.
 type Reason string
 
 // The reasons why a message cannot be run.
@@ -82,7 +83,7 @@ func (e *MalformedError) Error() string {
 // Is reports whether target is ErrMalformed.
 func (e *MalformedError) Is(target error) bool { return target == ErrMalformed }
 
-// Disposition is the "do" column of contract 2.5.
+// Disposition is the column "here" of docs/celery.md#bad-messages.
 func (e *MalformedError) Disposition() Disposition {
 	switch e.Reason {
 	case ReasonArgs, ReasonKwargs:

@@ -42,7 +42,7 @@ var (
 	storedRej = protocol.Disposition{StoreFailure: true, Reject: true}
 )
 
-// The table of contract 2.5, column "do", case by case.
+// The table of docs/celery.md#bad-messages, column "here", case by case.
 var malformedVerdicts = map[string]verdict{
 	"ok baseline":                                     runs,
 	"no task header, json string body":                {protocol.ReasonUnknown, rejected},

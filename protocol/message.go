@@ -18,8 +18,9 @@ type Delivery struct {
 	Body        []byte
 }
 
-// Properties are the AMQP basic properties that Celery sets (contract 2.1).
-// An empty string or zero means that the property is absent, but for Priority.
+// Properties are the AMQP basic properties that Celery sets
+// (docs/celery.md#message-properties). An empty string or zero means that the
+// property is absent, but for Priority.
 type Properties struct {
 	ContentType     string
 	ContentEncoding string
@@ -69,7 +70,7 @@ type Message struct {
 	KwargsRepr string
 	Origin     string
 	// IgnoreResult is nil for null or absent: the task's own setting decides
-	// (contract 2.1, Celery 5.7).
+	// (docs/celery.md#headers, Celery 5.7).
 	IgnoreResult        *bool
 	ReplacedTaskNesting int
 	StampedHeaders      []string

@@ -120,7 +120,7 @@ func secondsField(v any) time.Duration {
 // plainValue turns JSON into the values that headers hold: nil, bool, string,
 // int32, int64, float64, []any and map[string]any. Integers are int32 where
 // they fit, since py-amqp before 5.4 misreads the others; what does not fit a
-// non-negative int64 becomes text (contract 2.6).
+// non-negative int64 becomes text (docs/celery.md#header-types).
 func plainValue(text json.RawMessage) any {
 	s := scanner{text: text}
 	return plainNext(&s)

@@ -54,9 +54,10 @@ const (
 )
 
 // PickleJSON writes JSON text as a pickle of protocol 2, which every Celery
-// reads (contract 6.1). Type wrappers become the Python objects that they
-// stand for; a wrapper whose value makes no sense stays a dictionary. Those
-// objects apart, only plain opcodes are used. The error is a *SyntaxError.
+// reads (docs/celery.md#result-encoding). Type wrappers become the Python
+// objects that they stand for; a wrapper whose value makes no sense stays a
+// dictionary. Those objects apart, only plain opcodes are used. The error is a
+// *SyntaxError.
 func PickleJSON(text json.RawMessage) ([]byte, error) {
 	if err := checkJSON(text); err != nil {
 		return nil, err

@@ -3,7 +3,8 @@ package protocol
 import "encoding/json"
 
 // decodeBodyObject decodes the body of a message without the header task,
-// which must be an object with the key task (contract 2.4).
+// which must be an object with the key task
+// (docs/celery.md#telling-the-protocols-apart).
 func decodeBodyObject(d Delivery, accept []string) (Object, error) {
 	body, err := decodeBody(d, accept)
 	if err != nil {

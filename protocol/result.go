@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// States of a task as Celery names them (contract 6).
+// States of a task as Celery names them (docs/celery.md#states-and-exceptions).
 const (
 	StatePending = "PENDING"
 	StateStarted = "STARTED"
@@ -16,7 +16,8 @@ const (
 )
 
 // Result is what a worker tells a result backend about a task: Celery's
-// "meta" (contract 6). One of Value and Exception is set, or neither for None.
+// "meta" (docs/celery.md#states-and-exceptions). One of Value and Exception is
+// set, or neither for None.
 type Result struct {
 	TaskID string
 	// State is one of the constants above or any word of the application.
@@ -52,7 +53,7 @@ type Result struct {
 }
 
 // Exception is an error as Celery stores it: the three keys exc_type,
-// exc_message and exc_module (contract 6).
+// exc_message and exc_module (docs/celery.md#states-and-exceptions).
 type Exception struct {
 	Type string
 	// Module is "builtins" for Python's own.

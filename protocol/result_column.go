@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// Encoding is how the result column is written (contract 6.1).
+// Encoding is how the result column is written
+// (docs/celery.md#result-encoding).
 type Encoding string
 
 // The encodings. Every Celery reads a pickle; only 5.7 reads JSON.

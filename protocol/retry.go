@@ -25,9 +25,9 @@ type RetryOptions struct {
 }
 
 // RetryMessage is the message that runs m's task again under the same id with
-// retries + 1 (contract 3.4). Exchange and RoutingKey are those that m came
-// by, which for the default exchange is the queue named by the routing key.
-// Custom headers stay, but for the broker's own traces of dead-lettering.
+// retries + 1 (docs/celery.md#retries). Exchange and RoutingKey are those that
+// m came by, which for the default exchange is the queue named by the routing
+// key. Custom headers stay, but for the broker's own traces of dead-lettering.
 func RetryMessage(m *Message, o RetryOptions) (Publishing, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()

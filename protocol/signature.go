@@ -8,8 +8,8 @@ import (
 )
 
 // Signature is a task with its arguments and options, to be applied later
-// (contract 4.1). The text it came from is kept and written back unchanged.
-// Make one by [ParseSignature] or [NewSignature], and change it by
+// (docs/celery.md#signatures). The text it came from is kept and written back
+// unchanged. Make one by [ParseSignature] or [NewSignature], and change it by
 // [Signature.WithOptions]; its fields are for reading.
 type Signature struct {
 	raw                json.RawMessage
@@ -26,7 +26,7 @@ type Signature struct {
 }
 
 // Destination is what a signature's own options say about where it goes;
-// the worker's routes decide the rest (contract 5).
+// the worker's routes decide the rest (docs/celery.md#routing).
 type Destination struct {
 	Queue      string
 	Exchange   string
@@ -34,7 +34,7 @@ type Destination struct {
 }
 
 // ApplyOptions are the call options with which a worker applies a signature
-// (contract 4.2).
+// (docs/celery.md#applying-a-signature).
 type ApplyOptions struct {
 	// Args of the parent, prepended unless the signature is immutable.
 	Args []json.RawMessage
@@ -61,8 +61,8 @@ type ApplyOptions struct {
 	Now time.Time
 }
 
-// ParseSignature reads a signature object (contract 4.1). The text is kept.
-// args, kwargs and options may be missing or null. The error is a
+// ParseSignature reads a signature object (docs/celery.md#signatures). The text
+// is kept. args, kwargs and options may be missing or null. The error is a
 // *MalformedError with ReasonShape.
 func ParseSignature(text json.RawMessage) (Signature, error) {
 	if err := checkJSON(text); err != nil {

@@ -12,8 +12,8 @@ import (
 )
 
 // Kombu's type wrappers are objects {"__type__": name, "__value__": value}
-// with exactly these two keys (contract 2.2). time.Time and []byte have one;
-// these are Python's types that have no like in Go.
+// with exactly these two keys (docs/celery.md#pythons-json). time.Time and
+// []byte have one; these are Python's types that have no like in Go.
 
 // Decimal is the digits of a decimal.Decimal as Python prints them.
 type Decimal string
