@@ -21,9 +21,8 @@ const (
 //
 // While the program runs, the log shows what it says as it comes. When it has
 // ended, [Output.Close] leaves upstream's form: trimmed stdout, a line break,
-// trimmed stderr (contract moonmind.md 10.1). Only a program that mixed its
-// streams costs a second pass over the log for that; memory stays flat
-// always.
+// trimmed stderr (docs/moonmind.md#commands). Only a program that mixed its
+// streams costs a second pass over the log for that; memory stays flat always.
 type Output struct {
 	// Stdout and Stderr may be written by one goroutine each. They never
 	// fail.
@@ -204,7 +203,8 @@ func (e *excerpt) add(p []byte) {
 }
 
 // An Excerpt is what an error text tells of a program's output: all of it, or
-// its head and its end with a note in between (C10). It is redacted.
+// its head and its end with a note in between (docs/moonmind.md#c10). It is
+// redacted.
 type Excerpt struct{ stdout, stderr excerpt }
 
 // Empty says that there was no output but white space.
@@ -267,7 +267,7 @@ func cutFront(text string, limit int) string {
 }
 
 // Type is the label of orchestratorrunartifacttype under which a step's file
-// is registered (contract moonmind.md 11.4).
+// is registered (docs/moonmind.md#artifact-types).
 func Type(step, path string) string {
 	if strings.EqualFold(filepath.Ext(path), ".diff") {
 		return "patch_diff"

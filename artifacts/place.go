@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// PathError is a path that the rules of contract moonmind.md 11.1 and 11.2
-// refuse; its text is MoonMind's.
+// PathError is a path that the rules of docs/moonmind.md#artifacts refuse; its
+// text is MoonMind's.
 type PathError struct{ Text string }
 
 func (e *PathError) Error() string { return e.Text }
@@ -47,8 +47,8 @@ type PlaceConfig struct {
 	// SubPath is upstream's ORCHESTRATOR_ARTIFACT_ROOT: empty is the base,
 	// relative is below it, absolute must lie in it.
 	SubPath string
-	// Mappings lead from paths of the API's file system to ours (F7). The
-	// longest From that fits is taken.
+	// Mappings lead from paths of the API's file system to ours
+	// (docs/moonmind.md#f7). The longest From that fits is taken.
 	Mappings []PrefixMapping
 }
 
@@ -109,7 +109,7 @@ func (c PlaceConfig) Root() (string, error) {
 
 // Of returns the directory of a run. The row wins: what
 // orchestrator_runs.artifact_root says is kept, and the configuration is used
-// only when it says nothing (contract moonmind.md 11.1).
+// only when it says nothing (docs/moonmind.md#artifact-root).
 func (c PlaceConfig) Of(rowRoot, runID string) (Place, error) {
 	if runID == "" || runID == "." || runID == ".." || strings.ContainsAny(runID, `/\`) {
 		return Place{}, &PathError{"Artifact path escapes the run directory"}

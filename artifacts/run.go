@@ -15,8 +15,8 @@ import (
 	"strings"
 )
 
-// A File is a finished artifact as it is registered (contract moonmind.md
-// 11.3).
+// A File is a finished artifact as it is registered
+// (docs/moonmind.md#artifact-paths).
 type File struct {
 	// Path is relative to the run directory.
 	Path string
@@ -36,7 +36,7 @@ type Run struct {
 
 // Open makes the run directory if need be and opens it. It fails if the
 // directory is a symbolic link or cannot be written, so that a step does not
-// find out when its work is done (F7).
+// find out when its work is done (docs/moonmind.md#f7).
 func Open(dir string, redactor *Redactor) (*Run, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, notWritable(dir, err)

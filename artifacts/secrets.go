@@ -18,7 +18,7 @@ const Mask = "***"
 const shortPassword = 8
 
 // sensitiveName is MoonMind's rule for names of variables whose values are
-// secret (contract moonmind.md 9).
+// secret (docs/moonmind.md#secrets).
 var sensitiveName = regexp.MustCompile(`(?i)(?:^|[^a-z0-9])(?:token|secret|password|key|credential|auth)(?:$|[^a-z0-9])`)
 
 // urlPassword finds scheme://user:password@ inside a value. The password is
@@ -28,11 +28,11 @@ var urlPassword = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:([^\
 // A Redactor replaces secrets by [Mask]. It never changes after it was made
 // and may be used by many goroutines. The nil Redactor knows no secrets.
 //
-// What is secret follows MoonMind's rules as a minimum (contract moonmind.md
-// 9): the values of variables with a telling name, each as is, in standard
-// base64 and form-encoded. In addition: the passwords in URLs of any variable
-// (C19), and each secret as it looks after [NewTextWriter] and without
-// white space around it.
+// What is secret follows MoonMind's rules as a minimum
+// (docs/moonmind.md#secrets): the values of variables with a telling name, each
+// as is, in standard base64 and form-encoded. In addition: the passwords in
+// URLs of any variable (docs/moonmind.md#c19), and each secret as it looks
+// after [NewTextWriter] and without white space around it.
 //
 // Secrets that overlap in a text are hidden together by one Mask. Upstream
 // replaces one form after the other, which leaves the ends of overlapping

@@ -9,9 +9,9 @@ import (
 )
 
 // A TextWriter turns the bytes of a program into text as Python's text mode
-// would, but never fails on them (contract moonmind.md 10.1, C11): "\r\n" and
-// a lone "\r" become "\n", a byte that is not UTF-8 becomes U+FFFD, NUL, which
-// PostgreSQL refuses, is dropped.
+// would, but never fails on them (docs/moonmind.md#commands,
+// docs/moonmind.md#c11): "\r\n" and a lone "\r" become "\n", a byte that is not
+// UTF-8 becomes U+FFFD, NUL, which PostgreSQL refuses, is dropped.
 //
 // It holds back at most three bytes. Close passes them on; it does not close
 // the next writer. It is for one goroutine.

@@ -234,7 +234,7 @@ func (s *StatsD) send(ctx context.Context, line string) {
 }
 
 // nextPause is the time without sending after one more error in a row: 5 s,
-// doubled each time, 60 s at the most (contract moonmind.md 14: "meant to").
+// doubled each time, 60 s at the most (docs/moonmind.md#c17).
 func nextPause(last time.Duration) time.Duration {
 	if last == 0 {
 		return firstPause

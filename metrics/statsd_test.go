@@ -78,7 +78,7 @@ func newStatsD(t *testing.T, cfg metrics.StatsDConfig) *metrics.StatsD {
 }
 
 // The sequence is the one that a real MoonMind worker sent at the end of a
-// good run (contract moonmind.md 14), after what a first step sends.
+// good run (docs/moonmind.md#statsd), after what a first step sends.
 func TestDatagramsAreThoseOfMoonMind(t *testing.T) {
 	t.Parallel()
 	srv := listen(t, netip.MustParseAddrPort("127.0.0.1:0"))

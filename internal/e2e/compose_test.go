@@ -43,8 +43,8 @@ func TestRepairOfAMissingDependency(t *testing.T) {
 }
 
 // Every way in which a repair of a real service can fail must end in a
-// rollback: the files and the service as before, the logs and rows as the
-// contract says, no other container touched.
+// rollback: the files and the service as before, the logs and rows as
+// docs/moonmind.md says, no other container touched.
 func TestFailedRepairIsRolledBack(t *testing.T) {
 	t.Parallel()
 	quick := []string{set("verify.healthcheck.timeoutSeconds", 2), set("verify.healthcheck.intervalSeconds", 0.5)}

@@ -20,17 +20,17 @@ var betterments = []struct {
 }{
 	{
 		`run\.metrics_snapshot\.steps\.(patch|build|restart|verify)\.(status|durationMs)`,
-		"Python's ORM loses the entries of all steps but the first and the last; the complete snapshot is written (contract 6.5, C16)",
+		"Python's ORM loses the entries of all steps but the first and the last; the complete snapshot is written (docs/moonmind.md#c16)",
 		func(want, got any) bool { return want == nil && got != nil },
 	},
 	{
 		`taskmeta\.\d \w+\.(children|stamps)`,
-		"the reference was written by Celery 5.4, whose table has no such columns; ours has the shape of 5.7 (celery-worker 6.1)",
+		"the reference was written by Celery 5.4, whose table has no such columns; ours has the shape of 5.7 (docs/celery.md#result-table)",
 		func(want, _ any) bool { return want == nil },
 	},
 	{
 		`files\.verify\.log\.\d+`,
-		"the pauses between attempts grow up to the plan's interval, so that there are more of them in the same time (C2)",
+		"the pauses between attempts grow up to the plan's interval, so that there are more of them in the same time (docs/moonmind.md#c2)",
 		func(_, got any) bool {
 			line, _ := got.(string)
 			return regexp.MustCompile(`^(Attempt \d: status=404|Health check timed out before reaching expected status)$`).MatchString(line)
@@ -144,11 +144,11 @@ func (s *stack) document(run submission) any {
 }
 
 // dockerLogs are the artifacts whose text is docker's or git's but for the
-// lines that contractLines keeps; their size and sum differ from run to run.
+// lines that plannedLines keeps; their size and sum differ from run to run.
 var dockerLogs = map[string]bool{"build.log": true, "restart.log": true, "rollback.log": true}
 
-// contractLines keeps the lines of a log that do not come from a command.
-var contractLines = regexp.MustCompile(`^(\$ .*|Executing rollback strategy: .*|git reset .*|docker compose --project-name .*)$`)
+// plannedLines keeps the lines of a log that do not come from a command.
+var plannedLines = regexp.MustCompile(`^(\$ .*|Executing rollback strategy: .*|git reset .*|docker compose --project-name .*)$`)
 
 // plainReference replaces in a document what differs from run to run: ids by
 // what they belong to, times and durations by a word where they are set,
@@ -186,7 +186,7 @@ func plainReference(document map[string]any) any {
 		var kept []any
 		for line := range strings.Lines(text.(string)) {
 			line = strings.TrimSuffix(line, "\n")
-			if !dockerLogs[name] || contractLines.MatchString(line) {
+			if !dockerLogs[name] || plannedLines.MatchString(line) {
 				kept = append(kept, line)
 			}
 		}

@@ -13,7 +13,7 @@ import (
 const succeeded = "analyze:succeeded patch:succeeded build:succeeded restart:succeeded verify:succeeded rollback:skipped"
 
 // A failed run that is retried as MoonMind's API retries it must end well, in
-// the rows that the API has reset, without twins (contract 6.7, R3, R4, R5).
+// the rows that the API has reset, without twins (docs/moonmind.md#attempts).
 func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, stackConfig{})
@@ -62,7 +62,8 @@ func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 }
 
 // The first message of a run that has ended well, delivered again, must change
-// nothing: not the run, not a row, not a result, not a file (R1).
+// nothing: not the run, not a row, not a result, not a file
+// (docs/moonmind.md#r1).
 func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	t.Parallel()
 	ledger := filepath.Join(t.TempDir(), "ledger")

@@ -17,7 +17,7 @@ import (
 )
 
 // Mask stands where a secret was. It is the mark that MoonMind's own
-// redaction leaves (contract moonmind.md 9).
+// redaction leaves (docs/moonmind.md#secrets).
 const Mask = "***"
 
 // String is a secret text. The zero value is the empty secret, which prints as

@@ -102,11 +102,12 @@ func edit(t *testing.T, workspace string) {
 	}
 }
 
-// TestDeploymentCarriesARunThrough holds the faults F3 to F10 of upstream's
-// deployment away from ours: the worker starts from its own image, finds the
+// TestDeploymentCarriesARunThrough holds the faults of upstream's deployment
+// away from ours (docs/moonmind.md#f3, and the next up to
+// docs/moonmind.md#f10): the worker starts from its own image, finds the
 // repository of another user at the host's path, builds and restarts through
-// the engine, asks a health URL that exists, and leaves the artifacts where
-// the rows say they are.
+// the engine, asks a health URL that exists, and leaves the artifacts where the
+// rows say they are.
 func TestDeploymentCarriesARunThrough(t *testing.T) {
 	d := deployment{t: t, name: fmt.Sprintf("mm-stack-%d", os.Getpid()), workspace: workspace(t)}
 	t.Cleanup(func() {

@@ -1,6 +1,6 @@
 """What MoonMind's API does with a run, in one file and with nothing of the worker under test.
 
-It is the producer's side of the contract: a Celery application configured as
+It stands for MoonMind's API: a Celery application configured as
 MoonMind configures its own, the rows that the API inserts before it publishes,
 and the chain that it publishes. The scripts beside it are its commands.
 """
