@@ -11,7 +11,7 @@ import (
 type ResultBackend interface {
 	// Store writes all results in one transaction and says for each, in the
 	// same order, whether it was written: a stored SUCCESS stays, whatever
-	// comes later (contract 4.7).
+	// comes later (docs/celery.md#publish-store-acknowledge).
 	//
 	// An error means that nothing was written. It is retried by the engine
 	// unless it is permanent (see [Permanent]).

@@ -42,10 +42,10 @@ var scenarios = []string{
 var intended = []struct {
 	version, scenario, what, why string
 }{
-	{"", "chain_fail_errback_varargs", "messages", "Python calls an errback with *args inline; we always publish errbacks (contract 4.5 [D])"},
-	{"", "chain_step_unregistered", "ignore_result", "before 5.7 false, since then null for a task that the worker does not know (contract 2.1)"},
+	{"", "chain_fail_errback_varargs", "messages", "Python calls an errback with *args inline; we always publish errbacks (docs/celery.md#error-callbacks)"},
+	{"", "chain_step_unregistered", "ignore_result", "before 5.7 false, since then null for a task that the worker does not know (docs/celery.md#headers)"},
 	{"", "fail_errbacks_unregistered", "ignore_result", "as above"},
-	{"5.4.0", "reject", "rows", "before 5.7 a rejected task stayed PENDING; we follow 5.7 and store FAILURE (contract 3.2)"},
+	{"5.4.0", "reject", "rows", "before 5.7 a rejected task stayed PENDING; we follow 5.7 and store FAILURE (docs/celery.md#outcomes)"},
 	{"5.5.3", "reject", "rows", "as in 5.4.0"},
 	{"5.6.3", "reject", "rows", "as in 5.4.0"},
 }

@@ -217,7 +217,7 @@ func (s *session) watch() {
 	connClosed := s.conn.NotifyClose(make(chan *amqp.Error, 1))
 	channelClosed := s.consuming.NotifyClose(make(chan *amqp.Error, 1))
 	// A cancelled consumer leaves connection and channel open: without this
-	// a worker would go silent (contract 1.4).
+	// a worker would go silent (docs/celery.md#consuming).
 	cancelled := s.consuming.NotifyCancel(make(chan string, 1))
 	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() {

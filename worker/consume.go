@@ -12,10 +12,10 @@ import (
 // subscription is all that consumes one queue on one session.
 //
 // QoS is always per consumer: RabbitMQ 4.3 refuses the shared kind, and
-// quorum queues never had it (contract 1.3). A running consumer's limit cannot
-// be raised, so a message that is held without a slot (an ETA, a pause) is
-// made up for by a further consumer: the sum of all limits is the number of
-// prefetched messages plus what is held, and up to extraMost-1 more.
+// quorum queues never had it (docs/celery.md#prefetch). A running consumer's
+// limit cannot be raised, so a message that is held without a slot (an ETA, a
+// pause) is made up for by a further consumer: the sum of all limits is the
+// number of prefetched messages plus what is held, and up to extraMost-1 more.
 type subscription struct {
 	session *session
 	queue   Queue

@@ -11,9 +11,9 @@ import (
 )
 
 // declare makes exchange, queue and binding as every Celery process does
-// before it uses a queue (contract 1.1). The error is a *MismatchError when
-// something of another shape is there already; further bindings of the queue
-// do not matter.
+// before it uses a queue (docs/celery.md#queues-and-exchanges). The error is a
+// *MismatchError when something of another shape is there already; further
+// bindings of the queue do not matter.
 func (s *session) declare(q Queue) error {
 	s.declareMu.Lock()
 	defer s.declareMu.Unlock()

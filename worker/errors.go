@@ -74,7 +74,7 @@ func (e Error) Unwrap() error { return e.Err }
 
 // Retry is returned by a handler to run the task again: a message with the
 // same id, one more retry and an ETA is published, the row says RETRY, and
-// the old message is acknowledged (contract 3.4).
+// the old message is acknowledged (docs/celery.md#retries).
 type Retry struct {
 	// After is the pause. Zero means 180 s, Celery's default_retry_delay;
 	// negative means none.

@@ -18,8 +18,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// malformed says what must become of each captured bad message: the "do"
-// column of contract 2.5. Rejected messages are dead-lettered here.
+// malformed says what must become of each captured bad message: the column
+// "here" of docs/celery.md#bad-messages. Rejected messages are dead-lettered
+// here.
 var malformed = map[string]struct {
 	rejected bool
 	state    string // of the row, or "" for none

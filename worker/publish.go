@@ -279,8 +279,9 @@ func (w *Worker) address(followUps []protocol.FollowUp) ([]outgoing, error) {
 }
 
 // priority leaves out a priority of 0 for a task that this worker knows and
-// whose signature names a queue, as Celery does (contract 2.1). A 0 that the
-// signature itself gives goes too: to the broker both are the same.
+// whose signature names a queue, as Celery does
+// (docs/celery.md#message-properties). A 0 that the signature itself gives goes
+// too: to the broker both are the same.
 func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint8 {
 	priority := m.Properties.Priority
 	if _, known := w.registry[m.Task]; known && own.Queue != "" && priority != nil && *priority == 0 {

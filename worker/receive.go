@@ -182,8 +182,8 @@ func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v ver
 	d.settle(v)
 }
 
-// malformed does what the table of contract 2.5 says for a message that
-// cannot be decoded.
+// malformed does what the table of docs/celery.md#bad-messages says for a
+// message that cannot be decoded.
 func (w *Worker) malformed(d *delivery, err error) {
 	var bad *protocol.MalformedError
 	if !errors.As(err, &bad) {
@@ -257,7 +257,8 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 const requeueUnregisteredPause = 5 * time.Second
 
 // refused deals with a task that is revoked or expired before it runs
-// (contract 3.1): REVOKED, acknowledged, and nothing follows.
+// (docs/celery.md#receipt-and-start): REVOKED, acknowledged, and nothing
+// follows.
 func (w *Worker) refused(d *delivery, m *protocol.Message) bool {
 	var why, outcome string
 	switch {

@@ -9,7 +9,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// router decides where messages of this worker's own go (contract 5).
+// router decides where messages of this worker's own go
+// (docs/celery.md#routing).
 type router struct {
 	queues        map[string]Queue
 	refuseUnknown bool

@@ -168,7 +168,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 
 // canFollow refuses a task before its body runs when what follows it could
 // never be published: a chord, or a signature that no message can be made of
-// (contract 4.6).
+// (docs/celery.md#groups-and-chords).
 func (w *Worker) canFollow(m *protocol.Message) error {
 	if err := protocol.CheckCanvas(m); err != nil {
 		return err
@@ -186,7 +186,7 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 }
 
 // timeLimit is the message's, else the task's, else the worker's, for each of
-// the two by itself (contract 3.3).
+// the two by itself (docs/celery.md#time-limits).
 func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLimit {
 	limit := m.TimeLimit
 	for _, other := range []protocol.TimeLimit{r.timeLimit, w.cfg.TimeLimit} {

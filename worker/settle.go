@@ -18,7 +18,8 @@ import (
 //     between repeats it all under the same ids, and loses nothing.
 //   - failure: store FAILURE first; if a SUCCESS stands, this was a repeated
 //     run and stays without effect. Else mark the later links of the chain,
-//     publish the error callbacks, acknowledge (contract 4.4, 4.7).
+//     publish the error callbacks, acknowledge
+//     (docs/celery.md#publish-store-acknowledge).
 //   - retry: publish the retry, store RETRY, acknowledge.
 //   - reject without requeue: as a failure, but rejected at the end (Celery
 //     5.7; older ones left the task PENDING for ever).
@@ -186,7 +187,7 @@ func (w *Worker) fail(m *protocol.Message, r registration, f failure) error {
 }
 
 // laterRows are the links behind a failed one: they will never run, and
-// whoever waits for the last must be told (contract 4.4).
+// whoever waits for the last must be told (docs/celery.md#after-failure).
 func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 	var rows []protocol.Result
 	for _, step := range protocol.LaterSteps(m) {
@@ -257,7 +258,7 @@ func (w *Worker) row(m *protocol.Message, state string) protocol.Result {
 }
 
 // ignoresResult: the message decides; when it says nothing, the task does
-// (contract 3.2, from Celery 5.6 on).
+// (docs/celery.md#ignored-results, from Celery 5.6 on).
 func (w *Worker) ignoresResult(m *protocol.Message, r registration) bool {
 	if m.IgnoreResult != nil {
 		return *m.IgnoreResult

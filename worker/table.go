@@ -13,7 +13,8 @@ import (
 
 // amqpTable makes an AMQP table of headers or arguments. Integers are sent as
 // 32 bits wherever they fit, larger ones as non-negative 64 bits, the rest as
-// text: py-amqp reads nothing else alike in all its versions (contract 2.6).
+// text: py-amqp reads nothing else alike in all its versions
+// (docs/celery.md#header-types).
 func amqpTable(values map[string]any) (amqp.Table, error) {
 	if values == nil {
 		return nil, nil

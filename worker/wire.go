@@ -12,8 +12,8 @@ import (
 //
 //  1. py-amqp writes header integers beyond 32 bits as field type 'L', for
 //     which amqp091-go has no case: it closes the connection, the broker
-//     delivers again, for ever (contract celery-worker.md 2.6). 'L' becomes
-//     'l', which means the same there.
+//     delivers again, for ever (docs/celery.md#header-types). 'L' becomes 'l',
+//     which means the same there.
 //  2. Whatever else in a header table amqp091-go would choke on (unknown
 //     types, deep nesting, lengths that lie) is replaced by a table without
 //     it: such a message is rejected like any other that lacks its headers,

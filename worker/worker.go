@@ -27,7 +27,7 @@ type Worker struct {
 	metrics  *workerMetrics
 
 	// replyTo and origin are this worker's own marks on messages that it
-	// publishes (contract 4.2).
+	// publishes (docs/celery.md#applying-a-signature).
 	replyTo string
 	origin  string
 
@@ -148,7 +148,8 @@ func (w *Worker) Started() <-chan struct{} { return w.started }
 func (w *Worker) StopNow() { w.stopNowOnce.Do(func() { close(w.stopNow) }) }
 
 // Revoke makes this worker refuse tasks that have not begun: they are stored
-// as REVOKED and acknowledged (contract 3.1). The last 50000 ids are kept.
+// as REVOKED and acknowledged (docs/celery.md#revokes). The last 50000 ids are
+// kept.
 func (w *Worker) Revoke(taskIDs ...string) {
 	for _, id := range taskIDs {
 		w.revoked.add(id)
