@@ -9,8 +9,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
 
-// An allowlist says which files of a workspace a patch may touch (contract
-// moonmind.md 8).
+// An allowlist says which files of a workspace a patch may touch
+// (docs/moonmind.md#allow-list).
 type allowlist struct {
 	// workspace is resolved.
 	workspace string

@@ -7,7 +7,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// analyze writes down what is to be done (contract moonmind.md 10.2).
+// analyze writes down what is to be done (docs/moonmind.md#analyze).
 func (s *stepRun) analyze() (done, *Failure) {
 	name, failure := s.params.text("logArtifact", "analyze.log")
 	if failure != nil {

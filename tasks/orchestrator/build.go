@@ -11,7 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
-// build makes the service's image (contract moonmind.md 10.4).
+// build makes the service's image (docs/moonmind.md#build).
 func (s *stepRun) build(ctx context.Context) (done, *Failure) {
 	command, failure := s.commandParameter(compose.BuildCommand(s.profile.project, s.profile.service))
 	if failure != nil {
@@ -24,8 +24,8 @@ func (s *stepRun) build(ctx context.Context) (done, *Failure) {
 	return done{message: "Build completed", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
-// restart replaces the service's container, and only that (contract
-// moonmind.md 10.5).
+// restart replaces the service's container, and only that
+// (docs/moonmind.md#restart).
 func (s *stepRun) restart(ctx context.Context) (done, *Failure) {
 	command, failure := s.commandParameter(compose.UpCommand(s.profile.project, s.profile.service))
 	if failure != nil {

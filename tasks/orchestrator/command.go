@@ -22,8 +22,8 @@ import (
 // defaultPrograms may be run by every plan.
 var defaultPrograms = []string{"docker", "docker-compose", "git"}
 
-// isSkillExecutor recognises the only Python that plans run (contract
-// moonmind.md 21).
+// isSkillExecutor recognises the only Python that plans run
+// (docs/moonmind.md#skill-plans).
 func isSkillExecutor(command []string) bool {
 	return len(command) == 7 && command[0] == "python" && command[1] == "-m" &&
 		command[2] == "moonmind.workflows.orchestrator.skill_executor" &&
@@ -130,7 +130,7 @@ func reason(err error) string {
 }
 
 // checkWorkspace tells a missing workspace apart from a missing program,
-// which upstream does not (C12).
+// which upstream does not (docs/moonmind.md#c12).
 func checkWorkspace(workspace string) *Failure {
 	info, err := os.Stat(workspace)
 	switch {
@@ -202,9 +202,9 @@ func getenv(environ []string, name string) string {
 	return ""
 }
 
-// trustWorkspace lets git work in a repository that another user owns (F10).
-// It is done by the environment so that the command in the logs stays as the
-// plan has it.
+// trustWorkspace lets git work in a repository that another user owns
+// (docs/moonmind.md#f10). It is done by the environment so that the command in
+// the logs stays as the plan has it.
 func trustWorkspace(environ []string, workspace string) []string {
 	count, err := strconv.Atoi(getenv(environ, "GIT_CONFIG_COUNT"))
 	if err != nil || count < 0 {

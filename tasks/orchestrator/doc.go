@@ -1,7 +1,8 @@
 // Package orchestrator is the repair of one compose service: the tasks
 // execute_plan_step and health_check of MoonMind's orchestrator worker, the
 // state machine around a step, and the six steps analyze, patch, build,
-// restart, verify and rollback (contract moonmind.md 6 to 11).
+// restart, verify and rollback (docs/moonmind.md#state-rows,
+// docs/moonmind.md#commands).
 //
 // The commands of a step run one after the other, and the end of each is on
 // record before the next one starts. A step that another worker has left

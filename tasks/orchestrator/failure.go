@@ -55,7 +55,7 @@ func (f *Failure) traceback() string {
 }
 
 // isRunnerError says that upstream raises a CommandRunnerError, which always
-// has a log (contract moonmind.md 10.8).
+// has a log (docs/moonmind.md#fallback-log).
 func (f *Failure) isRunnerError() bool { return f.Module == moduleRunner }
 
 // attach registers the log in which the failure can be read, and says so in

@@ -8,7 +8,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// The tasks of MoonMind's orchestrator worker (contract moonmind.md 4).
+// The tasks of MoonMind's orchestrator worker
+// (docs/moonmind.md#queue-and-tasks).
 const (
 	TaskExecutePlanStep = "moonmind.workflows.orchestrator.tasks.execute_plan_step"
 	TaskHealthCheck     = "moonmind.workflows.orchestrator.tasks.health_check"

@@ -62,9 +62,9 @@ func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
 	return failure.attach(file)
 }
 
-// runLogged is a step that is one command: build and restart (contract
-// moonmind.md 10.4, 10.5). Unlike upstream it has the output of a failed
-// command in its log once (C7).
+// runLogged is a step that is one command: build and restart
+// (docs/moonmind.md#build, docs/moonmind.md#restart). Unlike upstream it has
+// the output of a failed command in its log once (docs/moonmind.md#c7).
 func (s *stepRun) runLogged(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {

@@ -30,7 +30,7 @@ func (c changes) all() []string {
 	return all
 }
 
-// patchPayload has the keys of contract moonmind.md 10.3, in its order.
+// patchPayload has the keys of docs/moonmind.md#patch, in its order.
 type patchPayload struct {
 	Unstaged  []string `json:"unstagedFiles"`
 	Staged    []string `json:"stagedFiles"`
@@ -43,7 +43,7 @@ type patchPayload struct {
 const messageLimit = 16 << 10
 
 // patch runs the plan's commands, records the difference to HEAD, and judges
-// the changed files by the allow-list (contract moonmind.md 10.3).
+// the changed files by the allow-list (docs/moonmind.md#patch).
 func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {
@@ -201,9 +201,10 @@ func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command 
 // listLimit bounds a list of changed files, in bytes.
 const listLimit = 16 << 20
 
-// listChanges asks git what differs from HEAD. Names come unquoted (C5) and
-// relative to the workspace, also when that lies below the top of the
-// repository. The runs' artifacts are left out (F6).
+// listChanges asks git what differs from HEAD. Names come unquoted
+// (docs/moonmind.md#c5) and relative to the workspace, also when that lies
+// below the top of the repository. The runs' artifacts are left out
+// (docs/moonmind.md#f6).
 func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *Failure) {
 	_, inside := repository(workspace)
 	isArtifact := s.artifactFilter()

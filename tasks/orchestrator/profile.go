@@ -5,9 +5,10 @@ import (
 	"strings"
 )
 
-// A profile is what MoonMind knows of a service that it may repair (contract
-// moonmind.md 8 and 21). The compose project and health check of a profile
-// are made into plans by the API; a plan that lacks them gets them from here.
+// A profile is what MoonMind knows of a service that it may repair
+// (docs/moonmind.md#service-profiles). The compose project and health check of
+// a profile are made into plans by the API; a plan that lacks them gets them
+// from here.
 type profile struct {
 	service string // the compose service
 	project string // the compose project

@@ -8,9 +8,9 @@ import (
 )
 
 // proxies are the proxy variables of an environment as httpx reads them
-// (contract moonmind.md 21). It differs from Go's in this: lower-case names
-// win, ALL_PROXY counts, localhost is not special, and an entry of NO_PROXY
-// is a host, a domain with everything below it, or a whole origin, never a
+// (docs/moonmind.md#verify). It differs from Go's in this: lower-case names
+// win, ALL_PROXY counts, localhost is not special, and an entry of NO_PROXY is
+// a host, a domain with everything below it, or a whole origin, never a
 // network.
 type proxies struct {
 	byScheme map[string]*url.URL

@@ -8,9 +8,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// rollback runs the plan's strategies (contract moonmind.md 10.7). When one
-// of them fails, the log keeps what ran before (C8) and ends as upstream's
-// does.
+// rollback runs the plan's strategies (docs/moonmind.md#rollback). When one of
+// them fails, the log keeps what ran before (docs/moonmind.md#c8) and ends as
+// upstream's does.
 func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
 	strategies, failure := s.params.list("strategies")
 	if failure != nil {

@@ -122,8 +122,8 @@ func (r *rig) create(t *testing.T, name, priority, workspace string) string {
 	return id
 }
 
-// chain is the message with which MoonMind's API submits a run (contract
-// moonmind.md 5), of the steps given.
+// chain is the message with which MoonMind's API submits a run
+// (docs/moonmind.md#the-chain), of the steps given.
 func (r *rig) chain(t *testing.T, name string, steps ...string) protocol.Publishing {
 	t.Helper()
 	run := r.names[name]

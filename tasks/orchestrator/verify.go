@@ -27,7 +27,7 @@ const maxPhase = 10 * time.Second
 // logTail is how many lines of a container's log an error tells.
 const logTail = 20
 
-// A healthCheck is the plan's, with defaults (contract moonmind.md 7).
+// A healthCheck is the plan's, with defaults (docs/moonmind.md#the-plan).
 type healthCheck struct {
 	url      string
 	method   string
@@ -68,7 +68,7 @@ func (s *stepRun) healthCheck() (*healthCheck, *Failure) {
 }
 
 // verify waits until the service answers and its containers are well
-// (contract moonmind.md 10.6, C2).
+// (docs/moonmind.md#verify, docs/moonmind.md#c2).
 //
 // Pauses grow from half a second to the plan's interval, and end with the
 // plan's deadline. A service that answers at once leaves the log that
