@@ -187,7 +187,7 @@ func TestFence(t *testing.T) {
 }
 
 // TestRetryWhileTheStepRuns: the old attempt's end is not written over the new
-// one's row (R8).
+// one's row (docs/moonmind.md#r8).
 func TestRetryWhileTheStepRuns(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)

@@ -94,8 +94,8 @@ func lockMigrations(ctx context.Context, tx pgx.Tx) error {
 //
 //   - The schema mm_orchestrator: made, or brought to the newest version.
 //   - With SharedTables, MoonMind's tables where none exist. Where they exist
-//     and differ from the contract the error is a [*SchemaDifference] and
-//     nothing was changed.
+//     and differ from MoonMind's the error is a [*SchemaDifference] and nothing
+//     was changed.
 //   - With ResultTables, Celery's.
 //
 // It is idempotent, and safe to run from several processes at once. With

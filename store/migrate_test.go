@@ -210,9 +210,9 @@ func TestSharedTablesThatExist(t *testing.T) {
 	}
 }
 
-// TestSharedTablesAreTheContracts compares the tables that we make with a
+// TestSharedTablesAreMoonMinds compares the tables that we make with a
 // second description of them: the columns, by name and type.
-func TestSharedTablesAreTheContracts(t *testing.T) {
+func TestSharedTablesAreMoonMinds(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	rows := d.Rows(t, `SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r') AS tables,

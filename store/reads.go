@@ -50,7 +50,7 @@ func hasStep(plan json.RawMessage, want Step) bool {
 }
 
 // stepNames are the steps of a plan in its order, given as objects or as bare
-// strings (contract 7). A plan that is no array has no steps.
+// strings (docs/moonmind.md#the-plan). A plan that is no array has no steps.
 func stepNames(plan json.RawMessage) []string {
 	var steps []json.RawMessage
 	if json.Unmarshal(plan, &steps) != nil {

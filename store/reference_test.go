@@ -50,7 +50,8 @@ func at(t *testing.T, value any) time.Time {
 
 // TestReferenceRuns plays two whole runs of MoonMind's own worker step by step
 // and must leave the same rows. Bettered on purpose: the snapshot has every
-// step (C16), and a state's updated_at is not before its finished_at (R9).
+// step (docs/moonmind.md#c16), and a state's updated_at is not before its
+// finished_at (docs/moonmind.md#r9).
 func TestReferenceRuns(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"api_ok", "verify_times_out"} {
@@ -144,8 +145,8 @@ func marshal(t *testing.T, value any) string {
 	return string(text)
 }
 
-// TestExampleRows takes a run through the contract's examples of rows: seeded,
-// in progress, succeeded, failed in four ways, rolled back, skipped.
+// TestExampleRows takes a run through the examples of rows: seeded, in
+// progress, succeeded, failed in four ways, rolled back, skipped.
 func TestExampleRows(t *testing.T) {
 	t.Parallel()
 	type stateRows struct {
@@ -222,7 +223,8 @@ func TestExampleRows(t *testing.T) {
 			play(t, run, want.RolledBack)
 			d.Retry(t, run, store.StepBuild, "registry is reachable again")
 			compare(t, d.State(t, run, store.StepBuild), want.AfterRetry)
-			// Python adds a twin here; we take the row that the API reset (R5).
+			// Python adds a twin here; we take the row that the API reset
+			// (docs/moonmind.md#r5).
 			clock.Time = at(t, want.TwinOfPython["started_at"])
 			begin(t, s, run, store.StepBuild, want.TwinOfPython["celery_task_id"].(string))
 			want.TwinOfPython["attempt"], want.TwinOfPython["artifact_refs"] = 2, []any{}
@@ -234,8 +236,8 @@ func TestExampleRows(t *testing.T) {
 	}
 }
 
-// TestSnapshotForms compares metrics_snapshot with the contract's intended
-// forms.
+// TestSnapshotForms compares metrics_snapshot with the forms that Python
+// intends.
 func TestSnapshotForms(t *testing.T) {
 	t.Parallel()
 	want := load[map[string]struct {

@@ -19,8 +19,8 @@ import (
 // Celery's settings database_table_names and database_table_schemas.
 type ResultsConfig struct {
 	// Encoding of the result column. Defaults to pickle, which every version
-	// of Celery reads; JSON only where every reader is 5.7 or later (contract
-	// celery-worker.md 6.1).
+	// of Celery reads; JSON only where every reader is 5.7 or later
+	// (docs/celery.md#result-encoding).
 	Encoding protocol.Encoding
 	// Table of tasks. Defaults to "celery_taskmeta".
 	Table string
@@ -70,8 +70,8 @@ const (
 // 5.7 that starts meanwhile adds columns that we should fill.
 const columnsKnownFor = time.Minute
 
-// Results is Celery's database result backend, db+postgresql:// (contract
-// celery-worker.md 6.1). It implements worker.ResultBackend.
+// Results is Celery's database result backend, db+postgresql://
+// (docs/celery.md#result-table). It implements worker.ResultBackend.
 type Results struct {
 	store  *Store
 	config ResultsConfig
@@ -107,9 +107,9 @@ type resultRow struct {
 
 // Store writes all results in one transaction and says for each, in the same
 // order, whether it was written. A stored SUCCESS stays, whatever comes later,
-// another SUCCESS included (contract celery-worker.md 4.7, Celery 5.7's rule):
-// the answer for it is false. Of two results for one task id in one call, the
-// later is treated as coming later.
+// another SUCCESS included (docs/celery.md#publish-store-acknowledge, Celery
+// 5.7's rule): the answer for it is false. Of two results for one task id in
+// one call, the later is treated as coming later.
 //
 // ErrInvalid for a task id that the column cannot hold and for a value that
 // cannot be encoded; nothing was written then. Tables made by Celery 5.4 to

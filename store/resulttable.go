@@ -80,8 +80,8 @@ type resultTable struct {
 	index string
 }
 
-// planResultTables says what is to be done to Celery's tables (contract
-// celery-worker.md 6.1).
+// planResultTables says what is to be done to Celery's tables
+// (docs/celery.md#result-table).
 func planResultTables(ctx context.Context, tx pgx.Tx, config ResultsConfig) ([]ReportStep, error) {
 	schemas := map[string]bool{}
 	var steps []ReportStep

@@ -58,7 +58,7 @@ type Run struct {
 	// package tasks/orchestrator interprets.
 	Steps json.RawMessage
 	// HasRollback says that the plan names a rollback step; bare strings
-	// count (contract moonmind.md 7).
+	// count (docs/moonmind.md#the-plan).
 	HasRollback bool
 }
 

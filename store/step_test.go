@@ -11,7 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-func TestStartIsVisible(t *testing.T) { // R9, R3
+func TestStartIsVisible(t *testing.T) { // docs/moonmind.md#r9, docs/moonmind.md#r3
 	t.Parallel()
 	d := storetest.New(t)
 	s := d.Open(t)
@@ -63,7 +63,7 @@ func TestMissingRunAndBadRequests(t *testing.T) {
 }
 
 // TestRepeatedDelivery: a message of a step that has ended changes nothing and
-// gets the same answer, bytes and all (R1).
+// gets the same answer, bytes and all (docs/moonmind.md#r1).
 func TestRepeatedDelivery(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -93,7 +93,8 @@ func TestRepeatedDelivery(t *testing.T) {
 	equal(t, "artifacts", d.Artifacts(t, run), artifacts)
 }
 
-// TestRetryOfAnEndedRun: R3, R4, R5 and a second retry (R6).
+// TestRetryOfAnEndedRun: docs/moonmind.md#r3, docs/moonmind.md#r4,
+// docs/moonmind.md#r5, and a second retry, docs/moonmind.md#r6.
 func TestRetryOfAnEndedRun(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -129,7 +130,7 @@ func TestRetryOfAnEndedRun(t *testing.T) {
 		state := d.State(t, run, store.StepBuild)
 		for _, column := range []string{"message", "payload", "finished_at"} {
 			if state[column] != nil {
-				t.Errorf("%s is %v at the start of a retry (C14)", column, state[column])
+				t.Errorf("%s is %v at the start of a retry (docs/moonmind.md#c14)", column, state[column])
 			}
 		}
 		if row := d.Run(t, run); row["status"] != "running" || row["completed_at"] != nil {
@@ -220,7 +221,7 @@ func TestFailureForGood(t *testing.T) {
 	})
 }
 
-func TestApproval(t *testing.T) { // A1
+func TestApproval(t *testing.T) { // docs/moonmind.md#a1
 	t.Parallel()
 	d := storetest.New(t)
 	s := d.Open(t)

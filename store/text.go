@@ -10,8 +10,8 @@ import (
 )
 
 // maxMessage bounds spec_workflow_task_states.message, in bytes. The column
-// has no limit and Python puts a command's whole output there (C10), which the
-// API then sends with every look at the run.
+// has no limit and Python puts a command's whole output there
+// (docs/moonmind.md#c10), which the API then sends with every look at the run.
 const maxMessage = 32 << 10
 
 // clean makes text that a column of type text can hold: valid UTF-8 without
