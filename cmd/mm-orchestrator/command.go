@@ -23,6 +23,9 @@ type command struct {
 	// alsoCalled are names that other programs have for it. They do not run it;
 	// whoever types one is told its name here.
 	alsoCalled []string
+	// habits are words that other programs take after it, with what to say to
+	// whoever types one.
+	habits map[string]string
 	// summary is one line for the list of commands.
 	summary string
 	// about explains it, in paragraphs.
@@ -51,6 +54,7 @@ type input struct {
 	words []string
 	// settings are the flags of the command's topics, for resolve.
 	settings *settingFlags
+	command  *command
 	// parsed is the command as the parser knows it.
 	parsed *cobra.Command
 }
@@ -128,7 +132,7 @@ func (p *program) node(cmd *command) *cobra.Command {
 		if len(words) > cmd.words {
 			return cmd.surplusWord(node, words)
 		}
-		return run(node.Context(), p, input{words: words, settings: settings, parsed: node})
+		return run(node.Context(), p, input{words: words, settings: settings, command: cmd, parsed: node})
 	}
 	for _, sub := range cmd.subcommands {
 		node.AddCommand(p.node(sub))
@@ -159,13 +163,18 @@ func completeFlag(node *cobra.Command, f *pflag.Flag) {
 // surplusWord says that a command does not take so many words. The first of
 // them may have been meant for a command.
 func (cmd *command) surplusWord(node *cobra.Command, words []string) error {
-	hint := seeHelp(node)
-	if len(cmd.subcommands) > 0 {
-		if meant := nearestCommand(words[0], cmd.subcommands); meant != "" {
-			hint = fmt.Sprintf("did you mean %s %s?", node.CommandPath(), meant)
-		}
+	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), words[cmd.words], cmd.hint(node, words[0]))}
+}
+
+// hint is what helps whoever typed a word where it means nothing.
+func (cmd *command) hint(node *cobra.Command, word string) string {
+	if text, known := cmd.habits[word]; known {
+		return text
 	}
-	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), words[cmd.words], hint)}
+	if meant := nearestCommand(word, cmd.subcommands); meant != "" {
+		return fmt.Sprintf("did you mean %s %s?", node.CommandPath(), meant)
+	}
+	return seeHelp(node)
 }
 
 // commandName is the command's path without the program's name.

@@ -26,7 +26,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs --json", 69, "connection refused"},
 		{"runs RUN --json", 69, "connection refused"},
 		{"runs --json RUN", 69, "connection refused"},
-		{"runs RUN --status=failed --json", 69, "connection refused"},
+		{"runs RUN --status=failed --json", 2, "--status is for the list of runs: leave it out, or run RUN"},
 		{"runs -L 5", 69, "connection refused"},
 		{"runs -L5", 69, "connection refused"},
 		{"runs --limit 5 --service api", 69, "connection refused"},
@@ -57,6 +57,22 @@ func TestCommandLines(t *testing.T) {
 		{"runs -- RUN", 69, "connection refused"},
 		{"runs --json -- RUN", 69, "connection refused"},
 		{"runs revoke -- RUN", 69, "connection refused"},
+		{"runs -- --json", 2, `"--json" is not the id of a run`},
+		{"runs -- -json", 2, `"-json" is not the id of a run`},
+
+		// Ids are judged before the database is asked.
+		{"runs 6f1c", 69, "connection refused"},
+		{"runs 6F1C2F0E-8A", 69, "connection refused"},
+		{"runs {RUN}", 69, "connection refused"},
+		{"runs urn:uuid:RUN", 69, "connection refused"},
+		{"runs revoke 6f1c2f0e", 69, "connection refused"},
+		{"runs 6f1", 2, `"6f1" is too short for the id of a run: give at least 4 digits; see mm-orchestrator runs --help`},
+		{"runs not-an-id", 2, `"not-an-id" is not the id of a run, nor the beginning of one: ids are UUIDs; see mm-orchestrator runs --help`},
+		{"runs RUNx", 2, `"RUNx" is not the id of a run`},
+		{"runs revoke x", 2, `"x" is not the id of a run, nor the beginning of one: ids are UUIDs; see mm-orchestrator runs revoke --help`},
+		{"runs revok", 2, "did you mean mm-orchestrator runs revoke?"},
+		{"runs list", 2, "`mm-orchestrator runs` lists runs"},
+		{"runs view RUN", 2, "`mm-orchestrator runs RUN` shows one"},
 
 		// Help, wherever it is asked for.
 		{"--help", 0, "Usage: mm-orchestrator COMMAND"},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -23,9 +22,10 @@ var revokeCommand = &command{
 	about: "Ends a run. A running step's commands are ended with all their processes, the step fails with the reason, and the run is rolled back. " +
 		"A run that has not begun or waits for approval fails at once, without rollback; one between two steps fails when the next begins. A rollback cannot be revoked.\n\n" +
 		"The command waits for that, for as long as --wait says, and tells what has become of the run. " +
+		"RUN is the id of a run, or its beginning, as for `mm-orchestrator runs`; what is printed names the whole of it. " +
 		"Exit code 0: the run has failed as asked, or is rolled back. 1: it had failed or ended before, or nobody has ended it yet.",
 	examples: []example{
-		{"mm-orchestrator runs revoke 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11 --reason 'wrong branch'", "end it"},
+		{"mm-orchestrator runs revoke 6f1c2f0e --reason 'wrong branch'", "end it"},
 	},
 	topics: []topic{topicDatabase},
 	setup: func(fs *pflag.FlagSet) runFunc {
@@ -45,6 +45,10 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) error {
 	if len(in.words) == 0 {
 		return &usageError{"runs revoke needs the id of a run; " + seeHelp(in.parsed)}
 	}
+	wanted, err := parseRun(in)
+	if err != nil {
+		return err
+	}
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
@@ -55,13 +59,13 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) error {
 	}
 	defer db.Close()
 
-	wish := store.Revocation{RunID: in.words[0], Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.operator()}
+	id, err := findRun(ctx, db, wanted)
+	if err != nil {
+		return err
+	}
+	wish := store.Revocation{RunID: id, Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.operator()}
 	revoked, err := db.RevokeRun(ctx, wish)
 	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return fmt.Errorf("there is no run %s in database %s: %w", wish.RunID, db.Place(), store.ErrNotFound)
-	case errors.Is(err, store.ErrInvalid):
-		return &usageError{err.Error()}
 	case err != nil:
 		return err
 	case revoked.RollingBack && revoked.Step == store.StepRollback:

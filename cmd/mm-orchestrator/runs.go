@@ -25,15 +25,17 @@ var runsCommand = &command{
 	args:       "[RUN]",
 	words:      1,
 	summary:    "list runs, show one with its steps and artifacts, or end one",
-	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
+	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. RUN is the id of a run; its beginning will do, from 4 digits on, if it fits one run only. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
 		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
 		"and at which place in the line.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator runs", "the newest 20"},
 		{"mm-orchestrator runs --status failed --service api", "what failed?"},
-		{"mm-orchestrator runs 6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "what happened to this run?"},
+		{"mm-orchestrator runs 6f1c2f0e", "what happened to this run?"},
 	},
+	habits: map[string]string{"list": "`mm-orchestrator runs` lists runs", "ls": "`mm-orchestrator runs` lists runs",
+		"show": "`mm-orchestrator runs RUN` shows one", "view": "`mm-orchestrator runs RUN` shows one"},
 	topics:      []topic{topicDatabase},
 	subcommands: []*command{revokeCommand},
 	setup: func(fs *pflag.FlagSet) runFunc {
@@ -62,6 +64,18 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
 	if f.limit < 1 || f.limit > 1000 {
 		return &usageError{fmt.Sprintf("--limit is %d; it must be from 1 to 1000", f.limit)}
 	}
+	var wanted store.IDPrefix
+	if len(in.words) == 1 {
+		for _, name := range []string{"status", "service", "limit"} {
+			if in.parsed.Flags().Changed(name) {
+				return &usageError{fmt.Sprintf("--%s is for the list of runs: leave it out, or run %s", name, in.words[0])}
+			}
+		}
+		var err error
+		if wanted, err = parseRun(in); err != nil {
+			return err
+		}
+	}
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
@@ -74,12 +88,12 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
 
 	show := runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}
 	if len(in.words) == 1 {
-		detail, err := db.FindRunDetail(ctx, in.words[0])
+		id, err := findRun(ctx, db, wanted)
+		if err != nil {
+			return err
+		}
+		detail, err := db.FindRunDetail(ctx, id)
 		switch {
-		case errors.Is(err, store.ErrNotFound):
-			return fmt.Errorf("there is no run %s in database %s: %w", in.words[0], db.Place(), store.ErrNotFound)
-		case errors.Is(err, store.ErrInvalid):
-			return &usageError{err.Error()}
 		case err != nil:
 			return err
 		case f.json:
@@ -99,6 +113,42 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
 		return show.json(lines)
 	}
 	return show.list(lines)
+}
+
+// parseRun judges the first word as the id of a run, or the beginning of one,
+// before any database is asked.
+func parseRun(in input) (store.IDPrefix, error) {
+	prefix, err := store.ParseIDPrefix(in.words[0])
+	if err != nil {
+		return store.IDPrefix{}, &usageError{err.Error() + "; " + in.command.hint(in.parsed, in.words[0])}
+	}
+	return prefix, nil
+}
+
+// candidates is how many runs are named where the beginning of an id fits
+// several.
+const candidates = 10
+
+// findRun is the id of the one run that begins so.
+func findRun(ctx context.Context, db *store.Store, prefix store.IDPrefix) (string, error) {
+	runs, err := db.ListRunsByID(ctx, prefix, candidates+1)
+	switch {
+	case err != nil:
+		return "", err
+	case len(runs) == 0:
+		return "", fmt.Errorf("there is no run %s in database %s: %w", prefix, db.Place(), store.ErrNotFound)
+	case len(runs) == 1:
+		return runs[0].ID, nil
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s is the beginning of several ids: give more of the one that you mean", prefix)
+	for _, run := range runs[:min(len(runs), candidates)] {
+		fmt.Fprintf(&text, "\n  %s  %s  %s  %s", run.ID, oneLine(run.TargetService, 14), run.Status, run.QueuedAt.Format("2006-01-02 15:04"))
+	}
+	if len(runs) > candidates {
+		text.WriteString("\n  and more")
+	}
+	return "", errors.New(text.String())
 }
 
 // The JSON forms are a contract: fields may be added, none is renamed.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
 // What rows say is hostile: no control character reaches the terminal, no
@@ -70,5 +73,55 @@ func TestRunsAreShown(t *testing.T) {
 			t.Errorf("%s shows what it must not:\n%q", name, out.String())
 		}
 		golden(t, filepath.Join("testdata", "runs", name), out.Bytes())
+	}
+}
+
+// The beginning of an id is enough where it fits one run; otherwise the runs
+// that it fits are listed, and nothing is done.
+func TestTheBeginningOfAnID(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	env := environment{"MM_ORCHESTRATOR_DATABASE_URL=" + d.URL, "USER=ann"}
+	const first, second = "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "6f1c7777-8a5b-4f2e-9f63-0d6c0c6e5a11"
+	d.Create(t, storetest.Seed{ID: first})
+	d.Create(t, storetest.Seed{ID: second, TargetService: "celery-worker"})
+	for i := range candidates + 2 {
+		d.Create(t, storetest.Seed{ID: fmt.Sprintf("bead%04d-8a5b-4f2e-9f63-0d6c0c6e5a11", i)})
+	}
+	for _, word := range []string{"6f1c2", "6F1C2F0E", "urn:uuid:" + first, "{" + strings.ToUpper(first) + "}", strings.ReplaceAll(first, "-", "")} {
+		got := invoke(t, env, "runs", word, "--json")
+		var detail runDetail
+		if err := json.Unmarshal([]byte(got.stdout), &detail); err != nil || got.code != exitOK || detail.Run.ID != first {
+			t.Errorf("%s: exit %d, %v: %s%s", word, got.code, err, got.stdout, got.stderr)
+		}
+	}
+	got := invoke(t, env, "runs", "abcd")
+	if want := "mm-orchestrator: there is no run abcd in database "; got.code != exitFailure || !strings.HasPrefix(got.stderr, want) {
+		t.Errorf("of none: exit %d: %s", got.code, got.stderr)
+	}
+	for _, args := range [][]string{{"runs", "6f1c"}, {"runs", "revoke", "6f1c"}} {
+		got := invoke(t, env, args...)
+		at := d.Run(t, first)["queued_at"].(string)[:len("2006-01-02T15:04")]
+		want := "mm-orchestrator: 6f1c is the beginning of several ids: give more of the one that you mean\n" +
+			"mm-orchestrator:   " + first + "  api  pending  " + strings.Replace(at, "T", " ", 1) + "\n" +
+			"mm-orchestrator:   " + second + "  celery-worker  pending  "
+		if got.code != exitFailure || got.stdout != "" || !strings.HasPrefix(got.stderr, want) {
+			t.Errorf("%s: exit %d: %s%s\nwant %s", args, got.code, got.stdout, got.stderr, want)
+		}
+	}
+	if got := invoke(t, env, "runs", "bead"); strings.Count(got.stderr, "\n") != candidates+2 || !strings.HasSuffix(got.stderr, "  and more\n") {
+		t.Errorf("many: %s", got.stderr)
+	}
+	for _, run := range []string{first, second} {
+		if status := d.Run(t, run)["status"]; status != "pending" {
+			t.Fatalf("run %s is %s", run, status)
+		}
+	}
+	got = invoke(t, env, "runs", "revoke", "6f1c7", "--reason", "wrong branch")
+	if got.code != exitOK || !strings.Contains(got.stdout, "run "+second+" had not begun (pending): it is failed now") {
+		t.Errorf("revoke: exit %d: %s%s", got.code, got.stdout, got.stderr)
+	}
+	if a, b := d.Run(t, first)["status"], d.Run(t, second)["status"]; a != "pending" || b != "failed" {
+		t.Errorf("the runs are %s and %s", a, b)
 	}
 }
