@@ -49,6 +49,31 @@ func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
 	})
 }
 
+// CountOtherConsumers notes how many consumers the broker has of this Store's
+// worker on a queue, and returns how many it had of the other live workers of
+// this program, as each of them noted within maxAge. What it returns may be too
+// much for that long, by consumers that are gone, and too little, by those that
+// have just come.
+//
+// A worker that RegisterWorker did not note counts for nothing.
+func (s *Store) CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (others int, err error) {
+	err = s.retry(ctx, "count the consumers of queue "+queue, func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, `
+			UPDATE mm_orchestrator.workers SET consumers = $3, consumers_at = clock_timestamp()
+			WHERE key = $1 AND queue = $2`, s.attend.key, queue, own)
+		if err != nil {
+			return err
+		}
+		return s.pool.QueryRow(ctx, withActivity+`
+			SELECT COALESCE(sum(w.consumers), 0)
+			FROM mm_orchestrator.workers AS w
+			JOIN living AS l ON l.key = w.key
+			WHERE w.queue = $2 AND w.key <> $1 AND w.consumers_at > clock_timestamp() - make_interval(secs => $3::float8)`,
+			s.attend.key, queue, maxAge.Seconds()).Scan(&others)
+	})
+	return others, err
+}
+
 // ListWorkers returns the workers that live and consume the queue, or any
 // queue if it is "". They are ordered by queue and by the time at which they
 // registered.

@@ -129,3 +129,30 @@ func TestWorkersThatLeaveAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// Each worker notes its own consumers; the others' are counted while these live
+// and have noted them of late.
+func TestConsumersOfOtherWorkersAreCounted(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	one, two := d.Open(t, as("one", 0)), d.Open(t, as("two", 0))
+	count := func(s *store.Store, own int, maxAge time.Duration) int {
+		t.Helper()
+		n, err := s.CountOtherConsumers(t.Context(), "q", own, maxAge)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	equal(t, "before anybody has registered", count(one, 1, time.Hour), 0)
+	register(t, one, "q")
+	register(t, two, "q")
+	register(t, two, "other")
+	equal(t, "of one that has not noted any", count(one, 1, time.Hour), 0)
+	equal(t, "of the first", count(two, 3, time.Hour), 1)
+	equal(t, "of the second", count(one, 0, time.Hour), 3)
+	equal(t, "of the first, whose broker is away", count(two, 3, time.Hour), 0)
+	equal(t, "of the second, noted too long ago", count(one, 1, 0), 0)
+	two.Close()
+	waitFor(t, "the second is seen dead", func() bool { return count(one, 1, time.Hour) == 0 })
+}

@@ -33,22 +33,40 @@ func (t *Task) Others(ctx context.Context) (int, error) {
 // othersOn asks on the connection of the moment, whether or not it is the one
 // that holds the message.
 func (w *Worker) othersOn(ctx context.Context, queue string) (int, error) {
+	found, err := w.QueueConsumers(ctx, queue)
+	return found.Other, err
+}
+
+// QueueConsumers are those that take from a queue, as the broker has them.
+type QueueConsumers struct {
+	// Own are this worker's, Other everybody else's: further workers of this
+	// package as well as Python's.
+	Own, Other int
+}
+
+// QueueConsumers asks the broker who takes from a queue. It promises what
+// [Task.Others] does. Own is no more than the broker had of this worker during
+// the call: a connection that answers has not lost its consumers.
+func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
+	var found QueueConsumers
 	s := w.link.now()
 	if s == nil {
-		return 0, errNotConnected
+		return found, errNotConnected
 	}
 	sub := s.subscriptionOf(queue)
 	before := sub.own()
 	all, err := s.consumersOf(ctx, queue)
 	if err != nil {
-		return 0, err
+		return found, err
 	}
 	// One that was added or cancelled while the question was under way may be
 	// in the answer, or not.
 	if sub.own() != before {
-		return 0, errOwnChanged
+		return found, errOwnChanged
 	}
-	return max(0, all-int(before.consumers)), nil
+	found.Own = min(all, int(before.consumers))
+	found.Other = all - found.Own
+	return found, nil
 }
 
 // now is the session of the moment, nil for none.

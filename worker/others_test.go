@@ -73,6 +73,9 @@ func TestOthers(t *testing.T) {
 	if got := others(time.Minute); got != (answer{others: 1}) {
 		t.Errorf("%v, want 1 other", got)
 	}
+	if got, err := w.QueueConsumers(t.Context(), "orders"); err != nil || got != (worker.QueueConsumers{Own: 2, Other: 1}) {
+		t.Errorf("%+v, %v, want 2 of its own and 1 other", got, err)
+	}
 	if err := ch.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,6 +90,9 @@ func TestOthers(t *testing.T) {
 	p.Cut()
 	if got := others(time.Minute); got.err == nil {
 		t.Error("an answer, though the connection is lost")
+	}
+	if got, err := w.QueueConsumers(t.Context(), "orders"); err == nil {
+		t.Errorf("%+v, though the connection is lost", got)
 	}
 	p.Restore()
 	eventually(t, "alone again", func() bool { return others(time.Minute) == answer{} })

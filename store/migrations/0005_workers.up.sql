@@ -9,6 +9,11 @@ CREATE TABLE mm_orchestrator.workers (
     -- Node name, as others know the worker: orchestrator@box.
     node           text         NOT NULL,
     registered_at  timestamptz  NOT NULL DEFAULT now(),
-    CONSTRAINT workers_pkey PRIMARY KEY (key, queue)
+    -- How many consumers the broker had of the worker on the queue, and when it
+    -- answered. Who counts all consumers knows by these how many are not ours.
+    consumers      integer      NOT NULL DEFAULT 0,
+    consumers_at   timestamptz  NOT NULL DEFAULT now(),
+    CONSTRAINT workers_pkey PRIMARY KEY (key, queue),
+    CONSTRAINT workers_consumers_count CHECK (consumers >= 0)
 );
 CREATE INDEX workers_queue ON mm_orchestrator.workers (queue);

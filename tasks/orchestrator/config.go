@@ -26,6 +26,7 @@ type Steps interface {
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 
 	RegisterWorker(ctx context.Context, queue string) error
+	CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (int, error)
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
 	DropParked(ctx context.Context, id int64) error
 	KeepParked(ctx context.Context, id int64) error

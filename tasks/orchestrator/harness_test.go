@@ -57,6 +57,11 @@ type fakeSteps struct {
 	// those that were settled.
 	parked        []store.ParkedMessage
 	dropped, kept []int64
+	// workspaces are what ListWorkspaces returns, consumers what
+	// CountOtherConsumers does; lost are the runs that were failed.
+	workspaces []store.WorkspaceState
+	consumers  int
+	lost       []string
 }
 
 func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.Decision, error) {
@@ -164,15 +169,20 @@ func (f *fakeSteps) KeepParked(_ context.Context, id int64) error {
 	return nil
 }
 
+func (f *fakeSteps) CountOtherConsumers(context.Context, string, int, time.Duration) (int, error) {
+	return f.consumers, nil
+}
+
 func (f *fakeSteps) ListWorkspaces(context.Context, string, []string) ([]store.WorkspaceState, error) {
-	return nil, nil
+	return f.workspaces, nil
 }
 
 func (f *fakeSteps) PassWorkspace(context.Context, string, string) error { return nil }
 
 func (f *fakeSteps) PassPending(context.Context, store.Suspect) error { return nil }
 
-func (f *fakeSteps) FailLost(context.Context, store.Suspect, store.RollbackMessage) (*store.LostRun, error) {
+func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.RollbackMessage) (*store.LostRun, error) {
+	f.lost = append(f.lost, suspect.RunID)
 	return nil, nil
 }
 

@@ -21,6 +21,7 @@ import (
 type Broker interface {
 	Publish(ctx context.Context, message protocol.Publishing) error
 	QueueDepth(ctx context.Context, queue string) (int, error)
+	QueueConsumers(ctx context.Context, queue string) (worker.QueueConsumers, error)
 	InHand() []*protocol.Message
 }
 
@@ -37,7 +38,9 @@ const publishTimeout = 10 * time.Second
 //   - A workspace whose run has ended or is gone passes to the next one.
 //   - A run that has a workspace, while no worker has anything of it in hand
 //     and the queue is empty, is lost. When that has been so for LostGrace, the
-//     run fails and is rolled back.
+//     run fails and is rolled back. It is not so while a consumer is on the
+//     queue that is no worker of this program (foreign.go), or while anybody has
+//     a row of the run locked.
 //
 // It is called once, while the worker runs, after Register. Every worker of a
 // queue may sweep: each act is one transaction that looks again.
@@ -81,6 +84,8 @@ type sweeper struct {
 	suspects map[string]suspect
 	// told is the last error that was logged.
 	told string
+	// foreign are the consumers of the queue that are not ours.
+	foreign foreignConsumers
 }
 
 // suspect is a holder that seems lost. It must stay so, seen by this process
@@ -129,6 +134,8 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	if err := s.config.Steps.RegisterWorker(ctx, s.config.Queue); err != nil {
 		return err
 	}
+	foreignErr := s.findForeign(ctx)
+	s.tellForeign()
 	var inHand []string
 	for _, m := range s.broker.InHand() {
 		if run := runOf(m); run != "" {
@@ -139,7 +146,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var problems []error
+	problems := []error{foreignErr}
 	parked, still := false, map[string]suspect{}
 	for _, w := range list {
 		parked = parked || w.Parked+w.Waiting > 0
@@ -162,6 +169,9 @@ func (s *sweeper) sweep(ctx context.Context) error {
 
 // idle keeps or confirms the suspicion that a holder is lost.
 func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[string]suspect) error {
+	if !s.foreign.none() {
+		return nil
+	}
 	ready, err := s.broker.QueueDepth(ctx, s.config.Queue)
 	if err != nil || ready > 0 {
 		return err
@@ -174,6 +184,12 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	still[w.Workspace] = before
 	if now.Sub(before.since) < s.config.LostGrace || w.Idle < s.config.LostGrace {
 		return nil
+	}
+	// Somebody may have come since, and taken a message before the queue was
+	// found empty.
+	if err := s.findForeign(ctx); err != nil || !s.foreign.none() {
+		delete(still, w.Workspace)
+		return err
 	}
 	found := store.Suspect{Workspace: w.Workspace, Queue: s.config.Queue, RunID: w.RunID, Version: before.version, Grace: s.config.LostGrace}
 	err = s.end(ctx, w.RunStatus, found)

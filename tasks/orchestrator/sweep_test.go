@@ -5,14 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 func TestMendingOf(t *testing.T) {
@@ -124,6 +127,8 @@ func TestRollbackMessageIsOneThatCeleryReads(t *testing.T) {
 type fakeBroker struct {
 	published []protocol.Publishing
 	refuse    string // a task id
+	consumers worker.QueueConsumers
+	silent    bool // nobody knows who consumes the queue
 }
 
 func (f *fakeBroker) Publish(_ context.Context, m protocol.Publishing) error {
@@ -135,6 +140,12 @@ func (f *fakeBroker) Publish(_ context.Context, m protocol.Publishing) error {
 }
 func (f *fakeBroker) QueueDepth(context.Context, string) (int, error) { return 0, nil }
 func (f *fakeBroker) InHand() []*protocol.Message                     { return nil }
+func (f *fakeBroker) QueueConsumers(context.Context, string) (worker.QueueConsumers, error) {
+	if f.silent {
+		return worker.QueueConsumers{}, errors.New("broker is away")
+	}
+	return f.consumers, nil
+}
 
 func TestTheEndOfAStepPublishesWhatWaited(t *testing.T) {
 	t.Parallel()
@@ -159,4 +170,121 @@ func TestTheEndOfAStepPublishesWhatWaited(t *testing.T) {
 	}
 	same(t, "published", strings.Join(sent, " "), "q:a q:b")
 	same(t, "dropped, kept", fmt.Sprint(b.steps.dropped, b.steps.kept), "[0 1] [2 3]")
+}
+
+// TestNoRunIsLostBesideForeignConsumers: who consumes the queue and is no
+// worker of this program may have a run in hand, however long it takes.
+func TestNoRunIsLostBesideForeignConsumers(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		// consumers are the broker's count, ours what other workers of this
+		// program have noted.
+		consumers worker.QueueConsumers
+		ours      int
+		silent    bool
+		lost      bool
+	}{
+		{"alone", worker.QueueConsumers{Own: 1}, 0, false, true},
+		{"a Python worker", worker.QueueConsumers{Own: 1, Other: 1}, 0, false, false},
+		{"another worker of ours", worker.QueueConsumers{Own: 1, Other: 1}, 1, false, true},
+		{"both", worker.QueueConsumers{Own: 2, Other: 3}, 2, false, false},
+		{"a worker of ours has lost its broker", worker.QueueConsumers{Own: 1, Other: 1}, 2, false, false},
+		{"the broker does not answer", worker.QueueConsumers{Own: 1}, 0, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			var log strings.Builder
+			b.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			o, err := New(b.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.broker = &fakeBroker{consumers: c.consumers, silent: c.silent}
+			b.steps.consumers = c.ours
+			b.steps.workspaces = []store.WorkspaceState{{Workspace: "w", RunID: testRun, RunStatus: store.RunRunning, RunGoesOn: true, Idle: time.Hour, Version: "1"}}
+			synctest.Test(t, func(t *testing.T) {
+				s := sweeper{Orchestrator: o, suspects: map[string]suspect{}}
+				for range 3600 {
+					if err := s.sweep(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Second)
+				}
+			})
+			if got := len(b.steps.lost) > 0; got != c.lost {
+				t.Errorf("the run was lost: %t, want %t", got, c.lost)
+			}
+			told := 0
+			if !c.lost && !c.silent && c.consumers.Other > c.ours {
+				told = 1
+			}
+			if n := strings.Count(log.String(), "no run is found lost"); n != told || strings.Contains(log.String(), "found again") {
+				t.Errorf("told %d times, want %d:\n%s", n, told, &log)
+			}
+		})
+	}
+}
+
+// TestLostRunsAreFoundAgain: whatever shows that somebody may have the run
+// begins the suspicion anew, which has to last for the whole grace.
+func TestLostRunsAreFoundAgain(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var log strings.Builder
+	b.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	o, err := New(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker := &fakeBroker{}
+	o.broker = broker
+	b.steps.workspaces = []store.WorkspaceState{{Workspace: "w", RunID: testRun, RunStatus: store.RunRunning, RunGoesOn: true, Idle: time.Hour, Version: "1"}}
+	synctest.Test(t, func(t *testing.T) {
+		s := sweeper{Orchestrator: o, suspects: map[string]suspect{}}
+		sweep := func(d time.Duration) {
+			t.Helper()
+			for began := time.Now(); time.Since(began) < d; time.Sleep(time.Second) {
+				if err := s.sweep(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		nearly := o.config.LostGrace - time.Second
+		sweep(nearly)
+		broker.consumers = worker.QueueConsumers{Own: 1, Other: 1}
+		sweep(time.Second)
+		broker.consumers.Other = 0
+		sweep(nearly)
+		b.steps.workspaces[0].Version = "2"
+		sweep(nearly)
+		broker.silent = true
+		sweep(time.Second)
+		broker.silent = false
+		sweep(nearly)
+		if len(b.steps.lost) > 0 {
+			t.Error("lost before the grace was over")
+		}
+		// A consumer of a moment is not told of: it is most likely ours, and new.
+		if log.Len() > 0 {
+			t.Errorf("told:\n%s", &log)
+		}
+		broker.consumers.Other = 2
+		sweep(time.Hour)
+		broker.consumers.Other = 0
+		sweep(nearly)
+		if len(b.steps.lost) > 0 {
+			t.Error("lost too soon after the last foreign consumer has gone")
+		}
+		sweep(5 * time.Second)
+		if len(b.steps.lost) == 0 {
+			t.Error("never lost any more")
+		}
+	})
+	for text, want := range map[string]int{"no run is found lost": 1, "consumers=2": 1, "lost runs are found again": 1} {
+		if n := strings.Count(log.String(), text); n != want {
+			t.Errorf("%q stands %d times in the log, want %d:\n%s", text, n, want, &log)
+		}
+	}
 }
