@@ -142,16 +142,13 @@ func classify(err error) error {
 		return ErrRefused
 	case errors.As(err, &connect), errors.As(err, &network),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+		// A connection that died between two statements.
+		errors.Is(err, pgconn.ErrConnClosed),
 		pgconn.SafeToRetry(err), pgconn.Timeout(err),
 		errors.Is(err, errConnectionGone):
 		return ErrUnavailable
 	case errors.Is(err, pgx.ErrNoRows):
 		return ErrNotFound
-	}
-	// The driver has no type for a connection that died between two
-	// statements.
-	if strings.Contains(err.Error(), "conn closed") {
-		return ErrUnavailable
 	}
 	return nil
 }
