@@ -79,7 +79,11 @@ check: ## gofmt, vet, staticcheck, import rules
 # "context deadline exceeded" (golang/go#75804). One with a finding names its
 # failing input.
 .PHONY: fuzz
-fuzz: | bin ## Fuzz each decoder for FUZZTIME (60s)
+fuzz: $(DEVENV) | bin ## Fuzz each decoder for FUZZTIME (60s)
+	@$(DEVENV) run -only python -celery 5.7.0 -- $(MAKE) --no-print-directory fuzz-targets
+
+.PHONY: fuzz-targets
+fuzz-targets:
 	@for package in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
 			echo "$$package $$target"; \

@@ -70,7 +70,7 @@ func within(path string, folders ...string) bool {
 
 // shared are the packages of this module that all may import: they hold no
 // domain and import nothing of ours.
-var shared = []string{"internal/secret", "internal/faultpoint", "internal/pulse"}
+var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/pulse"}
 
 // Foreign modules by what they stand for.
 var (
@@ -117,6 +117,8 @@ var rules = []rule{
 		why: "api reads what tasks and store have written"},
 	{folder: "cmd", ours: []string{"cmd", "api", "tasks", "store", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
 		why: "cmd puts the program together from the public packages; what it needs from elsewhere belongs into one of them"},
+	{folder: "internal/address", ours: []string{"internal/address"}, never: join(amqp, sql, docker),
+		why: "address is read by worker, store, artifacts and cmd alike, and opens no connection"},
 	{folder: "internal/devenv", ours: []string{"internal/devenv"}, never: amqp,
 		why: "devenv starts servers for every package's tests, so it can import none of them"},
 }

@@ -1,0 +1,374 @@
+package address
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+)
+
+// Database is the address of a PostgreSQL database, as SQLAlchemy reads it and
+// hands it to libpq.
+type Database struct {
+	User     string
+	Password secret.String
+	// Host and Port are libpq's: lists separated by commas; a host that begins
+	// with a slash is the directory of a Unix socket; empty means the default.
+	Host, Port string
+	Name       string
+	// Options are libpq's other keywords, and parameters of the server.
+	Options map[string]string
+	// Hidden says that the address is shown as its scheme only, because an
+	// unescaped @ stands behind its host: what is read as host or name may be
+	// meant as a part of the password.
+	Hidden bool
+
+	// prefix is what stands before :// when the address is shown.
+	prefix string
+}
+
+// NewDatabase is an address whose parts are known.
+func NewDatabase(user string, password secret.String, host, port, name string) Database {
+	return Database{User: user, Password: password, Host: host, Port: port, Name: name, prefix: "postgresql"}
+}
+
+// databaseForm is SQLAlchemy's own expression: a user's name ends at a colon
+// or at the last @ before one, a password at the first @, and whatever else
+// stands in them is meant literally.
+var databaseForm = regexp.MustCompile(`^([\w+]+)://` +
+	`(?:([^:/]*)(:[^@]*)?@)?` +
+	`(?:(?:\[([^/?]+)\]|([^/:?]+))?(?::([^/?]*))?)?` +
+	`(?:/([^?]*))?` +
+	`(?:\?(.*))?`)
+
+// port is what Python's int() takes for a positive number.
+var portForm = regexp.MustCompile(`^\+?[0-9]+(_[0-9]+)*$`)
+
+const databaseExample = "postgresql://user:password@host:port/database"
+
+// ParseDatabase reads the address of a result backend or of a database:
+// db+postgresql://…, postgresql://…, postgres://…, also with the name of a
+// Python driver behind a +. Errors show nothing of it but its scheme and names
+// of options.
+func ParseDatabase(text string) (Database, error) {
+	d := Database{prefix: "postgresql"}
+	if !utf8.ValidString(text) {
+		return d, errNotUTF8
+	}
+	text = strings.TrimLeft(text, " \t\r\n")
+	before, rest, found := strings.Cut(text, "://")
+	if !found {
+		return d, fmt.Errorf("it has no scheme; write %s", databaseExample)
+	}
+	dialect, _, _ := strings.Cut(strings.TrimPrefix(before, "db+"), "+")
+	if dialect != "postgresql" && dialect != "postgres" {
+		if !scheme.MatchString(before) {
+			return d, fmt.Errorf("its scheme is none; write %s", databaseExample)
+		}
+		return d, fmt.Errorf("%s:// is not supported: only PostgreSQL is; write %s", before, databaseExample)
+	}
+	if strings.HasPrefix(before, "db+") {
+		d.prefix = "db+postgresql"
+	}
+	m := databaseForm.FindStringSubmatch("postgresql://" + rest)
+	user, password, ipv6, host, port, name, query := m[2], strings.TrimPrefix(m[3], ":"), m[4], m[5], m[6], m[7], m[8]
+	d.Hidden = strings.Contains(name, "@") || strings.Contains(strings.TrimPrefix("postgresql://"+rest, m[0]), "@")
+
+	// SQLAlchemy takes what follows the first @ for the host, where no host
+	// can have an @: the password goes on to the last.
+	behind := host
+	if port != "" {
+		behind += ":" + port
+	}
+	if at := strings.LastIndex(behind, "@"); at >= 0 {
+		password += "@" + behind[:at]
+		ipv6, host, port = "", behind[at+1:], ""
+		if inside, found := strings.CutPrefix(host, "["); found {
+			if ipv6, port, found = strings.Cut(inside, "]"); !found {
+				return d, errHost
+			}
+			host, port = "", strings.TrimPrefix(port, ":")
+		} else {
+			host, port, _ = strings.Cut(host, ":")
+		}
+	}
+	d.User, d.Password, d.Name = unquote(user), secret.New(unquote(password)), unquote(name)
+	if d.Host, d.Port = ipv6, port; ipv6 == "" {
+		// As libpq does; for Python it is the name of no host.
+		d.Host = unquote(host)
+	}
+	if err := d.readPort(); err != nil {
+		return d, err
+	}
+	if err := d.readQuery(query); err != nil {
+		return d, err
+	}
+	for host := range strings.SplitSeq(d.Host, ",") {
+		if !databaseHost.MatchString(host) {
+			return d, errHost
+		}
+	}
+	for _, part := range []string{d.User, d.Password.Reveal(), d.Host, d.Name} {
+		if strings.Contains(part, "\x00") {
+			return d, errors.New("it holds a NUL byte")
+		}
+	}
+	return d, d.checkOptions()
+}
+
+// databaseHost is a name or an address, or the directory of a Unix socket.
+var databaseHost = regexp.MustCompile(`^(/.*|[\pL\pN._:%~-]*)$`)
+
+var errHost = errors.New("its host is neither a name nor an address; write %40 for an @ and %5B for a [ in a password")
+
+var errPort = errors.New("its port is not a number from 1 to 65535; write %40 for an @ and %3A for a : in a password or a user's name")
+
+// readPort judges what stands behind the colon of the host. libpq's list of
+// hosts with ports, which Python does not take, is h1:p1,h2:p2.
+func (d *Database) readPort() error {
+	if !strings.Contains(d.Port, ",") {
+		return normalPort(&d.Port)
+	}
+	var hosts, ports []string
+	for part := range strings.SplitSeq(d.Host+":"+d.Port, ",") {
+		host, port, _ := strings.Cut(part, ":")
+		if inside, found := strings.CutPrefix(part, "["); found {
+			host, port, _ = strings.Cut(inside, "]")
+			port = strings.TrimPrefix(port, ":")
+		}
+		if err := normalPort(&port); err != nil {
+			return err
+		}
+		hosts, ports = append(hosts, host), append(ports, port)
+	}
+	d.Host, d.Port = strings.Join(hosts, ","), strings.Join(ports, ",")
+	return nil
+}
+
+// normalPort makes a port a plain number, or empty for the default.
+func normalPort(port *string) error {
+	text := strings.TrimSpace(*port)
+	if *port == "" {
+		return nil
+	}
+	if !portForm.MatchString(text) {
+		return errPort
+	}
+	text = strings.TrimLeft(strings.ReplaceAll(strings.TrimPrefix(text, "+"), "_", ""), "0")
+	if len(text) > 5 || (len(text) == 5 && text > "65535") {
+		return errPort
+	}
+	*port = text // 0 is no port, as for Python
+	return nil
+}
+
+// readQuery reads what stands behind the ?. It wins over what stands before.
+func (d *Database) readQuery(query string) error {
+	given := map[string][]string{}
+	for _, p := range parseQuery(query) {
+		given[p.name] = append(given[p.name], p.value)
+		if strings.Contains(p.name, "@") {
+			d.Hidden = true
+		}
+	}
+	// A raw @ is nothing special in the value of an option that exists; in
+	// anything else it may be the end of a password.
+	for part := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(part, "=")
+		if strings.Contains(value, "@") && keywords[unquote(name)].does == 0 || strings.Contains(name, "@") {
+			d.Hidden = true
+		}
+	}
+	if err := d.readHosts(given["host"], given["port"]); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		values := given[name]
+		if name == "host" || name == "port" {
+			continue
+		}
+		if len(values) > 1 {
+			return fmt.Errorf("%s is given twice", showOption(name, d.Hidden))
+		}
+		if strings.Contains(values[0], "\x00") || strings.Contains(name, "\x00") {
+			return errors.New("it holds a NUL byte")
+		}
+		switch name {
+		case "user":
+			d.User = values[0]
+		case "password":
+			d.Password = secret.New(values[0])
+		case "dbname", "database":
+			d.Name = values[0]
+		default:
+			if d.Options == nil {
+				d.Options = map[string]string{}
+			}
+			d.Options[name] = values[0]
+		}
+	}
+	return nil
+}
+
+// singleHost is SQLAlchemy's form of a host with its port in an option.
+var singleHost = regexp.MustCompile(`^([a-zA-Z0-9\-.]*):([0-9]*)$`)
+
+// readHosts reads the options host and port: lists in one option each, or
+// host=h1:p1 once for every host.
+func (d *Database) readHosts(hosts, ports []string) error {
+	withPorts := len(hosts) > 1
+	if len(hosts) == 1 && len(ports) == 0 && singleHost.MatchString(hosts[0]) {
+		withPorts = true
+	}
+	if withPorts && len(ports) > 0 {
+		return errors.New("options host and port are of two forms: write host=h1,h2&port=p1,p2 or host=h1:p1&host=h2:p2")
+	}
+	if withPorts {
+		for i, token := range hosts {
+			name, port, _ := strings.Cut(token, ":")
+			hosts[i] = name
+			ports = append(ports, port)
+		}
+	} else if len(hosts) == 1 {
+		hosts = strings.Split(hosts[0], ",")
+	}
+	if len(ports) == 1 {
+		ports = strings.Split(ports[0], ",")
+	}
+	for i := range ports {
+		if err := normalPort(&ports[i]); err != nil {
+			return errors.New("option port is not a number from 1 to 65535, or several")
+		}
+	}
+	switch {
+	case len(ports) > 1 && len(hosts) == 0, len(ports) > 0 && len(hosts) > 0 && len(ports) != len(hosts):
+		return errors.New("options host and port do not have the same number of parts")
+	case len(hosts) > 1 && len(ports) == 0:
+		ports = make([]string, len(hosts)) // the port before the ? is not theirs
+	}
+	if len(hosts) > 0 {
+		d.Host = strings.Join(hosts, ",")
+	}
+	if joined := strings.Join(ports, ","); joined != "" {
+		d.Port = joined
+	}
+	return nil
+}
+
+// IsZero says that there is no address.
+func (d Database) IsZero() bool { return d.prefix == "" }
+
+// Equal says that two addresses are of one database, for the same user, with
+// the same options.
+func (d Database) Equal(other Database) bool {
+	port := func(d Database) string {
+		if d.Port == "" {
+			return "5432"
+		}
+		return d.Port
+	}
+	return d.User == other.User && d.Password == other.Password && d.Host == other.Host && port(d) == port(other) && d.Name == other.Name &&
+		maps.Equal(d.Options, other.Options)
+}
+
+// Masked is the address without its secrets.
+func (d Database) Masked() string {
+	switch {
+	case d.IsZero():
+		return ""
+	case d.Hidden:
+		return d.prefix + "://" + secret.Mask
+	}
+	password := ""
+	if !d.Password.IsZero() {
+		password = ":" + secret.Mask
+	}
+	return d.text(d.prefix, password, func(name, value string) string {
+		if k := keywords[name]; k.does == 0 && !serverParameters[name] || secretOptions[name] {
+			return secret.Mask
+		}
+		return quoteExcept(value, "/:, ")
+	})
+}
+
+// URL is the address with every part, which [ParseDatabase] reads as the same
+// database.
+func (d Database) URL() secret.String {
+	if d.IsZero() {
+		return secret.String{}
+	}
+	password := ""
+	if !d.Password.IsZero() {
+		password = ":" + quote(d.Password.Reveal())
+	}
+	return secret.New(d.text("postgresql", password, func(_, value string) string { return quote(value) }))
+}
+
+// Secrets are the texts of the address that must not be shown, and for a
+// hidden one also those that may be a part of the password.
+func (d Database) Secrets() []string {
+	all := []string{d.Password.Reveal()}
+	for name, value := range d.Options {
+		if secretOptions[name] {
+			all = append(all, value)
+		}
+	}
+	if d.Hidden {
+		all = append(all, d.Host, d.Name)
+	}
+	return unique(all...)
+}
+
+func (d Database) text(prefix, password string, show func(name, value string) string) string {
+	var out strings.Builder
+	out.WriteString(prefix + "://")
+	if d.User != "" || password != "" {
+		out.WriteString(quote(d.User) + password + "@")
+	}
+	options := maps.Clone(d.Options)
+	if options == nil {
+		options = map[string]string{}
+	}
+	if hosts := strings.Count(d.Host, ","); strings.Contains(d.Host, "/") || strings.Contains(d.Port, ",") || (hosts > 0 && strings.Contains(d.Host, ":")) {
+		options["host"] = d.Host
+		if options["port"] = d.Port; d.Port == "" {
+			delete(options, "port")
+		} else if !strings.Contains(d.Port, ",") {
+			options["port"] += strings.Repeat(","+d.Port, hosts)
+		}
+	} else {
+		host := quoteExcept(d.Host, ",")
+		if strings.Contains(d.Host, ":") {
+			host = "[" + d.Host + "]"
+		}
+		out.WriteString(host)
+		if d.Port != "" {
+			out.WriteString(":" + d.Port)
+		}
+	}
+	if d.Name != "" {
+		out.WriteString("/" + quote(d.Name))
+	}
+	for i, name := range slices.Sorted(maps.Keys(options)) {
+		value := show(name, options[name])
+		if name == "host" || name == "port" {
+			value = quoteExcept(options[name], "/,")
+		}
+		out.WriteString(separator(i) + quote(name) + "=" + value)
+	}
+	return out.String()
+}
+
+// MaskDatabase shows a text that ParseDatabase reads.
+func MaskDatabase(text string) string {
+	d, err := ParseDatabase(text)
+	if err != nil {
+		return SchemeOnly(strings.TrimLeft(text, " \t\r\n"))
+	}
+	return d.Masked()
+}
