@@ -351,7 +351,7 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostSituation,
 			claim.StartedAt = open.StartedAt.UTC()
 		}
 	}
-	// The highest attempt (R5).
+	// The highest attempt (docs/moonmind.md#r5).
 	err := tx.QueryRow(ctx, `
 		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
 		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, claim.RunID, string(claim.Step), claim.Attempt).Scan(&claim.Attempt)

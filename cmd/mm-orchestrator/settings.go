@@ -103,10 +103,10 @@ func (c *configuration) Database() secret.String {
 // settings is the table of everything that can be configured. The order
 // within a topic is the order of explanation.
 //
-// Names and precedence are those of MoonMind's Python worker (contract
-// moonmind.md 3.1 and 21): where it has two names for one value, the one that
-// it really reads comes first, the one that it only documents after it.
-// Values that it does not have begin with MM_ORCHESTRATOR_.
+// Names and precedence are those of MoonMind's Python worker
+// (docs/moonmind.md#configuration): where it has two names for one value, the
+// one that it really reads comes first, the one that it only documents after
+// it. Values that it does not have begin with MM_ORCHESTRATOR_.
 var settings = []setting{
 	{
 		flag: "broker-url", form: "url", url: true, topic: topicBroker,

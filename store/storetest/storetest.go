@@ -142,8 +142,8 @@ type Seed struct {
 }
 
 // Create makes a run as POST /orchestrator/runs does, up to its commit, and
-// returns its id (contract moonmind.md 2, 12; examples
-// orchestrator_run_rows.json and task_state_rows.json).
+// returns its id (docs/moonmind.md#who-does-what; store/testdata has its rows
+// in orchestrator_run_rows.json and task_state_rows.json).
 func (d *Database) Create(t testing.TB, seed Seed) string {
 	t.Helper()
 	if seed.Instruction == "" {
@@ -207,8 +207,8 @@ func (d *Database) Create(t testing.TB, seed Seed) string {
 	return id
 }
 
-// Approve does what POST …/approvals does, up to its commit (contract
-// moonmind.md 12).
+// Approve does what POST …/approvals does, up to its commit
+// (docs/moonmind.md#approval).
 func (d *Database) Approve(t testing.TB, run string) {
 	t.Helper()
 	d.exec(t, `
@@ -221,8 +221,9 @@ func (d *Database) Approve(t testing.TB, run string) {
 }
 
 // Retry does what POST …/retry does, up to its commit: the rows of the steps
-// from the given one on go to the next attempt in place (contract moonmind.md
-// 6.7). started_at and completed_at of the run stay, which is R3.
+// from the given one on go to the next attempt in place
+// (docs/moonmind.md#attempts). started_at and completed_at of the run stay,
+// which is docs/moonmind.md#r3.
 func (d *Database) Retry(t testing.TB, run string, from store.Step, reason string) {
 	t.Helper()
 	ctx := t.Context()

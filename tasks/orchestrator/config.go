@@ -37,7 +37,7 @@ type Steps interface {
 	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)
 }
 
-// Metrics counts what happens to steps and runs (contract moonmind.md 14). It
+// Metrics counts what happens to steps and runs (docs/moonmind.md#statsd). It
 // is called after the commit, must not block and does not fail.
 type Metrics interface {
 	StepStarted(step string)
@@ -83,7 +83,7 @@ type Config struct {
 	// Engine reads container states. With nil, steps do without.
 	Engine compose.State
 	// HealthURLs replace the health check URL of plans, by compose service
-	// (F5).
+	// (docs/moonmind.md#f5).
 	HealthURLs map[string]string
 
 	// MaxStarts is how many workers may die of one attempt of a step. After

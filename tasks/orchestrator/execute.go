@@ -365,7 +365,8 @@ type stepRun struct {
 	dir     *artifacts.Run
 }
 
-// work runs a step and makes an outcome of whatever happens (R13).
+// work runs a step and makes an outcome of whatever happens
+// (docs/moonmind.md#r13).
 func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) store.Outcome {
 	s := &stepRun{
 		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
@@ -529,8 +530,8 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 	return done{}, valueError(pythonRepr(string(s.step)) + " is not a valid OrchestratorPlanStep")
 }
 
-// fallbackLog writes the log of a failure that has none (contract
-// moonmind.md 10.8).
+// fallbackLog writes the log of a failure that has none
+// (docs/moonmind.md#fallback-log).
 func (s *stepRun) fallbackLog(failure *Failure) {
 	if !failure.isRunnerError() || len(failure.files) > 0 || s.dir == nil {
 		return
@@ -550,7 +551,7 @@ func (s *stepRun) fallbackLog(failure *Failure) {
 }
 
 // workspace resolves the step's workspace parameter: relative to the
-// profile's, absolute as it is (contract moonmind.md 8).
+// profile's, absolute as it is (docs/moonmind.md#service-profiles).
 func (s *stepRun) workspace() (string, *Failure) {
 	text, failure := s.params.text("workspace", ".")
 	if failure != nil {

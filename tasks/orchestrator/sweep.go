@@ -299,8 +299,8 @@ func canonicalID(id string) string {
 }
 
 // rollbackMessage is what the worker of a failed step would have published
-// (contract moonmind.md 5): protocol 2, with a task id of its own, and nothing
-// follows it.
+// (docs/moonmind.md#the-chain): protocol 2, with a task id of its own, and
+// nothing follows it.
 func (s *sweeper) rollbackMessage(run store.Run, rootTaskID, parentTaskID string) (string, protocol.Delivery, error) {
 	args := make([]json.RawMessage, 2)
 	for i, text := range []string{run.ID, string(store.StepRollback)} {
