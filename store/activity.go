@@ -6,11 +6,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Activity is what a run does at the moment: it works, it waits, or, with both
+// Activity is what a run does at the moment: it works, it waits, or, with all
 // nil, neither (it has ended, or its next message is in the queue).
 type Activity struct {
 	Working *Working
 	Waiting *Waiting
+	// Behind is a step that waits for another step of the run, as one does that
+	// was retried while the rollback runs.
+	Behind *Behind
+}
+
+// Behind is a step's wait for another step of its run.
+type Behind struct {
+	// Step is the one whose message is parked.
+	Step  Step
+	Since time.Time
+	// For is the step whose end it waits for.
+	For Working
 }
 
 // Working is a step that a worker of this program runs.
@@ -52,7 +64,7 @@ const withActivity = `
 	)`
 
 // activityOf is SQL that joins to a row r of orchestrator_runs what it does.
-// The columns activityColumns are scanActivity's.
+// The columns activityColumns are activityRow's.
 const activityOf = `
 	LEFT JOIN LATERAL (
 	    SELECT c.step, c.attempt, c.worker, c.started_at, c.starts, EXISTS (SELECT FROM living AS l WHERE l.key = c.holder) AS alive
@@ -73,31 +85,44 @@ const activityOf = `
 	    JOIN mm_orchestrator.holds AS h ON h.workspace = p.workspace
 	    WHERE p.run_id = r.id AND h.run_id IS DISTINCT FROM r.id AND ` + runGoesOn + `
 	    ORDER BY p.rank, p.id
-	    LIMIT 1) AS waiting ON true`
+	    LIMIT 1) AS waiting ON true
+	LEFT JOIN LATERAL (
+	    SELECT p.step, p.parked_at
+	    FROM mm_orchestrator.parked AS p
+	    WHERE p.run_id = r.id AND p.step <> working.step AND ` + runGoesOn + `
+	    ORDER BY p.rank, p.parked_at, p.id
+	    LIMIT 1) AS behind ON true`
 
 const activityColumns = `
 	working.step, working.attempt, working.worker, working.started_at, working.starts, working.alive,
-	waiting.step, waiting.parked_at, waiting.workspace, COALESCE(waiting.holder::text, ''), waiting.place::int`
+	waiting.step, waiting.parked_at, waiting.workspace, COALESCE(waiting.holder::text, ''), waiting.place::int,
+	behind.step, behind.parked_at`
 
 // activityRow takes the columns activityColumns, which are NULL for what a run
 // does not do.
 type activityRow struct {
-	step, waitingStep   *Step
-	attempt, starts     *int
-	worker, workspace   *string
-	startedAt, parkedAt *time.Time
-	alive               *bool
-	holder              string
-	place               *int
+	step, waitingStep, behindStep    *Step
+	attempt, starts                  *int
+	worker, workspace                *string
+	startedAt, parkedAt, behindSince *time.Time
+	alive                            *bool
+	holder                           string
+	place                            *int
 }
 
 func (a *activityRow) targets() []any {
-	return []any{&a.step, &a.attempt, &a.worker, &a.startedAt, &a.starts, &a.alive, &a.waitingStep, &a.parkedAt, &a.workspace, &a.holder, &a.place}
+	return []any{
+		&a.step, &a.attempt, &a.worker, &a.startedAt, &a.starts, &a.alive,
+		&a.waitingStep, &a.parkedAt, &a.workspace, &a.holder, &a.place, &a.behindStep, &a.behindSince,
+	}
 }
 
 func (a *activityRow) activity() (found Activity) {
 	if a.step != nil {
 		found.Working = &Working{Step: *a.step, Attempt: *a.attempt, Worker: *a.worker, Alive: *a.alive, Since: a.startedAt.UTC(), Starts: *a.starts}
+	}
+	if a.step != nil && a.behindStep != nil {
+		found.Behind = &Behind{Step: *a.behindStep, Since: a.behindSince.UTC(), For: *found.Working}
 	}
 	if a.waitingStep != nil {
 		found.Waiting = &Waiting{Step: *a.waitingStep, Since: a.parkedAt.UTC(), Workspace: *a.workspace, Holder: a.holder, Place: *a.place}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -89,16 +90,12 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 
 func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (Decision, error) {
 	doing := "begin step " + string(request.Step) + " of run " + request.RunID
-	// What was seen of a dead holder: which claim, and since when without a
-	// break. A lost connection is a break, the lock's own included: the server
-	// may have restarted, and the holder's session is then as new as ours.
-	var suspect int64
-	var since time.Time
+	gone := sightings{}
 	var session int
 	arrived := time.Now()
 	for {
 		var decision Decision
-		var wait *claimRow
+		var seen situation
 		var asOf time.Time
 		tries := 0
 		err := s.retry(ctx, doing, func(ctx context.Context) error {
@@ -106,15 +103,14 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 			if err != nil {
 				return err
 			}
+			// A lost connection is a break, the lock's own included: the server
+			// may have restarted, and a holder's session is then as new as ours.
 			if tries++; tries > 1 || current != session {
-				suspect, session = 0, current
+				gone, session = sightings{}, current
 			}
-			doubts := doubts{
-				believedDead: suspect != 0 && time.Since(since) >= s.config.TakeoverGrace,
-				mayHaveDied:  request.Message.Redelivered && time.Since(arrived) < deathTold,
-			}
+			seen = situation{MayHaveDied: request.Message.Redelivered && time.Since(arrived) < deathTold}
 			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
-				decision, wait, err = s.beginInTx(ctx, tx, request, token, doubts)
+				decision, err = s.beginInTx(ctx, tx, request, token, &seen, gone)
 				asOf = time.Now()
 				return err
 			})
@@ -132,13 +128,8 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		case decision != nil:
 			return decision, nil
 		}
-		switch {
-		case wait.Holder != holderGone:
-			suspect = 0
-		case suspect != wait.Token:
-			suspect, since = wait.Token, time.Now()
-		}
-		if wait.Holder == holderGone {
+		gone = gone.next(slices.Concat(seen.Claims, seen.OtherSteps), time.Now())
+		if len(gone) > 0 {
 			faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Step))
 		}
 		select {
@@ -149,44 +140,81 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 	}
 }
 
-// beginInTx reads, decides and writes. It returns a decision, or the claim
-// whose holder must be looked at again.
-func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, doubts doubts) (Decision, *claimRow, error) {
-	seen, mine, err := s.readSituation(ctx, tx, request, token)
-	if err != nil {
-		return nil, nil, err
+// sightings are claims, by token, whose holders were gone at every look, with
+// the time of the first.
+type sightings map[int64]time.Time
+
+// next adds a look: who is there again is forgotten.
+func (g sightings) next(claims []claimRow, now time.Time) sightings {
+	next := sightings{}
+	for _, c := range claims {
+		if c.Holder == holderGone || c.Holder == holderDead {
+			next[c.Token] = now
+			if since, before := g[c.Token]; before {
+				next[c.Token] = since
+			}
+		}
 	}
-	seen.Doubts = doubts
+	return next
+}
+
+// believe turns holders that are gone into dead ones when they have been so for
+// the whole grace.
+func (g sightings) believe(claims []claimRow, grace time.Duration) {
+	for i := range claims {
+		if since, before := g[claims[i].Token]; before && claims[i].Holder == holderGone && time.Since(since) >= grace {
+			claims[i].Holder = holderDead
+		}
+	}
+}
+
+// beginInTx reads, decides and writes. It returns a decision, or nil if a
+// holder must be looked at again.
+func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *situation, gone sightings) (Decision, error) {
+	mine, err := s.readSituation(ctx, tx, request, token, seen)
+	if err != nil {
+		return nil, err
+	}
+	gone.believe(seen.Claims, s.config.TakeoverGrace)
+	gone.believe(seen.OtherSteps, s.config.TakeoverGrace)
 	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Step))
 	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress}, nil, nil
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress}, nil
 	}
-	v := decide(seen, request)
+	v := decide(*seen, request)
 	if v.wait != nil {
-		return nil, v.wait, nil
+		return nil, nil
 	}
 	if v.done != nil || v.stop != "" {
 		unpark := false
 		if seen.Holds {
 			if unpark, err = releaseIfOver(ctx, tx, seen.Run); err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 		}
 		if v.done != nil {
-			return Done{Outcome: *v.done, Unpark: unpark}, nil, nil
+			return Done{Outcome: *v.done, Unpark: unpark}, nil
 		}
-		return Stop{Reason: v.stop, Unpark: unpark}, nil, nil
+		if len(v.free) > 0 {
+			batch := &pgx.Batch{}
+			queueFree(batch, seen.Run.ID, v.free)
+			queueUnpark(batch, seen.Run.ID, &unpark)
+			if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+				return nil, err
+			}
+		}
+		return Stop{Reason: v.stop, Unpark: unpark}, nil
 	}
 	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if parked != nil {
 		faultpoint.Hit(faultpoint.ParkWritten, request.RunID, string(request.Step))
-		return *parked, nil, nil
+		return *parked, nil
 	}
 	claim.Starts, claim.HandedBack, claim.StartedAt = v.starts, v.handedBack, s.now()
 	run := seen.Run
@@ -194,12 +222,20 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	progress, err := s.writeStart(ctx, tx, claim, request)
+	progress, err := s.writeStart(ctx, tx, claim, request, v.free)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
-	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, Before: v.before}, nil, nil
+	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, Before: v.before}, nil
+}
+
+// queueFree takes claims from holders that are dead. The token changes, so that
+// one which lives all the same has lost its claim: see HasClaim.
+func queueFree(batch *pgx.Batch, runID string, tokens []int64) {
+	batch.Queue(`
+		UPDATE mm_orchestrator.claims SET holder = NULL, token = -token
+		WHERE run_id = $1 AND token = ANY ($2) AND outcome IS NULL`, runID, tokens)
 }
 
 // lockStates and lockRun are the locks of begin and finish, in the order in
@@ -218,7 +254,7 @@ const lockRun = `SELECT 1 FROM orchestrator_runs WHERE id = $1 FOR UPDATE`
 // needs, in one round trip. Statements after the locks see what was committed
 // before these were given. mine is the claim that carries token: an earlier
 // try of this very call was committed, and its answer lost.
-func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64) (seen situation, mine *claimRow, err error) {
+func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *situation) (mine *claimRow, err error) {
 	batch := &pgx.Batch{}
 	batch.Queue(lockStates, request.RunID, []string{string(request.Step)})
 	batch.Queue(lockRun, request.RunID)
@@ -267,17 +303,17 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 	// The shared form of the lock: two workers that look at one dead holder do
 	// not take each other for it.
 	batch.Queue(`
-		SELECT step, attempt, task_id, worker, token, starts, handed_back, started_at, holder, outcome::text, progress::text,
+		SELECT step, attempt, task_id, worker, token, starts, handed_back, started_at, root_task_id = $4, holder, outcome::text, progress::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND (step = $2 OR ($2 = 'rollback' AND outcome IS NULL AND holder IS NOT NULL AND root_task_id = $4))
-		ORDER BY attempt`, request.RunID, string(request.Step), s.attend.key, request.RootTaskID).Query(func(rows pgx.Rows) error {
+		WHERE run_id = $1 AND (step = $2 OR outcome IS NULL AND holder IS NOT NULL)
+		ORDER BY attempt, started_at`, request.RunID, string(request.Step), s.attend.key, request.RootTaskID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var c claimRow
 			var holder *int64
 			var outcome, progress *string
 			var free *bool
-			if err := rows.Scan(&c.Step, &c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &holder, &outcome, &progress, &free); err != nil {
+			if err := rows.Scan(&c.Step, &c.Attempt, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &c.HandedBack, &c.StartedAt, &c.SameSubmission, &holder, &outcome, &progress, &free); err != nil {
 				return err
 			}
 			if c.Progress, err = parseProgress(progress); err != nil {
@@ -301,8 +337,8 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 				c.Holder = holderHere
 			}
 			if c.Step != request.Step {
-				if c.Holder == holderHere || c.Holder == holderLive {
-					seen.AtWork = &c
+				if c.Holder != holderNone {
+					seen.OtherSteps = append(seen.OtherSteps, c)
 				}
 				continue
 			}
@@ -316,11 +352,11 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&seen.Holds)
 	})
-	return seen, mine, tx.SendBatch(ctx, batch).Close()
+	return mine, tx.SendBatch(ctx, batch).Close()
 }
 
 // takeWorkspace makes the workspace the run's, or parks the message: because
-// another run has it, or because busy, not nil, runs the step.
+// another run has it, or because of busy, not nil, a claim on a step of the run.
 func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, run Run, busy *claimRow) (*Parked, error) {
 	workspace := clean(request.Workspace(run))
 	hold, err := lockHold(ctx, tx, workspace, clean(request.Queue), run.ID)
@@ -337,6 +373,9 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 	case busy != nil:
 		p.why = ParkedBusy
 		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, busy.Step, busy.StartedAt.Format(time.RFC3339))
+		if busy.Holder == holderGone {
+			parked.Reason += "; the worker is gone, and the message of its step has not come back yet"
+		}
 	case a.wait:
 		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)
 	case a.grant != nil:
@@ -361,10 +400,14 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 
 // writeStart records a start (contract 6.1, with C14, R3 and R5 mended): the
 // state row of the newest attempt begins afresh, a pending run becomes
-// running, the claim is ours. It returns how far an attempt that was begun
+// running, the claim is ours, and those in free, of earlier attempts too, are
+// taken from their dead holders. It returns how far an attempt that was begun
 // before had come.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest) (progress *Progress, err error) {
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest, free []int64) (progress *Progress, err error) {
 	batch := &pgx.Batch{}
+	if len(free) > 0 {
+		queueFree(batch, claim.RunID, free)
+	}
 	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
 	// the API seeded, as both leave them.
 	batch.Queue(`

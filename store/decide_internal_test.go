@@ -20,6 +20,10 @@ func TestDecide(t *testing.T) {
 		return claimRow{Attempt: attempt, TaskID: task, Starts: 1, Outcome: outcome, Holder: holder}
 	}
 	type claims = []claimRow
+	// at is a claim on another step.
+	at := func(step Step, holder holderState, same bool) claimRow {
+		return claimRow{Step: step, Attempt: 1, TaskID: "other", Starts: 1, Holder: holder, SameSubmission: same}
+	}
 	for _, c := range []struct {
 		name     string
 		seen     situation
@@ -57,13 +61,29 @@ func TestDecide(t *testing.T) {
 		{"step of a good run", situation{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepBuild, "t", "has ended: succeeded", 1},
 		{"step of a failed run", situation{Run: run(RunFailed), State: row(1, "pending", "")}, StepRestart, "t", "has ended: failed", 1},
 		{"held by a live worker", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "t", "busy", 1},
-		{"held by one who may just have died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}, Doubts: doubts{mayHaveDied: true}}, StepBuild, "t", "wait", 1},
-		{"held here", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderHere)}, Doubts: doubts{mayHaveDied: true}}, StepBuild, "t", "busy", 1},
+		{"held by one who may just have died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}, MayHaveDied: true}, StepBuild, "t", "wait", 1},
+		{"held here", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderHere)}, MayHaveDied: true}, StepBuild, "t", "busy", 1},
 		{"an old attempt still runs", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "u", "busy", 2},
-		{"an old attempt's worker died", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderGone)}, Doubts: doubts{believedDead: true}}, StepBuild, "u", "start 1", 2},
+		{"an old attempt's worker died", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "u", "start 1", 2},
 		{"holder just gone", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderGone)}}, StepBuild, "t", "wait", 1},
-		{"holder dead", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderGone)}, Doubts: doubts{believedDead: true}}, StepBuild, "t", "start 2", 1},
+		{"holder dead", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "t", "start 2", 1},
 		{"released", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderNone)}}, StepBuild, "t", "start 2", 1},
+		{"retried while the rollback runs", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderLive, false)}}, StepPatch, "t", "busy", 2},
+		{"retried while the rollback runs here", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderHere, false)}}, StepPatch, "t", "busy", 2},
+		{"retried, and the rollback's worker is gone", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderGone, false)}}, StepPatch, "t", "busy", 2},
+		{"retried, and the rollback's worker is dead", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderDead, false)}}, StepPatch, "t", "busy", 2},
+		{"two chains of one run", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepAnalyze, holderLive, false)}}, StepPatch, "t", "busy", 1},
+		{"a next link before its step has ended", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepAnalyze, holderLive, true)}}, StepPatch, "t", "busy", 1},
+		{"an ended step while another runs", situation{Run: run(RunRunning), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}, OtherSteps: claims{at(StepBuild, holderLive, true)}}, StepPatch, "t", "done", 1},
+		{"rollback while a step of its submission runs", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, true)}}, StepRollback, "t", "busy", 1},
+		{"rollback, the step's worker is gone", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderGone, true)}}, StepRollback, "t", "wait", 1},
+		{"rollback, the step's worker is dead", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "is running", 1},
+		{"rollback of an earlier submission", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, false)}}, StepRollback, "t", "is running", 1},
+		{"rollback due, another submission's step runs", situation{Run: run(RunFailed), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, false)}}, StepRollback, "t", "busy", 1},
+		{"rollback due, the worker of its own is dead", situation{Run: run(RunFailed), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "start 1", 1},
+		{"rollback again while it runs, retried since", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderLive)}}, StepRollback, "t", "busy", 2},
+		{"rollback again, retried since, its worker gone", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderGone)}}, StepRollback, "t", "wait", 2},
+		{"rollback again, retried since, its worker dead", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderDead)}}, StepRollback, "t", "is pending", 2},
 		{"Python was at it and died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
 	} {
 		v := decide(c.seen, BeginRequest{Step: c.step, TaskID: c.task})
@@ -82,6 +102,16 @@ func TestDecide(t *testing.T) {
 		}
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+		// A start, or nothing, takes the claims of the dead; the rest wait.
+		dead := 0
+		for _, held := range append(c.seen.Claims, c.seen.OtherSteps...) {
+			if held.Outcome == nil && held.Holder == holderDead && (held.Step == "" || c.step == StepRollback && held.SameSubmission && v.start) {
+				dead++
+			}
+		}
+		if (v.start || v.stop != "") && len(v.free) != dead {
+			t.Errorf("%s: %d claims are freed, %d are dead", c.name, len(v.free), dead)
 		}
 		if c.seen.attempt() != c.attempts {
 			t.Errorf("%s: attempt %d, want %d", c.name, c.seen.attempt(), c.attempts)
@@ -112,6 +142,13 @@ func TestConclude(t *testing.T) {
 		got := conclude(beforeFinish{startedAt: &began, hasRollback: c.rollback, lastStep: StepRestart}, c.step, Outcome{Status: c.status, FinishedAt: ended})
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+	for _, status := range []RunStatus{RunPending, RunRunning, RunAwaitingApproval} {
+		for _, end := range []StepStatus{StepSucceeded, StepFailed} {
+			if got := conclude(beforeFinish{status: status, startedAt: &began, hasRollback: true}, StepRollback, Outcome{Status: end, FinishedAt: ended}); got != (ending{}) {
+				t.Errorf("the rollback of a run that was retried and is %s: %s: %+v", status, end, got)
+			}
 		}
 	}
 	for _, status := range []StepStatus{StepSucceeded, StepFailed} {

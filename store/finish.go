@@ -26,7 +26,10 @@ const (
 // of it or nothing.
 //
 //   - The claim fences: ErrClaimLost if it was taken over, or if the step was
-//     retried under a new attempt meanwhile; nothing was changed then.
+//     retried under a new attempt meanwhile; nothing was recorded then, but
+//     messages that waited for the step may be published now.
+//   - A rollback of a run that was retried meanwhile leaves the run as the
+//     retry has it.
 //   - Called twice, it answers twice the same.
 //   - After any other error the claim is still held: call again, or
 //     ReleaseClaim.
@@ -70,10 +73,12 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 			return tx.SendBatch(ctx, batch).Close()
 		case before.attempt != claim.Attempt:
 			superseded = true
-			_, err := tx.Exec(ctx, `
+			batch := &pgx.Batch{}
+			batch.Queue(`
 				UPDATE mm_orchestrator.claims SET holder = NULL
 				WHERE run_id = $1 AND step = $2 AND attempt = $3`, claim.RunID, string(claim.Step), claim.Attempt)
-			return err
+			queueSeen(batch, claim.RunID, "")
+			return tx.SendBatch(ctx, batch).Close()
 		}
 		end := conclude(before, claim.Step, outcome)
 		finished = end.finished(before)
@@ -212,6 +217,14 @@ type ending struct {
 // conclude says what becomes of the run (contract 6.2, 6.3, 18.3). Pure.
 func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	var end ending
+	if step == StepRollback {
+		switch before.status {
+		case RunPending, RunRunning, RunAwaitingApproval:
+			// It was failed when the rollback began, so it was retried since. The
+			// API may have left the rollback's own attempt as it was.
+			return end
+		}
+	}
 	ended := true
 	switch {
 	case outcome.Status == StepFailed:

@@ -20,8 +20,7 @@ type ParkedWhy string
 const (
 	// ParkedWorkspace: another run holds the workspace, or comes first.
 	ParkedWorkspace ParkedWhy = "workspace"
-	// ParkedBusy: a live worker runs this very step or, of a rollback, another
-	// one of the run.
+	// ParkedBusy: a worker has this very step, or another one of the run.
 	ParkedBusy ParkedWhy = "busy"
 	// ParkedLost: nobody sent it. It is the rollback of a run whose own
 	// messages are gone, see FailLost.
@@ -94,9 +93,10 @@ const mostTaken = 8
 
 // TakeParked gives out messages of a queue that can be published now: those of
 // runs that hold their workspace, and of runs that have ended or are gone,
-// whose messages are without effect. Those of a step that a live worker runs
-// wait for its end. There are at most 8, those of the best turns first; call
-// until there are none.
+// whose messages are without effect. While a live worker has a step of the run
+// they wait, and while one that is gone has another step, by the rules of
+// decide: what BeginStep would park again is not given out. There are at most
+// 8, those of the best turns first; call until there are none.
 //
 // A message is given to one worker at a time: to another one when that died or
 // did not settle it within 30 s. The caller publishes it, and then says
@@ -119,7 +119,9 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			    WHERE p.queue = $1
 			      AND (h.run_id = p.run_id OR NOT `+runGoesOn+`)
 			      AND NOT EXISTS (SELECT FROM mm_orchestrator.claims AS c
-			                      WHERE c.run_id = p.run_id AND (c.step = p.step OR p.step = 'rollback') AND c.outcome IS NULL AND `+holderLives+`)
+			                      WHERE c.run_id = p.run_id AND c.outcome IS NULL AND c.holder IS NOT NULL
+			                        AND (`+runGoesOn+` AND c.step <> p.step AND NOT (p.step = 'rollback' AND c.root_task_id = p.root_task_id)
+			                             OR `+holderLives+`))
 			      AND (p.taken_by IS NULL OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
 			           OR pg_try_advisory_xact_lock_shared(p.taken_by))
 			    ORDER BY p.rank, p.queued_at, p.run_id, p.id

@@ -80,7 +80,7 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 			return err
 		}
 		switch revoked.Before = run.Status; {
-		case run.Status == RunFailed && run.CompletedAt == nil && run.HasRollback, revoked.Step == StepRollback:
+		case run.Status == RunFailed && run.CompletedAt == nil && (run.HasRollback || revoked.Step == StepRollback):
 			revoked.TooLate, revoked.RollingBack = true, true
 			return nil
 		case run.Status == RunSucceeded, run.Status == RunFailed, run.Status == RunRolledBack:

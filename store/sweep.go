@@ -25,6 +25,9 @@ type WorkspaceState struct {
 	RunGoesOn bool
 	// Working says that a live worker runs a step of the holder.
 	Working bool
+	// Blocked says that a message of the holder waits for another step of it,
+	// which a worker has that may be gone.
+	Blocked bool
 	// Parked counts messages of the holder, Waiting those of other runs.
 	Parked, Waiting int
 	// SeenAt is the server's time at which a worker last had something of the
@@ -78,6 +81,9 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 		batch.Queue(`
 			SELECT h.workspace, COALESCE(h.run_id::text, ''), COALESCE(r.status::text, ''), `+runGoesOn+`,
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
+			       EXISTS (SELECT FROM mm_orchestrator.claims AS c
+			               JOIN mm_orchestrator.parked AS b ON b.run_id = c.run_id AND b.step <> c.step
+			               WHERE c.run_id = h.run_id AND c.outcome IS NULL AND c.holder IS NOT NULL),
 			       count(p.id) FILTER (WHERE p.run_id = h.run_id), count(p.id) FILTER (WHERE p.run_id IS DISTINCT FROM h.run_id),
 			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8, `+runVersion("h.run_id")+`
 			FROM mm_orchestrator.holds AS h
@@ -89,7 +95,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 			for rows.Next() {
 				var w WorkspaceState
 				var idle float64
-				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version)
+				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Blocked, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version)
 				if err != nil {
 					return err
 				}
@@ -160,6 +166,31 @@ func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
 		return failure(ErrLocked, "run %s is in hand: another session has locked its row or one of its steps'", suspect.RunID)
 	}
 	return err
+}
+
+// FreeClaims takes the steps of a run from workers that are gone, so that
+// messages of other steps, which wait for them, can be published: see decide.
+// It is for a run whose own message of such a step was lost; otherwise that
+// comes again, and frees the claim. It holds to FailLost's conditions, ErrLocked
+// included, but that a message is parked.
+func (s *Store) FreeClaims(ctx context.Context, suspect Suspect) error {
+	if !isUUID(suspect.RunID) {
+		return notARun(suspect.RunID)
+	}
+	return s.inTx(ctx, "free the steps of run "+suspect.RunID, func(tx pgx.Tx) error {
+		if err := lockSuspect(ctx, tx, suspect); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			UPDATE mm_orchestrator.claims AS o SET holder = NULL, token = -o.token
+			FROM mm_orchestrator.holds AS h
+			WHERE h.workspace = $1 AND h.run_id = $2 AND h.seen_at < clock_timestamp() - make_interval(secs => $3::float8)
+			  AND `+runVersion("h.run_id")+` = $4
+			  AND o.run_id = h.run_id AND o.outcome IS NULL AND o.holder IS NOT NULL
+			  AND NOT EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`)`,
+			suspect.Workspace, suspect.RunID, suspect.Grace.Seconds(), suspect.Version)
+		return err
+	})
 }
 
 // LostRun is a run that FailLost ended, or nearly so.
@@ -298,6 +329,13 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, susp
 	parent := ""
 	if seen.open != nil {
 		parent = seen.open.TaskID
+	}
+	// Of whichever step: a retry must not wait for a worker that is gone.
+	_, err := tx.Exec(ctx, `
+		UPDATE mm_orchestrator.claims SET holder = NULL, token = -token
+		WHERE run_id = $1 AND outcome IS NULL AND holder IS NOT NULL`, run.ID)
+	if err != nil {
+		return nil, err
 	}
 	if run.Status == RunRunning {
 		step, message := seen.lostStep()

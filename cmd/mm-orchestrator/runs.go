@@ -27,7 +27,7 @@ var runsCommand = &command{
 	summary:    "list runs, show one with its steps and artifacts, or end one",
 	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. RUN is the id of a run; its beginning will do, from 4 digits on, if it fits one run only. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
 		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
-		"and at which place in the line.\n\n" +
+		"and at which place in the line; or for which other step of its own, as a step that is retried while the rollback runs.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator runs", "the newest 20"},
@@ -163,9 +163,10 @@ type runLine struct {
 	QueuedAt      time.Time  `json:"queued_at"`
 	StartedAt     *time.Time `json:"started_at"`
 	CompletedAt   *time.Time `json:"completed_at"`
-	// Working and Waiting are missing for a run that does not.
+	// Working, Waiting and Behind are missing for a run that does not.
 	Working *workingLine `json:"working,omitempty"`
 	Waiting *waitingLine `json:"waiting,omitempty"`
+	Behind  *behindLine  `json:"waiting_for_step,omitempty"`
 }
 
 type workingLine struct {
@@ -183,6 +184,13 @@ type waitingLine struct {
 	HeldBy    string    `json:"held_by,omitempty"`
 	Place     int       `json:"place"`
 	Since     time.Time `json:"since"`
+}
+
+// behindLine is a step that waits for another one of its run.
+type behindLine struct {
+	Step  string      `json:"step"`
+	Since time.Time   `json:"since"`
+	For   workingLine `json:"for"`
 }
 
 type runDetail struct {
@@ -234,8 +242,14 @@ func (s runPrinter) line(run store.Run, does store.Activity) runLine {
 		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: run.ArtifactRoot,
 		QueuedAt: run.QueuedAt, StartedAt: run.StartedAt, CompletedAt: run.CompletedAt,
 	}
+	working := func(w store.Working) *workingLine {
+		return &workingLine{Step: string(w.Step), Attempt: w.Attempt, Worker: w.Worker, Alive: w.Alive, Since: w.Since, Starts: w.Starts}
+	}
 	if w := does.Working; w != nil {
-		line.Working = &workingLine{Step: string(w.Step), Attempt: w.Attempt, Worker: w.Worker, Alive: w.Alive, Since: w.Since, Starts: w.Starts}
+		line.Working = working(*w)
+	}
+	if b := does.Behind; b != nil {
+		line.Behind = &behindLine{Step: string(b.Step), Since: b.Since, For: *working(b.For)}
 	}
 	if w := does.Waiting; w != nil {
 		line.Waiting = &waitingLine{Step: string(w.Step), Workspace: w.Workspace, HeldBy: w.Holder, Place: w.Place, Since: w.Since}
@@ -314,6 +328,13 @@ func (r runLine) does() (lines []string) {
 			worker += ", which is gone"
 		}
 		lines = append(lines, fmt.Sprintf("%s runs since %s, start %d, %s", w.Step, clock(&w.Since), w.Starts, worker))
+	}
+	if b := r.Behind; b != nil {
+		text := fmt.Sprintf("%s waits since %s for the end of %s", b.Step, clock(&b.Since), b.For.Step)
+		if !b.For.Alive {
+			text += ", whose message has not come back"
+		}
+		lines = append(lines, text)
 	}
 	if w := r.Waiting; w != nil {
 		holder := "the workspace, which is free"

@@ -33,6 +33,13 @@ func TestRunsAreShown(t *testing.T) {
 	abandoned := store.Activity{Working: &store.Working{Step: store.StepPatch, Attempt: 1, Worker: "orchestrator@a-host-with-a-name-\x1bof-more-than-forty-letters", Since: *at(2), Starts: 1}}
 	inLine := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Holder: run.ID, Place: 12}}
 	free := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Place: 1}}
+	behind := store.Activity{
+		Working: &store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1},
+		Behind:  &store.Behind{Step: store.StepPatch, Since: *at(6), For: store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1}},
+	}
+	behindDead := behind
+	behindDead.Working = &store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Since: *at(2), Starts: 1}
+	behindDead.Behind = &store.Behind{Step: store.StepRestart, Since: *at(6), For: *behindDead.Working}
 	detail := store.RunDetail{
 		Run: run, Activity: working,
 		States: []store.StepState{
@@ -47,7 +54,7 @@ func TestRunsAreShown(t *testing.T) {
 		return runPrinter{out: out, redactor: artifacts.NewRedactor(environment{"MY_SECRET=hunter2hunter2"})}
 	}
 	if err := printer(&list).list([]runLine{
-		printer(&list).line(run, working), printer(&list).line(waiting, inLine), printer(&list).line(waiting, free), printer(&list).line(run, abandoned), printer(&list).line(run, store.Activity{}),
+		printer(&list).line(run, working), printer(&list).line(waiting, inLine), printer(&list).line(waiting, free), printer(&list).line(run, abandoned), printer(&list).line(waiting, behind), printer(&list).line(waiting, behindDead), printer(&list).line(run, store.Activity{}),
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -63,12 +70,19 @@ func TestRunsAreShown(t *testing.T) {
 	})); err != nil {
 		t.Fatal(err)
 	}
+	var retried, retriedJSON bytes.Buffer
+	if err := printer(&retried).run(printer(&retried).detail(store.RunDetail{Run: waiting, Activity: behind})); err != nil {
+		t.Fatal(err)
+	}
+	if err := printer(&retriedJSON).json([]runLine{printer(&retriedJSON).line(waiting, behind)}); err != nil {
+		t.Fatal(err)
+	}
 	for text := range strings.Lines(list.String()) {
 		if n := utf8.RuneCountInString(strings.TrimSpace(text)); n > terminalWidth {
 			t.Errorf("%d columns: %s", n, text)
 		}
 	}
-	for name, out := range map[string]*bytes.Buffer{"list.txt": &list, "run.txt": &one, "run.json": &asJSON, "waiting.txt": &line} {
+	for name, out := range map[string]*bytes.Buffer{"list.txt": &list, "run.txt": &one, "run.json": &asJSON, "waiting.txt": &line, "retried.txt": &retried, "retried.json": &retriedJSON} {
 		if strings.ContainsAny(out.String(), "\x00\x1b\r") || strings.Contains(out.String(), "hunter2") {
 			t.Errorf("%s shows what it must not:\n%q", name, out.String())
 		}

@@ -35,6 +35,7 @@ type Steps interface {
 	PassWorkspace(ctx context.Context, workspace, runID string) error
 	PassPending(ctx context.Context, suspect store.Suspect) error
 	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)
+	FreeClaims(ctx context.Context, suspect store.Suspect) error
 }
 
 // Metrics counts what happens to steps and runs (docs/moonmind.md#statsd). It

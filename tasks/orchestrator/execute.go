@@ -192,9 +192,10 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	journal := o.openJournal(log, begun, lost)
 	work, unwatchCut := o.endWhenCutOff(work, log, request, begun)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
-	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 {
-		// What is left of this step may still write to the workspace.
-		processes.EndRivals(log, processes.Owner{Run: begun.Claim.RunID, Step: string(begun.Claim.Step)})
+	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 || begun.Claim.Step == store.StepRollback {
+		// What is left of this step, or of the one before a retry or a rollback,
+		// may still write to the workspace.
+		processes.EndRivals(log, begun.Claim.RunID)
 	}
 	pulse.Of(ctx).Move("working")
 	outcome := o.work(work, log, begun, journal)
@@ -265,6 +266,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 			return finished, nil
 		case errors.Is(err, store.ErrClaimLost):
 			log.Warn("step was taken over or retried meanwhile, its end is not recorded", "status", string(outcome.Status), "error", err)
+			o.unparkNow(ctx, log) // the retry waits for this end
 			return store.Finished{}, ErrStop
 		case errors.Is(err, store.ErrInvalid) && !replaced:
 			// The tables cannot hold it, now or later. Running the step

@@ -181,6 +181,8 @@ func (f *fakeSteps) PassWorkspace(context.Context, string, string) error { retur
 
 func (f *fakeSteps) PassPending(context.Context, store.Suspect) error { return nil }
 
+func (f *fakeSteps) FreeClaims(context.Context, store.Suspect) error { return nil }
+
 func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.RollbackMessage) (*store.LostRun, error) {
 	f.lost = append(f.lost, suspect.RunID)
 	return nil, nil

@@ -38,9 +38,10 @@ const publishTimeout = 10 * time.Second
 //   - A workspace whose run has ended or is gone passes to the next one.
 //   - A run that has a workspace, while no worker has anything of it in hand
 //     and the queue is empty, is lost. When that has been so for LostGrace, the
-//     run fails and is rolled back. It is not so while a consumer is on the
-//     queue that is no worker of this program (foreign.go), or while anybody has
-//     a row of the run locked.
+//     run fails and is rolled back; or, if only a step of it was lost whose
+//     worker is gone, and a retry waits for that, the retry goes on. It is not
+//     so while a consumer is on the queue that is no worker of this program
+//     (foreign.go), or while anybody has a row of the run locked.
 //
 // It is called once, while the worker runs, after Register. Every worker of a
 // queue may sweep: each act is one transaction that looks again.
@@ -118,7 +119,7 @@ func mendingOf(w store.WorkspaceState) mend {
 	switch {
 	case w.RunID == "" && w.Waiting > 0, w.RunID != "" && !w.RunGoesOn:
 		return mendPass
-	case w.RunID == "", w.Working, w.Parked > 0:
+	case w.RunID == "", w.Working, w.Parked > 0 && !w.Blocked:
 		return mendNothing
 	}
 	switch w.RunStatus {
@@ -192,7 +193,7 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 		return err
 	}
 	found := store.Suspect{Workspace: w.Workspace, Queue: s.config.Queue, RunID: w.RunID, Version: before.version, Grace: s.config.LostGrace}
-	err = s.end(ctx, w.RunStatus, found)
+	err = s.end(ctx, w, found)
 	if errors.Is(err, store.ErrLocked) {
 		delete(still, w.Workspace)
 		return nil
@@ -201,8 +202,15 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 }
 
 // end is what becomes of a run that is lost.
-func (s *sweeper) end(ctx context.Context, status store.RunStatus, found store.Suspect) error {
-	if status == store.RunPending {
+func (s *sweeper) end(ctx context.Context, w store.WorkspaceState, found store.Suspect) error {
+	switch {
+	case w.Blocked:
+		if err := s.config.Steps.FreeClaims(ctx, found); err != nil {
+			return err
+		}
+		s.log.Warn("a step was lost with its worker, the other steps of its run go on", "run_id", found.RunID)
+		return s.unpark(ctx)
+	case w.RunStatus == store.RunPending:
 		return s.config.Steps.PassPending(ctx, found)
 	}
 	faultpoint.Hit(faultpoint.LostBefore, found.RunID)

@@ -38,6 +38,8 @@ func TestMendingOf(t *testing.T) {
 		{"between two steps", running, mendIdle},
 		{"in a step", with(func(w *store.WorkspaceState) { w.Working = true }), mendNothing},
 		{"its message is parked", with(func(w *store.WorkspaceState) { w.Parked = 1 }), mendNothing},
+		{"its message is parked behind a step of it", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked, w.Working = 1, true, true }), mendNothing},
+		{"its message is parked behind a worker that is gone", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked = 1, true }), mendIdle},
 		{"others wait", with(func(w *store.WorkspaceState) { w.Waiting = 7 }), mendIdle},
 		{"its rollback is to come", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunFailed }), mendIdle},
 		{"let in, not begun", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunPending }), mendIdle},

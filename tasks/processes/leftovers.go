@@ -21,15 +21,16 @@ func EndLeftovers(log *slog.Logger) int {
 	return endMarked(log, func(m mark) bool { return m.holder.dead() })
 }
 
-// EndRivals kills what EndLeftovers kills, and besides the programs of this
-// very step that another worker has started, though that one lives: it was
+// EndRivals kills what EndLeftovers kills, and besides the programs of any step
+// of this run that another worker has started, though that one lives: it was
 // cut off and has lost the step without knowing. It is for a step that is
-// taken over, before it does anything: what is left of it may still write to
-// the workspace. Programs of this process are not touched.
-func EndRivals(log *slog.Logger, step Owner) int {
-	run, name := noSlash(step.Run), noSlash(step.Step)
+// taken over or follows one that was, before it does anything: what is left may
+// still write to the workspace. One step of a run is run at a time. Programs of
+// this process are not touched.
+func EndRivals(log *slog.Logger, run string) int {
+	run = noSlash(run)
 	return endMarked(log, func(m mark) bool {
-		rival := m.run == run && m.step == name && m.holder != self()
+		rival := m.run == run && m.holder != self()
 		return rival || m.holder.dead()
 	})
 }

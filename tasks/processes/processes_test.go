@@ -357,10 +357,9 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 
 	// The living one has lost its step, as another has taken it over.
 	quiet := slog.New(slog.DiscardHandler)
-	EndRivals(quiet, Owner{"another run", "build"})
-	EndRivals(quiet, Owner{"4b7c", "another step"})
+	EndRivals(quiet, "another run")
 	remain(append(stay, unmarked.Process.Pid)...)
-	if EndRivals(quiet, Owner{"4b7c", "build"}) == 0 {
+	if EndRivals(quiet, "4b7c") == 0 {
 		t.Error("no rival was ended")
 	}
 	noneAlive(t, stay)
