@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -21,10 +22,14 @@ import (
 // stands beside: a chain's later links go to the *publishing* worker's default
 // route (contract celery-worker.md 0 item 5).
 type Config struct {
-	// Broker is an AMQP URL (amqp:// or amqps://), or several separated by ";"
-	// as in Celery's broker_url, tried in turn until one answers. Required.
+	// Broker is Celery's broker_url: an address as kombu reads it (amqp://,
+	// pyamqp:// or amqps://), or several separated by ";", tried in turn until
+	// one answers. A missing part has kombu's default, what stands in a
+	// password counts literally unless it ends it, and the options heartbeat,
+	// ssl_ca_certs, ssl_certfile and ssl_keyfile are honoured. Required.
 	Broker string
-	// TLS is used for amqps URLs. Nil means the system's roots and the host
+	// TLS is used for brokers that are reached by TLS, and wins over the files
+	// that Broker names. Nil means those, or the system's roots, and the host
 	// name of the URL.
 	TLS *tls.Config
 
@@ -99,7 +104,8 @@ type Config struct {
 	// one attempt on each broker.
 	StartTimeout time.Duration
 	// Heartbeat is asked of the broker. A connection that died without a word
-	// is noticed after one and a half of them. Defaults to 10 s.
+	// is noticed after one and a half of them. Defaults to the longest that
+	// Broker names, or 10 s.
 	Heartbeat time.Duration
 	// SettleTimeout is how long a connected worker keeps trying to publish
 	// what follows a task and to store its result before it hands the message
@@ -203,6 +209,11 @@ func (c Config) WithDefaults() Config {
 		c.MaxETA = 1000
 	}
 	setDuration(&c.StartTimeout, 30*time.Second)
+	if brokers, err := c.brokers(); err == nil && c.Heartbeat == 0 {
+		for _, b := range brokers {
+			c.Heartbeat = max(c.Heartbeat, b.Heartbeat)
+		}
+	}
 	setDuration(&c.Heartbeat, 10*time.Second)
 	setDuration(&c.SettleTimeout, 5*time.Minute)
 	setDuration(&c.ShutdownTimeout, time.Hour)
@@ -223,10 +234,8 @@ func setDuration(d *time.Duration, value time.Duration) {
 	}
 }
 
-// brokers are the URLs in Broker. A ";" inside a URL has to be written as %3B.
-func (c Config) brokers() []string {
-	return strings.FieldsFunc(c.Broker, func(r rune) bool { return r == ';' })
-}
+// brokers are the addresses in Broker. The error shows no password.
+func (c Config) brokers() ([]address.Broker, error) { return address.ParseBrokers(c.Broker) }
 
 // Validate names every field that cannot be worked with, and its value.
 func (c Config) Validate() error {
@@ -235,10 +244,13 @@ func (c Config) Validate() error {
 
 	if c.Broker == "" {
 		bad("Broker is empty: give an amqp:// URL")
-	}
-	for _, url := range c.brokers() {
-		if _, err := parseBroker(url); err != nil {
-			problems = append(problems, err)
+	} else if brokers, err := c.brokers(); err != nil {
+		bad("Broker is %s: %w", address.MaskBrokers(c.Broker), err)
+	} else if c.TLS == nil {
+		for _, b := range brokers {
+			if _, err := b.TLSConfig(); err != nil {
+				bad("Broker is %s: %w", b.Masked(), err)
+			}
 		}
 	}
 	if len(c.Queues) == 0 {

@@ -7,13 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
 const (
@@ -29,19 +30,6 @@ const (
 	// unanswered means that the connection is as good as lost.
 	callTimeout = 30 * time.Second
 )
-
-func parseBroker(address string) (amqp.URI, error) {
-	uri, err := amqp.ParseURI(address)
-	if err == nil {
-		return uri, nil
-	}
-	// The address is left out: it may hold a password.
-	var parse *url.Error
-	if errors.As(err, &parse) {
-		err = parse.Err
-	}
-	return uri, fmt.Errorf("an address in Broker cannot be read: %s; want amqp://user:password@host:port/vhost", err)
-}
 
 // session is one connection to a broker with everything that lives and dies
 // with it: the channel that consumes, the channel that publishes, and the
@@ -81,8 +69,12 @@ type session struct {
 // connect tries each broker once and returns the errors of all.
 func (w *Worker) connect(ctx context.Context) (*session, error) {
 	var failures []error
-	for _, address := range w.cfg.brokers() {
-		s, err := w.dial(ctx, address)
+	brokers, err := w.cfg.brokers()
+	if err != nil {
+		return nil, err
+	}
+	for _, broker := range brokers {
+		s, err := w.dial(ctx, broker)
 		if err == nil {
 			return s, nil
 		}
@@ -94,15 +86,8 @@ func (w *Worker) connect(ctx context.Context) (*session, error) {
 	return nil, errors.Join(failures...)
 }
 
-func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
-	uri, err := parseBroker(broker)
-	if err != nil {
-		return nil, err
-	}
-	address := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
-	broker = address + "/" + uri.Vhost
-
-	raw, err := w.dialRaw(ctx, uri, address)
+func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, error) {
+	raw, err := w.dialRaw(ctx, broker)
 	if err != nil {
 		return nil, err
 	}
@@ -111,8 +96,8 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 	defer stop()
 
 	conn, err := amqp.Open(newWireConn(raw), amqp.Config{
-		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: uri.Username, Password: uri.Password}},
-		Vhost:     uri.Vhost,
+		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: broker.User, Password: broker.Password.Reveal()}},
+		Vhost:     broker.VHost,
 		Heartbeat: w.cfg.Heartbeat,
 		FrameSize: 131072,
 		Locale:    "en_US",
@@ -124,10 +109,10 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 	})
 	if err != nil {
 		_ = raw.Close()
-		return nil, handshakeError(err, broker, uri)
+		return nil, handshakeError(err, broker)
 	}
 	s := &session{
-		broker:   broker,
+		broker:   broker.Place(),
 		conn:     conn,
 		raw:      raw,
 		log:      w.cfg.Logger,
@@ -141,36 +126,58 @@ func (w *Worker) dial(ctx context.Context, broker string) (*session, error) {
 	answered()
 	if err != nil {
 		s.close()
-		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", broker, ErrUnreachable, err)
+		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", broker.Place(), ErrUnreachable, err)
 	}
 	s.watch()
 	return s, nil
 }
 
-func (w *Worker) dialRaw(ctx context.Context, uri amqp.URI, address string) (net.Conn, error) {
-	conn, err := dialHost(ctx, uri.Host, uri.Port)
+func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, error) {
+	place := broker.Address()
+	conn, err := dialHost(ctx, broker.Host, broker.Port)
+	if broker.Hidden {
+		place = broker.Place()
+		if err != nil && ctx.Err() == nil {
+			// Its own text tells host and port, which may be a part of the
+			// password.
+			err = errHidden
+		}
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: cannot connect to %s: %w. Check that RabbitMQ runs and that the address is right", ErrUnreachable, address, err)
+		return nil, fmt.Errorf("%w: cannot connect to %s: %w. Check that RabbitMQ runs and that the address is right", ErrUnreachable, place, err)
 	}
 	// Cleared by amqp091-go once the connection is open.
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	if uri.Scheme != "amqps" {
+	if !broker.TLS {
 		return conn, nil
 	}
 	config := w.cfg.TLS.Clone()
 	if config == nil {
+		// Read each time, so that files may be replaced.
+		if config, err = broker.TLSConfig(); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+	}
+	if config == nil {
 		config = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
 	if config.ServerName == "" {
-		config.ServerName = uri.Host
+		config.ServerName = broker.Host
 	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("%w: TLS with %s failed: %w. Check the certificates, and that this port speaks TLS", ErrUnreachable, address, err)
+		if broker.Hidden && ctx.Err() == nil {
+			err = errHidden
+		}
+		return nil, fmt.Errorf("%w: TLS with %s failed: %w. Check the certificates, and that this port speaks TLS", ErrUnreachable, place, err)
 	}
 	return secure, nil
 }
+
+// errHidden stands for what is wrong with a host that must not be named.
+var errHidden = errors.New("it has an @ behind its host, so that it is not shown; write %40 for an @, %2F for a / in a password")
 
 // dialHost tries each address of a host in turn.
 func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
@@ -195,20 +202,24 @@ func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
 	return nil, errors.Join(failures...)
 }
 
-func handshakeError(err error, broker string, uri amqp.URI) error {
+func handshakeError(err error, broker address.Broker) error {
 	var closed *amqp.Error
 	if !errors.As(err, &closed) {
-		return fmt.Errorf("%w: %s does not speak AMQP: %w. Check host and port", ErrUnreachable, broker, err)
+		return fmt.Errorf("%w: %s does not speak AMQP: %w. Check host and port", ErrUnreachable, broker.Place(), err)
 	}
 	switch {
 	case closed == amqp.ErrVhost, closed.Code == amqp.NotAllowed, closed.Code == amqp.NotFound:
+		vhost, reason := broker.VHost, closed.Reason
+		if broker.Hidden {
+			vhost, reason = "***", "it is not shown, as an @ stands behind the host"
+		}
 		return fmt.Errorf("%w: virtual host %q of %s for user %q: create it or give the user its permissions (RabbitMQ: %d %s)",
-			ErrVhost, uri.Vhost, broker, uri.Username, closed.Code, closed.Reason)
+			ErrVhost, vhost, broker.Place(), broker.User, closed.Code, reason)
 	case closed.Code == amqp.AccessRefused:
 		return fmt.Errorf("%w: user %q at %s: check user and password in the broker URL (RabbitMQ: %d %s)",
-			ErrCredentials, uri.Username, broker, closed.Code, closed.Reason)
+			ErrCredentials, broker.User, broker.Place(), closed.Code, closed.Reason)
 	}
-	return fmt.Errorf("%w: %s closed the connection at its start: %d %s", ErrUnreachable, broker, closed.Code, closed.Reason)
+	return fmt.Errorf("%w: %s closed the connection at its start: %d %s", ErrUnreachable, broker.Place(), closed.Code, closed.Reason)
 }
 
 // watch ends the session when its connection or its consuming channel goes.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -32,14 +34,14 @@ func NewVhost(ctx context.Context) (address string, remove func(context.Context)
 	return broker.String(), func(ctx context.Context) error { return manage(ctx, http.MethodDelete, "vhosts/"+name) }, nil
 }
 
-func manage(ctx context.Context, method, path string) error {
+func manage(ctx context.Context, method, path string, body ...string) error {
 	base, err := required(EnvBrokerAPI, "RabbitMQ's management plugin")
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base, "/")+"/api/"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(base, "/")+"/api/"+path, strings.NewReader(strings.Join(body, "")))
 	if err != nil {
 		return fmt.Errorf("%s: %w", EnvBrokerAPI, err)
 	}
@@ -54,6 +56,54 @@ func manage(ctx context.Context, method, path string) error {
 		return fmt.Errorf("%s %s at the broker: %s", method, path, response.Status)
 	}
 	return nil
+}
+
+// newBrokerUser makes a user that may do everything in a virtual host.
+func newBrokerUser(ctx context.Context, vhost, user, password string) (remove func(context.Context) error, err error) {
+	body, err := json.Marshal(map[string]string{"password": password, "tags": ""})
+	if err != nil {
+		return nil, err
+	}
+	path := "users/" + url.PathEscape(user)
+	if err := manage(ctx, http.MethodPut, path, string(body)); err != nil {
+		return nil, err
+	}
+	remove = func(ctx context.Context) error { return manage(ctx, http.MethodDelete, path) }
+	err = manage(ctx, http.MethodPut, "permissions/"+url.PathEscape(vhost)+"/"+url.PathEscape(user), `{"configure": ".*", "write": ".*", "read": ".*"}`)
+	if err != nil {
+		return nil, errors.Join(err, remove(ctx))
+	}
+	return remove, nil
+}
+
+// newRole makes a role that may log in and do everything in a database.
+func newRole(ctx context.Context, database, role, password string) (remove func(context.Context) error, err error) {
+	server, err := required(EnvDatabase, "a PostgreSQL server")
+	if err != nil {
+		return nil, err
+	}
+	address, err := url.Parse(database)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", EnvDatabase, err)
+	}
+	name, literal := pgx.Identifier{role}.Sanitize(), "'"+strings.ReplaceAll(password, "'", "''")+"'"
+	if strings.Contains(password, `\`) {
+		literal = " E" + strings.ReplaceAll(literal, `\`, `\\`)
+	}
+	for _, statement := range []string{
+		"CREATE ROLE " + name + " LOGIN PASSWORD " + literal,
+		"GRANT ALL ON DATABASE " + pgx.Identifier{strings.TrimPrefix(address.Path, "/")}.Sanitize() + " TO " + name,
+	} {
+		if err := administer(ctx, server, statement); err != nil {
+			return nil, err
+		}
+	}
+	return func(ctx context.Context) error {
+		if err := administer(ctx, database, "DROP OWNED BY "+name); err != nil {
+			return err
+		}
+		return administer(ctx, server, "DROP ROLE "+name)
+	}, nil
 }
 
 // NewDatabase makes an empty database on the server that the environment

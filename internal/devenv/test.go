@@ -2,8 +2,10 @@ package devenv
 
 import (
 	"context"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -43,6 +45,30 @@ func Broker(t testing.TB) string {
 func Database(t testing.TB) string {
 	t.Helper()
 	return forTest(t, NewDatabase)
+}
+
+// BrokerUser makes a user with a password on the test broker, for the virtual
+// host of an address that Broker gave. The user is deleted when the test ends.
+func BrokerUser(t testing.TB, broker, user, password string) {
+	t.Helper()
+	address, err := url.Parse(broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forTest(t, func(ctx context.Context) (string, func(context.Context) error, error) {
+		remove, err := newBrokerUser(ctx, strings.TrimPrefix(address.Path, "/"), user, password)
+		return "", remove, err
+	})
+}
+
+// Role makes a role with a password on the test server, for a database that
+// Database gave. The role is dropped when the test ends.
+func Role(t testing.TB, database, role, password string) {
+	t.Helper()
+	forTest(t, func(ctx context.Context) (string, func(context.Context) error, error) {
+		remove, err := newRole(ctx, database, role, password)
+		return "", remove, err
+	})
 }
 
 func forTest(t testing.TB, make func(context.Context) (string, func(context.Context) error, error)) string {
