@@ -36,7 +36,7 @@ var knownSteps = map[Step]bool{
 // BeginStep asks for the right to run one step, and records the start.
 //
 //   - It is one transaction, committed before it returns: readers see the step
-//     in_progress while it runs (R9).
+//     in_progress while it runs (docs/moonmind.md#r9).
 //   - After [Start] the caller holds the claim and must call FinishStep, or
 //     ReleaseClaim if it will not: until then every other delivery of the step
 //     is [Parked].
@@ -398,8 +398,9 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 	return parked, tx.SendBatch(ctx, batch).Close()
 }
 
-// writeStart records a start (contract 6.1, with C14, R3 and R5 mended): the
-// state row of the newest attempt begins afresh, a pending run becomes
+// writeStart records a start (docs/moonmind.md#start-of-a-step, but without the
+// faults docs/moonmind.md#c14, docs/moonmind.md#r3 and docs/moonmind.md#r5):
+// the state row of the newest attempt begins afresh, a pending run becomes
 // running, the claim is ours, and those in free, of earlier attempts too, are
 // taken from their dead holders. It returns how far an attempt that was begun
 // before had come.
@@ -420,7 +421,7 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		    message = NULL, payload = NULL, artifact_refs = '[]', finished_at = NULL`,
 		claim.RunID, string(claim.Step), claim.Attempt, cut(claim.TaskID, 255), claim.StartedAt)
 	// completed_at: an API retry leaves the old one, and the CHECK refuses it
-	// beside a later started_at (R3).
+	// beside a later started_at (docs/moonmind.md#r3).
 	batch.Queue(`
 		UPDATE orchestrator_runs
 		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now()

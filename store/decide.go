@@ -99,7 +99,8 @@ type situation struct {
 	MayHaveDied bool
 }
 
-// attempt is the one that a start would write: the highest (R5).
+// attempt is the one that a start would write: the highest
+// (docs/moonmind.md#r5).
 func (s situation) attempt() int {
 	if s.State == nil {
 		return 1
@@ -138,7 +139,7 @@ type verdict struct {
 //     attempt the row itself is the record; a failure counts only for the
 //     same task id. A rollback that ended for an earlier failure does not
 //     count while the run waits for another one.
-//  3. The run waits for approval: nothing (A1).
+//  3. The run waits for approval: nothing (docs/moonmind.md#a1).
 //  4. A rollback belongs to a run that is failed and not yet complete. Any
 //     other run was retried since, or is good: nothing. But while another step
 //     of its own submission has a live holder, the run may be about to be

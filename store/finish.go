@@ -14,7 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// Lengths of columns, in characters (contract 18.3).
+// Lengths of columns, in characters (docs/moonmind.md#writing-conventions).
 const (
 	maxPath         = 1024
 	maxArtifactRoot = 1024
@@ -22,8 +22,8 @@ const (
 )
 
 // FinishStep records how a step ended: artifacts, state row, snapshot, run
-// (contract 6.2, 6.3, 6.5), and the outcome for whoever delivers it again. All
-// of it or nothing.
+// (docs/moonmind.md#state-rows), and the outcome for whoever delivers it again.
+// All of it or nothing.
 //
 //   - The claim fences: ErrClaimLost if it was taken over, or if the step was
 //     retried under a new attempt meanwhile; nothing was recorded then, but
@@ -214,7 +214,7 @@ type ending struct {
 	workOver bool
 }
 
-// conclude says what becomes of the run (contract 6.2, 6.3, 18.3). Pure.
+// conclude says what becomes of the run (docs/moonmind.md#state-rows). Pure.
 func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	var end ending
 	if step == StepRollback {
@@ -281,8 +281,8 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	}
 	batch := &pgx.Batch{}
 
-	// A repeated registration keeps the row and its id (R1, R4): readers hold
-	// references to it.
+	// A repeated registration keeps the row and its id (docs/moonmind.md#r1,
+	// docs/moonmind.md#r4): readers hold references to it.
 	batch.Queue(`
 		INSERT INTO orchestrator_run_artifacts (id, run_id, artifact_type, path, checksum, size_bytes)
 		SELECT gen_random_uuid(), $1, given.type::orchestratorrunartifacttype, given.path, NULLIF(given.checksum, ''), given.size
@@ -292,7 +292,7 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		claim.RunID, types, paths, checksums, sizes)
 
 	// The row was begun afresh, so that the outcome says all of it: no payload
-	// is NULL, not what an earlier attempt left (C14).
+	// is NULL, not what an earlier attempt left (docs/moonmind.md#c14).
 	batch.Queue(`
 		INSERT INTO spec_workflow_task_states AS s
 		       (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status, celery_state,
@@ -316,9 +316,9 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	if !end.completedAt.IsZero() {
 		runEntry = `{"run": ` + snapshotEntry(string(end.status), end.completedAt.Sub(end.runStarted)) + `}`
 	}
-	// The snapshot is complete (C16), and whatever else is in it stays. A value
-	// that is not an object is replaced, as there is nothing to add to.
-	// Python's updated_at is the transaction's start as well.
+	// The snapshot is complete (docs/moonmind.md#c16), and whatever else is in
+	// it stays. A value that is not an object is replaced, as there is nothing
+	// to add to. Python's updated_at is the transaction's start as well.
 	batch.Queue(`
 		UPDATE orchestrator_runs AS r
 		SET status = COALESCE(NULLIF($2::text, '')::orchestratorrunstatus, r.status),
@@ -343,8 +343,9 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		batch.Queue(`DELETE FROM mm_orchestrator.revocations WHERE run_id = $1`, claim.RunID)
 	}
 	if end.skipRollback {
-		// On the rollback's newest attempt, like every write (R5). What an
-		// earlier rollback left in the row goes: this one was not run.
+		// On the rollback's newest attempt, like every write
+		// (docs/moonmind.md#r5). What an earlier rollback left in the row goes:
+		// this one was not run.
 		batch.Queue(`
 			INSERT INTO spec_workflow_task_states AS s
 			       (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status, celery_state,

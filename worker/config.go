@@ -20,7 +20,7 @@ import (
 // Config says where a worker's tasks come from and how it treats them. Queues,
 // routes and defaults must be those of the Python workers that it replaces or
 // stands beside: a chain's later links go to the *publishing* worker's default
-// route (contract celery-worker.md 0 item 5).
+// route (docs/celery.md#routing).
 type Config struct {
 	// Broker is Celery's broker_url: an address as kombu reads it (amqp://,
 	// pyamqp:// or amqps://), or several separated by ";", tried in turn until
@@ -131,8 +131,8 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Queue is a declaration, as kombu's Queue (contract 1.1). All queues are
-// durable.
+// Queue is a declaration, as kombu's Queue
+// (docs/celery.md#queues-and-exchanges). All queues are durable.
 type Queue struct {
 	// Name is required.
 	Name string
@@ -167,7 +167,8 @@ type Route struct {
 	RoutingKey string
 }
 
-// Unregistered is a choice for tasks without a handler (contract 2.5).
+// Unregistered is a choice for tasks without a handler
+// (docs/celery.md#bad-messages).
 type Unregistered int
 
 const (

@@ -1,3 +1,4 @@
-// Package archtest holds the rules about who may import whom, and that every
-// package says what it is for. It has tests only.
+// Package archtest holds the rules about who may import whom, that every
+// package says what it is for, and that what a text cites can be found. It has
+// tests only.
 package archtest
