@@ -28,7 +28,8 @@ test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as c
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
-	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES))
+	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES)) \
+	$(if $(DEFECTS),-defects $(DEFECTS))
 
 .PHONY: chaos
 chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
@@ -36,7 +37,7 @@ chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TR
 	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
-chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each
+chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each: DEFECTS=…
 	@go build -o bin/chaos ./internal/chaos/program
 	@$(DEVENV) run -only broker,database -- bin/chaos -proof $(CHAOS_FLAGS)
 

@@ -35,6 +35,9 @@ type Config struct {
 	Kinds []Kind
 	// Runs is how many a rush publishes. Defaults to 200.
 	Runs int
+	// Defects are the names of those that Prove proves to be found. Defaults to
+	// all.
+	Defects []string
 	// Lanes is how many trials are carried out at once. Most of a trial is
 	// waiting. Defaults to 8: with them, half an hour on two busy cores has
 	// more than 1000 kills, 300 broker faults and 100 database faults.

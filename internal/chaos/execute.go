@@ -311,6 +311,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 			}
 			o.lost = true
 		}
+		if s.Lend {
+			if err := l.lendMessage(ctx, o.trial); err != nil {
+				return false, err
+			}
+		}
 	case terminate:
 		if err := l.resume(ctx); err != nil {
 			return false, err
@@ -601,8 +606,8 @@ func (o *outcome) measure() {
 		if h.stage.Do != kill || o.trial.Kind == Crowd || o.trial.Kind == Rush {
 			continue // a decision on another run would count
 		}
-		if h.stage.Lose || h.stage.Point == faultpoint.LostBefore {
-			continue // whoever goes on has to wait for the grace
+		if h.stage.Lose || h.stage.Lend || h.stage.Point == faultpoint.LostBefore {
+			continue // whoever goes on has to wait for the grace, or for the message
 		}
 		for _, m := range o.moments {
 			at := time.Unix(0, m.At)

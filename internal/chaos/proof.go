@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -64,6 +65,7 @@ var proofs = []meant{
 	}}},
 	{"lost-kept", []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
 		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, Lose: true}}}}},
+	{"lost-beside-foreign", []Trial{{Kind: Foreign, Shape: quick, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "build", Do: kill, Lend: true}}}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
@@ -81,6 +83,13 @@ func Prove(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
+	proofs, err := config.chosenProofs()
+	if err != nil {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(d defects.Defect) bool {
+		return !slices.ContainsFunc(proofs, func(m meant) bool { return m.defect == d.Name })
+	})
 	began := time.Now()
 	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
 		return err
@@ -141,6 +150,22 @@ func Prove(ctx context.Context, config Config) error {
 	}
 	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(proofs), len(proofs), tried, tried)
 	return nil
+}
+
+// chosenProofs are those of the defects that the Config names, or all.
+func (c *Config) chosenProofs() ([]meant, error) {
+	if len(c.Defects) == 0 {
+		return proofs, nil
+	}
+	var chosen []meant
+	for _, name := range c.Defects {
+		i := slices.IndexFunc(proofs, func(m meant) bool { return m.defect == name })
+		if i < 0 {
+			return nil, fmt.Errorf("chaos: there is no defect %q: see internal/chaos/defects", name)
+		}
+		chosen = append(chosen, proofs[i])
+	}
+	return chosen, nil
 }
 
 // found carries out a trial with the workers of config, in a lane that is named

@@ -93,7 +93,7 @@ func (l *lane) hire(t Trial) (release func() error, err error) {
 	switch {
 	case t.Case == settingLimit:
 		setting = fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds)
-	case t.Kind == Lost:
+	case t.Kind == Lost, t.Kind == Foreign:
 		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace)
 	default:
 		return func() error { return nil }, nil

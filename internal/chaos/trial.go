@@ -46,6 +46,10 @@ const (
 	// Lost has the broker lose a run's message, so that a worker ends the run,
 	// and kills that worker.
 	Lost Kind = "lost"
+	// Foreign kills a worker and has a consumer that is no worker of this
+	// program take the message, hold it for longer than the grace after which a
+	// run is lost, and give it back.
+	Foreign Kind = "foreign"
 	// Restart stops or kills the broker or the database, or both, at a named
 	// point, and starts them again a while later. It has servers of its own.
 	Restart Kind = "restart"
@@ -61,7 +65,7 @@ const (
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, BrokerFault, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
-	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart, Blackout,
+	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart, Blackout, Foreign,
 }
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
@@ -111,6 +115,9 @@ type stage struct {
 	Abrupt bool
 	// Lose: when the worker is dead, the run's message is lost.
 	Lose bool
+	// Lend: when the worker is dead, a foreign consumer has the run's message
+	// for a while.
+	Lend bool
 	// Alone: not before the worker knows that nobody else consumes its queue.
 	Alone bool
 }
@@ -148,6 +155,9 @@ func (t Trial) String() string {
 		text := string(s.Do)
 		if s.Lose {
 			text += " and lose the message"
+		}
+		if s.Lend {
+			text += " and lend the message"
 		}
 		if s.Fault != noFault {
 			text += " " + string(s.Fault) + " " + s.For.String()
@@ -376,6 +386,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.crowd(random, turnOf(number, kinds))
 	case Lost:
 		t.lose(random, turnOf(number, kinds))
+	case Foreign:
+		t.lend(random)
 	case Stop:
 		t.Shape.Milliseconds = 300
 		t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: []string{"patch", "build", "restart"}[random.IntN(3)], Do: terminate}}

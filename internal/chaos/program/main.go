@@ -22,7 +22,7 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	config := chaos.Config{Module: ".", Output: os.Stdout}
-	var kinds string
+	var kinds, defects string
 	var minutes float64
 	var proof bool
 	flag.Uint64Var(&config.Seed, "seed", 0, "seed of the trials; 0 draws one")
@@ -33,6 +33,7 @@ func run() int {
 	flag.Float64Var(&minutes, "minutes", 0, "begin no trial after this time")
 	flag.StringVar(&kinds, "kinds", "", "kinds of trials, in turn, separated by commas")
 	flag.StringVar(&config.Folder, "folder", "", "where remains of failures are kept (default: a new folder in var/chaos)")
+	flag.StringVar(&defects, "defects", "", "with -proof: the names of defects, separated by commas (default: all)")
 	flag.BoolVar(&proof, "proof", false, "plant known defects and demand that each is found")
 	flag.Parse()
 	config.For = time.Duration(minutes * float64(time.Minute))
@@ -45,6 +46,11 @@ func run() int {
 	for kind := range strings.SplitSeq(kinds, ",") {
 		if kind != "" {
 			config.Kinds = append(config.Kinds, chaos.Kind(kind))
+		}
+	}
+	for name := range strings.SplitSeq(defects, ",") {
+		if name != "" {
+			config.Defects = append(config.Defects, name)
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
