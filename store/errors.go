@@ -70,7 +70,8 @@ func translate(doing string, err error) error {
 	}
 	var own *Error
 	var difference *SchemaDifference
-	if errors.As(err, &own) || errors.As(err, &difference) {
+	var used *SchemaInUseError
+	if errors.As(err, &own) || errors.As(err, &difference) || errors.As(err, &used) {
 		return err
 	}
 	var connect *pgconn.ConnectError

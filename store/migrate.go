@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -143,30 +144,134 @@ func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, er
 	return report, nil
 }
 
-// RemoveOwnSchema takes the schema mm_orchestrator away, by the down
-// migrations of its versions, and with it all claims and recorded outcomes.
-// The shared tables stay as they are. It is the last step of the way back to
-// the Python worker; no worker of ours may run.
-func (s *Store) RemoveOwnSchema(ctx context.Context, dryRun bool) (Report, error) {
-	return s.migrateOwn(ctx, 0, dryRun)
+// Removal is what RemoveOwnSchema does or did.
+type Removal struct {
+	Report
+	// Tables are those that go, with what is in them.
+	Tables []RemovedTable
 }
 
-func (s *Store) migrateOwn(ctx context.Context, target int, dryRun bool) (Report, error) {
-	var report Report
-	err := s.inTx(ctx, "migrate schema mm_orchestrator of "+s.place, func(tx pgx.Tx) (err error) {
-		report = Report{}
+// RemovedTable is a table of schema mm_orchestrator.
+type RemovedTable struct {
+	Name string
+	Rows int
+}
+
+// A SchemaInUseError says why schema mm_orchestrator was not removed. Nothing
+// was changed.
+type SchemaInUseError struct {
+	// Workers live and use it.
+	Workers []LiveWorker
+	// Parked counts messages that are in it and in no queue.
+	Parked int
+}
+
+func (e *SchemaInUseError) Error() string {
+	if len(e.Workers) > 0 {
+		return fmt.Sprintf("worker %s lives, and needs schema mm_orchestrator, which was not removed", e.Workers[0].Node)
+	}
+	return fmt.Sprintf("%d messages of runs that wait are parked in schema mm_orchestrator, and in no queue: it was not removed", e.Parked)
+}
+
+// RemoveOwnSchema takes the schema mm_orchestrator away, by the down
+// migrations of its versions, and with it all claims and recorded outcomes.
+// The shared tables, and Celery's, stay as they are. It is the last step of the
+// way back to the Python worker.
+//
+// While a worker lives or a message is parked the error is a
+// [*SchemaInUseError], also with dryRun. Its locks keep both from coming about
+// between the question and the end.
+func (s *Store) RemoveOwnSchema(ctx context.Context, dryRun bool) (Removal, error) {
+	var removal Removal
+	err := s.inTx(ctx, "remove schema mm_orchestrator of "+s.place, func(tx pgx.Tx) (err error) {
+		removal = Removal{}
 		if err := lockMigrations(ctx, tx); err != nil {
 			return err
 		}
-		if report.Steps, err = planOwn(ctx, tx, target); err != nil || dryRun {
+		if removal.Steps, err = planOwn(ctx, tx, 0); err != nil {
 			return err
 		}
-		return report.run(ctx, tx)
+		if removal.Tables, err = ownTables(ctx, tx); err != nil {
+			return err
+		}
+		if err := checkUnused(ctx, tx, removal.Tables, dryRun); err != nil || dryRun {
+			return err
+		}
+		return removal.run(ctx, tx)
 	})
 	if err != nil {
-		return Report{}, err
+		return Removal{}, err
 	}
-	return report, nil
+	return removal, nil
+}
+
+// ownTables lists the tables of schema mm_orchestrator, whatever its version.
+func ownTables(ctx context.Context, tx pgx.Tx) ([]RemovedTable, error) {
+	rows, err := tx.Query(ctx, `
+		SELECT relname::text FROM pg_catalog.pg_class
+		WHERE relnamespace = to_regnamespace('mm_orchestrator') AND relkind = 'r' ORDER BY relname`)
+	if err != nil {
+		return nil, err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	tables := make([]RemovedTable, len(names))
+	for i, name := range names {
+		tables[i].Name = name
+		if err := tx.QueryRow(ctx, `SELECT count(*) FROM `+pgx.Identifier{"mm_orchestrator", name}.Sanitize()).Scan(&tables[i].Rows); err != nil {
+			return nil, err
+		}
+	}
+	return tables, nil
+}
+
+// checkUnused returns a SchemaInUseError if somebody needs the schema. Unless
+// it is a dry run it locks the tables first.
+func checkUnused(ctx context.Context, tx pgx.Tx, tables []RemovedTable, dryRun bool) error {
+	used := &SchemaInUseError{}
+	for _, table := range tables {
+		name := pgx.Identifier{"mm_orchestrator", table.Name}.Sanitize()
+		if !dryRun {
+			if _, err := tx.Exec(ctx, `LOCK TABLE `+name+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+				return err
+			}
+		}
+		var err error
+		var holders, registered []LiveWorker
+		switch table.Name {
+		case "parked":
+			err = tx.QueryRow(ctx, `SELECT count(*) FROM mm_orchestrator.parked`).Scan(&used.Parked)
+		case "workers":
+			registered, err = listWorkers(ctx, tx, "")
+		case "claims":
+			// A worker of an older version does not register.
+			holders, err = listHolders(ctx, tx)
+		}
+		if err != nil {
+			return err
+		}
+		used.Workers = slices.Concat(registered, used.Workers, holders)
+	}
+	if len(used.Workers) > 0 || used.Parked > 0 {
+		return used
+	}
+	return nil
+}
+
+// listHolders returns the live workers that run a step.
+func listHolders(ctx context.Context, tx pgx.Tx) ([]LiveWorker, error) {
+	rows, err := tx.Query(ctx, withActivity+`
+		SELECT c.holder, '', c.worker, c.started_at
+		FROM mm_orchestrator.claims AS c
+		JOIN living AS l ON l.key = c.holder
+		WHERE c.outcome IS NULL
+		ORDER BY c.started_at`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scanLiveWorker)
 }
 
 // migration is one version of the schema mm_orchestrator.

@@ -96,11 +96,13 @@ func listWorkers(ctx context.Context, q querier, queue string) ([]LiveWorker, er
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (w LiveWorker, err error) {
-		err = row.Scan(&w.Key, &w.Queue, &w.Node, &w.Since)
-		w.Since = w.Since.UTC()
-		return w, err
-	})
+	return pgx.CollectRows(rows, scanLiveWorker)
+}
+
+func scanLiveWorker(row pgx.CollectableRow) (w LiveWorker, err error) {
+	err = row.Scan(&w.Key, &w.Queue, &w.Node, &w.Since)
+	w.Since = w.Since.UTC()
+	return w, err
 }
 
 // Departure is what a worker leaves behind that has stopped consuming.

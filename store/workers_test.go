@@ -156,3 +156,96 @@ func TestConsumersOfOtherWorkersAreCounted(t *testing.T) {
 	two.Close()
 	waitFor(t, "the second is seen dead", func() bool { return count(one, 1, time.Hour) == 0 })
 }
+
+// What the last worker gives back is every message of the queue, in the order
+// of turns, whoever's turn it is; what is parked meanwhile stays.
+func TestAllParkedMessagesAreTakenInTheOrderOfTurns(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	holder := d.Create(t, storetest.Seed{})
+	claim := starts(t, s, shared("w", holder, store.StepAnalyze, "h1"))
+	waits(t, s, shared("w", holder, store.StepAnalyze, "busy"), store.ParkedBusy)
+	runs := map[string]string{}
+	for i, name := range []string{"n1", "h1", "n2", "h2", "n3", "n4", "n5", "n6", "n7"} {
+		seed := storetest.Seed{}
+		if name[0] == 'h' {
+			seed.Priority = "high"
+		}
+		runs[name] = d.Create(t, seed)
+		d.Rows(t, `UPDATE orchestrator_runs SET queued_at = now() - interval '1 hour' + $2 * interval '1 second' WHERE id = $1 RETURNING id`, runs[name], i)
+	}
+	// Not parked in that order.
+	for _, name := range []string{"n7", "n3", "h2", "n1", "n2", "h1", "n4", "n6", "n5"} {
+		waits(t, s, shared("w", runs[name], store.StepAnalyze, name), store.ParkedWorkspace)
+	}
+	d.Rows(t, `UPDATE orchestrator_runs SET queued_at = now() WHERE id = $1 RETURNING id`, holder)
+	newest, err := s.NewestParked(t.Context(), "q")
+	if err != nil || newest == 0 {
+		t.Fatal(newest, err)
+	}
+	late := d.Create(t, storetest.Seed{})
+	waits(t, s, shared("w", late, store.StepAnalyze, "late"), store.ParkedWorkspace)
+	waits(t, s, shared("w", runs["n4"], store.StepAnalyze, "n4"), store.ParkedWorkspace) // again, under a new id
+
+	list, err := s.ListParked(t.Context(), "q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for _, p := range list {
+		listed = append(listed, p.TaskID)
+		if p.Queue != "q" || p.Workspace != "w" || p.Holder != holder {
+			t.Errorf("%+v", p)
+		}
+	}
+	equal(t, "listed", listed[:4], []string{"h1", "h2", "n1", "n2"})
+	if len(listed) != 11 {
+		t.Errorf("listed %q", listed)
+	}
+
+	var got []string
+	for {
+		messages, err := s.TakeAllParked(t.Context(), "q", newest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(messages) == 0 {
+			break
+		}
+		for _, m := range messages {
+			got = append(got, m.TaskID)
+			if string(m.Body) != m.TaskID || m.Headers["id"] != m.TaskID {
+				t.Errorf("%+v", m)
+			}
+			if err := s.DropParked(t.Context(), m.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	equal(t, "taken", got, []string{"h1", "h2", "n1", "n2", "n3", "n5", "n6", "n7", "busy"})
+	equal(t, "left", d.Rows(t, `SELECT task_id FROM mm_orchestrator.parked ORDER BY task_id`), []storetest.Row{{"task_id": "late"}, {"task_id": "n4"}})
+	finish(t, s, claim, good(store.StepAnalyze))
+}
+
+// Workspaces are free after the last worker has left, but for that of a run
+// that has begun and goes on.
+func TestHoldsAreCleared(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	running, ended, gone, pending, elsewhere := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	finish(t, s, starts(t, s, shared("running", running, store.StepAnalyze, "1")), good(store.StepAnalyze))
+	for _, run := range []string{ended, gone, pending} {
+		d.Rows(t, `INSERT INTO mm_orchestrator.holds (workspace, queue, run_id) VALUES ($1::text, 'q', $1::text::uuid) RETURNING queue`, run)
+	}
+	d.Rows(t, `INSERT INTO mm_orchestrator.holds (workspace, queue, run_id) VALUES ('elsewhere', 'other', $1) RETURNING queue`, elsewhere)
+	d.Rows(t, `UPDATE orchestrator_runs SET status = 'succeeded' WHERE id = $1 RETURNING id`, ended)
+	d.Rows(t, `DELETE FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 RETURNING id`, gone)
+	d.Rows(t, `DELETE FROM orchestrator_runs WHERE id = $1 RETURNING id`, gone)
+	if err := s.ClearHolds(t.Context(), "q"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "holders", d.Rows(t, `SELECT run_id FROM mm_orchestrator.holds WHERE run_id IS NOT NULL ORDER BY queue DESC`),
+		[]storetest.Row{{"run_id": running}, {"run_id": elsewhere}})
+}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -117,6 +118,13 @@ type Config struct {
 	// StopTimeout is how long tasks have to return after their context was
 	// cancelled at shutdown. Defaults to 10 s.
 	StopTimeout time.Duration
+	// BeforeStopped, if set, is called once at the end of a shutdown, when no
+	// task runs any more and Publish still works: for what this worker leaves to
+	// others. What it returns goes to the log line "worker has stopped", as
+	// slog takes it. Its context ends with what is left of ShutdownTimeout and
+	// StopTimeout, after 10 s at the most, and a second after StopNow; it
+	// always has half a second.
+	BeforeStopped func(ctx context.Context) []any
 	// HardLimitGrace is how long a handler may take to return after its hard
 	// time limit, at which its context ends, before the task fails without it.
 	// Defaults to 15 s.

@@ -21,11 +21,15 @@ import (
 // error the message may have been sent: whoever tries again must bear a
 // second one.
 func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
-	out, err := amqpPublishing(m)
+	s, err := w.link.get(ctx)
 	if err != nil {
 		return err
 	}
-	s, err := w.link.get(ctx)
+	return w.publishOn(ctx, s, m)
+}
+
+func (w *Worker) publishOn(ctx context.Context, s *session, m protocol.Publishing) error {
+	out, err := amqpPublishing(m)
 	if err != nil {
 		return err
 	}
@@ -34,6 +38,19 @@ func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
 	}
 	w.metrics.published.Inc()
 	return nil
+}
+
+// Connected connects once, without consuming or declaring anything, and calls
+// do with a function that is Publish on that connection. It is for a program
+// that only has something to publish, and needs no Run. The error says why
+// there is no connection, as Run's does, or is do's.
+func (w *Worker) Connected(ctx context.Context, do func(publish func(context.Context, protocol.Publishing) error) error) error {
+	s, err := w.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return do(func(ctx context.Context, m protocol.Publishing) error { return w.publishOn(ctx, s, m) })
 }
 
 // publishAlone publishes on a channel of its own. A message that somebody else

@@ -14,6 +14,8 @@ import (
 // life is the set of contexts that a run of the worker goes through. They end
 // in this order.
 type life struct {
+	// base has the values of Run's context, and does not end.
+	base context.Context
 	// receive ends when the worker shall take no more tasks.
 	receive context.Context
 	// work ends when running tasks shall return; its cause is ErrShutdown.
@@ -31,11 +33,11 @@ type life struct {
 
 func (l *life) begin(parent context.Context) {
 	// Values are inherited, the end of parent is not.
-	base := context.WithoutCancel(parent)
-	l.receive, l.endReceive = context.WithCancel(base)
-	l.work, l.endWork = context.WithCancelCause(base)
-	l.abandon, l.endAbandon = context.WithCancel(base)
-	l.settle, l.endSettle = context.WithCancel(base)
+	l.base = context.WithoutCancel(parent)
+	l.receive, l.endReceive = context.WithCancel(l.base)
+	l.work, l.endWork = context.WithCancelCause(l.base)
+	l.abandon, l.endAbandon = context.WithCancel(l.base)
+	l.settle, l.endSettle = context.WithCancel(l.base)
 }
 
 func (l *life) end() {
@@ -54,6 +56,7 @@ func (l *life) end() {
 //     ShutdownTimeout or until StopNow.
 //  3. The rest have their context cancelled with ErrShutdown and get
 //     StopTimeout to return; their messages go back.
+//  4. Config.BeforeStopped is called, and the connection is closed.
 //
 // The error is nil after a shutdown. Before the worker has consumed once it
 // says why it cannot: compare with ErrUnreachable, ErrCredentials, ErrVhost,
@@ -130,6 +133,7 @@ func (w *Worker) stopping() bool {
 // drain ends the work in the order that Run promises.
 func (w *Worker) drain() {
 	w.cfg.Logger.Info("worker stops: no new tasks, running ones finish", "tasks", w.running.count(), "at_most", w.cfg.ShutdownTimeout)
+	limit := time.Now().Add(max(w.cfg.ShutdownTimeout, 0) + w.cfg.StopTimeout)
 	w.life.endReceive()
 	<-w.quiet // no goroutine receives any more
 
@@ -142,6 +146,7 @@ func (w *Worker) drain() {
 		if n := w.running.count(); n > 0 {
 			w.cfg.Logger.Warn("worker stops now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
 		}
+		limit = time.Now().Add(w.cfg.StopTimeout)
 		w.life.endWork(ErrShutdown)
 		// The last tenth is for recording what has ended just in time.
 		if !waitFor(idle, w.cfg.StopTimeout*9/10, nil) {
@@ -155,7 +160,40 @@ func (w *Worker) drain() {
 	if n := w.abandoned.Load(); n > 0 {
 		w.cfg.Logger.Error("handlers ignore the end of their context and are left behind", "handlers", n)
 	}
-	w.cfg.Logger.Info("worker has stopped")
+	w.cfg.Logger.Info("worker has stopped", w.beforeStopped(limit)...)
+}
+
+const (
+	// lastActMost and lastActLeast bound BeforeStopped, and lastActUrgent does
+	// after StopNow.
+	lastActMost   = 10 * time.Second
+	lastActLeast  = 500 * time.Millisecond
+	lastActUrgent = time.Second
+)
+
+// beforeStopped calls Config.BeforeStopped, which shall be done by limit.
+func (w *Worker) beforeStopped(limit time.Time) []any {
+	if w.cfg.BeforeStopped == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(w.life.base, min(max(time.Until(limit), lastActLeast), lastActMost))
+	var hurry sync.WaitGroup
+	defer hurry.Wait()
+	defer cancel()
+	if !w.stopping() {
+		// A second signal means that somebody is in a hurry. One that came
+		// before has set the limit.
+		hurry.Go(func() {
+			select {
+			case <-w.stopNow:
+				if sleep(ctx, lastActUrgent) {
+					cancel()
+				}
+			case <-ctx.Done():
+			}
+		})
+	}
+	return w.cfg.BeforeStopped(ctx)
 }
 
 func waitFor(done <-chan struct{}, limit time.Duration, sooner <-chan struct{}) bool {

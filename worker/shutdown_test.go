@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -176,4 +177,82 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 	cancel()
 	w.StopNow()
 	receive(t, "the end of Run without a broker", ended)
+}
+
+// At the end of a shutdown BeforeStopped may still publish, and what it returns
+// is in the last line.
+func TestBeforeStoppedIsTheLastAct(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var log lines
+	cfg := r.config()
+	cfg.Logger = log.logger()
+	g := newGated()
+	calls := 0
+	var w *worker.Worker
+	cfg.BeforeStopped = func(ctx context.Context) []any {
+		calls++
+		if limit, ok := ctx.Deadline(); !ok || time.Until(limit) > 10*time.Second || len(w.InHand()) != 0 {
+			t.Errorf("deadline %v, in hand %v", limit, w.InHand())
+		}
+		if err := w.Publish(ctx, protocol.Publishing{TaskID: "t", RoutingKey: "orders", Body: []byte("x")}); err != nil {
+			t.Error(err)
+		}
+		return []any{"returned", 1}
+	}
+	w = newWorker(t, cfg)
+	w.Register("shop.gated", g)
+	cancel, ended := running(t, w)
+	r.send(workertest.Message("orders", "shop.gated", nil, nil))
+	receive(t, "the task begins", g.began)
+	cancel()
+	close(g.let)
+	if err := receive(t, "the end of Run", ended); err != nil {
+		t.Error(err)
+	}
+	if calls != 1 || r.depth("orders") != 1 || !strings.Contains(log.text(), `msg="worker has stopped" returned=1`) {
+		t.Errorf("%d calls, %d messages: %s", calls, r.depth("orders"), log.text())
+	}
+}
+
+// It cannot hold up the end: it has what is left of the time, a second after a
+// second signal, and half a second when nothing is left.
+func TestBeforeStoppedHasItsLimits(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, tt := range []struct {
+		name   string
+		change func(*worker.Config)
+		during func(*worker.Worker)
+		least  time.Duration
+		most   time.Duration
+	}{
+		{"nothing is left", func(c *worker.Config) { c.ShutdownTimeout, c.StopTimeout = -1, time.Millisecond }, func(*worker.Worker) {}, 400 * time.Millisecond, 3 * time.Second},
+		{"second signal", func(c *worker.Config) { c.ShutdownTimeout = time.Hour }, func(w *worker.Worker) { w.StopNow() }, 900 * time.Millisecond, 5 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cfg := r.config()
+			tt.change(&cfg)
+			var took time.Duration
+			var w *worker.Worker
+			cfg.BeforeStopped = func(ctx context.Context) []any {
+				tt.during(w)
+				begin := time.Now()
+				<-ctx.Done()
+				took = time.Since(begin)
+				return nil
+			}
+			w = newWorker(t, cfg)
+			registerShop(w)
+			cancel, ended := running(t, w)
+			cancel()
+			if err := receive(t, "the end of Run", ended); err != nil {
+				t.Error(err)
+			}
+			if took < tt.least || took > tt.most {
+				t.Errorf("it had %v", took)
+			}
+		})
+	}
 }

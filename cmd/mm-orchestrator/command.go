@@ -61,7 +61,7 @@ type input struct {
 
 // commands in the order of the help text.
 func commands() []*command {
-	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, healthCommand, versionCommand, completionCommand, helpCommand()}
+	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, parkedCommand, healthCommand, versionCommand, completionCommand, helpCommand()}
 }
 
 // execute reads the command line and runs the command that it names.

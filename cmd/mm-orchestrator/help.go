@@ -111,7 +111,7 @@ func writeCommandHelp(w io.Writer, path string, cmd *command, fs *pflag.FlagSet)
 	}
 	fmt.Fprintf(w, "Usage: %s [flags]\n", usage)
 	for _, sub := range cmd.subcommands {
-		fmt.Fprintf(w, "       %s %s %s [flags]\n", path, sub.name, sub.args)
+		fmt.Fprintf(w, "       %s [flags]\n", strings.TrimSpace(path+" "+sub.name+" "+sub.args))
 	}
 	fmt.Fprintf(w, "\n%s\n", wrap(cmd.about, ""))
 

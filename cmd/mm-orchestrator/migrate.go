@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
 
 var migrateCommand = &command{
@@ -28,7 +31,7 @@ var migrateCommand = &command{
 		f := &migrateFlags{}
 		fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "Say what would be done, and change nothing.")
 		fs.BoolVar(&f.shared, "shared-tables", false, "Make MoonMind's tables too, in a database that has none of them.")
-		fs.BoolVar(&f.remove, "remove", false, "Take the schema mm_orchestrator away, with all claims and recorded outcomes. MoonMind's tables and Celery's stay. No worker of this program may run.")
+		fs.BoolVar(&f.remove, "remove", false, "Take the schema mm_orchestrator away, with all claims and recorded outcomes. MoonMind's tables and Celery's stay. Refused while a worker of this program lives or messages are parked.")
 		return f.run
 	},
 }
@@ -51,12 +54,7 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 	fmt.Fprintf(p.stdout, "database %s\n", db.Place())
 
 	if f.remove {
-		report, err := db.RemoveOwnSchema(ctx, f.dryRun)
-		if err != nil {
-			return err
-		}
-		p.reportMigration(report, f.dryRun)
-		return nil
+		return p.removeOwnSchema(ctx, db, f.dryRun)
 	}
 	options := store.MigrateOptions{SharedTables: f.shared, DryRun: f.dryRun}
 	results := c.resultsConfig()
@@ -81,6 +79,45 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 		}
 	}
 	return nil
+}
+
+// removeOwnSchema says what it takes away, and what it leaves.
+func (p *program) removeOwnSchema(ctx context.Context, db *store.Store, dryRun bool) error {
+	removal, err := db.RemoveOwnSchema(ctx, dryRun)
+	var used *store.SchemaInUseError
+	for deadline := time.Now().Add(deathPause); errors.As(err, &used) && len(used.Workers) > 0 && time.Now().Before(deadline); {
+		time.Sleep(100 * time.Millisecond)
+		removal, err = db.RemoveOwnSchema(ctx, dryRun)
+	}
+	switch {
+	case errors.As(err, &used) && len(used.Workers) > 0:
+		return &curedError{err, "Stop it first, by SIGTERM: the last worker that stops gives parked messages back to the queue"}
+	case errors.As(err, &used):
+		return &curedError{err, "Run `" + orchestrator.ReturnCommand + "`, which gives them back to the queue, and then this again"}
+	case err != nil:
+		return err
+	}
+	p.reportMigration(removal.Report, dryRun)
+	if len(removal.Tables) == 0 {
+		return nil
+	}
+	goes := "removed"
+	if dryRun {
+		goes = "would remove"
+	}
+	for _, table := range removal.Tables {
+		fmt.Fprintf(p.stdout, "  %s mm_orchestrator.%s, %d rows%s\n", goes, table.Name, table.Rows, ownTableWords[table.Name])
+	}
+	fmt.Fprint(p.stdout, wrap("kept: MoonMind's tables with all runs, steps and artifacts; Celery's tables celery_taskmeta and celery_tasksetmeta with their rows, their sequences task_id_sequence and taskset_id_sequence, "+
+		"and the columns children and stamps of celery_taskmeta, where they are there: Python's Celery 5.7 has them too, and older ones do not mind", "  ")+"\n")
+	return nil
+}
+
+// ownTableWords say what is lost with a table.
+var ownTableWords = map[string]string{
+	"claims":      ": which worker ran which step, and the recorded ends of steps by which a message that comes again is answered",
+	"holds":       ": which run has which workspace",
+	"revocations": ": runs that an operator has ended and no worker yet",
 }
 
 // migrateResults makes Celery's tables in a database of their own.

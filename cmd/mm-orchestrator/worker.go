@@ -64,10 +64,6 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		return orStopped(ctx, err)
 	}
 	defer db.close()
-	// Before it consumes: others shall know of it before it parks a message.
-	if err := db.tables.RegisterWorker(ctx, c.Queue); err != nil {
-		return orStopped(ctx, err)
-	}
 
 	registry := metrics.NewRegistry(versionText())
 	statsd, err := metrics.NewStatsD(c.statsD(log))
@@ -89,11 +85,13 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	workerConfig.Metrics = registry
+	var steps *orchestrator.Orchestrator
+	workerConfig.BeforeStopped = func(ctx context.Context) []any { return steps.Leave(ctx) }
 	w, err := worker.New(workerConfig)
 	if err != nil {
 		return &configError{err.Error()}
 	}
-	steps, err := orchestrator.New(orchestrator.Config{
+	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,

@@ -27,8 +27,10 @@ type Steps interface {
 
 	RegisterWorker(ctx context.Context, queue string) error
 	CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (int, error)
+	LeaveQueue(ctx context.Context, queue string) (store.Departure, error)
+	ClearHolds(ctx context.Context, queue string) error
+	ParkedMessages
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
-	DropParked(ctx context.Context, id int64) error
 	KeepParked(ctx context.Context, id int64) error
 
 	ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]store.WorkspaceState, error)

@@ -26,8 +26,9 @@ type Orchestrator struct {
 	runner *runner
 	client healthClient
 	// broker is nil before Register.
-	broker Broker
-	pulse  pulse.Board
+	broker   Broker
+	pulse    pulse.Board
+	sweeping sweeping
 }
 
 // New makes an Orchestrator. It touches neither files nor network.

@@ -62,6 +62,8 @@ type fakeSteps struct {
 	workspaces []store.WorkspaceState
 	consumers  int
 	lost       []string
+	// departure is what LeaveQueue says.
+	departure store.Departure
 }
 
 func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.Decision, error) {
@@ -146,6 +148,18 @@ func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, e
 }
 
 func (f *fakeSteps) RegisterWorker(context.Context, string) error { return nil }
+
+func (f *fakeSteps) LeaveQueue(context.Context, string) (store.Departure, error) {
+	return f.departure, nil
+}
+
+func (f *fakeSteps) ClearHolds(context.Context, string) error { return nil }
+
+func (f *fakeSteps) NewestParked(context.Context, string) (int64, error) { return 9, nil }
+
+func (f *fakeSteps) TakeAllParked(ctx context.Context, queue string, _ int64) ([]store.ParkedMessage, error) {
+	return f.TakeParked(ctx, queue)
+}
 
 func (f *fakeSteps) TakeParked(context.Context, string) ([]store.ParkedMessage, error) {
 	f.mu.Lock()

@@ -43,9 +43,15 @@ const publishTimeout = 10 * time.Second
 //     so while a consumer is on the queue that is no worker of this program
 //     (foreign.go), or while anybody has a row of the run locked.
 //
-// It is called once, while the worker runs, after Register. Every worker of a
-// queue may sweep: each act is one transaction that looks again.
+// It is called once, while the worker runs, after Register, and ends at Leave
+// too. Every worker of a queue may sweep: each act is one transaction that looks
+// again.
 func (o *Orchestrator) Sweep(ctx context.Context) {
+	ctx, done, ok := o.sweeping.begin(ctx)
+	if !ok {
+		return
+	}
+	defer done()
 	s := sweeper{Orchestrator: o, suspects: map[string]suspect{}}
 	part := o.pulse.Enter("sweep of queue "+o.config.Queue, "looking for messages whose turn has come")
 	defer part.Leave()
@@ -259,11 +265,7 @@ func (o *Orchestrator) publishParked(ctx context.Context, m store.ParkedMessage)
 	faultpoint.Hit(faultpoint.UnparkTaken, m.RunID, string(m.Step))
 	publish, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	// To the queue itself: the exchange it came by may lead to others too.
-	err := o.broker.Publish(publish, protocol.Publishing{
-		TaskID: m.TaskID, Task: TaskExecutePlanStep, RoutingKey: m.Queue, Headers: m.Headers, Properties: m.Properties, Body: m.Body,
-	})
-	if err != nil {
+	if err := o.broker.Publish(publish, publishingOf(m)); err != nil {
 		return err
 	}
 	faultpoint.Hit(faultpoint.UnparkPublished, m.RunID, string(m.Step))

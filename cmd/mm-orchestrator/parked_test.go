@@ -1,0 +1,350 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// queueOf is the worker's queue, looked at by a test.
+type queueOf struct {
+	t  *testing.T
+	ch *amqp.Channel
+}
+
+func (s stand) queue(t *testing.T) queueOf {
+	t.Helper()
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return queueOf{t, ch}
+}
+
+// look returns the messages that wait in a queue, and leaves them there.
+func (q queueOf) look(name string) (list []amqp.Delivery) {
+	q.t.Helper()
+	for {
+		m, ok, err := q.ch.Get(name, false)
+		if err != nil {
+			q.t.Fatal(err)
+		}
+		if !ok {
+			break
+		}
+		list = append(list, m)
+	}
+	if len(list) > 0 {
+		if err := list[len(list)-1].Nack(true, true); err != nil {
+			q.t.Fatal(err)
+		}
+	}
+	return list
+}
+
+// take removes all messages from a queue, oldest first.
+func (q queueOf) take(name string) (list []amqp.Delivery) {
+	q.t.Helper()
+	for {
+		m, ok, err := q.ch.Get(name, true)
+		if err != nil {
+			q.t.Fatal(err)
+		}
+		if !ok {
+			return list
+		}
+		list = append(list, m)
+	}
+}
+
+// contents are what a producer gave a message.
+func contents(m amqp.Delivery) map[string]any {
+	return map[string]any{
+		"headers": m.Headers, "content type": m.ContentType, "content encoding": m.ContentEncoding, "delivery mode": m.DeliveryMode, "priority": m.Priority,
+		"correlation id": m.CorrelationId, "reply to": m.ReplyTo, "expiration": m.Expiration, "message id": m.MessageId, "timestamp": m.Timestamp,
+		"type": m.Type, "user id": m.UserId, "app id": m.AppId, "body": string(m.Body),
+	}
+}
+
+func runOfMessage(t *testing.T, m amqp.Delivery) string {
+	t.Helper()
+	var body []json.RawMessage
+	var args []string
+	if err := json.Unmarshal(m.Body, &body); err != nil || len(body) != 3 || json.Unmarshal(body[0], &args) != nil || len(args) != 2 {
+		t.Fatalf("body %s", m.Body)
+	}
+	return args[0]
+}
+
+// number asks the database for one.
+func (s stand) number(t *testing.T, sql string) (n int) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if err := conn.QueryRow(t.Context(), sql).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func (s stand) waitForParked(t *testing.T, want int) {
+	t.Helper()
+	eventually(t, fmt.Sprint(want, " messages are parked"), func() error {
+		if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != want {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+}
+
+// jam is a run that a worker works on, and three whose messages another worker
+// has parked: in the order of their turns the third, the first, the second.
+type jam struct {
+	worker, idle *process
+	held         string
+	runs         [3]string
+	// sent are the contents of their messages as Celery sent them, by run.
+	sent map[string]map[string]any
+}
+
+// jam has env besides that of every worker.
+func (s stand) jam(t *testing.T, env ...string) jam {
+	t.Helper()
+	env = append(append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), env...)
+	j := jam{worker: start(t, env, "worker", "--hostname=w1@box"), sent: map[string]map[string]any{}}
+	j.worker.logLine("worker ready")
+	j.held = s.submitSleep(t, 600)
+	s.waitForStep(t, j.held, "build", "in_progress")
+	for i, priority := range []string{"normal", "normal", "high"} {
+		j.runs[i] = s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--without=rollback", `--set=build.command=["sleep","0"]`, "--priority="+priority)
+	}
+	for _, m := range s.queue(t).look("orchestrator.run") {
+		j.sent[runOfMessage(t, m)] = contents(m)
+	}
+	j.idle = start(t, env, "worker", "--hostname=w2@box")
+	s.waitForParked(t, 3)
+	return j
+}
+
+// The last worker that stops in order gives back what is parked, as it came, in
+// the order of turns. Two that stop at the same moment do not leave it to each
+// other.
+func TestWorkersThatStopGiveParkedMessagesBack(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	j := s.jam(t)
+	workers := []*process{j.worker, j.idle}
+	for _, w := range workers {
+		w.signal(syscall.SIGTERM)
+	}
+	var returned float64
+	for _, w := range workers {
+		w.logLine("stopping: running steps may finish; a second signal ends them now")
+		// The step of the first run is handed back. Whoever ran none may have ended.
+		_ = w.cmd.Process.Signal(syscall.SIGTERM)
+		if code := w.exit(); code != exitOK {
+			t.Errorf("exit code %d", code)
+		}
+		n, _ := w.logLine("worker has stopped")["returned"].(float64)
+		returned += n
+	}
+	if returned != 3 {
+		t.Errorf("the logs say that %v were returned", returned)
+	}
+	s.waitForParked(t, 0)
+	var order []string
+	for _, m := range s.queue(t).take("orchestrator.run") {
+		run := runOfMessage(t, m)
+		order = append(order, run)
+		if run == j.held {
+			continue
+		}
+		for what, got := range contents(m) {
+			if !reflect.DeepEqual(got, j.sent[run][what]) {
+				t.Errorf("%s sent %#v, got back %#v", what, j.sent[run][what], got)
+			}
+		}
+	}
+	if want := []string{j.held, j.runs[2], j.runs[0], j.runs[1]}; !reflect.DeepEqual(order, want) {
+		t.Errorf("order %q, want %q", order, want)
+	}
+}
+
+// A worker that stops beside another one says that it leaves them to it.
+func TestAWorkerThatStopsBesideAnotherReturnsNothing(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	j := s.jam(t)
+	j.idle.signal(syscall.SIGTERM)
+	if code := j.idle.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	line := j.idle.logLine("worker has stopped")
+	if line["parked"] != 3.0 || fmt.Sprint(line["left_to"]) != "[w1@box]" {
+		t.Errorf("it says %v", line)
+	}
+	s.waitForParked(t, 3)
+
+	// The command refuses beside it, and names it.
+	for _, args := range [][]string{{"parked", "return"}, {"migrate", "--remove"}} {
+		p := start(t, s.env(), args...)
+		if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "worker w1@box lives") {
+			t.Errorf("%s: exit %d: %s", args, code, p.stderr.String())
+		}
+	}
+	s.waitForParked(t, 3)
+}
+
+// When the broker is away, the end comes in time, and one line says what to do.
+func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	direct := s.broker
+	r := newRelay(t, "tcp", brokerSocket(t, s.broker))
+	s.broker = strings.Replace(s.broker, brokerSocket(t, s.broker), r.address, 1)
+	j := s.jam(t, "MM_ORCHESTRATOR_SHUTDOWN_GRACE=4s")
+	workers := []*process{j.worker, j.idle}
+	r.close()
+	begin := time.Now()
+	for _, w := range workers {
+		w.signal(syscall.SIGTERM)
+	}
+	said := 0
+	for _, w := range workers {
+		if code := w.exit(); code != exitOK {
+			t.Errorf("exit code %d", code)
+		}
+		said += strings.Count(w.stderr.String(), "parked messages stay in the database: before a Python worker takes over, run `mm-orchestrator parked return`")
+	}
+	if took := time.Since(begin); took > 5*time.Second+busy {
+		t.Errorf("the end took %v", took)
+	}
+	if said != 1 {
+		t.Errorf("%d lines say what to do", said)
+	}
+	s.waitForParked(t, 3)
+
+	s.broker = direct
+	p := start(t, s.env(), "parked")
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "no worker of this program lives") || !strings.Contains(p.stdout.String(), j.runs[0]) {
+		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	p = start(t, s.env(), "migrate", "--remove")
+	if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "mm-orchestrator parked return") {
+		t.Errorf("migrate --remove: exit %d: %s", code, p.stderr.String())
+	}
+	s.waitForParked(t, 3)
+	p = start(t, s.env(), "parked", "return", "--dry-run", "--json")
+	var report returnedReport
+	if code := p.exit(); code != exitOK || json.Unmarshal([]byte(p.stdout.String()), &report) != nil || len(report.Returned) != 3 || report.Left != 3 || !report.DryRun {
+		t.Errorf("dry run: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	p = start(t, append(s.env(), "CELERY_BROKER_URL=amqp://127.0.0.1:1"), "parked", "return")
+	if code := p.exit(); code != exitUnavailable || !strings.Contains(p.stdout.String(), "0 returned to queue orchestrator.run, 3 still parked") {
+		t.Errorf("without a broker: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	p = start(t, s.env(), "parked", "return", "--queue=another")
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 parked for queue orchestrator.run: give --queue orchestrator.run to return them") {
+		t.Errorf("another queue: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	p = start(t, s.env(), "parked", "return")
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 returned to queue orchestrator.run, 0 still parked") {
+		t.Errorf("return: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	s.waitForParked(t, 0)
+	// The run that was worked on is there too: its message was never settled.
+	if messages := s.queue(t).take("orchestrator.run"); len(messages) != 4 {
+		t.Errorf("%d messages in the queue", len(messages))
+	}
+	p = start(t, s.env(), "parked")
+	if code := p.exit(); code != exitOK || p.stdout.String() != "no message is parked\n" {
+		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+}
+
+func brokerSocket(t *testing.T, broker string) string {
+	t.Helper()
+	u, err := amqp.ParseURI(broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s:%d", u.Host, u.Port)
+}
+
+// A worker that dies while it gives messages back loses none: what it had just
+// published may be there twice, all others once, in the queue or in the database.
+func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
+	t.Parallel()
+	for _, point := range []string{"unpark.taken", "unpark.published"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t)
+			j := s.jam(t)
+			runs := j.runs
+			for _, w := range []*process{j.worker, j.idle} {
+				_ = w.cmd.Process.Kill()
+				w.exit()
+			}
+			q := s.queue(t)
+			eventually(t, "the message of the dead worker is back", func() error {
+				if state, err := q.ch.QueueDeclarePassive("orchestrator.run", true, false, false, false, nil); err != nil || state.Messages != 1 {
+					return fmt.Errorf("%d messages, %v", state.Messages, err)
+				}
+				return nil
+			})
+			q.take("orchestrator.run")
+			path, err := builtForChaos()
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			trap := fmt.Sprintf(`{"point": %q, "any": [[%q]], "id": 1}`, point, runs[0])
+			if err := os.WriteFile(filepath.Join(dir, "trap"), []byte(trap), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			dying := startProgram(t, path, append(s.env(), "MM_CHAOS_DIR="+dir), "parked", "return")
+			if code := dying.exit(); code != -1 {
+				t.Fatalf("it did not die: exit %d: %s", code, dying.stderr.String())
+			}
+			if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != 2 {
+				t.Errorf("%d parked after the crash, want that one and the one behind it", n)
+			}
+			eventually(t, "the command does the rest", func() error {
+				p := start(t, s.env(), "parked", "return")
+				if code := p.exit(); code != exitOK {
+					return errors.New(p.stderr.String())
+				}
+				return nil
+			})
+			seen := map[string]int{}
+			for _, m := range q.take("orchestrator.run") {
+				seen[runOfMessage(t, m)]++
+			}
+			want := map[string]int{runs[0]: 1, runs[1]: 1, runs[2]: 1}
+			if point == "unpark.published" {
+				want[runs[0]] = 2
+			}
+			if !reflect.DeepEqual(seen, want) || s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`) != 0 {
+				t.Errorf("in the queue %v, want %v", seen, want)
+			}
+		})
+	}
+}
