@@ -39,7 +39,7 @@ every value in effect and where it comes from, with passwords masked.
 
 ## Decisions
 
-- **Celery results.** MoonMind's Python makes up a result backend from `+"`POSTGRES_*`"+` when none is named. This program does not: without `+"`CELERY_RESULT_BACKEND`"+`
+- **Celery results.** MoonMind's Python derives a result backend from `+"`POSTGRES_*`"+` when none is named. This program does not: without `+"`CELERY_RESULT_BACKEND`"+`
   or one of its other names no results are kept, because nothing in MoonMind reads them. MoonMind's own compose file names it, so that a swapped container keeps
   writing them. The tables of runs, steps and artifacts are always found by `+"`POSTGRES_*`"+` or `+"`MM_ORCHESTRATOR_DATABASE_URL`"+`.
 - **Exchange.** The default is that of MoonMind's last Celery revision. The queue may be bound to the older exchange as well; such a binding stays as it is.

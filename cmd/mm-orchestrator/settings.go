@@ -191,7 +191,7 @@ var settings = []setting{
 		},
 		defaultNote: "none: no Celery results are kept",
 		help: "Where Celery's results go, for AsyncResult in Python: db+postgresql://user:password@host:port/database. Runs, steps and artifacts do not need it; " +
-			"MoonMind's API and UI never read it. Unlike Python, nothing is made up from POSTGRES_* when it is unset. Empty or disabled:// means none.",
+			"MoonMind's API and UI never read it. Unlike Python, this program derives no address from POSTGRES_* when it is unset. Empty or disabled:// means none.",
 		read: func(c *configuration, text string) (err error) {
 			c.Results, err = parseResultBackend(text)
 			return err
@@ -418,7 +418,7 @@ var settings = []setting{
 		flag: "lost-grace", form: "duration", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_LOST_GRACE"),
 		def:  "3m",
-		help: "How long a run that has the workspace may be nowhere to be seen (no worker has its message, and the queue is empty, as after a purge) before it fails, is rolled back, and lets the next run in. " +
+		help: "How long a run may own the workspace without a trace of its message (no worker has it, and the queue is empty, as after a purge). Then the run fails and is rolled back, and the next one gets the workspace. " +
 			"It must be longer than RabbitMQ takes to notice that a worker's machine is gone, which is up to 2 minutes.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.LostGrace }, time.Second),
 	},
