@@ -144,7 +144,7 @@ func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, 
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: cannot connect to %s: %w. Check that RabbitMQ runs and that the address is right", ErrUnreachable, place, err)
+		return nil, &ConnectError{Kind: ErrUnreachable, What: "cannot connect to " + place, Err: err, Cure: "Check that RabbitMQ runs and that the address is right"}
 	}
 	// Cleared by amqp091-go once the connection is open.
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
@@ -171,7 +171,7 @@ func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, 
 		if broker.Hidden && ctx.Err() == nil {
 			err = errHidden
 		}
-		return nil, fmt.Errorf("%w: TLS with %s failed: %w. Check the certificates, and that this port speaks TLS", ErrUnreachable, place, err)
+		return nil, &ConnectError{Kind: ErrUnreachable, What: "TLS with " + place + " failed", Err: err, Cure: "Check the certificates, and that this port speaks TLS"}
 	}
 	return secure, nil
 }
@@ -205,7 +205,7 @@ func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
 func handshakeError(err error, broker address.Broker) error {
 	var closed *amqp.Error
 	if !errors.As(err, &closed) {
-		return fmt.Errorf("%w: %s does not speak AMQP: %w. Check host and port", ErrUnreachable, broker.Place(), err)
+		return &ConnectError{Kind: ErrUnreachable, What: broker.Place() + " does not speak AMQP", Err: err, Cure: "Check host and port"}
 	}
 	switch {
 	case closed == amqp.ErrVhost, closed.Code == amqp.NotAllowed, closed.Code == amqp.NotFound:
@@ -213,11 +213,11 @@ func handshakeError(err error, broker address.Broker) error {
 		if broker.Hidden {
 			vhost, reason = "***", "it is not shown, as an @ stands behind the host"
 		}
-		return fmt.Errorf("%w: virtual host %q of %s for user %q: create it or give the user its permissions (RabbitMQ: %d %s)",
-			ErrVhost, vhost, broker.Place(), broker.User, closed.Code, reason)
+		return &ConnectError{Kind: ErrVhost, What: fmt.Sprintf("virtual host %q of %s for user %q (RabbitMQ: %d %s)", vhost, broker.Place(), broker.User, closed.Code, reason),
+			Cure: "Create it, or give the user its permissions"}
 	case closed.Code == amqp.AccessRefused:
-		return fmt.Errorf("%w: user %q at %s: check user and password in the broker URL (RabbitMQ: %d %s)",
-			ErrCredentials, broker.User, broker.Place(), closed.Code, closed.Reason)
+		return &ConnectError{Kind: ErrCredentials, What: fmt.Sprintf("user %q at %s (RabbitMQ: %s)", broker.User, broker.Place(), brokerText(closed)),
+			Cure: "Check user and password in the broker URL"}
 	}
 	return fmt.Errorf("%w: %s closed the connection at its start: %d %s", ErrUnreachable, broker.Place(), closed.Code, closed.Reason)
 }

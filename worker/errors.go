@@ -153,6 +153,39 @@ type permanentError struct{ err error }
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
+// ConnectError says why a broker cannot be used. It is an [ErrUnreachable], an
+// [ErrCredentials] or an [ErrVhost]. With several brokers there is one for each,
+// joined.
+type ConnectError struct {
+	// Kind is one of the three.
+	Kind error
+	// What happened, to which broker.
+	What string
+	// Err is the cause, or nil.
+	Err error
+	// Cure is what the operator can do.
+	Cure string
+}
+
+func (e *ConnectError) Error() string { return e.Problem() + ". " + e.Cure }
+
+// Problem is the error without the cure.
+func (e *ConnectError) Problem() string {
+	text := e.Kind.Error() + ": " + e.What
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Unwrap returns the kind and the cause.
+func (e *ConnectError) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Err}
+}
+
 // MismatchError says that a queue or an exchange exists in another shape than
 // the one configured. It is an [ErrMismatch].
 type MismatchError struct {

@@ -202,7 +202,7 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 		text   string
 	}{
 		"nobody there": {func(c *worker.Config) { c.Broker = "amqp://a:b@127.0.0.1:1/" }, worker.ErrUnreachable, "127.0.0.1:1"},
-		"password":     {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "check user and password"},
+		"password":     {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "Check user and password"},
 		"vhost":        {func(c *worker.Config) { c.Broker = r.url + "-not" }, worker.ErrVhost, "virtual host"},
 		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, we would declare none. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
 		"exchange type": {func(c *worker.Config) {

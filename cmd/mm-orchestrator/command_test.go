@@ -35,7 +35,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs revoke --wait=5s --reason=x RUN", 69, "connection refused"},
 		{"runs --database-url postgres://127.0.0.1:1/d revoke RUN", 69, "connection refused"},
 		{"config --json", 0, `"settings"`},
-		{"migrate -n --wait 0", 69, "connection refused"},
+		{"migrate -n", 69, "connection refused"},
 
 		// One dash, as package flag took it.
 		{"runs -json RUN", 69, "connection refused"},
@@ -51,7 +51,7 @@ func TestCommandLines(t *testing.T) {
 		{"-version", 0, "mm-orchestrator "},
 		{"-help", 0, "Usage: mm-orchestrator COMMAND"},
 		{"runs -help", 0, "Usage: mm-orchestrator runs"},
-		{"migrate -dry-run -wait 0", 69, "connection refused"},
+		{"migrate -dry-run", 69, "connection refused"},
 
 		// -- ends flags.
 		{"runs -- RUN", 69, "connection refused"},

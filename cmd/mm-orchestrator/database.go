@@ -16,41 +16,6 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// curedError adds to an error what its reader can do.
-type curedError struct {
-	err  error
-	cure string
-}
-
-func (e *curedError) Error() string { return e.err.Error() + ". " + e.cure }
-func (e *curedError) Unwrap() error { return e.err }
-
-// databaseRole says which of the two databases an address is of, in the names
-// of the variables that an operator can change.
-type databaseRole struct{ what, variables string }
-
-var (
-	tablesDatabase  = databaseRole{"database", "POSTGRES_* or MM_ORCHESTRATOR_DATABASE_URL"}
-	resultsDatabase = databaseRole{"result backend", "CELERY_RESULT_BACKEND"}
-)
-
-// cureDatabase completes an error of package store that came up when the
-// database was opened.
-func cureDatabase(role databaseRole, err error) error {
-	switch {
-	case errors.Is(err, store.ErrUnavailable):
-		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? The address comes from %s; `mm-orchestrator config` shows it", role.variables)}
-	case errors.Is(err, store.ErrRefused):
-		cure := "Check " + role.variables
-		var refused *store.Error
-		if errors.As(err, &refused) && refused.Code == "3D000" { // no such database
-			cure = "Create it, or name another by " + role.variables
-		}
-		return &curedError{err, cure}
-	}
-	return err
-}
-
 // openStore opens a database. One that cannot be reached is waited for as
 // long as wait says; say is told once, when the waiting begins.
 func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, say func(what string, err error)) (*store.Store, error) {
@@ -62,7 +27,7 @@ func openStore(ctx context.Context, config store.Config, role databaseRole, wait
 			return s, cureDatabase(role, err)
 		}
 		if !said {
-			say(fmt.Sprintf("waiting up to %s for the %s", wait, role.what), err)
+			say(fmt.Sprintf("waiting up to %s for the %s", shortDuration(wait), role.what), err)
 			said = true
 		}
 		select {
@@ -152,7 +117,7 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 		return s, err
 	}
 
-	if d.tables, err = open(c.Database(), tablesDatabase); err != nil {
+	if d.tables, err = open(c.Database(), c.tablesDatabase()); err != nil {
 		return nil, err
 	}
 	if err = d.tables.CheckSession(ctx); err != nil {
@@ -163,7 +128,7 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 		config := c.resultsConfig()
 		options.ResultTables = &config
 	}
-	if err = prepareTables(ctx, d.tables, options, c.AutoMigrate, log); err != nil {
+	if err = prepareTables(ctx, d.tables, options, c, log); err != nil {
 		return nil, err
 	}
 	if c.Results.IsZero() {
@@ -171,7 +136,7 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	}
 	home := d.tables
 	if c.resultsElsewhere() {
-		if home, err = open(c.Results, resultsDatabase); err != nil {
+		if home, err = open(c.Results, c.resultsDatabase()); err != nil {
 			return nil, err
 		}
 	}
@@ -191,20 +156,20 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 }
 
 // prepareTables makes or upgrades what is ours, or says what is missing.
-func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, make bool, log *slog.Logger) error {
-	options.DryRun = !make
+func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, c *configuration, log *slog.Logger) error {
+	options.DryRun = !c.AutoMigrate
 	report, err := db.Migrate(ctx, options)
 	switch {
 	case errors.Is(err, store.ErrRefused):
-		return &curedError{err, "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with MM_ORCHESTRATOR_AUTO_MIGRATE=false"}
+		return &curedError{err, "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with " + c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "false")}
 	case err != nil:
 		return err
-	case make:
+	case c.AutoMigrate:
 		logReport(log, db, report)
 	default:
 		for _, step := range report.Steps {
 			if !step.ByOwner {
-				return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set MM_ORCHESTRATOR_AUTO_MIGRATE=true", db.Place(), step.What)}
+				return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set %s", db.Place(), step.What, c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"))}
 			}
 		}
 	}

@@ -211,7 +211,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // health says whether the address is free, or a worker answers there.
 func (d *doctor) health(ctx context.Context) []verdict {
 	if d.config.Listen == "" {
-		return note("Set it to host:port", "MM_ORCHESTRATOR_LISTEN is empty: no metrics, no health checks")
+		return note("Set it to host:port", "%s is empty: no metrics, no health checks", d.config.name("MM_ORCHESTRATOR_LISTEN"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -222,7 +222,7 @@ func (d *doctor) health(ctx context.Context) []verdict {
 	case strings.Contains(err.Error(), "nothing listens there"):
 		return ok("%s is free for the worker", d.config.Listen)
 	}
-	return note("A worker on this machine needs another MM_ORCHESTRATOR_LISTEN while something else has that address", "%v", err)
+	return note("A worker on this machine needs another "+d.config.name("MM_ORCHESTRATOR_LISTEN")+" while something else has that address", "%v", err)
 }
 
 // clock compares this machine's clock with the database's: approvals expire

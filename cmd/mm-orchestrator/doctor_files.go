@@ -47,7 +47,7 @@ func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
 // workspace says whether it can be worked in.
 func (d *doctor) workspace(context.Context) []verdict {
 	path := d.config.Workspace
-	if err := checkWorkspace(path); err != nil {
+	if err := d.config.checkWorkspace(); err != nil {
 		return failed(err)
 	}
 	// access(2) asks for the real user; a worker has no other.
@@ -65,7 +65,7 @@ func (d *doctor) git(ctx context.Context) []verdict {
 	}
 	top, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
 	if err != nil {
-		return fail("Mount the repository there, or name its directory by WORKSPACE_ROOT", "%s is no git work tree: %v", path, err)
+		return fail("Mount the repository there, or name its directory by "+d.config.name("WORKSPACE_ROOT"), "%s is no git work tree: %v", path, err)
 	}
 	d.workTree = top
 	if _, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
@@ -99,7 +99,7 @@ func (d *doctor) compose(ctx context.Context) []verdict {
 				found = "docker is there, its compose plugin is not"
 			}
 		}
-		return fail("Install docker with its compose plugin, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program of version 2 or later", "%s", found)
+		return fail("Install docker with its compose plugin, or set "+d.config.name("MM_ORCHESTRATOR_COMPOSE")+" to a docker-compose program of version 2 or later", "%s", found)
 	}
 	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.") {
 		return fail("Install version 2.26 or later", "compose %s is too old", version)
@@ -108,13 +108,13 @@ func (d *doctor) compose(ctx context.Context) []verdict {
 }
 
 func (d *doctor) services(ctx context.Context) []verdict {
-	if checkWorkspace(d.config.Workspace) != nil {
+	if d.config.checkWorkspace() != nil {
 		return []verdict{{statusSkip, "needs the check workspace", ""}}
 	}
 	target, _ := compose.ParseTarget(compose.BuildCommand(orchestrator.ComposeProject, orchestrator.Services()[0]))
 	text, err := d.say(ctx, d.composing.Resolve(target.ServicesCommand())...)
 	if err != nil {
-		return fail("Correct it, set COMPOSE_FILE, or set WORKSPACE_ROOT to where it is", "the compose file cannot be read: %v", err)
+		return fail("Correct it, set COMPOSE_FILE, or set "+d.config.name("WORKSPACE_ROOT")+" to where it is", "the compose file cannot be read: %v", err)
 	}
 	there := compose.ParseServices(text)
 	var missing []string
@@ -125,7 +125,7 @@ func (d *doctor) services(ctx context.Context) []verdict {
 	}
 	switch {
 	case len(missing) == len(orchestrator.Services()):
-		return fail("Set COMPOSE_FILE or WORKSPACE_ROOT to MoonMind's", "the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", "))
+		return fail("Set COMPOSE_FILE or "+d.config.name("WORKSPACE_ROOT")+" to MoonMind's", "the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", "))
 	case len(missing) > 0:
 		return note("Runs for the missing ones fail; nothing to do if there are none", "the compose file has %s, and not %s", strings.Join(there, ", "), strings.Join(missing, ", "))
 	}
@@ -147,16 +147,16 @@ func (d *doctor) artifacts(context.Context) []verdict {
 		at, made = filepath.Dir(at), " (made by the worker)"
 	}
 	if err := syscall.Access(at, 2|1); err != nil {
-		return fail("Mount the artifact volume writable, change its permissions, or set ARTIFACTS_ROOT", "%s may not be written by user %d", at, os.Getuid())
+		return fail("Mount the artifact volume writable, change its permissions, or set "+d.config.name("WORKFLOW_ARTIFACTS_ROOT"), "%s may not be written by user %d", at, os.Getuid())
 	}
 	for _, m := range d.config.ArtifactMappings {
 		if info, err := os.Stat(m.To); err != nil || !info.IsDir() {
-			return fail("Mount the volume there, or correct the map", "MM_ORCHESTRATOR_ARTIFACT_PATH_MAP leads from %s to %s, which is no directory", m.From, m.To)
+			return fail("Mount the volume there, or correct the map", "%s leads from %s to %s, which is no directory", d.config.name("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"), m.From, m.To)
 		}
 	}
 	seen, unseen := d.runDirectories(d.runs)
 	if seen == 0 && unseen != "" {
-		return note("If the API mounts the volume elsewhere, set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP=/path/of/the/api=/path/here; if old runs were removed, ignore this",
+		return note("If the API mounts the volume elsewhere, set "+d.config.assign("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP", "/path/of/the/api=/path/here")+"; if old runs were removed, ignore this",
 			"rows of runs name directories such as %s, of which none is there on this side", unseen)
 	}
 	free, err := freeSpace(root)
@@ -166,7 +166,7 @@ func (d *doctor) artifacts(context.Context) []verdict {
 	case err != nil:
 		return failed(err)
 	case free < least:
-		return fail(cure, "%s%s has %s left, less than the %s of MM_ORCHESTRATOR_DISK_RESERVE", root, made, mebibytes(free), mebibytes(least))
+		return fail(cure, "%s%s has %s left, less than the %s of %s", root, made, mebibytes(free), mebibytes(least), d.config.name("MM_ORCHESTRATOR_DISK_RESERVE"))
 	case free < 1<<30:
 		return note(cure, "%s%s is writable, with only %s left", root, made, mebibytes(free))
 	}

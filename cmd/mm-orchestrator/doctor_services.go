@@ -23,7 +23,7 @@ func (d *doctor) broker(ctx context.Context) []verdict {
 	}
 	found, err := w.Inspect(ctx)
 	if err != nil {
-		return failed(cureBroker(err))
+		return failed(d.config.cureBroker(err))
 	}
 	d.inspected = &found
 	return ok("%s at %s", found.Server, found.Broker)
@@ -34,7 +34,7 @@ func (d *doctor) queue(context.Context) []verdict {
 	for _, q := range d.inspected.Queues {
 		switch {
 		case q.Err != nil:
-			list = append(list, failed(cureBroker(q.Err))...)
+			list = append(list, failed(d.config.cureBroker(q.Err))...)
 		case !q.Exists && !q.ExchangeExists:
 			list = append(list, ok("%q and exchange %q are not there yet, the worker makes them", q.Name, q.Exchange)...)
 		case !q.Exists:
@@ -49,7 +49,7 @@ func (d *doctor) queue(context.Context) []verdict {
 }
 
 func (d *doctor) database(ctx context.Context) []verdict {
-	db, err := openStore(ctx, store.Config{URL: d.config.Database(), Worker: "mm-orchestrator doctor", RetryFor: time.Second}, tablesDatabase, 0, func(string, error) {})
+	db, err := openStore(ctx, store.Config{URL: d.config.Database(), Worker: "mm-orchestrator doctor", RetryFor: time.Second}, d.config.tablesDatabase(), 0, func(string, error) {})
 	if err != nil {
 		return failed(err)
 	}
@@ -87,7 +87,7 @@ func (d *doctor) tables(ctx context.Context) []verdict {
 	case shared != nil:
 		return failed(shared)
 	case len(plan.Steps) > 0 && !d.config.AutoMigrate:
-		return fail("Run `mm-orchestrator migrate`, or set MM_ORCHESTRATOR_AUTO_MIGRATE=true",
+		return fail("Run `mm-orchestrator migrate`, or set "+d.config.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"),
 			"MoonMind's are there; ours are not ready: %s", strings.Join(plan.Lines(), "; "))
 	case len(plan.Steps) > 0:
 		return ok("MoonMind's are as expected; the worker makes ours at its start (%d steps, `mm-orchestrator migrate --dry-run` shows them)", len(plan.Steps))
@@ -102,7 +102,7 @@ func (d *doctor) results(ctx context.Context) []verdict {
 	home := d.db
 	if d.config.resultsElsewhere() {
 		var err error
-		home, err = openStore(ctx, store.Config{URL: d.config.Results, Worker: "mm-orchestrator doctor", RetryFor: time.Second}, resultsDatabase, 0, func(string, error) {})
+		home, err = openStore(ctx, store.Config{URL: d.config.Results, Worker: "mm-orchestrator doctor", RetryFor: time.Second}, d.config.resultsDatabase(), 0, func(string, error) {})
 		if err != nil {
 			return failed(err)
 		}
@@ -127,13 +127,13 @@ func (d *doctor) results(ctx context.Context) []verdict {
 func (d *doctor) docker(ctx context.Context) []verdict {
 	engine, err := compose.NewEngine(d.config.EngineConfig())
 	if err != nil {
-		return fail("Correct DOCKER_HOST and DOCKER_CERT_PATH", "%v", err)
+		return fail("Correct "+d.config.names("DOCKER_HOST", "DOCKER_CERT_PATH"), "%v", err)
 	}
 	defer engine.Close()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := engine.Ping(ctx); err != nil {
-		return fail("Start the engine, mount its socket, or set DOCKER_HOST; this user needs the right to use it", "%v", err)
+		return fail("Start the engine, mount its socket, or set "+d.config.name("DOCKER_HOST")+"; this user needs the right to use it", "%v", err)
 	}
 	return ok("engine answers at %s", cmp.Or(d.config.DockerHost, "the local socket"))
 }

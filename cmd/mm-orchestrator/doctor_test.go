@@ -123,14 +123,14 @@ func TestDoctorNamesTheCure(t *testing.T) {
 		args                     []string
 	}{
 		{"queue", "queue", "x-queue-type: quorum", "", []string{"--queue=quorum.run"}},
-		{"broker away", "broker", "connection refused", "CELERY_BROKER_URL", []string{"--broker-url=amqp://127.0.0.1:1"}},
-		{"database away", "database", "connection refused", "POSTGRES_", []string{"--database-url=postgres://127.0.0.1:1/x"}},
+		{"broker away", "broker", "connection refused", "comes from --broker-url", []string{"--broker-url=amqp://127.0.0.1:1"}},
+		{"database away", "database", "connection refused", "comes from --database-url", []string{"--database-url=postgres://127.0.0.1:1/x"}},
 		{"no tables", "tables", "has no table", "", []string{"--database-url=" + bare}},
-		{"docker away", "docker", "at unix:///nowhere/docker.sock: no such file or directory", "DOCKER_HOST", []string{"--docker-host=unix:///nowhere/docker.sock"}},
+		{"docker away", "docker", "at unix:///nowhere/docker.sock: no such file or directory", "set --docker-host;", []string{"--docker-host=unix:///nowhere/docker.sock"}},
 		{"no workspace", "workspace", "does not exist", "", []string{"--workspace=/nowhere/at/all"}},
 		{"no repository", "git", "is no git work tree", "WORKSPACE_ROOT", nil},
-		{"compose", "compose", "/nowhere/docker-compose cannot be run", "MM_ORCHESTRATOR_COMPOSE", []string{"--compose=/nowhere/docker-compose"}},
-		{"disk", "artifacts", "left, less than the 1000000000 MiB of MM_ORCHESTRATOR_DISK_RESERVE", "Free some space", []string{"--disk-reserve=1000000000"}},
+		{"compose", "compose", "/nowhere/docker-compose cannot be run", "set --compose to", []string{"--compose=/nowhere/docker-compose"}},
+		{"disk", "artifacts", "left, less than the 1000000000 MiB of --disk-reserve", "Free some space", []string{"--disk-reserve=1000000000"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

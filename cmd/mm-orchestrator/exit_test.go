@@ -26,7 +26,7 @@ func TestExitCodes(t *testing.T) {
 		{worker.ErrVhost, 77},
 		{worker.ErrPermission, 77},
 		{&worker.MismatchError{}, 78},
-		{cureBroker(&worker.MismatchError{}), 78},
+		{(&configuration{}).cureBroker(&worker.MismatchError{}), 78},
 		{&store.Error{Kind: store.ErrUnavailable}, 69},
 		{&store.Error{Kind: store.ErrRefused}, 77},
 		{&store.Error{Kind: store.ErrSchema}, 78},

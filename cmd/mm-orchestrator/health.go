@@ -45,7 +45,7 @@ func (f *healthFlags) run(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	if c.Listen == "" {
-		return &configError{"MM_ORCHESTRATOR_LISTEN is empty, so that the worker answers no probes: set it to host:port for worker and health alike"}
+		return &configError{c.name("MM_ORCHESTRATOR_LISTEN") + " is empty, so that the worker answers no probes: set it to host:port for worker and health alike"}
 	}
 	path := "/healthz"
 	if f.ready {

@@ -46,7 +46,13 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database()}, tablesDatabase, c.Wait, p.say)
+	wait := c.Wait
+	if f.dryRun && !in.parsed.Flags().Changed("wait") {
+		// Somebody looks, and wants to hear at once what is wrong. Only a flag on
+		// the same command line says otherwise.
+		wait = 0
+	}
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: typedRetry}, c.tablesDatabase(), wait, p.say)
 	if err != nil {
 		return err
 	}
@@ -67,7 +73,7 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 	}
 	p.reportMigration(report, f.dryRun)
 	if c.resultsElsewhere() {
-		if err := p.migrateResults(ctx, c, results, f.dryRun); err != nil {
+		if err := p.migrateResults(ctx, c, results, wait, f.dryRun); err != nil {
 			return err
 		}
 	}
@@ -121,8 +127,8 @@ var ownTableWords = map[string]string{
 }
 
 // migrateResults makes Celery's tables in a database of their own.
-func (p *program) migrateResults(ctx context.Context, c *configuration, config store.ResultsConfig, dryRun bool) error {
-	db, err := openStore(ctx, store.Config{URL: c.Results}, resultsDatabase, c.Wait, p.say)
+func (p *program) migrateResults(ctx context.Context, c *configuration, config store.ResultsConfig, wait time.Duration, dryRun bool) error {
+	db, err := openStore(ctx, store.Config{URL: c.Results, RetryFor: typedRetry}, c.resultsDatabase(), wait, p.say)
 	if err != nil {
 		return err
 	}
@@ -156,6 +162,10 @@ func (p *program) reportMigration(report store.Report, dryRun bool) {
 		fmt.Fprintf(p.stdout, "  %s\n", line)
 	}
 }
+
+// typedRetry is how long a statement of a command that somebody has typed is
+// tried again when the connection breaks: a person who waits is told soon.
+const typedRetry = 5 * time.Second
 
 // say tells of something that takes time.
 func (p *program) say(what string, err error) {

@@ -115,7 +115,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, tablesDatabase, 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}
@@ -190,7 +190,7 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) error
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: 5 * time.Second}, tablesDatabase, 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}
@@ -283,7 +283,7 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 		}
 		return err
 	})
-	return returned, cureBroker(err)
+	return returned, c.cureBroker(err)
 }
 
 func (f *returnParkedFlags) tell(p *program, report returnedReport, elsewhere map[string]int) error {

@@ -124,6 +124,7 @@ func resolve(env environment, flags *settingFlags) (*configuration, []effective,
 			problems = append(problems, value.problem(err))
 		}
 	}
+	c.values = values
 	problems = append(problems, flagsInVain(values)...)
 	if len(problems) == 0 {
 		if err := c.check(); err != nil {

@@ -80,7 +80,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, tablesDatabase, 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}

@@ -122,15 +122,16 @@ func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrato
 	}
 	if root, err := c.place().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
-		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least) }})
+		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})
 	}
 	return list
 }
 
 // checkWorkspace says what is wrong with the repository's directory.
-func checkWorkspace(path string) error {
+func (c *configuration) checkWorkspace() error {
+	path := c.Workspace
 	info, err := os.Stat(path)
-	const cure = "Mount the repository there, or name its directory by WORKSPACE_ROOT"
+	cure := "Mount the repository there, or name its directory by " + c.name("WORKSPACE_ROOT")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return &configError{fmt.Sprintf("workspace %s does not exist. %s", path, cure)}
@@ -206,27 +207,4 @@ func redacted(redactor *artifacts.Redactor, probe metrics.Probe) metrics.Probe {
 		}
 		return nil
 	}
-}
-
-// cureBroker completes an error with which the engine could not start, in the
-// names of the variables that an operator can change.
-func cureBroker(err error) error {
-	const address = "The address comes from CELERY_BROKER_URL; `mm-orchestrator config` shows it"
-	var mismatch *worker.MismatchError
-	switch {
-	case errors.As(err, &mismatch):
-		ours := *mismatch
-		switch {
-		case ours.What == "exchange":
-			ours.Cure = "Name another by ORCHESTRATOR_CELERY_EXCHANGE, or delete the exchange."
-		case ours.Argument == "x-queue-type":
-			ours.Cure = fmt.Sprintf("Set MM_ORCHESTRATOR_QUEUE_TYPE=%s, or delete the queue.", cmp.Or(ours.Current, "none"))
-		case ours.Argument != "":
-			ours.Cure = "Delete the queue, and see that every program declares it alike."
-		}
-		return &ours
-	case errors.Is(err, worker.ErrUnreachable), errors.Is(err, worker.ErrCredentials), errors.Is(err, worker.ErrVhost):
-		return &curedError{err, address}
-	}
-	return err
 }

@@ -70,6 +70,9 @@ type configuration struct {
 	HealthLimit time.Duration
 	// DiskReserve is in MiB.
 	DiskReserve int
+
+	// values are what resolve has read, with their origins.
+	values []effective
 }
 
 // EngineConfig is how the docker engine is reached: by TLS only where the
@@ -598,11 +601,12 @@ func (c *configuration) check() error {
 		c.RoutingKey = c.Queue
 	}
 	if c.DockerTLSVerify != "" && c.DockerCertPath == "" {
-		return &configError{Text: "DOCKER_TLS_VERIFY is set, and DOCKER_CERT_PATH does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem"}
+		return &configError{Text: fmt.Sprintf("%s is set, and %s does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem",
+			c.name("DOCKER_TLS_VERIFY"), c.name("DOCKER_CERT_PATH"))}
 	}
 	if c.Listen != "" && !c.ListenRemote && !metrics.Loopback(c.Listen) {
-		return &configError{Text: fmt.Sprintf("MM_ORCHESTRATOR_LISTEN is %q, which other machines can reach: "+
-			"set MM_ORCHESTRATOR_LISTEN_REMOTE=true if that is meant, or use 127.0.0.1", c.Listen)}
+		return &configError{Text: fmt.Sprintf("%s is %q, which other machines can reach: set %s if that is meant, or use 127.0.0.1",
+			c.name("MM_ORCHESTRATOR_LISTEN"), c.Listen, c.assign("MM_ORCHESTRATOR_LISTEN_REMOTE", "true"))}
 	}
 	return nil
 }

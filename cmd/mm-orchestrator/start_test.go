@@ -64,7 +64,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"workspace missing", []string{"--workspace=/nowhere/at/all"}, exitConfig,
-			[]string{"workspace /nowhere/at/all does not exist", "WORKSPACE_ROOT"},
+			[]string{"workspace /nowhere/at/all does not exist", "name its directory by --workspace"},
 		},
 		{
 			"workspace is a file", []string{"--workspace=" + file}, exitConfig,
@@ -72,23 +72,23 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"broker: no such host", []string{"--broker-url=amqp://u:s3cret@nowhere.invalid//"}, exitUnavailable,
-			[]string{"nowhere.invalid:5672", "no such host", "CELERY_BROKER_URL"},
+			[]string{"nowhere.invalid:5672", "no such host", "The address comes from --broker-url"},
 		},
 		{
 			"broker: refused", []string{"--broker-url=amqp://u:s3cret@127.0.0.1:1//"}, exitUnavailable,
-			[]string{"127.0.0.1:1", "connection refused", "CELERY_BROKER_URL"},
+			[]string{"127.0.0.1:1", "connection refused. Check that RabbitMQ runs and that the address is right. The address comes from --broker-url"},
 		},
 		{
 			"broker: password", []string{"--broker-url=" + withURL(t, good.broker, func(u *url.URL) { u.User = url.UserPassword("mm", "s3cret") })}, exitRefused,
-			[]string{broker.Host, `user "mm"`, "403", "CELERY_BROKER_URL"},
+			[]string{broker.Host, `user "mm"`, "403", "Check user and password. The address comes from --broker-url"},
 		},
 		{
 			"broker: vhost", []string{"--broker-url=" + withURL(t, good.broker, func(u *url.URL) { u.Path = "/no-such-vhost" })}, exitRefused,
-			[]string{broker.Host, `virtual host "no-such-vhost"`, "not found", "CELERY_BROKER_URL"},
+			[]string{broker.Host, `virtual host "no-such-vhost"`, "not found", "Create it, or give the user its permissions. The address comes from --broker-url"},
 		},
 		{
 			"broker: exchange of another type", []string{"--exchange=fan"}, exitConfig,
-			[]string{`exchange "fan" exists with type fanout`, "Name another by ORCHESTRATOR_CELERY_EXCHANGE, or delete the exchange", "PRECONDITION_FAILED"},
+			[]string{`exchange "fan" exists with type fanout`, "Name another by --exchange, or delete the exchange", "PRECONDITION_FAILED"},
 		},
 		{
 			"broker: queue of another type", []string{"--queue=quorum.run"}, exitConfig,
@@ -96,19 +96,19 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"database: no such host", []string{"--database-url=postgres://u:s3cret@nowhere.invalid/d"}, exitUnavailable,
-			[]string{"nowhere.invalid:5432/d", "POSTGRES_*", "MM_ORCHESTRATOR_DATABASE_URL"},
+			[]string{"nowhere.invalid:5432/d", "The address comes from --database-url"},
 		},
 		{
 			"database: refused", []string{"--database-url=postgres://u:s3cret@127.0.0.1:1/d"}, exitUnavailable,
-			[]string{"127.0.0.1:1/d", "connection refused", "POSTGRES_*"},
+			[]string{"127.0.0.1:1/d", "connection refused", "The address comes from --database-url"},
 		},
 		{
 			"database: role", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.User = url.UserPassword("nobody-at-all", "s3cret") })}, exitRefused,
-			[]string{`"nobody-at-all"`, "POSTGRES_*"},
+			[]string{`"nobody-at-all"`, "Check --database-url"},
 		},
 		{
 			"database: name", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.Path = "/no-such-db" })}, exitRefused,
-			[]string{`database "no-such-db" does not exist`, "Create it"},
+			[]string{`database "no-such-db" does not exist`, "Create it, or name another by --database-url"},
 		},
 		{
 			"database: MoonMind's tables are missing", []string{"--database-url=" + bare}, exitConfig,
@@ -116,11 +116,11 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"result backend: refused", []string{"--result-backend=db+postgresql://u:s3cret@127.0.0.1:1/d"}, exitUnavailable,
-			[]string{"127.0.0.1:1/d", "connection refused", "CELERY_RESULT_BACKEND"},
+			[]string{"127.0.0.1:1/d", "connection refused", "The address comes from --result-backend"},
 		},
 		{
 			"listener: in use", []string{"--listen=" + taken.Addr().String()}, exitConfig,
-			[]string{taken.Addr().String(), "in use by another process", "MM_ORCHESTRATOR_LISTEN"},
+			[]string{taken.Addr().String(), "in use by another process", "Set --listen to another address, or to nothing"},
 		},
 		{
 			"listener: for all", []string{"--listen=0.0.0.0:0"}, exitConfig,

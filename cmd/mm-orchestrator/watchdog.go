@@ -164,14 +164,15 @@ func (w *watchdog) reasons() error {
 	return errors.New(strings.Join(reasons, "; "))
 }
 
-// diskSpace says whether there is too little room where artifacts lie.
-func diskSpace(dir string, least uint64) error {
+// diskSpace says whether there is too little room where artifacts lie. reserve
+// names the setting that demands it.
+func diskSpace(dir string, least uint64, reserve string) error {
 	free, err := freeSpace(dir)
 	if err != nil {
 		return fmt.Errorf("artifact root %s cannot be looked at: %w", dir, err)
 	}
 	if free < least {
-		return fmt.Errorf("disk of artifact root %s has %s left, less than the %s of MM_ORCHESTRATOR_DISK_RESERVE", dir, mebibytes(free), mebibytes(least))
+		return fmt.Errorf("disk of artifact root %s has %s left, less than the %s of %s", dir, mebibytes(free), mebibytes(least), reserve)
 	}
 	return nil
 }

@@ -118,10 +118,10 @@ func TestALookThatHangs(t *testing.T) {
 func TestDiskSpace(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir() + "/not/there/yet"
-	if err := diskSpace(dir, 1); err != nil {
+	if err := diskSpace(dir, 1, ""); err != nil {
 		t.Error(err)
 	}
-	if err := diskSpace(dir, 1<<62); err == nil || !strings.Contains(err.Error(), "MM_ORCHESTRATOR_DISK_RESERVE") {
+	if err := diskSpace(dir, 1<<62, "MM_ORCHESTRATOR_DISK_RESERVE"); err == nil || !strings.Contains(err.Error(), "MM_ORCHESTRATOR_DISK_RESERVE") {
 		t.Error(err)
 	}
 }

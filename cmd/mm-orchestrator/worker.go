@@ -42,7 +42,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return err
 	}
-	if err := checkWorkspace(c.Workspace); err != nil {
+	if err := c.checkWorkspace(); err != nil {
 		return err
 	}
 	environ := c.ChildEnvironment(p.env)
@@ -76,7 +76,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	engine, err := compose.NewEngine(c.EngineConfig())
 	if err != nil {
-		return &configError{fmt.Sprintf("DOCKER_HOST %q or DOCKER_CERT_PATH %q cannot be used: %v", c.DockerHost, c.DockerCertPath, err)}
+		return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), c.DockerHost, c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
 	}
 	defer engine.Close()
 
@@ -118,11 +118,11 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			Ready: redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
 		})
 		if err != nil {
-			return &curedError{err, "Set MM_ORCHESTRATOR_LISTEN to another address, or to nothing"}
+			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to nothing"}
 		}
 	}
 	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
-	return cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
+	return c.cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }
 
 // listen takes the configured address. A second worker on a machine finds the
