@@ -31,6 +31,9 @@ type MigrateOptions struct {
 	ResultTables *ResultsConfig
 	// DryRun plans and changes nothing.
 	DryRun bool
+	// Rehearse does everything and takes it back before anybody sees it, to
+	// find out whether this role may. Locks are taken as by the real thing.
+	Rehearse bool
 }
 
 // ReportStep is one thing that a migration does.
@@ -78,6 +81,17 @@ func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
 		step.Done = true
 	}
 	return nil
+}
+
+// rehearse runs the steps and takes them back.
+func (r Report) rehearse(ctx context.Context, tx pgx.Tx) error {
+	inner, err := tx.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer inner.Rollback(ctx)
+	steps := Report{Steps: append([]ReportStep(nil), r.Steps...)}
+	return steps.run(ctx, inner)
 }
 
 // lockMigrations makes the transaction the only migration. From then on it
@@ -133,8 +147,11 @@ func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, er
 			}
 			report.Steps = append(report.Steps, steps...)
 		}
-		if options.DryRun {
+		switch {
+		case options.DryRun:
 			return nil
+		case options.Rehearse:
+			return report.rehearse(ctx, tx)
 		}
 		return report.run(ctx, tx)
 	})

@@ -71,6 +71,21 @@ func (r *Results) PlanResultTable(ctx context.Context) (Report, error) {
 	return report, err
 }
 
+// RehearseResultTable does what EnsureResultTable would and takes it back, to
+// find out whether this role may.
+func (r *Results) RehearseResultTable(ctx context.Context) error {
+	return r.store.inTx(ctx, "prepare the result table "+r.config.Table, func(tx pgx.Tx) error {
+		if err := lockMigrations(ctx, tx); err != nil {
+			return err
+		}
+		steps, err := planResultTables(ctx, tx, r.config)
+		if err != nil {
+			return err
+		}
+		return Report{Steps: steps}.rehearse(ctx, tx)
+	})
+}
+
 // resultTable is one of Celery's two tables, for planning.
 type resultTable struct {
 	name, sequence string

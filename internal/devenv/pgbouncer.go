@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -28,17 +29,18 @@ func findPgBouncer() string {
 
 // Pooler starts a PgBouncer of the test's own in front of a database of
 // [Database] and returns the database's URL by way of it, when it answers.
-// Mode is session, transaction or statement. It ends with the test.
-func Pooler(t testing.TB, database, mode string) string {
+// Mode is session, transaction or statement; settings are further lines of its
+// configuration. It ends with the test.
+func Pooler(t testing.TB, database, mode string, settings ...string) string {
 	t.Helper()
-	address, err := startPooler(t, database, mode)
+	address, err := startPooler(t, database, mode, settings)
 	if err != nil {
 		t.Fatalf("PgBouncer of this test: %v", err)
 	}
 	return address
 }
 
-func startPooler(t testing.TB, database, mode string) (string, error) {
+func startPooler(t testing.TB, database, mode string, settings []string) (string, error) {
 	program := findPgBouncer()
 	if program == "" {
 		return "", errors.New("it is not installed; install it, on Debian as root: apt-get install --no-install-recommends pgbouncer")
@@ -81,7 +83,8 @@ unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = %s
 pool_mode = %s
-`, server.Hostname(), server.Port(), ports[0], filepath.Join(home, "users"), mode),
+%s
+`, server.Hostname(), server.Port(), ports[0], filepath.Join(home, "users"), mode, strings.Join(settings, "\n")),
 		}
 		for name, content := range files {
 			path := filepath.Join(home, name)

@@ -11,6 +11,8 @@ import (
 	_ "embed"
 	"encoding/json"
 	"log/slog"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,16 +30,22 @@ var Steps = []store.Step{store.StepAnalyze, store.StepPatch, store.StepBuild, st
 
 // Database is one test's own.
 type Database struct {
+	// URL is what a worker is given. In a database that New made its role may
+	// do what [store.WorkerPrivileges] says, and nothing else: a statement that
+	// needs more fails its test.
 	URL string
-	// Pool is for what a test asks or breaks itself.
+	// OwnerURL is for who makes tables.
+	OwnerURL string
+	// Pool is for what a test asks or breaks itself. It is the owner's.
 	Pool *pgxpool.Pool
 }
 
 // Empty makes a database with nothing in it. It is dropped when the test ends.
 func Empty(t testing.TB) *Database {
 	t.Helper()
-	d := &Database{URL: devenv.Database(t)}
-	config, err := pgxpool.ParseConfig(d.URL)
+	address := devenv.Database(t)
+	d := &Database{URL: address, OwnerURL: address}
+	config, err := pgxpool.ParseConfig(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,10 +65,60 @@ func New(t testing.TB) *Database {
 	if _, err := d.Open(t).Migrate(t.Context(), options); err != nil {
 		t.Fatal(err)
 	}
+	d.URL = d.Role(t, "worker", Grants(store.WorkerPrivileges(options.ResultTables)...)...)
 	return d
 }
 
-// Open opens a store on the database, as one worker does. Its log goes to the
+// Role makes a role that may log in and is granted these things ("SELECT ON
+// holds"), and returns the database's URL for it. Its name ends with the one
+// given. It is dropped when the test ends.
+func (d *Database) Role(t testing.TB, name string, grants ...string) string {
+	t.Helper()
+	u, err := url.Parse(d.OwnerURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := strings.Trim(u.Path, "/") + "_" + name
+	u.User = url.UserPassword(plain, "open")
+	role := pgx.Identifier{plain}.Sanitize()
+	d.exec(t, `CREATE ROLE `+role+` LOGIN PASSWORD 'open'`)
+	t.Cleanup(func() {
+		for _, statement := range []string{`DROP OWNED BY ` + role, `DROP ROLE ` + role} {
+			if _, err := d.Pool.Exec(context.Background(), statement); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for _, grant := range grants {
+		d.exec(t, `GRANT `+grant+` TO `+role)
+	}
+	return u.String()
+}
+
+// Grants are what Role needs to give exactly these privileges, and the schemas
+// that they are in.
+func Grants(privileges ...store.Privilege) []string {
+	grants := []string{"USAGE ON SCHEMA public, mm_orchestrator"}
+	for _, p := range privileges {
+		name := pgx.Identifier{p.Object}
+		if p.Schema != "" {
+			name = pgx.Identifier{p.Schema, p.Object}
+		}
+		grant := p.Name
+		if p.Columns != nil {
+			grant += " (" + strings.Join(p.Columns, ", ") + ")"
+		}
+		if p.Name == "USAGE" {
+			grant += " ON SEQUENCE "
+		} else {
+			grant += " ON "
+		}
+		grants = append(grants, grant+name.Sanitize())
+	}
+	return grants
+}
+
+// Open opens a store on the database by its URL, as one worker does. Its log goes to the
 // test; it is closed when the test ends.
 func (d *Database) Open(t testing.TB, change ...func(*store.Config)) *store.Store {
 	t.Helper()
