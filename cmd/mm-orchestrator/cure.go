@@ -88,7 +88,10 @@ func (c *configuration) resultsDatabase() databaseRole {
 // cureDatabase completes an error of package store that came up when the
 // database was opened.
 func cureDatabase(role databaseRole, err error) error {
+	var known *store.Error
 	switch {
+	case errors.As(err, &known) && known.Code == "53300": // too many connections
+		return &curedError{err, "End what uses them, or raise the limit of the role, the database or the server: a worker needs one connection for each step that it runs at a time, and two more"}
 	case errors.Is(err, store.ErrUnavailable):
 		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? The address comes from %s", role.address)}
 	case errors.Is(err, store.ErrRefused):

@@ -106,11 +106,9 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 			d.close()
 		}
 	}()
+	say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
 	open := func(url secret.String, role databaseRole) (*store.Store, error) {
-		say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
-		// A connection for each step that may end at the same time, and one
-		// for probes.
-		s, err := openStore(ctx, store.Config{URL: url, Worker: c.Node, Connections: c.Concurrency + 1, Logger: log}, role, c.Wait, say)
+		s, err := openStore(ctx, store.Config{URL: url, Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, say)
 		if err == nil {
 			d.opened = append(d.opened, s)
 		}
@@ -120,60 +118,110 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	if d.tables, err = open(c.Database(), c.tablesDatabase()); err != nil {
 		return nil, err
 	}
+	var elsewhere *store.Store
+	if c.resultsElsewhere() {
+		if elsewhere, err = open(c.Results, c.resultsDatabase()); err != nil {
+			return nil, err
+		}
+	}
+	if err = checkConnections(ctx, d.tables, elsewhere, c.Wait, say); err != nil {
+		return nil, err
+	}
 	if err = d.tables.CheckSession(ctx); err != nil {
 		return nil, err
 	}
-	options := store.MigrateOptions{}
-	if !c.Results.IsZero() && !c.resultsElsewhere() {
-		config := c.resultsConfig()
-		options.ResultTables = &config
-	}
-	if err = prepareTables(ctx, d.tables, options, c, log); err != nil {
+	if err = prepareTables(ctx, d.tables, store.MigrateOptions{ResultTables: c.resultTables()}, c, log); err != nil {
 		return nil, err
 	}
 	if c.Results.IsZero() {
 		return d, nil
 	}
 	home := d.tables
-	if c.resultsElsewhere() {
-		if home, err = open(c.Results, c.resultsDatabase()); err != nil {
-			return nil, err
-		}
+	if elsewhere != nil {
+		home = elsewhere
 	}
 	backend, err := store.NewResults(home, c.resultsConfig())
 	if err != nil {
 		return nil, err
 	}
-	if c.AutoMigrate && c.resultsElsewhere() {
-		report, err := backend.EnsureResultTable(ctx)
-		if err != nil {
+	if elsewhere != nil {
+		if err = prepareResults(ctx, backend, home, c, log); err != nil {
 			return nil, err
 		}
-		logReport(log, home, report)
 	}
 	d.results = resultBackend{backend}
 	return d, nil
 }
 
+// resultTables are those in the database of the tables, nil if there are none.
+func (c *configuration) resultTables() *store.ResultsConfig {
+	if c.Results.IsZero() || c.resultsElsewhere() {
+		return nil
+	}
+	config := c.resultsConfig()
+	return &config
+}
+
 // prepareTables makes or upgrades what is ours, or says what is missing.
 func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, c *configuration, log *slog.Logger) error {
+	// First, as it says more than a statement that fails for want of a right.
+	// What is made here belongs to us.
+	if err := db.CheckPrivileges(ctx, options.ResultTables); err != nil {
+		return cureAccess(err)
+	}
 	options.DryRun = !c.AutoMigrate
 	report, err := db.Migrate(ctx, options)
 	switch {
 	case errors.Is(err, store.ErrRefused):
-		return &curedError{err, "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with " + c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "false")}
+		return &curedError{err, c.cureMigration()}
 	case err != nil:
 		return err
 	case c.AutoMigrate:
 		logReport(log, db, report)
 	default:
-		for _, step := range report.Steps {
-			if !step.ByOwner {
-				return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set %s", db.Place(), step.What, c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"))}
-			}
+		if err := c.unprepared(db, report); err != nil {
+			return err
 		}
 	}
 	return db.CheckSchema(ctx)
+}
+
+// cureMigration is for a role that may not make tables.
+func (c *configuration) cureMigration() string {
+	return "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with " + c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "false")
+}
+
+// prepareResults does the same for a database in which only results are kept.
+func prepareResults(ctx context.Context, backend *store.Results, home *store.Store, c *configuration, log *slog.Logger) error {
+	if err := backend.CheckPrivileges(ctx); err != nil {
+		return cureAccess(err)
+	}
+	if !c.AutoMigrate {
+		report, err := backend.PlanResultTable(ctx)
+		if err == nil {
+			err = c.unprepared(home, report)
+		}
+		return err
+	}
+	report, err := backend.EnsureResultTable(ctx)
+	switch {
+	case errors.Is(err, store.ErrRefused):
+		return &curedError{err, c.cureMigration()}
+	case err == nil:
+		logReport(log, home, report)
+	}
+	return err
+}
+
+// unprepared says what is still to be done, nil if it is nothing or somebody
+// else's.
+func (c *configuration) unprepared(db *store.Store, report store.Report) error {
+	for _, step := range report.Steps {
+		if !step.ByOwner {
+			return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set %s", db.Place(), step.What, c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"))}
+		}
+	}
+	return nil
 }
 
 func logReport(log *slog.Logger, db *store.Store, report store.Report) {

@@ -80,7 +80,10 @@ var checks = []check{
 	{"broker", "", (*doctor).broker},
 	{"queue", "broker", (*doctor).queue},
 	{"database", "", (*doctor).database},
-	{"tables", "database", (*doctor).tables},
+	{"connections", "database", (*doctor).connections},
+	{"session", "connections", (*doctor).session},
+	{"privileges", "database", (*doctor).privileges},
+	{"tables", "privileges", (*doctor).tables},
 	{"results", "database", (*doctor).results},
 	{"clock", "database", (*doctor).clock},
 	{"docker", "", (*doctor).docker},
@@ -104,9 +107,13 @@ type doctor struct {
 	// What earlier checks leave to later ones; nil or empty if they failed.
 	inspected *worker.Inspection
 	db        *store.Store
-	runs      []store.ListedRun
-	workTree  string // the top of the work tree that the workspace is in
-	composing compose.Program
+	// elsewhere is the result backend's, nil if that is db.
+	elsewhere    *store.Store
+	elsewhereErr error
+	columns      error // what the shared tables lack
+	runs         []store.ListedRun
+	workTree     string // the top of the work tree that the workspace is in
+	composing    compose.Program
 }
 
 func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
@@ -147,8 +154,10 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 // look say so.
 func (d *doctor) examine(ctx context.Context) {
 	defer func() {
-		if d.db != nil {
-			d.db.Close()
+		for _, s := range []*store.Store{d.elsewhere, d.db} {
+			if s != nil {
+				s.Close()
+			}
 		}
 	}()
 	useless := map[string]bool{} // checks that those which need them cannot build on

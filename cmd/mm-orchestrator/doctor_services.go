@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -48,20 +50,60 @@ func (d *doctor) queue(context.Context) []verdict {
 	return list
 }
 
+// open opens a database as a worker does.
+func (d *doctor) open(ctx context.Context, url secret.String, role databaseRole) (*store.Store, error) {
+	config := store.Config{URL: url, Worker: "mm-orchestrator doctor", RetryFor: time.Second, Connections: d.config.connectionsPerStore()}
+	return openStore(ctx, config, role, 0, func(string, error) {})
+}
+
 func (d *doctor) database(ctx context.Context) []verdict {
-	db, err := openStore(ctx, store.Config{URL: d.config.Database(), Worker: "mm-orchestrator doctor", RetryFor: time.Second}, d.config.tablesDatabase(), 0, func(string, error) {})
+	db, err := d.open(ctx, d.config.Database(), d.config.tablesDatabase())
 	if err != nil {
 		return failed(err)
 	}
 	d.db = db
 	version, err := db.ServerVersion(ctx)
-	if err == nil {
-		err = db.CheckSession(ctx)
-	}
 	if err != nil {
 		return failed(err)
 	}
 	return ok("PostgreSQL %s at %s", version, db.Place())
+}
+
+// connections says whether a worker gets all that it needs at a time. What
+// others use now, a worker perhaps that is about to be replaced, is no failure.
+func (d *doctor) connections(ctx context.Context) []verdict {
+	if d.config.resultsElsewhere() {
+		// If it cannot be opened, results says so.
+		d.elsewhere, d.elsewhereErr = d.open(ctx, d.config.Results, d.config.resultsDatabase())
+	}
+	err := store.CheckConnections(ctx, d.db, d.elsewhere)
+	var few *store.TooFewConnections
+	switch {
+	case err == nil:
+		return ok("a worker that runs %d at a time gets the %d that it needs", d.config.Concurrency, d.config.connectionsPerStore()+1)
+	case errors.As(err, &few) && few.Busy:
+		return note("They suffice if a worker is among the others that stops before this one starts. Otherwise: "+few.Cure, "%v", err)
+	}
+	return failed(cureAccess(err))
+}
+
+// session says whether the worker's lock lasts.
+func (d *doctor) session(ctx context.Context) []verdict {
+	if err := d.db.CheckSession(ctx); err != nil {
+		return failed(err)
+	}
+	return ok("a connection keeps its session, and with it the worker's lock")
+}
+
+func (d *doctor) privileges(ctx context.Context) []verdict {
+	err := d.db.CheckPrivileges(ctx, d.config.resultTables())
+	if errors.Is(err, store.ErrSchema) {
+		d.columns, err = err, nil
+	}
+	if err != nil {
+		return failed(cureAccess(err))
+	}
+	return ok("the role may read and write what a worker reads and writes")
 }
 
 func (d *doctor) tables(ctx context.Context) []verdict {
@@ -75,12 +117,19 @@ func (d *doctor) tables(ctx context.Context) []verdict {
 		_, shared = d.db.Migrate(ctx, store.MigrateOptions{DryRun: true, SharedTables: true})
 	}
 	missing := d.db.CheckSchema(ctx)
+	compared := "MoonMind's are as expected"
+	if errors.Is(shared, store.ErrRefused) {
+		// To compare them, they are made a second time for a moment.
+		compared, shared = "MoonMind's have all columns that a worker writes (this role may make no schema, by which to compare more)", nil
+	}
 	var difference *store.SchemaDifference
 	switch {
 	case err != nil:
 		return failed(err)
 	case missing != nil && len(plan.Steps) == 0, missing != nil && strings.Contains(missing.Error(), "has no table"):
 		return failed(missing)
+	case d.columns != nil:
+		return failed(d.columns)
 	case errors.As(shared, &difference):
 		return note("If the names and types of columns are those of MoonMind's newest migrations, this is no harm",
 			"MoonMind's tables differ from those that this program was tested with: %v", shared)
@@ -90,9 +139,12 @@ func (d *doctor) tables(ctx context.Context) []verdict {
 		return fail("Run `mm-orchestrator migrate`, or set "+d.config.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"),
 			"MoonMind's are there; ours are not ready: %s", strings.Join(plan.Lines(), "; "))
 	case len(plan.Steps) > 0:
-		return ok("MoonMind's are as expected; the worker makes ours at its start (%d steps, `mm-orchestrator migrate --dry-run` shows them)", len(plan.Steps))
+		if _, err := d.db.Migrate(ctx, store.MigrateOptions{Rehearse: true}); err != nil {
+			return fail("Let the owner of the database run `mm-orchestrator migrate`", "MoonMind's are there; the worker would make ours at its start, and may not: %v", err)
+		}
+		return ok("%s; the worker makes ours at its start (%d steps, `mm-orchestrator migrate --dry-run` shows them)", compared, len(plan.Steps))
 	}
-	return ok("MoonMind's are as expected, schema mm_orchestrator is of this version")
+	return ok("%s, schema mm_orchestrator is of this version", compared)
 }
 
 func (d *doctor) results(ctx context.Context) []verdict {
@@ -101,16 +153,17 @@ func (d *doctor) results(ctx context.Context) []verdict {
 	}
 	home := d.db
 	if d.config.resultsElsewhere() {
-		var err error
-		home, err = openStore(ctx, store.Config{URL: d.config.Results, Worker: "mm-orchestrator doctor", RetryFor: time.Second}, d.config.resultsDatabase(), 0, func(string, error) {})
-		if err != nil {
-			return failed(err)
+		if d.elsewhereErr != nil {
+			return failed(d.elsewhereErr)
 		}
-		defer home.Close()
+		home = d.elsewhere
 	}
 	backend, err := store.NewResults(home, d.config.resultsConfig())
 	if err != nil {
 		return failed(err)
+	}
+	if err := backend.CheckPrivileges(ctx); err != nil {
+		return failed(cureAccess(err))
 	}
 	plan, err := backend.PlanResultTable(ctx)
 	switch {
@@ -118,7 +171,12 @@ func (d *doctor) results(ctx context.Context) []verdict {
 		return failed(err)
 	case len(plan.Steps) == 0:
 		return ok("celery_taskmeta at %s, written as %s", home.Place(), d.config.ResultEncoding)
+	case !slices.ContainsFunc(plan.Steps, func(step store.ReportStep) bool { return !step.ByOwner }):
+		return note("As the owner of the tables, run what is said", "celery_taskmeta at %s, written as %s without what Celery 5.7 needs; %s", home.Place(), d.config.ResultEncoding, strings.Join(plan.Lines(), "; "))
 	case d.config.AutoMigrate:
+		if err := backend.RehearseResultTable(ctx); err != nil {
+			return fail("Let the owner of the database run `mm-orchestrator migrate`", "at %s; the worker would make its tables at its start, and may not: %v", home.Place(), err)
+		}
 		return ok("at %s; the worker will %s", home.Place(), strings.Join(plan.Lines(), "; "))
 	}
 	return fail("Run `mm-orchestrator migrate`", "at %s is still to be done: %s", home.Place(), strings.Join(plan.Lines(), "; "))

@@ -28,7 +28,7 @@ func TestPgBouncerThatBreaksLocksIsRefused(t *testing.T) {
 					t.Errorf("%d lines, or no %q:\n%s", len(lines), want, p.stderr.String())
 				}
 			}
-			f := diagnose(t, s.env(), exitFailure, "--database-url", through)["database"]
+			f := diagnose(t, s.env(), exitFailure, "--database-url", through)["session"]
 			if f.Status != statusFail || !strings.Contains(f.Found, "pool_mode=session") {
 				t.Errorf("doctor: %+v", f)
 			}

@@ -120,6 +120,9 @@ func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrato
 	for _, s := range db.opened {
 		list = append(list, vital{name: "the database " + s.Place(), limit: c.HealthLimit, look: s.Ping})
 	}
+	// It answers by one connection while another, without which no step begins,
+	// may be refused.
+	list = append(list, vital{name: "the session that proves this worker alive", limit: c.HealthLimit, look: func(context.Context) error { return db.tables.LockHeld() }})
 	if root, err := c.place().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
 		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})
