@@ -219,7 +219,11 @@ func handshakeError(err error, broker address.Broker) error {
 		return &ConnectError{Kind: ErrCredentials, What: fmt.Sprintf("user %q at %s (RabbitMQ: %s)", broker.User, broker.Place(), brokerText(closed)),
 			Cure: "Check user and password in the broker URL"}
 	}
-	return fmt.Errorf("%w: %s closed the connection at its start: %d %s", ErrUnreachable, broker.Place(), closed.Code, closed.Reason)
+	if !closed.Server {
+		return &ConnectError{Kind: ErrUnreachable, What: broker.Place() + " does not answer as RabbitMQ does", Err: errors.New(closed.Reason), Cure: "Check host and port"}
+	}
+	return &ConnectError{Kind: ErrUnreachable, What: fmt.Sprintf("%s closed the connection at its start (RabbitMQ: %s)", broker.Place(), brokerText(closed)),
+		Cure: "See RabbitMQ's log for the reason"}
 }
 
 // watch ends the session when its connection or its consuming channel goes.

@@ -88,7 +88,7 @@ func (p *program) root() *cobra.Command {
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
 	root.SetHelpFunc(func(*cobra.Command, []string) { writeOverview(p.stdout) })
-	version := root.Flags().Bool("version", false, "Print the version.")
+	version := root.Flags().BoolP("version", "v", false, "Print the version.")
 	root.RunE = func(_ *cobra.Command, words []string) error {
 		switch {
 		case *version:

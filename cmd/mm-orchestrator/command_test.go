@@ -29,6 +29,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs RUN --status=failed --json", 2, "--status is for the list of runs: leave it out, or run RUN"},
 		{"runs -L 5", 69, "connection refused"},
 		{"runs -L5", 69, "connection refused"},
+		{"runs -s failed", 69, "connection refused"},
 		{"runs --limit 5 --service api", 69, "connection refused"},
 		{"runs revoke RUN --reason x --wait 5s", 69, "connection refused"},
 		{"runs revoke --reason x RUN --wait 5", 69, "connection refused"},
@@ -91,6 +92,7 @@ func TestCommandLines(t *testing.T) {
 		{"help settings workspace_root", 0, "WORKSPACE_ROOT   --workspace directory"},
 		{"version", 0, "mm-orchestrator "},
 		{"--version", 0, "mm-orchestrator "},
+		{"-v", 0, "mm-orchestrator "},
 
 		// Mistakes, with what was meant.
 		{"", 2, "give a command"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -96,4 +97,27 @@ func TestNobodyWaitsInSilence(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A server that takes the connection and says nothing is told of, too.
+func TestASilentServerIsToldOf(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = silent.Close() })
+	_, port, err := net.SplitHostPort(silent.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"runs", "migrate", "parked"} {
+		p := start(t, environment{"POSTGRES_HOST=127.0.0.1", "POSTGRES_PORT=" + port, "MM_ORCHESTRATOR_WAIT=0"}, command)
+		eventually(t, "a word about the wait", func() error {
+			if text := p.stderr.String(); text != "mm-orchestrator: waiting for the database: no answer yet\n" {
+				return errors.New(text)
+			}
+			return nil
+		})
+	}
 }

@@ -16,13 +16,17 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
+// silence is how long a server may let a person wait before it is told of.
+const silence = 2 * time.Second
+
 // openStore opens a database. One that cannot be reached is waited for as
-// long as wait says; say is told once, when the waiting begins.
+// long as wait says; say is told once, when the waiting begins. It is also told
+// when the server takes its time to answer.
 func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, say func(what string, err error)) (*store.Store, error) {
 	deadline := time.Now().Add(wait)
 	pause := 250 * time.Millisecond
 	for said := false; ; pause = min(2*pause, 3*time.Second) {
-		s, err := store.Open(ctx, config)
+		s, err := openOnce(ctx, config, role, say)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) || time.Until(deadline) < pause {
 			return s, cureDatabase(role, err)
 		}
@@ -36,6 +40,21 @@ func openStore(ctx context.Context, config store.Config, role databaseRole, wait
 		case <-time.After(pause):
 		}
 	}
+}
+
+// openOnce tries once, which a server that takes the connection and says nothing
+// can draw out to ten seconds.
+func openOnce(ctx context.Context, config store.Config, role databaseRole, say func(what string, err error)) (*store.Store, error) {
+	said := make(chan struct{})
+	slow := time.AfterFunc(silence, func() {
+		defer close(said)
+		say("waiting for the "+role.what, errors.New("no answer yet"))
+	})
+	s, err := store.Open(ctx, config)
+	if !slow.Stop() {
+		<-said
+	}
+	return s, err
 }
 
 // resultsConfig is how Celery results are kept.

@@ -53,7 +53,7 @@ func (d *doctor) queue(context.Context) []verdict {
 // open opens a database as a worker does.
 func (d *doctor) open(ctx context.Context, url secret.String, role databaseRole) (*store.Store, error) {
 	config := store.Config{URL: url, Worker: "mm-orchestrator doctor", RetryFor: time.Second, Connections: d.config.connectionsPerStore()}
-	return openStore(ctx, config, role, 0, func(string, error) {})
+	return openStore(ctx, config, role, 0, d.program.say)
 }
 
 func (d *doctor) database(ctx context.Context) []verdict {

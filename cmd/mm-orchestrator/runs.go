@@ -41,7 +41,7 @@ var runsCommand = &command{
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &runsFlags{}
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
-		fs.StringVar(&f.status, "status", "", "Only runs of this `status`: "+oneOf(runStatuses)+". Default: any.")
+		fs.StringVarP(&f.status, "status", "s", "", "Only runs of this `status`: "+oneOf(runStatuses)+". Default: any.")
 		_ = fs.SetAnnotation("status", choices, runStatuses) // fails for unknown flags only
 		fs.StringVar(&f.service, "service", "", "Only runs for this target `service`. Default: any.")
 		fs.IntVarP(&f.limit, "limit", "L", 20, "How many to list, 1000 at the most.")
