@@ -53,6 +53,8 @@ var errConnectionGone = errors.New("the worker's session is not connected")
 // need it.
 type attendance struct {
 	connect *pgx.ConnConfig
+	// balance puts the hosts of a copy of connect into another order.
+	balance func(*pgx.ConnConfig)
 	log     *slog.Logger
 	// key of this Store, drawn at random: a worker that starts again is
 	// another holder, so the claims of its former life are free.
@@ -72,8 +74,8 @@ type attendance struct {
 	done    chan struct{} // closed by the loop when it has ended
 }
 
-func newAttendance(connect *pgx.ConnConfig, config Config, atWork func() bool) *attendance {
-	connect = connect.Copy()
+func newAttendance(c *connection, config Config, atWork func() bool) *attendance {
+	connect := c.pool.ConnConfig.Copy()
 	dial := connect.DialFunc
 	connect.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, reachTime)
@@ -82,6 +84,7 @@ func newAttendance(connect *pgx.ConnConfig, config Config, atWork func() bool) *
 	}
 	return &attendance{
 		connect: connect,
+		balance: c.balance,
 		log:     config.Logger,
 		key:     rand.Int64N(1<<62) + 1,
 		atWork:  atWork,
@@ -229,13 +232,20 @@ func (a *attendance) lastProven() time.Time {
 	return a.proven
 }
 
+// dial opens a session.
+func (a *attendance) dial(ctx context.Context) (*pgx.Conn, error) {
+	connect := a.connect.Copy()
+	a.balance(connect)
+	return pgx.ConnectConfig(ctx, connect)
+}
+
 // take opens the session and takes the lock. An old session of ours that the
 // server has not yet given up makes it wait, as does somebody who is looking.
 // At the time that it returns the lock was not yet lost.
 func (a *attendance) take(ctx context.Context) (*pgx.Conn, time.Time, error) {
 	limit, cancel := context.WithTimeout(ctx, a.connect.ConnectTimeout)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(limit, a.connect)
+	conn, err := a.dial(limit)
 	if err != nil {
 		return nil, time.Time{}, err
 	}

@@ -316,7 +316,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}{
 		{"", "URL is empty", store.ErrInvalid},
 		{"redis://:hush@h/0", "redis", store.ErrInvalid},
-		{"postgresql://u:hush@h:port/d", "u:***@h", store.ErrInvalid},
+		{"postgresql://u:hush@h:port/d", "postgresql://***: its port is not a number", store.ErrInvalid},
 		{"postgresql://u:hush@127.0.0.1:1/d", "cannot reach the database 127.0.0.1:1/d: connection refused", store.ErrUnavailable},
 		{"db+postgresql+psycopg2://u:hush@/d?host=/nowhere", "no such socket", store.ErrUnavailable},
 		{d.URL + "_missing", "does not exist", store.ErrRefused},

@@ -213,26 +213,6 @@ func TestCleanJSON(t *testing.T) {
 	}
 }
 
-func TestDatabaseURL(t *testing.T) {
-	t.Parallel()
-	for text, want := range map[string]string{
-		"postgres://u:p@h:5432/d":            "postgresql://u:p@h:5432/d",
-		"postgresql://h/d?sslmode=require":   "postgresql://h/d?sslmode=require",
-		"db+postgresql://u:p%40@h/d":         "postgresql://u:p%40@h/d",
-		"db+postgresql+psycopg2://u@h1,h2/d": "postgresql://u@h1,h2/d",
-		"postgresql+asyncpg://h/d":           "postgresql://h/d",
-		"host=h dbname=d":                    "host=h dbname=d",
-		"redis://h/0":                        "",
-		"db+mysql://h/d":                     "",
-		"h:5432/d":                           "",
-	} {
-		got, err := DatabaseURL(text)
-		if got != want || (err != nil) != (want == "") {
-			t.Errorf("%s: %s, %v", text, got, err)
-		}
-	}
-}
-
 // FuzzCleanJSON: whatever is valid JSON stays valid JSON without escaped NUL.
 func FuzzCleanJSON(f *testing.F) {
 	for _, seed := range []string{`{"a\u0000": "\ud800\\\u0000"}`, `"\\\\u0000"`, "\"\xff\"", `["\udc00\ud800"]`} {

@@ -95,11 +95,20 @@ func translate(doing string, err error) error {
 	}
 	kind := classify(err)
 	hint := ""
+	if connect != nil && optionCodes[code] {
+		// Of a connection that is made, the server judges nothing but options.
+		kind = ErrInvalid
+		hint = "; this is an option of the database's address, and neither one of libpq's nor one that the server takes: correct it there, or leave it out"
+	}
 	if kind == ErrSchema {
 		hint = "; run `mm-orchestrator migrate`"
 	}
 	return &Error{Kind: kind, Code: code, text: "cannot " + doing + ": " + detail + hint}
 }
+
+// optionCodes are what a server says to a parameter in the query of an address:
+// no such one, not a value of it, not to be set now.
+var optionCodes = map[string]bool{"42704": true, "22023": true, "55P02": true}
 
 // connectionWords says in a few words why there is no connection. The driver
 // lists every address that it tried, with and without TLS.
@@ -107,11 +116,17 @@ func connectionWords(err error, otherwise string) string {
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
 	var network net.Error
+	var revoked *revokedError
+	var peer *peerError
 	switch {
 	case errors.As(err, &name) && name.IsNotFound:
 		return fmt.Sprintf("no such host (%s)", name.Name)
 	case errors.As(err, &certificate):
 		return oneLine(certificate.Error())
+	case errors.As(err, &revoked):
+		return revoked.Error()
+	case errors.As(err, &peer):
+		return peer.Error()
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
 	case errors.Is(err, syscall.ENOENT):
@@ -138,8 +153,10 @@ func classify(err error) error {
 	var network net.Error
 	var connect *pgconn.ConnectError
 	var certificate *tls.CertificateVerificationError
+	var revoked *revokedError
+	var peer *peerError
 	switch {
-	case errors.As(err, &certificate):
+	case errors.As(err, &certificate), errors.As(err, &revoked), errors.As(err, &peer):
 		return ErrRefused
 	case errors.As(err, &connect), errors.As(err, &network),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,17 +14,21 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
 // Config says which database, and who we are there.
 type Config struct {
-	// URL of the database, in any form that [DatabaseURL] takes. What libpq
-	// knows may stand in its query: sslmode, target_session_attrs for a list
-	// of hosts, search_path, connect_timeout. Behind PgBouncer in transaction
-	// mode add default_query_exec_mode=exec; a worker needs a direct or
-	// session-pooled connection all the same, as its claims live by an
-	// advisory lock.
+	// URL is the address of the database, as SQLAlchemy reads it and as a Celery
+	// result backend has it: postgresql://user:password@host:port/database, also
+	// with db+ before it or the name of a Python driver in it. What stands in a
+	// password counts literally unless it ends it. Every option of libpq 18 may
+	// stand in its query, and is honoured, or has no effect and is logged, or is
+	// refused with what to do; other names are parameters of the server
+	// (search_path, statement_timeout). Behind PgBouncer in transaction mode add
+	// default_query_exec_mode=exec; a worker needs a direct or session-pooled
+	// connection all the same, as its claims live by an advisory lock.
 	URL secret.String
 	// Worker is the node name written into claims and shown to others, and
 	// the application_name. Defaults to "mm-orchestrator".
@@ -33,7 +36,8 @@ type Config struct {
 	// Connections is the most that the store opens for statements, besides
 	// the one session that holds the worker's lock. Defaults to 2.
 	Connections int
-	// ConnectTimeout bounds one attempt to connect. Defaults to 10 s.
+	// ConnectTimeout bounds one attempt to connect, unless the address says
+	// otherwise by connect_timeout. Defaults to 10 s.
 	ConnectTimeout time.Duration
 	// TryTimeout bounds one try of a call: a server that took the request and
 	// says nothing counts as away then. Defaults to 20 s.
@@ -97,10 +101,6 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// dialTime is short, so that a path which is there again is found soon: see
-// reachTime. Config.ConnectTimeout also has to do for the handshake.
-const dialTime = 2 * time.Second
-
 // Store is a database. All methods may be called from any goroutine. A server
 // that restarts or fails over is survived: calls try again for
 // Config.RetryFor, then say ErrUnavailable.
@@ -126,38 +126,30 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	address, err := DatabaseURL(config.URL.Reveal())
+	where, err := address.ParseDatabase(config.URL.Reveal())
+	if err != nil {
+		return nil, failure(ErrInvalid, "cannot read the database address %s: %s", address.MaskDatabase(config.URL.Reveal()), err)
+	}
+	c, err := newConnection(where, config)
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := pgxpool.ParseConfig(address)
-	if err != nil {
-		// The driver's error repeats the URL; its own masking is not trusted.
-		return nil, failure(ErrInvalid, "cannot read the database URL %s: it needs the form postgresql://user:password@host:port/database",
-			secret.RedactURL(config.URL.Reveal()))
+	for _, ignored := range c.ignored {
+		config.Logger.Warn("option of the database address has no effect", "database", c.place, "option", ignored.Option, "reason", ignored.Why)
 	}
-	parsed.MaxConns = int32(config.Connections)
-	parsed.MinConns = 0
-	parsed.ConnConfig.ConnectTimeout = config.ConnectTimeout
-	// The driver resolves names itself, so this is one address each time.
-	parsed.ConnConfig.DialFunc = (&net.Dialer{Timeout: dialTime, KeepAlive: 15 * time.Second}).DialContext
-	if parsed.ConnConfig.RuntimeParams["application_name"] == "" {
-		parsed.ConnConfig.RuntimeParams["application_name"] = applicationName(config.Worker)
-	}
-	parsed.AfterConnect = pinSettings
 	s := &Store{
 		config:     config,
-		place:      place(parsed.ConnConfig.Host, parsed.ConnConfig.Port, parsed.ConnConfig.Database),
+		place:      c.place,
 		registered: map[int64]bool{},
 	}
-	s.pool, err = pgxpool.NewWithConfig(ctx, parsed)
+	s.pool, err = pgxpool.NewWithConfig(ctx, c.pool)
 	if err != nil {
-		return nil, translate("open the database "+s.place, err)
+		return nil, hideAddress(where, translate("open the database "+s.place, err))
 	}
-	s.attend = newAttendance(parsed.ConnConfig, config, s.atWork)
+	s.attend = newAttendance(c, config, s.atWork)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()
-		return nil, translate("reach the database "+s.place, err)
+		return nil, hideAddress(where, translate("reach the database "+s.place, err))
 	}
 	return s, nil
 }

@@ -43,9 +43,9 @@ func (s *Store) CheckSession(ctx context.Context) error {
 
 func (s *Store) sessionChanges(ctx context.Context) (bool, error) {
 	connect := func() (*pgx.Conn, error) {
-		limit, cancel := context.WithTimeout(ctx, s.config.ConnectTimeout)
+		limit, cancel := context.WithTimeout(ctx, s.attend.connect.ConnectTimeout)
 		defer cancel()
-		return pgx.ConnectConfig(limit, s.attend.connect)
+		return s.attend.dial(limit)
 	}
 	session, err := connect()
 	if err != nil {

@@ -1,0 +1,15 @@
+//go:build !linux
+
+package store
+
+import (
+	"net"
+	"syscall"
+)
+
+// userTimeout does nothing: where a system has no such option, libpq ignores
+// tcp_user_timeout too.
+func userTimeout(int) func(network, address string, raw syscall.RawConn) error { return nil }
+
+// peerName is not known here.
+var peerName func(*net.UnixConn) (string, error)
