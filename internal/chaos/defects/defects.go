@@ -172,13 +172,18 @@ func (d Defect) apply(ctx context.Context, tree string, options ...string) error
 
 // git runs git on files that are in no repository.
 func git(ctx context.Context, folder string, input []byte, args ...string) ([]byte, error) {
+	folder, err := filepath.Abs(folder)
+	if err != nil {
+		return nil, err
+	}
 	command := exec.CommandContext(ctx, "git", args...)
 	command.Dir = folder
 	command.Stdin = bytes.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
-	// The folder may be in a work tree of git, which would have git look for
-	// the files in that one; and nobody's settings may change what is done.
+	// In a work tree of git, git would pass over files that are not in its
+	// folder, and say nothing; a ceiling that is not absolute does not count.
+	// And nobody's settings may change what is done.
 	command.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(folder), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL="+os.DevNull, "LC_ALL=C")
 	if err := command.Run(); err != nil {
 		return stdout.Bytes(), fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(stderr.Bytes()))

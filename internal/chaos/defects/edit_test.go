@@ -3,6 +3,7 @@ package defects
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -160,6 +161,28 @@ func TestStalePatchIsOpened(t *testing.T) {
 	e.refresh("")
 	if got := e.get("patches/late.patch"); !strings.Contains(got, "-\treturn first() + 3\n+\treturn first() + late\n") {
 		t.Errorf("the patch is %s", got)
+	}
+}
+
+// As make runs it: in a work tree of git, whose paths git would otherwise take
+// the patch's for.
+func TestEditInAWorkTreeOfGit(t *testing.T) {
+	e := withDefect(t)
+	t.Chdir(filepath.Dir(e.Module))
+	if text, err := exec.CommandContext(t.Context(), "git", "init", "-q").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	e.Module, e.Patches, e.Work = "module", "patches", filepath.Join("var", "work")
+	before := e.get("patches/late.patch")
+	if err := e.Open(t.Context(), "late", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := e.get("var/work/late/b/some/some.go"); !strings.Contains(got, "first() + late") {
+		t.Errorf("it was opened without its change: %s", got)
+	}
+	e.refresh("")
+	if got := e.get("patches/late.patch"); got != before {
+		t.Errorf("the patch became %s", got)
 	}
 }
 
