@@ -531,6 +531,11 @@ func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 			return err
 		}
 		return follower(o.run, o.trial.Shape.FailAt)
+	case retriedEarly:
+		if err := reached("rollback"); err != nil {
+			return err
+		}
+		return l.retryRun(ctx, o)
 	case "stale rollback":
 		if err := reached("build"); err != nil {
 			return err
@@ -551,13 +556,10 @@ func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 		o.problems = append(o.problems, problem{stuck, err.Error()})
 		return nil
 	}
-	old := o.run
-	again, err := l.retry(ctx, old, shape{Milliseconds: o.trial.Shape.Milliseconds})
-	if err != nil {
+	if err := l.retryRun(ctx, o); err != nil {
 		return err
 	}
-	again.before = &old
-	o.run = again
+	old := *o.run.before
 	if o.trial.Variant == "old chain after a retry" {
 		return l.publish(ctx, old.first)
 	}
@@ -568,6 +570,18 @@ func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 		return err
 	}
 	return follower(old, "rollback")
+}
+
+// retryRun retries the trial's run, with a plan that succeeds.
+func (l *lane) retryRun(ctx context.Context, o *outcome) error {
+	old := o.run
+	again, err := l.retry(ctx, old, shape{Milliseconds: o.trial.Shape.Milliseconds})
+	if err != nil {
+		return err
+	}
+	again.before = &old
+	o.run = again
+	return nil
 }
 
 // quiet waits until nothing is waiting or in hand.

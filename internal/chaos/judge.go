@@ -286,11 +286,13 @@ func (o *outcome) unregistered(name string) bool {
 		o.cutShort(step) && (name == "patch.diff" || o.lost && name == step+".log") || o.run.before != nil
 }
 
-// judgeTables demands that no claim is left open.
+// judgeTables demands that no claim is left open. A rollback during which the
+// run is retried belongs to an attempt that is over, and has no outcome.
 func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 	rows, err := l.pool.Query(ctx, `
 		SELECT step || ' attempt ' || attempt || ' of ' || worker FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND (outcome IS NULL OR holder IS NOT NULL)`, o.run.ID)
+		WHERE run_id = $1 AND (holder IS NOT NULL OR outcome IS NULL AND NOT ($2 AND step = 'rollback' AND attempt = 1))`,
+		o.run.ID, o.trial.Variant == retriedEarly)
 	if err != nil {
 		return err
 	}
@@ -374,6 +376,8 @@ func (o *outcome) judgeCommand(step string, number int) {
 	case starts > want:
 		o.repeated += starts - want
 		o.late += max(0, ends-want)
+	case o.trial.Variant == retriedEarly && ends < starts-excused:
+		o.complain(wrong, "command %d of %s was cut short, %d of %d times", number, step, starts-ends, starts)
 	}
 }
 

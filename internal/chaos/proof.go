@@ -56,6 +56,7 @@ var proofs = []meant{
 		{Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}, {Point: faultpoint.StepBegun, Step: "build", Do: kill}}}}},
 	{"rollback-unchecked", []Trial{{Kind: Duplicate, Variant: "stale rollback", Shape: quick}}},
 	{"artifacts-inserted", []Trial{{Kind: Duplicate, Variant: "old rollback after a retry", Shape: failing("restart")}}},
+	{"other-steps-ignored", []Trial{{Kind: Duplicate, Variant: retriedEarly, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 1500}}}},
 	{"hold-ignored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
 	{"hold-kept", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
 	{"park-unstored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},

@@ -25,7 +25,8 @@ const (
 	BrokerFault   Kind = "broker-fault"
 	DatabaseFault Kind = "database-fault"
 	// Duplicate delivers messages twice: the first, a follower, the rollback,
-	// a stale rollback of a run that is good or was retried.
+	// a stale rollback of a run that is good or was retried. Or the run is
+	// retried while its rollback runs.
 	Duplicate Kind = "duplicate"
 	// Poison kills every worker that starts a step, until it is given up.
 	Poison Kind = "poison"
@@ -71,6 +72,10 @@ var Kinds = []Kind{
 // askedFor are the kinds that have no turn in a campaign: they show one promise
 // each.
 var askedFor = []Kind{Rollback, Rush}
+
+// retriedEarly is the variant of a duplicate whose run is retried while its
+// rollback runs, as the API allows for one that has failed.
+const retriedEarly = "retry while the rollback runs"
 
 // A Trial is everything that a trial does, made from seed and number alone.
 type Trial struct {
@@ -371,7 +376,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	case Restart:
 		t.restartServer(random)
 	case Duplicate:
-		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry"}
+		variants := []string{"first twice", "follower twice", "rollback twice", "stale rollback", "old rollback after a retry", "old chain after a retry", retriedEarly}
 		t.Variant = variants[random.IntN(len(variants))]
 		t.duplicate()
 	case Poison:
@@ -514,5 +519,9 @@ func (t *Trial) duplicate() {
 		}
 	case "stale rollback":
 		t.Shape.FailAt = ""
+	case retriedEarly:
+		// A rollback that takes longer than the new chain needs to come to its
+		// first command, and a worker that has nothing else to do.
+		t.Standby, t.Shape = true, shape{FailAt: "build", Milliseconds: 1500}
 	}
 }
