@@ -251,7 +251,7 @@ func brokerTLS(brokers []brokerURL) (*tls.Config, error) {
 		case first == nil:
 			first = &brokers[i]
 		case b.CAFile != first.CAFile || b.CertFile != first.CertFile || b.KeyFile != first.KeyFile:
-			return nil, &configError{"CELERY_BROKER_URL names brokers with different ssl_ options: give all of them the same"}
+			return nil, &configError{"the broker URL names brokers with different ssl_ options: give all of them the same"}
 		}
 	}
 	if first == nil || (first.CAFile == "" && first.CertFile == "") {

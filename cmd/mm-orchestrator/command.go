@@ -187,7 +187,7 @@ func seeHelp(node *cobra.Command) string { return "see " + node.CommandPath() + 
 
 func unknownCommand(word string) error {
 	meant := nearestCommand(word, commands())
-	if nearest(word, []string{settingsTopic}) != "" {
+	if nearest(word, []string{settingsTopic, "options", "environment", "docs"}) != "" {
 		meant = "help " + settingsTopic
 	}
 	if meant != "" {

@@ -14,7 +14,7 @@ func writeConfigurationPage(w io.Writer) {
 <!-- Made from cmd/mm-orchestrator/settings.go: go test ./cmd/mm-orchestrator -run TestConfigurationPage -update -->
 
 `+"`mm-orchestrator`"+` is configured by environment variables, those of MoonMind's Python worker, and by flags. `+"`mm-orchestrator config`"+` shows
-every value in effect and where it comes from, with passwords masked.
+every value in effect and where it comes from, with passwords masked, and `+"`mm-orchestrator help settings NAME`"+` explains one in the terminal.
 
 - A flag wins over the environment, the environment over the default. Flags have the names given below; passwords have none,
   because everybody on a machine can see command lines.

@@ -18,7 +18,7 @@ func helpCommand() *command {
 		name:       "help",
 		args:       "[COMMAND | settings [NAME]]",
 		words:      2,
-		alsoCalled: []string{"man", "options", "environment"},
+		alsoCalled: []string{"man"},
 		summary:    "explain a command, or the settings",
 		about:      "Explains a command. `help settings` explains all that can be configured; a name narrows it down: a topic, a variable, a flag, or a part of one.",
 		examples: []example{

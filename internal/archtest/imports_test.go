@@ -123,6 +123,22 @@ var rules = []rule{
 		why: "devenv starts servers for every package's tests, so it can import none of them"},
 }
 
+// What reads a command line stays out of the libraries, and out of programs that
+// import them.
+func TestOnlyCmdParsesCommandLines(t *testing.T) {
+	t.Parallel()
+	for _, p := range list(t) {
+		if within(p.name(), "cmd") {
+			continue
+		}
+		for _, path := range p.Deps {
+			if within(path, "github.com/spf13") {
+				t.Errorf("%s reaches %s: the command line is read in cmd only", p.name(), path)
+			}
+		}
+	}
+}
+
 func TestImportsGoOneWay(t *testing.T) {
 	t.Parallel()
 	for _, p := range list(t) {
