@@ -84,7 +84,7 @@ through analyze, patch, build, restart and verify, or rolls them back.
 Usage: mm-orchestrator COMMAND [flags]
 
 `)
-	writeCommands(w, "", commands())
+	writeCommands(w, commands())
 	fmt.Fprint(w, "\n"+wrap("`mm-orchestrator COMMAND --help` explains a command. Flags may stand before or after other words; -- ends them.", "")+"\n\n"+
 		wrap("Configuration comes from the environment variables of the Python worker and from flags; .env files are not read. "+
 			"`mm-orchestrator help settings` explains all of it, `mm-orchestrator config` shows what is in effect and where it comes from.", "")+
@@ -95,11 +95,17 @@ Usage: mm-orchestrator COMMAND [flags]
 }
 
 // writeCommands lists commands, with those below them.
-func writeCommands(w io.Writer, prefix string, list []*command) {
-	for _, cmd := range list {
-		fmt.Fprintf(w, "  %-11s  %s\n", prefix+cmd.name, cmd.summary)
-		writeCommands(w, prefix+cmd.name+" ", cmd.subcommands)
+func writeCommands(w io.Writer, list []*command) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var lines func(prefix string, list []*command)
+	lines = func(prefix string, list []*command) {
+		for _, cmd := range list {
+			fmt.Fprintf(table, "  %s\t%s\n", prefix+cmd.name, cmd.summary)
+			lines(prefix+cmd.name+" ", cmd.subcommands)
+		}
 	}
+	lines("", list)
+	_ = table.Flush()
 }
 
 // writeCommandHelp explains one command with its own flags and the settings

@@ -22,7 +22,7 @@ import (
 var parkedCommand = &command{
 	name:       "parked",
 	alsoCalled: []string{"waiting", "messages", "queue"},
-	summary:    "list messages that wait in the database, or give them back to the queue",
+	summary:    "list messages that wait in the database",
 	about: "Lists the messages that workers of this program have taken from a queue and keep in the database, because another run has the workspace. A worker publishes each when its turn comes, " +
 		"and the last worker that stops in order publishes all of them, so that a Python worker finds them in the queue. It only reads.\n\n" +
 		"What is listed while no worker of this program lives was left by a crash: the next worker that starts sees to it. If none will, because a Python worker takes over, " +

@@ -24,7 +24,7 @@ var runsCommand = &command{
 	alsoCalled: []string{"run", "list", "ls", "ps", "show", "view", "status", "describe", "logs"},
 	args:       "[RUN]",
 	words:      1,
-	summary:    "list runs, show one with its steps and artifacts, or end one",
+	summary:    "list runs, or show one with its steps and artifacts",
 	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. RUN is the id of a run; its beginning will do, from 4 digits on, if it fits one run only. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
 		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
 		"and at which place in the line; or for which other step of its own, as a step that is retried while the rollback runs.\n\n" +
