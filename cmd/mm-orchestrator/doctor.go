@@ -23,8 +23,9 @@ var doctorCommand = &command{
 	name:       "doctor",
 	alsoCalled: []string{"check", "diagnose", "verify", "test"},
 	summary:    "check everything that a worker needs, and say what to do about what is wrong",
-	about: "Give it the environment of the Python worker, before that is replaced. It looks at broker, queue, database, tables, result backend, docker engine, compose, workspace, artifact " +
-		"directory, clock and disk space, one line each: what was found and, if something is wrong, the cure. It changes nothing: it declares only what exists already.\n\n" +
+	about: "Give it the environment of the Python worker, before that is replaced. It looks at broker, queue, database, rights and connections there, tables, result backend, " +
+		"docker engine, compose, workspace, artifact directory, clock, disk space and what only a step would meet, one line each: what was found and, if something is wrong, the cure. " +
+		"It changes nothing: it declares only what exists already.\n\n" +
 		"Lines begin with ok, note (works, but check this), FAIL, or skip (could not be checked because of a failure above). Exit code 0: no FAIL. 1: at least one.\n\n" +
 		"With --json it prints {\"ok\": …, \"checks\": [{\"name\", \"status\", \"found\", \"cure\"}]}; fields may be added, none is renamed.",
 	examples: []example{
@@ -89,8 +90,11 @@ var checks = []check{
 	{"docker", "", (*doctor).docker},
 	{"workspace", "", (*doctor).workspace},
 	{"git", "workspace", (*doctor).git},
+	{"git-lock", "git", (*doctor).gitLock},
 	{"compose", "", (*doctor).compose},
 	{"services", "compose", (*doctor).services},
+	{"verify", "", (*doctor).verify},
+	{"skills", "workspace", (*doctor).skills},
 	{"artifacts", "", (*doctor).artifacts},
 	{"health", "", (*doctor).health},
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -35,6 +36,7 @@ func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
 	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.WaitDelay = time.Second // whoever inherits the output
 	if err := cmd.Run(); err != nil {
 		if words := strings.TrimSpace(errs.String()); words != "" {
 			return "", errors.New(words)
@@ -101,8 +103,12 @@ func (d *doctor) compose(ctx context.Context) []verdict {
 		}
 		return fail("Install docker with its compose plugin, or set "+d.config.name("MM_ORCHESTRATOR_COMPOSE")+" to a docker-compose program of version 2 or later", "%s", found)
 	}
-	if strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.") {
-		return fail("Install version 2.26 or later", "compose %s is too old", version)
+	fault := compose.FaultOf(version)
+	switch {
+	case fault.Unusable:
+		return fail("Install version "+compose.OldestTested+" or later", "compose %s cannot be used: %s", version, fault.Text)
+	case fault.Text != "":
+		return note("Install another version, "+compose.OldestTested+" or later", "compose %s works; %s", version, fault.Text)
 	}
 	return ok("compose %s", version)
 }

@@ -26,7 +26,7 @@ var defaultPrograms = []string{"docker", "docker-compose", "git"}
 // (docs/moonmind.md#skill-plans).
 func isSkillExecutor(command []string) bool {
 	return len(command) == 7 && command[0] == "python" && command[1] == "-m" &&
-		command[2] == "moonmind.workflows.orchestrator.skill_executor" &&
+		command[2] == SkillModule &&
 		command[3] == "--skill-id" && command[5] == "--skill-args-json"
 }
 

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+// noted is the finding of a check in a stand that is well but for what the
+// check notes: notes leave the exit code at 0.
+func (s stand) noted(t *testing.T, check string, args ...string) finding {
+	t.Helper()
+	return diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitOK, args...)[check]
+}
+
+func gitIn(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("git", append([]string{"-c", "protocol.file.allow=always", "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("git %q: %v\n%s", args, err, out)
+	}
+}
+
+// A lock that a killed git has left is noted with its age and its cure: in the
+// repository, in a submodule's directory, and where the workspace is a linked
+// work tree. One that a git has is none of our business.
+func TestDoctorNotesALeftOverLockOfGit(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	if f := s.noted(t, "git-lock"); f.Status != statusOK {
+		t.Fatalf("%+v", f)
+	}
+	library := t.TempDir()
+	gitIn(t, library, "init", "-q")
+	gitIn(t, library, "commit", "-q", "--allow-empty", "-m", "start")
+	gitIn(t, s.workspace, "submodule", "--quiet", "add", library, "library")
+	gitIn(t, s.workspace, "commit", "-q", "-m", "library")
+	linked := filepath.Join(t.TempDir(), "linked")
+	gitIn(t, s.workspace, "worktree", "add", "-q", linked)
+	for name, tt := range map[string]struct{ workspace, lock string }{
+		"repository":      {s.workspace, s.workspace + "/.git/index.lock"},
+		"submodule":       {s.workspace, s.workspace + "/.git/modules/library/index.lock"},
+		"its settings":    {s.workspace, s.workspace + "/.git/config.lock"},
+		"linked":          {linked, s.workspace + "/.git/worktrees/linked/index.lock"},
+		"shared by links": {linked, s.workspace + "/.git/packed-refs.lock"},
+	} {
+		if err := os.WriteFile(tt.lock, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		old := time.Now().Add(-3 * time.Hour)
+		if err := os.Chtimes(tt.lock, old, old); err != nil {
+			t.Fatal(err)
+		}
+		f := s.noted(t, "git-lock", "--workspace="+tt.workspace)
+		if f.Status != statusNote || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git that can be seen") || !strings.Contains(f.Cure, "rm "+tt.lock) {
+			t.Errorf("%s: %+v", name, f)
+		}
+		if err := os.Remove(tt.lock); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// A git that waits for its message has the lock of the index.
+	editor := filepath.Join(t.TempDir(), "editor")
+	if err := os.WriteFile(editor, []byte("#!/bin/sh\nread line <\"$WAIT_FOR\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if out, err := exec.Command("mkfifo", pipe).CombinedOutput(); err != nil {
+		t.Fatalf("mkfifo: %v: %s", err, out)
+	}
+	commit := exec.Command("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "--allow-empty", "-a")
+	commit.Dir, commit.Env = s.workspace, append(os.Environ(), "GIT_EDITOR="+editor, "WAIT_FOR="+pipe)
+	if err := commit.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lock := s.workspace + "/.git/index.lock"
+	eventually(t, "git has the lock", func() error {
+		_, err := os.Stat(lock)
+		return err
+	})
+	if f := s.noted(t, "git-lock"); f.Status != statusOK || !strings.Contains(f.Found, fmt.Sprintf("in use by git (process %d)", commit.Process.Pid)) {
+		t.Errorf("%+v", f)
+	}
+	if err := os.WriteFile(pipe, []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_ = commit.Wait() // of an empty message: it may fail
+}
+
+// Skills need a Python that has MoonMind: here beside the workspace's files.
+func TestDoctorNotesSkillsWithoutTheirPython(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	bin := t.TempDir()
+	for _, name := range []string{"git", "sh"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(path, filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := func(dirs string) environment {
+		return append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t), "PATH="+dirs)
+	}
+	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no program python") {
+		t.Errorf("without python: %+v", f)
+	}
+	// A link would not find what is beside the real one.
+	python := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", devenv.Celery(t, "5.7.0"))
+	if err := os.WriteFile(filepath.Join(bin, "python"), []byte(python), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "No module named 'moonmind'") {
+		t.Errorf("without MoonMind: %+v", f)
+	}
+	module := filepath.Join(s.workspace, "moonmind", "workflows", "orchestrator")
+	if err := os.MkdirAll(module, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for dir := module; dir != s.workspace; dir = filepath.Dir(dir) {
+		if err := os.WriteFile(filepath.Join(dir, "__init__.py"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no module named moonmind.workflows.orchestrator.skill_executor") {
+		t.Errorf("with an older MoonMind: %+v", f)
+	}
+	if err := os.WriteFile(filepath.Join(module, "skill_executor.py"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusOK {
+		t.Errorf("with MoonMind: %+v", f)
+	}
+}
+
+// The health check that plans have for the API cannot be answered; what is set
+// in its place is asked.
+func TestDoctorNotesAHealthCheckThatNobodyServes(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(api.Close)
+	for _, tt := range []struct{ name, set, status, found string }{
+		{"as planned", "", statusNote, "api is asked at http://api:5000/health, as the plans say, which MoonMind's API does not serve"},
+		{"another that is wrong", "--health-url=api=" + api.URL + "/health", statusNote, "/health, which answers 404 and not 200"},
+		{"right", "--health-url=api=" + api.URL + "/healthz", statusOK, "/healthz, which answers 200"},
+		{"away", "--health-url=api=http://127.0.0.1:1/healthz", statusOK, "nobody answers at the moment"},
+	} {
+		var args []string
+		if tt.set != "" {
+			args = []string{tt.set}
+		}
+		f := s.noted(t, "verify", args...)
+		if f.Status != tt.status || !strings.Contains(f.Found, tt.found) || f.Status == statusNote && !strings.Contains(strings.ToLower(f.Cure), "health") {
+			t.Errorf("%s: %+v", tt.name, f)
+		}
+	}
+}
+
+// A version with a known fault is told with the fault.
+func TestDoctorKnowsFaultsOfCompose(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	for version, want := range map[string]struct {
+		code          int
+		status, found string
+	}{
+		"1.29.2": {exitFailure, statusFail, "does not know --wait"},
+		"2.20.3": {exitOK, statusNote, "older than 2.26"},
+		"2.40.3": {exitOK, statusNote, "ends with 0 when the time of --wait-timeout is over"},
+		"5.6.0":  {exitOK, statusOK, "compose 5.6.0"},
+	} {
+		f := diagnose(t, s.env(), want.code, "--compose="+answering(t, version))["compose"]
+		if f.Status != want.status || !strings.Contains(f.Found, want.found) || !strings.Contains(f.Found, version) {
+			t.Errorf("%s: %+v", version, f)
+		}
+	}
+}
