@@ -124,6 +124,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 			continue // the next look finds the claim, if it is still ours
 		case isStart:
 			start.AsOf = asOf
+			s.given.add(token, givenClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
 			return start, nil
 		case decision != nil:
 			return decision, nil

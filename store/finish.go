@@ -56,6 +56,16 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 	err = s.inTx(ctx, "finish step "+string(claim.Step)+" of run "+claim.RunID, func(tx pgx.Tx) error {
 		superseded = false
 		before, err := lockForFinish(ctx, tx, claim)
+		if errors.Is(err, errNoClaim) {
+			if restored, restoreErr := s.restoreClaim(ctx, tx, claim); restoreErr != nil {
+				return restoreErr
+			} else if restored {
+				before, err = lockForFinish(ctx, tx, claim)
+			}
+		}
+		if errors.Is(err, errNoClaim) {
+			err = failure(ErrClaimLost, "there is no claim on step %s of run %s, attempt %d", claim.Step, claim.RunID, claim.Attempt)
+		}
 		if err != nil {
 			return err
 		}
@@ -148,6 +158,9 @@ func storable(o Outcome) (Outcome, error) {
 	return o, nil
 }
 
+// errNoClaim: the claim has no row.
+var errNoClaim = errors.New("there is no such claim")
+
 // beforeFinish is what FinishStep finds.
 type beforeFinish struct {
 	status    RunStatus
@@ -189,7 +202,7 @@ func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (beforeFinish, e
 		FOR UPDATE OF c`, claim.RunID, string(claim.Step), claim.Attempt).QueryRow(func(row pgx.Row) error {
 		err := row.Scan(&before.token, &before.worker, &before.hasOutcome, &before.attempt)
 		if err == pgx.ErrNoRows {
-			return failure(ErrClaimLost, "there is no claim on step %s of run %s, attempt %d", claim.Step, claim.RunID, claim.Attempt)
+			return errNoClaim
 		}
 		return err
 	})

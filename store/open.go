@@ -114,6 +114,7 @@ type Store struct {
 	// that were neither finished nor released.
 	mu         sync.Mutex
 	registered map[int64]bool
+	given      givenClaims
 	// left says that the worker has left its queue; written by LeaveQueue.
 	left bool
 }
@@ -271,6 +272,7 @@ func (s *Store) unregister(token int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.registered, token)
+	s.given.remove(token)
 }
 
 func (s *Store) isRegistered(token int64) bool {

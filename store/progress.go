@@ -46,11 +46,25 @@ func (s *Store) RecordProgress(ctx context.Context, claim Claim, progress Progre
 	}
 	return s.retry(ctx, "record the progress of step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
 		// Not prepared: that would be a round trip more in a new session.
-		tag, err := s.pool.Exec(ctx, `
-			UPDATE mm_orchestrator.claims SET progress = $5::text::json
-			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL`,
-			pgx.QueryExecModeExec, claim.RunID, string(claim.Step), claim.Attempt, claim.Token, string(record))
-		if err == nil && tag.RowsAffected() == 0 {
+		update := func() (bool, error) {
+			tag, err := s.pool.Exec(ctx, `
+				UPDATE mm_orchestrator.claims SET progress = $5::text::json
+				WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL`,
+				pgx.QueryExecModeExec, claim.RunID, string(claim.Step), claim.Attempt, claim.Token, string(record))
+			return tag.RowsAffected() > 0, err
+		}
+		recorded, err := update()
+		if err == nil && !recorded {
+			if restored, err := s.restoredClaim(ctx, claim); err != nil {
+				return err
+			} else if restored {
+				recorded, err = update()
+				if err != nil {
+					return err
+				}
+			}
+		}
+		if err == nil && !recorded {
 			return failure(ErrClaimLost, "step %s of run %s was taken over: its progress is not recorded", claim.Step, claim.RunID)
 		}
 		return err
@@ -80,5 +94,8 @@ func (s *Store) HasClaim(ctx context.Context, claim Claim) (bool, error) {
 		SELECT EXISTS (SELECT FROM mm_orchestrator.claims
 		WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL)`,
 		claim.RunID, string(claim.Step), claim.Attempt, claim.Token).Scan(&has)
+	if err == nil && !has {
+		return s.restoredClaim(ctx, claim)
+	}
 	return has, translate("look at the claim on step "+string(claim.Step)+" of run "+claim.RunID, err)
 }

@@ -57,6 +57,18 @@ func openOnce(ctx context.Context, config store.Config, role databaseRole, say f
 	return s, err
 }
 
+// sayMigrate replaces an error of the database's, such as a missing relation,
+// by one that says what is wrong with the schema as a whole, if something is.
+func sayMigrate(ctx context.Context, db *store.Store, err error) error {
+	if !errors.Is(err, store.ErrSchema) {
+		return err
+	}
+	if why := db.CheckOwnSchema(ctx); errors.Is(why, store.ErrSchema) {
+		return why
+	}
+	return err
+}
+
 // resultsConfig is how Celery results are kept.
 func (c *configuration) resultsConfig() store.ResultsConfig {
 	encoding := protocol.EncodingPickle

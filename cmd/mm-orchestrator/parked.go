@@ -110,7 +110,7 @@ func (m parkedMessage) reason() string {
 
 type parkedFlags struct{ json bool }
 
-func (f *parkedFlags) run(ctx context.Context, p *program, in input) error {
+func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error) {
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
@@ -120,6 +120,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	defer db.Close()
+	defer func() { err = sayMigrate(ctx, db, err) }()
 	rows, err := db.ListParked(ctx, "")
 	if err != nil {
 		return err
@@ -185,7 +186,7 @@ type returnedReport struct {
 // session ends some moments after its process.
 const deathPause = 2 * time.Second
 
-func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) error {
+func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err error) {
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
@@ -195,6 +196,7 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) error
 		return err
 	}
 	defer db.Close()
+	defer func() { err = sayMigrate(ctx, db, err) }()
 	all, err := db.ListParked(ctx, "")
 	if err != nil {
 		return err

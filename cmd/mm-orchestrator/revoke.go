@@ -41,7 +41,7 @@ type revokeFlags struct {
 	wait   time.Duration
 }
 
-func (f *revokeFlags) run(ctx context.Context, p *program, in input) error {
+func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error) {
 	if len(in.words) == 0 {
 		return &usageError{"runs revoke needs the id of a run; " + seeHelp(in.parsed)}
 	}
@@ -58,6 +58,7 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	defer db.Close()
+	defer func() { err = sayMigrate(ctx, db, err) }()
 
 	id, err := findRun(ctx, db, wanted)
 	if err != nil {

@@ -57,7 +57,7 @@ type runsFlags struct {
 	limit           int
 }
 
-func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
+func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	if f.status != "" && !slices.Contains(runStatuses, f.status) {
 		return &usageError{fmt.Sprintf("--status is %q; it must be %s", f.status, oneOf(runStatuses))}
 	}
@@ -85,6 +85,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	defer db.Close()
+	defer func() { err = sayMigrate(ctx, db, err) }()
 
 	show := runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}
 	if len(in.words) == 1 {

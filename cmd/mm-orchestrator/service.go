@@ -123,6 +123,13 @@ func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrato
 	// It answers by one connection while another, without which no step begins,
 	// may be refused.
 	list = append(list, vital{name: "the session that proves this worker alive", limit: c.HealthLimit, look: func(context.Context) error { return db.tables.LockHeld() }})
+	// Nothing but an operator mends it. The database's absence is told above.
+	list = append(list, vital{name: "the schema mm_orchestrator", limit: lookTime, look: func(ctx context.Context) error {
+		if err := db.tables.CheckOwnSchema(ctx); errors.Is(err, store.ErrSchema) {
+			return fmt.Errorf("%w. Messages go back to the queue until then, and a step that runs goes on", err)
+		}
+		return nil
+	}})
 	if root, err := c.place().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
 		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})

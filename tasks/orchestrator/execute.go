@@ -246,9 +246,10 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 }
 
 // finish records the outcome, or another one that says why it cannot be
-// recorded. While the database is away, a finished step waits for it rather
-// than being forgotten and run again. A time limit does not end the wait: what
-// it brings about, a rollback, counts on the record.
+// recorded. While the database is away, or lacks a table that an operator can
+// make again, a finished step waits for it rather than being forgotten and run
+// again. A time limit does not end the wait: what it brings about, a rollback,
+// counts on the record.
 func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome, isLimit func(error) bool) (store.Finished, error) {
 	pause, told, replaced := 100*time.Millisecond, false, false
 	over := ctx.Done()
@@ -280,7 +281,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 			}
 			replaced = true
 			continue
-		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded):
+		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrSchema) && !errors.Is(err, context.DeadlineExceeded):
 			o.release(ctx, log, claim)
 			log.Error("end of step cannot be recorded, message goes back", "error", err)
 			return store.Finished{}, &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}

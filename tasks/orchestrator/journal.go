@@ -153,7 +153,7 @@ func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 	case j.closed.Err() != nil:
 		return true
 	}
-	again := errors.Is(err, store.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
+	again := errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
 	j.log.Warn("end of a command is not on record, it would be run again if the worker died now", "commands", progress.Commands, "again", again, "error", err)
 	return !again
 }
