@@ -332,6 +332,9 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		if err := victim.stop(); err != nil {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
+		if err := l.judgeGivenBack(ctx, o); err != nil {
+			return false, err
+		}
 	case endSessions:
 		if err := l.endSessions(ctx, o); err != nil {
 			return false, err

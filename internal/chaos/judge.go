@@ -322,6 +322,20 @@ func (l *lane) judgeLeft(ctx context.Context, o *outcome) error {
 	return nil
 }
 
+// judgeGivenBack demands that the last worker which stops in order leaves no
+// message where only workers of this program look.
+func (l *lane) judgeGivenBack(ctx context.Context, o *outcome) error {
+	if slices.ContainsFunc(l.workers, (*workerProcess).alive) {
+		return nil
+	}
+	var parked int
+	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM mm_orchestrator.parked`).Scan(&parked)
+	if err == nil && parked > 0 {
+		o.complain(left, "%d messages are still parked when the last worker has stopped: a Python worker would never find them", parked)
+	}
+	return err
+}
+
 // judgeTurns demands that the effects of the trial's runs do not interleave:
 // who has begun changing the workspace has it until its run has ended.
 func (o *outcome) judgeTurns(all []ledger.Record) {

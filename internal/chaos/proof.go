@@ -60,6 +60,8 @@ var proofs = []meant{
 	{"hold-ignored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick, quick}}}},
 	{"hold-kept", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
 	{"park-unstored", []Trial{{Kind: Crowd, Standby: true, Shape: quick, Others: []shape{quick}}}},
+	{"parked-not-returned", []Trial{{Kind: Stop, Shape: shape{Milliseconds: 300}, Others: []shape{quick, quick}, Stages: []stage{
+		{Point: faultpoint.CommandBefore, Step: "build", Do: terminate}}}}},
 	{"hold-dropped", []Trial{{Kind: Rush}}},
 	{"rollback-repeated", []Trial{{
 		Kind: Rollback, Case: deliveredMore, Variant: deliveredMore, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 150},

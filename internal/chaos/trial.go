@@ -42,7 +42,8 @@ const (
 	// which is killed: where messages are parked and published again, or
 	// anywhere.
 	Crowd Kind = "crowd"
-	// Stop ends the worker by SIGTERM in the middle of a command.
+	// Stop ends the worker by SIGTERM in the middle of a command, while other
+	// runs wait for the workspace or not.
 	Stop Kind = "stop"
 	// Lost has the broker lose a run's message, so that a worker ends the run,
 	// and kills that worker.
@@ -394,9 +395,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	case Foreign:
 		t.lend(random)
 	case Stop:
-		t.Shape.Milliseconds = 300
-		t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: []string{"patch", "build", "restart"}[random.IntN(3)], Do: terminate}}
-		t.Shape.FailAt = ""
+		t.stop(random)
 	}
 	return t
 }
@@ -507,6 +506,18 @@ func (t *Trial) crowd(random *rand.Rand, turn int) {
 		occurrence += random.IntN(4) // each worker comes by often
 	}
 	t.Stages = []stage{{Point: point, Occurrence: occurrence, Do: kill}}
+}
+
+// stop ends a worker in the middle of a command. Half of them leave messages of
+// other runs that wait for the workspace.
+func (t *Trial) stop(random *rand.Rand) {
+	t.Shape.Milliseconds, t.Shape.FailAt = 300, ""
+	step := []string{"patch", "build", "restart"}[random.IntN(3)]
+	if random.IntN(2) == 0 {
+		step = "build" // by then the others' messages have had their turn
+		t.Others = []shape{quick, quick}
+	}
+	t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: step, Do: terminate}}
 }
 
 func (t *Trial) duplicate() {
