@@ -30,16 +30,18 @@ test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as c
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
 	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES)) \
 	$(if $(DEFECTS),-defects $(DEFECTS))
+# What a mixed fleet needs besides the servers: the release that MoonMind has.
+CHAOS_PYTHON = ,python -celery 5.4.0
 
 .PHONY: chaos
 chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database -- bin/chaos $(CHAOS_FLAGS)
+	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
 chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each: DEFECTS=…
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run -only broker,database -- bin/chaos -proof $(CHAOS_FLAGS)
+	@$(DEVENV) run -only broker,database$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
 
 .PHONY: defects
 defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens one, or a new one

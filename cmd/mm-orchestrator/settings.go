@@ -421,7 +421,7 @@ var settings = []setting{
 		flag: "lost-grace", form: "duration", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_LOST_GRACE"),
 		def:  "3m",
-		help: "How long a run may own the workspace without a trace of its message (no worker has it, and the queue is empty, as after a purge). Then the run fails and is rolled back, and the next one gets the workspace. " +
+		help: "How long a run may own the workspace without a trace of its message (no worker has it, and the queue is empty, as after a purge; it does not begin while a consumer that is not a worker of this program is on the queue). Then the run fails and is rolled back, and the next one gets the workspace. " +
 			"It must be longer than RabbitMQ takes to notice that a worker's machine is gone, which is up to 2 minutes.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.LostGrace }, time.Second),
 	},

@@ -33,7 +33,8 @@ type Config struct {
 	For time.Duration
 	// Kinds in turn. Defaults to Kinds.
 	Kinds []Kind
-	// Runs is how many a rush publishes. Defaults to 200.
+	// Runs is how many a rush, or a mixed trial, publishes. Defaults to 200, and
+	// to 100 for the latter.
 	Runs int
 	// Defects are the names of those that Prove proves to be found. Defaults to
 	// all.
@@ -57,12 +58,15 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Trials == 0 {
 		c.Trials = enough(c.Kinds)
-		if len(c.Kinds) == 1 && c.Kinds[0] == Rush {
+		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1
 		}
 	}
 	if c.Runs == 0 {
 		c.Runs = 200
+		if !slices.Contains(c.Kinds, Rush) {
+			c.Runs = 100
+		}
 	}
 	if c.Lanes == 0 {
 		c.Lanes = 8
@@ -93,7 +97,7 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Runs < 2 {
-		return fmt.Errorf("chaos: a rush needs 2 runs at least, not %d", c.Runs)
+		return fmt.Errorf("chaos: a rush and a mixed trial need 2 runs at least, not %d", c.Runs)
 	}
 	if c.Trials < 0 || c.Lanes < 0 || c.Module == "" || c.Folder == "" {
 		return errors.New("chaos: Trials and Lanes must not be negative, Module and Folder must be given")
@@ -301,7 +305,7 @@ func (c *Config) again(number int) string {
 		}
 		command += " KINDS=" + strings.Join(kinds, ",")
 	}
-	if slices.Contains(c.Kinds, Rush) {
+	if slices.Contains(c.Kinds, Rush) || slices.Contains(c.Kinds, Mixed) {
 		command += fmt.Sprintf(" RUNS=%d", c.Runs)
 	}
 	return command
@@ -333,8 +337,11 @@ func (c *campaign) keep(o *outcome, l *lane) (string, error) {
 		write("trial.json", o.trial),
 		os.WriteFile(filepath.Join(folder, "timeline.txt"), []byte(o.trial.String()+"\n"+strings.Join(lines, "\n")+"\n"), 0o644),
 	}
-	for _, w := range l.workers {
-		errs = append(errs, os.WriteFile(filepath.Join(folder, w.name+".log"), []byte(tail(w.logPath(), 1<<20)), 0o644))
+	// Of workers in Python too.
+	logs, err := filepath.Glob(filepath.Join(l.folder, "*.log"))
+	errs = append(errs, err)
+	for _, log := range logs {
+		errs = append(errs, os.WriteFile(filepath.Join(folder, filepath.Base(log)), []byte(tail(log, 1<<20)), 0o644))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -378,6 +385,7 @@ type Report struct {
 	starved int
 	late    int
 	rushes  []*rushed
+	mixes   []*mixed
 	// recoveries of all trials.
 	recoveries []trialRecovery
 	// cases counts, by case, the rollbacks that happened exactly once.
@@ -436,6 +444,9 @@ func (r *Report) add(o *outcome) {
 	if o.rushed != nil {
 		r.rushes = append(r.rushes, o.rushed)
 	}
+	if o.mixed != nil {
+		r.mixes = append(r.mixes, o.mixed)
+	}
 	if o.trial.Kind == Rollback {
 		counts := r.cases[o.trial.Case]
 		switch {
@@ -453,6 +464,9 @@ func (r *Report) add(o *outcome) {
 	r.runs += 1 + len(o.others)
 	if o.rushed != nil {
 		r.runs += o.rushed.runs + o.rushed.beside - 1
+	}
+	if o.mixed != nil {
+		r.runs += o.mixed.runs - 1
 	}
 	for _, h := range o.hits {
 		r.did[h.stage.Do]++
@@ -501,6 +515,9 @@ func (r *Report) Print(w io.Writer) {
 		}
 	}
 	for _, figures := range r.rushes {
+		figures.print(w)
+	}
+	for _, figures := range r.mixes {
 		figures.print(w)
 	}
 	fmt.Fprintln(w)

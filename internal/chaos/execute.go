@@ -53,7 +53,9 @@ type outcome struct {
 	// rolled back.
 	rolledBackOnce bool
 	// rushed is set for a rush.
-	rushed  *rushed
+	rushed *rushed
+	// mixed is set for a mixed fleet.
+	mixed   *mixed
 	moments []moment
 	ledger  []ledger.Record
 	took    time.Duration
@@ -107,8 +109,11 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 		return err
 	}
 	l.trace.forget()
-	if t.Kind == Rush {
+	switch t.Kind {
+	case Rush:
 		return l.rush(ctx, t, o)
+	case Mixed:
+		return l.mix(ctx, t, o)
 	}
 	release, err := l.hire(t)
 	if err != nil {

@@ -69,10 +69,11 @@ var proofs = []meant{
 	{"lost-kept", []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
 		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, Lose: true}}}}},
 	{"lost-beside-foreign", []Trial{{Kind: Foreign, Shape: quick, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "build", Do: kill, Lend: true}}}}},
+	{"python-ignored", []Trial{{Kind: Mixed}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
-// proofRuns is how many runs a rush of the proof has: enough to wait for one
+// proofRuns is how many runs a rush, or a mixed trial, of the proof has: enough to wait for one
 // another.
 const proofRuns = 10
 

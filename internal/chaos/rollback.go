@@ -95,6 +95,8 @@ func (l *lane) hire(t Trial) (release func() error, err error) {
 		setting = fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds)
 	case t.Kind == Lost, t.Kind == Foreign:
 		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace)
+	case t.Kind == Mixed:
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace)
 	default:
 		return func() error { return nil }, nil
 	}

@@ -35,6 +35,9 @@ type shape struct {
 	FailAt string
 	// Milliseconds is how long each command takes.
 	Milliseconds int
+	// Long is the only step whose commands take Milliseconds, those of the
+	// others are over at once; "" for all.
+	Long string
 	// Endless: the command of FailAt would take a minute, and succeed.
 	// Something else ends it.
 	Endless bool
@@ -197,6 +200,9 @@ func (r run) follower(step string) (amqp.Publishing, error) {
 // command is the ledger's program for a command of a step.
 func (l *lane) command(id, step string, number int, s shape) []string {
 	code := 0
+	if s.Long != "" && s.Long != step {
+		s.Milliseconds = 10
+	}
 	if s.FailAt == step && s.failing(step) == number {
 		code = 3
 		if s.Endless {

@@ -61,6 +61,11 @@ const (
 	// Rush publishes many runs at once for one workspace with four workers,
 	// and some for another workspace. It is carried out when asked for.
 	Rush Kind = "rush"
+	// Mixed publishes many runs at once for a fleet of Celery's workers in
+	// Python and workers of this program on one queue, with steps longer than
+	// the time after which a run is lost that nobody has. It is carried out when
+	// asked for, and needs Python.
+	Mixed Kind = "mixed"
 )
 
 // Kinds are all kinds, each as often as it has its turn in a campaign.
@@ -72,7 +77,7 @@ var Kinds = []Kind{
 
 // askedFor are the kinds that have no turn in a campaign: they show one promise
 // each.
-var askedFor = []Kind{Rollback, Rush}
+var askedFor = []Kind{Rollback, Rush, Mixed}
 
 // retriedEarly is the variant of a duplicate whose run is retried while its
 // rollback runs, as the API allows for one that has failed.
@@ -390,6 +395,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.blackout(random, stage{Do: breakBoth, Fault: []fault{reset, stall, hole}[random.IntN(3)]})
 	case Crowd:
 		t.crowd(random, turnOf(number, kinds))
+	case Mixed:
+		t.Standby, t.Shape, t.Case = true, shape{}, "many runs, Python's workers restarted half-way"
 	case Lost:
 		t.lose(random, turnOf(number, kinds))
 	case Foreign:
