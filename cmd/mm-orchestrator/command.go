@@ -50,13 +50,13 @@ type runFunc func(ctx context.Context, p *program, in input) error
 
 // input is what a command gets from its command line, besides its own flags.
 type input struct {
-	// words are no flags; there are at most command.words of them.
+	// words are the arguments that are no flags, at most command.words of them.
 	words []string
 	// settings are the flags of the command's topics, for resolve.
 	settings *settingFlags
-	command  *command
-	// parsed is the command as the parser knows it.
-	parsed *cobra.Command
+	// command is the one that runs, and parsed is the parser's node for it.
+	command *command
+	parsed  *cobra.Command
 }
 
 // commands in the order of the help text.

@@ -115,6 +115,9 @@ func TestCommandLines(t *testing.T) {
 		{"runs --database-ulr=x", 2, "there is no flag --database-ulr; did you mean --database-url?"},
 		{"runs --frobnicate", 2, "there is no flag --frobnicate; see mm-orchestrator runs --help"},
 		{"runs -x", 2, "there is no flag -x; see mm-orchestrator runs --help"},
+		{"runs ---json", 2, "see mm-orchestrator runs --help"},
+		{"runs -=x", 2, "there is no flag -"},
+		{"runs -", 2, `"-" is not the id of a run`},
 		{"runs --limit", 2, "--limit needs a value; see mm-orchestrator runs --help"},
 		{"runs --limit many", 2, `--limit is "many": it must be a whole number; see mm-orchestrator runs --help`},
 		{"runs --limit 0", 2, "--limit is 0; it must be from 1 to 1000"},
@@ -170,6 +173,27 @@ func TestFlagsAreAlike(t *testing.T) {
 		}
 	}
 	walk(commands())
+}
+
+// What help says about the form of a value is true where it lists choices.
+func TestForms(t *testing.T) {
+	t.Parallel()
+	for _, s := range settings {
+		if s.form == "" {
+			t.Errorf("%s does not say what its value looks like", s.name())
+		}
+		if s.boolean && s.form != "true|false" {
+			t.Errorf("%s is boolean, and says %s", s.name(), s.form)
+		}
+		if !strings.Contains(s.form, "|") {
+			continue
+		}
+		for choice := range strings.SplitSeq(s.form, "|") {
+			if err := s.read(&configuration{}, choice); err != nil {
+				t.Errorf("%s=%s: %v", s.name(), choice, err)
+			}
+		}
+	}
 }
 
 func TestNearest(t *testing.T) {

@@ -93,7 +93,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
-		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ,
+		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ, SettingName: c.name,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 	})

@@ -38,6 +38,8 @@ type runner struct {
 	environ []string
 	program processes.Runner
 	owner   processes.Owner
+	// setting is Config.SettingName.
+	setting func(variable string) string
 }
 
 func newRunner(config Config) *runner {
@@ -54,6 +56,7 @@ func newRunner(config Config) *runner {
 		allowed: append(slices.Clone(defaultPrograms), config.Programs...),
 		compose: program,
 		environ: config.Environ,
+		setting: config.SettingName,
 		program: processes.Runner{Grace: config.KillGrace, Logger: config.Logger},
 	}
 }
@@ -73,7 +76,7 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	if len(command) == 0 {
 		return 0, commandError("Command sequence must not be empty")
 	}
-	if failure := checkWorkspace(workspace); failure != nil {
+	if failure := r.checkWorkspace(workspace); failure != nil {
 		return 0, failure
 	}
 	argv := r.compose.Resolve(command)
@@ -131,11 +134,11 @@ func reason(err error) string {
 
 // checkWorkspace tells a missing workspace apart from a missing program,
 // which upstream does not (docs/moonmind.md#c12).
-func checkWorkspace(workspace string) *Failure {
+func (r *runner) checkWorkspace(workspace string) *Failure {
 	info, err := os.Stat(workspace)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is")
+		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or set " + r.setting("WORKSPACE_ROOT") + " to where it is")
 	case err != nil:
 		return commandError("Workspace " + workspace + " cannot be used: " + reason(err))
 	case !info.IsDir():
@@ -155,13 +158,13 @@ func (r *runner) find(command []string, program, workspace string) (string, *Fai
 		case skill:
 			text += ". Skills run in Python: install one with MoonMind on its path beside the worker"
 		case program == "docker":
-			text += ". Install the docker CLI, or set MM_ORCHESTRATOR_COMPOSE to a docker-compose program"
+			text += ". Install the docker CLI, or set " + r.setting("MM_ORCHESTRATOR_COMPOSE") + " to a docker-compose program"
 		}
 		return "", commandError(text)
 	}
 	if !skill && !slices.Contains(r.allowed, command[0]) {
-		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; MM_ORCHESTRATOR_ALLOWED_PROGRAMS allows more",
-			command[0], strings.Join(r.allowed, ", ")))
+		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; %s allows more",
+			command[0], strings.Join(r.allowed, ", "), r.setting("MM_ORCHESTRATOR_ALLOWED_PROGRAMS")))
 	}
 	return path, nil
 }

@@ -85,6 +85,10 @@ type Config struct {
 	Compose compose.Program
 	// Engine reads container states. With nil, steps do without.
 	Engine compose.State
+	// SettingName is what an operator changes to change a setting, by its
+	// variable: the flag that was given, for instance. The cures in messages
+	// name it. Defaults to the variable.
+	SettingName func(variable string) string
 	// HealthURLs replace the health check URL of plans, by compose service
 	// (docs/moonmind.md#f5).
 	HealthURLs map[string]string
@@ -138,6 +142,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Metrics == nil {
 		c.Metrics = noMetrics{}
+	}
+	if c.SettingName == nil {
+		c.SettingName = func(variable string) string { return variable }
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -281,6 +281,16 @@ func TestPrograms(t *testing.T) {
 		failure, _ := b.fail("build")
 		same(t, "text", failure.Error(), "Command not found: python. Skills run in Python: install one with MoonMind on its path beside the worker (see build.log)")
 	})
+	t.Run("not allowed, where a flag says what is", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		b.config.SettingName = func(variable string) string {
+			return map[string]string{"MM_ORCHESTRATOR_ALLOWED_PROGRAMS": "--allowed-programs"}[variable]
+		}
+		b.plan(`[{"name": "build", "parameters": {"command": ["sh", "-c", "true"]}}]`)
+		failure, _ := b.fail("build")
+		same(t, "text", failure.Error(), "Command not allowed: sh. Plans may run docker, docker-compose, git; --allowed-programs allows more (see build.log)")
+	})
 	t.Run("allowed by configuration", func(t *testing.T) {
 		t.Parallel()
 		b := newBench(t)
