@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -357,7 +358,6 @@ func (r *rig) trace() <-chan capturedMessage {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.api(http.MethodPut, "vhosts/"+path.Base(address.Path), map[string]any{"tracing": true})
 	ch, err := r.conn.Channel()
 	if err != nil {
 		r.t.Fatal(err)
@@ -373,9 +373,13 @@ func (r *rig) trace() <-chan capturedMessage {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	messages := make(chan capturedMessage, 1000)
+	messages, probes := make(chan capturedMessage, 1000), make(chan struct{}, 1000)
 	go func() {
 		for d := range deliveries {
+			if keys, _ := d.Headers["routing_keys"].([]any); len(keys) == 1 && keys[0] == probe {
+				probes <- struct{}{}
+				continue
+			}
 			properties, _ := plain(d.Headers["properties"]).(map[string]any)
 			headers, _ := properties["headers"].(map[string]any)
 			delete(properties, "headers")
@@ -387,8 +391,29 @@ func (r *rig) trace() <-chan capturedMessage {
 			}
 		}
 	}()
+	traceMutex.Lock()
+	defer traceMutex.Unlock()
+	eventually(r.t, "the broker traces what is published", func() bool {
+		r.api(http.MethodPut, "vhosts/"+path.Base(address.Path), map[string]any{"tracing": true})
+		if err := r.channel.PublishWithContext(r.t.Context(), "", probe, false, false, amqp.Publishing{}); err != nil {
+			r.t.Fatal(err)
+		}
+		select {
+		case <-probes:
+			return true
+		case <-time.After(time.Second):
+			return false
+		}
+	})
 	return messages
 }
+
+// probe is the key of messages that only show whether the broker traces.
+const probe = "probe of the tracer"
+
+// traceMutex: RabbitMQ loses one of two virtual hosts whose tracing is turned on
+// at the same time. Those of another process are what the probe is for.
+var traceMutex sync.Mutex
 
 func plain(value any) any {
 	switch v := value.(type) {
