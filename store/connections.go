@@ -160,7 +160,8 @@ func (s *Store) openSession(ctx context.Context) (func(), error) {
 }
 
 // LockHeld says why this worker's lock, which it had or asked for, is not held
-// at the moment: no step can begin then. It is nil before the first need of it.
+// at the moment: no step can begin then. It is nil before the first need of it,
+// and while the first session is on its way.
 func (s *Store) LockHeld() error {
 	s.attend.mu.Lock()
 	defer s.attend.mu.Unlock()
@@ -169,10 +170,10 @@ func (s *Store) LockHeld() error {
 		return nil
 	default:
 	}
-	if !s.attend.started {
+	err := s.attend.lastErr
+	if !s.attend.started || s.attend.session == 0 && err == nil {
 		return nil
 	}
-	err := s.attend.lastErr
 	if err == nil {
 		err = errConnectionGone
 	}

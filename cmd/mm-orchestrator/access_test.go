@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -150,7 +151,14 @@ func TestHealthFollowsTheSessionOfTheLock(t *testing.T) {
 	role, owner := s.leastPrivileged(t)
 	p := start(t, s.impatient(), "worker").probed()
 	p.turnsGreen()
-	owner.administer(t, "ALTER ROLE "+role+" CONNECTION LIMIT 2",
+	eventually(t, "the worker is registered", func() error {
+		if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.workers`); n != 1 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
+	// One: how many it has for statements just now is a matter of chance.
+	owner.administer(t, "ALTER ROLE "+role+" CONNECTION LIMIT 1",
 		"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
 	p.turnsRed("too many connections")
 	owner.administer(t, "ALTER ROLE "+role+" CONNECTION LIMIT -1")
