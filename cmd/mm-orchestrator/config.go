@@ -62,7 +62,7 @@ func (f *configFlags) run(_ context.Context, p *program, in input) error {
 	return problem
 }
 
-// configReport is the JSON form of the command's output, a contract: names
+// configReport is the JSON form of the command's output, on which scripts rely: names
 // are not changed, values may be added.
 type configReport struct {
 	Settings      []configLine `json:"settings"`

@@ -54,7 +54,7 @@ const (
 	statusSkip = "skip"
 )
 
-// finding is one line of the doctor's. The JSON form is a contract.
+// finding is one line of the doctor's. Scripts rely on the JSON form.
 type finding struct {
 	Name   string `json:"name"`
 	Status string `json:"status"`

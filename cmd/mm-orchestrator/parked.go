@@ -66,7 +66,7 @@ var returnParkedCommand = &command{
 	},
 }
 
-// The JSON forms are a contract: fields may be added, none is renamed.
+// Scripts rely on the JSON forms: fields may be added, none is renamed.
 
 type parkedReport struct {
 	Workers  []parkedWorker  `json:"workers"`

@@ -152,7 +152,7 @@ func findRun(ctx context.Context, db *store.Store, prefix store.IDPrefix) (strin
 	return "", errors.New(text.String())
 }
 
-// The JSON forms are a contract: fields may be added, none is renamed.
+// Scripts rely on the JSON forms: fields may be added, none is renamed.
 
 type runLine struct {
 	ID            string     `json:"id"`

@@ -1,7 +1,7 @@
 -- The tables that MoonMind's API and its workers share, as its own migrations
 -- leave them (revision 202403150001), limited to those that a worker reads or
 -- writes, and "user", to which two foreign keys point. Names, types, lengths,
--- defaults, constraints, indexes and triggers are a contract with Python:
+-- defaults, constraints, indexes and triggers are what Python relies on:
 -- nothing here is ours to improve.
 
 -- ---------------------------------------------------------------------------
