@@ -85,6 +85,7 @@ var checks = []check{
 	{"session", "connections", (*doctor).session},
 	{"privileges", "database", (*doctor).privileges},
 	{"tables", "privileges", (*doctor).tables},
+	{"parked", "privileges", (*doctor).parked},
 	{"results", "database", (*doctor).results},
 	{"clock", "database", (*doctor).clock},
 	{"docker", "", (*doctor).docker},

@@ -202,6 +202,9 @@ func TestAWorkerThatStopsBesideAnotherReturnsNothing(t *testing.T) {
 		t.Errorf("it says %v", line)
 	}
 	s.waitForParked(t, 3)
+	if got := diagnoseOne(t, s, "parked"); got.Status != statusOK || !strings.Contains(got.Found, `3 messages of queue "orchestrator.run" wait in the database for their runs' turn; w1@box publishes them`) {
+		t.Errorf("doctor: %+v", got)
+	}
 
 	// The command refuses beside it, and names it.
 	for _, args := range [][]string{{"parked", "return"}, {"migrate", "--remove"}} {
@@ -247,6 +250,9 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "no worker of this program lives") || !strings.Contains(p.stdout.String(), j.runs[0]) {
 		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
+	if got := diagnoseOne(t, s, "parked"); got.Status != statusNote || !strings.Contains(got.Found, "3 messages") || !strings.Contains(got.Cure, "run `mm-orchestrator parked return`") {
+		t.Errorf("doctor: %+v", got)
+	}
 	p = start(t, s.env(), "migrate", "--remove")
 	if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "mm-orchestrator parked return") {
 		t.Errorf("migrate --remove: exit %d: %s", code, p.stderr.String())
@@ -278,6 +284,46 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 	if code := p.exit(); code != exitOK || p.stdout.String() != "no message is parked\n" {
 		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
+	if got := diagnoseOne(t, s, "parked"); got.Status != statusOK {
+		t.Errorf("doctor: %+v", got)
+	}
+
+	// Then the way back is free: it says what goes and what stays.
+	p = start(t, s.env(), "migrate", "--remove", "--dry-run")
+	for _, want := range []string{"would remove mm_orchestrator.claims, 1 rows: which worker ran which step", "would remove mm_orchestrator.parked, 0 rows", "kept: MoonMind's tables", "celery_taskmeta", "children and stamps"} {
+		if code := p.exit(); code != exitOK || !strings.Contains(strings.Join(strings.Fields(p.stdout.String()), " "), want) {
+			t.Errorf("remove --dry-run: exit %d, lacks %q: %s%s", code, want, p.stdout.String(), p.stderr.String())
+		}
+	}
+	p = start(t, s.env(), "migrate", "--remove")
+	if code := p.exit(); code != exitOK {
+		t.Errorf("remove: exit %d: %s", code, p.stderr.String())
+	}
+	if n := s.number(t, `SELECT count(*) FROM pg_namespace WHERE nspname = 'mm_orchestrator'`); n != 0 {
+		t.Error("the schema is still there")
+	}
+	if n := s.number(t, `SELECT count(*) FROM information_schema.columns WHERE table_name = 'celery_taskmeta' AND column_name IN ('children', 'stamps')`); n != 2 {
+		t.Errorf("%d of Celery's columns are left", n)
+	}
+}
+
+// diagnoseOne is what doctor finds in one of its checks. Others may fail: a test's
+// workspace is no repository.
+func diagnoseOne(t *testing.T, s stand, name string) finding {
+	t.Helper()
+	p := start(t, s.env(), "doctor", "--json")
+	p.exit()
+	var report struct{ Checks []finding }
+	if err := json.Unmarshal([]byte(p.stdout.String()), &report); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range report.Checks {
+		if f.Name == name {
+			return f
+		}
+	}
+	t.Fatalf("doctor has no check %s", name)
+	return finding{}
 }
 
 func brokerSocket(t *testing.T, broker string) string {
