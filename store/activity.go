@@ -11,13 +11,13 @@ import (
 type Activity struct {
 	Working *Working
 	Waiting *Waiting
-	// Behind is a step that waits for another step of the run, as one does that
+	// WaitingForStep is a step that waits for another step of the run, as one does that
 	// was retried while the rollback runs.
-	Behind *Behind
+	WaitingForStep *WaitingForStep
 }
 
-// Behind is a step's wait for another step of its run.
-type Behind struct {
+// WaitingForStep is a step's wait for another step of its run.
+type WaitingForStep struct {
 	// Step is the one whose message is parked.
 	Step  Step
 	Since time.Time
@@ -122,7 +122,7 @@ func (a *activityRow) activity() (found Activity) {
 		found.Working = &Working{Step: *a.step, Attempt: *a.attempt, Worker: *a.worker, Alive: *a.alive, Since: a.startedAt.UTC(), Starts: *a.starts}
 	}
 	if a.step != nil && a.behindStep != nil {
-		found.Behind = &Behind{Step: *a.behindStep, Since: a.behindSince.UTC(), For: *found.Working}
+		found.WaitingForStep = &WaitingForStep{Step: *a.behindStep, Since: a.behindSince.UTC(), For: *found.Working}
 	}
 	if a.waitingStep != nil {
 		found.Waiting = &Waiting{Step: *a.waitingStep, Since: a.parkedAt.UTC(), Workspace: *a.workspace, Holder: a.holder, Place: *a.place}

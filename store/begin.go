@@ -99,7 +99,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		var asOf time.Time
 		tries := 0
 		err := s.retry(ctx, doing, func(ctx context.Context) error {
-			current, err := s.attend.ensure(ctx)
+			current, err := s.workerLock.ensure(ctx)
 			if err != nil {
 				return err
 			}
@@ -123,7 +123,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		case isStart && time.Since(asOf) > lateAnswer:
 			continue // the next look finds the claim, if it is still ours
 		case isStart:
-			start.AsOf = asOf
+			start.OwnedAt = asOf
 			s.given.add(token, givenClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
 			return start, nil
 		case decision != nil:
@@ -197,7 +197,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 			}
 		}
 		if v.done != nil {
-			return Done{Outcome: *v.done, Unpark: unpark}, nil
+			return Done{Outcome: *v.done, ParkedReady: unpark}, nil
 		}
 		if len(v.free) > 0 {
 			batch := &pgx.Batch{}
@@ -207,7 +207,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 				return nil, err
 			}
 		}
-		return Stop{Reason: v.stop, Unpark: unpark}, nil
+		return Stop{Reason: v.stop, ParkedReady: unpark}, nil
 	}
 	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
 	if err != nil {
@@ -228,7 +228,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
-	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, Before: v.before}, nil
+	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, PreviousWorker: v.before}, nil
 }
 
 // queueFree takes claims from holders that are dead. The token changes, so that
@@ -308,7 +308,7 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
 		FROM mm_orchestrator.claims
 		WHERE run_id = $1 AND (step = $2 OR outcome IS NULL AND holder IS NOT NULL)
-		ORDER BY attempt, started_at`, request.RunID, string(request.Step), s.attend.key, request.RootTaskID).Query(func(rows pgx.Rows) error {
+		ORDER BY attempt, started_at`, request.RunID, string(request.Step), s.workerLock.key, request.RootTaskID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			var c claimRow
 			var holder *int64
@@ -381,7 +381,7 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)
 	case a.grant != nil:
 		parked.Reason = fmt.Sprintf("run %s has waited for the workspace %s", a.grant.RunID, workspace)
-		parked.Unpark = true
+		parked.ParkedReady = true
 		queueHold(batch, workspace, a.grant.RunID, "")
 	case a.take:
 		parked = nil
@@ -439,7 +439,7 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		    token = EXCLUDED.token, starts = EXCLUDED.starts, started_at = EXCLUDED.started_at, handed_back = EXCLUDED.handed_back,
 		    finished_at = NULL, outcome = NULL, progress = CASE WHEN c.outcome IS NULL THEN c.progress END
 		RETURNING progress::text`,
-		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.attend.key, clean(s.config.Worker),
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, request.RootTaskID, s.workerLock.key, clean(s.config.Worker),
 		claim.Token, claim.Starts, claim.StartedAt, claim.HandedBack).QueryRow(func(row pgx.Row) error {
 		var text *string
 		if err := row.Scan(&text); err != nil {

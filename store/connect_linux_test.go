@@ -30,7 +30,7 @@ func TestOptionsOfSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		session, err := s.attend.dial(t.Context())
+		session, err := s.workerLock.dial(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -146,7 +146,7 @@ func (s *Store) borrow(ctx context.Context) (func(), error) {
 // openSession opens one as the worker's lock has it, without the lock: who
 // only looks is no live worker.
 func (s *Store) openSession(ctx context.Context) (func(), error) {
-	conn, err := pgx.ConnectConfig(ctx, s.attend.connect)
+	conn, err := pgx.ConnectConfig(ctx, s.workerLock.connect)
 	if err != nil {
 		return nil, err
 	}
@@ -163,15 +163,15 @@ func (s *Store) openSession(ctx context.Context) (func(), error) {
 // at the moment: no step can begin then. It is nil before the first need of it,
 // and while the first session is on its way.
 func (s *Store) LockHeld() error {
-	s.attend.mu.Lock()
-	defer s.attend.mu.Unlock()
+	s.workerLock.mu.Lock()
+	defer s.workerLock.mu.Unlock()
 	select {
-	case <-s.attend.held:
+	case <-s.workerLock.held:
 		return nil
 	default:
 	}
-	err := s.attend.lastErr
-	if !s.attend.started || s.attend.session == 0 && err == nil {
+	err := s.workerLock.lastErr
+	if !s.workerLock.started || s.workerLock.session == 0 && err == nil {
 		return nil
 	}
 	if err == nil {

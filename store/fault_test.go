@@ -187,7 +187,7 @@ func readMessage(from io.Reader, first bool) (message []byte, kind byte, err err
 }
 
 // everywhere does something anew with a cut at each of its moments after it has
-// called begin, and ends when there are no more. The session of attendance may
+// called begin, and ends when there are no more. The session of workerLock may
 // be hit as well.
 func everywhere(t *testing.T, c *scissors, do func(t *testing.T, begin func())) {
 	t.Helper()

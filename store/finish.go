@@ -79,7 +79,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 			end := conclude(before, claim.Step, outcome)
 			finished = end.finished(before)
 			batch := &pgx.Batch{}
-			queueUnpark(batch, claim.RunID, &finished.Unpark)
+			queueUnpark(batch, claim.RunID, &finished.ParkedReady)
 			return tx.SendBatch(ctx, batch).Close()
 		case before.attempt != claim.Attempt:
 			superseded = true
@@ -92,7 +92,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		end := conclude(before, claim.Step, outcome)
 		finished = end.finished(before)
-		err = writeFinish(ctx, tx, claim, outcome, end, record, &finished.Unpark)
+		err = writeFinish(ctx, tx, claim, outcome, end, record, &finished.ParkedReady)
 		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
 		return err
 	})

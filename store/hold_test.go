@@ -86,7 +86,7 @@ func TestOneRunAtATime(t *testing.T) {
 	claim := starts(t, one, shared("w", first, store.StepAnalyze, "1a"))
 	before := d.States(t, second)
 	parked := waits(t, two, shared("w", second, store.StepAnalyze, "2a"), store.ParkedWorkspace)
-	if !strings.Contains(parked.Reason, first) || parked.Unpark {
+	if !strings.Contains(parked.Reason, first) || parked.ParkedReady {
 		t.Errorf("%+v", parked)
 	}
 	equal(t, "states of the run that waits", d.States(t, second), before)
@@ -95,13 +95,13 @@ func TestOneRunAtATime(t *testing.T) {
 	if ids := taken(t, one, "q"); ids != "" {
 		t.Errorf("published while the workspace is held: %s", ids)
 	}
-	if f := finish(t, one, claim, good(store.StepAnalyze)); f.Unpark {
+	if f := finish(t, one, claim, good(store.StepAnalyze)); f.ParkedReady {
 		t.Errorf("%+v", f)
 	}
 	for _, step := range toVerify[1:] {
 		waits(t, two, shared("w", second, store.StepAnalyze, "2a"), store.ParkedWorkspace) // again: one row
 		f := finish(t, one, starts(t, one, shared("w", first, step, "1"+string(step))), good(step))
-		if f.Unpark != (step == store.StepVerify) {
+		if f.ParkedReady != (step == store.StepVerify) {
 			t.Errorf("%s: %+v", step, f)
 		}
 	}
@@ -208,7 +208,7 @@ func TestFairness(t *testing.T) {
 	starts(t, s, shared("w", holder, store.StepAnalyze, "h"))
 	waits(t, s, shared("w", early, store.StepAnalyze, "early"), store.ParkedWorkspace)
 	d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = NULL RETURNING queue`)
-	if parked := waits(t, s, shared("w", late, store.StepAnalyze, "late"), store.ParkedWorkspace); !parked.Unpark {
+	if parked := waits(t, s, shared("w", late, store.StepAnalyze, "late"), store.ParkedWorkspace); !parked.ParkedReady {
 		t.Errorf("%+v", parked)
 	}
 	if ids := taken(t, s, "q"); ids != "early" {
@@ -224,11 +224,11 @@ func TestRollbackOfTheHolderNeverWaits(t *testing.T) {
 	failing, high := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{Priority: "high"})
 	claim := starts(t, s, shared("w", failing, store.StepBuild, "b"))
 	waits(t, s, shared("w", high, store.StepAnalyze, "h"), store.ParkedWorkspace)
-	if f := finish(t, s, claim, bad(store.StepBuild)); f.RunEnded || f.Unpark {
+	if f := finish(t, s, claim, bad(store.StepBuild)); f.RunEnded || f.ParkedReady {
 		t.Errorf("%+v", f)
 	}
 	waits(t, s, shared("w", high, store.StepAnalyze, "h"), store.ParkedWorkspace)
-	if f := finish(t, s, starts(t, s, shared("w", failing, store.StepRollback, "r")), good(store.StepRollback)); !f.Unpark || f.Status != store.RunRolledBack {
+	if f := finish(t, s, starts(t, s, shared("w", failing, store.StepRollback, "r")), good(store.StepRollback)); !f.ParkedReady || f.Status != store.RunRolledBack {
 		t.Errorf("%+v", f)
 	}
 	if ids := taken(t, s, "q"); ids != "h" {
@@ -259,7 +259,7 @@ func TestRollbackWaitsForTheStepAtWork(t *testing.T) {
 		if fails {
 			outcome.Status = store.StepFailed
 		}
-		if f := finish(t, one, claim, outcome); !f.Unpark {
+		if f := finish(t, one, claim, outcome); !f.ParkedReady {
 			t.Errorf("%+v", f)
 		}
 		if ids := taken(t, two, "q"); ids != "r" {
@@ -291,7 +291,7 @@ func TestBusyStepIsParkedUntilItsEnd(t *testing.T) {
 	if ids := taken(t, two, "q") + taken(t, one, "q"); ids != "" {
 		t.Errorf("published %q while the step runs", ids)
 	}
-	if f := finish(t, one, claim, good(store.StepBuild)); !f.Unpark {
+	if f := finish(t, one, claim, good(store.StepBuild)); !f.ParkedReady {
 		t.Errorf("%+v", f)
 	}
 	if ids := taken(t, two, "q"); ids != "t" {
@@ -358,7 +358,7 @@ func TestPlanWithoutVerify(t *testing.T) {
 	next := d.Create(t, storetest.Seed{})
 	finish(t, s, starts(t, s, shared("w", short, store.StepAnalyze, "a")), good(store.StepAnalyze))
 	waits(t, s, shared("w", next, store.StepAnalyze, "n"), store.ParkedWorkspace)
-	if f := finish(t, s, starts(t, s, shared("w", short, store.StepPatch, "p")), good(store.StepPatch)); !f.Unpark || f.RunEnded || f.Status != store.RunRunning {
+	if f := finish(t, s, starts(t, s, shared("w", short, store.StepPatch, "p")), good(store.StepPatch)); !f.ParkedReady || f.RunEnded || f.Status != store.RunRunning {
 		t.Errorf("%+v", f)
 	}
 	if ids := taken(t, s, "q"); ids != "n" {
@@ -366,7 +366,7 @@ func TestPlanWithoutVerify(t *testing.T) {
 	}
 	d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = $1 RETURNING queue`, short)
 	waits(t, s, shared("w", next, store.StepAnalyze, "n"), store.ParkedWorkspace)
-	if done, ok := ask(t, s, shared("w", short, store.StepPatch, "p")).(store.Done); !ok || !done.Unpark {
+	if done, ok := ask(t, s, shared("w", short, store.StepPatch, "p")).(store.Done); !ok || !done.ParkedReady {
 		t.Errorf("%+v", done)
 	}
 	if ids := taken(t, s, "q"); ids != "n" {
@@ -497,15 +497,15 @@ func TestManyRunsAtOnce(t *testing.T) {
 					default:
 						queue <- message{m.run, m.step + 1}
 					}
-					if f.Unpark {
+					if f.ParkedReady {
 						unpark()
 					}
 				case store.Parked:
-					if decision.Unpark {
+					if decision.ParkedReady {
 						unpark()
 					}
 				case store.Done:
-					if decision.Unpark {
+					if decision.ParkedReady {
 						unpark()
 					}
 				}

@@ -75,8 +75,8 @@ func TestACommitThatIsToldLateAndStands(t *testing.T) {
 	opened := time.Now().Add(1500 * time.Millisecond)
 	time.AfterFunc(1500*time.Millisecond, v.open)
 	start := begin(t, late, run, store.StepBuild, "t")
-	if start.Claim.Starts != 1 || start.AsOf.Before(opened) {
-		t.Errorf("%+v as of %s", start.Claim, start.AsOf)
+	if start.Claim.Starts != 1 || start.OwnedAt.Before(opened) {
+		t.Errorf("%+v as of %s", start.Claim, start.OwnedAt)
 	}
 	finish(t, late, start.Claim, good(store.StepBuild))
 }

@@ -61,12 +61,12 @@ func TestRetryWaitsForTheRollback(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b := detail.Behind; b == nil || b.Step != store.StepPatch || time.Since(b.Since) > time.Minute || b.For.Step != store.StepRollback || b.For.Worker != "one" || !b.For.Alive {
+			if b := detail.WaitingForStep; b == nil || b.Step != store.StepPatch || time.Since(b.Since) > time.Minute || b.For.Step != store.StepRollback || b.For.Worker != "one" || !b.For.Alive {
 				t.Errorf("the run does %+v", detail.Activity)
 			}
 			retried := d.Run(t, run)
 			if c.leaves {
-				if f := finish(t, one, claim, c.ends); f.Status != store.RunPending || f.RunEnded || !f.Unpark {
+				if f := finish(t, one, claim, c.ends); f.Status != store.RunPending || f.RunEnded || !f.ParkedReady {
 					t.Errorf("finished %+v", f)
 				}
 				equal(t, "its state", d.State(t, run, store.StepRollback)["plan_step_status"], string(c.ends.Status))
@@ -129,7 +129,7 @@ func TestRetryAfterTheRollbacksWorkerDied(t *testing.T) {
 	}
 	began := time.Now()
 	stop, is := ask(t, heir, rollback).(store.Stop)
-	if !is || !stop.Unpark || time.Since(began) < 50*time.Millisecond {
+	if !is || !stop.ParkedReady || time.Since(began) < 50*time.Millisecond {
 		t.Errorf("the rollback's message: %+v after %s", stop, time.Since(began))
 	}
 	if has, err := heir.HasClaim(t.Context(), claim); has || err != nil {

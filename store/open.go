@@ -105,10 +105,10 @@ func (c Config) Validate() error {
 // that restarts or fails over is survived: calls try again for
 // Config.RetryFor, then say ErrUnavailable.
 type Store struct {
-	config Config
-	place  string
-	pool   *pgxpool.Pool
-	attend *attendance
+	config     Config
+	place      string
+	pool       *pgxpool.Pool
+	workerLock *workerLock
 
 	// registered are the tokens of claims that this Store has given out and
 	// that were neither finished nor released.
@@ -147,7 +147,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, hideAddress(where, translate("open the database "+s.place, err))
 	}
-	s.attend = newAttendance(c, config, s.atWork)
+	s.workerLock = newWorkerLock(c, config, s.atWork)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()
 		return nil, hideAddress(where, translate("reach the database "+s.place, err))
@@ -158,7 +158,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 // Close gives all connections back and with them the worker's lock. It may be
 // called twice.
 func (s *Store) Close() {
-	s.attend.close()
+	s.workerLock.close()
 	s.pool.Close()
 }
 
@@ -252,7 +252,7 @@ func (s *Store) register(token int64) {
 	s.mu.Lock()
 	s.registered[token] = true
 	s.mu.Unlock()
-	s.attend.prove()
+	s.workerLock.prove()
 }
 
 func (s *Store) atWork() bool {
@@ -266,7 +266,7 @@ func (s *Store) atWork() bool {
 // have taken one of its claims over. While a claim is given out, it is renewed
 // every 500 ms, unless the database does not answer. It is zero before the
 // first BeginStep.
-func (s *Store) Proven() time.Time { return s.attend.lastProven() }
+func (s *Store) Proven() time.Time { return s.workerLock.lastProven() }
 
 func (s *Store) unregister(token int64) {
 	s.mu.Lock()

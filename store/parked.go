@@ -107,7 +107,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 	err := s.retry(ctx, "take parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil
 		// The lock by which others know that we live.
-		if _, err := s.attend.ensure(ctx); err != nil {
+		if _, err := s.workerLock.ensure(ctx); err != nil {
 			return err
 		}
 		rows, err := s.pool.Query(ctx, `
@@ -133,7 +133,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			FROM ready
 			WHERE p.id = ready.id
 			RETURNING p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body`,
-			queue, s.attend.key, takenFor.Seconds(), mostTaken)
+			queue, s.workerLock.key, takenFor.Seconds(), mostTaken)
 		if err != nil {
 			return err
 		}
@@ -177,7 +177,7 @@ func (s *Store) DropParked(ctx context.Context, id int64) error {
 func (s *Store) KeepParked(ctx context.Context, id int64) error {
 	return s.retry(ctx, "keep a parked message", func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
-			UPDATE mm_orchestrator.parked SET taken_by = NULL, taken_at = NULL WHERE id = $1 AND taken_by = $2`, id, s.attend.key)
+			UPDATE mm_orchestrator.parked SET taken_by = NULL, taken_at = NULL WHERE id = $1 AND taken_by = $2`, id, s.workerLock.key)
 		return err
 	})
 }

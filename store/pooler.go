@@ -43,9 +43,9 @@ func (s *Store) CheckSession(ctx context.Context) error {
 
 func (s *Store) sessionChanges(ctx context.Context) (bool, error) {
 	connect := func() (*pgx.Conn, error) {
-		limit, cancel := context.WithTimeout(ctx, s.attend.connect.ConnectTimeout)
+		limit, cancel := context.WithTimeout(ctx, s.workerLock.connect.ConnectTimeout)
 		defer cancel()
-		return s.attend.dial(limit)
+		return s.workerLock.dial(limit)
 	}
 	session, err := connect()
 	if err != nil {

@@ -40,7 +40,7 @@ func TestTheNextWorkerGetsTheProgress(t *testing.T) {
 			run := d.Create(t, storetest.Seed{})
 			first := d.Open(t, as("first", 0))
 			start := begin(t, first, run, store.StepPatch, "t")
-			if start.Progress != nil || start.Before != "" {
+			if start.Progress != nil || start.PreviousWorker != "" {
 				t.Errorf("a first start: %+v", start)
 			}
 			record(t, first, start.Claim, come(1, 0))
@@ -53,7 +53,7 @@ func TestTheNextWorkerGetsTheProgress(t *testing.T) {
 				start, taken = decide(t, second, run, store.StepPatch, "t").(store.Start)
 			}
 			equal(t, "progress", start.Progress, come(2, 3))
-			if start.Before != "first" || start.Claim.Starts != 2 {
+			if start.PreviousWorker != "first" || start.Claim.Starts != 2 {
 				t.Errorf("%+v", start)
 			}
 			// It is still there for a third one.
@@ -105,7 +105,7 @@ func TestANewAttemptHasNoProgress(t *testing.T) {
 	fail := func(task string) {
 		t.Helper()
 		start := begin(t, s, run, store.StepAnalyze, task)
-		if start.Progress != nil || start.Before != "" {
+		if start.Progress != nil || start.PreviousWorker != "" {
 			t.Errorf("%s: %+v", task, start)
 		}
 		record(t, s, start.Claim, come(1, 1))
@@ -114,7 +114,7 @@ func TestANewAttemptHasNoProgress(t *testing.T) {
 	rollBack := func(task string) {
 		t.Helper()
 		start := begin(t, s, run, store.StepRollback, task)
-		if start.Progress != nil || start.Before != "" || start.Claim.Attempt != 1 {
+		if start.Progress != nil || start.PreviousWorker != "" || start.Claim.Attempt != 1 {
 			t.Errorf("%s: %+v", task, start)
 		}
 		record(t, s, start.Claim, come(3, 0))

@@ -101,7 +101,7 @@ func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool,
 		                  WHERE s.orchestrator_run_id = $1 AND s.plan_step::text = $2 AND s.attempt > $3)
 		ON CONFLICT (run_id, step, attempt) DO NOTHING
 		RETURNING true`,
-		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, given.root, s.attend.key, clean(s.config.Worker), claim.Token,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, given.root, s.workerLock.key, clean(s.config.Worker), claim.Token,
 		claim.Starts, claim.StartedAt, claim.HandedBack, cut(claim.TaskID, 255)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			restored = true

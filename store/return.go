@@ -69,7 +69,7 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take all parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil
-		if _, err := s.attend.ensure(ctx); err != nil {
+		if _, err := s.workerLock.ensure(ctx); err != nil {
 			return err
 		}
 		rows, err := s.pool.Query(ctx, `
@@ -92,7 +92,7 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 			SELECT p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body
 			FROM taken AS p
 			ORDER BY `+parkedOrder,
-			queue, s.attend.key, takenFor.Seconds(), mostTaken, newest)
+			queue, s.workerLock.key, takenFor.Seconds(), mostTaken, newest)
 		if err != nil {
 			return err
 		}

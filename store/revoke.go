@@ -34,8 +34,8 @@ func (r Revocation) Text() string {
 // Revoked says what RevokeRun has done.
 type Revoked struct {
 	Revocation
-	// Before is the run's status when it was revoked.
-	Before RunStatus
+	// PreviousStatus is the run's status when it was revoked.
+	PreviousStatus RunStatus
 	// Ended: the run had not begun, or awaited approval, and has failed now, for
 	// good. Succeeded are steps that it had behind it all the same, in the plan's
 	// order; they are not rolled back.
@@ -79,7 +79,7 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 		if err != nil {
 			return err
 		}
-		switch revoked.Before = run.Status; {
+		switch revoked.PreviousStatus = run.Status; {
 		case run.Status == RunFailed && run.CompletedAt == nil && (run.HasRollback || revoked.Step == StepRollback):
 			revoked.TooLate, revoked.RollingBack = true, true
 			return nil

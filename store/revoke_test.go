@@ -16,7 +16,7 @@ func TestRevokeBeforeTheFirstStep(t *testing.T) {
 	s := d.Open(t)
 	run := d.Create(t, storetest.Seed{})
 	got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: "wrong\x00 branch", By: "ann@box"})
-	if err != nil || !got.Ended || got.TooLate || got.Before != store.RunPending {
+	if err != nil || !got.Ended || got.TooLate || got.PreviousStatus != store.RunPending {
 		t.Fatalf("%+v %v", got, err)
 	}
 	row, err := s.FindRun(t.Context(), run)
@@ -47,7 +47,7 @@ func TestRevokeBeforeTheFirstStep(t *testing.T) {
 	if stop, is := begun(t, s, run, store.StepRollback, "r").(store.Stop); !is {
 		t.Errorf("rollback: %+v", stop)
 	}
-	if got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); err != nil || !got.TooLate || got.Before != store.RunFailed {
+	if got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); err != nil || !got.TooLate || got.PreviousStatus != store.RunFailed {
 		t.Errorf("again: %+v %v", got, err)
 	}
 }
@@ -63,7 +63,7 @@ func TestRevokeWhileTheRunAwaitsApproval(t *testing.T) {
 	d.Rows(t, `UPDATE spec_workflow_task_states SET plan_step_status = 'succeeded', status = 'succeeded', started_at = now(), finished_at = now()
 		WHERE orchestrator_run_id = '`+run+`' AND plan_step = 'analyze' RETURNING id`)
 	got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: "not now"})
-	if err != nil || !got.Ended || got.Before != store.RunAwaitingApproval || len(got.Succeeded) != 1 || got.Succeeded[0] != store.StepAnalyze {
+	if err != nil || !got.Ended || got.PreviousStatus != store.RunAwaitingApproval || len(got.Succeeded) != 1 || got.Succeeded[0] != store.StepAnalyze {
 		t.Fatalf("%+v %v", got, err)
 	}
 	if row, err := s.FindRun(t.Context(), run); err != nil || row.Status != store.RunFailed || row.CompletedAt == nil {
@@ -116,7 +116,7 @@ func TestRevokeWhileAStepRuns(t *testing.T) {
 	}
 	for _, reason := range []string{"x", "wrong branch"} {
 		got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: reason})
-		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || !got.Alive || got.Worker != "w1@box" || got.Before != store.RunRunning {
+		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || !got.Alive || got.Worker != "w1@box" || got.PreviousStatus != store.RunRunning {
 			t.Fatalf("%+v %v", got, err)
 		}
 	}

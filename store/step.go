@@ -91,26 +91,26 @@ type Decision interface{ decision() }
 type Start struct {
 	Claim Claim
 	Run   Run
-	// AsOf is a moment at which nobody else could have the claim: just before
+	// OwnedAt is a moment at which nobody else could have the claim: just before
 	// the commit was sent.
-	AsOf time.Time
+	OwnedAt time.Time
 	// RunStarted says that this step took the run from pending to running.
 	RunStarted bool
 	// Progress says which commands of this attempt have ended, under workers
 	// that ran it before: they must not be run again. Nil: none has.
 	Progress *Progress
-	// Before is the node name of the worker that ran the attempt last; "" if
+	// PreviousWorker is the node name of the worker that ran the attempt last; "" if
 	// nobody did, or if it is not known any more.
-	Before string
+	PreviousWorker string
 }
 
 // Done: this task id, or this attempt of the step, has already ended. The
 // caller reports the same outcome and causes no effect.
 type Done struct {
 	Outcome Outcome
-	// Unpark says that the run has nothing left to do, so that it gave up the
+	// ParkedReady says that the run has nothing left to do, so that it gave up the
 	// workspace that it still held, and that parked messages can be published.
-	Unpark bool
+	ParkedReady bool
 }
 
 // Parked: it is not this step's turn. The message is kept in the database,
@@ -120,9 +120,9 @@ type Parked struct {
 	Why ParkedWhy
 	// Reason in words for an operator.
 	Reason string
-	// Unpark says that another run was let in by this very call, and that its
+	// ParkedReady says that another run was let in by this very call, and that its
 	// messages can be published.
-	Unpark bool
+	ParkedReady bool
 }
 
 // Stop: the message must have no effect at all, for the reason given in
@@ -130,8 +130,8 @@ type Parked struct {
 // belongs to an attempt that has been retried since.
 type Stop struct {
 	Reason string
-	// Unpark: see Done.
-	Unpark bool
+	// ParkedReady: see Done.
+	ParkedReady bool
 }
 
 func (Start) decision()  {}
@@ -204,6 +204,6 @@ type Finished struct {
 	// since the run's start.
 	RunEnded bool
 	Duration time.Duration
-	// Unpark says that parked messages can be published now: see TakeParked.
-	Unpark bool
+	// ParkedReady says that parked messages can be published now: see TakeParked.
+	ParkedReady bool
 }

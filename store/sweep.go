@@ -411,5 +411,5 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostSituation,
 	before := beforeFinish{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
 	end := conclude(before, claim.Step, outcome)
 	lost.Finished = end.finished(before)
-	return writeFinish(ctx, tx, claim, outcome, end, record, &lost.Finished.Unpark)
+	return writeFinish(ctx, tx, claim, outcome, end, record, &lost.Finished.ParkedReady)
 }

@@ -146,7 +146,7 @@ func TestLostRunIsFailedAndRolledBackOnce(t *testing.T) {
 			if err := s.DropParked(t.Context(), messages[0].ID); err != nil {
 				t.Fatal(err)
 			}
-			if f := finish(t, s, claim, good(store.StepRollback)); f.Status != store.RunRolledBack || !f.Unpark {
+			if f := finish(t, s, claim, good(store.StepRollback)); f.Status != store.RunRolledBack || !f.ParkedReady {
 				t.Errorf("%+v", f)
 			}
 			if done, ok := ask(t, s, shared("w", run, store.StepRollback, "another")).(store.Done); !ok {
@@ -183,7 +183,7 @@ func TestLostRunWithoutRollbackEnds(t *testing.T) {
 	run, next := d.Create(t, storetest.Seed{Plan: []byte(`[{"name": "analyze"}, {"name": "build"}]`)}), d.Create(t, storetest.Seed{})
 	finish(t, s, starts(t, s, shared("w", run, store.StepAnalyze, "a")), good(store.StepAnalyze))
 	waits(t, s, shared("w", next, store.StepAnalyze, "n"), store.ParkedWorkspace)
-	if lost := failLost(t, s, run, 0); lost == nil || lost.Step != store.StepBuild || lost.RollbackSent || !lost.Finished.RunEnded || !lost.Finished.Unpark {
+	if lost := failLost(t, s, run, 0); lost == nil || lost.Step != store.StepBuild || lost.RollbackSent || !lost.Finished.RunEnded || !lost.Finished.ParkedReady {
 		t.Fatalf("%+v", lost)
 	}
 	if ids := taken(t, s, "q"); ids != "n" {

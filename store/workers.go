@@ -31,12 +31,12 @@ func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
 		if s.hasLeft() {
 			return nil
 		}
-		if _, err := s.attend.ensure(ctx); err != nil {
+		if _, err := s.workerLock.ensure(ctx); err != nil {
 			return err
 		}
 		tag, err := s.pool.Exec(ctx, `
 			INSERT INTO mm_orchestrator.workers (key, queue, node) VALUES ($1, $2, $3)
-			ON CONFLICT (key, queue) DO NOTHING`, s.attend.key, clean(queue), clean(s.config.Worker))
+			ON CONFLICT (key, queue) DO NOTHING`, s.workerLock.key, clean(queue), clean(s.config.Worker))
 		if err != nil || tag.RowsAffected() == 0 {
 			return err
 		}
@@ -60,7 +60,7 @@ func (s *Store) CountOtherConsumers(ctx context.Context, queue string, own int, 
 	err = s.retry(ctx, "count the consumers of queue "+queue, func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
 			UPDATE mm_orchestrator.workers SET consumers = $3, consumers_at = clock_timestamp()
-			WHERE key = $1 AND queue = $2`, s.attend.key, queue, own)
+			WHERE key = $1 AND queue = $2`, s.workerLock.key, queue, own)
 		if err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func (s *Store) CountOtherConsumers(ctx context.Context, queue string, own int, 
 			FROM mm_orchestrator.workers AS w
 			JOIN living AS l ON l.key = w.key
 			WHERE w.queue = $2 AND w.key <> $1 AND w.consumers_at > clock_timestamp() - make_interval(secs => $3::float8)`,
-			s.attend.key, queue, maxAge.Seconds()).Scan(&others)
+			s.workerLock.key, queue, maxAge.Seconds()).Scan(&others)
 	})
 	return others, err
 }
@@ -131,7 +131,7 @@ func (s *Store) LeaveQueue(ctx context.Context, queue string) (Departure, error)
 		if _, err := tx.Exec(ctx, `SELECT 1 FROM mm_orchestrator.workers WHERE queue = $1 ORDER BY key FOR UPDATE`, queue); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM mm_orchestrator.workers WHERE key = $1 AND queue = $2`, s.attend.key, queue); err != nil {
+		if _, err := tx.Exec(ctx, `DELETE FROM mm_orchestrator.workers WHERE key = $1 AND queue = $2`, s.workerLock.key, queue); err != nil {
 			return err
 		}
 		if d.Others, err = listWorkers(ctx, tx, queue); err != nil {

@@ -22,7 +22,7 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	w := newWorker(t, r.config())
 	deliveries := make(chan protocol.Delivery, 2)
 	w.Register("shop.keep", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
-		if n := len(w.InHand()); n == 0 {
+		if n := len(w.Unacked()); n == 0 {
 			t.Error("nothing in hand while a task runs")
 		}
 		deliveries <- task.Delivery
@@ -63,7 +63,7 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(w.InHand()); n != 0 {
+	if n := len(w.Unacked()); n != 0 {
 		t.Errorf("%d messages in hand at the end", n)
 	}
 }
@@ -92,7 +92,7 @@ func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 	proceed <- worker.Ignore
 	receive(t, "second call, of the copy", calls)
 	proceed <- worker.Ignore
-	eventually(t, "both are gone", func() bool { return r.depth("orders") == 0 && len(w.InHand()) == 0 })
+	eventually(t, "both are gone", func() bool { return r.depth("orders") == 0 && len(w.Unacked()) == 0 })
 
 	r.send(message)
 	receive(t, "third call", calls)

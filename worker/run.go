@@ -95,8 +95,8 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 		w.storeStarted(m)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire,
-		held:   func(ctx context.Context) error { return w.held(ctx, e) },
-		others: func(ctx context.Context) (int, error) { return w.othersOn(ctx, d.sub.queue.Name) }}
+		held:   func(ctx context.Context) error { return w.stillUnacked(ctx, e) },
+		others: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {

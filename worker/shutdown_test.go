@@ -192,8 +192,8 @@ func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 	var w *worker.Worker
 	cfg.BeforeStopped = func(ctx context.Context) []any {
 		calls++
-		if limit, ok := ctx.Deadline(); !ok || time.Until(limit) > 10*time.Second || len(w.InHand()) != 0 {
-			t.Errorf("deadline %v, in hand %v", limit, w.InHand())
+		if limit, ok := ctx.Deadline(); !ok || time.Until(limit) > 10*time.Second || len(w.Unacked()) != 0 {
+			t.Errorf("deadline %v, in hand %v", limit, w.Unacked())
 		}
 		if err := w.Publish(ctx, protocol.Publishing{TaskID: "t", RoutingKey: "orders", Body: []byte("x")}); err != nil {
 			t.Error(err)

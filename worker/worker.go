@@ -17,7 +17,7 @@ import (
 //   - Register, Handle and Use are called before Run; nothing else is.
 //   - Run is called once. No goroutine exists before it, and none after it
 //     but those of handlers that ignore the end of their context.
-//   - Health, Ready, Stuck, Revoke, Started, StopNow, InHand, Publish, QueueDepth and QueueConsumers
+//   - Health, Ready, Stuck, Revoke, Started, StopNow, Unacked, Publish, QueueDepth and QueueConsumers
 //     may be called at any time by any goroutine.
 type Worker struct {
 	cfg      Config

@@ -74,19 +74,19 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 	case revoked.RollingBack:
 		return fmt.Errorf("run %s has failed already, and its rollback comes next: a rollback cannot be revoked, nothing was changed", wish.RunID)
 	case revoked.TooLate:
-		return fmt.Errorf("run %s is %s already: nothing was changed", wish.RunID, revoked.Before)
+		return fmt.Errorf("run %s is %s already: nothing was changed", wish.RunID, revoked.PreviousStatus)
 	case revoked.Ended && len(revoked.Succeeded) > 0:
 		fmt.Fprintf(p.stdout, "run %s was waiting for approval: it is failed now. Steps that it had behind it are not rolled back: %s\n", wish.RunID, joinSteps(revoked.Succeeded))
 		return nil
 	case revoked.Ended:
-		fmt.Fprintf(p.stdout, "run %s had not begun (%s): it is failed now, nothing has to be rolled back\n", wish.RunID, revoked.Before)
+		fmt.Fprintf(p.stdout, "run %s had not begun (%s): it is failed now, nothing has to be rolled back\n", wish.RunID, revoked.PreviousStatus)
 		return nil
 	case revoked.Step != "" && !revoked.Alive:
 		fmt.Fprintf(p.stdout, "run %s: worker %s, which had step %s, is gone; the run fails when another takes the step over\n", wish.RunID, revoked.Worker, revoked.Step)
 	case revoked.Step != "":
 		fmt.Fprintf(p.stdout, "run %s: worker %s is asked to end step %s, which runs since %s\n", wish.RunID, revoked.Worker, revoked.Step, clock(&revoked.Since))
 	default:
-		fmt.Fprintf(p.stdout, "run %s is between two steps (%s): it fails when the next one begins\n", wish.RunID, revoked.Before)
+		fmt.Fprintf(p.stdout, "run %s is between two steps (%s): it fails when the next one begins\n", wish.RunID, revoked.PreviousStatus)
 	}
 	return p.awaitRevoked(ctx, db, wish.RunID, f.wait)
 }

@@ -249,7 +249,7 @@ func (s runPrinter) line(run store.Run, does store.Activity) runLine {
 	if w := does.Working; w != nil {
 		line.Working = working(*w)
 	}
-	if b := does.Behind; b != nil {
+	if b := does.WaitingForStep; b != nil {
 		line.Behind = &behindLine{Step: string(b.Step), Since: b.Since, For: *working(b.For)}
 	}
 	if w := does.Waiting; w != nil {

@@ -34,12 +34,12 @@ func TestRunsAreShown(t *testing.T) {
 	inLine := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Holder: run.ID, Place: 12}}
 	free := store.Activity{Waiting: &store.Waiting{Step: store.StepAnalyze, Since: *at(6), Workspace: "orchestrator.run:/workspace", Place: 1}}
 	behind := store.Activity{
-		Working: &store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1},
-		Behind:  &store.Behind{Step: store.StepPatch, Since: *at(6), For: store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1}},
+		Working:        &store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1},
+		WaitingForStep: &store.WaitingForStep{Step: store.StepPatch, Since: *at(6), For: store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Alive: true, Since: *at(2), Starts: 1}},
 	}
 	behindDead := behind
 	behindDead.Working = &store.Working{Step: store.StepRollback, Attempt: 1, Worker: "orchestrator@box", Since: *at(2), Starts: 1}
-	behindDead.Behind = &store.Behind{Step: store.StepRestart, Since: *at(6), For: *behindDead.Working}
+	behindDead.WaitingForStep = &store.WaitingForStep{Step: store.StepRestart, Since: *at(6), For: *behindDead.Working}
 	detail := store.RunDetail{
 		Run: run, Activity: working,
 		States: []store.StepState{

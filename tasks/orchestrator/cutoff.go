@@ -23,7 +23,7 @@ import (
 //     store.Config.TakeoverGrace, 2 s. Both must be so at once.
 //   - The database's answers prove that the lock was held
 //     ([store.Store.Proven]), the broker's that the message was
-//     ([worker.Task.Held]). A proof is as old as its question.
+//     ([worker.Task.StillUnacked]). A proof is as old as its question.
 //   - So nobody begins the step within 2 s of the last proof of either sort. A
 //     worker without one for CutOffAfter, 1.25 s, kills the step's commands;
 //     the rest is for a machine that is slow to do it.
@@ -44,7 +44,7 @@ import (
 // goes on working however long both are away: its message can be given to
 // nobody else, and the claim is still its own when they are back. So it asks
 // the broker, when the step begins and every 2 s, who else consumes the queue
-// ([worker.Task.Others]), and goes by the last answer; without one, there may
+// ([worker.Task.OtherConsumers]), and goes by the last answer; without one, there may
 // be others. A second worker that is started during the very outage, or in the
 // 2 s before it, finds neither message nor lock held and takes the step over
 // while its commands run. In the same pid namespace it ends them first
@@ -79,9 +79,9 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	w := &cutWatch{
 		claim: begun.Claim, limit: o.config.CutOffAfter, proven: o.config.Steps.Proven, log: log,
-		held: request.Held, others: request.Others,
+		held: request.Held, others: request.OtherConsumers,
 		// That the claim was committed proves as much.
-		byBroker: begun.AsOf,
+		byBroker: begun.OwnedAt,
 		holds:    make(chan error, 1), found: make(chan lookedFor, 1),
 	}
 	done := make(chan struct{})

@@ -128,7 +128,7 @@ func TestCutOff(t *testing.T) {
 					return c.others[since], nil
 				}
 				o := &Orchestrator{config: Config{Steps: steps}.WithDefaults()}
-				work, stop := o.endWhenCutOff(t.Context(), slog.New(slog.DiscardHandler), Request{Held: held, Others: others}, store.Start{AsOf: begun})
+				work, stop := o.endWhenCutOff(t.Context(), slog.New(slog.DiscardHandler), Request{Held: held, OtherConsumers: others}, store.Start{OwnedAt: begun})
 				defer stop()
 				select {
 				case <-work.Done():

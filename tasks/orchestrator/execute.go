@@ -55,12 +55,12 @@ type Request struct {
 	// follows a failure: then nothing of the run is under way any more.
 	NoNext, NoErrback bool
 	// Held asks the broker whether the message is still in this worker's
-	// hands, see [worker.Task.Held]. Nil for a step without a message.
+	// hands, see [worker.Task.StillUnacked]. Nil for a step without a message.
 	Held func(ctx context.Context) error
-	// Others asks the broker how many consumers other than this worker's own
-	// are on the message's queue, see [worker.Task.Others]. Nil for a step
+	// OtherConsumers asks the broker how many consumers other than this worker's own
+	// are on the message's queue, see [worker.Task.OtherConsumers]. Nil for a step
 	// without a message, as which it counts if there may be some.
-	Others func(ctx context.Context) (int, error)
+	OtherConsumers func(ctx context.Context) (int, error)
 }
 
 // A Result is what execute_plan_step returns, in the order of keys that
@@ -141,19 +141,19 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
-		if decision.Unpark {
+		if decision.ParkedReady {
 			o.unparkNow(ctx, log)
 		}
 		return answer(decision.Outcome)
 	case store.Parked:
 		log.Info("step has to wait, its message is parked", "why", string(decision.Why), "reason", decision.Reason)
-		if decision.Unpark {
+		if decision.ParkedReady {
 			o.unparkNow(ctx, log)
 		}
 		return Result{}, ErrStop
 	case store.Stop:
 		log.Warn("step not run", "reason", decision.Reason)
-		if decision.Unpark {
+		if decision.ParkedReady {
 			o.unparkNow(ctx, log)
 		}
 		return Result{}, ErrStop
@@ -239,7 +239,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	} else {
 		log.Error("step failed", append(attributes, "error", outcome.Message)...)
 	}
-	if finished.Unpark {
+	if finished.ParkedReady {
 		o.unparkNow(ctx, log)
 	}
 	return answer(outcome)

@@ -33,7 +33,7 @@ func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Resu
 	request := Request{RunID: args.RunID, Step: args.Step}
 	if task := worker.TaskFromContext(ctx); task != nil {
 		request.TaskID, request.RootTaskID = task.ID, task.RootID
-		request.Delivery, request.Held, request.Others = task.Delivery, task.Held, task.Others
+		request.Delivery, request.Held, request.OtherConsumers = task.Delivery, task.StillUnacked, task.OtherConsumers
 		embed := task.Embed
 		request.NoNext = len(embed.Chain) == 0 && len(embed.Callbacks) == 0 && embed.Chord == nil
 		request.NoErrback = len(embed.Errbacks) == 0 && embed.Chord == nil

@@ -77,7 +77,7 @@ func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.De
 	}
 	return store.Start{
 		Run:        f.run,
-		AsOf:       time.Now(),
+		OwnedAt:    time.Now(),
 		RunStarted: r.Step == store.StepAnalyze,
 		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: 1, TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
 	}, nil
@@ -98,7 +98,7 @@ func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome sto
 	case claim.Step == store.StepVerify:
 		return store.Finished{Status: store.RunSucceeded, RunEnded: true, Duration: time.Second}, nil
 	}
-	return store.Finished{Status: store.RunRunning, Unpark: f.unpark}, nil
+	return store.Finished{Status: store.RunRunning, ParkedReady: f.unpark}, nil
 }
 
 func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress store.Progress) error {

@@ -63,7 +63,7 @@ type journal struct {
 func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, lost context.CancelCauseFunc) *journal {
 	j := &journal{
 		steps: o.config.Steps, claim: begun.Claim, log: log, lost: lost,
-		found: begun.Progress, before: begun.Before,
+		found: begun.Progress, before: begun.PreviousWorker,
 	}
 	j.closed, j.stop = context.WithCancel(context.Background())
 	return j

@@ -47,7 +47,7 @@ func (b *bench) left(step string) {
 	}
 	progress := b.steps.recorded[len(b.steps.recorded)-1]
 	b.steps.decision = store.Start{
-		Run: b.steps.run, Progress: &progress, Before: "orchestrator@first",
+		Run: b.steps.run, Progress: &progress, PreviousWorker: "orchestrator@first",
 		Claim: store.Claim{RunID: testRun, Step: store.Step(step), Attempt: 1, TaskID: "task-1", Starts: 2, StartedAt: time.Now()},
 	}
 }

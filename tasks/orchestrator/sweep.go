@@ -22,7 +22,7 @@ type Broker interface {
 	Publish(ctx context.Context, message protocol.Publishing) error
 	QueueDepth(ctx context.Context, queue string) (int, error)
 	QueueConsumers(ctx context.Context, queue string) (worker.QueueConsumers, error)
-	InHand() []*protocol.Message
+	Unacked() []*protocol.Message
 }
 
 // publishTimeout bounds the publication of one parked message. Should the
@@ -144,7 +144,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	foreignErr := s.findForeign(ctx)
 	s.tellForeign()
 	var inHand []string
-	for _, m := range s.broker.InHand() {
+	for _, m := range s.broker.Unacked() {
 		if run := runOf(m); run != "" {
 			inHand = append(inHand, run)
 		}

@@ -141,7 +141,7 @@ func (f *fakeBroker) Publish(_ context.Context, m protocol.Publishing) error {
 	return nil
 }
 func (f *fakeBroker) QueueDepth(context.Context, string) (int, error) { return 0, nil }
-func (f *fakeBroker) InHand() []*protocol.Message                     { return nil }
+func (f *fakeBroker) Unacked() []*protocol.Message                    { return nil }
 func (f *fakeBroker) QueueConsumers(context.Context, string) (worker.QueueConsumers, error) {
 	if f.silent {
 		return worker.QueueConsumers{}, errors.New("broker is away")

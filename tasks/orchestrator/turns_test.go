@@ -301,7 +301,7 @@ func TestSweepMendsACrash(t *testing.T) {
 	if _, parked := r.begin(t, dying, "waits", "build").(store.Parked); !parked {
 		t.Fatal("not parked")
 	}
-	if f, err := dying.FinishStep(t.Context(), claim, store.Outcome{Status: store.StepSucceeded, FinishedAt: time.Now()}); err != nil || !f.Unpark {
+	if f, err := dying.FinishStep(t.Context(), claim, store.Outcome{Status: store.StepSucceeded, FinishedAt: time.Now()}); err != nil || !f.ParkedReady {
 		t.Fatal(f, err)
 	}
 	if messages, err := dying.TakeParked(t.Context(), "q"); err != nil || len(messages) != 1 {

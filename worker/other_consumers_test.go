@@ -27,7 +27,7 @@ func TestOthers(t *testing.T) {
 	w.Register("shop.asking", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
 		for limit := range asks {
 			ask, cancel := context.WithTimeout(ctx, limit)
-			others, err := task.Others(ask)
+			others, err := task.OtherConsumers(ask)
 			answers <- answer{others, err}
 			cancel()
 		}

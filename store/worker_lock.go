@@ -32,10 +32,10 @@ const (
 	proofTime = 5 * time.Second
 )
 
-// errConnectionGone is the attendance's own word for a session that ended.
+// errConnectionGone is what workerLock reports of a session that ended.
 var errConnectionGone = errors.New("the worker's session is not connected")
 
-// attendance is how a worker proves that it is alive: a session of its own
+// workerLock is how a worker proves that it is alive: a session of its own
 // that holds the advisory lock of the worker's key. The server frees the lock
 // the moment the session ends, so a killed process is known to be dead at
 // once, and a live one is never taken for dead because of a clock.
@@ -51,7 +51,7 @@ var errConnectionGone = errors.New("the worker's session is not connected")
 //
 // It opens nothing before the first begin: commands that only read do not
 // need it.
-type attendance struct {
+type workerLock struct {
 	connect *pgx.ConnConfig
 	// balance puts the hosts of a copy of connect into another order.
 	balance func(*pgx.ConnConfig)
@@ -74,7 +74,7 @@ type attendance struct {
 	done    chan struct{} // closed by the loop when it has ended
 }
 
-func newAttendance(c *connection, config Config, atWork func() bool) *attendance {
+func newWorkerLock(c *connection, config Config, atWork func() bool) *workerLock {
 	connect := c.pool.ConnConfig.Copy()
 	dial := connect.DialFunc
 	connect.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -82,7 +82,7 @@ func newAttendance(c *connection, config Config, atWork func() bool) *attendance
 		defer cancel()
 		return dial(ctx, network, address)
 	}
-	return &attendance{
+	return &workerLock{
 		connect: connect,
 		balance: c.balance,
 		log:     config.Logger,
@@ -95,7 +95,7 @@ func newAttendance(c *connection, config Config, atWork func() bool) *attendance
 
 // ensure returns when the lock is held, with a number that is another one
 // after each lost session, or with the reason why it is not held.
-func (a *attendance) ensure(ctx context.Context) (session int, err error) {
+func (a *workerLock) ensure(ctx context.Context) (session int, err error) {
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
@@ -129,7 +129,7 @@ func (a *attendance) ensure(ctx context.Context) (session int, err error) {
 	}
 }
 
-func (a *attendance) close() {
+func (a *workerLock) close() {
 	a.mu.Lock()
 	a.closed = true
 	cancel, done := a.cancel, a.done
@@ -140,7 +140,7 @@ func (a *attendance) close() {
 	}
 }
 
-func (a *attendance) loop(ctx context.Context) {
+func (a *workerLock) loop(ctx context.Context) {
 	defer close(a.done)
 	lost := false
 	for n := 0; ctx.Err() == nil; n++ {
@@ -186,7 +186,7 @@ func (a *attendance) loop(ctx context.Context) {
 
 // keep returns when the session has ended, and notes meanwhile when it was
 // alive.
-func (a *attendance) keep(ctx context.Context, conn *pgx.Conn) error {
+func (a *workerLock) keep(ctx context.Context, conn *pgx.Conn) error {
 	for {
 		wait, look := context.WithCancel(ctx)
 		a.mu.Lock()
@@ -220,20 +220,20 @@ func (a *attendance) keep(ctx context.Context, conn *pgx.Conn) error {
 }
 
 // prove asks for a proof now, and every 500 ms while a step runs.
-func (a *attendance) prove() {
+func (a *workerLock) prove() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.look()
 }
 
-func (a *attendance) lastProven() time.Time {
+func (a *workerLock) lastProven() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.proven
 }
 
 // dial opens a session.
-func (a *attendance) dial(ctx context.Context) (*pgx.Conn, error) {
+func (a *workerLock) dial(ctx context.Context) (*pgx.Conn, error) {
 	connect := a.connect.Copy()
 	a.balance(connect)
 	return pgx.ConnectConfig(ctx, connect)
@@ -242,7 +242,7 @@ func (a *attendance) dial(ctx context.Context) (*pgx.Conn, error) {
 // take opens the session and takes the lock. An old session of ours that the
 // server has not yet given up makes it wait, as does somebody who is looking.
 // At the time that it returns the lock was not yet lost.
-func (a *attendance) take(ctx context.Context) (*pgx.Conn, time.Time, error) {
+func (a *workerLock) take(ctx context.Context) (*pgx.Conn, time.Time, error) {
 	limit, cancel := context.WithTimeout(ctx, a.connect.ConnectTimeout)
 	defer cancel()
 	conn, err := a.dial(limit)

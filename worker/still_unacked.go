@@ -12,7 +12,7 @@ var (
 	errCannotAsk = errors.New("the broker reads nothing from this connection for a while, as it lacks memory or disk space")
 )
 
-// Held asks the broker for a sign that the task's message is still in this
+// StillUnacked asks the broker for a sign that the task's message is still in this
 // worker's hands. Nil means that it was so at some moment during the call:
 // until then the broker had given the message to nobody else. The error says
 // that the connection that delivered it is lost, or that the broker cannot be
@@ -20,16 +20,16 @@ var (
 //
 // A worker whose broker is silent hears of a lost connection only after some
 // heartbeats; this is for who has to know sooner.
-func (t *Task) Held(ctx context.Context) error {
+func (t *Task) StillUnacked(ctx context.Context) error {
 	if t.held == nil {
 		return errNotHeld
 	}
 	return t.held(ctx)
 }
 
-// held asks on the channel on which an execution was delivered: when it
+// stillUnacked asks on the channel on which an execution was delivered: when it
 // answers, the broker counts its deliveries as unacknowledged.
-func (w *Worker) held(ctx context.Context, e *execution) error {
+func (w *Worker) stillUnacked(ctx context.Context, e *execution) error {
 	s := w.running.sessionOf(e)
 	if s == nil {
 		return errNotHeld

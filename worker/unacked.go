@@ -24,11 +24,11 @@ func (s *messageSet) add(m *protocol.Message) (remove func()) {
 	}
 }
 
-// InHand lists the messages that this worker has taken from the broker and
+// Unacked lists the messages that this worker has taken from the broker and
 // not yet settled: those that wait for a slot or an ETA, those that run, and
 // those whose outcome is being recorded. The broker counts them in no queue.
 // The order is arbitrary.
-func (w *Worker) InHand() []*protocol.Message {
+func (w *Worker) Unacked() []*protocol.Message {
 	w.inHand.mu.Lock()
 	defer w.inHand.mu.Unlock()
 	list := make([]*protocol.Message, 0, len(w.inHand.messages))

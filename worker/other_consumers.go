@@ -12,7 +12,7 @@ var (
 	errOwnChanged   = errors.New("the worker's own consumers have changed meanwhile")
 )
 
-// Others asks the broker how many consumers other than this worker's own take
+// OtherConsumers asks the broker how many consumers other than this worker's own take
 // from the queue that the task's message came from. With none, nobody else can
 // be given the message.
 //
@@ -23,16 +23,16 @@ var (
 //     is no connection, and when the worker's own consumers change just then.
 //   - Consumers that wait for their turn on a quorum queue with
 //     x-single-active-consumer are not told of by RabbitMQ.
-func (t *Task) Others(ctx context.Context) (int, error) {
+func (t *Task) OtherConsumers(ctx context.Context) (int, error) {
 	if t.others == nil {
 		return 0, errNotConnected
 	}
 	return t.others(ctx)
 }
 
-// othersOn asks on the connection of the moment, whether or not it is the one
+// otherConsumers asks on the connection of the moment, whether or not it is the one
 // that holds the message.
-func (w *Worker) othersOn(ctx context.Context, queue string) (int, error) {
+func (w *Worker) otherConsumers(ctx context.Context, queue string) (int, error) {
 	found, err := w.QueueConsumers(ctx, queue)
 	return found.Other, err
 }
@@ -45,7 +45,7 @@ type QueueConsumers struct {
 }
 
 // QueueConsumers asks the broker who takes from a queue. It promises what
-// [Task.Others] does. Own is no more than the broker had of this worker during
+// [Task.OtherConsumers] does. Own is no more than the broker had of this worker during
 // the call: a connection that answers has not lost its consumers.
 func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
 	var found QueueConsumers

@@ -21,7 +21,7 @@ func TestHeld(t *testing.T) {
 	w.Register("shop.asking", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
 		for limit := range asks {
 			ask, cancel := context.WithTimeout(ctx, limit)
-			answers <- task.Held(ask)
+			answers <- task.StillUnacked(ask)
 			cancel()
 		}
 		return "done", nil
