@@ -70,14 +70,10 @@ type pythonProcess struct {
 }
 
 // startPython starts a Celery worker on the lane's queue.
-func (l *lane) startPython(name string) (*pythonProcess, error) {
+func (l *lane) startPython(script, name string) (*pythonProcess, error) {
 	root := os.Getenv(devenv.EnvPythonRoot)
 	if root == "" {
 		return nil, fmt.Errorf("%s is not set: a mixed fleet needs Python with Celery %s; `make chaos KINDS=%s` brings it", devenv.EnvPythonRoot, mixedCelery, Mixed)
-	}
-	script := filepath.Join(l.folder, "python_worker.py")
-	if err := os.WriteFile(script, pythonWorker, 0o644); err != nil {
-		return nil, err
 	}
 	database, err := url.Parse(l.database)
 	if err != nil {
@@ -116,8 +112,13 @@ func (l *lane) startPythons(ctx context.Context) (pythons []*pythonProcess, err 
 			err = errors.Join(err, stopPythons(pythons))
 		}
 	}()
+	// Once for all: one that starts must not find it half written.
+	script := filepath.Join(l.folder, "python_worker.py")
+	if err := os.WriteFile(script, pythonWorker, 0o644); err != nil {
+		return nil, err
+	}
 	for i := range mixedWorkers {
-		p, err := l.startPython(fmt.Sprintf("python-%d", i+1))
+		p, err := l.startPython(script, fmt.Sprintf("python-%d", i+1))
 		if err != nil {
 			return pythons, err
 		}
