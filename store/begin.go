@@ -50,6 +50,8 @@ var knownSteps = map[Step]bool{
 //     that still seems to live: the broker may have known first.
 //   - A commit that is answered after more than 1 s is looked at again: the
 //     claim may have been taken over meanwhile.
+//   - After an error nobody has the claim: if its commit may have been done, the
+//     Store gives it back as soon as the database answers.
 //   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
 //     for what is not a run id or a step.
 //
@@ -73,8 +75,11 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	token := rand.Int64N(1<<62) + 1
 	faultpoint.Hit(faultpoint.BeginBefore, request.RunID, string(request.Step))
 	s.register(token)
-	decision, err := s.begin(ctx, request, token)
-	if _, started := decision.(Start); !started {
+	decision, uncertain, err := s.begin(ctx, request, token)
+	switch _, started := decision.(Start); {
+	case uncertain:
+		s.giveBackLater(request.RunID, token)
+	case !started:
 		s.unregister(token)
 	}
 	if err != nil {
@@ -88,17 +93,19 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	return decision, nil
 }
 
-func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (Decision, error) {
+// begin looks until there is a decision. uncertain goes with an error: the claim
+// may have been taken.
+func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (decision Decision, uncertain bool, err error) {
 	doing := "begin step " + string(request.Step) + " of run " + request.RunID
 	gone := sightings{}
 	var session int
 	arrived := time.Now()
 	for {
-		var decision Decision
 		var seen situation
 		var asOf time.Time
 		tries := 0
-		err := s.retry(ctx, doing, func(ctx context.Context) error {
+		decision = nil
+		err = s.retry(ctx, doing, func(ctx context.Context) error {
 			current, err := s.workerLock.ensure(ctx)
 			if err != nil {
 				return err
@@ -109,14 +116,18 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 				gone, session = sightings{}, current
 			}
 			seen = situation{MayHaveDied: request.Message.Redelivered && time.Since(arrived) < deathTold}
-			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) (err error) {
+			return s.transaction(ctx, func(tx pgx.Tx) (err error) {
 				decision, err = s.beginInTx(ctx, tx, request, token, &seen, gone)
 				asOf = time.Now()
+				// What follows is the commit.
+				if _, starts := decision.(Start); starts && err == nil {
+					uncertain = true
+				}
 				return err
 			})
 		})
 		if err != nil {
-			return nil, err
+			return nil, uncertain, err
 		}
 		start, isStart := decision.(Start)
 		switch {
@@ -125,9 +136,12 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		case isStart:
 			start.OwnedAt = asOf
 			s.given.add(token, givenClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
-			return start, nil
-		case decision != nil:
-			return decision, nil
+			return start, false, nil
+		}
+		// It was read under the run's lock: no earlier try has taken the claim.
+		uncertain = false
+		if decision != nil {
+			return decision, false, nil
 		}
 		gone = gone.next(slices.Concat(seen.Claims, seen.OtherSteps), time.Now())
 		if len(gone) > 0 {
@@ -135,7 +149,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (D
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, false, ctx.Err()
 		case <-time.After(min(lookAgain, s.config.TakeoverGrace)):
 		}
 	}
@@ -456,14 +470,19 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 // is stopping, or FinishStep failed. The next delivery of the step, to anyone,
 // may start it at once. The state row stays in_progress until then. It may be
 // called twice, and after the claim was lost; in this Store the claim is free
-// even if the database cannot be told.
+// even if the database cannot be told. After an error the Store goes on telling
+// it until it answers, or until Close.
 func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
 	s.unregister(claim.Token)
-	return s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
+	err := s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
 			UPDATE mm_orchestrator.claims SET holder = NULL, handed_back = handed_back + 1
 			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND holder IS NOT NULL`,
 			claim.RunID, string(claim.Step), claim.Attempt, claim.Token)
 		return err
 	})
+	if err != nil {
+		s.giveBackLater(claim.RunID, claim.Token)
+	}
+	return err
 }

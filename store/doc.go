@@ -25,6 +25,11 @@
 // A claim that nobody else asks for stays its own, for as long as its server is
 // away.
 //
+// One step of a run is run at a time: a claim keeps every other step of the run
+// waiting, whoever sent it, until the claim is over by the same two signs (see
+// decide). A claim that a worker has without knowing it, because the answer was
+// lost, it gives back when the database is there again.
+//
 // The claim also keeps which commands of the attempt have ended. Whoever takes
 // the attempt over goes on behind them; a new attempt begins with none.
 //

@@ -178,7 +178,7 @@ func classifyCode(code, message string) error {
 	switch code {
 	case "40001", "40P01", lockNotAvailable: // serialization failure, deadlock, lock not available
 		return ErrUnavailable
-	case "57P01", "57P02", "57P03", "57P05": // shutdown, crash, starting up, idle session ended
+	case "57P01", "57P02", "57P03", "57P05", "25P03": // shutdown, crash, starting up, idle session or transaction ended
 		return ErrUnavailable
 	case "53300", "53400": // too many connections
 		return ErrUnavailable

@@ -29,7 +29,9 @@ type scissors struct {
 	armed    bool
 	request  int  // how many requests to let pass
 	answered bool // cut when the next is answered, not before it is sent
+	stay     bool // with the cut the database goes away, until restore
 	cut      bool
+	away     bool
 }
 
 // newScissors returns the address of the database that leads through them.
@@ -74,7 +76,22 @@ func detour(t *testing.T, database string) (target string, listener net.Listener
 func (c *scissors) arm(requests int, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.armed, c.request, c.answered, c.cut = true, requests, answered, false
+	c.armed, c.request, c.answered, c.stay, c.cut = true, requests, answered, false, false
+}
+
+// armAway is arm, but with the cut all connections end and no new one is made
+// before restore.
+func (c *scissors) armAway(requests int, answered bool) {
+	c.arm(requests, answered)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stay = true
+}
+
+func (c *scissors) restore() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.away = false
 }
 
 // disarm says whether a connection was cut.
@@ -86,8 +103,8 @@ func (c *scissors) disarm() bool {
 }
 
 // due counts a request and says whether this is the one, and whether it is to
-// be done.
-func (c *scissors) due() (cut, answered bool) {
+// be done. The two are the ends of its connection.
+func (c *scissors) due(one, two net.Conn) (cut, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.armed || c.cut {
@@ -95,6 +112,14 @@ func (c *scissors) due() (cut, answered bool) {
 	}
 	c.request--
 	c.cut = c.request < 0
+	if c.cut && c.stay {
+		c.away = true
+		for conn := range c.conns {
+			if conn != one && conn != two {
+				_ = conn.Close()
+			}
+		}
+	}
 	return c.cut, c.answered
 }
 
@@ -111,6 +136,10 @@ func (c *scissors) accept() {
 		}
 		c.mu.Lock()
 		c.conns[client], c.conns[server] = true, true
+		if c.away {
+			_ = client.Close()
+			_ = server.Close()
+		}
 		c.mu.Unlock()
 		swallow := make(chan struct{}) // closed when the next answer is the one
 		end := func() { _ = client.Close(); _ = server.Close() }
@@ -133,7 +162,7 @@ func (c *scissors) requests(to, from net.Conn, swallow chan struct{}) {
 			return
 		}
 		if kind == 'S' || kind == 'Q' {
-			switch cut, answered := c.due(); {
+			switch cut, answered := c.due(to, from); {
 			case cut && !answered:
 				return
 			case cut:

@@ -82,8 +82,8 @@ func TestACommitThatIsToldLateAndStands(t *testing.T) {
 }
 
 // valve stands between a store and its database. Once armed it lets the next
-// commit through and nothing after that, in either direction, until opened:
-// connections stay as they are, and new ones wait.
+// commit, or whatever it is armed for, through and nothing after that, in either
+// direction, until opened: connections stay as they are, and new ones wait.
 type valve struct {
 	listener net.Listener
 	target   string
@@ -92,7 +92,8 @@ type valve struct {
 	shut chan struct{}
 
 	mu     sync.Mutex
-	armed  bool
+	armed  string        // what the last request to pass contains, "" if not armed
+	found  bool          // in a message of a request that goes on
 	opened chan struct{} // closed while anything may pass
 	conns  []net.Conn
 }
@@ -117,10 +118,14 @@ func newValve(t *testing.T, database string) (*valve, string) {
 	return v, through
 }
 
-func (v *valve) arm() {
+func (v *valve) arm() { v.armFor("commit") }
+
+// armFor shuts behind the first request that contains a text, once the server
+// has all of it.
+func (v *valve) armFor(text string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.armed = true
+	v.armed = text
 }
 
 func (v *valve) open() {
@@ -141,13 +146,14 @@ func (v *valve) wait() {
 	<-opened
 }
 
-// passes shuts the valve behind the first commit.
+// passes shuts the valve behind the request for which it is armed.
 func (v *valve) passes(message []byte, kind byte) {
 	v.wait()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.armed && kind == 'Q' && bytes.Contains(message, []byte("commit")) {
-		v.armed, v.opened = false, make(chan struct{})
+	v.found = v.found || v.armed != "" && bytes.Contains(message, []byte(v.armed))
+	if v.found && (kind == 'Q' || kind == 'S') {
+		v.armed, v.found, v.opened = "", false, make(chan struct{})
 		close(v.shut)
 	}
 }
@@ -173,6 +179,7 @@ func (v *valve) accept() {
 			for first := true; ; first = false {
 				message, kind, err := readMessage(client, first)
 				if err != nil {
+					v.wait() // the end is a message too
 					return
 				}
 				v.passes(message, kind)

@@ -149,19 +149,17 @@ func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 	dying, heir := d.Open(t, as("dying", 0)), d.Open(t, as("heir", 0))
 	run, _, again, _ := retriedDuringRollback(t, d, dying)
 	waits(t, heir, again, store.ParkedBusy)
-	version := ""
 	blocked := func() (blocked, working bool) {
 		t.Helper()
 		list, err := heir.ListWorkspaces(t.Context(), "q", nil)
 		if err != nil || len(list) != 1 || list[0].RunID != run || list[0].Parked != 1 {
 			t.Fatalf("%+v, %v", list, err)
 		}
-		version = list[0].Version
 		return list[0].Blocked, list[0].Working
 	}
 	free := func(grace time.Duration) {
 		t.Helper()
-		if err := heir.FreeClaims(t.Context(), store.Suspect{Workspace: "w", Queue: "q", RunID: run, Version: version, Grace: grace}); err != nil {
+		if err := heir.FreeClaims(t.Context(), suspect(t, heir, run, grace)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -110,13 +110,27 @@ type Store struct {
 	pool       *pgxpool.Pool
 	workerLock *workerLock
 
+	mu sync.Mutex
 	// registered are the tokens of claims that this Store has given out and
 	// that were neither finished nor released.
-	mu         sync.Mutex
 	registered map[int64]bool
 	given      givenClaims
+	// owed are those, with their runs, that nobody here has any more and whose
+	// rows may still name this worker: see giveBackLater.
+	owed map[int64]string
+	// givingBack is closed by giveBack when it has ended, nil while it does not
+	// run; stopGivingBack ends it.
+	givingBack     chan struct{}
+	stopGivingBack context.CancelFunc
+	closed         bool // written by Close
+	// taken are the parked messages that this Store has given out and that were
+	// neither dropped nor kept.
+	taken map[int64]bool
 	// left says that the worker has left its queue; written by LeaveQueue.
 	left bool
+
+	// taking has room for the one call of TakeParked that is under way.
+	taking chan struct{}
 }
 
 // Open checks the configuration and reaches the database once. It is
@@ -142,6 +156,9 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		config:     config,
 		place:      c.place,
 		registered: map[int64]bool{},
+		owed:       map[int64]string{},
+		taken:      map[int64]bool{},
+		taking:     make(chan struct{}, 1),
 	}
 	s.pool, err = pgxpool.NewWithConfig(ctx, c.pool)
 	if err != nil {
@@ -158,6 +175,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 // Close gives all connections back and with them the worker's lock. It may be
 // called twice.
 func (s *Store) Close() {
+	s.stopGiving()
 	s.workerLock.close()
 	s.pool.Close()
 }
@@ -243,9 +261,18 @@ func backoff(n int) time.Duration {
 
 // inTx runs one transaction (READ COMMITTED), repeated by retry.
 func (s *Store) inTx(ctx context.Context, doing string, do func(pgx.Tx) error) error {
-	return s.retry(ctx, doing, func(ctx context.Context) error {
-		return pgx.BeginFunc(ctx, s.pool, do)
-	})
+	return s.retry(ctx, doing, func(ctx context.Context) error { return s.transaction(ctx, do) })
+}
+
+// transaction runs one transaction (READ COMMITTED) that locks rows. The server
+// ends it when it has heard nothing for Config.TryTimeout, after which we have
+// given it up as well: if the path to us is cut without a word, a session would
+// otherwise keep its locks for the two hours of TCP's keepalive, and everybody
+// would wait for them. The setting goes with the transaction, as a session may
+// be shared behind a pooler.
+func (s *Store) transaction(ctx context.Context, do func(pgx.Tx) error) error {
+	begin := "begin; SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(s.config.TryTimeout.Milliseconds(), 1), 10)
+	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: begin}, do)
 }
 
 func (s *Store) register(token int64) {

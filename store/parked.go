@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -101,8 +102,17 @@ const mostTaken = 8
 // A message is given to one worker at a time: to another one when that died or
 // did not settle it within 30 s. The caller publishes it, and then says
 // DropParked or, if it could not, KeepParked. In the worst case it is
-// published twice, which BeginStep answers with Done or Parked.
+// published twice, which BeginStep answers with Done or Parked. What was taken
+// by a call whose answer was lost, the next call of this Store gives out.
 func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, error) {
+	// One call at a time: another one must not take for lost what this one is
+	// about to return.
+	select {
+	case s.taking <- struct{}{}:
+		defer func() { <-s.taking }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cannot take parked messages of queue %s: %w", queue, ctx.Err())
+	}
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil
@@ -123,6 +133,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			                        AND (`+runGoesOn+` AND c.step <> p.step AND NOT (p.step = 'rollback' AND c.root_task_id = p.root_task_id)
 			                             OR `+holderLives+`))
 			      AND (p.taken_by IS NULL OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
+			           OR p.taken_by = $2 AND p.id <> ALL ($5)
 			           OR pg_try_advisory_xact_lock_shared(p.taken_by))
 			    ORDER BY p.rank, p.queued_at, p.run_id, p.id
 			    LIMIT $4
@@ -133,7 +144,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			FROM ready
 			WHERE p.id = ready.id
 			RETURNING p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body`,
-			queue, s.workerLock.key, takenFor.Seconds(), mostTaken)
+			queue, s.workerLock.key, takenFor.Seconds(), mostTaken, s.unsettled())
 		if err != nil {
 			return err
 		}
@@ -141,7 +152,28 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 		slices.SortFunc(taken, func(a, b ParkedMessage) int { return cmp.Compare(a.ID, b.ID) })
 		return err
 	})
-	return taken, err
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range taken {
+		s.taken[m.ID] = true
+	}
+	return taken, nil
+}
+
+// unsettled are the messages that were given out and neither dropped nor kept.
+func (s *Store) unsettled() []int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.AppendSeq([]int64{}, maps.Keys(s.taken))
+}
+
+func (s *Store) settled(id int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.taken, id)
 }
 
 // holderLives is SQL over a row c of claims: a worker holds it, and its
@@ -165,16 +197,19 @@ func scanParked(row pgx.CollectableRow) (ParkedMessage, error) {
 }
 
 // DropParked forgets a message that the broker has again. If it was parked
-// anew meanwhile, that copy stays.
+// anew meanwhile, that copy stays. After an error it may be given out again.
 func (s *Store) DropParked(ctx context.Context, id int64) error {
+	defer s.settled(id)
 	return s.retry(ctx, "drop a parked message", func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `DELETE FROM mm_orchestrator.parked WHERE id = $1`, id)
 		return err
 	})
 }
 
-// KeepParked gives back a message that could not be published.
+// KeepParked gives back a message that could not be published. After an error
+// this Store can take it again at once, another one after 30 s.
 func (s *Store) KeepParked(ctx context.Context, id int64) error {
+	defer s.settled(id)
 	return s.retry(ctx, "keep a parked message", func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
 			UPDATE mm_orchestrator.parked SET taken_by = NULL, taken_at = NULL WHERE id = $1 AND taken_by = $2`, id, s.workerLock.key)

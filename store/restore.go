@@ -126,7 +126,7 @@ func (s *Store) restoredClaim(ctx context.Context, claim Claim) (restored bool, 
 	if _, given := s.given.find(claim.Token); !given {
 		return false, nil
 	}
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err = s.transaction(ctx, func(tx pgx.Tx) error {
 		restored, err = s.restoreClaim(ctx, tx, claim)
 		return err
 	})

@@ -136,7 +136,7 @@ func (r *Results) Store(ctx context.Context, results ...protocol.Result) (writte
 				return err
 			}
 			written = make([]bool, len(rows))
-			return pgx.BeginFunc(ctx, r.store.pool, func(tx pgx.Tx) error {
+			return r.store.transaction(ctx, func(tx pgx.Tx) error {
 				for _, round := range rounds {
 					if err := r.write(ctx, tx, columns, rows, round, written); err != nil {
 						return err

@@ -104,7 +104,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 			}
 			return rows.Err()
 		})
-		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return tx.SendBatch(ctx, batch).Close() })
+		return s.transaction(ctx, func(tx pgx.Tx) error { return tx.SendBatch(ctx, batch).Close() })
 	})
 	return list, err
 }
