@@ -10,6 +10,15 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
+// remade is a database whose schema the test makes anew: its workers have the
+// owner's role, as a new schema knows no grants.
+func remade(t *testing.T) *storetest.Database {
+	t.Helper()
+	d := storetest.New(t)
+	d.URL = d.OwnerURL
+	return d
+}
+
 func dropOwnSchema(t *testing.T, d *storetest.Database) {
 	t.Helper()
 	if _, err := d.Pool.Exec(t.Context(), `DROP SCHEMA mm_orchestrator CASCADE`); err != nil {
@@ -19,7 +28,7 @@ func dropOwnSchema(t *testing.T, d *storetest.Database) {
 
 func TestCheckOwnSchema(t *testing.T) {
 	t.Parallel()
-	d := storetest.New(t)
+	d := remade(t)
 	s := d.Open(t)
 	check := func(want string) {
 		t.Helper()
@@ -51,7 +60,7 @@ func TestAClaimSurvivesItsSchema(t *testing.T) {
 	for _, first := range []string{"finish", "has", "progress"} {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
-			d := storetest.New(t)
+			d := remade(t)
 			s, other := d.Open(t), d.Open(t, as("other", 0))
 			run, waiting := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
 			claim := starts(t, s, shared("w", run, store.StepAnalyze, "1"))
@@ -105,7 +114,7 @@ func TestAClaimIsNotRestoredAgainstOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := storetest.New(t)
+			d := remade(t)
 			s := d.Open(t)
 			run := d.Create(t, storetest.Seed{})
 			claim := starts(t, s, shared("w", run, store.StepAnalyze, "1"))
