@@ -95,6 +95,47 @@ func TestURLPasswordsAreHidden(t *testing.T) {
 	}
 }
 
+// The password of a URL is hidden as it is meant, however it was written, and
+// however a program writes it.
+func TestSpellingsOfURLPasswords(t *testing.T) {
+	t.Parallel()
+	content, err := os.ReadFile("testdata/secret_forms.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, value := range []string{
+		"db+postgresql://mm:Ge%40heim%2F88%20w@db/moonmind",
+		"db+postgresql://mm:Ge%40heim/88 w@db/moonmind",
+		"amqp://mm:Ge@heim%2F88 w@rabbit//",
+		"postgresql://db/moonmind?user=mm&password=Ge@heim/88+w",
+	} {
+		r := artifacts.NewRedactor([]string{"CELERY_RESULT_BACKEND=" + value})
+		for line := range strings.Lines(string(content)) {
+			if form := strings.TrimSuffix(line, "\n"); !strings.HasPrefix(form, "# ") && form != "" {
+				if got := r.String("<" + form + ">"); got != "<***>" && got != "<bW06***>" {
+					t.Errorf("%s: %q became %q", value, form, got)
+				}
+			}
+		}
+	}
+}
+
+// A text that a secret's every spelling stands in.
+func TestSpellings(t *testing.T) {
+	t.Parallel()
+	const password = `Gé"h'e/im\ &<88~`
+	r := artifacts.NewRedactor([]string{"A=amqp://mm:" + url.PathEscape(password) + "@h//"})
+	for _, form := range []string{
+		password, `Gé\"h'e/im\\ &<88~`, `Gé\"h'e\/im\\ &<88~`, `G\u00e9\"h'e/im\\ &<88~`, `G\u00e9\"h'e/im\\ \u0026\u003c88~`,
+		`G%C3%A9%22h%27e%2Fim%5C%20%26%3C88~`, `G%c3%a9%22h%27e%2fim%5c%20%26%3c88~`, `G%C3%A9%22h'e%2Fim%5C%20%26%3C88~`, `G%C3%A9%22h%27e/im%5C+%26%3C88~`,
+		`Gé"h'\''e/im\ &<88~`, `Gé"h\'e/im\\ &<88~`,
+	} {
+		if got := r.String(form); strings.Contains(got, "88") {
+			t.Errorf("%s became %s", form, got)
+		}
+	}
+}
+
 func TestOverlappingSecretsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	r := artifacts.NewRedactor([]string{"A_KEY=xab", "B_KEY=abcdef", "C_KEY=aaa"})

@@ -1,12 +1,18 @@
 package artifacts
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"net/url"
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf16"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
 // Mask stands in the place of every secret.
@@ -21,18 +27,15 @@ const shortPassword = 8
 // secret (docs/moonmind.md#secrets).
 var sensitiveName = regexp.MustCompile(`(?i)(?:^|[^a-z0-9])(?:token|secret|password|key|credential|auth)(?:$|[^a-z0-9])`)
 
-// urlPassword finds scheme://user:password@ inside a value. The password is
-// the first group; it is greedy, since an unescaped @ may stand in it.
-var urlPassword = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:([^\s/?#]+)@`)
-
 // A Redactor replaces secrets by [Mask]. It never changes after it was made
 // and may be used by many goroutines. The nil Redactor knows no secrets.
 //
 // What is secret follows MoonMind's rules as a minimum
 // (docs/moonmind.md#secrets): the values of variables with a telling name, each
 // as is, in standard base64 and form-encoded. In addition: the passwords in
-// URLs of any variable (docs/moonmind.md#c19), and each secret as it looks
-// after [NewTextWriter] and without white space around it.
+// URLs of any variable (docs/moonmind.md#c19), as every reader of URLs would take
+// them, and each secret as it looks after [NewTextWriter], without white space
+// around it, and as programs write it: see spellings.
 //
 // Secrets that overlap in a text are hidden together by one Mask. Upstream
 // replaces one form after the other, which leaves the ends of overlapping
@@ -48,12 +51,9 @@ func NewRedactor(environ []string) *Redactor {
 	forms := map[string]struct{}{}
 	add := func(secret string) {
 		for _, form := range []string{secret, plainText(secret), Trim(secret), Trim(plainText(secret))} {
-			if form == "" {
-				continue
+			for _, spelling := range spellings(form) {
+				forms[spelling] = struct{}{}
 			}
-			forms[form] = struct{}{}
-			forms[base64.StdEncoding.EncodeToString([]byte(form))] = struct{}{}
-			forms[url.QueryEscape(form)] = struct{}{}
 		}
 	}
 	for _, variable := range environ {
@@ -64,19 +64,17 @@ func NewRedactor(environ []string) *Redactor {
 		if sensitiveName.MatchString(name) {
 			add(value)
 		}
-		for _, match := range urlPassword.FindAllStringSubmatch(value, -1) {
-			password := match[1]
-			if decoded, err := url.PathUnescape(password); err == nil && decoded != password {
-				if len(decoded) >= shortPassword {
-					add(decoded)
-				} else {
-					forms[":"+decoded+"@"] = struct{}{}
+		for _, login := range address.Logins(value) {
+			if len(login.Password) >= shortPassword {
+				add(login.Password)
+			} else {
+				for _, spelling := range spellings(login.Password) {
+					forms[":"+spelling+"@"] = struct{}{}
 				}
 			}
-			if len(password) >= shortPassword {
-				add(password)
-			} else {
-				forms[":"+password+"@"] = struct{}{}
+			if login.User != "" {
+				// The header of a request with this login.
+				forms[base64.StdEncoding.EncodeToString([]byte(login.User+":"+login.Password))] = struct{}{}
 			}
 		}
 	}
@@ -92,6 +90,75 @@ func NewRedactor(environ []string) *Redactor {
 		})
 	}
 	return r
+}
+
+// spellings are a secret as it is and as programs write it: in base64, in
+// URLs, in JSON, in Python's and the shell's quotes.
+func spellings(secret string) []string {
+	if secret == "" {
+		return nil
+	}
+	query := url.QueryEscape(secret)                   // quote_plus
+	component := strings.ReplaceAll(query, "+", "%20") // quote with safe=''
+	path := strings.ReplaceAll(component, "%2F", "/")  // quote with its defaults
+	found := []string{
+		secret, base64.StdEncoding.EncodeToString([]byte(secret)), base64.URLEncoding.EncodeToString([]byte(secret)),
+		query, component, path, strings.ReplaceAll(query, "%2F", "/"), url.PathEscape(secret),
+		// As addresses are shown and written here, and by JavaScript.
+		strings.ReplaceAll(component, "~", "%7E"), encodeURIComponent.Replace(component),
+		strings.Trim(url.UserPassword("", secret).String(), ":"),
+		strings.ReplaceAll(secret, "'", `'\''`),
+		strings.ReplaceAll(secret, `\`, `\\`), strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(secret),
+	}
+	for _, form := range found {
+		found = append(found, lowerEscapes(form))
+	}
+	for _, ascii := range []bool{false, true} {
+		for _, html := range []bool{false, true} {
+			text := jsonText(secret, ascii, html)
+			found = append(found, text, strings.ReplaceAll(text, "/", `\/`))
+		}
+	}
+	return found
+}
+
+// encodeURIComponent leaves what JavaScript's function leaves.
+var encodeURIComponent = strings.NewReplacer("%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*")
+
+// lowerEscapes writes the digits of percent-encoding in lower case.
+func lowerEscapes(text string) string {
+	out := []byte(text)
+	for i := 0; i+2 < len(out); i++ {
+		if out[i] == '%' {
+			copy(out[i+1:i+3], strings.ToLower(string(out[i+1:i+3])))
+		}
+	}
+	return string(out)
+}
+
+// jsonText is what stands between the quotes of a JSON text: with everything
+// but ASCII escaped, as Python does, and with <, > and & escaped, as Go does.
+func jsonText(text string, ascii, html bool) string {
+	var buffer bytes.Buffer
+	encoder := json.NewEncoder(&buffer)
+	encoder.SetEscapeHTML(html)
+	_ = encoder.Encode(text) // a string
+	quoted := strings.TrimSuffix(buffer.String(), "\n")
+	quoted = quoted[1 : len(quoted)-1]
+	if !ascii {
+		return quoted
+	}
+	var out strings.Builder
+	for _, r := range quoted {
+		if r < 0x80 {
+			out.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&out, `\u%04x`, unit)
+		}
+	}
+	return out.String()
 }
 
 // String returns the text with every secret replaced.
