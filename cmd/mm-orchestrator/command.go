@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
 // command is a word after the program's name, or after another command.
@@ -163,7 +165,19 @@ func completeFlag(node *cobra.Command, f *pflag.Flag) {
 // surplusWord says that a command does not take so many words. The first of
 // them may have been meant for a command.
 func (cmd *command) surplusWord(node *cobra.Command, words []string) error {
-	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), words[cmd.words], cmd.hint(node, words[0]))}
+	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), shownWord(words[cmd.words], words...), cmd.hint(node, words[0]))}
+}
+
+// shownWord is a word of the command line as errors show it. An address has no
+// place there, but may be typed; without quotes, a blank in its password makes
+// several words of it, all of which are among the others.
+func shownWord(word string, others ...string) string {
+	for _, other := range append(others, word) {
+		if strings.Contains(other, "://") || strings.Contains(other, "@") {
+			return address.SchemeOnly(word)
+		}
+	}
+	return word
 }
 
 // hint is what helps whoever typed a word where it means nothing.
@@ -191,13 +205,13 @@ func unknownCommand(word string) error {
 		meant = "help " + settingsTopic
 	}
 	if meant != "" {
-		return &usageError{fmt.Sprintf("there is no command %q; did you mean %s?", word, meant)}
+		return &usageError{fmt.Sprintf("there is no command %q; did you mean %s?", shownWord(word), meant)}
 	}
 	var known []string
 	for _, cmd := range commands() {
 		known = append(known, cmd.name)
 	}
-	return &usageError{fmt.Sprintf("there is no command %q; there are %s", word, strings.Join(known, ", "))}
+	return &usageError{fmt.Sprintf("there is no command %q; there are %s", shownWord(word), strings.Join(known, ", "))}
 }
 
 // nearestCommand is the command that somebody who typed word may have meant,

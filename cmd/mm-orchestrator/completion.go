@@ -43,5 +43,5 @@ func runCompletion(_ context.Context, p *program, in input) error {
 	case "fish":
 		return root.GenFishCompletion(p.stdout, true)
 	}
-	return &usageError{fmt.Sprintf("there is no completion for %q; there is for %s", in.words[0], oneOf(shells))}
+	return &usageError{fmt.Sprintf("there is no completion for %q; there is for %s", shownWord(in.words[0]), oneOf(shells))}
 }

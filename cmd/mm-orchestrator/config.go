@@ -46,6 +46,9 @@ func (f *configFlags) run(_ context.Context, p *program, in input) error {
 		report.Settings = append(report.Settings, line)
 	}
 	report.WithoutEffect = append(report.WithoutEffect, unused(p.env)...)
+	if problem == nil {
+		report.WithoutEffect = append(report.WithoutEffect, c.ignoredOptions()...)
+	}
 
 	if f.json {
 		enc := json.NewEncoder(p.stdout)

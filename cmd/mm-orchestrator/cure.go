@@ -92,6 +92,8 @@ func cureDatabase(role databaseRole, err error) error {
 	switch {
 	case errors.As(err, &known) && known.Code == "53300": // too many connections
 		return &curedError{err, "End what uses them, or raise the limit of the role, the database or the server: a worker needs one connection for each step that it runs at a time, and two more"}
+	case errors.Is(err, store.ErrInvalid):
+		return &curedError{err, "The address comes from " + role.address}
 	case errors.Is(err, store.ErrUnavailable):
 		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? The address comes from %s", role.address)}
 	case errors.Is(err, store.ErrRefused):

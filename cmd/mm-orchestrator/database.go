@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -81,23 +80,7 @@ func (c *configuration) resultsConfig() store.ResultsConfig {
 // resultsElsewhere says that results are kept in another database than the
 // tables, or as another user, so that they need connections of their own.
 func (c *configuration) resultsElsewhere() bool {
-	return !c.Results.IsZero() && !sameDatabase(c.Results, c.Database())
-}
-
-func sameDatabase(a, b secret.String) bool {
-	x, errX := url.Parse(a.Reveal())
-	y, errY := url.Parse(b.Reveal())
-	if errX != nil || errY != nil {
-		return false
-	}
-	port := func(u *url.URL) string {
-		if p := u.Port(); p != "" {
-			return p
-		}
-		return "5432"
-	}
-	return x.Hostname() == y.Hostname() && port(x) == port(y) && x.Path == y.Path &&
-		x.User.String() == y.User.String() && x.Query().Encode() == y.Query().Encode()
+	return !c.Results.IsZero() && !c.Results.Equal(c.Database())
 }
 
 // databases are what a worker writes to.
@@ -138,8 +121,8 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 		}
 	}()
 	say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
-	open := func(url secret.String, role databaseRole) (*store.Store, error) {
-		s, err := openStore(ctx, store.Config{URL: url, Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, say)
+	open := func(where address.Database, role databaseRole) (*store.Store, error) {
+		s, err := openStore(ctx, store.Config{URL: where.URL(), Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, say)
 		if err == nil {
 			d.opened = append(d.opened, s)
 		}

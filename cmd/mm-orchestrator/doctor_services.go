@@ -5,12 +5,11 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -47,41 +46,13 @@ func (d *doctor) queue(context.Context) []verdict {
 		default:
 			list = append(list, ok("%q and exchange %q are declared as ours, %d messages, %d consumers", q.Name, q.Exchange, q.Messages, q.Consumers)...)
 		}
-		kind := q.Type
-		if !q.Exists {
-			kind = d.config.QueueType
-		}
-		if kind == "quorum" && q.Err == nil {
-			list = append(list, deliveryLimit(q.Name, d.inspected.Server)...)
-		}
 	}
 	return list
 }
 
-// deliveryLimit says how often a message of a quorum queue may come back. The
-// protocol tells neither the limit nor the policies that set it; one that is an
-// argument of the queue would be a difference from our declaration.
-func deliveryLimit(queue, server string) []verdict {
-	const policies = "See that no policy sets delivery-limit below 20 for it (`rabbitmqctl list_policies`)"
-	_, version, _ := strings.Cut(server, " ")
-	major, _, _ := strings.Cut(version, ".")
-	if n, err := strconv.Atoi(major); err == nil && n < 4 {
-		return ok("%q is a quorum queue: without a policy %s sets no delivery limit", queue, server)
-	}
-	return note(policies+", or turn it off by -1",
-		"%q is a quorum queue, of which RabbitMQ drops a message that came back 20 times, or as often as a policy says, which cannot be seen from here: the worker sends it again before, after 10", queue)
-}
-
-func (d *doctor) publish(context.Context) []verdict {
-	if err := d.inspected.PublishErr; err != nil {
-		return failed(&curedError{err, "Without it a run stops after its first step. As an administrator, run: rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ, with a WRITE that fits amq.default too"})
-	}
-	return ok("the next step's message can be sent")
-}
-
 // open opens a database as a worker does.
-func (d *doctor) open(ctx context.Context, url secret.String, role databaseRole) (*store.Store, error) {
-	config := store.Config{URL: url, Worker: "mm-orchestrator doctor", RetryFor: time.Second, Connections: d.config.connectionsPerStore()}
+func (d *doctor) open(ctx context.Context, where address.Database, role databaseRole) (*store.Store, error) {
+	config := store.Config{URL: where.URL(), Worker: "mm-orchestrator doctor", RetryFor: time.Second, Connections: d.config.connectionsPerStore()}
 	return openStore(ctx, config, role, 0, d.program.say)
 }
 
@@ -95,7 +66,11 @@ func (d *doctor) database(ctx context.Context) []verdict {
 	if err != nil {
 		return failed(err)
 	}
-	return ok("PostgreSQL %s at %s", version, db.Place())
+	list := ok("PostgreSQL %s at %s", version, db.Place())
+	for _, option := range d.config.ignoredOptions() {
+		list = append(list, note("Leave the option out", "%s has no effect: %s", option.Variable, option.Reason)...)
+	}
+	return list
 }
 
 // connections says whether a worker gets all that it needs at a time. What
@@ -222,5 +197,5 @@ func (d *doctor) docker(ctx context.Context) []verdict {
 	if err := engine.Ping(ctx); err != nil {
 		return fail("Start the engine, mount its socket, or set "+d.config.name("DOCKER_HOST")+"; this user needs the right to use it", "%v", err)
 	}
-	return ok("engine answers at %s", cmp.Or(d.config.DockerHost, "the local socket"))
+	return ok("engine answers at %s", cmp.Or(address.MaskURL(d.config.DockerHost), "the local socket"))
 }

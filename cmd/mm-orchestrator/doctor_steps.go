@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
 
@@ -55,17 +55,17 @@ func (d *doctor) verify(ctx context.Context) []verdict {
 	var list []verdict
 	for _, service := range orchestrator.Services() {
 		planned, replaced := orchestrator.PlannedHealthURL(service), d.config.HealthURLs[service]
-		address := cmp.Or(replaced, planned)
-		if address == "" {
+		asks := cmp.Or(replaced, planned)
+		if asks == "" {
 			continue // containers are looked at instead
 		}
 		cure := "Correct " + d.config.name("MM_ORCHESTRATOR_HEALTH_URL")
 		if replaced == "" {
 			cure = fmt.Sprintf("Set %s, which MoonMind answers: verify fails otherwise, and with it each run for %s", d.config.assign("MM_ORCHESTRATOR_HEALTH_URL", service+"=http://api:5000/healthz"), service)
 		}
-		shown := secret.RedactURL(address)
+		shown := address.MaskURL(asks)
 		asked, cancel := context.WithTimeout(ctx, 3*time.Second)
-		status, err := orchestrator.AskHealth(asked, d.environ, address, 2*time.Second)
+		status, err := orchestrator.AskHealth(asked, d.environ, asks, 2*time.Second)
 		cancel()
 		switch {
 		case err == nil && status == orchestrator.PlannedHealthStatus:

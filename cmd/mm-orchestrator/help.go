@@ -69,7 +69,7 @@ func runHelp(_ context.Context, p *program, in input) error {
 	case err != nil || asked == in.parsed.Root():
 		return unknownCommand(in.words[0])
 	case len(rest) > 0:
-		return &usageError{fmt.Sprintf("%s has no command %q; %s", commandName(asked), rest[0], seeHelp(asked))}
+		return &usageError{fmt.Sprintf("%s has no command %q; %s", commandName(asked), shownWord(rest[0], rest...), seeHelp(asked))}
 	}
 	return asked.Help()
 }
@@ -205,7 +205,7 @@ func writeSettings(w io.Writer, names []string) error {
 			if meant := nearest(name, settingNames()); meant != "" {
 				hint = "did you mean " + meant + "?"
 			}
-			return &usageError{fmt.Sprintf("there is no setting %q; %s", names[0], hint)}
+			return &usageError{fmt.Sprintf("there is no setting %q; %s", shownWord(names[0], names...), hint)}
 		}
 	} else {
 		fmt.Fprint(w, wrap("What can be configured, by environment variable or by flag. The first variable that is set wins, the case of letters in its name does not matter, "+

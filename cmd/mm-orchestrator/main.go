@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -29,10 +30,13 @@ type program struct {
 	stdout, stderr io.Writer
 	// terminal says that stderr is one.
 	terminal bool
+	// args is the command line; written by main.
+	args []string
 }
 
 // main runs the command and returns the exit code.
 func (p *program) main(ctx context.Context, args []string) int {
+	p.args = args
 	err := p.execute(ctx, args)
 	if err != nil {
 		p.complain(err)
@@ -43,10 +47,19 @@ func (p *program) main(ctx context.Context, args []string) int {
 // complain writes an error to stderr, one line for each part of it. No error
 // should hold a secret; that none is printed is made sure of here.
 func (p *program) complain(err error) {
-	text := artifacts.NewRedactor(p.env).String(err.Error())
+	text := p.redactor().String(err.Error())
 	for line := range strings.Lines(strings.TrimSpace(text)) {
 		fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", strings.TrimRight(line, "\n"))
 	}
+}
+
+// redactor knows the secrets of the environment and of the command line.
+func (p *program) redactor() *artifacts.Redactor {
+	known := slices.Clone(p.env)
+	for _, arg := range p.args {
+		known = append(known, "ARGUMENT="+arg)
+	}
+	return artifacts.NewRedactor(known)
 }
 
 func isTerminal(f *os.File) bool {

@@ -52,7 +52,7 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 		// the same command line says otherwise.
 		wait = 0
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: typedRetry}, c.tablesDatabase(), wait, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: typedRetry}, c.tablesDatabase(), wait, p.say)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ var ownTableWords = map[string]string{
 
 // migrateResults makes Celery's tables in a database of their own.
 func (p *program) migrateResults(ctx context.Context, c *configuration, config store.ResultsConfig, wait time.Duration, dryRun bool) error {
-	db, err := openStore(ctx, store.Config{URL: c.Results, RetryFor: typedRetry}, c.resultsDatabase(), wait, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Results.URL(), RetryFor: typedRetry}, c.resultsDatabase(), wait, p.say)
 	if err != nil {
 		return err
 	}
@@ -169,5 +169,5 @@ const typedRetry = 5 * time.Second
 
 // say tells of something that takes time.
 func (p *program) say(what string, err error) {
-	fmt.Fprintf(p.stderr, "mm-orchestrator: %s: %v\n", what, err)
+	fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", p.redactor().String(fmt.Sprintf("%s: %v", what, err)))
 }

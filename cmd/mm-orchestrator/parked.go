@@ -115,7 +115,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}
@@ -191,7 +191,7 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err 
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}

@@ -157,7 +157,7 @@ func flagsInVain(values []effective) []error {
 func flagSecrets(values []effective) []string {
 	var found []string
 	for _, v := range values {
-		if v.source == fromFlag && (v.setting.secret || v.setting.url) {
+		if v.source == fromFlag && (v.setting.secret || v.setting.mask != nil) {
 			found = append(found, v.setting.name()+"="+v.text)
 		}
 	}

@@ -35,7 +35,7 @@ func mustLoad(t *testing.T, env environment, args ...string) *configuration {
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	broker := func(c *configuration) string { return c.Brokers[0].Host }
-	results := func(c *configuration) string { return c.Results.Reveal() }
+	results := func(c *configuration) string { return c.Results.URL().Reveal() }
 	exchange := func(c *configuration) string { return c.Exchange }
 	base := func(c *configuration) string { return c.ArtifactBase }
 	docker := func(c *configuration) string { return c.DockerHost }
@@ -122,10 +122,10 @@ func TestDatabase(t *testing.T) {
 		{nil, "postgresql://postgres:password@api-db:5432/moonmind"},
 		{environment{"POSTGRES_HOST=h", "POSTGRES_PORT=1", "POSTGRES_USER=u", "POSTGRES_PASSWORD=", "POSTGRES_DB=d"}, "postgresql://u@h:1/d"},
 		{environment{"POSTGRES_PASSWORD=a/b@c d?", "POSTGRES_HOST=::1"}, "postgresql://postgres:a%2Fb%40c%20d%3F@[::1]:5432/moonmind"},
-		{environment{"POSTGRES_HOST=/run/postgresql"}, "postgresql://postgres:password@/moonmind?host=%2Frun%2Fpostgresql&port=5432"},
-		{environment{"POSTGRES_HOST=h", "MM_ORCHESTRATOR_DATABASE_URL=postgres://a@b/c"}, "postgres://a@b/c"},
+		{environment{"POSTGRES_HOST=/run/postgresql"}, "postgresql://postgres:password@/moonmind?host=/run/postgresql&port=5432"},
+		{environment{"POSTGRES_HOST=h", "MM_ORCHESTRATOR_DATABASE_URL=postgres://a@b/c"}, "postgresql://a@b/c"},
 	} {
-		if got := mustLoad(t, tt.env).Database().Reveal(); got != tt.want {
+		if got := mustLoad(t, tt.env).Database().URL().Reveal(); got != tt.want {
 			t.Errorf("%q: got %s, want %s", tt.env, got, tt.want)
 		}
 	}
@@ -181,11 +181,12 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{environment{"ORCHESTRATOR_PREFETCH=0"}, nil, []string{`ORCHESTRATOR_PREFETCH is "0": it must be a whole number from 1 to 100`}},
 		{nil, []string{"--concurrency", "-1"}, []string{`--concurrency is "-1": it must be a whole number from 1 to 100`}},
 		{environment{"ORCHESTRATOR_CELERY_QUEUE="}, nil, []string{`ORCHESTRATOR_CELERY_QUEUE is "": it must not be empty`}},
-		{environment{"CELERY_BROKER_URL=redis://:s3cret@redis:6379/0"}, nil, []string{`CELERY_BROKER_URL is "redis://:***@redis:6379/0": transport "redis" is not supported: this program speaks to RabbitMQ by amqp://, pyamqp:// or amqps://`}},
-		{environment{"CELERY_BROKER_URL=amqp://u:s3cret@h:port"}, nil, []string{`CELERY_BROKER_URL is "amqp://u:***@h:port": its port is not a number from 1 to 65535; write %2F for a / in a password`}},
-		{environment{"CELERY_BROKER_URL=amqp://u:s3/cret@h"}, nil, []string{`CELERY_BROKER_URL is "amqp://u:***@h": its port is not a number from 1 to 65535; write %2F for a / in a password`}},
-		{environment{"CELERY_RESULT_BACKEND=rpc://"}, nil, []string{`CELERY_RESULT_BACKEND is "rpc://": result backend rpc:// is not supported: this program writes to db+postgresql:// or, when the variable is unset, nowhere`}},
-		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3%zzcret@h/d"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://u:***@h/d": it is not a URL; characters of the password that have a meaning in URLs must be percent-encoded`}},
+		{environment{"CELERY_BROKER_URL=redis://:s3cret@redis:6379/0"}, nil, []string{`CELERY_BROKER_URL is "redis://***": transport "redis" is not supported: this program speaks to RabbitMQ by amqp://, pyamqp:// or amqps://`}},
+		{environment{"CELERY_BROKER_URL=amqp://u:s3cret@h:port"}, nil, []string{`CELERY_BROKER_URL is "amqp://***": its port is not a number up to 65535; write %2F, %3F or %23 for / ? # in a password`}},
+		{environment{"CELERY_BROKER_URL=amqp://u:s3/cret@h"}, nil, []string{`CELERY_BROKER_URL is "amqp://***": its port is not a number up to 65535; write %2F, %3F or %23 for / ? # in a password`}},
+		{environment{"CELERY_RESULT_BACKEND=rpc://"}, nil, []string{`CELERY_RESULT_BACKEND is "rpc://***": result backend rpc:// is not supported: this program writes to db+postgresql:// or, when the variable is unset, nowhere`}},
+		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h:x/d"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://***": its port is not a number from 1 to 65535; write %40 for an @ and %3A for a : in a password or a user's name`}},
+		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d?gssencmode=require"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://***": option gssencmode is not supported: there is no GSSAPI here; write gssencmode=prefer, and sslmode=verify-full for an encrypted connection`}},
 		{environment{"MM_ORCHESTRATOR_WAIT=soon"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "soon": it must be a time such as 90s, 15m or 2h`}},
 		{environment{"MM_ORCHESTRATOR_WAIT=-5s"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "-5s": it must be 0s or more`}},
 		{environment{"MM_ORCHESTRATOR_WAIT=1e300"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "1e300": it must be a time such as 90s, 15m or 2h`}},

@@ -53,7 +53,7 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}

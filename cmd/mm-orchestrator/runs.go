@@ -80,14 +80,14 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	defer func() { err = sayMigrate(ctx, db, err) }()
 
-	show := runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}
+	show := runPrinter{out: p.stdout, redactor: p.redactor()}
 	if len(in.words) == 1 {
 		id, err := findRun(ctx, db, wanted)
 		if err != nil {
@@ -119,7 +119,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 // parseRun judges the first word as the id of a run, or the beginning of one,
 // before any database is asked.
 func parseRun(in input) (store.IDPrefix, error) {
-	prefix, err := store.ParseIDPrefix(in.words[0])
+	prefix, err := store.ParseIDPrefix(shownWord(in.words[0]))
 	if err != nil {
 		return store.IDPrefix{}, &usageError{err.Error() + "; " + in.command.hint(in.parsed, in.words[0])}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -85,7 +86,7 @@ func (s service) run(ctx context.Context, started func()) error {
 func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *metrics.Listener) {
 	brokers := make([]string, len(c.Brokers))
 	for i, b := range c.Brokers {
-		brokers[i] = b.Address() + "/" + b.VHost
+		brokers[i] = b.Place()
 	}
 	results := "none"
 	if !c.Results.IsZero() {
@@ -104,7 +105,7 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
 		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
 		"workspace", c.Workspace, "compose_project", orchestrator.ComposeProject, "artifact_root", root,
-		"docker", cmp.Or(c.DockerHost, "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
+		"docker", cmp.Or(address.MaskURL(c.DockerHost), "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
 }
 
 // vitals are what the watchdog looks at.
@@ -169,12 +170,11 @@ func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
 
 // worker is the engine's configuration.
 func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (worker.Config, error) {
-	tls, err := brokerTLS(c.Brokers)
-	if err != nil {
+	if err := c.checkFiles(); err != nil {
 		return worker.Config{}, err
 	}
-	config := worker.Config{
-		TLS:    tls,
+	return worker.Config{
+		Broker: c.Broker.Reveal(),
 		Queues: []string{c.Queue},
 		TaskQueues: []worker.Queue{{
 			Name: c.Queue, Exchange: c.Exchange, RoutingKey: c.RoutingKey, Type: c.QueueType,
@@ -190,15 +190,7 @@ func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (
 		ShutdownTimeout: orNone(splitGrace(c.ShutdownGrace).Finish),
 		StopTimeout:     splitGrace(c.ShutdownGrace).Stop,
 		Logger:          log,
-	}
-	var addresses []string
-	for _, b := range c.Brokers {
-		// ";" separates: one in a password stays a part of it.
-		addresses = append(addresses, strings.ReplaceAll(b.AMQP().Reveal(), ";", "%3B"))
-		config.Heartbeat = max(config.Heartbeat, b.Heartbeat)
-	}
-	config.Broker = strings.Join(addresses, ";")
-	return config, nil
+	}, nil
 }
 
 // orNone writes "no time at all" as the engine does.

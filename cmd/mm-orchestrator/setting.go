@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -30,9 +31,10 @@ type setting struct {
 	topic       topic
 	// help says what it does, in sentences.
 	help string
-	// secret hides the whole value, url the passwords inside it.
+	// secret hides the whole value.
 	secret bool
-	url    bool
+	// mask, if given, shows the value without the passwords inside it.
+	mask func(text string) string
 	// boolean settings may be given on the command line without a value.
 	boolean bool
 	// read parses text into the configuration. It is not called for a
@@ -73,8 +75,10 @@ func (s setting) redact(text string) string {
 	switch {
 	case s.secret:
 		return secret.New(text).String()
-	case s.url:
-		return secret.RedactURL(text)
+	case s.mask != nil:
+		return s.mask(text)
+	case strings.Contains(text, "://") && strings.Contains(text, "@"):
+		return address.SchemeOnly(text) // an address in the wrong place
 	}
 	return text
 }

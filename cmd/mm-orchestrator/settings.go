@@ -8,11 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 )
@@ -20,7 +22,9 @@ import (
 // configuration is the program's configuration after flags, environment and
 // defaults have been read.
 type configuration struct {
-	Brokers     []brokerURL
+	// Broker is what Brokers was read from.
+	Broker      secret.String
+	Brokers     []address.Broker
 	Queue       string
 	QueueType   string
 	Exchange    string
@@ -33,11 +37,11 @@ type configuration struct {
 
 	// Results is the URL of the database for Celery results; zero means that
 	// none are kept.
-	Results        secret.String
+	Results        address.Database
 	ResultEncoding string
 
 	Postgres    postgresSettings
-	DatabaseURL secret.String
+	DatabaseURL address.Database
 	AutoMigrate bool
 
 	// Workspace is absolute.
@@ -96,11 +100,74 @@ func (c *configuration) ChildEnvironment(env environment) environment {
 func (c *configuration) PrefetchCount() int { return c.Prefetch * c.Concurrency }
 
 // Database is the URL of MoonMind's tables.
-func (c *configuration) Database() secret.String {
+func (c *configuration) Database() address.Database {
 	if !c.DatabaseURL.IsZero() {
 		return c.DatabaseURL
 	}
-	return c.Postgres.URL()
+	return c.Postgres.address()
+}
+
+// checkFiles reads the files that the broker's addresses name, so that what is
+// wrong with them is told before anything is connected to.
+func (c *configuration) checkFiles() error {
+	for _, b := range c.Brokers {
+		if _, err := b.TLSConfig(); err != nil {
+			return &configError{err.Error()}
+		}
+	}
+	return nil
+}
+
+// parseResultBackend reads the address of a Celery result backend. Empty and
+// "disabled" mean none.
+func parseResultBackend(text string) (address.Database, error) {
+	if noResults(text) {
+		return address.Database{}, nil
+	}
+	scheme, _, found := strings.Cut(text, "://")
+	if found && !strings.HasPrefix(strings.TrimLeft(scheme, " \t\r\n"), "db+postgres") && address.SchemeOnly(text) != secret.Mask {
+		return address.Database{}, fmt.Errorf("result backend %s:// is not supported: this program writes to db+postgresql:// or, when the variable is unset, nowhere", scheme)
+	}
+	return address.ParseDatabase(text)
+}
+
+func noResults(text string) bool {
+	text = strings.TrimSpace(text)
+	return text == "" || text == "disabled" || text == "disabled://"
+}
+
+func maskResultBackend(text string) string {
+	if noResults(text) {
+		return text
+	}
+	return address.MaskDatabase(text)
+}
+
+// ignoredOptions are options of the databases' addresses that have no effect.
+func (c *configuration) ignoredOptions() []notice {
+	var found []notice
+	add := func(variable string, d address.Database) {
+		for _, option := range d.Ignored() {
+			found = append(found, notice{Variable: c.name(variable) + " (option " + option.Option + ")", Reason: option.Why})
+		}
+	}
+	add("CELERY_RESULT_BACKEND", c.Results)
+	add("MM_ORCHESTRATOR_DATABASE_URL", c.DatabaseURL)
+	return found
+}
+
+// postgresSettings are the POSTGRES_* values. A host that begins with a slash
+// is the directory of a Unix socket, as with libpq.
+type postgresSettings struct {
+	Host     string
+	Port     int
+	User     string
+	Password secret.String
+	Database string
+}
+
+func (p postgresSettings) address() address.Database {
+	return address.NewDatabase(p.User, p.Password, p.Host, strconv.Itoa(p.Port), p.Database)
 }
 
 // settings is the table of everything that can be configured. The order
@@ -112,14 +179,16 @@ func (c *configuration) Database() secret.String {
 // it. Values that it does not have begin with MM_ORCHESTRATOR_.
 var settings = []setting{
 	{
-		flag: "broker-url", form: "url", url: true, topic: topicBroker,
+		flag: "broker-url", form: "url", mask: address.MaskBrokers, topic: topicBroker,
 		vars: names("CELERY_BROKER_URL", "ORCHESTRATOR_BROKER_URL", "BROKER_URL", "SPEC_WORKFLOW_CELERY_BROKER_URL"),
 		def:  "amqp://guest:guest@rabbitmq:5672//",
-		help: "RabbitMQ, as amqp://user:password@host:port/vhost, with amqps:// for TLS. Forms and defaults are kombu's: pyamqp:// is the same as amqp://, " +
+		help: "RabbitMQ, as amqp://user:password@host:port/vhost, with amqps:// for TLS. It is read as kombu reads it: pyamqp:// is the same as amqp://, " +
 			"a missing part is guest:guest@127.0.0.1:5672 and virtual host /, which may also be written //; several URLs separated by ; are tried in turn. " +
+			"In a password, write / ? # ; and a % before two hexadecimal digits percent-encoded; everything else, blanks and @ included, may stand as it is. " +
 			"For TLS, ?ssl_ca_certs=, ssl_certfile= and ssl_keyfile= name files.",
 		read: func(c *configuration, text string) (err error) {
-			c.Brokers, err = parseBrokerURLs(text)
+			c.Broker = secret.New(text)
+			c.Brokers, err = address.ParseBrokers(text)
 			return err
 		},
 	},
@@ -185,7 +254,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "result-backend", form: "url", url: true, topic: topicResults,
+		flag: "result-backend", form: "url", mask: maskResultBackend, topic: topicResults,
 		vars: []variable{
 			{name: "CELERY_RESULT_BACKEND"},
 			{name: "ORCHESTRATOR_RESULT_BACKEND", emptyCounts: true},
@@ -194,7 +263,8 @@ var settings = []setting{
 		},
 		defaultNote: "none: no Celery results are kept",
 		help: "Where Celery's results go, for AsyncResult in Python: db+postgresql://user:password@host:port/database. Runs, steps and artifacts do not need it; " +
-			"MoonMind's API and UI never read it. Unlike Python, this program derives no address from POSTGRES_* when it is unset. Empty or disabled:// means none.",
+			"MoonMind's API and UI never read it. Unlike Python, this program derives no address from POSTGRES_* when it is unset. Empty or disabled:// means none. " +
+			"It is read as SQLAlchemy reads it: in a password, write @ and a % before two hexadecimal digits percent-encoded; everything else, blanks and / ? # included, may stand as it is.",
 		read: func(c *configuration, text string) (err error) {
 			c.Results, err = parseResultBackend(text)
 			return err
@@ -203,7 +273,7 @@ var settings = []setting{
 			if c.Results.IsZero() {
 				return "none"
 			}
-			return secret.RedactURL("db+" + c.Results.Reveal())
+			return c.Results.Masked()
 		},
 	},
 	{
@@ -254,19 +324,18 @@ var settings = []setting{
 		read: readText(func(c *configuration) *string { return &c.Postgres.Database }),
 	},
 	{
-		flag: "database-url", form: "url", url: true, topic: topicDatabase,
+		flag: "database-url", form: "url", mask: address.MaskDatabase, topic: topicDatabase,
 		vars:        names("MM_ORCHESTRATOR_DATABASE_URL"),
 		defaultNote: "made from POSTGRES_*",
-		help: "The whole address instead, as postgresql://user:password@host:port/database?sslmode=verify-full. It wins over POSTGRES_*, and takes what libpq knows " +
-			"(sslmode, sslrootcert, target_session_attrs, …).",
+		help: "The whole address instead, as postgresql://user:password@host:port/database?sslmode=verify-full. It wins over POSTGRES_*, and is read as a result backend is. " +
+			"Every option of libpq 18 may stand behind the ?: it is honoured (sslmode, sslcrl, keepalives, target_session_attrs, …), or `mm-orchestrator config` and the log say that it has no effect, " +
+			"or it is refused with what to do instead. Other names are parameters of the server, such as search_path.",
 		read: func(c *configuration, text string) error {
-			if err := checkDatabaseURL(text); err != nil {
-				return err
-			}
-			c.DatabaseURL = secret.New(text)
-			return nil
+			var err error
+			c.DatabaseURL, err = address.ParseDatabase(text)
+			return err
 		},
-		show: func(c *configuration) string { return secret.RedactURL(c.Database().Reveal()) },
+		show: func(c *configuration) string { return c.Database().Masked() },
 	},
 	{
 		flag: "auto-migrate", form: "true|false", boolean: true, topic: topicDatabase,
@@ -327,7 +396,7 @@ var settings = []setting{
 	},
 
 	{
-		flag: "docker-host", form: "url", topic: topicSteps,
+		flag: "docker-host", mask: address.MaskURL, form: "url", topic: topicSteps,
 		vars:        names("DOCKER_HOST", "ORCHESTRATOR_DOCKER_HOST"),
 		defaultNote: "the local engine's socket",
 		help: "The docker engine, as unix:///path or tcp://host:port. A proxy in between must allow POST and BUILD, and containers, images, networks and volumes. " +
@@ -335,6 +404,10 @@ var settings = []setting{
 		read: func(c *configuration, text string) error {
 			if scheme, _, found := strings.Cut(text, "://"); !found || scheme == "" {
 				return errors.New("it must have the form unix:///path or tcp://host:port")
+			}
+			if _, err := url.Parse(text); err != nil {
+				// Its own text repeats parts of it.
+				return errors.New("it is not a URL; write characters with a meaning in URLs percent-encoded")
 			}
 			c.DockerHost = text
 			return nil
@@ -384,7 +457,7 @@ var settings = []setting{
 		},
 	},
 	{
-		flag: "health-url", form: "service=url,…", url: true, topic: topicSteps,
+		flag: "health-url", form: "service=url,…", mask: address.MaskNamedURLs, topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_HEALTH_URL"),
 		defaultNote: "the URL in the plan",
 		help: "What verify asks instead of the plan's URL: service=URL, several separated by commas. MoonMind's plans ask api for /health, which it answers with 404; " +

@@ -12,6 +12,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -76,7 +77,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	engine, err := compose.NewEngine(c.EngineConfig())
 	if err != nil {
-		return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), c.DockerHost, c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
+		return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
 	}
 	defer engine.Close()
 

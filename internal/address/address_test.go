@@ -2,6 +2,7 @@ package address_test
 
 import (
 	"bufio"
+	"net/url"
 	"os"
 	"reflect"
 	"strings"
@@ -26,9 +27,14 @@ func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 		}
 		for _, b := range brokers {
 			shown = append(shown, b.Place(), b.Masked())
-			again, err := address.ParseBrokers(b.URL().Reveal())
-			if err != nil || again[0].URL() != b.URL() || again[0].Place() != b.Place() && !b.Hidden {
-				t.Errorf("%q became %q, then %v, %v", sample.Text, b.URL().Reveal(), again, err)
+			if b.Hidden {
+				continue
+			}
+			// With the password in its place, it is the address of the broker.
+			written := strings.Replace(b.Masked(), ":***@", ":"+strings.ReplaceAll(url.QueryEscape(b.Password.Reveal()), "+", "%20")+"@", 1)
+			again, err := address.ParseBrokers(written)
+			if err != nil || again[0].Masked() != b.Masked() || again[0].Password != b.Password || again[0].Place() != b.Place() {
+				t.Errorf("%q became %q, then %v, %v", sample.Text, written, again, err)
 			}
 		}
 	} else {
@@ -39,7 +45,7 @@ func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 		} else {
 			shown = append(shown, d.Masked())
 			again, err := address.ParseDatabase(d.URL().Reveal())
-			if err != nil || !again.Equal(d) {
+			if err != nil || !again.Equal(d) || again.Hidden != d.Hidden {
 				t.Errorf("%q became %q, then %v: got %#v, want %#v", sample.Text, d.URL().Reveal(), err, again, d)
 			}
 		}
@@ -56,7 +62,7 @@ func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 func TestWhatIsShownHoldsNoPassword(t *testing.T) {
 	t.Parallel()
 	g := addresstest.New(6)
-	for range 20 * rounds {
+	for range 5 * rounds {
 		checkShown(t, "broker", g.Broker())
 		checkShown(t, "database", g.Database("db+postgresql"))
 		checkShown(t, "database", g.Database("postgresql"))
@@ -108,8 +114,8 @@ func TestMasks(t *testing.T) {
 		{address.MaskURL, "tcp://docker:2375", "tcp://docker:2375"},
 		{address.MaskURL, "http://u:p@h/x?token=abc", "http://u:***@h/x?token=***"},
 		{address.MaskURL, "http://u:p/q@h/", "http://***"},
-		{address.MaskWords, "api=http://api:5000/h,web=http://u:p@web/", "api=http://api:5000/h,web=http://u:***@web/"},
-		{address.MaskWords, "no URL, see", "no URL, see"},
+		{address.MaskNamedURLs, "api=http://api:5000/h,web=http://u:p@web/", "api=http://api:5000/h,web=http://u:***@web/"},
+		{address.MaskNamedURLs, "web=http://u:,x://p@web/", "***"},
 	} {
 		if got := tt.mask(tt.in); got != tt.want {
 			t.Errorf("%q is shown as %q, want %q", tt.in, got, tt.want)
@@ -126,12 +132,12 @@ func TestBrokerOptions(t *testing.T) {
 	if b := brokers[1]; b.CAFile != "/ca.pem" || b.Heartbeat != 30*time.Second || !b.TLS {
 		t.Errorf("options: %+v", b)
 	}
-	var urls []string
+	var shown []string
 	for _, b := range brokers {
-		urls = append(urls, b.URL().Reveal())
+		shown = append(shown, b.Masked())
 	}
-	if want := []string{"pyamqp://us%40er:p%2Fw%3A%20%2B@one:1//", "amqps://guest:guest@two:1/v/h?ssl_ca_certs=/ca.pem&heartbeat=30"}; !reflect.DeepEqual(urls, want) {
-		t.Errorf("got %q\nwant %q", urls, want)
+	if want := []string{"pyamqp://us%40er:***@one:1//", "amqps://guest:***@two:1/v/h?ssl_ca_certs=/ca.pem&heartbeat=30"}; !reflect.DeepEqual(shown, want) {
+		t.Errorf("got %q\nwant %q", shown, want)
 	}
 }
 
@@ -227,7 +233,7 @@ func TestIgnoredOptionsAreTold(t *testing.T) {
 func TestLoginsAreFoundInEverySpelling(t *testing.T) {
 	t.Parallel()
 	g := addresstest.New(3)
-	for range 5 * rounds {
+	for range 2 * rounds {
 		for _, s := range []addresstest.Sample{g.Broker(), g.Database("postgresql")} {
 			var all strings.Builder
 			for _, login := range address.Logins(s.Text) {

@@ -74,10 +74,6 @@ func (b Broker) Masked() string {
 	return b.text(secret.Mask)
 }
 
-// URL is the address with every part, which [ParseBrokers] reads as the same
-// broker.
-func (b Broker) URL() secret.String { return secret.New(b.text(quote(b.Password.Reveal()))) }
-
 func (b Broker) text(password string) string {
 	var out strings.Builder
 	out.WriteString(b.scheme + "://" + quote(b.User) + ":" + password + "@" + b.Address() + "/" + quoteExcept(b.VHost, "/"))

@@ -30,6 +30,8 @@ type Database struct {
 
 	// prefix is what stands before :// when the address is shown.
 	prefix string
+	// text is what was parsed.
+	text string
 }
 
 // NewDatabase is an address whose parts are known.
@@ -56,7 +58,7 @@ const databaseExample = "postgresql://user:password@host:port/database"
 // Python driver behind a +. Errors show nothing of it but its scheme and names
 // of options.
 func ParseDatabase(text string) (Database, error) {
-	d := Database{prefix: "postgresql"}
+	d := Database{prefix: "postgresql", text: text}
 	if !utf8.ValidString(text) {
 		return d, errNotUTF8
 	}
@@ -288,7 +290,7 @@ func (d Database) Masked() string {
 	if !d.Password.IsZero() {
 		password = ":" + secret.Mask
 	}
-	return d.text(d.prefix, password, func(name, value string) string {
+	return d.write(d.prefix, password, func(name, value string) string {
 		if k := keywords[name]; k.does == 0 && !serverParameters[name] || secretOptions[name] {
 			return secret.Mask
 		}
@@ -299,14 +301,18 @@ func (d Database) Masked() string {
 // URL is the address with every part, which [ParseDatabase] reads as the same
 // database.
 func (d Database) URL() secret.String {
-	if d.IsZero() {
+	switch {
+	case d.IsZero():
 		return secret.String{}
+	case d.Hidden:
+		// Written otherwise, it would be read as one that may be shown.
+		return secret.New(d.text)
 	}
 	password := ""
 	if !d.Password.IsZero() {
 		password = ":" + quote(d.Password.Reveal())
 	}
-	return secret.New(d.text("postgresql", password, func(_, value string) string { return quote(value) }))
+	return secret.New(d.write("postgresql", password, func(_, value string) string { return quote(value) }))
 }
 
 // Secrets are the texts of the address that must not be shown, and for a
@@ -324,7 +330,7 @@ func (d Database) Secrets() []string {
 	return unique(all...)
 }
 
-func (d Database) text(prefix, password string, show func(name, value string) string) string {
+func (d Database) write(prefix, password string, show func(name, value string) string) string {
 	var out strings.Builder
 	out.WriteString(prefix + "://")
 	if d.User != "" || password != "" {

@@ -26,6 +26,9 @@ func SchemeOnly(text string) string {
 // the values in its query, which may be keys.
 func MaskURL(text string) string {
 	u, err := url.Parse(text)
+	if (err != nil || u.Host == "") && !strings.Contains(text, "@") {
+		return text // no login, and none meant
+	}
 	if err != nil || u.Scheme == "" || u.Opaque != "" {
 		return SchemeOnly(text)
 	}
@@ -57,31 +60,25 @@ func separator(i int) string {
 	return "&"
 }
 
-// MaskWords shows a text of which each word may be a URL, alone or behind a
-// name and =; commas separate words too. A word that is no URL stays.
-func MaskWords(text string) string {
-	if !strings.Contains(text, "://") {
-		return text
+// serviceName is what may stand before a URL in a list.
+var serviceName = regexp.MustCompile(`^\s*[A-Za-z0-9_.-]+\s*$`)
+
+// MaskNamedURLs shows a list of the form name=URL,name=URL. Of a text of
+// another form nothing is shown: a comma in a password makes one of it.
+func MaskNamedURLs(text string) string {
+	if !strings.Contains(text, "@") && !strings.Contains(text, "?") {
+		return text // no login, no key, and none meant
 	}
-	words := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
-	for i, word := range words {
-		if !strings.Contains(word, "://") {
-			// In a text with URLs, a word without one may be what stands
-			// behind the blank or the comma of a password.
-			if strings.Contains(word, "@") {
-				return secret.Mask
-			}
-			continue
+	entries := strings.Split(text, ",")
+	for i, entry := range entries {
+		name, address, found := strings.Cut(entry, "=")
+		masked := MaskURL(address)
+		if !found || !serviceName.MatchString(name) || masked == SchemeOnly(address) || !strings.HasPrefix(masked, "http") {
+			return secret.Mask
 		}
-		name, address, found := strings.Cut(word, "=")
-		if !found || strings.Contains(name, "://") {
-			name, address = "", word
-		} else {
-			name += "="
-		}
-		words[i] = name + MaskURL(address)
+		entries[i] = name + "=" + masked
 	}
-	return strings.Join(words, ",")
+	return strings.Join(entries, ",")
 }
 
 // Login is a user's name with a password that was found in a text.
