@@ -11,14 +11,17 @@ import (
 )
 
 // Apply makes the message that runs the signature
-// (docs/celery.md#applying-a-signature): arguments merged, options mapped to
-// headers, properties and embed. Exchange and RoutingKey are left to the
-// worker's routes, which start from the Destination.
+// (docs/celery.md#applying-a-signature): it merges the arguments and maps the
+// options to headers, properties and embed. It leaves Exchange and RoutingKey
+// empty; the worker's routes choose them from the Destination.
 //
-// The body is JSON always, with zlib where the option compression asks for it;
-// other compressions are left out, since Go has no writer for them and a
-// reader goes by the header. An option serializer other than json, or an
-// option of the wrong type, is a *MalformedError with ReasonOptions.
+// The body is always JSON. The option compression is obeyed for zlib (which
+// Celery also calls gzip). With any other compression the body is sent
+// uncompressed and without the compression header, which every reader accepts;
+// Go's standard library cannot write those formats.
+//
+// The error is a [*MalformedError] with [ReasonOptions]: the option serializer
+// is not json, or an option has the wrong type.
 func (s Signature) Apply(o ApplyOptions) (Publishing, Destination, error) {
 	if o.NewID == nil {
 		o.NewID = newUUID
@@ -35,7 +38,7 @@ func (s Signature) Apply(o ApplyOptions) (Publishing, Destination, error) {
 	return p, s.Destination(), nil
 }
 
-// An application is one signature on its way to become a message.
+// An application is one call of [Signature.Apply].
 type application struct {
 	s Signature
 	o ApplyOptions
@@ -43,9 +46,9 @@ type application struct {
 
 func (a *application) option(name string) json.RawMessage { return a.s.Option(name) }
 
-// optionError says which option is wrong.
+// optionError names the option that is wrong, with its value.
 func (a *application) optionError(name, why string) error {
-	return fmt.Errorf("option %s is %s: %s", name, cutText(string(a.option(name)), 60), why)
+	return fmt.Errorf("option %s is %s: %s", name, truncate(string(a.option(name)), 60), why)
 }
 
 func (a *application) publishing() (Publishing, error) {
@@ -86,8 +89,9 @@ func (a *application) publishing() (Publishing, error) {
 	return p, a.compress(&p)
 }
 
-// arguments merges those of the parent and of the signature. Celery shows a
-// merged list, and the members of a group, as tuples.
+// arguments merges the parent's arguments with the signature's. tuple says
+// whether argsrepr shows them as a tuple: Celery does for merged arguments and
+// for members of a group.
 func (a *application) arguments() (args []json.RawMessage, raw json.RawMessage, tuple bool) {
 	if a.s.Immutable || len(a.o.Args) == 0 {
 		return a.s.Args, a.s.rawArgs, a.o.Group != ""
@@ -129,8 +133,8 @@ func (a *application) embed(chain []Signature) (json.RawMessage, error) {
 	return embedJSON(callbacks, errbacks, signaturesJSON(chain), a.option("chord")), nil
 }
 
-// signatureList gives an option that is an array of signatures or one alone,
-// as an array.
+// signatureList returns an option as an array of signatures. The option may be
+// such an array or a single signature.
 func (a *application) signatureList(name string) (json.RawMessage, error) {
 	text := a.option(name)
 	if text == nil {
@@ -145,7 +149,7 @@ func (a *application) signatureList(name string) (json.RawMessage, error) {
 	return text, nil
 }
 
-// signaturesJSON writes signatures as they came; nil stays nil.
+// signaturesJSON writes signatures with their text unchanged; nil stays nil.
 func signaturesJSON(sigs []Signature) json.RawMessage {
 	if sigs == nil {
 		return nil
@@ -188,7 +192,7 @@ func (a *application) properties(id string) (Properties, error) {
 	return p, nil
 }
 
-// optionOr is option with a default for absent and null.
+// optionOr returns an option, or otherwise when it is absent or null.
 func (a *application) optionOr(name, otherwise string) json.RawMessage {
 	if text := a.option(name); text != nil {
 		return text
@@ -196,9 +200,10 @@ func (a *application) optionOr(name, otherwise string) json.RawMessage {
 	return json.RawMessage(otherwise)
 }
 
-// headers writes the whole set of docs/celery.md#headers. Keys and values are
-// what a Python worker writes, but for ignore_result: null leaves the decision
-// to the task's own setting, which a sender in Go does not know.
+// headers writes all headers of docs/celery.md#headers, with the keys and
+// values that a Python worker writes. The exception is ignore_result, which is
+// null: the task's own setting then decides, and a sender in Go does not know
+// that setting.
 func (a *application) headers(id string, args []json.RawMessage, tuple bool) (map[string]any, error) {
 	eta, err := a.eta()
 	if err != nil {
@@ -237,7 +242,8 @@ func (a *application) headers(id string, args []json.RawMessage, tuple bool) (ma
 	return headers, a.mergeHeaders(headers)
 }
 
-// mergeHeaders puts the caller's own headers on top, as Celery does.
+// mergeHeaders adds the option headers, which overrides the others, as in
+// Celery.
 func (a *application) mergeHeaders(headers map[string]any) error {
 	text := a.option("headers")
 	if text == nil {
@@ -245,7 +251,7 @@ func (a *application) mergeHeaders(headers map[string]any) error {
 	}
 	own, err := members(text)
 	if err != nil {
-		return a.optionError("headers", "it is no object")
+		return a.optionError("headers", "it is not an object")
 	}
 	for _, m := range own {
 		if len(m.Key) > math.MaxUint8 {
@@ -256,8 +262,8 @@ func (a *application) mergeHeaders(headers map[string]any) error {
 	return nil
 }
 
-// stamps gives the headers stamped_headers and stamps. A stamp without value
-// is left out.
+// stamps returns the headers stamped_headers and stamps. A stamp without a
+// value is left out.
 func (a *application) stamps() (any, map[string]any) {
 	stamps := map[string]any{}
 	names, ok := plainValue(a.optionOr("stamped_headers", "null")).([]any)
@@ -273,7 +279,8 @@ func (a *application) stamps() (any, map[string]any) {
 	return names, stamps
 }
 
-// eta is the header's text, or "" for none. A countdown goes before an eta.
+// eta returns the text of the header eta, or "" for none. The option countdown
+// overrides the option eta.
 func (a *application) eta() (string, error) {
 	if text := a.option("countdown"); truthy(text) {
 		at, err := a.secondsFromNow("countdown", text)
@@ -291,8 +298,8 @@ type moment struct {
 	text string
 }
 
-// moment reads an option that is a time: text, a datetime in its wrapper, or
-// seconds from now. The text is kept as it came.
+// moment reads an option that is a time: text, a datetime in its type wrapper,
+// or seconds from now. Text is kept unchanged.
 func (a *application) moment(name string) (moment, error) {
 	text := a.option(name)
 	if text == nil {
@@ -313,16 +320,17 @@ func (a *application) moment(name string) (moment, error) {
 	}
 	at, err := ParseTime(textOf(text))
 	if err != nil {
-		return moment{}, a.optionError(name, "it is no time")
+		return moment{}, a.optionError(name, "it is not a time")
 	}
 	return moment{at, textOf(text)}, nil
 }
 
-// secondsFromNow keeps to the years that Python knows.
+// secondsFromNow refuses times outside of the years 1 to 9999, the limits of
+// Python's datetime.
 func (a *application) secondsFromNow(name string, text json.RawMessage) (time.Time, error) {
 	seconds, ok := numberField(plainValue(text))
 	if !ok || math.Abs(seconds) > math.MaxInt64/float64(time.Second) {
-		return time.Time{}, a.optionError(name, "it is no number of seconds")
+		return time.Time{}, a.optionError(name, "it is not a number of seconds")
 	}
 	at := a.o.Now.Add(time.Duration(seconds * float64(time.Second)))
 	if y := at.UTC().Year(); y < 1 || y > 9999 {
@@ -331,12 +339,13 @@ func (a *application) secondsFromNow(name string, text json.RawMessage) (time.Ti
 	return at, nil
 }
 
-// expiration is AMQP's: milliseconds from now, 0 when it is already past.
+// expiration returns AMQP's property expiration: milliseconds from now, 0 for
+// a time in the past.
 func expiration(at, now time.Time) string {
 	return strconv.FormatInt(max(0, at.Sub(now).Milliseconds()), 10)
 }
 
-// compress obeys the option compression where Go can.
+// compress compresses the body if the option compression asks for zlib.
 func (a *application) compress(p *Publishing) error {
 	switch textOf(a.option("compression")) {
 	case "zlib", "gzip", "application/x-gzip":
@@ -356,7 +365,7 @@ func (a *application) compress(p *Publishing) error {
 	return nil
 }
 
-// orNil is AMQP's void for "".
+// orNil returns nil, which AMQP writes as void, for "".
 func orNil(text string) any {
 	if text == "" {
 		return nil
@@ -364,7 +373,7 @@ func orNil(text string) any {
 	return text
 }
 
-// first is the first that is not "".
+// first returns the first text that is not "".
 func first(texts ...string) string {
 	for _, text := range texts {
 		if text != "" {

@@ -25,7 +25,7 @@ func parse(t *testing.T, text string) protocol.Signature {
 	return s
 }
 
-// signature makes the text of one with these options.
+// signature returns the text of a signature with these options.
 func signature(options string) string {
 	return `{"task": "shop.add", "args": [10], "kwargs": {"k": 1}, "options": {` + options + `}, "subtask_type": null, "immutable": false}`
 }
@@ -145,7 +145,7 @@ func TestApplyCompresses(t *testing.T) {
 	}
 }
 
-// Changing an option leaves every other byte as it was, odd spacing included.
+// Changing an option leaves all other bytes unchanged, including spacing.
 func TestWithOptionsKeepsText(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ before, key, value, after string }{
@@ -161,7 +161,7 @@ func TestWithOptionsKeepsText(t *testing.T) {
 		}
 	}
 	if _, err := parse(t, `{"task": "t"}`).WithOptions(protocol.Member{Key: "a", Value: json.RawMessage("{")}); !errors.Is(err, protocol.ErrMalformed) {
-		t.Errorf("a value that is no JSON: %v", err)
+		t.Errorf("a value that is not JSON: %v", err)
 	}
 }
 

@@ -6,21 +6,22 @@ import (
 	"time"
 )
 
-// ErrUnsupportedCanvas is what a *CanvasError is, for errors.Is.
+// ErrUnsupportedCanvas matches every [*CanvasError] in errors.Is.
 var ErrUnsupportedCanvas = errors.New("unsupported canvas")
 
-// CanvasError says that what follows a task cannot be started by this worker:
-// a chord, or a signature that makes no message. It is permanent.
+// CanvasError says that this package cannot start what a task's message asks
+// to run after the task: a chord, or a signature from which no message can be
+// made. The error is permanent: a retry fails in the same way.
 type CanvasError struct {
-	// TaskID is the task that cannot be followed.
+	// TaskID is the id of the task whose message it is.
 	TaskID string
-	// Element is the name of the offending signature.
+	// Element is the task name of the signature that cannot be started.
 	Element string
-	// Why is one clause.
+	// Why is the reason, one clause.
 	Why string
 }
 
-// Error says what cannot be followed and what to do.
+// Error names the task, the signature and the reason.
 func (e *CanvasError) Error() string {
 	return "what follows task " + e.TaskID + " cannot be started by this worker: " + e.Element + ": " + e.Why
 }
@@ -28,21 +29,21 @@ func (e *CanvasError) Error() string {
 // Is reports whether target is ErrUnsupportedCanvas.
 func (e *CanvasError) Is(target error) bool { return target == ErrUnsupportedCanvas }
 
-// Exception is what the FAILURE row says.
+// Exception returns the exception for the task's FAILURE row.
 func (e *CanvasError) Exception() Exception {
 	return NewException("builtins", "NotImplementedError", e.Error())
 }
 
-// maxNesting is how deep chains and groups may stand in each other. Producers
-// flatten nearly all of it; every level costs another look at the text.
+// maxNesting is how deeply chains and groups may be nested. Producers flatten
+// nearly all nesting; each level costs another pass over the text.
 const maxNesting = 16
 
 const chordAdvice = "chords are not supported; run this task on a Python worker, or use a chain"
 
-// CheckCanvas says whether everything that follows m, after success or
-// failure, can be started. A worker asks before it runs the task's body, and
-// fails the task with the error's Exception otherwise
-// (docs/celery.md#groups-and-chords). The error is a *CanvasError.
+// CheckCanvas checks that everything that m asks to run after the task, on
+// success or on failure, can be started. A worker calls it before it runs the
+// task and, on an error, stores the error's Exception as the task's failure
+// (docs/celery.md#groups-and-chords). The error is a [*CanvasError].
 func CheckCanvas(m *Message) error {
 	if m.Embed.Chord != nil {
 		return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}
@@ -54,8 +55,8 @@ func CheckCanvas(m *Message) error {
 	if _, err := AfterFailure(m, trial); err != nil {
 		return err
 	}
-	// What stands further behind is tried too: a chain that must stop should
-	// stop before its first step has done anything.
+	// Later steps are checked too: a chain that cannot be completed should
+	// fail before its first step has done anything.
 	p := planner{m: m, sender: trial}
 	for i, s := range m.Embed.Chain {
 		if err := p.checkElement(s, i > 0); err != nil {
@@ -65,8 +66,8 @@ func CheckCanvas(m *Message) error {
 	return nil
 }
 
-// checkElement says whether a chain element can be started; followed tells
-// whether others stand behind it.
+// checkElement checks that a chain element can be started. followed says
+// whether other elements come after it.
 func (p *planner) checkElement(s Signature, followed bool) error {
 	steps, err := p.flatten(s)
 	if err != nil {
@@ -77,7 +78,7 @@ func (p *planner) checkElement(s Signature, followed bool) error {
 			return p.unsupported(step, "it is part of a chord; "+chordAdvice)
 		}
 		if step.Task == "celery.group" && (followed || i < len(steps)-1) {
-			return p.unsupported(step, "a group with a task behind it is a chord; "+chordAdvice)
+			return p.unsupported(step, "a group followed by a task is a chord; "+chordAdvice)
 		}
 	}
 	return nil
@@ -87,8 +88,8 @@ func (p *planner) unsupported(s Signature, why string) error {
 	return &CanvasError{TaskID: p.m.ID, Element: s.Task, Why: why}
 }
 
-// flatten gives the steps of a signature in the order of running: the tasks
-// of a celery.chain, at any depth, or the signature itself.
+// flatten returns the steps of a signature in the order in which they run: the
+// tasks of a celery.chain, nested chains included, or the signature itself.
 func (p *planner) flatten(s Signature) ([]Signature, error) {
 	switch s.Task {
 	case "celery.chord":
@@ -119,8 +120,8 @@ func (p *planner) flatten(s Signature) ([]Signature, error) {
 	return p.inherit(s, steps)
 }
 
-// inherit gives a chain's own options to its steps, as Celery does: errbacks
-// to each, callbacks and id to the last.
+// inherit copies a chain's own options to its steps, as Celery does: errbacks
+// to each step, callbacks and id to the last.
 func (p *planner) inherit(chain Signature, steps []Signature) ([]Signature, error) {
 	steps = slices.Clone(steps)
 	for i, step := range steps {
@@ -160,7 +161,7 @@ func (p *planner) inherit(chain Signature, steps []Signature) ([]Signature, erro
 func (p *planner) tasksOf(s Signature) ([]Signature, error) {
 	text := s.Kwargs.Get("tasks")
 	if text == nil || kindOf(text) != kindArray {
-		return nil, p.unsupported(s, "its tasks are no array")
+		return nil, p.unsupported(s, "its tasks are not an array")
 	}
 	tasks, err := parseSignatures(text)
 	if err != nil {

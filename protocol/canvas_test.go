@@ -114,7 +114,7 @@ func TestPlanCanvas(t *testing.T) {
 	}
 }
 
-// What cannot be started is said before the task runs, with the reason.
+// CheckCanvas refuses follow-ups that cannot be started, and names the reason.
 func TestCheckCanvasRefuses(t *testing.T) {
 	t.Parallel()
 	a, group := task("a", `"task_id": "A"`), `{"task": "celery.group", "kwargs": {"tasks": [{"task": "b"}]}, "options": {}}`
@@ -131,7 +131,7 @@ func TestCheckCanvasRefuses(t *testing.T) {
 		"a step that is part of a chord":    `{"chain": [` + task("a", `"chord": {"task": "b"}`) + `, ` + a + `]}`,
 		"a group of chords":                 `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [` + chord + `]}}]}`,
 		"an empty chain":                    `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": []}}]}`,
-		"tasks of a chain are no array":     `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": 1}}]}`,
+		"tasks of a chain not an array":     `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": 1}}]}`,
 		"nested too deeply":                 `{"callbacks": [` + strings.Repeat(`{"task": "celery.group", "kwargs": {"tasks": [`, 40) + a + strings.Repeat(`]}}`, 40) + `]}`,
 		"options that make no message":      `{"errbacks": [` + task("a", `"serializer": "pickle"`) + `]}`,
 	} {
@@ -145,8 +145,8 @@ func TestCheckCanvasRefuses(t *testing.T) {
 			t.Errorf("%s: exception %+v", name, e)
 		}
 	}
-	// The steps behind a chord, its body and the members of a group are marked
-	// all the same.
+	// LaterSteps lists them nevertheless: the steps after a chord, its body and
+	// the members of a group.
 	members := `{"task": "celery.group", "kwargs": {"tasks": [{"task": "b", "options": {"task_id": "B"}}]}, "options": {"task_id": "G"}}`
 	m, err := protocol.Decode(delivery(`[[], {}, {"chain": [`+members+`, `+a+`, `+chord+`]}]`), nil)
 	if err != nil {
@@ -178,8 +178,8 @@ func TestInheritPriority(t *testing.T) {
 	}
 }
 
-// What follows a task has the same ids however often its message is delivered,
-// and others than what follows anything else.
+// The follow-ups of a task have the same ids each time its message is
+// delivered, and no other task's follow-ups have these ids.
 func TestIDsOfFollowUpsAreTheSameEachTime(t *testing.T) {
 	t.Parallel()
 	ids := func(id, embed string) []string {

@@ -10,8 +10,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// What real Celery has sent and stored; testdata/celery/README.md says how it
-// was captured.
+// Captures of what real Celery sent and stored; testdata/celery/README.md says
+// how they were made.
 
 type capturedProperties struct {
 	ContentType     string `json:"content_type"`
@@ -138,7 +138,8 @@ func (m capturedMessage) headers(t testing.TB) map[string]any {
 	return table
 }
 
-// headerValue is what an AMQP client gives for a header: int32 for integers.
+// headerValue converts a header to what an AMQP client returns: int32 for
+// integers.
 func headerValue(text json.RawMessage) any {
 	var v any
 	if err := protocol.DecodeJSON(text, &v); err != nil {

@@ -13,9 +13,9 @@ import (
 	"unicode/utf8"
 )
 
-// MaxBodySize is how many bytes a body may have after decompression. A
-// message beyond it is malformed (ReasonCompression), so that a small message
-// cannot fill the memory.
+// MaxBodySize is the limit on a decompressed body, in bytes. A message whose
+// body is larger is malformed ([ReasonCompression]), so that a small message
+// cannot exhaust memory.
 const MaxBodySize = 64 << 20
 
 // contentTypeJSON is the only content type that can be decoded.
@@ -30,14 +30,14 @@ var serializers = map[string]string{
 	"application/vnd.msgpack; v=0.00": "msgpack",
 }
 
-// DecodeHeader reads what can be known of a message before its arguments:
-// task, id, relations and retries. A worker uses it to see whether it has
-// the task, which Celery checks before it looks at the body
+// DecodeHeader reads only the headers of a message: task, id, parent, root,
+// group, retries and so on. A worker uses it to look up the task's handler
+// before it decodes the body, as Celery does
 // (docs/celery.md#telling-the-protocols-apart).
 //
-// A protocol 1 message has no headers, so its body is decoded; then accept is
-// obeyed as in [Decode]. Message.ID is "" when the id is missing. Args, Kwargs,
-// Embed, ETA and Expires are left empty. The error is a *MalformedError.
+// A protocol 1 message has no headers, so its body is decoded, subject to
+// accept as in [Decode]. Message.ID is "" when the id is missing. Args, Kwargs,
+// Embed, ETA and Expires stay empty. The error is a [*MalformedError].
 func DecodeHeader(d Delivery, accept []string) (*Message, error) {
 	if _, ok := d.Headers["task"]; !ok {
 		fields, err := decodeBodyObject(d, accept)
@@ -53,13 +53,17 @@ func DecodeHeader(d Delivery, accept []string) (*Message, error) {
 	return m, checkTask(m)
 }
 
-// Decode reads a message of protocol 2, protocol 1, or the hybrid of both, in
-// the order of docs/celery.md#telling-the-protocols-apart. Every header but
-// task and id may be missing; a header of an unexpected type counts as missing,
-// but for eta and expires. accept lists content types, compared exactly; nil
-// means application/json. Only JSON can be decoded, whatever accept says.
+// Decode reads a message of protocol 2, of protocol 1, or of the hybrid of both
+// (docs/celery.md#telling-the-protocols-apart).
 //
-// The error is a *MalformedError. The message shares memory with d.
+//   - All headers but task and id are optional. A header of an unexpected type
+//     counts as missing, except that a bad eta or expires is an error.
+//   - accept lists the content types to accept, compared exactly; nil means
+//     application/json alone. Other types in the list have no effect on what
+//     can be decoded: that is always JSON only.
+//   - The message shares memory with d, and the caller must not change d.
+//
+// The error is a [*MalformedError].
 func Decode(d Delivery, accept []string) (*Message, error) {
 	if _, ok := d.Headers["task"]; !ok {
 		return decodeProtocol1(d, accept)
@@ -99,12 +103,12 @@ func newMessage(version int, d Delivery) *Message {
 
 func checkTask(m *Message) error {
 	if m.Task == "" {
-		return &MalformedError{Reason: ReasonUnknown, TaskID: m.ID, Detail: "the task's name is no text"}
+		return &MalformedError{Reason: ReasonUnknown, TaskID: m.ID, Detail: "the task's name is not text"}
 	}
 	return nil
 }
 
-// malformed completes an error with what is known of the message.
+// malformed adds the message's task and id to an error.
 func (m *Message) malformed(err error) error {
 	var e *MalformedError
 	if errors.As(err, &e) {
@@ -117,10 +121,10 @@ func (m *Message) fail(reason Reason, detail string) error {
 	return &MalformedError{Reason: reason, TaskID: m.ID, Task: m.Task, Detail: detail}
 }
 
-// readBody takes [args, kwargs, embed] apart.
+// readBody splits a body into args, kwargs and embed.
 func (m *Message) readBody(body json.RawMessage) error {
 	if kindOfBody(body) != kindArray {
-		return m.fail(ReasonShape, "it is "+cutText(string(body), 60))
+		return m.fail(ReasonShape, "it is "+truncate(string(body), 60))
 	}
 	parts, err := elements(body)
 	if err != nil || len(parts) != 3 {
@@ -139,13 +143,13 @@ func (m *Message) readEmbed(text json.RawMessage) error {
 	}
 	embed, err := members(text)
 	if err != nil {
-		return m.fail(ReasonShape, "embed is no object")
+		return m.fail(ReasonShape, "embed is not an object")
 	}
 	return m.readFollowers(embed)
 }
 
-// readFollowers reads the four members of embed, which protocol 1 has beside
-// the other fields.
+// readFollowers reads the four members of embed. In protocol 1 they are fields
+// of the body.
 func (m *Message) readFollowers(o Object) error {
 	for _, list := range []struct {
 		name string
@@ -171,8 +175,8 @@ func (m *Message) readFollowers(o Object) error {
 	return nil
 }
 
-// finish checks what remains, in the order in which a Python worker finds
-// it: id, times, and last the arguments, which only matter when the task runs.
+// finish checks the rest in the order in which a Python worker does: the id,
+// the times, and last the arguments, which matter only when the task runs.
 func (m *Message) finish(f fields) error {
 	if m.ID == "" {
 		return m.fail(ReasonNoID, "")
@@ -185,10 +189,10 @@ func (m *Message) finish(f fields) error {
 		return m.fail(ReasonExpires, err.Error())
 	}
 	if kindOf(m.RawKwargs) != kindObject {
-		return m.fail(ReasonKwargs, "it is "+cutText(string(m.RawKwargs), 60))
+		return m.fail(ReasonKwargs, "it is "+truncate(string(m.RawKwargs), 60))
 	}
 	if kindOf(m.RawArgs) != kindArray {
-		return m.fail(ReasonArgs, "it is "+cutText(string(m.RawArgs), 60))
+		return m.fail(ReasonArgs, "it is "+truncate(string(m.RawArgs), 60))
 	}
 	if m.Args, err = elements(m.RawArgs); err != nil {
 		return m.fail(ReasonBody, err.Error())
@@ -212,7 +216,7 @@ func timeField(v any) (*time.Time, error) {
 		t, err := ParseTime(v)
 		return &t, err
 	}
-	return nil, &TimeError{Text: cutText(fmt.Sprint(v), 60), Why: "no text"}
+	return nil, &TimeError{Text: truncate(fmt.Sprint(v), 60), Why: "it is not text"}
 }
 
 // kindOfBody is kindOf for a body, which may be empty.
@@ -223,8 +227,8 @@ func kindOfBody(body json.RawMessage) kind {
 	return kindOf(body)
 }
 
-// decodeBody gives the body as checked JSON. Nothing at all is passed on, as
-// kombu does.
+// decodeBody returns the body as checked JSON. An empty body is returned as it
+// is, as in kombu.
 func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
 	if err := checkContentType(d.Properties.ContentType, accept); err != nil {
 		return nil, err
@@ -246,8 +250,9 @@ func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
 	return bytes.Trim(body, " \t\r\n"), nil
 }
 
-// checkContentType refuses what kombu refuses, and also the types that kombu
-// trusts always and a Python worker dies of (docs/celery.md#bad-messages).
+// checkContentType refuses the types that kombu refuses. It also refuses those
+// that kombu always accepts and that end a Python worker's process
+// (docs/celery.md#bad-messages).
 func checkContentType(contentType string, accept []string) error {
 	if contentType == "" {
 		return &MalformedError{Reason: ReasonNoContentType}
@@ -259,7 +264,7 @@ func checkContentType(contentType string, accept []string) error {
 	if accepted {
 		return nil
 	}
-	name := cutText(contentType, 120)
+	name := truncate(contentType, 120)
 	if alias, ok := serializers[contentType]; ok {
 		name = alias + " (" + contentType + ")"
 	}
@@ -267,9 +272,9 @@ func checkContentType(contentType string, accept []string) error {
 		Detail: "Refusing to deserialize untrusted content of type " + name}
 }
 
-// decompress undoes the compression header. The type application/x-gzip is a
-// zlib stream (RFC 1950); a real gzip file is refused, as Python does. More
-// than limit bytes are an error.
+// decompress decompresses the body as the header compression says. The type
+// application/x-gzip is a zlib stream (RFC 1950); a real gzip file is refused,
+// as in Python. A result of more than limit bytes is an error.
 func decompress(d Delivery, limit int) ([]byte, error) {
 	name, ok := d.Headers["compression"]
 	if !ok || name == nil || name == "" {
@@ -296,7 +301,7 @@ func decompress(d Delivery, limit int) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("corrupt stream: %w", err)
 	case len(body) > limit:
-		return nil, fmt.Errorf("more than %d bytes come out of %d", limit, len(d.Body))
+		return nil, fmt.Errorf("%d bytes decompress to more than %d", len(d.Body), limit)
 	}
 	return body, nil
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Every message that a Python producer or worker has sent is decoded, and
-// written again to the same bytes by its parts.
+// Every captured message can be decoded, and its decoded parts can be written
+// to the same bytes again.
 func TestDecodeCapturedMessages(t *testing.T) {
 	t.Parallel()
 	for _, pattern := range []string{"producer_*.json", "worker_*.json"} {
@@ -94,7 +94,7 @@ func writeBody(t *testing.T, m *protocol.Message) string {
 		`, "errbacks": ` + list(m.Embed.Errbacks) + `, "chain": ` + list(m.Embed.Chain) + `, "chord": ` + string(chord) + "}]"
 }
 
-// A compressed message is the same as one that is not.
+// A compressed message decodes to the same as an uncompressed one.
 func TestDecodeCompressed(t *testing.T) {
 	t.Parallel()
 	found := 0

@@ -12,17 +12,18 @@ import (
 	"time"
 )
 
-// ValueError says that a JSON value does not fit the Go value it is for.
+// ValueError says that [DecodeJSON] could not store a JSON value in a Go value.
 type ValueError struct {
-	// Path leads to the value, as in "items[3].price"; "" is the value itself.
+	// Path is the path to the value, such as "items[3].price"; "" is the
+	// outermost value.
 	Path string
-	// Type is the Go type that was wanted.
+	// Type is the Go type of the target.
 	Type string
-	// Why is one clause.
+	// Why is the reason, one clause.
 	Why string
 }
 
-// Error says what does not fit and why.
+// Error names the path, the Go type and the reason.
 func (e *ValueError) Error() string {
 	where := "value"
 	if e.Path != "" {
@@ -31,13 +32,18 @@ func (e *ValueError) Error() string {
 	return fmt.Sprintf("%s does not fit %s: %s", where, e.Type, e.Why)
 }
 
-// DecodeJSON is the way back from [EncodeJSON]: it reads text in Python's
-// dialect into the value that v points to, by the rules of encoding/json, with
-// three differences. NaN and the infinities fit floats. Type wrappers fit
-// time.Time, []byte, [Decimal], [UUID] and [Date], and become these in an any.
-// Numbers in an any become int64, *big.Int or float64.
+// DecodeJSON is the inverse of [EncodeJSON]: it decodes text in Python's
+// dialect of JSON into the value that v points to. The rules are those of
+// encoding/json, with these differences:
 //
-// The error is a *SyntaxError or a *ValueError.
+//   - Floats accept NaN, Infinity and -Infinity.
+//   - A type wrapper is decoded into a time.Time, []byte, [Decimal], [UUID] or
+//     [Date]. An any receives a value of one of these types.
+//   - A number in an any becomes an int64, or a *big.Int if it is too large
+//     for that, or a float64.
+//   - An integer accepts a float without a fraction.
+//
+// The error is a [*SyntaxError] or a [*ValueError].
 func DecodeJSON(text json.RawMessage, v any) error {
 	if err := checkJSON(text); err != nil {
 		return err
@@ -73,7 +79,7 @@ var (
 	numberType = reflect.TypeFor[json.Number]()
 )
 
-// value decodes the next value. The text has been checked already.
+// value decodes the next value. The caller has checked the syntax.
 func (d *valueDecoder) value(v reflect.Value) error {
 	k, err := d.peek()
 	if err != nil {
@@ -150,18 +156,18 @@ func (d *valueDecoder) plain(k kind, text []byte, v reflect.Value) error {
 	case k == kindNumber && (v.CanInt() || v.CanUint()):
 		return d.integer(text, v)
 	default:
-		return d.mismatch(v, "it is "+cutText(string(text), 60))
+		return d.mismatch(v, "it is "+truncate(string(text), 60))
 	}
 	return nil
 }
 
-// integer sets an integer. A float without fraction fits too: Python has
-// both, and a caller does not always care.
+// integer sets an integer. It accepts a float without a fraction too: a Python
+// caller may send 2.0 where it means 2.
 func (d *valueDecoder) integer(text []byte, v reflect.Value) error {
 	if !isInteger(text) {
 		f := parseFloat(text)
 		if f != math.Trunc(f) || math.Abs(f) > 1<<53 {
-			return d.mismatch(v, "it is "+cutText(string(text), 60))
+			return d.mismatch(v, "it is "+truncate(string(text), 60))
 		}
 		text = strconv.AppendInt(nil, int64(f), 10)
 	}
@@ -188,13 +194,13 @@ func (d *valueDecoder) bigInt(k kind, v reflect.Value) error {
 	}
 	n, ok := new(big.Int).SetString(string(text), 10)
 	if k != kindNumber || !ok {
-		return d.mismatch(v, "it is "+cutText(string(text), 60))
+		return d.mismatch(v, "it is "+truncate(string(text), 60))
 	}
 	v.Set(reflect.ValueOf(n).Elem())
 	return nil
 }
 
-// wrapped handles an object that is a type wrapper, if the target wants one.
+// wrapped decodes a type wrapper if the target has the type for one.
 func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 	isAny := v.Kind() == reflect.Interface && v.NumMethod() == 0
 	switch v.Interface().(type) {
@@ -214,24 +220,25 @@ func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 		if isAny {
 			return false, nil
 		}
-		return true, d.mismatch(v, "not a value of Python's type "+cutText(name, 60))
+		return true, d.mismatch(v, "not a value of Python's type "+truncate(name, 60))
 	}
 	d.scanner = look
 	if got := reflect.ValueOf(x); got.Type().AssignableTo(v.Type()) {
 		v.Set(got)
 		return true, nil
 	}
-	return true, d.mismatch(v, "it is Python's type "+cutText(name, 60))
+	return true, d.mismatch(v, "it is Python's type "+truncate(name, 60))
 }
 
-// unmarshaler hands the text over to a type that reads itself.
+// unmarshaler calls the UnmarshalJSON or UnmarshalText of a target that has
+// one.
 func (d *valueDecoder) unmarshaler(k kind, v reflect.Value) (done bool, err error) {
 	if !v.CanAddr() || !v.Addr().CanInterface() {
 		return false, nil
 	}
 	switch x := v.Addr().Interface().(type) {
 	case *time.Time:
-		// Also as plain text: kombu before 5.3 wrote no type wrappers.
+		// Plain text is accepted too: kombu before 5.3 wrote no type wrappers.
 		text, err := d.raw()
 		if err != nil {
 			return true, err
@@ -265,7 +272,7 @@ func (d *valueDecoder) unmarshaler(k kind, v reflect.Value) (done bool, err erro
 	return false, nil
 }
 
-// any decodes without knowing what is wanted.
+// any decodes into a target of type any.
 func (d *valueDecoder) any(k kind) (any, error) {
 	switch k {
 	case kindArray:
@@ -390,7 +397,7 @@ func fieldNamed(fields []field, key string) (field, bool) {
 	return field{}, false
 }
 
-// fieldAt is FieldByIndex that makes embedded structs behind nil pointers.
+// fieldAt is FieldByIndex that allocates embedded structs whose pointer is nil.
 func fieldAt(v reflect.Value, index []int) (reflect.Value, error) {
 	for i, at := range index {
 		if i > 0 && v.Kind() == reflect.Pointer {
@@ -407,6 +414,6 @@ func fieldAt(v reflect.Value, index []int) (reflect.Value, error) {
 	return v, nil
 }
 
-// CheckJSON says whether text is one value of Python's JSON dialect. The error
-// is a *SyntaxError.
+// CheckJSON checks that text is exactly one value of Python's dialect of JSON.
+// The error is a [*SyntaxError].
 func CheckJSON(text []byte) error { return checkJSON(text) }

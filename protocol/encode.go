@@ -12,17 +12,19 @@ import (
 	"time"
 )
 
-// EncodeError says what has no form in JSON. It is permanent.
+// EncodeError says that [EncodeJSON] cannot encode a value. The error is
+// permanent: a retry fails in the same way.
 type EncodeError struct {
-	// Path leads to the value, as in "items[3].price"; "" is the value itself.
+	// Path is the path to the value, such as "items[3].price"; "" is the
+	// outermost value.
 	Path string
 	// Type is the Go type of the value.
 	Type string
-	// Why is one clause.
+	// Why is the reason, one clause.
 	Why string
 }
 
-// Error says what cannot be encoded and why.
+// Error names the path, the Go type and the reason.
 func (e *EncodeError) Error() string {
 	where := "value"
 	if e.Path != "" {
@@ -31,20 +33,25 @@ func (e *EncodeError) Error() string {
 	return fmt.Sprintf("%s of type %s cannot be encoded as JSON: %s", where, e.Type, e.Why)
 }
 
-// Exception is what Celery would store for it.
+// Exception returns the exception that Celery stores in this case.
 func (e *EncodeError) Exception() Exception {
 	return NewException("kombu.exceptions", "EncodeError", e.Error())
 }
 
-// EncodeJSON writes v as Python's json.dumps would, in kombu's dialect
-// (docs/celery.md#pythons-json): ", " and ": " as separators, \u escapes for
-// everything outside ASCII, floats as Python prints them, NaN and Infinity,
-// structs by their encoding/json tags in the order of their fields, maps by
-// sorted key, []byte, time.Time, [Decimal], [UUID] and [Date] in type wrappers,
-// *big.Int in full. A json.RawMessage is checked and passes unchanged; nil is
-// null.
+// EncodeJSON encodes v as Python's json.dumps does, in kombu's dialect
+// (docs/celery.md#pythons-json):
 //
-// The error is an *EncodeError: v, or something in it, has no form in JSON.
+//   - Separators are ", " and ": "; characters outside of ASCII become \u
+//     escapes.
+//   - Floats are written as Python prints them, NaN and Infinity included; a
+//     *big.Int is written in full.
+//   - Structs follow their encoding/json tags, in the order of their fields;
+//     maps are sorted by key.
+//   - []byte, time.Time, [Decimal], [UUID] and [Date] are written in type
+//     wrappers.
+//   - A json.RawMessage is checked and written unchanged. Nil is null.
+//
+// The error is an [*EncodeError].
 func EncodeJSON(v any) (json.RawMessage, error) {
 	e := encoder{}
 	if err := e.value(reflect.ValueOf(v)); err != nil {
@@ -68,7 +75,7 @@ func (e *encoder) value(v reflect.Value) error {
 		return nil
 	}
 	if len(e.path) > maxDepth {
-		return e.fail(v, "nested too deeply, perhaps within itself")
+		return e.fail(v, "nested too deeply, or it contains itself")
 	}
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface, reflect.Map, reflect.Slice:
@@ -115,7 +122,7 @@ func (e *encoder) value(v reflect.Value) error {
 	return nil
 }
 
-// at encodes a part of a value, and notes the way to it for errors.
+// at encodes a part of a value, and extends the path for errors.
 func (e *encoder) at(step string, v reflect.Value) error {
 	e.path = append(e.path, step)
 	err := e.value(v)
@@ -123,7 +130,7 @@ func (e *encoder) at(step string, v reflect.Value) error {
 	return err
 }
 
-// special encodes the types that have a form of their own.
+// special encodes the types that have an encoding of their own.
 func (e *encoder) special(v reflect.Value) (done bool, err error) {
 	if !v.CanInterface() {
 		return false, nil
@@ -141,7 +148,7 @@ func (e *encoder) special(v reflect.Value) (done bool, err error) {
 		e.out = append(e.out, x...)
 	case time.Time:
 		if y := x.Year(); y < 1 || y > 9999 {
-			return true, e.fail(v, "Python has the years 1 to 9999 only")
+			return true, e.fail(v, "Python's datetime has only the years 1 to 9999")
 		}
 		e.out = append(e.out, wrapTime(x)...)
 	case Decimal:
@@ -200,7 +207,7 @@ func (e *encoder) key(index int, key string) {
 	e.out = append(appendQuoted(e.out, key), ": "...)
 }
 
-// restyle writes what a json.Marshaler made with Python's separators and
+// restyle writes the output of a json.Marshaler with Python's separators and
 // escapes.
 func (e *encoder) restyle(v reflect.Value, text []byte) error {
 	if err := checkJSON(text); err != nil {

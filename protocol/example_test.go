@@ -9,7 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// A delivery as a broker hands it over: the second of three steps.
+// A delivery as received from a broker: the second of three chain steps.
 var exampleDelivery = protocol.Delivery{
 	Headers:    map[string]any{"task": "shop.pack", "id": "step-2", "root_id": "step-1", "parent_id": "step-1"},
 	Properties: protocol.Properties{ContentType: "application/json", ContentEncoding: "utf-8"},
@@ -133,10 +133,10 @@ func ExampleReadResult() {
 	column := []byte("\x80\x05K\x03.")
 	value, err := protocol.ReadResult(column)
 	fmt.Println(string(value), err)
-	// What needs a Python class is refused.
+	// A pickle that needs a Python class is refused.
 	_, err = protocol.ReadResult([]byte("\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."))
 	fmt.Println(err)
 	// Output:
 	// 3 <nil>
-	// pickle cannot be read, at byte 2: it holds an object of Python's "os.system", and only plain values can be read outside Python
+	// pickle cannot be read, at byte 2: it contains an object of Python's "os.system", and only plain values can be read outside Python
 }

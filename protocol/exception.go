@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// NewException makes an exception whose arguments are texts, which is what
-// nearly all exceptions have. Module is "builtins" for Python's own.
+// NewException returns an exception whose arguments are strings, as those of
+// nearly all exceptions are. module is "builtins" for Python's own exceptions.
 func NewException(module, typ string, args ...string) Exception {
 	e := Exception{Type: typ, Module: module, Args: []json.RawMessage{}}
 	for _, a := range args {
@@ -16,13 +16,13 @@ func NewException(module, typ string, args ...string) Exception {
 	return e
 }
 
-// NotRegistered is Celery's exception for a task name that no handler has
+// NotRegistered returns Celery's exception for a task name without a handler
 // (docs/celery.md#bad-messages).
 func NotRegistered(task string) Exception {
 	return NewException("celery.exceptions", "NotRegistered", task)
 }
 
-// Repr is the exception as Python's repr prints it: Type('arg', 42).
+// Repr returns what Python's repr prints: Type('arg', 42).
 func (e Exception) Repr() string {
 	parts := make([]string, len(e.Args))
 	for i, a := range e.Args {
@@ -31,8 +31,8 @@ func (e Exception) Repr() string {
 	return e.Type + "(" + strings.Join(parts, ", ") + ")"
 }
 
-// Text is the exception as Python's str prints it: nothing without
-// arguments, the argument itself if there is one, else a tuple of them.
+// Text returns what Python's str prints: "" without arguments, the argument
+// itself if there is one, otherwise a tuple of the arguments.
 func (e Exception) Text() string {
 	switch {
 	case len(e.Args) == 0:
@@ -49,17 +49,17 @@ func (e Exception) Text() string {
 	return pyRepr(e.Args[0])
 }
 
-// Frame is one line of a traceback.
+// Frame is one stack frame of a [Traceback].
 type Frame struct {
 	File     string
 	Line     int
 	Function string
 }
 
-// Traceback is text as Python's traceback module prints it, the most recent
-// call last. Its last line is "Type: message" for exceptions of builtins and
-// "module.Type: message" for others. Without frames
-// it is that line alone.
+// Traceback returns text as Python's traceback module prints it, the most
+// recent call last. The last line is "Type: message" for exceptions of
+// builtins and "module.Type: message" for others. Without frames there is only
+// that line.
 func Traceback(e Exception, frames ...Frame) string {
 	var out strings.Builder
 	if len(frames) > 0 {

@@ -1,7 +1,7 @@
 package protocol
 
-// Decompress and Unpickle with a limit of the test's own: to reach the real one
-// takes long under the race detector.
+// Decompress and Unpickle with a lower limit: reaching the real limit takes too
+// long under the race detector.
 var (
 	Decompress = decompress
 	Unpickle   = unpickle

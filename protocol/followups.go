@@ -8,41 +8,44 @@ import (
 	"time"
 )
 
-// Sender is the worker that publishes follow-ups.
+// Sender describes the worker that publishes follow-ups.
 type Sender struct {
-	// ReplyTo is the worker's own reply address, for signatures without one.
+	// ReplyTo is the worker's own reply address, used for signatures without
+	// one.
 	ReplyTo string
-	// Origin is "gen<pid>@<host>".
+	// Origin is "gen<pid>@<host>", the value of the header origin.
 	Origin string
-	// NewID makes ids for tasks and groups that come without one. Nil makes
-	// UUIDs of version 5 from the id of the task, its outcome, and the
-	// signatures that follow: the same each time, so that whoever publishes
-	// again after a crash publishes the same. Celery draws them.
+	// NewID makes ids for tasks and groups that have none. Defaults to UUIDs
+	// of version 5, derived from the id of the task, its outcome and the
+	// signatures that follow it. A worker that publishes again after a crash
+	// therefore uses the same ids. (Celery uses random ids.)
 	NewID func() string
-	// Now is the moment from which countdown and expires count; zero is now.
+	// Now is the time from which countdown and expires count. Defaults to the
+	// current time.
 	Now time.Time
-	// InheritPriority gives follow-ups of a success the priority of their
-	// predecessor (Celery's task_inherit_parent_priority).
+	// InheritPriority copies the task's priority to the follow-ups of a
+	// success, as Celery's setting task_inherit_parent_priority does.
 	InheritPriority bool
 }
 
-// FollowUp is a message to send and what its signature says of the way.
-// The worker's routes fill Exchange and RoutingKey of the Publishing.
+// FollowUp is a message to publish, and the destination that its signature
+// asks for. The worker's routes fill in Exchange and RoutingKey.
 type FollowUp struct {
 	Publishing  Publishing
 	Destination Destination
 }
 
-// Plan is what follows the outcome of a task, in the order of publishing.
+// Plan lists the messages to publish after a task, in the order of publishing.
 type Plan struct {
 	FollowUps []FollowUp
-	// Children is for Result.Children; nil when nothing follows.
+	// Children is the value for [Result.Children]; nil without follow-ups.
 	Children json.RawMessage
 }
 
-// AfterSuccess lists callbacks and the next chain step of a task that
-// returned value; nil is None (docs/celery.md#after-success). It changes
-// nothing and may be called again. The error is a *CanvasError.
+// AfterSuccess returns the callbacks and the next chain step of a task that
+// returned value (docs/celery.md#after-success). A nil value is None. The call
+// has no side effects and may be repeated; with a nil [Sender.NewID] it then
+// returns the same ids. The error is a [*CanvasError].
 func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if value == nil {
 		value = json.RawMessage("null")
@@ -55,8 +58,8 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 		return Plan{}, err
 	}
 	if n := len(m.Embed.Chain); n > 0 {
-		// The rest must not be nil, or the last step would not know that it
-		// was one of a chain.
+		// The rest must not be nil: an empty array on the wire marks the last
+		// step of a chain, null a task without a chain.
 		rest := append([]Signature{}, m.Embed.Chain[:n-1]...)
 		child, err := p.step(m.Embed.Chain[n-1], rest)
 		if err != nil {
@@ -67,11 +70,11 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	return p.plan(), nil
 }
 
-// AfterFailure lists the error callbacks of a task, as one ad-hoc group
-// (docs/celery.md#error-callbacks): each is sent as a task, with the failed
-// task's id as first argument unless it is immutable. A Python errback of the
-// new style, which wants (request, exc, traceback), gets the id alone and
-// fails. The error is a *CanvasError.
+// AfterFailure returns the error callbacks of a task, as one ad-hoc group
+// (docs/celery.md#error-callbacks). Each is sent as a task, with the failed
+// task's id as first argument unless the signature is immutable. A Python
+// errback of the new style, which takes (request, exc, traceback), receives
+// the id alone and fails. The error is a [*CanvasError].
 func AfterFailure(m *Message, s Sender) (Plan, error) {
 	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, seed: seedOf(m.ID, "failure", m.Embed.Errbacks)}
 	if len(m.Embed.Errbacks) > 0 {
@@ -91,18 +94,18 @@ type planner struct {
 
 	followUps []FollowUp
 	children  []json.RawMessage
-	// nesting counts the chains and groups that enclose the one at hand.
+	// nesting counts the chains and groups around the current one.
 	nesting int
-	// seed is from what ids are made, and made counts them.
+	// seed is what new ids are derived from; made counts them.
 	seed []byte
 	made int
 }
 
-// seedOf is a digest of what makes one outcome of one task.
-func seedOf(taskID, outcome string, follow ...[]Signature) []byte {
-	h := sha1.New() // as version 5 of UUID wants it; nobody gains by a collision
+// seedOf returns a digest of a task's id, its outcome and its follow-ups.
+func seedOf(taskID, outcome string, followUps ...[]Signature) []byte {
+	h := sha1.New() // what UUID version 5 uses; the ids need no protection against deliberate collisions
 	fmt.Fprintf(h, "%q %s", taskID, outcome)
-	for _, sigs := range follow {
+	for _, sigs := range followUps {
 		for _, s := range sigs {
 			fmt.Fprintf(h, " %q", s.raw)
 		}
@@ -110,7 +113,7 @@ func seedOf(taskID, outcome string, follow ...[]Signature) []byte {
 	return h.Sum(nil)
 }
 
-// newID makes the next id.
+// newID returns the next id.
 func (p *planner) newID() string {
 	if p.sender.NewID != nil {
 		return p.sender.NewID()
@@ -127,8 +130,9 @@ func (p *planner) plan() Plan {
 	return plan
 }
 
-// callbacks applies one alone as it is; of several, the groups one by one and
-// then all others together as an ad-hoc group.
+// callbacks applies a single callback directly. Of several, it applies each
+// group by itself, and then all others together as one ad-hoc group, as Celery
+// does.
 func (p *planner) callbacks(sigs []Signature) error {
 	if len(sigs) == 1 {
 		child, err := p.step(sigs[0], nil)
@@ -159,23 +163,23 @@ func (p *planner) callbacks(sigs []Signature) error {
 	return err
 }
 
-// step applies one signature; rest is the chain behind it. It returns its
-// entry in the list of children.
+// step applies one signature; rest is the chain after it. It returns the
+// signature's entry in the list of children.
 func (p *planner) step(s Signature, rest []Signature) (json.RawMessage, error) {
 	steps, err := p.flatten(s)
 	if err != nil {
 		return nil, err
 	}
 	if len(steps) > 1 {
-		behind := slices.Clone(steps[1:])
-		slices.Reverse(behind)
-		rest = append(append([]Signature{}, rest...), behind...)
+		later := slices.Clone(steps[1:])
+		slices.Reverse(later)
+		rest = append(append([]Signature{}, rest...), later...)
 	}
 	if steps[0].Task != "celery.group" {
 		return p.apply(steps[0], ApplyOptions{Chain: rest})
 	}
 	if len(rest) > 0 {
-		return nil, p.unsupported(steps[0], "a group with a task behind it is a chord; "+chordAdvice)
+		return nil, p.unsupported(steps[0], "a group followed by a task is a chord; "+chordAdvice)
 	}
 	tasks, err := p.tasksOf(steps[0])
 	if err != nil {
@@ -184,8 +188,8 @@ func (p *planner) step(s Signature, rest []Signature) (json.RawMessage, error) {
 	return p.group(tasks, steps[0].TaskID(), rest)
 }
 
-// group applies signatures as one group; no id makes a new one. Members of a
-// group that ends a chain get an empty rest of it, like any last step.
+// group applies signatures as one group, with a new id if id is "". In a group
+// that ends a chain the members get an empty rest, like any last step.
 func (p *planner) group(sigs []Signature, id string, rest []Signature) (json.RawMessage, error) {
 	if id == "" {
 		id = p.newID()
@@ -197,8 +201,8 @@ func (p *planner) group(sigs []Signature, id string, rest []Signature) (json.Raw
 	return groupChild(id, results), nil
 }
 
-// members applies the members of a group. Groups inside of it dissolve, and
-// their members are counted on their own, as Celery does.
+// members applies the members of a group. The members of a nested group become
+// members of this group and are numbered from 0 again, as in Celery.
 func (p *planner) members(sigs []Signature, id string, rest []Signature, results *[]json.RawMessage) error {
 	if len(sigs) == 0 {
 		return nil
@@ -224,14 +228,14 @@ func (p *planner) members(sigs []Signature, id string, rest []Signature, results
 		}
 		options := ApplyOptions{Group: id, GroupIndex: &i, Chain: rest}
 		if len(steps) > 1 {
-			// Of a chain the last step is the member.
+			// The last step of a chain is the member of the group.
 			last, err := p.joinGroup(steps[len(steps)-1], id, i)
 			if err != nil {
 				return err
 			}
-			behind := append([]Signature{last}, steps[1:len(steps)-1]...)
-			slices.Reverse(behind[1:])
-			options = ApplyOptions{Chain: behind}
+			later := append([]Signature{last}, steps[1:len(steps)-1]...)
+			slices.Reverse(later[1:])
+			options = ApplyOptions{Chain: later}
 		}
 		child, err := p.apply(steps[0], options)
 		if err != nil {
@@ -242,7 +246,7 @@ func (p *planner) members(sigs []Signature, id string, rest []Signature, results
 	return nil
 }
 
-// joinGroup writes a group into a signature's options.
+// joinGroup sets the group in a signature's options, unless it has one.
 func (p *planner) joinGroup(s Signature, id string, index int) (Signature, error) {
 	if s.Option("group_id") != nil {
 		return s, nil
@@ -261,7 +265,7 @@ func (p *planner) apply(s Signature, o ApplyOptions) (json.RawMessage, error) {
 		return nil, p.unsupported(s, "it is part of a chord; "+chordAdvice)
 	}
 	if s.Task == "celery.group" || s.Task == "celery.chain" || s.Task == "celery.chord" {
-		return nil, p.unsupported(s, "it stands where only a task can")
+		return nil, p.unsupported(s, "only a task can be used here")
 	}
 	o.Args, o.ParentID, o.RootID = p.args, p.m.ID, first(p.m.RootID, p.m.ID)
 	o.ReplyTo, o.Origin, o.Now, o.NewID = p.sender.ReplyTo, p.sender.Origin, p.sender.Now, p.newID
@@ -274,20 +278,22 @@ func (p *planner) apply(s Signature, o ApplyOptions) (json.RawMessage, error) {
 	return taskChild(publishing.TaskID), nil
 }
 
-// taskChild is a task in the list of children: [[id, parent], children].
+// taskChild returns a task's entry in the list of children:
+// [[id, parent], children].
 func taskChild(id string) json.RawMessage {
 	null := json.RawMessage("null")
 	return joinArray([]json.RawMessage{joinArray([]json.RawMessage{quoteJSON(id), null}), null})
 }
 
-// groupChild is a group there: [[id, parent], results].
+// groupChild returns a group's entry in the list of children:
+// [[id, parent], results].
 func groupChild(id string, results []json.RawMessage) json.RawMessage {
 	null := json.RawMessage("null")
 	return joinArray([]json.RawMessage{joinArray([]json.RawMessage{quoteJSON(id), null}), joinArray(results)})
 }
 
-// mergeLists joins two options that are arrays of signatures or one alone.
-// What is in both is taken once.
+// mergeLists concatenates two options, each an array of signatures or a single
+// one, without duplicates.
 func mergeLists(a, b json.RawMessage) (json.RawMessage, error) {
 	var all []json.RawMessage
 	for _, text := range []json.RawMessage{a, b} {
@@ -307,9 +313,10 @@ func mergeLists(a, b json.RawMessage) (json.RawMessage, error) {
 	return joinArray(all), nil
 }
 
-// LaterStep is a chain step that will never run because an earlier one has
-// failed. Its row is FAILURE with the failed task's exception and traceback,
-// worker and queue NULL and retries 0 (docs/celery.md#after-failure).
+// LaterStep is a chain step that will never run because an earlier step has
+// failed. Its result row is FAILURE with the failed task's exception and
+// traceback, worker and queue NULL and retries 0
+// (docs/celery.md#after-failure).
 type LaterStep struct {
 	TaskID string
 	Task   string
@@ -317,11 +324,11 @@ type LaterStep struct {
 	Kwargs json.RawMessage
 }
 
-// LaterSteps lists the steps behind m in the order in which Celery stores
-// them: the last one first, and what stands inside of a step after everything
-// else: the body of a chord, on which clients wait, and, other than Celery on a
-// database, the members of a group or chain. Steps without a preset id are
-// left out.
+// LaterSteps lists the steps after m in the order in which Celery stores their
+// results: the last step first. Signatures nested in a step come after all
+// steps: the body of a chord, whose result clients wait for, and the members
+// of a group or chain, which Celery's database backend leaves out. Steps
+// without a preset id are omitted, since no client can wait for them.
 func LaterSteps(m *Message) []LaterStep {
 	var steps []LaterStep
 	level := m.Embed.Chain
@@ -331,16 +338,16 @@ func LaterSteps(m *Message) []LaterStep {
 			if id := s.TaskID(); id != "" {
 				steps = append(steps, LaterStep{TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs})
 			}
-			inside = append(inside, insideOf(s)...)
+			inside = append(inside, nestedIn(s)...)
 		}
 		level = inside
 	}
 	return steps
 }
 
-// insideOf gives the signatures in a complex one that hold results of their
-// own. What cannot be read holds none.
-func insideOf(s Signature) []Signature {
+// nestedIn returns the signatures nested in a chord, group or chain that have
+// results of their own, and none if they cannot be parsed.
+func nestedIn(s Signature) []Signature {
 	name := map[string]string{"celery.chord": "body", "celery.group": "tasks", "celery.chain": "tasks"}[s.Task]
 	text := s.Kwargs.Get(name)
 	if name == "" || text == nil {

@@ -15,15 +15,15 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Differences between what is planned here and what a Python worker has sent,
-// each on purpose.
+// Intended differences between our follow-ups and those of a Python worker.
 var intendedDifferences = map[string]string{
 	"header origin":        "ours names our own process",
 	"header ignore_result": "null instead of false: only the executing worker knows the task's own setting; a retry keeps it, as 5.7",
 	"property priority":    "0 instead of absent for a task that the Python sender has registered: brokers treat both alike",
 }
 
-// Scenarios whose follow-ups a Python worker decides otherwise, or by its code.
+// Scenarios in which a Python worker's follow-ups differ, or depend on the
+// task's code.
 var otherFollowUps = map[string]string{
 	"chain_fail_errback_varargs":     "Python calls this errback inline; a worker without the function sends it (docs/celery.md#error-callbacks)",
 	"errback_raises_then_other":      "Python calls one of the errbacks inline, and it raises",
@@ -35,8 +35,8 @@ var otherFollowUps = map[string]string{
 	"unserializable_in_chain":        "Celery publishes the next step and then fails; here the value is encoded first (docs/celery.md#outcomes)",
 }
 
-// What follows each task is what a Python worker has published, in every
-// field but the intended differences.
+// The follow-ups of each task equal those that a Python worker published, in
+// every field except for the intended differences.
 func TestFollowUpsAreThoseOfPythonWorkers(t *testing.T) {
 	t.Parallel()
 	compared := map[string]int{}
@@ -59,7 +59,7 @@ func TestFollowUpsAreThoseOfPythonWorkers(t *testing.T) {
 	}
 }
 
-// checkFollowUps compares what follows message i of a scenario.
+// checkFollowUps compares the follow-ups of message i of a scenario.
 func checkFollowUps(t *testing.T, name string, s capturedScenario, i int, compared map[string]int) {
 	t.Helper()
 	d := s.Messages[i].delivery(t)
@@ -155,8 +155,8 @@ func freshIDs() func() string {
 	return func() string { n++; return fmt.Sprintf("new-%d", n) }
 }
 
-// senderTime is the moment at which the captured worker must have counted
-// expires, if it did.
+// senderTime is the time from which the captured worker must have counted
+// expires, if it has set that header.
 func senderTime(t *testing.T, m *protocol.Message, want []capturedMessage) time.Time {
 	t.Helper()
 	now := time.Now()
@@ -309,7 +309,7 @@ func checkChildren(t *testing.T, name string, row capturedRow, plan protocol.Pla
 	}
 }
 
-// shapeOf replaces every id.
+// shapeOf replaces every id, so that only the structure is compared.
 func shapeOf(children string) string {
 	parts := strings.Split(children, `"`)
 	for i := 1; i < len(parts); i += 2 {
@@ -318,8 +318,8 @@ func shapeOf(children string) string {
 	return strings.Join(parts, `"`)
 }
 
-// checkLaterSteps compares the rows that Celery has stored for steps that
-// will never run: those of no worker.
+// checkLaterSteps compares the rows that Celery stored for steps that will
+// never run. They are the rows without a worker.
 func checkLaterSteps(t *testing.T, name string, s capturedScenario, m *protocol.Message, failed capturedRow) {
 	t.Helper()
 	steps := protocol.LaterSteps(m)

@@ -10,8 +10,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Whatever comes, decoding ends with a message or a typed error, and a message
-// that was decoded can be followed and retried.
+// Decoding any input returns a message or a typed error. Follow-ups and a retry
+// can be made from any decoded message.
 func FuzzDecode(f *testing.F) {
 	for _, pattern := range []string{"producer_*.json", "worker_celery-5.7.0.json"} {
 		for _, file := range capturedFiles(f, pattern) {
@@ -52,7 +52,7 @@ func FuzzDecode(f *testing.F) {
 			var malformed *protocol.MalformedError
 			errors.As(err, &malformed)
 			if malformed.Disposition().StoreFailure && malformed.TaskID == "" {
-				t.Fatal("a row without an id")
+				t.Fatal("StoreFailure without a task id")
 			}
 			if err := protocol.CheckJSON(malformed.Exception().JSON()); err != nil {
 				t.Fatal(err)
@@ -60,7 +60,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if headerErr != nil {
-			t.Fatalf("decoded, but not its header: %v", headerErr)
+			t.Fatalf("Decode succeeds, DecodeHeader fails: %v", headerErr)
 		}
 		protocol.LaterSteps(m)
 		protocol.StampsJSON(m)
@@ -77,17 +77,17 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("the retry cannot be decoded: %v", err)
 		}
 		if again.ID != m.ID || again.Retries != m.Retries+1 || string(again.RawArgs) != string(m.RawArgs) {
-			t.Fatalf("the retry is another task: %+v", again)
+			t.Fatalf("the retry is of another task: %+v", again)
 		}
 	})
 }
 
-// checkPlan wants follow-ups that can be decoded.
+// checkPlan checks that follow-ups can be made and decoded.
 func checkPlan(t *testing.T) func(protocol.Plan, error) {
 	return func(plan protocol.Plan, err error) {
 		t.Helper()
 		if err != nil {
-			t.Fatalf("checked, but not planned: %v", err)
+			t.Fatalf("CheckCanvas succeeds, AfterSuccess fails: %v", err)
 		}
 		for _, f := range plan.FollowUps {
 			p := f.Publishing
@@ -130,7 +130,7 @@ func FuzzParseSignature(f *testing.F) {
 			return
 		}
 		if _, ok := p.Headers["compression"]; !ok && protocol.CheckJSON(p.Body) != nil {
-			t.Fatalf("the body is no JSON: %s", p.Body)
+			t.Fatalf("the body is not JSON: %s", p.Body)
 		}
 		for name, value := range p.Headers {
 			if !utf8.ValidString(name) || !plain(value) {
@@ -140,7 +140,7 @@ func FuzzParseSignature(f *testing.F) {
 	})
 }
 
-// plain says whether a value may stand in Publishing.Headers.
+// plain reports whether Publishing.Headers may hold the value.
 func plain(v any) bool {
 	switch v := v.(type) {
 	case nil, bool, int32, float64:
@@ -194,7 +194,7 @@ func FuzzReadResult(f *testing.F) {
 			var pickle *protocol.PickleError
 			var syntax *protocol.SyntaxError
 			if !errors.As(err, &pickle) && !errors.As(err, &syntax) {
-				t.Fatalf("untyped: %v", err)
+				t.Fatalf("an error of an unexpected type: %v", err)
 			}
 			return
 		}
@@ -204,7 +204,7 @@ func FuzzReadResult(f *testing.F) {
 	})
 }
 
-// What is accepted can be decoded, encoded, pickled and read back.
+// JSON that CheckJSON accepts can be decoded, encoded, pickled and read back.
 func FuzzJSON(f *testing.F) {
 	for _, text := range append(jsonTexts()[:40], wrapped...) {
 		f.Add([]byte(text))

@@ -6,35 +6,37 @@ import (
 	"time"
 )
 
-// TimeError says why a text is no time.
+// TimeError says why a text is not a time.
 type TimeError struct {
 	Text string
-	Why  string
+	// Why is the reason, one clause.
+	Why string
 }
 
-// Error quotes the text.
+// Error quotes the text and names the reason.
 func (e *TimeError) Error() string {
 	return fmt.Sprintf("%s is not an ISO 8601 time: %s", quote(e.Text), e.Why)
 }
 
-// ParseTime reads ISO 8601 as Celery does (dateutil's isoparse): dates alone,
-// week and ordinal dates, fractions of a second cut to microseconds, any
-// offset. A time without zone is UTC. The error is a *TimeError.
+// ParseTime parses ISO 8601 as Celery does (dateutil's isoparse). It accepts a
+// date alone, week dates, ordinal dates and any offset. It cuts fractions of a
+// second to microseconds, and reads a time without a zone as UTC. The error is
+// a [*TimeError].
 func ParseTime(text string) (time.Time, error) {
 	fail := func(why string) (time.Time, error) { return time.Time{}, &TimeError{Text: text, Why: why} }
 	p := isoText{rest: text}
 	year, month, day, ok := p.date()
 	if !ok {
-		return fail("no date")
+		return fail("it does not begin with a date")
 	}
 	var clock isoClock
 	if p.rest != "" {
 		if p.rest[0] >= 0x80 {
-			return fail("not ASCII")
+			return fail("it is not ASCII")
 		}
 		p.rest = p.rest[1:]
 		if clock, ok = p.clock(); !ok {
-			return fail("no time of day behind the date")
+			return fail("no time of day follows the date")
 		}
 	}
 	zone := time.UTC
@@ -48,8 +50,9 @@ func ParseTime(text string) (time.Time, error) {
 	return t, nil
 }
 
-// FormatTime writes a time as Python's isoformat does, in UTC:
-// 2031-01-02T03:04:05.678901+00:00, without the fraction when it is zero.
+// FormatTime formats a time in UTC as Python's isoformat does:
+// 2031-01-02T03:04:05.678901+00:00. A fraction of zero is left out; nanoseconds
+// are cut to microseconds.
 func FormatTime(t time.Time) string {
 	t = t.UTC().Truncate(time.Microsecond)
 	if t.Nanosecond() == 0 {
@@ -58,7 +61,7 @@ func FormatTime(t time.Time) string {
 	return t.Format("2006-01-02T15:04:05.000000+00:00")
 }
 
-// isoText is the part of an ISO 8601 text that is yet to be read.
+// isoText is the part of an ISO 8601 text that is not parsed yet.
 type isoText struct{ rest string }
 
 type isoClock struct{ hour, minute, second, micros, offset int }
@@ -118,9 +121,8 @@ func (p *isoText) monthDay() (month, day int, ok bool) {
 	return month, day, ok
 }
 
-// weekOrOrdinal reads -Www, -Www-D or -DDD and their forms without dashes,
-// and gives a day counted from the first of January, which may be outside of
-// the year.
+// weekOrOrdinal reads -Www, -Www-D or -DDD and their forms without dashes. The
+// day counts from 1 January and may lie in the year before or after.
 func (p *isoText) weekOrOrdinal(year int) (day int, ok bool) {
 	dashed := p.take('-')
 	if !p.take('W') {

@@ -31,8 +31,8 @@ func joinObject(o Object) json.RawMessage {
 	return append(out, '}')
 }
 
-// setMembers changes members of an object's text and leaves every other byte
-// as it was. New members come last.
+// setMembers sets members in the text of an object and leaves all other bytes
+// unchanged. New members are appended.
 func setMembers(text json.RawMessage, set []Member) (json.RawMessage, error) {
 	for _, m := range set {
 		s := scanner{text: text}

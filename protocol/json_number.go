@@ -29,8 +29,8 @@ func appendFloat(out []byte, f float64) []byte {
 	return out
 }
 
-// plainNumber is an int32 if it fits, else a non-negative int64, else text;
-// or a float64.
+// plainNumber returns a float64, or for an integer: an int32 if it fits, else a
+// non-negative int64 if it fits, else text.
 func plainNumber(text []byte) any {
 	if !isInteger(text) {
 		return parseFloat(text)
@@ -50,8 +50,8 @@ func plainNumber(text []byte) any {
 // isInteger tells an integer from a float in the text of a number.
 func isInteger(number []byte) bool { return !bytes.ContainsAny(number, ".eENI") }
 
-// parseFloat reads the text of a number as Python's float does. Overflow gives
-// an infinity, in Python too; Go reads the three names as well.
+// parseFloat parses a number as Python's float does. Overflow gives an
+// infinity in both languages, and both accept NaN and the infinities.
 func parseFloat(number []byte) float64 {
 	f, _ := strconv.ParseFloat(string(number), 64)
 	return f

@@ -7,18 +7,19 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth is how deep arrays and objects may nest, in JSON and in pickles:
-// about what Python's own recursion limit allows.
+// maxDepth is how deeply arrays and objects may be nested, in JSON and in
+// pickles: about as deeply as Python's recursion limit allows.
 const maxDepth = 960
 
-// SyntaxError says where a text stops being Python's JSON.
+// SyntaxError says that a text is not Python's dialect of JSON.
 type SyntaxError struct {
-	// Offset in bytes.
+	// Offset is the position of the error, in bytes.
 	Offset int
-	Why    string
+	// Why is the reason, one clause.
+	Why string
 }
 
-// Error says where and why.
+// Error names the position and the reason.
 func (e *SyntaxError) Error() string {
 	return fmt.Sprintf("not JSON at byte %d: %s", e.Offset, e.Why)
 }
@@ -56,7 +57,7 @@ func (s *scanner) space() {
 	}
 }
 
-// peek moves to the next value and tells its kind by the first byte.
+// peek moves to the next value and returns its kind, judged by the first byte.
 func (s *scanner) peek() (kind, error) {
 	s.space()
 	if s.pos >= len(s.text) {
@@ -76,10 +77,10 @@ func (s *scanner) peek() (kind, error) {
 	case c == '-', c == 'N', c == 'I', '0' <= c && c <= '9':
 		return kindNumber, nil
 	}
-	return 0, s.fail("no value begins so")
+	return 0, s.fail("no value begins with this character")
 }
 
-// skip passes over one value.
+// skip moves past one value.
 func (s *scanner) skip() error {
 	k, err := s.peek()
 	if err != nil {
@@ -95,7 +96,7 @@ func (s *scanner) skip() error {
 	return err
 }
 
-// raw passes over one value and returns its text.
+// raw moves past one value and returns its text.
 func (s *scanner) raw() (json.RawMessage, error) {
 	s.space()
 	start := s.pos
@@ -103,7 +104,8 @@ func (s *scanner) raw() (json.RawMessage, error) {
 	return json.RawMessage(s.text[start:s.pos:s.pos]), err
 }
 
-// scalar passes over a value that is neither array nor object.
+// scalar moves past a value that is neither an array nor an object, and returns
+// its text.
 func (s *scanner) scalar(k kind) ([]byte, error) {
 	start := s.pos
 	switch k {
@@ -125,7 +127,7 @@ func (s *scanner) scalar(k kind) ([]byte, error) {
 
 func (s *scanner) word(w string) ([]byte, error) {
 	if !bytes.HasPrefix(s.text[s.pos:], []byte(w)) {
-		return nil, s.fail("no value begins so")
+		return nil, s.fail("unknown word")
 	}
 	s.pos += len(w)
 	return s.text[s.pos-len(w) : s.pos], nil
@@ -165,7 +167,7 @@ func (s *scanner) number() ([]byte, error) {
 		}
 	}
 	if s.pos-start > maxDigits {
-		return nil, s.fail("a number of too many digits")
+		return nil, s.fail("a number with too many digits")
 	}
 	return s.text[start:s.pos], nil
 }
@@ -180,9 +182,9 @@ func (s *scanner) digits() int {
 	return s.pos - start
 }
 
-// maxDigits is how long a number may be. Python since 3.11 converts no integer
-// of more than 4300 digits; the time that a conversion takes grows faster than
-// the number.
+// maxDigits is the limit on the length of a number, since the time of a
+// conversion grows faster than the length. Python since 3.11 has a lower limit:
+// 4300 digits.
 const maxDigits = 1 << 16
 
 func (s *scanner) skipString() error {
@@ -237,12 +239,14 @@ func hex4(b []byte) (rune, bool) {
 	return r, true
 }
 
-// array passes over an array; each must pass over one element.
+// array moves past an array and calls each at every element; each must move
+// past that element.
 func (s *scanner) array(each func() error) error {
 	return s.container(']', each)
 }
 
-// object passes over an object; each must pass over the value of key.
+// object moves past an object and calls each for every key; each must move
+// past the value.
 func (s *scanner) object(each func(key string) error) error {
 	return s.container('}', func() error {
 		s.space()
@@ -295,18 +299,18 @@ func (s *scanner) container(end byte, each func() error) error {
 	}
 }
 
-// end checks that nothing but space follows.
+// end checks that only white space follows.
 func (s *scanner) end() error {
 	s.space()
 	if s.pos < len(s.text) {
-		return s.fail("more text behind the value")
+		return s.fail("more text after the value")
 	}
 	return nil
 }
 
 func checkJSON(text []byte) error {
 	if !utf8.Valid(text) {
-		return &SyntaxError{Why: "not UTF-8"}
+		return &SyntaxError{Why: "the text is not UTF-8"}
 	}
 	s := scanner{text: text}
 	if err := s.skip(); err != nil {
@@ -315,7 +319,7 @@ func checkJSON(text []byte) error {
 	return s.end()
 }
 
-// kindOf tells the kind of a checked text.
+// kindOf returns the kind of a checked text.
 func kindOf(text json.RawMessage) kind {
 	s := scanner{text: text}
 	k, err := s.peek()
@@ -342,8 +346,8 @@ func elements(text json.RawMessage) ([]json.RawMessage, error) {
 	return items, err
 }
 
-// members splits an object. Of equal keys the last value counts, at the place
-// of the first, as in Python. The result is never nil.
+// members splits an object. For a repeated key the last value is kept, at the
+// place of the first, as in Python. The result is never nil.
 func members(text json.RawMessage) (Object, error) {
 	s := scanner{text: text}
 	o := Object{}

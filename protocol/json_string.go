@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// textOf is the content of a JSON string, or "" for anything else.
+// textOf returns the content of a JSON string, or "" for any other value.
 func textOf(text json.RawMessage) string {
 	if len(text) == 0 || kindOf(text) != kindString {
 		return ""

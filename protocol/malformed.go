@@ -5,65 +5,66 @@ import (
 	"fmt"
 )
 
-// ErrMalformed is what every *MalformedError is, for errors.Is.
+// ErrMalformed matches every [*MalformedError] in errors.Is.
 var ErrMalformed = errors.New("malformed task message")
 
-// Reason says which row of the table in docs/celery.md#bad-messages a message
-// belongs to.
+// Reason says why a message cannot be run: a row of the table in
+// docs/celery.md#bad-messages.
 type Reason string
 
 // The reasons why a message cannot be run.
 const (
-	// ReasonUnknown: no task header, and a body that is no protocol 1 task.
+	// ReasonUnknown: there is no header task, and the body is not a protocol 1
+	// task; or the task's name is not text.
 	ReasonUnknown Reason = "not a task message"
-	// ReasonBody: the body is not text in its encoding or not Python's JSON.
+	// ReasonBody: the body is not UTF-8 or not Python's dialect of JSON.
 	ReasonBody Reason = "body cannot be decoded"
-	// ReasonCompression: unknown compression, a corrupt stream, or more than
-	// MaxBodySize bytes behind it.
+	// ReasonCompression: the compression is unknown, the stream is corrupt, or
+	// the body is larger than [MaxBodySize].
 	ReasonCompression Reason = "body cannot be decompressed"
-	// ReasonContentType: not one of the accepted types, compared exactly.
+	// ReasonContentType: the content type is not in the accept list.
 	ReasonContentType Reason = "content type is not accepted"
-	// ReasonNoContentType: the property is missing.
+	// ReasonNoContentType: the property content_type is missing.
 	ReasonNoContentType Reason = "content type is missing"
-	// ReasonShape: the body is not [args, kwargs, embed], or embed holds what
-	// is no signature.
+	// ReasonShape: the body is not [args, kwargs, embed], or embed contains
+	// something that is not a signature.
 	ReasonShape Reason = "body is not [args, kwargs, embed]"
-	// ReasonNoID: there is no id, or it is no text.
+	// ReasonNoID: the id is missing or not text.
 	ReasonNoID Reason = "task id is missing"
-	// ReasonArgs: the positional arguments are no array.
+	// ReasonArgs: the positional arguments are not an array.
 	ReasonArgs Reason = "args is not an array"
-	// ReasonKwargs: the keyword arguments are no object.
+	// ReasonKwargs: the keyword arguments are not an object.
 	ReasonKwargs Reason = "kwargs is not an object"
-	// ReasonETA and ReasonExpires: not a time in ISO 8601.
+	// ReasonETA and ReasonExpires: the header is not a time in ISO 8601.
 	ReasonETA     Reason = "eta is not a time"
 	ReasonExpires Reason = "expires is not a time"
-	// ReasonOptions: a signature's options make no message. Decode never gives
-	// it; [Signature.Apply] does.
+	// ReasonOptions: no message can be made with a signature's options. Only
+	// [Signature.Apply] returns it.
 	ReasonOptions Reason = "options cannot be applied"
 )
 
-// Disposition is what a worker does with a message that it cannot run.
+// Disposition says what a worker must do with a message that it cannot run.
 type Disposition struct {
-	// StoreFailure: write a FAILURE row with the error's Exception. It is
-	// never set without a task id.
+	// StoreFailure: store the result FAILURE with the error's Exception. It is
+	// set only if the message has a task id.
 	StoreFailure bool
-	// Reject without requeue, so that a dead-letter exchange catches the
-	// message; otherwise acknowledge it.
+	// Reject: reject the message without requeue, so that the queue's
+	// dead-letter exchange receives it. Otherwise acknowledge it.
 	Reject bool
 }
 
-// MalformedError says why a message cannot be run. It is permanent: the same
-// message fails the same way for ever.
+// MalformedError says why a message cannot be run, or cannot be made from a
+// signature. The error is permanent: a retry fails in the same way.
 type MalformedError struct {
 	Reason Reason
-	// TaskID and Task are "" when the message does not tell.
+	// TaskID and Task are "" when they are unknown.
 	TaskID string
 	Task   string
-	// Detail is one clause about the very value, or "".
+	// Detail is one clause about the value that is wrong, or "".
 	Detail string
 }
 
-// Error says what is wrong with which message.
+// Error names the message and what is wrong with it.
 func (e *MalformedError) Error() string {
 	text := string(e.Reason)
 	if e.Detail != "" {
@@ -83,7 +84,8 @@ func (e *MalformedError) Error() string {
 // Is reports whether target is ErrMalformed.
 func (e *MalformedError) Is(target error) bool { return target == ErrMalformed }
 
-// Disposition is the column "here" of docs/celery.md#bad-messages.
+// Disposition returns what to do with the message: the column "here" of
+// docs/celery.md#bad-messages.
 func (e *MalformedError) Disposition() Disposition {
 	switch e.Reason {
 	case ReasonArgs, ReasonKwargs:
@@ -94,8 +96,8 @@ func (e *MalformedError) Disposition() Disposition {
 	return Disposition{Reject: true}
 }
 
-// Exception is what the FAILURE row says, as a Python worker would have
-// raised it.
+// Exception returns the exception for the FAILURE row: the one that a Python
+// worker would raise.
 func (e *MalformedError) Exception() Exception {
 	text := string(e.Reason)
 	if e.Detail != "" {
@@ -114,7 +116,7 @@ func (e *MalformedError) Exception() Exception {
 	return NewException("celery.exceptions", "InvalidTaskError", text)
 }
 
-// quote cuts foreign text to a length that a log line bears.
+// quote quotes text from a message, shortened for a log line.
 func quote(text string) string {
 	const most = 160
 	if len(text) > most {

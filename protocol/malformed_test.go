@@ -28,7 +28,7 @@ type malformedCase struct {
 	} `json:"observed_with_celery_5.7.0"`
 }
 
-// verdict is what a worker does with a message: run it, or refuse it.
+// verdict says whether a worker runs a message or refuses it, and why.
 type verdict struct {
 	// Reason is "" for a message that runs.
 	Reason protocol.Reason
@@ -114,7 +114,8 @@ func TestMalformedMessages(t *testing.T) {
 		case malformed.Disposition().StoreFailure && (malformed.TaskID == "" || malformed.Exception().Type == ""):
 			t.Errorf("%s: a FAILURE row without id or exception", c.Case)
 		}
-		// Where a Python worker ran the task or refused it alive, so do we.
+		// Where a Python worker ran the task, or refused it without ending its
+		// process, the result here must be the same.
 		ran := c.Observed.Row != nil && c.Observed.Row.Status == "SUCCESS"
 		if ran && err != nil {
 			t.Errorf("%s: Celery runs it, we say %v", c.Case, err)
@@ -122,9 +123,9 @@ func TestMalformedMessages(t *testing.T) {
 	}
 }
 
-// Whether the task is known is asked before the body is looked at, and what
-// the header does not tell is no error yet.
-func TestDecodeHeaderLooksAtNoBody(t *testing.T) {
+// DecodeHeader does not read the body, and a missing header is not an error
+// yet.
+func TestDecodeHeaderDoesNotReadTheBody(t *testing.T) {
 	t.Parallel()
 	m, err := protocol.DecodeHeader(protocol.Delivery{Headers: map[string]any{"task": "nope"}, Body: []byte("{")}, nil)
 	if err != nil || m.Task != "nope" || m.ID != "" {
@@ -134,7 +135,7 @@ func TestDecodeHeaderLooksAtNoBody(t *testing.T) {
 		Headers: map[string]any{"task": map[string]any{}, "id": "x"}}, nil)
 	var malformed *protocol.MalformedError
 	if !errors.As(err, &malformed) || malformed.Reason != protocol.ReasonUnknown || malformed.TaskID != "x" {
-		t.Errorf("a task that is a table: %v", err)
+		t.Errorf("the header task is a table: %v", err)
 	}
 	m, err = protocol.DecodeHeader(protocol.Delivery{
 		Properties: protocol.Properties{ContentType: "application/json"},
@@ -242,7 +243,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// A small message cannot become a large one.
+// A small message cannot be decompressed to a body over the limit.
 func TestDecompressionHasALimit(t *testing.T) {
 	t.Parallel()
 	var bomb bytes.Buffer
@@ -255,7 +256,7 @@ func TestDecompressionHasALimit(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(body), err)
 	}
 	if body, err := protocol.Decompress(d, 1<<16-1); err == nil {
-		t.Errorf("%d bytes came out", len(body))
+		t.Errorf("decompressed to %d bytes", len(body))
 	}
 	delete(d.Headers, "compression")
 	if _, err := protocol.Decompress(d, bomb.Len()-1); err == nil {
@@ -263,8 +264,9 @@ func TestDecompressionHasALimit(t *testing.T) {
 	}
 }
 
-// What Python's JSON has and Go's has not survives a republication byte for
-// byte: NaN, integers of any size, lone surrogates, type wrappers, order.
+// NaN, integers of any size, lone surrogates, type wrappers and the order of
+// keys survive a republication byte for byte, although encoding/json would
+// change or refuse them.
 func TestRepublishKeepsText(t *testing.T) {
 	t.Parallel()
 	const args = `[NaN, -Infinity, 123456789012345678901234567890, "\ud800 \ud83d\ude00", 1.0, 1E5,` +

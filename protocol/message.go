@@ -5,36 +5,37 @@ import (
 	"time"
 )
 
-// Delivery is what a decoder needs of a message that a broker handed over.
-// Headers hold the values of an AMQP table: nil, bool, string, []byte, any
-// integer or float kind, time.Time, []any, and map[string]any.
+// Delivery is a message as received from a broker, reduced to what decoding
+// needs. Headers hold the values of an AMQP table: nil, bool, string, []byte,
+// any integer or float kind, time.Time, []any, and map[string]any.
 type Delivery struct {
 	Headers    map[string]any
 	Properties Properties
 	Exchange   string
 	RoutingKey string
-	// Redelivered is the broker's flag: somebody may have seen it before.
+	// Redelivered is the broker's flag: a consumer may have received the
+	// message before.
 	Redelivered bool
 	Body        []byte
 }
 
 // Properties are the AMQP basic properties that Celery sets
 // (docs/celery.md#message-properties). An empty string or zero means that the
-// property is absent, but for Priority.
+// property is absent; for Priority, nil does.
 type Properties struct {
 	ContentType     string
 	ContentEncoding string
 	DeliveryMode    uint8
-	// Priority is nil when the property is absent, which Celery tells apart
-	// from 0.
+	// Priority is nil when the property is absent. To Celery, absent and 0
+	// differ.
 	Priority      *uint8
 	CorrelationID string
 	ReplyTo       string
-	// Expiration is decimal milliseconds, as AMQP wants it.
+	// Expiration is the time to live in decimal milliseconds.
 	Expiration string
 }
 
-// Publishing is a message ready to be sent.
+// Publishing is a message ready to be published.
 type Publishing struct {
 	// TaskID and Task repeat what Headers say, for logs and errors.
 	TaskID     string
@@ -46,10 +47,10 @@ type Publishing struct {
 	Body       []byte
 }
 
-// Message is a decoded task message. It is read-only for everybody but the
-// decoder.
+// Message is a decoded task message. Callers must not change it: it shares
+// memory with the [Delivery] it was decoded from.
 type Message struct {
-	// Version of the protocol it came in: 1 or 2.
+	// Version is the version of Celery's message protocol: 1 or 2.
 	Version int
 
 	Task     string
@@ -57,14 +58,14 @@ type Message struct {
 	RootID   string
 	ParentID string
 	Group    string
-	// GroupIndex is nil when the message does not say.
+	// GroupIndex is nil when the message has none.
 	GroupIndex *int
 	Shadow     string
 	// ETA and Expires are nil when not set.
 	ETA     *time.Time
 	Expires *time.Time
 	Retries int
-	// TimeLimit of the message; zero means that it gives none.
+	// TimeLimit is the zero value when the message sets no limits.
 	TimeLimit  TimeLimit
 	ArgsRepr   string
 	KwargsRepr string
@@ -76,17 +77,18 @@ type Message struct {
 	StampedHeaders      []string
 	Stamps              map[string]any
 
-	// Args are the positional arguments, each the JSON text that was sent.
+	// Args are the positional arguments, each as the JSON text received.
 	Args []json.RawMessage
-	// Kwargs are the keyword arguments in the order that was sent.
+	// Kwargs are the keyword arguments in the order received.
 	Kwargs Object
 	Embed  Embed
 
-	// RawArgs and RawKwargs are the exact texts of both, for the result row.
+	// RawArgs and RawKwargs are the unchanged texts of Args and Kwargs, for
+	// the result row.
 	RawArgs   json.RawMessage
 	RawKwargs json.RawMessage
 
-	// Headers are all headers as received, the custom ones included.
+	// Headers are all headers as received, custom ones included.
 	Headers     map[string]any
 	Properties  Properties
 	Exchange    string
@@ -94,31 +96,34 @@ type Message struct {
 	Redelivered bool
 }
 
-// TimeLimit is a pair of limits on the body of a task. Zero means none.
+// TimeLimit holds the limits on how long a task may run. Zero means no limit.
 type TimeLimit struct {
 	Hard time.Duration
 	Soft time.Duration
 }
 
-// Embed is the third element of a protocol 2 body: what follows the task.
+// Embed is the third element of a protocol 2 body: the signatures to run after
+// the task.
 type Embed struct {
 	Callbacks []Signature
 	Errbacks  []Signature
-	// Chain is in reverse order: the next step is the last element.
+	// Chain holds the later steps in reverse order, as on the wire: the next
+	// step is the last element.
 	Chain []Signature
 	Chord *Signature
 }
 
-// Member is one key of an Object with the text of its value.
+// Member is one key of an [Object] and the JSON text of its value.
 type Member struct {
 	Key   string
 	Value json.RawMessage
 }
 
-// Object is a JSON object that keeps order and text of its members.
+// Object is a JSON object that keeps the order of its members and the text of
+// their values.
 type Object []Member
 
-// Get returns the text of a member, or nil when it is absent or null.
+// Get returns the text of the member key, or nil when it is absent or null.
 func (o Object) Get(key string) json.RawMessage {
 	for _, m := range o {
 		if m.Key == key {

@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// fields gives a field of a message by the name it has in protocol 2's
-// headers, or nil. Protocol 1 keeps the same fields in the body.
+// fields returns the value of a message's field, or nil. The name is that of
+// protocol 2's header. Protocol 1 keeps the same fields in the body.
 type fields func(name string) any
 
 func headerFields(headers map[string]any) fields {
 	return func(name string) any { return headers[name] }
 }
 
-// readFields reads everything that is neither argument nor follower nor time.
-// A field of an unexpected type counts as missing.
+// readFields reads all fields but the arguments, the embed, eta and expires. A
+// field of an unexpected type counts as missing.
 func (m *Message) readFields(f fields) {
 	m.Task = textField(f("task"))
 	m.ID = textField(f("id"))
@@ -54,7 +54,8 @@ func (m *Message) readFields(f fields) {
 	}
 }
 
-// textField takes text, also as the bytes that an AMQP client may give for it.
+// textField accepts a string, or the []byte that some AMQP clients return for
+// one.
 func textField(v any) string {
 	switch v := v.(type) {
 	case string:
@@ -65,7 +66,7 @@ func textField(v any) string {
 	return ""
 }
 
-// intField takes any kind of integer, and a float without fraction.
+// intField accepts any kind of integer, and a float without a fraction.
 func intField(v any) (int, bool) {
 	switch v := v.(type) {
 	case int:
@@ -96,7 +97,7 @@ func intField(v any) (int, bool) {
 	return 0, false
 }
 
-// numberField takes any kind of number.
+// numberField accepts any kind of number but NaN.
 func numberField(v any) (float64, bool) {
 	switch v := v.(type) {
 	case float64:
@@ -108,7 +109,8 @@ func numberField(v any) (float64, bool) {
 	return float64(n), ok
 }
 
-// secondsField takes a positive number of seconds; anything else is no limit.
+// secondsField converts a positive number of seconds; anything else means no
+// limit.
 func secondsField(v any) time.Duration {
 	seconds, ok := numberField(v)
 	if !ok || seconds <= 0 || seconds > math.MaxInt64/float64(time.Second) {
@@ -117,10 +119,11 @@ func secondsField(v any) time.Duration {
 	return time.Duration(seconds * float64(time.Second))
 }
 
-// plainValue turns JSON into the values that headers hold: nil, bool, string,
-// int32, int64, float64, []any and map[string]any. Integers are int32 where
-// they fit, since py-amqp before 5.4 misreads the others; what does not fit a
-// non-negative int64 becomes text (docs/celery.md#header-types).
+// plainValue converts JSON to the types that headers hold: nil, bool, string,
+// int32, int64, float64, []any and map[string]any. An integer becomes an int32
+// where it fits, since py-amqp before 5.4 misreads the other integer types. A
+// larger one becomes an int64, or text if it is negative or too large for that
+// (docs/celery.md#header-types).
 func plainValue(text json.RawMessage) any {
 	s := scanner{text: text}
 	return plainNext(&s)

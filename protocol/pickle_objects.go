@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// pyGlobal is a class or function of Python, known by name. Nothing is ever
-// called: what the few of them would make is worked out here.
+// pyGlobal is the name of a Python class or function. The reader never calls
+// it; for those in knownGlobals it computes the result itself.
 type pyGlobal string
 
-// pyWrapped is the type wrapper of an object.
+// pyWrapped is an object in the form of its type wrapper.
 type pyWrapped json.RawMessage
 
 // pyZone is a datetime.timezone, and pyDelta a datetime.timedelta of seconds.
@@ -21,9 +21,9 @@ type (
 	pyDelta time.Duration
 )
 
-// knownGlobals are the ones that a value with a type wrapper is pickled with:
-// by PickleJSON, and by Python for datetime, date, Decimal and, in protocol 2,
-// bytes.
+// knownGlobals are the classes and functions in pickles of values that have a
+// type wrapper: in those that PickleJSON writes, and in those that Python writes
+// for datetime, date, Decimal and, with protocol 2, bytes.
 var knownGlobals = map[pyGlobal]func(args pyTuple) (any, bool){
 	"_codecs.encode":     makeBytes,
 	"decimal.Decimal":    makeDecimal,
@@ -36,10 +36,10 @@ var knownGlobals = map[pyGlobal]func(args pyTuple) (any, bool){
 
 func (r *pickleReader) unsafe(what string) error {
 	return &PickleError{Offset: r.start, Unsafe: true,
-		Why: "it holds " + what + ", and only plain values can be read outside Python"}
+		Why: "it contains " + what + ", and only plain values can be read outside Python"}
 }
 
-// global reads the opcode of protocols 0 to 3: two lines of text.
+// global reads the operands of opGlobal (protocols 0 to 3): two lines of text.
 func (r *pickleReader) global() error {
 	module, err := r.line()
 	if err != nil {
@@ -62,7 +62,7 @@ func (r *pickleReader) line() (string, error) {
 	return line, nil
 }
 
-// stackGlobal is the opcode of protocol 4: two texts on the stack.
+// stackGlobal takes the operands of opStackGlobal (protocol 4) from the stack.
 func (r *pickleReader) stackGlobal() error {
 	names, err := r.last(2)
 	if err != nil {
@@ -71,7 +71,7 @@ func (r *pickleReader) stackGlobal() error {
 	module, ok := names[0].(string)
 	name, ok2 := names[1].(string)
 	if !ok || !ok2 {
-		return r.fail("the name of a class is no text")
+		return r.fail("the name of a class is not text")
 	}
 	return r.pushGlobal(module, name)
 }
@@ -84,7 +84,7 @@ func (r *pickleReader) pushGlobal(module, name string) error {
 	return r.push(g)
 }
 
-// reduce is a call of what is on the stack.
+// reduce replaces a function and its arguments on the stack by the result.
 func (r *pickleReader) reduce() error {
 	call, err := r.last(2)
 	if err != nil {
@@ -97,7 +97,7 @@ func (r *pickleReader) reduce() error {
 	}
 	x, ok := knownGlobals[g](args)
 	if !ok {
-		return r.fail("arguments that " + string(g) + " does not take")
+		return r.fail(string(g) + " does not accept these arguments")
 	}
 	return r.push(x)
 }
@@ -146,8 +146,8 @@ func makeDate(args pyTuple) (any, bool) {
 	return pyWrapped(wrap("date", quoteJSON(Date{n[0], n[1], n[2]}.String()))), true
 }
 
-// makeDatetime takes what Python pickles, ten bytes, or the seven numbers of a
-// plain call; and a zone behind them.
+// makeDatetime accepts the ten bytes that Python pickles, or the seven numbers
+// of an ordinary call, each optionally followed by a zone.
 func makeDatetime(args pyTuple) (any, bool) {
 	var zone *pyZone
 	if len(args) > 0 {
@@ -190,7 +190,7 @@ func makeDelta(args pyTuple) (any, bool) {
 	return pyDelta(time.Duration(n[0]*86400+n[1]) * time.Second), true
 }
 
-// numbers takes exactly so many small integers.
+// numbers returns the arguments if they are exactly count small integers.
 func numbers(args pyTuple, count int) ([]int, bool) {
 	if len(args) != count {
 		return nil, false
@@ -206,7 +206,7 @@ func numbers(args pyTuple, count int) ([]int, bool) {
 	return out, true
 }
 
-// stateOf takes one bytes of a given length.
+// stateOf returns the first argument if it is bytes of the given length.
 func stateOf(args pyTuple, size int) (pyBytes, bool) {
 	if len(args) != 1 {
 		return nil, false

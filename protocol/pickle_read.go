@@ -12,23 +12,25 @@ import (
 	"unicode/utf8"
 )
 
-// PickleError says why a pickle was not read. It is permanent.
+// PickleError says why [ReadResult] did not read a pickle. The error is
+// permanent: a retry fails in the same way.
 type PickleError struct {
-	// Offset in bytes of the opcode.
+	// Offset is the position of the opcode, in bytes.
 	Offset int
-	Why    string
-	// Unsafe: the pickle needs a Python class or function, which is nothing
-	// that a program other than Python can or should run.
+	// Why is the reason, one clause.
+	Why string
+	// Unsafe says that the pickle needs a Python class or function, which this
+	// package never runs.
 	Unsafe bool
 }
 
-// Error says what was found.
+// Error names the position and the reason.
 func (e *PickleError) Error() string {
 	return fmt.Sprintf("pickle cannot be read, at byte %d: %s", e.Offset, e.Why)
 }
 
-// The values that a pickle makes: nil, bool, *big.Int, float64, string,
-// pyBytes, *pyList, pyTuple and *pyDict; and those of pickle_objects.go.
+// A pickle is read into values of these types: nil, bool, *big.Int, float64,
+// string, pyBytes, *pyList, pyTuple, *pyDict, and those of pickle_objects.go.
 type (
 	pyBytes []byte
 	pyTuple []any
@@ -37,10 +39,13 @@ type (
 	pyMark  struct{}
 )
 
-// pickleReader runs the opcodes of protocols 2 to 5 that build plain values,
-// and knows what a few harmless calls would make. Every other class or function
-// is refused, and nothing of a pickle can be made to run. Memory stays in proportion to the input, but for what the
-// memo shares, which is limited where JSON is written.
+// pickleReader interprets the opcodes of protocols 2 to 5 that build plain
+// values, and computes the results of the few calls in knownGlobals. It refuses
+// every other class and function, so no pickle can run code.
+//
+// The reader's memory is proportional to the input. A value in the memo can be
+// used many times, so the JSON can be much larger than the pickle; jsonWriter
+// limits its size.
 type pickleReader struct {
 	in    []byte
 	pos   int
@@ -55,10 +60,10 @@ func (r *pickleReader) fail(why string) error { return &PickleError{Offset: r.st
 func readPickle(in []byte) (any, error) {
 	r := pickleReader{in: in, memo: map[uint32]any{}}
 	if len(in) < 2 || in[0] != opProto {
-		return nil, r.fail("no pickle of protocol 2 or later")
+		return nil, r.fail("it is not a pickle of protocol 2 or later")
 	}
 	if in[1] < 2 || in[1] > 5 {
-		return nil, r.fail(fmt.Sprintf("protocol %d is none of 2 to 5", in[1]))
+		return nil, r.fail(fmt.Sprintf("protocol %d is not one of 2 to 5", in[1]))
 	}
 	r.pos = 2
 	for {
@@ -101,7 +106,7 @@ func (r *pickleReader) unsigned(size uint64) (uint64, error) {
 	return n, nil
 }
 
-// counted reads a number and as many bytes.
+// counted reads a length and that many bytes.
 func (r *pickleReader) counted(size uint64) ([]byte, error) {
 	n, err := r.unsigned(size)
 	if err != nil {
@@ -127,7 +132,7 @@ func (r *pickleReader) pop() (any, error) {
 	return x, nil
 }
 
-// sinceMark takes everything above the last mark off the stack, and the mark.
+// sinceMark pops everything above the last mark, and the mark.
 func (r *pickleReader) sinceMark() ([]any, error) {
 	for i := len(r.stack) - 1; i >= 0; i-- {
 		if _, ok := r.stack[i].(pyMark); ok {
@@ -139,7 +144,7 @@ func (r *pickleReader) sinceMark() ([]any, error) {
 	return nil, r.fail("there is no mark")
 }
 
-// last takes n values off the stack.
+// last pops n values.
 func (r *pickleReader) last(n int) ([]any, error) {
 	items := make([]any, n)
 	for i := n - 1; i >= 0; i-- {
@@ -208,10 +213,10 @@ func (r *pickleReader) run(op byte) error {
 	case opReduce:
 		return r.reduce()
 	case 'i', 'o', 'b', 0x81, 0x92, 0x82, 0x83, 0x84, 'P', 'Q':
-		// INST, OBJ, BUILD, NEWOBJ and its kin, EXT, PERSID.
+		// INST, OBJ, BUILD, NEWOBJ, NEWOBJ_EX, EXT, PERSID.
 		return r.unsafe("an object of a Python class")
 	}
-	return r.fail(fmt.Sprintf("opcode %#02x is none of those for plain values", op))
+	return r.fail(fmt.Sprintf("opcode %#02x does not build plain values", op))
 }
 
 func (r *pickleReader) integer(op byte) error {
@@ -235,7 +240,7 @@ func (r *pickleReader) integer(op byte) error {
 		return err
 	}
 	if len(b) > maxDigits/2 {
-		return r.fail("an integer of too many digits")
+		return r.fail("an integer with too many digits")
 	}
 	b = slices.Clone(b)
 	slices.Reverse(b)
@@ -254,7 +259,7 @@ func (r *pickleReader) text(size uint64) error {
 	for rest := string(b); rest != ""; {
 		c, n := nextRune(rest)
 		if c == utf8.RuneError && n == 1 {
-			return r.fail("text is not UTF-8")
+			return r.fail("a text is not UTF-8")
 		}
 		rest = rest[n:]
 	}
@@ -301,7 +306,7 @@ func (r *pickleReader) fill(op byte) error {
 			return nil
 		}
 	}
-	return r.fail("nothing there that items can be put into")
+	return r.fail("there is no list or dictionary to add items to")
 }
 
 func (r *pickleReader) tuple(op byte) error {
@@ -337,7 +342,7 @@ func (r *pickleReader) remember(op byte) error {
 	if op == opBinGet || op == opLongBinGet {
 		x, ok := r.memo[uint32(index)]
 		if !ok {
-			return r.fail("nothing is remembered under that number")
+			return r.fail("the memo has no value of that number")
 		}
 		return r.push(x)
 	}
@@ -358,7 +363,7 @@ type jsonWriter struct {
 
 func (w *jsonWriter) value(x any) error {
 	if w.depth > maxDepth {
-		return &PickleError{Why: "nested too deeply, perhaps within itself"}
+		return &PickleError{Why: "nested too deeply, or it contains itself"}
 	}
 	if len(w.out) > w.limit {
 		return &PickleError{Why: "its value is too large"}
@@ -389,7 +394,7 @@ func (w *jsonWriter) value(x any) error {
 	case *pyDict:
 		return w.dict(x)
 	default:
-		return &PickleError{Why: "a class stands where a value should"}
+		return &PickleError{Why: "it contains a class where a value is expected"}
 	}
 	return nil
 }
@@ -418,7 +423,7 @@ func (w *jsonWriter) dict(d *pyDict) error {
 		if i > 0 {
 			w.out = append(w.out, ", "...)
 		}
-		// As json.dumps does with keys that are no str.
+		// json.dumps converts keys of these types in the same way.
 		switch key := key.(type) {
 		case string:
 			w.out = appendQuoted(w.out, key)
@@ -429,7 +434,7 @@ func (w *jsonWriter) dict(d *pyDict) error {
 			}
 			w.out = appendQuoted(w.out, string(plain.out))
 		default:
-			return &PickleError{Why: "a key of a dictionary is no text and no number"}
+			return &PickleError{Why: "a key of a dictionary is neither text nor a number"}
 		}
 		w.out = append(w.out, ": "...)
 		if err := w.value(d.values[i]); err != nil {
@@ -440,7 +445,7 @@ func (w *jsonWriter) dict(d *pyDict) error {
 	return nil
 }
 
-// unpickle reads a pickle as JSON, both of limit bytes at most.
+// unpickle converts a pickle to JSON; each may have at most limit bytes.
 func unpickle(column []byte, limit int) (json.RawMessage, error) {
 	if len(column) > limit {
 		return nil, &PickleError{Why: "it is too large"}

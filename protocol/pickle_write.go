@@ -53,11 +53,10 @@ const (
 	opStackGlobal     = 0x93
 )
 
-// PickleJSON writes JSON text as a pickle of protocol 2, which every Celery
-// reads (docs/celery.md#result-encoding). Type wrappers become the Python
-// objects that they stand for; a wrapper whose value makes no sense stays a
-// dictionary. Those objects apart, only plain opcodes are used. The error is a
-// *SyntaxError.
+// PickleJSON converts JSON text to a pickle of protocol 2, which every version
+// of Celery reads (docs/celery.md#result-encoding). A type wrapper becomes the
+// Python object that it stands for; one whose value is invalid stays a
+// dictionary. The error is a [*SyntaxError].
 func PickleJSON(text json.RawMessage) ([]byte, error) {
 	if err := checkJSON(text); err != nil {
 		return nil, err
@@ -115,7 +114,7 @@ func (w *pickleWriter) value() error {
 	return nil
 }
 
-// inner writes a text that has been passed over already.
+// inner writes a value that the scanner has already moved past.
 func (w *pickleWriter) inner(text json.RawMessage) error {
 	outer := w.scanner
 	w.scanner = scanner{text: text, depth: outer.depth + 1}
@@ -143,7 +142,7 @@ func (w *pickleWriter) dict() error {
 	return err
 }
 
-// close ends a container, or takes the mark back if nothing was put in.
+// close ends a container, or removes the mark if the container is empty.
 func (w *pickleWriter) close(start int, op byte) {
 	if len(w.out) == start {
 		w.out = w.out[:start-1]
@@ -189,7 +188,7 @@ func (w *pickleWriter) int(n int32) {
 	w.out = binary.LittleEndian.AppendUint32(w.out, uint32(n))
 }
 
-// long writes an integer as the shortest two's complement, low byte first.
+// long writes an integer as its shortest two's complement, little-endian.
 func (w *pickleWriter) long(n *big.Int) {
 	size := n.BitLen()/8 + 1
 	if n.Sign() < 0 {
@@ -209,7 +208,7 @@ func (w *pickleWriter) long(n *big.Int) {
 	}
 }
 
-// instance writes the Python object behind a type wrapper.
+// instance writes the Python object that a type wrapper stands for.
 func (w *pickleWriter) instance(name string, value json.RawMessage) bool {
 	x, err := unwrap(name, value)
 	if err != nil {
@@ -279,7 +278,8 @@ func (w *pickleWriter) datetime(t time.Time, zone bool) {
 	})
 }
 
-// isDecimal says whether Python's Decimal takes the text for sure.
+// isDecimal reports whether Python's Decimal certainly accepts the text. It may
+// say false for a text that Decimal accepts.
 func isDecimal(text string) bool {
 	switch text {
 	case "NaN", "Infinity", "-Infinity":
@@ -290,7 +290,7 @@ func isDecimal(text string) bool {
 	return err == nil && k == kindNumber && sc.skip() == nil && sc.pos == len(text)
 }
 
-// hasZone says whether an ISO 8601 text, known to be one, ends in a zone.
+// hasZone reports whether a valid ISO 8601 text ends in a zone.
 func hasZone(text string) bool {
 	_, clock, _ := strings.Cut(text, ":")
 	return strings.ContainsAny(clock, "+-Zz")

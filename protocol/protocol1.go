@@ -2,8 +2,8 @@ package protocol
 
 import "encoding/json"
 
-// decodeBodyObject decodes the body of a message without the header task,
-// which must be an object with the key task
+// decodeBodyObject decodes the body of a message that lacks the header task.
+// The body must be an object with the key task
 // (docs/celery.md#telling-the-protocols-apart).
 func decodeBodyObject(d Delivery, accept []string) (Object, error) {
 	body, err := decodeBody(d, accept)
@@ -11,7 +11,7 @@ func decodeBodyObject(d Delivery, accept []string) (Object, error) {
 		return nil, err
 	}
 	if kindOfBody(body) != kindObject {
-		return nil, &MalformedError{Reason: ReasonUnknown, Detail: "no task header, and the body is no object"}
+		return nil, &MalformedError{Reason: ReasonUnknown, Detail: "no task header, and the body is not an object"}
 	}
 	o, err := members(body)
 	if err != nil {
@@ -32,8 +32,8 @@ func (o Object) has(key string) bool {
 	return false
 }
 
-// protocol1Fields gives the body's fields. The group is in taskset, which
-// wins over group where both exist.
+// protocol1Fields returns the body's fields. The group is in the field taskset,
+// which overrides the field group.
 func protocol1Fields(o Object) fields {
 	return func(name string) any {
 		if name == "group" && o.has("taskset") {
@@ -47,11 +47,12 @@ func protocol1Fields(o Object) fields {
 	}
 }
 
-// decodeProtocol1 reads a message whose fields are all in the body. A chain
-// is nested callbacks there: each signature's option link holds the next.
+// decodeProtocol1 reads a message whose fields are all in the body. Protocol 1
+// writes a chain as nested callbacks: the option link of each signature holds
+// the next one.
 //
-// Times without zone are UTC, also where the field utc is false: they are
-// then in the producer's local time, which no message tells.
+// A time without a zone is read as UTC, even if the field utc is false. Such a
+// time is in the producer's local time, but the message does not name the zone.
 func decodeProtocol1(d Delivery, accept []string) (*Message, error) {
 	o, err := decodeBodyObject(d, accept)
 	if err != nil {
@@ -73,7 +74,7 @@ func decodeProtocol1(d Delivery, accept []string) (*Message, error) {
 }
 
 // decodeHybrid reads a message with protocol 2's headers and protocol 1's
-// body. A header wins over the body's field, also when it is null.
+// body. A header overrides the body's field, even if the header is null.
 func decodeHybrid(m *Message, body json.RawMessage) (*Message, error) {
 	o, err := members(body)
 	if err != nil || !o.has("args") {
@@ -85,7 +86,7 @@ func decodeHybrid(m *Message, body json.RawMessage) (*Message, error) {
 			return v
 		}
 		if name == "group" {
-			// No taskset here: Celery reads group alone.
+			// Celery ignores taskset in this form and reads only group.
 			if text := o.Get(name); text != nil {
 				return plainValue(text)
 			}

@@ -18,8 +18,8 @@ import (
 
 type question [2]any
 
-// askPython gives the answers of testdata/ask_python.py under a version of
-// Celery.
+// askPython runs testdata/ask_python.py with a version of Celery and returns
+// its answers.
 func askPython(t *testing.T, version string, questions []question) []json.RawMessage {
 	t.Helper()
 	text, err := json.Marshal(questions)
@@ -50,7 +50,7 @@ func answer[T any](t *testing.T, text json.RawMessage) T {
 	return v
 }
 
-// jsonTexts are values in Python's own writing, the odd ones first.
+// jsonTexts are values as Python writes them, the unusual ones first.
 func jsonTexts() []string {
 	texts := []string{
 		`null`, `true`, `false`, `0`, `-1`, `255`, `256`, `65536`, `2147483647`, `2147483648`, `-2147483648`, `-2147483649`,
@@ -114,12 +114,13 @@ var wrapped = []string{
 	`{"__type__": "base64", "__value__": "/wD+"}`,
 }
 
-// readableObjects are those of the wrapped that Python pickles by calls known
-// here. A UUID is not: Python sets the attributes of an empty one.
+// readableObjects are the wrapped values whose Python pickles can be read. A
+// UUID is not among them: Python pickles it by setting attributes of an empty
+// object.
 var readableObjects = append(slices.Clone(wrapped[:6]), wrapped[8])
 
-// Python unpickles what is written here to what it would have made of the
-// JSON itself, order included.
+// Python reads our pickle of a JSON text as the same value as the text itself,
+// with the keys in the same order.
 func TestPythonReadsOurPickles(t *testing.T) {
 	t.Parallel()
 	texts := append(jsonTexts(), wrapped...)
@@ -141,8 +142,8 @@ func TestPythonReadsOurPickles(t *testing.T) {
 	}
 }
 
-// What Python pickles, in protocols 2 to 5, is read as the JSON that it would
-// have written.
+// ReadResult of a Python pickle, protocols 2 to 5, equals the JSON that Python
+// writes for the same value.
 func TestReadPythonsPickles(t *testing.T) {
 	t.Parallel()
 	texts := jsonTexts()
@@ -169,7 +170,7 @@ func TestReadPythonsPickles(t *testing.T) {
 	}
 }
 
-// An exception is read back by AsyncResult as what it was.
+// Celery's AsyncResult reads our exceptions back as the exceptions they are.
 func TestPythonReadsOurExceptions(t *testing.T) {
 	t.Parallel()
 	exceptions := []protocol.Exception{
@@ -230,7 +231,8 @@ func TestPythonWritesTheSameJSON(t *testing.T) {
 		if err := protocol.DecodeJSON(json.RawMessage(text), &v); err != nil {
 			t.Fatalf("%s: %v", text, err)
 		}
-		// A map has no order, so only what has one can be compared whole.
+		// A Go map has no order, so texts are compared only where no map is
+		// involved.
 		if strings.Contains(text, `":`) && !strings.Contains(text, "__type__") {
 			continue
 		}
@@ -301,7 +303,8 @@ func TestPythonReadsTheSameTimes(t *testing.T) {
 	}
 }
 
-// The header argsrepr is what saferepr of Celery 5.7 writes, cut included.
+// The header argsrepr equals what saferepr of Celery 5.7 writes, including
+// where it cuts.
 func TestPythonShowsTheSameArguments(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("word ", 300)

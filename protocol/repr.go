@@ -9,15 +9,15 @@ import (
 	"unicode/utf8"
 )
 
-// reprMax is how many characters Celery gives to argsrepr and kwargsrepr.
+// reprMax is Celery's limit on argsrepr and kwargsrepr, in characters.
 const reprMax = 1024
 
-// reprLevels is how deep Celery's saferepr goes before it writes "...".
+// reprLevels is the depth at which Celery's saferepr writes "..." instead.
 const reprLevels = 3
 
-// argsRepr is what Celery writes into the header argsrepr: text for logs, cut
-// after about 1024 characters. Arguments are a tuple, or a list when a
-// signature's own arguments go out unchanged.
+// argsRepr returns Celery's value of the header argsrepr: text for logs, cut
+// after about 1024 characters. Celery shows a tuple, or a list where it sends a
+// signature's own arguments unchanged.
 func argsRepr(args []json.RawMessage, tuple bool) string {
 	r := reprWriter{left: reprMax}
 	switch {
@@ -31,25 +31,25 @@ func argsRepr(args []json.RawMessage, tuple bool) string {
 	return r.out.String()
 }
 
-// kwargsRepr is the same for the header kwargsrepr.
+// kwargsRepr returns Celery's value of the header kwargsrepr.
 func kwargsRepr(kwargs Object) string {
 	r := reprWriter{left: reprMax}
 	r.container("{", "}", func() { r.pairs(kwargs) })
 	return r.out.String()
 }
 
-// A reprWriter is Celery's saferepr: like Python's repr, but cut at a length
-// and a depth, and with all brackets closed.
+// A reprWriter is Celery's saferepr: Python's repr with a limit on length and
+// depth. All brackets are closed.
 type reprWriter struct {
 	out   strings.Builder
 	left  int
 	level int
-	// cut is set once the limit has been passed: nothing but the closing
-	// brackets of what is open follows.
+	// cut is set once the limit is exceeded. After that, only closing
+	// brackets are written.
 	cut bool
 }
 
-// full reports whether no more may be written, and marks the cut.
+// full reports whether the limit is reached, and then writes the "...".
 func (r *reprWriter) full() bool {
 	if !r.cut && r.left <= 0 {
 		r.cut = true
@@ -110,9 +110,9 @@ func (r *reprWriter) pairs(o Object) {
 	}
 }
 
-// quoted is saferepr's own quoting: no escapes but for the quote.
+// quoted is saferepr's quoting, which escapes only the quote.
 func (r *reprWriter) quoted(text string) string {
-	return "'" + strings.ReplaceAll(cutText(printable(text), r.left), "'", `\'`) + "'"
+	return "'" + strings.ReplaceAll(truncate(printable(text), r.left), "'", `\'`) + "'"
 }
 
 func (r *reprWriter) value(text json.RawMessage) {
@@ -133,12 +133,12 @@ func (r *reprWriter) value(text json.RawMessage) {
 	case kindString:
 		r.write(r.quoted(textOf(text)))
 	default:
-		r.write(cutText(scalarRepr(k, text), r.left))
+		r.write(truncate(scalarRepr(k, text), r.left))
 	}
 }
 
-// cutText is Celery's truncate: at a space if there is one.
-func cutText(text string, most int) string {
+// truncate is Celery's truncate: it cuts at a space if there is one.
+func truncate(text string, most int) string {
 	if most <= 0 || utf8.RuneCountInString(text) < most {
 		return text
 	}
@@ -154,7 +154,7 @@ func cutText(text string, most int) string {
 	return text + "..."
 }
 
-// printable makes lone surrogates visible: a header must be UTF-8.
+// printable writes lone surrogates as escapes: a header must be UTF-8.
 func printable(text string) string {
 	if utf8.ValidString(text) {
 		return text
@@ -204,7 +204,7 @@ func scalarRepr(k kind, text json.RawMessage) string {
 
 func textIs(text json.RawMessage, want string) bool { return strings.TrimSpace(string(text)) == want }
 
-// wrapperRepr is the repr of the Python object behind a type wrapper.
+// wrapperRepr is Python's repr of the object that a type wrapper stands for.
 func wrapperRepr(o Object) (string, bool) {
 	name, value, ok := wrapper(o)
 	if !ok {

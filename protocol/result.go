@@ -15,24 +15,25 @@ const (
 	StateRevoked = "REVOKED"
 )
 
-// Result is what a worker tells a result backend about a task: Celery's
-// "meta" (docs/celery.md#states-and-exceptions). One of Value and Exception is
-// set, or neither for None.
+// Result is the outcome of a task as a result backend stores it: Celery's
+// "meta" (docs/celery.md#states-and-exceptions). At most one of Value and
+// Exception is set; neither means that the value is None.
 type Result struct {
 	TaskID string
-	// State is one of the constants above or any word of the application.
+	// State is one of the State constants or a state of the application's own.
 	State string
-	// Value is the return value (or the custom state's info) in Python's
-	// JSON; nil means None.
+	// Value is the return value, or a custom state's info, as JSON text in
+	// Python's dialect; nil means None.
 	Value json.RawMessage
 	// Exception is set in the states RETRY, FAILURE and REVOKED.
 	Exception *Exception
-	// Traceback is text as Python prints it, or "" for none.
+	// Traceback is text as [Traceback] makes it, or "" for none.
 	Traceback string
 
-	// Task, Args, Kwargs, Worker, Queue and Retries are the columns of
-	// result_extended. HasRequest tells a request without these (empty
-	// columns) from no request at all (NULL columns).
+	// Task, Args, Kwargs, Worker, Queue and Retries are the columns that
+	// Celery's result_extended adds. HasRequest says whether the task's message
+	// is known: if so, missing values are stored as empty text, otherwise as
+	// NULL.
 	HasRequest bool
 	Task       string
 	Args       json.RawMessage
@@ -44,20 +45,24 @@ type Result struct {
 	// Retries is nil for NULL.
 	Retries *int
 
-	// Children lists what was sent, in Celery's nested form, or nil.
+	// Children lists the follow-ups in Celery's nested form, as in
+	// [Plan.Children], or is nil.
 	Children json.RawMessage
-	// Stamps is Celery 5.7's {"stamped_headers", "stamps"}, or nil.
+	// Stamps is the object {"stamped_headers", "stamps"} of Celery 5.7, as
+	// [StampsJSON] makes it, or nil.
 	Stamps json.RawMessage
-	// DateDone is zero for states that are not ready.
+	// DateDone is the time of the end; zero in a state that is not final.
 	DateDone time.Time
 }
 
-// Exception is an error as Celery stores it: the three keys exc_type,
-// exc_message and exc_module (docs/celery.md#states-and-exceptions).
+// Exception is a Python exception as Celery stores it, in the three keys
+// exc_type, exc_message and exc_module
+// (docs/celery.md#states-and-exceptions).
 type Exception struct {
 	Type string
-	// Module is "builtins" for Python's own.
+	// Module is "builtins" for Python's own exceptions.
 	Module string
-	// Args are the arguments of the exception in Python's JSON.
+	// Args are the exception's arguments, each as JSON text in Python's
+	// dialect.
 	Args []json.RawMessage
 }

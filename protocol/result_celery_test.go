@@ -10,8 +10,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Every result that real workers have stored is read, and exceptions are
-// written as Celery 5.7 writes them, byte for byte.
+// Every captured result can be read, and exceptions are written byte for byte
+// as Celery 5.7 writes them.
 func TestCapturedResultRows(t *testing.T) {
 	t.Parallel()
 	refused, read := 0, 0
@@ -73,8 +73,8 @@ func checkException(t *testing.T, name string, value json.RawMessage, row captur
 			t.Errorf("%s: %s gives back %s %v, want %s", name, encoding, back, err, value)
 		}
 	}
-	// What Python prints for a nested exception, or one of its own making, is
-	// more than its arguments.
+	// For a nested exception, or one with a __str__ of its own, Python prints
+	// more than the arguments.
 	if row.Traceback == nil || e.Type == "EncodeError" || strings.Contains(*row.Traceback, "exception was the direct cause") {
 		return
 	}
@@ -84,9 +84,9 @@ func checkException(t *testing.T, name string, value json.RawMessage, row captur
 	}
 }
 
-// The rows that were written by hand and read by Python are those that are
-// written here, but for integers, where Python has several forms.
-func TestForeignRowsAreWrittenAlike(t *testing.T) {
+// Hand-made rows that Python can read equal the rows that this package writes.
+// The exception is integers, which a pickle can hold in several forms.
+func TestForeignRowsAreWrittenTheSame(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		`{"x": 5, "y": null, "z": true, "f": 1.5, "l": ["q", -7]}`: "80027d285801000000784b055801000000794e58010000007a88580100000066473ff800000000000058010000006c5d285801000000714af9ffffff65752e",
@@ -169,8 +169,8 @@ func TestStampsAreStoredAsCelery57Does(t *testing.T) {
 	}
 }
 
-// Pickles that are no plain values, or no pickles, are refused with a typed
-// error and without harm.
+// Pickles that need Python classes, and data that is not a pickle, are refused
+// with a typed error.
 func TestReadResultRefuses(t *testing.T) {
 	t.Parallel()
 	unsafe := map[string]string{
@@ -226,11 +226,11 @@ func TestUnpickleHasALimit(t *testing.T) {
 	}
 }
 
-// laughs is a pickle of a hundred bytes that stands for 2^40 texts.
+// laughs is a pickle of a hundred bytes whose value has 2^40 texts.
 func laughs() string {
 	out := "80025803000000686121"
 	for range 40 {
-		// Remember it, get it again, make a pair of both.
+		// Put it into the memo, get it from there, make a pair of both.
 		out += "7101680186"
 	}
 	return out + "2e"

@@ -5,20 +5,20 @@ import (
 	"fmt"
 )
 
-// Encoding is how the result column is written
+// Encoding is the format of the result column
 // (docs/celery.md#result-encoding).
 type Encoding string
 
-// The encodings. Every Celery reads a pickle; only 5.7 reads JSON.
+// The encodings. Every version of Celery reads a pickle; only 5.7 reads JSON.
 const (
 	EncodingPickle Encoding = "pickle"
 	EncodingJSON   Encoding = "json"
 )
 
-// EncodeResult makes the bytes of the result column: the value, or the
-// exception as a dictionary of exc_type, exc_message and exc_module. It
-// returns nil, SQL's NULL, for None: that suits every version. The error is a
-// *SyntaxError when the Value or an argument of the Exception is no JSON.
+// EncodeResult returns the bytes of the result column: the value, or the
+// exception as a dictionary of exc_type, exc_message and exc_module. For None
+// it returns nil (SQL's NULL), which every version of Celery reads as None. The
+// error is a [*SyntaxError]: Value or an argument of Exception is not JSON.
 func EncodeResult(r Result, encoding Encoding) ([]byte, error) {
 	if r.Exception == nil {
 		if len(r.Value) == 0 || isNull(r.Value) {
@@ -36,7 +36,8 @@ func EncodeResult(r Result, encoding Encoding) ([]byte, error) {
 	return pickleException(*r.Exception)
 }
 
-// JSON is the exception as Celery stores it: an object of the three keys.
+// JSON returns the exception as Celery stores it: an object with the keys
+// exc_type, exc_message and exc_module.
 func (e Exception) JSON() json.RawMessage {
 	return joinObject(Object{
 		{"exc_type", quoteJSON(e.Type)},
@@ -52,8 +53,8 @@ func (e Exception) module() json.RawMessage {
 	return quoteJSON(e.Module)
 }
 
-// pickleException writes the three keys with the arguments as a tuple, which
-// is what Python itself stores.
+// pickleException writes the three keys, with the arguments as a tuple, as
+// Python does.
 func pickleException(e Exception) ([]byte, error) {
 	w := pickleWriter{out: []byte{opProto, 2, opEmptyDict, opMark}}
 	w.str("exc_type")
@@ -76,10 +77,13 @@ func pickleException(e Exception) ([]byte, error) {
 	return append(w.out, opSetItems, opStop), nil
 }
 
-// ReadResult decodes the bytes of a result column, pickle or JSON, to JSON.
-// NULL and None give null. A pickle is read without running anything: datetime,
-// date, Decimal and bytes become type wrappers, any other Python class is a
-// *PickleError, and so is what is too large or too deep. Text that is no JSON is a *SyntaxError.
+// ReadResult decodes the bytes of a result column, pickle or JSON, to JSON in
+// Python's dialect. NULL and None give null.
+//
+// Reading a pickle never runs code. Values of datetime, date, Decimal and bytes
+// become type wrappers; any other Python class is a [*PickleError], and so is a
+// pickle that is too large or nested too deeply. For a text the error is a
+// [*SyntaxError].
 func ReadResult(column []byte) (json.RawMessage, error) {
 	switch {
 	case column == nil:
@@ -93,7 +97,8 @@ func ReadResult(column []byte) (json.RawMessage, error) {
 	return json.RawMessage(column), nil
 }
 
-// StampsJSON is Result.Stamps for a message: nil when it has no stamps.
+// StampsJSON returns the value of [Result.Stamps] for a message, or nil if it
+// has no stamps.
 func StampsJSON(m *Message) json.RawMessage {
 	if len(m.StampedHeaders) == 0 {
 		return nil
@@ -103,7 +108,7 @@ func StampsJSON(m *Message) json.RawMessage {
 		Stamps         map[string]any `json:"stamps"`
 	}{m.StampedHeaders, m.Stamps})
 	if err != nil {
-		// Headers hold nothing that has no form in JSON.
+		// All types that headers hold can be encoded as JSON.
 		return nil
 	}
 	return text

@@ -7,27 +7,30 @@ import (
 	"time"
 )
 
-// RetryOptions say how a task runs again.
+// RetryOptions are the options of [RetryMessage].
 type RetryOptions struct {
-	// ETA is when; zero means at once.
+	// ETA is the earliest time of the retry; zero means at once.
 	ETA time.Time
-	// Now is the moment from which the expiration property counts; zero is now.
+	// Now is the time from which the property expiration counts. Defaults to
+	// the current time.
 	Now time.Time
-	// Args and Kwargs replace those of the message unless nil.
+	// Args and Kwargs, unless nil, replace those of the message.
 	Args   []json.RawMessage
 	Kwargs Object
-	// Queue, if set, is where the retry goes through the default exchange,
-	// instead of where the message came from.
+	// Queue, if set, sends the retry to this queue through the default
+	// exchange, instead of to the message's own exchange and routing key.
 	Queue string
-	// KeepParent leaves a missing parent_id missing, as Celery's
-	// retry_on_worker_lost does; an ordinary retry gets the task's own id.
+	// KeepParent keeps a missing parent_id missing, as Celery's
+	// retry_on_worker_lost does. Otherwise a retry without a parent gets the
+	// task's own id as its parent_id.
 	KeepParent bool
 }
 
-// RetryMessage is the message that runs m's task again under the same id with
-// retries + 1 (docs/celery.md#retries). Exchange and RoutingKey are those that
-// m came by, which for the default exchange is the queue named by the routing
-// key. Custom headers stay, but for the broker's own traces of dead-lettering.
+// RetryMessage returns the message that runs m's task again, with the same id
+// and retries + 1 (docs/celery.md#retries). Exchange and RoutingKey are those
+// of m, unless [RetryOptions.Queue] is set. Custom headers are kept; the
+// headers that the broker adds for deliveries and dead-lettering are not. The
+// error is a [*MalformedError]: the new arguments are not JSON.
 func RetryMessage(m *Message, o RetryOptions) (Publishing, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
@@ -136,7 +139,7 @@ func retryHeaders(m *Message, o RetryOptions) map[string]any {
 	return h
 }
 
-// limitHeader is a time limit in seconds, null for none.
+// limitHeader returns a time limit in seconds, or nil for none.
 func limitHeader(d time.Duration) any {
 	switch {
 	case d == 0:

@@ -8,9 +8,10 @@ import (
 )
 
 // Signature is a task with its arguments and options, to be applied later
-// (docs/celery.md#signatures). The text it came from is kept and written back
-// unchanged. Make one by [ParseSignature] or [NewSignature], and change it by
-// [Signature.WithOptions]; its fields are for reading.
+// (docs/celery.md#signatures). [ParseSignature] and [NewSignature] make one,
+// and [Signature.WithOptions] makes a changed copy. A signature keeps the text
+// that it was parsed from and writes it back unchanged. Callers may read the
+// fields but not change them.
 type Signature struct {
 	raw                json.RawMessage
 	rawArgs, rawKwargs json.RawMessage
@@ -25,45 +26,49 @@ type Signature struct {
 	Immutable   bool
 }
 
-// Destination is what a signature's own options say about where it goes;
-// the worker's routes decide the rest (docs/celery.md#routing).
+// Destination is the routing that a signature's own options ask for. An empty
+// field leaves the choice to the worker's routes (docs/celery.md#routing).
 type Destination struct {
 	Queue      string
 	Exchange   string
 	RoutingKey string
 }
 
-// ApplyOptions are the call options with which a worker applies a signature
+// ApplyOptions are the call options of [Signature.Apply]
 // (docs/celery.md#applying-a-signature).
 type ApplyOptions struct {
-	// Args of the parent, prepended unless the signature is immutable.
+	// Args are the results of the parent task. They are prepended to the
+	// signature's own arguments, unless the signature is immutable.
 	Args []json.RawMessage
-	// ParentID and RootID are those of the task that applies it; RootID
-	// empty means the new task's own id.
+	// ParentID and RootID are the parent and root of the new task. An empty
+	// RootID stands for the new task's own id.
 	ParentID string
 	RootID   string
-	// Chain is what remains of the chain behind this signature, the next step
-	// last. Empty but not nil is the last step of a chain; nil is no chain.
+	// Chain holds the later steps of the chain, the next step last. An empty
+	// slice marks the last step of a chain; nil means that there is no chain.
 	Chain []Signature
-	// Group and GroupIndex join an ad-hoc group, unless the signature has a
-	// group of its own.
+	// Group and GroupIndex make the task a member of a group, unless the
+	// signature names a group of its own.
 	Group      string
 	GroupIndex *int
-	// ReplyTo and Origin are the worker's own, used where the signature has none.
+	// ReplyTo and Origin are the worker's own, used where the signature has
+	// none.
 	ReplyTo string
 	Origin  string
-	// Priority, if set, is the message's unless the signature has its own.
+	// Priority is used where the signature has none.
 	Priority *uint8
-	// NewID makes the task id when the signature has none; nil makes UUIDs of
-	// version 4.
+	// NewID makes the task id where the signature has none. Defaults to random
+	// UUIDs (version 4).
 	NewID func() string
-	// Now is the moment from which countdown and expires count; zero is now.
+	// Now is the time from which countdown and expires count. Defaults to the
+	// current time.
 	Now time.Time
 }
 
-// ParseSignature reads a signature object (docs/celery.md#signatures). The text
-// is kept. args, kwargs and options may be missing or null. The error is a
-// *MalformedError with ReasonShape.
+// ParseSignature parses the JSON object of a signature
+// (docs/celery.md#signatures). args, kwargs and options may be missing or null.
+// The signature shares memory with text. The error is a [*MalformedError] with
+// [ReasonShape].
 func ParseSignature(text json.RawMessage) (Signature, error) {
 	if err := checkJSON(text); err != nil {
 		return Signature{}, &MalformedError{Reason: ReasonShape, Detail: err.Error()}
@@ -71,7 +76,7 @@ func ParseSignature(text json.RawMessage) (Signature, error) {
 	return parseSignature(text)
 }
 
-// parseSignature reads a text that has been checked.
+// parseSignature parses a text whose syntax the caller has checked.
 func parseSignature(text json.RawMessage) (Signature, error) {
 	text = bytes.Trim(text, " \t\r\n")
 	s := Signature{raw: text, rawArgs: json.RawMessage("[]"), rawKwargs: json.RawMessage("{}")}
@@ -80,7 +85,7 @@ func parseSignature(text json.RawMessage) (Signature, error) {
 	}
 	o, err := members(text)
 	if err != nil {
-		return fail("a signature is no object")
+		return fail("a signature is not an object")
 	}
 	if s.Task = textOf(o.Get("task")); s.Task == "" {
 		return fail("a signature has no task")
@@ -91,24 +96,24 @@ func parseSignature(text json.RawMessage) (Signature, error) {
 	if args := o.Get("args"); args != nil {
 		s.rawArgs = args
 		if s.Args, err = elements(args); err != nil {
-			return fail("args of signature " + quote(s.Task) + " is no array")
+			return fail("args of signature " + quote(s.Task) + " is not an array")
 		}
 	}
 	if kwargs := o.Get("kwargs"); kwargs != nil {
 		s.rawKwargs = kwargs
 		if s.Kwargs, err = members(kwargs); err != nil {
-			return fail("kwargs of signature " + quote(s.Task) + " is no object")
+			return fail("kwargs of signature " + quote(s.Task) + " is not an object")
 		}
 	}
 	if options := o.Get("options"); options != nil {
 		if s.Options, err = members(options); err != nil {
-			return fail("options of signature " + quote(s.Task) + " is no object")
+			return fail("options of signature " + quote(s.Task) + " is not an object")
 		}
 	}
 	return s, nil
 }
 
-// parseSignatures reads an array of signatures, or one alone.
+// parseSignatures parses an array of signatures, or a single signature.
 func parseSignatures(text json.RawMessage) ([]Signature, error) {
 	if kindOf(text) == kindObject {
 		s, err := parseSignature(text)
@@ -116,7 +121,7 @@ func parseSignatures(text json.RawMessage) ([]Signature, error) {
 	}
 	items, err := elements(text)
 	if err != nil {
-		return nil, &MalformedError{Reason: ReasonShape, Detail: "no array of signatures"}
+		return nil, &MalformedError{Reason: ReasonShape, Detail: "it is not an array of signatures"}
 	}
 	sigs := make([]Signature, 0, len(items))
 	for _, item := range items {
@@ -129,7 +134,7 @@ func parseSignatures(text json.RawMessage) ([]Signature, error) {
 	return sigs, nil
 }
 
-// detailOf is the clause in a *MalformedError.
+// detailOf returns the Detail of a *MalformedError.
 func detailOf(err error) string {
 	var e *MalformedError
 	if errors.As(err, &e) {
@@ -147,8 +152,9 @@ func truthy(text json.RawMessage) bool {
 	return true
 }
 
-// NewSignature makes a signature of a task, mutable. Nil args and kwargs are
-// empty. The texts must be JSON; see [EncodeJSON].
+// NewSignature returns a signature that is not immutable. Nil args and kwargs
+// are empty. All values must be JSON text, such as [EncodeJSON] makes; they are
+// not checked.
 func NewSignature(task string, args []json.RawMessage, kwargs Object, options ...Member) Signature {
 	s := Signature{
 		Task: task, Args: args, Kwargs: kwargs, Options: options,
@@ -165,10 +171,10 @@ func NewSignature(task string, args []json.RawMessage, kwargs Object, options ..
 	return s
 }
 
-// Text is the JSON text of the signature, exactly as it came.
+// Text returns the JSON text of the signature, unchanged since it was parsed.
 func (s Signature) Text() json.RawMessage { return s.raw }
 
-// MarshalJSON returns Text.
+// MarshalJSON returns the same as Text, or null for the zero Signature.
 func (s Signature) MarshalJSON() ([]byte, error) {
 	if s.raw == nil {
 		return []byte("null"), nil
@@ -176,13 +182,14 @@ func (s Signature) MarshalJSON() ([]byte, error) {
 	return s.raw, nil
 }
 
-// Option returns the text of an option, or nil when it is absent or null.
+// Option returns the JSON text of an option, or nil when it is absent or null.
 func (s Signature) Option(name string) json.RawMessage { return s.Options.Get(name) }
 
-// TaskID is the preset id, or "" when each application makes a new one.
+// TaskID returns the preset id, or "" if each [Signature.Apply] makes a new
+// one.
 func (s Signature) TaskID() string { return textOf(s.Option("task_id")) }
 
-// Destination is what the signature's own options say about the way.
+// Destination returns the routing that the signature's own options ask for.
 func (s Signature) Destination() Destination {
 	return Destination{
 		Queue:      textOf(s.Option("queue")),
@@ -191,9 +198,9 @@ func (s Signature) Destination() Destination {
 	}
 }
 
-// WithOptions returns a copy whose options are set to the given values. All
-// other text, and the order of everything, stays as it was; new options come
-// last. The error is a *MalformedError when a value is no JSON.
+// WithOptions returns a copy in which the given options are set. All other
+// text and the order of the members stay unchanged; new options are appended.
+// The error is a [*MalformedError]: a value is not JSON.
 func (s Signature) WithOptions(set ...Member) (Signature, error) {
 	options := json.RawMessage("{}")
 	if o, err := members(s.raw); err == nil && o.Get("options") != nil {

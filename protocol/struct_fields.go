@@ -36,12 +36,13 @@ func (f field) omit(v reflect.Value) bool {
 	return v.IsZero()
 }
 
-// fieldCache holds the fields of struct types, of which a program has few.
+// fieldCache maps a struct type to its fields. It is never emptied: a program
+// has few such types.
 var fieldCache sync.Map
 
-// fieldsOf lists the fields of a struct that JSON has, in the order of the
-// source, by the rules of encoding/json: of fields with the same name the
-// shallowest counts, then the one with a tag, and otherwise none.
+// fieldsOf lists the fields of a struct that are encoded, in the order of the
+// source. As in encoding/json, of several fields with one name the least nested
+// one is used, then the one with a tag, and otherwise none.
 func fieldsOf(t reflect.Type) []field {
 	if cached, ok := fieldCache.Load(t); ok {
 		return cached.([]field)

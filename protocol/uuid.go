@@ -5,20 +5,22 @@ import (
 	"crypto/sha1"
 )
 
-// newUUID makes a random UUID of version 4, as Celery's ids are.
+// newUUID returns a random UUID (version 4), the form of Celery's own ids.
 func newUUID() string {
 	var u UUID
-	// It never fails; where there is no randomness the program ends.
+	// Read never returns an error: without a source of randomness it ends the
+	// program.
 	_, _ = rand.Read(u[:])
 	u[6] = u[6]&0x0F | 0x40
 	u[8] = u[8]&0x3F | 0x80
 	return u.String()
 }
 
-// idSpace is the namespace of ids that are derived; drawn once.
+// idSpace is the namespace of derived ids: a random UUID that must never
+// change, since the same follow-up must always get the same id.
 var idSpace = UUID{0x6d, 0x0f, 0x3e, 0x51, 0x2b, 0x8a, 0x4c, 0x77, 0x9d, 0x1e, 0x58, 0xa4, 0xc3, 0x60, 0xf2, 0x19}
 
-// derivedUUID makes a UUID of version 5: the same name has the same.
+// derivedUUID returns a UUID of version 5: equal names give equal UUIDs.
 func derivedUUID(name []byte) string {
 	sum := sha1.Sum(append(idSpace[:], name...))
 	u := UUID(sum[:16])

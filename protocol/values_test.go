@@ -39,7 +39,7 @@ type order struct {
 	private  int
 }
 
-// shout is a type that writes and reads itself.
+// shout is a type with MarshalJSON and UnmarshalJSON.
 type shout string
 
 func (s shout) MarshalText() ([]byte, error) { return []byte(strings.ToUpper(string(s))), nil }
@@ -79,7 +79,7 @@ func TestEncodeAndDecodeStruct(t *testing.T) {
 	}
 }
 
-// Names that exist twice follow the rules of encoding/json.
+// Fields with the same name follow the rules of encoding/json.
 func TestEncodeEmbedded(t *testing.T) {
 	t.Parallel()
 	type deep struct{ A, B int }
@@ -205,7 +205,7 @@ func TestRetryMessage(t *testing.T) {
 	}
 	for name := range p.Headers {
 		if strings.HasPrefix(name, "x-") && name != "x-tenant" || name == "compression" {
-			t.Errorf("header %s stays", name)
+			t.Errorf("header %s was not removed", name)
 		}
 	}
 	if p.Properties.Priority != nil || p.Properties.Expiration != "" || p.Exchange != "shop" || p.RoutingKey != "mail.send" {
@@ -224,7 +224,7 @@ func TestRetryMessage(t *testing.T) {
 		t.Errorf("%v %+v %s", err, p, p.Body)
 	}
 	if _, err := protocol.RetryMessage(m, protocol.RetryOptions{Args: []json.RawMessage{json.RawMessage("{")}}); !errors.Is(err, protocol.ErrMalformed) {
-		t.Errorf("new arguments that are no JSON: %v", err)
+		t.Errorf("new arguments that are not JSON: %v", err)
 	}
 }
 

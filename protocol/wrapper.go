@@ -12,28 +12,29 @@ import (
 )
 
 // Kombu's type wrappers are objects {"__type__": name, "__value__": value}
-// with exactly these two keys (docs/celery.md#pythons-json). time.Time and
-// []byte have one; these are Python's types that have no like in Go.
+// with exactly these two keys (docs/celery.md#pythons-json). Go's time.Time and
+// []byte are written in wrappers; the types below stand for Python's types that
+// have no counterpart in Go.
 
-// Decimal is the digits of a decimal.Decimal as Python prints them.
+// Decimal is a Python decimal.Decimal, as the text that Python prints for it.
 type Decimal string
 
-// UUID is a uuid.UUID.
+// UUID is a Python uuid.UUID.
 type UUID [16]byte
 
-// String is the usual form, 8-4-4-4-12.
+// String returns the usual form with dashes, 8-4-4-4-12 hexadecimal digits.
 func (u UUID) String() string {
 	h := hex.EncodeToString(u[:])
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// Date is a datetime.date.
+// Date is a Python datetime.date.
 type Date struct{ Year, Month, Day int }
 
-// String is ISO 8601, 2024-05-06.
+// String returns the date in ISO 8601, such as 2024-05-06.
 func (d Date) String() string { return fmt.Sprintf("%04d-%02d-%02d", d.Year, d.Month, d.Day) }
 
-// wrap makes the text of a type wrapper.
+// wrap returns the text of a type wrapper.
 func wrap(name string, value json.RawMessage) json.RawMessage {
 	return joinObject(Object{{"__type__", quoteJSON(name)}, {"__value__", value}})
 }
@@ -57,7 +58,7 @@ func wrapUUID(u UUID) json.RawMessage {
 	return wrap("uuid", joinObject(Object{{"hex", quoteJSON(hex.EncodeToString(u[:]))}}))
 }
 
-// wrapper takes a type wrapper apart, if o is one.
+// wrapper splits a type wrapper, if o is one.
 func wrapper(o Object) (name string, value json.RawMessage, ok bool) {
 	if len(o) != 2 {
 		return "", nil, false
@@ -75,9 +76,9 @@ func wrapper(o Object) (name string, value json.RawMessage, ok bool) {
 	return name, value, name != "" && value != nil
 }
 
-// wrapper passes over the object at hand if it is a type wrapper, and stays
-// where it is if not. It looks no deeper than a wrapper goes, so that nested
-// objects do not make it read the same bytes again and again.
+// wrapper moves past the next object if that is a type wrapper, and otherwise
+// does not move. It reads no deeper than a wrapper may be nested: otherwise it
+// would read nested objects once for every level.
 func (s *scanner) wrapper() (name string, value json.RawMessage, ok bool) {
 	look := *s
 	look.depth = maxDepth - 2
@@ -95,7 +96,7 @@ func (s *scanner) wrapper() (name string, value json.RawMessage, ok bool) {
 	return name, value, ok
 }
 
-var errWrapper = errors.New("no value of that type")
+var errWrapper = errors.New("not a value of that type")
 
 func parseUUID(value json.RawMessage) (u UUID, err error) {
 	text := textOf(value)
@@ -113,8 +114,8 @@ func parseUUID(value json.RawMessage) (u UUID, err error) {
 	return UUID(b), nil
 }
 
-// unwrap gives the Go value behind a type wrapper: time.Time, Date, Decimal,
-// UUID or []byte. datetime.time stays the text it was.
+// unwrap returns the Go value of a type wrapper: a time.Time, Date, Decimal,
+// UUID or []byte. A datetime.time has no Go type and stays text.
 func unwrap(name string, value json.RawMessage) (any, error) {
 	if name == "uuid" {
 		return parseUUID(value)
