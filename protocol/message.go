@@ -33,6 +33,13 @@ type Properties struct {
 	ReplyTo       string
 	// Expiration is the time to live in decimal milliseconds.
 	Expiration string
+	// MessageID, Type, AppID and Timestamp are never set by Celery, and nothing
+	// here reads them: a message that is published again keeps what its producer
+	// gave it. AMQP's timestamps are whole seconds.
+	MessageID string
+	Type      string
+	AppID     string
+	Timestamp time.Time
 }
 
 // Publishing is a message ready to be published.

@@ -221,6 +221,10 @@ const (
 	propertyCorrelationID   = "correlation_id"
 	propertyReplyTo         = "reply_to"
 	propertyExpiration      = "expiration"
+	propertyMessageID       = "message_id"
+	propertyType            = "type"
+	propertyAppID           = "app_id"
+	propertyTimestamp       = "timestamp"
 )
 
 func encodeProperties(p protocol.Properties) ([]byte, error) {
@@ -228,6 +232,7 @@ func encodeProperties(p protocol.Properties) ([]byte, error) {
 	for name, text := range map[string]string{
 		propertyContentType: p.ContentType, propertyContentEncoding: p.ContentEncoding, propertyCorrelationID: p.CorrelationID,
 		propertyReplyTo: p.ReplyTo, propertyExpiration: p.Expiration,
+		propertyMessageID: p.MessageID, propertyType: p.Type, propertyAppID: p.AppID,
 	} {
 		if text != "" {
 			table[name] = text
@@ -238,6 +243,9 @@ func encodeProperties(p protocol.Properties) ([]byte, error) {
 	}
 	if p.Priority != nil {
 		table[propertyPriority] = int32(*p.Priority)
+	}
+	if !p.Timestamp.IsZero() {
+		table[propertyTimestamp] = p.Timestamp
 	}
 	return encodeTable(table)
 }
@@ -254,7 +262,9 @@ func decodeProperties(text []byte) (protocol.Properties, error) {
 	p := protocol.Properties{
 		ContentType: words(propertyContentType), ContentEncoding: words(propertyContentEncoding), CorrelationID: words(propertyCorrelationID),
 		ReplyTo: words(propertyReplyTo), Expiration: words(propertyExpiration),
+		MessageID: words(propertyMessageID), Type: words(propertyType), AppID: words(propertyAppID),
 	}
+	p.Timestamp, _ = table[propertyTimestamp].(time.Time)
 	if mode, given := table[propertyDeliveryMode].(int32); given {
 		p.DeliveryMode = uint8(mode)
 	}

@@ -43,6 +43,7 @@ func TestPropertiesComeBackAsTheyWere(t *testing.T) {
 		{},
 		{ContentType: "application/json", ContentEncoding: "utf-8", DeliveryMode: 2, Priority: &zero, CorrelationID: "c", ReplyTo: "r", Expiration: "60000"},
 		{ContentType: "\xff", Priority: &nine},
+		{MessageID: "m", Type: "t", AppID: "a", Timestamp: time.Date(2026, 2, 22, 12, 0, 1, 0, time.UTC)},
 	} {
 		text, err := encodeProperties(p)
 		if err != nil {

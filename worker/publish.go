@@ -214,6 +214,7 @@ func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 		"exchange": m.Exchange, "routing key": m.RoutingKey, "content type": m.Properties.ContentType,
 		"content encoding": m.Properties.ContentEncoding, "correlation id": m.Properties.CorrelationID,
 		"reply address": m.Properties.ReplyTo, "expiration": m.Properties.Expiration,
+		"message id": m.Properties.MessageID, "type": m.Properties.Type, "application id": m.Properties.AppID,
 	} {
 		if len(text) > 255 {
 			return amqp.Publishing{}, unsendable(fmt.Errorf("its %s is longer than 255 bytes", name))
@@ -238,6 +239,10 @@ func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 		CorrelationId:   m.Properties.CorrelationID,
 		ReplyTo:         m.Properties.ReplyTo,
 		Expiration:      m.Properties.Expiration,
+		MessageId:       m.Properties.MessageID,
+		Type:            m.Properties.Type,
+		AppId:           m.Properties.AppID,
+		Timestamp:       m.Properties.Timestamp,
 		Body:            m.Body,
 	}
 	if p := m.Properties.Priority; p != nil {

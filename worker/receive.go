@@ -64,6 +64,10 @@ func wireDelivery(d amqp.Delivery) protocol.Delivery {
 		CorrelationID:   d.CorrelationId,
 		ReplyTo:         d.ReplyTo,
 		Expiration:      d.Expiration,
+		MessageID:       d.MessageId,
+		Type:            d.Type,
+		AppID:           d.AppId,
+		Timestamp:       d.Timestamp.UTC(),
 	}
 	if d.Priority != 0 || d.DeliveryMode&priorityZero != 0 {
 		priority := d.Priority

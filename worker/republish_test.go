@@ -6,6 +6,7 @@ import (
 	"errors"
 	"reflect"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -35,6 +36,10 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	r.send(message)
 	first := receive(t, "delivery", deliveries)
 	again := protocol.Publishing{RoutingKey: "orders", Headers: first.Headers, Properties: first.Properties, Body: first.Body}
+	// What no Celery sets.
+	again.Properties.MessageID, again.Properties.Type, again.Properties.AppID = "m", "t", "a"
+	again.Properties.Timestamp = time.Date(2026, 2, 22, 12, 0, 1, 0, time.UTC)
+	first.Properties = again.Properties
 	if err := w.Publish(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
