@@ -15,7 +15,7 @@ var configCommand = &command{
 	alsoCalled: []string{"env", "show-config", "details"},
 	summary:    "show the configuration in effect, and where each value comes from",
 	about: "Prints every setting with the value that a worker started in this environment, with these flags, would use, and its source. " +
-		"Passwords are shown as ***. Nothing is connected to.\n\n" +
+		"Passwords are shown as ***; of an address that cannot be read, or in two ways, only the scheme is. Nothing is connected to.\n\n" +
 		"It ends with MoonMind's variables that are set and have no effect here. A value that cannot be used is shown, then named on stderr; the exit code is then 78.",
 	examples: []example{
 		{"mm-orchestrator config", "what would a worker do with this environment?"},

@@ -111,6 +111,18 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 			[]string{`database "no-such-db" does not exist`, "Create it, or name another by --database-url"},
 		},
 		{
+			"database: an option that nobody knows", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "surprise=1" })}, exitConfig,
+			[]string{`"surprise"`, "correct it there, or leave it out", "The address comes from --database-url"},
+		},
+		{
+			"database: an option that is refused", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "gssencmode=require" })}, exitConfig,
+			[]string{`--database-url is "postgres://***"`, "option gssencmode is not supported", "gssencmode=prefer"},
+		},
+		{
+			"database: a file that is not there", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "sslmode=verify-full&sslrootcert=/nowhere/at/all.pem" })}, exitConfig,
+			[]string{"/nowhere/at/all.pem", "no such file", "The address comes from --database-url"},
+		},
+		{
 			"database: MoonMind's tables are missing", []string{"--database-url=" + bare}, exitConfig,
 			[]string{"has no table orchestrator_action_plans", "mm-orchestrator migrate --shared-tables"},
 		},
