@@ -447,14 +447,14 @@ func TestProven(t *testing.T) {
 	run := d.Create(t, storetest.Seed{})
 	relay, through := workertest.NewProxy(t, d.URL)
 	s := d.Open(t, as("worker", time.Minute), func(c *store.Config) { c.URL = secret.New(through) })
-	if !s.Proven().IsZero() {
+	if !s.LockConfirmedAt().IsZero() {
 		t.Error("proven before anything was asked")
 	}
 	began := time.Now()
 	begin(t, s, run, store.StepBuild, "t")
 	after := func(moment time.Time) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); !s.Proven().After(moment); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); !s.LockConfirmedAt().After(moment); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("never proven again")
 			}
@@ -470,7 +470,7 @@ func TestProven(t *testing.T) {
 	relay.Stall()
 	silent := time.Now()
 	<-time.After(1200 * time.Millisecond) // it is asked twice
-	if proven := s.Proven(); proven.After(silent) {
+	if proven := s.LockConfirmedAt(); proven.After(silent) {
 		t.Errorf("proven %s after the server fell silent", proven.Sub(silent))
 	}
 	relay.Restore()

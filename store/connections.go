@@ -159,10 +159,10 @@ func (s *Store) openSession(ctx context.Context) (func(), error) {
 	return closing, nil
 }
 
-// LockHeld says why this worker's lock, which it had or asked for, is not held
-// at the moment: no step can begin then. It is nil before the first need of it,
-// and while the first session is on its way.
-func (s *Store) LockHeld() error {
+// LockError returns why this worker does not have its lock at the moment: no
+// step can begin then. It is nil before the lock is first needed, and while the
+// first session connects.
+func (s *Store) LockError() error {
 	s.workerLock.mu.Lock()
 	defer s.workerLock.mu.Unlock()
 	select {

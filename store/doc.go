@@ -21,7 +21,7 @@
 // it tries every 200 ms, and no try to reach the server takes over a second.
 // Should a live worker be cut off from the database for longer than that, its
 // claim's token no longer fits and it can record nothing. So that it does
-// nothing either, [Store.Proven] tells it how long it may be sure of its claim.
+// nothing either, [Store.LockConfirmedAt] tells it how long it may be sure of its claim.
 // A claim that nobody else asks for stays its own, for as long as its server is
 // away.
 //

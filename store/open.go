@@ -288,12 +288,12 @@ func (s *Store) atWork() bool {
 	return len(s.registered) > 0
 }
 
-// Proven is the last moment at which this worker held its lock for certain, as
-// the database's answers show: until Config.TakeoverGrace after it nobody can
-// have taken one of its claims over. While a claim is given out, it is renewed
-// every 500 ms, unless the database does not answer. It is zero before the
-// first BeginStep.
-func (s *Store) Proven() time.Time { return s.workerLock.lastProven() }
+// LockConfirmedAt returns the last moment at which an answer of the database
+// showed that this worker had its lock. For Config.TakeoverGrace after it no
+// other worker can have taken over a claim of this one. While this Store has a
+// claim, the moment is renewed every 500 ms, unless the database does not
+// answer. It is zero before the first BeginStep.
+func (s *Store) LockConfirmedAt() time.Time { return s.workerLock.confirmedAt() }
 
 func (s *Store) unregister(token int64) {
 	s.mu.Lock()

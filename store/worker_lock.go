@@ -226,7 +226,7 @@ func (a *workerLock) prove() {
 	a.look()
 }
 
-func (a *workerLock) lastProven() time.Time {
+func (a *workerLock) confirmedAt() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.proven

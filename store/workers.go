@@ -107,9 +107,9 @@ func scanLiveWorker(row pgx.CollectableRow) (w LiveWorker, err error) {
 
 // Departure is what a worker leaves behind that has stopped consuming.
 type Departure struct {
-	// Others live and consume the queue still. With none, this worker was the
-	// last, and what is parked waits for nobody.
-	Others []LiveWorker
+	// Remaining are the live workers that still consume the queue. Without any,
+	// no worker will publish the parked messages.
+	Remaining []LiveWorker
 	// Parked counts the queue's parked messages.
 	Parked int
 }
@@ -134,7 +134,7 @@ func (s *Store) LeaveQueue(ctx context.Context, queue string) (Departure, error)
 		if _, err := tx.Exec(ctx, `DELETE FROM mm_orchestrator.workers WHERE key = $1 AND queue = $2`, s.workerLock.key, queue); err != nil {
 			return err
 		}
-		if d.Others, err = listWorkers(ctx, tx, queue); err != nil {
+		if d.Remaining, err = listWorkers(ctx, tx, queue); err != nil {
 			return err
 		}
 		return tx.QueryRow(ctx, `SELECT count(*) FROM mm_orchestrator.parked WHERE queue = $1`, queue).Scan(&d.Parked)

@@ -84,11 +84,11 @@ func TestTheLastWorkerKnowsThatItIs(t *testing.T) {
 	starts(t, one, shared("w", first, store.StepAnalyze, "1a"))
 	waits(t, two, shared("w", second, store.StepAnalyze, "2a"), store.ParkedWorkspace)
 
-	if got := leave(t, one, "q"); len(got.Others) != 1 || got.Others[0].Node != "two" || got.Parked != 1 {
+	if got := leave(t, one, "q"); len(got.Remaining) != 1 || got.Remaining[0].Node != "two" || got.Parked != 1 {
 		t.Errorf("one of two leaves: %+v", got)
 	}
 	register(t, one, "q") // a last round of its sweep, say
-	if got := leave(t, two, "q"); len(got.Others) != 0 || got.Parked != 1 {
+	if got := leave(t, two, "q"); len(got.Remaining) != 0 || got.Parked != 1 {
 		t.Errorf("the last one leaves: %+v", got)
 	}
 }
@@ -115,7 +115,7 @@ func TestWorkersThatLeaveAtOnce(t *testing.T) {
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				if len(got.Others) == 0 {
+				if len(got.Remaining) == 0 {
 					last++
 				}
 			})

@@ -123,7 +123,7 @@ func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrato
 	}
 	// It answers by one connection while another, without which no step begins,
 	// may be refused. A database that is away is told first, by its own name.
-	list = append(list, vital{name: "the session that proves this worker alive", limit: c.HealthLimit + 2*lookTime, look: func(context.Context) error { return db.tables.LockHeld() }})
+	list = append(list, vital{name: "the session that proves this worker alive", limit: c.HealthLimit + 2*lookTime, look: func(context.Context) error { return db.tables.LockError() }})
 	// Nothing but an operator mends it. The database's absence is told above.
 	list = append(list, vital{name: "the schema mm_orchestrator", limit: lookTime, look: func(ctx context.Context) error {
 		if err := db.tables.CheckOwnSchema(ctx); errors.Is(err, store.ErrSchema) {

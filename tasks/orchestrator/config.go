@@ -21,7 +21,7 @@ type Steps interface {
 	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
-	Proven() time.Time
+	LockConfirmedAt() time.Time
 	HasClaim(ctx context.Context, claim store.Claim) (bool, error)
 	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
 

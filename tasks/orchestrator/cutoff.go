@@ -22,7 +22,7 @@ import (
 //     somebody else, and the database has seen the holder's lock free for
 //     store.Config.TakeoverGrace, 2 s. Both must be so at once.
 //   - The database's answers prove that the lock was held
-//     ([store.Store.Proven]), the broker's that the message was
+//     ([store.Store.LockConfirmedAt]), the broker's that the message was
 //     ([worker.Task.StillUnacked]). A proof is as old as its question.
 //   - So nobody begins the step within 2 s of the last proof of either sort. A
 //     worker without one for CutOffAfter, 1.25 s, kills the step's commands;
@@ -78,7 +78,7 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	// so that the watch goes on until they have ended.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	w := &cutWatch{
-		claim: begun.Claim, limit: o.config.CutOffAfter, proven: o.config.Steps.Proven, log: log,
+		claim: begun.Claim, limit: o.config.CutOffAfter, proven: o.config.Steps.LockConfirmedAt, log: log,
 		held: request.Held, others: request.OtherConsumers,
 		// That the claim was committed proves as much.
 		byBroker: begun.OwnedAt,

@@ -20,7 +20,7 @@ type provenSteps struct {
 	proven func() time.Time
 }
 
-func (p *provenSteps) Proven() time.Time { return p.proven() }
+func (p *provenSteps) LockConfirmedAt() time.Time { return p.proven() }
 
 var errAway = errors.New("away")
 

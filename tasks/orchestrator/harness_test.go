@@ -125,7 +125,7 @@ func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
 	return nil
 }
 
-func (f *fakeSteps) Proven() time.Time {
+func (f *fakeSteps) LockConfirmedAt() time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.silent {

@@ -108,12 +108,12 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 		o.log.Warn("cannot find out whether messages are parked; before a Python worker takes over, run `mm-orchestrator parked`, and `"+ReturnCommand+"` if it lists any", "error", err)
 		return nil
 	}
-	if len(departure.Others) > 0 {
+	if len(departure.Remaining) > 0 {
 		if departure.Parked == 0 {
 			return nil
 		}
-		nodes := make([]string, len(departure.Others))
-		for i, w := range departure.Others {
+		nodes := make([]string, len(departure.Remaining))
+		for i, w := range departure.Remaining {
 			nodes[i] = w.Node
 		}
 		return []any{"parked", departure.Parked, "left_to", nodes}
