@@ -34,6 +34,10 @@ type WorkspaceState struct {
 	// holder in hand, and Idle how long ago that was.
 	SeenAt time.Time
 	Idle   time.Duration
+	// LongStep says that another session has written to some run's steps in a
+	// transaction that goes on for longer than 2 s: Python's worker at a step. It
+	// may have messages of other runs in hand besides.
+	LongStep bool
 	// Version is another text after each commit that changed the run or one of
 	// its states, whoever made it. "" for no run.
 	Version string
@@ -49,6 +53,16 @@ func runVersion(id string) string {
 		      UNION ALL
 		      SELECT s.id::text || ' ' || s.xmin::text FROM spec_workflow_task_states AS s WHERE s.orchestrator_run_id = ` + id + `) AS v), '')`
 }
+
+// longStep is SQL for WorkspaceState.LongStep. The times of other roles'
+// transactions may not be shown: those count as long.
+const longStep = `
+	SELECT EXISTS (
+	    SELECT FROM pg_catalog.pg_locks AS l
+	    JOIN pg_catalog.pg_database AS d ON d.oid = l.database AND d.datname = current_database()
+	    LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+	    WHERE l.locktype = 'relation' AND l.relation = 'spec_workflow_task_states'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
+	      AND l.pid <> pg_backend_pid() AND COALESCE(a.xact_start < clock_timestamp() - interval '2 seconds', true)) AS is`
 
 // Suspect is a run that has a workspace and seems to be nowhere.
 type Suspect struct {
@@ -79,13 +93,15 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 				WHERE queue = $1 AND run_id::text = ANY ($2::text[]) AND seen_at < clock_timestamp() - interval '1 second'`, queue, runs)
 		}
 		batch.Queue(`
+			WITH long_step AS MATERIALIZED (`+longStep+`)
 			SELECT h.workspace, COALESCE(h.run_id::text, ''), COALESCE(r.status::text, ''), `+runGoesOn+`,
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c
 			               JOIN mm_orchestrator.parked AS b ON b.run_id = c.run_id AND b.step <> c.step
 			               WHERE c.run_id = h.run_id AND c.outcome IS NULL AND c.holder IS NOT NULL),
 			       count(p.id) FILTER (WHERE p.run_id = h.run_id), count(p.id) FILTER (WHERE p.run_id IS DISTINCT FROM h.run_id),
-			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8, `+runVersion("h.run_id")+`
+			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8, `+runVersion("h.run_id")+`,
+			       (SELECT l.is FROM long_step AS l)
 			FROM mm_orchestrator.holds AS h
 			LEFT JOIN orchestrator_runs AS r ON r.id = h.run_id
 			LEFT JOIN mm_orchestrator.parked AS p ON p.workspace = h.workspace
@@ -95,7 +111,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 			for rows.Next() {
 				var w WorkspaceState
 				var idle float64
-				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Blocked, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version)
+				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Blocked, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version, &w.LongStep)
 				if err != nil {
 					return err
 				}

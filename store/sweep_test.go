@@ -231,6 +231,35 @@ func TestPassWorkspace(t *testing.T) {
 	starts(t, s, shared("w", holder, store.StepBuild, "h2"))
 }
 
+// TestALongStepIsSeen: who is at a step of one run may have a message of another
+// one in hand too.
+func TestALongStepIsSeen(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run, other := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	finish(t, s, starts(t, s, shared("w", run, store.StepAnalyze, "a")), good(store.StepAnalyze))
+	if w := workspaces(t, s)[0]; w.LongStep {
+		t.Errorf("nobody is at a step: %+v", w)
+	}
+	tx, err := d.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(t.Context()) }()
+	if _, err := tx.Exec(t.Context(), `UPDATE spec_workflow_task_states SET status = 'running' WHERE orchestrator_run_id = $1 AND plan_step = 'patch'`, other); err != nil {
+		t.Fatal(err)
+	}
+	// A transaction that has just begun is no long one.
+	waitFor(t, "the step of the other run is long", func() bool { return workspaces(t, s)[0].LongStep })
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w := workspaces(t, s)[0]; w.LongStep {
+		t.Errorf("the step is over: %+v", w)
+	}
+}
+
 // TestARunInSomebodysHandIsNotLost: MoonMind's Python worker does a whole step
 // in one transaction, of which nobody sees anything before the commit. While it
 // lasts, and when it has just ended, the run is neither lost nor loses its

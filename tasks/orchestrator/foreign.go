@@ -19,9 +19,10 @@ import (
 // small for consumersAge, when such a worker's connection ends just then: but it
 // is asked in every sweep of LostGrace.
 //
-// Python's worker cancels its consumer when it stops, and then ends its steps.
-// Those are known by the locks of its transaction ([store.ErrLocked]), and by
-// what it commits ([store.WorkspaceState]).
+// Python's worker cancels its consumer when it stops, and then ends its steps;
+// what it has taken besides goes back when it is gone. Its steps are known by
+// their transactions, which last ([store.WorkspaceState]), by the locks of these
+// ([store.ErrLocked]), and by what they commit.
 
 // askTimeout bounds the question who consumes the queue.
 const askTimeout = 2 * time.Second

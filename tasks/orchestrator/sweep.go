@@ -40,8 +40,9 @@ const publishTimeout = 10 * time.Second
 //     and the queue is empty, is lost. When that has been so for LostGrace, the
 //     run fails and is rolled back; or, if only a step of it was lost whose
 //     worker is gone, and a retry waits for that, the retry goes on. It is not
-//     so while a consumer is on the queue that is no worker of this program
-//     (foreign.go), or while anybody has a row of the run locked.
+//     so while a consumer is on the queue that is no worker of this program,
+//     while anybody has a row of the run locked, or while one is at a step of
+//     any run (foreign.go).
 //
 // It is called once, while the worker runs, after Register, and ends at Leave
 // too. Every worker of a queue may sweep: each act is one transaction that looks
@@ -176,7 +177,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 
 // idle keeps or confirms the suspicion that a holder is lost.
 func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[string]suspect) error {
-	if !s.foreign.none() {
+	if !s.foreign.none() || w.LongStep {
 		return nil
 	}
 	ready, err := s.broker.QueueDepth(ctx, s.config.Queue)

@@ -265,6 +265,10 @@ func TestLostRunsAreFoundAgain(t *testing.T) {
 		sweep(time.Second)
 		broker.silent = false
 		sweep(nearly)
+		b.steps.workspaces[0].LongStep = true
+		sweep(time.Second)
+		b.steps.workspaces[0].LongStep = false
+		sweep(nearly)
 		if len(b.steps.lost) > 0 {
 			t.Error("lost before the grace was over")
 		}
