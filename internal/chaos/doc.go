@@ -7,7 +7,8 @@
 // faults happen at the chosen moments (package faultpoint) or times, waits for
 // the end, and judges: the run's rows, Celery's results, the artifacts on disk,
 // the ledger of effects (package ledger), what is left in queue and tables, and
-// the processes that are left. Lanes carry trials out side by side; a lane has
+// the processes that are left. The kind Mixed has workers of Celery in Python
+// beside ours. Lanes carry trials out side by side; a lane has
 // a virtual host, a database and a workspace of its own, and its workers live on from
 // trial to trial.
 //

@@ -142,5 +142,8 @@ func (c *Config) command() string {
 		}
 		command += " KINDS=" + strings.Join(kinds, ",")
 	}
+	if slices.Contains(c.Kinds, Rush) || slices.Contains(c.Kinds, Mixed) {
+		command += fmt.Sprintf(" RUNS=%d", c.Runs)
+	}
 	return command + fmt.Sprintf(" LANES=%d", c.Lanes)
 }

@@ -29,7 +29,7 @@ func run() int {
 	flag.IntVar(&config.Trials, "n", 0, "number of trials; 0 is enough for a kill at each place where a worker can be killed, or no limit with -minutes")
 	flag.IntVar(&config.Only, "trial", -1, "carry out this trial only")
 	flag.IntVar(&config.Lanes, "lanes", 0, "trials at once (default 8)")
-	flag.IntVar(&config.Runs, "runs", 0, "how many runs a rush publishes (default 200)")
+	flag.IntVar(&config.Runs, "runs", 0, "how many runs a rush (default 200) or a mixed trial (default 100) publishes")
 	flag.Float64Var(&minutes, "minutes", 0, "begin no trial after this time")
 	flag.StringVar(&kinds, "kinds", "", "kinds of trials, in turn, separated by commas")
 	flag.StringVar(&config.Folder, "folder", "", "where remains of failures are kept (default: a new folder in var/chaos)")
