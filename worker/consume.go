@@ -126,8 +126,8 @@ func (sub *subscription) start(limit int) (tag string, err error) {
 // consumer is gone for whatever reason: unless it was us, so is the session.
 func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	defer sub.session.consumers.Done()
-	part := sub.worker.pulse.Enter("consumer of queue "+sub.queue.Name, "receiving")
-	defer part.Leave()
+	activity := sub.worker.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
+	defer activity.End()
 	beat := time.NewTicker(beatTime)
 	defer beat.Stop()
 	for {
@@ -139,7 +139,7 @@ func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 			sub.worker.received(sub, d)
 		case <-beat.C:
 		}
-		part.Move("")
+		activity.Progress("")
 	}
 }
 

@@ -58,4 +58,4 @@ func (w *Worker) Ready() error {
 // waits, nor runs, or an outcome that cannot be recorded while broker and
 // result backend are away. Handlers may take any time. Less than 3 s count as
 // 3 s. It returns at once.
-func (w *Worker) Stuck(after time.Duration) error { return w.pulse.Stuck(max(after, 3*beatTime)) }
+func (w *Worker) Stuck(after time.Duration) error { return w.stalls.Stuck(max(after, 3*beatTime)) }

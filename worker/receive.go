@@ -10,7 +10,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -24,8 +24,8 @@ type delivery struct {
 	acker       amqp.Acknowledger
 	// wire is what the message said.
 	wire protocol.Delivery
-	// part shows that it moves.
-	part *pulse.Part
+	// activity reports the progress of the delivery to the worker's detector.
+	activity *stall.Activity
 	// settled is set by whoever settles it.
 	settled atomic.Bool
 	// copied: the message may be in its queue a second time.
@@ -98,8 +98,8 @@ func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 	w.life.deliveries.Add(1)
 	go func() {
 		defer w.life.deliveries.Done()
-		d.part = w.pulse.Enter("message "+clip(d.wire.Properties.CorrelationID), "reading it")
-		defer d.part.Leave()
+		d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
+		defer d.activity.End()
 		w.handle(d)
 	}()
 }
@@ -304,7 +304,7 @@ func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
 	}
 	release := d.sub.hold()
 	defer release()
-	defer d.part.Wait()()
+	defer d.activity.Wait()()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -325,7 +325,7 @@ func (w *Worker) takeSlot(d *delivery) bool {
 		d.settle(verdictRequeue)
 		return false
 	}
-	defer d.part.Wait()()
+	defer d.activity.Wait()()
 	select {
 	case w.slots <- struct{}{}:
 	case <-d.session.lost:
@@ -348,7 +348,7 @@ func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
 		return
 	}
 	defer d.sub.hold()()
-	defer d.part.Wait()()
+	defer d.activity.Wait()()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {

@@ -80,7 +80,7 @@ func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *d
 	}()
 	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
 	o := w.run(e, m, r, d, slot)
-	d.part.Move("recording how its task ended")
+	d.activity.Progress("recording how its task ended")
 	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
 	w.settle(e, m, r, o, slot)
 }
@@ -111,7 +111,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 	}
 	began := w.cfg.Now()
 	// How long a handler takes is its own affair.
-	over := d.part.Wait()
+	over := d.activity.Wait()
 	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.life.abandon.Done(), slot.leaveWhen)
 	over()
 	o.took = w.cfg.Now().Sub(began)

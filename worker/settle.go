@@ -82,7 +82,7 @@ func (w *Worker) pause(e *execution, d time.Duration) {
 	sub := e.deliveries[0].sub
 	w.running.mu.Unlock()
 	defer sub.hold()()
-	defer e.began.part.Wait()()
+	defer e.began.activity.Wait()()
 	sleep(w.life.receive, d)
 }
 

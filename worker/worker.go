@@ -8,7 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -37,7 +37,7 @@ type Worker struct {
 
 	running   attachments
 	inHand    messageSet
-	pulse     pulse.Board
+	stalls    stall.Detector
 	revoked   *idSet
 	link      link
 	slots     chan struct{} // one element for each slot that is taken

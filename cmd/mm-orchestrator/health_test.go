@@ -354,7 +354,7 @@ func TestHealthStaysGreen(t *testing.T) {
 func TestAHungWorkerIsRed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ point, reason string }{
-		{"consumer.took", "consumer of queue orchestrator.run has not moved for"},
+		{"consumer.took", "consumer of queue orchestrator.run has made no progress for"},
 		{"artifacts.opened", "while working"},
 	} {
 		t.Run(tt.point, func(t *testing.T) {
@@ -374,7 +374,7 @@ func TestAHungWorkerIsRed(t *testing.T) {
 			resume(t, dir)
 			p.turnsGreen()
 			s.waitForStep(t, id, "build", "succeeded")
-			p.toldOnce("has not moved for")
+			p.toldOnce("has made no progress for")
 		})
 	}
 }

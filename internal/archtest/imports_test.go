@@ -70,7 +70,7 @@ func within(path string, folders ...string) bool {
 
 // shared are the packages of this module that all may import: they hold no
 // domain and import nothing of ours.
-var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/pulse"}
+var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall"}
 
 // Foreign modules by what they stand for.
 var (

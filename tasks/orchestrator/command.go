@@ -15,7 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -91,7 +91,7 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
 	byItself := false
-	over := pulse.Of(ctx).Wait()
+	over := stall.FromContext(ctx).Wait()
 	err := r.program.Run(ctx, r.owner, cmd, func(code int) {
 		byItself = true
 		if exited != nil {

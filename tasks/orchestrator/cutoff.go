@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -208,7 +208,7 @@ func (w *cutWatch) isCutOff(silent time.Duration) bool {
 // it was taken over, nothing is changed.
 func (o *Orchestrator) giveBack(ctx context.Context, log *slog.Logger, claim store.Claim) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, o.config.HandBackDelay) {
-		pulse.Of(ctx).Move("giving it back")
+		stall.FromContext(ctx).Progress("giving it back")
 		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 		err := o.config.Steps.ReleaseClaim(try, claim)
 		cancel()

@@ -13,7 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -27,7 +27,7 @@ type Orchestrator struct {
 	client healthClient
 	// broker is nil before Register.
 	broker   Broker
-	pulse    pulse.Board
+	stalls   stall.Detector
 	sweeping sweeping
 }
 
@@ -123,9 +123,9 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		return Result{}, valueError("badly formed hexadecimal UUID string")
 	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
-	part := o.pulse.Enter("step "+string(step)+" of run "+runID, "asking the database whether to begin")
-	defer part.Leave()
-	ctx = part.Context(ctx)
+	activity := o.stalls.Start("step "+string(step)+" of run "+runID, "asking the database whether to begin")
+	defer activity.End()
+	ctx = activity.Context(ctx)
 	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
 		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID,
 		Queue: o.config.Queue, Message: request.Delivery,
@@ -198,7 +198,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		// may still write to the workspace.
 		processes.EndRivals(log, begun.Claim.RunID)
 	}
-	pulse.Of(ctx).Move("working")
+	stall.FromContext(ctx).Progress("working")
 	outcome := o.work(work, log, begun, journal)
 	unwatch()
 	journal.close()
@@ -258,7 +258,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 		if outcome.Status == store.StepFailed {
 			outcome.NothingFollows = request.NoErrback
 		}
-		pulse.Of(ctx).Move("recording its end")
+		stall.FromContext(ctx).Progress("recording its end")
 		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 		finished, err := o.config.Steps.FinishStep(attempt, claim, *outcome)
 		cancel()

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -54,9 +54,9 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 	}
 	defer done()
 	s := sweeper{Orchestrator: o, suspects: map[string]suspect{}}
-	part := o.pulse.Enter("sweep of queue "+o.config.Queue, "looking for messages whose turn has come")
-	defer part.Leave()
-	ctx = part.Context(ctx)
+	activity := o.stalls.Start("sweep of queue "+o.config.Queue, "looking for messages whose turn has come")
+	defer activity.End()
+	ctx = activity.Context(ctx)
 	for {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			if text := err.Error(); text != s.told {
@@ -68,7 +68,7 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 		}
 		interval := o.config.SweepInterval
 		timer := time.NewTimer(interval*3/4 + rand.N(interval/2+1))
-		over := part.Wait()
+		over := activity.Wait()
 		select {
 		case <-timer.C:
 			over()
@@ -82,7 +82,7 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 // Stuck names the steps in hand, and the sweep, that have neither moved nor
 // waited for something outside (a command, a service that is not up yet) for so
 // long, or is nil. It returns at once.
-func (o *Orchestrator) Stuck(after time.Duration) error { return o.pulse.Stuck(after) }
+func (o *Orchestrator) Stuck(after time.Duration) error { return o.stalls.Stuck(after) }
 
 // sweeper is what one call of Sweep remembers.
 type sweeper struct {
@@ -262,7 +262,7 @@ func (o *Orchestrator) unpark(ctx context.Context) error {
 // publishParked gives one message back to the broker. A crash in between
 // leaves it in both places, which is harmless.
 func (o *Orchestrator) publishParked(ctx context.Context, m store.ParkedMessage) error {
-	pulse.Of(ctx).Move("")
+	stall.FromContext(ctx).Progress("")
 	faultpoint.Hit(faultpoint.UnparkTaken, m.RunID, string(m.Step))
 	publish, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/internal/pulse"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 )
 
 // firstPause is the first pause between two looks at a service; it doubles up
@@ -178,7 +178,7 @@ func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.
 	}
 	pause := max(min(b.next, left/2), lastPause/2)
 	b.next = min(2*b.next, b.most)
-	defer pulse.Of(ctx).Wait()()
+	defer stall.FromContext(ctx).Wait()()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
