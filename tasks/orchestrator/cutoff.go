@@ -48,7 +48,7 @@ import (
 // be others. A second worker that is started during the very outage, or in the
 // 2 s before it, finds neither message nor lock held and takes the step over
 // while its commands run. In the same pid namespace it ends them first
-// ([processes.EndRivals]), in another one the two run side by side until the
+// ([processes.EndOtherWorkersPrograms]), in another one the two run side by side until the
 // first hears from the database that it has lost the step (takenover.go).
 
 // lookPause is how long an answer of the broker to the question who else

@@ -196,7 +196,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 || begun.Claim.Step == store.StepRollback {
 		// What is left of this step, or of the one before a retry or a rollback,
 		// may still write to the workspace.
-		processes.EndRivals(log, begun.Claim.RunID)
+		processes.EndOtherWorkersPrograms(log, begun.Claim.RunID)
 	}
 	stall.FromContext(ctx).Progress("working")
 	outcome := o.work(work, log, begun, journal)

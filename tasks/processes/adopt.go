@@ -11,24 +11,26 @@ import (
 	"time"
 )
 
-// adopts says that orphans come to this process.
-var adopts atomic.Bool
+// adopting says that this process is the parent of its descendants' orphans.
+var adopting atomic.Bool
 
-// zombieTime is how long a child must have been dead before it counts as one
-// that nobody waits for. Whoever starts a program waits for it at once.
-const zombieTime = time.Second
+// reapDelay is how long a child must have been a zombie before reap takes it.
+// The goroutine that has started a program waits for it at once, so that older
+// zombies are orphans.
+const reapDelay = time.Second
 
-// Adopt makes this process the parent of its descendants' orphans, for the
-// rest of its life, and buries those that die, until ctx ends. It is for
-// programs that start others by a [Runner] and in no other way.
+// Adopt makes this process the parent of its descendants' orphans until it
+// exits, and reaps those that have died until ctx ends or stop is called; stop
+// returns when reaping has ended. Use it only in programs that start others by a
+// [Runner] and in no other way.
 //
-// As pid 1 of a container the process is given orphans anyway, and would have
-// to bury them.
+// As pid 1 of a container a process gets orphans without asking, and has to
+// reap them just so.
 func Adopt(ctx context.Context) (stop func(), err error) {
-	if err := takeOrphans(); err != nil {
+	if err := becomeSubreaper(); err != nil {
 		return nil, err
 	}
-	adopts.Store(true)
+	adopting.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	deaths := make(chan os.Signal, 1)
@@ -36,7 +38,7 @@ func Adopt(ctx context.Context) (stop func(), err error) {
 	go func() {
 		defer close(done)
 		defer signal.Stop(deaths)
-		bury(ctx, deaths)
+		reap(ctx, deaths)
 	}()
 	return func() {
 		cancel()
@@ -44,48 +46,48 @@ func Adopt(ctx context.Context) (stop func(), err error) {
 	}, nil
 }
 
-// bury waits for orphans that have died. Those that others wait for are left
-// alone: taking the end of a program from package exec would make a failure
-// of it.
-func bury(ctx context.Context, deaths <-chan os.Signal) {
+// reap waits for orphans that have died. It leaves programs that a Runner has
+// started alone: package exec would report an error for a program whose exit
+// status somebody else has taken.
+func reap(ctx context.Context, deaths <-chan os.Signal) {
 	seen := map[identity]time.Time{}
-	var look <-chan time.Time
+	var scan <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-deaths:
-			if look == nil {
-				look = time.After(zombieTime / 2)
+			if scan == nil {
+				scan = time.After(reapDelay / 2)
 			}
 			continue
-		case <-look:
+		case <-scan:
 		}
-		look = nil
+		scan = nil
 		now, still := time.Now(), map[identity]time.Time{}
 		for _, p := range list() {
-			if p.parent != os.Getpid() || !p.zombie || isStarted(p.pid) {
+			if p.parent != os.Getpid() || !p.zombie || isProgram(p.pid) {
 				continue
 			}
 			since, known := seen[p.identity()]
 			if !known {
 				since = now
 			}
-			if now.Sub(since) < zombieTime {
+			if now.Sub(since) < reapDelay {
 				still[p.identity()] = since
 				continue
 			}
 			_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil)
 		}
 		if seen = still; len(seen) > 0 {
-			look = time.After(zombieTime)
+			scan = time.After(reapDelay)
 		}
 	}
 }
 
-func isStarted(pid int) bool {
-	started.mu.Lock()
-	defer started.mu.Unlock()
-	_, ours := started.pids[pid]
-	return ours
+func isProgram(pid int) bool {
+	programs.mu.Lock()
+	defer programs.mu.Unlock()
+	_, found := programs.marks[pid]
+	return found
 }

@@ -1,27 +1,30 @@
-// Package processes runs the programs of steps and sees to it that nothing
-// of them survives: not the program, not what it has started, not what has
-// left its process group, and not when this process itself is killed.
+// Package processes runs the programs of steps and makes sure that no process
+// survives its step: neither the program, nor what it has started, nor a
+// process that has left the process group. This also holds when the worker
+// itself is killed.
 //
-// Four things work together, each for what the others cannot see:
+// Four mechanisms work together, because each covers what the others miss:
 //
-//   - A process group of its own for each program, so that a signal reaches
-//     all that did not ask for another one.
-//   - The parent-death signal: should this process die, the kernel kills the
-//     program at once.
-//   - [Adopt] makes this process the one that orphans of its descendants are
-//     given to, instead of init. What has left the group by double forking and
-//     setsid is found among its children.
-//   - A [Variable] in the environment that says whose it is. It tells the
-//     programs of concurrent steps apart, by it [EndLeftovers] finds at the
-//     next start what a killed worker has left, and [EndRivals] what one that
-//     has lost a step still runs of it.
+//   - Each program has a process group of its own. A signal to the group
+//     reaches every process that did not ask for another one.
+//   - The parent-death signal: if the worker dies, the kernel kills the program
+//     at once.
+//   - [Adopt] makes the worker the subreaper of its descendants: their orphans
+//     become its children instead of init's. So it finds processes that have
+//     left the group by double forking and setsid.
+//   - [Variable] in the environment names the worker, run and step that a
+//     process belongs to. It distinguishes the programs of concurrent steps.
+//     [EndLeftovers] uses it at a worker's start to find what a killed worker
+//     has left running, and [EndOtherWorkersPrograms] to find what a worker
+//     still runs of a step whose claim it has lost.
 //
-// What the package cannot end: a process of another user (a setuid program)
-// and, after a kill of the worker, a grandchild that has emptied its
-// environment. In a container whose first process is the worker the kernel
+// The package cannot end two kinds of process: that of another user (a setuid
+// program) and, after the worker was killed, a grandchild that has emptied its
+// environment. In a container whose first process is the worker, the kernel
 // ends these too.
 //
-// On systems other than Linux there is the process group and nothing else.
+// On systems other than Linux only the process group is available.
 //
-// It knows no runs and no commands: package orchestrator does.
+// The package does not know what runs, steps and commands mean: package
+// orchestrator does.
 package processes

@@ -10,41 +10,44 @@ import (
 	"time"
 )
 
-// EndLeftovers kills what workers have left that are no more: processes of
-// this user and pid namespace whose environment has a [Variable] that names a
-// process that does not exist. Nothing else is touched. It logs one line for
-// each and returns how many there were; it waits for their end, for some
-// seconds at the most.
+// EndLeftovers kills the programs of dead workers: processes of this user and
+// pid namespace whose [Variable] names a worker process that does not exist any
+// more. It touches nothing else. It waits up to 5 s for the processes to end,
+// logs one line for each and returns their number.
 //
-// It is for the start of a worker, before it takes any work.
+// Call it when a worker starts, before it takes any work.
 func EndLeftovers(log *slog.Logger) int {
-	return endMarked(log, func(m mark) bool { return m.holder.dead() })
+	return endMarked(log, func(m mark) bool { return m.worker.dead() })
 }
 
-// EndRivals kills what EndLeftovers kills, and besides the programs of any step
-// of this run that another worker has started, though that one lives: it was
-// cut off and has lost the step without knowing. It is for a step that is
-// taken over or follows one that was, before it does anything: what is left may
-// still write to the workspace. One step of a run is run at a time. Programs of
-// this process are not touched.
-func EndRivals(log *slog.Logger, run string) int {
+// EndOtherWorkersPrograms kills what EndLeftovers kills, and in addition the
+// programs of any step of this run that another worker has started, even if
+// that worker is alive: it was isolated and has lost its claim without knowing.
+// It does not touch programs of this process.
+//
+// Call it before the first command of a step that was taken over, or that
+// follows one that was: leftover programs may still write to the workspace.
+// That it ends those of every step is safe, as only one step of a run works at
+// a time.
+func EndOtherWorkersPrograms(log *slog.Logger, run string) int {
 	run = noSlash(run)
 	return endMarked(log, func(m mark) bool {
-		rival := m.run == run && m.holder != self()
-		return rival || m.holder.dead()
+		otherWorkers := m.run == run && m.worker != self()
+		return otherWorkers || m.worker.dead()
 	})
 }
 
 func endMarked(log *slog.Logger, wanted func(mark) bool) int {
-	told := map[identity]bool{}
+	signalled := map[identity]bool{}
 	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		alive := false
 		for _, p := range list() {
 			if p.zombie || p.pid == os.Getpid() {
 				continue
 			}
-			if told[p.identity()] {
-				// It loses its environment before it is gone.
+			if signalled[p.identity()] {
+				// A dying process loses its environment, and so its mark, before
+				// it ends.
 				alive = true
 				_ = p.send(syscall.SIGKILL)
 				continue
@@ -58,19 +61,19 @@ func endMarked(log *slog.Logger, wanted func(mark) bool) int {
 			if errors.Is(err, os.ErrProcessDone) {
 				continue
 			}
-			told[p.identity()] = true
-			log := log.With("pid", p.pid, "name", p.name, "run_id", left.run, "step", left.step, "worker_pid", left.holder.pid)
+			signalled[p.identity()] = true
+			log := log.With("pid", p.pid, "name", p.name, "run_id", left.run, "step", left.step, "worker_pid", left.worker.pid)
 			switch {
 			case err != nil:
-				log.Error("process of a step that is over cannot be ended", "error", err)
-			case left.holder.dead():
-				log.Warn("ended a process that a dead worker has left")
+				log.Error("leftover process of a step cannot be ended", "error", err)
+			case left.worker.dead():
+				log.Warn("ended a process of a dead worker")
 			default:
-				log.Warn("ended a process of a worker that has lost the step")
+				log.Warn("ended a process of a worker that has lost its claim on the step")
 			}
 		}
-		if !alive || time.Since(begin) > killTime {
-			return len(told)
+		if !alive || time.Since(begin) > killTimeout {
+			return len(signalled)
 		}
 	}
 }

@@ -10,25 +10,28 @@ import (
 	"sync"
 )
 
-// Variable is set in the environment of every program that is run. Its value
-// is HOLDER/RUN/STEP/N: HOLDER names the worker process, N the program.
+// Variable is set in the environment of every program that a [Runner] runs. Its
+// value is the mark WORKER/RUN/STEP/N: WORKER names the worker process, N counts
+// its programs.
 const Variable = "MM_ORCHESTRATOR_STEP"
 
-// A holder is a worker process: number of its pid namespace, pid, start time.
-// Pids mean nothing in another namespace, so that marks from there are never
-// judged.
-type holder struct {
+// A workerProcess is the one that has started a program: number of its pid
+// namespace, pid, start time. A pid from another namespace means nothing here,
+// so such a process never counts as dead.
+type workerProcess struct {
 	namespace string
 	identity
 }
 
-func (h holder) String() string { return fmt.Sprintf("%s.%d.%d", h.namespace, h.pid, h.started) }
+func (w workerProcess) String() string {
+	return fmt.Sprintf("%s.%d.%d", w.namespace, w.pid, w.started)
+}
 
-// self is this process. Without /proc there is no mark, and nothing is found
-// by one.
-var self = sync.OnceValue(func() holder {
+// self is this process. Without /proc it cannot be named, and no process is
+// found by its mark.
+var self = sync.OnceValue(func() workerProcess {
 	me, _ := readProcess(os.Getpid())
-	return holder{namespaceOf("self"), identity{os.Getpid(), me.started}}
+	return workerProcess{namespaceOf("self"), identity{os.Getpid(), me.started}}
 })
 
 func namespaceOf(process string) string {
@@ -38,7 +41,7 @@ func namespaceOf(process string) string {
 
 // A mark is a parsed value of Variable.
 type mark struct {
-	holder    holder
+	worker    workerProcess
 	run, step string
 }
 
@@ -59,14 +62,14 @@ func parseMark(text string) (mark, bool) {
 	if err != nil || started == 0 {
 		return mark{}, false
 	}
-	return mark{holder{who[0], identity{pid, started}}, parts[1], parts[2]}, true
+	return mark{workerProcess{who[0], identity{pid, started}}, parts[1], parts[2]}, true
 }
 
-// dead says that the holder was a process here and is none any more.
-func (h holder) dead() bool {
-	if h.namespace != self().namespace {
+// dead says that the worker ran in this pid namespace and has ended.
+func (w workerProcess) dead() bool {
+	if w.namespace != self().namespace {
 		return false
 	}
-	now, there := readProcess(h.pid)
-	return !there || now.zombie || now.started != h.started
+	now, exists := readProcess(w.pid)
+	return !exists || now.zombie || now.started != w.started
 }

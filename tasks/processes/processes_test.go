@@ -23,9 +23,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// trees are programs that try to leave something behind. Each writes the pids
-// of all its processes to $PIDS, ends by itself if $ENDS is set, and says that
-// it is complete by a line "complete".
+// trees are scripts that start processes which try to survive them. Each writes
+// the pids of these to $PIDS.
 var trees = map[string]string{
 	"children": `sleep 600 & echo $! >>"$PIDS"; sleep 600 & echo $! >>"$PIDS"`,
 	"ignores SIGTERM": `trap '' TERM
@@ -37,19 +36,30 @@ var trees = map[string]string{
 		until [ -s "$PIDS" ]; do sleep 0.01; done`,
 }
 
-// hidden is a daemon whose environment is empty: only the parent of orphans
-// finds it.
+// hidden starts a daemon with an empty environment. It can be found only as an
+// orphan that this process has adopted.
 const hidden = `env -i PIDS="$PIDS" PATH="$PATH" setsid sh -c 'sh -c "echo \$\$ >>\"$PIDS\"; exec sleep 600" </dev/null >/dev/null 2>&1 &'
 	until [ -s "$PIDS" ]; do sleep 0.01; done`
 
-// plant runs a tree until it is complete or, if it ends, to its end.
-func plant(t *testing.T, script string, ends bool, kill bool) (pids []int, log *bytes.Buffer) {
+// An ending is how the script of runTree ends.
+type ending int
+
+const (
+	// byItself: the script exits, and leaves its processes behind.
+	byItself ending = iota
+	// byContext: the context ends when all processes run.
+	byContext
+)
+
+// runTree runs a script of trees to its end and returns the pids of its
+// processes, and what the Runner has logged.
+func runTree(t *testing.T, script string, how ending) (pids []int, log *bytes.Buffer) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "pids")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !ends {
+	if how == byContext {
 		script += "\necho complete; wait; sleep 600"
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -62,13 +72,13 @@ func plant(t *testing.T, script string, ends bool, kill bool) (pids []int, log *
 	cmd.Stdout = out
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx, Owner{"run", "build"}, cmd, nil) }()
-	if kill {
+	if how == byContext {
 		<-out.seen
 		cancel()
 	}
 	err := <-ended
-	if ends && err != nil {
-		t.Errorf("a program that ended well: %v", err)
+	if how == byItself && err != nil {
+		t.Errorf("error for a program that has exited with 0: %v", err)
 	}
 	text, _ := os.ReadFile(file)
 	for _, word := range strings.Fields(string(text)) {
@@ -79,11 +89,12 @@ func plant(t *testing.T, script string, ends bool, kill bool) (pids []int, log *
 		pids = append(pids, pid)
 	}
 	if len(pids) == 0 {
-		t.Fatal("the tree has not grown")
+		t.Fatal("the script has started no processes")
 	}
 	return pids, log
 }
 
+// A watcher closes seen when "complete" was written to it.
 type watcher struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -102,8 +113,8 @@ func (w *watcher) Write(p []byte) (int, error) {
 }
 
 func alive(pid int) bool {
-	p, there := readProcess(pid)
-	return there && !p.zombie
+	p, exists := readProcess(pid)
+	return exists && !p.zombie
 }
 
 func noneAlive(t *testing.T, pids []int) {
@@ -117,14 +128,15 @@ func noneAlive(t *testing.T, pids []int) {
 	}
 }
 
-// Without the right to orphans the mark in the environment finds them.
+// This process does not adopt orphans here: the mark in the environment is what
+// finds them.
 func TestNothingSurvivesAProgram(t *testing.T) {
 	t.Parallel()
 	for name, script := range trees {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for _, kill := range []bool{true, false} {
-				pids, log := plant(t, script, !kill, kill)
+			for _, how := range []ending{byContext, byItself} {
+				pids, log := runTree(t, script, how)
 				noneAlive(t, pids)
 				if log.Len() > 0 {
 					t.Errorf("logged: %s", log)
@@ -134,9 +146,9 @@ func TestNothingSurvivesAProgram(t *testing.T) {
 	}
 }
 
-// again runs one test of this binary in a process of its own, whose children
-// are not mixed with those of other tests.
-func again(t *testing.T, environ ...string) *exec.Cmd {
+// inChild returns the command that runs this test once more, in a process of
+// its own: there the children of other tests do not interfere.
+func inChild(t *testing.T, environ ...string) *exec.Cmd {
 	t.Helper()
 	path, err := os.Executable()
 	if err != nil {
@@ -147,12 +159,13 @@ func again(t *testing.T, environ ...string) *exec.Cmd {
 	return cmd
 }
 
-const inside = "PROCESSES_TEST_INSIDE"
+// isChild is set in the environment of inChild's process.
+const isChild = "PROCESSES_TEST_INSIDE"
 
-func TestAnEndedProgramHasNotSucceeded(t *testing.T) {
+func TestAProgramThatWasEndedHasNotSucceeded(t *testing.T) {
 	for name, script := range map[string]string{
-		"it calls SIGTERM a success": `trap 'exit 0' TERM; echo complete; while :; do sleep 0.01; done`,
-		"it has lost its child":      `trap '' TERM; sleep 600 & echo complete; wait`,
+		"it exits with 0 on SIGTERM":               `trap 'exit 0' TERM; echo complete; while :; do sleep 0.01; done`,
+		"it exits with 0 when its child is killed": `trap '' TERM; sleep 600 & echo complete; wait`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,10 +188,10 @@ func TestAnEndedProgramHasNotSucceeded(t *testing.T) {
 	}
 }
 
-func TestOrphansAreFoundAndBuried(t *testing.T) {
-	if os.Getenv(inside) == "" {
+func TestOrphansAreFoundAndReaped(t *testing.T) {
+	if os.Getenv(isChild) == "" {
 		t.Parallel()
-		if out, err := again(t, inside+"=1").CombinedOutput(); err != nil {
+		if out, err := inChild(t, isChild+"=1").CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 		return
@@ -193,8 +206,8 @@ func TestOrphansAreFoundAndBuried(t *testing.T) {
 		scripts = append(scripts, script)
 	}
 	for _, script := range scripts {
-		for _, kill := range []bool{true, false} {
-			pids, _ := plant(t, script, !kill, kill)
+		for _, how := range []ending{byContext, byItself} {
+			pids, _ := runTree(t, script, how)
 			noneAlive(t, pids)
 		}
 	}
@@ -210,17 +223,17 @@ func TestOrphansAreFoundAndBuried(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d children are left unburied", zombies)
+			t.Fatalf("%d zombies were not reaped", zombies)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// A program of one step does not end that of another.
-func TestProgramsAreToldApart(t *testing.T) {
-	if os.Getenv(inside) == "" {
+// The end of one step's program leaves the processes of another step's alone.
+func TestProgramsOfTwoStepsAreDistinguished(t *testing.T) {
+	if os.Getenv(isChild) == "" {
 		t.Parallel()
-		if out, err := again(t, inside+"=1").CombinedOutput(); err != nil {
+		if out, err := inChild(t, isChild+"=1").CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 		return
@@ -238,7 +251,7 @@ func TestProgramsAreToldApart(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- Runner{Grace: time.Second}.Run(ctx, Owner{"one", "build"}, cmd, nil) }()
 	<-out.seen
-	pids, _ := plant(t, trees["children"], true, false)
+	pids, _ := runTree(t, trees["children"], byItself)
 	noneAlive(t, pids)
 	var other []int
 	for _, name := range []string{file, file + "2"} {
@@ -260,10 +273,11 @@ func TestProgramsAreToldApart(t *testing.T) {
 	noneAlive(t, other)
 }
 
-// The program dies with a killed worker; the rest of its tree is ended by the
-// next one, which leaves alone what lives or is not marked.
+// The kernel ends the program of a killed worker. The next worker ends the rest
+// of its processes, and leaves those of a living worker, and those without a
+// mark, alone.
 func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
-	if os.Getenv(inside) != "" {
+	if os.Getenv(isChild) != "" {
 		cmd := exec.Command("sh", "-c", trees["a daemon"]+"\n"+trees["a session of its own"]+`
 			echo $$ >"$PIDS.program"; exec sleep 600`)
 		_ = Runner{}.Run(context.Background(), Owner{"4b7c", "build"}, cmd, nil)
@@ -278,7 +292,7 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 		if err := os.WriteFile(pids, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		cmd := again(t, inside+"=1", "PIDS="+pids)
+		cmd := inChild(t, isChild+"=1", "PIDS="+pids)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -300,11 +314,11 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		t.Fatal("the tree has not grown")
+		t.Fatal("the script has started no processes")
 		return nil
 	}
-	left, stay := read(file), read(file+"-living")
-	program := left[len(left)-1]
+	leftovers, ofLiving := read(file), read(file+"-living")
+	program := leftovers[len(leftovers)-1]
 
 	unmarked := exec.Command("sleep", "600")
 	unmarked.Env = []string{Variable + "=1/2/3", "PATH=" + os.Getenv("PATH")}
@@ -317,7 +331,7 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 			_ = cmd.Wait()
 		}
 		EndLeftovers(slog.New(slog.DiscardHandler))
-		noneAlive(t, stay)
+		noneAlive(t, ofLiving)
 	})
 
 	_ = killed.Process.Kill()
@@ -331,21 +345,21 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 	}
 	var log bytes.Buffer
 	count := EndLeftovers(slog.New(slog.NewTextHandler(&log, nil)))
-	noneAlive(t, left)
+	noneAlive(t, leftovers)
 	if strings.Count(log.String(), "\n") != count {
 		t.Errorf("%d ended, log:\n%s", count, &log)
 	}
 	worker := fmt.Sprintf("worker_pid=%d", killed.Process.Pid)
 	for line := range strings.Lines(log.String()) {
 		if strings.Contains(line, worker) && !(strings.Contains(line, "run_id=4b7c") && strings.Contains(line, "step=build")) {
-			t.Errorf("the log does not say what it was: %s", line)
+			t.Errorf("the log line does not name run and step: %s", line)
 		}
 	}
 	if !strings.Contains(log.String(), worker) {
-		// Tests of other packages have workers too, which do the same.
-		t.Log("another worker of this machine was faster")
+		// Workers in tests of other packages end leftovers too.
+		t.Log("another worker of this machine has ended the leftovers first")
 	}
-	remain := func(pids ...int) {
+	mustLive := func(pids ...int) {
 		t.Helper()
 		for _, pid := range pids {
 			if !alive(pid) {
@@ -353,22 +367,21 @@ func TestLeftoversOfAKilledWorkerAreEnded(t *testing.T) {
 			}
 		}
 	}
-	remain(append(stay, unmarked.Process.Pid)...)
+	mustLive(append(ofLiving, unmarked.Process.Pid)...)
 
-	// The living one has lost its step, as another has taken it over.
-	quiet := slog.New(slog.DiscardHandler)
-	EndRivals(quiet, "another run")
-	remain(append(stay, unmarked.Process.Pid)...)
-	if EndRivals(quiet, "4b7c") == 0 {
-		t.Error("no rival was ended")
+	// Now the living worker has lost its claim: another one has taken the step over.
+	discard := slog.New(slog.DiscardHandler)
+	EndOtherWorkersPrograms(discard, "another run")
+	mustLive(append(ofLiving, unmarked.Process.Pid)...)
+	if EndOtherWorkersPrograms(discard, "4b7c") == 0 {
+		t.Error("no program of the other worker was ended")
 	}
-	noneAlive(t, stay)
-	remain(unmarked.Process.Pid)
+	noneAlive(t, ofLiving)
+	mustLive(unmarked.Process.Pid)
 }
 
-// TestKillInTheMiddleOfAGrace: a program that is being ended is killed when
-// there is no time left.
-func TestKillInTheMiddleOfAGrace(t *testing.T) {
+// KillWhen kills a program that has had its SIGTERM and uses its grace.
+func TestKillDuringTheGrace(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	now := make(chan struct{})
@@ -377,12 +390,12 @@ func TestKillInTheMiddleOfAGrace(t *testing.T) {
 	cmd.Stdout = &firstLine{then: cancel, next: out}
 	ended := make(chan error, 1)
 	go func() { ended <- Runner{Grace: time.Hour}.Run(KillWhen(ctx, now), Owner{"run", "build"}, cmd, nil) }()
-	<-out.seen // it has had its SIGTERM
+	<-out.seen // the script has got its SIGTERM
 	close(now)
 	select {
 	case err := <-ended:
 		if err == nil || ExitCode(cmd.ProcessState) != -9 {
-			t.Errorf("%v, exit code %d, want it killed", err, ExitCode(cmd.ProcessState))
+			t.Errorf("error %v, exit code %d, want -9", err, ExitCode(cmd.ProcessState))
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the program survives")
@@ -400,13 +413,13 @@ func (f *firstLine) Write(p []byte) (int, error) {
 	return f.next.Write(p)
 }
 
-func TestMarksAreReadWithCare(t *testing.T) {
+func TestMarksThatCannotBeTrustedAreRefused(t *testing.T) {
 	t.Parallel()
 	me := self()
 	if me.dead() {
-		t.Error("this process is dead")
+		t.Error("this process counts as dead")
 	}
-	if m, ok := parseMark(me.String() + "/run/build/7"); !ok || m.holder != me || m.run != "run" || m.step != "build" {
+	if m, ok := parseMark(me.String() + "/run/build/7"); !ok || m.worker != me || m.run != "run" || m.step != "build" {
 		t.Errorf("%+v %v", m, ok)
 	}
 	for _, text := range []string{"", "x", "1.2.3", "1.2/run/build/1", ".2.3/run/build/1", "1.0.3/r/b/1", "1.-5.3/r/b/1", "1.2.0/r/b/1", "1.2.x/r/b/1", "1.2.3/r/b"} {
@@ -414,18 +427,18 @@ func TestMarksAreReadWithCare(t *testing.T) {
 			t.Errorf("%q was taken for a mark", text)
 		}
 	}
-	elsewhere := holder{"1", identity{1 << 30, 5}}
+	elsewhere := workerProcess{"1", identity{1 << 30, 5}}
 	if elsewhere.dead() {
-		t.Error("a process of another pid namespace was judged")
+		t.Error("a process of another pid namespace counts as dead")
 	}
-	gone := me
-	gone.started++
-	if !gone.dead() {
-		t.Error("another process with the same pid was taken for the holder")
+	ended := me
+	ended.started++
+	if !ended.dead() {
+		t.Error("another process with the same pid was taken for the worker")
 	}
 }
 
-func TestStatIsParsedWhateverTheName(t *testing.T) {
+func TestStatIsParsedWithAnyName(t *testing.T) {
 	t.Parallel()
 	line := "42 (a) b (c) S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 1 1"
 	if p, ok := parseStat([]byte(line)); !ok || p.pid != 42 || p.parent != 7 || p.group != 8 || p.started != 123456 || p.name != "a) b (c" {
@@ -438,27 +451,27 @@ func TestStatIsParsedWhateverTheName(t *testing.T) {
 	}
 }
 
-// The end of a program is told while its children are still alive and hold
+// Run reports the end of a program while its children are still alive and keep
 // its output open.
-func TestTheEndIsToldAtOnce(t *testing.T) {
+func TestTheEndIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "pids")
-	cmd := exec.Command("sh", "-c", `sleep 600 & echo $! >"$PIDS"; echo said; exit 3`)
+	cmd := exec.Command("sh", "-c", `sleep 600 & echo $! >"$PIDS"; echo output; exit 3`)
 	cmd.Env = append(os.Environ(), "PIDS="+file)
 	var out bytes.Buffer
 	cmd.Stdout = &out
-	var pid, told int
+	var pid, reported int
 	err := Runner{}.Run(t.Context(), Owner{"run", "build"}, cmd, func(code int) {
-		told = code
+		reported = code
 		text, _ := os.ReadFile(file)
 		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
 		if !alive(pid) {
-			t.Error("told after the child was ended")
+			t.Error("reported after the child was ended")
 		}
 	})
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || told != 3 || out.String() != "said\n" {
-		t.Errorf("%v, told %d, output %q", err, told, &out)
+	if !errors.As(err, &exit) || reported != 3 || out.String() != "output\n" {
+		t.Errorf("error %v, reported exit code %d, output %q", err, reported, &out)
 	}
 	noneAlive(t, []int{pid})
 }

@@ -21,87 +21,89 @@ import (
 )
 
 const (
-	// strayOutput is how long the output of a program's stray children is
-	// waited for after the program has ended.
-	strayOutput = time.Second
-	// strayGrace is what is left to processes that a program has left behind:
-	// enough for git to remove its lock files.
-	strayGrace = time.Second
-	// killTime is how long processes may take to be gone after SIGKILL; only
-	// one that hangs in the kernel takes longer.
-	killTime = 5 * time.Second
+	// outputTimeout is how long Run waits, after the end of a program, for the
+	// output that its remaining children may still write.
+	outputTimeout = time.Second
+	// leftoverGrace is the time between SIGTERM and SIGKILL for processes that
+	// have survived their program: enough for git to remove its lock files.
+	leftoverGrace = time.Second
+	// killTimeout is how long processes may take to end after SIGKILL. Only one
+	// that hangs in the kernel takes longer.
+	killTimeout = 5 * time.Second
 )
 
 // Runner runs programs. Its zero value is ready for use.
 type Runner struct {
-	// Grace is the time between SIGTERM and SIGKILL for a program that is
-	// ended. Defaults to 10 s.
+	// Grace is the time between SIGTERM and SIGKILL when ctx ends a program.
+	// Defaults to 10 s.
 	Grace time.Duration
-	// Logger hears of processes that cannot be ended. Defaults to
+	// Logger gets an error for each process that cannot be ended. Defaults to
 	// slog.Default().
 	Logger *slog.Logger
 }
 
-// started are the programs that run, of all Runners: who the children of this
-// process are is not a matter of one of them. An entry is made while lock is
-// held for reading, so that a look around under the full lock never mistakes
-// a program for an orphan.
-var started = struct {
-	lock    sync.RWMutex
-	mu      sync.Mutex
-	pids    map[int]string // pid to mark
-	running int            // programs that run or leave processes to be ended
-}{pids: map[int]string{}}
+// programs are those that run now, of all Runners: every Runner's programs are
+// children of this process, and each has to know the others' from orphans.
+var programs = struct {
+	// starting is read-locked while a program is started and entered. Under the
+	// write lock each program is entered, so none is mistaken for an orphan.
+	starting sync.RWMutex
+	mu       sync.Mutex
+	marks    map[int]string // by pid
+	running  int            // programs that run, or whose leftovers are being ended
+}{marks: map[int]string{}}
 
-var programs atomic.Int64
+// lastProgram numbers programs for their marks.
+var lastProgram atomic.Int64
 
 type killKey struct{}
 
 // KillWhen returns a context whose programs get SIGKILL when now is closed: at
-// once, and also in the middle of a grace. Who closes it ends the context too.
-// What kills the programs of the given context kills these as well.
+// once, and also during the grace after a SIGTERM. The caller must end the
+// context too when it closes now. Channels of earlier calls stay in effect.
 func KillWhen(ctx context.Context, now <-chan struct{}) context.Context {
-	return context.WithValue(ctx, killKey{}, append(slices.Clip(killers(ctx)), now))
+	return context.WithValue(ctx, killKey{}, append(slices.Clip(killChannels(ctx)), now))
 }
 
-func killers(ctx context.Context) []<-chan struct{} {
+func killChannels(ctx context.Context) []<-chan struct{} {
 	all, _ := ctx.Value(killKey{}).([]<-chan struct{})
 	return all
 }
 
-// Owner names what a program is run for.
+// Owner names the step that a program belongs to.
 type Owner struct{ Run, Step string }
 
-// Run starts the program in a process group of its own and waits for it. When
-// ctx ends, the program and all that it has started get SIGTERM and, after
-// the grace or when [KillWhen] says so, SIGKILL. On return nothing of it is
-// alive; what the program left behind got SIGTERM and a second.
+// Run starts the program in a process group of its own and waits for it.
 //
-// exited, unless nil, is called the moment that a program has ended by itself,
-// with its exit code as [ExitCode] has it: before its output is complete, and
-// before what it left behind is looked for. It is not called for a program
-// that was ended because of ctx, or killed by whatever signal.
-//
-// The error is that of [exec.Cmd.Wait], except that children that hold the
-// output open are no error, and that a program that was ended has not
-// succeeded, whatever its exit code says: its error is then the cause of ctx.
+//   - When ctx ends, the program and all its descendants get SIGTERM. They get
+//     SIGKILL after the grace, or when a channel of [KillWhen] is closed.
+//   - When the program ends by itself, its remaining descendants get SIGTERM,
+//     and SIGKILL a second later.
+//   - On return no process of the program is alive, unless the log has an error
+//     about it.
+//   - Run calls exited, unless nil, as soon as the program has ended by itself,
+//     with its exit code as in [ExitCode]. At that time its output may be
+//     incomplete and its descendants alive. Run does not call it for a program
+//     that ctx or any signal has ended.
+//   - The error is that of [exec.Cmd.Wait], with two differences: it is no error
+//     that a child keeps the output open; and if ctx has ended the program and
+//     that exits with 0, the error is the cause of ctx.
 func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func(code int)) error {
 	p := &program{
-		mark:  fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), programs.Add(1)),
+		mark:  fmt.Sprintf("%s/%s/%s/%d", self(), noSlash(owner.Run), noSlash(owner.Step), lastProgram.Add(1)),
 		log:   r.Logger,
-		known: map[identity]bool{},
-		dead:  map[identity]bool{},
+		known: map[identity]bool{}, unkillable: map[identity]bool{},
 	}
-	p.now = killers(ctx)
+	p.killNow = killChannels(ctx)
 	if p.log == nil {
 		p.log = slog.Default()
 	}
 	p.log = p.log.With("run_id", owner.Run, "step", owner.Step)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Env = append(cmd.Environ(), Variable+"="+p.mark)
-	dieWithUs(cmd.SysProcAttr)
+	setParentDeathSignal(cmd.SysProcAttr)
 	if ctx.Err() != nil {
-		return context.Cause(ctx) // not begun, rather than begun and ended
+		return context.Cause(ctx) // do not start it only to end it
 	}
 	streams, err := pipe(cmd)
 	if err != nil {
@@ -119,7 +121,7 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 	case err = <-done:
 		byItself = true
 	case <-ctx.Done():
-		select { // it may have ended at the same moment
+		select { // it may have ended at the same time
 		case err = <-done:
 			byItself = true
 		default:
@@ -130,8 +132,8 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 		if code := ExitCode(cmd.ProcessState); code >= 0 && exited != nil {
 			exited(code)
 		}
-		incomplete = streams.end(strayOutput)
-		p.end(nil, strayGrace)
+		incomplete = streams.end(outputTimeout)
+		p.end(nil, leftoverGrace)
 	} else {
 		ended := make(chan struct{})
 		go func() {
@@ -140,10 +142,10 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 		}()
 		p.end(ended, cmp.Or(r.Grace, 10*time.Second))
 		<-ended
-		incomplete = streams.end(strayOutput)
+		incomplete = streams.end(outputTimeout)
 		if err == nil {
-			// Asked to end, or robbed of a child, it calls that a success.
-			// Nobody knows whether it had done its work.
+			// Some programs exit with 0 on SIGTERM, or when a child of theirs
+			// was killed. That does not say that they have done their work.
 			err = context.Cause(ctx)
 		}
 	}
@@ -152,82 +154,83 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 
 func noSlash(text string) string { return strings.ReplaceAll(text, "/", "_") }
 
-// program is one that was started, with all that came of it.
+// program is one that Run has started, with all its descendants.
 type program struct {
 	mark string
 	log  *slog.Logger
 	pid  int
 	// group are the members of the process group that were alive when the
-	// program had ended. Later its number may be another group's.
+	// program had ended. Later the kernel may give the number to another group.
 	group map[identity]bool
-	// known are processes that were found before. One that is about to end has
-	// no environment any more and is not yet gone.
+	// known are processes that were found before. They are remembered because a
+	// dying process loses its environment, and so its mark, before it ends.
 	known map[identity]bool
-	// dead are processes that no signal reaches.
-	dead map[identity]bool
-	// now are of whom one is closed when there is no time for a grace.
-	now []<-chan struct{}
+	// unkillable are processes that could not be sent SIGKILL.
+	unkillable map[identity]bool
+	// killNow has the channels of KillWhen.
+	killNow []<-chan struct{}
 }
 
-// start starts the program on a thread that lives as long as it does: the
-// kernel ties the parent-death signal to the thread that forked, and Go ends
-// threads as it likes.
+// start starts the program on a thread that lives until the program ends: the
+// kernel sends the parent-death signal when the thread that forked ends, and Go
+// may end any other thread at any time.
 func (p *program) start(cmd *exec.Cmd) (<-chan error, error) {
 	begun, done := make(chan error, 1), make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		started.lock.RLock()
+		programs.starting.RLock()
 		err := cmd.Start()
 		if err == nil {
 			p.pid = cmd.Process.Pid
-			started.mu.Lock()
-			started.pids[p.pid] = p.mark
-			started.running++
-			started.mu.Unlock()
+			programs.mu.Lock()
+			programs.marks[p.pid] = p.mark
+			programs.running++
+			programs.mu.Unlock()
 		}
-		started.lock.RUnlock()
+		programs.starting.RUnlock()
 		begun <- err
 		if err != nil {
 			return
 		}
 		err = cmd.Wait()
-		// From here on the pid is free for others.
-		started.mu.Lock()
-		delete(started.pids, p.pid)
-		started.mu.Unlock()
+		// From now on the kernel may give the pid to another process.
+		programs.mu.Lock()
+		delete(programs.marks, p.pid)
+		programs.mu.Unlock()
 		done <- err
 	}()
 	return done, <-begun
 }
 
 func (p *program) forget() {
-	started.mu.Lock()
-	started.running--
-	started.mu.Unlock()
+	programs.mu.Lock()
+	programs.running--
+	programs.mu.Unlock()
 }
 
-// end ends what there is of the program: SIGTERM, and SIGKILL after the
-// grace. With ended it still runs, and is waited for as well.
+// end ends all processes of the program: SIGTERM, and SIGKILL after the grace.
+// ended is nil if the program itself has ended; otherwise it is closed when that
+// has, and end waits for it too.
 func (p *program) end(ended <-chan struct{}, grace time.Duration) {
 	if ended == nil {
-		p.takeGroup()
+		p.recordGroup()
 	}
 	begin, pause := time.Now(), 2*time.Millisecond
-	told := map[identity]bool{}
-	// A look is not a picture of one moment: once there was something, it
-	// takes two that find nothing.
+	signalled := map[identity]bool{}
+	// /proc is not read in one moment, so that a scan can miss a process. After
+	// any was found, two scans in a row must find none.
 	for nothing := 0; ; {
 		signal := syscall.SIGTERM
-		if time.Since(begin) >= grace || slices.ContainsFunc(p.now, over) {
+		if time.Since(begin) >= grace || slices.ContainsFunc(p.killNow, isClosed) {
 			signal = syscall.SIGKILL
 		}
-		if p.signal(signal, told) {
+		if p.signal(signal, signalled) {
 			nothing = 0
-		} else if nothing++; over(ended) && (nothing > 1 || len(told) == 0) {
+		} else if nothing++; (ended == nil || isClosed(ended)) && (nothing > 1 || len(signalled) == 0) {
 			return
 		}
-		if time.Since(begin) > grace+killTime {
+		if time.Since(begin) > grace+killTimeout {
 			p.log.Error("processes of a step cannot be ended", "processes", describe(p.find()))
 			return
 		}
@@ -236,33 +239,31 @@ func (p *program) end(ended <-chan struct{}, grace time.Duration) {
 		case <-timer.C:
 		case <-ended: // nil blocks
 			timer.Stop()
-			p.takeGroup()
+			p.recordGroup()
 			ended = nil
 		}
 		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
 
-func over(ended <-chan struct{}) bool {
-	if ended == nil {
-		return true
-	}
+func isClosed(channel <-chan struct{}) bool {
 	select {
-	case <-ended:
+	case <-channel:
 		return true
 	default:
 		return false
 	}
 }
 
-// takeGroup remembers who is left of the group at the program's end.
-func (p *program) takeGroup() {
+// recordGroup records the members of the group that are alive when the program
+// has ended.
+func (p *program) recordGroup() {
 	if p.group != nil {
 		return
 	}
 	p.group = map[identity]bool{}
 	if runtime.GOOS != "linux" {
-		// There is no /proc to find its members one by one.
+		// Without /proc the members cannot be found one by one.
 		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
 	}
 	for _, other := range list() {
@@ -272,61 +273,61 @@ func (p *program) takeGroup() {
 	}
 }
 
-// signal gives every live process of the program the signal, SIGTERM once
-// each, and says whether there was any.
-func (p *program) signal(signal syscall.Signal, told map[identity]bool) bool {
-	// No program may start between the look and the signal: before it has
-	// become itself, it would look like an orphan without a mark.
-	started.lock.Lock()
-	defer started.lock.Unlock()
+// signal sends the signal to every live process of the program, SIGTERM only
+// once to each, and returns whether it found any.
+func (p *program) signal(signal syscall.Signal, signalled map[identity]bool) bool {
+	// No program may start between the scan and the signal: between fork and
+	// exec it looks like an orphan without a mark.
+	programs.starting.Lock()
+	defer programs.starting.Unlock()
 	if runtime.GOOS != "linux" && p.group == nil {
 		_ = syscall.Kill(-p.pid, signal)
 	}
 	found := p.find()
-	// The oldest first: a program that sees its child killed may act on it, and
-	// a shell says so in the log.
+	// The oldest first: a parent that sees its child killed may react to it, and
+	// a shell writes about it to the log.
 	oldest := func(a, b process) int { return cmp.Or(cmp.Compare(a.started, b.started), cmp.Compare(a.pid, b.pid)) }
 	for _, other := range slices.SortedFunc(maps.Values(found), oldest) {
 		id := other.identity()
-		if signal == syscall.SIGTERM && told[id] {
+		if signal == syscall.SIGTERM && signalled[id] {
 			continue
 		}
-		told[id] = true
+		signalled[id] = true
 		if err := other.send(signal); err != nil && !errors.Is(err, os.ErrProcessDone) && signal == syscall.SIGKILL {
 			p.log.Error("process of a step cannot be ended", "pid", other.pid, "name", other.name, "error", err)
-			p.dead[id] = true
+			p.unkillable[id] = true
 		}
 	}
 	return len(found) > 0
 }
 
-// find returns the live processes that came of the program.
+// find returns the program, if it runs, and its live descendants.
 func (p *program) find() map[identity]process {
 	all := list()
 	me := os.Getpid()
-	started.mu.Lock()
-	running, alone := started.pids[p.pid] == p.mark, started.running == 1
-	ours := make(map[int]bool, len(started.pids))
-	for pid := range started.pids {
-		ours[pid] = true
+	programs.mu.Lock()
+	running, alone := programs.marks[p.pid] == p.mark, programs.running == 1
+	started := make(map[int]bool, len(programs.marks))
+	for pid := range programs.marks {
+		started[pid] = true
 	}
-	started.mu.Unlock()
+	programs.mu.Unlock()
 
 	candidates := map[identity]process{}
-	adopting := adopts.Load()
+	adopting := adopting.Load()
 	if adopting {
-		// All that came of programs is below us, so that nobody else's
-		// environment needs to be read.
-		candidates = below(all, func(other process) bool { return other.parent == me })
+		// Every descendant of a program is a descendant of this process too. So
+		// the environments of other processes need not be read.
+		candidates = withDescendants(all, func(other process) bool { return other.parent == me })
 	}
-	found := below(all, func(other process) bool {
+	found := withDescendants(all, func(other process) bool {
 		if other.pid == me {
 			return false
 		}
 		if running && (other.pid == p.pid || other.group == p.pid) || p.group[other.identity()] || p.known[other.identity()] {
 			return true
 		}
-		if ours[other.pid] {
+		if started[other.pid] {
 			return false // another program
 		}
 		if _, candidate := candidates[other.identity()]; adopting && !candidate {
@@ -336,14 +337,14 @@ func (p *program) find() map[identity]process {
 		case p.mark:
 			return true
 		case "":
-			// An orphan that has emptied its environment. With several
-			// programs it could be anybody's: the last one ends it.
+			// An orphan that has emptied its environment. While several programs
+			// run, it could belong to any of them: the last one ends it.
 			return adopting && alone && other.parent == me && other.pid != p.pid
 		}
 		return false
 	})
 	for id, other := range found {
-		if other.zombie || p.dead[id] || other.pid == me {
+		if other.zombie || p.unkillable[id] || other.pid == me {
 			delete(found, id)
 			continue
 		}
@@ -360,8 +361,8 @@ func describe(found map[identity]process) string {
 	return strings.Join(words, ", ")
 }
 
-// ExitCode is Python's returncode: negative for the signal that ended the
-// program.
+// ExitCode returns the exit code as Python's returncode has it: the negative
+// number of the signal for a program that a signal has ended.
 func ExitCode(state *os.ProcessState) int {
 	if status, isUnix := state.Sys().(syscall.WaitStatus); isUnix && status.Signaled() {
 		return -int(status.Signal())

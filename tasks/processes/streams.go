@@ -10,18 +10,19 @@ import (
 	"time"
 )
 
-// streams are the two outputs of a program on their way to their writers. They
-// are piped here rather than by package exec, whose Wait tells of the end of
-// a program only when its output is closed: a child of it may hold that open.
+// streams copy the two outputs of a program to their writers. Package exec would
+// do that too, but its Wait returns only when the output is closed, and a child
+// of the program may keep that open after the program's end.
 type streams struct {
-	// theirs are the program's ends, which are closed once it has them.
-	theirs []*os.File
-	ours   []*os.File
-	to     []io.Writer
-	done   chan error
+	// writeEnds of the pipes are the program's. They are closed here as soon as
+	// it has its copies.
+	writeEnds []*os.File
+	readEnds  []*os.File
+	to        []io.Writer
+	done      chan error
 }
 
-// pipe gives the program pipes in place of writers that are not files.
+// pipe replaces the command's writers that are not files by pipes.
 func pipe(cmd *exec.Cmd) (*streams, error) {
 	s := &streams{}
 	for _, writer := range []*io.Writer{&cmd.Stdout, &cmd.Stderr} {
@@ -33,45 +34,45 @@ func pipe(cmd *exec.Cmd) (*streams, error) {
 		}
 		read, write, err := os.Pipe()
 		if err != nil {
-			for _, file := range s.theirs {
+			for _, file := range s.writeEnds {
 				file.Close()
 			}
 			s.close()
 			return nil, err
 		}
-		s.theirs, s.ours, s.to = append(s.theirs, write), append(s.ours, read), append(s.to, *writer)
+		s.writeEnds, s.readEnds, s.to = append(s.writeEnds, write), append(s.readEnds, read), append(s.to, *writer)
 		*writer = write
 	}
 	return s, nil
 }
 
-// begin takes in the output, once the program was started or could not be.
+// begin starts copying. Call it after the program was started or failed to start.
 func (s *streams) begin() {
-	for _, file := range s.theirs {
+	for _, file := range s.writeEnds {
 		file.Close()
 	}
-	s.done = make(chan error, len(s.ours))
-	for i, read := range s.ours {
+	s.done = make(chan error, len(s.readEnds))
+	for i, read := range s.readEnds {
 		go func() {
 			_, err := io.Copy(s.to[i], read)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				err = nil // held open by a child, and given up
+				err = nil // a child keeps it open, and end has given up waiting
 			}
 			s.done <- err
 		}()
 	}
 }
 
-// end waits until the output is complete, or for so long if somebody still
-// holds it open. After that no writer is written to.
-func (s *streams) end(patience time.Duration) error {
-	deadline := time.Now().Add(patience)
+// end waits until the output is complete, for timeout at most: a child may keep
+// it open. After that it writes to no writer any more.
+func (s *streams) end(timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
 	var first error
-	for _, read := range s.ours {
-		// Pipes have deadlines on every system that this is built for.
+	for _, read := range s.readEnds {
+		// Pipes support deadlines on every system that this is built for.
 		_ = read.SetReadDeadline(deadline)
 	}
-	for range s.ours {
+	for range s.readEnds {
 		if err := <-s.done; first == nil {
 			first = err
 		}
@@ -81,7 +82,7 @@ func (s *streams) end(patience time.Duration) error {
 }
 
 func (s *streams) close() {
-	for _, read := range s.ours {
+	for _, read := range s.readEnds {
 		read.Close()
 	}
 }

@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// A process as /proc shows it. Pid and start time together name it for good:
-// a pid is used again, with another start time.
+// A process as /proc shows it.
 type process struct {
 	pid, parent, group int
 	// started is in clock ticks since the boot of the machine.
@@ -23,6 +22,8 @@ type process struct {
 	zombie  bool
 }
 
+// An identity names one process for good. The kernel uses a pid again, but with
+// another start time.
 type identity struct {
 	pid     int
 	started uint64
@@ -30,7 +31,7 @@ type identity struct {
 
 func (p process) identity() identity { return identity{p.pid, p.started} }
 
-// readProcess returns false for one that does not exist (any more).
+// readProcess returns false for a process that does not exist or has ended.
 func readProcess(pid int) (process, bool) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -39,18 +40,18 @@ func readProcess(pid int) (process, bool) {
 	return parseStat(stat)
 }
 
-// parseStat reads /proc/PID/stat, in which the name may hold anything, blanks
-// and parentheses included.
+// parseStat reads /proc/PID/stat. The name in it may contain anything, also
+// blanks and parentheses.
 func parseStat(stat []byte) (process, bool) {
-	open, shut := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
-	if open < 0 || shut < open {
+	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || end < open {
 		return process{}, false
 	}
-	fields := strings.Fields(string(stat[shut+1:]))
+	fields := strings.Fields(string(stat[end+1:]))
 	if len(fields) < 20 {
 		return process{}, false
 	}
-	p := process{name: string(stat[open+1 : shut]), zombie: fields[0] == "Z" || fields[0] == "X"}
+	p := process{name: string(stat[open+1 : end]), zombie: fields[0] == "Z" || fields[0] == "X"}
 	var err [4]error
 	p.pid, err[0] = strconv.Atoi(strings.TrimSpace(string(stat[:open])))
 	p.parent, err[1] = strconv.Atoi(fields[1])
@@ -64,26 +65,27 @@ func parseStat(stat []byte) (process, bool) {
 	return p, true
 }
 
-// kernelThreads is the parent of the kernel's threads, which have no program
-// and no environment. In a pid namespace of its own it is any process.
-const kernelThreads = 2
+// kthreadd is the pid of the parent of kernel threads, which have no program
+// and no environment. In a container's pid namespace an ordinary process has
+// this pid.
+const kthreadd = 2
 
-// list is every process that this one can see, without threads of the kernel.
-// Those that come and go meanwhile may be missing.
+// list returns every process that this one can see, without kernel threads. It
+// may miss processes that start or end while it reads.
 func list() []process {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer dir.Close()
-	names, _ := dir.Readdirnames(-1) // what was read before an error still counts
+	names, _ := dir.Readdirnames(-1) // the names read before an error are still of use
 	var all []process
 	for _, name := range names {
 		if name[0] < '0' || name[0] > '9' {
 			continue
 		}
 		if pid, err := strconv.Atoi(name); err == nil {
-			if p, there := readProcess(pid); there && !(p.parent == kernelThreads && p.group == 0) {
+			if p, exists := readProcess(pid); exists && !(p.parent == kthreadd && p.group == 0) {
 				all = append(all, p)
 			}
 		}
@@ -91,9 +93,9 @@ func list() []process {
 	return all
 }
 
-// below returns the processes for which root is true, and all of their
-// descendants.
-func below(all []process, root func(process) bool) map[identity]process {
+// withDescendants returns the processes for which root is true, and all of
+// their descendants.
+func withDescendants(all []process, root func(process) bool) map[identity]process {
 	children := map[int][]process{}
 	for _, p := range all {
 		children[p.parent] = append(children[p.parent], p)
@@ -117,14 +119,14 @@ func below(all []process, root func(process) bool) map[identity]process {
 	return found
 }
 
-// environmentLimit bounds what is read of another process's environment.
+// environmentLimit bounds how much readMark reads of an environment, in bytes.
 const environmentLimit = 4 << 20
 
-// markOf is the value of Variable in a process's environment. It is "" as
-// well for a process of another user.
+// markOf returns the value of Variable in a process's environment. It is "" for
+// a process without it and for one of another user.
 //
-// In the middle of an exec the environment is empty for a moment, so that one
-// that seems empty is looked at again.
+// During an exec the environment is empty for a moment. So markOf reads an empty
+// one again, twice.
 func markOf(pid int) string {
 	for range 3 {
 		if mark, empty := readMark(pid); !empty {
@@ -161,15 +163,17 @@ func ownedByUs(info os.FileInfo) bool {
 	return known && int(stat.Uid) == os.Geteuid()
 }
 
-// send signals exactly this process: between a look at its pid and the signal
-// the pid may have become another's, and the handle that os takes cannot.
+// send signals exactly this process. The handle of package os stays with one
+// process, whereas a pid may belong to another one by the time of the signal.
+// The start time is compared after the handle was opened, because the pid may
+// have changed hands before.
 func (p process) send(signal syscall.Signal) error {
 	handle, err := os.FindProcess(p.pid)
 	if err != nil {
 		return err
 	}
 	defer handle.Release()
-	if now, there := readProcess(p.pid); !there || now.started != p.started {
+	if now, exists := readProcess(p.pid); !exists || now.started != p.started {
 		return os.ErrProcessDone
 	}
 	return handle.Signal(signal)
