@@ -269,12 +269,8 @@ func (b *Broker) readHostPort(text string) error {
 	if port == "" {
 		return nil
 	}
-	for _, c := range []byte(port) {
-		if c < '0' || c > '9' {
-			err = strconv.ErrSyntax
-		}
-	}
-	if b.Port, err = strconv.Atoi(port); err != nil || b.Port > 65535 || port[0] == '+' || port[0] == '-' {
+	b.Port, err = strconv.Atoi(port)
+	if err != nil || b.Port > 65535 || port[0] == '+' || port[0] == '-' {
 		if strings.Contains(port, ":") {
 			return errors.New("its host has two colons; write an IPv6 address in brackets, and %2F for a / in a password")
 		}
