@@ -15,7 +15,9 @@ func TestRetryWhileTheRollbackRuns(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.worker(t, "one", 1, true)
-	r.worker(t, "two", 2, true)
+	// One slot each: whoever does not roll back takes the messages below one
+	// after the other, so that the last one is parked last.
+	r.worker(t, "two", 1, true)
 	run := r.create(t, "r", "normal", "")
 	next := r.create(t, "next", "normal", "")
 	r.mark(t, "fail-r-build")
