@@ -13,7 +13,7 @@ import (
 )
 
 // api calls RabbitMQ's management plugin.
-func (r *rig) api(method, resource string, body any) {
+func (r *testEnv) api(method, resource string, body any) {
 	r.t.Helper()
 	base := os.Getenv(devenv.EnvBrokerAPI)
 	if base == "" {

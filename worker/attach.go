@@ -9,11 +9,12 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// recentOutcomes is how many ended tasks are remembered, some 200 bytes each.
-const recentOutcomes = 4096
+// rememberedOutcomes is how many ended tasks a worker remembers, about 200
+// bytes each.
+const rememberedOutcomes = 4096
 
-// identity tells whether two deliveries are the same message: a retry has the
-// same id, but counts on.
+// identity is equal for two deliveries of the same message. A retry has the
+// same task id but a higher count of retries.
 type identity struct {
 	id      string
 	retries int
@@ -24,126 +25,128 @@ func identify(m *protocol.Message, body []byte) identity {
 	return identity{id: m.ID, retries: m.Retries, body: sha256.Sum256(body)}
 }
 
-// verdict is what the broker is told about a delivery at its end.
-type verdict int
+// settlement is how the worker settles a delivery with the broker.
+type settlement int
 
 const (
-	verdictAck verdict = iota
-	verdictReject
-	verdictRequeue
-	// verdictDrop acknowledges a task without outcome. It is not remembered:
-	// its handler may have kept the message to send it again, and that one
-	// must not be taken for one that has ended.
-	verdictDrop
+	settlementAck settlement = iota
+	settlementReject
+	settlementRequeue
+	// settlementIgnored acknowledges a task whose handler returned Ignore. The
+	// worker does not remember it: the handler may have stored the message and
+	// publish it again later, and that message must run.
+	settlementIgnored
 )
 
-// execution is a task that runs, or is being settled, in this process. All
-// deliveries of it are settled together at its end: when the connection was
-// lost meanwhile, the first delivery's tag is dead and a later one counts.
+// execution is a task that runs, or whose outcome is being recorded, in this
+// process. All its deliveries are settled at its end: when a connection was
+// lost meanwhile, the tag of the first delivery is invalid and a later
+// delivery has to be acknowledged.
 type execution struct {
 	identity
-	deliveries []*delivery // guarded by attachments.mu
-	// began is the delivery with which it began.
-	began *delivery
+	deliveries []*delivery // guarded by executions.mu
+	first      *delivery   // the one that started it
 }
 
-// verdictOn is what becomes of one of its deliveries when v ends it. Without
-// an outcome nothing is known of the others: a handler may have kept the
-// message and somebody may have sent it again, so that this is the only copy.
-// They go back and are looked at anew.
-func (e *execution) verdictOn(d *delivery, v verdict) verdict {
-	if v == verdictDrop && d != e.began {
-		return verdictRequeue
+// settlementOf returns how to settle delivery d when the execution ends with v.
+// After Ignore only the first delivery is acknowledged. The handler may have
+// stored its message, and an attached delivery may be the copy that was
+// published from there, the only one left: it is requeued and runs.
+func (e *execution) settlementOf(d *delivery, v settlement) settlement {
+	if v == settlementIgnored && d != e.first {
+		return settlementRequeue
 	}
 	return v
 }
 
-// attachments knows what runs here and what has just ended.
-type attachments struct {
+// executions holds the tasks that run in this process and the settlements of
+// those that ended last.
+type executions struct {
 	mu      sync.Mutex
 	running map[identity]*execution
 	recent  map[identity]*list.Element
 	order   *list.List // of ended, oldest first
-	most    int
+	limit   int        // of ended tasks to remember
 }
 
 type ended struct {
 	identity
-	verdict verdict
+	settlement settlement
 }
 
-func newAttachments(most int) attachments {
-	return attachments{
+func newExecutions(limit int) executions {
+	return executions{
 		running: map[identity]*execution{},
 		recent:  map[identity]*list.Element{},
 		order:   list.New(),
-		most:    most,
+		limit:   limit,
 	}
 }
 
-// arrival is what becomes of a delivery.
-type arrival int
+// match says which known task a delivery belongs to.
+type match int
 
 const (
-	// arrivalNew: nothing is known of it.
-	arrivalNew arrival = iota
-	// arrivalAttached: its task runs here, and it will be settled with it.
-	arrivalAttached
-	// arrivalEnded: its task has ended here, and the verdict is known.
-	arrivalEnded
+	// matchNone: its task neither runs here nor is remembered.
+	matchNone match = iota
+	// matchRunning: its task runs here. The delivery was attached to it and is
+	// settled with it.
+	matchRunning
+	// matchEnded: its task has ended here, and its settlement is remembered.
+	matchEnded
 )
 
-// arrive looks a delivery up, and attaches it if its task runs here. Only a
-// message that the broker calls redelivered, or that we have sent in place of
-// such a one, is answered from memory: somebody who sends the same task again
-// after its end wants it to run.
-func (a *attachments) arrive(d *delivery, id identity) (arrival, verdict) {
+// attach attaches a delivery to its task if that runs here. A remembered
+// outcome is used only for a message that the broker marks as redelivered, or
+// for a copy that a worker published in place of one: a producer that sends the
+// same task again after its end wants it to run.
+func (a *executions) attach(d *delivery, id identity) (match, settlement) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.look(d, id)
+	return a.attachLocked(d, id)
 }
 
-func (a *attachments) look(d *delivery, id identity) (arrival, verdict) {
+func (a *executions) attachLocked(d *delivery, id identity) (match, settlement) {
 	if e, ok := a.running[id]; ok {
-		// Those of lost connections are dead, and some have been replaced by a
-		// copy: they are not collected.
+		// Deliveries of lost connections and those that a copy has replaced need
+		// no settlement any more. Dropping them bounds the list.
 		e.deliveries = slices.DeleteFunc(e.deliveries, func(d *delivery) bool { return d.session.isLost() || d.settled.Load() })
 		e.deliveries = append(e.deliveries, d)
-		return arrivalAttached, 0
+		return matchRunning, 0
 	}
 	if element, ok := a.recent[id]; ok && d.repeats() {
 		a.order.MoveToBack(element)
-		return arrivalEnded, element.Value.(ended).verdict
+		return matchEnded, element.Value.(ended).settlement
 	}
-	return arrivalNew, 0
+	return matchNone, 0
 }
 
-// begin makes the delivery's task one that runs here, unless it does already
-// or has ended.
-func (a *attachments) begin(d *delivery, id identity) (*execution, arrival, verdict) {
+// begin adds an execution for the delivery's task, unless the task runs here
+// already or has ended here.
+func (a *executions) begin(d *delivery, id identity) (*execution, match, settlement) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if arrival, v := a.look(d, id); arrival != arrivalNew {
-		return nil, arrival, v
+	if known, v := a.attachLocked(d, id); known != matchNone {
+		return nil, known, v
 	}
-	e := &execution{identity: id, deliveries: []*delivery{d}, began: d}
+	e := &execution{identity: id, deliveries: []*delivery{d}, first: d}
 	a.running[id] = e
-	return e, arrivalNew, 0
+	return e, matchNone, 0
 }
 
-// end takes the execution out and returns all its deliveries. The verdict is
-// remembered unless the message goes back to its queue or had no outcome.
-func (a *attachments) end(e *execution, v verdict) []*delivery {
+// end removes the execution and returns its deliveries. It remembers the
+// settlement of a task that was acknowledged or rejected with an outcome.
+func (a *executions) end(e *execution, v settlement) []*delivery {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.running, e.identity)
-	if old, ok := a.recent[e.identity]; ok && v != verdictRequeue {
+	if old, ok := a.recent[e.identity]; ok && v != settlementRequeue {
 		a.order.Remove(old)
 		delete(a.recent, e.identity)
 	}
-	if v == verdictAck || v == verdictReject {
+	if v == settlementAck || v == settlementReject {
 		a.recent[e.identity] = a.order.PushBack(ended{e.identity, v})
-		if a.order.Len() > a.most {
+		if a.order.Len() > a.limit {
 			oldest := a.order.Remove(a.order.Front()).(ended)
 			delete(a.recent, oldest.identity)
 		}
@@ -151,8 +154,8 @@ func (a *attachments) end(e *execution, v verdict) []*delivery {
 	return e.deliveries
 }
 
-// count is how many tasks run here, those included that are being settled.
-func (a *attachments) count() int {
+// count returns the number of executions.
+func (a *executions) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.running)
@@ -161,7 +164,7 @@ func (a *attachments) count() int {
 // rememberedRevocations is Celery's REVOKES_MAX.
 const rememberedRevocations = 50000
 
-// idSet is a set of the last ids that were added.
+// idSet is a set of the ids that were added last, up to its size.
 type idSet struct {
 	mu    sync.Mutex
 	index map[string]bool
@@ -169,8 +172,8 @@ type idSet struct {
 	next  int
 }
 
-func newIDSet(most int) *idSet {
-	return &idSet{index: map[string]bool{}, ring: make([]string, 0, most)}
+func newIDSet(size int) *idSet {
+	return &idSet{index: map[string]bool{}, ring: make([]string, 0, size)}
 }
 
 func (s *idSet) add(id string) {

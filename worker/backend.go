@@ -6,14 +6,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// A ResultBackend keeps the results of tasks where Python's AsyncResult finds
-// them.
+// A ResultBackend stores the results of tasks where Python's AsyncResult reads
+// them. Many goroutines call it at once.
 type ResultBackend interface {
-	// Store writes all results in one transaction and says for each, in the
-	// same order, whether it was written: a stored SUCCESS stays, whatever
-	// comes later (docs/celery.md#publish-store-acknowledge).
+	// Store writes all results in one transaction. It reports for each, in the
+	// same order, whether it was written: a stored SUCCESS is never overwritten
+	// (docs/celery.md#publish-store-acknowledge).
 	//
-	// An error means that nothing was written. It is retried by the engine
-	// unless it is permanent (see [Permanent]).
+	// An error means that no result was written. The worker retries, unless
+	// the error is marked by [Permanent].
 	Store(ctx context.Context, results ...protocol.Result) (written []bool, err error)
 }

@@ -7,42 +7,44 @@ import (
 )
 
 const (
-	backoffFirst = 50 * time.Millisecond
-	backoffMost  = 10 * time.Second
-	// redialMost is the longest pause between attempts to reach the broker. An
-	// attempt costs a broker next to nothing, and a worker has to consume
-	// within 2 s after its broker is back, however long it was gone.
-	redialMost = time.Second
+	backoffMin = 50 * time.Millisecond
+	backoffMax = 10 * time.Second
+	// redialPauseMax is the longest pause between attempts to connect. It is short
+	// because a worker has to consume within 2 s after its broker accepts
+	// connections again, however long the outage was, and because an attempt
+	// costs the broker next to nothing.
+	redialPauseMax = time.Second
 )
 
-// insistMost is the longest pause between attempts to store or publish an
-// outcome: its task holds a slot meanwhile.
-const insistMost = 2 * time.Second
+// retryPauseMax is the longest pause between attempts to publish or store an
+// outcome. It is short because the task occupies a slot meanwhile.
+const retryPauseMax = 2 * time.Second
 
-// backoff is the pause after the given number of failures, from 1: doubled
-// each time and capped.
+// backoff returns the pause after the given number of failures, at least 1. It
+// starts at backoffMin and doubles up to backoffMax.
 func backoff(failures int) time.Duration {
-	d := backoffFirst
+	d := backoffMin
 	for range failures - 1 {
-		if d *= 2; d >= backoffMost {
-			return backoffMost
+		if d *= 2; d >= backoffMax {
+			return backoffMax
 		}
 	}
 	return d
 }
 
-// redialPause is the pause after the given number of failures, from 1, to reach
-// the broker.
+// redialPause returns the pause after the given number of failed connection
+// attempts, at least 1.
 func redialPause(failures int) time.Duration {
-	return jitter(min(backoff(failures), redialMost))
+	return jitter(min(backoff(failures), redialPauseMax))
 }
 
-// jitter takes up to half off, so that many workers do not come back at once.
+// jitter subtracts a random part, up to half, so that many workers do not retry
+// at the same moment.
 func jitter(d time.Duration) time.Duration {
 	return d - time.Duration(rand.Int64N(int64(d)/2+1))
 }
 
-// sleep waits, or returns false when ctx ends first.
+// sleep waits for d. It returns false when ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

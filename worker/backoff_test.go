@@ -8,7 +8,7 @@ import (
 func TestBackoffDoublesUpToItsCap(t *testing.T) {
 	for failures, want := range map[int]time.Duration{
 		1: 50 * time.Millisecond, 2: 100 * time.Millisecond, 5: 800 * time.Millisecond, 8: 6400 * time.Millisecond,
-		9: backoffMost, 1 << 20: backoffMost,
+		9: backoffMax, 1 << 20: backoffMax,
 	} {
 		if got := backoff(failures); got != want {
 			t.Errorf("after %d failures: %v, want %v", failures, got, want)
@@ -21,32 +21,32 @@ func TestBackoffDoublesUpToItsCap(t *testing.T) {
 	}
 }
 
-func TestWorkerLooksForItsBrokerEverySecondAtLeast(t *testing.T) {
+func TestWorkerRedialsAtLeastEverySecond(t *testing.T) {
 	for failures := 1; failures <= 1000; failures++ {
 		if d := redialPause(failures); d <= 0 || d > time.Second {
-			t.Fatalf("after %d failures it waits %v, want at most 1 s", failures, d)
+			t.Fatalf("after %d failures the pause is %v, want at most 1 s", failures, d)
 		}
 	}
 }
 
 func TestRecentOutcomesAreBounded(t *testing.T) {
-	a := newAttachments(2)
+	a := newExecutions(2)
 	d := &delivery{redelivered: true}
 	for _, id := range []string{"a", "b", "c"} {
-		e, arrival, _ := a.begin(d, identity{id: id})
-		if arrival != arrivalNew {
-			t.Fatalf("%s is known", id)
+		e, known, _ := a.begin(d, identity{id: id})
+		if known != matchNone {
+			t.Fatalf("%s is already known", id)
 		}
-		a.end(e, verdictAck)
+		a.end(e, settlementAck)
 	}
-	if arrival, _ := a.arrive(d, identity{id: "a"}); arrival != arrivalNew {
+	if known, _ := a.attach(d, identity{id: "a"}); known != matchNone {
 		t.Error("the oldest is still known")
 	}
-	if arrival, v := a.arrive(d, identity{id: "c"}); arrival != arrivalEnded || v != verdictAck {
-		t.Errorf("the newest is %v %v", arrival, v)
+	if known, v := a.attach(d, identity{id: "c"}); known != matchEnded || v != settlementAck {
+		t.Errorf("the newest is %v %v", known, v)
 	}
-	if arrival, _ := a.arrive(&delivery{}, identity{id: "c"}); arrival != arrivalNew {
-		t.Error("a message that was sent anew is taken for a repeated delivery")
+	if known, _ := a.attach(&delivery{}, identity{id: "c"}); known != matchNone {
+		t.Error("a message that was sent again counts as a redelivery")
 	}
 	set := newIDSet(2)
 	for _, id := range []string{"a", "b", "c", "c"} {

@@ -18,7 +18,7 @@ func add(_ context.Context, in addArgs) (int, error) { return in.X + in.Y, nil }
 
 func TestTaskRunsAndItsResultIsStored(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	worker.Handle(w, "shop.add", add)
 	stop := workertest.Start(t, w)

@@ -10,31 +10,33 @@ import (
 )
 
 // Bind decodes a task's arguments into the struct that in points to, as
-// Python binds them to a function's parameters. name is the task's name.
+// Python binds arguments to the parameters of a function. name is the task's
+// name; error texts contain it.
 //
-// Each exported field is a parameter, in this order, named by its tag:
+// Each exported field is a parameter, in the order of the fields. Its tag names
+// it:
 //
 //	X     int    `celery:"x"`           // required
-//	Y     *int   `celery:"y"`           // optional: nil when not given or None
-//	Z     string `celery:"z,optional"`  // optional: keeps what it was
+//	Y     *int   `celery:"y"`           // optional: nil when absent or None
+//	Z     string `celery:"z,optional"`  // optional: unchanged when absent
 //	Rest  []any  `celery:"*"`           // further positional arguments
 //	Extra map[string]any `celery:"**"`  // further keyword arguments
-//	Own   int    `celery:"-"`           // no parameter
+//	Own   int    `celery:"-"`           // not a parameter
 //
 // Values are decoded by [protocol.DecodeJSON]: Python's type wrappers become
 // time.Time, []byte, [protocol.Decimal] and the like, and a json.RawMessage
-// takes the text as it was sent.
+// receives the text as the producer sent it.
 //
-// Wrong arguments are an [Error] of class TypeError with Python's words. A
-// type that is no struct, or has a field without a tag, is a mistake of the
-// program and panics.
+// For wrong arguments Bind returns an [Error] of class TypeError with the text
+// that Python has for it. It panics when In is not a struct or has an exported
+// field without a tag: that is an error in the program.
 func Bind[In any](name string, in *In, args []json.RawMessage, kwargs protocol.Object) error {
 	return newBinder[In](name).into(in, args, kwargs)
 }
 
-// binder knows the parameters of one type.
+// binder describes the parameters of one argument type.
 type binder[In any] struct {
-	function   string // as Python's messages call it
+	function   string // its name in Python's error texts
 	parameters []parameter
 	rest       int // index of the field for *args, or -1
 	extra      int // index of the field for **kwargs, or -1
@@ -81,8 +83,9 @@ func newBinder[In any](name string) *binder[In] {
 	return b
 }
 
-// into follows the order in which CPython finds mistakes: keyword arguments,
-// too many positional ones, missing ones; then values of the wrong type.
+// into decodes the arguments. It checks in the order in which CPython does
+// (keyword arguments, too many positional ones, missing ones), so that the same
+// mistake gives the same text, and then decodes the values.
 func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object) error {
 	texts := make([]json.RawMessage, len(b.parameters))
 	named := min(len(args), len(b.parameters))

@@ -126,7 +126,7 @@ func TestMistakesOfTheProgramPanicAtOnce(t *testing.T) {
 				X int `celery:"x,omitempty"`
 			}, any]("a", nil))
 		},
-		"twice": func(w *worker.Worker) { w.Register("a", newGated()); w.Register("a", newGated()) },
+		"twice": func(w *worker.Worker) { w.Register("a", newGatedTask()); w.Register("a", newGatedTask()) },
 		"nil":   func(w *worker.Worker) { w.Register("a", nil) },
 	} {
 		t.Run(name, func(t *testing.T) {

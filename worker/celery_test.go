@@ -116,7 +116,7 @@ func TestPublishesAndStoresWhatPythonDoes(t *testing.T) {
 }
 
 func replay(t *testing.T, file capturedFile) {
-	r := newRig(t)
+	r := newTestEnv(t)
 	trace := r.trace()
 	cfg := r.config()
 	cfg.Queues = []string{"orders", "mail"}
@@ -143,7 +143,7 @@ func replay(t *testing.T, file capturedFile) {
 	}
 }
 
-func replayScenario(t *testing.T, r *rig, trace <-chan capturedMessage, sent map[string]bool, version, name string, scenario capturedScenario) {
+func replayScenario(t *testing.T, r *testEnv, trace <-chan capturedMessage, sent map[string]bool, version, name string, scenario capturedScenario) {
 	want, got := newCanon(), newCanon()
 	published := 0
 	for _, m := range scenario.Messages {
@@ -352,7 +352,7 @@ func publishing(t *testing.T, m capturedMessage) protocol.Publishing {
 
 // trace turns the broker's message tracer on for this vhost and returns every
 // message that is published from now on.
-func (r *rig) trace() <-chan capturedMessage {
+func (r *testEnv) trace() <-chan capturedMessage {
 	r.t.Helper()
 	address, err := url.Parse(r.url)
 	if err != nil {

@@ -18,164 +18,171 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Config says where a worker's tasks come from and how it treats them. Queues,
-// routes and defaults must be those of the Python workers that it replaces or
-// stands beside: a chain's later links go to the *publishing* worker's default
-// route (docs/celery.md#routing).
+// Config configures a [Worker]. Queues, routes and defaults must be equal to
+// those of the Python workers that it replaces or runs beside: the worker that
+// publishes the next task of a chain decides where it goes, by its own routes
+// and default queue (docs/celery.md#routing).
 type Config struct {
 	// Broker is Celery's broker_url: an address as kombu reads it (amqp://,
 	// pyamqp:// or amqps://), or several separated by ";", tried in turn until
-	// one answers. A missing part has kombu's default, what stands in a
-	// password counts literally unless it ends it, and the options heartbeat,
-	// ssl_ca_certs, ssl_certfile and ssl_keyfile are honoured. Required.
+	// one answers. A missing part gets kombu's default. Special characters in a
+	// password are literal, except those that end it. The options heartbeat,
+	// ssl_ca_certs, ssl_certfile and ssl_keyfile are applied. Required.
 	Broker string
-	// TLS is used for brokers that are reached by TLS, and wins over the files
-	// that Broker names. Nil means those, or the system's roots, and the host
-	// name of the URL.
+	// TLS is the configuration for amqps:// brokers; files that Broker names are
+	// then ignored. Nil means: use these files, or else the system's root
+	// certificates, and verify the host name of the URL.
 	TLS *tls.Config
 
 	// Queues are the names of the queues to consume. At least one is required.
 	Queues []string
-	// TaskQueues say how queues are declared, consumed or only published to.
-	// A queue that is not listed is declared as Celery declares a missing
-	// one: durable, with a direct exchange and a routing key of its own name.
+	// TaskQueues declare queues, those that are consumed as well as those that
+	// the worker only publishes to. A queue that is not listed is declared as
+	// Celery declares a missing one: durable, with a direct exchange and a
+	// routing key that both have the queue's name.
 	TaskQueues []Queue
-	// RefuseUnknownQueues turns Celery's task_create_missing_queues off: a
-	// queue in Queues that TaskQueues lacks is then a start error, and a
-	// signature that names one cannot be published.
+	// RefuseUnknownQueues turns Celery's task_create_missing_queues off. A
+	// queue in Queues that TaskQueues lacks is then a configuration error, and a
+	// signature with such a queue cannot be published.
 	RefuseUnknownQueues bool
 
-	// DefaultQueue is where tasks go whose signature and route name no
-	// queue. Defaults to the first of Queues.
+	// DefaultQueue is the queue of tasks for which neither the signature nor a
+	// route gives a queue. Defaults to the first of Queues.
 	DefaultQueue string
-	// DefaultExchange is the exchange of TaskQueues that name none. Defaults
+	// DefaultExchange is the exchange of TaskQueues without Exchange. Defaults
 	// to DefaultQueue.
 	DefaultExchange string
-	// DefaultRoutingKey is the key of TaskQueues that name none. Defaults to
-	// the name of the queue.
+	// DefaultRoutingKey is the routing key of TaskQueues without RoutingKey.
+	// Defaults to the name of the queue.
 	DefaultRoutingKey string
-	// TaskRoutes send tasks by name; the first that fits is taken, exact
-	// names before patterns. What a signature says itself wins.
+	// TaskRoutes choose the destination of tasks that this worker publishes, by
+	// the task's name. The first match applies, exact names before patterns.
+	// Queue, exchange and routing key in a signature take precedence.
 	TaskRoutes []Route
 
-	// Slots is the number of tasks that run at once. Defaults to 1.
+	// Slots is the number of tasks that run at the same time. Defaults to 1.
 	Slots int
-	// Prefetch is how many messages of each consumed queue the broker hands
-	// out before one is acknowledged: Celery's multiplier times concurrency.
-	// What is more than Slots waits here, unseen by other workers. Defaults to
-	// Slots, and is never less.
+	// Prefetch is how many unacknowledged messages of each consumed queue the
+	// broker sends to this worker: Celery's worker_prefetch_multiplier times
+	// worker_concurrency. Those beyond Slots wait in this process, where no other
+	// worker can take them. Defaults to Slots; a smaller value is raised to Slots.
 	Prefetch int
 	// Node is the worker's name in result rows, as name@host. Defaults to
-	// celery@ and the host's name.
+	// celery@HOSTNAME.
 	Node string
 
-	// Results keeps the results. Nil means that none are kept.
+	// Results stores the results. Nil means that results are not stored.
 	Results ResultBackend
 	// TrackStarted stores a STARTED row when a task begins.
 	TrackStarted bool
-	// StoreErrorsEvenIfIgnored stores FAILURE rows also for tasks whose
-	// results are ignored.
+	// StoreErrorsEvenIfIgnored stores FAILURE rows even for tasks whose results
+	// are ignored.
 	StoreErrorsEvenIfIgnored bool
 
-	// TimeLimit applies to tasks for which neither the message nor the
-	// registration gives a limit. Zero means none.
+	// TimeLimit applies where neither the message nor the registration of the
+	// task gives a limit. Zero means no limit.
 	TimeLimit protocol.TimeLimit
-	// MaxETA bounds how many messages with a future ETA are held in memory,
-	// per queue; each of them raises the prefetch count by one. More wait in
-	// the queue. Defaults to 1000.
+	// MaxETA is how many delayed messages (with a future ETA, or in a pause) the
+	// worker keeps per queue without reducing what it receives: each raises the
+	// total prefetch count by one. Beyond that, delayed messages use up Prefetch.
+	// Defaults to 1000.
 	MaxETA int
 
-	// Unregistered says what happens to tasks that have no handler here.
-	// Defaults to RejectUnregistered.
+	// Unregistered chooses what happens to messages of tasks without a handler
+	// in this worker. Defaults to RejectUnregistered.
 	Unregistered Unregistered
-	// Undecodable says what happens to bodies that are no JSON or cannot be
-	// decompressed. Defaults to RejectUndecodable.
+	// Undecodable chooses what happens to messages whose body is not JSON or
+	// cannot be decompressed. Defaults to RejectUndecodable.
 	Undecodable Undecodable
 
-	// DeadLetterQueue, if set, gets every message that would be rejected
-	// because it cannot be decoded or its task is not registered: the message
-	// as it came, to which [HeaderReason], [HeaderQueue] and [HeaderTime] are
-	// added. It is declared durable if it does not exist. Empty means that
-	// such messages are rejected, as Celery does, for a dead-letter exchange
-	// of the queue.
+	// DeadLetterQueue receives every message that would be rejected because it
+	// cannot be decoded or its task is not registered: unchanged, with the
+	// headers [HeaderReason], [HeaderQueue] and [HeaderTime] added. The worker
+	// declares it as durable if it does not exist. Empty means that the worker
+	// rejects such messages as Celery does; a dead-letter exchange of the queue,
+	// if there is one, then receives them.
 	DeadLetterQueue string
 
-	// StartTimeout is how long Run keeps trying to reach a broker at first;
-	// later losses are mended without limit. Defaults to 30 s; negative means
-	// one attempt on each broker.
+	// StartTimeout is how long Run tries to make the first connection. Later
+	// Run reconnects without a time limit. Defaults to 30 s; negative means one
+	// attempt per broker.
 	StartTimeout time.Duration
-	// Heartbeat is asked of the broker. A connection that died without a word
-	// is noticed after one and a half of them. Defaults to the longest that
-	// Broker names, or 10 s.
+	// Heartbeat is the AMQP heartbeat interval that the worker proposes to the
+	// broker. The worker notices a dead connection after one and a half
+	// intervals. Defaults to the longest heartbeat option in Broker, or 10 s.
 	Heartbeat time.Duration
-	// SettleTimeout is how long a connected worker keeps trying to publish
-	// what follows a task and to store its result before it hands the message
-	// back to the broker. Defaults to 5 min.
-	SettleTimeout time.Duration
-	// ShutdownTimeout is how long running tasks may go on once Run's context
-	// has ended. Defaults to 1 h; negative means not at all.
+	// RecordTimeout is how long a connected worker tries to publish a task's
+	// follow-up messages and to store its result before it requeues the task's
+	// message. Time without a connection does not count. Defaults to 5 min.
+	RecordTimeout time.Duration
+	// ShutdownTimeout is how long running tasks may continue after Run's context
+	// has ended. Defaults to 1 h; negative cancels them at once.
 	ShutdownTimeout time.Duration
-	// StopTimeout is how long tasks have to return after their context was
-	// cancelled at shutdown. Defaults to 10 s.
+	// StopTimeout is how long handlers have to return after the shutdown has
+	// cancelled their context. Defaults to 10 s.
 	StopTimeout time.Duration
 	// BeforeStopped, if set, is called once at the end of a shutdown, when no
-	// task runs any more and Publish still works: for what this worker leaves to
-	// others. What it returns goes to the log line "worker has stopped", as
-	// slog takes it. Its context ends with what is left of ShutdownTimeout and
-	// StopTimeout, after 10 s at the most, and a second after StopNow; it
-	// always has half a second.
+	// task runs any more and Publish still works. It is the place to hand work
+	// over to other workers. The log line "worker has stopped" gets the returned
+	// values as slog arguments. Its context has a deadline: the time that is left
+	// of ShutdownTimeout and StopTimeout, but at least 0.5 s and at most 10 s.
+	// StopNow shortens it to 1 s.
 	BeforeStopped func(ctx context.Context) []any
-	// HardLimitGrace is how long a handler may take to return after its hard
-	// time limit, at which its context ends, before the task fails without it.
-	// Defaults to 15 s.
+	// HardLimitGrace is how long a handler may take to return after the hard
+	// time limit has ended its context. After that the worker records the
+	// failure without waiting for the handler. Defaults to 15 s.
 	HardLimitGrace time.Duration
 
-	// Logger gets one line per event that an operator may care about.
-	// Defaults to discarding.
+	// Logger gets the worker's log lines. Nil discards them.
 	Logger *slog.Logger
-	// Metrics gets the collectors of this worker. Nil means none.
+	// Metrics registers the worker's collectors. Nil means no metrics. Workers
+	// of one process need registerers with different labels.
 	Metrics prometheus.Registerer
-	// Now tells the time. Defaults to time.Now.
+	// Now returns the current time. Defaults to time.Now.
 	Now func() time.Time
 }
 
-// Queue is a declaration, as kombu's Queue
-// (docs/celery.md#queues-and-exchanges). All queues are durable.
+// Queue is the declaration of a queue with its exchange and binding, like
+// kombu's Queue (docs/celery.md#queues-and-exchanges). All are durable.
 type Queue struct {
 	// Name is required.
 	Name string
-	// Exchange the queue is bound to. Defaults to Config.DefaultExchange.
+	// Exchange is the exchange that the queue is bound to. Defaults to
+	// Config.DefaultExchange.
 	Exchange string
 	// ExchangeType is direct, topic, fanout or headers. Defaults to direct.
 	ExchangeType string
-	// RoutingKey of the binding. Defaults to Config.DefaultRoutingKey.
+	// RoutingKey is the key of the binding. Defaults to
+	// Config.DefaultRoutingKey.
 	RoutingKey string
-	// Type is the argument x-queue-type: classic or quorum. Empty
-	// means that the argument is absent, as Celery declares unless told.
+	// Type is the argument x-queue-type: classic or quorum. Empty leaves the
+	// argument out, as Celery does by default.
 	Type string
-	// Arguments of queue.declare. Integers are sent as 32 bits wherever they
-	// fit, as Python does.
+	// Arguments are those of queue.declare. Integers that fit are sent with 32
+	// bits, as Python sends them.
 	Arguments map[string]any
-	// BindingArguments of queue.bind.
+	// BindingArguments are those of queue.bind.
 	BindingArguments map[string]any
-	// ConsumerArguments of basic.consume, for instance x-priority.
+	// ConsumerArguments are those of basic.consume, for instance x-priority.
 	ConsumerArguments map[string]any
-	// Passive declares nothing: the queue must exist, in whatever shape.
+	// Passive means that the worker does not declare the queue. It must exist;
+	// its properties are not compared.
 	Passive bool
 }
 
-// Route sends tasks whose name fits to a destination.
+// Route gives tasks whose name matches a destination.
 type Route struct {
 	// Task is a name, or a pattern in which * stands for any text, ? for one
 	// character and [abc] for one of a set.
 	Task string
-	// Queue is a name; or Exchange and RoutingKey are used as they are.
+	// Queue is the name of a queue. Alternatively, Exchange and RoutingKey are
+	// used as given.
 	Queue      string
 	Exchange   string
 	RoutingKey string
 }
 
-// Unregistered is a choice for tasks without a handler
+// Unregistered is what a worker does with messages of tasks without a handler
 // (docs/celery.md#bad-messages).
 type Unregistered int
 
@@ -183,19 +190,19 @@ const (
 	// RejectUnregistered rejects the message without requeue and stores
 	// FAILURE NotRegistered, as Celery does.
 	RejectUnregistered Unregistered = iota
-	// RequeueUnregistered gives the message back, after a pause, for another
-	// worker that knows the task. If there is none, it comes back for ever.
+	// RequeueUnregistered requeues the message after a pause of 5 s, for another
+	// worker that has the task. If no worker has it, this repeats for ever.
 	RequeueUnregistered
 )
 
-// Undecodable is a choice for bodies that are not JSON.
+// Undecodable is what a worker does with messages whose body it cannot decode.
 type Undecodable int
 
 const (
 	// RejectUndecodable rejects without requeue, so that a dead-letter
-	// exchange can catch the message.
+	// exchange can receive the message.
 	RejectUndecodable Undecodable = iota
-	// AckUndecodable acknowledges, as Celery does.
+	// AckUndecodable acknowledges, as Celery does: the message is lost.
 	AckUndecodable
 )
 
@@ -224,7 +231,7 @@ func (c Config) WithDefaults() Config {
 		}
 	}
 	setDuration(&c.Heartbeat, 10*time.Second)
-	setDuration(&c.SettleTimeout, 5*time.Minute)
+	setDuration(&c.RecordTimeout, 5*time.Minute)
 	setDuration(&c.ShutdownTimeout, time.Hour)
 	setDuration(&c.StopTimeout, 10*time.Second)
 	setDuration(&c.HardLimitGrace, 15*time.Second)
@@ -243,10 +250,11 @@ func setDuration(d *time.Duration, value time.Duration) {
 	}
 }
 
-// brokers are the addresses in Broker. The error shows no password.
+// brokers parses the addresses in Broker. The error contains no password.
 func (c Config) brokers() ([]address.Broker, error) { return address.ParseBrokers(c.Broker) }
 
-// Validate names every field that cannot be worked with, and its value.
+// Validate returns an error that names every invalid field with its value, or
+// nil. It connects to nothing, but reads the certificate files in Broker.
 func (c Config) Validate() error {
 	var problems []error
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
@@ -298,7 +306,7 @@ func (c Config) Validate() error {
 		}
 		consumed[name] = true
 		if name != "" && name == c.DeadLetterQueue {
-			bad("DeadLetterQueue is %q, which is consumed here: its messages would go round for ever", name)
+			bad("DeadLetterQueue is %q, which this worker consumes: its messages would circulate for ever", name)
 		}
 		if c.RefuseUnknownQueues && !declared[name] {
 			bad("Queues names %q, which TaskQueues does not declare, and RefuseUnknownQueues is set", name)
@@ -328,9 +336,9 @@ func (c Config) Validate() error {
 		bad("Node is %q, want name@host", c.Node)
 	}
 	if c.TimeLimit.Hard < 0 || c.TimeLimit.Soft < 0 {
-		bad("TimeLimit is %v/%v, want none negative", c.TimeLimit.Soft, c.TimeLimit.Hard)
+		bad("TimeLimit is %v/%v, want no negative value", c.TimeLimit.Soft, c.TimeLimit.Hard)
 	}
-	for name, d := range map[string]time.Duration{"Heartbeat": c.Heartbeat, "SettleTimeout": c.SettleTimeout, "StopTimeout": c.StopTimeout, "HardLimitGrace": c.HardLimitGrace} {
+	for name, d := range map[string]time.Duration{"Heartbeat": c.Heartbeat, "RecordTimeout": c.RecordTimeout, "StopTimeout": c.StopTimeout, "HardLimitGrace": c.HardLimitGrace} {
 		if d < 0 {
 			bad("%s is %v, want a positive duration", name, d)
 		}

@@ -20,13 +20,13 @@ func TestValidateNamesEveryMistake(t *testing.T) {
 		Slots:               -1,
 		Node:                "nobody",
 		TimeLimit:           protocol.TimeLimit{Hard: -1},
-		SettleTimeout:       -time.Second,
+		RecordTimeout:       -time.Second,
 	}.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, part := range []string{"Broker", `"a" twice`, `exchange type "x-delayed"`, `queue "b"`, `names "unknown"`, `the name ""`, `"x.["`,
-		"without a task name", "Slots is -1", `Node is "nobody"`, "TimeLimit", "SettleTimeout is -1s"} {
+		"without a task name", "Slots is -1", `Node is "nobody"`, "TimeLimit", "RecordTimeout is -1s"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("nothing about %s in:\n%v", part, err)
 		}

@@ -18,46 +18,47 @@ import (
 )
 
 const (
-	// resolveTimeout leaves a resolver time for its second name server.
+	// resolveTimeout is long enough for a resolver to try a second name server.
 	resolveTimeout = 10 * time.Second
-	// dialTimeout is short, so that a path which is there again is found soon:
-	// one long attempt sends its third SYN after 3 s, its fourth after 7 and
-	// its fifth after 15; short ones send one every second, almost.
+	// dialTimeout is short, so that the worker notices soon when the network
+	// works again: one long attempt sends its third SYN after 3 s, its fourth
+	// after 7 s and its fifth after 15 s; short attempts send one about every
+	// second.
 	dialTimeout = 1500 * time.Millisecond
-	// handshakeTimeout is RabbitMQ's own for its side.
+	// handshakeTimeout is equal to RabbitMQ's own limit for the handshake.
 	handshakeTimeout = 10 * time.Second
-	// callTimeout bounds a synchronous method of the broker. One that stays
-	// unanswered means that the connection is as good as lost.
+	// callTimeout bounds a synchronous method of the broker. Without an answer
+	// within it, the session counts as lost.
 	callTimeout = 30 * time.Second
 )
 
-// session is one connection to a broker with everything that lives and dies
-// with it: the channel that consumes, the channel that publishes, and the
-// validity of every delivery tag. It is never mended: when any part is lost,
-// all is lost, and the worker makes a new one.
+// session is one connection to a broker with all that depends on it: the
+// channel that consumes, the channel that publishes, and the validity of every
+// delivery tag. It is never repaired: when any part fails, the whole session is
+// lost, and the worker makes a new one.
 type session struct {
-	broker string // host:port/vhost, for messages
+	broker string // host:port/vhost, for logs and errors
 	conn   *amqp.Connection
 	log    *slog.Logger
 
-	// consuming carries consumers and acknowledgements. consumeMu serialises
-	// its synchronous methods, which amqp091-go does not do.
-	consuming *amqp.Channel
-	consumeMu sync.Mutex
-	consumers sync.WaitGroup // goroutines that receive
+	// consumeChannel carries consumers and acknowledgements. consumeMu
+	// serialises its synchronous methods, which amqp091-go does not do.
+	consumeChannel *amqp.Channel
+	consumeMu      sync.Mutex
+	consumers      sync.WaitGroup // goroutines that receive
 
 	publisher publisher
-	// declared are the queues that were declared on this connection; guarded
-	// by declareMu.
+	// declared has the queues that the worker has declared on this connection;
+	// guarded by declareMu.
 	declareMu sync.Mutex
 	declared  map[string]bool
-	// subscriptions are those of the queues that are consumed on it; guarded
-	// by subscriptionsMu.
+	// subscriptions has the consumed queues by name; guarded by
+	// subscriptionsMu.
 	subscriptionsMu sync.Mutex
 	subscriptions   map[string]*subscription
-	askers          askers
+	probes          probes
 
-	blocked atomic.Bool // the broker takes no messages: connection.blocked
+	blocked atomic.Bool // the broker has sent connection.blocked
 
 	lost     chan struct{}
 	lostOnce sync.Once
@@ -66,7 +67,7 @@ type session struct {
 	raw net.Conn
 }
 
-// connect tries each broker once and returns the errors of all.
+// connect tries each broker once, in order. Its error joins those of all.
 func (w *Worker) connect(ctx context.Context) (*session, error) {
 	var failures []error
 	brokers, err := w.cfg.brokers()
@@ -91,7 +92,8 @@ func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, err
 	if err != nil {
 		return nil, err
 	}
-	// amqp091-go takes no context: when ctx ends, the handshake fails.
+	// amqp091-go takes no context: closing the connection when ctx ends makes
+	// the handshake fail.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 
@@ -117,12 +119,12 @@ func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, err
 		raw:      raw,
 		log:      w.cfg.Logger,
 		declared: map[string]bool{},
-		askers:   askers{turn: make(chan struct{}, 1)},
+		probes:   probes{turn: make(chan struct{}, 1)},
 		lost:     make(chan struct{}),
 	}
 	s.publisher.init(s)
 	answered := s.guard("channel.open")
-	s.consuming, err = conn.Channel()
+	s.consumeChannel, err = conn.Channel()
 	answered()
 	if err != nil {
 		s.close()
@@ -138,22 +140,22 @@ func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, 
 	if broker.Hidden {
 		place = broker.Place()
 		if err != nil && ctx.Err() == nil {
-			// Its own text tells host and port, which may be a part of the
-			// password.
+			// The error's own text contains host and port, which may be a part of
+			// the password.
 			err = errHidden
 		}
 	}
 	if err != nil {
 		return nil, &ConnectError{Kind: ErrUnreachable, What: "cannot connect to " + place, Err: err, Cure: "Check that RabbitMQ runs and that the address is right"}
 	}
-	// Cleared by amqp091-go once the connection is open.
+	// amqp091-go clears it when the connection is open.
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	if !broker.TLS {
 		return conn, nil
 	}
 	config := w.cfg.TLS.Clone()
 	if config == nil {
-		// Read each time, so that files may be replaced.
+		// Read for each connection, so that renewed certificates are used.
 		if config, err = broker.TLSConfig(); err != nil {
 			_ = conn.Close()
 			return nil, err
@@ -176,10 +178,11 @@ func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, 
 	return secure, nil
 }
 
-// errHidden stands for what is wrong with a host that must not be named.
-var errHidden = errors.New("it has an @ behind its host, so that it is not shown; write %40 for an @, %2F for a / in a password")
+// errHidden replaces an error that names a host which may be a part of the
+// password.
+var errHidden = errors.New("the reason is not shown, because the address has an @ after its host; write %40 for an @, %2F for a / in a password")
 
-// dialHost tries each address of a host in turn.
+// dialHost resolves a host and tries its addresses in order.
 func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
 	lookup, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
@@ -211,7 +214,7 @@ func handshakeError(err error, broker address.Broker) error {
 	case closed == amqp.ErrVhost, closed.Code == amqp.NotAllowed, closed.Code == amqp.NotFound:
 		vhost, reason := broker.VHost, closed.Reason
 		if broker.Hidden {
-			vhost, reason = "***", "it is not shown, as an @ stands behind the host"
+			vhost, reason = "***", "not shown, because the address has an @ after its host"
 		}
 		return &ConnectError{Kind: ErrVhost, What: fmt.Sprintf("virtual host %q of %s for user %q (RabbitMQ: %d %s)", vhost, broker.Place(), broker.User, closed.Code, reason),
 			Cure: "Create it, or give the user its permissions"}
@@ -226,14 +229,16 @@ func handshakeError(err error, broker address.Broker) error {
 		Cure: "See RabbitMQ's log for the reason"}
 }
 
-// watch ends the session when its connection or its consuming channel goes.
-// Its goroutines end with them.
+// watch starts a goroutine that ends the session when the connection or
+// consumeChannel is closed or a consumer is cancelled. The goroutine ends with
+// the connection.
 func (s *session) watch() {
 	connClosed := s.conn.NotifyClose(make(chan *amqp.Error, 1))
-	channelClosed := s.consuming.NotifyClose(make(chan *amqp.Error, 1))
-	// A cancelled consumer leaves connection and channel open: without this
-	// a worker would go silent (docs/celery.md#consuming).
-	cancelled := s.consuming.NotifyCancel(make(chan string, 1))
+	channelClosed := s.consumeChannel.NotifyClose(make(chan *amqp.Error, 1))
+	// When the broker cancels a consumer, connection and channel stay open:
+	// without this the worker would receive nothing any more and not notice
+	// (docs/celery.md#consuming).
+	cancelled := s.consumeChannel.NotifyCancel(make(chan string, 1))
 	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	go func() {
 		for {
@@ -257,9 +262,9 @@ func (s *session) watch() {
 				}
 				s.blocked.Store(b.Active)
 				if b.Active {
-					s.log.Warn("broker takes no messages", "broker", s.broker, "reason", b.Reason)
+					s.log.Warn("broker accepts no messages", "broker", s.broker, "reason", b.Reason)
 				} else {
-					s.log.Info("broker takes messages again", "broker", s.broker)
+					s.log.Info("broker accepts messages again", "broker", s.broker)
 				}
 			}
 		}
@@ -273,7 +278,8 @@ func closeReason(what string, err *amqp.Error, ok bool) error {
 	return fmt.Errorf("broker closed the %s: %d %s", what, err.Code, err.Reason)
 }
 
-// fail marks the session as lost, once. Everything that waits for it goes on.
+// fail marks the session as lost, with the first error as the reason, and wakes
+// everything that waits for an answer of it.
 func (s *session) fail(err error) {
 	s.lostOnce.Do(func() {
 		s.lostErr = err
@@ -290,7 +296,7 @@ func (s *session) isLost() bool {
 	}
 }
 
-// call runs a synchronous method of the consuming channel.
+// call runs a synchronous method of consumeChannel.
 func (s *session) call(what string, method func() error) error {
 	s.consumeMu.Lock()
 	defer s.consumeMu.Unlock()
@@ -298,8 +304,8 @@ func (s *session) call(what string, method func() error) error {
 	return method()
 }
 
-// guard ends the session unless done is called within callTimeout: amqp091-go
-// itself waits for an answer as long as heartbeats let it.
+// guard ends the session unless done is called within callTimeout. amqp091-go
+// itself waits for an answer as long as heartbeats arrive.
 func (s *session) guard(what string) (done func()) {
 	timer := time.AfterFunc(callTimeout, func() {
 		s.fail(fmt.Errorf("broker did not answer %s within %v", what, callTimeout))
@@ -308,8 +314,8 @@ func (s *session) guard(what string) (done func()) {
 	return func() { timer.Stop() }
 }
 
-// close ends the connection, politely if the broker still listens, and waits
-// for the goroutines that receive.
+// close closes the connection, with the AMQP handshake if it is still open, and
+// waits for the goroutines that receive.
 func (s *session) close() {
 	s.fail(errors.New("closed by the worker"))
 	if !s.conn.IsClosed() {
@@ -319,33 +325,32 @@ func (s *session) close() {
 	s.consumers.Wait()
 }
 
-// link is the session of the moment, for those who wait for one.
+// link holds the current session, and lets goroutines wait for the next one.
 type link struct {
-	mu      sync.Mutex
-	session *session      // nil while disconnected
-	changed chan struct{} // closed at the next change
-	err     error         // why the worker does not consume, as last known
-	// consuming says that the session has all its consumers.
-	consuming bool
-	since     time.Time // when that changed last
+	mu           sync.Mutex
+	session      *session      // nil while disconnected
+	changed      chan struct{} // closed at the next change
+	hasConsumers bool          // every queue has its consumer on the session
+	since        time.Time     // when hasConsumers changed last
+	err          error         // why there are no consumers: the last failure
 }
 
-func (l *link) set(s *session, consuming bool, err error, now time.Time) {
+func (l *link) set(s *session, hasConsumers bool, err error, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.consuming != consuming || l.since.IsZero() {
+	if l.hasConsumers != hasConsumers || l.since.IsZero() {
 		l.since = now
 	}
-	l.session, l.consuming, l.err = s, consuming, err
+	l.session, l.hasConsumers, l.err = s, hasConsumers, err
 	if l.changed != nil {
 		close(l.changed)
 	}
 	l.changed = make(chan struct{})
 }
 
-// connected makes a session known that has no consumers yet. The reason why the
-// worker does not consume stays what it was: whoever asks during an attempt
-// must not hear less than between two.
+// connected sets a session that has no consumers yet. It keeps the last error,
+// so that Ready reports the reason during an attempt too, and not only between
+// two attempts.
 func (l *link) connected(s *session, now time.Time) {
 	l.mu.Lock()
 	err := l.err
@@ -353,7 +358,8 @@ func (l *link) connected(s *session, now time.Time) {
 	l.set(s, false, err, now)
 }
 
-// get waits for a session that is not lost.
+// get waits for a session that is not lost. It returns the cause of ctx when
+// that ends first.
 func (l *link) get(ctx context.Context) (*session, error) {
 	for {
 		l.mu.Lock()

@@ -9,46 +9,50 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// subscription is all that consumes one queue on one session.
+// subscription is the set of consumers of one queue on one session.
 //
 // QoS is always per consumer: RabbitMQ 4.3 refuses the shared kind, and
-// quorum queues never had it (docs/celery.md#prefetch). A running consumer's
-// limit cannot be raised, so a message that is held without a slot (an ETA, a
-// pause) is made up for by a further consumer: the sum of all limits is the
-// number of prefetched messages plus what is held, and up to extraMost-1 more.
+// quorum queues never supported it (docs/celery.md#prefetch). A message that is
+// delayed (it waits for its ETA or for a pause, without a slot) uses up a part
+// of its consumer's limit, and the limit of a running consumer cannot be
+// raised. So overflow consumers are added: the sum of all limits is Prefetch
+// plus the number of delayed messages, and at most overflowLimitMax-1 more.
 type subscription struct {
 	session *session
 	queue   Queue
 	worker  *Worker
 
-	mu      sync.Mutex // guards all below
-	held    int        // messages that wait without a slot
-	extras  []extra    // consumers that make up for them, oldest first
-	spare   int        // the sum of their limits
-	next    int        // number for tags
-	tags    []string   // of every consumer that was not cancelled
-	stopped bool       // no further consumers: the worker stops
+	mu            sync.Mutex         // guards all below
+	delayed       int                // messages that wait without a slot
+	overflow      []overflowConsumer // oldest first
+	overflowLimit int                // the sum of their limits
+	next          int                // number of the next tag
+	tags          []string           // of every consumer that was not cancelled
+	stopped       bool               // the worker stops: no consumer is added any more
 
-	// consuming is how many consumers there are for certain, changes how often
-	// one was asked for or cancelled: for who cannot wait for mu, which is held
-	// while the broker is asked.
-	consuming, changes atomic.Int64
+	// consumerCount is how many consumers the broker has confirmed and the
+	// worker has not cancelled. consumerChanges counts the calls that add or
+	// cancel one. Both are atomic because OtherConsumers reads them, and mu stays
+	// locked during calls to the broker.
+	consumerCount, consumerChanges atomic.Int64
 }
 
-type extra struct {
+// overflowConsumer is a consumer whose limit makes room for delayed messages.
+type overflowConsumer struct {
 	tag   string
 	limit int
 }
 
-// beatTime is how often a consumer that receives nothing shows that it could.
-const beatTime = time.Second
+// reportInterval is how often an idle consumer reports progress to Stuck.
+const reportInterval = time.Second
 
-// extraMost is the limit of the largest further consumer. They grow, so that
-// a thousand held messages need some seventy consumers and not a thousand.
-const extraMost = 16
+// overflowLimitMax is the largest limit of an overflow consumer. Each new one
+// is larger than the one before, up to this: a thousand delayed messages need
+// about seventy consumers.
+const overflowLimitMax = 16
 
-// consume declares the queues and starts one consumer on each. Deliveries are
-// received until the session is lost or its consumers are cancelled.
+// consume declares the queues and starts one consumer on each. They receive
+// until the session is lost or the worker cancels them.
 func (w *Worker) consume(s *session) ([]*subscription, error) {
 	var subscriptions []*subscription
 	for _, name := range w.cfg.Queues {
@@ -62,8 +66,9 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 		sub := &subscription{session: s, queue: queue, worker: w}
 		subscriptions = append(subscriptions, sub)
 	}
-	s.subscribed(subscriptions)
-	// Only when all are declared, so that nothing is received in vain.
+	s.setSubscriptions(subscriptions)
+	// All queues are declared before the first consumer starts: a declaration
+	// that fails ends the session, and with it every delivery.
 	for _, sub := range subscriptions {
 		sub.mu.Lock()
 		_, err := sub.start(w.cfg.Prefetch)
@@ -75,8 +80,8 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 	return subscriptions, nil
 }
 
-// subscribed notes what is consumed on the session.
-func (s *session) subscribed(subscriptions []*subscription) {
+// setSubscriptions records which queues the session consumes.
+func (s *session) setSubscriptions(subscriptions []*subscription) {
 	s.subscriptionsMu.Lock()
 	defer s.subscriptionsMu.Unlock()
 	s.subscriptions = map[string]*subscription{}
@@ -85,18 +90,18 @@ func (s *session) subscribed(subscriptions []*subscription) {
 	}
 }
 
-// subscriptionOf is that of a queue, nil for none.
+// subscriptionOf returns the subscription of a queue, or nil.
 func (s *session) subscriptionOf(queue string) *subscription {
 	s.subscriptionsMu.Lock()
 	defer s.subscriptionsMu.Unlock()
 	return s.subscriptions[queue]
 }
 
-// start adds a consumer. sub.mu is held.
+// start adds a consumer. The caller has locked sub.mu.
 func (sub *subscription) start(limit int) (tag string, err error) {
 	s := sub.session
 	sub.next++
-	sub.changes.Add(1)
+	sub.consumerChanges.Add(1)
 	tag = fmt.Sprintf("%.100s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
 	arguments, err := amqpTable(sub.queue.ConsumerArguments)
 	if err != nil {
@@ -104,31 +109,31 @@ func (sub *subscription) start(limit int) (tag string, err error) {
 	}
 	var deliveries <-chan amqp.Delivery
 	err = s.call("basic.consume", func() error {
-		if err := s.consuming.Qos(limit, 0, false); err != nil {
+		if err := s.consumeChannel.Qos(limit, 0, false); err != nil {
 			return err
 		}
-		deliveries, err = s.consuming.Consume(sub.queue.Name, tag, false, false, false, false, arguments)
+		deliveries, err = s.consumeChannel.Consume(sub.queue.Name, tag, false, false, false, false, arguments)
 		return err
 	})
 	if err != nil {
 		s.fail(err)
-		return "", s.lostBecause(fmt.Sprintf("consuming queue %q", sub.queue.Name), err)
+		return "", s.connectionError(fmt.Sprintf("consuming queue %q", sub.queue.Name), err)
 	}
 	sub.tags = append(sub.tags, tag)
-	sub.consuming.Add(1)
+	sub.consumerCount.Add(1)
 	s.consumers.Add(1)
 	go sub.receive(deliveries)
 	return tag, nil
 }
 
-// receive gives each delivery a goroutine of its own; there are never more
-// than the sum of the limits. When the channel of deliveries ends, the
-// consumer is gone for whatever reason: unless it was us, so is the session.
+// receive starts a goroutine for each delivery; the sum of the limits bounds
+// their number. It returns when the consumer has ended: the worker cancelled
+// it, or the session is lost.
 func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	defer sub.session.consumers.Done()
 	activity := sub.worker.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
 	defer activity.End()
-	beat := time.NewTicker(beatTime)
+	beat := time.NewTicker(reportInterval)
 	defer beat.Stop()
 	for {
 		select {
@@ -143,62 +148,65 @@ func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	}
 }
 
-// hold says that a message waits without a slot from now on; release ends it.
-func (sub *subscription) hold() (release func()) {
-	sub.worker.metrics.held.Inc()
+// delay counts a message as delayed until release is called.
+func (sub *subscription) delay() (release func()) {
+	sub.worker.metrics.delayed.Inc()
 	sub.mu.Lock()
-	sub.held++
-	sub.makeUp()
+	sub.delayed++
+	sub.addOverflowConsumer()
 	sub.mu.Unlock()
 	return sync.OnceFunc(func() {
-		sub.worker.metrics.held.Dec()
+		sub.worker.metrics.delayed.Dec()
 		sub.mu.Lock()
-		sub.held--
-		sub.cutDown()
+		sub.delayed--
+		sub.removeOverflowConsumers()
 		sub.mu.Unlock()
 	})
 }
 
-// makeUp starts a further consumer when more is held than made up for.
-func (sub *subscription) makeUp() {
-	if sub.stopped || sub.session.isLost() || sub.held <= sub.spare || sub.held > sub.worker.cfg.MaxETA {
+// addOverflowConsumer adds a consumer when there are more delayed messages
+// than the overflow consumers have limits for. The caller has locked sub.mu.
+func (sub *subscription) addOverflowConsumer() {
+	if sub.stopped || sub.session.isLost() || sub.delayed <= sub.overflowLimit || sub.delayed > sub.worker.cfg.MaxETA {
 		return
 	}
-	limit := min(max(1, sub.spare), extraMost)
+	limit := min(max(1, sub.overflowLimit), overflowLimitMax)
 	tag, err := sub.start(limit)
 	if err != nil {
-		return // the session is lost, which others report
+		return // the session is lost: keepConnected reports it and replaces it
 	}
-	sub.extras = append(sub.extras, extra{tag, limit})
-	sub.spare += limit
+	sub.overflow = append(sub.overflow, overflowConsumer{tag, limit})
+	sub.overflowLimit += limit
 }
 
-// cutDown cancels the last further consumer when it is not needed any more.
-func (sub *subscription) cutDown() {
-	for len(sub.extras) > 0 && !sub.session.isLost() {
-		last := sub.extras[len(sub.extras)-1]
-		if sub.held > sub.spare-last.limit {
+// removeOverflowConsumers cancels the newest overflow consumers as long as the
+// delayed messages do not need them. The caller has locked sub.mu.
+func (sub *subscription) removeOverflowConsumers() {
+	for len(sub.overflow) > 0 && !sub.session.isLost() {
+		last := sub.overflow[len(sub.overflow)-1]
+		if sub.delayed > sub.overflowLimit-last.limit {
 			return
 		}
 		if err := sub.cancel(last.tag); err != nil {
 			return
 		}
-		sub.extras = sub.extras[:len(sub.extras)-1]
-		sub.spare -= last.limit
+		sub.overflow = sub.overflow[:len(sub.overflow)-1]
+		sub.overflowLimit -= last.limit
 	}
 }
 
-// cancel ends one consumer; what it has delivered stays valid. sub.mu is held.
+// cancel ends one consumer; its deliveries can still be settled. The caller has
+// locked sub.mu.
 func (sub *subscription) cancel(tag string) error {
 	for i, t := range sub.tags {
 		if t == tag {
 			sub.tags = append(sub.tags[:i], sub.tags[i+1:]...)
-			sub.changes.Add(1)
-			sub.consuming.Add(-1)
+			sub.consumerChanges.Add(1)
+			sub.consumerCount.Add(-1)
 			break
 		}
 	}
-	return sub.session.call("basic.cancel", func() error { return sub.session.consuming.Cancel(tag, false) })
+	return sub.session.call("basic.cancel", func() error { return sub.session.consumeChannel.Cancel(tag, false) })
 }
 
 // stop cancels every consumer.

@@ -10,10 +10,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// declare makes exchange, queue and binding as every Celery process does
-// before it uses a queue (docs/celery.md#queues-and-exchanges). The error is a
-// *MismatchError when something of another shape is there already; further
-// bindings of the queue do not matter.
+// declare declares exchange, queue and binding, once per session, as every
+// Celery process does before it uses a queue
+// (docs/celery.md#queues-and-exchanges). The error is a *MismatchError when the
+// queue or the exchange exists with other properties. Additional bindings do no
+// harm.
 func (s *session) declare(q Queue) error {
 	s.declareMu.Lock()
 	defer s.declareMu.Unlock()
@@ -21,10 +22,11 @@ func (s *session) declare(q Queue) error {
 		return nil
 	}
 	defer s.guard("a declaration")()
-	// A refusal closes the channel, so it is one of its own.
+	// The broker closes the channel when it refuses a declaration, so that each
+	// has a channel of its own.
 	ch, err := s.conn.Channel()
 	if err != nil {
-		return s.lostBecause("declaring", err)
+		return s.connectionError("declaring", err)
 	}
 	defer ch.Close()
 	if err := declareOn(ch, q); err != nil {
@@ -34,8 +36,9 @@ func (s *session) declare(q Queue) error {
 	return nil
 }
 
-// leaveDeclared takes a queue as it is, for the rest of the session.
-func (s *session) leaveDeclared(name string) {
+// acceptDeclaration uses a queue with the properties that it has at the broker,
+// for the rest of the session.
+func (s *session) acceptDeclaration(name string) {
 	s.declareMu.Lock()
 	defer s.declareMu.Unlock()
 	s.declared[name] = true
@@ -63,46 +66,46 @@ func declareOn(ch *amqp.Channel, q Queue) error {
 	return ch.QueueBind(q.Name, q.RoutingKey, q.Exchange, false, binding)
 }
 
-// lostBecause wraps an error of the connection; what failed is retried on the
-// next one.
-func (s *session) lostBecause(what string, err error) error {
+// connectionError wraps a failure of the connection as ErrUnreachable, which
+// callers retry on the next session.
+func (s *session) connectionError(what string, err error) error {
 	return fmt.Errorf("%w: %s: %s: %w", ErrUnreachable, s.broker, what, err)
 }
 
 func (s *session) declareError(q Queue, err error) error {
 	var refused *amqp.Error
 	if !errors.As(err, &refused) {
-		return s.lostBecause(fmt.Sprintf("declaring queue %q", q.Name), err)
+		return s.connectionError(fmt.Sprintf("declaring queue %q", q.Name), err)
 	}
 	switch refused.Code {
 	case amqp.PreconditionFailed:
 		return mismatch(q, refused)
 	case amqp.NotFound:
-		return &MismatchError{What: "queue", Name: q.Name, Exists: "nowhere", Want: "nothing (it is only to be found)",
+		return &MismatchError{What: "queue", Name: q.Name,
 			Cure: "Create the queue, or turn Passive off.", Broker: brokerText(refused)}
 	case amqp.AccessRefused:
 		return fmt.Errorf("%w: declaring queue %q at %s: give the user configure, write and read permission on it and on exchange %q (RabbitMQ: %s)",
 			ErrPermission, q.Name, s.broker, q.Exchange, brokerText(refused))
 	case amqp.ResourceLocked:
-		return &MismatchError{What: "queue", Name: q.Name, Exists: "and is exclusive to another connection", Want: "it for everybody",
+		return &MismatchError{What: "queue", Name: q.Name, Exists: "as an exclusive queue of another connection", Want: "a shared queue",
 			Cure: "Stop that connection, or delete the queue.", Broker: brokerText(refused)}
 	}
 	if refused.Server {
 		return fmt.Errorf("declaring queue %q at %s was refused (RabbitMQ: %s)", q.Name, s.broker, brokerText(refused))
 	}
-	return s.lostBecause(fmt.Sprintf("declaring queue %q", q.Name), refused)
+	return s.connectionError(fmt.Sprintf("declaring queue %q", q.Name), refused)
 }
 
 func brokerText(err *amqp.Error) string { return fmt.Sprintf("%d %s", err.Code, err.Reason) }
 
-// inequivalent is how RabbitMQ words a difference; it has no other way to
-// tell which argument differs.
-var inequivalent = regexp.MustCompile(`inequivalent arg '([^']*)' for (queue|exchange) '([^']*)' in vhost '[^']*': received (.+) but current is (.+)$`)
+// differencePattern matches RabbitMQ's text about a difference. The protocol has
+// no field that says which argument differs.
+var differencePattern = regexp.MustCompile(`inequivalent arg '([^']*)' for (queue|exchange) '([^']*)' in vhost '[^']*': received (.+) but current is (.+)$`)
 
 func mismatch(q Queue, refused *amqp.Error) *MismatchError {
-	e := &MismatchError{What: "queue", Name: q.Name, Exists: "in another shape", Want: wanted(q),
-		Cure: "Make TaskQueues say what exists, or delete the queue.", Broker: brokerText(refused)}
-	parts := inequivalent.FindStringSubmatch(refused.Reason)
+	e := &MismatchError{What: "queue", Name: q.Name, Exists: "with other properties", Want: argumentsText(q),
+		Cure: "Declare it in TaskQueues as it exists, or delete the queue.", Broker: brokerText(refused)}
+	parts := differencePattern.FindStringSubmatch(refused.Reason)
 	if parts == nil {
 		return e
 	}
@@ -119,7 +122,7 @@ func mismatch(q Queue, refused *amqp.Error) *MismatchError {
 		e.Cure = "Set ExchangeType or Exchange of the queue in TaskQueues, or delete the exchange."
 	case e.Argument == "durable", e.Argument == "auto_delete", e.Argument == "exclusive":
 		e.Exists = fmt.Sprintf("with %s %s", e.Argument, e.Current)
-		e.Want = "it durable"
+		e.Want = "a durable queue"
 		e.Cure = "Delete the queue."
 	case e.Argument == "x-queue-type":
 		e.Cure = "Set Type of the queue in TaskQueues, or delete the queue."
@@ -129,12 +132,12 @@ func mismatch(q Queue, refused *amqp.Error) *MismatchError {
 	return e
 }
 
-var valueOfType = regexp.MustCompile(`^the value '(.*)' of type '[^']*'$`)
+var typedValue = regexp.MustCompile(`^the value '(.*)' of type '[^']*'$`)
 
-// argumentValue reads RabbitMQ's way to print a value: none, 'x', or
+// argumentValue parses a value as RabbitMQ prints it: none, 'x', or
 // "the value 'x' of type 't'".
 func argumentValue(text string) string {
-	if parts := valueOfType.FindStringSubmatch(text); parts != nil {
+	if parts := typedValue.FindStringSubmatch(text); parts != nil {
 		return parts[1]
 	}
 	if text == "none" {
@@ -143,15 +146,16 @@ func argumentValue(text string) string {
 	return strings.Trim(text, "'")
 }
 
-func wanted(q Queue) string {
+// argumentsText describes the arguments with which the worker declares a queue.
+func argumentsText(q Queue) string {
 	arguments := q.arguments()
 	if len(arguments) == 0 {
-		return "none"
+		return "no arguments"
 	}
 	names := make([]string, 0, len(arguments))
 	for name, value := range arguments {
 		names = append(names, fmt.Sprintf("%s: %v", name, value))
 	}
 	slices.Sort(names)
-	return "{" + strings.Join(names, ", ") + "}"
+	return "arguments {" + strings.Join(names, ", ") + "}"
 }

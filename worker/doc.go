@@ -1,44 +1,55 @@
 // Package worker is a Celery worker: it consumes task messages from RabbitMQ,
-// runs the handlers registered for them, publishes what follows, stores the
-// result, and acknowledges, in this order. Python producers, callers of
-// AsyncResult and other Celery workers need no change.
+// runs the handlers that the program has registered, publishes the follow-up
+// messages, stores the result, and acknowledges the message, in this order.
+// Python producers, callers of AsyncResult and other Celery workers need no
+// change.
 //
-// It owns the connection, the declarations, the deliveries and everything
-// that happens to them until they are acknowledged, reconnection and
-// shutdown. It knows no SQL (results go to a [ResultBackend]) and no domain
-// (handlers are given). Everything about bytes on the wire is left to
-// package protocol.
+// [New] makes a [Worker] from a [Config], [Handle] registers a function as the
+// handler of a task, and [Worker.Run] runs until its context ends. Results go to
+// a [ResultBackend]. Package workertest helps to test handlers without a broker.
 //
-// # What is promised
+// The package owns the connection, the declarations, the deliveries until they
+// are settled, reconnection and shutdown. It contains no SQL and no application
+// logic. Package protocol encodes and decodes what is on the wire.
 //
-//   - Nothing is acknowledged before its outcome has been published, with the
-//     broker's confirm, and stored. Execution is at least once.
-//   - A task whose connection is lost goes on. When its message comes again to
-//     this process, the new delivery joins the running task; when the task has
-//     just ended, the delivery is acknowledged without a second run.
-//   - A fault of the broker or of the result backend never makes a failure of
-//     finished work: it is retried, and at last the message goes back.
-//   - A quorum queue's delivery limit does not lose a message that is handed
-//     back or whose task runs: it is sent anew in time.
-//   - A stored SUCCESS stands: a repeated run that fails sends no error
-//     callbacks and marks nothing.
-//   - No message ends the worker, or keeps it busy for ever by being malformed.
+// # Guarantees
 //
-// # What differs from a Python worker
+//   - The worker acknowledges a message only after it has published the follow-ups,
+//     with the broker's confirm, and stored the result. Execution is at least
+//     once.
+//   - A task continues when its connection is lost. When the broker delivers the
+//     message again to this process, the new delivery is attached to the running
+//     task. If the task has just ended, the worker acknowledges the new delivery
+//     without running the task again.
+//   - A fault of the broker or of the result backend never turns finished work
+//     into a failure. The worker retries, and in the end requeues the message.
+//   - The delivery limit of a quorum queue does not drop a message that the worker
+//     requeues, nor that of a running task: the worker replaces it by a copy in
+//     time.
+//   - A stored SUCCESS is kept: a repeated run that fails publishes no error
+//     callbacks and stores nothing.
+//   - A malformed message neither ends the worker nor is delivered for ever.
 //
-//   - Every error callback is published as a task. Python calls some inline,
-//     by the arity of the function; an errback written for (request, exc,
-//     traceback) gets the failed id only.
-//   - A callback without an id of its own gets one that is made from the failed or
-//     finished task's, the same whenever it is published again. Python draws it.
-//   - Chords cannot be started: a task that needs one fails before it runs.
-//   - A hard time limit cannot kill a handler. Its context ends, and the task
-//     fails when the handler has returned; if it does not, after
-//     Config.HardLimitGrace, and the handler keeps its slot until it returns.
-//   - QoS is per consumer. Messages that wait for their ETA are made up for by
-//     further consumers, so that they block nobody.
+// # Differences from a Python worker
 //
-// A delivery's way through the files: connect.go, declare.go, consume.go,
-// receive.go, attach.go, run.go, bind.go, settle.go, publish.go, requeue.go;
-// around it shutdown.go, health.go and wire.go.
+//   - Every error callback is published as a task. A Python worker calls some
+//     inline, depending on the number of the function's parameters. An error
+//     callback for (request, exc, traceback) receives only the id of the failed
+//     task.
+//   - The id of a callback without one is derived from the id of its task, so that
+//     it is the same when the callback is published again. A Python worker draws
+//     a random one.
+//   - Chords cannot be started: a task that needs one fails before its handler
+//     runs.
+//   - A hard time limit cannot kill a handler. It ends the handler's context, and
+//     the task fails when the handler returns or after Config.HardLimitGrace. A
+//     handler that does not return keeps its slot.
+//   - QoS is per consumer. For messages that wait for their ETA the worker adds
+//     consumers, so that they do not keep other messages from being delivered.
+//
+// # Files
+//
+// A delivery passes through connect.go, declare.go, consume.go, receive.go,
+// attach.go, run.go, bind.go, conclude.go, publish.go and requeue.go. shutdown.go
+// has Run, health.go the health checks, and wire.go what amqp091-go lacks.
 package worker

@@ -6,58 +6,62 @@ import (
 	"time"
 )
 
-// What ends a handler's context before its time: the cause of the context.
+// Causes with which the worker ends a handler's context (see [context.Cause]).
 var (
 	// ErrSoftTimeLimit is the cause at the soft time limit. A handler that
-	// returns because of it fails as SoftTimeLimitExceeded.
+	// returns this error or context.Canceled fails as SoftTimeLimitExceeded.
 	ErrSoftTimeLimit = errors.New("soft time limit exceeded")
-	// ErrTimeLimit is the cause at the hard time limit. A handler that returns
-	// with an error then fails as TimeLimitExceeded; one that does not return
-	// within Config.HardLimitGrace is waited for no longer and fails so too.
+	// ErrTimeLimit is the cause at the hard time limit. The task fails as
+	// TimeLimitExceeded when the handler then returns an error, or does not
+	// return within Config.HardLimitGrace.
 	ErrTimeLimit = errors.New("hard time limit exceeded")
-	// ErrShutdown is the cause when the worker stops without waiting longer.
-	// Whatever the handler then returns with it, the message goes back to the
-	// broker and no result is stored.
+	// ErrShutdown is the cause when the worker stops and waits for running tasks
+	// no longer. If the handler then returns an error, the worker stores no
+	// result and requeues the message.
 	ErrShutdown = errors.New("worker is shutting down")
 )
 
-// Why Run or a reconnection failed: compare with errors.Is.
+// Errors of Run, Inspect and Publish. Compare with [errors.Is].
 var (
-	// ErrUnreachable: no broker answered (refused, no such host, timeout).
-	// Waiting may help.
+	// ErrUnreachable: no broker answered (connection refused, no such host,
+	// timeout), or the connection was lost. A retry may succeed.
 	ErrUnreachable = errors.New("broker is unreachable")
-	// ErrCredentials: the broker refused user or password.
+	// ErrCredentials: the broker refused the user name or the password.
 	ErrCredentials = errors.New("broker refused the credentials")
-	// ErrVhost: the virtual host does not exist or is closed to this user.
+	// ErrVhost: the virtual host does not exist, or the user has no permissions
+	// for it.
 	ErrVhost = errors.New("broker refused the virtual host")
-	// ErrMismatch: a queue or exchange exists and was declared otherwise, or
-	// does not exist and was only to be found.
+	// ErrMismatch: a queue or exchange exists with other properties than the
+	// configured ones, or the queue does not exist and Passive is set.
 	ErrMismatch = errors.New("broker has a different declaration")
-	// ErrPermission: the user may not declare, consume or publish.
+	// ErrPermission: the user lacks the permission to declare, consume or
+	// publish.
 	ErrPermission = errors.New("broker denied access")
-	// ErrUnroutable: a message was refused because no queue would get it.
+	// ErrUnroutable: the broker refused a message because no queue would receive
+	// it.
 	ErrUnroutable = errors.New("no queue receives this message")
 )
 
-// Ignore is returned by a handler whose task must leave no trace: the message
-// is acknowledged, nothing is stored, and nothing follows.
+// Ignore is returned by a handler to end the task without an outcome: the worker
+// acknowledges the message, stores no result and publishes no follow-up.
 //
-//lint:ignore ST1012 it is Celery's word, and an outcome more than an error
+//lint:ignore ST1012 the name is Celery's, and it is an outcome rather than an error
 var Ignore = errors.New("ignore this task")
 
-// Error is a failure as Python will see it. The class is looked up there by
-// module and name; one that does not exist is made on the fly.
+// Error is a failure with the exception class that Python sees. Python looks
+// the class up by module and name, and creates one that does not exist.
 type Error struct {
-	// Type is the class. Defaults to "RuntimeError".
+	// Type is the name of the class. Defaults to "RuntimeError".
 	Type string
-	// Module of the class. Defaults to "builtins".
+	// Module is the module of the class. Defaults to "builtins".
 	Module string
-	// Args of the exception. Defaults to the text of Err, if there is one.
+	// Args are the arguments of the exception. Defaults to the text of Err, if
+	// there is one.
 	Args []any
-	// Traceback shown by AsyncResult.traceback. Defaults to one that says
-	// type and message.
+	// Traceback is the text of AsyncResult.traceback. Defaults to type and
+	// message in Python's form.
 	Traceback string
-	// Err is the Go error behind it, for logs and errors.Is.
+	// Err is the underlying Go error, for logs and errors.Is.
 	Err error
 }
 
@@ -72,20 +76,22 @@ func (e Error) Error() string {
 
 func (e Error) Unwrap() error { return e.Err }
 
-// Retry is returned by a handler to run the task again: a message with the
-// same id, one more retry and an ETA is published, the row says RETRY, and
-// the old message is acknowledged (docs/celery.md#retries).
+// Retry is returned by a handler to run the task again later. The worker
+// publishes a message with the same task id, a retry count that is one higher,
+// and an ETA, stores the state RETRY, and acknowledges the old message
+// (docs/celery.md#retries).
 type Retry struct {
-	// After is the pause. Zero means 180 s, Celery's default_retry_delay;
-	// negative means none.
+	// After is the delay. Zero means 180 s, Celery's default_retry_delay;
+	// negative means no delay.
 	After time.Duration
-	// Max is how many retries there may be in all. Zero means 3, Celery's
-	// default; negative means no limit. When it is used up, the task fails
-	// with Err, or as MaxRetriesExceededError without one.
+	// Max is the maximum number of retries of the task. Zero means 3, Celery's
+	// default; negative means no limit. Beyond it the task fails with Err, or
+	// with MaxRetriesExceededError if Err is nil.
 	Max int
-	// Err is the failure that makes it necessary, or nil.
+	// Err is the failure that is the reason for the retry, or nil.
 	Err error
-	// Queue to publish to. Empty means where the message came from.
+	// Queue is the queue to publish to. Empty means the exchange and routing key
+	// of the original message.
 	Queue string
 }
 
@@ -109,16 +115,17 @@ func (r Retry) delay() time.Duration {
 	return r.After
 }
 
-// Reject is returned by a handler to give the message back.
+// Reject is returned by a handler to return the message to the broker.
 type Reject struct {
-	// Requeue puts it back into its queue: no result, and nothing follows.
-	// Otherwise a dead-letter exchange gets it, if there is one, and the task
-	// is FAILURE with the class Reject, its error callbacks included.
+	// Requeue returns the message to its queue: the worker stores no result and
+	// publishes nothing. Without it the message goes to the queue's dead-letter
+	// exchange, if there is one, and the task fails with the class Reject; its
+	// error callbacks are published.
 	Requeue bool
-	// After is a pause before it is put back, in which the message stays with this
-	// worker but takes no slot. It is cut short by shutdown.
+	// After is a pause before the message is requeued. Meanwhile this worker
+	// keeps the message, but it occupies no slot. A shutdown ends the pause.
 	After time.Duration
-	// Reason for the log.
+	// Reason is written to the log.
 	Reason string
 }
 
@@ -133,8 +140,9 @@ func (r Reject) Error() string {
 	return text
 }
 
-// Permanent marks an error of a [ResultBackend] as one that no retry mends:
-// the result can never be written. The engine logs it and goes on.
+// Permanent marks an error of a [ResultBackend] as permanent: the result can
+// never be written, and a retry is of no use. The worker logs it and continues
+// as if the result were stored.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
@@ -153,23 +161,23 @@ type permanentError struct{ err error }
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
-// ConnectError says why a broker cannot be used. It is an [ErrUnreachable], an
-// [ErrCredentials] or an [ErrVhost]. With several brokers there is one for each,
+// ConnectError is the reason why the worker cannot connect to a broker. It
+// matches its Kind with errors.Is. With several brokers the errors of all are
 // joined.
 type ConnectError struct {
-	// Kind is one of the three.
+	// Kind is ErrUnreachable, ErrCredentials or ErrVhost.
 	Kind error
-	// What happened, to which broker.
+	// What describes what happened, and names the broker.
 	What string
 	// Err is the cause, or nil.
 	Err error
-	// Cure is what the operator can do.
+	// Cure is a sentence that says what the operator can do.
 	Cure string
 }
 
 func (e *ConnectError) Error() string { return e.Problem() + ". " + e.Cure }
 
-// Problem is the error without the cure.
+// Problem returns the text of the error without Cure.
 func (e *ConnectError) Problem() string {
 	text := e.Kind.Error() + ": " + e.What
 	if e.Err != nil {
@@ -186,25 +194,31 @@ func (e *ConnectError) Unwrap() []error {
 	return []error{e.Kind, e.Err}
 }
 
-// MismatchError says that a queue or an exchange exists in another shape than
-// the one configured. It is an [ErrMismatch].
+// MismatchError says that a queue or an exchange exists with other properties
+// than the configured ones, or that a queue does not exist and Passive is set.
+// It matches [ErrMismatch] with errors.Is.
 type MismatchError struct {
-	// What is "queue" or "exchange"; Name its name.
+	// What is "queue" or "exchange", and Name its name.
 	What, Name string
-	// Argument is the argument or property that differs, and Current its
-	// value at the broker, as far as the broker tells; "" otherwise.
+	// Argument is the argument or property that differs, and Current its value
+	// at the broker. Both are "" if the broker does not report them.
 	Argument, Current string
-	// Exists describes what the broker has, Want what we would declare.
+	// Exists describes what the broker has, "" if it does not exist. Want
+	// describes what the worker would declare.
 	Exists, Want string
-	// Cure is what the operator can do.
+	// Cure is a sentence that says what the operator can do.
 	Cure string
-	// Broker is the broker's own text.
+	// Broker is the text of the broker's refusal.
 	Broker string
 }
 
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s %q exists %s, we would declare %s. %s (RabbitMQ: %s)", e.What, e.Name, e.Exists, e.Want, e.Cure, e.Broker)
+	difference := fmt.Sprintf("exists %s, the worker would declare %s", e.Exists, e.Want)
+	if e.Exists == "" {
+		difference = "does not exist and Passive is set"
+	}
+	return fmt.Sprintf("%s %q %s. %s (RabbitMQ: %s)", e.What, e.Name, difference, e.Cure, e.Broker)
 }
 
-// Is makes a MismatchError an ErrMismatch.
+// Is reports whether target is ErrMismatch.
 func (e *MismatchError) Is(target error) bool { return target == ErrMismatch }

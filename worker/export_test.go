@@ -6,27 +6,26 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// OpenWire lets tests publish what amqp091-go cannot say by itself.
+// OpenWire lets tests publish what amqp091-go alone cannot publish.
 func OpenWire(conn net.Conn) net.Conn { return newWireConn(conn) }
 
-// PriorityZero marks a delivery mode, see wire.go.
+// PriorityZero is the mark in a delivery mode, see wire.go.
 const PriorityZero = priorityZero
 
-// BreakChannel makes the broker close the consuming channel with 406, as it
+// BreakChannel makes the broker close the channel that consumes with 406, as it
 // does when a delivery has been unacknowledged for too long.
 func (w *Worker) BreakChannel() error {
-	s, err := w.link.get(w.life.settle)
+	s, err := w.link.get(w.lifecycle.record)
 	if err != nil {
 		return err
 	}
-	return s.consuming.Ack(1<<40, false)
+	return s.consumeChannel.Ack(1<<40, false)
 }
 
-// Reconnects is how many sessions were lost, and Attached how many deliveries
-// were repeated ones.
+// Reconnects is how many sessions were lost.
 func (w *Worker) Reconnects() int { return count(w.metrics.reconnects) }
 
-// Attached: see Reconnects.
+// Attached is how many deliveries were repeated ones.
 func (w *Worker) Attached() int { return count(w.metrics.attached) }
 
 func count(c interface{ Write(*dto.Metric) error }) int {
@@ -43,10 +42,10 @@ func (w *Worker) Received() int { return count(w.metrics.received) }
 // HeaderCopy marks the copy of a message.
 const HeaderCopy = headerCopy
 
-// Block marks the connection as one on which the broker reads nothing, as a
-// memory or disk alarm makes it say.
+// Block marks the connection as blocked, as connection.blocked does when the
+// broker has a memory or disk alarm.
 func (w *Worker) Block() error {
-	s, err := w.link.get(w.life.settle)
+	s, err := w.link.get(w.lifecycle.record)
 	if err != nil {
 		return err
 	}

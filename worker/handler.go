@@ -7,51 +7,56 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// A Handler runs one task.
+// A Handler runs the tasks of one name.
 //
-//   - The returned value becomes the task's result, SUCCESS; it must be
-//     something that Python's JSON can hold (see [protocol.EncodeJSON]).
-//   - A returned error is FAILURE, unless it is [Retry], [Reject] or [Ignore].
-//     [Error] chooses the Python class; any other error is RuntimeError.
-//   - A panic is a FAILURE with the stack as traceback.
+//   - The returned value is the task's result, and the task's state SUCCESS. It
+//     must have a form in Python's JSON (see [protocol.EncodeJSON]).
+//   - A returned error makes the task FAILURE, unless it is [Retry], [Reject] or
+//     [Ignore]. An [Error] chooses the Python class; for any other error the
+//     class is RuntimeError.
+//   - A panic makes the task FAILURE with the stack as traceback.
 //   - ctx ends at the soft time limit (cause [ErrSoftTimeLimit]), at the hard
-//     one (cause [ErrTimeLimit]) and when the worker is told to stop at once
-//     (cause [ErrShutdown]). A handler that goes on regardless keeps its slot.
-//   - It may be called by many goroutines at once, and again for the same
-//     task: execution is at least once.
+//     time limit (cause [ErrTimeLimit]), and when a shutdown waits no longer
+//     (cause [ErrShutdown]). A handler that ignores this keeps its slot until it
+//     returns.
+//   - Many goroutines may call Handle at once, and may call it again for the
+//     same task: execution is at least once.
 type Handler interface {
 	Handle(ctx context.Context, task *Task) (any, error)
 }
 
-// HandlerFunc is a function that is a Handler.
+// HandlerFunc lets a function be a Handler.
 type HandlerFunc func(ctx context.Context, task *Task) (any, error)
 
 // Handle calls f.
 func (f HandlerFunc) Handle(ctx context.Context, task *Task) (any, error) { return f(ctx, task) }
 
-// Middleware wraps handlers. The first given to [Worker.Use] is the outermost.
+// Middleware wraps a handler. The first one given to [Worker.Use] is the
+// outermost.
 type Middleware func(Handler) Handler
 
-// Task is a message on its way through a handler. Everything reachable from
-// the Message is read-only.
+// Task is what a handler receives: the task's message and where it came from.
+// Handlers must not change anything that is reachable from Message.
 type Task struct {
 	*protocol.Message
-	// Node is the name of the worker that runs the task.
+	// Node is the name of the worker that runs the task, as Config.Node.
 	Node string
-	// Queue is the name of the consumed queue that the message came from.
+	// Queue is the name of the queue that the worker consumed the message from.
 	Queue string
-	// Delivery is the message as the broker handed it over, for handlers that
-	// keep it and publish it again later (see [Worker.Publish]). Read-only,
-	// and empty when the task came from no broker.
+	// Delivery is the message as the broker delivered it, for handlers that
+	// store it and publish it again later (see [Worker.Publish]). Handlers must
+	// not change it. It is empty when the task did not come from a broker.
 	Delivery protocol.Delivery
 
-	update func(ctx context.Context, state string, meta json.RawMessage) error
-	held   func(ctx context.Context) error // nil when the task came from no broker, as the next
-	others func(ctx context.Context) (int, error)
+	update func(ctx context.Context, state string, meta json.RawMessage) error // nil when results are ignored
+	// Nil when the task did not come from a broker.
+	stillUnacked   func(ctx context.Context) error
+	otherConsumers func(ctx context.Context) (int, error)
 }
 
-// UpdateState stores a state of the application's own, such as PROGRESS, with
-// meta as its value. It does nothing when the task's results are ignored.
+// UpdateState stores a state that the application defines, such as PROGRESS,
+// with meta as its value. It tries once, for at most 30 s. It does nothing when
+// the task's results are ignored. After the task has ended it is an error.
 func (t *Task) UpdateState(ctx context.Context, state string, meta any) error {
 	value, err := protocol.EncodeJSON(meta)
 	if err != nil {
@@ -65,32 +70,35 @@ func (t *Task) UpdateState(ctx context.Context, state string, meta any) error {
 
 type taskKey struct{}
 
-// ContextWithTask returns a context that carries task, as handlers get it.
+// ContextWithTask returns a context with which [TaskFromContext] returns task.
+// The worker does this for every handler; tests of handlers may need it.
 func ContextWithTask(ctx context.Context, task *Task) context.Context {
 	return context.WithValue(ctx, taskKey{}, task)
 }
 
-// TaskFromContext returns the task that ctx was made for, or nil.
+// TaskFromContext returns the task of a handler's context, or nil.
 func TaskFromContext(ctx context.Context) *Task {
 	task, _ := ctx.Value(taskKey{}).(*Task)
 	return task
 }
 
-// TaskOption is a property of a task as it is registered, like an argument of
-// Celery's @app.task.
+// TaskOption is an option of a task's registration, like an argument of Celery's
+// @app.task.
 type TaskOption func(*registration)
 
-// registration is what a worker knows about one task name.
+// registration is a handler with the options of its task.
 type registration struct {
 	handler      Handler
 	ignoreResult bool
 	timeLimit    protocol.TimeLimit
 }
 
-// IgnoreResult keeps no results of the task unless a message says otherwise.
+// IgnoreResult makes the worker store no results of the task. A message's own
+// ignore_result takes precedence.
 func IgnoreResult() TaskOption { return func(r *registration) { r.ignoreResult = true } }
 
-// WithTimeLimit gives the task limits of its own, which a message may replace.
+// WithTimeLimit sets the time limits of the task. A message's own time limits
+// take precedence.
 func WithTimeLimit(limit protocol.TimeLimit) TaskOption {
 	return func(r *registration) { r.timeLimit = limit }
 }

@@ -6,27 +6,26 @@ import (
 	"time"
 )
 
-// errStopping is why a worker that stops does not consume.
+// errStopping is the reason of Ready when the worker is shutting down.
 var errStopping = errors.New("worker is stopping")
 
-// Health says whether the worker is alive and able to consume: nil, or an
-// error that says why not. It does not ask the broker and returns at once; a
-// dead connection is noticed by heartbeats within two of their intervals.
-//
-// Between a lost connection and the next one it is an error, as it is when
-// every slot is held by a handler that ignores its hard time limit.
+// Health returns nil if the worker is ready to run tasks, or else the reason why
+// it is not. Besides what [Worker.Ready] checks, it is an error when every slot
+// is occupied by a handler that ignores its hard time limit: only a restart
+// helps then. Health does not ask the broker and returns at once.
 func (w *Worker) Health() error {
 	if err := w.Ready(); err != nil {
 		return err
 	}
-	if n := w.abandoned.Load(); n >= int64(w.cfg.Slots) {
-		return fmt.Errorf("all %d slots are held by handlers that went on after their hard time limit: restart the worker", n)
+	if n := w.givenUp.Load(); n >= int64(w.cfg.Slots) {
+		return fmt.Errorf("all %d slots are occupied by handlers that ignore their hard time limit: restart the worker", n)
 	}
 	return nil
 }
 
-// Ready says whether the worker is connected and every queue has its
-// consumer.
+// Ready returns nil if the worker is connected and consumes every queue, or else
+// the reason why it is not. It does not ask the broker and returns at once; the
+// heartbeats notice a dead connection (see Config.Heartbeat).
 func (w *Worker) Ready() error {
 	select {
 	case <-w.started:
@@ -41,9 +40,9 @@ func (w *Worker) Ready() error {
 	w.link.mu.Lock()
 	defer w.link.mu.Unlock()
 	switch {
-	case w.link.consuming && !w.link.session.isLost():
+	case w.link.hasConsumers && !w.link.session.isLost():
 		return nil
-	case w.link.consuming:
+	case w.link.hasConsumers:
 		return fmt.Errorf("not consuming: connection lost: %w", w.link.session.lostErr)
 	case w.link.err == errStopping:
 		return errStopping
@@ -53,9 +52,12 @@ func (w *Worker) Ready() error {
 	return fmt.Errorf("not consuming for %v: %w", w.cfg.Now().Sub(w.link.since).Round(time.Second), w.link.err)
 }
 
-// Stuck names what should move by itself and has not for so long, or is nil: a
-// consumer that could not take a delivery, a message that is neither read, nor
-// waits, nor runs, or an outcome that cannot be recorded while broker and
-// result backend are away. Handlers may take any time. Less than 3 s count as
-// 3 s. It returns at once.
-func (w *Worker) Stuck(after time.Duration) error { return w.stalls.Stuck(max(after, 3*beatTime)) }
+// Stuck returns an error that names each part of the worker that has made no
+// progress for the given time, or nil. Such a part is a consumer that cannot
+// accept a delivery, a message whose processing does not continue, or an outcome
+// that the worker cannot record because broker or result backend is
+// unavailable. Running handlers and delayed messages never count as stuck.
+// Durations below 3 s count as 3 s. Stuck returns at once.
+func (w *Worker) Stuck(after time.Duration) error {
+	return w.stalls.Stuck(max(after, 3*reportInterval))
+}

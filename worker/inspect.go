@@ -8,30 +8,35 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Inspection is what a worker would find at the broker.
+// Inspection is the result of [Worker.Inspect].
 type Inspection struct {
-	// Broker is host:port/vhost of the one that answered, Server its name and
-	// version.
-	Broker, Server string
-	Queues         []QueueInspection
+	// Broker is the broker that answered, as host:port/vhost.
+	Broker string
+	// Server is the broker's product name and version.
+	Server string
+	// Queues has one element for each of Config.Queues.
+	Queues []QueueInspection
 }
 
-// QueueInspection is one of the queues of Config.Queues.
+// QueueInspection describes one of the queues of Config.Queues.
 type QueueInspection struct {
+	// Name and Exchange are those of the queue's declaration.
 	Name, Exchange string
-	// Exists and ExchangeExists say whether they are there; Run makes what is
-	// not.
+	// Exists and ExchangeExists say whether queue and exchange exist at the
+	// broker. Run creates those that do not.
 	Exists, ExchangeExists bool
-	// Messages wait in it, Consumers take from it.
+	// Messages is the number of ready messages, Consumers that of all consumers.
 	Messages, Consumers int
-	// Err says why Run could not use it, as Run would: compare with
-	// ErrMismatch and ErrPermission.
+	// Err is the error with which Run would fail because of this queue, or nil:
+	// compare with ErrMismatch and ErrPermission.
 	Err error
 }
 
-// Inspect looks at the broker as Run would, once and without consuming or
-// making anything: only what is there already is declared, which the broker
-// answers with its opinion. The error says why it could not be asked.
+// Inspect connects to the broker once and checks the consumed queues, without
+// consuming or creating anything. It declares only queues and exchanges that
+// exist, so that the broker compares their properties with the configured ones.
+// The error says why the check was not possible; problems of single queues are
+// in QueueInspection.Err. It needs no Run.
 func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 	s, err := w.connect(ctx)
 	if err != nil {
@@ -62,40 +67,41 @@ func (s *session) inspect(q Queue) (QueueInspection, error) {
 		return found, err
 	}
 	defer s.guard("an inspection")()
-	// Each question has a channel of its own, as a refusal closes it.
-	ask := func(question func(ch *amqp.Channel) error) error {
+	// Each call has a channel of its own, because the broker closes a channel when
+	// it refuses a declaration.
+	call := func(method func(ch *amqp.Channel) error) error {
 		ch, err := s.conn.Channel()
 		if err != nil {
 			return err
 		}
 		defer ch.Close()
-		return question(ch)
+		return method(ch)
 	}
-	there := func(question func(ch *amqp.Channel) error) (bool, error) {
-		err := ask(question)
+	exists := func(declarePassive func(ch *amqp.Channel) error) (bool, error) {
+		err := call(declarePassive)
 		var refused *amqp.Error
 		if errors.As(err, &refused) && refused.Code == amqp.NotFound {
 			return false, nil
 		}
 		return err == nil, err
 	}
-	found.ExchangeExists, err = there(func(ch *amqp.Channel) error {
+	found.ExchangeExists, err = exists(func(ch *amqp.Channel) error {
 		return ch.ExchangeDeclarePassive(q.Exchange, q.ExchangeType, true, false, false, false, nil)
 	})
 	if err == nil && found.ExchangeExists && !q.Passive {
-		err = ask(func(ch *amqp.Channel) error {
+		err = call(func(ch *amqp.Channel) error {
 			return ch.ExchangeDeclare(q.Exchange, q.ExchangeType, true, false, false, false, nil)
 		})
 	}
 	if err == nil {
-		found.Exists, err = there(func(ch *amqp.Channel) error {
+		found.Exists, err = exists(func(ch *amqp.Channel) error {
 			state, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil)
 			found.Messages, found.Consumers = state.Messages, state.Consumers
 			return err
 		})
 	}
 	if err == nil && found.Exists && !q.Passive {
-		err = ask(func(ch *amqp.Channel) error {
+		err = call(func(ch *amqp.Channel) error {
 			_, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments)
 			return err
 		})

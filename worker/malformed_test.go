@@ -94,7 +94,7 @@ func badMessages(t *testing.T, queueType string) {
 	if len(file.Cases) != len(malformed) {
 		t.Fatalf("%d cases are captured, the table has %d", len(file.Cases), len(malformed))
 	}
-	r := newRig(t)
+	r := newTestEnv(t)
 	if _, err := r.channel.QueueDeclare("dead", true, false, false, false, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func (c longIntegers) Write(b []byte) (int, error) {
 
 func TestHeaderIntegersOf64BitsAreRead(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	seen := make(chan any, 1)
 	w.Register("shop.headers", worker.HandlerFunc(func(_ context.Context, task *worker.Task) (any, error) {

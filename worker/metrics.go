@@ -21,7 +21,7 @@ const (
 	outcomeInterrupted = "interrupted"
 )
 
-// The values of the label why of messages that no handler has seen.
+// The values of the label why of messages for which no handler was called.
 const (
 	badUnknown      = "not_a_task"
 	badBody         = "body"
@@ -64,8 +64,8 @@ type workerMetrics struct {
 	tasks      *prometheus.CounterVec // task, outcome
 	seconds    *prometheus.HistogramVec
 	running    prometheus.Gauge
-	held       prometheus.Gauge
-	abandoned  prometheus.Gauge
+	delayed    prometheus.Gauge
+	givenUp    prometheus.Gauge
 	attached   prometheus.Counter
 	published  prometheus.Counter
 	faults     *prometheus.CounterVec // in: publish, store
@@ -82,33 +82,33 @@ func newMetrics(registerer prometheus.Registerer) (*workerMetrics, error) {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
 	}
 	m := &workerMetrics{
-		received: counter("celery_worker_messages_received_total", "Messages that the broker delivered."),
+		received: counter("celery_worker_messages_received_total", "Messages that the broker delivered to this worker."),
 		bad: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "celery_worker_bad_messages_total", Help: "Messages that no handler could be given, by cause."}, []string{"why"}),
+			Name: "celery_worker_bad_messages_total", Help: "Messages for which no handler could be called, by cause."}, []string{"why"}),
 		tasks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "celery_worker_tasks_total", Help: "Tasks that ended, by name and outcome."}, []string{"task", "outcome"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "celery_worker_task_duration_seconds", Help: "Time that handlers took.",
+			Name: "celery_worker_task_duration_seconds", Help: "Duration of handler calls.",
 			Buckets: []float64{.005, .025, .1, .5, 1, 5, 15, 60, 300, 900, 3600}}, []string{"task"}),
-		running:    gauge("celery_worker_tasks_running", "Tasks that hold a slot."),
-		held:       gauge("celery_worker_messages_held", "Messages that wait for their ETA or a pause to end."),
-		abandoned:  gauge("celery_worker_handlers_abandoned", "Handlers that go on after their hard time limit and keep a slot."),
-		attached:   counter("celery_worker_deliveries_attached_total", "Repeated deliveries of a task that was running or had just ended here."),
+		running:    gauge("celery_worker_tasks_running", "Tasks that occupy a slot."),
+		delayed:    gauge("celery_worker_messages_held", "Messages that wait for their ETA or for the end of a pause, without a slot."),
+		givenUp:    gauge("celery_worker_handlers_abandoned", "Handlers that ignore their hard time limit or the shutdown, and occupy a slot."),
+		attached:   counter("celery_worker_deliveries_attached_total", "Repeated deliveries of a task that was running or had recently ended in this worker."),
 		published:  counter("celery_worker_messages_published_total", "Messages that the broker confirmed."),
-		faults:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "celery_worker_settle_faults_total", Help: "Failed attempts to publish or to store."}, []string{"in"}),
-		handedBack: counter("celery_worker_messages_handed_back_total", "Messages returned to the broker because their outcome could not be published or stored."),
-		connected:  gauge("celery_worker_connected", "1 while connected and consuming."),
+		faults:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "celery_worker_settle_faults_total", Help: "Failed attempts to publish or store an outcome."}, []string{"in"}),
+		handedBack: counter("celery_worker_messages_handed_back_total", "Messages that were requeued because their outcome could not be published or stored."),
+		connected:  gauge("celery_worker_connected", "1 while the worker is connected and consumes every queue, else 0."),
 		reconnects: counter("celery_worker_connections_lost_total", "Broker connections, channels and consumers that were lost."),
 	}
 	if registerer == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.received, m.bad, m.tasks, m.seconds, m.running, m.held, m.abandoned, m.attached,
+	for _, c := range []prometheus.Collector{m.received, m.bad, m.tasks, m.seconds, m.running, m.delayed, m.givenUp, m.attached,
 		m.published, m.faults, m.handedBack, m.connected, m.reconnects} {
 		if err := registerer.Register(c); err != nil {
 			var already prometheus.AlreadyRegisteredError
 			if errors.As(err, &already) {
-				err = errors.New("another worker already uses this registerer: wrap it with labels that tell the workers apart")
+				err = errors.New("another worker already uses this registerer: wrap it with labels that distinguish the workers")
 			}
 			return nil, err
 		}

@@ -8,48 +8,49 @@ import (
 )
 
 var (
-	errNotConnected = errors.New("the worker is not connected to its broker")
-	errOwnChanged   = errors.New("the worker's own consumers have changed meanwhile")
+	errNotConnected     = errors.New("the worker is not connected to its broker")
+	errConsumersChanged = errors.New("the worker's own consumers changed during the query")
 )
 
-// OtherConsumers asks the broker how many consumers other than this worker's own take
-// from the queue that the task's message came from. With none, nobody else can
-// be given the message.
+// OtherConsumers asks the broker how many consumers the queue of the task's
+// message has besides those of this worker. If it is 0, the broker can deliver
+// the message to this worker only.
 //
-//   - It counts too many rather than too few: a connection that this worker
-//     has lost counts until the broker has noticed.
-//   - It goes on asking while the broker is silent, until ctx ends or the
-//     connection is lost; the error says so. There is an error too while there
-//     is no connection, and when the worker's own consumers change just then.
-//   - Consumers that wait for their turn on a quorum queue with
-//     x-single-active-consumer are not told of by RabbitMQ.
+//   - The number may be too high, but not too low: the consumers of a connection
+//     that this worker has lost count until the broker notices the loss.
+//   - It waits for the broker's answer until ctx ends or the connection is lost.
+//   - It returns an error when there is no answer, when the worker is not
+//     connected, and when the worker adds or cancels a consumer during the call.
+//   - RabbitMQ does not count the inactive consumers of a quorum queue with
+//     x-single-active-consumer.
 func (t *Task) OtherConsumers(ctx context.Context) (int, error) {
-	if t.others == nil {
+	if t.otherConsumers == nil {
 		return 0, errNotConnected
 	}
-	return t.others(ctx)
+	return t.otherConsumers(ctx)
 }
 
-// otherConsumers asks on the connection of the moment, whether or not it is the one
-// that holds the message.
+// otherConsumers asks on the current connection, even if another one delivered
+// the message.
 func (w *Worker) otherConsumers(ctx context.Context, queue string) (int, error) {
 	found, err := w.QueueConsumers(ctx, queue)
 	return found.Other, err
 }
 
-// QueueConsumers are those that take from a queue, as the broker has them.
+// QueueConsumers is the number of consumers of a queue, as the broker counts
+// them.
 type QueueConsumers struct {
-	// Own are this worker's, Other everybody else's: further workers of this
-	// package as well as Python's.
+	// Own are the consumers of this worker, Other those of all other programs:
+	// other workers of this package as well as Python workers.
 	Own, Other int
 }
 
-// QueueConsumers asks the broker who takes from a queue. It promises what
-// [Task.OtherConsumers] does. Own is no more than the broker had of this worker during
-// the call: a connection that answers has not lost its consumers.
+// QueueConsumers asks the broker for the number of consumers of a queue. The
+// guarantees of [Task.OtherConsumers] hold. Own may be too low, but not too high:
+// a connection that answers still has its consumers.
 func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
 	var found QueueConsumers
-	s := w.link.now()
+	s := w.link.current()
 	if s == nil {
 		return found, errNotConnected
 	}
@@ -59,18 +60,18 @@ func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsume
 	if err != nil {
 		return found, err
 	}
-	// One that was added or cancelled while the question was under way may be
-	// in the answer, or not.
+	// The answer may or may not include a consumer that was added or cancelled
+	// during the call.
 	if sub.own() != before {
-		return found, errOwnChanged
+		return found, errConsumersChanged
 	}
 	found.Own = min(all, int(before.consumers))
 	found.Other = all - found.Own
 	return found, nil
 }
 
-// now is the session of the moment, nil for none.
-func (l *link) now() *session {
+// current returns the session that is not lost, or nil. It does not wait.
+func (l *link) current() *session {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.session == nil || l.session.isLost() {
@@ -79,31 +80,32 @@ func (l *link) now() *session {
 	return l.session
 }
 
-// ownConsumers are a subscription's. Two that are equal have nothing between
-// them, since changes only grows.
+// ownConsumers is a snapshot of a subscription's counters. If two snapshots are
+// equal, no consumer was added or cancelled in between: changes only grows.
 type ownConsumers struct{ consumers, changes int64 }
 
-// own may be asked of a subscription that is nil, as the session of a worker
-// that stops has none.
+// own works on a nil subscription too: the session of a worker that stops has
+// none.
 func (sub *subscription) own() ownConsumers {
 	if sub == nil {
 		return ownConsumers{}
 	}
-	return ownConsumers{sub.consuming.Load(), sub.changes.Load()}
+	return ownConsumers{sub.consumerCount.Load(), sub.consumerChanges.Load()}
 }
 
-// askers are the questions to a broker that may find no answer: one at a time,
-// on a channel of their own, since a refusal closes it.
-type askers struct {
-	turn    chan struct{} // holds one while a question is under way
-	channel *amqp.Channel // nil before the first, and after a refusal; whose turn it is has it
+// probes sends queries that the broker may not answer. They run one at a time,
+// on a channel of their own, because the broker closes it when it refuses one.
+type probes struct {
+	turn    chan struct{} // full while a query runs
+	channel *amqp.Channel // nil before the first query and after a refusal; owned by whoever has the turn
 }
 
-// consumersOf is how many consumers a queue has. A question that the caller
-// does not wait for stays under way until it is answered or the session ends.
+// consumersOf returns how many consumers a queue has. When ctx ends first, the
+// query continues in the background until the broker answers or the session is
+// lost.
 func (s *session) consumersOf(ctx context.Context, queue string) (int, error) {
 	select {
-	case s.askers.turn <- struct{}{}:
+	case s.probes.turn <- struct{}{}:
 	case <-s.lost:
 		return 0, errNotConnected
 	case <-ctx.Done():
@@ -115,8 +117,8 @@ func (s *session) consumersOf(ctx context.Context, queue string) (int, error) {
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		consumers, err := s.ask(queue)
-		<-s.askers.turn
+		consumers, err := s.probe(queue)
+		<-s.probes.turn
 		answers <- answer{consumers, err}
 	}()
 	select {
@@ -129,21 +131,22 @@ func (s *session) consumersOf(ctx context.Context, queue string) (int, error) {
 	}
 }
 
-// ask has no limit of its own, unlike other calls: a broker that has just
-// begun to read nothing is not lost. Heartbeats end it with the connection.
-func (s *session) ask(queue string) (consumers int, err error) {
+// probe runs one query. It has no time limit of its own, unlike other calls: a
+// broker that has just stopped reading (connection.blocked) is no reason to end
+// the session. It ends with the connection at the latest.
+func (s *session) probe(queue string) (consumers int, err error) {
 	if s.blocked.Load() {
-		return 0, errCannotAsk
+		return 0, errBrokerBlocked
 	}
-	if s.askers.channel == nil {
-		if s.askers.channel, err = s.conn.Channel(); err != nil {
-			s.askers.channel = nil
+	if s.probes.channel == nil {
+		if s.probes.channel, err = s.conn.Channel(); err != nil {
+			s.probes.channel = nil
 			return 0, err
 		}
 	}
-	state, err := s.askers.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+	state, err := s.probes.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
 	if err != nil {
-		s.askers.channel = nil
+		s.probes.channel = nil
 		return 0, err
 	}
 	return state.Consumers, nil

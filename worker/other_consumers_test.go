@@ -14,7 +14,7 @@ import (
 // one.
 func TestOthers(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
 	cfg.Broker, cfg.Slots = through, 2

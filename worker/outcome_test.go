@@ -64,7 +64,7 @@ func TestFailuresShowTheirClass(t *testing.T) {
 
 func TestTimeLimits(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	registry := prometheus.NewRegistry()
 	cfg := r.config()
 	cfg.Metrics = registry
@@ -99,7 +99,7 @@ func TestTimeLimits(t *testing.T) {
 // callback may rely on what the handler does at its end.
 func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.Slots = 2 // one for the error callback, should it come early
 	w := newWorker(t, cfg)
@@ -128,7 +128,7 @@ func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
 
 func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	registerShop(w)
 	workertest.Start(t, w)
@@ -147,7 +147,7 @@ func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
 // A message that comes again publishes its error callback as what it was.
 func TestErrorCallbackKeepsItsIDWhenPublishedAgain(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	var runs atomic.Int32
 	told := make(chan string, 2)
@@ -172,7 +172,7 @@ func TestErrorCallbackKeepsItsIDWhenPublishedAgain(t *testing.T) {
 
 func TestFaultsOfTheBackendAreRetried(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	registerShop(w)
 	workertest.Start(t, w)
@@ -190,7 +190,7 @@ func TestFaultsOfTheBackendAreRetried(t *testing.T) {
 
 func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	registerShop(w)
 	stop := workertest.Start(t, w)
@@ -212,17 +212,17 @@ func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
 
 func TestWorkIsHandedBackWhenWhatFollowsCannotBeRouted(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	var log lines
 	cfg := r.config()
-	cfg.SettleTimeout = 200 * time.Millisecond
+	cfg.RecordTimeout = 200 * time.Millisecond
 	cfg.Logger = log.logger()
 	w := newWorker(t, cfg)
 	registerShop(w)
 	stop := workertest.Start(t, w)
 	id := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("link", json.RawMessage(
 		`{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "amq.topic", "routing_key": "nobody"}, "subtask_type": null, "immutable": true}`))))
-	eventually(t, "the message goes back", func() bool { return strings.Contains(log.text(), "goes back to the broker") })
+	eventually(t, "the message is requeued", func() bool { return strings.Contains(log.text(), "message is requeued") })
 	if text := log.text(); !strings.Contains(text, `to exchange \"amq.topic\" with routing key \"nobody\"`) {
 		t.Errorf("the log does not say where the message should have gone: %s", text)
 	}
@@ -239,10 +239,10 @@ func TestWorkIsHandedBackWhenWhatFollowsCannotBeRouted(t *testing.T) {
 
 func TestImpossibleFollowUpsFailBeforeTheTaskRuns(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	registerShop(w)
-	g := newGated()
+	g := newGatedTask()
 	w.Register("shop.gated", g)
 	workertest.Start(t, w)
 	for name, link := range map[string]string{
@@ -268,7 +268,7 @@ func TestHeldMessagesDoNotBlockOthers(t *testing.T) {
 	for _, queueType := range []string{"", "quorum"} {
 		t.Run("queue type "+queueType, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newTestEnv(t)
 			cfg := r.config() // one slot
 			cfg.TaskQueues = []worker.Queue{{Name: "orders", Type: queueType}}
 			w := newWorker(t, cfg)
@@ -299,7 +299,7 @@ func TestHeldMessagesDoNotBlockOthers(t *testing.T) {
 
 func TestRevokedTasksDoNotRun(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	registerShop(w)
 	workertest.Start(t, w)
@@ -313,7 +313,7 @@ func TestRevokedTasksDoNotRun(t *testing.T) {
 
 func TestStartedIsStoredWhenTracked(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.TrackStarted = true
 	w := newWorker(t, cfg)
@@ -335,7 +335,7 @@ func TestStartedIsStoredWhenTracked(t *testing.T) {
 
 func TestUnregisteredTasksMayGoBack(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.Unregistered = worker.RequeueUnregistered
 	w := newWorker(t, cfg)
@@ -356,7 +356,7 @@ func TestUnregisteredTasksMayGoBack(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	for _, name := range []string{"exact", "pattern", "own", "fallback"} {
 		// Declared otherwise than the worker would: it publishes all the same.
 		if _, err := r.channel.QueueDeclare(name, true, false, false, false, amqp.Table{"x-max-length": int32(10)}); err != nil {
@@ -384,9 +384,9 @@ func TestRoutes(t *testing.T) {
 
 func TestPanicOfTheBackendLosesNoWork(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
-	cfg.SettleTimeout = 50 * time.Millisecond // and the pause before it goes back
+	cfg.RecordTimeout = 50 * time.Millisecond // and the pause before it goes back
 	w := newWorker(t, cfg)
 	registerShop(w)
 	workertest.Start(t, w)
@@ -407,7 +407,7 @@ func TestPanicOfTheBackendLosesNoWork(t *testing.T) {
 func BenchmarkTasks(b *testing.B) {
 	for _, slots := range []int{1, 8} {
 		b.Run(fmt.Sprintf("slots=%d", slots), func(b *testing.B) {
-			r := newRig(b)
+			r := newTestEnv(b)
 			cfg := r.config()
 			cfg.Logger, cfg.Slots, cfg.Prefetch = nil, slots, slots*4
 			w := newWorker(b, cfg)

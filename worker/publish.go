@@ -14,40 +14,41 @@ import (
 )
 
 const (
-	// confirmTimeout is how long a connected broker that takes messages may
-	// leave one unconfirmed before the connection counts as lost.
+	// confirmTimeout is how long a broker may leave a message unconfirmed before
+	// the connection counts as lost. Time while it accepts no messages
+	// (connection.blocked) does not count.
 	confirmTimeout = 60 * time.Second
-	// outstanding bounds the messages that wait for their confirm at once. It
-	// is also the room for returned messages, so that the library's reader
-	// never waits for us.
-	outstanding = 64
-	// maxHeaderBytes keeps a content header in one frame, as it must be.
+	// unconfirmedMax bounds the messages that wait for their confirm at the same
+	// time. It is also the buffer for returned messages, so that amqp091-go's
+	// reader never blocks on it.
+	unconfirmedMax = 64
+	// maxHeaderBytes is what fits into one frame besides the other properties:
+	// AMQP does not split a content header.
 	maxHeaderBytes = 131072 - 8 - 2048
 )
 
-// publisher sends messages over one connection and waits until the broker has
-// taken responsibility for each.
+// publisher publishes messages over one connection and waits for the broker's
+// confirm of each.
 type publisher struct {
-	session *session
-	slots   chan struct{}
+	session     *session
+	unconfirmed chan struct{} // one element for each message that waits for its confirm
 
-	mu      sync.Mutex // guards all below
-	channel *amqp.Channel
-	returns chan amqp.Return
-	// returned holds, by message id (the task id), what the broker sent back.
-	returned map[string]amqp.Return
-	waiting  map[string]int
+	mu       sync.Mutex // guards all below
+	channel  *amqp.Channel
+	returns  chan amqp.Return
+	returned map[string]amqp.Return // by task id: what the broker returned as unroutable
+	waiting  map[string]int         // by task id: how many messages wait for their confirm
 }
 
 func (p *publisher) init(s *session) {
 	p.session = s
-	p.slots = make(chan struct{}, outstanding)
+	p.unconfirmed = make(chan struct{}, unconfirmedMax)
 	p.returned = map[string]amqp.Return{}
 	p.waiting = map[string]int{}
 }
 
-// open returns the publishing channel, a new one when the last was closed by
-// a refused message. p.mu is held.
+// open returns the channel for publishing. It opens a new one when the broker
+// has closed the last one because of a message. The caller has locked p.mu.
 func (p *publisher) open() (*amqp.Channel, error) {
 	if p.channel != nil && !p.channel.IsClosed() {
 		return p.channel, nil
@@ -61,13 +62,13 @@ func (p *publisher) open() (*amqp.Channel, error) {
 		return nil, err
 	}
 	p.channel = channel
-	p.returns = channel.NotifyReturn(make(chan amqp.Return, outstanding))
+	p.returns = channel.NotifyReturn(make(chan amqp.Return, unconfirmedMax))
 	return channel, nil
 }
 
-// publish sends one message, mandatory, and waits for the broker's confirm.
-// The error is ErrUnroutable when no queue took it, a *unsendableError when
-// AMQP cannot carry it, and otherwise worth a retry.
+// publish publishes one message as mandatory and waits for the broker's confirm.
+// The error is ErrUnroutable when no queue received it and an *unsendableError
+// when AMQP cannot carry it. After any other error a retry may succeed.
 func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	out, err := amqpPublishing(m)
 	if err != nil {
@@ -81,7 +82,7 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 
 	confirm, channel, err := p.send(m, out)
 	if err != nil {
-		return p.session.lostBecause("publishing", err)
+		return p.session.connectionError("publishing", err)
 	}
 	defer p.forget(m.TaskID)
 	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
@@ -97,20 +98,21 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 			return fmt.Errorf("%w: task %s (id %s): the broker closed the channel on a message to exchange %q with routing key %q: check that the exchange exists and may be written to",
 				ErrUnroutable, m.Task, m.TaskID, m.Exchange, m.RoutingKey)
 		}
-		return fmt.Errorf("broker did not take task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+		return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
 	}
 	return nil
 }
 
-// enter waits until fewer than the most messages wait for their confirm.
+// enter waits until fewer than unconfirmedMax messages wait for their confirm.
+// The caller must call leave when it has its own confirm, or an error.
 func (p *publisher) enter(ctx context.Context) (leave func(), err error) {
 	select {
-	case p.slots <- struct{}{}:
-		return func() { <-p.slots }, nil
+	case p.unconfirmed <- struct{}{}:
+		return func() { <-p.unconfirmed }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-p.session.lost:
-		return nil, p.session.lostBecause("publishing", p.session.lostErr)
+		return nil, p.session.connectionError("publishing", p.session.lostErr)
 	}
 }
 
@@ -124,13 +126,14 @@ func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.Defe
 	p.waiting[m.TaskID]++
 	confirm, err := channel.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
 	if err != nil {
-		p.release(m.TaskID)
+		p.forgetLocked(m.TaskID)
 		return nil, nil, err
 	}
 	return confirm, channel, nil
 }
 
-// await waits for a confirm, as long as a blocked broker needs.
+// await waits for a confirm. Without one within confirmTimeout it ends the
+// session, unless the broker is blocked.
 func (p *publisher) await(ctx context.Context, confirm *amqp.DeferredConfirmation) error {
 	timer := time.NewTimer(confirmTimeout)
 	defer timer.Stop()
@@ -139,7 +142,7 @@ func (p *publisher) await(ctx context.Context, confirm *amqp.DeferredConfirmatio
 		case <-confirm.Done():
 			return nil
 		case <-p.session.lost:
-			return p.session.lostBecause("publishing", p.session.lostErr)
+			return p.session.connectionError("publishing", p.session.lostErr)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-timer.C:
@@ -149,13 +152,14 @@ func (p *publisher) await(ctx context.Context, confirm *amqp.DeferredConfirmatio
 			}
 			err := fmt.Errorf("no confirm within %v", confirmTimeout)
 			p.session.fail(err)
-			return p.session.lostBecause("publishing", err)
+			return p.session.connectionError("publishing", err)
 		}
 	}
 }
 
-// takeReturn tells whether the message of a task came back. A return precedes
-// its confirm, so it is in the channel by now.
+// takeReturn reports whether the broker has returned the message of a task. It is
+// called after the confirm: the broker sends a return before it, so that the
+// return is in the channel by then.
 func (p *publisher) takeReturn(taskID string) (amqp.Return, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -180,21 +184,21 @@ func (p *publisher) takeReturn(taskID string) (amqp.Return, bool) {
 	return r, ok
 }
 
+// forget removes the bookkeeping of one message.
 func (p *publisher) forget(taskID string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.release(taskID)
+	p.forgetLocked(taskID)
 }
 
-// release ends the wait of one message. p.mu is held.
-func (p *publisher) release(taskID string) {
+func (p *publisher) forgetLocked(taskID string) {
 	if p.waiting[taskID]--; p.waiting[taskID] <= 0 {
 		delete(p.waiting, taskID)
 		delete(p.returned, taskID)
 	}
 }
 
-// unsendableError says that AMQP cannot carry a message: no retry helps.
+// unsendableError says that AMQP cannot carry a message: a retry is of no use.
 type unsendableError struct {
 	task, id string
 	err      error
@@ -206,8 +210,8 @@ func (e *unsendableError) Error() string {
 
 func (e *unsendableError) Unwrap() error { return e.err }
 
-// amqpPublishing makes the library's form of a message and checks everything
-// for which the library or the broker would close the connection.
+// amqpPublishing converts a message for amqp091-go. It refuses everything because
+// of which the library or the broker would close the connection.
 func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 	unsendable := func(err error) error { return &unsendableError{task: m.Task, id: m.TaskID, err: err} }
 	for name, text := range map[string]string{
@@ -254,14 +258,14 @@ func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 	return out, nil
 }
 
-// outgoing is a message with its way.
+// outgoing is a message with its destination.
 type outgoing struct {
-	message protocol.Publishing
-	way     way
+	message     protocol.Publishing
+	destination destination
 }
 
-// address gives follow-ups their exchange and routing key.
-func (w *Worker) address(followUps []protocol.FollowUp) ([]outgoing, error) {
+// routeFollowUps gives follow-up messages their exchange and routing key.
+func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, error) {
 	messages := make([]outgoing, 0, len(followUps))
 	for _, f := range followUps {
 		to, err := w.routes.resolve(f.Publishing.Task, f.Destination)
@@ -272,21 +276,22 @@ func (w *Worker) address(followUps []protocol.FollowUp) ([]outgoing, error) {
 		m.Exchange, m.RoutingKey = to.exchange, to.routingKey
 		m.Properties.Priority = w.priority(m, f.Destination)
 		if r, known := w.registry[m.Task]; known && m.Headers["ignore_result"] == nil {
-			// Null would mean the same, but a worker says what it knows.
+			// Null would mean the same, but Celery's workers write the value that
+			// they know.
 			m.Headers["ignore_result"] = r.ignoreResult
 		}
 		if _, err := amqpPublishing(m); err != nil {
 			return nil, err
 		}
-		messages = append(messages, outgoing{message: m, way: to})
+		messages = append(messages, outgoing{message: m, destination: to})
 	}
 	return messages, nil
 }
 
-// priority leaves out a priority of 0 for a task that this worker knows and
-// whose signature names a queue, as Celery does
-// (docs/celery.md#message-properties). A 0 that the signature itself gives goes
-// too: to the broker both are the same.
+// priority leaves out a priority of 0 when this worker has the task and its
+// signature names a queue, as Celery does (docs/celery.md#message-properties).
+// It leaves out a 0 that the signature itself gives, too: for the broker both
+// are equal.
 func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint8 {
 	priority := m.Properties.Priority
 	if _, known := w.registry[m.Task]; known && own.Queue != "" && priority != nil && *priority == 0 {
@@ -295,22 +300,22 @@ func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint
 	return priority
 }
 
-// send publishes a message on the connection of the moment, once; its queue
-// is declared before, as Celery does.
+// send declares the message's queue, as Celery does, and publishes the message on
+// the current session, once.
 func (w *Worker) send(ctx context.Context, o outgoing) error {
 	s, err := w.link.get(ctx)
 	if err != nil {
 		return err
 	}
-	if o.way.queue.Name != "" {
-		err := s.declare(o.way.queue)
+	if o.destination.queue.Name != "" {
+		err := s.declare(o.destination.queue)
 		var mismatch *MismatchError
 		switch {
 		case errors.As(err, &mismatch):
-			// It exists, otherwise than we think: the message may well reach
-			// it, and the broker tells us when not.
-			s.leaveDeclared(o.way.queue.Name)
-			w.cfg.Logger.Info("publishing to a queue that is declared otherwise", "queue", o.way.queue.Name, "error", err)
+			// The queue exists with other properties, but may still receive the
+			// message. If it does not, the broker returns the message.
+			s.acceptDeclaration(o.destination.queue.Name)
+			w.cfg.Logger.Info("publishing to a queue whose declaration differs", "queue", o.destination.queue.Name, "error", err)
 		case err != nil:
 			return err
 		}

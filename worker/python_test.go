@@ -30,7 +30,7 @@ func TestPythonProducer(t *testing.T) {
 	for _, version := range []string{"5.4.0", "5.7.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newTestEnv(t)
 			w := newWorker(t, r.config())
 			registerShop(w)
 			headers := make(chan map[string]any, 10)

@@ -14,38 +14,34 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// delivery is one message from the broker and the right to settle it, which
-// ends with its session.
+// delivery is one message from the broker. It can be settled (acknowledged,
+// rejected or requeued) once, and only as long as its session is not lost.
 type delivery struct {
 	session     *session
 	sub         *subscription
 	tag         uint64
 	redelivered bool
 	acker       amqp.Acknowledger
-	// wire is what the message said.
-	wire protocol.Delivery
-	// activity reports the progress of the delivery to the worker's detector.
-	activity *stall.Activity
-	// settled is set by whoever settles it.
-	settled atomic.Bool
-	// copied: the message may be in its queue a second time.
-	copied atomic.Bool
+	wire        protocol.Delivery // the message as the broker delivered it
+	activity    *stall.Activity   // reports the progress of its goroutine to Stuck
+	settled     atomic.Bool
+	copied      atomic.Bool // a copy of the message may be in its queue
 }
 
-// settle tells the broker, once, unless the tag is dead: then the broker has,
-// or will, deliver again.
-func (d *delivery) settle(v verdict) {
+// settle settles the delivery with the broker, unless that was done already or
+// the session is lost. In the latter case the broker delivers the message again.
+func (d *delivery) settle(v settlement) {
 	faultpoint.Hit(faultpoint.SettleBefore, d.wire.Properties.CorrelationID)
 	if d.session.isLost() || d.settled.Swap(true) {
 		return
 	}
 	var err error
 	switch v {
-	case verdictAck, verdictDrop:
+	case settlementAck, settlementIgnored:
 		err = d.acker.Ack(d.tag, false)
-	case verdictReject:
+	case settlementReject:
 		err = d.acker.Reject(d.tag, false)
-	case verdictRequeue:
+	case settlementRequeue:
 		err = d.requeue()
 	}
 	if err != nil {
@@ -54,8 +50,8 @@ func (d *delivery) settle(v verdict) {
 	faultpoint.Hit(faultpoint.SettleAfter, d.wire.Properties.CorrelationID)
 }
 
-// wireDelivery translates the library's delivery (see wire.go for the mark of
-// a priority 0).
+// wireDelivery converts amqp091-go's delivery (see wire.go for how it marks a
+// priority of 0).
 func wireDelivery(d amqp.Delivery) protocol.Delivery {
 	properties := protocol.Properties{
 		ContentType:     d.ContentType,
@@ -83,7 +79,7 @@ func wireDelivery(d amqp.Delivery) protocol.Delivery {
 	}
 }
 
-// received starts a delivery on its way, in a goroutine of its own.
+// received handles a delivery in a goroutine of its own.
 func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 	faultpoint.Hit(faultpoint.ConsumerTook, message.CorrelationId)
 	w.metrics.received.Inc()
@@ -95,21 +91,21 @@ func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 		acker:       message.Acknowledger,
 		wire:        wireDelivery(message),
 	}
-	w.life.deliveries.Add(1)
+	w.lifecycle.deliveries.Add(1)
 	go func() {
-		defer w.life.deliveries.Done()
+		defer w.lifecycle.deliveries.Done()
 		d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
 		defer d.activity.End()
 		w.handle(d)
 	}()
 }
 
-// handle takes a delivery from its bytes to its settlement.
+// handle decodes a delivery, runs its task, and settles it.
 func (w *Worker) handle(d *delivery) {
 	defer func() {
 		if p := recover(); p != nil {
-			d.settle(verdictReject)
-			w.messagePanicked(p)
+			d.settle(settlementReject)
+			w.reportPanic(p)
 		}
 	}()
 
@@ -131,52 +127,55 @@ func (w *Worker) handle(d *delivery) {
 	}
 	faultpoint.Hit(faultpoint.DeliveryDecoded, message.ID, message.ArgsRepr)
 	id := identify(message, d.wire.Body)
-	if w.repeated(d, message, id) {
+	if w.handleRepeated(d, message, id) {
 		return
 	}
-	defer w.inHand.add(message)()
+	defer w.unacked.add(message)()
 	if !w.waitForETA(d, message) || !w.takeSlot(d) {
 		faultpoint.Hit(faultpoint.DeliveryDropped, message.ID)
 		return
 	}
 	faultpoint.Hit(faultpoint.SlotTaken, message.ID, message.ArgsRepr)
 	slot := &slot{worker: w}
-	defer slot.leave()
-	if w.refused(d, message) {
+	defer slot.release()
+	if w.revokedOrExpired(d, message) {
 		return
 	}
-	execution, arrival, v := w.running.begin(d, id)
-	if arrival != arrivalNew {
-		w.answer(d, message, arrival, v)
+	execution, found, v := w.executions.begin(d, id)
+	if found != matchNone {
+		w.attachOrSettle(d, message, found, v)
 		return
 	}
 	w.execute(execution, message, registered, d, slot)
 }
 
-// messagePanicked reports what must not end the worker: a message for which
-// the engine or package protocol has no answer.
-func (w *Worker) messagePanicked(p any) {
+// reportPanic logs a panic of this package or of package protocol. The message is
+// rejected, so that it does not end the worker or return for ever.
+func (w *Worker) reportPanic(p any) {
 	w.metrics.bad.WithLabelValues(badPanic).Inc()
-	w.cfg.Logger.Error("message is rejected: handling it failed", "error", fmt.Sprint(p), "stack", goStack())
+	w.cfg.Logger.Error("message is rejected: its handling has panicked", "error", fmt.Sprint(p), "stack", goStack())
 }
 
-// acceptContent is Celery's accept_content: JSON and nothing else, because
-// the others can run code or need Python.
+// acceptContent is Celery's accept_content. It is JSON only: the other formats
+// can run code or need Python.
 var acceptContent = []string{"application/json"}
 
-// repeated deals with a delivery whose task runs here or has just ended here.
-func (w *Worker) repeated(d *delivery, m *protocol.Message, id identity) bool {
-	arrival, v := w.running.arrive(d, id)
-	if arrival == arrivalNew {
+// handleRepeated handles a delivery whose task runs in this process or has ended
+// in it. It returns false for any other delivery.
+func (w *Worker) handleRepeated(d *delivery, m *protocol.Message, id identity) bool {
+	known, v := w.executions.attach(d, id)
+	if known == matchNone {
 		return false
 	}
-	w.answer(d, m, arrival, v)
+	w.attachOrSettle(d, m, known, v)
 	return true
 }
 
-func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v verdict) {
+// attachOrSettle settles a delivery of a task that has ended. One of a running
+// task is attached already and is settled with the task.
+func (w *Worker) attachOrSettle(d *delivery, m *protocol.Message, known match, v settlement) {
 	w.metrics.attached.Inc()
-	if arrival == arrivalAttached {
+	if known == matchRunning {
 		faultpoint.Hit(faultpoint.TaskAttached, m.ID, m.ArgsRepr)
 		w.taskLog(m).Info("repeated delivery joins the running task")
 		d.renew()
@@ -186,8 +185,8 @@ func (w *Worker) answer(d *delivery, m *protocol.Message, arrival arrival, v ver
 	d.settle(v)
 }
 
-// malformed does what the table of docs/celery.md#bad-messages says for a
-// message that cannot be decoded.
+// malformed handles a message that cannot be decoded, as the table in
+// docs/celery.md#bad-messages says.
 func (w *Worker) malformed(d *delivery, err error) {
 	var bad *protocol.MalformedError
 	if !errors.As(err, &bad) {
@@ -214,7 +213,7 @@ func (w *Worker) malformed(d *delivery, err error) {
 			Kwargs:     json.RawMessage("null"),
 			DateDone:   w.cfg.Now(),
 		}
-		if _, err := w.store(w.life.settle, row); err != nil {
+		if _, err := w.store(w.lifecycle.record, row); err != nil {
 			w.handBack(d, err)
 			return
 		}
@@ -223,22 +222,22 @@ func (w *Worker) malformed(d *delivery, err error) {
 		w.deadLetter(d, bad.TaskID, bad.Error())
 		return
 	}
-	d.settle(verdictAck)
+	d.settle(settlementAck)
 }
 
-// unregistered deals with a task that has no handler here.
+// unregistered handles a message whose task has no handler in this worker.
 func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 	w.metrics.bad.WithLabelValues(badUnregistered).Inc()
 	log := w.taskLog(head).With("queue", d.sub.queue.Name)
 	if w.cfg.Unregistered == RequeueUnregistered {
-		log.Warn("task is not registered here and goes back to its queue")
+		log.Warn("task is not registered in this worker: its message is requeued after a pause", "pause", requeueUnregisteredPause)
 		w.pauseDelivery(d, requeueUnregisteredPause)
-		d.settle(verdictRequeue)
+		d.settle(settlementRequeue)
 		return
 	}
-	log.Error("task is not registered here and is rejected: register it, or let its producer use another queue")
+	log.Error("task is not registered in this worker and is rejected: register it, or let its producer use another queue")
 	if head.ID != "" {
-		// Celery's row knows nothing of the request but its id.
+		// Celery's row has nothing of the request except the id.
 		exception := protocol.NotRegistered(head.Task)
 		row := protocol.Result{
 			TaskID:     head.ID,
@@ -249,7 +248,7 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 			Kwargs:     json.RawMessage("null"),
 			DateDone:   w.cfg.Now(),
 		}
-		if _, err := w.store(w.life.settle, row); err != nil {
+		if _, err := w.store(w.lifecycle.record, row); err != nil {
 			w.handBack(d, err)
 			return
 		}
@@ -257,13 +256,14 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 	w.deadLetter(d, head.ID, protocol.NotRegistered(head.Task).Text())
 }
 
-// requeueUnregisteredPause keeps a task that nobody knows from spinning.
+// requeueUnregisteredPause limits how often a message that no worker can run is
+// delivered.
 const requeueUnregisteredPause = 5 * time.Second
 
-// refused deals with a task that is revoked or expired before it runs
-// (docs/celery.md#receipt-and-start): REVOKED, acknowledged, and nothing
-// follows.
-func (w *Worker) refused(d *delivery, m *protocol.Message) bool {
+// revokedOrExpired handles a task that is revoked or expired before it runs
+// (docs/celery.md#receipt-and-start): it stores REVOKED, acknowledges, and
+// publishes nothing. It returns false for any other task.
+func (w *Worker) revokedOrExpired(d *delivery, m *protocol.Message) bool {
 	var why, outcome string
 	switch {
 	case w.revoked.has(m.ID):
@@ -273,26 +273,26 @@ func (w *Worker) refused(d *delivery, m *protocol.Message) bool {
 	default:
 		return false
 	}
-	w.taskLog(m).Info("task is not run", "why", why)
+	w.taskLog(m).Info("task does not run", "why", why)
 	exception := protocol.NewException("celery.exceptions", "TaskRevokedError", why)
 	row := w.row(m, protocol.StateRevoked)
 	row.Exception = &exception
 	row.DateDone = w.cfg.Now()
 	if !w.ignoresResult(m, w.registry[m.Task]) {
-		if _, err := w.store(w.life.settle, row); err != nil {
+		if _, err := w.store(w.lifecycle.record, row); err != nil {
 			w.handBack(d, err)
 			return true
 		}
 	}
 	w.metrics.tasks.WithLabelValues(m.Task, outcome).Inc()
-	d.settle(verdictAck)
+	d.settle(settlementAck)
 	return true
 }
 
-// waitForETA holds a message until its ETA, unacknowledged and without a
-// slot. False means that it is not ours any more.
+// waitForETA delays a message until its ETA, unacknowledged and without a slot.
+// It returns false when the delivery is settled or its session is lost.
 func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
-	if w.refused(d, m) {
+	if w.revokedOrExpired(d, m) {
 		return false
 	}
 	if m.ETA == nil {
@@ -302,7 +302,7 @@ func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
 	if wait <= 0 {
 		return true
 	}
-	release := d.sub.hold()
+	release := d.sub.delay()
 	defer release()
 	defer d.activity.Wait()()
 	timer := time.NewTimer(wait)
@@ -310,19 +310,19 @@ func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
 	select {
 	case <-timer.C:
 		return true
-	case <-d.session.lost: // the broker delivers it again
+	case <-d.session.lost: // the broker delivers the message again
 		return false
-	case <-w.life.receive.Done():
-		d.settle(verdictRequeue)
+	case <-w.lifecycle.receive.Done():
+		d.settle(settlementRequeue)
 		return false
 	}
 }
 
-// takeSlot waits for the right to run a task. False means that the message is
-// not ours any more, or has gone back because the worker stops.
+// takeSlot waits for a free slot. It returns false when the session is lost, or
+// when the worker stops and has requeued the message.
 func (w *Worker) takeSlot(d *delivery) bool {
-	if w.life.receive.Err() != nil {
-		d.settle(verdictRequeue)
+	if w.lifecycle.receive.Err() != nil {
+		d.settle(settlementRequeue)
 		return false
 	}
 	defer d.activity.Wait()()
@@ -330,8 +330,8 @@ func (w *Worker) takeSlot(d *delivery) bool {
 	case w.slots <- struct{}{}:
 	case <-d.session.lost:
 		return false
-	case <-w.life.receive.Done():
-		d.settle(verdictRequeue)
+	case <-w.lifecycle.receive.Done():
+		d.settle(settlementRequeue)
 		return false
 	}
 	if d.session.isLost() {
@@ -342,29 +342,30 @@ func (w *Worker) takeSlot(d *delivery) bool {
 	return true
 }
 
-// pauseDelivery keeps a delivery for a while without a slot.
+// pauseDelivery delays a delivery, without a slot, until the pause is over, the
+// session is lost, or the worker stops.
 func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
 	if pause <= 0 {
 		return
 	}
-	defer d.sub.hold()()
+	defer d.sub.delay()()
 	defer d.activity.Wait()()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-d.session.lost:
-	case <-w.life.receive.Done():
+	case <-w.lifecycle.receive.Done():
 	}
 }
 
-// handBack returns a message whose outcome could not be recorded, after a
-// pause, so that a fault that lasts does not make it spin.
+// handBack requeues a message whose outcome could not be recorded. It pauses
+// before, so that a lasting fault does not cause a busy loop.
 func (w *Worker) handBack(d *delivery, err error) {
 	w.metrics.handedBack.Inc()
-	w.cfg.Logger.Error("message goes back to the broker: its outcome could not be recorded", "queue", d.sub.queue.Name, "error", err)
+	w.cfg.Logger.Error("message is requeued: its outcome could not be recorded", "queue", d.sub.queue.Name, "error", err)
 	w.pauseDelivery(d, w.handBackPause())
-	d.settle(verdictRequeue)
+	d.settle(settlementRequeue)
 }
 
-func (w *Worker) handBackPause() time.Duration { return min(w.cfg.SettleTimeout, backoffMost) }
+func (w *Worker) handBackPause() time.Duration { return min(w.cfg.RecordTimeout, backoffMax) }

@@ -13,18 +13,18 @@ import (
 )
 
 // gated is a task that says when it begins and ends when it is let.
-type gated struct {
+type gatedTask struct {
 	began chan string
 	let   chan struct{}
 	ended chan string
 	runs  atomic.Int32
 }
 
-func newGated() *gated {
-	return &gated{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)}
+func newGatedTask() *gatedTask {
+	return &gatedTask{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)}
 }
 
-func (g *gated) Handle(ctx context.Context, task *worker.Task) (any, error) {
+func (g *gatedTask) Handle(ctx context.Context, task *worker.Task) (any, error) {
 	g.runs.Add(1)
 	g.began <- task.ID
 	defer func() { g.ended <- task.ID }()
@@ -53,9 +53,9 @@ func chainOf(task, nextID string) protocol.Publishing {
 	return m
 }
 
-// lossy is a worker behind a proxy, with a gated task that is running.
-func lossy(t *testing.T, change func(*worker.Config)) (r *rig, p *workertest.Proxy, w *worker.Worker, g *gated, id string) {
-	r = newRig(t)
+// startBehindProxy is a worker behind a proxy, with a gated task that is running.
+func startBehindProxy(t *testing.T, change func(*worker.Config)) (r *testEnv, p *workertest.Proxy, w *worker.Worker, g *gatedTask, id string) {
+	r = newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
 	cfg.Broker = through
@@ -65,7 +65,7 @@ func lossy(t *testing.T, change func(*worker.Config)) (r *rig, p *workertest.Pro
 	}
 	w = newWorker(t, cfg)
 	registerShop(w)
-	g = newGated()
+	g = newGatedTask()
 	w.Register("shop.gated", g)
 	r.stop = workertest.Start(t, w)
 	id = r.send(chainOf("shop.gated", "next-1"))
@@ -73,7 +73,7 @@ func lossy(t *testing.T, change func(*worker.Config)) (r *rig, p *workertest.Pro
 	return r, p, w, g, id
 }
 
-func settled(t *testing.T, r *rig, g *gated, id string) {
+func settled(t *testing.T, r *testEnv, g *gatedTask, id string) {
 	t.Helper()
 	if row := r.result(id); row.State != protocol.StateSuccess {
 		t.Errorf("task is %s, want SUCCESS", row.State)
@@ -109,7 +109,7 @@ func TestTaskGoesOnWhileTheConnectionIsLost(t *testing.T) {
 		} {
 			t.Run(name+" "+queueType, func(t *testing.T) {
 				t.Parallel()
-				r, p, w, g, id := lossy(t, func(c *worker.Config) {
+				r, p, w, g, id := startBehindProxy(t, func(c *worker.Config) {
 					c.TaskQueues = []worker.Queue{{Name: "orders", Type: queueType}}
 				})
 				lose(p, w)
@@ -137,7 +137,7 @@ func waitUnready(t *testing.T, w *worker.Worker) {
 
 func TestTaskThatEndsWhileDisconnectedIsSettledLater(t *testing.T) {
 	t.Parallel()
-	r, p, w, g, id := lossy(t, nil)
+	r, p, w, g, id := startBehindProxy(t, nil)
 	p.Cut()
 	waitUnready(t, w)
 	close(g.let)
@@ -151,12 +151,12 @@ func TestTaskThatEndsWhileDisconnectedIsSettledLater(t *testing.T) {
 
 func TestTheSameMessageTwiceRunsOnce(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.Slots = 2
 	w := newWorker(t, cfg)
 	registerShop(w)
-	g := newGated()
+	g := newGatedTask()
 	w.Register("shop.gated", g)
 	r.stop = workertest.Start(t, w)
 	m := chainOf("shop.gated", "next-1")
@@ -170,7 +170,7 @@ func TestTheSameMessageTwiceRunsOnce(t *testing.T) {
 
 func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
 	t.Parallel()
-	r, _, w, g, _ := lossy(t, nil)
+	r, _, w, g, _ := startBehindProxy(t, nil)
 	if _, err := r.channel.QueueDelete("orders", false, false, false); err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
 
 func TestStartErrorsAreToldApart(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	if _, err := r.channel.QueueDeclare("quorum", true, false, false, false, map[string]any{"x-queue-type": "quorum"}); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 		"nobody there": {func(c *worker.Config) { c.Broker = "amqp://a:b@127.0.0.1:1/" }, worker.ErrUnreachable, "127.0.0.1:1"},
 		"password":     {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "Check user and password"},
 		"vhost":        {func(c *worker.Config) { c.Broker = r.url + "-not" }, worker.ErrVhost, "virtual host"},
-		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, we would declare none. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
+		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, the worker would declare no arguments. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
 		"exchange type": {func(c *worker.Config) {
 			c.Queues = []string{"other"}
 			c.TaskQueues = []worker.Queue{{Name: "other", Exchange: "topic"}}
@@ -238,7 +238,7 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 
 func TestWorkerWaitsForItsBrokerAtTheStart(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
 	p.Cut()
 	cfg := r.config()

@@ -2,24 +2,21 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Publish sends a message as it is, persistent unless it says otherwise, and
-// returns when the broker has taken responsibility for it: nil means that it
-// is in a queue. It waits for a connection as long as ctx allows, and may be
-// called while Run is under way, also during its shutdown.
+// Publish publishes a message unchanged, as persistent unless its properties say
+// transient, and waits for the broker's confirm: nil means that the message is
+// in a queue. While there is no connection it waits for one until ctx ends. It
+// may be called while Run runs, also during its shutdown.
 //
-// The error is ErrUnroutable when no queue took the message. After any other
-// error the message may have been sent: whoever tries again must bear a
-// second one.
+// The error is ErrUnroutable when no queue received the message. After any other
+// error the message may or may not be in the queue, so that a retry may publish
+// it twice.
 func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
 	s, err := w.link.get(ctx)
 	if err != nil {
@@ -33,18 +30,19 @@ func (w *Worker) publishOn(ctx context.Context, s *session, m protocol.Publishin
 	if err != nil {
 		return err
 	}
-	if err := s.publishAlone(ctx, m, out); err != nil {
+	if err := s.publishOnOwnChannel(ctx, m, out); err != nil {
 		return err
 	}
 	w.metrics.published.Inc()
 	return nil
 }
 
-// Connected connects once, without consuming or declaring anything, and calls
-// do with a function that is Publish on that connection. It is for a program
-// that only has something to publish, and needs no Run. The error says why
-// there is no connection, as Run's does, or is do's.
-func (w *Worker) Connected(ctx context.Context, do func(publish func(context.Context, protocol.Publishing) error) error) error {
+// WithConnection connects once, without consuming or declaring anything, and
+// calls do with a function that does what [Worker.Publish] does on that
+// connection. It closes the connection when do returns. It is for a program that
+// only publishes, and needs no Run. It returns the error of the connection, as
+// Run does, or that of do.
+func (w *Worker) WithConnection(ctx context.Context, do func(publish func(context.Context, protocol.Publishing) error) error) error {
 	s, err := w.connect(ctx)
 	if err != nil {
 		return err
@@ -53,9 +51,10 @@ func (w *Worker) Connected(ctx context.Context, do func(publish func(context.Con
 	return do(func(ctx context.Context, m protocol.Publishing) error { return w.publishOn(ctx, s, m) })
 }
 
-// publishAlone publishes on a channel of its own. A message that somebody else
-// made may lack the ids by which the shared channel knows what came back.
-func (s *session) publishAlone(ctx context.Context, m protocol.Publishing, out amqp.Publishing) error {
+// publishOnOwnChannel publishes on a channel that is opened for this message. The
+// shared channel matches returned messages by task id, which a message that the
+// application made may lack.
+func (s *session) publishOnOwnChannel(ctx context.Context, m protocol.Publishing, out amqp.Publishing) error {
 	leave, err := s.publisher.enter(ctx)
 	if err != nil {
 		return err
@@ -68,14 +67,14 @@ func (s *session) publishAlone(ctx context.Context, m protocol.Publishing, out a
 	}
 	opened()
 	if err != nil {
-		return s.lostBecause("publishing", err)
+		return s.connectionError("publishing", err)
 	}
 	defer ch.Close()
 	returns := ch.NotifyReturn(make(chan amqp.Return, 1))
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	confirm, err := ch.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
 	if err != nil {
-		return s.lostBecause("publishing", err)
+		return s.connectionError("publishing", err)
 	}
 	if err := s.publisher.await(ctx, confirm); err != nil {
 		return err
@@ -101,12 +100,13 @@ func (s *session) publishAlone(ctx context.Context, m protocol.Publishing, out a
 		}
 	default:
 	}
-	return fmt.Errorf("broker did not take task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
 }
 
-// QueueDepth is how many messages are ready in a queue: those that a worker
-// has taken and not settled are not counted. The error is ErrMismatch when
-// there is no such queue.
+// QueueDepth returns how many messages are ready in a queue. It does not count
+// those that a worker has received and not yet settled. While there is no
+// connection it waits for one until ctx ends. The error is ErrMismatch when the
+// queue does not exist.
 func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 	s, err := w.link.get(ctx)
 	if err != nil {
@@ -115,7 +115,7 @@ func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 	defer s.guard("queue.declare")()
 	ch, err := s.conn.Channel()
 	if err != nil {
-		return 0, s.lostBecause("looking at a queue", err)
+		return 0, s.connectionError(fmt.Sprintf("counting the messages of queue %q", name), err)
 	}
 	defer ch.Close()
 	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
@@ -123,81 +123,4 @@ func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 		return 0, s.declareError(Queue{Name: name, Passive: true}, err)
 	}
 	return q.Messages, nil
-}
-
-// Headers that a message in Config.DeadLetterQueue has besides its own.
-const (
-	// HeaderReason says in words why it was given up.
-	HeaderReason = "x-mm-orchestrator-reason"
-	// HeaderQueue is the queue that it came from.
-	HeaderQueue = "x-mm-orchestrator-queue"
-	// HeaderTime is when, in RFC 3339.
-	HeaderTime = "x-mm-orchestrator-time"
-)
-
-// maxReason keeps the reason from filling the frame that holds all headers.
-const maxReason = 1024
-
-// deadLetter ends a delivery that can never be run: it goes to the configured
-// queue and is acknowledged, or it is rejected.
-func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
-	if w.cfg.DeadLetterQueue == "" {
-		d.settle(verdictReject)
-		return
-	}
-	headers := maps.Clone(d.wire.Headers)
-	if headers == nil {
-		headers = map[string]any{}
-	}
-	reason = cleanText(reason)
-	if len(reason) > maxReason {
-		reason = cleanText(reason[:maxReason]) + "…"
-	}
-	headers[HeaderReason], headers[HeaderQueue] = reason, d.sub.queue.Name
-	headers[HeaderTime] = w.cfg.Now().UTC().Format(time.RFC3339)
-	m := protocol.Publishing{
-		TaskID: taskID, RoutingKey: w.cfg.DeadLetterQueue,
-		Headers: headers, Properties: d.wire.Properties, Body: d.wire.Body,
-	}
-	// It is kept until somebody has looked at it.
-	m.Properties.Expiration = ""
-	err := w.insist(w.life.settle, "publish", func(ctx context.Context) error {
-		err := w.Publish(ctx, m)
-		if errors.Is(err, ErrUnroutable) {
-			if err := w.makeDeadLetterQueue(ctx); err != nil {
-				return err
-			}
-			err = w.Publish(ctx, m)
-		}
-		return err
-	})
-	var unsendable *unsendableError
-	switch {
-	case errors.As(err, &unsendable):
-		w.cfg.Logger.Error("message cannot be moved to the dead-letter queue and is rejected", "task_id", taskID, "error", err)
-		d.settle(verdictReject)
-	case err != nil:
-		w.handBack(d, err)
-	default:
-		d.settle(verdictAck)
-	}
-}
-
-// makeDeadLetterQueue declares it as it is needed: one that exists is used in
-// whatever shape it has.
-func (w *Worker) makeDeadLetterQueue(ctx context.Context) error {
-	s, err := w.link.get(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.guard("queue.declare")()
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return s.lostBecause("declaring", err)
-	}
-	defer ch.Close()
-	if _, err := ch.QueueDeclare(w.cfg.DeadLetterQueue, true, false, false, false, nil); err != nil {
-		return s.declareError(Queue{Name: w.cfg.DeadLetterQueue}, err)
-	}
-	return nil
 }

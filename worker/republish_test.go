@@ -19,7 +19,7 @@ import (
 // publishes later arrives as the same message, to the byte.
 func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	deliveries := make(chan protocol.Delivery, 2)
 	w.Register("shop.keep", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
@@ -78,7 +78,7 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 // the first is being put away or afterwards with the broker's redelivered flag.
 func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	config := r.config()
 	config.Slots = 2
 	w := newWorker(t, config)
@@ -119,7 +119,7 @@ func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 // TestDeadLetterQueue: what can never run is kept where it can be looked at.
 func TestDeadLetterQueue(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	config := r.config()
 	config.DeadLetterQueue = "orders.dead"
 	w := newWorker(t, config)

@@ -9,38 +9,42 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// A quorum queue drops a message, or dead-letters it, once it has come back
-// more often than the queue's delivery limit, which is 20 from RabbitMQ 4.0 on
-// unless it is set. What counts are lost channels and connections, and before
-// 4.3 also the acknowledgement timeout and basic.nack: a message that waits
-// for a database would be gone after twenty attempts, and one whose task runs
-// for hours after twenty timeouts. Neither has anything wrong with it. So a
-// message that has been counted is replaced: it is sent again as a new one, of
-// which nothing is counted, and when the broker has confirmed that, the old
-// one is acknowledged. A crash in between leaves both.
+// A quorum queue drops or dead-letters a message that was returned to it more
+// often than its delivery limit allows. From RabbitMQ 4.0 on the default limit
+// is 20. Lost channels and connections count, and before 4.3 also the
+// acknowledgement timeout and basic.nack. So the queue would drop a message that
+// waits for a database after twenty attempts, and the message of a task that
+// runs for hours after twenty timeouts, though nothing is wrong with either.
 //
-// A message that kills its worker is not replaced, and the limit holds for it.
+// Therefore the worker replaces a message that the queue has counted: it
+// publishes a copy, for which the count begins at zero, and acknowledges the old
+// message when the broker has confirmed the copy. A crash in between leaves
+// both.
+//
+// The message of a task that crashes its worker is not replaced: the limit ends
+// this loop, as it should.
 
 const (
-	// headerCount is how a quorum queue tells what it has counted; it is absent
-	// at first. RabbitMQ 4.3 also tells how often it was delivered.
+	// headerCount has the number of returns that a quorum queue has counted. It
+	// is absent at first. From RabbitMQ 4.3 on, headerAcquired has the number of
+	// deliveries.
 	headerCount    = "x-delivery-count"
 	headerAcquired = "x-acquired-count"
-	// headerCopy marks a message that replaces another: when its task ends
-	// meanwhile, it must not run again, though the broker has delivered it to
-	// nobody yet.
+	// headerCopy marks a message that replaces another. If the task ends before
+	// the copy is delivered, the copy must not run it again, although the broker
+	// does not mark it as redelivered.
 	headerCopy = "x-mm-orchestrator-copy"
 )
 
-// replaceTimeout bounds the sending of a copy; without one the message goes
-// back as it is.
-const replaceTimeout = 30 * time.Second
+// copyTimeout bounds the publishing of a copy. After it the message is requeued
+// unchanged.
+const copyTimeout = 30 * time.Second
 
-// defaultLimit is RabbitMQ's from 4.0 on, where none is set.
-const defaultLimit = 20
+// defaultDeliveryLimit is RabbitMQ's default from 4.0 on.
+const defaultDeliveryLimit = 20
 
-// count is how many returns of this message its queue has counted.
-func (d *delivery) count() int { return integer(d.wire.Headers[headerCount]) }
+// returns is how many returns of this message its queue has counted.
+func (d *delivery) returns() int { return integer(d.wire.Headers[headerCount]) }
 
 func integer(value any) int {
 	switch n := reflect.ValueOf(value); {
@@ -52,45 +56,47 @@ func integer(value any) int {
 	return 0
 }
 
-// repeats says that somebody may have seen the message before.
+// repeats reports whether a worker may have received the message before.
 func (d *delivery) repeats() bool {
 	_, copied := d.wire.Headers[headerCopy]
 	return d.redelivered || copied
 }
 
-// requeue gives a message back to its queue.
+// requeue returns a message to its queue, as a copy if its returns are counted.
 func (d *delivery) requeue() error {
-	if d.count() > 0 && d.replace() {
+	if d.returns() > 0 && d.replace() {
 		return d.acker.Ack(d.tag, false)
 	}
 	return d.acker.Nack(d.tag, false, true)
 }
 
-// renew replaces the message of a task that runs, so that there is always one
-// for another worker, should this one die. The copy is delivered and joins the
-// task; as one that comes to another worker after the task's end runs again,
-// this waits until half of the limit is used up. A limit that only a policy of
-// the broker knows may be lower: then the task goes on without its message.
+// renew replaces the message of a running task before its queue drops it, so that
+// another worker receives it if this one crashes. The copy is delivered and
+// attached to the running task. A copy that another worker receives after the
+// end of the task runs it again; to keep this rare, renew does nothing before
+// half of the limit is used up. The worker does not see a limit that a policy
+// sets. If that is lower, the queue may drop the message, and the task runs to
+// its end without it.
 func (d *delivery) renew() {
-	limit := defaultLimit
+	limit := defaultDeliveryLimit
 	if own, set := d.sub.queue.Arguments["x-delivery-limit"]; set {
 		limit = integer(own)
 	}
-	if limit > 0 && d.count() >= max(1, limit/2) && d.replace() {
-		d.settle(verdictAck)
+	if limit > 0 && d.returns() >= max(1, limit/2) && d.replace() {
+		d.settle(settlementAck)
 	}
 }
 
-// replace puts a copy of a message into its queue, and into no other, and says
-// whether it is there.
+// replace publishes a copy of the message to the delivery's queue only. It returns
+// true when the broker has confirmed the copy.
 func (d *delivery) replace() bool {
 	w := d.sub.worker
 	d.copied.Store(true)
-	ctx, cancel := context.WithTimeout(w.life.settle, replaceTimeout)
+	ctx, cancel := context.WithTimeout(w.lifecycle.record, copyTimeout)
 	defer cancel()
 	err := d.sendCopy(ctx)
 	if err != nil && !d.session.isLost() {
-		w.cfg.Logger.Warn("message cannot be sent again and goes back as it is: its queue drops it at its delivery limit",
+		w.cfg.Logger.Warn("message cannot be replaced by a copy: its queue may drop it at its delivery limit",
 			"queue", d.sub.queue.Name, "task_id", clip(d.wire.Properties.CorrelationID), "count", d.wire.Headers[headerCount], "error", err)
 	}
 	return err == nil
@@ -109,5 +115,5 @@ func (d *delivery) sendCopy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.session.publishAlone(ctx, m, out)
+	return d.session.publishOnOwnChannel(ctx, m, out)
 }

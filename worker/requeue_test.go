@@ -28,7 +28,7 @@ func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
 	for name, cut := range map[string]bool{"handed back": false, "handed back and connections cut": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := newTestEnv(t)
 			p, through := workertest.NewProxy(t, r.url)
 			cfg := r.config()
 			cfg.Broker = through
@@ -67,10 +67,10 @@ func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
 // its message stays.
 func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	limited(3)(&cfg)
-	cfg.SettleTimeout = time.Millisecond
+	cfg.RecordTimeout = time.Millisecond
 	var calls atomic.Int32
 	r.results.Fail(func([]protocol.Result) error {
 		if calls.Add(1) <= 12 {
@@ -95,7 +95,7 @@ func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
 func TestMessageOfARunningTaskOutlivesTheDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	const limit, cuts = 2, 5
-	r, p, w, g, id := lossy(t, limited(limit))
+	r, p, w, g, id := startBehindProxy(t, limited(limit))
 	for n := 1; n <= cuts; n++ {
 		attached := w.Attached()
 		p.CutOnce()
@@ -111,7 +111,7 @@ func TestMessageOfARunningTaskOutlivesTheDeliveryLimit(t *testing.T) {
 // to acknowledge, and everything else happens.
 func TestTaskWhoseMessageIsGoneEndsAsUsual(t *testing.T) {
 	t.Parallel()
-	r, p, w, g, id := lossy(t, func(c *worker.Config) {
+	r, p, w, g, id := startBehindProxy(t, func(c *worker.Config) {
 		c.Slots = 2
 		limited(0)(c)
 	})
@@ -143,9 +143,9 @@ func TestTaskWhoseMessageIsGoneEndsAsUsual(t *testing.T) {
 // the task's end. The broker does not call it redelivered.
 func TestCopyOfAMessageWhoseTaskHasEndedDoesNotRunIt(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
-	g := newGated()
+	g := newGatedTask()
 	close(g.let)
 	w.Register("shop.gated", g)
 	registerShop(w)

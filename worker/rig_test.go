@@ -19,7 +19,7 @@ import (
 )
 
 // rig is a vhost of its own with a connection that publishes and looks.
-type rig struct {
+type testEnv struct {
 	t       testing.TB
 	url     string
 	results *workertest.Results
@@ -28,21 +28,21 @@ type rig struct {
 	stop    func() error // of the worker, where a test keeps it here
 }
 
-func newRig(t testing.TB) *rig {
+func newTestEnv(t testing.TB) *testEnv {
 	t.Helper()
-	return newRigAt(t, devenv.Broker(t))
+	return newTestEnvAt(t, devenv.Broker(t))
 }
 
-func newRigAt(t testing.TB, url string) *rig {
+func newTestEnvAt(t testing.TB, url string) *testEnv {
 	t.Helper()
-	r := &rig{t: t, url: url, results: &workertest.Results{}}
+	r := &testEnv{t: t, url: url, results: &workertest.Results{}}
 	r.reconnect()
 	t.Cleanup(func() { _ = r.conn.Close() })
 	return r
 }
 
 // reconnect makes the connection, also after a restart of the broker.
-func (r *rig) reconnect() {
+func (r *testEnv) reconnect() {
 	r.t.Helper()
 	r.conn = r.dial()
 	var err error
@@ -52,13 +52,13 @@ func (r *rig) reconnect() {
 }
 
 // version is RabbitMQ's.
-func (r *rig) version() string {
+func (r *testEnv) version() string {
 	version, _ := r.conn.Properties["version"].(string)
 	return version
 }
 
 // atLeast says whether RabbitMQ is of this version or a later one.
-func (r *rig) atLeast(major, minor int) bool {
+func (r *testEnv) atLeast(major, minor int) bool {
 	r.t.Helper()
 	var a, b int
 	if _, err := fmt.Sscanf(r.version(), "%d.%d", &a, &b); err != nil {
@@ -68,7 +68,7 @@ func (r *rig) atLeast(major, minor int) bool {
 }
 
 // dial connects as the worker does, so that a priority of 0 can be sent.
-func (r *rig) dial() *amqp.Connection {
+func (r *testEnv) dial() *amqp.Connection {
 	r.t.Helper()
 	uri, err := amqp.ParseURI(r.url)
 	if err != nil {
@@ -88,7 +88,7 @@ func (r *rig) dial() *amqp.Connection {
 }
 
 // config is that of a worker on the queue "orders".
-func (r *rig) config() worker.Config {
+func (r *testEnv) config() worker.Config {
 	return worker.Config{
 		Broker:  r.url,
 		Queues:  []string{"orders"},
@@ -108,7 +108,7 @@ func newWorker(t testing.TB, cfg worker.Config) *worker.Worker {
 }
 
 // send publishes a message and returns its task id.
-func (r *rig) send(m protocol.Publishing) string {
+func (r *testEnv) send(m protocol.Publishing) string {
 	r.t.Helper()
 	out := amqp.Publishing{
 		Headers: table(m.Headers), ContentType: m.Properties.ContentType, ContentEncoding: m.Properties.ContentEncoding,
@@ -160,7 +160,7 @@ func field(value any) any {
 }
 
 // result waits for the final row of a task.
-func (r *rig) result(id string, states ...string) protocol.Result {
+func (r *testEnv) result(id string, states ...string) protocol.Result {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
@@ -172,7 +172,7 @@ func (r *rig) result(id string, states ...string) protocol.Result {
 }
 
 // depth is how many messages wait in a queue, unacknowledged ones not counted.
-func (r *rig) depth(queue string) int {
+func (r *testEnv) depth(queue string) int {
 	r.t.Helper()
 	ch, err := r.conn.Channel()
 	if err != nil {

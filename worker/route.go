@@ -9,7 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// router decides where messages of this worker's own go
+// router chooses the destination of the messages that this worker publishes
 // (docs/celery.md#routing).
 type router struct {
 	queues        map[string]Queue
@@ -35,7 +35,8 @@ func newRouter(cfg Config) router {
 		}
 		r.queues[q.Name] = q.withDefaults()
 	}
-	// A default queue that is not listed has the default exchange and key.
+	// A default queue that is not in TaskQueues has the default exchange and
+	// routing key.
 	if _, listed := r.queues[cfg.DefaultQueue]; !listed {
 		q := Queue{Name: cfg.DefaultQueue, Exchange: cfg.DefaultExchange, RoutingKey: cfg.DefaultRoutingKey}
 		r.queues[q.Name] = q.withDefaults()
@@ -63,7 +64,7 @@ func (q Queue) withDefaults() Queue {
 	return q
 }
 
-// arguments of queue.declare, the type included.
+// arguments returns those of queue.declare, with x-queue-type.
 func (q Queue) arguments() map[string]any {
 	arguments := maps.Clone(q.Arguments)
 	if q.Type != "" {
@@ -75,7 +76,8 @@ func (q Queue) arguments() map[string]any {
 	return arguments
 }
 
-// queue is the declaration of a name, made up if it is not configured.
+// queue returns the declaration of the named queue, or a default one if it is not
+// configured and unknown queues are allowed.
 func (r router) queue(name string) (Queue, error) {
 	if q, ok := r.queues[name]; ok {
 		return q, nil
@@ -86,15 +88,16 @@ func (r router) queue(name string) (Queue, error) {
 	return Queue{Name: name}.withDefaults(), nil
 }
 
-// way is where a message goes and which queue is declared before.
-type way struct {
+// destination is where a message is published. queue is declared first.
+type destination struct {
 	exchange, routingKey string
 	queue                Queue
 }
 
-// resolve finds the way of a message of the named task. What the signature
-// says (own) goes before the routes, and these before the default queue.
-func (r router) resolve(task string, own protocol.Destination) (way, error) {
+// resolve returns the destination of a message of the named task. The signature's
+// own destination takes precedence over the routes, and these over the default
+// queue.
+func (r router) resolve(task string, own protocol.Destination) (destination, error) {
 	d := own
 	if route, ok := r.route(task); ok {
 		if d.Queue == "" {
@@ -112,26 +115,26 @@ func (r router) resolve(task string, own protocol.Destination) (way, error) {
 	}
 	queue, err := r.queue(d.Queue)
 	if err != nil {
-		return way{}, err
+		return destination{}, err
 	}
-	w := way{queue: queue}
+	to := destination{queue: queue}
 	switch {
 	case d.Exchange != "" && d.RoutingKey != "":
-		w.exchange, w.routingKey = d.Exchange, d.RoutingKey
+		to.exchange, to.routingKey = d.Exchange, d.RoutingKey
 	case queue.ExchangeType == "direct":
-		// A direct exchange is passed by: the default exchange and the
-		// queue's name reach it whatever its binding.
-		w.exchange, w.routingKey = "", queue.Name
+		// The default exchange with the queue's name as the routing key reaches
+		// the queue whatever its binding is, as Celery publishes.
+		to.exchange, to.routingKey = "", queue.Name
 	default:
-		w.exchange, w.routingKey = d.Exchange, d.RoutingKey
-		if w.exchange == "" {
-			w.exchange = queue.Exchange
+		to.exchange, to.routingKey = d.Exchange, d.RoutingKey
+		if to.exchange == "" {
+			to.exchange = queue.Exchange
 		}
-		if w.routingKey == "" {
-			w.routingKey = queue.RoutingKey
+		if to.routingKey == "" {
+			to.routingKey = queue.RoutingKey
 		}
 	}
-	return w, nil
+	return to, nil
 }
 
 func (r router) route(task string) (Route, bool) {
@@ -139,7 +142,8 @@ func (r router) route(task string) (Route, bool) {
 		return route, true
 	}
 	for _, route := range r.patterns {
-		// fnmatch knows no separators, so names must not hold path.Match's.
+		// Celery's patterns have no separator: "*" also matches "/", which
+		// path.Match treats as one.
 		name, pattern := strings.ReplaceAll(task, "/", "\x00"), strings.ReplaceAll(route.Task, "/", "\x00")
 		if ok, err := path.Match(pattern, name); err == nil && ok {
 			return route, true

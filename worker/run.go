@@ -16,76 +16,76 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// outcome is how a task ended, before anything is told to anybody.
+// outcome is how a task ended. Nothing of it is published or stored yet.
 type outcome struct {
-	kind string // one of the outcome constants
-	// value is set for a success, failed for a failure and for the reason of
-	// a retry.
-	value  json.RawMessage
-	failed failure
+	kind   string          // one of the outcome constants
+	value  json.RawMessage // of a success
+	failed failure         // of a failure, or the reason of a retry
 	retry  Retry
 	reject Reject
-	took   time.Duration
+	took   time.Duration // how long the handler ran
 }
 
-// failure is an error as it is stored.
+// failure is a failure as it is stored, and the error behind it.
 type failure struct {
 	exception protocol.Exception
 	traceback string
 	err       error
 }
 
-// slot is the right of one delivery to run a task. It is left once: at the
-// end, before a pause, or when an abandoned handler returns at last.
+// slot is the right of one delivery to run a task. It is released once: at the
+// end, before a pause, or when a handler returns for which the worker no longer
+// waits. Only the goroutine of the delivery uses it.
 type slot struct {
-	worker *Worker
-	left   bool
+	worker   *Worker
+	released bool
 }
 
-func (s *slot) leave() {
-	if s.left {
+func (s *slot) release() {
+	if s.released {
 		return
 	}
-	s.left = true
+	s.released = true
 	s.worker.metrics.running.Dec()
 	<-s.worker.slots
 }
 
-// leaveWhen keeps the slot taken until the handler returns.
-func (s *slot) leaveWhen(returned <-chan returned) {
-	s.left = true
+// releaseAfter releases the slot when the handler returns, and counts the handler
+// as given up until then.
+func (s *slot) releaseAfter(returned <-chan returned) {
+	s.released = true
 	w := s.worker
-	w.abandoned.Add(1)
-	w.metrics.abandoned.Inc()
+	w.givenUp.Add(1)
+	w.metrics.givenUp.Inc()
 	go func() {
 		<-returned
-		w.abandoned.Add(-1)
-		w.metrics.abandoned.Dec()
+		w.givenUp.Add(-1)
+		w.metrics.givenUp.Dec()
 		w.metrics.running.Dec()
 		<-w.slots
 	}()
 }
 
-// execute runs a task whose slot is taken, and settles it. A panic in the
-// engine itself is the message's fault, as far as one can know: it is
-// rejected, and so are its repeated deliveries.
+// execute runs a task in its slot, records the outcome and settles the
+// deliveries. A panic of this package rejects them, since the message probably
+// causes it again.
 func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) {
 	defer func() {
 		if p := recover(); p != nil {
-			for _, d := range w.running.end(e, verdictReject) {
-				d.settle(verdictReject)
+			for _, d := range w.executions.end(e, settlementReject) {
+				d.settle(settlementReject)
 			}
-			w.messagePanicked(p)
+			w.reportPanic(p)
 		}
 	}()
 	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
 	o := w.run(e, m, r, d, slot)
-	d.activity.Progress("recording how its task ended")
+	d.activity.Progress("recording the outcome of its task")
 	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
-	w.settle(e, m, r, o, slot)
+	w.conclude(e, m, r, o, slot)
 }
 
-// run finds out how a task ends.
+// run runs a task's handler and returns the outcome.
 func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) outcome {
 	if err := w.canFollow(m); err != nil {
 		return failureOutcome(err)
@@ -95,14 +95,14 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 		w.storeStarted(m)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire,
-		held:   func(ctx context.Context) error { return w.stillUnacked(ctx, e) },
-		others: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
+		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, e) },
+		otherConsumers: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {
 		task.update = func(ctx context.Context, state string, meta json.RawMessage) error {
 			if ended.Load() {
-				return fmt.Errorf("task %s has ended: its state cannot be %s any more", m.ID, state)
+				return fmt.Errorf("task %s has ended: its state cannot become %s", m.ID, state)
 			}
 			row := w.row(m, state)
 			row.Value = meta
@@ -110,41 +110,41 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 		}
 	}
 	began := w.cfg.Now()
-	// How long a handler takes is its own affair.
-	over := d.activity.Wait()
-	o := runBody(w.life.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.life.abandon.Done(), slot.leaveWhen)
-	over()
+	// A handler may take any time: it does not count as stuck.
+	endWait := d.activity.Wait()
+	o := runHandler(w.lifecycle.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), slot.releaseAfter)
+	endWait()
 	o.took = w.cfg.Now().Sub(began)
 	return o
 }
 
-// Outcome is how a task ended, as RunTask tells it.
+// Outcome is how a task ended, the result of [Worker.RunTask].
 type Outcome struct {
-	// State is SUCCESS, FAILURE or RETRY, or "" when the handler rejected or
-	// ignored the task.
+	// State is SUCCESS, FAILURE or RETRY, or "" when the handler returned Reject
+	// or Ignore.
 	State string
-	// Value is the encoded result of a success.
+	// Value is the result of a success as JSON.
 	Value json.RawMessage
-	// Exception and Traceback are those of a failure or a retry.
+	// Exception and Traceback describe a failure, or the reason of a retry.
 	Exception *protocol.Exception
 	Traceback string
 	// Err is the error that the handler returned, if any.
 	Err error
-	// Retry and Reject are set when the handler asked for it.
+	// Retry and Reject are set when the handler returned them.
 	Retry  *Retry
 	Reject *Reject
 }
 
 // RunTask runs the handler of a message, with middleware and time limits, and
-// says how it ended. Nothing is published, stored or acknowledged: it is for
-// tests, and needs no Run. The error says that there is no such task.
+// returns the outcome. It publishes, stores and acknowledges nothing. It is for
+// tests, and needs no Run. The error says that the task is not registered.
 func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, error) {
 	r, known := w.registry[m.Task]
 	if !known {
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
-	o := runBody(ctx, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan returned) {})
+	o := runHandler(ctx, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan returned) {})
 	result := Outcome{Value: o.value, Err: o.failed.err}
 	switch o.kind {
 	case outcomeSuccess:
@@ -166,9 +166,10 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 	return result, nil
 }
 
-// canFollow refuses a task before its body runs when what follows it could
-// never be published: a chord, or a signature that no message can be made of
-// (docs/celery.md#groups-and-chords).
+// canFollow returns an error if a follow-up of the task can never be published: a
+// chord, or a signature that does not make a valid message
+// (docs/celery.md#groups-and-chords). The task then fails before its handler
+// runs, rather than after it has done its work.
 func (w *Worker) canFollow(m *protocol.Message) error {
 	if err := protocol.CheckCanvas(m); err != nil {
 		return err
@@ -181,12 +182,12 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.address(slices.Concat(success.FollowUps, failed.FollowUps))
+	_, err = w.routeFollowUps(slices.Concat(success.FollowUps, failed.FollowUps))
 	return err
 }
 
-// timeLimit is the message's, else the task's, else the worker's, for each of
-// the two by itself (docs/celery.md#time-limits).
+// timeLimit returns the hard and the soft limit. Each is the message's own, or
+// else the task's, or else the worker's (docs/celery.md#time-limits).
 func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLimit {
 	limit := m.TimeLimit
 	for _, other := range []protocol.TimeLimit{r.timeLimit, w.cfg.TimeLimit} {
@@ -200,21 +201,21 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 	return limit
 }
 
-// returned is what came out of a handler.
+// returned is what a handler returned.
 type returned struct {
 	value any
 	err   error
 }
 
-// runBody calls the handler under its limits. The handler has a goroutine of
-// its own, because one that ignores its context must not hold up the rest:
-// some time after the hard limit, and when abandon closes, it is given to
-// leave.
+// runHandler calls the handler with its time limits. The handler runs in a
+// goroutine of its own, so that one that ignores its context does not block the
+// worker. When giveUp closes, or grace after the hard limit, runHandler returns
+// without the handler; releaseAfter then frees the slot once the handler returns.
 //
-// At the hard limit the handler has a grace to return. What follows a failure
-// may rely on what the handler does at its end, as a rollback does on a step
-// that is recorded as failed: told before, it would come too early.
-func runBody(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, abandon <-chan struct{}, leave func(<-chan returned)) outcome {
+// The grace exists because error callbacks may depend on what the handler does
+// before it returns: a rollback, for example, needs the failure of its step to
+// be recorded.
+func runHandler(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan returned)) outcome {
 	ctx, cancel := context.WithCancelCause(ContextWithTask(work, task))
 	defer cancel(nil)
 	if limit.Soft > 0 {
@@ -244,10 +245,10 @@ func runBody(work context.Context, task *Task, handler Handler, limit protocol.T
 			defer timer.Stop()
 			late = timer.C
 		case <-late:
-			leave(done)
+			releaseAfter(done)
 			return hardLimitOutcome(limit.Hard)
-		case <-abandon:
-			leave(done)
+		case <-giveUp:
+			releaseAfter(done)
 			return outcome{kind: outcomeInterrupted}
 		}
 	}
@@ -266,7 +267,7 @@ func callHandler(ctx context.Context, task *Task, handler Handler, done chan<- r
 	finished = true
 }
 
-// outcomeOf reads what a handler returned.
+// outcomeOf converts what a handler returned.
 func outcomeOf(ctx context.Context, r returned, m *protocol.Message) outcome {
 	if r.err == nil {
 		value, err := protocol.EncodeJSON(r.value)
@@ -294,7 +295,7 @@ func outcomeOf(ctx context.Context, r returned, m *protocol.Message) outcome {
 	return failureOutcome(r.err)
 }
 
-// asValue finds a T or a *T in an error's chain.
+// asValue returns the first T or *T in an error's chain.
 func asValue[T error](err error) (T, bool) {
 	var value T
 	if errors.As(err, &value) {
@@ -328,7 +329,8 @@ func retryOutcome(retry Retry, m *protocol.Message) outcome {
 	return o
 }
 
-// hardLimitOutcome is Celery's, which has the limit in seconds and no traceback.
+// hardLimitOutcome returns the failure as Celery stores it: with the limit in
+// seconds and without a traceback.
 func hardLimitOutcome(limit time.Duration) outcome {
 	var seconds any = limit.Seconds()
 	if limit%time.Second == 0 {
@@ -344,7 +346,7 @@ func failureOutcome(err error) outcome {
 	return outcome{kind: outcomeFailure, failed: failure{exception: exception, traceback: tracebackOf(err, exception), err: err}}
 }
 
-// exceptionOf is an error as Python will know it.
+// exceptionOf converts an error to a Python exception.
 func exceptionOf(err error) protocol.Exception {
 	if typed, ok := asValue[Error](err); ok {
 		return typed.exception()
@@ -371,7 +373,7 @@ func (e Error) exception() protocol.Exception {
 	for _, arg := range args {
 		text, err := protocol.EncodeJSON(arg)
 		if err != nil {
-			// Celery stores the repr of what cannot be encoded.
+			// Celery stores the repr of an argument that it cannot encode.
 			text, _ = protocol.EncodeJSON(cleanText(fmt.Sprintf("%+v", arg)))
 		}
 		exception.Args = append(exception.Args, text)
@@ -391,7 +393,8 @@ func tracebackOf(err error, exception protocol.Exception) string {
 	return cleanText(protocol.Traceback(exception, frames...))
 }
 
-// cleanText makes text that PostgreSQL takes.
+// cleanText replaces what PostgreSQL does not accept in text: invalid UTF-8 and
+// NUL.
 func cleanText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", `\x00`)
 }
@@ -409,8 +412,8 @@ func (e *panicError) Error() string {
 	return fmt.Sprintf("panic: %v", e.value)
 }
 
-// panicFrames is the stack of a panic without Go's own part and ours, in
-// Python's order: most recent call last.
+// panicFrames returns the stack of a panic without the frames of the runtime and
+// of this package, in Python's order: most recent call last.
 func panicFrames() []protocol.Frame {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs)])
@@ -434,7 +437,7 @@ func panicFrames() []protocol.Frame {
 	return kept
 }
 
-// goStack is the stack of a panic of our own, for the log.
+// goStack returns the stack of a panic of this package, for the log.
 func goStack() string {
 	var lines []string
 	for _, f := range panicFrames() {
@@ -443,12 +446,12 @@ func goStack() string {
 	return strings.Join(lines, "\n")
 }
 
-// taskLog has the fixed keys of everything that is logged of a task.
+// taskLog returns a logger with the keys that every log line about a task has.
 func (w *Worker) taskLog(m *protocol.Message) *slog.Logger {
 	return w.cfg.Logger.With("task_id", clip(m.ID), "task", clip(m.Task), "root_id", clip(m.RootID))
 }
 
-// clip keeps what strangers send from filling a log.
+// clip shortens text from producers, so that it cannot flood the log.
 func clip(text string) string {
 	const most = 200
 	if len(text) <= most {

@@ -11,65 +11,66 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// life is the set of contexts that a run of the worker goes through. They end
-// in this order.
-type life struct {
+// lifecycle has the contexts of the phases of Run. They end in this order.
+type lifecycle struct {
 	// base has the values of Run's context, and does not end.
 	base context.Context
-	// receive ends when the worker shall take no more tasks.
+	// receive ends when the worker starts no more tasks.
 	receive context.Context
-	// work ends when running tasks shall return; its cause is ErrShutdown.
+	// work ends when running handlers must return; its cause is ErrShutdown.
 	work context.Context
-	// abandon ends when nobody waits for them any longer.
-	abandon context.Context
-	// settle ends when what has ended must have been recorded.
-	settle context.Context
+	// giveUp ends when the worker waits for running handlers no longer.
+	giveUp context.Context
+	// record ends when the worker stops trying to record outcomes.
+	record context.Context
 
-	endReceive, endAbandon, endSettle context.CancelFunc
-	endWork                           context.CancelCauseFunc
+	endReceive, endGiveUp, endRecord context.CancelFunc
+	endWork                          context.CancelCauseFunc
 
 	deliveries sync.WaitGroup // goroutines that handle one delivery each
 }
 
-func (l *life) begin(parent context.Context) {
-	// Values are inherited, the end of parent is not.
+func (l *lifecycle) begin(parent context.Context) {
+	// The phases inherit the values of parent, but not its end.
 	l.base = context.WithoutCancel(parent)
 	l.receive, l.endReceive = context.WithCancel(l.base)
 	l.work, l.endWork = context.WithCancelCause(l.base)
-	l.abandon, l.endAbandon = context.WithCancel(l.base)
-	l.settle, l.endSettle = context.WithCancel(l.base)
+	l.giveUp, l.endGiveUp = context.WithCancel(l.base)
+	l.record, l.endRecord = context.WithCancel(l.base)
 }
 
-func (l *life) end() {
+func (l *lifecycle) end() {
 	l.endReceive()
 	l.endWork(ErrShutdown)
-	l.endAbandon()
-	l.endSettle()
+	l.endGiveUp()
+	l.endRecord()
 }
 
-// Run connects, declares, consumes and works until ctx ends or StopNow is
-// called, and then shuts down:
+// Run connects, declares the queues, consumes them and runs tasks until ctx ends
+// or StopNow is called. It reconnects without limit when the connection is lost.
+// Then it shuts down:
 //
-//  1. The consumers are cancelled; messages that have not begun, those that
-//     wait for an ETA included, go back to their queues at once.
-//  2. Running tasks finish, are recorded and acknowledged, for at most
-//     ShutdownTimeout or until StopNow.
-//  3. The rest have their context cancelled with ErrShutdown and get
-//     StopTimeout to return; their messages go back.
-//  4. Config.BeforeStopped is called, and the connection is closed.
+//  1. The worker cancels its consumers and requeues the messages whose tasks do
+//     not run yet, delayed ones included.
+//  2. Running tasks continue, and their outcomes are recorded, until all have
+//     ended, ShutdownTimeout is over, or StopNow is called.
+//  3. The worker cancels the contexts of the tasks that still run, with the
+//     cause ErrShutdown. They have StopTimeout to return; their messages are
+//     requeued.
+//  4. The worker calls Config.BeforeStopped and closes the connection.
 //
-// The error is nil after a shutdown. Before the worker has consumed once it
-// says why it cannot: compare with ErrUnreachable, ErrCredentials, ErrVhost,
-// ErrMismatch and ErrPermission. Later losses of the broker are mended.
+// Run returns nil after a shutdown. It returns an error only if it could not
+// begin to consume: compare with ErrUnreachable, ErrCredentials, ErrVhost,
+// ErrMismatch and ErrPermission.
 func (w *Worker) Run(ctx context.Context) error {
 	if err := w.freeze(); err != nil {
 		return err
 	}
-	w.life.begin(ctx)
-	defer w.life.end()
+	w.lifecycle.begin(ctx)
+	defer w.lifecycle.end()
 
-	// The first connection may be given up by ctx; later ones outlive it,
-	// because finished work still has to be recorded.
+	// ctx ends the attempts to make the first connection. Later connections
+	// outlive it, because outcomes still have to be recorded.
 	starting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stopped := make(chan struct{})
@@ -85,9 +86,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err != nil {
 		cancel()
 		<-stopped
-		// One queue may have been consumed before another failed.
-		w.life.end()
-		w.life.deliveries.Wait()
+		// Deliveries of one queue may have arrived before another queue failed.
+		w.lifecycle.end()
+		w.lifecycle.deliveries.Wait()
 		if ctx.Err() != nil || w.stopping() {
 			return nil
 		}
@@ -101,7 +102,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	case <-w.stopNow:
 	}
 	w.drain()
-	w.life.endSettle()
+	w.lifecycle.endRecord()
 	keeper.Wait()
 	cancel()
 	<-stopped
@@ -130,63 +131,65 @@ func (w *Worker) stopping() bool {
 	}
 }
 
-// drain ends the work in the order that Run promises.
+// drain shuts down in the order that Run documents.
 func (w *Worker) drain() {
-	w.cfg.Logger.Info("worker stops: no new tasks, running ones finish", "tasks", w.running.count(), "at_most", w.cfg.ShutdownTimeout)
+	w.cfg.Logger.Info("worker is stopping: it starts no more tasks and waits for running ones", "tasks", w.executions.count(), "at_most", w.cfg.ShutdownTimeout)
 	limit := time.Now().Add(max(w.cfg.ShutdownTimeout, 0) + w.cfg.StopTimeout)
-	w.life.endReceive()
-	<-w.quiet // no goroutine receives any more
+	w.lifecycle.endReceive()
+	<-w.receivingEnded
 
 	idle := make(chan struct{})
 	go func() {
-		w.life.deliveries.Wait()
+		w.lifecycle.deliveries.Wait()
 		close(idle)
 	}()
 	if !waitFor(idle, max(w.cfg.ShutdownTimeout, 0), w.stopNow) {
-		if n := w.running.count(); n > 0 {
-			w.cfg.Logger.Warn("worker stops now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
+		if n := w.executions.count(); n > 0 {
+			w.cfg.Logger.Warn("worker is stopping now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
 		}
 		limit = time.Now().Add(w.cfg.StopTimeout)
-		w.life.endWork(ErrShutdown)
-		// The last tenth is for recording what has ended just in time.
+		w.lifecycle.endWork(ErrShutdown)
+		// The last tenth is for recording the outcomes of handlers that return
+		// just in time.
 		if !waitFor(idle, w.cfg.StopTimeout*9/10, nil) {
-			w.life.endAbandon()
+			w.lifecycle.endGiveUp()
 			if !waitFor(idle, w.cfg.StopTimeout/10, nil) {
-				w.life.endSettle()
+				w.lifecycle.endRecord()
 				<-idle
 			}
 		}
 	}
-	if n := w.abandoned.Load(); n > 0 {
-		w.cfg.Logger.Error("handlers ignore the end of their context and are left behind", "handlers", n)
+	if n := w.givenUp.Load(); n > 0 {
+		w.cfg.Logger.Error("handlers ignore the end of their context: the worker stops without them", "handlers", n)
 	}
 	w.cfg.Logger.Info("worker has stopped", w.beforeStopped(limit)...)
 }
 
 const (
-	// lastActMost and lastActLeast bound BeforeStopped, and lastActUrgent does
-	// after StopNow.
-	lastActMost   = 10 * time.Second
-	lastActLeast  = 500 * time.Millisecond
-	lastActUrgent = time.Second
+	// beforeStoppedMax and beforeStoppedMin bound the time for BeforeStopped.
+	// beforeStoppedHurried is what StopNow leaves of it.
+	beforeStoppedMax     = 10 * time.Second
+	beforeStoppedMin     = 500 * time.Millisecond
+	beforeStoppedHurried = time.Second
 )
 
-// beforeStopped calls Config.BeforeStopped, which shall be done by limit.
+// beforeStopped calls Config.BeforeStopped with a context that ends at limit,
+// within the bounds above.
 func (w *Worker) beforeStopped(limit time.Time) []any {
 	if w.cfg.BeforeStopped == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(w.life.base, min(max(time.Until(limit), lastActLeast), lastActMost))
-	var hurry sync.WaitGroup
-	defer hurry.Wait()
+	ctx, cancel := context.WithTimeout(w.lifecycle.base, min(max(time.Until(limit), beforeStoppedMin), beforeStoppedMax))
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
 	defer cancel()
 	if !w.stopping() {
-		// A second signal means that somebody is in a hurry. One that came
-		// before has set the limit.
-		hurry.Go(func() {
+		// StopNow during BeforeStopped shortens its time. An earlier StopNow is
+		// included in limit.
+		watcher.Go(func() {
 			select {
 			case <-w.stopNow:
-				if sleep(ctx, lastActUrgent) {
+				if sleep(ctx, beforeStoppedHurried) {
 					cancel()
 				}
 			case <-ctx.Done():
@@ -196,6 +199,8 @@ func (w *Worker) beforeStopped(limit time.Time) []any {
 	return w.cfg.BeforeStopped(ctx)
 }
 
+// waitFor waits for done, at most for limit or until sooner is closed. It reports
+// whether done is closed.
 func waitFor(done <-chan struct{}, limit time.Duration, sooner <-chan struct{}) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
@@ -213,8 +218,8 @@ func waitFor(done <-chan struct{}, limit time.Duration, sooner <-chan struct{}) 
 	}
 }
 
-// start makes the first connection and consumes. Only a broker that does not
-// answer is tried again, until StartTimeout.
+// start makes the first connection and consumes. It retries until StartTimeout,
+// and only if no broker answers.
 func (w *Worker) start(ctx context.Context) (*session, []*subscription, error) {
 	deadline := time.Now().Add(w.cfg.StartTimeout)
 	for failures := 1; ; failures++ {
@@ -241,8 +246,8 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	if err != nil {
 		return nil, nil, err
 	}
-	// Known before the first delivery arrives: settling it may be quicker
-	// than the consumers of all queues.
+	// Set the session before the first delivery arrives: its outcome may have to
+	// be published before all queues have their consumers.
 	w.link.connected(s, w.cfg.Now())
 	subscriptions, err := w.consume(s)
 	if err != nil {
@@ -253,7 +258,8 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	w.link.set(s, true, nil, w.cfg.Now())
 	faultpoint.Hit(faultpoint.Consuming)
 	w.metrics.connected.Set(1)
-	// The program says what it starts; only a return is news.
+	// The program itself logs its start, so that only a reconnection is worth a
+	// line.
 	level := slog.LevelDebug
 	if count := w.sessions.Add(1); count > 1 {
 		level = slog.LevelInfo
@@ -262,35 +268,36 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	return s, subscriptions, nil
 }
 
-// keepConnected replaces each lost session by a new one, without limit, until
-// all work is settled. Once the worker stops, new sessions only publish.
+// keepConnected replaces each lost session by a new one, without limit, until the
+// lifecycle's record phase ends. When the worker is stopping, new sessions only
+// publish.
 func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
-	closeQuiet := sync.OnceFunc(func() { close(w.quiet) })
-	defer closeQuiet()
+	closeReceivingEnded := sync.OnceFunc(func() { close(w.receivingEnded) })
+	defer closeReceivingEnded()
 	for {
 		select {
 		case <-s.lost:
 			w.lostSession(s)
-		case <-w.life.receive.Done():
+		case <-w.lifecycle.receive.Done():
 			for _, sub := range subscriptions {
 				sub.stop()
 			}
 			w.metrics.connected.Set(0)
 			if !s.isLost() {
 				s.consumers.Wait()
-				closeQuiet()
+				closeReceivingEnded()
 				w.link.set(s, false, errStopping, w.cfg.Now())
 				select {
 				case <-s.lost:
-				case <-w.life.settle.Done():
+				case <-w.lifecycle.record.Done():
 				}
 			}
 			w.link.set(nil, false, errStopping, w.cfg.Now())
 			s.close()
-			closeQuiet()
+			closeReceivingEnded()
 		}
 		var ok bool
-		if s, subscriptions, ok = w.reconnect(closeQuiet); !ok {
+		if s, subscriptions, ok = w.reconnect(closeReceivingEnded); !ok {
 			return
 		}
 	}
@@ -306,39 +313,40 @@ func (w *Worker) lostSession(s *session) {
 	s.close()
 }
 
-// reconnect tries until it succeeds; false means that all is settled.
-func (w *Worker) reconnect(closeQuiet func()) (*session, []*subscription, bool) {
+// reconnect tries until it succeeds. It returns false when the record phase has
+// ended.
+func (w *Worker) reconnect(closeReceivingEnded func()) (*session, []*subscription, bool) {
 	last := ""
 	for failures := 1; ; failures++ {
-		if w.life.settle.Err() != nil {
+		if w.lifecycle.record.Err() != nil {
 			return nil, nil, false
 		}
-		if w.life.receive.Err() != nil {
-			closeQuiet() // no attempt from here on consumes
+		if w.lifecycle.receive.Err() != nil {
+			closeReceivingEnded() // later attempts do not consume
 		}
 		s, subscriptions, err := w.reconnectOnce()
 		if err == nil {
 			return s, subscriptions, true
 		}
 		w.link.set(nil, false, err, w.cfg.Now())
-		if text := err.Error(); text != last && w.life.settle.Err() == nil {
-			w.cfg.Logger.Warn("broker cannot be used again yet", "error", err)
+		if text := err.Error(); text != last && w.lifecycle.record.Err() == nil {
+			w.cfg.Logger.Warn("cannot reconnect to the broker yet: retrying", "error", err)
 			last = text
 		}
-		// The end of receive cuts the pause short, once.
-		until := w.life.receive
+		// The end of the receive phase shortens the current pause.
+		until := w.lifecycle.receive
 		if until.Err() != nil {
-			until = w.life.settle
+			until = w.lifecycle.record
 		}
 		sleep(until, redialPause(failures))
 	}
 }
 
 func (w *Worker) reconnectOnce() (*session, []*subscription, error) {
-	if w.life.receive.Err() == nil {
-		return w.connectAndConsume(w.life.receive)
+	if w.lifecycle.receive.Err() == nil {
+		return w.connectAndConsume(w.lifecycle.receive)
 	}
-	s, err := w.connect(w.life.settle)
+	s, err := w.connect(w.lifecycle.record)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -47,12 +47,12 @@ func running(t *testing.T, w *worker.Worker) (cancel func(), ended <-chan error)
 
 func TestWarmShutdownFinishesWhatRunsAndReturnsTheRest(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.Queues = []string{"orders", "more"}
 	w := newWorker(t, cfg)
 	registerShop(w)
-	g := newGated()
+	g := newGatedTask()
 	w.Register("shop.gated", g)
 	cancel, ended := running(t, w)
 	id := r.send(workertest.Message("orders", "shop.gated", nil, nil))
@@ -83,7 +83,7 @@ func TestWarmShutdownFinishesWhatRunsAndReturnsTheRest(t *testing.T) {
 
 func TestStopNowCancelsWhatRunsAndReturnsIt(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	causes := make(chan error, 1)
 	began := make(chan struct{})
@@ -115,7 +115,7 @@ func TestStopNowCancelsWhatRunsAndReturnsIt(t *testing.T) {
 
 func TestShutdownDoesNotWaitForAStubbornHandler(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.ShutdownTimeout = time.Millisecond
 	cfg.StopTimeout = 50 * time.Millisecond
@@ -141,13 +141,13 @@ func TestShutdownDoesNotWaitForAStubbornHandler(t *testing.T) {
 
 func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
 	cfg.Broker = through
 	w := newWorker(t, cfg)
 	registerShop(w)
-	g := newGated()
+	g := newGatedTask()
 	w.Register("shop.gated", g)
 	cancel, ended := running(t, w)
 	id := r.send(chainOf("shop.gated", "next-1"))
@@ -183,11 +183,11 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 // is in the last line.
 func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	var log lines
 	cfg := r.config()
 	cfg.Logger = log.logger()
-	g := newGated()
+	g := newGatedTask()
 	calls := 0
 	var w *worker.Worker
 	cfg.BeforeStopped = func(ctx context.Context) []any {
@@ -219,7 +219,7 @@ func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 // second signal, and half a second when nothing is left.
 func TestBeforeStoppedHasItsLimits(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	for _, tt := range []struct {
 		name   string
 		change func(*worker.Config)

@@ -6,59 +6,61 @@ import (
 )
 
 var (
-	// errNotHeld says that no delivery of a task is left that could be settled.
-	errNotHeld = errors.New("the connection that delivered the task is lost")
-	// errCannotAsk says that the broker would not read the question.
-	errCannotAsk = errors.New("the broker reads nothing from this connection for a while, as it lacks memory or disk space")
+	// errNoDelivery says that every delivery of the task is lost with its session.
+	errNoDelivery = errors.New("the connection that delivered the task is lost")
+	// errBrokerBlocked says that the broker would not read a query.
+	errBrokerBlocked = errors.New("the broker has blocked this connection (it lacks memory or disk space) and would not answer")
 )
 
-// StillUnacked asks the broker for a sign that the task's message is still in this
-// worker's hands. Nil means that it was so at some moment during the call:
-// until then the broker had given the message to nobody else. The error says
-// that the connection that delivered it is lost, or that the broker cannot be
-// asked, or is that of ctx if it does not answer.
+// StillUnacked asks the broker whether the task's message is still delivered to
+// this worker and unacknowledged. Nil means that this was true at some moment
+// during the call, and that until then the broker had delivered the message to
+// no other consumer. It returns an error when the connection that delivered the
+// message is lost, when the broker has blocked the connection, and when ctx ends
+// before the broker answers.
 //
-// A worker whose broker is silent hears of a lost connection only after some
-// heartbeats; this is for who has to know sooner.
+// It is for handlers that must not wait for the heartbeats to notice a lost
+// connection.
 func (t *Task) StillUnacked(ctx context.Context) error {
-	if t.held == nil {
-		return errNotHeld
+	if t.stillUnacked == nil {
+		return errNoDelivery
 	}
-	return t.held(ctx)
+	return t.stillUnacked(ctx)
 }
 
-// stillUnacked asks on the channel on which an execution was delivered: when it
-// answers, the broker counts its deliveries as unacknowledged.
+// stillUnacked sends a query on the channel that delivered the execution's message.
+// An answer proves that the channel is open, and so that the broker counts the
+// delivery as unacknowledged.
 func (w *Worker) stillUnacked(ctx context.Context, e *execution) error {
-	s := w.running.sessionOf(e)
+	s := w.executions.sessionOf(e)
 	if s == nil {
-		return errNotHeld
+		return errNoDelivery
 	}
 	if s.blocked.Load() {
-		// Asked all the same, it would lose the connection for not answering.
-		return errCannotAsk
+		// The query would get no answer, and guard would end the session.
+		return errBrokerBlocked
 	}
 	answer := make(chan error, 1)
 	go func() {
-		// RabbitMQ answers this one without doing anything.
-		answer <- s.call("channel.flow", func() error { return s.consuming.Flow(true) })
+		// RabbitMQ answers channel.flow without doing anything.
+		answer <- s.call("channel.flow", func() error { return s.consumeChannel.Flow(true) })
 	}()
 	select {
 	case err := <-answer:
 		if err != nil || s.isLost() {
-			return errNotHeld
+			return errNoDelivery
 		}
 		return nil
 	case <-s.lost:
-		return errNotHeld
+		return errNoDelivery
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// sessionOf is the connection that holds an execution's message for this worker
-// alone, nil for none.
-func (a *attachments) sessionOf(e *execution) *session {
+// sessionOf returns the session of an unsettled delivery of the execution of which
+// there is no copy in the queue, or nil.
+func (a *executions) sessionOf(e *execution) *session {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, d := range e.deliveries {

@@ -12,7 +12,7 @@ import (
 // TestHeld: a running task can find out whether its message is still its own.
 func TestHeld(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
 	cfg := r.config()
 	cfg.Broker = through

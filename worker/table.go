@@ -11,9 +11,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// amqpTable makes an AMQP table of headers or arguments. Integers are sent as
-// 32 bits wherever they fit, larger ones as non-negative 64 bits, the rest as
-// text: py-amqp reads nothing else alike in all its versions
+// amqpTable converts headers or arguments to an AMQP table. Integers become 32
+// bits where they fit, larger positive ones 64 bits, and all others text: only
+// these have the same meaning in all versions of py-amqp
 // (docs/celery.md#header-types).
 func amqpTable(values map[string]any) (amqp.Table, error) {
 	if values == nil {
@@ -108,8 +108,8 @@ func amqpUnsigned(n uint64) any {
 	return strconv.FormatUint(n, 10)
 }
 
-// plainTable turns a received table into the plain maps and slices that
-// package protocol takes.
+// plainTable converts a received table to the maps and slices that package
+// protocol expects.
 func plainTable(table amqp.Table) map[string]any {
 	if table == nil {
 		return nil
@@ -135,7 +135,7 @@ func plainField(value any) any {
 	return value
 }
 
-// fieldSize is how many bytes a field takes in a frame, its type included.
+// fieldSize returns how many bytes a field takes in a frame, including its type.
 func fieldSize(value any) int {
 	switch v := value.(type) {
 	case nil:

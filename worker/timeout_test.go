@@ -20,7 +20,7 @@ const (
 )
 
 // longTask is a worker on a queue of that name and type whose gated task runs.
-func longTask(t *testing.T, r *rig, queue, queueType string) (w *worker.Worker, g *gated, id string, stop func() error) {
+func longTask(t *testing.T, r *testEnv, queue, queueType string) (w *worker.Worker, g *gatedTask, id string, stop func() error) {
 	t.Helper()
 	cfg := r.config()
 	cfg.Queues = []string{queue}
@@ -31,7 +31,7 @@ func longTask(t *testing.T, r *rig, queue, queueType string) (w *worker.Worker, 
 	}
 	w = newWorker(t, cfg)
 	registerShop(w)
-	g = newGated()
+	g = newGatedTask()
 	w.Register("shop.gated", g)
 	stop = workertest.Start(t, w)
 	m := chainOf("shop.gated", "next-of-"+queue)
@@ -43,7 +43,7 @@ func longTask(t *testing.T, r *rig, queue, queueType string) (w *worker.Worker, 
 
 // ranOnce demands that the task ran once, its chain went on, and nothing is
 // left in the queue.
-func ranOnce(t *testing.T, r *rig, g *gated, id, queue string, stop func() error) {
+func ranOnce(t *testing.T, r *testEnv, g *gatedTask, id, queue string, stop func() error) {
 	t.Helper()
 	for _, id := range []string{id, "next-of-" + queue} {
 		if row := r.result(id); row.State != protocol.StateSuccess {
@@ -84,7 +84,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 		for _, kind := range kinds {
 			t.Run(kind, func(t *testing.T) {
 				t.Parallel()
-				r := newRigAt(t, broker.URL)
+				r := newTestEnvAt(t, broker.URL)
 				queue := "timeout-" + kind
 				w, g, id, stop := longTask(t, r, queue, kind)
 				// The length of the task is what this is about.
@@ -109,17 +109,17 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 	t.Run("restart", func(t *testing.T) {
 		type running struct {
 			queue    string
-			rig      *rig
+			env      *testEnv
 			worker   *worker.Worker
-			task     *gated
+			task     *gatedTask
 			id       string
 			stop     func() error
 			attached int // before the broker is back
 		}
 		var tasks []*running
 		for _, kind := range kinds {
-			r := &running{queue: "restart-" + kind, rig: newRigAt(t, broker.URL)}
-			r.worker, r.task, r.id, r.stop = longTask(t, r.rig, r.queue, kind)
+			r := &running{queue: "restart-" + kind, env: newTestEnvAt(t, broker.URL)}
+			r.worker, r.task, r.id, r.stop = longTask(t, r.env, r.queue, kind)
 			tasks = append(tasks, r)
 		}
 		broker.Stop()
@@ -138,8 +138,8 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 		}
 		for _, r := range tasks {
 			close(r.task.let)
-			r.rig.reconnect()
-			ranOnce(t, r.rig, r.task, r.id, r.queue, r.stop)
+			r.env.reconnect()
+			ranOnce(t, r.env, r.task, r.id, r.queue, r.stop)
 		}
 	})
 }

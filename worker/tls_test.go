@@ -77,7 +77,7 @@ func tlsFront(t *testing.T, broker string) (string, *x509.CertPool) {
 
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newTestEnv(t)
 	secure, roots := tlsFront(t, r.url)
 	cfg := r.config()
 	cfg.Broker = secure

@@ -6,13 +6,13 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// messageSet holds the messages of deliveries that are not settled yet.
+// messageSet is a set of the messages whose deliveries are not settled yet.
 type messageSet struct {
 	mu       sync.Mutex
 	messages map[*protocol.Message]struct{}
 }
 
-// add puts a message in; the returned function takes it out.
+// add adds a message until remove is called.
 func (s *messageSet) add(m *protocol.Message) (remove func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -24,15 +24,15 @@ func (s *messageSet) add(m *protocol.Message) (remove func()) {
 	}
 }
 
-// Unacked lists the messages that this worker has taken from the broker and
-// not yet settled: those that wait for a slot or an ETA, those that run, and
-// those whose outcome is being recorded. The broker counts them in no queue.
-// The order is arbitrary.
+// Unacked lists the messages that this worker has received and not yet settled:
+// those that wait for a slot or are delayed, those whose tasks run, and those
+// whose outcome is being recorded. [Worker.QueueDepth] does not count them. The
+// order is arbitrary.
 func (w *Worker) Unacked() []*protocol.Message {
-	w.inHand.mu.Lock()
-	defer w.inHand.mu.Unlock()
-	list := make([]*protocol.Message, 0, len(w.inHand.messages))
-	for m := range w.inHand.messages {
+	w.unacked.mu.Lock()
+	defer w.unacked.mu.Unlock()
+	list := make([]*protocol.Message, 0, len(w.unacked.messages))
+	for m := range w.unacked.messages {
 		list = append(list, m)
 	}
 	return list

@@ -6,28 +6,29 @@ import (
 	"net"
 )
 
-// amqp091-go cannot say or hear three things that Celery's messages need, so
-// its bytes pass through here in both directions. Only content header frames
-// are touched, and none grows.
+// amqp091-go lacks three things that Celery's messages need. Therefore the bytes
+// of the connection are rewritten here, in both directions. Only content header
+// frames are changed, and none becomes longer.
 //
-//  1. py-amqp writes header integers beyond 32 bits as field type 'L', for
-//     which amqp091-go has no case: it closes the connection, the broker
-//     delivers again, for ever (docs/celery.md#header-types). 'L' becomes 'l',
-//     which means the same there.
-//  2. Whatever else in a header table amqp091-go would choke on (unknown
-//     types, deep nesting, lengths that lie) is replaced by a table without
-//     it: such a message is rejected like any other that lacks its headers,
-//     and not by losing the connection.
-//  3. amqp091-go leaves out a priority of 0, and reads an absent one as 0,
-//     which Celery tells apart. Both ways, [priorityZero] in the delivery
-//     mode stands for a priority that is present and 0.
+//  1. py-amqp writes header integers beyond 32 bits as field type 'L', which
+//     amqp091-go does not know: it closes the connection, and the broker delivers
+//     the message again, for ever (docs/celery.md#header-types). 'L' is changed
+//     to 'l', which has the same meaning in amqp091-go.
+//  2. A header table with anything else that amqp091-go cannot read (unknown
+//     types, deep nesting, wrong lengths) is replaced by a short one. The worker
+//     then rejects the message because its headers are missing, and does not lose
+//     the connection.
+//  3. amqp091-go does not send a priority of 0, and reads an absent priority as 0.
+//     Celery distinguishes them. In both directions the bit [priorityZero] in the
+//     delivery mode marks a priority that is present and 0.
 
 const (
-	// priorityZero is a bit of DeliveryMode, of which AMQP uses 1 and 2. To
-	// send it, the message also needs a Priority of 1, as a placeholder.
+	// priorityZero is a bit of DeliveryMode, where AMQP uses only the values 1
+	// and 2. A message that is sent with it also needs a Priority of 1, as a
+	// placeholder.
 	priorityZero = 0x80
-	// unreadableHeaders is the only member of a table that replaces one which
-	// could not be read.
+	// unreadableHeaders is the only key of a table that replaces an unreadable
+	// one.
 	unreadableHeaders = "x-unreadable-headers"
 )
 
@@ -38,8 +39,8 @@ const (
 	frameBody       = 3
 	frameHeartbeat  = 8
 
-	// maxHeaderFrame is more than any broker negotiates with us (131072);
-	// longer ones pass unread and are refused by the library.
+	// maxHeaderFrame is more than the frame size that the worker negotiates
+	// (131072). Longer frames pass unchanged, and amqp091-go refuses them.
 	maxHeaderFrame = 1 << 20
 
 	flagContentType     = 0x8000
@@ -48,20 +49,20 @@ const (
 	flagDeliveryMode    = 0x1000
 	flagPriority        = 0x0800
 
-	// Limits of amqp091-go on what it reads.
+	// The limits of amqp091-go for tables that it reads.
 	maxFieldDepth    = 32
 	maxTableElements = 8192
 )
 
-// wireConn is a connection to a broker whose content headers are rewritten.
+// wireConn is a connection to a broker that rewrites content headers.
 type wireConn struct {
 	net.Conn
 	in, out frameRewriter
-	// ready holds bytes that were read and rewritten but not yet asked for;
-	// only the reading goroutine uses it. buffer is its read buffer.
+	// ready has rewritten bytes that Read has not returned yet, and buffer is for
+	// reading. Only the reading goroutine uses them.
 	ready  bytes.Buffer
 	buffer []byte
-	// written is the writer's scratch buffer; amqp091-go serialises writes.
+	// written is a buffer for writing. amqp091-go serialises writes.
 	written []byte
 }
 
@@ -97,10 +98,10 @@ func (c *wireConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// frameRewriter follows a stream of AMQP frames in pieces of any size and
-// replaces the payload of each content header by what rewrite returns, which
-// may be the same memory and must not be longer. After the first frame of an
-// unknown type it changes nothing more.
+// frameRewriter parses a stream of AMQP frames, which arrives in pieces of any
+// size, and replaces the payload of each content header by the result of rewrite.
+// The result may share memory with the payload and must not be longer. After a
+// frame of an unknown type frameRewriter changes nothing any more.
 type frameRewriter struct {
 	rewrite func(payload []byte) []byte
 
@@ -114,11 +115,11 @@ type frameRewriter struct {
 	// payload collects a content header until it is whole.
 	payload    []byte
 	collecting bool
-	// foreign is set when this is no AMQP stream.
+	// foreign is set when the stream is not AMQP.
 	foreign bool
 }
 
-// feed appends to dst what may be passed on after src has been seen.
+// feed consumes src and appends to dst all bytes that are complete.
 func (r *frameRewriter) feed(dst, src []byte) []byte {
 	for len(src) > 0 {
 		switch {
@@ -183,9 +184,10 @@ func (r *frameRewriter) endFrame() {
 	r.payload = r.payload[:0]
 }
 
-// contentHeader finds the fields that matter in a content header's payload:
-// class 2, weight 2, body size 8, flags 2, then the properties in the order of
-// their flags. A nil slice is a property that is absent or cut off.
+// contentHeader has the fields of a content header that are rewritten. The payload
+// has class (2 bytes), weight (2), body size (8), flags (2), and the properties in
+// the order of their flags. A nil slice is a property that is absent or
+// truncated.
 type contentHeader struct {
 	headers      []byte // the table without its length
 	headersAt    int    // where it begins in the payload
@@ -239,16 +241,16 @@ func rewriteIncoming(payload []byte) []byte {
 			h.deliveryMode[0] |= priorityZero
 		}
 	}
-	// A walk that fails may already have changed some types, which does not
-	// matter: the table is then replaced as a whole.
+	// rewriteTable may have changed some types when it fails. This does no harm,
+	// since the whole table is replaced then.
 	if h.headers != nil && !rewriteTable(h.headers, 0) {
 		return replaceTable(payload, h.headersAt, len(h.headers))
 	}
 	return payload
 }
 
-// replaceTable puts a readable table in the place of the size bytes at
-// payload[at:], which the table's length precedes.
+// replaceTable replaces the table at payload[at:], which has size bytes and whose
+// length precedes it, by a readable one.
 func replaceTable(payload []byte, at, size int) []byte {
 	table := append([]byte{byte(len(unreadableHeaders))}, unreadableHeaders...)
 	table = append(table, 'V')
@@ -272,8 +274,8 @@ func rewriteOutgoing(payload []byte) []byte {
 	return payload
 }
 
-// rewriteTable turns 'L' into 'l' in a table and says whether amqp091-go will
-// read it to the end.
+// rewriteTable changes 'L' to 'l' in a table and reports whether amqp091-go can
+// read the table.
 func rewriteTable(table []byte, depth int) bool {
 	if depth > maxFieldDepth {
 		return false
@@ -312,7 +314,8 @@ func rewriteArray(array []byte, depth int) bool {
 	return true
 }
 
-// rewriteField handles the field at the start of b and returns what follows.
+// rewriteField rewrites the field at the start of b and returns the bytes after
+// it.
 func rewriteField(b []byte, depth int) (rest []byte, ok bool) {
 	if len(b) == 0 {
 		return nil, false
@@ -353,7 +356,7 @@ func rewriteField(b []byte, depth int) (rest []byte, ok bool) {
 	return b[1+size:], true
 }
 
-// cutLong takes a value with a 32-bit length off the front of b.
+// cutLong splits a value with a 32-bit length off the front of b.
 func cutLong(b []byte) (content, rest []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, nil, false

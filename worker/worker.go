@@ -12,22 +12,23 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Worker consumes task messages and runs their handlers.
+// Worker consumes task messages and runs their handlers. [New] makes one.
 //
-//   - Register, Handle and Use are called before Run; nothing else is.
-//   - Run is called once. No goroutine exists before it, and none after it
-//     but those of handlers that ignore the end of their context.
-//   - Health, Ready, Stuck, Revoke, Started, StopNow, Unacked, Publish, QueueDepth and QueueConsumers
-//     may be called at any time by any goroutine.
+//   - Register, Handle and Use must be called before Run.
+//   - Run may be called once. The worker has goroutines only while Run runs, except
+//     those of handlers that ignore the end of their context.
+//   - Health, Ready, Stuck, Revoke, Started, StopNow, Unacked, Publish, QueueDepth
+//     and QueueConsumers may be called at any time by any goroutine.
+//   - Inspect, WithConnection and RunTask need no Run.
 type Worker struct {
-	cfg      Config
-	registry map[string]registration
-	wrap     []Middleware
-	routes   router
-	metrics  *workerMetrics
+	cfg        Config
+	registry   map[string]registration
+	middleware []Middleware
+	routes     router
+	metrics    *workerMetrics
 
-	// replyTo and origin are this worker's own marks on messages that it
-	// publishes (docs/celery.md#applying-a-signature).
+	// replyTo and origin identify this worker in messages that it publishes
+	// (docs/celery.md#applying-a-signature).
 	replyTo string
 	origin  string
 
@@ -35,23 +36,23 @@ type Worker struct {
 	stopNow     chan struct{}
 	stopNowOnce sync.Once
 
-	running   attachments
-	inHand    messageSet
-	stalls    stall.Detector
-	revoked   *idSet
-	link      link
-	slots     chan struct{} // one element for each slot that is taken
-	abandoned atomic.Int64  // handlers that keep a slot after their time
-	life      life          // begun by Run
-	sessions  atomic.Int64  // how many have consumed
-	quiet     chan struct{} // closed when nothing is received any more
+	executions     executions
+	unacked        messageSet
+	stalls         stall.Detector
+	revoked        *idSet
+	link           link
+	slots          chan struct{} // one element for each slot that is taken
+	givenUp        atomic.Int64  // handlers that the worker no longer waits for; each keeps its slot
+	lifecycle      lifecycle     // begun by Run
+	sessions       atomic.Int64  // how many sessions have consumed so far
+	receivingEnded chan struct{} // closed when no goroutine receives any more
 
 	mu     sync.Mutex
 	frozen bool // written by Run: no registration any more
 }
 
-// New makes a worker. It does not touch the network. The error names every
-// field of the configuration that cannot be worked with.
+// New returns a worker. It connects to nothing. The error names every invalid
+// field of the configuration.
 func New(cfg Config) (*Worker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -62,24 +63,25 @@ func New(cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	return &Worker{
-		cfg:      cfg,
-		registry: map[string]registration{},
-		routes:   newRouter(cfg),
-		metrics:  metrics,
-		replyTo:  newID(),
-		origin:   fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
-		started:  make(chan struct{}),
-		stopNow:  make(chan struct{}),
-		running:  newAttachments(recentOutcomes),
-		inHand:   messageSet{messages: map[*protocol.Message]struct{}{}},
-		revoked:  newIDSet(rememberedRevocations),
-		slots:    make(chan struct{}, cfg.Slots),
-		quiet:    make(chan struct{}),
+		cfg:            cfg,
+		registry:       map[string]registration{},
+		routes:         newRouter(cfg),
+		metrics:        metrics,
+		replyTo:        newID(),
+		origin:         fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
+		started:        make(chan struct{}),
+		stopNow:        make(chan struct{}),
+		executions:     newExecutions(rememberedOutcomes),
+		unacked:        messageSet{messages: map[*protocol.Message]struct{}{}},
+		revoked:        newIDSet(rememberedRevocations),
+		slots:          make(chan struct{}, cfg.Slots),
+		receivingEnded: make(chan struct{}),
 	}, nil
 }
 
-// Register sets the handler of a task name. It panics when the name is empty
-// or taken, or when Run has been called: these are mistakes of the program.
+// Register registers the handler of a task name. It panics when the name is empty
+// or registered already, when handler is nil, or when Run has been called: these
+// are errors in the program.
 func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,7 +89,7 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 		panic(fmt.Sprintf("worker: task %q registered after Run", name))
 	}
 	if _, taken := w.registry[name]; taken || name == "" || handler == nil {
-		panic(fmt.Sprintf("worker: task %q cannot be registered: a name must be given once, with a handler", name))
+		panic(fmt.Sprintf("worker: task %q cannot be registered: it needs a name that is not registered yet, and a handler", name))
 	}
 	r := registration{handler: handler}
 	for _, option := range options {
@@ -96,25 +98,27 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	w.registry[name] = r
 }
 
-// Use wraps every handler, also those registered later. The first middleware
-// given is the outermost.
+// Use adds middleware to every handler, including handlers that are registered
+// later. The first middleware is the outermost. Use panics when Run has been
+// called.
 func (w *Worker) Use(middleware ...Middleware) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.frozen {
 		panic("worker: middleware added after Run")
 	}
-	w.wrap = append(w.wrap, middleware...)
+	w.middleware = append(w.middleware, middleware...)
 }
 
-// Handle registers a function that takes the task's arguments as the fields
-// of In and returns the result. See [Bind] for how arguments become fields.
+// Handle registers a function that receives the task's arguments as the fields of
+// In and returns the result. See [Bind] for how arguments become fields. It
+// panics where Register or Bind does.
 func Handle[In, Out any](w *Worker, name string, fn func(ctx context.Context, in In) (Out, error), options ...TaskOption) {
 	w.Register(name, Typed(name, fn), options...)
 }
 
-// Typed makes a Handler of a function with typed arguments. The name is used
-// in the text of argument errors.
+// Typed returns a [Handler] that calls a function with typed arguments, for
+// [Worker.Register]. The name is that of the task; error texts contain it.
 func Typed[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error)) Handler {
 	bind := newBinder[In](name)
 	return HandlerFunc(func(ctx context.Context, task *Task) (any, error) {
@@ -126,7 +130,7 @@ func Typed[In, Out any](name string, fn func(ctx context.Context, in In) (Out, e
 	})
 }
 
-// Tasks lists the registered names in order.
+// Tasks lists the registered task names in alphabetical order.
 func (w *Worker) Tasks() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -138,32 +142,33 @@ func (w *Worker) Tasks() []string {
 	return names
 }
 
-// Started is closed when the worker consumes for the first time.
+// Started returns a channel that is closed when the worker consumes all queues
+// for the first time.
 func (w *Worker) Started() <-chan struct{} { return w.started }
 
-// StopNow ends a shutdown sooner: running tasks get their context cancelled
-// with [ErrShutdown], have Config.StopTimeout to return, and what has not
-// ended by then goes back to the broker. Before the end of Run's context it
-// also starts the shutdown.
+// StopNow shortens a shutdown: the worker cancels the contexts of running tasks
+// with the cause [ErrShutdown], waits for Config.StopTimeout, and requeues the
+// messages of those that have not ended by then. Before the end of Run's context
+// it starts the shutdown. Further calls do nothing.
 func (w *Worker) StopNow() { w.stopNowOnce.Do(func() { close(w.stopNow) }) }
 
-// Revoke makes this worker refuse tasks that have not begun: they are stored
-// as REVOKED and acknowledged (docs/celery.md#revokes). The last 50000 ids are
-// kept.
+// Revoke makes this worker skip the given tasks if they have not begun: it stores
+// REVOKED and acknowledges their messages (docs/celery.md#revokes). Running tasks
+// continue. The worker remembers the last 50000 ids.
 func (w *Worker) Revoke(taskIDs ...string) {
 	for _, id := range taskIDs {
 		w.revoked.add(id)
 	}
 }
 
-// sender is this worker as the author of follow-ups.
+// sender returns what follow-up messages say about their sender.
 func (w *Worker) sender() protocol.Sender {
 	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, Now: w.cfg.Now()}
 }
 
 func (w *Worker) handlerOf(r registration) Handler {
 	h := r.handler
-	for _, middleware := range slices.Backward(w.wrap) {
+	for _, middleware := range slices.Backward(w.middleware) {
 		h = middleware(h)
 	}
 	return h

@@ -272,7 +272,7 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 	for _, row := range parked {
 		rows[row.ID] = row
 	}
-	err = w.Connected(ctx, func(publish func(context.Context, protocol.Publishing) error) error {
+	err = w.WithConnection(ctx, func(publish func(context.Context, protocol.Publishing) error) error {
 		_, err := orchestrator.ReturnParked(ctx, db, c.Queue, publish, func(m store.ParkedMessage) {
 			row, known := rows[m.ID]
 			if !known {

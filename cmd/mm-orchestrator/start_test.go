@@ -92,7 +92,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"broker: queue of another type", []string{"--queue=quorum.run"}, exitConfig,
-			[]string{`queue "quorum.run" exists with arguments {x-queue-type: quorum}, we would declare none. Set MM_ORCHESTRATOR_QUEUE_TYPE=quorum, or delete the queue`, "PRECONDITION_FAILED"},
+			[]string{`queue "quorum.run" exists with arguments {x-queue-type: quorum}, the worker would declare no arguments. Set MM_ORCHESTRATOR_QUEUE_TYPE=quorum, or delete the queue`, "PRECONDITION_FAILED"},
 		},
 		{
 			"database: no such host", []string{"--database-url=postgres://u:s3cret@nowhere.invalid/d"}, exitUnavailable,

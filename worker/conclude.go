@@ -12,44 +12,45 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// settle tells everybody how a task ended.
+// conclude records the outcome of a task (it publishes and stores) and then
+// settles the task's deliveries (docs/celery.md#publish-store-acknowledge).
 //
-//   - success: publish what follows, store SUCCESS, acknowledge. A crash in
-//     between repeats it all under the same ids, and loses nothing.
-//   - failure: store FAILURE first; if a SUCCESS stands, this was a repeated
-//     run and stays without effect. Else mark the later links of the chain,
-//     publish the error callbacks, acknowledge
-//     (docs/celery.md#publish-store-acknowledge).
+//   - success: publish the follow-ups, store SUCCESS, acknowledge. A crash in
+//     between repeats this with the same ids and loses nothing.
+//   - failure: store FAILURE first. If SUCCESS is stored already, this was a
+//     repeated run, and nothing more is done. Otherwise store FAILURE for the
+//     later tasks of the chain, publish the error callbacks, acknowledge.
 //   - retry: publish the retry, store RETRY, acknowledge.
-//   - reject without requeue: as a failure, but rejected at the end (Celery
-//     5.7; older ones left the task PENDING for ever).
-//   - reject with requeue, and ignore: nothing but the broker is told.
+//   - reject without requeue: as for a failure, but reject in the end, as Celery
+//     does from 5.7 on (before, the task stayed PENDING for ever).
+//   - reject with requeue, and ignore: publish and store nothing.
 //
-// A fault of broker or database on the way is tried again, and at last the
-// message goes back; it never makes a failure of finished work.
-func (w *Worker) settle(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
+// A fault of broker or result backend is retried until RecordTimeout, and then
+// the message is requeued. It never turns finished work into a failure.
+func (w *Worker) conclude(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
 	log := w.taskLog(m)
-	v, err := w.concludeSafely(m, r, &o)
+	v, err := w.recordSafely(m, r, &o)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
-		slot.leave()
-		log.Info("task is handed back after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
+		slot.release()
+		log.Info("task is requeued after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
 		w.pause(e, o.reject.After)
 	case err != nil:
 		w.metrics.handedBack.Inc()
-		log.Error("message goes back to the broker: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
-		slot.leave()
+		log.Error("message is requeued: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
+		slot.release()
 		w.pause(e, w.handBackPause())
-		v = verdictRequeue
+		v = settlementRequeue
 	}
 	w.metrics.taskEnded(m.Task, o.kind, o.took)
 	logOutcome(log, o)
-	for _, d := range w.running.end(e, v) {
-		d.settle(e.verdictOn(d, v))
+	for _, d := range w.executions.end(e, v) {
+		d.settle(e.settlementOf(d, v))
 	}
 }
 
-// rejection is the failure that a task shows which was given up.
+// rejection returns the failure that is stored for a task whose handler rejected
+// it without requeue.
 func rejection(r Reject) failure {
 	var reason any
 	if r.Reason != "" {
@@ -67,45 +68,46 @@ func logOutcome(log interface {
 	case outcomeFailure:
 		log.Warn("task failed", "duration", o.took, "error", o.failed.err.Error())
 	case outcomeRetry:
-		log.Info("task is tried again", "duration", o.took, "pause", o.retry.delay(), "error", o.failed.err.Error())
+		log.Info("task will be retried", "duration", o.took, "pause", o.retry.delay(), "error", o.failed.err.Error())
 	case outcomeInterrupted:
-		log.Warn("task was interrupted by the shutdown and goes back to the broker", "duration", o.took)
+		log.Warn("task was interrupted by the shutdown: its message is requeued", "duration", o.took)
 	default:
 		log.Info("task ended", "outcome", o.kind, "duration", o.took)
 	}
 }
 
-// pause keeps an execution for a while. What holds its message may change
-// meanwhile, as connections come and go.
+// pause delays an execution, without a slot, until the pause is over or the
+// worker stops. It does not end with the session: the task's deliveries on a
+// later one are settled, too.
 func (w *Worker) pause(e *execution, d time.Duration) {
-	w.running.mu.Lock()
+	w.executions.mu.Lock()
 	sub := e.deliveries[0].sub
-	w.running.mu.Unlock()
-	defer sub.hold()()
-	defer e.began.activity.Wait()()
-	sleep(w.life.receive, d)
+	w.executions.mu.Unlock()
+	defer sub.delay()()
+	defer e.first.activity.Wait()()
+	sleep(w.lifecycle.receive, d)
 }
 
-// concludeSafely is conclude, with a panic (of a result backend, say) as an
-// error: the work is done, so its message must not be lost.
-func (w *Worker) concludeSafely(m *protocol.Message, r registration, o *outcome) (v verdict, err error) {
+// recordSafely calls record and returns a panic, for example of the result
+// backend, as an error: the work is done, so that its message must not be lost.
+func (w *Worker) recordSafely(m *protocol.Message, r registration, o *outcome) (v settlement, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			v, err = verdictRequeue, fmt.Errorf("panic: %v\n%s", p, goStack())
+			v, err = settlementRequeue, fmt.Errorf("panic: %v\n%s", p, goStack())
 		}
 	}()
-	return w.conclude(m, r, o)
+	return w.record(m, r, o)
 }
 
-// conclude publishes and stores; it makes a failure of the outcome when no
-// message can be made of what follows it.
-func (w *Worker) conclude(m *protocol.Message, r registration, o *outcome) (verdict, error) {
+// record publishes and stores, and returns how to settle the deliveries. It
+// changes the outcome to a failure when a follow-up has no valid message.
+func (w *Worker) record(m *protocol.Message, r registration, o *outcome) (settlement, error) {
 	var impossible, err error
 	switch o.kind {
 	case outcomeSuccess:
-		impossible, err = w.succeed(m, r, o.value)
+		impossible, err = w.recordSuccess(m, r, o.value)
 	case outcomeRetry:
-		impossible, err = w.retry(m, r, *o)
+		impossible, err = w.recordRetry(m, r, *o)
 	}
 	if impossible != nil {
 		took := o.took
@@ -114,28 +116,29 @@ func (w *Worker) conclude(m *protocol.Message, r registration, o *outcome) (verd
 	}
 	switch o.kind {
 	case outcomeFailure:
-		return verdictAck, w.fail(m, r, o.failed)
+		return settlementAck, w.recordFailure(m, r, o.failed)
 	case outcomeReject:
 		if o.reject.Requeue {
-			return verdictRequeue, nil
+			return settlementRequeue, nil
 		}
-		return verdictReject, w.fail(m, r, rejection(o.reject))
+		return settlementReject, w.recordFailure(m, r, rejection(o.reject))
 	case outcomeInterrupted:
-		return verdictRequeue, nil
+		return settlementRequeue, nil
 	case outcomeIgnore:
-		return verdictDrop, nil
+		return settlementIgnored, nil
 	}
-	return verdictAck, err
+	return settlementAck, err
 }
 
-// succeed publishes callbacks and the next link, then stores SUCCESS.
-// impossible is an error of the message itself.
-func (w *Worker) succeed(m *protocol.Message, r registration, value json.RawMessage) (impossible, err error) {
+// recordSuccess publishes the callbacks and the next task of the chain, then
+// stores SUCCESS. The error impossible means that a follow-up has no valid
+// message.
+func (w *Worker) recordSuccess(m *protocol.Message, r registration, value json.RawMessage) (impossible, err error) {
 	plan, err := protocol.AfterSuccess(m, value, w.sender())
 	if err != nil {
 		return err, nil
 	}
-	messages, err := w.address(plan.FollowUps)
+	messages, err := w.routeFollowUps(plan.FollowUps)
 	if err != nil {
 		return err, nil
 	}
@@ -148,46 +151,47 @@ func (w *Worker) succeed(m *protocol.Message, r registration, value json.RawMess
 		return nil, nil
 	}
 	faultpoint.Hit(faultpoint.ResultBefore, m.ID, m.ArgsRepr)
-	_, err = w.store(w.life.settle, row)
+	_, err = w.store(w.lifecycle.record, row)
 	faultpoint.Hit(faultpoint.ResultStored, m.ID, m.ArgsRepr)
 	return nil, err
 }
 
-func (w *Worker) fail(m *protocol.Message, r registration, f failure) error {
+func (w *Worker) recordFailure(m *protocol.Message, r registration, f failure) error {
 	if !w.ignoresResult(m, r) || w.cfg.StoreErrorsEvenIfIgnored {
 		row := w.row(m, protocol.StateFailure)
 		row.Exception, row.Traceback, row.DateDone = &f.exception, f.traceback, w.cfg.Now()
 		faultpoint.Hit(faultpoint.ResultBefore, m.ID, m.ArgsRepr)
-		written, err := w.store(w.life.settle, row)
+		written, err := w.store(w.lifecycle.record, row)
 		if err != nil {
 			return err
 		}
 		faultpoint.Hit(faultpoint.ResultStored, m.ID, m.ArgsRepr)
 		if !written[0] {
-			w.taskLog(m).Warn("task failed in a repeated run after it had succeeded: the success stands", "error", f.err.Error())
+			w.taskLog(m).Warn("repeated run of a task failed after an earlier run had succeeded: the stored SUCCESS is kept", "error", f.err.Error())
 			return nil
 		}
 		faultpoint.Hit(faultpoint.LaterBefore, m.ID, m.ArgsRepr)
-		if _, err := w.store(w.life.settle, laterRows(m, row)...); err != nil {
+		if _, err := w.store(w.lifecycle.record, laterRows(m, row)...); err != nil {
 			return err
 		}
 		faultpoint.Hit(faultpoint.LaterStored, m.ID, m.ArgsRepr)
 	}
 	plan, err := protocol.AfterFailure(m, w.sender())
 	if err != nil {
-		// canFollow has refused such a message: its error is f. It has no
-		// error callbacks that anybody could call.
+		// canFollow has refused such a message before, and f is its error. Its
+		// error callbacks cannot be published.
 		return nil
 	}
-	messages, err := w.address(plan.FollowUps)
+	messages, err := w.routeFollowUps(plan.FollowUps)
 	if err != nil {
 		return nil // as above
 	}
 	return w.publishAll(m, messages)
 }
 
-// laterRows are the links behind a failed one: they will never run, and
-// whoever waits for the last must be told (docs/celery.md#after-failure).
+// laterRows returns failures for the later tasks of a failed task's chain. They
+// will never run, and callers that wait for the last one must see the failure
+// (docs/celery.md#after-failure).
 func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 	var rows []protocol.Result
 	for _, step := range protocol.LaterSteps(m) {
@@ -208,7 +212,7 @@ func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 	return rows
 }
 
-func (w *Worker) retry(m *protocol.Message, r registration, o outcome) (impossible, err error) {
+func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (impossible, err error) {
 	now := w.cfg.Now()
 	options := protocol.RetryOptions{Now: now, Queue: o.retry.Queue}
 	if delay := o.retry.delay(); delay > 0 {
@@ -221,10 +225,10 @@ func (w *Worker) retry(m *protocol.Message, r registration, o outcome) (impossib
 	if _, err := amqpPublishing(message); err != nil {
 		return err, nil
 	}
-	delete(message.Headers, headerCopy) // it replaces nothing
+	delete(message.Headers, headerCopy) // the retry is no copy of another message
 	to := outgoing{message: message}
 	if message.Exchange == "" {
-		if to.way.queue, err = w.routes.queue(message.RoutingKey); err != nil {
+		if to.destination.queue, err = w.routes.queue(message.RoutingKey); err != nil {
 			return err, nil
 		}
 	}
@@ -236,11 +240,11 @@ func (w *Worker) retry(m *protocol.Message, r registration, o outcome) (impossib
 	}
 	row := w.row(m, protocol.StateRetry)
 	row.Exception, row.Traceback = &o.failed.exception, o.failed.traceback
-	_, err = w.store(w.life.settle, row)
+	_, err = w.store(w.lifecycle.record, row)
 	return nil, err
 }
 
-// row is the result row of a message, without its outcome.
+// row returns the result row of a message, without an outcome.
 func (w *Worker) row(m *protocol.Message, state string) protocol.Result {
 	retries := m.Retries
 	return protocol.Result{
@@ -257,8 +261,9 @@ func (w *Worker) row(m *protocol.Message, state string) protocol.Result {
 	}
 }
 
-// ignoresResult: the message decides; when it says nothing, the task does
-// (docs/celery.md#ignored-results, from Celery 5.6 on).
+// ignoresResult reports whether no result is stored. The message's ignore_result
+// takes precedence over the task's option, as in Celery from 5.6 on
+// (docs/celery.md#ignored-results).
 func (w *Worker) ignoresResult(m *protocol.Message, r registration) bool {
 	if m.IgnoreResult != nil {
 		return *m.IgnoreResult
@@ -266,7 +271,7 @@ func (w *Worker) ignoresResult(m *protocol.Message, r registration) bool {
 	return r.ignoreResult
 }
 
-// storeStarted is for information only: it is tried once.
+// storeStarted stores STARTED. It tries once, since this is only information.
 func (w *Worker) storeStarted(m *protocol.Message) {
 	value, err := protocol.EncodeJSON(struct {
 		PID      int    `json:"pid"`
@@ -275,14 +280,14 @@ func (w *Worker) storeStarted(m *protocol.Message) {
 	if err == nil {
 		row := w.row(m, protocol.StateStarted)
 		row.Value = value
-		err = w.storeOnce(w.life.settle, row)
+		err = w.storeOnce(w.lifecycle.record, row)
 	}
 	if err != nil {
 		w.taskLog(m).Warn("state STARTED was not stored", "error", err)
 	}
 }
 
-// storeTimeout bounds one attempt to store.
+// storeTimeout bounds one call of the result backend.
 const storeTimeout = 30 * time.Second
 
 func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) error {
@@ -295,8 +300,8 @@ func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) error {
 	return err
 }
 
-// store writes results, however often that takes within SettleTimeout. What
-// the backend can never take is logged and counts as written.
+// store stores results, with retries until RecordTimeout. A result that the
+// backend can never store (see Permanent) is logged and counts as written.
 func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
 	written := make([]bool, len(rows))
 	for i := range written {
@@ -305,13 +310,13 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 	if w.cfg.Results == nil || len(rows) == 0 {
 		return written, nil
 	}
-	err := w.insist(ctx, "store", func(ctx context.Context) error {
+	err := w.retry(ctx, "store", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
 		got, err := w.cfg.Results.Store(ctx, rows...)
 		switch {
 		case IsPermanent(err):
-			w.cfg.Logger.Error("result can never be stored", "task_id", rows[0].TaskID, "task", rows[0].Task, "error", err)
+			w.cfg.Logger.Error("result cannot be stored: its task counts as recorded without it", "task_id", rows[0].TaskID, "task", rows[0].Task, "error", err)
 			return nil
 		case err == nil && len(got) == len(rows):
 			written = got
@@ -326,7 +331,7 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 func (w *Worker) publishAll(m *protocol.Message, messages []outgoing) error {
 	for _, o := range messages {
 		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
-		if err := w.insist(w.life.settle, "publish", func(ctx context.Context) error { return w.send(ctx, o) }); err != nil {
+		if err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error { return w.send(ctx, o) }); err != nil {
 			return err
 		}
 		faultpoint.Hit(faultpoint.PublishConfirmed, m.ID, m.ArgsRepr)
@@ -334,11 +339,11 @@ func (w *Worker) publishAll(m *protocol.Message, messages []outgoing) error {
 	return nil
 }
 
-// insist tries until it succeeds, ctx ends, or SettleTimeout is used up. Time
-// without a connection does not count: the work is done, and nobody else can
-// be told meanwhile. The first failure is logged, and the last returned.
-func (w *Worker) insist(ctx context.Context, what string, try func(context.Context) error) error {
-	left := w.cfg.SettleTimeout
+// retry calls try until it succeeds, ctx ends, or RecordTimeout is used up. Time
+// without a connection does not count: the message could not be requeued either.
+// retry logs the first failure and returns the last.
+func (w *Worker) retry(ctx context.Context, what string, try func(context.Context) error) error {
+	left := w.cfg.RecordTimeout
 	for failures := 1; ; failures++ {
 		began := time.Now()
 		err := try(ctx)
@@ -354,12 +359,12 @@ func (w *Worker) insist(ctx context.Context, what string, try func(context.Conte
 		}
 		w.metrics.faults.WithLabelValues(what).Inc()
 		if failures == 1 {
-			w.cfg.Logger.Warn("task's outcome cannot be recorded yet", "doing", what, "error", err)
+			w.cfg.Logger.Warn("task's outcome cannot be recorded yet: retrying", "doing", what, "error", err)
 		}
-		pause := jitter(min(backoff(failures), insistMost))
+		pause := jitter(min(backoff(failures), retryPauseMax))
 		if !errors.Is(err, ErrUnreachable) {
 			if left -= time.Since(began) + pause; left <= 0 {
-				return fmt.Errorf("%s: tried for %v: %w", what, w.cfg.SettleTimeout, err)
+				return fmt.Errorf("%s: tried for %v: %w", what, w.cfg.RecordTimeout, err)
 			}
 		}
 		if !sleep(ctx, pause) {

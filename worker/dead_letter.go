@@ -1,0 +1,88 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// Headers that the worker adds to a message in Config.DeadLetterQueue.
+const (
+	// HeaderReason is a text that says why the message cannot run.
+	HeaderReason = "x-mm-orchestrator-reason"
+	// HeaderQueue is the name of the queue that the message was consumed from.
+	HeaderQueue = "x-mm-orchestrator-queue"
+	// HeaderTime is the time when the worker moved the message, in RFC 3339.
+	HeaderTime = "x-mm-orchestrator-time"
+)
+
+// maxReasonBytes bounds HeaderReason: all headers have to fit into one frame.
+const maxReasonBytes = 1024
+
+// deadLetter settles a delivery that can never run: it publishes the message to
+// Config.DeadLetterQueue and acknowledges it or, if none is configured, rejects
+// it.
+func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
+	if w.cfg.DeadLetterQueue == "" {
+		d.settle(settlementReject)
+		return
+	}
+	headers := maps.Clone(d.wire.Headers)
+	if headers == nil {
+		headers = map[string]any{}
+	}
+	reason = cleanText(reason)
+	if len(reason) > maxReasonBytes {
+		reason = cleanText(reason[:maxReasonBytes]) + "…"
+	}
+	headers[HeaderReason], headers[HeaderQueue] = reason, d.sub.queue.Name
+	headers[HeaderTime] = w.cfg.Now().UTC().Format(time.RFC3339)
+	m := protocol.Publishing{
+		TaskID: taskID, RoutingKey: w.cfg.DeadLetterQueue,
+		Headers: headers, Properties: d.wire.Properties, Body: d.wire.Body,
+	}
+	// It stays in the queue until an operator removes it.
+	m.Properties.Expiration = ""
+	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error {
+		err := w.Publish(ctx, m)
+		if errors.Is(err, ErrUnroutable) {
+			if err := w.declareDeadLetterQueue(ctx); err != nil {
+				return err
+			}
+			err = w.Publish(ctx, m)
+		}
+		return err
+	})
+	var unsendable *unsendableError
+	switch {
+	case errors.As(err, &unsendable):
+		w.cfg.Logger.Error("message cannot be moved to the dead-letter queue and is rejected", "task_id", taskID, "error", err)
+		d.settle(settlementReject)
+	case err != nil:
+		w.handBack(d, err)
+	default:
+		d.settle(settlementAck)
+	}
+}
+
+// declareDeadLetterQueue is called when the queue does not exist. A queue that
+// exists is used whatever its properties are.
+func (w *Worker) declareDeadLetterQueue(ctx context.Context) error {
+	s, err := w.link.get(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.guard("queue.declare")()
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return s.connectionError("declaring", err)
+	}
+	defer ch.Close()
+	if _, err := ch.QueueDeclare(w.cfg.DeadLetterQueue, true, false, false, false, nil); err != nil {
+		return s.declareError(Queue{Name: w.cfg.DeadLetterQueue}, err)
+	}
+	return nil
+}
