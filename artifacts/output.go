@@ -17,12 +17,13 @@ const (
 	stderr
 )
 
-// An Output takes the two streams of a program into a log.
+// An Output writes the two output streams of a program to a log.
 //
-// While the program runs, the log shows what it says as it comes. When it has
-// ended, [Output.Close] leaves upstream's form: trimmed stdout, a line break,
-// trimmed stderr (docs/moonmind.md#commands). Only a program that mixed its
-// streams costs a second pass over the log for that; memory stays flat always.
+// While the program runs, the log shows its output in the order of arrival.
+// Once the program has ended, [Output.Close] puts the log into MoonMind's form:
+// trimmed stdout, a line break, trimmed stderr (docs/moonmind.md#commands).
+// That needs a second pass over the log if the program mixed its streams.
+// Memory does not grow with the output.
 type Output struct {
 	// Stdout and Stderr may be written by one goroutine each. They never
 	// fail.
@@ -34,16 +35,17 @@ type Output struct {
 	mu sync.Mutex
 	// begin is the offset in the log at which the output starts.
 	begin int64
-	// first is the stream that spoke first; firstEnd is the offset at which
-	// the other one came in. Before, nothing but first is in the log.
+	// first is the stream that was written to first; firstEnd is the offset at
+	// which the other stream begins. From begin to firstEnd the log has only
+	// text of first.
 	first, last int
 	firstEnd    int64
 	mixed       bool
-	// spools hold what came after firstEnd, by stream.
+	// spools are temporary files with the text after firstEnd, by stream.
 	spools [2]*os.File
 }
 
-// stream is one of the streams on its way from the program to the log.
+// stream carries one output stream from the program to the log.
 type stream struct {
 	output  *Output
 	which   int
@@ -52,11 +54,10 @@ type stream struct {
 	excerpt excerpt
 }
 
-// Output starts to take in a program's output.
+// Output returns an [Output] that appends a program's output to the log.
 func (l *Log) Output() *Output { return newOutput(l, l.run.redactor) }
 
-// NewCapture returns an Output of a program that no log is kept of: all that
-// remains is the [Excerpt].
+// NewCapture returns an Output without a log: it keeps only the [Excerpt].
 func NewCapture(redactor *Redactor) *Output { return newOutput(nil, redactor) }
 
 func newOutput(l *Log, redactor *Redactor) *Output {
@@ -71,7 +72,7 @@ func newOutput(l *Log, redactor *Redactor) *Output {
 	return o
 }
 
-// Write takes clean text of one stream.
+// Write appends text of one stream, already sanitised and redacted.
 func (s *stream) Write(p []byte) (int, error) {
 	o := s.output
 	o.mu.Lock()
@@ -109,8 +110,9 @@ func (o *Output) spool(which int, p []byte) {
 	_, o.log.err = o.spools[which].Write(p)
 }
 
-// Close ends both streams, once the program is done with them, and puts the
-// log in order. It returns what an error text can tell of the output.
+// Close ends both streams and puts the log into its final form. The caller
+// calls it once the program has ended. Close returns an excerpt of the output
+// for an error text.
 func (o *Output) Close() Excerpt {
 	for _, s := range o.streams {
 		// Streams do not fail.
@@ -131,8 +133,7 @@ func (o *Output) Close() Excerpt {
 	return Excerpt{stdout: o.streams[stdout].excerpt, stderr: o.streams[stderr].excerpt}
 }
 
-// sort writes the log again with the streams one after the other and puts it
-// in the place of the mixed one.
+// sort replaces the log by a copy in which stdout comes before stderr.
 func (o *Output) sort() error {
 	l := o.log
 	file, temporary, err := l.run.temporary(l.name)
@@ -174,10 +175,10 @@ func (o *Output) sort() error {
 	return nil
 }
 
-// excerptLimit bounds the output that an [Excerpt] tells, in bytes.
+// excerptLimit is the limit on the text of an [Excerpt], in bytes.
 const excerptLimit = 4 << 10
 
-// excerpt keeps the two ends of one stream.
+// excerpt keeps the beginning and the end of one stream.
 type excerpt struct {
 	head  []byte
 	tail  []byte
@@ -202,16 +203,16 @@ func (e *excerpt) add(p []byte) {
 	}
 }
 
-// An Excerpt is what an error text tells of a program's output: all of it, or
-// its head and its end with a note in between (docs/moonmind.md#c10). It is
-// redacted.
+// An Excerpt is the part of a program's output that an error text quotes: all
+// of it, or its beginning and end with a note in between
+// (docs/moonmind.md#c10). It is redacted.
 type Excerpt struct{ stdout, stderr excerpt }
 
-// Empty says that there was no output but white space.
+// Empty reports whether the output was only white space.
 func (e Excerpt) Empty() bool { return e.stdout.total+e.stderr.total == 0 }
 
-// Text is the excerpt; whole names the place where all of the output is, ""
-// for none.
+// Text returns the excerpt. whole names the file with the complete output, for
+// the note; "" means that there is none.
 func (e Excerpt) Text(whole string) string {
 	total := e.stdout.total + e.stderr.total
 	if e.stdout.total > 0 && e.stderr.total > 0 {
@@ -243,7 +244,8 @@ func joinNonEmpty(a, b string) string {
 	return a + "\n" + b
 }
 
-// cutBack keeps at most limit bytes of the beginning, whole characters.
+// cutBack keeps at most limit bytes of the beginning, without cutting a
+// character.
 func cutBack(text string, limit int) string {
 	if len(text) <= limit {
 		return text
@@ -254,7 +256,7 @@ func cutBack(text string, limit int) string {
 	return text[:limit]
 }
 
-// cutFront keeps at most limit bytes of the end, whole characters.
+// cutFront keeps at most limit bytes of the end, without cutting a character.
 func cutFront(text string, limit int) string {
 	if len(text) <= limit {
 		return text
@@ -266,8 +268,8 @@ func cutFront(text string, limit int) string {
 	return text
 }
 
-// Type is the label of orchestratorrunartifacttype under which a step's file
-// is registered (docs/moonmind.md#artifact-types).
+// Type returns the label of the enum orchestratorrunartifacttype under which a
+// step's file is registered (docs/moonmind.md#artifact-types).
 func Type(step, path string) string {
 	if strings.EqualFold(filepath.Ext(path), ".diff") {
 		return "patch_diff"

@@ -8,18 +8,23 @@ import (
 	"strings"
 )
 
-// PathError is a path that the rules of docs/moonmind.md#artifacts refuse; its
-// text is MoonMind's.
-type PathError struct{ Text string }
+// PathError says that the rules of docs/moonmind.md#artifacts do not allow a
+// path.
+type PathError struct {
+	// Text is the message that MoonMind's Python worker writes in this case.
+	Text string
+}
 
+// Error returns the text.
 func (e *PathError) Error() string { return e.Text }
 
-// PrefixMapping says that what the API calls From is To in our file system:
-// both mount one directory, at different places.
+// PrefixMapping translates paths of the API's file system to paths of the
+// worker's: the directory From there is the directory To here. It is needed
+// where the two containers mount one volume at different places.
 type PrefixMapping struct{ From, To string }
 
-// ParsePrefixMappings reads "/app/var=/srv/var,/x=/y". Both sides are
-// absolute paths.
+// ParsePrefixMappings parses mappings such as "/app/var=/srv/var,/x=/y". Both
+// sides must be absolute paths.
 func ParsePrefixMappings(text string) ([]PrefixMapping, error) {
 	var mappings []PrefixMapping
 	for entry := range strings.SplitSeq(text, ",") {
@@ -37,25 +42,27 @@ func ParsePrefixMappings(text string) ([]PrefixMapping, error) {
 	return mappings, nil
 }
 
-// PlaceConfig says where runs have their directories.
+// PlaceConfig says where the directories of runs are.
 type PlaceConfig struct {
-	// WorkingDir is absolute; relative paths start there.
+	// WorkingDir is the directory that relative paths start from. It must be
+	// absolute.
 	WorkingDir string
-	// Base is upstream's ARTIFACTS_ROOT. Defaults to
+	// Base is MoonMind's setting ARTIFACTS_ROOT. Defaults to
 	// var/artifacts/spec_workflows.
 	Base string
-	// SubPath is upstream's ORCHESTRATOR_ARTIFACT_ROOT: empty is the base,
-	// relative is below it, absolute must lie in it.
+	// SubPath is MoonMind's setting ORCHESTRATOR_ARTIFACT_ROOT. Empty means
+	// Base; a relative path is relative to Base; an absolute path must be
+	// inside of Base.
 	SubPath string
-	// Mappings lead from paths of the API's file system to ours
-	// (docs/moonmind.md#f7). The longest From that fits is taken.
+	// Mappings translate paths of the API's file system
+	// (docs/moonmind.md#f7). The longest From that matches is used.
 	Mappings []PrefixMapping
 }
 
-// DefaultBase is where MoonMind keeps artifacts, below its working directory.
+// DefaultBase is the default of [PlaceConfig.Base], which is MoonMind's too.
 const DefaultBase = "var/artifacts/spec_workflows"
 
-// WithDefaults returns a copy in which empty fields have their defaults.
+// WithDefaults returns a copy in which empty fields are set to their defaults.
 func (c PlaceConfig) WithDefaults() PlaceConfig {
 	if c.Base == "" {
 		c.Base = DefaultBase
@@ -63,9 +70,9 @@ func (c PlaceConfig) WithDefaults() PlaceConfig {
 	return c
 }
 
-// Validate tells what is wrong with the configuration. Whether SubPath stays
-// in the base is asked when it is used, since that is a failure of the run,
-// as in MoonMind.
+// Validate returns an error that names the field and value that are wrong. It
+// does not check whether SubPath is inside of Base: [PlaceConfig.Of] does, so
+// that a wrong SubPath fails the run, as in MoonMind.
 func (c PlaceConfig) Validate() error {
 	if !filepath.IsAbs(c.WorkingDir) {
 		return fmt.Errorf("artifact working directory %q: must be absolute", c.WorkingDir)
@@ -78,17 +85,17 @@ func (c PlaceConfig) Validate() error {
 	return nil
 }
 
-// Place is a run's directory under its two names.
+// Place is a run's directory.
 type Place struct {
-	// Row is the name that orchestrator_runs.artifact_root keeps: a path of
-	// the API's file system.
+	// Row is its path in the API's file system, the value of
+	// orchestrator_runs.artifact_root.
 	Row string
-	// Dir is the same directory in ours.
+	// Dir is its path in the worker's file system.
 	Dir string
 }
 
-// Root returns the configured artifact root in our file system, which may
-// not exist yet.
+// Root returns the configured artifact root in the worker's file system. The
+// directory need not exist.
 func (c PlaceConfig) Root() (string, error) {
 	base := c.Base
 	if !filepath.IsAbs(base) {
@@ -107,9 +114,9 @@ func (c PlaceConfig) Root() (string, error) {
 	return root, nil
 }
 
-// Of returns the directory of a run. The row wins: what
-// orchestrator_runs.artifact_root says is kept, and the configuration is used
-// only when it says nothing (docs/moonmind.md#artifact-root).
+// Of returns the directory of a run. rowRoot is the value of
+// orchestrator_runs.artifact_root; the configuration is used only if that is
+// empty (docs/moonmind.md#artifact-root).
 func (c PlaceConfig) Of(rowRoot, runID string) (Place, error) {
 	if runID == "" || runID == "." || runID == ".." || strings.ContainsAny(runID, `/\`) {
 		return Place{}, &PathError{"Artifact path escapes the run directory"}
@@ -137,7 +144,7 @@ func (c PlaceConfig) Of(rowRoot, runID string) (Place, error) {
 	return Place{Row: dir, Dir: dir}, nil
 }
 
-// ours translates a path of the API's file system.
+// ours translates a path of the API's file system to the worker's.
 func (c PlaceConfig) ours(path string) (string, bool) {
 	best := -1
 	for i, m := range c.Mappings {
@@ -152,7 +159,8 @@ func (c PlaceConfig) ours(path string) (string, bool) {
 	return filepath.Join(m.To, strings.TrimPrefix(path, m.From)), true
 }
 
-// theirs is the way back, for a directory that we have named.
+// theirs translates a path of the worker's file system to the API's, for a
+// directory that the worker has chosen.
 func (c PlaceConfig) theirs(path string) string {
 	for _, m := range slices.SortedFunc(slices.Values(c.Mappings), func(a, b PrefixMapping) int { return len(b.To) - len(a.To) }) {
 		if to := Resolve(m.To); inside(to, path) {
@@ -162,18 +170,18 @@ func (c PlaceConfig) theirs(path string) string {
 	return path
 }
 
-// inside says whether path is dir or below it. Both are clean.
+// inside reports whether path is dir or below it. Both must be clean.
 func inside(dir, path string) bool {
 	relative, err := filepath.Rel(dir, path)
 	return err == nil && (relative == "." || filepath.IsLocal(relative))
 }
 
-// maxLinks is how many dangling symbolic links [Resolve] follows.
+// maxLinks is the number of dangling symbolic links that [Resolve] follows.
 const maxLinks = 40
 
-// Resolve follows the symbolic links of an absolute path as far as it exists,
-// as Python's Path.resolve does. A link that points at nothing is followed
-// too.
+// Resolve follows the symbolic links in an absolute path, as Python's
+// Path.resolve does. The end of the path need not exist. A dangling link is
+// followed too.
 func Resolve(path string) string {
 	rest := ""
 	for links := 0; ; {

@@ -2,25 +2,25 @@ package artifacts
 
 import "io"
 
-// A RedactingWriter passes text on with every secret replaced, also where a
-// secret is cut in two by the boundary between two writes.
+// A RedactingWriter forwards text with every secret replaced by [Mask]. It also
+// finds a secret that is spread over several writes.
 //
-//   - It holds back at most as many bytes as the longest secret has, and only
-//     those that may still become a secret.
-//   - Close passes on what is held back; it does not close the next writer.
-//   - It is for one goroutine.
+//   - It buffers only bytes that may be the beginning of a secret, at most as
+//     many as the longest secret has.
+//   - Close writes the buffered bytes; it does not close the next writer.
+//   - It must be used by one goroutine at a time.
 type RedactingWriter struct {
 	redactor *Redactor
 	next     io.Writer
-	// held may be the beginning of a secret.
-	held []byte
-	// masked counts the bytes at the beginning of held that belong to a
+	// pending are the buffered bytes.
+	pending []byte
+	// masked counts the bytes at the beginning of pending that belong to a
 	// secret whose Mask has been written.
 	masked int
 	out    []byte
 }
 
-// Writer returns a writer that redacts what goes to next.
+// Writer returns a writer that redacts text and writes it to next.
 func (r *Redactor) Writer(next io.Writer) *RedactingWriter {
 	if r == nil {
 		r = &Redactor{}
@@ -28,7 +28,7 @@ func (r *Redactor) Writer(next io.Writer) *RedactingWriter {
 	return &RedactingWriter{redactor: r, next: next}
 }
 
-// chunk bounds the memory that one large Write takes.
+// chunk limits the memory that a large Write needs, in bytes.
 const chunk = 32 << 10
 
 // Write implements io.Writer.
@@ -40,7 +40,7 @@ func (w *RedactingWriter) Write(p []byte) (int, error) {
 	for len(p) > 0 {
 		part := p[:min(len(p), chunk)]
 		p = p[len(part):]
-		w.held = append(w.held, part...)
+		w.pending = append(w.pending, part...)
 		if err := w.pass(false); err != nil {
 			return written, err
 		}
@@ -49,17 +49,17 @@ func (w *RedactingWriter) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Close ends the text.
+// Close writes the buffered bytes.
 func (w *RedactingWriter) Close() error { return w.pass(true) }
 
-// pass writes everything that is decided. At the end of the text a beginning
-// of a secret is just text.
+// pass writes all bytes that cannot become part of a secret. At the end of the
+// text that holds for all bytes.
 func (w *RedactingWriter) pass(end bool) error {
 	w.out = w.out[:0]
 	i := 0
 scan:
-	for ; i < len(w.held); i++ {
-		rest := w.held[i:]
+	for ; i < len(w.pending); i++ {
+		rest := w.pending[i:]
 		reach := 0
 		for _, secret := range w.redactor.secrets[rest[0]] {
 			if len(secret) <= reach {
@@ -82,7 +82,7 @@ scan:
 			w.out = append(w.out, rest[0])
 		}
 	}
-	w.held = append(w.held[:0], w.held[i:]...)
+	w.pending = append(w.pending[:0], w.pending[i:]...)
 	w.masked = max(0, w.masked-i)
 	if len(w.out) == 0 {
 		return nil

@@ -15,28 +15,28 @@ import (
 	"strings"
 )
 
-// A File is a finished artifact as it is registered
+// A File describes a finished artifact as it is registered in the database
 // (docs/moonmind.md#artifact-paths).
 type File struct {
 	// Path is relative to the run directory.
 	Path string
 	// Checksum is bare lower-case SHA-256 hex.
 	Checksum string
-	// SizeBytes is the length of the file.
+	// SizeBytes is the size of the file.
 	SizeBytes int64
 }
 
-// A Run is an open run directory. Nothing that is done through it leaves the
-// directory, whatever names and symbolic links say.
+// A Run is an open run directory. Its methods cannot read or write outside of
+// the directory, whatever the names and symbolic links are.
 type Run struct {
 	dir      string
 	root     *os.Root
 	redactor *Redactor
 }
 
-// Open makes the run directory if need be and opens it. It fails if the
-// directory is a symbolic link or cannot be written, so that a step does not
-// find out when its work is done (docs/moonmind.md#f7).
+// Open opens the run directory, and creates it if it does not exist. It fails
+// if the directory is a symbolic link or not writable, so that a step fails
+// before its work and not after it (docs/moonmind.md#f7).
 func Open(dir string, redactor *Redactor) (*Run, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, notWritable(dir, err)
@@ -72,16 +72,16 @@ func notWritable(dir string, err error) error {
 	if errors.As(err, &cause) {
 		err = cause.Err
 	}
-	return fmt.Errorf("artifact directory %s cannot be written: %w. Mount the API's artifact directory here, or say with MM_ORCHESTRATOR_ARTIFACT_PATH_MAP where it is", dir, err)
+	return fmt.Errorf("artifact directory %s cannot be written: %w. Mount the API's artifact directory here, or set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP to where it is mounted", dir, err)
 }
 
-// Dir is the directory in our file system.
+// Dir returns the path of the directory.
 func (r *Run) Dir() string { return r.dir }
 
 // Close releases the directory.
 func (r *Run) Close() error { return r.root.Close() }
 
-// name checks the name of an artifact and makes the directories above it.
+// name checks the name of an artifact and creates its parent directories.
 func (r *Run) name(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		return "", &PathError{"Artifact paths must be relative"}
@@ -101,14 +101,14 @@ func (r *Run) name(name string) (string, error) {
 	return name, nil
 }
 
-// place puts a new, empty file under a free name of the same directory.
+// temporary creates an empty file under an unused name in the same directory.
 func (r *Run) temporary(name string) (*os.File, string, error) {
 	temporary := filepath.Join(filepath.Dir(name), "."+filepath.Base(name)+"."+rand.Text())
 	file, err := r.root.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	return file, temporary, err
 }
 
-// spool returns a file without a name, which ends with its last descriptor.
+// spool returns a temporary file without a name; closing it removes it.
 func (r *Run) spool() (*os.File, error) {
 	file, name, err := r.temporary("spool")
 	if err != nil {
@@ -121,8 +121,9 @@ func (r *Run) spool() (*os.File, error) {
 	return file, nil
 }
 
-// Log starts a text artifact that can be read while it is written. A file
-// that had the name stays whole for whoever has it open.
+// Log starts a text artifact that can be read while it is written. It replaces
+// an earlier file of that name; a reader that has that file open can read it to
+// its end.
 func (r *Run) Log(name string) (*Log, error) {
 	name, err := r.name(name)
 	if err != nil {
@@ -132,11 +133,11 @@ func (r *Run) Log(name string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("artifact %s: %w", name, err)
 	}
-	return r.appear(&Log{run: r, name: name, file: file, hash: sha256.New()}, temporary)
+	return r.publish(&Log{run: r, name: name, file: file, hash: sha256.New()}, temporary)
 }
 
-// appear gives a log its name.
-func (r *Run) appear(log *Log, temporary string) (*Log, error) {
+// publish gives a log its name.
+func (r *Run) publish(log *Log, temporary string) (*Log, error) {
 	if err := r.root.Rename(temporary, log.name); err != nil {
 		log.file.Close()
 		_ = r.root.Remove(temporary)
@@ -145,22 +146,21 @@ func (r *Run) appear(log *Log, temporary string) (*Log, error) {
 	return log, nil
 }
 
-// ErrNoLog says that there is no log to go on with.
-var ErrNoLog = errors.New("no log to go on with")
+// ErrNoLog says that [Run.Continue] found no log to continue.
+var ErrNoLog = errors.New("there is no log to continue")
 
-// Continue goes on with a log that a worker has begun and not finished. It is
-// a copy, hashed on the way: should that worker still write, it writes to a
-// file that nobody sees any more.
+// Continue continues a log that another worker has begun and not finished. It
+// works on a copy that replaces the file: if the other worker still writes, it
+// writes to a file that has no name any more.
 //
-// What the caller knows of it: it has at least so many bytes, and what comes
-// after end, unless that is 0, is not wanted. ErrNoLog if there is no such
-// file.
+// The log must have at least least bytes. If end is not 0, the text after that
+// offset is dropped. The error is [ErrNoLog] if there is no such file.
 func (r *Run) Continue(name string, least, end int64) (*Log, error) {
 	name, err := r.name(name)
 	if err != nil {
 		return nil, err
 	}
-	// No device and no pipe, which could be waited for endlessly.
+	// Only a regular file: opening a pipe or device could block for ever.
 	if info, err := r.root.Lstat(name); err != nil || !info.Mode().IsRegular() || info.Size() < least {
 		return nil, ErrNoLog
 	}
@@ -179,7 +179,7 @@ func (r *Run) Continue(name string, least, end int64) (*Log, error) {
 	}
 	log := &Log{run: r, name: name, file: file, hash: sha256.New()}
 	if end == 0 || end > info.Size() {
-		end = info.Size() // as it is now: it may grow
+		end = info.Size() // the size at this moment: the file may still grow
 	}
 	_, err = io.Copy(appender{log}, io.NewSectionReader(begun, 0, end))
 	if err = cmp.Or(err, log.err); err != nil {
@@ -187,23 +187,24 @@ func (r *Run) Continue(name string, least, end int64) (*Log, error) {
 		_ = r.root.Remove(temporary)
 		return nil, fmt.Errorf("artifact %s: %w", name, err)
 	}
-	return r.appear(log, temporary)
+	return r.publish(log, temporary)
 }
 
-// Write makes an artifact out of a text at once: sanitised, redacted, and
-// never seen half.
+// Write creates an artifact from a text, sanitised and redacted. Readers see
+// the whole file or none.
 func (r *Run) Write(name, text string) (File, error) {
 	document, err := r.Document(name)
 	if err != nil {
 		return File{}, err
 	}
-	// Errors stay with the document until Finish.
+	// The document keeps the error, and Finish returns it.
 	_, _ = io.WriteString(document, text)
 	return document.Finish()
 }
 
-// A Document is a text artifact that appears when it is finished. Raw bytes
-// of a program may be written to it; they are sanitised and redacted.
+// A Document is a text artifact that readers see only once it is finished. The
+// output of a program may be written to it unchanged: it sanitises and redacts
+// the bytes.
 type Document struct {
 	log       *Log
 	temporary string
@@ -211,8 +212,7 @@ type Document struct {
 	text      *TextWriter
 }
 
-// Document starts a text artifact that appears under its name when it is
-// finished.
+// Document starts a text artifact that gets its name in [Document.Finish].
 func (r *Run) Document(name string) (*Document, error) {
 	name, err := r.name(name)
 	if err != nil {
@@ -227,15 +227,16 @@ func (r *Run) Document(name string) (*Document, error) {
 	return &Document{log: log, temporary: temporary, redact: redact, text: NewTextWriter(redact)}, nil
 }
 
-// Write implements io.Writer. It always succeeds; Finish tells.
+// Write implements io.Writer. It never fails: [Document.Finish] returns the
+// first error.
 func (d *Document) Write(p []byte) (int, error) { return d.text.Write(p) }
 
-// Size is the number of bytes that have reached the file.
+// Size returns the number of bytes written to the file.
 func (d *Document) Size() int64 { return d.log.size }
 
 // Finish ends the document and gives it its name.
 func (d *Document) Finish() (File, error) {
-	// Errors stay with the log.
+	// The log keeps the error; its Finish returns it.
 	_ = d.text.Close()
 	_ = d.redact.Close()
 	file, err := d.log.Finish()
@@ -249,8 +250,7 @@ func (d *Document) Finish() (File, error) {
 	return file, nil
 }
 
-// Discard ends the document without leaving anything. After Finish it does
-// nothing.
+// Discard removes an unfinished document. After Finish it does nothing.
 func (d *Document) Discard() {
 	if d.log.file != nil {
 		d.log.Discard()
@@ -258,12 +258,12 @@ func (d *Document) Discard() {
 	}
 }
 
-// A Log is a text artifact in the making: lines, and the output of programs.
-// Everything in it is sanitised and redacted. It is for one goroutine, except
-// for the two streams of an [Output].
+// A Log is an unfinished text artifact: lines, and the output of programs. It
+// sanitises and redacts everything. It must be used by one goroutine at a time;
+// the two streams of an [Output] are an exception.
 //
-// Writing never fails: the first error is kept, and [Log.Finish] reports it,
-// so that a full disk does not cut a program short in its work.
+// Writing never fails, so that a full disk does not interrupt a program. The
+// log keeps the first error, and [Log.Finish] returns it.
 type Log struct {
 	run  *Run
 	name string
@@ -273,14 +273,14 @@ type Log struct {
 	err  error
 }
 
-// Path is the name of the artifact, relative to the run directory.
+// Path returns the name of the artifact, relative to the run directory.
 func (l *Log) Path() string { return l.name }
 
-// Size is the number of bytes that were written.
+// Size returns the number of bytes written.
 func (l *Log) Size() int64 { return l.size }
 
-// Excerpt is what an error text can tell of the log from an offset in bytes
-// on, without a line break at its beginning.
+// Excerpt returns an excerpt, for an error text, of the log from an offset in
+// bytes on. A line break at the offset is left out.
 func (l *Log) Excerpt(offset int64) Excerpt {
 	var e excerpt
 	reader := io.NewSectionReader(l.file, offset, max(0, l.size-offset))
@@ -288,13 +288,13 @@ func (l *Log) Excerpt(offset int64) Excerpt {
 	if n, _ := reader.ReadAt(begin, 0); n == 1 && begin[0] == '\n' {
 		_, _ = reader.Seek(1, io.SeekStart)
 	}
-	// What cannot be read is left out of the text.
+	// After a read error the excerpt is merely shorter.
 	_, _ = io.Copy(&e, reader)
 	return Excerpt{stdout: e}
 }
 
-// Line adds a text, which may have several lines, after a line break unless
-// it is the first.
+// Line appends a text, which may have several lines. It writes a line break
+// before it, except at the beginning of the log.
 func (l *Log) Line(text string) {
 	l.breakLine()
 	_, _ = appender{l}.Write([]byte(l.run.redactor.String(plainText(text))))
@@ -306,7 +306,7 @@ func (l *Log) breakLine() {
 	}
 }
 
-// Finish ends the file. Its checksum was made on the way.
+// Finish syncs and closes the file, or returns the first error of the log.
 func (l *Log) Finish() (File, error) {
 	if l.err == nil {
 		l.err = l.file.Sync()
@@ -321,7 +321,7 @@ func (l *Log) Finish() (File, error) {
 	return File{Path: l.name, Checksum: hex.EncodeToString(l.hash.Sum(nil)), SizeBytes: l.size}, nil
 }
 
-// Discard closes the file and leaves it as it is. After Finish it does
+// Discard closes the file and keeps what is in it. After Finish it does
 // nothing.
 func (l *Log) Discard() {
 	if l.file != nil {
@@ -330,7 +330,7 @@ func (l *Log) Discard() {
 	}
 }
 
-// appender puts clean text at the end of a log.
+// appender appends sanitised and redacted text to a log.
 type appender struct{ log *Log }
 
 func (a appender) Write(p []byte) (int, error) {

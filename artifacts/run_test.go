@@ -17,7 +17,7 @@ import (
 
 const runID = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
 
-func TestTheRowDecidesWhereARunLies(t *testing.T) {
+func TestTheRowDecidesWhereARunIs(t *testing.T) {
 	t.Parallel()
 	top := artifacts.Resolve(t.TempDir())
 	here := filepath.Join(top, "shared")
@@ -96,7 +96,7 @@ func open(t *testing.T, environ ...string) *artifacts.Run {
 	return run
 }
 
-// check compares what is registered with what is on disk.
+// check compares a File with the file on disk.
 func check(t *testing.T, run *artifacts.Run, file artifacts.File, err error, content string) {
 	t.Helper()
 	if err != nil {
@@ -119,7 +119,7 @@ func check(t *testing.T, run *artifacts.Run, file artifacts.File, err error, con
 	}
 	for _, entry := range entries {
 		if strings.HasPrefix(entry.Name(), ".") {
-			t.Errorf("%s is left over", entry.Name())
+			t.Errorf("temporary file %s was not removed", entry.Name())
 		}
 	}
 }
@@ -150,7 +150,7 @@ func TestArtifactsStayInTheRunDirectory(t *testing.T) {
 		}
 	}
 	if entries, _ := os.ReadDir(outside); len(entries) > 0 {
-		t.Errorf("something got out: %v", entries)
+		t.Errorf("files outside of the run directory: %v", entries)
 	}
 	file, err := run.Write("deep/er/../x.log", "inside")
 	check(t, run, file, err, "inside")
@@ -159,7 +159,7 @@ func TestArtifactsStayInTheRunDirectory(t *testing.T) {
 	}
 }
 
-func TestASymlinkIsNoRunDirectory(t *testing.T) {
+func TestASymlinkIsNotARunDirectory(t *testing.T) {
 	t.Parallel()
 	top := t.TempDir()
 	link := filepath.Join(top, runID)
@@ -171,7 +171,7 @@ func TestASymlinkIsNoRunDirectory(t *testing.T) {
 	}
 }
 
-func TestADirectoryThatCannotBeMadeIsTold(t *testing.T) {
+func TestADirectoryThatCannotBeCreatedIsAnError(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -183,7 +183,7 @@ func TestADirectoryThatCannotBeMadeIsTold(t *testing.T) {
 	}
 }
 
-func TestADocumentAppearsWhenItIsWhole(t *testing.T) {
+func TestADocumentAppearsWhenItIsFinished(t *testing.T) {
 	t.Parallel()
 	run := open(t, "A_TOKEN=hush")
 	if _, err := run.Write("patch.diff", "old"); err != nil {
@@ -195,14 +195,14 @@ func TestADocumentAppearsWhenItIsWhole(t *testing.T) {
 	}
 	fmt.Fprint(document, "new hu")
 	if data, _ := os.ReadFile(filepath.Join(run.Dir(), "patch.diff")); string(data) != "old" {
-		t.Errorf("half a document is seen: %q", data)
+		t.Errorf("an unfinished document can be read: %q", data)
 	}
 	fmt.Fprint(document, "sh\r\n")
 	file, err := document.Finish()
 	check(t, run, file, err, "new ***\n")
 }
 
-func TestOutputIsSeenWhileItComesAndEndsInUpstreamsForm(t *testing.T) {
+func TestOutputIsLiveAndEndsInMoonMindsForm(t *testing.T) {
 	t.Parallel()
 	type write struct {
 		stream string
@@ -326,9 +326,9 @@ func TestALogCanBeReplacedWhileItIsRead(t *testing.T) {
 	}
 }
 
-// TestALogGoesOn: another worker takes over what one has written, whether that
-// one still writes or not.
-func TestALogGoesOn(t *testing.T) {
+// A second worker can continue the log of a first, whether the first still
+// writes or not.
+func TestALogIsContinued(t *testing.T) {
 	t.Parallel()
 	run := open(t)
 	first, err := run.Log("build.log")
@@ -362,7 +362,7 @@ func TestALogGoesOn(t *testing.T) {
 	check(t, run, file, err, "$ build\ndone\ntaken over")
 }
 
-func TestOnlyALogIsGoneOnWith(t *testing.T) {
+func TestOnlyALogIsContinued(t *testing.T) {
 	t.Parallel()
 	run := open(t)
 	if _, err := run.Write("short.log", "abc"); err != nil {

@@ -15,38 +15,42 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
-// Mask stands in the place of every secret.
+// Mask is written in place of every secret.
 const Mask = "***"
 
-// shortPassword is the length in bytes below which a password out of a URL is
-// hidden only between its colon and its at sign: hiding every "guest" because
-// a broker URL says guest:guest@ would make logs unreadable.
+// shortPassword is the length in bytes below which a password from a URL is
+// replaced only between its colon and its at sign. Replacing every "guest"
+// because a broker URL contains guest:guest@ would make logs unreadable.
 const shortPassword = 8
 
-// sensitiveName is MoonMind's rule for names of variables whose values are
-// secret (docs/moonmind.md#secrets).
+// sensitiveName matches the names of variables whose values are secret; the
+// rule is MoonMind's (docs/moonmind.md#secrets).
 var sensitiveName = regexp.MustCompile(`(?i)(?:^|[^a-z0-9])(?:token|secret|password|key|credential|auth)(?:$|[^a-z0-9])`)
 
-// A Redactor replaces secrets by [Mask]. It never changes after it was made
-// and may be used by many goroutines. The nil Redactor knows no secrets.
+// A Redactor replaces secrets by [Mask]. It is immutable and may be used by
+// several goroutines. The nil Redactor knows no secrets.
 //
-// What is secret follows MoonMind's rules as a minimum
-// (docs/moonmind.md#secrets): the values of variables with a telling name, each
-// as is, in standard base64 and form-encoded. In addition: the passwords in
-// URLs of any variable (docs/moonmind.md#c19), as every reader of URLs would take
-// them, and each secret as it looks after [NewTextWriter], without white space
-// around it, and as programs write it: see spellings.
+// MoonMind's rules (docs/moonmind.md#secrets) are the minimum: the values of
+// variables whose names say that they are secret, each as it is, in standard
+// base64, and form-encoded. In addition, a Redactor replaces:
 //
-// Secrets that overlap in a text are hidden together by one Mask. Upstream
-// replaces one form after the other, which leaves the ends of overlapping
-// secrets readable; for all others the result is the same.
+//   - the passwords in URLs of any variable (docs/moonmind.md#c19), as any
+//     parser of URLs may read them;
+//   - each secret in the form in which [NewTextWriter] leaves it, and without
+//     the white space around it;
+//   - each secret in the forms in which programs print it (see spellings).
+//
+// Secrets that overlap in a text are replaced by one Mask. MoonMind replaces
+// one form after the other, which leaves the ends of overlapping secrets
+// readable. In all other cases the result is the same.
 type Redactor struct {
 	// secrets by their first byte, the longest first.
 	secrets [256][]string
 	longest int
 }
 
-// NewRedactor takes the secrets out of an environment of NAME=value strings.
+// NewRedactor returns a Redactor for the secrets in an environment of
+// NAME=value strings.
 func NewRedactor(environ []string) *Redactor {
 	forms := map[string]struct{}{}
 	add := func(secret string) {

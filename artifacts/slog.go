@@ -6,8 +6,8 @@ import (
 	"log/slog"
 )
 
-// Handler returns a slog handler that redacts messages and every attribute
-// before next sees them, so that no log line can carry a secret.
+// Handler returns a slog handler that redacts the message and every attribute
+// before it passes them to next, so that no log line contains a secret.
 func (r *Redactor) Handler(next slog.Handler) slog.Handler {
 	return redactingHandler{redactor: r, next: next}
 }
@@ -59,8 +59,8 @@ func (h redactingHandler) attr(a slog.Attr) slog.Attr {
 		case error:
 			return slog.String(a.Key, h.redactor.String(v.Error()))
 		default:
-			// A value that prints without a secret goes on as it is, so
-			// that JSON keeps its shape.
+			// A value that prints without a secret is passed on unchanged,
+			// so that a JSON handler writes its structure.
 			text := fmt.Sprintf("%+v", v)
 			if clean := h.redactor.String(text); clean != text {
 				return slog.String(a.Key, clean)

@@ -8,23 +8,25 @@ import (
 	"unicode/utf8"
 )
 
-// A TextWriter turns the bytes of a program into text as Python's text mode
-// would, but never fails on them (docs/moonmind.md#commands,
-// docs/moonmind.md#c11): "\r\n" and a lone "\r" become "\n", a byte that is not
-// UTF-8 becomes U+FFFD, NUL, which PostgreSQL refuses, is dropped.
+// A TextWriter converts the output of a program to text as Python's text mode
+// does (docs/moonmind.md#commands), but never fails (docs/moonmind.md#c11):
 //
-// It holds back at most three bytes. Close passes them on; it does not close
-// the next writer. It is for one goroutine.
+//   - "\r\n" and a single "\r" become "\n".
+//   - A byte that is not UTF-8 becomes U+FFFD.
+//   - NUL, which PostgreSQL refuses, is dropped.
+//
+// It buffers at most three bytes. Close writes them; it does not close the next
+// writer. A TextWriter must be used by one goroutine at a time.
 type TextWriter struct {
 	next io.Writer
-	// partial is the beginning of a character.
+	// partial is an incomplete character.
 	partial []byte
-	// afterCR says that the last byte was "\r", already passed on as "\n".
+	// afterCR says that the last byte was "\r", already written as "\n".
 	afterCR bool
 	out     []byte
 }
 
-// NewTextWriter returns a writer of text in front of next.
+// NewTextWriter returns a TextWriter that writes to next.
 func NewTextWriter(next io.Writer) *TextWriter { return &TextWriter{next: next} }
 
 // Write implements io.Writer.
@@ -42,8 +44,7 @@ func (w *TextWriter) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Close ends the text: the beginning of a character without its end is not
-// UTF-8.
+// Close writes the buffered bytes. An incomplete character becomes U+FFFD.
 func (w *TextWriter) Close() error { return w.pass(true) }
 
 func (w *TextWriter) pass(end bool) error {
@@ -72,7 +73,7 @@ func (w *TextWriter) pass(end bool) error {
 	return err
 }
 
-// plainText is what a TextWriter makes of a whole text.
+// plainText converts a whole text as a TextWriter does.
 func plainText(text string) string {
 	if !strings.ContainsAny(text, "\r\x00") && utf8.ValidString(text) {
 		return text
@@ -85,17 +86,17 @@ func plainText(text string) string {
 	return out.String()
 }
 
-// heldSpace bounds the white space that a trimmer holds back. A text that
-// ends in more white space than this keeps it.
-const heldSpace = 64 << 10
+// maxTrimmed is how much white space a trimmer buffers, in bytes. More white
+// space at the end of a text is not removed.
+const maxTrimmed = 64 << 10
 
-// A trimmer passes text on as Python's str.strip does: without white space at
-// both ends. Its input is what a TextWriter writes, whole characters.
+// A trimmer removes white space at both ends of a text, as Python's str.strip
+// does. Its input is the output of a TextWriter: whole characters.
 type trimmer struct {
 	next io.Writer
-	// begun says that something other than white space has come.
+	// begun says that text other than white space has been written.
 	begun bool
-	// space is white space that is passed on when something follows.
+	// space is white space that is written once other text follows.
 	space []byte
 }
 
@@ -121,7 +122,7 @@ func (w *trimmer) Write(p []byte) (int, error) {
 		}
 	}
 	w.space = append(w.space, space...)
-	if len(w.space) > heldSpace {
+	if len(w.space) > maxTrimmed {
 		if _, err := w.next.Write(w.space); err != nil {
 			return 0, err
 		}
@@ -130,11 +131,11 @@ func (w *trimmer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Trim removes white space at both ends as Python's str.strip does.
+// Trim removes white space at both ends, as Python's str.strip does.
 func Trim(text string) string { return strings.TrimFunc(text, isSpace) }
 
-// isSpace is Python's str.isspace, which also counts the four separators of
-// ASCII.
+// isSpace is Python's str.isspace, which includes the four ASCII separators
+// 0x1C to 0x1F.
 func isSpace(r rune) bool {
 	return unicode.IsSpace(r) || r >= 0x1c && r <= 0x1f
 }

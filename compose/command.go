@@ -8,35 +8,36 @@ import (
 	"strings"
 )
 
-// BuildCommand is the command line that builds a service's image.
+// BuildCommand returns the command line that builds a service's image.
 func BuildCommand(project, service string) []string {
 	return []string{"docker", "compose", "--project-name", project, "build", service}
 }
 
-// UpCommand is the command line that replaces a service's container and no
-// other.
+// UpCommand returns the command line that replaces a service's container and
+// no other.
 func UpCommand(project, service string) []string {
 	return []string{"docker", "compose", "--project-name", project, "up", "-d", "--no-deps", service}
 }
 
-// A Target is what a compose command line acts on.
+// A Target says which project and service a compose command line acts on.
 type Target struct {
-	// Prefix is the command line up to the subcommand: program and global
+	// Prefix is the command line before the subcommand: program and global
 	// options.
 	Prefix []string
 	// Project is the value of --project-name, or "" if there is none.
 	Project string
 	// Subcommand is build, up, and so on.
 	Subcommand string
-	// Service is the last argument, if it is not an option.
+	// Service is the last argument, or "" if that is an option.
 	Service string
 }
 
-// globalValues are compose's global options that take a value of their own.
+// globalValues are compose's global options that take a value as a separate
+// argument.
 var globalValues = []string{"-p", "--project-name", "-f", "--file", "--env-file", "--profile", "--project-directory", "--progress", "--ansi", "--parallel"}
 
-// ParseTarget reads `docker compose …` and `docker-compose …` command lines.
-// It says false for every other program.
+// ParseTarget parses a `docker compose …` or `docker-compose …` command line.
+// It returns false for every other program.
 func ParseTarget(argv []string) (Target, bool) {
 	rest, prefix := argv, 0
 	switch {
@@ -72,32 +73,33 @@ func ParseTarget(argv []string) (Target, bool) {
 	return target, true
 }
 
-// ServicesCommand is the command line that lists the services of the
-// target's project, one a line.
+// ServicesCommand returns the command line that lists the services of the
+// target's project, one per line.
 func (t Target) ServicesCommand() []string {
 	return append(slices.Clone(t.Prefix), "config", "--services")
 }
 
-// ParseServices reads the output of [Target.ServicesCommand], sorted.
+// ParseServices parses the output of [Target.ServicesCommand] and returns the
+// services in sorted order.
 func ParseServices(output string) []string {
 	services := strings.Fields(output)
 	slices.Sort(services)
 	return services
 }
 
-// Program is how compose is started on this machine.
+// Program says how to start compose on this machine.
 type Program struct {
-	// Standalone is the path of a docker-compose program that does the work
-	// of `docker compose`, for machines without the docker CLI or without its
-	// compose plugin. When it is empty, command lines run as they are
-	// written, and `docker-compose` is tried when there is no `docker`.
+	// Standalone is the path of a docker-compose program to use in place of
+	// `docker compose`, for machines without the docker CLI or without its
+	// compose plugin. If it is empty, command lines run as they are written,
+	// and `docker-compose` from PATH is used if there is no `docker`.
 	Standalone string
-	// LookPath finds programs. Defaults to exec.LookPath.
+	// LookPath finds a program in PATH. Defaults to exec.LookPath.
 	LookPath func(string) (string, error)
 }
 
-// Resolve returns the command line to start for the one that is written:
-// another program where Program says so, and the same everywhere else.
+// Resolve returns the command line to start in place of argv: with another
+// compose program as the fields say, otherwise argv itself.
 func (p Program) Resolve(argv []string) []string {
 	if len(argv) < 2 || argv[0] != "docker" || argv[1] != "compose" {
 		if len(argv) > 0 && argv[0] == "docker-compose" && p.Standalone != "" {
@@ -122,11 +124,11 @@ func (p Program) Resolve(argv []string) []string {
 	return append([]string{standalone}, argv[2:]...)
 }
 
-// A State reads the containers of projects. [Engine] is one.
+// A State reads the state of containers. [Engine] implements it.
 type State interface {
-	// Containers lists the containers of a project, of all its services if
-	// service is "", sorted by name.
+	// Containers lists the containers of a service in a project, sorted by
+	// name. An empty service means all services.
 	Containers(ctx context.Context, project, service string) ([]Container, error)
-	// LogTail returns the last lines of a container's log.
+	// LogTail returns the last lines of the log of the container with this id.
 	LogTail(ctx context.Context, id string, lines int) (string, error)
 }

@@ -1,7 +1,8 @@
-// Package compose is docker compose and the engine behind it: which services
-// a project has, how its command lines look, and what state its containers
-// are in.
+// Package compose builds and parses docker compose command lines, finds the
+// compose program, and reads the state of a project's containers from the
+// docker engine.
 //
-// Command lines are made by pure functions; the compose program itself is
-// run, never linked. It knows nothing of runs, plans or tables.
+// The functions for command lines are pure. The compose program runs as a child
+// process; its code is not linked. The package knows nothing of runs, plans or
+// tables.
 package compose

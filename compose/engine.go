@@ -18,35 +18,36 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// Labels by which compose marks its containers.
+// Labels that compose sets on containers.
 const (
 	labelProject = "com.docker.compose.project"
 	labelService = "com.docker.compose.service"
 	labelOneOff  = "com.docker.compose.oneoff"
 )
 
-// ErrUnreachable says that no docker engine answered.
+// ErrUnreachable says that the docker engine does not answer.
 var ErrUnreachable = errors.New("docker engine is unreachable")
 
-// EngineConfig says where the docker engine is.
+// EngineConfig says how to reach the docker engine.
 type EngineConfig struct {
-	// Host is DOCKER_HOST. Defaults to the local socket.
+	// Host is the engine's address, in the form of DOCKER_HOST. Defaults to
+	// the local socket.
 	Host string
-	// CertPath is DOCKER_CERT_PATH: a folder with ca.pem, cert.pem and
-	// key.pem. Empty means no TLS.
+	// CertPath is a folder with ca.pem, cert.pem and key.pem, as in
+	// DOCKER_CERT_PATH. Empty means no TLS.
 	CertPath string
-	// Timeout bounds each request. Defaults to 10 s.
+	// Timeout is the limit on each request. Defaults to 10 s.
 	Timeout time.Duration
 }
 
-// An Engine is a docker engine, read only.
+// An Engine is a client of a docker engine that only reads.
 type Engine struct {
 	client  *client.Client
 	host    string
 	timeout time.Duration
 }
 
-// NewEngine makes a client. It does not connect.
+// NewEngine returns a client. It does not connect.
 func NewEngine(config EngineConfig) (*Engine, error) {
 	host := cmp.Or(config.Host, client.DefaultDockerHost)
 	options := []client.Opt{client.WithHost(host)}
@@ -63,10 +64,10 @@ func NewEngine(config EngineConfig) (*Engine, error) {
 	return &Engine{client: c, host: host, timeout: cmp.Or(config.Timeout, 10*time.Second)}, nil
 }
 
-// Close gives connections back.
+// Close closes the client's connections.
 func (e *Engine) Close() error { return e.client.Close() }
 
-// Ping says whether the engine answers.
+// Ping returns nil if the engine answers.
 func (e *Engine) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -74,27 +75,27 @@ func (e *Engine) Ping(ctx context.Context) error {
 	return e.failed("ping", err)
 }
 
-// A Container of a compose project.
+// A Container is a container of a compose project.
 type Container struct {
 	ID, Name, Service string
-	// ImageID is the id of the image it was made from.
+	// ImageID is the id of the image that the container was created from.
 	ImageID string
 	// State is created, running, paused, restarting, removing, exited or
 	// dead.
 	State string
 	// Health is starting, healthy, unhealthy, or "" without a health check.
 	Health string
-	// ExitCode of the last end; 0 while it runs for the first time.
+	// ExitCode is the exit code of the last run; 0 during the first run.
 	ExitCode int
-	// Restarts counts how often the engine's restart policy started it again.
+	// Restarts counts the restarts by the engine's restart policy.
 	Restarts int
-	// Error is the engine's word on why it did not start, or "".
+	// Error is the engine's reason why the container did not start, or "".
 	Error     string
 	StartedAt time.Time
 }
 
-// Containers implements [State]. One-off containers of `compose run` are left
-// out.
+// Containers implements [State]. It leaves out the one-off containers of
+// `compose run`.
 func (e *Engine) Containers(ctx context.Context, project, service string) ([]Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -113,7 +114,7 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 		}
 		inspected, err := e.client.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(err) {
-			continue // It has gone since the list was made.
+			continue // The container was removed after it was listed.
 		}
 		if err != nil {
 			return nil, e.failed("inspect container "+item.ID, err)
@@ -127,8 +128,8 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 		}
 		if state := inspected.Container.State; state != nil {
 			c.State, c.ExitCode, c.Error = string(state.Status), state.ExitCode, state.Error
-			// An engine that has never started the container says year 1,
-			// which parses to the zero time.
+			// For a container that has never started, the engine sends the
+			// year 1, which parses to the zero time.
 			c.StartedAt, _ = time.Parse(time.RFC3339Nano, state.StartedAt)
 			if state.Health != nil && state.Health.Status != "none" {
 				c.Health = string(state.Health.Status)
@@ -142,10 +143,11 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 	return containers, nil
 }
 
-// logTailLimit bounds the memory for lines of a container's log, in bytes.
+// logTailLimit is the limit on the result of LogTail, in bytes.
 const logTailLimit = 64 << 10
 
-// LogTail implements [State]: stdout and stderr as they came, at most 64 KiB.
+// LogTail implements [State]. It returns stdout and stderr in the order of
+// arrival, at most the last 64 KiB.
 func (e *Engine) LogTail(ctx context.Context, id string, lines int) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -170,7 +172,7 @@ func (e *Engine) LogTail(ctx context.Context, id string, lines int) (string, err
 	return string(tail.kept), nil
 }
 
-// lastBytes keeps the end of what is written to it.
+// lastBytes is a writer that keeps the last bytes written to it.
 type lastBytes struct {
 	kept  []byte
 	limit int
@@ -184,19 +186,20 @@ func (b *lastBytes) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// failed makes an error of the client ours.
+// failed converts an error of the docker client, nil to nil. An engine that
+// does not answer becomes ErrUnreachable.
 func (e *Engine) failed(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if client.IsErrConnectionFailed(err) || errors.Is(err, context.DeadlineExceeded) {
-		// The client's own text tells the reason only together with advice for
-		// users of the docker program.
+		// The client's text mixes the reason with advice for users of the
+		// docker program, so only the cause is taken from it.
 		var reason syscall.Errno
 		if errors.As(err, &reason) {
 			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, reason)
 		}
-		if strings.Contains(err.Error(), "permission denied") { // its text is all there is
+		if strings.Contains(err.Error(), "permission denied") { // the client does not wrap this cause
 			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, syscall.EACCES)
 		}
 		return fmt.Errorf("cannot %s: %w at %s", doing, ErrUnreachable, e.host)

@@ -21,7 +21,7 @@ func engine(t *testing.T, host string) *compose.Engine {
 	return e
 }
 
-func TestAnUnreachableEngineIsTold(t *testing.T) {
+func TestAnUnreachableEngineIsReported(t *testing.T) {
 	t.Parallel()
 	_, err := engine(t, "tcp://127.0.0.1:1").Containers(t.Context(), "p", "web")
 	if !errors.Is(err, compose.ErrUnreachable) || !strings.Contains(err.Error(), "tcp://127.0.0.1:1") {

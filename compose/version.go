@@ -9,17 +9,18 @@ import (
 // with.
 const OldestTested = "2.26"
 
-// A VersionFault is what is known to go wrong with a version of compose.
+// A VersionFault is a known fault of a version of compose. The zero value means
+// that none is known.
 type VersionFault struct {
-	// Unusable: runs cannot work with it.
+	// Unusable says that runs cannot work with the version.
 	Unusable bool
-	// Text says what goes wrong, "" for nothing that is known.
+	// Text says what goes wrong, or is "".
 	Text string
 }
 
-// FaultOf says what is known of a version as `docker compose version --short`
-// prints it: 2.40.3, v2.40.3-desktop.1, 2.26.1-4. Of one that cannot be read
-// nothing is known.
+// FaultOf returns the known fault of a version, in the form in which
+// `docker compose version --short` prints it: 2.40.3, v2.40.3-desktop.1,
+// 2.26.1-4. For a version that cannot be parsed no fault is known.
 func FaultOf(version string) VersionFault {
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	if len(parts) < 2 {
@@ -39,11 +40,11 @@ func FaultOf(version string) VersionFault {
 	}
 	switch {
 	case major < 2:
-		return VersionFault{true, "it refuses a compose file with a name, does not know --wait, and names containers in another way than the versions since 2"}
+		return VersionFault{true, "it refuses a compose file with a name, lacks --wait, and names containers differently from version 2 and later"}
 	case major == 2 && minor < 26:
 		return VersionFault{false, "it is older than " + OldestTested + ", the oldest that this program is tested with"}
 	case major == 2 && minor == 40 && patch == "3":
-		return VersionFault{false, "its `up --wait` ends with 0 when the time of --wait-timeout is over, as if the service were well, so that only verify finds a restart failed; " +
+		return VersionFault{false, "its `up --wait` exits with code 0 when --wait-timeout is exceeded, so that only verify detects a failed restart; " +
 			"and it refuses healthcheck.start_interval with an engine older than 25"}
 	}
 	return VersionFault{}

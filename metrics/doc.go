@@ -1,10 +1,10 @@
-// Package metrics counts what happens to runs and steps, and shows it:
-// StatsD datagrams with MoonMind's names and formats (docs/moonmind.md#statsd),
-// Prometheus metrics, and the listener that serves them together with the
-// answers to health probes.
+// Package metrics counts runs and steps and exposes the counts: as StatsD
+// datagrams with MoonMind's names and formats (docs/moonmind.md#statsd), and as
+// Prometheus metrics. Its HTTP listener serves the Prometheus metrics and the
+// health probes.
 //
-// Counting never blocks and never fails its caller: a StatsD server that is
-// slow, gone or unknown to DNS costs datagrams and nothing else. The package
-// knows nothing of ours; what a health probe is told is given to it as a
-// function.
+// Counting never blocks and never fails: if the StatsD server is slow,
+// unreachable or unknown to DNS, datagrams are dropped. The package imports no
+// other package of this module; the caller passes the health checks as
+// functions.
 package metrics

@@ -16,44 +16,44 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// DefaultAddress is where metrics and health probes are answered.
+// DefaultAddress is the default address of the [Listener].
 const DefaultAddress = "127.0.0.1:9808"
 
 const (
 	headerTimeout = 5 * time.Second
 	answerTimeout = 15 * time.Second
-	// probeTimeout bounds a probe's work, below answerTimeout so that a slow
-	// one still gets its reason across.
+	// probeTimeout is the limit on a probe. It is shorter than answerTimeout,
+	// so that the listener can still send the reason of a slow probe.
 	probeTimeout = 10 * time.Second
 	idleTimeout  = time.Minute
-	// scrapes at a time; more get 503.
+	// maxScrapes is the number of concurrent scrapes; more are answered 503.
 	maxScrapes = 4
 )
 
-// A Probe says why something is not well, in words for an operator and
-// without secrets, or nil. It must return soon after ctx is done.
+// A Probe checks something and returns nil if it is healthy. Otherwise the
+// error is the reason, in words for an operator and without secrets. A Probe
+// must return soon after ctx is done.
 type Probe func(ctx context.Context) error
 
-// ListenerConfig describes the HTTP listener for metrics and probes.
+// ListenerConfig configures a [Listener].
 type ListenerConfig struct {
 	// Address is host:port. Defaults to DefaultAddress.
 	Address string
-	// Remote allows an Address that other machines may reach. Without it
-	// such an address is refused: what is served names hosts and queues, and
-	// asks for no password.
+	// Remote allows an Address that other machines can reach. Without Remote,
+	// Validate refuses such an address: the answers name hosts and queues, and
+	// the listener has no authentication.
 	Remote bool
 	// Metrics are served at /metrics. Required.
 	Metrics prometheus.Gatherer
-	// Health is asked by /healthz. Required.
+	// Health is the probe of /healthz. Required.
 	Health Probe
-	// Ready is asked by /readyz. Defaults to Health.
+	// Ready is the probe of /readyz. Defaults to Health.
 	Ready Probe
-	// Logger hears of broken connections. Defaults to slog.Default().
+	// Logger logs errors of connections. Defaults to slog.Default().
 	Logger *slog.Logger
 }
 
-// WithDefaults returns a copy in which each field that was left out has its
-// default.
+// WithDefaults returns a copy in which empty fields are set to their defaults.
 func (c ListenerConfig) WithDefaults() ListenerConfig {
 	if c.Address == "" {
 		c.Address = DefaultAddress
@@ -67,7 +67,7 @@ func (c ListenerConfig) WithDefaults() ListenerConfig {
 	return c
 }
 
-// Validate names the field that is wrong.
+// Validate returns an error that names what is wrong.
 func (c ListenerConfig) Validate() error {
 	if c.Metrics == nil || c.Health == nil {
 		return errors.New("the listener needs metrics to gather and a health probe")
@@ -81,7 +81,7 @@ func (c ListenerConfig) Validate() error {
 	return nil
 }
 
-// CheckAddress says what is wrong with an address to listen on, or nil.
+// CheckAddress checks that an address to listen on has the form host:port.
 func CheckAddress(address string) error {
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
@@ -93,7 +93,7 @@ func CheckAddress(address string) error {
 	return nil
 }
 
-// Loopback says whether only this machine can reach a listener at address.
+// Loopback reports whether only this machine can reach a listener at address.
 func Loopback(address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -113,8 +113,8 @@ type Listener struct {
 	server *http.Server
 }
 
-// Listen takes the address at once, so that a port in use is told at start.
-// Serve must follow, or Close.
+// Listen opens the address, so that a port in use is an error at the start. The
+// caller must call Serve or Close.
 func Listen(ctx context.Context, cfg ListenerConfig) (*Listener, error) {
 	cfg = cfg.WithDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -150,12 +150,12 @@ func Listen(ctx context.Context, cfg ListenerConfig) (*Listener, error) {
 	return l, nil
 }
 
-// Addr is the address that is listened on, with the real port where port 0
-// was asked for.
+// Addr returns the address of the listener, with the actual port if the
+// configuration says port 0.
 func (l *Listener) Addr() string { return l.socket.Addr().String() }
 
-// Serve answers until ctx is done, lets answers that have begun end for a
-// second, and returns. The error is nil after ctx is done.
+// Serve answers requests until ctx is done, waits up to a second for requests
+// in progress, and returns. The error is nil if Serve ended because of ctx.
 func (l *Listener) Serve(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- l.server.Serve(l.socket) }()
@@ -173,10 +173,10 @@ func (l *Listener) Serve(ctx context.Context) error {
 	return nil
 }
 
-// Close frees the address of a listener that is not served.
+// Close frees the address. It is for a listener whose Serve was not called.
 func (l *Listener) Close() error { return l.socket.Close() }
 
-// answer gives 200 and "ok", or 503 and the reason.
+// answer responds with 200 and "ok", or with 503 and the reason.
 func answer(probe Probe) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)

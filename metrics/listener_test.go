@@ -54,12 +54,12 @@ func get(t *testing.T, url string) (status int, body string) {
 
 func TestProbesSayWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	var sick atomic.Bool
+	var unhealthy atomic.Bool
 	base := serve(t, metrics.ListenerConfig{
 		Address: "127.0.0.1:0", Metrics: metrics.NewRegistry("1.2.3"),
 		Health: func(context.Context) error { return nil },
 		Ready: func(context.Context) error {
-			if sick.Load() {
+			if unhealthy.Load() {
 				return errors.New("not consuming: queue was deleted")
 			}
 			return nil
@@ -70,11 +70,11 @@ func TestProbesSayWhatIsWrong(t *testing.T) {
 			t.Errorf("%s: %d %q", path, status, body)
 		}
 	}
-	sick.Store(true)
+	unhealthy.Store(true)
 	if status, body := get(t, base+"/readyz"); status != 503 || body != "not consuming: queue was deleted\n" {
 		t.Errorf("/readyz: %d %q", status, body)
 	}
-	sick.Store(false)
+	unhealthy.Store(false)
 	if status, _ := get(t, base+"/readyz"); status != 200 {
 		t.Errorf("/readyz stays at %d", status)
 	}
@@ -120,7 +120,7 @@ func TestMetricsCountRunsAndSteps(t *testing.T) {
 	}
 }
 
-func TestRecorderWithoutAnything(t *testing.T) {
+func TestRecorderWithoutStatsDAndRegistry(t *testing.T) {
 	t.Parallel()
 	rec, err := metrics.NewRecorder(nil, nil)
 	if err != nil {
@@ -134,7 +134,7 @@ func TestRecorderWithoutAnything(t *testing.T) {
 	}
 }
 
-func TestAddressInUseIsTold(t *testing.T) {
+func TestAddressInUseIsReported(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// The Prometheus metrics of runs and steps. The engine's own (deliveries,
-// publishing, connection) are named in package worker.
+// The Prometheus metrics of runs and steps. Those of deliveries, publishing and
+// connections are in package worker.
 const (
 	nameBuildInfo     = "mm_orchestrator_build_info"
 	nameStepsStarted  = "mm_orchestrator_steps_started_total"
@@ -19,19 +19,20 @@ const (
 	nameStatsDDropped = "mm_orchestrator_statsd_dropped_total"
 )
 
-// Label values are from closed sets, whatever a message or row says: what is
-// not in these becomes "other".
+// Label values come from these sets only; any other value in a message or row
+// becomes "other". Otherwise a hostile message could create any number of time
+// series.
 var (
 	stepLabels   = []string{"analyze", "patch", "build", "restart", "verify", "rollback"}
 	statusLabels = []string{"pending", "running", "awaiting_approval", "succeeded", "failed", "rolled_back"}
 )
 
-// durationBuckets reach from a git command to a build of an hour.
+// durationBuckets cover a short git command and a build of an hour, in seconds.
 var durationBuckets = []float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600}
 
-// Recorder counts what happens to runs and steps, in StatsD and for
-// Prometheus at once. Its methods may be called from any goroutine and on a
-// nil *Recorder; they neither block nor fail.
+// Recorder counts runs and steps, both in StatsD and in Prometheus. Its methods
+// may be called from any goroutine and on a nil *Recorder; they neither block
+// nor fail.
 type Recorder struct {
 	statsd *StatsD
 
@@ -41,19 +42,19 @@ type Recorder struct {
 	runSeconds   *prometheus.HistogramVec
 }
 
-// NewRecorder makes a recorder that sends to statsd, which may be nil, and
-// registers its Prometheus metrics with reg, which may be nil too.
+// NewRecorder returns a recorder that sends to statsd and registers its
+// Prometheus metrics with reg. Either may be nil.
 func NewRecorder(statsd *StatsD, reg prometheus.Registerer) (*Recorder, error) {
 	r := &Recorder{
 		statsd: statsd,
 		stepsStarted: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: nameStepsStarted, Help: "Steps begun, by step.",
+			Name: nameStepsStarted, Help: "Steps started, by step.",
 		}, []string{"step"}),
 		stepSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: nameStepSeconds, Help: "How long a step took, by step and status (succeeded or failed).", Buckets: durationBuckets,
 		}, []string{"step", "status"}),
 		runStatuses: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: nameRunStatuses, Help: "Runs that took on a status, by status, as StatsD's runs.status.*.",
+			Name: nameRunStatuses, Help: "Runs that entered a status, by status. The same as StatsD's runs.status.*.",
 		}, []string{"status"}),
 		runSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: nameRunSeconds, Help: "How long a run took from its first step to its end, by final status.", Buckets: durationBuckets,
@@ -73,7 +74,7 @@ func NewRecorder(statsd *StatsD, reg prometheus.Registerer) (*Recorder, error) {
 	return r, nil
 }
 
-// StepStarted counts the begin of a step.
+// StepStarted counts the start of a step.
 func (r *Recorder) StepStarted(step string) {
 	if r == nil {
 		return
@@ -82,7 +83,7 @@ func (r *Recorder) StepStarted(step string) {
 	r.stepsStarted.WithLabelValues(oneOf(stepLabels, step)).Inc()
 }
 
-// StepFinished counts the end of a step and how long it took.
+// StepFinished counts the end of a step and records its duration.
 func (r *Recorder) StepFinished(step string, succeeded bool, took time.Duration) {
 	if r == nil {
 		return
@@ -95,8 +96,8 @@ func (r *Recorder) StepFinished(step string, succeeded bool, took time.Duration)
 	r.stepSeconds.WithLabelValues(oneOf(stepLabels, step), status).Observe(took.Seconds())
 }
 
-// RunStatus counts a run that goes on with this status: running when its
-// first step begins, failed when a rollback will follow.
+// RunStatus counts a run that has entered a status but not ended: running when
+// its first step starts, failed when a rollback will follow.
 func (r *Recorder) RunStatus(status string) {
 	if r == nil {
 		return
@@ -105,7 +106,7 @@ func (r *Recorder) RunStatus(status string) {
 	r.runStatuses.WithLabelValues(oneOf(statusLabels, status)).Inc()
 }
 
-// RunFinished counts a run that has ended, and how long it took.
+// RunFinished counts the end of a run and records its duration.
 func (r *Recorder) RunFinished(status string, took time.Duration) {
 	if r == nil {
 		return
@@ -122,8 +123,8 @@ func oneOf(known []string, label string) string {
 	return "other"
 }
 
-// NewRegistry makes a Prometheus registry with what every Go process can
-// tell about itself, and the version of this one.
+// NewRegistry returns a Prometheus registry with the standard metrics of a Go
+// process and the version of this program.
 func NewRegistry(version string) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{

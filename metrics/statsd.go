@@ -13,43 +13,42 @@ import (
 )
 
 const (
-	// queueLength bounds what waits for the sender. A step sends four
-	// datagrams, so that this is far more than a healthy server ever sees
-	// waiting, and 100 kB at the most.
+	// queueLength is the number of datagrams that may wait to be sent. A step
+	// sends four, so a full queue means that the server does not answer. It
+	// needs at most 100 kB.
 	queueLength = 1024
 	// resolveEvery is how long a resolved address is used: a StatsD container
-	// that was recreated has another one.
+	// that was recreated has a new address.
 	resolveEvery = time.Minute
-	// resolveTimeout bounds one look-up.
+	// resolveTimeout is the limit on a DNS look-up.
 	resolveTimeout = 5 * time.Second
-	// flushTimeout bounds the sending of what is queued when Run is told to end.
+	// flushTimeout is the limit on sending the queue once Run's ctx is done.
 	flushTimeout = time.Second
 
 	firstPause = 5 * time.Second
 	maxPause   = time.Minute
 )
 
-// StatsDConfig says where datagrams go.
+// StatsDConfig configures a [StatsD].
 type StatsDConfig struct {
 	// Host is a name or an IPv4 address. Empty turns StatsD off.
 	Host string
 	// Port defaults to 8125.
 	Port int
-	// Prefix stands before each name, separated by a dot; trailing dots are
-	// removed. Defaults to "moonmind.orchestrator".
+	// Prefix is written before each name, followed by a dot; trailing dots of
+	// Prefix are removed. Defaults to "moonmind.orchestrator".
 	Prefix string
-	// Logger hears of a server that cannot be reached, once per outage.
-	// Defaults to slog.Default().
+	// Logger logs once per outage that the server cannot be reached. Defaults
+	// to slog.Default().
 	Logger *slog.Logger
-	// Resolve looks a host name up. Defaults to an IPv4 look-up by the
-	// system's resolver.
+	// Resolve looks up a host name. Defaults to an IPv4 look-up by the system's
+	// resolver.
 	Resolve func(ctx context.Context, host string) (netip.Addr, error)
 	// Now defaults to time.Now.
 	Now func() time.Time
 }
 
-// WithDefaults returns a copy in which each field that was left out has its
-// default.
+// WithDefaults returns a copy in which empty fields are set to their defaults.
 func (c StatsDConfig) WithDefaults() StatsDConfig {
 	if c.Port == 0 {
 		c.Port = 8125
@@ -70,7 +69,7 @@ func (c StatsDConfig) WithDefaults() StatsDConfig {
 	return c
 }
 
-// Validate names the field that is wrong.
+// Validate returns an error that names what is wrong.
 func (c StatsDConfig) Validate() error {
 	if c.Port < 1 || c.Port > 65535 {
 		return fmt.Errorf("StatsD port %d is not between 1 and 65535", c.Port)
@@ -81,14 +80,14 @@ func (c StatsDConfig) Validate() error {
 	return nil
 }
 
-// StatsD sends counters and timers, one datagram each, over IPv4 UDP.
+// StatsD sends counters and timers over IPv4 UDP, one per datagram.
 //
 //   - The methods that count may be called from any goroutine, before, during
-//     and after Run, and on a nil *StatsD; they neither block nor fail.
-//   - Datagrams leave in the order of the calls.
-//   - No goroutine and no socket exists before Run, nor after it.
-//   - What does not fit into the queue, and what comes while the server
-//     cannot be reached, is dropped and counted (Dropped).
+//     and after Run, and on a nil *StatsD. They neither block nor fail.
+//   - Datagrams are sent in the order of the calls.
+//   - Goroutines and sockets exist only during Run.
+//   - When the queue is full or the server cannot be reached, datagrams are
+//     dropped and counted (Dropped).
 type StatsD struct {
 	cfg     StatsDConfig
 	queue   chan string
@@ -99,12 +98,13 @@ type StatsD struct {
 	conn       *net.UDPConn
 	to         netip.AddrPort
 	resolvedAt time.Time
-	// quietUntil is when sending is tried again after an error.
+	// quietUntil is the time of the next attempt after an error.
 	quietUntil time.Time
 	pause      time.Duration
 }
 
-// NewStatsD checks the configuration. It does not touch the network.
+// NewStatsD returns a StatsD, or an error of Validate. It does not use the
+// network.
 func NewStatsD(cfg StatsDConfig) (*StatsD, error) {
 	cfg = cfg.WithDefaults()
 	if err := cfg.Validate(); err != nil {
@@ -113,12 +113,12 @@ func NewStatsD(cfg StatsDConfig) (*StatsD, error) {
 	return &StatsD{cfg: cfg, queue: make(chan string, queueLength)}, nil
 }
 
-// StepStarted counts the begin of a step.
+// StepStarted counts the start of a step.
 func (s *StatsD) StepStarted(step string) {
 	s.count("steps." + part(step) + ".started")
 }
 
-// StepFinished counts the end of a step and how long it took.
+// StepFinished counts the end of a step and sends its duration.
 func (s *StatsD) StepFinished(step string, succeeded bool, took time.Duration) {
 	outcome := "failed"
 	if succeeded {
@@ -128,19 +128,19 @@ func (s *StatsD) StepFinished(step string, succeeded bool, took time.Duration) {
 	s.time("steps."+part(step)+".duration", took)
 }
 
-// RunStatus counts a run that goes on with this status: running when its
-// first step begins, failed when a rollback will follow.
+// RunStatus counts a run that has entered a status but not ended: running when
+// its first step starts, failed when a rollback will follow.
 func (s *StatsD) RunStatus(status string) {
 	s.count("runs.status." + part(status))
 }
 
-// RunFinished counts a run that has ended, and how long it took.
+// RunFinished counts the end of a run and sends its duration.
 func (s *StatsD) RunFinished(status string, took time.Duration) {
 	s.count("runs.status." + part(status))
 	s.time("runs.duration."+part(status), took)
 }
 
-// Dropped is the number of datagrams that were not sent.
+// Dropped returns the number of datagrams that were not sent.
 func (s *StatsD) Dropped() uint64 {
 	if s == nil {
 		return 0
@@ -166,14 +166,15 @@ func (s *StatsD) enqueue(name, value string) {
 	}
 }
 
-// part makes a variable part of a name harmless. MoonMind replaces spaces and
-// slashes; the characters that would end the name are ours.
+// partReplacer escapes the variable parts of a metric name. MoonMind replaces
+// spaces and slashes; here the characters that would end the name are replaced
+// too.
 var partReplacer = strings.NewReplacer(" ", "_", "/", "-", ":", "_", "|", "_", "@", "_", "#", "_", "\n", "_", "\r", "_", "\t", "_")
 
 func part(text string) string { return partReplacer.Replace(text) }
 
-// Run sends until ctx is done, then what is still queued, for at most a
-// second, and returns. It must not run twice at a time.
+// Run sends datagrams until ctx is done, then sends the rest of the queue for
+// at most a second, and returns. Only one Run may be active at a time.
 func (s *StatsD) Run(ctx context.Context) {
 	if s == nil || s.cfg.Host == "" {
 		<-ctx.Done()
@@ -233,8 +234,8 @@ func (s *StatsD) send(ctx context.Context, line string) {
 	s.quietUntil = now.Add(s.pause)
 }
 
-// nextPause is the time without sending after one more error in a row: 5 s,
-// doubled each time, 60 s at the most (docs/moonmind.md#c17).
+// nextPause returns the pause after one more consecutive error: 5 s, doubled
+// each time, at most 60 s (docs/moonmind.md#c17).
 func nextPause(last time.Duration) time.Duration {
 	if last == 0 {
 		return firstPause
@@ -242,9 +243,9 @@ func nextPause(last time.Duration) time.Duration {
 	return min(2*last, maxPause)
 }
 
-// connect opens the socket and resolves the host, unless both were done
-// lately. The socket is not connected to the server: a connected one reports
-// the server's restart as an error of the next datagram.
+// connect opens the socket, and resolves the host unless it was resolved within
+// resolveEvery. The socket is not connected to the server: a connected socket
+// would report the server's restart as an error of the next datagram.
 func (s *StatsD) connect(ctx context.Context, now time.Time) error {
 	if s.conn == nil {
 		conn, err := net.ListenUDP("udp4", nil)
@@ -263,7 +264,7 @@ func (s *StatsD) connect(ctx context.Context, now time.Time) error {
 		if !s.to.IsValid() {
 			return err
 		}
-		// The last address is still the best guess.
+		// Use the last address: it is probably still right.
 		s.resolvedAt = now
 		return nil
 	}

@@ -54,7 +54,8 @@ func (s *server) receive(n int) []string {
 	return got
 }
 
-// start runs s until the test ends or stop is called; stop returns when Run has.
+// start runs s until the test ends or stop is called; stop waits for Run to
+// return.
 func start(t *testing.T, s *metrics.StatsD) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -77,8 +78,8 @@ func newStatsD(t *testing.T, cfg metrics.StatsDConfig) *metrics.StatsD {
 	return s
 }
 
-// The sequence is the one that a real MoonMind worker sent at the end of a
-// good run (docs/moonmind.md#statsd), after what a first step sends.
+// The end of the sequence is what a real MoonMind worker sent at the end of a
+// successful run (docs/moonmind.md#statsd).
 func TestDatagramsAreThoseOfMoonMind(t *testing.T) {
 	t.Parallel()
 	srv := listen(t, netip.MustParseAddrPort("127.0.0.1:0"))
@@ -124,7 +125,7 @@ func TestPrefixLosesTrailingDots(t *testing.T) {
 	}
 }
 
-func TestWhatIsQueuedIsSentAtTheEnd(t *testing.T) {
+func TestRunSendsTheQueueAtTheEnd(t *testing.T) {
 	t.Parallel()
 	srv := listen(t, netip.MustParseAddrPort("127.0.0.1:0"))
 	s := newStatsD(t, metrics.StatsDConfig{Host: "127.0.0.1", Port: int(srv.addr().Port())})
@@ -149,13 +150,13 @@ func TestWithoutAHostNothingIsSent(t *testing.T) {
 		}
 		stop()
 		if s.Dropped() != 0 {
-			t.Errorf("dropped %d: what is off drops nothing", s.Dropped())
+			t.Errorf("Dropped() = %d, want 0 without a host", s.Dropped())
 		}
 	}
 }
 
-// A resolver that hangs must not hold up whoever counts, and must not hold up
-// the end either.
+// A resolver that hangs must block neither the methods that count nor the end
+// of Run.
 func TestAHangingResolverBlocksNobody(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{}, 1)
@@ -180,14 +181,14 @@ func TestAHangingResolverBlocksNobody(t *testing.T) {
 	begin = time.Now()
 	stop()
 	if took := time.Since(begin); took > 4*time.Second {
-		t.Errorf("the end took %v", took)
+		t.Errorf("Run returned only after %v", took)
 	}
 	if s.Dropped() < 90_000 {
 		t.Errorf("dropped %d, want all that did not fit", s.Dropped())
 	}
 }
 
-// clock is a time that the test moves.
+// clock is a clock that the test sets.
 type clock struct {
 	mu  sync.Mutex
 	now time.Time
@@ -200,8 +201,8 @@ func (c *clock) Add(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// After an error nothing is tried for 5 s, then 10, 20, 40, and 60 s from
-// then on; one log line tells of the outage and one of its end.
+// After an error there is no attempt for 5 s, after further errors for 10, 20,
+// 40 and then always 60 s. One log line reports the outage and one its end.
 func TestErrorsPauseLongerAndLongerAndAreLoggedOnce(t *testing.T) {
 	t.Parallel()
 	srv := listen(t, netip.MustParseAddrPort("127.0.0.1:0"))
@@ -225,7 +226,7 @@ func TestErrorsPauseLongerAndLongerAndAreLoggedOnce(t *testing.T) {
 	for _, pause := range []time.Duration{5, 10, 20, 40, 60, 60} {
 		s.StepStarted("analyze")
 		asked <- errors.New("no such host")
-		// What comes within the pause is dropped without asking again.
+		// Datagrams within the pause are dropped without a look-up.
 		clk.Add(pause*time.Second - time.Nanosecond)
 		s.StepStarted("analyze")
 		dropped += 2
@@ -246,8 +247,8 @@ func TestErrorsPauseLongerAndLongerAndAreLoggedOnce(t *testing.T) {
 	}
 }
 
-// A server that is recreated elsewhere is found again; one that restarts in
-// place costs at most what was sent while it was away.
+// A server that is recreated at another address is found again. When a server
+// restarts at the same address, only datagrams sent meanwhile are lost.
 func TestTheHostIsResolvedAgain(t *testing.T) {
 	t.Parallel()
 	first := listen(t, netip.MustParseAddrPort("127.0.0.1:0"))
@@ -263,7 +264,7 @@ func TestTheHostIsResolvedAgain(t *testing.T) {
 			case addr := <-answers:
 				return addr, nil
 			default:
-				return netip.Addr{}, errors.New("resolver is away")
+				return netip.Addr{}, errors.New("resolver is unavailable")
 			}
 		},
 	})
@@ -273,7 +274,7 @@ func TestTheHostIsResolvedAgain(t *testing.T) {
 	clk.Add(2 * time.Minute)
 	s.StepStarted("two")
 	second.receive(1)
-	// A resolver that is away changes nothing.
+	// While the resolver is unavailable, the last address is used.
 	clk.Add(2 * time.Minute)
 	s.StepStarted("three")
 	second.receive(1)
@@ -293,7 +294,7 @@ func waitFor(t *testing.T, ok func() bool) {
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatal("did not happen within 10 s")
+			t.Fatal("the condition was not met within 10 s")
 		}
 		time.Sleep(time.Millisecond)
 	}

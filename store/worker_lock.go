@@ -164,7 +164,7 @@ func (a *workerLock) loop(ctx context.Context) {
 		a.session++
 		close(a.held)
 		a.mu.Unlock()
-		faultpoint.Hit(faultpoint.SessionHeld)
+		faultpoint.Hit(faultpoint.SessionEstablished)
 		if lost {
 			a.log.Info("database session of the worker is back")
 		}

@@ -256,7 +256,7 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 		return nil, nil, err
 	}
 	w.link.set(s, true, nil, w.cfg.Now())
-	faultpoint.Hit(faultpoint.Consuming)
+	faultpoint.Hit(faultpoint.ConnectionRestored)
 	w.metrics.connected.Set(1)
 	// The program itself logs its start, so that only a reconnection is worth a
 	// line.

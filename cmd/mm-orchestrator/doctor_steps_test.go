@@ -187,7 +187,7 @@ func TestDoctorKnowsFaultsOfCompose(t *testing.T) {
 	}{
 		"1.29.2": {exitFailure, statusFail, "does not know --wait"},
 		"2.20.3": {exitOK, statusNote, "older than 2.26"},
-		"2.40.3": {exitOK, statusNote, "ends with 0 when the time of --wait-timeout is over"},
+		"2.40.3": {exitOK, statusNote, "exits with code 0 when --wait-timeout is exceeded"},
 		"5.6.0":  {exitOK, statusOK, "compose 5.6.0"},
 	} {
 		f := diagnose(t, s.env(), want.code, "--compose="+answering(t, version))["compose"]

@@ -339,7 +339,7 @@ func brokerSocket(t *testing.T, broker string) string {
 // published may be there twice, all others once, in the queue or in the database.
 func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
 	t.Parallel()
-	for _, point := range []string{"unpark.taken", "unpark.published"} {
+	for _, point := range []string{"parked.taken", "parked.published"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t)
@@ -385,7 +385,7 @@ func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
 				seen[runOfMessage(t, m)]++
 			}
 			want := map[string]int{runs[0]: 1, runs[1]: 1, runs[2]: 1}
-			if point == "unpark.published" {
+			if point == "parked.published" {
 				want[runs[0]] = 2
 			}
 			if !reflect.DeepEqual(seen, want) || s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`) != 0 {

@@ -381,7 +381,7 @@ func (l *lane) endSessions(ctx context.Context, o *outcome) error {
 func (l *lane) alone(ctx context.Context, pid int, step string) error {
 	return until(ctx, "the worker to know that it is alone", func() (bool, error) {
 		moments, err := l.trace.read()
-		return slices.ContainsFunc(moments, func(m moment) bool { return m.Point == faultpoint.OthersKnown && m.PID == pid && m.about(step) }), err
+		return slices.ContainsFunc(moments, func(m moment) bool { return m.Point == faultpoint.OtherConsumersKnown && m.PID == pid && m.about(step) }), err
 	})
 }
 
@@ -687,7 +687,7 @@ func (o *outcome) excuses(step string, number int) int {
 		return n
 	}
 	for _, m := range o.moments {
-		if m.Point == faultpoint.CutOff && m.about(step) && m.about(o.run.ID) && o.openCommand(m.PID, step, number, m.At) {
+		if m.Point == faultpoint.Isolated && m.about(step) && m.about(o.run.ID) && o.openCommand(m.PID, step, number, m.At) {
 			n++
 		}
 	}
@@ -725,7 +725,7 @@ func (o *outcome) starved() int {
 	}
 	n := 0
 	for _, m := range o.moments {
-		if m.Point == faultpoint.CutOff {
+		if m.Point == faultpoint.Isolated {
 			n++
 		}
 	}

@@ -16,9 +16,9 @@ const lostGrace = 2 * time.Second
 var lostEnds = []stage{
 	{Point: faultpoint.LostFailed, Do: kill},
 	{Point: faultpoint.LostBefore, Do: kill},
-	{Point: faultpoint.UnparkTaken, Step: "rollback", Do: kill},
+	{Point: faultpoint.ParkedTaken, Step: "rollback", Do: kill},
 	{Point: faultpoint.LostFailed, Do: kill},
-	{Point: faultpoint.UnparkPublished, Step: "rollback", Do: kill},
+	{Point: faultpoint.ParkedPublished, Step: "rollback", Do: kill},
 	{Point: faultpoint.StepBegun, Step: "rollback", Do: kill},
 }
 

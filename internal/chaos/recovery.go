@@ -32,8 +32,8 @@ var peers = []peer{toBroker, toDatabase}
 
 // turns are the points at which a worker loses a peer and has it back.
 var turns = map[peer]struct{ lost, back faultpoint.Point }{
-	toBroker:   {faultpoint.ConnectionLost, faultpoint.Consuming},
-	toDatabase: {faultpoint.SessionLost, faultpoint.SessionHeld},
+	toBroker:   {faultpoint.ConnectionLost, faultpoint.ConnectionRestored},
+	toDatabase: {faultpoint.SessionLost, faultpoint.SessionEstablished},
 }
 
 // An outage is a fault as one worker meets it.

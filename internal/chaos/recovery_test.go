@@ -9,7 +9,7 @@ import (
 
 func TestOutagesAreFollowedToTheirEnd(t *testing.T) {
 	t.Parallel()
-	const lost, back = faultpoint.ConnectionLost, faultpoint.Consuming
+	const lost, back = faultpoint.ConnectionLost, faultpoint.ConnectionRestored
 	at := func(seconds float64) time.Time { return time.Unix(1000, int64(seconds*1e9)) }
 	type turn struct {
 		point   faultpoint.Point

@@ -261,7 +261,7 @@ var places = slices.Concat(
 
 // crowdPoints are where a crowd's worker is killed, in whatever step it is.
 var crowdPoints = []faultpoint.Point{
-	faultpoint.UnparkTaken, faultpoint.UnparkPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
+	faultpoint.ParkedTaken, faultpoint.ParkedPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
 	faultpoint.FinishCommitted, faultpoint.SettleBefore,
 }
 
@@ -272,10 +272,10 @@ var leftOut = []struct {
 	steps  []string
 	why    string
 }{
-	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.Consuming, faultpoint.SessionLost, faultpoint.SessionHeld}, nil,
+	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.ConnectionRestored, faultpoint.SessionLost, faultpoint.SessionEstablished}, nil,
 		"they are of no step; they tell how a worker recovers"},
-	{[]faultpoint.Point{faultpoint.OthersKnown}, nil, "the question is asked beside the work: a short step may be over before the answer"},
-	{[]faultpoint.Point{faultpoint.CutOff}, nil, "needs both servers to be silent: kind partition"},
+	{[]faultpoint.Point{faultpoint.OtherConsumersKnown}, nil, "the question is asked beside the work: a short step may be over before the answer"},
+	{[]faultpoint.Point{faultpoint.Isolated}, nil, "needs both servers to be silent: kind partition"},
 	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, and nothing is in hand any more"},
 	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
 	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written in one go"},
@@ -283,7 +283,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.LaterBefore, faultpoint.LaterStored}, []string{"analyze", "rollback"}, "no plan lets these steps fail"},
 	{[]faultpoint.Point{faultpoint.TaskAttached, faultpoint.ReleaseBefore, faultpoint.ReleaseAfter}, []string{"analyze", "verify"},
 		"without a command they are over before a redelivery comes, or a stopping worker hands them back"},
-	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.UnparkTaken, faultpoint.UnparkPublished}, nil,
+	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.ParkedTaken, faultpoint.ParkedPublished}, nil,
 		"which step comes by depends on which run is first: a crowd's worker is killed in whatever step it is"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they are of a run: kind lost"},
 }

@@ -2,9 +2,9 @@
 
 package faultpoint
 
-// Hit marks a moment. It does nothing in this build, and its arguments are not
-// even computed.
+// Hit marks a moment. In this build it does nothing; the compiler removes the
+// call.
 func Hit(point Point, subject ...string) {}
 
-// Number is a subject that counts. In this build nobody reads it.
+// Number formats a number for a subject. In this build subjects are not used.
 func Number(int) string { return "" }

@@ -13,20 +13,20 @@ import (
 	"time"
 )
 
-// EnvDir names the folder through which the harness and the workers talk. A
-// program that is built with the tag chaos and started without it runs as any
-// other.
+// EnvDir names the environment variable for the folder that the harness shares
+// with the workers. A program that is built with the tag chaos and started
+// without the variable runs as usual.
 const EnvDir = "MM_CHAOS_DIR"
 
-// The files in it.
+// The files in that folder.
 const (
-	// TraceFile has one Moment per line, of all processes.
+	// TraceFile has one Moment per line, from all processes.
 	TraceFile = "trace"
-	// TrapFile is the Trap that is set. Whoever runs into it renames it to
-	// FiredFile, so that one process does and no other.
+	// TrapFile holds the Trap that is set. A process that meets it renames it to
+	// FiredFile, so that only one process is caught.
 	TrapFile  = "trap"
 	FiredFile = "fired"
-	// ResumeFile, when it appears, lets a held process go on.
+	// ResumeFile, once it exists, lets a paused process continue.
 	ResumeFile = "resume"
 )
 
@@ -37,25 +37,25 @@ type Moment struct {
 	PID     int      `json:"pid"`
 	Point   Point    `json:"point"`
 	Subject []string `json:"subject,omitempty"`
-	// Fired says that the trap caught the process here.
+	// Fired says that the trap caught the process at this moment.
 	Fired bool `json:"fired,omitempty"`
 }
 
-// A Trap waits for a process at a point.
+// A Trap kills or pauses the first process that reaches a point.
 type Trap struct {
 	Point Point `json:"point"`
-	// Any: the subject must contain all texts of one of these lists. Without
-	// lists every subject will do.
+	// Any limits the trap to subjects that contain all texts of at least one of
+	// these lists. Without lists the trap catches every subject.
 	Any [][]string `json:"any,omitempty"`
-	// None: and none of these texts.
+	// None excludes subjects that contain one of these texts.
 	None []string `json:"none,omitempty"`
-	// Occurrence is the how-many-th hit in one process catches it. Zero is the
-	// first.
+	// Occurrence is the number of the hit, counted in each process, that the
+	// trap catches. Zero means the first.
 	Occurrence int `json:"occurrence,omitempty"`
-	// Hold keeps the process alive at the point until ResumeFile exists.
-	// Otherwise it is killed.
+	// Hold pauses the process at the point until ResumeFile exists. Otherwise
+	// the process is killed.
 	Hold bool `json:"hold,omitempty"`
-	// ID tells traps apart.
+	// ID distinguishes this trap from earlier ones, whose hits do not count.
 	ID int64 `json:"id"`
 }
 
@@ -79,33 +79,34 @@ func init() {
 	}
 }
 
-// Hit marks a moment.
+// Hit marks a moment. It returns unless a trap kills or pauses the process.
 func Hit(point Point, subject ...string) {
 	if state.dir == "" {
 		return
 	}
-	trap, caught := look(point, subject)
+	trap, caught := caughtAt(point, subject)
 	moment, _ := json.Marshal(Moment{At: time.Now().UnixNano(), PID: os.Getpid(), Point: point, Subject: subject, Fired: caught})
 	_, _ = state.trace.Write(append(moment, '\n'))
 	switch {
 	case !caught:
 	case trap.Hold:
 		for resume := filepath.Join(state.dir, ResumeFile); ; time.Sleep(2 * time.Millisecond) {
-			// Removing it tells the harness that it was seen.
+			// The removal tells the harness that the process continues.
 			if os.Remove(resume) == nil {
 				return
 			}
 		}
 	default:
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {} // death is a moment away
+		select {} // until the signal arrives
 	}
 }
 
-// Number is a subject that counts: "#1", "#2" and so on.
+// Number formats a number for a subject: "#1", "#2" and so on.
 func Number(n int) string { return fmt.Sprintf("#%d", n) }
 
-func look(point Point, subject []string) (Trap, bool) {
+// caughtAt counts the hit and returns the trap if it catches this one.
+func caughtAt(point Point, subject []string) (Trap, bool) {
 	state.Lock()
 	defer state.Unlock()
 	path := filepath.Join(state.dir, TrapFile)

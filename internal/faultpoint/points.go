@@ -1,57 +1,65 @@
 package faultpoint
 
-// Point is the name of a moment. "before" means that nothing of what the name
-// says has happened, "after" that all of it has, as far as this process knows.
+// Point is the name of a moment. In a name, "before" means that the operation
+// has not started; "after", or a past participle, means that it is complete, as
+// far as this process knows.
 type Point string
 
-// The connections of a worker. No subject.
+// The connections of a worker. These points have no subject.
 const (
-	// ConnectionLost: the worker knows that its connection to the broker is
-	// gone. Consuming: it has a new one with all its consumers.
-	ConnectionLost Point = "connection.lost"
-	Consuming      Point = "consuming"
-	// SessionLost: the database session that proves the worker alive is gone.
-	// SessionHeld: it has one, with its lock.
-	SessionLost Point = "session.lost"
-	SessionHeld Point = "session.held"
+	// ConnectionLost: the worker has noticed the loss of its connection to the
+	// broker. ConnectionRestored: it has a new connection, with all its
+	// consumers.
+	ConnectionLost     Point = "connection.lost"
+	ConnectionRestored Point = "connection.restored"
+	// SessionLost: the worker has noticed the loss of the database session that
+	// proves it alive. SessionEstablished: it has a session, with its worker
+	// lock.
+	SessionLost        Point = "session.lost"
+	SessionEstablished Point = "session.established"
 )
 
 // A delivery, in package worker. Subject: the task's id and the repr of its
 // arguments.
 const (
-	// ConsumerTook: a consumer's loop has a message in hand, and takes no other
-	// before it has passed it on. Subject: the task's id.
+	// ConsumerTook: a consumer's loop has taken a message, and takes no other
+	// before it has passed this one on. Subject: the task's id.
 	ConsumerTook Point = "consumer.took"
-	// DeliveryReceived: the broker has handed a message over; nothing was read.
+	// DeliveryReceived: the worker has received a message and not read it.
 	DeliveryReceived Point = "delivery.received"
-	// DeliveryDecoded: it is a task that is registered here.
+	// DeliveryDecoded: the worker has decoded the message and has a handler
+	// for it.
 	DeliveryDecoded Point = "delivery.decoded"
-	// DeliveryDropped: it is not this worker's any more: its connection was lost
-	// before it had a slot, or the worker stops.
+	// DeliveryDropped: the worker drops the delivery, because its connection
+	// was lost before it had a slot, or because the worker stops.
 	DeliveryDropped Point = "delivery.dropped"
-	// SlotTaken: it may run; nobody knows yet that it does.
+	// SlotTaken: the delivery has a slot; nothing outside of the worker shows
+	// it.
 	SlotTaken Point = "slot.taken"
-	// TaskAttached: the delivery repeats a task that runs here.
+	// TaskAttached: the delivery is a repetition of one whose task is running
+	// in this worker.
 	TaskAttached Point = "task.attached"
-	// TaskStarting: the handler will be called next.
+	// TaskStarting: the worker is about to call the handler.
 	TaskStarting Point = "task.starting"
-	// TaskReturned: the handler has returned; nobody was told.
+	// TaskReturned: the handler has returned; nothing has been published,
+	// stored or acknowledged.
 	TaskReturned Point = "task.returned"
-	// PublishBefore: a message that follows will be published next.
+	// PublishBefore: the worker is about to publish a follow-up.
 	PublishBefore Point = "publish.before"
-	// PublishSent: it was written to the connection and is not confirmed.
+	// PublishSent: the message is written to the connection and not confirmed.
 	// Subject: the id of the published task.
 	PublishSent Point = "publish.sent"
-	// PublishConfirmed: the broker has taken it.
+	// PublishConfirmed: the broker has confirmed the message.
 	PublishConfirmed Point = "publish.confirmed"
-	// ResultBefore and ResultStored stand around storing the Celery result,
-	// LaterBefore and LaterStored around the results of links that will never
-	// run.
+	// ResultBefore and ResultStored are before and after storing the Celery
+	// result, LaterBefore and LaterStored before and after storing the results
+	// of chain steps that will never run.
 	ResultBefore Point = "result.before"
 	ResultStored Point = "result.stored"
 	LaterBefore  Point = "later-results.before"
 	LaterStored  Point = "later-results.stored"
-	// SettleBefore and SettleAfter stand around telling the broker.
+	// SettleBefore and SettleAfter are before and after sending the ack, nack
+	// or reject.
 	SettleBefore Point = "settle.before"
 	SettleAfter  Point = "settle.after"
 )
@@ -60,43 +68,46 @@ const (
 const (
 	// StepDecided: the store has answered whether the step is to be run.
 	StepDecided Point = "step.decided"
-	// StepBegun: the claim is ours; nothing of the step has been done.
+	// StepBegun: the worker has the claim and has done nothing of the step.
 	StepBegun Point = "step.begun"
-	// ArtifactsOpened: the run's directory is there.
+	// ArtifactsOpened: the run's directory exists and is open.
 	ArtifactsOpened Point = "artifacts.opened"
-	// OthersKnown: the broker has told, for the first time in a step, whether
-	// others consume its queue.
-	OthersKnown Point = "others.known"
-	// CutOff: neither server has answered for too long; the step's commands are
-	// being killed.
-	CutOff Point = "cut.off"
-	// CommandBefore: a command will be started next. The subject of this and
-	// the next two ends with the command's Number among those of its step.
+	// OtherConsumersKnown: the broker has answered, for the first time in a
+	// step, whether the queue has other consumers.
+	OtherConsumersKnown Point = "other-consumers.known"
+	// Isolated: neither server has answered for too long, and the worker is
+	// about to kill the step's commands.
+	Isolated Point = "worker.isolated"
+	// CommandBefore: the worker is about to start a command. The subject of
+	// this and the next two points ends with the command's Number in its step.
 	CommandBefore Point = "command.before"
-	// CommandAfter: it has ended by itself; its exit code is known to nobody
-	// else. CommandRecorded: its end is on record, and it is not run again.
+	// CommandAfter: the command has ended by itself; only this process knows
+	// its exit code. CommandRecorded: its end is recorded, and it will not run
+	// again.
 	CommandAfter    Point = "command.after"
 	CommandRecorded Point = "command.recorded"
-	// ArtifactBefore and ArtifactWritten stand around putting a finished log
-	// in its place.
+	// ArtifactBefore and ArtifactWritten are before and after a finished log
+	// gets its name.
 	ArtifactBefore  Point = "artifact.before"
 	ArtifactWritten Point = "artifact.written"
-	// StepWorked: everything of the step is done and nothing recorded.
+	// StepWorked: the step's work is complete and nothing is recorded.
 	StepWorked Point = "step.worked"
-	// FinishAfter: its end is recorded.
+	// FinishAfter: the step's end is recorded.
 	FinishAfter Point = "finish.after"
-	// StepAnswered: the step had ended before, its outcome is answered again.
+	// StepAnswered: the step had ended earlier, and the worker returns its
+	// recorded outcome.
 	StepAnswered Point = "step.answered"
-	// ReleaseBefore and ReleaseAfter stand around giving up the claim on a
-	// step that is not over.
+	// ReleaseBefore and ReleaseAfter are before and after giving up the claim
+	// on a step that has not ended.
 	ReleaseBefore Point = "release.before"
 	ReleaseAfter  Point = "release.after"
-	// UnparkTaken: a parked message will be published next.
-	UnparkTaken Point = "unpark.taken"
-	// UnparkPublished: the broker has it, and so has the database.
-	UnparkPublished Point = "unpark.published"
-	// LostBefore: a run seems lost, and is ended next if it still does.
-	// LostFailed: it was ended; its rollback is parked, if it has one.
+	// ParkedTaken: the worker is about to publish a parked message.
+	ParkedTaken Point = "parked.taken"
+	// ParkedPublished: the broker has the message, and the database still has
+	// it too.
+	ParkedPublished Point = "parked.published"
+	// LostBefore: a run seems lost, and the worker ends it if it still does.
+	// LostFailed: the run is ended; its rollback, if it has one, is parked.
 	LostBefore Point = "lost.before"
 	LostFailed Point = "lost.failed"
 )
@@ -104,27 +115,29 @@ const (
 // A transaction, in package store. Subject: the run's id and the step, or the
 // task's id.
 const (
-	// BeginBefore: nothing was asked.
+	// BeginBefore: the transaction has not started.
 	BeginBefore Point = "begin.before"
-	// BeginLocked: states and run are locked and read, nothing is written.
+	// BeginLocked: states and run are locked and read; nothing is written.
 	BeginLocked Point = "begin.locked"
-	// BeginWritten: state, run and claim are written, not committed.
+	// BeginWritten: state, run and claim are written and not committed.
 	BeginWritten Point = "begin.written"
-	// BeginCommitted: readers see the step in progress.
+	// BeginCommitted: other sessions see the step in progress.
 	BeginCommitted Point = "begin.committed"
-	// ParkWritten: a message that has to wait is stored, not committed, and
-	// still the broker's too. ParkCommitted: it is in both places.
+	// ParkWritten: a message that has to wait is written to the table and not
+	// committed; the broker has it too. ParkCommitted: both have it.
 	ParkWritten   Point = "park.written"
 	ParkCommitted Point = "park.committed"
-	// HolderSuspected: the step's worker seems dead, and is given time.
+	// HolderSuspected: the worker that has the claim seems dead, and is given
+	// time to answer.
 	HolderSuspected Point = "holder.suspected"
-	// FinishBefore, FinishLocked, FinishWritten, FinishCommitted: as for begin.
+	// FinishBefore, FinishLocked, FinishWritten and FinishCommitted are as for
+	// begin.
 	FinishBefore    Point = "finish.before"
 	FinishLocked    Point = "finish.locked"
 	FinishWritten   Point = "finish.written"
 	FinishCommitted Point = "finish.committed"
-	// ResultWritten: the Celery result is written, not committed.
+	// ResultWritten: the Celery result is written and not committed.
 	ResultWritten Point = "result.written"
-	// ResultCommitted: readers see it.
+	// ResultCommitted: other sessions see the result.
 	ResultCommitted Point = "result.committed"
 )

@@ -13,24 +13,24 @@ import (
 	"log/slog"
 )
 
-// Mask stands where a secret was. It is the mark that MoonMind's own
-// redaction leaves (docs/moonmind.md#secrets).
+// Mask is printed in place of a secret. MoonMind's redaction uses the same text
+// (docs/moonmind.md#secrets).
 const Mask = "***"
 
-// String is a secret text. The zero value is the empty secret, which prints as
-// the empty string, so that a missing password can be seen to be missing.
+// String is a secret text. The zero value is the empty secret. It prints as the
+// empty string, which shows that a password is missing.
 type String struct{ text string }
 
-// New makes a secret of text.
+// New returns text as a secret.
 func New(text string) String { return String{text: text} }
 
 // Reveal returns the text itself.
 func (s String) Reveal() string { return s.text }
 
-// IsZero says that there is no text.
+// IsZero reports whether the text is empty.
 func (s String) IsZero() bool { return s.text == "" }
 
-// String returns [Mask], or "" when there is no text.
+// String returns [Mask], or "" if the text is empty.
 func (s String) String() string {
 	if s.text == "" {
 		return ""

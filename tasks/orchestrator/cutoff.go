@@ -88,7 +88,7 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	go func() {
 		defer close(done)
 		if silent, cut := w.run(watch); cut {
-			faultpoint.Hit(faultpoint.CutOff, w.claim.RunID, string(w.claim.Step))
+			faultpoint.Hit(faultpoint.Isolated, w.claim.RunID, string(w.claim.Step))
 			close(killed)
 			cancel(errCutOff{silent})
 		}
@@ -150,7 +150,7 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 				w.alone = found.others == 0
 				if !w.known {
 					w.known = true
-					faultpoint.Hit(faultpoint.OthersKnown, w.claim.RunID, string(w.claim.Step))
+					faultpoint.Hit(faultpoint.OtherConsumersKnown, w.claim.RunID, string(w.claim.Step))
 				}
 			}
 		case <-ticker.C:

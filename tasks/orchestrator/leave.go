@@ -52,13 +52,13 @@ func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, pu
 			return count, err
 		}
 		for _, m := range batch {
-			faultpoint.Hit(faultpoint.UnparkTaken, m.RunID, string(m.Step))
+			faultpoint.Hit(faultpoint.ParkedTaken, m.RunID, string(m.Step))
 			// What is not published stays taken until this process has ended, which
 			// comes next, or for 30 s.
 			if err := publishWithin(ctx, returnTimeout, m, publish); err != nil {
 				return count, err
 			}
-			faultpoint.Hit(faultpoint.UnparkPublished, m.RunID, string(m.Step))
+			faultpoint.Hit(faultpoint.ParkedPublished, m.RunID, string(m.Step))
 			drop, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
 			err := messages.DropParked(drop, m.ID)
 			cancel()

@@ -263,13 +263,13 @@ func (o *Orchestrator) unpark(ctx context.Context) error {
 // leaves it in both places, which is harmless.
 func (o *Orchestrator) publishParked(ctx context.Context, m store.ParkedMessage) error {
 	stall.FromContext(ctx).Progress("")
-	faultpoint.Hit(faultpoint.UnparkTaken, m.RunID, string(m.Step))
+	faultpoint.Hit(faultpoint.ParkedTaken, m.RunID, string(m.Step))
 	publish, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	if err := o.broker.Publish(publish, publishingOf(m)); err != nil {
 		return err
 	}
-	faultpoint.Hit(faultpoint.UnparkPublished, m.RunID, string(m.Step))
+	faultpoint.Hit(faultpoint.ParkedPublished, m.RunID, string(m.Step))
 	o.log.Info("parked message is back in the queue", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
 		"why", string(m.Why), "waited", max(0, time.Since(m.Since)).Round(time.Millisecond))
 	return o.config.Steps.DropParked(context.WithoutCancel(ctx), m.ID)
