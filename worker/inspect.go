@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,9 @@ type Inspection struct {
 	Server string
 	// Queues has one element for each of Config.Queues.
 	Queues []QueueInspection
+	// PublishErr is the error with which a task could not publish its follow-ups,
+	// and the worker no copy of a message, or nil: compare with ErrPermission.
+	PublishErr error
 }
 
 // QueueInspection describes one of the queues of Config.Queues.
@@ -25,6 +29,8 @@ type QueueInspection struct {
 	// Exists and ExchangeExists say whether queue and exchange exist at the
 	// broker. Run creates those that do not.
 	Exists, ExchangeExists bool
+	// Type is classic, quorum or stream, or "" if the broker did not report it.
+	Type string
 	// Messages is the number of ready messages, Consumers that of all consumers.
 	Messages, Consumers int
 	// Err is the error with which Run would fail because of this queue, or nil:
@@ -35,8 +41,10 @@ type QueueInspection struct {
 // Inspect connects to the broker once and checks the consumed queues, without
 // consuming or creating anything. It declares only queues and exchanges that
 // exist, so that the broker compares their properties with the configured ones.
-// The error says why the check was not possible; problems of single queues are
-// in QueueInspection.Err. It needs no Run.
+// It checks permissions that a worker needs later by requests which the broker
+// authorizes and then cannot carry out. The error says why the check was not
+// possible; problems of single queues are in QueueInspection.Err. It needs no
+// Run.
 func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 	s, err := w.connect(ctx)
 	if err != nil {
@@ -57,7 +65,43 @@ func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 		}
 		found.Queues = append(found.Queues, inspected)
 	}
+	found.PublishErr = s.inspectPublishing(ctx)
+	if errors.Is(found.PublishErr, ErrUnreachable) {
+		return found, found.PublishErr
+	}
 	return found, nil
+}
+
+// inspectPublishing checks the permission to write to the default exchange. It
+// publishes a message that no queue can receive, so that the broker returns it.
+func (s *session) inspectPublishing(ctx context.Context) error {
+	defer s.guard("an inspection")()
+	ch, err := s.conn.Channel()
+	if err != nil {
+		return s.connectionError("an inspection", err)
+	}
+	defer ch.Close()
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	ch.NotifyReturn(make(chan amqp.Return, 1))
+	if err := ch.Confirm(false); err != nil {
+		return s.connectionError("an inspection", err)
+	}
+	confirmed, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", "mm-orchestrator.inspect."+newID(), true, false, amqp.Publishing{})
+	if err != nil {
+		return s.connectionError("an inspection", err)
+	}
+	if acked, err := confirmed.WaitContext(ctx); acked || err != nil {
+		return err
+	}
+	refused := <-closed
+	switch {
+	case refused == nil:
+		return s.connectionError("an inspection", amqp.ErrClosed)
+	case refused.Code != amqp.AccessRefused:
+		return s.connectionError("an inspection", refused)
+	}
+	return fmt.Errorf("%w: publishing at %s: give the user write permission on the default exchange, amq.default, by which a task sends the next one (RabbitMQ: %s)",
+		ErrPermission, s.broker, brokerText(refused))
 }
 
 func (s *session) inspect(q Queue) (QueueInspection, error) {
@@ -109,6 +153,19 @@ func (s *session) inspect(q Queue) (QueueInspection, error) {
 	if err == nil && q.Passive && !found.Exists {
 		err = &amqp.Error{Code: amqp.NotFound, Reason: fmt.Sprintf("NOT_FOUND - no queue '%s'", q.Name), Server: true}
 	}
+	if err == nil && found.Exists && found.ExchangeExists && !q.Passive {
+		// Removing a binding needs the same permissions as adding one. This one
+		// does not exist, so that nothing is removed.
+		err = call(func(ch *amqp.Channel) error {
+			return ch.QueueUnbind(q.Name, "mm-orchestrator.inspect."+newID(), q.Exchange, nil)
+		})
+	}
+	if err == nil && found.Exists {
+		found.Err, err = s.inspectConsuming(q, call)
+	}
+	if err == nil && found.Exists {
+		found.Type, err = inspectType(q, call)
+	}
 	if err != nil {
 		found.Err = s.declareError(q, err)
 		if errors.Is(found.Err, ErrUnreachable) {
@@ -116,4 +173,59 @@ func (s *session) inspect(q Queue) (QueueInspection, error) {
 		}
 	}
 	return found, nil
+}
+
+// inspectConsuming checks the permission to read the queue. It asks for a consumer
+// whose priority is not a number: the broker checks the permission first, and
+// then refuses the priority.
+func (s *session) inspectConsuming(q Queue, call func(func(*amqp.Channel) error) error) (refusal, err error) {
+	err = call(func(ch *amqp.Channel) error {
+		_, err := ch.Consume(q.Name, "", false, false, false, false, amqp.Table{"x-priority": "none"})
+		return err
+	})
+	var refused *amqp.Error
+	switch {
+	case !errors.As(err, &refused):
+		return nil, err
+	case refused.Code == amqp.AccessRefused:
+		return fmt.Errorf("%w: consuming queue %q at %s: give the user read permission on it (RabbitMQ: %s)", ErrPermission, q.Name, s.broker, brokerText(refused)), nil
+	case refused.Code == amqp.PreconditionFailed:
+		return nil, nil
+	}
+	return nil, err
+}
+
+// inspectType returns the type of an existing queue. Without a configured type the
+// virtual host's default decides, which the protocol does not report: declaring
+// the queue as a quorum queue makes the broker name the difference.
+func inspectType(q Queue, call func(func(*amqp.Channel) error) error) (string, error) {
+	if q.Type != "" {
+		return q.Type, nil
+	}
+	if q.Passive {
+		return "", nil
+	}
+	q.Type = "quorum"
+	arguments, err := amqpTable(q.arguments())
+	if err != nil {
+		return "", err
+	}
+	err = call(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments)
+		return err
+	})
+	var refused *amqp.Error
+	switch {
+	case err == nil:
+		return q.Type, nil
+	case !errors.As(err, &refused):
+		return "", err
+	case refused.Code != amqp.PreconditionFailed:
+		return "", nil
+	}
+	difference := mismatch(q, refused)
+	if difference.Argument != "x-queue-type" {
+		return "", nil
+	}
+	return cmp.Or(difference.Current, "classic"), nil
 }

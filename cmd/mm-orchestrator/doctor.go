@@ -80,6 +80,7 @@ type verdict struct{ status, found, cure string }
 var checks = []check{
 	{"broker", "", (*doctor).broker},
 	{"queue", "broker", (*doctor).queue},
+	{"publish", "broker", (*doctor).publish},
 	{"database", "", (*doctor).database},
 	{"connections", "database", (*doctor).connections},
 	{"session", "connections", (*doctor).session},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,8 +47,36 @@ func (d *doctor) queue(context.Context) []verdict {
 		default:
 			list = append(list, ok("%q and exchange %q are declared as ours, %d messages, %d consumers", q.Name, q.Exchange, q.Messages, q.Consumers)...)
 		}
+		kind := q.Type
+		if !q.Exists {
+			kind = d.config.QueueType
+		}
+		if kind == "quorum" && q.Err == nil {
+			list = append(list, deliveryLimit(q.Name, d.inspected.Server)...)
+		}
 	}
 	return list
+}
+
+// deliveryLimit says how often a message of a quorum queue may come back. The
+// protocol tells neither the limit nor the policies that set it; one that is an
+// argument of the queue would be a difference from our declaration.
+func deliveryLimit(queue, server string) []verdict {
+	const policies = "See that no policy sets delivery-limit below 20 for it (`rabbitmqctl list_policies`)"
+	_, version, _ := strings.Cut(server, " ")
+	major, _, _ := strings.Cut(version, ".")
+	if n, err := strconv.Atoi(major); err == nil && n < 4 {
+		return ok("%q is a quorum queue: without a policy %s sets no delivery limit", queue, server)
+	}
+	return note(policies+", or turn it off by -1",
+		"%q is a quorum queue, of which RabbitMQ drops a message that came back 20 times, or as often as a policy says, which cannot be seen from here: the worker sends it again before, after 10", queue)
+}
+
+func (d *doctor) publish(context.Context) []verdict {
+	if err := d.inspected.PublishErr; err != nil {
+		return failed(&curedError{err, "Without it a run stops after its first step. As an administrator, run: rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ, with a WRITE that fits amq.default too"})
+	}
+	return ok("the next step's message can be sent")
 }
 
 // open opens a database as a worker does.

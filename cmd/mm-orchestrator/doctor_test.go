@@ -198,3 +198,95 @@ func answering(t *testing.T, version string) string {
 	}
 	return path
 }
+
+// Rights at the broker that only a step would miss are asked for without
+// touching what is in the queue.
+func TestDoctorMissesRightsAtTheBroker(t *testing.T) {
+	t.Parallel()
+	s := newStand(t)
+	s.git(t)
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.ExchangeDeclare("moonmind.jobs", "direct", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.QueueDeclare("orchestrator.run", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.Publish("", "orchestrator.run", true, false, amqp.Publishing{Body: []byte("waits")}); err != nil {
+		t.Fatal(err)
+	}
+	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
+	for _, tt := range []struct {
+		name, configure, write, read string
+		check, found                 string
+	}{
+		{"publish", ".*", "^orchestrator|^moonmind", ".*", "publish", "write permission on the default exchange, amq.default"},
+		{"consume", ".*", ".*", "^moonmind", "queue", "read permission on it"},
+		{"bind", ".*", ".*", "^orchestrator", "queue", "write and read permission on it and on exchange"},
+		{"declare", "^moonmind", ".*", ".*", "queue", "configure, write and read permission"},
+	} {
+		s.permitAll(t, tt.configure, tt.write, tt.read)
+		f := diagnose(t, env, exitFailure)[tt.check]
+		if f.Status != statusFail || !strings.Contains(f.Found, tt.found) || !strings.Contains(f.Found, "ACCESS_REFUSED") {
+			t.Errorf("%s: %+v", tt.name, f)
+		}
+	}
+	s.permitAll(t, ".*", ".*", ".*")
+	found := diagnose(t, env, exitOK)
+	for _, name := range []string{"queue", "publish"} {
+		if f := found[name]; f.Status != statusOK {
+			t.Errorf("%+v", f)
+		}
+	}
+	message, there, err := ch.Get("orchestrator.run", true)
+	if err != nil || !there || string(message.Body) != "waits" || message.Redelivered || message.MessageCount != 0 {
+		t.Errorf("%q %v %v, redelivered %v, %d more", message.Body, there, err, message.Redelivered, message.MessageCount)
+	}
+}
+
+// What a quorum queue is known by, and what is told of its limit.
+func TestDoctorTellsTheDeliveryLimitOfAQuorumQueue(t *testing.T) {
+	t.Parallel()
+	for server, status := range map[string]string{"RabbitMQ 3.10.8": statusOK, "RabbitMQ 3.13.7": statusOK, "RabbitMQ 4.0.5": statusNote, "RabbitMQ 4.3.6": statusNote, "": statusNote} {
+		if v := deliveryLimit("q", server)[0]; v.status != status {
+			t.Errorf("%s: %+v", server, v)
+		}
+	}
+	s := newStand(t)
+	s.git(t)
+	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
+	p := start(t, append(env, "MM_ORCHESTRATOR_QUEUE_TYPE=quorum"), "doctor", "--queue=quorum.run")
+	if p.exit() != exitOK || !strings.Contains(p.stdout.String(), `"quorum.run" is a quorum queue`) {
+		t.Errorf("not there yet: exit %d", p.code)
+	}
+	conn, err := amqp.Dial(s.broker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, arguments := range map[string]amqp.Table{"quorum.run": {"x-queue-type": "quorum"}, "classic.run": nil} {
+		if _, err := ch.QueueDeclare(name, true, false, false, false, arguments); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p = start(t, append(env, "MM_ORCHESTRATOR_QUEUE_TYPE=quorum"), "doctor", "--queue=quorum.run")
+	if p.exit() != exitOK || !strings.Contains(p.stdout.String(), `"quorum.run" is a quorum queue`) {
+		t.Errorf("it is there: exit %d", p.code)
+	}
+	p = start(t, env, "doctor", "--queue=classic.run")
+	if p.exit() != exitOK || strings.Contains(p.stdout.String(), "quorum queue") {
+		t.Errorf("classic: exit %d", p.code)
+	}
+}

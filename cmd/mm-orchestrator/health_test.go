@@ -288,13 +288,19 @@ func TestHealthFollowsThePermissionToConsume(t *testing.T) {
 // permit says what the broker's user may read in this stand.
 func (s stand) permit(t *testing.T, read string) {
 	t.Helper()
+	s.permitAll(t, ".*", ".*", read)
+}
+
+// permitAll says what the broker's user may do in this stand.
+func (s stand) permitAll(t *testing.T, configure, write, read string) {
+	t.Helper()
 	u, err := url.Parse(s.broker)
 	if err != nil {
 		t.Fatal(err)
 	}
 	vhost := url.PathEscape(strings.TrimPrefix(u.Path, "/"))
 	address := os.Getenv(devenv.EnvBrokerAPI) + "/api/permissions/" + vhost + "/" + url.PathEscape(u.User.Username())
-	body := fmt.Sprintf(`{"configure": ".*", "write": ".*", "read": %q}`, read)
+	body := fmt.Sprintf(`{"configure": %q, "write": %q, "read": %q}`, configure, write, read)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, address, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
