@@ -15,16 +15,18 @@ import (
 )
 
 const (
-	// lookAgain is how often BeginStep looks at a holder that seems to be dead.
-	lookAgain = 100 * time.Millisecond
-	// deathTold is how long the database may need to see that a worker is dead
-	// whose message the broker has delivered again: milliseconds, but more on
-	// a busy machine, where the broker is often the first to know.
-	deathTold = time.Second
-	// lateAnswer is when the answer to the commit that gives a claim comes too
-	// late to be believed: whoever was cut off meanwhile may have been counted
-	// dead, and the claim taken over. It is well below Config.TakeoverGrace.
-	lateAnswer = time.Second
+	// recheckPause is the wait before BeginStep looks again at a holder that may
+	// be dead.
+	recheckPause = 100 * time.Millisecond
+	// deathLag bounds how much later than the broker the database may notice the
+	// death of a worker. It is milliseconds, but more on a busy machine, where the
+	// broker often delivers the message again before the database frees the lock.
+	deathLag = time.Second
+	// maxCommitTime is the longest that the commit of a claim may take. After
+	// that BeginStep reads the claim again: the connection may have been cut
+	// meanwhile, and another worker may have taken the claim over. It is well
+	// below Config.TakeoverGrace.
+	maxCommitTime = time.Second
 )
 
 // knownSteps are the labels of the enum orchestratorplanstep.
@@ -37,48 +39,47 @@ var knownSteps = map[Step]bool{
 //
 //   - It is one transaction, committed before it returns: readers see the step
 //     in_progress while it runs (docs/moonmind.md#r9).
-//   - After [Start] the caller holds the claim and must call FinishStep, or
-//     ReleaseClaim if it will not: until then every other delivery of the step
-//     is [Parked].
-//   - The first step of a run takes the workspace, and FinishStep gives it on
-//     when the run ends. Until then the steps of other runs are [Parked]. High
-//     priority comes first, then who was queued first.
-//   - After any other decision no table of MoonMind's was written.
-//   - A claim whose holder is dead is taken over. It must be seen dead for
-//     Config.TakeoverGrace, for which BeginStep waits. With a message that was
-//     delivered again it waits up to 1 s longer for a holder to be seen dead
-//     that still seems to live: the broker may have known first.
-//   - A commit that is answered after more than 1 s is looked at again: the
-//     claim may have been taken over meanwhile.
-//   - After an error nobody has the claim: if its commit may have been done, the
-//     Store gives it back as soon as the database answers.
-//   - ErrNotFound, with Python's words, if there is no such run; ErrInvalid
-//     for what is not a run id or a step.
+//   - After [Start] the caller holds the claim. It must call FinishStep, or else
+//     ReleaseClaim. Until then every other delivery of the step is [Parked].
+//   - The first step of a run takes the workspace, and FinishStep passes it on
+//     when the run ends. Until then the steps of other runs are [Parked]. Among
+//     those that wait, high priority comes first, then the run queued first.
+//   - Any decision but Start writes to no table of MoonMind's.
+//   - BeginStep takes over a claim whose holder is dead. The holder's lock must
+//     be free for Config.TakeoverGrace; BeginStep waits for that. If the message
+//     was redelivered and the holder still has its lock, BeginStep waits up to
+//     1 s longer: the broker may have noticed the death first.
+//   - If the answer to the commit takes more than 1 s, BeginStep reads the claim
+//     again, since another worker may have taken it over meanwhile.
+//   - After an error nobody has the claim. If its commit may have succeeded, the
+//     Store releases it as soon as the database answers.
+//   - ErrNotFound, in Python's words, if there is no such run; ErrInvalid for a
+//     malformed run id, an unknown step or an incomplete request.
 //
-// The rules are those of decide.
+// decide has the rules.
 func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, error) {
 	request.TaskID = clean(request.TaskID)
 	request.RootTaskID = clean(request.RootTaskID)
 	switch {
 	case !isUUID(request.RunID):
-		return nil, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(request.RunID, 80))
+		return nil, notARun(request.RunID)
 	case !knownSteps[request.Step]:
 		return nil, failure(ErrInvalid, "%q is not a step of a plan", cut(string(request.Step), 80))
 	case request.Workspace == nil:
-		return nil, failure(ErrInvalid, "step %s of run %s was begun without a workspace", request.Step, request.RunID)
+		return nil, failure(ErrInvalid, "step %s of run %s has no workspace: BeginRequest.Workspace is required", request.Step, request.RunID)
 	case request.TaskID == "":
-		return nil, failure(ErrInvalid, "step %s of run %s came without a task id", request.Step, request.RunID)
+		return nil, failure(ErrInvalid, "step %s of run %s has no task id", request.Step, request.RunID)
 	}
-	// The token is drawn and registered before the first try: if the answer to
-	// the commit is lost, the next try recognises the claim as its own, and a
-	// second delivery in this process never sees it as abandoned.
+	// The token is registered before the first try. If the answer to the commit is
+	// lost, the next try recognises the claim as its own, and a second delivery in
+	// this process finds it held (holderSelf).
 	token := rand.Int64N(1<<62) + 1
 	faultpoint.Hit(faultpoint.BeginBefore, request.RunID, string(request.Step))
 	s.register(token)
-	decision, uncertain, err := s.begin(ctx, request, token)
+	decision, mayHaveClaimed, err := s.begin(ctx, request, token)
 	switch _, started := decision.(Start); {
-	case uncertain:
-		s.giveBackLater(request.RunID, token)
+	case mayHaveClaimed:
+		s.releaseLater(request.RunID, token)
 	case !started:
 		s.unregister(token)
 	}
@@ -93,16 +94,17 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	return decision, nil
 }
 
-// begin looks until there is a decision. uncertain goes with an error: the claim
-// may have been taken.
-func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (decision Decision, uncertain bool, err error) {
+// begin reads the state again and again until there is a decision.
+// mayHaveClaimed is set together with an error: the commit of the claim may have
+// succeeded.
+func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (decision Decision, mayHaveClaimed bool, err error) {
 	doing := "begin step " + string(request.Step) + " of run " + request.RunID
-	gone := sightings{}
+	suspected := suspicions{}
 	var session int
 	arrived := time.Now()
 	for {
-		var seen situation
-		var asOf time.Time
+		var seen beginState
+		var ownedAt time.Time
 		tries := 0
 		decision = nil
 		err = s.retry(ctx, doing, func(ctx context.Context) error {
@@ -110,62 +112,64 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (d
 			if err != nil {
 				return err
 			}
-			// A lost connection is a break, the lock's own included: the server
-			// may have restarted, and a holder's session is then as new as ours.
+			// After a lost connection, of the pool or of the lock, the suspicions
+			// start anew: the server may have restarted, and then the holder needs
+			// as long to connect again as we did.
 			if tries++; tries > 1 || current != session {
-				gone, session = sightings{}, current
+				suspected, session = suspicions{}, current
 			}
-			seen = situation{MayHaveDied: request.Message.Redelivered && time.Since(arrived) < deathTold}
+			seen = beginState{JustRedelivered: request.Message.Redelivered && time.Since(arrived) < deathLag}
 			return s.transaction(ctx, func(tx pgx.Tx) (err error) {
-				decision, err = s.beginInTx(ctx, tx, request, token, &seen, gone)
-				asOf = time.Now()
-				// What follows is the commit.
+				decision, err = s.beginInTx(ctx, tx, request, token, &seen, suspected)
+				ownedAt = time.Now()
+				// The commit follows.
 				if _, starts := decision.(Start); starts && err == nil {
-					uncertain = true
+					mayHaveClaimed = true
 				}
 				return err
 			})
 		})
 		if err != nil {
-			return nil, uncertain, err
+			return nil, mayHaveClaimed, err
 		}
 		start, isStart := decision.(Start)
 		switch {
-		case isStart && time.Since(asOf) > lateAnswer:
-			continue // the next look finds the claim, if it is still ours
+		case isStart && time.Since(ownedAt) > maxCommitTime:
+			continue // the next round finds the claim, if it is still ours
 		case isStart:
-			start.OwnedAt = asOf
-			s.given.add(token, givenClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
+			start.OwnedAt = ownedAt
+			s.issued.add(token, issuedClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
 			return start, false, nil
 		}
-		// It was read under the run's lock: no earlier try has taken the claim.
-		uncertain = false
+		// The state was read under the run's lock and has no claim with our token:
+		// no earlier try took it.
+		mayHaveClaimed = false
 		if decision != nil {
 			return decision, false, nil
 		}
-		gone = gone.next(slices.Concat(seen.Claims, seen.OtherSteps), time.Now())
-		if len(gone) > 0 {
+		suspected = suspected.next(slices.Concat(seen.StepClaims, seen.OtherClaims), time.Now())
+		if len(suspected) > 0 {
 			faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Step))
 		}
 		select {
 		case <-ctx.Done():
 			return nil, false, ctx.Err()
-		case <-time.After(min(lookAgain, s.config.TakeoverGrace)):
+		case <-time.After(min(recheckPause, s.config.TakeoverGrace)):
 		}
 	}
 }
 
-// sightings are claims, by token, whose holders were gone at every look, with
-// the time of the first.
-type sightings map[int64]time.Time
+// suspicions has, by the token of a claim, since when every look has found its
+// holder suspected.
+type suspicions map[int64]time.Time
 
-// next adds a look: who is there again is forgotten.
-func (g sightings) next(claims []claimRow, now time.Time) sightings {
-	next := sightings{}
+// next adds a look. A holder that has its lock again is no longer suspected.
+func (s suspicions) next(claims []claimRow, now time.Time) suspicions {
+	next := suspicions{}
 	for _, c := range claims {
-		if c.Holder == holderGone || c.Holder == holderDead {
+		if c.Holder == holderSuspected || c.Holder == holderDead {
 			next[c.Token] = now
-			if since, before := g[c.Token]; before {
+			if since, known := s[c.Token]; known {
 				next[c.Token] = since
 			}
 		}
@@ -173,25 +177,24 @@ func (g sightings) next(claims []claimRow, now time.Time) sightings {
 	return next
 }
 
-// believe turns holders that are gone into dead ones when they have been so for
-// the whole grace.
-func (g sightings) believe(claims []claimRow, grace time.Duration) {
+// confirm marks holders as dead that have been suspected for the whole grace.
+func (s suspicions) confirm(claims []claimRow, grace time.Duration) {
 	for i := range claims {
-		if since, before := g[claims[i].Token]; before && claims[i].Holder == holderGone && time.Since(since) >= grace {
+		if since, known := s[claims[i].Token]; known && claims[i].Holder == holderSuspected && time.Since(since) >= grace {
 			claims[i].Holder = holderDead
 		}
 	}
 }
 
-// beginInTx reads, decides and writes. It returns a decision, or nil if a
-// holder must be looked at again.
-func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *situation, gone sightings) (Decision, error) {
-	mine, err := s.readSituation(ctx, tx, request, token, seen)
+// beginInTx reads the state, decides, and writes. It returns nil if the state
+// must be read again in a moment (verdict.recheck).
+func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *beginState, suspected suspicions) (Decision, error) {
+	mine, err := s.readBeginState(ctx, tx, request, token, seen)
 	if err != nil {
 		return nil, err
 	}
-	gone.believe(seen.Claims, s.config.TakeoverGrace)
-	gone.believe(seen.OtherSteps, s.config.TakeoverGrace)
+	suspected.confirm(seen.StepClaims, s.config.TakeoverGrace)
+	suspected.confirm(seen.OtherClaims, s.config.TakeoverGrace)
 	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Step))
 	claim := Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt(), TaskID: request.TaskID, Token: token}
 	if mine != nil {
@@ -200,28 +203,28 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress}, nil
 	}
 	v := decide(*seen, request)
-	if v.wait != nil {
+	if v.recheck != nil {
 		return nil, nil
 	}
 	if v.done != nil || v.stop != "" {
-		unpark := false
-		if seen.Holds {
-			if unpark, err = releaseIfOver(ctx, tx, seen.Run); err != nil {
+		parkedReady := false
+		if seen.HoldsWorkspace {
+			if parkedReady, err = releaseIfComplete(ctx, tx, seen.Run); err != nil {
 				return nil, err
 			}
 		}
 		if v.done != nil {
-			return Done{Outcome: *v.done, ParkedReady: unpark}, nil
+			return Done{Outcome: *v.done, ParkedReady: parkedReady}, nil
 		}
-		if len(v.free) > 0 {
+		if len(v.deadClaims) > 0 {
 			batch := &pgx.Batch{}
-			queueFree(batch, seen.Run.ID, v.free)
-			queueUnpark(batch, seen.Run.ID, &unpark)
+			queueFreeClaims(batch, seen.Run.ID, v.deadClaims)
+			queueParkedReady(batch, seen.Run.ID, &parkedReady)
 			if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 				return nil, err
 			}
 		}
-		return Stop{Reason: v.stop, ParkedReady: unpark}, nil
+		return Stop{Reason: v.stop, ParkedReady: parkedReady}, nil
 	}
 	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
 	if err != nil {
@@ -237,26 +240,26 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	progress, err := s.writeStart(ctx, tx, claim, request, v.free)
+	progress, err := s.writeStart(ctx, tx, claim, request, v.deadClaims)
 	if err != nil {
 		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
-	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, PreviousWorker: v.before}, nil
+	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, PreviousWorker: v.previousWorker}, nil
 }
 
-// queueFree takes claims from holders that are dead. The token changes, so that
-// one which lives all the same has lost its claim: see HasClaim.
-func queueFree(batch *pgx.Batch, runID string, tokens []int64) {
+// queueFreeClaims takes claims from holders that are dead. The token changes, so
+// that a worker that was wrongly taken for dead has lost its claim: see HasClaim.
+func queueFreeClaims(batch *pgx.Batch, runID string, tokens []int64) {
 	batch.Queue(`
 		UPDATE mm_orchestrator.claims SET holder = NULL, token = -token
 		WHERE run_id = $1 AND token = ANY ($2) AND outcome IS NULL`, runID, tokens)
 }
 
-// lockStates and lockRun are the locks of begin and finish, in the order in
-// which MoonMind's API and Python worker come to these rows: the states first,
-// by primary key, as SQLAlchemy flushes them. With ours the other way round, an
-// API retry and a step could lock each other out, and the API would answer 500.
+// lockStates and lockRun are the row locks of begin and finish. Their order is
+// that in which MoonMind's API and Python worker write these rows: the states
+// first, by primary key, as SQLAlchemy flushes them. In another order an API
+// retry and a step could deadlock, and the API would answer 500.
 const lockStates = `
 	SELECT 1 FROM spec_workflow_task_states
 	WHERE orchestrator_run_id = $1 AND plan_step::text = ANY ($2)
@@ -265,11 +268,11 @@ const lockStates = `
 
 const lockRun = `SELECT 1 FROM orchestrator_runs WHERE id = $1 FOR UPDATE`
 
-// readSituation locks the step's states and the run, and reads what decide
-// needs, in one round trip. Statements after the locks see what was committed
-// before these were given. mine is the claim that carries token: an earlier
-// try of this very call was committed, and its answer lost.
-func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *situation) (mine *claimRow, err error) {
+// readBeginState locks the step's states and the run, and reads what decide
+// needs, in one round trip. The statements after the locks see all that was
+// committed before the locks were granted. mine is the claim with this token: an
+// earlier try of the same call committed it, and the answer was lost.
+func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *beginState) (mine *claimRow, err error) {
 	batch := &pgx.Batch{}
 	batch.Queue(lockStates, request.RunID, []string{string(request.Step)})
 	batch.Queue(lockRun, request.RunID)
@@ -315,8 +318,8 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		}
 		return rows.Err()
 	})
-	// The shared form of the lock: two workers that look at one dead holder do
-	// not take each other for it.
+	// The shared form of the lock: two workers that test the lock of one dead
+	// holder at once must not take each other for the holder.
 	batch.Queue(`
 		SELECT step, attempt, task_id, worker, token, starts, handed_back, started_at, root_task_id = $4, holder, outcome::text, progress::text,
 		       CASE WHEN outcome IS NULL AND holder <> $3 THEN pg_try_advisory_xact_lock_shared(holder) END
@@ -345,19 +348,19 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 			case holder == nil:
 				c.Holder = holderNone
 			case free != nil && *free:
-				c.Holder = holderGone
+				c.Holder = holderSuspected
 			case free != nil:
-				c.Holder = holderLive
+				c.Holder = holderAlive
 			case s.isRegistered(c.Token):
-				c.Holder = holderHere
+				c.Holder = holderSelf
 			}
 			if c.Step != request.Step {
 				if c.Holder != holderNone {
-					seen.OtherSteps = append(seen.OtherSteps, c)
+					seen.OtherClaims = append(seen.OtherClaims, c)
 				}
 				continue
 			}
-			seen.Claims = append(seen.Claims, c)
+			seen.StepClaims = append(seen.StepClaims, c)
 			if c.Token == token && c.Outcome == nil {
 				mine = &c
 			}
@@ -365,20 +368,21 @@ func (s *Store) readSituation(ctx context.Context, tx pgx.Tx, request BeginReque
 		return rows.Err()
 	})
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&seen.Holds)
+		return row.Scan(&seen.HoldsWorkspace)
 	})
 	return mine, tx.SendBatch(ctx, batch).Close()
 }
 
-// takeWorkspace makes the workspace the run's, or parks the message: because
-// another run has it, or because of busy, not nil, a claim on a step of the run.
+// takeWorkspace gives the workspace to the run and returns nil, or parks the
+// message: because busy, a claim on a step of the run, is not nil, or because
+// another run has the workspace.
 func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, run Run, busy *claimRow) (*Parked, error) {
 	workspace := clean(request.Workspace(run))
 	hold, err := lockHold(ctx, tx, workspace, clean(request.Queue), run.ID)
 	if err != nil {
 		return nil, err
 	}
-	p := parcel{
+	p := parkedInsert{
 		workspace: workspace, queue: clean(request.Queue), turn: turnOf(run, request.Step), step: request.Step,
 		taskID: request.TaskID, root: request.RootTaskID, why: ParkedWorkspace, message: request.Message,
 	}
@@ -388,8 +392,8 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 	case busy != nil:
 		p.why = ParkedBusy
 		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, busy.Step, busy.StartedAt.Format(time.RFC3339))
-		if busy.Holder == holderGone {
-			parked.Reason += "; the worker is gone, and the message of its step has not come back yet"
+		if busy.Holder == holderSuspected {
+			parked.Reason += "; that worker is not connected to the database, and the broker has not yet redelivered the message of its step"
 		}
 	case a.wait:
 		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)
@@ -402,7 +406,7 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		queueHold(batch, workspace, run.ID, request.RootTaskID)
 	default:
 		parked = nil
-		queueSeen(batch, run.ID, request.RootTaskID)
+		queueTouchHold(batch, run.ID, request.RootTaskID)
 	}
 	if parked != nil {
 		parked.Why = p.why
@@ -415,14 +419,13 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 
 // writeStart records a start (docs/moonmind.md#start-of-a-step, but without the
 // faults docs/moonmind.md#c14, docs/moonmind.md#r3 and docs/moonmind.md#r5):
-// the state row of the newest attempt begins afresh, a pending run becomes
-// running, the claim is ours, and those in free, of earlier attempts too, are
-// taken from their dead holders. It returns how far an attempt that was begun
-// before had come.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest, free []int64) (progress *Progress, err error) {
+// it resets the state row of the newest attempt, sets a pending run to running,
+// takes the claim, and takes deadClaims, also those of earlier attempts, from
+// their holders. It returns the progress of an attempt that was started before.
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest, deadClaims []int64) (progress *Progress, err error) {
 	batch := &pgx.Batch{}
-	if len(free) > 0 {
-		queueFree(batch, claim.RunID, free)
+	if len(deadClaims) > 0 {
+		queueFreeClaims(batch, claim.RunID, deadClaims)
 	}
 	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
 	// the API seeded, as both leave them.
@@ -441,9 +444,9 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		UPDATE orchestrator_runs
 		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now()
 		WHERE id = $1 AND status = 'pending'`, claim.RunID, claim.StartedAt)
-	// progress: what RETURNING reads is the row under its lock, and whoever
-	// held the claim before records nothing any more. An attempt that has ended
-	// and begins again, as a rollback may, begins at its first command.
+	// progress: RETURNING reads the row under its lock, after which the previous
+	// holder can record nothing. An attempt that has ended and starts again, as a
+	// rollback may, starts at its first command.
 	batch.Queue(`
 		INSERT INTO mm_orchestrator.claims AS c
 		       (run_id, step, attempt, task_id, root_task_id, holder, worker, token, starts, started_at, handed_back)
@@ -466,12 +469,13 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 	return progress, err
 }
 
-// ReleaseClaim hands a claim back that will not be finished here: the worker
-// is stopping, or FinishStep failed. The next delivery of the step, to anyone,
-// may start it at once. The state row stays in_progress until then. It may be
-// called twice, and after the claim was lost; in this Store the claim is free
-// even if the database cannot be told. After an error the Store goes on telling
-// it until it answers, or until Close.
+// ReleaseClaim gives up a claim whose step will not be finished here: the worker
+// stops, or FinishStep failed. The next delivery of the step, to any worker, may
+// start it at once. The state row stays in_progress until then.
+//
+// It may be called twice, and after the claim was lost. Within this Store the
+// claim is free even after an error; the Store then retries until the database
+// answers, or until Close.
 func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
 	s.unregister(claim.Token)
 	err := s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
@@ -482,7 +486,7 @@ func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
 		return err
 	})
 	if err != nil {
-		s.giveBackLater(claim.RunID, claim.Token)
+		s.releaseLater(claim.RunID, claim.Token)
 	}
 	return err
 }

@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// stateRow is what a decision needs of the newest attempt's row in
-// spec_workflow_task_states.
+// stateRow is what decide needs to know of a row of spec_workflow_task_states.
 type stateRow struct {
 	Attempt        int
 	PlanStepStatus string
@@ -15,18 +14,19 @@ type stateRow struct {
 	Message        string
 	Payload        json.RawMessage
 	FinishedAt     time.Time
-	// Artifacts are those that artifact_refs names, in that order.
+	// Artifacts are those that the column artifact_refs names, in its order.
 	Artifacts []Artifact
 }
 
-// ended says that the attempt was run to its end. "skipped" is not an end: it
-// was never run.
+// ended says whether the attempt has succeeded or failed. A skipped attempt has
+// not ended: it never ran.
 func (r *stateRow) ended() bool {
 	return r != nil && (r.PlanStepStatus == string(StepSucceeded) || r.PlanStepStatus == string(StepFailed))
 }
 
-// outcome rebuilds what a Python worker recorded, which left no claim. The
-// exception's class is not in the tables: RuntimeError shows the right text.
+// outcome rebuilds the outcome of an attempt that a Python worker ran, which
+// made no claim. The tables do not keep the class of its exception. RuntimeError
+// stands in for it, as it shows the message as it is.
 func (r *stateRow) outcome(artifactRoot string) Outcome {
 	o := Outcome{
 		Status:       StepStatus(r.PlanStepStatus),
@@ -42,8 +42,7 @@ func (r *stateRow) outcome(artifactRoot string) Outcome {
 	return o
 }
 
-// claimRow is one row of mm_orchestrator.claims as it was read, with what is
-// known of its holder.
+// claimRow is a row of mm_orchestrator.claims, and the state of its holder.
 type claimRow struct {
 	Step    Step
 	Attempt int
@@ -51,118 +50,145 @@ type claimRow struct {
 	Worker  string
 	Token   int64
 	Starts  int
-	// HandedBack counts the starts that ended in order, without an end of the
-	// step.
+	// HandedBack counts the starts after which the worker released the claim
+	// although the step had not ended, as a worker does that stops.
 	HandedBack int
 	StartedAt  time.Time
-	// Outcome is nil while the attempt has not ended.
+	// Outcome is nil until the attempt has ended.
 	Outcome *Outcome
-	// Progress is nil if no command has ended.
+	// Progress is nil until the first command has ended.
 	Progress *Progress
-	// SameSubmission says that the message which started it and the one in hand
-	// belong to one submission of the run: their root task is the same.
+	// SameSubmission says that the claim and the request belong to one
+	// submission of the run: they have the same root task.
 	SameSubmission bool
 	Holder         holderState
 }
 
-// holderState is what is known of the worker behind a claim.
+// holderState says whether the worker that holds a claim is alive. A worker is
+// alive while its session has the advisory lock of its key (see workerLock).
 type holderState int
 
 const (
-	// holderNone: it was released, or this Store gave it out in vain.
+	// holderNone: no worker holds the claim. Or the row names this Store, which
+	// does not run the step: the answer that gave it the claim was lost.
 	holderNone holderState = iota
-	// holderHere: it runs in this Store.
-	holderHere
-	// holderLive: another worker's, whose session holds its lock.
-	holderLive
-	// holderGone: another worker's, whose lock is free. It may have lost its
-	// session only, and be about to connect again.
-	holderGone
-	// holderDead: holderGone at every look for the whole grace.
+	// holderSelf: this Store holds the claim, and the step runs here.
+	holderSelf
+	// holderAlive: another worker holds the claim and has its lock.
+	holderAlive
+	// holderSuspected: another worker holds the claim, and its lock is free. It
+	// has died, or it has lost its session and is about to connect again.
+	holderSuspected
+	// holderDead: BeginStep has found the holder suspected at every look for
+	// Config.TakeoverGrace.
 	holderDead
 )
 
-// situation is everything that a decision looks at, read under the run's lock.
-type situation struct {
+// beginState is all that decide looks at, read under the run's row lock.
+type beginState struct {
 	Run Run
-	// State is the row of the highest attempt, nil if there is none.
+	// State is the row of the step's highest attempt, nil if the step has none.
 	State *stateRow
-	// Claims are all of the run's claims on this step.
-	Claims []claimRow
-	// OtherSteps are the run's claims on other steps, of any attempt and any
-	// submission, that have not ended and that a worker has: none is holderNone.
-	OtherSteps []claimRow
-	// Holds says that the run holds a workspace.
-	Holds bool
-	// MayHaveDied: a holder of this step in state holderLive may be dead, the
-	// database has not had the time to see it.
-	MayHaveDied bool
+	// StepClaims are the run's claims on the requested step, of every attempt.
+	StepClaims []claimRow
+	// OtherClaims are the run's claims on other steps, of every attempt and
+	// submission, without those that have an outcome or no holder.
+	OtherClaims []claimRow
+	// HoldsWorkspace says that the run holds a workspace.
+	HoldsWorkspace bool
+	// JustRedelivered says that the broker delivered the message again a moment
+	// ago (deathLag). The database may not have noticed yet that the previous
+	// worker has died, so that holderAlive is not to be trusted.
+	JustRedelivered bool
 }
 
-// attempt is the one that a start would write: the highest
+// attempt is the number of the attempt that a start would write: the highest
 // (docs/moonmind.md#r5).
-func (s situation) attempt() int {
+func (s beginState) attempt() int {
 	if s.State == nil {
 		return 1
 	}
 	return s.State.Attempt
 }
 
-// verdict is what decide says: one of its fields is set.
+// verdict is the answer of decide. Exactly one of done, busy, recheck, stop and
+// start is set.
 type verdict struct {
+	// done: the step has ended with this outcome. Answer Done.
 	done *Outcome
+	// busy: this claim is in the way. Park the message.
 	busy *claimRow
-	// wait: the holder is gone, but not for long enough to believe it; or it
-	// seems to live, but not for long enough.
-	wait *claimRow
+	// recheck: this claim is in the way, but its holder may be dead. Read the
+	// state again in a moment.
+	recheck *claimRow
+	// stop: the message must have no effect, for this reason. Answer Stop.
 	stop string
-	// free are the tokens of claims on this step whose holders are dead, to be
-	// taken from them with stop or start: a holder that lives all the same
-	// records nothing any more, notices and ends its commands, and other steps
-	// of the run need not wait for it.
-	free []int64
-	// start: take the claim, if the workspace can be had; starts is the count
-	// including this one, handedBack how many of them ended in order.
-	start      bool
+	// start: start the step, if the run can have its workspace.
+	start bool
+
+	// starts, with start: how often the attempt will have been started, this
+	// start included. handedBack: after how many of them the worker released it.
 	starts     int
 	handedBack int
-	// before is the worker that ran the attempt last, "" for none.
-	before string
+	// previousWorker, with start: the worker that ran the attempt last, or "".
+	previousWorker string
+	// deadClaims, with stop or start: the tokens of claims to take from holders
+	// that are dead. A worker that was wrongly taken for dead can then record
+	// nothing, finds its claim lost and ends its commands, and other steps of the
+	// run no longer wait for it.
+	deadClaims []int64
 }
 
-// decide says what becomes of a delivery. It is pure. The rules, in order:
+// decide says what becomes of a delivered message. It is pure.
 //
-//  1. This task id has ended before: the same answer again, whatever has
-//     happened to the run since. What follows it carries the same ids and
-//     meets the same rule.
-//  2. The newest attempt has ended: the same answer. Of a Python worker's
-//     attempt the row itself is the record; a failure counts only for the
-//     same task id. A rollback that ended for an earlier failure does not
-//     count while the run waits for another one.
-//  3. The run waits for approval: nothing (docs/moonmind.md#a1).
-//  4. A rollback belongs to a run that is failed and not yet complete. Any
-//     other run was retried since, or is good: nothing. But while another step
-//     of its own submission has a live holder, the run may be about to be
-//     failed, as a time limit can be told before the step has ended: busy.
-//  5. Any other step of a run that has ended: nothing.
-//  6. Somebody runs the step, this attempt or one before: busy. That comes
-//     before "nothing" too: the message is kept for as long as its step runs,
-//     since its coming again is how the death of the worker is known.
-//  7. Somebody has another step of the run: busy. A retry that the API accepts
-//     while the rollback runs is such a case. A holder that is gone counts as
-//     well: this message says nothing about the holder's own, and only who has
-//     lost both its lock and its message has ended its commands (see package
-//     orchestrator, cutoff.go). The holder's message comes again and frees the
-//     claim by rule 4, 5 or 6; if it was lost, FreeClaims does. The rollback of
-//     the same submission need not wait for that: it was sent when the other
-//     step's message had had its answer.
-//  8. Start.
-func decide(s situation, request BeginRequest) verdict {
-	for i := range s.Claims {
-		if c := &s.Claims[i]; c.TaskID == request.TaskID && c.Outcome != nil {
+// Two signs together show that a claim may be taken over: the holder's lock is
+// free, and the broker has delivered the message of the claim's step to another
+// worker. Only a worker that has lost both has ended its commands (package
+// tasks/orchestrator, cutoff.go).
+//
+// The first of these rules that applies decides:
+//
+//  1. The task id of the message has an outcome already: done, with the same
+//     outcome, whatever has happened to the run since. The messages that follow
+//     it are published again under their old ids, and meet this rule too.
+//  2. The newest attempt of the step has ended: done, with its outcome. If a
+//     Python worker ran the attempt, there is no claim, and the state row is the
+//     record; a failure then counts only for the same task id. Exception: a
+//     rollback that is due (rule 5b) runs, although an earlier one has ended.
+//  3. A rollback came before the run has failed, while another step of its own
+//     submission has a holder: busy. That run may be about to fail, since the
+//     engine can send the rollback at a time limit, before the step has ended.
+//  4. The requested step, this attempt or an earlier one, has a holder: busy.
+//     This rule stands before rule 5, since the message must be kept while the
+//     step runs: its redelivery is the sign that the worker has died.
+//  5. The message must have no effect: stop. That is so for
+//     a. every step of a run that waits for approval (docs/moonmind.md#a1);
+//     b. a rollback that is not due. It is due while the run is failed and not
+//     completed; otherwise the run was retried since, or needs no rollback;
+//     c. every other step of a run that has ended or failed.
+//  6. Another step of the run has a holder: busy. An example is a retry that the
+//     API accepts while the rollback still runs. See below for the holders that
+//     count.
+//  7. Otherwise: start.
+//
+// Which holders count: for rules 3 and 4, those that may be alive. A suspected
+// one gives recheck in place of busy, and so does one that is alive if the
+// message of its step was redelivered a moment ago; a dead one does not count,
+// and loses its claim. For rule 6 every holder counts, also a suspected and a
+// dead one: the request is for another step, so that only one of the two signs
+// is there. The second comes when the message of the holder's step is delivered
+// again (rules 4 and 5); if that message was lost, FreeClaims frees the claim.
+// The rollback is an exception: for claims of its own submission rule 6 counts
+// as rule 3 does, since the rollback was sent after the message of the failed
+// step was answered, so that this message does not come again.
+func decide(s beginState, request BeginRequest) verdict {
+	// Rule 1.
+	for i := range s.StepClaims {
+		if c := &s.StepClaims[i]; c.TaskID == request.TaskID && c.Outcome != nil {
 			return verdict{done: c.Outcome}
 		}
 	}
+	// Rule 2.
 	rollbackDue := request.Step == StepRollback && s.Run.Status == RunFailed && s.Run.CompletedAt == nil
 	if s.State.ended() {
 		sameTask := s.State.CeleryTaskID == request.TaskID
@@ -175,29 +201,34 @@ func decide(s situation, request BeginRequest) verdict {
 			return verdict{done: &o}
 		}
 	}
-	own := s.own()
-	stop := s.stop(request.Step, rollbackDue)
-	if stop != "" && request.Step == StepRollback && s.Run.Status != RunAwaitingApproval && goesOn(s.Run) {
-		if others := s.others(request.Step, func(c claimRow) bool { return c.SameSubmission }); !others.start {
-			return others
+	// Rule 3.
+	if request.Step == StepRollback && (s.Run.Status == RunPending || s.Run.Status == RunRunning) {
+		if v := judgeOtherClaims(request.Step, ofSameSubmission(s.OtherClaims)); !v.start {
+			return v
 		}
 	}
-	if !own.start {
-		return own
+	// Rule 4.
+	v := s.judgeStepClaims()
+	if !v.start {
+		return v
 	}
-	if stop != "" {
-		return verdict{stop: stop, free: own.free}
+	// Rule 5.
+	if reason := s.stopReason(request.Step, rollbackDue); reason != "" {
+		return verdict{stop: reason, deadClaims: v.deadClaims}
 	}
-	others := s.others(request.Step, func(claimRow) bool { return true })
+	// Rule 6.
+	others := judgeOtherClaims(request.Step, s.OtherClaims)
 	if !others.start {
 		return others
 	}
-	own.free = append(own.free, others.free...)
-	return own
+	// Rule 7.
+	v.deadClaims = append(v.deadClaims, others.deadClaims...)
+	return v
 }
 
-// stop is why a message must have no effect, by rules 3 to 5, or "".
-func (s situation) stop(step Step, rollbackDue bool) string {
+// stopReason is why the message must have no effect by rule 5, in words for an
+// operator, or "".
+func (s beginState) stopReason(step Step, rollbackDue bool) string {
 	switch status := s.Run.Status; {
 	case status == RunAwaitingApproval:
 		return fmt.Sprintf("run %s waits for approval: approve it, which sends its steps again", s.Run.ID)
@@ -213,58 +244,67 @@ func (s situation) stop(step Step, rollbackDue bool) string {
 	return ""
 }
 
-// own is the verdict that the claims on this very step allow, whatever else
-// there is: busy, wait, or start.
-func (s situation) own() verdict {
+// judgeStepClaims applies rule 4: busy, recheck, or start if no holder of the
+// requested step may be alive.
+func (s beginState) judgeStepClaims() verdict {
 	v := verdict{start: true, starts: 1}
-	for i := range s.Claims {
-		c := &s.Claims[i]
+	for i := range s.StepClaims {
+		c := &s.StepClaims[i]
 		if c.Outcome != nil {
 			continue
 		}
 		switch {
-		case c.Holder == holderHere, c.Holder == holderLive && !s.MayHaveDied:
+		case c.Holder == holderSelf, c.Holder == holderAlive && !s.JustRedelivered:
 			return verdict{busy: c}
-		case c.Holder == holderLive, c.Holder == holderGone:
-			return verdict{wait: c}
+		case c.Holder == holderAlive, c.Holder == holderSuspected:
+			return verdict{recheck: c}
 		case c.Holder == holderDead:
-			v.free = append(v.free, c.Token)
+			v.deadClaims = append(v.deadClaims, c.Token)
 		}
 		if c.Attempt == s.attempt() {
-			v.starts, v.handedBack, v.before = c.Starts+1, c.HandedBack, c.Worker
+			v.starts, v.handedBack, v.previousWorker = c.Starts+1, c.HandedBack, c.Worker
 		}
 	}
 	return v
 }
 
-// others is the verdict that those claims on other steps allow which count,
-// whatever else there is: busy, wait, or start.
-func (s situation) others(step Step, counts func(claimRow) bool) verdict {
+// judgeOtherClaims applies rules 3 and 6 to claims on other steps: busy,
+// recheck, or start if none is in the way of step.
+func judgeOtherClaims(step Step, claims []claimRow) verdict {
 	v := verdict{start: true}
-	var wait *claimRow
-	for i := range s.OtherSteps {
-		c := &s.OtherSteps[i]
-		failed := step == StepRollback && c.SameSubmission
+	var recheck *claimRow
+	for i := range claims {
+		c := &claims[i]
+		answered := step == StepRollback && c.SameSubmission
 		switch {
-		case !counts(*c):
-		case failed && c.Holder == holderGone:
-			wait = c
-		case failed && c.Holder == holderDead:
-			v.free = append(v.free, c.Token)
+		case answered && c.Holder == holderSuspected:
+			recheck = c
+		case answered && c.Holder == holderDead:
+			v.deadClaims = append(v.deadClaims, c.Token)
 		default:
 			return verdict{busy: c}
 		}
 	}
-	if wait != nil {
-		return verdict{wait: wait}
+	if recheck != nil {
+		return verdict{recheck: recheck}
 	}
 	return v
 }
 
-func (s situation) claimOf(attempt int) *claimRow {
-	for i := range s.Claims {
-		if s.Claims[i].Attempt == attempt {
-			return &s.Claims[i]
+func ofSameSubmission(claims []claimRow) []claimRow {
+	var same []claimRow
+	for _, c := range claims {
+		if c.SameSubmission {
+			same = append(same, c)
+		}
+	}
+	return same
+}
+
+func (s beginState) claimOf(attempt int) *claimRow {
+	for i := range s.StepClaims {
+		if s.StepClaims[i].Attempt == attempt {
+			return &s.StepClaims[i]
 		}
 	}
 	return nil

@@ -26,65 +26,65 @@ func TestDecide(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name     string
-		seen     situation
+		seen     beginState
 		step     Step
 		task     string
-		want     string // start N, done, rebuilt, busy, wait, or words of the stop
+		want     string // start N, done, rebuilt, busy, recheck, or words of the stop
 		attempts int
 	}{
-		{"first start", situation{Run: run(RunPending), State: row(1, "pending", "")}, StepBuild, "t", "start 1", 1},
-		{"no state row", situation{Run: run(RunPending)}, StepBuild, "t", "start 1", 1},
-		{"retried row", situation{Run: run(RunPending), State: row(3, "pending", "t")}, StepBuild, "t", "start 1", 3},
+		{"first start", beginState{Run: run(RunPending), State: row(1, "pending", "")}, StepBuild, "t", "start 1", 1},
+		{"no state row", beginState{Run: run(RunPending)}, StepBuild, "t", "start 1", 1},
+		{"retried row", beginState{Run: run(RunPending), State: row(3, "pending", "t")}, StepBuild, "t", "start 1", 3},
 		{"retried, the old attempt's claim has ended",
-			situation{Run: run(RunPending), State: row(2, "pending", "old"), Claims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "t", "start 1", 2},
+			beginState{Run: run(RunPending), State: row(2, "pending", "old"), StepClaims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "t", "start 1", 2},
 		{"retried, the old message again",
-			situation{Run: run(RunPending), State: row(2, "pending", "old"), Claims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "old", "done", 2},
-		{"ended, same task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
-		{"ended, same task, run has ended", situation{Run: ended(RunRolledBack), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
-		{"ended, another task", situation{Run: run(RunRunning), State: row(1, "failed", "t"), Claims: claims{claim(1, "t", bad, holderNone)}}, StepBuild, "u", "done", 1},
-		{"Python succeeded, same task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "t", "rebuilt", 1},
-		{"Python succeeded, another task", situation{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "u", "rebuilt", 1},
-		{"Python failed, same task", situation{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "t", "rebuilt", 1},
-		{"Python failed, another task", situation{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "u", "has ended: failed", 1},
-		{"skipped is not an end", situation{Run: ended(RunSucceeded), State: row(1, "skipped", "")}, StepRollback, "t", "is succeeded", 1},
-		{"waits for approval", situation{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepBuild, "t", "approval", 1},
-		{"rollback waits for approval", situation{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepRollback, "t", "approval", 1},
-		{"rollback due", situation{Run: run(RunFailed), State: row(1, "pending", "")}, StepRollback, "t", "start 1", 1},
-		{"rollback due, an earlier one ended", situation{Run: run(RunFailed), State: row(1, "succeeded", "old"), Claims: claims{claim(1, "old", good, holderNone)}}, StepRollback, "t", "start 1", 1},
-		{"rollback due, an earlier one by Python", situation{Run: run(RunFailed), State: row(1, "succeeded", "old")}, StepRollback, "t", "start 1", 1},
-		{"rollback of a good run", situation{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepRollback, "t", "is succeeded", 1},
-		{"rollback of a retried run", situation{Run: run(RunPending), State: row(2, "pending", "")}, StepRollback, "t", "is pending", 2},
-		{"rollback of a run at work", situation{Run: run(RunRunning), State: row(2, "pending", "")}, StepRollback, "t", "is running", 2},
-		{"rolled back, twin", situation{Run: ended(RunRolledBack), State: row(1, "succeeded", "a"), Claims: claims{claim(1, "a", good, holderNone)}}, StepRollback, "b", "done", 1},
-		{"rolled back, no record", situation{Run: ended(RunRolledBack), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
-		{"failed for good, rollback", situation{Run: ended(RunFailed), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
-		{"step of a good run", situation{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepBuild, "t", "has ended: succeeded", 1},
-		{"step of a failed run", situation{Run: run(RunFailed), State: row(1, "pending", "")}, StepRestart, "t", "has ended: failed", 1},
-		{"held by a live worker", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "t", "busy", 1},
-		{"held by one who may just have died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderLive)}, MayHaveDied: true}, StepBuild, "t", "wait", 1},
-		{"held here", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderHere)}, MayHaveDied: true}, StepBuild, "t", "busy", 1},
-		{"an old attempt still runs", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderLive)}}, StepBuild, "u", "busy", 2},
-		{"an old attempt's worker died", situation{Run: run(RunPending), State: row(2, "pending", "t"), Claims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "u", "start 1", 2},
-		{"holder just gone", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderGone)}}, StepBuild, "t", "wait", 1},
-		{"holder dead", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "t", "start 2", 1},
-		{"released", situation{Run: run(RunRunning), State: row(1, "in_progress", "t"), Claims: claims{claim(1, "t", nil, holderNone)}}, StepBuild, "t", "start 2", 1},
-		{"retried while the rollback runs", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderLive, false)}}, StepPatch, "t", "busy", 2},
-		{"retried while the rollback runs here", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderHere, false)}}, StepPatch, "t", "busy", 2},
-		{"retried, and the rollback's worker is gone", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderGone, false)}}, StepPatch, "t", "busy", 2},
-		{"retried, and the rollback's worker is dead", situation{Run: run(RunPending), State: row(2, "pending", ""), OtherSteps: claims{at(StepRollback, holderDead, false)}}, StepPatch, "t", "busy", 2},
-		{"two chains of one run", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepAnalyze, holderLive, false)}}, StepPatch, "t", "busy", 1},
-		{"a next link before its step has ended", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepAnalyze, holderLive, true)}}, StepPatch, "t", "busy", 1},
-		{"an ended step while another runs", situation{Run: run(RunRunning), State: row(1, "succeeded", "t"), Claims: claims{claim(1, "t", good, holderNone)}, OtherSteps: claims{at(StepBuild, holderLive, true)}}, StepPatch, "t", "done", 1},
-		{"rollback while a step of its submission runs", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, true)}}, StepRollback, "t", "busy", 1},
-		{"rollback, the step's worker is gone", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderGone, true)}}, StepRollback, "t", "wait", 1},
-		{"rollback, the step's worker is dead", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "is running", 1},
-		{"rollback of an earlier submission", situation{Run: run(RunRunning), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, false)}}, StepRollback, "t", "is running", 1},
-		{"rollback due, another submission's step runs", situation{Run: run(RunFailed), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderLive, false)}}, StepRollback, "t", "busy", 1},
-		{"rollback due, the worker of its own is dead", situation{Run: run(RunFailed), State: row(1, "pending", ""), OtherSteps: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "start 1", 1},
-		{"rollback again while it runs, retried since", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderLive)}}, StepRollback, "t", "busy", 2},
-		{"rollback again, retried since, its worker gone", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderGone)}}, StepRollback, "t", "wait", 2},
-		{"rollback again, retried since, its worker dead", situation{Run: run(RunPending), State: row(2, "pending", ""), Claims: claims{claim(1, "t", nil, holderDead)}}, StepRollback, "t", "is pending", 2},
-		{"Python was at it and died", situation{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
+			beginState{Run: run(RunPending), State: row(2, "pending", "old"), StepClaims: claims{claim(1, "old", bad, holderNone)}}, StepBuild, "old", "done", 2},
+		{"ended, same task", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t"), StepClaims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
+		{"ended, same task, run has ended", beginState{Run: ended(RunRolledBack), State: row(1, "succeeded", "t"), StepClaims: claims{claim(1, "t", good, holderNone)}}, StepBuild, "t", "done", 1},
+		{"ended, another task", beginState{Run: run(RunRunning), State: row(1, "failed", "t"), StepClaims: claims{claim(1, "t", bad, holderNone)}}, StepBuild, "u", "done", 1},
+		{"Python succeeded, same task", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "t", "rebuilt", 1},
+		{"Python succeeded, another task", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t")}, StepBuild, "u", "rebuilt", 1},
+		{"Python failed, same task", beginState{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "t", "rebuilt", 1},
+		{"Python failed, another task", beginState{Run: run(RunFailed), State: row(1, "failed", "t")}, StepBuild, "u", "has ended: failed", 1},
+		{"skipped is not an end", beginState{Run: ended(RunSucceeded), State: row(1, "skipped", "")}, StepRollback, "t", "is succeeded", 1},
+		{"waits for approval", beginState{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepBuild, "t", "approval", 1},
+		{"rollback waits for approval", beginState{Run: run(RunAwaitingApproval), State: row(1, "pending", "")}, StepRollback, "t", "approval", 1},
+		{"rollback due", beginState{Run: run(RunFailed), State: row(1, "pending", "")}, StepRollback, "t", "start 1", 1},
+		{"rollback due, an earlier one ended", beginState{Run: run(RunFailed), State: row(1, "succeeded", "old"), StepClaims: claims{claim(1, "old", good, holderNone)}}, StepRollback, "t", "start 1", 1},
+		{"rollback due, an earlier one by Python", beginState{Run: run(RunFailed), State: row(1, "succeeded", "old")}, StepRollback, "t", "start 1", 1},
+		{"rollback of a good run", beginState{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepRollback, "t", "is succeeded", 1},
+		{"rollback of a retried run", beginState{Run: run(RunPending), State: row(2, "pending", "")}, StepRollback, "t", "is pending", 2},
+		{"rollback of a run at work", beginState{Run: run(RunRunning), State: row(2, "pending", "")}, StepRollback, "t", "is running", 2},
+		{"rolled back, twin", beginState{Run: ended(RunRolledBack), State: row(1, "succeeded", "a"), StepClaims: claims{claim(1, "a", good, holderNone)}}, StepRollback, "b", "done", 1},
+		{"rolled back, no record", beginState{Run: ended(RunRolledBack), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
+		{"failed for good, rollback", beginState{Run: ended(RunFailed), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
+		{"step of a good run", beginState{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepBuild, "t", "has ended: succeeded", 1},
+		{"step of a failed run", beginState{Run: run(RunFailed), State: row(1, "pending", "")}, StepRestart, "t", "has ended: failed", 1},
+		{"held by a live worker", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepBuild, "t", "busy", 1},
+		{"held by one who may just have died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}, JustRedelivered: true}, StepBuild, "t", "recheck", 1},
+		{"held here", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSelf)}, JustRedelivered: true}, StepBuild, "t", "busy", 1},
+		{"an old attempt still runs", beginState{Run: run(RunPending), State: row(2, "pending", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepBuild, "u", "busy", 2},
+		{"an old attempt's worker died", beginState{Run: run(RunPending), State: row(2, "pending", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "u", "start 1", 2},
+		{"holder just gone", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepBuild, "t", "recheck", 1},
+		{"holder dead", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "t", "start 2", 1},
+		{"released", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderNone)}}, StepBuild, "t", "start 2", 1},
+		{"retried while the rollback runs", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderAlive, false)}}, StepPatch, "t", "busy", 2},
+		{"retried while the rollback runs here", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderSelf, false)}}, StepPatch, "t", "busy", 2},
+		{"retried, and the rollback's worker is gone", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderSuspected, false)}}, StepPatch, "t", "busy", 2},
+		{"retried, and the rollback's worker is dead", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderDead, false)}}, StepPatch, "t", "busy", 2},
+		{"two chains of one run", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepAnalyze, holderAlive, false)}}, StepPatch, "t", "busy", 1},
+		{"a next link before its step has ended", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepAnalyze, holderAlive, true)}}, StepPatch, "t", "busy", 1},
+		{"an ended step while another runs", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t"), StepClaims: claims{claim(1, "t", good, holderNone)}, OtherClaims: claims{at(StepBuild, holderAlive, true)}}, StepPatch, "t", "done", 1},
+		{"rollback while a step of its submission runs", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, true)}}, StepRollback, "t", "busy", 1},
+		{"rollback, the step's worker is gone", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderSuspected, true)}}, StepRollback, "t", "recheck", 1},
+		{"rollback, the step's worker is dead", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "is running", 1},
+		{"rollback of an earlier submission", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, false)}}, StepRollback, "t", "is running", 1},
+		{"rollback due, another submission's step runs", beginState{Run: run(RunFailed), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, false)}}, StepRollback, "t", "busy", 1},
+		{"rollback due, the worker of its own is dead", beginState{Run: run(RunFailed), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "start 1", 1},
+		{"rollback again while it runs, retried since", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepRollback, "t", "busy", 2},
+		{"rollback again, retried since, its worker gone", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepRollback, "t", "recheck", 2},
+		{"rollback again, retried since, its worker dead", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepRollback, "t", "is pending", 2},
+		{"Python was at it and died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
 	} {
 		v := decide(c.seen, BeginRequest{Step: c.step, TaskID: c.task})
 		got := v.stop
@@ -95,8 +95,8 @@ func TestDecide(t *testing.T) {
 			got = "rebuilt"
 		case v.busy != nil:
 			got = "busy"
-		case v.wait != nil:
-			got = "wait"
+		case v.recheck != nil:
+			got = "recheck"
 		case v.start:
 			got = "start " + itoa(v.starts)
 		}
@@ -105,13 +105,13 @@ func TestDecide(t *testing.T) {
 		}
 		// A start, or nothing, takes the claims of the dead; the rest wait.
 		dead := 0
-		for _, held := range append(c.seen.Claims, c.seen.OtherSteps...) {
+		for _, held := range append(c.seen.StepClaims, c.seen.OtherClaims...) {
 			if held.Outcome == nil && held.Holder == holderDead && (held.Step == "" || c.step == StepRollback && held.SameSubmission && v.start) {
 				dead++
 			}
 		}
-		if (v.start || v.stop != "") && len(v.free) != dead {
-			t.Errorf("%s: %d claims are freed, %d are dead", c.name, len(v.free), dead)
+		if (v.start || v.stop != "") && len(v.deadClaims) != dead {
+			t.Errorf("%s: %d claims are freed, %d are dead", c.name, len(v.deadClaims), dead)
 		}
 		if c.seen.attempt() != c.attempts {
 			t.Errorf("%s: attempt %d, want %d", c.name, c.seen.attempt(), c.attempts)
@@ -128,36 +128,36 @@ func TestConclude(t *testing.T) {
 		rollback bool
 		step     Step
 		status   StepStatus
-		want     ending
+		want     runChange
 	}{
-		{"a step in the middle", true, StepBuild, StepSucceeded, ending{}},
-		{"a plan that ends before verify", false, StepRestart, StepSucceeded, ending{workOver: true}},
-		{"a failure with a rollback to come", true, StepVerify, StepFailed, ending{status: RunFailed}},
-		{"a failure without", false, StepPatch, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began, workOver: true}},
-		{"verified", true, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true, workOver: true}},
-		{"verified, no rollback in the plan", false, StepVerify, StepSucceeded, ending{status: RunSucceeded, completedAt: ended, runStarted: began, workOver: true}},
-		{"rolled back", true, StepRollback, StepSucceeded, ending{status: RunRolledBack, completedAt: ended, runStarted: began, workOver: true}},
-		{"rollback failed", true, StepRollback, StepFailed, ending{status: RunFailed, completedAt: ended, runStarted: began, workOver: true}},
+		{"a step in the middle", true, StepBuild, StepSucceeded, runChange{}},
+		{"a plan that ends before verify", false, StepRestart, StepSucceeded, runChange{releaseHold: true}},
+		{"a failure with a rollback to come", true, StepVerify, StepFailed, runChange{status: RunFailed}},
+		{"a failure without", false, StepPatch, StepFailed, runChange{status: RunFailed, completedAt: ended, runStarted: began, releaseHold: true}},
+		{"verified", true, StepVerify, StepSucceeded, runChange{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true, releaseHold: true}},
+		{"verified, no rollback in the plan", false, StepVerify, StepSucceeded, runChange{status: RunSucceeded, completedAt: ended, runStarted: began, releaseHold: true}},
+		{"rolled back", true, StepRollback, StepSucceeded, runChange{status: RunRolledBack, completedAt: ended, runStarted: began, releaseHold: true}},
+		{"rollback failed", true, StepRollback, StepFailed, runChange{status: RunFailed, completedAt: ended, runStarted: began, releaseHold: true}},
 	} {
-		got := conclude(beforeFinish{startedAt: &began, hasRollback: c.rollback, lastStep: StepRestart}, c.step, Outcome{Status: c.status, FinishedAt: ended})
+		got := conclude(finishState{startedAt: &began, hasRollback: c.rollback, lastStep: StepRestart}, c.step, Outcome{Status: c.status, FinishedAt: ended})
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
 	for _, status := range []RunStatus{RunPending, RunRunning, RunAwaitingApproval} {
 		for _, end := range []StepStatus{StepSucceeded, StepFailed} {
-			if got := conclude(beforeFinish{status: status, startedAt: &began, hasRollback: true}, StepRollback, Outcome{Status: end, FinishedAt: ended}); got != (ending{}) {
+			if got := conclude(finishState{status: status, startedAt: &began, hasRollback: true}, StepRollback, Outcome{Status: end, FinishedAt: ended}); got != (runChange{}) {
 				t.Errorf("the rollback of a run that was retried and is %s: %s: %+v", status, end, got)
 			}
 		}
 	}
 	for _, status := range []StepStatus{StepSucceeded, StepFailed} {
-		got := conclude(beforeFinish{startedAt: &began, hasRollback: true}, StepBuild, Outcome{Status: status, FinishedAt: ended, NothingFollows: true})
-		if !got.workOver || !got.completedAt.IsZero() {
+		got := conclude(finishState{startedAt: &began, hasRollback: true}, StepBuild, Outcome{Status: status, FinishedAt: ended, NothingFollows: true})
+		if !got.releaseHold || !got.completedAt.IsZero() {
 			t.Errorf("%s, and no message follows: %+v", status, got)
 		}
 	}
-	if got := conclude(beforeFinish{}, StepVerify, Outcome{Status: StepSucceeded, FinishedAt: ended}); !got.runStarted.Equal(ended) {
+	if got := conclude(finishState{}, StepVerify, Outcome{Status: StepSucceeded, FinishedAt: ended}); !got.runStarted.Equal(ended) {
 		t.Errorf("a run without started_at: %+v", got)
 	}
 }

@@ -21,21 +21,22 @@ const (
 	maxChecksum     = 128
 )
 
-// FinishStep records how a step ended: artifacts, state row, snapshot, run
-// (docs/moonmind.md#state-rows), and the outcome for whoever delivers it again.
-// All of it or nothing.
+// FinishStep records the end of a step in one transaction: artifacts, state row,
+// snapshot and run (docs/moonmind.md#state-rows), and the outcome, with which
+// BeginStep answers a repeated delivery.
 //
-//   - The claim fences: ErrClaimLost if it was taken over, or if the step was
-//     retried under a new attempt meanwhile; nothing was recorded then, but
-//     messages that waited for the step may be published now.
-//   - A rollback of a run that was retried meanwhile leaves the run as the
-//     retry has it.
-//   - Called twice, it answers twice the same.
-//   - After any other error the claim is still held: call again, or
-//     ReleaseClaim.
-//   - ErrInvalid for an outcome that the tables cannot hold, such as an
-//     artifact type that is not a label or a path of more than 1024 characters.
-//     NUL bytes and invalid UTF-8 are mended, a long message is cut.
+//   - The claim's token is a fence. It returns ErrClaimLost, and records nothing,
+//     if another worker has taken the claim over, or if the step was retried
+//     under a new attempt. Messages that waited for the step may be published
+//     then.
+//   - If the run was retried while its rollback ran, the end of the rollback does
+//     not change the run.
+//   - A second call returns the same as the first.
+//   - After any other error the caller still has the claim, and must call
+//     FinishStep again or ReleaseClaim.
+//   - ErrInvalid for an outcome that the tables cannot store, such as an unknown
+//     artifact type or a path of more than 1024 characters. It removes NUL bytes,
+//     replaces invalid UTF-8, and cuts a long message.
 func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (Finished, error) {
 	outcome, err := storable(outcome)
 	if err != nil {
@@ -43,7 +44,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 	}
 	outcome.FinishedAt = outcome.FinishedAt.UTC().Truncate(time.Microsecond)
 	if outcome.FinishedAt.Before(claim.StartedAt) {
-		// The clock was set back while the step ran: no negative durations.
+		// The clock was set back while the step ran. Durations are not negative.
 		outcome.FinishedAt = claim.StartedAt
 	}
 	record, err := json.Marshal(outcome)
@@ -72,14 +73,14 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		faultpoint.Hit(faultpoint.FinishLocked, claim.RunID, string(claim.Step))
 		switch {
 		case before.token != claim.Token:
-			return failure(ErrClaimLost, "step %s of run %s was taken over by worker %s: nothing of this one is recorded",
+			return failure(ErrClaimLost, "step %s of run %s was taken over by worker %s: this end of it is not recorded",
 				claim.Step, claim.RunID, before.worker)
 		case before.hasOutcome:
 			// The answer to an earlier commit was lost.
 			end := conclude(before, claim.Step, outcome)
 			finished = end.finished(before)
 			batch := &pgx.Batch{}
-			queueUnpark(batch, claim.RunID, &finished.ParkedReady)
+			queueParkedReady(batch, claim.RunID, &finished.ParkedReady)
 			return tx.SendBatch(ctx, batch).Close()
 		case before.attempt != claim.Attempt:
 			superseded = true
@@ -87,7 +88,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 			batch.Queue(`
 				UPDATE mm_orchestrator.claims SET holder = NULL
 				WHERE run_id = $1 AND step = $2 AND attempt = $3`, claim.RunID, string(claim.Step), claim.Attempt)
-			queueSeen(batch, claim.RunID, "")
+			queueTouchHold(batch, claim.RunID, "")
 			return tx.SendBatch(ctx, batch).Close()
 		}
 		end := conclude(before, claim.Step, outcome)
@@ -97,7 +98,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		return err
 	})
 	if err == nil && superseded {
-		err = failure(ErrClaimLost, "step %s of run %s was retried while attempt %d ran: nothing of it is recorded",
+		err = failure(ErrClaimLost, "step %s of run %s was retried while attempt %d ran: the end of that attempt is not recorded",
 			claim.Step, claim.RunID, claim.Attempt)
 	}
 	if err != nil {
@@ -111,7 +112,8 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 	return finished, nil
 }
 
-// storable mends what the columns refuse and names what cannot be mended.
+// storable repairs what the columns would refuse. Its error names what cannot be
+// repaired.
 func storable(o Outcome) (Outcome, error) {
 	if o.Status != StepSucceeded && o.Status != StepFailed {
 		return o, failure(ErrInvalid, "outcome status %q: a step ends as succeeded or failed", o.Status)
@@ -131,8 +133,8 @@ func storable(o Outcome) (Outcome, error) {
 		}
 		o.Payload = payload
 	}
-	// The same file registered twice is one row: its place is the first, its
-	// contents are the last.
+	// A file registered twice is one row, at the place of the first registration
+	// and with the values of the last.
 	type key struct{ typ, path string }
 	at := map[key]int{}
 	var artifacts []Artifact
@@ -158,29 +160,30 @@ func storable(o Outcome) (Outcome, error) {
 	return o, nil
 }
 
-// errNoClaim: the claim has no row.
+// errNoClaim: table claims has no row of the claim.
 var errNoClaim = errors.New("there is no such claim")
 
-// beforeFinish is what FinishStep finds.
-type beforeFinish struct {
+// finishState is what FinishStep reads before it writes.
+type finishState struct {
 	status    RunStatus
 	startedAt *time.Time
-	// completedAt matters only when the outcome is there already.
+	// completedAt matters only if the step has an outcome already.
 	completedAt *time.Time
 	hasRollback bool
-	// lastStep of the plan, the rollback not counted.
+	// lastStep is the last step of the plan, the rollback not counted.
 	lastStep Step
-	// attempt is the highest of the step.
+	// attempt is the step's highest.
 	attempt    int
 	token      int64
 	worker     string
 	hasOutcome bool
 }
 
-// lockForFinish takes the same locks as begin, and the one on the rollback's
-// state, which a good verify writes.
-func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (beforeFinish, error) {
-	var before beforeFinish
+// lockForFinish takes the locks that begin takes, and that of the rollback's state
+// row, which a successful verify writes. It returns errNoClaim if the claim has no
+// row.
+func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (finishState, error) {
+	var before finishState
 	batch := &pgx.Batch{}
 	batch.Queue(lockStates, claim.RunID, []string{string(claim.Step), string(StepRollback)})
 	batch.Queue(lockRun, claim.RunID)
@@ -209,32 +212,33 @@ func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (beforeFinish, e
 	return before, tx.SendBatch(ctx, batch).Close()
 }
 
-// ending is what a step's end makes of its run.
-type ending struct {
-	// status is "" if the run's stays.
+// runChange is what the end of a step changes of its run.
+type runChange struct {
+	// status is the new one, or "" if it does not change.
 	status RunStatus
 	// completedAt is zero if the run has not ended.
 	completedAt time.Time
 	// runStarted repairs a run that has no started_at, which completed_at
 	// needs (ck_orchestrator_runs_timestamps).
 	runStarted time.Time
-	// skipRollback: verify was good, the rollback is not needed.
+	// skipRollback: verify has succeeded, so the rollback is not needed.
 	skipRollback bool
-	// workOver: the run has nothing left to do and gives its workspace up. A
-	// run whose plan ends before verify stays running all the same, and so does
-	// one whose steps are sent one by one, as somebody may do by hand: it takes
-	// the workspace again with the next.
-	workOver bool
+	// releaseHold: the run gives its workspace up, as nothing more is to come. Its
+	// status may still be running: if its plan ends before verify, or if somebody
+	// sends its steps one by one. In the latter case the next step takes the
+	// workspace again.
+	releaseHold bool
 }
 
-// conclude says what becomes of the run (docs/moonmind.md#state-rows). Pure.
-func conclude(before beforeFinish, step Step, outcome Outcome) ending {
-	var end ending
+// conclude says how the end of a step changes its run
+// (docs/moonmind.md#state-rows). It is pure.
+func conclude(before finishState, step Step, outcome Outcome) runChange {
+	var end runChange
 	if step == StepRollback {
 		switch before.status {
 		case RunPending, RunRunning, RunAwaitingApproval:
-			// It was failed when the rollback began, so it was retried since. The
-			// API may have left the rollback's own attempt as it was.
+			// The run was failed when the rollback began, so it was retried since,
+			// although the API may not have raised the rollback's own attempt.
 			return end
 		}
 	}
@@ -242,7 +246,7 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	switch {
 	case outcome.Status == StepFailed:
 		end.status = RunFailed
-		// With a rollback to come the run is failed but not complete.
+		// If a rollback is to come, the run is failed but not completed.
 		ended = step == StepRollback || !before.hasRollback
 	case step == StepVerify:
 		end.status = RunSucceeded
@@ -252,14 +256,15 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	default:
 		ended = false
 	}
-	end.workOver = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep
+	end.releaseHold = ended || outcome.NothingFollows || outcome.Status == StepSucceeded && step == before.lastStep
 	if ended {
 		end.completedAt = outcome.FinishedAt
 		end.runStarted = outcome.FinishedAt
 		if before.startedAt != nil {
 			end.runStarted = *before.startedAt
 		}
-		// Two machines' clocks may disagree; the CHECK does not care why.
+		// The clocks of two machines may differ, and a CHECK constraint refuses a
+		// run that is completed before it started.
 		if end.completedAt.Before(end.runStarted) {
 			end.completedAt = end.runStarted
 		}
@@ -267,20 +272,20 @@ func conclude(before beforeFinish, step Step, outcome Outcome) ending {
 	return end
 }
 
-func (e ending) finished(before beforeFinish) Finished {
-	f := Finished{Status: before.status, RunEnded: !e.completedAt.IsZero()}
-	if e.status != "" {
-		f.Status = e.status
+func (c runChange) finished(before finishState) Finished {
+	f := Finished{Status: before.status, RunEnded: !c.completedAt.IsZero()}
+	if c.status != "" {
+		f.Status = c.status
 	}
 	if f.RunEnded {
-		f.Duration = e.completedAt.Sub(e.runStarted)
+		f.Duration = c.completedAt.Sub(c.runStarted)
 	}
 	return f
 }
 
-// writeFinish writes everything in one round trip. unpark is set when parked
-// messages can be published after it.
-func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, end ending, record []byte, unpark *bool) error {
+// writeFinish writes everything in one round trip. It sets parkedReady if parked
+// messages may be published after the commit.
+func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, end runChange, record []byte, parkedReady *bool) error {
 	types := make([]string, len(outcome.Artifacts))
 	paths := make([]string, len(outcome.Artifacts))
 	checksums := make([]string, len(outcome.Artifacts))
@@ -304,8 +309,8 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		SET checksum = EXCLUDED.checksum, size_bytes = EXCLUDED.size_bytes`,
 		claim.RunID, types, paths, checksums, sizes)
 
-	// The row was begun afresh, so that the outcome says all of it: no payload
-	// is NULL, not what an earlier attempt left (docs/moonmind.md#c14).
+	// Every column is overwritten, with NULL where the outcome has nothing, so that
+	// nothing of an earlier attempt stays (docs/moonmind.md#c14).
 	batch.Queue(`
 		INSERT INTO spec_workflow_task_states AS s
 		       (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status, celery_state,
@@ -329,9 +334,9 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	if !end.completedAt.IsZero() {
 		runEntry = `{"run": ` + snapshotEntry(string(end.status), end.completedAt.Sub(end.runStarted)) + `}`
 	}
-	// The snapshot is complete (docs/moonmind.md#c16), and whatever else is in
-	// it stays. A value that is not an object is replaced, as there is nothing
-	// to add to. Python's updated_at is the transaction's start as well.
+	// The snapshot is completed (docs/moonmind.md#c16), and what else is in it
+	// stays. A value that is not an object is replaced. updated_at is the start of
+	// the transaction, as in Python.
 	batch.Queue(`
 		UPDATE orchestrator_runs AS r
 		SET status = COALESCE(NULLIF($2::text, '')::orchestratorrunstatus, r.status),
@@ -351,14 +356,14 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		string(claim.Step), stepEntry, runEntry)
 
 	if end.status != "" {
-		// The run has failed or ended: nothing is left to revoke, and a retry
-		// must not meet an old wish.
+		// The run has failed or ended, so nothing is left to revoke. A retry must
+		// not find an old request.
 		batch.Queue(`DELETE FROM mm_orchestrator.revocations WHERE run_id = $1`, claim.RunID)
 	}
 	if end.skipRollback {
-		// On the rollback's newest attempt, like every write
-		// (docs/moonmind.md#r5). What an earlier rollback left in the row goes:
-		// this one was not run.
+		// In the rollback's newest attempt, like every write
+		// (docs/moonmind.md#r5). What an earlier rollback left in the row is
+		// cleared, since this attempt did not run.
 		batch.Queue(`
 			INSERT INTO spec_workflow_task_states AS s
 			       (id, orchestrator_run_id, plan_step, attempt, task_name, status, plan_step_status, celery_state,
@@ -378,18 +383,18 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		WHERE run_id = $1 AND step = $2 AND attempt = $3`,
 		claim.RunID, string(claim.Step), claim.Attempt, outcome.FinishedAt, string(record))
 
-	// The lock of the workspace is the last one.
-	if end.workOver {
+	// The workspace is locked last: see lockHold.
+	if end.releaseHold {
 		queueRelease(batch, claim.RunID)
 	} else {
-		queueSeen(batch, claim.RunID, "")
+		queueTouchHold(batch, claim.RunID, "")
 	}
-	queueUnpark(batch, claim.RunID, unpark)
+	queueParkedReady(batch, claim.RunID, parkedReady)
 	return tx.SendBatch(ctx, batch).Close()
 }
 
-// snapshotEntry is {"status": …, "durationMs": …} with a float as Python
-// writes it: microseconds after the point, and a point always.
+// snapshotEntry is {"status": …, "durationMs": …} with a float as Python writes
+// it: down to microseconds, and always with a decimal point.
 func snapshotEntry(status string, duration time.Duration) string {
 	ms := strconv.FormatFloat(float64(max(duration, 0).Microseconds())/1000, 'f', -1, 64)
 	if !strings.Contains(ms, ".") {

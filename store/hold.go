@@ -8,15 +8,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A turn is a run's place among those that wait for a workspace: a rollback
-// before everything, then high priority, then whoever was queued first.
+// A turn is what orders the runs that wait for a workspace: a rollback first,
+// then high priority, then the run that was queued first.
 type turn struct {
 	RunID    string
 	Rank     int
 	QueuedAt time.Time
 }
 
-// Ranks as the column has them.
+// Ranks, as in the column mm_orchestrator.parked.rank.
 const (
 	rankRollback = iota
 	rankHigh
@@ -34,8 +34,9 @@ func turnOf(run Run, step Step) turn {
 	return t
 }
 
-// before says that t comes first. It orders as the index parked_order does.
-func (t turn) before(other turn) bool {
+// precedes says that t comes before other. The order is that of the index
+// parked_order.
+func (t turn) precedes(other turn) bool {
 	switch {
 	case t.Rank != other.Rank:
 		return t.Rank < other.Rank
@@ -45,46 +46,49 @@ func (t turn) before(other turn) bool {
 	return t.RunID < other.RunID
 }
 
-// holdRow is what a start finds of its workspace, whose lock it has.
+// holdRow is the hold of a workspace, read under its row lock.
 type holdRow struct {
-	// RunID is the holder, "" for none.
+	// RunID is the run that holds the workspace, "" for none.
 	RunID string
-	// Next is the first of the other runs that wait, nil for none.
+	// Next is the first of the other runs that wait for it, nil for none.
 	Next *turn
 }
 
-// admission is what admit says: one of its fields is set.
+// admission is the answer of admit. One of start, wait and grant is set.
 type admission struct {
-	// start: the workspace is ours, or becomes ours if take is set too.
+	// start: the run holds the workspace. take, with start: it does not yet, and
+	// must take it.
 	start, take bool
 	// wait: another run holds the workspace.
 	wait bool
-	// grant: nobody holds it, and this run has waited for it longer.
+	// grant: nobody holds the workspace, and this run has waited for it and comes
+	// first.
 	grant *turn
 }
 
-// admit says whether a step that could start may have its workspace. Pure.
+// admit says whether a step that can start may use its workspace. It is pure.
+// The first of these rules that applies decides:
 //
-//  1. The run holds it: yes, whoever waits. So a rollback is never behind
-//     other runs' work.
-//  2. Another run holds it: no.
-//  3. Nobody holds it and a better run waits: that one gets it.
-//  4. Nobody holds it: the run takes it.
+//  1. The run holds the workspace: start, whichever runs wait. So a rollback
+//     never waits for other runs.
+//  2. Another run holds it: wait.
+//  3. Nobody holds it, and a run with an earlier turn waits: grant it to that run.
+//  4. Otherwise: take it and start.
 func admit(hold holdRow, own turn) admission {
 	switch {
 	case hold.RunID == own.RunID:
 		return admission{start: true}
 	case hold.RunID != "":
 		return admission{wait: true}
-	case hold.Next != nil && hold.Next.before(own):
+	case hold.Next != nil && hold.Next.precedes(own):
 		return admission{grant: hold.Next}
 	}
 	return admission{start: true, take: true}
 }
 
-// runGoesOn is SQL over a row r of orchestrator_runs, which may be missing:
-// the run exists and has not ended. A failed one goes on until its rollback
-// has ended.
+// runGoesOn is SQL over a row r of orchestrator_runs, all NULL if there is no such
+// run: the run exists and has not ended. A failed run goes on until its rollback
+// has ended. goesOn is the same in Go.
 const runGoesOn = `(r.id IS NOT NULL AND r.status NOT IN ('succeeded', 'rolled_back') AND NOT (r.status = 'failed' AND r.completed_at IS NOT NULL))`
 
 func goesOn(run Run) bool {
@@ -97,8 +101,8 @@ func goesOn(run Run) bool {
 	return true
 }
 
-// lockHold locks the row of a workspace, which it makes if it is missing. It
-// is the last lock of every transaction: those of runs and states come before.
+// lockHold locks the row of a workspace, and inserts it if there is none. Every
+// transaction takes this lock last, after those of states and runs.
 func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (holdRow, error) {
 	var hold holdRow
 	batch := &pgx.Batch{}
@@ -108,7 +112,7 @@ func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (h
 		RETURNING COALESCE(h.run_id::text, '')`, workspace, queue).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&hold.RunID)
 	})
-	// A statement after the lock: it sees whoever parked before.
+	// A statement after the lock, so that it sees all messages parked before.
 	batch.Queue(`
 		SELECT p.run_id::text, p.rank, p.queued_at
 		FROM mm_orchestrator.parked AS p
@@ -127,7 +131,7 @@ func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (h
 	return hold, tx.SendBatch(ctx, batch).Close()
 }
 
-// queueHold makes a run the holder of a workspace whose lock we have.
+// queueHold gives a workspace, whose row is locked, to a run.
 func queueHold(batch *pgx.Batch, workspace, runID, rootTaskID string) {
 	batch.Queue(`
 		UPDATE mm_orchestrator.holds
@@ -135,24 +139,24 @@ func queueHold(batch *pgx.Batch, workspace, runID, rootTaskID string) {
 		WHERE workspace = $1`, workspace, runID, rootTaskID)
 }
 
-// queueSeen notes that a worker has something of the run in hand.
-func queueSeen(batch *pgx.Batch, runID, rootTaskID string) {
+// queueTouchHold records that a worker has had a message of the run just now.
+func queueTouchHold(batch *pgx.Batch, runID, rootTaskID string) {
 	batch.Queue(`
 		UPDATE mm_orchestrator.holds
 		SET seen_at = clock_timestamp(), root_task_id = COALESCE(NULLIF($2, ''), root_task_id)
 		WHERE run_id = $1`, runID, rootTaskID)
 }
 
-// queueRelease takes the workspaces of a run from it and gives each to the
-// first run that waits. One statement locks, the next one sees who waits.
+// queueRelease passes each workspace of a run on to the first run that waits for
+// it. The first statement locks, so that the second one sees all that wait.
 func queueRelease(batch *pgx.Batch, runID string) {
 	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE run_id = $1 ORDER BY workspace FOR UPDATE`, runID)
 	batch.Queue(`UPDATE mm_orchestrator.holds AS h SET `+grantToNext+` WHERE h.run_id = $1`, runID)
 }
 
 // grantToNext is the SET of an UPDATE of holds AS h whose rows are locked. It
-// is no loss to pass over a run that has ended: its messages have no effect
-// and need no workspace.
+// passes over runs that have ended, whose messages have no effect and need no
+// workspace.
 const grantToNext = `
 		(run_id, root_task_id) = (
 		    SELECT n.run_id, COALESCE(n.root_task_id, '')
@@ -166,34 +170,34 @@ const grantToNext = `
 		        LIMIT 1) AS n ON true),
 		since = clock_timestamp(), seen_at = clock_timestamp()`
 
-// queueUnpark asks whether messages of the run, or of a run that holds a
-// workspace, are parked: most likely they can be published now.
-func queueUnpark(batch *pgx.Batch, runID string, found *bool) {
+// queueParkedReady reads whether messages of the run, or of any run that holds a
+// workspace, are parked. They can probably be published; TakeParked checks.
+func queueParkedReady(batch *pgx.Batch, runID string, found *bool) {
 	batch.Queue(`
 		SELECT EXISTS (SELECT FROM mm_orchestrator.parked AS p
 		               WHERE p.run_id = $1 OR EXISTS (SELECT FROM mm_orchestrator.holds AS h WHERE h.run_id = p.run_id))`,
 		runID).QueryRow(func(row pgx.Row) error { return row.Scan(found) })
 }
 
-// releaseIfOver frees the workspaces of a run that has nothing left to do,
-// when a message of it turns out to be without effect. It says whether
-// messages can be published now.
-func releaseIfOver(ctx context.Context, tx pgx.Tx, run Run) (unpark bool, err error) {
-	over := !goesOn(run)
-	if !over && run.Status == RunRunning {
+// releaseIfComplete passes on the workspaces of a run that has nothing left to
+// do. BeginStep calls it when a message of the run has no effect. parkedReady
+// says whether parked messages may be published.
+func releaseIfComplete(ctx context.Context, tx pgx.Tx, run Run) (parkedReady bool, err error) {
+	complete := !goesOn(run)
+	if !complete && run.Status == RunRunning {
 		done, err := succeededSteps(ctx, tx, run.ID)
 		if err != nil {
 			return false, err
 		}
-		over = nextStep(run.Steps, done) == ""
+		complete = nextStep(run.Steps, done) == ""
 	}
-	if !over {
+	if !complete {
 		return false, nil
 	}
 	batch := &pgx.Batch{}
 	queueRelease(batch, run.ID)
-	queueUnpark(batch, run.ID, &unpark)
-	return unpark, tx.SendBatch(ctx, batch).Close()
+	queueParkedReady(batch, run.ID, &parkedReady)
+	return parkedReady, tx.SendBatch(ctx, batch).Close()
 }
 
 // succeededSteps are those whose newest attempt has succeeded.
@@ -217,7 +221,7 @@ func succeededSteps(ctx context.Context, tx pgx.Tx, runID string) (map[Step]bool
 }
 
 // planSteps are the steps of a plan in its order, without the rollback and
-// without what is no step.
+// without unknown names.
 func planSteps(plan json.RawMessage) []Step {
 	var steps []Step
 	for _, name := range stepNames(plan) {
@@ -228,7 +232,7 @@ func planSteps(plan json.RawMessage) []Step {
 	return steps
 }
 
-// lastStep is the step after which a run without verify has nothing to do.
+// lastStep is the last step of a plan, the rollback not counted, or "".
 func lastStep(plan json.RawMessage) Step {
 	steps := planSteps(plan)
 	if len(steps) == 0 {

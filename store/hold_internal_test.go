@@ -84,14 +84,14 @@ func TestLostStep(t *testing.T) {
 	run := Run{ID: "r", Status: RunRunning, Steps: []byte(`["analyze", "patch", "build"]`)}
 	for _, c := range []struct {
 		name string
-		seen lostSituation
+		seen lostState
 		step Step
 		text string
 	}{
-		{"between two steps", lostSituation{run: run, done: map[Step]bool{StepAnalyze: true}}, StepPatch, "step patch did not begin"},
-		{"in a step", lostSituation{run: run, done: map[Step]bool{StepAnalyze: true}, open: &claimRow{Worker: "w"}, openStep: StepPatch}, StepPatch, "in progress on worker w"},
-		{"a step that ended otherwise", lostSituation{run: run, done: map[Step]bool{StepAnalyze: true, StepPatch: true}, open: &claimRow{Worker: "w"}, openStep: StepPatch}, StepBuild, "step build did not begin"},
-		{"at its end", lostSituation{run: run, done: map[Step]bool{StepAnalyze: true, StepPatch: true, StepBuild: true}}, "", ""},
+		{"between two steps", lostState{run: run, done: map[Step]bool{StepAnalyze: true}}, StepPatch, "step patch did not begin"},
+		{"in a step", lostState{run: run, done: map[Step]bool{StepAnalyze: true}, open: &claimRow{Worker: "w"}, openStep: StepPatch}, StepPatch, "in progress on worker w"},
+		{"a step that ended otherwise", lostState{run: run, done: map[Step]bool{StepAnalyze: true, StepPatch: true}, open: &claimRow{Worker: "w"}, openStep: StepPatch}, StepBuild, "step build did not begin"},
+		{"at its end", lostState{run: run, done: map[Step]bool{StepAnalyze: true, StepPatch: true, StepBuild: true}}, "", ""},
 	} {
 		step, text := c.seen.lostStep()
 		if step != c.step || step != "" && !strings.Contains(text, c.text) {

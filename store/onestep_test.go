@@ -110,8 +110,8 @@ func TestRetryWaitsForTheRollback(t *testing.T) {
 }
 
 // TestRetryAfterTheRollbacksWorkerDied: neither its free lock nor the retry's
-// own message proves that its commands have ended; its message that comes again
-// does.
+// own message proves that its commands have ended; the redelivery of the
+// rollback's message does.
 func TestRetryAfterTheRollbacksWorkerDied(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -119,13 +119,13 @@ func TestRetryAfterTheRollbacksWorkerDied(t *testing.T) {
 	run, claim, again, rollback := retriedDuringRollback(t, d, dying)
 	waits(t, heir, again, store.ParkedBusy)
 	dying.Close()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(waits(t, heir, again, store.ParkedBusy).Reason, "is gone"); {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(waits(t, heir, again, store.ParkedBusy).Reason, "is not connected"); {
 		if time.Now().After(deadline) {
-			t.Fatal("the worker's death was never seen")
+			t.Fatal("nobody noticed the worker's death")
 		}
 	}
 	if ids := taken(t, heir, "q"); ids != "" {
-		t.Errorf("published before the rollback's message has come back: %s", ids)
+		t.Errorf("published before the rollback's message was redelivered: %s", ids)
 	}
 	began := time.Now()
 	stop, is := ask(t, heir, rollback).(store.Stop)
@@ -173,7 +173,7 @@ func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the worker's death was never seen")
+			t.Fatal("nobody noticed the worker's death")
 		}
 	}
 	free(time.Hour)

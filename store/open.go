@@ -30,31 +30,31 @@ type Config struct {
 	// default_query_exec_mode=exec; a worker needs a direct or session-pooled
 	// connection all the same, as its claims live by an advisory lock.
 	URL secret.String
-	// Worker is the node name written into claims and shown to others, and
-	// the application_name. Defaults to "mm-orchestrator".
+	// Worker is the worker's node name. It stands in claims, and is the
+	// application_name. Defaults to "mm-orchestrator".
 	Worker string
-	// Connections is the most that the store opens for statements, besides
-	// the one session that holds the worker's lock. Defaults to 2.
+	// Connections is the most connections that the store opens for statements,
+	// besides the session of the worker's lock. Defaults to 2.
 	Connections int
 	// ConnectTimeout bounds one attempt to connect, unless the address says
 	// otherwise by connect_timeout. Defaults to 10 s.
 	ConnectTimeout time.Duration
-	// TryTimeout bounds one try of a call: a server that took the request and
-	// says nothing counts as away then. Defaults to 20 s.
+	// TryTimeout bounds one try of a call. A server that does not answer in this
+	// time counts as unavailable. Defaults to 20 s.
 	TryTimeout time.Duration
-	// RetryFor is how long one call goes on trying when the connection
-	// breaks or the server is away. Defaults to 30 s.
+	// RetryFor is how long one call retries when the connection breaks or the
+	// server is unavailable. Defaults to 30 s.
 	RetryFor time.Duration
-	// TakeoverGrace is how long a claim's holder must be seen dead before the
-	// claim is taken over: a live worker whose session was cut has that long
-	// to come back, or to end what it does. Defaults to 2 s, for which the
-	// workers' times are made (reachTime, orchestrator.Config.CutOffAfter);
-	// there is no "at once".
+	// TakeoverGrace is how long the lock of a claim's holder must be free before
+	// another worker takes the claim over. A live worker whose session was cut
+	// has that long to connect again, or to end its commands. Defaults to 2 s,
+	// which other timeouts rely on (reconnectTimeout,
+	// orchestrator.Config.CutOffAfter). It cannot be switched off.
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time
-	// Logger is for what happens between calls: the worker's session lost
-	// and regained. Defaults to none.
+	// Logger is for what happens between calls, such as the loss of the worker's
+	// session. By default nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -101,9 +101,9 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Store is a database. All methods may be called from any goroutine. A server
-// that restarts or fails over is survived: calls try again for
-// Config.RetryFor, then say ErrUnavailable.
+// Store is access to a database. All methods may be called from any goroutine.
+// While the server restarts or fails over, calls retry for Config.RetryFor and
+// then return ErrUnavailable.
 type Store struct {
 	config     Config
 	place      string
@@ -111,31 +111,31 @@ type Store struct {
 	workerLock *workerLock
 
 	mu sync.Mutex
-	// registered are the tokens of claims that this Store has given out and
-	// that were neither finished nor released.
+	// registered are the tokens of claims that a call of BeginStep asks for, or
+	// that this Store has and that were neither finished nor released.
 	registered map[int64]bool
-	given      givenClaims
-	// owed are those, with their runs, that nobody here has any more and whose
-	// rows may still name this worker: see giveBackLater.
-	owed map[int64]string
-	// givingBack is closed by giveBack when it has ended, nil while it does not
-	// run; stopGivingBack ends it.
-	givingBack     chan struct{}
-	stopGivingBack context.CancelFunc
-	closed         bool // written by Close
-	// taken are the parked messages that this Store has given out and that were
-	// neither dropped nor kept.
+	issued     issuedClaims
+	// pendingReleases are the tokens, with their runs, of claims that no caller
+	// has any more and whose rows may still name this worker: see releaseLater.
+	pendingReleases map[int64]string
+	// releasing is closed when releasePending has returned, and nil while it does
+	// not run. cancelReleasing ends it.
+	releasing       chan struct{}
+	cancelReleasing context.CancelFunc
+	closed          bool // written by Close
+	// taken are the ids of the parked messages that TakeParked has returned and
+	// that were neither dropped nor kept.
 	taken map[int64]bool
 	// left says that the worker has left its queue; written by LeaveQueue.
 	left bool
 
-	// taking has room for the one call of TakeParked that is under way.
+	// taking is a semaphore: one call of TakeParked at a time.
 	taking chan struct{}
 }
 
-// Open checks the configuration and reaches the database once. It is
-// ErrUnavailable or ErrRefused if that fails, at once and without retries: at
-// a start the operator is watching.
+// Open checks the configuration and connects to the database once. If that
+// fails, it returns ErrUnavailable or ErrRefused at once, without retries: at a
+// start the operator is watching.
 func Open(ctx context.Context, config Config) (*Store, error) {
 	config = config.WithDefaults()
 	if err := config.Validate(); err != nil {
@@ -153,12 +153,12 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		config.Logger.Warn("option of the database address has no effect", "database", c.place, "option", ignored.Option, "reason", ignored.Why)
 	}
 	s := &Store{
-		config:     config,
-		place:      c.place,
-		registered: map[int64]bool{},
-		owed:       map[int64]string{},
-		taken:      map[int64]bool{},
-		taking:     make(chan struct{}, 1),
+		config:          config,
+		place:           c.place,
+		registered:      map[int64]bool{},
+		pendingReleases: map[int64]string{},
+		taken:           map[int64]bool{},
+		taking:          make(chan struct{}, 1),
 	}
 	s.pool, err = pgxpool.NewWithConfig(ctx, c.pool)
 	if err != nil {
@@ -172,10 +172,10 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	return s, nil
 }
 
-// Close gives all connections back and with them the worker's lock. It may be
+// Close closes all connections and with them frees the worker's lock. It may be
 // called twice.
 func (s *Store) Close() {
-	s.stopGiving()
+	s.stopReleasing()
 	s.workerLock.close()
 	s.pool.Close()
 }
@@ -198,8 +198,8 @@ func (s *Store) ServerVersion(ctx context.Context) (string, error) {
 	return version, err
 }
 
-// applicationName is what pg_stat_activity shows; PostgreSQL keeps 63 bytes
-// and would complain about more.
+// applicationName is the name in pg_stat_activity. PostgreSQL keeps 63 bytes of
+// it, and sends a notice about more.
 func applicationName(worker string) string {
 	name := worker
 	if !strings.HasPrefix(name, "mm-orchestrator") {
@@ -208,11 +208,11 @@ func applicationName(worker string) string {
 	return strings.ToValidUTF8(name[:min(len(name), 63)], "")
 }
 
-// pinSettings puts the temporary schema last: the shared tables are found by
-// the role's own search_path, as Python finds them, but never among temporary
-// tables, which PostgreSQL would otherwise look at first. And it makes commits
-// durable for a role that has them otherwise: what was recorded is not done
-// again.
+// pinSettings puts the temporary schema last in the search_path. The shared
+// tables are found by the role's own search_path, as Python finds them, but
+// never among temporary tables, where PostgreSQL would otherwise look first. It
+// also makes commits durable for a role with synchronous_commit off: a step
+// whose record was lost would run again.
 func pinSettings(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, `SELECT set_config(name, value, false)
 		FROM (VALUES ('search_path', current_setting('search_path') || ', pg_temp', current_setting('search_path') NOT LIKE '%pg_temp%'),
@@ -221,9 +221,8 @@ func pinSettings(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// retry runs one call until it succeeds, fails for good, or Config.RetryFor
-// is over. What it runs must be safe to repeat when the answer to a commit was
-// lost.
+// retry repeats a call until it succeeds, fails for good, or Config.RetryFor is
+// over. The call must be safe to repeat when the answer to a commit was lost.
 func (s *Store) retry(ctx context.Context, doing string, call func(context.Context) error) error {
 	deadline := time.Now().Add(s.config.RetryFor)
 	for n := 0; ; n++ {
@@ -253,8 +252,8 @@ func (s *Store) retry(ctx context.Context, doing string, call func(context.Conte
 	}
 }
 
-// backoff before try n+1: 50 ms, doubled, at most 1 s: calls go on within 2 s
-// after the server is back, however long it was away.
+// backoff is the wait before try n+1: 50 ms, doubled each time, at most 1 s. So
+// calls succeed within 2 s of the server being available again.
 func backoff(n int) time.Duration {
 	return min(50*time.Millisecond<<min(n, 10), time.Second)
 }
@@ -265,11 +264,10 @@ func (s *Store) inTx(ctx context.Context, doing string, do func(pgx.Tx) error) e
 }
 
 // transaction runs one transaction (READ COMMITTED) that locks rows. The server
-// ends it when it has heard nothing for Config.TryTimeout, after which we have
-// given it up as well: if the path to us is cut without a word, a session would
-// otherwise keep its locks for the two hours of TCP's keepalive, and everybody
-// would wait for them. The setting goes with the transaction, as a session may
-// be shared behind a pooler.
+// ends it when no statement comes for Config.TryTimeout, after which we have
+// given it up too. Otherwise, if the network fails silently, the session would
+// keep its locks for the two hours of TCP's keepalive. The setting is local to
+// the transaction, as a session may be shared behind a pooler.
 func (s *Store) transaction(ctx context.Context, do func(pgx.Tx) error) error {
 	begin := "begin; SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(s.config.TryTimeout.Milliseconds(), 1), 10)
 	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: begin}, do)
@@ -299,7 +297,7 @@ func (s *Store) unregister(token int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.registered, token)
-	s.given.remove(token)
+	s.issued.remove(token)
 }
 
 func (s *Store) isRegistered(token int64) bool {

@@ -14,21 +14,21 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// ParkedWhy says why a message waits.
+// ParkedWhy is the reason why a message is parked.
 type ParkedWhy string
 
-// Why a message waits, as the column has it.
+// The reasons, as in the column mm_orchestrator.parked.why.
 const (
-	// ParkedWorkspace: another run holds the workspace, or comes first.
+	// ParkedWorkspace: another run holds the workspace, or gets it first.
 	ParkedWorkspace ParkedWhy = "workspace"
-	// ParkedBusy: a worker has this very step, or another one of the run.
+	// ParkedBusy: a worker has a claim on this step, or on another step of the run.
 	ParkedBusy ParkedWhy = "busy"
-	// ParkedLost: nobody sent it. It is the rollback of a run whose own
-	// messages are gone, see FailLost.
+	// ParkedLost: no producer sent it. FailLost made it, as the rollback of a run
+	// whose own messages were lost.
 	ParkedLost ParkedWhy = "lost"
 )
 
-// ParkedMessage is a message that TakeParked gave out to be published.
+// ParkedMessage is a parked message that the caller is to publish.
 type ParkedMessage struct {
 	// ID for DropParked and KeepParked.
 	ID     int64
@@ -37,16 +37,16 @@ type ParkedMessage struct {
 	TaskID string
 	Why    ParkedWhy
 	Since  time.Time
-	// Queue is where it came from and goes to.
+	// Queue is the queue that it came from and goes back to.
 	Queue string
-	// Headers, Properties and Body are those of the message as it came.
+	// Headers, Properties and Body are as the message was delivered.
 	Headers    map[string]any
 	Properties protocol.Properties
 	Body       []byte
 }
 
-// parcel is a message on its way into the table.
-type parcel struct {
+// parkedInsert is what queuePark inserts.
+type parkedInsert struct {
 	workspace, queue string
 	turn             turn
 	step             Step
@@ -55,10 +55,10 @@ type parcel struct {
 	message          protocol.Delivery
 }
 
-// queuePark stores a message. The workspace's lock is held. A message that is
-// there already is replaced, under a new id: whoever is publishing the old
-// copy must not delete the new one.
-func queuePark(batch *pgx.Batch, p parcel) error {
+// queuePark parks a message. The workspace's row must be locked. If the message
+// is parked already, it is replaced under a new id, so that a worker which is
+// publishing the old copy does not delete the new one.
+func queuePark(batch *pgx.Batch, p parkedInsert) error {
 	headers, err := encodeTable(p.message.Headers)
 	if err != nil {
 		return failure(ErrInvalid, "cannot keep the headers of task %s: %v", cut(p.taskID, 80), err)
@@ -85,28 +85,30 @@ func queuePark(batch *pgx.Batch, p parcel) error {
 	return nil
 }
 
-// takenFor is how long a message belongs to the live worker that took it. A
-// publication takes milliseconds, or as long as a broker is away.
-const takenFor = 30 * time.Second
+// takenLease is how long a message is reserved for the worker that took it. A
+// publication takes milliseconds, unless the broker is unavailable.
+const takenLease = 30 * time.Second
 
-// mostTaken bounds what one call of TakeParked holds in memory.
-const mostTaken = 8
+// takeLimit bounds how many messages one call returns, and so their memory.
+const takeLimit = 8
 
-// TakeParked gives out messages of a queue that can be published now: those of
-// runs that hold their workspace, and of runs that have ended or are gone,
-// whose messages are without effect. While a live worker has a step of the run
-// they wait, and while one that is gone has another step, by the rules of
-// decide: what BeginStep would park again is not given out. There are at most
-// 8, those of the best turns first; call until there are none.
+// TakeParked reserves messages of a queue that can be published now, and returns
+// them in the order of their ids. It takes at most 8, those with the earliest
+// turns; call it until there are none.
 //
-// A message is given to one worker at a time: to another one when that died or
-// did not settle it within 30 s. The caller publishes it, and then says
-// DropParked or, if it could not, KeepParked. In the worst case it is
-// published twice, which BeginStep answers with Done or Parked. What was taken
-// by a call whose answer was lost, the next call of this Store gives out.
+// A message can be published if its run holds the workspace, or if its run has
+// ended or was deleted, since the message then has no effect. It cannot while
+// BeginStep would park it again by the rules of decide: while a live worker has a
+// claim on a step of the run, or a dead one on another step.
+//
+// The caller publishes each message and then calls DropParked, or KeepParked if
+// it could not. A message is reserved for one worker at a time. Another worker
+// can take it once the first has died, or after 30 s. In the worst case it is
+// published twice, which BeginStep answers with Done or Parked. If the answer to
+// a call is lost, the next call of this Store returns the same messages.
 func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, error) {
-	// One call at a time: another one must not take for lost what this one is
-	// about to return.
+	// One call at a time: a second one would take again what the first has
+	// reserved and not yet returned.
 	select {
 	case s.taking <- struct{}{}:
 		defer func() { <-s.taking }()
@@ -116,7 +118,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil
-		// The lock by which others know that we live.
+		// Other workers respect the reservation only while we have our lock.
 		if _, err := s.workerLock.ensure(ctx); err != nil {
 			return err
 		}
@@ -144,7 +146,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			FROM ready
 			WHERE p.id = ready.id
 			RETURNING p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body`,
-			queue, s.workerLock.key, takenFor.Seconds(), mostTaken, s.unsettled())
+			queue, s.workerLock.key, takenLease.Seconds(), takeLimit, s.takenIDs())
 		if err != nil {
 			return err
 		}
@@ -163,21 +165,23 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 	return taken, nil
 }
 
-// unsettled are the messages that were given out and neither dropped nor kept.
-func (s *Store) unsettled() []int64 {
+// takenIDs are the messages that TakeParked has returned and that were neither
+// dropped nor kept.
+func (s *Store) takenIDs() []int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.AppendSeq([]int64{}, maps.Keys(s.taken))
 }
 
-func (s *Store) settled(id int64) {
+func (s *Store) forgetTaken(id int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.taken, id)
 }
 
-// holderLives is SQL over a row c of claims: a worker holds it, and its
-// session has its lock. (That of this Store has it in another session.)
+// holderLives is SQL over a row c of claims: a worker holds the claim and has its
+// lock. It is true for this Store's worker too, whose lock belongs to another
+// session than the one that runs the statement.
 const holderLives = `(c.holder IS NOT NULL AND NOT pg_try_advisory_xact_lock_shared(c.holder))`
 
 func scanParked(row pgx.CollectableRow) (ParkedMessage, error) {
@@ -191,25 +195,26 @@ func scanParked(row pgx.CollectableRow) (ParkedMessage, error) {
 		m.Properties, err = decodeProperties([]byte(properties))
 	}
 	if err != nil {
-		return m, failure(nil, "parked message %d (task %s) cannot be read: %v; delete its row from mm_orchestrator.parked to give it up", m.ID, m.TaskID, err)
+		return m, failure(nil, "parked message %d (task %s) cannot be read: %v; to discard it, delete its row from mm_orchestrator.parked", m.ID, m.TaskID, err)
 	}
 	return m, nil
 }
 
-// DropParked forgets a message that the broker has again. If it was parked
-// anew meanwhile, that copy stays. After an error it may be given out again.
+// DropParked deletes a message that the broker has confirmed. If the message was
+// parked anew meanwhile, the new copy stays. After an error TakeParked may return
+// it again.
 func (s *Store) DropParked(ctx context.Context, id int64) error {
-	defer s.settled(id)
+	defer s.forgetTaken(id)
 	return s.retry(ctx, "drop a parked message", func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `DELETE FROM mm_orchestrator.parked WHERE id = $1`, id)
 		return err
 	})
 }
 
-// KeepParked gives back a message that could not be published. After an error
-// this Store can take it again at once, another one after 30 s.
+// KeepParked ends the reservation of a message that could not be published. After
+// an error this Store can take it again at once, other workers after 30 s.
 func (s *Store) KeepParked(ctx context.Context, id int64) error {
-	defer s.settled(id)
+	defer s.forgetTaken(id)
 	return s.retry(ctx, "keep a parked message", func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
 			UPDATE mm_orchestrator.parked SET taken_by = NULL, taken_at = NULL WHERE id = $1 AND taken_by = $2`, id, s.workerLock.key)

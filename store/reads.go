@@ -75,7 +75,7 @@ func stepNames(plan json.RawMessage) []string {
 // FindRun returns a run with its plan, or ErrNotFound.
 func (s *Store) FindRun(ctx context.Context, runID string) (Run, error) {
 	if !isUUID(runID) {
-		return Run{}, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+		return Run{}, notARun(runID)
 	}
 	var run Run
 	err := s.retry(ctx, "read run "+runID, func(ctx context.Context) (err error) {
@@ -187,7 +187,7 @@ type RegisteredArtifact struct {
 // ErrNotFound.
 func (s *Store) FindRunDetail(ctx context.Context, runID string) (RunDetail, error) {
 	if !isUUID(runID) {
-		return RunDetail{}, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(runID, 80))
+		return RunDetail{}, notARun(runID)
 	}
 	var detail RunDetail
 	err := s.retry(ctx, "read run "+runID, func(ctx context.Context) error {

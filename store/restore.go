@@ -8,13 +8,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ownTableNames are the tables of schema mm_orchestrator without which a
-// worker cannot work.
+// ownTableNames are the tables of schema mm_orchestrator that a worker needs.
 var ownTableNames = []string{"claims", "holds", "parked", "revocations", "workers"}
 
-// CheckOwnSchema says whether the schema mm_orchestrator is there, and is of
-// this program's version or a newer one. It tries once: it is for health
-// checks, and ErrSchema names the cure.
+// CheckOwnSchema checks that the schema mm_orchestrator exists in this program's
+// version or a newer one. Otherwise it returns ErrSchema, which says what to do.
+// It does not retry, as it is for health checks.
 func (s *Store) CheckOwnSchema(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
 	defer cancel()
@@ -41,49 +40,49 @@ func (s *Store) CheckOwnSchema(ctx context.Context) error {
 	return translate(doing, err)
 }
 
-// A givenClaim is what the row of a claim has besides what [Claim] tells.
-type givenClaim struct{ root, workspace, queue string }
+// An issuedClaim is what the row of a claim has besides what [Claim] tells.
+type issuedClaim struct{ root, workspace, queue string }
 
-// givenClaims are those that this Store has given out and that are neither
-// finished nor released, by token.
-type givenClaims struct {
+// issuedClaims are the claims, by token, that BeginStep has returned and that are
+// neither finished nor released.
+type issuedClaims struct {
 	mu   sync.Mutex
-	list map[int64]givenClaim
+	list map[int64]issuedClaim
 }
 
-func (g *givenClaims) add(token int64, claim givenClaim) {
+func (g *issuedClaims) add(token int64, claim issuedClaim) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.list == nil {
-		g.list = map[int64]givenClaim{}
+		g.list = map[int64]issuedClaim{}
 	}
 	g.list[token] = claim
 }
 
-func (g *givenClaims) remove(token int64) {
+func (g *issuedClaims) remove(token int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.list, token)
 }
 
-func (g *givenClaims) find(token int64) (givenClaim, bool) {
+func (g *issuedClaims) find(token int64) (issuedClaim, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	claim, found := g.list[token]
 	return claim, found
 }
 
-// restoreClaim writes the row of a claim again that this Store has given out,
-// and that went with the whole schema: rows of claims are never deleted
-// otherwise. The step that runs goes on under it, and its end is recorded, so
-// that nothing is run twice. It says whether it did.
+// restoreClaim inserts the row of a claim of this Store again after the schema
+// was dropped and made anew; a claim's row is never deleted otherwise. The
+// running step goes on under the claim and its end is recorded, so that it does
+// not run twice. The result says whether a row was inserted.
 //
-// It does not while another row has the attempt's place, as when another worker
-// was given the step since the schema is back, or when MoonMind's row does
-// not say any more that this start of the step is in progress. Of the workspace
-// it takes the hold again, unless another run has it.
+// It inserts nothing if the attempt has a row again, since another worker took
+// the step meanwhile, or if MoonMind's state row no longer says that this start
+// of the step is in progress. It also takes the hold of the workspace again,
+// unless another run has it.
 func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool, error) {
-	given, found := s.given.find(claim.Token)
+	issued, found := s.issued.find(claim.Token)
 	if !found {
 		return false, nil
 	}
@@ -101,7 +100,7 @@ func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool,
 		                  WHERE s.orchestrator_run_id = $1 AND s.plan_step::text = $2 AND s.attempt > $3)
 		ON CONFLICT (run_id, step, attempt) DO NOTHING
 		RETURNING true`,
-		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, given.root, s.workerLock.key, clean(s.config.Worker), claim.Token,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, issued.root, s.workerLock.key, clean(s.config.Worker), claim.Token,
 		claim.Starts, claim.StartedAt, claim.HandedBack, cut(claim.TaskID, 255)).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			restored = true
@@ -114,16 +113,16 @@ func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool,
 	_, err := tx.Exec(ctx, `
 		INSERT INTO mm_orchestrator.holds AS h (workspace, queue, run_id, root_task_id) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (workspace) DO UPDATE SET run_id = EXCLUDED.run_id, root_task_id = EXCLUDED.root_task_id
-		WHERE h.run_id IS NULL`, given.workspace, given.queue, claim.RunID, given.root)
+		WHERE h.run_id IS NULL`, issued.workspace, issued.queue, claim.RunID, issued.root)
 	if err == nil {
-		s.config.Logger.Warn("the claim on a step was gone, with the schema mm_orchestrator: it is written again", "run_id", claim.RunID, "step", string(claim.Step))
+		s.config.Logger.Warn("schema mm_orchestrator was made anew while a step ran: its claim is restored", "run_id", claim.RunID, "step", string(claim.Step))
 	}
 	return true, err
 }
 
-// restoredClaim is restoreClaim in a transaction of its own, once.
+// restoredClaim is restoreClaim in a transaction of its own, without retries.
 func (s *Store) restoredClaim(ctx context.Context, claim Claim) (restored bool, err error) {
-	if _, given := s.given.find(claim.Token); !given {
+	if _, issued := s.issued.find(claim.Token); !issued {
 		return false, nil
 	}
 	err = s.transaction(ctx, func(tx pgx.Tx) error {

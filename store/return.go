@@ -92,7 +92,7 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 			SELECT p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body
 			FROM taken AS p
 			ORDER BY `+parkedOrder,
-			queue, s.workerLock.key, takenFor.Seconds(), mostTaken, newest)
+			queue, s.workerLock.key, takenLease.Seconds(), takeLimit, newest)
 		if err != nil {
 			return err
 		}

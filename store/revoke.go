@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A Revocation is an operator's word that a run shall end.
+// A Revocation is an operator's request to end a run.
 type Revocation struct {
 	RunID string
 	// Reason and By may be "".
@@ -19,7 +19,7 @@ type Revocation struct {
 	At         time.Time
 }
 
-// Text is how it reads in the row of the step that it ends.
+// Text is the message of the step that the revocation ends.
 func (r Revocation) Text() string {
 	text := "Revoked by operator"
 	if r.By != "" {
@@ -31,51 +31,52 @@ func (r Revocation) Text() string {
 	return text
 }
 
-// Revoked says what RevokeRun has done.
+// Revoked is the result of RevokeRun.
 type Revoked struct {
 	Revocation
 	// PreviousStatus is the run's status when it was revoked.
 	PreviousStatus RunStatus
-	// Ended: the run had not begun, or awaited approval, and has failed now, for
-	// good. Succeeded are steps that it had behind it all the same, in the plan's
+	// Ended: the run had not started, or awaited approval. It has failed now and is
+	// completed. Succeeded are its steps that had succeeded before, in the plan's
 	// order; they are not rolled back.
 	Ended     bool
 	Succeeded []Step
-	// TooLate: the run had failed or ended already. Nothing was changed.
+	// TooLate: the run had already failed or ended. Nothing was changed.
 	TooLate bool
-	// RollingBack: it had failed, and its rollback runs or is to come. TooLate is
-	// set as well.
+	// RollingBack: the run had failed, and its rollback runs or is to come. TooLate
+	// is set as well.
 	RollingBack bool
-	// Step, Worker and Since are of the step that is running, if one is: its
-	// worker will notice, or, with Alive false, whoever takes the step over.
-	// Otherwise the run fails when its next step begins.
+	// Step, Worker and Since are those of the running step, if there is one. Its
+	// worker ends it, or, if Alive is false, the worker that takes it over does.
+	// If no step is running, the run fails when its next step begins.
 	Step   Step
 	Worker string
 	Alive  bool
 	Since  time.Time
 }
 
-// RevokeRun ends a run at an operator's wish.
+// RevokeRun ends a run at an operator's request.
 //
-//   - A run of which no step was ever begun is failed and complete when this
-//     returns, without rollback. Its first step shows why; its message, when
-//     it comes, is answered with that failure. So is a run that awaits approval
-//     and of which nothing runs: no message of it is under way that could begin
-//     a step or a rollback.
-//   - A rollback is not revoked.
-//   - Of any other run that is under way the wish is recorded: FindRevocation
-//     has it until the run has failed. Called again it replaces the reason.
-//   - ErrNotFound if there is no such run; ErrInvalid for what is no run id.
+//   - If no step of the run was ever started, RevokeRun fails and completes the
+//     run itself, without rollback. The state row of the next step has the reason,
+//     and BeginStep answers that step's message with the failure. It does the same
+//     for a run that awaits approval and of which no live worker runs a step,
+//     since no message of such a run can start a step or a rollback.
+//   - A rollback cannot be revoked.
+//   - For any other run that has not ended, RevokeRun records the request:
+//     FindRevocation returns it until the run has failed. A second call replaces
+//     the reason.
+//   - ErrNotFound if there is no such run; ErrInvalid for a malformed run id.
 func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	if !isUUID(r.RunID) {
-		return Revoked{}, failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(r.RunID, 80))
+		return Revoked{}, notARun(r.RunID)
 	}
 	r.Reason, r.By, r.At = headOf(strings.TrimSpace(clean(r.Reason))), cut(clean(r.By), 255), s.now()
 	var revoked Revoked
 	token := rand.Int64N(1<<62) + 1
 	err := s.inTx(ctx, "revoke run "+r.RunID, func(tx pgx.Tx) error {
 		revoked = Revoked{Revocation: r}
-		run, begun, err := s.lockForRevoke(ctx, tx, &revoked)
+		run, started, err := s.lockForRevoke(ctx, tx, &revoked)
 		if err != nil {
 			return err
 		}
@@ -86,9 +87,9 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 		case run.Status == RunSucceeded, run.Status == RunFailed, run.Status == RunRolledBack:
 			revoked.TooLate = true
 			return nil
-		case !begun, run.Status == RunAwaitingApproval && !revoked.Alive:
+		case !started, run.Status == RunAwaitingApproval && !revoked.Alive:
 			revoked.Ended = true
-			return s.endUnbegun(ctx, tx, run, &revoked, token)
+			return s.failNextStep(ctx, tx, run, &revoked, token)
 		}
 		_, err = tx.Exec(ctx, `
 			INSERT INTO mm_orchestrator.revocations (run_id, reason, revoked_by, revoked_at)
@@ -101,9 +102,9 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	return revoked, err
 }
 
-// lockForRevoke takes the locks of begin and finish, for all steps, and says
-// whether any was ever begun, by a worker of this program or another.
-func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, begun bool, err error) {
+// lockForRevoke takes the locks of begin and finish, for all steps. started says
+// whether any worker, of this program or another, has ever started a step.
+func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, started bool, err error) {
 	steps := make([]string, 0, len(knownSteps))
 	for step := range knownSteps {
 		steps = append(steps, string(step))
@@ -120,7 +121,7 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 	batch.Queue(`
 		SELECT EXISTS (SELECT FROM mm_orchestrator.claims WHERE run_id = $1)
 		    OR EXISTS (SELECT FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND started_at IS NOT NULL)`,
-		revoked.RunID).QueryRow(func(row pgx.Row) error { return row.Scan(&begun) })
+		revoked.RunID).QueryRow(func(row pgx.Row) error { return row.Scan(&started) })
 	batch.Queue(`
 		SELECT c.step, c.worker, c.started_at, `+holderLives+` FROM mm_orchestrator.claims AS c
 		WHERE c.run_id = $1 AND c.outcome IS NULL AND c.holder IS NOT NULL
@@ -135,12 +136,12 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		return rows.Err()
 	})
 	err = tx.SendBatch(ctx, batch).Close()
-	return run, begun, err
+	return run, started, err
 }
 
-// endUnbegun fails the step of a run that would come next, in place of a
-// worker, and with it the run.
-func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, revoked *Revoked, token int64) error {
+// failNextStep records, in place of a worker, that the next step of a run has
+// failed, and with it the run.
+func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *Revoked, token int64) error {
 	r := revoked.Revocation
 	done, err := succeededSteps(ctx, tx, run.ID)
 	if err != nil {
@@ -181,20 +182,20 @@ func (s *Store) endUnbegun(ctx context.Context, tx pgx.Tx, run Run, revoked *Rev
 	if err != nil {
 		return err
 	}
-	end := ending{status: RunFailed, completedAt: r.At, runStarted: r.At, workOver: true}
-	unpark := false // the sweep of a worker publishes what is let in
-	if err := writeFinish(ctx, tx, claim, outcome, end, record, &unpark); err != nil {
+	end := runChange{status: RunFailed, completedAt: r.At, runStarted: r.At, releaseHold: true}
+	parkedReady := false // not used: the sweep of a worker publishes parked messages
+	if err := writeFinish(ctx, tx, claim, outcome, end, record, &parkedReady); err != nil {
 		return err
 	}
-	// No task has run it: the column has no id, and the step no start.
+	// No task has run the step, so it has no task id and no start.
 	_, err = tx.Exec(ctx, `
 		UPDATE spec_workflow_task_states SET celery_task_id = NULL, started_at = NULL
 		WHERE orchestrator_run_id = $1 AND plan_step::text = $2 AND attempt = $3`, run.ID, string(claim.Step), claim.Attempt)
 	return err
 }
 
-// FindRevocation returns the wish that a run shall end, or ErrNotFound. It
-// tries once: it is asked again and again while a step runs.
+// FindRevocation returns the request to end a run, or ErrNotFound. It does not
+// retry, as callers poll it while a step runs.
 func (s *Store) FindRevocation(ctx context.Context, runID string) (Revocation, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
 	defer cancel()

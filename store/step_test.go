@@ -49,7 +49,7 @@ func TestMissingRunAndBadRequests(t *testing.T) {
 		{alone(missing, store.StepBuild, "t"), store.ErrNotFound, "Run " + missing + " not found"},
 		{alone("x'; DROP TABLE", store.StepBuild, "t"), store.ErrInvalid, "UUID"},
 		{alone(missing, "deploy", "t"), store.ErrInvalid, `"deploy"`},
-		{alone(missing, store.StepBuild, ""), store.ErrInvalid, "without a task id"},
+		{alone(missing, store.StepBuild, ""), store.ErrInvalid, "has no task id"},
 	} {
 		_, err := s.BeginStep(t.Context(), c.request)
 		var own *store.Error

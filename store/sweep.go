@@ -17,35 +17,36 @@ import (
 // WorkspaceState is what a sweep sees of one workspace.
 type WorkspaceState struct {
 	Workspace string
-	// RunID is the holder, "" for none.
+	// RunID is the run that holds the workspace, "" for none. The fields below are
+	// of that run.
 	RunID string
-	// RunStatus is "" if the run was deleted; RunGoesOn says that it exists
-	// and has not ended.
+	// RunStatus is "" if the run was deleted. RunGoesOn says that it exists and
+	// has not ended.
 	RunStatus RunStatus
 	RunGoesOn bool
-	// Working says that a live worker runs a step of the holder.
+	// Working says that a live worker runs a step of the run.
 	Working bool
-	// Blocked says that a message of the holder waits for another step of it,
-	// which a worker has that may be gone.
+	// Blocked says that a parked message of the run waits for another step of it.
+	// The worker with the claim on that step may be dead.
 	Blocked bool
-	// Parked counts messages of the holder, Waiting those of other runs.
+	// Parked counts the parked messages of the run, Waiting those of other runs.
 	Parked, Waiting int
-	// SeenAt is the server's time at which a worker last had something of the
-	// holder in hand, and Idle how long ago that was.
+	// SeenAt is when a worker last had a message or a step of the run, by the
+	// database's clock. Idle is how long ago that was.
 	SeenAt time.Time
 	Idle   time.Duration
-	// LongStep says that another session has written to some run's steps in a
-	// transaction that goes on for longer than 2 s: Python's worker at a step. It
-	// may have messages of other runs in hand besides.
+	// LongStep says that another session has written to the steps of any run in a
+	// transaction that has lasted more than 2 s, as a Python worker does while it
+	// runs a step. It may have prefetched messages of other runs.
 	LongStep bool
-	// Version is another text after each commit that changed the run or one of
-	// its states, whoever made it. "" for no run.
+	// Version changes with each commit, by any session, that changes the run or
+	// one of its state rows. It is "" for no run.
 	Version string
 }
 
 // runVersion is SQL for WorkspaceState.Version; id is SQL for the run's id.
-// xmin is the transaction that wrote a row: unlike the columns with times, it
-// changes with every commit, also that of a transaction which began long ago.
+// xmin is the transaction that wrote a row. Unlike the columns with times it
+// changes with every commit, even if the transaction began long ago.
 func runVersion(id string) string {
 	return `COALESCE((
 		SELECT md5(string_agg(v.written, ' ' ORDER BY v.written))
@@ -54,8 +55,8 @@ func runVersion(id string) string {
 		      SELECT s.id::text || ' ' || s.xmin::text FROM spec_workflow_task_states AS s WHERE s.orchestrator_run_id = ` + id + `) AS v), '')`
 }
 
-// longStep is SQL for WorkspaceState.LongStep. The times of other roles'
-// transactions may not be shown: those count as long.
+// longStep is SQL for WorkspaceState.LongStep. PostgreSQL may hide the start of
+// another role's transaction. Such a transaction counts as long.
 const longStep = `
 	SELECT EXISTS (
 	    SELECT FROM pg_catalog.pg_locks AS l
@@ -64,21 +65,22 @@ const longStep = `
 	    WHERE l.locktype = 'relation' AND l.relation = 'spec_workflow_task_states'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
 	      AND l.pid <> pg_backend_pid() AND COALESCE(a.xact_start < clock_timestamp() - interval '2 seconds', true)) AS is`
 
-// Suspect is a run that has a workspace and seems to be nowhere.
+// Suspect is a run that holds a workspace and may be lost: no message of it seems
+// to be left.
 type Suspect struct {
 	Workspace, Queue, RunID string
-	// Version as ListWorkspaces had it when the suspicion began.
+	// Version is that of ListWorkspaces when the run was first suspected.
 	Version string
-	// Grace is how long no worker may have had anything of the run in hand.
+	// Grace is how long no worker may have had a message or a step of the run.
 	Grace time.Duration
 }
 
-// ListWorkspaces returns the workspaces of a queue that are held or waited
-// for. Of the runs in inHand, those whose messages this worker has taken and
-// not settled, it notes that they are in hand. It changes nothing else.
-func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]WorkspaceState, error) {
+// ListWorkspaces returns the workspaces of a queue that a run holds or waits for.
+// unacked are the runs of which this worker has unacknowledged messages; it
+// renews SeenAt of their workspaces. It changes nothing else.
+func (s *Store) ListWorkspaces(ctx context.Context, queue string, unacked []string) ([]WorkspaceState, error) {
 	var runs []string
-	for _, run := range inHand {
+	for _, run := range unacked {
 		if isUUID(run) {
 			runs = append(runs, run)
 		}
@@ -125,9 +127,9 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, inHand []strin
 	return list, err
 }
 
-// PassWorkspace gives a workspace to the first run that waits for it, or to
-// none, if its holder, runID, has ended or is gone. With runID "" it does so if
-// nobody holds it. Otherwise nothing changes.
+// PassWorkspace gives a workspace to the first run that waits for it, or to none,
+// if it is held by runID and that run has ended or was deleted. With runID "" it
+// does so if no run holds the workspace. Otherwise it changes nothing.
 func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string) error {
 	return s.inTx(ctx, "pass on workspace "+workspace, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
@@ -141,9 +143,9 @@ func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string) erro
 	})
 }
 
-// PassPending gives the workspace of a run that never began, and is pending
-// and nowhere, to the first run that waits, or to none. It holds to FailLost's
-// conditions, ErrLocked included.
+// PassPending takes the workspace from a lost run that is still pending and gives
+// it to the first run that waits, or to none. The conditions are those of
+// FailLost, ErrLocked included.
 func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
 	if !isUUID(suspect.RunID) {
 		return notARun(suspect.RunID)
@@ -162,11 +164,12 @@ func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
 	})
 }
 
-// lockSuspect takes the locks that FinishStep takes, of all steps, without
-// waiting for those of the shared tables: who has one of them has the run in
-// hand, as Python's worker has for the length of a step. So has who inserts a
-// state for the run, which nobody sees before the commit: the foreign key locks
-// the run's row. Statements after it see all that was committed before.
+// lockSuspect takes the locks of FinishStep, for all steps, and returns ErrLocked
+// instead of waiting for a row of the shared tables. A session with such a lock
+// works on the run, as a Python worker does while it runs a step. If that session
+// inserted a state row, nobody sees the row before the commit, but its foreign
+// key locks the run's row. The statements after lockSuspect see all that was
+// committed before.
 func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
 	all := make([]string, 0, len(knownSteps))
 	for step := range knownSteps {
@@ -179,16 +182,16 @@ func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
 	err := tx.SendBatch(ctx, batch).Close()
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == lockNotAvailable {
-		return failure(ErrLocked, "run %s is in hand: another session has locked its row or one of its steps'", suspect.RunID)
+		return failure(ErrLocked, "run %s is in use: another session has locked its row or that of one of its steps", suspect.RunID)
 	}
 	return err
 }
 
-// FreeClaims takes the steps of a run from workers that are gone, so that
-// messages of other steps, which wait for them, can be published: see decide.
-// It is for a run whose own message of such a step was lost; otherwise that
-// comes again, and frees the claim. It holds to FailLost's conditions, ErrLocked
-// included, but that a message is parked.
+// FreeClaims takes the claims of a run from dead workers, so that parked messages
+// of the run's other steps can be published (rule 6 of decide). It is for a claim
+// whose own message was lost: otherwise the broker delivers that message again,
+// and BeginStep frees the claim. The conditions are those of FailLost, ErrLocked
+// included, but messages of the run may be parked.
 func (s *Store) FreeClaims(ctx context.Context, suspect Suspect) error {
 	if !isUUID(suspect.RunID) {
 		return notARun(suspect.RunID)
@@ -209,38 +212,44 @@ func (s *Store) FreeClaims(ctx context.Context, suspect Suspect) error {
 	})
 }
 
-// LostRun is a run that FailLost ended, or nearly so.
+// LostRun says what FailLost has done.
 type LostRun struct {
-	// Step that was recorded as failed, "" if none was: the step had failed
-	// before, and its rollback was lost.
+	// Step is the step that was recorded as failed. It is "" if a step had failed
+	// before and only its rollback was lost.
 	Step Step
-	// Message is what the state row says.
+	// Message is that of the state row.
 	Message string
-	// Finished is as of FinishStep, if Step is set.
+	// Finished is as FinishStep returns it, if Step is set.
 	Finished Finished
-	// RollbackSent says that the rollback's message was parked, so that
-	// TakeParked gives it out.
+	// RollbackSent says that the rollback's message was parked, for TakeParked.
 	RollbackSent bool
 }
 
 // RollbackMessage makes the message of a run's rollback. rootTaskID and
-// parentTaskID are those of the lost chain, "" where they are not known.
+// parentTaskID are those of the lost chain, "" if they are not known.
 type RollbackMessage func(run Run, rootTaskID, parentTaskID string) (taskID string, message protocol.Delivery, err error)
 
-// FailLost ends a run whose messages are gone, so that nothing would ever
-// happen to it: the step that was in progress or would have come next fails
-// and says so, and the rollback's message is parked, if the plan has one. All
-// in one transaction, so that a crash loses neither.
+// FailLost ends a run whose messages were lost, and which would otherwise wait for
+// ever. In one transaction it records that the step in progress, or else the
+// next one, has failed, and parks the message of the rollback if the plan has
+// one.
 //
-// It returns nil and changes nothing unless all of this holds: the run has the
-// workspace; no worker had anything of it in hand for the grace; no live
-// worker runs a step of it; no message of it is parked; it is running, or
-// failed and waits for its rollback; nothing of it was changed since the
-// suspicion began. Whether a message is in the queue, and whether somebody
-// else's worker may have taken it, is for the caller to find out before. A
-// running run whose plan is at its end only gives the workspace up.
+// The caller must have made sure that no message of the run is in the queue and
+// that no other program's worker has one. FailLost returns nil and changes
+// nothing unless
 //
-// It is ErrLocked, at once, while anybody has a row of the run locked.
+//   - the run holds the workspace,
+//   - no worker of this program has had a message or a step of it for the grace,
+//   - no live worker has a claim on a step of it,
+//   - no message of it is parked,
+//   - it is running, or failed and not yet rolled back,
+//   - and neither the run nor its states have changed since it was suspected.
+//
+// If the run is running and all steps of its plan have succeeded, FailLost only
+// releases the workspace and returns nil.
+//
+// It returns ErrLocked, at once, while another session has a row of the run
+// locked.
 func (s *Store) FailLost(ctx context.Context, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
 	if !isUUID(suspect.RunID) {
 		return nil, notARun(suspect.RunID)
@@ -249,7 +258,7 @@ func (s *Store) FailLost(ctx context.Context, suspect Suspect, rollback Rollback
 	err := s.inTx(ctx, "end the lost run "+suspect.RunID, func(tx pgx.Tx) (err error) {
 		lost = nil
 		seen, err := readLost(ctx, tx, suspect)
-		if err != nil || !seen.really {
+		if err != nil || !seen.isLost {
 			return err
 		}
 		lost, err = s.endLost(ctx, tx, seen, suspect, rollback)
@@ -258,25 +267,27 @@ func (s *Store) FailLost(ctx context.Context, suspect Suspect, rollback Rollback
 	return lost, err
 }
 
+// notARun is the error for a malformed id of a run.
 func notARun(id string) error {
 	return failure(ErrInvalid, "%q is not the id of a run: ids are UUIDs", cut(id, 80))
 }
 
-// lostSituation is what FailLost finds under its locks.
-type lostSituation struct {
-	really bool
+// lostState is what FailLost reads under its locks.
+type lostState struct {
+	// isLost says that all conditions of FailLost hold.
+	isLost bool
 	run    Run
 	root   string
 	// done are the steps that have succeeded.
 	done map[Step]bool
-	// open is the claim that was not finished, nil for none.
+	// open is the newest claim without an outcome, nil for none.
 	open *claimRow
-	// openStep is its step.
+	// openStep is the step of open.
 	openStep Step
 }
 
-func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostSituation, error) {
-	var seen lostSituation
+func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostState, error) {
+	var seen lostState
 	var holds, idle, working, parked, unchanged bool
 	if err := lockSuspect(ctx, tx, suspect); err != nil {
 		return seen, err
@@ -286,7 +297,7 @@ func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostSituation, e
 	batch.Queue(selectRun, runID).QueryRow(func(row pgx.Row) (err error) {
 		seen.run, err = scanRun(row)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil // PassWorkspace clears what a deleted run held
+			return nil // PassWorkspace takes the workspace of a deleted run
 		}
 		return err
 	})
@@ -323,30 +334,31 @@ func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostSituation, e
 	}
 	var err error
 	seen.done, err = succeededSteps(ctx, tx, runID)
-	seen.really = seen.run.ID != "" && holds && idle && !working && !parked && unchanged && goesOn(seen.run) &&
+	seen.isLost = seen.run.ID != "" && holds && idle && !working && !parked && unchanged && goesOn(seen.run) &&
 		(seen.run.Status == RunRunning || seen.run.Status == RunFailed)
 	return seen, err
 }
 
-// lostStep says which step of a running run was lost, and in which words. ""
-// means that the plan was at its end. Pure.
-func (seen lostSituation) lostStep() (step Step, message string) {
+// lostStep returns the step of a running run that was lost, and the message for
+// its state row. The step is "" if all steps of the plan have succeeded. It is
+// pure.
+func (seen lostState) lostStep() (step Step, message string) {
 	const end = "its message is in no queue, and no worker has it. Retry the run to begin again"
 	if seen.open != nil && seen.openStep != StepRollback && !seen.done[seen.openStep] {
-		return seen.openStep, fmt.Sprintf("run was lost: step %s was in progress on worker %s, which is gone; %s", seen.openStep, seen.open.Worker, end)
+		return seen.openStep, fmt.Sprintf("run was lost: step %s was in progress on worker %s, which is not connected to the database; %s", seen.openStep, seen.open.Worker, end)
 	}
 	step = nextStep(seen.run.Steps, seen.done)
 	return step, fmt.Sprintf("run was lost: step %s did not begin; %s", step, end)
 }
 
-func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
+func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
 	lost := &LostRun{}
 	run := seen.run
 	parent := ""
 	if seen.open != nil {
 		parent = seen.open.TaskID
 	}
-	// Of whichever step: a retry must not wait for a worker that is gone.
+	// Claims on all steps, so that a retry does not wait for a dead worker.
 	_, err := tx.Exec(ctx, `
 		UPDATE mm_orchestrator.claims SET holder = NULL, token = -token
 		WHERE run_id = $1 AND outcome IS NULL AND holder IS NOT NULL`, run.ID)
@@ -356,7 +368,7 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, susp
 	if run.Status == RunRunning {
 		step, message := seen.lostStep()
 		if step == "" {
-			_, err := releaseIfOver(ctx, tx, run)
+			_, err := releaseIfComplete(ctx, tx, run)
 			return nil, err
 		}
 		lost.Step, lost.Message = step, message
@@ -365,7 +377,8 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, susp
 		}
 	}
 	if !run.HasRollback {
-		// The plan was changed under a failed run: it waits for nothing.
+		// Without a rollback nothing more is to come. A failed run is only found
+		// here if its plan was changed after it had failed.
 		if lost.Step == "" {
 			batch := &pgx.Batch{}
 			queueRelease(batch, run.ID)
@@ -378,21 +391,21 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostSituation, susp
 		return nil, failure(ErrInvalid, "cannot make the rollback's message of run %s: %v", run.ID, err)
 	}
 	batch := &pgx.Batch{}
-	err = queuePark(batch, parcel{
+	err = queuePark(batch, parkedInsert{
 		workspace: suspect.Workspace, queue: suspect.Queue, turn: turnOf(run, StepRollback), step: StepRollback,
 		taskID: clean(taskID), root: seen.root, why: ParkedLost, message: message,
 	})
 	if err != nil {
 		return nil, err
 	}
-	queueSeen(batch, run.ID, "")
+	queueTouchHold(batch, run.ID, "")
 	lost.RollbackSent = true
 	return lost, tx.SendBatch(ctx, batch).Close()
 }
 
-// failLostStep records the lost step as FinishStep would. Its claim becomes
-// ours, so that whoever held it can record nothing any more.
-func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostSituation, lost *LostRun) error {
+// failLostStep records the lost step as FinishStep would. It replaces the token of
+// the step's claim, so that the previous holder can record nothing any more.
+func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, lost *LostRun) error {
 	now := s.now()
 	claim := Claim{RunID: seen.run.ID, Step: lost.Step, Attempt: 1, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
 	outcome := Outcome{
@@ -424,7 +437,7 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostSituation,
 	if err != nil {
 		return failure(ErrInvalid, "cannot record that run %s was lost: %v", claim.RunID, err)
 	}
-	before := beforeFinish{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
+	before := finishState{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
 	end := conclude(before, claim.Step, outcome)
 	lost.Finished = end.finished(before)
 	return writeFinish(ctx, tx, claim, outcome, end, record, &lost.Finished.ParkedReady)
