@@ -185,7 +185,7 @@ func TestDoctorKnowsFaultsOfCompose(t *testing.T) {
 		code          int
 		status, found string
 	}{
-		"1.29.2": {exitFailure, statusFail, "does not know --wait"},
+		"1.29.2": {exitFailure, statusFail, "lacks --wait"},
 		"2.20.3": {exitOK, statusNote, "older than 2.26"},
 		"2.40.3": {exitOK, statusNote, "exits with code 0 when --wait-timeout is exceeded"},
 		"5.6.0":  {exitOK, statusOK, "compose 5.6.0"},

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// cache is the user's folder of things that are slow to make. It is shared by
-// all clones; a lock per entry keeps two runs from making the same thing.
+// cache is a folder in the user's cache for things that take long to build. All
+// clones share it. A lock per entry prevents two runs from building the same
+// thing at once.
 type cache struct{ dir string }
 
 func openCache() (*cache, error) {
@@ -32,8 +33,8 @@ func (c *cache) path(parts ...string) string {
 	return filepath.Join(append([]string{c.dir}, parts...)...)
 }
 
-// lock waits until no other run holds the named lock. The kernel frees it when
-// its holder dies, so a killed run blocks nobody.
+// lock waits until no other run has the named lock. The kernel frees a lock
+// when its process ends, so a killed run blocks no other.
 func (c *cache) lock(ctx context.Context, name string) (unlock func(), err error) {
 	file, err := os.OpenFile(c.path("locks", name), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -45,21 +46,21 @@ func (c *cache) lock(ctx context.Context, name string) (unlock func(), err error
 	if err != nil {
 		file.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another run holds %s for too long: %w", file.Name(), err)
+			return nil, fmt.Errorf("another run has had the lock %s for too long: %w", file.Name(), err)
 		}
 		return nil, err
 	}
 	return func() { file.Close() }, nil
 }
 
-// replace puts the finished file or folder made at temporary in the place of
-// target, so that nobody sees half of it.
+// replace renames the finished file or folder temporary to target, so that no
+// other run sees an incomplete one.
 func replace(temporary, target string) error {
 	err := os.Rename(temporary, target)
 	if err == nil {
 		return nil
 	}
-	// A folder cannot be renamed over one that is not empty.
+	// rename(2) cannot replace a folder that is not empty.
 	old := temporary + ".old"
 	if err := os.Rename(target, old); err != nil {
 		return fmt.Errorf("replace %s: %w", target, err)

@@ -30,8 +30,8 @@ func (b *bringUp) compose(ctx context.Context) error {
 	return b.buildCompose(ctx)
 }
 
-// composePrograms lists where the program may be. The plugin of the docker
-// command line is the same file and runs standalone.
+// composePrograms lists the paths where the program may be installed. The
+// plugin of the docker command line is the same file and also runs by itself.
 func composePrograms() []string {
 	var programs []string
 	if path, err := exec.LookPath("docker-compose"); err == nil {
@@ -68,7 +68,8 @@ func atLeast(version string, oldest [2]int) bool {
 	return major > oldest[0] || major == oldest[0] && minor >= oldest[1]
 }
 
-// buildCompose builds the program that tools/compose pins into the cache.
+// buildCompose builds the version that tools/compose pins and stores it in the
+// cache.
 func (b *bringUp) buildCompose(ctx context.Context) error {
 	const module = "github.com/docker/compose/v5"
 	source := filepath.Join(b.root, "tools", "compose")

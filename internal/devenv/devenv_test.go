@@ -33,8 +33,8 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-// given is an environment in which everything is given, so that a run starts
-// nothing but the command.
+// given returns an environment that names every part, so that a run starts only
+// the command.
 func given(t *testing.T, extra ...string) []string {
 	t.Helper()
 	environment := append(os.Environ(), "XDG_CACHE_HOME="+t.TempDir())
@@ -44,7 +44,7 @@ func given(t *testing.T, extra ...string) []string {
 	return append(environment, extra...)
 }
 
-// ended waits until there is no such process, or only its zombie.
+// ended waits until the process does not exist or is a zombie.
 func ended(t *testing.T, pid int) {
 	t.Helper()
 	err := until(t.Context(), 15*time.Second, nil, func(context.Context) error {
@@ -59,7 +59,8 @@ func ended(t *testing.T, pid int) {
 	}
 }
 
-// published waits until the command has written a number to file.
+// published waits until the command has written a number to file, and returns
+// it.
 func published(t *testing.T, file string) (number int) {
 	t.Helper()
 	err := until(t.Context(), 30*time.Second, nil, func(context.Context) error {
@@ -92,7 +93,7 @@ func TestRunReturnsTheCommandsExitCodeAndGivesItTheServices(t *testing.T) {
 func TestRunEndsWhatTheCommandLeavesBehind(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "pid")
-	// A session of its own: no process group of ours reaches it.
+	// A session of its own: the command's process group does not include it.
 	cmd := exec.CommandContext(t.Context(), program, "run", "-only", "compose,broker", "--",
 		"sh", "-c", "setsid sleep 600 & echo $! > "+file)
 	cmd.Env = given(t)
@@ -175,7 +176,7 @@ func TestReplaceSwapsWholeFolders(t *testing.T) {
 		t.Errorf("target holds %q, %v", content, err)
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
-		t.Errorf("left over: %v", left)
+		t.Errorf("temporary folders were not removed: %v", left)
 	}
 }
 
@@ -188,7 +189,7 @@ func TestExportsAreQuotedForTheShell(t *testing.T) {
 	}
 }
 
-func TestDatabaseAndBrokerAreEmptyAndOnesOwn(t *testing.T) {
+func TestDatabaseAndBrokerAreNewForEachCall(t *testing.T) {
 	t.Parallel()
 	if one, other := Database(t), Database(t); one == other {
 		t.Errorf("%s was given twice", one)
@@ -198,7 +199,7 @@ func TestDatabaseAndBrokerAreEmptyAndOnesOwn(t *testing.T) {
 	}
 }
 
-func TestFreePortsAreNotTheKernelsToGive(t *testing.T) {
+func TestFreePortsAreOutsideOfTheKernelsRange(t *testing.T) {
 	t.Parallel()
 	ports, err := FreePorts(20)
 	if err != nil {

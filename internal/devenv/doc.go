@@ -1,25 +1,25 @@
-// Package devenv brings up what tests and the demo need: RabbitMQ,
-// PostgreSQL, a docker engine, the compose program, and Python environments
-// with real Celery. It finds what runs or is given by environment variables,
-// installs and starts the rest, and ends only what it started.
+// Package devenv provides what tests and the demo need: RabbitMQ, PostgreSQL, a
+// docker engine, the compose program, and Python environments with real Celery.
+// It uses what is already running or named by environment variables, installs
+// and starts the rest, and ends only what it has started.
 //
-// [Up] is the bring-up, in parallel, with a progress line for each part. Where
-// a part comes from, first match wins:
+// [Up] starts all parts in parallel and prints a progress line for each. It
+// takes a part from the first of these sources that has it:
 //
-//   - the environment variables of this package (EnvBroker and its kin);
+//   - the environment variables of this package (EnvBroker and the others);
 //   - services that `make services-up` has left running;
-//   - programs that are installed, run as unprivileged child processes;
-//   - the distribution's packages, as root on Debian and its kin, installed so
-//     that nothing starts by itself;
+//   - installed programs, run as unprivileged child processes;
+//   - the distribution's packages, if the user is root on Debian or a
+//     derivative; no package may start its servers by itself;
 //   - docker: the official images, or, where no registry is reachable, images
 //     made from Debian's packages.
 //
-// What is slow to make (compose, Python environments) is kept in the user's
-// cache folder and shared by all clones.
+// What takes long to build (compose, Python environments) is stored in the
+// user's cache folder and shared by all clones.
 //
-// A second process, the guard, ends what was started as soon as its standard
-// input closes, so nothing outlives a run that is killed.
+// A second process, the guard, ends everything that was started as soon as its
+// standard input closes. Nothing therefore outlives a run that is killed.
 //
-// The functions that take a testing.TB ([Broker], [Database], [Pooler], [Celery],
-// [Compose]) hand the result to tests.
+// The functions that take a testing.TB ([Broker], [Database], [Pooler],
+// [Celery], [Compose]) are for tests.
 package devenv

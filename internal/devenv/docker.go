@@ -13,14 +13,15 @@ import (
 	"time"
 )
 
-// engineVersion asks the engine of DOCKER_HOST or the default socket.
+// engineVersion returns the version of the engine at DOCKER_HOST or the default
+// socket.
 func engineVersion(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return output(ctx, "docker", "version", "--format", "{{.Server.Version}}")
 }
 
-// engine finds a docker engine, or starts one where that is possible.
+// engine finds a docker engine, or starts one if it can.
 func (b *bringUp) engine(ctx context.Context) (err error) {
 	defer func() {
 		b.engineErr = err
@@ -31,7 +32,8 @@ func (b *bringUp) engine(ctx context.Context) (err error) {
 	}
 	version, findErr := engineVersion(ctx)
 	if findErr == nil {
-		// One that another run has started stays as long as we use it.
+		// If another run has started this engine, it must not end while this
+		// run uses it.
 		if started, _ := readEngine(); started != nil && started.Group.alive() {
 			if err := b.guard.watchEngine(); err != nil {
 				return err
@@ -54,9 +56,9 @@ func (b *bringUp) engine(ctx context.Context) (err error) {
 	return b.startEngine(ctx)
 }
 
-// startedEngine is the note about a dockerd that devenv has started. It serves
-// the whole machine from the default socket, so runs share it: each holds a
-// shared lock, and the last to leave ends it.
+// startedEngine is the record of a dockerd that devenv has started. It listens
+// on the default socket, so all runs on the machine share it: each run has a
+// shared lock, and the last one ends the engine.
 type startedEngine struct {
 	Group group `json:"group"`
 	Keep  bool  `json:"keep"` // until services-down
@@ -98,7 +100,7 @@ func (b *bringUp) startEngine(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return s.explain(fmt.Errorf("dockerd does not come up: %w", err))
+		return s.explain(fmt.Errorf("dockerd does not answer after its start: %w", err))
 	}
 	w.done("docker " + version)
 	return nil
@@ -127,7 +129,7 @@ func readEngine() (*startedEngine, error) {
 	}
 	var e startedEngine
 	if err := json.Unmarshal(content, &e); err != nil {
-		return nil, fmt.Errorf("note about dockerd: %w; remove %s", err, path)
+		return nil, fmt.Errorf("record of the started dockerd: %w; remove %s", err, path)
 	}
 	return &e, nil
 }
@@ -153,7 +155,8 @@ func keepEngine(keep bool) error {
 	return writeEngine(*e)
 }
 
-// engineLock is open in the guard for as long as its run uses the engine.
+// engineLock is the lock file. The guard keeps it open while its run uses the
+// engine.
 var engineLock *os.File
 
 func openEngineLock() (*os.File, error) {
@@ -204,7 +207,7 @@ func leaveEngine() error {
 	return os.Remove(path)
 }
 
-// waitEngine waits for the engine part.
+// waitEngine waits until an engine answers or cannot be had.
 func (b *bringUp) waitEngine(ctx context.Context) error {
 	select {
 	case <-b.engineReady:
@@ -246,7 +249,7 @@ func (b *bringUp) container(ctx context.Context, role, image string, variables m
 	return name, published, nil
 }
 
-// containerGone returns a channel that is closed when the container has ended.
+// containerGone returns a channel that is closed once the container has ended.
 func containerGone(ctx context.Context, name string) <-chan struct{} {
 	gone := make(chan struct{})
 	go func() {

@@ -13,28 +13,27 @@ import (
 	"time"
 )
 
-// Config says what [Up] brings up.
+// Config says what [Up] provides.
 type Config struct {
-	// Newest asks for the newest RabbitMQ and PostgreSQL that Debian's unstable
-	// suite has today, as containers, instead of what is installed or already
-	// running.
+	// Newest starts the newest RabbitMQ and PostgreSQL of Debian's unstable
+	// suite, as containers, instead of using what is installed or running.
 	Newest bool
-	// Images also makes the images of the shipped compose file available and
-	// exports the variables that name them.
+	// Images also provides the images of the shipped compose file and exports
+	// the variables that name them.
 	Images bool
 	// Only limits the parts to those named: engine, compose, python, broker,
 	// database, compiler. Defaults to all of them.
 	Only []string
-	// Celeries are the Celery releases whose Python environments are made.
-	// Defaults to all that tests ask for.
+	// Celeries are the Celery releases to make Python environments of. Defaults
+	// to all that tests use.
 	Celeries []string
-	// Keep leaves the services running, for `make services-down` to end.
+	// Keep leaves the services running; `make services-down` ends them.
 	Keep bool
-	// Output gets the progress lines. Required.
+	// Output receives the progress lines. Required.
 	Output io.Writer
 }
 
-// Environment is what [Up] has brought up.
+// Environment is the result of [Up].
 type Environment struct {
 	guard *guard
 	cache *cache
@@ -61,10 +60,10 @@ func (e *Environment) Exports() string {
 	return lines.String()
 }
 
-// Close ends all that Up has started and returns when it has ended.
+// Close ends everything that Up has started, and waits for the end.
 func (e *Environment) Close() error { return e.guard.close() }
 
-// bringUp is the work of one Up.
+// bringUp is the state of one call of Up.
 type bringUp struct {
 	Config
 	cache    *cache
@@ -88,9 +87,9 @@ func (b *bringUp) export(name, value string) {
 	b.vars[name] = value
 }
 
-// Up brings up what is missing and returns when all of it answers. On an error,
-// and when ctx ends, everything that it started has ended again. With
-// Config.Keep the services are left to `devenv down`.
+// Up starts what is missing and returns once all parts answer. If it fails or
+// ctx ends, it ends everything that it has started before it returns. With
+// Config.Keep, `devenv down` ends the services.
 func Up(ctx context.Context, config Config) (*Environment, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -166,7 +165,7 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 		})
 	}
 	wait.Wait()
-	// One failure stops the others, whose complaint about it is no news.
+	// A failure cancels the other parts; their errors about that are omitted.
 	var real []error
 	for _, failure := range failures {
 		if failure != nil && !errors.Is(failure, context.Canceled) {
@@ -179,12 +178,13 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// takeGiven uses what the caller's environment and `make services-up` give.
+// takeGiven takes over the variables that the caller's environment sets, and
+// those of `make services-up`.
 func (b *bringUp) takeGiven() {
 	kept := b.cache.keptServices()
 	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
-			continue // the very point is to use others
+			continue // Newest asks for other servers
 		}
 		if value := os.Getenv(name); value != "" {
 			b.vars[name] = value
@@ -196,10 +196,10 @@ func (b *bringUp) takeGiven() {
 	}
 }
 
-// partNames are what Config.Only may name.
+// partNames are the values that Config.Only accepts.
 var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler"}
 
-// Validate names what is wrong with the configuration.
+// Validate returns an error that names the wrong field and value.
 func (c Config) Validate() error {
 	for _, name := range c.Only {
 		if !slices.Contains(partNames, name) {
@@ -217,8 +217,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// wants tells whether the part belongs to this run. Servers that can only run
-// as containers need the engine.
+// wants reports whether this run needs the part. It needs the engine also for
+// servers that can only run as containers.
 func (b *bringUp) wants(part string) bool {
 	if len(b.Only) == 0 || slices.Contains(b.Only, part) {
 		return true
@@ -230,7 +230,7 @@ func (b *bringUp) wants(part string) bool {
 		(b.wants("broker") && findRabbitMQ() == "" || b.wants("database") && findPostgreSQL() == "")
 }
 
-// given tells whether all these variables are already known.
+// given reports whether all these variables already have values.
 func (b *bringUp) given(names ...string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -242,8 +242,9 @@ func (b *bringUp) given(names ...string) bool {
 	return true
 }
 
-// until calls try until it succeeds, ctx ends, the deadline passes, or gone
-// (may be nil) is closed; its last error then says what was still wrong.
+// until calls try until it succeeds, ctx ends, the limit has passed, or gone
+// (may be nil) is closed. In the last three cases the error contains that of
+// the last call.
 func until(ctx context.Context, limit time.Duration, gone <-chan struct{}, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -19,10 +19,11 @@ import (
 // GuardVerb is the argument with which this program starts itself as the guard.
 const GuardVerb = "guard"
 
-// endLimit is how long a process group has between the request to end and SIGKILL.
+// endLimit is the time between the signal that asks a process group to end and
+// SIGKILL.
 const endLimit = 10 * time.Second
 
-// remains is all that a run leaves in the world and that has to be ended.
+// remains is what a run has started and something must end.
 type remains struct {
 	Groups     []group  `json:"groups,omitempty"`
 	Containers []string `json:"containers,omitempty"` // names
@@ -30,17 +31,17 @@ type remains struct {
 	Engine     bool     `json:"engine,omitempty"` // uses the dockerd that devenv has started
 }
 
-// group is a process group with its leader's start time, which tells it from a
-// later process that got the same number.
+// group is a process group with its leader's start time, which distinguishes it
+// from a later process of the same number.
 type group struct {
 	ID      int    `json:"id"`
 	Started string `json:"started,omitempty"`
-	// Throwaway: ended by SIGKILL at once. RabbitMQ takes five seconds to save
-	// data that is deleted right after.
+	// Throwaway means that SIGKILL ends the group at once: RabbitMQ would take
+	// five seconds to save data that is deleted right after.
 	Throwaway bool `json:"throwaway,omitempty"`
 }
 
-// change is one line from a run to its guard.
+// change is one line of the messages from a run to its guard.
 type change struct {
 	Group     *group `json:"group,omitempty"`
 	Forget    int    `json:"forget,omitempty"`
@@ -67,9 +68,9 @@ func (r *remains) apply(c change) {
 	}
 }
 
-// end ends everything and returns when it is gone.
+// end ends everything and waits for the end.
 func (r *remains) end() error {
-	// The last first: RabbitMQ would start another epmd if it missed its own.
+	// In reverse order: RabbitMQ starts another epmd if its own ends first.
 	for _, g := range slices.Backward(r.Groups) {
 		if g.alive() {
 			g.end()
@@ -95,7 +96,7 @@ func (r *remains) end() error {
 
 func (g group) alive() bool {
 	if started := startTime(g.ID); started != "" && started != g.Started {
-		return false // the number belongs to somebody else by now
+		return false // another process has the number by now
 	}
 	return syscall.Kill(-g.ID, 0) == nil
 }
@@ -107,29 +108,30 @@ func (g group) end() {
 	endGroup(g.ID)
 }
 
-// endGroup asks a process group to end, then kills what is left of it.
+// endGroup asks a process group to end, and kills what is left after endLimit.
 func endGroup(id int) {
 	syscall.Kill(-id, syscall.SIGTERM)
 	gone := func(context.Context) error {
 		if syscall.Kill(-id, 0) == nil && !onlyZombies(id) {
-			return errors.New("still there")
+			return errors.New("the process group still exists")
 		}
 		return nil
 	}
 	if until(context.Background(), endLimit, nil, gone) != nil {
 		syscall.Kill(-id, syscall.SIGKILL)
-		until(context.Background(), endLimit, nil, gone) // what SIGKILL leaves, nobody can end
+		until(context.Background(), endLimit, nil, gone) // nothing stronger than SIGKILL exists: an error is ignored
 	}
 }
 
-// startTime is field 22 of /proc/PID/stat, "" where there is no /proc or no
-// such process.
+// startTime returns field 22 of /proc/PID/stat, or "" if there is no /proc or
+// no such process.
 func startTime(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
 	}
-	// The program's name may hold blanks and parentheses; fields go on after it.
+	// The program's name may contain blanks and parentheses, so the fields are
+	// counted from its end.
 	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	if len(fields) < 20 {
@@ -138,7 +140,7 @@ func startTime(pid int) string {
 	return fields[19]
 }
 
-// guard is our side of the guard process.
+// guard is the run's side of the connection to the guard process.
 type guard struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
@@ -151,11 +153,11 @@ type guard struct {
 func startGuard() (*guard, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find our own program: %w", err)
+		return nil, fmt.Errorf("find the running program's file: %w", err)
 	}
 	cmd := exec.Command(self, GuardVerb)
 	cmd.Stderr = os.Stderr
-	// Ctrl-C goes to the whole foreground group; the guard must outlive it.
+	// Ctrl-C signals the whole foreground group; the guard must outlive it.
 	ownGroup(cmd)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -175,7 +177,7 @@ func (g *guard) tell(c change) error {
 		return err
 	}
 	if _, err := g.stdin.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("the guard process does not listen: %w", err)
+		return fmt.Errorf("the guard process does not read its input: %w", err)
 	}
 	g.remains.apply(c)
 	return nil
@@ -192,7 +194,7 @@ func (g *guard) watchFolder(path string) error    { return g.tell(change{Folder:
 func (g *guard) watchContainer(name string) error { return g.tell(change{Container: name}) }
 func (g *guard) watchEngine() error               { return g.tell(change{Engine: true}) }
 
-// close makes the guard end everything and waits for it.
+// close lets the guard end everything and waits for it.
 func (g *guard) close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -207,8 +209,8 @@ func (g *guard) close() error {
 	return nil
 }
 
-// Guard is the guard process: it notes what input tells it and, at the end of
-// input, ends all of it.
+// Guard is the main function of the guard process. It reads from input what the
+// run starts and, at the end of input, ends all of it.
 func Guard(input io.Reader) error {
 	var left remains
 	lines := bufio.NewScanner(input)

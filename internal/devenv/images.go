@@ -22,19 +22,19 @@ import (
 //go:embed images
 var imageFiles embed.FS
 
-// image names a server's official image and how to make a substitute where no
+// image is a server's official image, and how to make a substitute where no
 // registry is reachable.
 type image struct {
 	official   string
 	substitute string
 	recipe     string // folder in images/, "" for the base alone
 	suite      string // of Debian, "" for the host's own
-	// versions are the packages that it must have, as name=version; "" where
-	// the suite does not change from day to day.
+	// versions are the packages that it must contain, as name=version. It is ""
+	// for a suite that does not change from day to day.
 	versions string
 }
 
-// Debian's suite of today's releases.
+// unstable is Debian's suite with the newest releases.
 const unstable = "sid"
 
 var (
@@ -42,20 +42,20 @@ var (
 	postgresImage = image{official: "postgres:15", substitute: "mm-postgres:stable", recipe: "postgres"}
 	workerImage   = image{official: "debian:bookworm-slim", substitute: "mm-base:stable"}
 	pythonImage   = image{official: "python:3.11-slim", substitute: "mm-base:stable"}
-	// buildImage's substitute has no Go: PREBUILT=1 goes with it.
+	// The substitute of buildImage has no Go, so it needs PREBUILT=1.
 	buildImage = image{official: "golang:1.26-bookworm", substitute: "mm-base:stable"}
 
 	newestRabbitMQImage = image{official: "rabbitmq:management", substitute: "mm-rabbitmq:newest", recipe: "rabbitmq", suite: unstable}
 	newestPostgresImage = image{official: "postgres:latest", substitute: "mm-postgres:newest", recipe: "postgres", suite: unstable}
 )
 
-// basePackages are in the one base that all substitutes share.
+// basePackages are the packages of the base image that all substitutes share.
 const basePackages = "rabbitmq-server,postgresql,git,ca-certificates,util-linux,python3"
 
-// recipeLabel tells from which recipe a substitute was made.
+// recipeLabel is the label with the digest of a substitute's recipe.
 const recipeLabel = "mm-orchestrator.recipe"
 
-// pullLimit bounds the pull of an image.
+// pullLimit is the limit on the time to pull an image.
 const pullLimit = 10 * time.Minute
 
 // stackImages exports the images of docker-compose.yaml.
@@ -89,8 +89,9 @@ func (b *bringUp) stackImages(ctx context.Context) error {
 	return nil
 }
 
-// image returns the name of an image that the engine has: the official one if
-// it is there or can be pulled, else the substitute, made if need be.
+// image returns the name of an image that the engine has: the official image if
+// it is present or can be pulled, otherwise the substitute, which is made if it
+// is missing.
 func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
 	if _, err := output(ctx, "docker", "image", "inspect", wanted.official); err == nil {
 		return wanted.official, nil
@@ -111,14 +112,14 @@ func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
 		return "", ctx.Err()
 	}
 	if err := b.substitute(ctx, wanted); err != nil {
-		return "", fmt.Errorf("image %s can neither be pulled (%v) nor be replaced by one made from Debian's packages: %w", wanted.official, pullErr, err)
+		return "", fmt.Errorf("image %s cannot be pulled (%v), and a substitute cannot be made from Debian's packages: %w", wanted.official, pullErr, err)
 	}
 	return wanted.substitute, nil
 }
 
-// newestImage returns the name of an image with today's release of a server:
-// made from Debian's unstable suite, which says what that is, or else the
-// official one, pulled again.
+// newestImage returns the name of an image with the newest release of a server.
+// It is made from Debian's unstable suite; if that fails, it is the official
+// image, pulled again.
 func (b *bringUp) newestImage(ctx context.Context, wanted image) (string, error) {
 	wanted = b.newest.of(ctx, b, wanted)
 	var makeErr error
@@ -145,12 +146,12 @@ func (b *bringUp) newestImage(ctx context.Context, wanted image) (string, error)
 	case ctx.Err() != nil:
 		return "", ctx.Err()
 	case makeErr == nil && imageRecipe(ctx, wanted.substitute) != "":
-		return wanted.substitute, nil // of an earlier day, as the progress has said
+		return wanted.substitute, nil // made on an earlier day; a progress line has said so
 	}
 	return "", fmt.Errorf("the newest image %s can neither be made from Debian's packages (%v) nor be pulled: %w", wanted.substitute, errors.Join(b.newest.err, makeErr), pullErr)
 }
 
-// lockImage keeps others from making the same substitute meanwhile.
+// lockImage prevents other runs from making the same substitute at once.
 func (b *bringUp) lockImage(ctx context.Context, wanted image) (unlock func(), err error) {
 	return b.cache.lock(ctx, "image-"+strings.NewReplacer(":", "-", "/", "-").Replace(wanted.substitute))
 }
@@ -167,15 +168,15 @@ func (b *bringUp) pull(ctx context.Context, name string) error {
 	return nil
 }
 
-// substitute makes an image from the distribution's packages: a base by
-// mmdebstrap, shared by all, and a layer by docker build.
+// substitute makes an image from the distribution's packages: mmdebstrap makes
+// the shared base, and docker build adds a layer.
 func (b *bringUp) substitute(ctx context.Context, wanted image) error {
 	base, err := b.baseImage(ctx, wanted)
 	if err != nil || wanted.recipe == "" {
 		return err
 	}
 	if imageRecipe(ctx, wanted.substitute) == wanted.digest() {
-		return nil // another run has made it while we waited for the lock
+		return nil // another run made it while this one waited for the lock
 	}
 	w := b.progress.start("building", "image "+wanted.substitute)
 	defer w.failed()
@@ -192,7 +193,7 @@ func (b *bringUp) substitute(ctx context.Context, wanted image) error {
 	return nil
 }
 
-// baseImage makes the base of an image's suite unless it is there.
+// baseImage makes the base image of a suite unless it exists.
 func (b *bringUp) baseImage(ctx context.Context, wanted image) (string, error) {
 	suite := wanted.suite
 	base := image{substitute: "mm-base:stable"}
@@ -231,7 +232,7 @@ func (b *bringUp) baseImage(ctx context.Context, wanted image) (string, error) {
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
-		// No cluster: the entrypoint makes one.
+		// No PostgreSQL cluster: the entrypoint makes one.
 		`--essential-hook=mkdir -p "$1/etc/postgresql-common" && echo "create_main_cluster = false" > "$1/etc/postgresql-common/createcluster.conf"`,
 		suite, archive, "deb "+mirror+" "+suite+" main")
 	bootstrap.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
@@ -246,14 +247,14 @@ func (b *bringUp) baseImage(ctx context.Context, wanted image) (string, error) {
 	return base.substitute, nil
 }
 
-// debianMirror is the mirror that the host's own apt uses.
+// debianMirror returns the mirror that the host's apt uses.
 func debianMirror(ctx context.Context) (string, error) {
 	sites, err := output(ctx, "apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(SITE)", "Created-By: Packages")
 	if err != nil {
 		return "", fmt.Errorf("find the Debian mirror: %w", err)
 	}
 	for line := range strings.Lines(sites) {
-		// The security archive has a label of its own, and no whole suite.
+		// The security archive has another label, and is not a complete suite.
 		if site, found := strings.CutPrefix(strings.TrimSpace(line), "Debian Debian "); found {
 			return site, nil
 		}
@@ -261,7 +262,7 @@ func debianMirror(ctx context.Context) (string, error) {
 	return "", errors.New("apt knows no Debian mirror; run apt-get update")
 }
 
-// debianRelease is the host's code name, such as bookworm.
+// debianRelease returns the host's code name, such as bookworm.
 func debianRelease() (string, error) {
 	content, err := os.ReadFile("/etc/os-release")
 	if err != nil {
@@ -278,7 +279,8 @@ func debianRelease() (string, error) {
 	return values["VERSION_CODENAME"], nil
 }
 
-// imageRecipe reads the label of a substitute, "" when there is no such image.
+// imageRecipe returns the recipe label of a substitute, or "" if there is no
+// such image.
 func imageRecipe(ctx context.Context, name string) string {
 	label, err := output(ctx, "docker", "image", "inspect", "--format", `{{index .Config.Labels "`+recipeLabel+`"}}`, name)
 	if err != nil {
@@ -287,7 +289,7 @@ func imageRecipe(ctx context.Context, name string) string {
 	return label
 }
 
-// digest changes when the recipe does, so that old substitutes are made anew.
+// digest changes with the recipe, so that outdated substitutes are made again.
 func (i image) digest() string {
 	hash := sha256.New()
 	fmt.Fprintln(hash, basePackages, i.suite)
@@ -304,7 +306,7 @@ func (i image) digest() string {
 	return hex.EncodeToString(hash.Sum(nil))[:16]
 }
 
-// buildContext packs an embedded folder for docker build.
+// buildContext packs an embedded folder as the context of docker build.
 func buildContext(recipe string) (io.Reader, error) {
 	var packed bytes.Buffer
 	archive := tar.NewWriter(&packed)

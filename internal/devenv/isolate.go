@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// NewVhost makes an empty virtual host on the broker that the environment
-// names, and returns its AMQP URL and the function that deletes it.
+// NewVhost creates an empty virtual host on the broker that the environment
+// names. It returns the AMQP URL and a function that deletes the virtual host.
 func NewVhost(ctx context.Context) (address string, remove func(context.Context) error, err error) {
 	text, err := required(EnvBroker, "a RabbitMQ broker")
 	if err != nil {
@@ -58,7 +58,7 @@ func manage(ctx context.Context, method, path string, body ...string) error {
 	return nil
 }
 
-// newBrokerUser makes a user that may do everything in a virtual host.
+// newBrokerUser creates a user with all permissions in a virtual host.
 func newBrokerUser(ctx context.Context, vhost, user, password string) (remove func(context.Context) error, err error) {
 	body, err := json.Marshal(map[string]string{"password": password, "tags": ""})
 	if err != nil {
@@ -76,7 +76,7 @@ func newBrokerUser(ctx context.Context, vhost, user, password string) (remove fu
 	return remove, nil
 }
 
-// newRole makes a role that may log in and do everything in a database.
+// newRole creates a role that may log in and has all privileges in a database.
 func newRole(ctx context.Context, database, role, password string) (remove func(context.Context) error, err error) {
 	server, err := required(EnvDatabase, "a PostgreSQL server")
 	if err != nil {
@@ -106,9 +106,9 @@ func newRole(ctx context.Context, database, role, password string) (remove func(
 	}, nil
 }
 
-// NewDatabase makes an empty database on the server that the environment
-// names, and returns its URL and the function that drops it, whoever is still
-// connected.
+// NewDatabase creates an empty database on the server that the environment
+// names. It returns the URL and a function that drops the database even if
+// sessions are connected to it.
 func NewDatabase(ctx context.Context) (address string, remove func(context.Context) error, err error) {
 	server, err := required(EnvDatabase, "a PostgreSQL server")
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// kept is the state file of `make services-up`.
+// kept is the content of the state file of `make services-up`.
 type kept struct {
 	Vars    map[string]string `json:"vars"`
 	Remains remains           `json:"remains"`
@@ -31,7 +31,7 @@ func (c *cache) readKept() (kept, error) {
 }
 
 // keptServices returns the variables of the services that services-up has left
-// running, none when one of its processes has died since.
+// running. If one of its processes has died since, it returns none.
 func (c *cache) keptServices() map[string]string {
 	k, err := c.readKept()
 	if err != nil {
@@ -45,7 +45,7 @@ func (c *cache) keptServices() map[string]string {
 	return k.Vars
 }
 
-// keep notes what runs for Down, and sends the guard away.
+// keep records for Down what is running, and ends the guard without ending that.
 func (e *Environment) keep() error {
 	k, err := e.cache.readKept()
 	if err != nil {
@@ -53,7 +53,8 @@ func (e *Environment) keep() error {
 	}
 	started := e.guard.remains
 	if e.cache.keptServices() == nil {
-		// None, or half of them died: what Up has started replaces them.
+		// Up has found none, or some of them dead; its new services replace
+		// them.
 		if err := k.Remains.end(); err != nil {
 			return err
 		}
@@ -86,8 +87,8 @@ func (e *Environment) keep() error {
 	return e.guard.close()
 }
 
-// Down ends what an Up with Config.Keep has left running. It returns how many
-// servers that were.
+// Down ends what an Up with Config.Keep has left running. It returns the number
+// of servers.
 func Down() (int, error) {
 	cache, err := openCache()
 	if err != nil {

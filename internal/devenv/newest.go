@@ -11,21 +11,22 @@ import (
 	"sync"
 )
 
-// newest finds out, once in an Up, which RabbitMQ and PostgreSQL Debian's
-// unstable suite has today. Unstable moves: an image that was made of it last
-// month would prove nothing about today's servers.
+// newest looks up, once per Up, which RabbitMQ and PostgreSQL Debian's unstable
+// suite has. The suite changes daily: an image made from it last month would
+// prove nothing about the newest servers.
 type newest struct {
 	once     sync.Once
 	versions map[string]string // package to version
 	err      error
 }
 
-// newestPackages are those that decide whether an image is of today.
+// newestPackages are the packages whose versions decide whether an image is up
+// to date.
 var newestPackages = []string{"rabbitmq-server", "postgresql"}
 
-// of returns the image for a server, with the versions that it must be made
-// of. If the suite's index cannot be read, it is the image as it is, and the
-// progress says so.
+// of returns the image for a server, with the package versions that it must
+// contain. If the suite's index cannot be read, it accepts an existing image of
+// any version, and a progress line says so.
 func (n *newest) of(ctx context.Context, b *bringUp, wanted image) image {
 	n.once.Do(func() {
 		w := b.progress.start("looking up", "newest servers in Debian "+unstable)
@@ -48,8 +49,8 @@ func (n *newest) of(ctx context.Context, b *bringUp, wanted image) image {
 	return wanted
 }
 
-// unstableVersions asks a package index of its own, so that the host's apt
-// keeps its suites.
+// unstableVersions downloads the suite's index into a folder of its own, so that
+// the host's apt configuration stays unchanged.
 func (b *bringUp) unstableVersions(ctx context.Context, w *work) (map[string]string, error) {
 	mirror, err := debianMirror(ctx)
 	if err != nil {
@@ -68,7 +69,7 @@ func (b *bringUp) unstableVersions(ctx context.Context, w *work) (map[string]str
 		cmd := exec.Command(program, append([]string{
 			"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
 			"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache=",
-			// It belongs to the folder's owner, which apt's own user is not.
+			// apt's own user may not write to the folder.
 			"-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none",
 			// The index of a mirror's unstable suite may be weeks old.
 			"-o", "Acquire::Check-Valid-Until=false", "-q"}, args...)...)
@@ -88,7 +89,7 @@ func (b *bringUp) unstableVersions(ctx context.Context, w *work) (map[string]str
 		// "rabbitmq-server | 4.3.6-1 | http://… sid/main amd64 Packages"
 		if fields := strings.Split(lines.Text(), "|"); len(fields) == 3 {
 			name := strings.TrimSpace(fields[0])
-			if versions[name] == "" { // the highest comes first
+			if versions[name] == "" { // madison lists the highest version first
 				versions[name] = strings.TrimSpace(fields[1])
 			}
 		}

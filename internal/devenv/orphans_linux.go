@@ -10,24 +10,25 @@ import (
 
 const prSetChildSubreaper = 36
 
-// adoptOrphans makes us the parent of processes whose own parent dies, so that
-// what a command leaves behind in other process groups can be found. bury
-// takes those that have died out of the table of processes, which a command of
-// half an hour would fill: it is not for the process mine, which somebody
-// waits for. release ends those that have come.
-func adoptOrphans() (bury func(mine int), release func()) {
+// adoptOrphans makes this process the parent of descendants whose own parent
+// dies, so that it can find what a command leaves behind in other process
+// groups. reap waits for those that have died; without it a long command could
+// fill the process table. It leaves out the process mine, which the caller
+// waits for. release kills the adopted processes that are left.
+func adoptOrphans() (reap func(mine int), release func()) {
 	before := children()
-	// On an error orphans go to process 1, and only process groups are ended.
+	// If this fails, process 1 adopts orphans, and only process groups are ended.
 	syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
-	bury = func(mine int) {
+	reap = func(mine int) {
 		for _, p := range processes() {
 			if p.parent == os.Getpid() && p.state == "Z" && p.id != mine && !before[p.id] {
 				syscall.Wait4(p.id, nil, syscall.WNOHANG, nil)
 			}
 		}
 	}
-	return bury, func() {
-		// Ending one process can orphan its children to us: look again until none come.
+	return reap, func() {
+		// Killing a process can orphan its children to this one, so repeat until
+		// there are none.
 		for {
 			found := false
 			for pid := range children() {
@@ -47,7 +48,7 @@ func adoptOrphans() (bury func(mine int), release func()) {
 	}
 }
 
-// children lists the processes whose parent we are.
+// children lists the child processes of this process.
 func children() map[int]bool {
 	found := map[int]bool{}
 	for _, p := range processes() {
@@ -58,8 +59,8 @@ func children() map[int]bool {
 	return found
 }
 
-// onlyZombies tells that nothing in the process group runs any more, though
-// entries of ended processes remain for parents that have not asked for them.
+// onlyZombies reports whether the process group has no running process any
+// more. Zombies may be left, which their parents have not waited for.
 func onlyZombies(group int) bool {
 	for _, p := range processes() {
 		if p.group == group && p.state != "Z" && p.state != "X" {
@@ -85,9 +86,10 @@ func processes() []process {
 		}
 		stat, err := os.ReadFile("/proc/" + entry.Name() + "/stat")
 		if err != nil {
-			continue // it has ended meanwhile
+			continue // the process has ended since the folder was read
 		}
-		// The program's name may hold blanks and parentheses; fields go on after it.
+		// The program's name may contain blanks and parentheses, so the fields
+		// are counted from its end.
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		if len(fields) < 3 {
 			continue
@@ -99,7 +101,7 @@ func processes() []process {
 	return all
 }
 
-// dieWithUs lets the child of a process group of its own get a signal when this
-// process dies. The kernel sends it when the thread that forked ends, too; Go
-// ends threads only for goroutines that die locked to theirs.
+// dieWithUs makes the kernel send a signal to the child when this process dies.
+// The kernel also sends it when the thread that forked ends; Go ends a thread
+// only if a goroutine exits while locked to it.
 func dieWithUs(cmd *exec.Cmd, signal syscall.Signal) { cmd.SysProcAttr.Pdeathsig = signal }

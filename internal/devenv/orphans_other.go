@@ -8,9 +8,9 @@ import (
 )
 
 // adoptOrphans needs Linux; elsewhere only process groups are ended.
-func adoptOrphans() (bury func(mine int), release func()) { return func(int) {}, func() {} }
+func adoptOrphans() (reap func(mine int), release func()) { return func(int) {}, func() {} }
 
-// onlyZombies cannot be told without /proc.
+// onlyZombies needs /proc, which only Linux has in this form.
 func onlyZombies(int) bool { return false }
 
 // dieWithUs needs Linux; elsewhere a killed test leaves its servers.

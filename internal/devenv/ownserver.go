@@ -23,10 +23,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// OwnServer is a RabbitMQ or PostgreSQL of the caller's own, which may be
-// configured, stopped and killed: the ones that everybody shares must stay as
-// they are. It keeps its data until Close. Its methods are called one at a
-// time.
+// OwnServer is a private RabbitMQ or PostgreSQL, which the caller may configure,
+// stop and kill; the shared servers must not be touched. It keeps its data until
+// Close. Its methods must not be called concurrently.
 type OwnServer struct {
 	// URL is amqp://user:password@127.0.0.1:port, whose vhost is "/", or
 	// postgres://user:password@127.0.0.1:port/postgres; the same after a
@@ -35,30 +34,31 @@ type OwnServer struct {
 
 	name    string
 	answers func(context.Context) error
-	limit   time.Duration // for it to answer
+	limit   time.Duration // limit on the time from start to the first answer
 	host    serverHost
 	close   []func() error // last first
 }
 
-// serverHost is what a server runs in.
+// serverHost runs a server: as a child process or as a container.
 type serverHost interface {
-	// start returns a channel that is closed when the server has ended, if that
-	// is before ctx ends.
+	// start returns a channel that is closed once the server has ended. The
+	// channel is no longer watched after ctx ends.
 	start(context.Context) (gone <-chan struct{}, err error)
 	stop() error
 	kill() error
-	// explain adds what the server said to an error.
+	// explain adds the end of the server's log to an error.
 	explain(error) error
 }
 
-// endServer is how long a server has to end as its operator asks it to.
+// endServer is the limit on an orderly stop of a server.
 const endServer = 30 * time.Second
 
 // StartOwnBroker starts a RabbitMQ with these settings of its application
-// "rabbit" (consumer_timeout, for instance) and returns when it answers,
-// usually after 6 s. It is of the same version as the one that all tests share:
-// from its image if that is a container, else the installed programs, else the
-// image of the shipped compose file. Close it.
+// "rabbit", such as consumer_timeout, and returns once it answers, usually
+// after 6 s. Its version is that of the shared broker: it comes from the image
+// of that broker if that is a container, otherwise from the installed programs,
+// otherwise from the image of the shipped compose file. The caller must call
+// Close.
 func StartOwnBroker(ctx context.Context, settings map[string]int) (*OwnServer, error) {
 	var arguments []string
 	for name, value := range settings {
@@ -76,9 +76,9 @@ func StartOwnBroker(ctx context.Context, settings map[string]int) (*OwnServer, e
 	return s.first(ctx, err)
 }
 
-// StartOwnDatabase starts a PostgreSQL that syncs to disk what it commits, and
-// returns when it answers, usually after 2 s. Where it comes from is as with
-// StartOwnBroker. Close it.
+// StartOwnDatabase starts a PostgreSQL that syncs commits to disk, and returns
+// once it answers, usually after 2 s. Its source is chosen as in
+// StartOwnBroker. The caller must call Close.
 func StartOwnDatabase(ctx context.Context) (*OwnServer, error) {
 	s := &OwnServer{name: "PostgreSQL", limit: databaseLimit}
 	s.answers = func(ctx context.Context) error {
@@ -98,19 +98,19 @@ func StartOwnDatabase(ctx context.Context) (*OwnServer, error) {
 	return s.first(ctx, err)
 }
 
-// first starts what was prepared, or removes what there is of it.
+// first starts the server for the first time, and removes it on an error.
 func (s *OwnServer) first(ctx context.Context, err error) (*OwnServer, error) {
 	if err == nil {
 		err = s.Start(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s of one's own: %w", s.name, errors.Join(err, s.Close()))
+		return nil, fmt.Errorf("private %s: %w", s.name, errors.Join(err, s.Close()))
 	}
 	return s, nil
 }
 
-// Start starts the server, again after Stop or Kill, and returns within 20 ms
-// of its answering.
+// Start starts the server, also after Stop or Kill, and returns within 20 ms of
+// its first answer.
 func (s *OwnServer) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
@@ -137,11 +137,11 @@ func (s *OwnServer) Start(ctx context.Context) error {
 	}
 }
 
-// Stop ends the server as its operator does: it ends its connections, and
-// loses nothing that is meant to last. It returns when it has ended.
+// Stop stops the server in an orderly way: the server closes its connections
+// and keeps all durable data. Stop waits for its end.
 func (s *OwnServer) Stop() error { return s.host.stop() }
 
-// Kill ends the server as a power cut would.
+// Kill ends the server as a power failure would.
 func (s *OwnServer) Kill() error { return s.host.kill() }
 
 // Close ends the server and removes its data.
@@ -154,8 +154,9 @@ func (s *OwnServer) Close() error {
 	return errors.Join(failures...)
 }
 
-// brokerGreets wants the first frame of the protocol: a port that docker has
-// published takes connections before the broker does.
+// brokerGreets checks that the broker sends the first frame of the protocol. An
+// accepted connection proves nothing: docker accepts connections on a published
+// port before the broker listens.
 func brokerGreets(ctx context.Context, address string) error {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", address)
@@ -192,13 +193,13 @@ func (s *OwnServer) brokerProcess(script, arguments string) error {
 	if err != nil {
 		return err
 	}
-	// No plugins: they take longest to start, and a free port each.
+	// No plugins: they take long to start and need a port each.
 	n, err := newNode(script, filepath.Join(dir, "rabbitmq"), "[].\n", arguments)
 	if err != nil {
 		return err
 	}
-	// Then the script becomes the broker instead of its parent, so that
-	// signals reach it.
+	// With this variable the script execs the broker instead of starting it as
+	// a child, so that signals reach the broker.
 	n.environment = append(n.environment, "RUNNING_UNDER_SYSTEMD=true")
 	s.brokerAt(n.amqp, n.url().User)
 
@@ -208,7 +209,7 @@ func (s *OwnServer) brokerProcess(script, arguments string) error {
 	}
 	s.close = append(s.close, func() error { return mapper.end(syscall.SIGKILL) })
 	if err := until(context.Background(), 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, n.epmd) }); err != nil {
-		return fmt.Errorf("epmd: %w\n%s", err, mapper.said())
+		return fmt.Errorf("epmd: %w\n%s", err, mapper.output())
 	}
 	s.runProcess(n.server, syscall.SIGTERM)
 	return nil
@@ -250,19 +251,19 @@ func (s *OwnServer) databaseProcess(ctx context.Context, programs string) error 
 
 // processHost runs a server as a child process.
 type processHost struct {
-	command  func() *exec.Cmd
-	farewell syscall.Signal
-	server   *child
+	command    func() *exec.Cmd
+	stopSignal syscall.Signal
+	server     *child
 }
 
-func (s *OwnServer) runProcess(command func() *exec.Cmd, farewell syscall.Signal) {
-	h := &processHost{command: command, farewell: farewell}
+func (s *OwnServer) runProcess(command func() *exec.Cmd, stopSignal syscall.Signal) {
+	h := &processHost{command: command, stopSignal: stopSignal}
 	s.host = h
-	s.close = append(s.close, h.kill) // its data goes anyway
+	s.close = append(s.close, h.kill) // an orderly stop is not needed: Close deletes the data
 }
 
 func (h *processHost) start(context.Context) (gone <-chan struct{}, err error) {
-	server, err := childOf(h.command(), h.farewell)
+	server, err := childOf(h.command(), h.stopSignal)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +271,7 @@ func (h *processHost) start(context.Context) (gone <-chan struct{}, err error) {
 	return server.gone, nil
 }
 
-func (h *processHost) stop() error { return h.end(h.farewell) }
+func (h *processHost) stop() error { return h.end(h.stopSignal) }
 
 func (h *processHost) kill() error { return h.end(syscall.SIGKILL) }
 
@@ -282,13 +283,13 @@ func (h *processHost) end(signal syscall.Signal) error {
 }
 
 func (h *processHost) explain(err error) error {
-	return fmt.Errorf("%w; its log ends:\n%s", err, lastLines(h.server.said()))
+	return fmt.Errorf("%w; its log ends:\n%s", err, lastLines(h.server.output()))
 }
 
 func (s *OwnServer) brokerContainer(arguments string) error {
 	image := cmp.Or(os.Getenv(EnvBrokerImage), os.Getenv("RABBITMQ_IMAGE"), rabbitMQImage.official)
 	password := randomHex()
-	// The host's name is the node's, and with it the folder of the data.
+	// The host name is part of the node name, and thus of the data folder's.
 	port, err := s.runContainer(image, 5672, "--hostname", "own",
 		"--env", "RABBITMQ_DEFAULT_USER=mm", "--env", "RABBITMQ_DEFAULT_PASS="+password,
 		"--env", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+arguments)
@@ -307,8 +308,8 @@ func (s *OwnServer) databaseContainer() error {
 // containerHost runs a server in a container.
 type containerHost struct{ name string }
 
-// runContainer makes the container and returns the host's port that leads to
-// its own.
+// runContainer creates the container and returns the host's port that is
+// published for the inner one.
 func (s *OwnServer) runContainer(image string, inside int, arguments ...string) (port int, err error) {
 	ports, err := FreePorts(1)
 	if err != nil {
@@ -319,7 +320,7 @@ func (s *OwnServer) runContainer(image string, inside int, arguments ...string) 
 	s.close = append(s.close, func() error { return h.docker("rm", "--force", "--volumes", h.name) })
 	arguments = append(arguments, "--name", h.name, "--label", "mm-orchestrator.devenv=own", "--publish", fmt.Sprintf("127.0.0.1:%d:%d", ports[0], inside))
 	if err := h.docker(append(append([]string{"create"}, arguments...), image)...); err != nil {
-		return 0, fmt.Errorf("it is not installed or another one is asked for, and cannot be had as a container: %w", err)
+		return 0, fmt.Errorf("it is not installed in the wanted version, and cannot run as a container: %w", err)
 	}
 	return ports[0], nil
 }
@@ -346,8 +347,8 @@ func (h containerHost) kill() error { return h.docker("kill", h.name) }
 
 func (h containerHost) explain(err error) error { return explainContainer(h.name, err) }
 
-// child is a server in a process group of its own, which on Linux also gets
-// its farewell signal when this process dies.
+// child is a server in a process group of its own. On Linux the kernel sends it
+// its stop signal when this process dies.
 type child struct {
 	cmd  *exec.Cmd
 	gone chan struct{}
@@ -356,30 +357,30 @@ type child struct {
 	log tail
 }
 
-func childOf(cmd *exec.Cmd, farewell syscall.Signal) (*child, error) {
+func childOf(cmd *exec.Cmd, stopSignal syscall.Signal) (*child, error) {
 	ownGroup(cmd)
-	dieWithUs(cmd, farewell)
+	dieWithUs(cmd, stopSignal)
 	c := &child{cmd: cmd, gone: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = c, c
-	cmd.WaitDelay = endLimit // helpers of Erlang hold the output a moment longer
+	cmd.WaitDelay = endLimit // Erlang's helper processes keep the output open a little longer
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	go func() {
-		_ = cmd.Wait() // the exit status of a server that we end says nothing
+		_ = cmd.Wait() // the exit status after a signal says nothing
 		close(c.gone)
 	}()
 	return c, nil
 }
 
-// Write takes what the server says.
+// Write receives the server's output.
 func (c *child) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.log.Write(b)
 }
 
-func (c *child) said() string {
+func (c *child) output() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return string(bytes.TrimSpace(c.log.bytes))
@@ -399,11 +400,11 @@ func (c *child) end(signal syscall.Signal) error {
 	_ = syscall.Kill(pid, signal)
 	select {
 	case <-c.gone:
-		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // what it has left
+		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // its child processes
 		return nil
 	case <-time.After(endServer):
 		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
 		<-c.gone
-		return fmt.Errorf("had to be killed %s after %v; its log ends:\n%s", endServer, signal, lastLines(c.said()))
+		return fmt.Errorf("had to be killed %s after %v; its log ends:\n%s", endServer, signal, lastLines(c.output()))
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A server of one's own keeps its address and its data when it is stopped or
-// killed, and leaves nothing behind.
+// A private server keeps its address and its data when it is stopped or killed,
+// and Close removes everything.
 func TestOwnDatabaseOutlivesItsServer(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -59,7 +59,7 @@ func TestOwnDatabaseOutlivesItsServer(t *testing.T) {
 	}
 	if process {
 		if _, err := os.Stat(h.server.cmd.Dir); !os.IsNotExist(err) {
-			t.Errorf("its folder is still there: %v", err)
+			t.Errorf("its folder was not removed: %v", err)
 		}
 	}
 }
@@ -93,6 +93,6 @@ func TestOwnBrokerOutlivesItsServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !answers() {
-		t.Error("the broker does not answer after its return")
+		t.Error("the broker does not answer after its restart")
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// PrivateServer is an [OwnServer] that ends with its test. What does not work
-// fails the test.
+// PrivateServer is an [OwnServer] that is closed at the end of its test. Errors
+// fail the test.
 type PrivateServer struct {
 	// URL is the server's.
 	URL string

@@ -11,21 +11,21 @@ import (
 	"strings"
 )
 
-// debian installs the distribution's packages that are missing: all in one
-// apt-get, since dpkg has one lock, while other parts go on.
+// debian installs the missing packages of the distribution in one apt-get,
+// since dpkg has only one lock. Other parts continue meanwhile.
 type debian struct {
 	packages []string
 	ready    chan struct{} // closed when apt-get has ended
 	err      error
 }
 
-// canInstall tells whether packages can be installed at all.
+// canInstall reports whether this user can install packages.
 func canInstall() bool {
 	_, err := exec.LookPath("apt-get")
 	return err == nil && os.Getuid() == 0
 }
 
-// planPackages finds out which packages are missing and starts to install them.
+// planPackages determines the missing packages and starts to install them.
 func (b *bringUp) planPackages(ctx context.Context) *debian {
 	d := &debian{ready: make(chan struct{})}
 	if !canInstall() {
@@ -75,7 +75,8 @@ func (b *bringUp) planPackages(ctx context.Context) *debian {
 	return d
 }
 
-// wait returns when the package is installed, at once if it was not missing.
+// wait waits until the package is installed. It returns at once if the package
+// was not missing.
 func (d *debian) wait(ctx context.Context, name string) error {
 	wanted := false
 	for _, p := range d.packages {
@@ -92,7 +93,7 @@ func (d *debian) wait(ctx context.Context, name string) error {
 	}
 }
 
-// install installs packages so that none of their servers starts by itself.
+// install installs packages and prevents their servers from starting.
 func (b *bringUp) install(ctx context.Context, packages []string) error {
 	unlock, err := b.cache.lock(ctx, "apt")
 	if err != nil {
@@ -117,7 +118,7 @@ func (b *bringUp) install(ctx context.Context, packages []string) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		// No package lists yet, or lists older than the mirror.
+		// The package lists are missing, or older than the mirror.
 		if err := apt("update"); err != nil {
 			return fmt.Errorf("%w; run: apt-get update", err)
 		}
@@ -129,8 +130,8 @@ func (b *bringUp) install(ctx context.Context, packages []string) error {
 	return nil
 }
 
-// dockerCommand is the package of the docker command line, which newer releases
-// have split from docker.io.
+// dockerCommand adds the package of the docker command line if it is not part of
+// docker.io, as in newer releases.
 func dockerCommand(ctx context.Context, packages []string) []string {
 	for _, p := range packages {
 		if p == "docker.io" {
@@ -142,8 +143,8 @@ func dockerCommand(ctx context.Context, packages []string) []string {
 	return nil
 }
 
-// holdServers keeps package scripts from starting servers and from making a
-// PostgreSQL cluster that nobody asked for. restore undoes it.
+// holdServers prevents package scripts from starting servers and from creating
+// a PostgreSQL cluster. restore undoes it.
 func holdServers() (restore func(), err error) {
 	const policy = "/usr/sbin/policy-rc.d"
 	const cluster = "/etc/postgresql-common/createcluster.d/mm-devenv.conf"
@@ -184,7 +185,8 @@ func holdServers() (restore func(), err error) {
 	return undo, nil
 }
 
-// compiler checks for what `go test -race` and the tests themselves need.
+// compiler checks that gcc, for `go test -race`, and git, for the tests, are
+// installed.
 func (b *bringUp) compiler(ctx context.Context) error {
 	for _, p := range []string{"gcc", "git"} {
 		if err := b.debian.wait(ctx, p); err != nil {

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// findPgBouncer returns the program, "" when it is not installed. Debian puts
-// it into /usr/sbin, which is on few users' PATH.
+// findPgBouncer returns the path of the program, or "" if it is not installed.
+// Debian installs it in /usr/sbin, which is not in most users' PATH.
 func findPgBouncer() string {
 	if path, err := exec.LookPath("pgbouncer"); err == nil {
 		return path
@@ -27,10 +27,10 @@ func findPgBouncer() string {
 	return ""
 }
 
-// Pooler starts a PgBouncer of the test's own in front of a database of
-// [Database] and returns the database's URL by way of it, when it answers.
-// Mode is session, transaction or statement; settings are further lines of its
-// configuration. It ends with the test.
+// Pooler starts a private PgBouncer for a database of [Database] and returns,
+// once it answers, the URL of the database through it. Mode is session,
+// transaction or statement; settings are further lines of its configuration.
+// PgBouncer ends with the test.
 func Pooler(t testing.TB, database, mode string, settings ...string) string {
 	t.Helper()
 	address, err := startPooler(t, database, mode, settings)
@@ -113,7 +113,7 @@ pool_mode = %s
 		}
 		_ = pooler.end(syscall.SIGKILL)
 		if attempt == 3 {
-			return "", fmt.Errorf("%w; its log ends:\n%s", err, lastLines(pooler.said()))
+			return "", fmt.Errorf("%w; its log ends:\n%s", err, lastLines(pooler.output()))
 		}
 	}
 }

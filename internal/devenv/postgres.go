@@ -16,12 +16,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// databaseLimit is how long PostgreSQL may take to answer; below a second is
-// usual for a process, three for a container.
+// databaseLimit is the limit on the time from PostgreSQL's start to its first
+// answer. Usual are less than 1 s for a process and 3 s for a container.
 const databaseLimit = time.Minute
 
-// findPostgreSQL returns the folder with initdb and postgres of the newest
-// installed version.
+// findPostgreSQL returns the folder of initdb and postgres of the newest
+// installed version, or "".
 func findPostgreSQL() string {
 	best, bestVersion := "", 0
 	folders, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
@@ -40,9 +40,9 @@ func findPostgreSQL() string {
 	return best
 }
 
-// database brings up PostgreSQL.
+// database finds or starts PostgreSQL.
 func (b *bringUp) database(ctx context.Context) error {
-	// Tests start it themselves, see Pooler.
+	// Tests start PgBouncer themselves, see Pooler.
 	if err := b.debian.wait(ctx, "pgbouncer"); err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 			return err
 		}
 		port := ports[0]
-		// The data is thrown away, so nothing is synced to disk.
+		// The data is deleted at the end, so nothing is synced to disk.
 		postgres := exec.Command(filepath.Join(programs, "postgres"), "-D", data, "-p", strconv.Itoa(port),
 			"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
 			"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
@@ -113,7 +113,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 			return nil
 		}
 		if !server.portTaken() || attempt == 3 {
-			return server.explain(fmt.Errorf("postgres does not come up: %w", err))
+			return server.explain(fmt.Errorf("postgres does not answer after its start: %w", err))
 		}
 	}
 }
@@ -147,7 +147,7 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 	address := databaseURL(ports[0], password)
 	version, err := databaseAnswers(ctx, address, containerGone(watch, name))
 	if err != nil {
-		return explainContainer(name, fmt.Errorf("postgres does not come up: %w", err))
+		return explainContainer(name, fmt.Errorf("postgres does not answer after its start: %w", err))
 	}
 	b.export(EnvDatabase, address)
 	b.export(EnvDatabaseImage, image)

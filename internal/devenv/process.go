@@ -18,27 +18,27 @@ import (
 	"time"
 )
 
-// output runs a short program and returns what it printed, trimmed. The error
-// carries the program's own last words.
+// output runs a short program and returns its standard output, trimmed. The
+// error contains the last lines that the program printed.
 func output(ctx context.Context, name string, args ...string) (string, error) {
 	return captured(ctx, exec.CommandContext(ctx, name, args...))
 }
 
-// captured is output for a command made with ctx.
+// captured is output for a command that was created with ctx.
 func captured(ctx context.Context, cmd *exec.Cmd) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return "", ctx.Err() // we have killed it
+			return "", ctx.Err() // the context has killed it
 		}
 		return "", fmt.Errorf("%s: %w: %s", commandLine(cmd), err, lastLines(stderr.String()+stdout.String()))
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }
 
-// run runs a long program in a process group of its own, shows its last line
-// of output, and ends the group when ctx ends.
+// run runs a long program in a process group of its own, shows the last line of
+// its output as progress, and ends the group when ctx ends.
 func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
 	line := commandLine(cmd)
 	var tail tail
@@ -61,7 +61,7 @@ func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	close(ended)
 	<-stopped
-	b.guard.forgetGroup(cmd.Process.Pid) // if the guard is gone, the next start tells
+	b.guard.forgetGroup(cmd.Process.Pid) // if the guard has died, the next start reports it
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -78,8 +78,9 @@ type service struct {
 	gone chan struct{} // closed when the process has ended
 }
 
-// serve starts a server in its own process group, output to a file in the
-// scratch folder. watch is the guard's method that will end it.
+// serve starts a server in a process group of its own, with its output in a file
+// of the scratch folder. watch is the guard's method that registers the server
+// to be ended.
 func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (*service, error) {
 	path := filepath.Join(b.dir, name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -93,7 +94,7 @@ func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (
 	}
 	s := &service{cmd: cmd, log: path, gone: make(chan struct{})}
 	go func() {
-		cmd.Wait() // the exit status of a server that we end says nothing
+		cmd.Wait() // the exit status after a signal says nothing
 		close(s.gone)
 	}()
 	return s, nil
@@ -108,21 +109,21 @@ func (s *service) explain(err error) error {
 	return fmt.Errorf("%w; its log ends:\n%s", err, lastLines(string(log)))
 }
 
-// portTaken tells whether the server gave up since its port was taken between
-// our choice of it and its start.
+// portTaken reports whether the server gave up because another process took its
+// port between the choice of the port and the start.
 func (s *service) portTaken() bool {
 	log, _ := os.ReadFile(s.log)
 	text := strings.ToLower(string(log))
 	return strings.Contains(text, "eaddrinuse") || strings.Contains(text, "address already in use")
 }
 
-// gate waits for a line on descriptor 3, then becomes the program. At the end
-// of input instead of a line it ends.
+// gate is a shell script that waits for a line on descriptor 3 and then execs
+// the program. If the input ends without a line, the script exits.
 const gate = `read -r _ <&3 || exit 125; exec 3<&-; exec "$0" "$@"`
 
 // startGated starts a program in a process group of its own, but lets it run
-// only when register has noted it. So nothing runs that the guard does not know
-// of, even if we are killed in between.
+// only after register has returned. The guard therefore knows every program
+// that runs, even if this process is killed in between.
 func startGated(cmd *exec.Cmd, register func(pid int) error) error {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -143,7 +144,7 @@ func startGated(cmd *exec.Cmd, register func(pid int) error) error {
 		_, err = write.WriteString("\n")
 	}
 	if err != nil {
-		write.Close() // it ends
+		write.Close() // the script exits
 		cmd.Wait()
 	}
 	return err
@@ -157,10 +158,10 @@ func ownGroup(cmd *exec.Cmd) {
 }
 
 // FreePorts returns n different TCP ports that are free on 127.0.0.1, for
-// servers that are told their port or that come back on the same one. They are
-// below the range (from 32768 on, on Linux) from which the kernel gives ports
-// to whoever connects or listens: between the look and the server's start, and
-// while it is away, nobody gets them by chance.
+// servers that need a fixed port or must get the same port after a restart. The
+// ports are below the range from which the kernel assigns ports (from 32768 on
+// Linux). The kernel therefore gives them to no other process, neither before
+// the server's start nor while it is stopped.
 func FreePorts(n int) ([]int, error) {
 	const low, high, tries = 12000, 32000, 1000
 	var ports []int
@@ -173,14 +174,14 @@ func FreePorts(n int) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		defer listener.Close() // all at the end, so that no port comes twice
+		defer listener.Close() // only at the end, so that no port is returned twice
 		ports = append(ports, port)
 	}
 	return nil, fmt.Errorf("found no free TCP port between %d and %d in %d tries", low, high, tries)
 }
 
-// unprivileged is the account that servers run under: nil for our own, else,
-// when we are root, the first of these names that exists.
+// unprivileged returns the account to run servers under: for root the first of
+// these names that exists, otherwise nil, which means the current user.
 func unprivileged(names ...string) (*syscall.Credential, error) {
 	if os.Getuid() != 0 {
 		return nil, nil
@@ -203,7 +204,7 @@ func unprivileged(names ...string) (*syscall.Credential, error) {
 	return nil, fmt.Errorf("none of the accounts %v exists to run the server as", names)
 }
 
-// ownFolder makes a folder that belongs to account.
+// ownFolder creates a folder that belongs to account.
 func ownFolder(path string, account *syscall.Credential) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
@@ -220,8 +221,8 @@ func runAs(cmd *exec.Cmd, account *syscall.Credential) {
 	}
 }
 
-// scratchFolder makes the folder of one run. Servers run under other accounts,
-// so its parents must let them through.
+// scratchFolder creates the folder of one run. Servers run under other accounts
+// and must be able to reach it.
 func scratchFolder() (string, error) {
 	dir, err := os.MkdirTemp("", "mm-devenv-")
 	if err != nil {
@@ -233,7 +234,7 @@ func scratchFolder() (string, error) {
 	return dir, nil
 }
 
-// moduleRoot is the folder of the clone that the caller works in.
+// moduleRoot returns the root folder of the clone that the caller works in.
 func moduleRoot(ctx context.Context) (string, error) {
 	file, err := output(ctx, "go", "env", "GOMOD")
 	if err != nil {
@@ -250,7 +251,7 @@ func commandLine(cmd *exec.Cmd) string {
 	return shorten(line, 120)
 }
 
-// lastLines is the end of a program's output, enough to see the cause.
+// lastLines returns the end of a program's output, enough to show the cause.
 func lastLines(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	if len(lines) > 12 {
@@ -272,11 +273,12 @@ func (t *tail) Write(b []byte) (int, error) {
 
 func (t *tail) String() string { return string(t.bytes) }
 
-// Run runs a command in a process group of its own and returns when it has
-// ended. Signals are passed on to the group; a second one, or patience after
-// the first, kills it. What the command leaves running ends too.
-func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time.Duration) error {
-	bury, release := adoptOrphans()
+// Run runs a command in a process group of its own and waits for its end. It
+// forwards the first signal to the group; a second signal, or the end of timeout
+// after the first, kills the group. Processes that the command leaves running
+// are killed too.
+func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, timeout time.Duration) error {
+	reap, release := adoptOrphans()
 	defer release()
 	if err := startGated(cmd, e.guard.watchGroup); err != nil {
 		return err
@@ -293,14 +295,14 @@ func (e *Environment) Run(cmd *exec.Cmd, signals <-chan os.Signal, patience time
 			endGroup(pid)
 			return err
 		case <-dead.C:
-			bury(pid)
+			reap(pid)
 		case s := <-signals:
 			if late != nil {
 				syscall.Kill(-pid, syscall.SIGKILL)
 				continue
 			}
 			syscall.Kill(-pid, s.(syscall.Signal))
-			late = time.After(patience)
+			late = time.After(timeout)
 		case <-late:
 			syscall.Kill(-pid, syscall.SIGKILL)
 		}

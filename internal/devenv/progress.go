@@ -9,11 +9,13 @@ import (
 	"time"
 )
 
-// stillEvery is how often a plain log hears of work that goes on.
+// stillEvery is the interval between progress lines when the output is not a
+// terminal.
 const stillEvery = 20 * time.Second
 
-// progress prints a line when a part is done, and shows that long work lives:
-// on a terminal by one live line at the bottom, else by a line now and then.
+// progress prints a line when a part is done, and shows that long work
+// continues: on a terminal in one line at the bottom that is overwritten,
+// elsewhere by a line at intervals.
 type progress struct {
 	out      io.Writer
 	terminal bool
@@ -26,7 +28,7 @@ type progress struct {
 	live    bool // a live line is on the screen
 }
 
-// work is one thing that goes on. Its last line of output shows on the screen.
+// work is work in progress. The screen shows the last line of its output.
 type work struct {
 	progress *progress
 	verb     string
@@ -71,7 +73,7 @@ func (p *progress) close() {
 	<-p.stopped
 }
 
-// still shows what goes on. The caller holds p.mu.
+// still shows the work in progress. The caller holds p.mu.
 func (p *progress) still() {
 	if p.terminal {
 		p.clear()
@@ -124,7 +126,7 @@ func (p *progress) found(what, how string) {
 	p.print("checking", what+" "+how, "ok")
 }
 
-// start tells of work that begins; end it with done or failed.
+// start records the start of work; the caller ends it with done or end.
 func (p *progress) start(verb, what string) *work {
 	now := time.Now()
 	w := &work{progress: p, verb: verb, what: what, since: now, told: now}
@@ -150,7 +152,7 @@ func (w *work) end(what, result string) {
 	}
 }
 
-// Write takes the output of the work and remembers its last line.
+// Write receives the output of the work and keeps its last line.
 func (w *work) Write(b []byte) (int, error) {
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if last := strings.TrimSpace(lines[len(lines)-1]); last != "" {

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// celeryRelease names a Python environment. kombu is pinned to the release of
-// the same time, as it decides the bytes on the wire.
+// celeryRelease names a Python environment. kombu decides the bytes on the wire,
+// so it is pinned to the release of the same time.
 type celeryRelease struct{ celery, kombu string }
 
-// celeries are the environments that tests ask for.
+// celeries are the environments that tests use.
 var celeries = []celeryRelease{
 	{"5.4.0", "5.3.7"},
 	{"5.5.3", "5.5.4"},
@@ -26,19 +26,19 @@ var celeries = []celeryRelease{
 	{"5.7.0", "5.7.0"},
 }
 
-// database drivers: SQLAlchemy 2.1 takes psycopg 3 for a plain postgresql://
-// URL, older releases take psycopg2.
+// pythonDrivers are the packages for database access. SQLAlchemy 2.1 uses
+// psycopg 3 for a plain postgresql:// URL, older releases use psycopg2.
 const pythonDrivers = "sqlalchemy\npsycopg2-binary\npsycopg[binary]\nsetuptools<81\n"
 
 func requirements(celery, kombu string) string {
 	return fmt.Sprintf("celery==%s\nkombu==%s\n%s", celery, kombu, pythonDrivers)
 }
 
-// requirementsFile lies in an environment that is complete and says what was
-// asked for when it was made.
+// requirementsFile is a file in a complete environment with the requirements
+// that it was made from.
 const requirementsFile = "mm-requirements.txt"
 
-// findPython returns a python3 that can make virtual environments.
+// findPython returns a python3 that can create virtual environments, or "".
 func findPython(ctx context.Context) string {
 	for _, name := range []string{"python3", "/usr/bin/python3"} {
 		if _, err := output(ctx, name, "-c", "import venv, ensurepip, sys; assert sys.version_info >= (3, 9)"); err == nil {
@@ -48,7 +48,7 @@ func findPython(ctx context.Context) string {
 	return ""
 }
 
-// python brings up an environment per Celery release in the cache.
+// python provides an environment in the cache for each Celery release.
 func (b *bringUp) python(ctx context.Context) error {
 	if b.given(EnvPythonRoot) {
 		return nil
@@ -84,7 +84,7 @@ func (b *bringUp) python(ctx context.Context) error {
 	return nil
 }
 
-// enumerate lists Celery releases, and which of them have to be made.
+// enumerate lists Celery releases, and marks those that are missing.
 func enumerate(releases, missing []celeryRelease) string {
 	var names []string
 	for _, c := range releases {
@@ -97,8 +97,8 @@ func enumerate(releases, missing []celeryRelease) string {
 	return strings.Join(names, ", ")
 }
 
-// checkPython trusts an environment when it was made from today's requirements
-// and its modules can be imported.
+// checkPython accepts an environment if it was made from the current
+// requirements and its modules can be imported.
 func checkPython(ctx context.Context, dir, celery, kombu string) error {
 	made, err := os.ReadFile(filepath.Join(dir, requirementsFile))
 	if err != nil {
@@ -139,7 +139,8 @@ func (b *bringUp) makePythons(ctx context.Context, root string, missing []celery
 	return nil
 }
 
-// makePython makes an environment beside target and moves it there when it works.
+// makePython creates an environment next to target and renames it to target
+// once it works.
 func (b *bringUp) makePython(ctx context.Context, w *work, base, target, celery, kombu string) error {
 	temporary, err := os.MkdirTemp(filepath.Dir(target), ".new-")
 	if err != nil {
@@ -175,8 +176,8 @@ func (b *bringUp) makePython(ctx context.Context, w *work, base, target, celery,
 	return replace(temporary, target)
 }
 
-// moveScripts rewrites the paths that an environment has written into its own
-// scripts, so that it works after its folder is renamed.
+// moveScripts replaces the folder's path in an environment's own scripts, so
+// that they work after the folder is renamed.
 func moveScripts(from, to string) error {
 	entries, err := os.ReadDir(filepath.Join(from, "bin"))
 	if err != nil {
@@ -184,7 +185,7 @@ func moveScripts(from, to string) error {
 	}
 	for _, entry := range entries {
 		if entry.Type()&fs.ModeType != 0 {
-			continue // links to the interpreter
+			continue // a link to the interpreter
 		}
 		path := filepath.Join(from, "bin", entry.Name())
 		content, err := os.ReadFile(path)

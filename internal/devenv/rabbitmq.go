@@ -15,13 +15,13 @@ import (
 	"time"
 )
 
-// brokerLimit is how long a broker may take to answer; 8 s is usual on two
-// cores, most of it Erlang loading plugins.
+// brokerLimit is the limit on the time from a broker's start to its first
+// answer. Usual are 8 s on two cores, most of it for loading plugins.
 const brokerLimit = 3 * time.Minute
 
-// findRabbitMQ returns the server script of an installed RabbitMQ. Debian's
-// wrapper in /usr/sbin insists on its own account and hides the log, so the
-// script behind it is looked for first.
+// findRabbitMQ returns the server script of an installed RabbitMQ, or "". It
+// prefers the script that Debian's wrapper in /usr/sbin calls: the wrapper
+// requires the account rabbitmq and hides the log.
 func findRabbitMQ() string {
 	const behindWrapper = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 	if _, err := os.Stat(behindWrapper); err == nil {
@@ -34,7 +34,7 @@ func findRabbitMQ() string {
 	return path
 }
 
-// broker brings up RabbitMQ with its management plugin.
+// broker finds or starts RabbitMQ with its management plugin.
 func (b *bringUp) broker(ctx context.Context) error {
 	if b.given(EnvBroker, EnvBrokerAPI) {
 		return nil
@@ -66,8 +66,8 @@ func (b *bringUp) brokerProcess(ctx context.Context, script string) error {
 	}
 }
 
-// tryBroker starts epmd and the broker. retry tells that a port was taken by
-// somebody else in the meantime.
+// tryBroker starts epmd and the broker. retry means that another process has
+// taken one of the ports in the meantime.
 func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (version string, port int, retry bool, err error) {
 	n, err := newNode(script, filepath.Join(b.dir, fmt.Sprintf("rabbitmq-%d", attempt)), "[rabbitmq_management].\n", "")
 	if err != nil {
@@ -88,13 +88,13 @@ func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (ve
 	management := &url.URL{Scheme: "http", User: n.url().User, Host: fmt.Sprintf("127.0.0.1:%d", n.management)}
 	version, err = b.brokerAnswers(ctx, n.url(), management, server.gone)
 	if err != nil {
-		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not come up: %w", err))
+		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not answer after its start: %w", err))
 	}
 	return version, n.amqp, false, nil
 }
 
-// node is a RabbitMQ node of the installed kind: its folder with configuration
-// and data, and its ports on 127.0.0.1.
+// node is a node of the installed RabbitMQ: its folder with configuration and
+// data, and its ports on 127.0.0.1.
 type node struct {
 	script, dir, epmdProgram string
 	amqp, management, epmd   int
@@ -103,8 +103,9 @@ type node struct {
 	environment              []string
 }
 
-// newNode makes the folder of a node and starts nothing. plugins is the content
-// of enabled_plugins, erlang further arguments of the Erlang machine.
+// newNode creates the folder of a node and starts nothing. plugins is the
+// content of enabled_plugins; erlang is further arguments of the Erlang virtual
+// machine.
 func newNode(script, dir, plugins, erlang string) (*node, error) {
 	n := &node{script: script, dir: dir, epmdProgram: findEPMD(), password: randomHex()}
 	if n.epmdProgram == "" {
@@ -147,7 +148,7 @@ disk_free_limit.absolute = 50MB
 	}
 	n.environment = []string{
 		"PATH=" + filepath.Dir(script) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:" + os.Getenv("PATH"),
-		"HOME=" + dir, // the Erlang cookie lives there
+		"HOME=" + dir, // Erlang keeps its cookie there
 		"LANG=C.UTF-8",
 		fmt.Sprintf("RABBITMQ_NODENAME=mm%d-%d@localhost", os.Getpid(), n.amqp),
 		fmt.Sprintf("ERL_EPMD_PORT=%d", n.epmd),
@@ -160,20 +161,21 @@ disk_free_limit.absolute = 50MB
 		"RABBITMQ_LOG_BASE=" + filepath.Join(dir, "log"),
 		"RABBITMQ_LOGS=-",
 		"RABBITMQ_PID_FILE=" + filepath.Join(dir, "pid"),
-		// Without the first the distribution port listens on every address.
+		// Without the first argument the distribution port would listen on every
+		// address.
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + strings.TrimSpace("-kernel inet_dist_use_interface {127,0,0,1} "+erlang),
 	}
 	return n, nil
 }
 
-// mapper is the command of the node's epmd. The broker would start one as a
-// daemon that outlives it. One that is there already, in the foreground, is
-// ours to end.
+// mapper returns the command of the node's epmd. Without one the broker would
+// start epmd as a daemon that outlives it. This one runs in the foreground, so
+// that it can be ended.
 func (n *node) mapper() *exec.Cmd {
 	return n.command(n.epmdProgram, "-port", fmt.Sprint(n.epmd), "-address", "127.0.0.1")
 }
 
-// server is the command of the broker; it needs the mapper.
+// server returns the command of the broker. The mapper must be running.
 func (n *node) server() *exec.Cmd { return n.command(n.script) }
 
 func (n *node) command(program string, args ...string) *exec.Cmd {
@@ -187,7 +189,7 @@ func (n *node) url() *url.URL {
 	return &url.URL{Scheme: "amqp", User: url.UserPassword("mm", n.password), Host: fmt.Sprintf("127.0.0.1:%d", n.amqp)}
 }
 
-// findEPMD returns Erlang's port mapper, "" when it cannot be found.
+// findEPMD returns the path of Erlang's port mapper, or "" if it is not found.
 func findEPMD() string {
 	if path, err := exec.LookPath("epmd"); err == nil {
 		return path
@@ -263,14 +265,14 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", ports[1])}
 	version, err := b.brokerAnswers(ctx, broker, management, containerGone(watch, name))
 	if err != nil {
-		return explainContainer(name, fmt.Errorf("rabbitmq does not come up: %w", err))
+		return explainContainer(name, fmt.Errorf("rabbitmq does not answer after its start: %w", err))
 	}
 	b.export(EnvBrokerImage, image)
 	w.done(fmt.Sprintf("rabbitmq %s (127.0.0.1:%d, image %s)", version, ports[0], image))
 	return nil
 }
 
-// installHint is the cure for a server that can be had in no way.
+// installHint says how to get a server that is missing.
 func installHint(debianPackage string) string {
 	hint := "install it, on Debian as root: apt-get install --no-install-recommends " + debianPackage
 	if os.Getuid() != 0 {

@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Environment variables by which the services find the tests. `make test`
-// sets them; `make services-up` prints them for a shell.
+// Environment variables that tell tests where the services are. `make test` sets
+// them; `make services-up` prints them for a shell.
 const (
 	EnvBroker        = "MM_TEST_BROKER_URL"     // amqp://user:password@host:port
 	EnvBrokerAPI     = "MM_TEST_BROKER_API_URL" // http://user:password@host:port, RabbitMQ's management plugin
 	EnvBrokerImage   = "MM_TEST_BROKER_IMAGE"   // the image of the broker if it is a container, for StartOwnBroker
 	EnvDatabase      = "MM_TEST_DATABASE_URL"   // postgres://…, a role that may create databases
 	EnvDatabaseImage = "MM_TEST_DATABASE_IMAGE" // the image of the database if it is a container, for StartOwnDatabase
-	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and its kin
+	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and those of the other releases
 	EnvCompose       = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
 	howToGetOne      = "run `make test`, or `make services-up` and the export lines that it prints"
 	serviceTimeout   = 15 * time.Second
@@ -33,22 +33,24 @@ func need(t testing.TB, name, what string) string {
 	return value
 }
 
-// Broker makes an empty vhost on the test broker and returns its AMQP URL.
-// The vhost is deleted when the test ends.
+// Broker creates an empty vhost on the test broker and returns its AMQP URL.
+// The vhost is deleted at the end of the test.
 func Broker(t testing.TB) string {
 	t.Helper()
 	return forTest(t, NewVhost)
 }
 
-// Database makes an empty database on the test server and returns its URL.
-// The database is dropped when the test ends, whoever is still connected.
+// Database creates an empty database on the test server and returns its URL.
+// The database is dropped at the end of the test, even if sessions are connected
+// to it.
 func Database(t testing.TB) string {
 	t.Helper()
 	return forTest(t, NewDatabase)
 }
 
-// BrokerUser makes a user with a password on the test broker, for the virtual
-// host of an address that Broker gave. The user is deleted when the test ends.
+// BrokerUser creates a user on the test broker, with all permissions in the
+// virtual host of an address that Broker has returned. The user is deleted at
+// the end of the test.
 func BrokerUser(t testing.TB, broker, user, password string) {
 	t.Helper()
 	address, err := url.Parse(broker)
@@ -61,8 +63,8 @@ func BrokerUser(t testing.TB, broker, user, password string) {
 	})
 }
 
-// Role makes a role with a password on the test server, for a database that
-// Database gave. The role is dropped when the test ends.
+// Role creates a role on the test server, with all privileges in a database that
+// Database has returned. The role is dropped at the end of the test.
 func Role(t testing.TB, database, role, password string) {
 	t.Helper()
 	forTest(t, func(ctx context.Context) (string, func(context.Context) error, error) {
@@ -85,8 +87,8 @@ func forTest(t testing.TB, make func(context.Context) (string, func(context.Cont
 	return address
 }
 
-// Celery returns the Python interpreter that has the given version of Celery,
-// with SQLAlchemy and psycopg2.
+// Celery returns the path of a Python interpreter with the given version of
+// Celery, SQLAlchemy and psycopg2.
 func Celery(t testing.TB, version string) string {
 	t.Helper()
 	python := CeleryPython(need(t, EnvPythonRoot, "Python environments with Celery"), version)
@@ -96,14 +98,14 @@ func Celery(t testing.TB, version string) string {
 	return python
 }
 
-// CeleryPython is where the interpreter with a version of Celery is below a
+// CeleryPython returns the path of the interpreter with a version of Celery in a
 // folder of environments.
 func CeleryPython(root, version string) string {
 	return filepath.Join(root, "celery-"+version, "bin", "python")
 }
 
-// Compose returns the docker-compose program for tests that run containers.
-// The engine is the one that DOCKER_HOST or the default socket gives.
+// Compose returns the path of the docker-compose program, for tests that run
+// containers. The engine is that of DOCKER_HOST or the default socket.
 func Compose(t testing.TB) string {
 	t.Helper()
 	return need(t, EnvCompose, "docker compose")

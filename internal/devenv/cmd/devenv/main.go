@@ -1,13 +1,13 @@
-// Command devenv brings up the surroundings of tests and the demo.
+// Command devenv starts the services that tests and the demo need.
 //
 //	devenv up                  start what is missing, leave it running, print export lines
 //	devenv down                end what up has left running
 //	devenv run -- COMMAND…     start what is missing, run COMMAND, end what was started
 //
-// up and run take -newest (today's RabbitMQ and PostgreSQL, as containers),
+// up and run accept -newest (the newest RabbitMQ and PostgreSQL, as containers),
 // -images (also the images of docker-compose.yaml), -only PART,PART and
-// -celery RELEASE,RELEASE. run's exit code is
-// COMMAND's, or 125 when the surroundings cannot be had.
+// -celery RELEASE,RELEASE. The exit code of run is that of COMMAND, or 125 if a
+// service cannot be started.
 package main
 
 import (
@@ -29,8 +29,8 @@ import (
 const (
 	exitUsage   = 2
 	exitNoSetUp = 125
-	// patience is how long COMMAND has to end after a signal.
-	patience = 20 * time.Second
+	// stopTimeout is the time between a signal to COMMAND and SIGKILL.
+	stopTimeout = 20 * time.Second
 )
 
 func main() {
@@ -41,7 +41,7 @@ func main() {
 	os.Exit(dispatch(os.Args[1:]))
 }
 
-// guard ignores what ends its parent: it has to outlive that.
+// guard ignores the signals that end its parent, since it must outlive that.
 func guard() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	if err := devenv.Guard(os.Stdin); err != nil {
@@ -57,7 +57,7 @@ func dispatch(args []string) int {
 		flags.PrintDefaults()
 	}
 	config := devenv.Config{Output: os.Stderr}
-	flags.BoolVar(&config.Newest, "newest", false, "today's RabbitMQ and PostgreSQL, as containers")
+	flags.BoolVar(&config.Newest, "newest", false, "the newest RabbitMQ and PostgreSQL, as containers")
 	flags.BoolVar(&config.Images, "images", false, "also the images of docker-compose.yaml")
 	flags.Func("only", "the parts to bring up, separated by commas: engine, compose, python, broker, database, compiler", func(text string) error {
 		config.Only = strings.Split(text, ",")
@@ -149,7 +149,7 @@ func run(ctx context.Context, cancel context.CancelCauseFunc, signals chan os.Si
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), environment.Vars()...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input(), os.Stdout, os.Stderr
-	err = environment.Run(cmd, signals, patience)
+	err = environment.Run(cmd, signals, stopTimeout)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -163,8 +163,9 @@ func run(ctx context.Context, cancel context.CancelCauseFunc, signals chan os.Si
 	return 127
 }
 
-// input is our standard input for COMMAND, nil for a terminal: COMMAND runs in
-// a process group of its own, which a terminal would stop when it reads.
+// input returns the standard input for COMMAND, or nil if it is a terminal:
+// COMMAND runs in a background process group, which the terminal would stop when
+// it reads.
 func input() io.Reader {
 	if info, err := os.Stdin.Stat(); err != nil || info.Mode()&os.ModeCharDevice != 0 {
 		return nil
