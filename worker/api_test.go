@@ -12,7 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// api calls RabbitMQ's management plugin.
+// api calls the HTTP API of RabbitMQ's management plugin.
 func (r *testEnv) api(method, resource string, body any) {
 	r.t.Helper()
 	base := os.Getenv(devenv.EnvBrokerAPI)

@@ -34,6 +34,6 @@ func TestTaskRunsAndItsResultIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left in the queue", n)
+		t.Errorf("%d messages remain in the queue", n)
 	}
 }

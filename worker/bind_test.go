@@ -44,15 +44,15 @@ func TestArgumentsBindAsInPython(t *testing.T) {
 		args   []json.RawMessage
 		kwargs protocol.Object
 		bind   func(args []json.RawMessage, kwargs protocol.Object) (any, error)
-		want   any // the struct, or a string: the text of the TypeError
+		want   any // the struct, or the text of the TypeError as a string
 	}{
 		// The texts are CPython 3.11's.
 		{"positional", workertest.Args(2, 3), nil, bindTo[two], two{2, 3}},
 		{"keywords", nil, kwargs(map[string]any{"y": 3, "x": 2}), bindTo[two], two{2, 3}},
 		{"mixed", workertest.Args(2), kwargs(map[string]any{"y": 3}), bindTo[two], two{2, 3}},
-		{"defaults", workertest.Args(1), nil, bindTo[defaults], defaults{X: 1, Z: "kept"}},
+		{"defaults", workertest.Args(1), nil, bindTo[defaults], defaults{X: 1, Z: "unchanged"}},
 		{"optional given", workertest.Args(1, 7, "z"), nil, bindTo[defaults], defaults{1, &seven, "z"}},
-		{"None for a pointer", workertest.Args(1, nil), nil, bindTo[defaults], defaults{X: 1, Z: "kept"}},
+		{"None for a pointer", workertest.Args(1, nil), nil, bindTo[defaults], defaults{X: 1, Z: "unchanged"}},
 		{"rest and extra", workertest.Args("a", 1, 2), kwargs(map[string]any{"k": "v"}), bindTo[all], all{First: "a", Rest: []int{1, 2}, Extra: map[string]any{"k": "v"}}},
 		{"one missing", workertest.Args(1), nil, bindTo[two], "add() missing 1 required positional argument: 'y'"},
 		{"two missing", nil, nil, bindTo[two], "add() missing 2 required positional arguments: 'x' and 'y'"},
@@ -84,13 +84,13 @@ func TestArgumentsBindAsInPython(t *testing.T) {
 func bindTo[T any](args []json.RawMessage, kwargs protocol.Object) (any, error) {
 	var in T
 	if f := reflect.ValueOf(&in).Elem(); f.NumField() > 2 && f.Type().Field(2).Name == "Z" {
-		f.Field(2).SetString("kept")
+		f.Field(2).SetString("unchanged")
 	}
 	err := worker.Bind("shop.add", &in, args, kwargs)
 	return in, err
 }
 
-func TestPythonValuesArriveWithoutLoss(t *testing.T) {
+func TestPythonValuesAreDecodedWithoutLoss(t *testing.T) {
 	t.Parallel()
 	type values struct {
 		When   time.Time        `celery:"when"`
@@ -116,7 +116,7 @@ func TestPythonValuesArriveWithoutLoss(t *testing.T) {
 	}
 }
 
-func TestMistakesOfTheProgramPanicAtOnce(t *testing.T) {
+func TestProgrammingErrorsPanic(t *testing.T) {
 	t.Parallel()
 	for name, register := range map[string]func(w *worker.Worker){
 		"no struct": func(w *worker.Worker) { w.Register("a", worker.Typed[int, any]("a", nil)) },
@@ -132,7 +132,7 @@ func TestMistakesOfTheProgramPanicAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			defer func() {
 				if recover() == nil {
-					t.Error("nothing happened, want a panic")
+					t.Error("no panic")
 				}
 			}()
 			register(newWorker(t, worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}}))

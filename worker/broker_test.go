@@ -10,9 +10,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// Addresses as kombu takes them, with every character in the user's name and
-// the password that people have there, as written by hand and by functions.
-func TestAddressesThatKombuTakes(t *testing.T) {
+// Addresses that kombu accepts, with special characters in user name and
+// password, raw and percent-encoded.
+func TestAddressesThatKombuAccepts(t *testing.T) {
 	t.Parallel()
 	broker := devenv.Broker(t)
 	good, err := url.Parse(broker)
@@ -42,7 +42,8 @@ func TestAddressesThatKombuTakes(t *testing.T) {
 	}
 }
 
-// The library reads the options of an address as the program does.
+// The options of an address set fields of Config, and errors about them do not
+// contain the password.
 func TestOptionsOfAnAddress(t *testing.T) {
 	t.Parallel()
 	config := worker.Config{Broker: "amqp://h?heartbeat=7.5", Queues: []string{"q"}}
@@ -55,9 +56,9 @@ func TestOptionsOfAnAddress(t *testing.T) {
 	}
 }
 
-// What stands behind the host of an address with another @ may be a part of
-// the password: no message names it.
-func TestAnAddressThatMayHoldItsPasswordElsewhere(t *testing.T) {
+// In an address with an unescaped @, the text after the host may be a part of the
+// password: no error contains it.
+func TestErrorsHideWhatMayBeAPartOfThePassword(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{"amqp://user:1/Geheim99@127.0.0.1:1/v", "amqp://user:Geheim98@127.0.0.1:1/Geheim99@h/v"} {
 		w, err := worker.New(worker.Config{Broker: address, Queues: []string{"q"}, StartTimeout: -1})
@@ -67,7 +68,7 @@ func TestAnAddressThatMayHoldItsPasswordElsewhere(t *testing.T) {
 		if _, err = w.Inspect(t.Context()); err == nil || strings.Contains(err.Error(), "Geheim") || strings.Contains(err.Error(), ":1") {
 			t.Errorf("%s: %v", address, err)
 		} else if !strings.Contains(err.Error(), "write %40 for an @") {
-			t.Errorf("%s: no cure: %v", address, err)
+			t.Errorf("%s: the error does not say what to do: %v", address, err)
 		}
 	}
 }

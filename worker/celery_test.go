@@ -25,9 +25,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// The scenarios of testdata/celery that concern plain tasks, chains, callbacks
-// and error callbacks. Each producer message is sent as it was captured; what
-// our worker publishes and stores must then be what Python's did.
+// The scenarios of testdata/celery about plain tasks, chains, callbacks and error
+// callbacks. The test publishes each message of the producer as it was captured.
+// The worker must then publish and store what the Python worker did.
 var scenarios = []string{
 	"success", "success_none", "success_unicode_nested", "failure_valueerror", "failure_custom",
 	"link_mutable", "link_two",
@@ -38,15 +38,15 @@ var scenarios = []string{
 	"unregistered_task", "expired", "hard_time_limit", "soft_time_limit", "reject", "ignore", "update_state_progress",
 }
 
-// intended are the differences that are meant: what to leave out of the
-// comparison of a scenario, by version ("" for all), and why.
+// intended lists the intended differences: what the comparison of a scenario leaves
+// out, for which Celery version ("" for all), and why.
 var intended = []struct {
 	version, scenario, what, why string
 }{
-	{"", "chain_fail_errback_varargs", "messages", "Python calls an errback with *args inline; we always publish errbacks (docs/celery.md#error-callbacks)"},
+	{"", "chain_fail_errback_varargs", "messages", "Python calls an errback with *args inline; this worker publishes every error callback (docs/celery.md#error-callbacks)"},
 	{"", "chain_step_unregistered", "ignore_result", "before 5.7 false, since then null for a task that the worker does not know (docs/celery.md#headers)"},
 	{"", "fail_errbacks_unregistered", "ignore_result", "as above"},
-	{"5.4.0", "reject", "rows", "before 5.7 a rejected task stayed PENDING; we follow 5.7 and store FAILURE (docs/celery.md#outcomes)"},
+	{"5.4.0", "reject", "rows", "before 5.7 a rejected task stayed PENDING; this worker does what 5.7 does and stores FAILURE (docs/celery.md#outcomes)"},
 	{"5.5.3", "reject", "rows", "as in 5.4.0"},
 	{"5.6.3", "reject", "rows", "as in 5.4.0"},
 }
@@ -144,7 +144,7 @@ func replay(t *testing.T, file capturedFile) {
 }
 
 func replayScenario(t *testing.T, r *testEnv, trace <-chan capturedMessage, sent map[string]bool, version, name string, scenario capturedScenario) {
-	want, got := newCanon(), newCanon()
+	want, got := newNormalizer(), newNormalizer()
 	published := 0
 	for _, m := range scenario.Messages {
 		if m.By != "producer" {
@@ -167,7 +167,7 @@ func replayScenario(t *testing.T, r *testEnv, trace <-chan capturedMessage, sent
 			messages = append(messages, m)
 		}
 	}
-	// Compared in publish order, which fixes which new id is which.
+	// The order of publishing decides which id corresponds to which.
 	if !isIntended(version, name, "messages") {
 		i := 0
 		for _, m := range scenario.Messages {
@@ -203,15 +203,14 @@ func replayScenario(t *testing.T, r *testEnv, trace <-chan capturedMessage, sent
 // key tells the messages of one scenario apart.
 func key(m capturedMessage) string { return fmt.Sprint(m.Headers["id"], " ", m.Headers["retries"]) }
 
-// postponeExpiry keeps a task that expired long after its run, years ago,
-// from being expired now.
+// postponeExpiry moves an expiry date of the capture into the future.
 func postponeExpiry(t *testing.T, m *capturedMessage) {
 	expiration, _ := m.Properties["expiration"].(string)
 	switch expiration {
 	case "":
 		return
 	case "0":
-		// The broker would drop it unless a consumer waits at that moment.
+		// The broker would drop the message unless it could deliver it at once.
 		m.Properties = maps.Clone(m.Properties)
 		delete(m.Properties, "expiration")
 		return
@@ -220,25 +219,25 @@ func postponeExpiry(t *testing.T, m *capturedMessage) {
 	m.Headers["expires"] = protocol.FormatTime(time.Now().Add(5 * time.Minute))
 }
 
-// canon replaces what differs between two runs, ids and process numbers, by
-// numbers in the order in which they appear.
-type canon struct {
+// normalizer replaces what differs between two runs (ids and process numbers) by
+// numbers, in the order of appearance.
+type normalizer struct {
 	numbers map[string]int
 	names   []string
 }
 
-func newCanon() *canon { return &canon{numbers: map[string]int{}} }
+func newNormalizer() *normalizer { return &normalizer{numbers: map[string]int{}} }
 
 var (
-	accidental = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|gen\d+@[\w.-]+`)
-	times      = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00`)
-	remaining  = regexp.MustCompile(`"expiration":"[1-9]\d*"`)
+	generated = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|gen\d+@[\w.-]+`)
+	times     = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00`)
+	remaining = regexp.MustCompile(`"expiration":"[1-9]\d*"`)
 )
 
-func (c *canon) text(text string) string {
+func (c *normalizer) text(text string) string {
 	text = times.ReplaceAllString(text, "<time>")
 	text = remaining.ReplaceAllString(text, `"expiration":"<ms>"`)
-	return accidental.ReplaceAllStringFunc(text, func(id string) string {
+	return generated.ReplaceAllStringFunc(text, func(id string) string {
 		n, ok := c.numbers[id]
 		if !ok {
 			n = len(c.names)
@@ -249,8 +248,8 @@ func (c *canon) text(text string) string {
 	})
 }
 
-// translate finds our id for one of the capture.
-func (c *canon) translate(other *canon, id string) string {
+// translate returns the id in this run for an id of the capture.
+func (c *normalizer) translate(other *normalizer, id string) string {
 	n, ok := other.numbers[id]
 	if !ok || n >= len(c.names) {
 		return id
@@ -258,7 +257,7 @@ func (c *canon) translate(other *canon, id string) string {
 	return c.names[n]
 }
 
-func (c *canon) message(t *testing.T, m capturedMessage) string {
+func (c *normalizer) message(t *testing.T, m capturedMessage) string {
 	body, err := base64.StdEncoding.DecodeString(m.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -266,7 +265,7 @@ func (c *canon) message(t *testing.T, m capturedMessage) string {
 	return c.text(fmt.Sprintf("to %q %q properties %s headers %s body %s", m.Exchange, m.RoutingKey, sorted(t, m.Properties), sorted(t, m.Headers), body))
 }
 
-// sorted prints values with the keys in order.
+// sorted formats a value as JSON, with sorted keys.
 func sorted(t *testing.T, value any) string {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -300,7 +299,7 @@ func show[T any](value *T) string {
 	return fmt.Sprint(*value)
 }
 
-// rowOf prints one of our results as the database would show it.
+// rowOf formats a result of this worker like a captured row.
 func rowOf(t *testing.T, version string, r protocol.Result) string {
 	column, err := protocol.EncodeResult(r, protocol.EncodingJSON)
 	if err != nil {
@@ -350,8 +349,8 @@ func publishing(t *testing.T, m capturedMessage) protocol.Publishing {
 	return p
 }
 
-// trace turns the broker's message tracer on for this vhost and returns every
-// message that is published from now on.
+// trace turns on the broker's message tracer for this virtual host. The channel
+// receives every message that is published from then on.
 func (r *testEnv) trace() <-chan capturedMessage {
 	r.t.Helper()
 	address, err := url.Parse(r.url)
@@ -408,11 +407,12 @@ func (r *testEnv) trace() <-chan capturedMessage {
 	return messages
 }
 
-// probe is the key of messages that only show whether the broker traces.
+// probe is the routing key of messages that only test whether the broker traces.
 const probe = "probe of the tracer"
 
-// traceMutex: RabbitMQ loses one of two virtual hosts whose tracing is turned on
-// at the same time. Those of another process are what the probe is for.
+// traceMutex serialises turning on the tracer: when this is done for two virtual
+// hosts at the same time, RabbitMQ traces only one of them. Against other
+// processes the probe messages help.
 var traceMutex sync.Mutex
 
 func plain(value any) any {

@@ -103,9 +103,9 @@ type Config struct {
 	// if there is one, then receives them.
 	DeadLetterQueue string
 
-	// StartTimeout is how long Run tries to make the first connection. Later
-	// Run reconnects without a time limit. Defaults to 30 s; negative means one
-	// attempt per broker.
+	// StartTimeout is how long Run tries to make the first connection.
+	// Afterwards it reconnects without a time limit. Defaults to 30 s; negative
+	// means one attempt per broker.
 	StartTimeout time.Duration
 	// Heartbeat is the AMQP heartbeat interval that the worker proposes to the
 	// broker. The worker notices a dead connection after one and a half

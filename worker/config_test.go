@@ -9,7 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-func TestValidateNamesEveryMistake(t *testing.T) {
+func TestValidateNamesEveryInvalidField(t *testing.T) {
 	t.Parallel()
 	err := worker.Config{
 		Broker:              "http://user:hunter2@host;amqp://user:hunter2@host:port",
@@ -28,15 +28,15 @@ func TestValidateNamesEveryMistake(t *testing.T) {
 	for _, part := range []string{"Broker", `"a" twice`, `exchange type "x-delayed"`, `queue "b"`, `names "unknown"`, `the name ""`, `"x.["`,
 		"without a task name", "Slots is -1", `Node is "nobody"`, "TimeLimit", "RecordTimeout is -1s"} {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("nothing about %s in:\n%v", part, err)
+			t.Errorf("no %s in:\n%v", part, err)
 		}
 	}
 	if strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("the password is told: %v", err)
+		t.Errorf("the error contains the password: %v", err)
 	}
 }
 
-func TestRunNeedsATaskAndIsCalledOnce(t *testing.T) {
+func TestRunNeedsATaskAndCannotBeCalledTwice(t *testing.T) {
 	t.Parallel()
 	w := newWorker(t, worker.Config{Broker: "amqp://localhost:1", Queues: []string{"q"}, StartTimeout: -1})
 	if err := w.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "no task is registered") {

@@ -4,6 +4,11 @@
 // Python producers, callers of AsyncResult and other Celery workers need no
 // change.
 //
+// The follow-ups of a task are the next task of its chain, its callbacks, and,
+// after a failure, its error callbacks. A slot is the right to run one task;
+// Config.Slots is how many tasks run at the same time. A delayed message waits,
+// without a slot, for its ETA or for a pause that its handler has asked for.
+//
 // [New] makes a [Worker] from a [Config], [Handle] registers a function as the
 // handler of a task, and [Worker.Run] runs until its context ends. Results go to
 // a [ResultBackend]. Package workertest helps to test handlers without a broker.

@@ -150,7 +150,7 @@ func Permanent(err error) error {
 	return &permanentError{err}
 }
 
-// IsPermanent says whether err was marked by [Permanent].
+// IsPermanent reports whether err was marked by [Permanent].
 func IsPermanent(err error) bool {
 	var permanent *permanentError
 	return errors.As(err, &permanent)

@@ -24,13 +24,13 @@ func Example() {
 		slog.Error("configuration", "error", err)
 		os.Exit(1)
 	}
-	type addArgs struct { // positional in this order, or by keyword
+	type addArgs struct { // positional arguments in this order, or keyword arguments
 		X int `celery:"x"`
 		Y int `celery:"y"`
 	}
 	worker.Handle(w, "shop.add", func(ctx context.Context, in addArgs) (int, error) { return in.X + in.Y, nil })
 
-	// The first signal lets running tasks finish, the second does not.
+	// After the first signal running tasks finish. The second cancels them.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	go func() {
@@ -54,7 +54,7 @@ func exampleWorker() *worker.Worker {
 	return w
 }
 
-// workertest runs a task without a broker.
+// The task is called with package workertest, which needs no broker.
 func ExampleHandle() {
 	w := exampleWorker()
 	type addArgs struct {
@@ -75,7 +75,7 @@ func ExampleHandle() {
 	// FAILURE TypeError: add() missing 1 required positional argument: 'y'
 }
 
-// A failure that Python catches by its class.
+// The handler chooses the exception class that Python sees.
 func ExampleError() {
 	w := exampleWorker()
 	worker.Handle(w, "shop.order", func(context.Context, struct {
@@ -89,7 +89,7 @@ func ExampleError() {
 	// FAILURE shop.errors OrderError('no stock', 7)
 }
 
-// A task that is run again later.
+// The task is retried after 30 s, at most five times.
 func ExampleRetry() {
 	w := exampleWorker()
 	worker.Handle(w, "shop.sync", func(context.Context, struct{}) (any, error) {
@@ -101,23 +101,23 @@ func ExampleRetry() {
 	// RETRY RuntimeError('remote is down')
 }
 
-// A task that gives its message back, and one that leaves no trace.
+// One task requeues its message after a pause, the other ends without an outcome.
 func ExampleReject() {
 	w := exampleWorker()
 	worker.Handle(w, "shop.busy", func(context.Context, struct{}) (any, error) {
 		return nil, worker.Reject{Requeue: true, After: 5 * time.Second, Reason: "order is locked"}
 	})
-	worker.Handle(w, "shop.gone", func(context.Context, struct{}) (any, error) { return nil, worker.Ignore })
+	worker.Handle(w, "shop.skip", func(context.Context, struct{}) (any, error) { return nil, worker.Ignore })
 	busy, _ := workertest.Call(context.Background(), w, "shop.busy", nil, nil)
-	gone, _ := workertest.Call(context.Background(), w, "shop.gone", nil, nil)
+	skip, _ := workertest.Call(context.Background(), w, "shop.skip", nil, nil)
 	fmt.Println(busy.Err)
-	fmt.Println(gone.Err)
+	fmt.Println(skip.Err)
 	// Output:
 	// reject with requeue: order is locked
 	// ignore this task
 }
 
-// Middleware sees every task.
+// Middleware wraps the handlers of all tasks.
 func ExampleWorker_Use() {
 	w := exampleWorker()
 	w.Use(func(next worker.Handler) worker.Handler {

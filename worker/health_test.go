@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Whoever asks for the health in the middle of an attempt to consume again must
-// hear the reason of the last failure, and for how long there has been one.
-func TestHealthKeepsItsReasonDuringAnAttempt(t *testing.T) {
+// During an attempt to consume again, Ready reports the reason of the last failure
+// and for how long the worker has not consumed.
+func TestReadyKeepsTheReasonDuringAnAttempt(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 27, 3, 0, 0, 0, time.UTC)
 	w := &Worker{started: make(chan struct{}), cfg: Config{Now: func() time.Time { return now }}}
@@ -17,9 +17,9 @@ func TestHealthKeepsItsReasonDuringAnAttempt(t *testing.T) {
 	s := &session{lost: make(chan struct{})}
 	w.link.set(s, true, nil, now)
 	if err := w.Ready(); err != nil {
-		t.Fatalf("with its consumers: %v", err)
+		t.Fatalf("with consumers: %v", err)
 	}
-	w.link.set(nil, false, errors.New("the queue is gone"), now)
+	w.link.set(nil, false, errors.New("the queue was deleted"), now)
 	for range 3 {
 		now = now.Add(20 * time.Second)
 		w.link.set(nil, false, errors.New("access refused"), now)

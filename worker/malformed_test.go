@@ -18,9 +18,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// malformed says what must become of each captured bad message: the column
-// "here" of docs/celery.md#bad-messages. Rejected messages are dead-lettered
-// here.
+// malformed has the expected handling of each captured message: the column "here"
+// of docs/celery.md#bad-messages. Rejected messages arrive in a dead-letter
+// queue.
 var malformed = map[string]struct {
 	rejected bool
 	state    string // of the row, or "" for none
@@ -65,7 +65,7 @@ var malformed = map[string]struct {
 	"v1 no id":                                        {true, ""},
 }
 
-func TestBadMessagesDoNoHarm(t *testing.T) {
+func TestBadMessagesAreRejectedOrFail(t *testing.T) {
 	t.Parallel()
 	for _, queueType := range []string{"", "quorum"} {
 		t.Run("queue type "+queueType, func(t *testing.T) {
@@ -122,7 +122,7 @@ func badMessages(t *testing.T, queueType string) {
 		text := func(name string) string { s, _ := c.Properties[name].(string); return s }
 		r.send(protocol.Publishing{RoutingKey: "orders", Headers: c.Headers, Body: body,
 			Properties: protocol.Properties{ContentType: text("content_type"), ContentEncoding: text("content_encoding")}})
-		// A good message behind it shows that the bad one is done with.
+		// When a good message that was sent later is done, so is the bad one.
 		r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(i, 1), nil)))
 
 		id, _ := c.Headers["id"].(string)
@@ -134,7 +134,7 @@ func badMessages(t *testing.T, queueType string) {
 		if want.rejected {
 			d := receive(t, c.Case+": the message in the dead-letter queue", dead)
 			if !bytes.Equal(d.Body, body) {
-				t.Errorf("%s: another message is in the dead-letter queue: %.60s", c.Case, d.Body)
+				t.Errorf("%s: the dead-letter queue has another message: %.60s", c.Case, d.Body)
 			}
 		}
 		row, _ := r.results.Find(id)
@@ -144,7 +144,7 @@ func badMessages(t *testing.T, queueType string) {
 	}
 	select {
 	case d := <-dead:
-		t.Errorf("a message was rejected that should not be: %.60s", d.Body)
+		t.Errorf("a message was rejected unexpectedly: %.60s", d.Body)
 	default:
 	}
 	if err := w.Health(); err != nil {
@@ -154,12 +154,12 @@ func badMessages(t *testing.T, queueType string) {
 		t.Error(err)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left", n)
+		t.Errorf("%d messages remain", n)
 	}
 }
 
-// longIntegers writes py-amqp's field type for 64-bit integers, which
-// amqp091-go cannot.
+// longIntegers writes py-amqp's field type for 64-bit integers, which amqp091-go
+// does not support.
 type longIntegers struct{ net.Conn }
 
 func (c longIntegers) Write(b []byte) (int, error) {

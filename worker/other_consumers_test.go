@@ -9,10 +9,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// TestOthers: a running task can find out who else consumes its queue; the
-// worker's own consumers do not count, of which a message that is held adds
-// one.
-func TestOthers(t *testing.T) {
+// A running task can ask how many other consumers its queue has. The worker's own
+// ones do not count; a delayed message adds one of these.
+func TestOtherConsumers(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
@@ -57,11 +56,11 @@ func TestOthers(t *testing.T) {
 		return q.Consumers
 	}
 	if got := others(time.Minute); got != (answer{}) {
-		t.Errorf("%v, want nobody", got)
+		t.Errorf("%v, want no other consumer", got)
 	}
 	r.send(chainOf("shop.later", "next-2"))
 	eventually(t, "the worker has two consumers", func() bool { return consumers() == 2 })
-	eventually(t, "nobody else", func() bool { return others(time.Minute) == answer{} })
+	eventually(t, "there is no other consumer", func() bool { return others(time.Minute) == answer{} })
 
 	ch, err := r.conn.Channel()
 	if err != nil {
@@ -79,23 +78,23 @@ func TestOthers(t *testing.T) {
 	if err := ch.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the other one is gone", func() bool { return others(time.Minute) == answer{} })
+	eventually(t, "the other consumer has ended", func() bool { return others(time.Minute) == answer{} })
 
 	p.Stall()
-	for range 2 { // the second one waits for its turn
+	for range 2 { // the second query waits for the first
 		if got := others(300 * time.Millisecond); got.err == nil {
-			t.Error("an answer, though the broker cannot give one")
+			t.Error("no error, although the broker cannot answer")
 		}
 	}
 	p.Cut()
 	if got := others(time.Minute); got.err == nil {
-		t.Error("an answer, though the connection is lost")
+		t.Error("no error, although the connection is lost")
 	}
 	if got, err := w.QueueConsumers(t.Context(), "orders"); err == nil {
-		t.Errorf("%+v, though the connection is lost", got)
+		t.Errorf("%+v and no error, although the connection is lost", got)
 	}
 	p.Restore()
-	eventually(t, "alone again", func() bool { return others(time.Minute) == answer{} })
+	eventually(t, "there is no other consumer again", func() bool { return others(time.Minute) == answer{} })
 	close(asks)
 	r.result(id)
 	r.result("next-1")

@@ -71,14 +71,14 @@ func TestTimeLimits(t *testing.T) {
 	cfg.HardLimitGrace = 50 * time.Millisecond
 	w := newWorker(t, cfg)
 	registerShop(w)
-	let := make(chan struct{})
+	release := make(chan struct{})
 	w.Register("shop.stubborn", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
-		<-let
+		<-release
 		return nil, nil
 	}))
 	workertest.Start(t, w)
 
-	// With errbacks: sent once, although Python sends them twice.
+	// The error callback is published once, although Python publishes it twice.
 	m := workertest.Message("orders", "shop.stubborn", nil, nil,
 		workertest.Option("time_limit", 0.2), workertest.Option("link_error", json.RawMessage(
 			`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`)))
@@ -86,22 +86,22 @@ func TestTimeLimits(t *testing.T) {
 	if row.Exception == nil || row.Exception.Repr() != "TimeLimitExceeded(0.2)" || row.Traceback != "" {
 		t.Errorf("row is %+v, want TimeLimitExceeded without traceback", row)
 	}
-	// The only slot is held by the handler that goes on.
+	// The handler that ignores its limit occupies the only slot.
 	if err := w.Health(); err == nil || !strings.Contains(err.Error(), "restart the worker") {
-		t.Errorf("health is %v, want a complaint about the slot", err)
+		t.Errorf("health is %v, want an error about the slot", err)
 	}
-	close(let)
+	close(release)
 	r.result("errback")
 	eventually(t, "the slot is free", func() bool { return w.Health() == nil })
 }
 
-// What follows a failure is told when the handler has returned: its error
-// callback may rely on what the handler does at its end.
-func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
+// The error callback is published after the handler has returned: it may depend on
+// what the handler does before it returns.
+func TestHardLimitWaitsForTheHandlerToReturn(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
-	cfg.Slots = 2 // one for the error callback, should it come early
+	cfg.Slots = 2 // one for the error callback, if it comes too early
 	w := newWorker(t, cfg)
 	var ended atomic.Bool
 	w.Register("shop.tidy", worker.HandlerFunc(func(ctx context.Context, _ *worker.Task) (any, error) {
@@ -110,23 +110,23 @@ func TestTheHardLimitWaitsForTheEndOfAHandler(t *testing.T) {
 		ended.Store(true)
 		return nil, context.Cause(ctx)
 	}), worker.WithTimeLimit(protocol.TimeLimit{Hard: 200 * time.Millisecond}))
-	told := make(chan bool, 1)
+	called := make(chan bool, 1)
 	w.Register("shop.failed", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
-		told <- ended.Load()
+		called <- ended.Load()
 		return nil, nil
 	}))
 	workertest.Start(t, w)
 	id := r.send(workertest.Message("orders", "shop.tidy", nil, nil, workertest.Option("link_error", json.RawMessage(
 		`{"task": "shop.failed", "args": [], "kwargs": {}, "options": {"task_id": "errback"}, "subtask_type": null, "immutable": true}`))))
-	if !receive(t, "the error callback", told) {
-		t.Error("the error callback came before the handler had returned")
+	if !receive(t, "the error callback", called) {
+		t.Error("the error callback ran before the handler had returned")
 	}
 	if row := r.result(id); row.Exception == nil || row.Exception.Repr() != "TimeLimitExceeded(0.2)" {
 		t.Errorf("row is %+v, want TimeLimitExceeded", row)
 	}
 }
 
-func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
+func TestSuccessIsKeptWhenARepeatedRunFails(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	w := newWorker(t, r.config())
@@ -140,33 +140,33 @@ func TestSuccessStandsWhenARepeatedRunFails(t *testing.T) {
 	r.send(m)
 	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 1), nil)))
 	if _, sent := r.results.Find("errback"); sent {
-		t.Error("the errback of a task that had succeeded was sent")
+		t.Error("the error callback of a task that had succeeded was published")
 	}
 }
 
-// A message that comes again publishes its error callback as what it was.
+// When a message is delivered again, its error callback has the same id.
 func TestErrorCallbackKeepsItsIDWhenPublishedAgain(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	var runs atomic.Int32
-	told := make(chan string, 2)
+	called := make(chan string, 2)
 	w.Register("shop.fail", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
 		runs.Add(1)
 		return nil, errors.New("no")
 	}))
 	w.Register("shop.failed", worker.HandlerFunc(func(_ context.Context, task *worker.Task) (any, error) {
-		told <- task.ID
+		called <- task.ID
 		return nil, nil
 	}))
 	workertest.Start(t, w)
 	errback := protocol.NewSignature("shop.failed", nil, nil, workertest.Option("queue", "orders"))
 	m := workertest.Message("orders", "shop.fail", nil, nil, workertest.Option("link_error", []json.RawMessage{errback.Text()}))
 	r.send(m)
-	first := receive(t, "error callback", told)
+	first := receive(t, "error callback", called)
 	r.send(m)
-	if again := receive(t, "error callback", told); again != first || runs.Load() != 2 {
-		t.Errorf("after %d runs the error callback has the ids %s and %s, want one", runs.Load(), first, again)
+	if again := receive(t, "error callback", called); again != first || runs.Load() != 2 {
+		t.Errorf("after %d runs the error callback has the ids %s and %s, want the same id", runs.Load(), first, again)
 	}
 }
 
@@ -179,7 +179,7 @@ func TestFaultsOfTheBackendAreRetried(t *testing.T) {
 	left := 3
 	r.results.Fail(func([]protocol.Result) error {
 		if left--; left >= 0 {
-			return errors.New("database is away")
+			return errors.New("database is unavailable")
 		}
 		return nil
 	})
@@ -206,11 +206,11 @@ func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
 		t.Error(err)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left, want none", n)
+		t.Errorf("%d messages remain, want none", n)
 	}
 }
 
-func TestWorkIsHandedBackWhenWhatFollowsCannotBeRouted(t *testing.T) {
+func TestMessageIsRequeuedWhenAFollowUpIsUnroutable(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	var log lines
@@ -224,20 +224,20 @@ func TestWorkIsHandedBackWhenWhatFollowsCannotBeRouted(t *testing.T) {
 		`{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "amq.topic", "routing_key": "nobody"}, "subtask_type": null, "immutable": true}`))))
 	eventually(t, "the message is requeued", func() bool { return strings.Contains(log.text(), "message is requeued") })
 	if text := log.text(); !strings.Contains(text, `to exchange \"amq.topic\" with routing key \"nobody\"`) {
-		t.Errorf("the log does not say where the message should have gone: %s", text)
+		t.Errorf("the log does not name exchange and routing key: %s", text)
 	}
 	if _, stored := r.results.Find(id); stored {
-		t.Error("a result was stored although what follows was not published")
+		t.Error("a result was stored although the follow-up was not published")
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	if n := r.depth("orders"); n != 1 {
-		t.Errorf("%d messages are in the queue, want the one handed back", n)
+		t.Errorf("%d messages are in the queue, want the requeued one", n)
 	}
 }
 
-func TestImpossibleFollowUpsFailBeforeTheTaskRuns(t *testing.T) {
+func TestTasksWithInvalidFollowUpsFailBeforeTheyRun(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	w := newWorker(t, r.config())
@@ -263,7 +263,7 @@ func TestImpossibleFollowUpsFailBeforeTheTaskRuns(t *testing.T) {
 	}
 }
 
-func TestHeldMessagesDoNotBlockOthers(t *testing.T) {
+func TestDelayedMessagesDoNotBlockOthers(t *testing.T) {
 	t.Parallel()
 	for _, queueType := range []string{"", "quorum"} {
 		t.Run("queue type "+queueType, func(t *testing.T) {
@@ -291,8 +291,8 @@ func TestHeldMessagesDoNotBlockOthers(t *testing.T) {
 			if err := stop(); err != nil {
 				t.Error(err)
 			}
-			// The stop gives back at once what waits.
-			eventually(t, "the 41 held messages are back", func() bool { return r.depth("orders") == 41 })
+			// The shutdown requeues delayed messages at once.
+			eventually(t, "the 41 delayed messages are in the queue", func() bool { return r.depth("orders") == 41 })
 		})
 	}
 }
@@ -329,11 +329,11 @@ func TestStartedIsStoredWhenTracked(t *testing.T) {
 		t.Errorf("states are %v, want %v", got, want)
 	}
 	if _, stored := r.results.Find(quiet.TaskID); stored {
-		t.Error("a result was stored that is to be ignored")
+		t.Error("a result was stored although it is to be ignored")
 	}
 }
 
-func TestUnregisteredTasksMayGoBack(t *testing.T) {
+func TestUnregisteredTasksAreRequeuedIfConfigured(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
@@ -358,7 +358,7 @@ func TestRoutes(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	for _, name := range []string{"exact", "pattern", "own", "fallback"} {
-		// Declared otherwise than the worker would: it publishes all the same.
+		// The declaration differs from the worker's, which publishes nevertheless.
 		if _, err := r.channel.QueueDeclare(name, true, false, false, false, amqp.Table{"x-max-length": int32(10)}); err != nil {
 			t.Fatal(err)
 		}
@@ -382,11 +382,11 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-func TestPanicOfTheBackendLosesNoWork(t *testing.T) {
+func TestPanicOfTheBackendLosesNoMessage(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
-	cfg.RecordTimeout = 50 * time.Millisecond // and the pause before it goes back
+	cfg.RecordTimeout = 50 * time.Millisecond // which bounds the pause before it is requeued, too
 	w := newWorker(t, cfg)
 	registerShop(w)
 	workertest.Start(t, w)
@@ -403,7 +403,7 @@ func TestPanicOfTheBackendLosesNoWork(t *testing.T) {
 	}
 }
 
-// BenchmarkTasks runs tasks through a real broker, one slot and eight.
+// BenchmarkTasks runs tasks with a real broker, with one slot and with eight.
 func BenchmarkTasks(b *testing.B) {
 	for _, slots := range []int{1, 8} {
 		b.Run(fmt.Sprintf("slots=%d", slots), func(b *testing.B) {

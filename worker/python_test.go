@@ -12,7 +12,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// producer is a program with nothing of ours in it. It prints the task ids.
+// producer is a Celery program without code of this project. It prints the task
+// ids.
 const producer = `
 import sys
 from celery import Celery, chain, signature

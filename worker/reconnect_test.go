@@ -12,16 +12,16 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// gated is a task that says when it begins and ends when it is let.
+// gatedTask is a handler that signals its beginning and waits for release.
 type gatedTask struct {
-	began chan string
-	let   chan struct{}
-	ended chan string
-	runs  atomic.Int32
+	began   chan string
+	release chan struct{}
+	ended   chan string
+	runs    atomic.Int32
 }
 
 func newGatedTask() *gatedTask {
-	return &gatedTask{began: make(chan string, 100), let: make(chan struct{}), ended: make(chan string, 100)}
+	return &gatedTask{began: make(chan string, 100), release: make(chan struct{}), ended: make(chan string, 100)}
 }
 
 func (g *gatedTask) Handle(ctx context.Context, task *worker.Task) (any, error) {
@@ -29,15 +29,15 @@ func (g *gatedTask) Handle(ctx context.Context, task *worker.Task) (any, error) 
 	g.began <- task.ID
 	defer func() { g.ended <- task.ID }()
 	select {
-	case <-g.let:
+	case <-g.release:
 		return "done", nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
-// chainOf makes a message whose task is followed by shop.add(1, 2) under a
-// preset id.
+// chainOf returns the message of a chain: task, then shop.add(1, 2) with the id
+// nextID.
 func chainOf(task, nextID string) protocol.Publishing {
 	next := protocol.NewSignature("shop.add", workertest.Args(1, 2), nil, workertest.Option("task_id", nextID))
 	immutable := []byte(`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "` + nextID + `"}, "subtask_type": null, "immutable": true}`)
@@ -53,7 +53,7 @@ func chainOf(task, nextID string) protocol.Publishing {
 	return m
 }
 
-// startBehindProxy is a worker behind a proxy, with a gated task that is running.
+// startBehindProxy starts a worker behind a proxy, and a gatedTask that runs.
 func startBehindProxy(t *testing.T, change func(*worker.Config)) (r *testEnv, p *workertest.Proxy, w *worker.Worker, g *gatedTask, id string) {
 	r = newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
@@ -73,7 +73,9 @@ func startBehindProxy(t *testing.T, change func(*worker.Config)) (r *testEnv, p 
 	return r, p, w, g, id
 }
 
-func settled(t *testing.T, r *testEnv, g *gatedTask, id string) {
+// expectRecordedOnce expects that the task ran once, was recorded with its
+// follow-up, and was acknowledged. It stops the worker.
+func expectRecordedOnce(t *testing.T, r *testEnv, g *gatedTask, id string) {
 	t.Helper()
 	if row := r.result(id); row.State != protocol.StateSuccess {
 		t.Errorf("task is %s, want SUCCESS", row.State)
@@ -85,7 +87,7 @@ func settled(t *testing.T, r *testEnv, g *gatedTask, id string) {
 	if n := len(r.results.List()); n != 2 {
 		t.Errorf("there are %d results, want 2", n)
 	}
-	// What is not acknowledged would now be back.
+	// After the stop, unacknowledged messages are in the queue again.
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
@@ -94,13 +96,13 @@ func settled(t *testing.T, r *testEnv, g *gatedTask, id string) {
 	}
 }
 
-func TestTaskGoesOnWhileTheConnectionIsLost(t *testing.T) {
+func TestTaskContinuesWhileTheConnectionIsLost(t *testing.T) {
 	t.Parallel()
 	for _, queueType := range []string{"", "quorum"} {
 		for name, lose := range map[string]func(*workertest.Proxy, *worker.Worker){
 			"cut":   func(p *workertest.Proxy, _ *worker.Worker) { p.Cut(); p.Restore() },
 			"stall": func(p *workertest.Proxy, w *worker.Worker) { p.Stall(); waitUnready(t, w); p.Cut(); p.Restore() },
-			// What consumer_timeout does after 30 minutes.
+			// As consumer_timeout does after 30 minutes.
 			"channel": func(_ *workertest.Proxy, w *worker.Worker) {
 				if err := w.BreakChannel(); err != nil {
 					t.Error(err)
@@ -116,8 +118,8 @@ func TestTaskGoesOnWhileTheConnectionIsLost(t *testing.T) {
 				waitUnready(t, w)
 				eventually(t, "the worker consumes again", func() bool { return w.Ready() == nil })
 				eventually(t, "the message is delivered again", func() bool { return w.Attached() >= 1 })
-				close(g.let)
-				settled(t, r, g, id)
+				close(g.release)
+				expectRecordedOnce(t, r, g, id)
 			})
 		}
 	}
@@ -128,25 +130,25 @@ func waitUnready(t *testing.T, w *worker.Worker) {
 	deadline := time.Now().Add(time.Minute)
 	for w.Ready() == nil && w.Reconnects() == 0 {
 		if time.Now().After(deadline) {
-			t.Error("the loss was never noticed")
+			t.Error("the worker did not notice the loss")
 			return
 		}
 		time.Sleep(time.Millisecond)
 	}
 }
 
-func TestTaskThatEndsWhileDisconnectedIsSettledLater(t *testing.T) {
+func TestTaskThatEndsWhileDisconnectedIsRecordedLater(t *testing.T) {
 	t.Parallel()
 	r, p, w, g, id := startBehindProxy(t, nil)
 	p.Cut()
 	waitUnready(t, w)
-	close(g.let)
+	close(g.release)
 	receive(t, "the task ends", g.ended)
 	if _, stored := r.results.Find(id); stored {
-		t.Error("the result was stored before what follows was published")
+		t.Error("the result was stored before the follow-up was published")
 	}
 	p.Restore()
-	settled(t, r, g, id)
+	expectRecordedOnce(t, r, g, id)
 }
 
 func TestTheSameMessageTwiceRunsOnce(t *testing.T) {
@@ -163,12 +165,12 @@ func TestTheSameMessageTwiceRunsOnce(t *testing.T) {
 	r.send(m)
 	r.send(m)
 	receive(t, "the task begins", g.began)
-	eventually(t, "the second joins it", func() bool { return w.Attached() == 1 })
-	close(g.let)
-	settled(t, r, g, m.TaskID)
+	eventually(t, "the second delivery is attached", func() bool { return w.Attached() == 1 })
+	close(g.release)
+	expectRecordedOnce(t, r, g, m.TaskID)
 }
 
-func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
+func TestWorkerConsumesAgainAfterItsQueueWasDeleted(t *testing.T) {
 	t.Parallel()
 	r, _, w, g, _ := startBehindProxy(t, nil)
 	if _, err := r.channel.QueueDelete("orders", false, false, false); err != nil {
@@ -176,12 +178,12 @@ func TestWorkerConsumesAgainWhenItsQueueWasDeleted(t *testing.T) {
 	}
 	waitUnready(t, w)
 	eventually(t, "the worker consumes again", func() bool { return w.Ready() == nil })
-	close(g.let)
+	close(g.release)
 	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
 	r.result("next-1")
 }
 
-func TestStartErrorsAreToldApart(t *testing.T) {
+func TestStartErrorsAreDistinguished(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	if _, err := r.channel.QueueDeclare("quorum", true, false, false, false, map[string]any{"x-queue-type": "quorum"}); err != nil {
@@ -201,10 +203,10 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 		want   error
 		text   string
 	}{
-		"nobody there": {func(c *worker.Config) { c.Broker = "amqp://a:b@127.0.0.1:1/" }, worker.ErrUnreachable, "127.0.0.1:1"},
-		"password":     {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "Check user and password"},
-		"vhost":        {func(c *worker.Config) { c.Broker = r.url + "-not" }, worker.ErrVhost, "virtual host"},
-		"queue type":   {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, the worker would declare no arguments. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
+		"no broker":  {func(c *worker.Config) { c.Broker = "amqp://a:b@127.0.0.1:1/" }, worker.ErrUnreachable, "127.0.0.1:1"},
+		"password":   {func(c *worker.Config) { c.Broker = withUserInfo(r.url, "mm", "wrong") }, worker.ErrCredentials, "Check user and password"},
+		"vhost":      {func(c *worker.Config) { c.Broker = r.url + "-not" }, worker.ErrVhost, "virtual host"},
+		"queue type": {func(c *worker.Config) { c.Queues = []string{"quorum"} }, worker.ErrMismatch, `queue "quorum" exists with arguments {x-queue-type: quorum}, the worker would declare no arguments. Set Type of the queue in TaskQueues, or delete the queue. (RabbitMQ: 406 PRECONDITION_FAILED`},
 		"exchange type": {func(c *worker.Config) {
 			c.Queues = []string{"other"}
 			c.TaskQueues = []worker.Queue{{Name: "other", Exchange: "topic"}}
@@ -213,7 +215,7 @@ func TestStartErrorsAreToldApart(t *testing.T) {
 			c.Queues = []string{"absent"}
 			c.TaskQueues = []worker.Queue{{Name: "absent", Passive: true}}
 		}, worker.ErrMismatch, "Create the queue"},
-		"bound elsewhere too": {func(c *worker.Config) { c.Queues = []string{"bound"} }, nil, ""},
+		"additional binding": {func(c *worker.Config) { c.Queues = []string{"bound"} }, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -15,8 +15,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// TestADeliveryCanBePublishedAgain: what a handler keeps of its task and
-// publishes later arrives as the same message, to the byte.
+// When a handler keeps its delivery and publishes it later, the new message is
+// byte for byte the same.
 func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
@@ -24,7 +24,7 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	deliveries := make(chan protocol.Delivery, 2)
 	w.Register("shop.keep", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
 		if n := len(w.Unacked()); n == 0 {
-			t.Error("nothing in hand while a task runs")
+			t.Error("Unacked is empty while a task runs")
 		}
 		deliveries <- task.Delivery
 		return nil, worker.Ignore
@@ -36,7 +36,7 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 	r.send(message)
 	first := receive(t, "delivery", deliveries)
 	again := protocol.Publishing{RoutingKey: "orders", Headers: first.Headers, Properties: first.Properties, Body: first.Body}
-	// What no Celery sets.
+	// Properties that Celery does not set.
 	again.Properties.MessageID, again.Properties.Type, again.Properties.AppID = "m", "t", "a"
 	again.Properties.Timestamp = time.Date(2026, 2, 22, 12, 0, 1, 0, time.UTC)
 	first.Properties = again.Properties
@@ -69,14 +69,14 @@ func TestADeliveryCanBePublishedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := len(w.Unacked()); n != 0 {
-		t.Errorf("%d messages in hand at the end", n)
+		t.Errorf("%d unacknowledged messages at the end", n)
 	}
 }
 
-// TestAKeptMessageIsNotTakenForOneThatHasEnded: a handler keeps a message and
-// has no outcome; the same message, sent again, runs, whether it comes while
-// the first is being put away or afterwards with the broker's redelivered flag.
-func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
+// A handler keeps its message and returns Ignore. When the same message is
+// published again, it runs: while the first call still runs, and later, even with
+// the broker's redelivered flag.
+func TestMessageRunsAgainAfterIgnore(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	config := r.config()
@@ -93,11 +93,11 @@ func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 	receive(t, "first call", calls)
 	attached := w.Attached()
 	r.send(message)
-	eventually(t, "the copy joins", func() bool { return w.Attached() > attached })
+	eventually(t, "the copy is attached", func() bool { return w.Attached() > attached })
 	proceed <- worker.Ignore
 	receive(t, "second call, of the copy", calls)
 	proceed <- worker.Ignore
-	eventually(t, "both are gone", func() bool { return r.depth("orders") == 0 && len(w.Unacked()) == 0 })
+	eventually(t, "both are acknowledged", func() bool { return r.depth("orders") == 0 && len(w.Unacked()) == 0 })
 
 	r.send(message)
 	receive(t, "third call", calls)
@@ -105,7 +105,7 @@ func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	reconnects := w.Reconnects()
-	eventually(t, "the channel is gone", func() bool { return w.Reconnects() > reconnects || w.Reconnects() > 0 })
+	eventually(t, "the channel is lost", func() bool { return w.Reconnects() > reconnects || w.Reconnects() > 0 })
 	proceed <- worker.Ignore
 	if task := receive(t, "fourth call, redelivered", calls); !task.Redelivered {
 		t.Error("not redelivered")
@@ -116,7 +116,7 @@ func TestAKeptMessageIsNotTakenForOneThatHasEnded(t *testing.T) {
 	}
 }
 
-// TestDeadLetterQueue: what can never run is kept where it can be looked at.
+// Messages that can never run go to the dead-letter queue.
 func TestDeadLetterQueue(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
@@ -160,6 +160,6 @@ func TestDeadLetterQueue(t *testing.T) {
 		t.Errorf("%+v", row)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left", n)
+		t.Errorf("%d messages remain", n)
 	}
 }

@@ -12,20 +12,19 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// limited makes the queue "orders" one that drops a message which has come
-// back more often than that.
+// limited makes "orders" a quorum queue with a delivery limit.
 func limited(limit int) func(*worker.Config) {
 	return func(c *worker.Config) {
 		c.TaskQueues = []worker.Queue{{Name: "orders", Type: "quorum", Arguments: map[string]any{"x-delivery-limit": limit}}}
 	}
 }
 
-// A message that is only waiting, for a database for instance, must not be lost
-// at the delivery limit of its queue, however often it is handed back.
-func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
+// The delivery limit does not drop a message that waits, for a database for
+// example, however often it is requeued.
+func TestRequeuedMessageOutlivesTheDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	const limit, times = 3, 12
-	for name, cut := range map[string]bool{"handed back": false, "handed back and connections cut": true} {
+	for name, cut := range map[string]bool{"requeued": false, "requeued and connections cut": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newTestEnv(t)
@@ -36,18 +35,18 @@ func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
 			w := newWorker(t, cfg)
 			registerShop(w)
 			var tries atomic.Int32
-			w.Register("shop.patient", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+			w.Register("shop.waiting", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
 				n := tries.Add(1)
 				if cut && n%2 == 0 {
 					p.CutOnce()
 				}
 				if n <= times {
-					return nil, worker.Reject{Requeue: true, After: 10 * time.Millisecond, Reason: "database is away"}
+					return nil, worker.Reject{Requeue: true, After: 10 * time.Millisecond, Reason: "database is unavailable"}
 				}
 				return "done", nil
 			}))
 			stop := workertest.Start(t, w)
-			id := r.send(chainOf("shop.patient", "next-1"))
+			id := r.send(chainOf("shop.waiting", "next-1"))
 			for _, id := range []string{id, "next-1"} {
 				if row := r.result(id); row.State != protocol.StateSuccess {
 					t.Errorf("task %s is %s, want SUCCESS", id, row.State)
@@ -57,15 +56,15 @@ func TestHandingBackIsNotCountedByAQuorumQueue(t *testing.T) {
 				t.Error(err)
 			}
 			if n := r.depth("orders"); n != 0 {
-				t.Errorf("%d messages are left", n)
+				t.Errorf("%d messages remain", n)
 			}
 		})
 	}
 }
 
-// The same when the result cannot be stored: the task runs again and again, and
-// its message stays.
-func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
+// The same when the result cannot be stored: the task runs repeatedly, and its
+// message is not dropped.
+func TestUnavailableResultBackendLosesNoMessage(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
@@ -74,7 +73,7 @@ func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
 	var calls atomic.Int32
 	r.results.Fail(func([]protocol.Result) error {
 		if calls.Add(1) <= 12 {
-			return errors.New("database is away")
+			return errors.New("database is unavailable")
 		}
 		return nil
 	})
@@ -86,12 +85,12 @@ func TestResultBackendThatIsAwayLosesNoMessage(t *testing.T) {
 		t.Error(err)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left", n)
+		t.Errorf("%d messages remain", n)
 	}
 }
 
-// While a task runs, its message comes back with every lost connection. It must
-// stay for another worker, should this one die at last.
+// Every lost connection returns the message of a running task to its queue. The
+// queue must not drop it: another worker needs it if this one crashes.
 func TestMessageOfARunningTaskOutlivesTheDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	const limit, cuts = 2, 5
@@ -99,17 +98,17 @@ func TestMessageOfARunningTaskOutlivesTheDeliveryLimit(t *testing.T) {
 	for n := 1; n <= cuts; n++ {
 		attached := w.Attached()
 		p.CutOnce()
-		// First the old one, then the copy.
+		// First the old message is delivered, then its copy.
 		eventually(t, "the message is delivered again", func() bool { return w.Reconnects() >= n && w.Attached() >= attached+2 })
 		eventually(t, "the worker consumes again", func() bool { return w.Ready() == nil })
 	}
-	close(g.let)
-	settled(t, r, g, id)
+	close(g.release)
+	expectRecordedOnce(t, r, g, id)
 }
 
-// The broker has dropped the message of a task that runs: there is nothing left
-// to acknowledge, and everything else happens.
-func TestTaskWhoseMessageIsGoneEndsAsUsual(t *testing.T) {
+// The broker has dropped the message of a running task. There is nothing to
+// acknowledge, but the outcome is recorded.
+func TestTaskWhoseMessageWasDroppedIsRecorded(t *testing.T) {
 	t.Parallel()
 	r, p, w, g, id := startBehindProxy(t, func(c *worker.Config) {
 		c.Slots = 2
@@ -117,12 +116,12 @@ func TestTaskWhoseMessageIsGoneEndsAsUsual(t *testing.T) {
 	})
 	p.CutOnce()
 	eventually(t, "the worker consumes again", func() bool { return w.Reconnects() == 1 && w.Ready() == nil })
-	// Were the message still there, it would come before this one.
+	// If the message were still in the queue, it would be delivered before this one.
 	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
 	if n := w.Attached(); n != 0 {
-		t.Fatalf("the message came back %d times, want it dropped", n)
+		t.Fatalf("the message was delivered again %d times, want it dropped", n)
 	}
-	close(g.let)
+	close(g.release)
 	for _, id := range []string{id, "next-1"} {
 		if row := r.result(id); row.State != protocol.StateSuccess {
 			t.Errorf("task %s is %s, want SUCCESS", id, row.State)
@@ -135,18 +134,18 @@ func TestTaskWhoseMessageIsGoneEndsAsUsual(t *testing.T) {
 		t.Error(err)
 	}
 	if n := r.depth("orders"); n != 0 {
-		t.Errorf("%d messages are left", n)
+		t.Errorf("%d messages remain", n)
 	}
 }
 
-// A copy that was sent in place of a running task's message may arrive after
-// the task's end. The broker does not call it redelivered.
+// A copy that replaces a running task's message may be delivered after the end of
+// the task, without the redelivered flag.
 func TestCopyOfAMessageWhoseTaskHasEndedDoesNotRunIt(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	w := newWorker(t, r.config())
 	g := newGatedTask()
-	close(g.let)
+	close(g.release)
 	w.Register("shop.gated", g)
 	registerShop(w)
 	r.stop = workertest.Start(t, w)
@@ -154,6 +153,6 @@ func TestCopyOfAMessageWhoseTaskHasEndedDoesNotRunIt(t *testing.T) {
 	r.result(r.send(m))
 	m.Headers[worker.HeaderCopy] = true
 	r.send(m)
-	eventually(t, "the copy is answered", func() bool { return w.Attached() == 1 })
-	settled(t, r, g, m.TaskID)
+	eventually(t, "the copy is settled", func() bool { return w.Attached() == 1 })
+	expectRecordedOnce(t, r, g, m.TaskID)
 }

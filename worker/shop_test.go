@@ -8,8 +8,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// registerShop registers the tasks of the Python app with which the files in
-// testdata/celery were captured.
+// registerShop registers the tasks of the Python app that produced the files in
+// testdata/celery.
 func registerShop(w *worker.Worker) {
 	type none struct{}
 	type text struct {

@@ -14,7 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// lines keeps what is logged.
+// lines collects log lines.
 type lines struct {
 	mu     sync.Mutex
 	buffer bytes.Buffer
@@ -34,7 +34,8 @@ func (l *lines) text() string {
 	return l.buffer.String()
 }
 
-// running starts a worker whose Run and end the test controls itself.
+// running starts a worker. cancel ends the context of Run, whose result ended
+// receives.
 func running(t *testing.T, w *worker.Worker) (cancel func(), ended <-chan error) {
 	t.Helper()
 	ctx, cancelRun := context.WithCancel(context.Background())
@@ -45,7 +46,7 @@ func running(t *testing.T, w *worker.Worker) (cancel func(), ended <-chan error)
 	return cancelRun, result
 }
 
-func TestWarmShutdownFinishesWhatRunsAndReturnsTheRest(t *testing.T) {
+func TestWarmShutdownFinishesRunningTasksAndRequeuesTheRest(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
@@ -57,19 +58,19 @@ func TestWarmShutdownFinishesWhatRunsAndReturnsTheRest(t *testing.T) {
 	cancel, ended := running(t, w)
 	id := r.send(workertest.Message("orders", "shop.gated", nil, nil))
 	receive(t, "the task begins", g.began)
-	// Waits for the only slot, in this process.
+	// The first waits for the only slot, the second for its ETA.
 	r.send(workertest.Message("more", "shop.add", workertest.Args(1, 2), nil))
 	r.send(workertest.Message("more", "shop.add", workertest.Args(1, 2), nil, workertest.Option("countdown", 60)))
 	eventually(t, "both are delivered", func() bool { return w.Received() >= 2 })
 
 	cancel()
-	eventually(t, "what has not begun is back", func() bool { return r.depth("more") == 2 })
+	eventually(t, "both are requeued", func() bool { return r.depth("more") == 2 })
 	select {
 	case err := <-ended:
 		t.Fatalf("Run returned %v while a task was running", err)
 	default:
 	}
-	close(g.let)
+	close(g.release)
 	if err := receive(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
@@ -81,7 +82,7 @@ func TestWarmShutdownFinishesWhatRunsAndReturnsTheRest(t *testing.T) {
 	}
 }
 
-func TestStopNowCancelsWhatRunsAndReturnsIt(t *testing.T) {
+func TestStopNowCancelsRunningTasksAndRequeuesThem(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	w := newWorker(t, r.config())
@@ -98,7 +99,7 @@ func TestStopNowCancelsWhatRunsAndReturnsIt(t *testing.T) {
 	receive(t, "the task begins", began)
 	cancel()
 	w.StopNow()
-	w.StopNow() // again does nothing
+	w.StopNow() // a second call does nothing
 	if cause := receive(t, "the task's context ends", causes); cause != worker.ErrShutdown {
 		t.Errorf("cause is %v, want ErrShutdown", cause)
 	}
@@ -113,17 +114,17 @@ func TestStopNowCancelsWhatRunsAndReturnsIt(t *testing.T) {
 	}
 }
 
-func TestShutdownDoesNotWaitForAStubbornHandler(t *testing.T) {
+func TestShutdownDoesNotWaitForAHandlerThatIgnoresIt(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	cfg := r.config()
 	cfg.ShutdownTimeout = time.Millisecond
 	cfg.StopTimeout = 50 * time.Millisecond
 	w := newWorker(t, cfg)
-	began, let := make(chan struct{}), make(chan struct{})
+	began, release := make(chan struct{}), make(chan struct{})
 	w.Register("shop.stubborn", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
 		close(began)
-		<-let
+		<-release
 		return nil, nil
 	}))
 	cancel, ended := running(t, w)
@@ -133,13 +134,13 @@ func TestShutdownDoesNotWaitForAStubbornHandler(t *testing.T) {
 	if err := receive(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
-	close(let)
+	close(release)
 	if n := r.depth("orders"); n != 1 {
 		t.Errorf("%d messages are in the queue, want 1", n)
 	}
 }
 
-func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
+func TestShutdownWhileTheBrokerIsUnreachable(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
@@ -155,9 +156,9 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 	p.Cut()
 	waitUnready(t, w)
 	cancel()
-	close(g.let)
+	close(g.release)
 	receive(t, "the task ends", g.ended)
-	// Finished work is recorded even now, on a connection that only publishes.
+	// The outcome is still recorded, on a connection that only publishes.
 	p.Restore()
 	if err := receive(t, "the end of Run", ended); err != nil {
 		t.Error(err)
@@ -166,7 +167,7 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 		t.Errorf("the task is %q, want SUCCESS", row.State)
 	}
 
-	// And an idle worker does not wait for a broker.
+	// An idle worker does not wait for a broker.
 	p.Restore()
 	w = newWorker(t, cfg)
 	registerShop(w)
@@ -179,9 +180,9 @@ func TestShutdownWhileTheBrokerIsAway(t *testing.T) {
 	receive(t, "the end of Run without a broker", ended)
 }
 
-// At the end of a shutdown BeforeStopped may still publish, and what it returns
-// is in the last line.
-func TestBeforeStoppedIsTheLastAct(t *testing.T) {
+// BeforeStopped runs at the end of a shutdown. It can publish, and the last log
+// line has what it returns.
+func TestBeforeStopped(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	var log lines
@@ -193,7 +194,7 @@ func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 	cfg.BeforeStopped = func(ctx context.Context) []any {
 		calls++
 		if limit, ok := ctx.Deadline(); !ok || time.Until(limit) > 10*time.Second || len(w.Unacked()) != 0 {
-			t.Errorf("deadline %v, in hand %v", limit, w.Unacked())
+			t.Errorf("deadline %v, unacknowledged %v", limit, w.Unacked())
 		}
 		if err := w.Publish(ctx, protocol.Publishing{TaskID: "t", RoutingKey: "orders", Body: []byte("x")}); err != nil {
 			t.Error(err)
@@ -206,7 +207,7 @@ func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 	r.send(workertest.Message("orders", "shop.gated", nil, nil))
 	receive(t, "the task begins", g.began)
 	cancel()
-	close(g.let)
+	close(g.release)
 	if err := receive(t, "the end of Run", ended); err != nil {
 		t.Error(err)
 	}
@@ -215,9 +216,9 @@ func TestBeforeStoppedIsTheLastAct(t *testing.T) {
 	}
 }
 
-// It cannot hold up the end: it has what is left of the time, a second after a
-// second signal, and half a second when nothing is left.
-func TestBeforeStoppedHasItsLimits(t *testing.T) {
+// The time of BeforeStopped is limited to what is left of the timeouts, to one
+// second after StopNow, and to half a second when nothing is left.
+func TestBeforeStoppedIsLimitedInTime(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	for _, tt := range []struct {
@@ -251,7 +252,7 @@ func TestBeforeStoppedHasItsLimits(t *testing.T) {
 				t.Error(err)
 			}
 			if took < tt.least || took > tt.most {
-				t.Errorf("it had %v", took)
+				t.Errorf("its context ended after %v", took)
 			}
 		})
 	}

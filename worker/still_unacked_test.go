@@ -9,8 +9,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// TestHeld: a running task can find out whether its message is still its own.
-func TestHeld(t *testing.T) {
+// A running task can ask whether its message is still unacknowledged.
+func TestStillUnacked(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
 	p, through := workertest.NewProxy(t, r.url)
@@ -29,39 +29,39 @@ func TestHeld(t *testing.T) {
 	registerShop(w)
 	r.stop = workertest.Start(t, w)
 	id := r.send(chainOf("shop.asking", "next-1"))
-	held := func(limit time.Duration) error {
+	stillUnacked := func(limit time.Duration) error {
 		t.Helper()
 		asks <- limit
 		return <-answers
 	}
 	for range 3 {
-		if err := held(20 * time.Second); err != nil {
-			t.Errorf("%v, want held", err)
+		if err := stillUnacked(20 * time.Second); err != nil {
+			t.Errorf("%v, want no error", err)
 		}
 	}
-	// Silent: there is no answer.
+	// The network is stalled: there is no answer.
 	p.Stall()
-	if err := held(300 * time.Millisecond); err == nil {
-		t.Error("held, though the broker cannot answer")
+	if err := stillUnacked(300 * time.Millisecond); err == nil {
+		t.Error("no error, although the broker cannot answer")
 	}
-	// A broker that reads nothing for a while proves nothing either.
+	// A blocked connection proves nothing either.
 	if err := w.Block(); err != nil {
 		t.Fatal(err)
 	}
-	if err := held(300 * time.Millisecond); err == nil {
-		t.Error("held, though the broker was not asked")
+	if err := stillUnacked(300 * time.Millisecond); err == nil {
+		t.Error("no error, although the connection is blocked")
 	}
-	// Lost: it is known at once.
+	// The connection is lost: the answer comes at once.
 	p.Cut()
-	if err := held(20 * time.Second); err == nil {
-		t.Error("held, though the connection is lost")
+	if err := stillUnacked(20 * time.Second); err == nil {
+		t.Error("no error, although the connection is lost")
 	}
-	// The message comes again and joins the task.
+	// The message is delivered again and attached to the task.
 	p.Restore()
 	deadline := time.Now().Add(30 * time.Second)
-	for held(20*time.Second) != nil {
+	for stillUnacked(20*time.Second) != nil {
 		if time.Now().After(deadline) {
-			t.Fatal("the message was delivered again, and is not held")
+			t.Fatal("still an error after the message was delivered again")
 		}
 	}
 	close(asks)

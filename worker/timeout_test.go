@@ -11,22 +11,24 @@ import (
 )
 
 const (
-	// acknowledgeWithin is RabbitMQ's consumer_timeout, 30 min unless changed.
+	// acknowledgeWithin is RabbitMQ's consumer_timeout in this test. Its default is
+	// 30 min.
 	acknowledgeWithin = time.Second
-	// backWithin is the promise about a broker that is back; measuredWithin
-	// is what a test on a busy machine can demand.
+	// backWithin is how soon a worker consumes after its broker has restarted;
+	// measuredWithin is what a test on a busy machine can require.
 	backWithin     = 2 * time.Second
 	measuredWithin = 10 * backWithin
 )
 
-// longTask is a worker on a queue of that name and type whose gated task runs.
+// longTask starts a worker on a queue with the given name and type, and a task that
+// runs until the test releases it.
 func longTask(t *testing.T, r *testEnv, queue, queueType string) (w *worker.Worker, g *gatedTask, id string, stop func() error) {
 	t.Helper()
 	cfg := r.config()
 	cfg.Queues = []string{queue}
 	cfg.TaskQueues = []worker.Queue{{Name: queue, Type: queueType}}
 	if queueType == "quorum" {
-		// Fewer than the timeouts that follow, each of which counts before 4.3.
+		// Less than the number of timeouts that follow. Before 4.3 each counts.
 		cfg.TaskQueues[0].Arguments = map[string]any{"x-delivery-limit": 2}
 	}
 	w = newWorker(t, cfg)
@@ -41,8 +43,8 @@ func longTask(t *testing.T, r *testEnv, queue, queueType string) (w *worker.Work
 	return w, g, id, stop
 }
 
-// ranOnce demands that the task ran once, its chain went on, and nothing is
-// left in the queue.
+// ranOnce expects that the task ran once, that its chain continued, and that the
+// queue is empty. It stops the worker.
 func ranOnce(t *testing.T, r *testEnv, g *gatedTask, id, queue string, stop func() error) {
 	t.Helper()
 	for _, id := range []string{id, "next-of-" + queue} {
@@ -50,13 +52,12 @@ func ranOnce(t *testing.T, r *testEnv, g *gatedTask, id, queue string, stop func
 			t.Errorf("%s: task %s is %s, want SUCCESS", queue, id, row.State)
 		}
 	}
-	// A timeout in the moment of a publication or an acknowledgement leaves the
-	// next task in the queue twice, or brings the message back once more. All of
-	// that comes before a message sent now, and none of it stays long enough for
-	// another timeout.
+	// A timeout at the moment of a publication or an acknowledgement may leave the
+	// next task in the queue twice, or return the message once more. All of these
+	// are delivered before a message that is sent now.
 	last := workertest.Message(queue, "shop.add", workertest.Args(1, 2), nil)
 	r.result(r.send(last))
-	// What is not acknowledged is then back in the queue.
+	// After the stop, unacknowledged messages are in the queue again.
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
@@ -76,7 +77,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 	t.Parallel()
 	broker := devenv.OwnBroker(t, map[string]int{
 		"consumer_timeout":      int(acknowledgeWithin.Milliseconds()),
-		"channel_tick_interval": 500, // ms between looks at the timeout
+		"channel_tick_interval": 500, // ms between two checks of the timeout
 	})
 	kinds := []string{"classic", "quorum"}
 
@@ -87,7 +88,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 				r := newTestEnvAt(t, broker.URL)
 				queue := "timeout-" + kind
 				w, g, id, stop := longTask(t, r, queue, kind)
-				// The length of the task is what this is about.
+				// The task has to run through several timeouts.
 				<-time.After(10 * acknowledgeWithin)
 				switch n := w.Reconnects(); {
 				case kind == "classic" && r.atLeast(4, 3):
@@ -100,7 +101,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 					eventually(t, "the message is delivered again", func() bool { return w.Attached() >= n })
 					t.Logf("RabbitMQ %s took the message back %d times", r.version(), n)
 				}
-				close(g.let)
+				close(g.release)
 				ranOnce(t, r, g, id, queue, stop)
 			})
 		}
@@ -114,7 +115,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 			task     *gatedTask
 			id       string
 			stop     func() error
-			attached int // before the broker is back
+			attached int // before the restart
 		}
 		var tasks []*running
 		for _, kind := range kinds {
@@ -137,7 +138,7 @@ func TestAcknowledgementTimeoutAndRestartOfTheBrokerDoNotRepeatATask(t *testing.
 			}
 		}
 		for _, r := range tasks {
-			close(r.task.let)
+			close(r.task.release)
 			r.env.reconnect()
 			ranOnce(t, r.env, r.task, r.id, r.queue, r.stop)
 		}

@@ -22,8 +22,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// tlsFront speaks TLS before the broker and returns its amqps URL and the
-// roots that trust it.
+// tlsFront starts a TLS proxy for the broker. It returns its amqps:// URL and the
+// root certificates with which clients trust it.
 func tlsFront(t *testing.T, broker string) (string, *x509.CertPool) {
 	t.Helper()
 	address, err := url.Parse(broker)
@@ -90,16 +90,16 @@ func TestTLS(t *testing.T) {
 		t.Error(err)
 	}
 
-	cfg.TLS = nil // the system's roots do not know it
+	cfg.TLS = nil // the system's root certificates do not include it
 	cfg.StartTimeout = -1
 	w = newWorker(t, cfg)
 	registerShop(w)
 	if err := w.Run(t.Context()); !errors.Is(err, worker.ErrUnreachable) || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("got %v, want a complaint about the certificate", err)
+		t.Errorf("got %v, want an error about the certificate", err)
 	}
 }
 
-func TestMetricsOfTwoWorkersAreToldApart(t *testing.T) {
+func TestTwoWorkersNeedTheirOwnRegisterers(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
 	cfg := worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}}

@@ -1,5 +1,5 @@
-// Package workertest helps to test tasks and workers: it runs handlers
-// without a broker, runs a whole worker for the length of a test, keeps
-// results in memory, makes task messages, and stands as a faulty network
-// between a worker and its broker.
+// Package workertest helps to test handlers and workers. [Call] runs a handler
+// without a broker, [Start] runs a worker for the duration of a test, [Results]
+// keeps results in memory, [Message] makes task messages, and [Proxy] injects
+// network faults between a worker and its broker.
 package workertest

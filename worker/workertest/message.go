@@ -10,8 +10,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Args makes positional arguments of Go values. It panics on one that has no
-// form in Python's JSON.
+// Args encodes Go values as positional arguments. It panics on a value that has no
+// form in Python's JSON (see [protocol.EncodeJSON]).
 func Args(values ...any) []json.RawMessage {
 	args := make([]json.RawMessage, len(values))
 	for i, value := range values {
@@ -20,7 +20,8 @@ func Args(values ...any) []json.RawMessage {
 	return args
 }
 
-// Kwargs makes keyword arguments, sorted by name.
+// Kwargs encodes Go values as keyword arguments, sorted by name. It panics like
+// [Args].
 func Kwargs(values map[string]any) protocol.Object {
 	var kwargs protocol.Object
 	for _, key := range slices.Sorted(maps.Keys(values)) {
@@ -37,13 +38,15 @@ func encode(value any) json.RawMessage {
 	return text
 }
 
-// Option is an option of a signature, such as link_error or time_limit.
+// Option makes an option of a signature, such as link_error or time_limit, for
+// [Message]. It panics like [Args].
 func Option(name string, value any) protocol.Member {
 	return protocol.Member{Key: name, Value: encode(value)}
 }
 
-// Message is the message that a Python producer would send for a task, to the
-// default exchange and the given queue.
+// Message returns the message that a Python producer publishes for a task, with the
+// default exchange and the given queue as destination. It panics when the
+// signature is invalid.
 func Message(queue, task string, args []json.RawMessage, kwargs protocol.Object, options ...protocol.Member) protocol.Publishing {
 	signature := protocol.NewSignature(task, args, kwargs, options...)
 	message, _, err := signature.Apply(protocol.ApplyOptions{Origin: "gen1@workertest", ReplyTo: "workertest", Now: time.Now()})
@@ -54,7 +57,7 @@ func Message(queue, task string, args []json.RawMessage, kwargs protocol.Object,
 	return message
 }
 
-// Decoded is a message as a worker's handler gets it.
+// Decoded returns a message in the form in which a handler receives it.
 func Decoded(message protocol.Publishing) (*protocol.Message, error) {
 	return protocol.Decode(protocol.Delivery{
 		Headers:    message.Headers,

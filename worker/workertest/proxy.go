@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Proxy is a TCP relay whose connections can be cut or stalled, as a network
-// between a worker and its broker may be.
+// Proxy is a TCP proxy between a worker and its broker that injects network
+// faults. Its methods may be called by any goroutine.
 type Proxy struct {
 	listener net.Listener
 	target   string
@@ -16,14 +16,14 @@ type Proxy struct {
 	mu      sync.Mutex
 	pairs   map[*pair]bool
 	refuse  bool
-	stalled chan struct{} // closed when data may flow; nil when it does
+	stalled chan struct{} // nil unless stalled; closed by Restore
 	wait    sync.WaitGroup
 }
 
 type pair struct{ client, server net.Conn }
 
-// NewProxy stands before the broker of a URL until the test ends, and returns
-// the URL that leads through it.
+// NewProxy starts a proxy for the broker at a URL, and returns the URL of the proxy.
+// It ends with the test.
 func NewProxy(t testing.TB, broker string) (*Proxy, string) {
 	t.Helper()
 	address, err := url.Parse(broker)
@@ -50,14 +50,14 @@ func (p *Proxy) Cut() {
 	p.closeAll()
 }
 
-// CutOnce closes every connection and takes new ones.
+// CutOnce closes every connection. New ones are accepted.
 func (p *Proxy) CutOnce() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closeAll()
 }
 
-// Stall lets connections stand while nothing passes, until Restore.
+// Stall keeps connections open but forwards no data until Restore.
 func (p *Proxy) Stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

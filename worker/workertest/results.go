@@ -9,9 +9,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Results is a worker.ResultBackend in memory. It keeps the first SUCCESS of
-// a task, as the real ones do. The zero value is ready; it may be used by many
-// goroutines.
+// Results is a worker.ResultBackend in memory. Like the other backends it never
+// overwrites SUCCESS. The zero value is ready for use. Its methods may be called
+// by many goroutines at once.
 type Results struct {
 	mu      sync.Mutex
 	rows    map[string]protocol.Result
@@ -55,7 +55,7 @@ func (r *Results) Store(ctx context.Context, rows ...protocol.Result) ([]bool, e
 	return written, nil
 }
 
-// wake tells everybody who waits. r.mu is held.
+// wake wakes all callers of WaitFor. The caller has locked r.mu.
 func (r *Results) wake() {
 	if r.changed != nil {
 		close(r.changed)
@@ -63,22 +63,22 @@ func (r *Results) wake() {
 	}
 }
 
-// Fail makes Store ask fault first, and fail with its error unless that is
-// nil. A nil function ends this.
+// Fail injects faults: Store calls fault first, and returns its error unless that is
+// nil. Fail(nil) ends this.
 func (r *Results) Fail(fault func(rows []protocol.Result) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fault = fault
 }
 
-// Calls is how often Store was called.
+// Calls returns how often Store was called.
 func (r *Results) Calls() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.calls
 }
 
-// Find returns the row of a task.
+// Find returns the stored result of a task, and whether there is one.
 func (r *Results) Find(taskID string) (protocol.Result, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,7 +86,7 @@ func (r *Results) Find(taskID string) (protocol.Result, bool) {
 	return row, ok
 }
 
-// List returns all rows in the order in which they were first written.
+// List returns all results in the order in which they were first stored.
 func (r *Results) List() []protocol.Result {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -97,15 +97,16 @@ func (r *Results) List() []protocol.Result {
 	return rows
 }
 
-// History lists the states that a task went through.
+// History lists the states that were stored for a task, oldest first.
 func (r *Results) History(taskID string) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.history[taskID])
 }
 
-// Wait returns the row of a task as soon as it is in one of the states; with
-// none given, as soon as it is SUCCESS, FAILURE or REVOKED.
+// Wait waits until a task has one of the states, and returns its result. Without
+// states it waits for SUCCESS, FAILURE or REVOKED. It returns an error when ctx
+// ends first.
 func (r *Results) Wait(ctx context.Context, taskID string, states ...string) (protocol.Result, error) {
 	if len(states) == 0 {
 		states = []string{protocol.StateSuccess, protocol.StateFailure, protocol.StateRevoked}
@@ -116,13 +117,14 @@ func (r *Results) Wait(ctx context.Context, taskID string, states ...string) (pr
 		return slices.Contains(states, found.State)
 	})
 	if err != nil {
-		return found, fmt.Errorf("task %s is %q, not yet one of %v: %w", taskID, found.State, states, err)
+		return found, fmt.Errorf("task %s is %q, want one of %v: %w", taskID, found.State, states, err)
 	}
 	return found, nil
 }
 
-// WaitFor waits until condition holds; it is asked after every Store, while
-// nothing changes. It must not call methods of r.
+// WaitFor waits until condition returns true, and calls it after every Store.
+// condition must not call methods of r, which is locked meanwhile. WaitFor
+// returns the cause of ctx when that ends first.
 func (r *Results) WaitFor(ctx context.Context, condition func() bool) error {
 	for {
 		r.mu.Lock()

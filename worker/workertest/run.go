@@ -11,9 +11,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// Call runs the handler of a task without a broker, with the worker's
-// middleware and time limits, as a message with these arguments would.
-// Nothing is published or stored.
+// Call runs the handler of a task without a broker, with the worker's middleware and
+// time limits, and returns the outcome. It publishes and stores nothing. The
+// error says that the task is not registered or that the arguments do not make a
+// message.
 func Call(ctx context.Context, w *worker.Worker, task string, args []json.RawMessage, kwargs protocol.Object) (worker.Outcome, error) {
 	message, err := Decoded(Message("workertest", task, args, kwargs))
 	if err != nil {
@@ -22,8 +23,9 @@ func Call(ctx context.Context, w *worker.Worker, task string, args []json.RawMes
 	return w.RunTask(ctx, message)
 }
 
-// Start runs a worker until the test ends, and returns when it consumes. At
-// the end it is stopped at once; stop does so earlier and returns Run's error.
+// Start runs a worker until the test ends, and returns when the worker consumes. At
+// the end of the test it stops the worker without waiting for running tasks, and
+// an error of Run fails the test. stop does this earlier and returns Run's error.
 func Start(t testing.TB, w *worker.Worker) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -54,7 +56,7 @@ func Start(t testing.TB, w *worker.Worker) (stop func() error) {
 	return stop
 }
 
-// Logger writes to the test's log.
+// Logger returns a logger that writes to the test's log.
 func Logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

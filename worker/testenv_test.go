@@ -18,14 +18,15 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// rig is a vhost of its own with a connection that publishes and looks.
+// testEnv is a virtual host of the test's own, with a connection for publishing and
+// inspecting.
 type testEnv struct {
 	t       testing.TB
 	url     string
 	results *workertest.Results
 	channel *amqp.Channel
 	conn    *amqp.Connection
-	stop    func() error // of the worker, where a test keeps it here
+	stop    func() error // stops the worker, in tests that set it
 }
 
 func newTestEnv(t testing.TB) *testEnv {
@@ -57,7 +58,7 @@ func (r *testEnv) version() string {
 	return version
 }
 
-// atLeast says whether RabbitMQ is of this version or a later one.
+// atLeast reports whether RabbitMQ has this version or a later one.
 func (r *testEnv) atLeast(major, minor int) bool {
 	r.t.Helper()
 	var a, b int
@@ -87,7 +88,7 @@ func (r *testEnv) dial() *amqp.Connection {
 	return conn
 }
 
-// config is that of a worker on the queue "orders".
+// config returns the configuration of a worker on the queue "orders".
 func (r *testEnv) config() worker.Config {
 	return worker.Config{
 		Broker:  r.url,
@@ -171,7 +172,7 @@ func (r *testEnv) result(id string, states ...string) protocol.Result {
 	return row
 }
 
-// depth is how many messages wait in a queue, unacknowledged ones not counted.
+// depth returns how many messages are ready in a queue.
 func (r *testEnv) depth(queue string) int {
 	r.t.Helper()
 	ch, err := r.conn.Channel()
@@ -186,13 +187,13 @@ func (r *testEnv) depth(queue string) int {
 	return q.Messages
 }
 
-// eventually polls what the broker cannot signal.
+// eventually polls a condition that nothing signals.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for !condition() {
 		if time.Now().After(deadline) {
-			t.Fatalf("never happened: %s", what)
+			t.Fatalf("timed out waiting: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -205,7 +206,7 @@ func receive[T any](t testing.TB, what string, c <-chan T) T {
 	case v := <-c:
 		return v
 	case <-time.After(time.Minute):
-		t.Fatalf("never happened: %s", what)
+		t.Fatalf("timed out waiting: %s", what)
 		panic("unreachable")
 	}
 }
