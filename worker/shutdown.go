@@ -46,17 +46,17 @@ func (l *lifecycle) end() {
 	l.endRecord()
 }
 
-// Run connects, declares the queues, consumes them and runs tasks until ctx ends
-// or StopNow is called. It reconnects without limit when the connection is lost.
-// Then it shuts down:
+// Run connects, declares the queues, consumes them and runs tasks. When the
+// connection is lost, it reconnects without limit. When ctx ends or StopNow is
+// called, it shuts down:
 //
 //  1. The worker cancels its consumers and requeues the messages whose tasks do
 //     not run yet, delayed ones included.
 //  2. Running tasks continue, and their outcomes are recorded, until all have
 //     ended, ShutdownTimeout is over, or StopNow is called.
 //  3. The worker cancels the contexts of the tasks that still run, with the
-//     cause ErrShutdown. They have StopTimeout to return; their messages are
-//     requeued.
+//     cause ErrShutdown. They have StopTimeout to return. The messages of those
+//     that return an error, or do not return, are requeued.
 //  4. The worker calls Config.BeforeStopped and closes the connection.
 //
 // Run returns nil after a shutdown. It returns an error only if it could not
