@@ -65,7 +65,7 @@ func (d *doctor) verify(ctx context.Context) []verdict {
 		}
 		shown := address.MaskURL(asks)
 		asked, cancel := context.WithTimeout(ctx, 3*time.Second)
-		status, err := orchestrator.AskHealth(asked, d.environ, asks, 2*time.Second)
+		status, err := orchestrator.ProbeHealth(asked, d.environ, asks, 2*time.Second)
 		cancel()
 		switch {
 		case err == nil && status == orchestrator.PlannedHealthStatus:

@@ -38,7 +38,7 @@ func TestALostRunBesideAForeignConsumer(t *testing.T) {
 		start(t, append(s.env(), "MM_ORCHESTRATOR_LOST_GRACE=1s"), "worker", "--hostname=third@box"),
 	}
 	for _, p := range workers {
-		line := p.logLine("no run is found lost for now: consumers that are not workers of this program are on the queue, and may have a run in hand")
+		line := p.logLine("lost runs are not looked for: consumers that are not workers of this program are on the queue, and may have messages of any run")
 		if line["consumers"] != 1.0 || line["queue"] != "orchestrator.run" {
 			t.Errorf("%v", line)
 		}
@@ -58,6 +58,6 @@ func TestALostRunBesideAForeignConsumer(t *testing.T) {
 	}
 	eventually(t, "the run is lost", lost)
 	for _, p := range workers {
-		p.logLine("lost runs are found again: all consumers of the queue are workers of this program")
+		p.logLine("lost runs are looked for again: all consumers of the queue are workers of this program")
 	}
 }

@@ -51,7 +51,7 @@ func TestASchemaThatVanishes(t *testing.T) {
 		}
 	}
 	second := s.submitSleep(t, 0)
-	line := p.logLine("step cannot be begun, message goes back")
+	line := p.logLine("step cannot be begun, handing the message back")
 	if line["run_id"] != second || !strings.Contains(fmt.Sprint(line["error"]), cure) {
 		t.Errorf("the second run: %v", line)
 	}

@@ -369,7 +369,7 @@ func (l *lane) judgeMixed(ctx context.Context, o *outcome, told []int) error {
 // found lost.
 func (l *lane) toldForeign() (times []int) {
 	for _, w := range l.workers[:mixedWorkers] {
-		times = append(times, strings.Count(tail(w.logPath(), 10<<20), "no run is found lost for now"))
+		times = append(times, strings.Count(tail(w.logPath(), 10<<20), "lost runs are not looked for"))
 	}
 	return times
 }

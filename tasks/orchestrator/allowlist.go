@@ -28,8 +28,8 @@ func newAllowlist(workspace string, globs []string) *allowlist {
 	return list
 }
 
-// allows judges a path relative to the workspace, or an absolute one, by
-// where it leads when symbolic links are followed.
+// allows says whether a patch may change a path, which is absolute or relative to
+// the workspace. What counts is the path after symbolic links are resolved.
 func (l *allowlist) allows(path string) bool {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(l.workspace, path)
@@ -48,7 +48,8 @@ func (l *allowlist) allows(path string) bool {
 
 // fnmatch translates a glob as Python's fnmatch module does: "*" and "?" match
 // a slash too, "[...]" is a set, "[!...]" its complement, an unclosed "[" is
-// itself, nothing escapes. It is nil for a glob that nothing can match.
+// itself, and there is no escape character. It returns nil for a glob that cannot
+// be compiled.
 func fnmatch(glob string) *regexp.Regexp {
 	var out strings.Builder
 	out.WriteString(`(?s)\A`)
@@ -91,8 +92,8 @@ func fnmatch(glob string) *regexp.Regexp {
 	return pattern
 }
 
-// charset translates what stands between the brackets of a glob. Ranges that
-// run backwards are empty, as in Python.
+// charset translates what is between the brackets of a glob. Reversed ranges are
+// empty, as in Python.
 func charset(set []rune) string {
 	negated := set[0] == '!'
 	if negated {

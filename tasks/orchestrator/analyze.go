@@ -7,19 +7,19 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// analyze writes down what is to be done (docs/moonmind.md#analyze).
-func (s *stepRun) analyze() (done, *Failure) {
+// analyze writes the run's instruction to a log (docs/moonmind.md#analyze).
+func (s *stepRun) analyze() (success, *Failure) {
 	name, failure := s.params.text("logArtifact", "analyze.log")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	instruction, failure := s.params.text("instruction", "")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	notes, failure := s.params.text("notes", "")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	lines := []string{"Instruction: " + instructionLine(instruction), "Target service: " + s.profile.service}
 	if notes != "" {
@@ -28,8 +28,8 @@ func (s *stepRun) analyze() (done, *Failure) {
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := s.dir.Write(name, strings.Join(lines, "\n"))
 	if err != nil {
-		return done{}, artifactError(err)
+		return success{}, artifactError(err)
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
-	return done{message: "Analysis complete", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
+	return success{message: "Analysis complete", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }

@@ -11,60 +11,60 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
-// build makes the service's image (docs/moonmind.md#build).
-func (s *stepRun) build(ctx context.Context) (done, *Failure) {
+// build builds the service's image (docs/moonmind.md#build).
+func (s *stepRun) build(ctx context.Context) (success, *Failure) {
 	command, failure := s.commandParameter(compose.BuildCommand(s.profile.project, s.profile.service))
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
-	file, failure := s.runLogged(ctx, "build.log", command, func() *Failure { return nil })
+	file, failure := s.runSingleCommand(ctx, "build.log", command, func() *Failure { return nil })
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
-	return done{message: "Build completed", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
+	return success{message: "Build completed", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
-// restart replaces the service's container, and only that
+// restart replaces the service's container, and no other
 // (docs/moonmind.md#restart).
-func (s *stepRun) restart(ctx context.Context) (done, *Failure) {
+func (s *stepRun) restart(ctx context.Context) (success, *Failure) {
 	command, failure := s.commandParameter(compose.UpCommand(s.profile.project, s.profile.service))
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	timeout, failure := s.params.whole("restartTimeoutSeconds", 0)
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
-	bystanders := s.watchBystanders(ctx, command)
-	file, failure := s.runLogged(ctx, "restart.log", command, func() *Failure { return bystanders.changed(ctx) })
+	others := s.listOtherContainers(ctx, command)
+	file, failure := s.runSingleCommand(ctx, "restart.log", command, func() *Failure { return others.changed(ctx) })
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	message := "Restart command issued"
 	if timeout != 0 {
 		message += fmt.Sprintf(" (timeout %ds)", timeout)
 	}
-	return done{message: message, files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
+	return success{message: message, files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
-// bystanders are the containers of a project that a restart must not touch.
-type bystanders struct {
+// otherContainers are the containers of a project that a restart must not touch.
+type otherContainers struct {
 	run              *stepRun
 	project, service string
 	// before are the container ids by service; nil when they are not known.
 	before map[string][]string
 }
 
-// watchBystanders notes which containers the project has besides the target.
-// Without an engine, or for another command than compose's up of one service,
-// nothing is watched.
-func (s *stepRun) watchBystanders(ctx context.Context, command []string) bystanders {
-	b := bystanders{run: s}
+// listOtherContainers records which containers the project has besides the
+// target's, for changed to compare. It records none without an engine, or if the
+// command is not compose's up of one service.
+func (s *stepRun) listOtherContainers(ctx context.Context, command []string) otherContainers {
+	b := otherContainers{run: s}
 	line, isCompose := compose.ParseTarget(command)
 	if s.journal.found != nil {
-		// The command has ended under a worker that is gone, and with it what
-		// it knew of the time before.
-		s.log.Warn("cannot check that only the target was restarted: the worker that did it has not ended the step")
+		// The command has ended under an earlier worker. Only that one knew the
+		// containers of before.
+		s.log.Warn("cannot check that only the target was restarted: an earlier worker ran the command and did not end the step")
 		return b
 	}
 	if s.config.Engine == nil || !isCompose || line.Subcommand != "up" || line.Service == "" || line.Project == "" {
@@ -73,14 +73,14 @@ func (s *stepRun) watchBystanders(ctx context.Context, command []string) bystand
 	b.project, b.service = line.Project, line.Service
 	before, err := b.list(ctx)
 	if err != nil {
-		s.log.Warn("cannot watch that only the target is restarted", "error", err)
+		s.log.Warn("cannot check that only the target is restarted", "error", err)
 		return b
 	}
 	b.before = before
 	return b
 }
 
-func (b bystanders) list(ctx context.Context) (map[string][]string, error) {
+func (b otherContainers) list(ctx context.Context) (map[string][]string, error) {
 	containers, err := b.run.config.Engine.Containers(ctx, b.project, "")
 	if err != nil {
 		return nil, err
@@ -94,8 +94,8 @@ func (b bystanders) list(ctx context.Context) (map[string][]string, error) {
 	return ids, nil
 }
 
-// changed fails when a container of another service was replaced.
-func (b bystanders) changed(ctx context.Context) *Failure {
+// changed returns a failure if a container of another service was replaced.
+func (b otherContainers) changed(ctx context.Context) *Failure {
 	if len(b.before) == 0 {
 		return nil
 	}
@@ -108,7 +108,7 @@ func (b bystanders) changed(ctx context.Context) *Failure {
 	for service, ids := range b.before {
 		for _, id := range ids {
 			if !slices.Contains(after[service], id) {
-				replaced = append(replaced, fmt.Sprintf("%s (container %.12s is gone)", service, id))
+				replaced = append(replaced, fmt.Sprintf("%s (container %.12s was removed)", service, id))
 			}
 		}
 	}
@@ -119,20 +119,21 @@ func (b bystanders) changed(ctx context.Context) *Failure {
 	return commandError(fmt.Sprintf("Restart of service %s changed other services of project %s too: %s", b.service, b.project, strings.Join(replaced, ", ")))
 }
 
-// serviceListLimit bounds the list of services that is read, in bytes.
+// serviceListLimit bounds how much explain reads of compose's list of services,
+// in bytes.
 const serviceListLimit = 64 << 10
 
-// serviceListTime bounds how long compose is asked for them.
-const serviceListTime = 10 * time.Second
+// serviceListTimeout bounds the command that lists them.
+const serviceListTimeout = 10 * time.Second
 
-// explain adds to the failure of a compose command what its own output leaves
-// open: that the project has no such service, and which it has.
+// explain adds to the failure of a compose command what compose's output does not
+// say: that the project has no such service, and which ones it has.
 func (s *stepRun) explain(ctx context.Context, workspace string, command []string, failure *Failure) {
 	line, isCompose := compose.ParseTarget(command)
 	if !isCompose || line.Service == "" || ctx.Err() != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, serviceListTime)
+	ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 	defer cancel()
 	output := limitedBuffer{limit: serviceListLimit}
 	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &limitedBuffer{}, nil)
@@ -155,7 +156,7 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 type limitedBuffer struct {
 	kept  []byte
 	limit int
-	// full says that something was left out.
+	// full says that bytes beyond the limit were dropped.
 	full bool
 }
 

@@ -19,19 +19,19 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// defaultPrograms may be run by every plan.
+// defaultPrograms are programs that every plan may run.
 var defaultPrograms = []string{"docker", "docker-compose", "git"}
 
-// isSkillExecutor recognises the only Python that plans run
-// (docs/moonmind.md#skill-plans).
+// isSkillExecutor says that a command is the skill executor, the only Python
+// program that plans run (docs/moonmind.md#skill-plans).
 func isSkillExecutor(command []string) bool {
 	return len(command) == 7 && command[0] == "python" && command[1] == "-m" &&
 		command[2] == SkillModule &&
 		command[3] == "--skill-id" && command[5] == "--skill-args-json"
 }
 
-// A runner starts the commands of plans: a list of arguments, never a shell,
-// and only programs that are allowed.
+// A runner runs the commands of plans. A command is a list of arguments; no shell
+// is involved, and only allowed programs are started.
 type runner struct {
 	allowed []string
 	compose compose.Program
@@ -61,17 +61,17 @@ func newRunner(config Config) *runner {
 	}
 }
 
-// of is the runner for one step.
+// of returns the runner for one step.
 func (r runner) of(owner processes.Owner) *runner {
 	r.owner = owner
 	return &r
 }
 
-// run runs a command in the workspace with its output going to the two
-// writers, which must not fail. It returns the exit code as Python gives it:
-// negative for the signal that ended the program. A failure means that
-// there was no end that the program chose; exited, unless nil, is called the
-// moment that it has chosen one.
+// run runs a command in the workspace and copies its output to the two writers,
+// which must not fail. It returns the exit code as [processes.ExitCode] does. A
+// failure means that the program could not be started or did not end by itself.
+// If it ended by itself, run calls exited, unless nil, at that moment; see
+// [processes.Runner.Run].
 func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	if len(command) == 0 {
 		return 0, commandError("Command sequence must not be empty")
@@ -84,7 +84,7 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	if failure != nil {
 		return 0, failure
 	}
-	// Not nil, which would mean our own environment.
+	// Never nil: package exec would use this process's own environment.
 	environ := append([]string{}, r.environ...)
 	if command[0] == "git" {
 		environ = trustWorkspace(environ, workspace)
@@ -100,26 +100,26 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	})
 	over()
 	if cause := context.Cause(ctx); cause != nil && err != nil && !byItself {
-		return 0, ended(command, cause)
+		return 0, endedFailure(command, cause)
 	}
 	var exit *exec.ExitError
 	switch {
 	case err == nil || errors.As(err, &exit):
 		return processes.ExitCode(cmd.ProcessState), nil
 	case errors.Is(err, fs.ErrNotExist):
-		// The program is there, as find has seen; its interpreter is not.
+		// find has seen the program itself, so its interpreter is missing.
 		return 0, commandError("Command not found: " + command[0])
 	default:
 		return 0, commandError(fmt.Sprintf("Command %s could not be run: %s", formatCommand(command), reason(err)))
 	}
 }
 
-// ended is a command that did not end by itself.
-func ended(command []string, cause error) *Failure {
+// endedFailure is the failure of a step whose command was ended for cause.
+func endedFailure(command []string, cause error) *Failure {
 	return commandError(fmt.Sprintf("Command %s was ended: %s", formatCommand(command), cause))
 }
 
-// reason is an operating system error without the call and path around it.
+// reason is the text of an operating system error without call and path.
 func reason(err error) string {
 	var path *fs.PathError
 	if errors.As(err, &path) {
@@ -132,8 +132,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// checkWorkspace tells a missing workspace apart from a missing program,
-// which upstream does not (docs/moonmind.md#c12).
+// checkWorkspace reports a missing workspace. Upstream reports that as a missing
+// program (docs/moonmind.md#c12).
 func (r *runner) checkWorkspace(workspace string) *Failure {
 	info, err := os.Stat(workspace)
 	switch {
@@ -147,8 +147,8 @@ func (r *runner) checkWorkspace(workspace string) *Failure {
 	return nil
 }
 
-// find returns the path of the program. A program that is not there is told
-// in upstream's words, whether it would be allowed or not.
+// find returns the path of the program. Like upstream it reports a missing
+// program as missing before it checks whether the plan may run it.
 func (r *runner) find(command []string, program, workspace string) (string, *Failure) {
 	path := lookPath(program, r.environ, workspace)
 	skill := isSkillExecutor(command)
@@ -169,8 +169,8 @@ func (r *runner) find(command []string, program, workspace string) (string, *Fai
 	return path, nil
 }
 
-// lookPath finds a program as the command would: in the PATH of its own
-// environment.
+// lookPath finds a program in the PATH of environ, "" if it is not there. A name
+// with a slash is relative to the workspace.
 func lookPath(program string, environ []string, workspace string) string {
 	if strings.ContainsRune(program, '/') {
 		if !filepath.IsAbs(program) {
@@ -194,8 +194,8 @@ func isExecutable(path string) bool {
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
 }
 
-// getenv returns the last value of a variable, as the C library of most
-// systems does not, but Go and Python do.
+// getenv returns the last value of a variable, as Go and Python do. Most C
+// libraries return the first.
 func getenv(environ []string, name string) string {
 	for _, variable := range slices.Backward(environ) {
 		if key, value, _ := strings.Cut(variable, "="); key == name {
@@ -206,8 +206,8 @@ func getenv(environ []string, name string) string {
 }
 
 // trustWorkspace lets git work in a repository that another user owns
-// (docs/moonmind.md#f10). It is done by the environment so that the command in
-// the logs stays as the plan has it.
+// (docs/moonmind.md#f10). It sets this in the environment rather than by an
+// argument, so that logs show the command as the plan has it.
 func trustWorkspace(environ []string, workspace string) []string {
 	count, err := strconv.Atoi(getenv(environ, "GIT_CONFIG_COUNT"))
 	if err != nil || count < 0 {

@@ -26,7 +26,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// buildServer compiles the service of the compose tests, once.
+// buildServer compiles the service of all compose tests once.
 var buildServer = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "mm-server-")
 	if err != nil {
@@ -42,34 +42,34 @@ var buildServer = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(path)
 })
 
-// composeBench is a compose project of the test's own, up and running, with
-// the change of testdata/compose/<test>/change in its work tree.
-type composeBench struct {
-	*bench
+// composeEnv is a running compose project of the test's own. Its work tree has the
+// files of testdata/compose/<test>/change.
+type composeEnv struct {
+	*testEnv
 	program, project string
 	port             int
 	engine           *compose.Engine
 }
 
-func newComposeBench(t *testing.T) *composeBench {
+func newComposeBench(t *testing.T) *composeEnv {
 	t.Helper()
 	server, err := buildServer()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &composeBench{program: devenv.Compose(t), project: "mmtest" + strings.ToLower(rand.Text()[:8])}
+	c := &composeEnv{program: devenv.Compose(t), project: "mmtest" + strings.ToLower(rand.Text()[:8])}
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	c.port = ports[0]
-	c.bench = newBench(t, "WEB_PORT="+strconv.Itoa(c.port), "TEST_PROJECT="+c.project, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
+	c.testEnv = newTestEnv(t, "WEB_PORT="+strconv.Itoa(c.port), "TEST_PROJECT="+c.project, "DOCKER_HOST="+os.Getenv("DOCKER_HOST"))
 	if c.engine, err = compose.NewEngine(compose.EngineConfig{Host: os.Getenv("DOCKER_HOST")}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.engine.Close() })
 	c.config.Compose, c.config.Engine = compose.Program{Standalone: c.program}, c.engine
-	c.config.SettleTime = time.Second
+	c.config.StableTime = time.Second
 
 	source := filepath.Join("testdata", "compose", t.Name())
 	c.copyTree(source)
@@ -77,8 +77,8 @@ func newComposeBench(t *testing.T) *composeBench {
 		t.Fatal(err)
 	}
 	for _, service := range []string{"web", "other"} {
-		// A name behind the program gives each service of each test layers of
-		// its own: one test's images are removed while another still builds.
+		// The name appended to the program gives each service of each test its own
+		// image layers: one test removes its images while another still builds.
 		own := append(slices.Clip(server), c.project+"/"+service...)
 		if err := os.WriteFile(filepath.Join(c.workspace, service, "server"), own, 0o755); err != nil {
 			t.Fatal(err)
@@ -117,10 +117,10 @@ func newComposeBench(t *testing.T) *composeBench {
 	return c
 }
 
-// base stands in for scratch, see sample.ImportBase.
-func (c *composeBench) base() string { return "mm-orchestrator-test:" + c.project }
+// base is the image that replaces scratch, see sample.ImportBase.
+func (c *composeEnv) base() string { return "mm-orchestrator-test:" + c.project }
 
-func (c *composeBench) copyTree(source string) {
+func (c *composeEnv) copyTree(source string) {
 	c.t.Helper()
 	if err := filepath.WalkDir(source, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -141,7 +141,7 @@ func (c *composeBench) copyTree(source string) {
 }
 
 // compose runs the compose program in the workspace.
-func (c *composeBench) compose(ctx context.Context, args ...string) {
+func (c *composeEnv) compose(ctx context.Context, args ...string) {
 	c.t.Helper()
 	cmd := exec.CommandContext(ctx, c.program, append([]string{"--project-name", c.project}, args...)...)
 	cmd.Dir, cmd.Env = c.workspace, c.config.Environ
@@ -150,10 +150,11 @@ func (c *composeBench) compose(ctx context.Context, args ...string) {
 	}
 }
 
-// removeImages takes away what was built, also what has lost its name to a
-// later build. An image goes before the one that it was built from, which
-// their times, in seconds, do not tell apart: so it tries until none is left.
-func (c *composeBench) removeImages() {
+// removeImages removes the images that the test has built, also those that have
+// lost their name to a later build. An image can be removed only before the one
+// that it was built from. Their times, in whole seconds, do not give that order.
+// So it repeats until none is left.
+func (c *composeEnv) removeImages() {
 	docker, err := client.New(client.FromEnv)
 	if err != nil {
 		c.t.Error(err)
@@ -177,14 +178,14 @@ func (c *composeBench) removeImages() {
 			removed = true
 		}
 		if !removed && refusal != nil {
-			// An untidy machine is no defect of what is tested.
-			c.t.Log("images of the test are left:", refusal)
+			// Images that remain are no defect of the code under test.
+			c.t.Log("images of the test remain:", refusal)
 		}
 	}
 }
 
 // container returns the only container of a service.
-func (c *composeBench) container(service string) compose.Container {
+func (c *composeEnv) container(service string) compose.Container {
 	c.t.Helper()
 	containers, err := c.engine.Containers(c.t.Context(), c.project, service)
 	if err != nil || len(containers) != 1 {
@@ -193,8 +194,8 @@ func (c *composeBench) container(service string) compose.Container {
 	return containers[0]
 }
 
-// version is what the service answers.
-func (c *composeBench) version() string {
+// version returns the answer of the service.
+func (c *composeEnv) version() string {
 	c.t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	response, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/health", c.port))
@@ -209,9 +210,9 @@ func (c *composeBench) version() string {
 	return strings.TrimSpace(string(text))
 }
 
-// run executes the chain as a worker does: in order, and the rollback after
-// the first failure.
-func (c *composeBench) run() (*Failure, store.Outcome) {
+// run executes the steps as a worker does: in order, and the rollback after the
+// first failure.
+func (c *composeEnv) run() (*Failure, store.Outcome) {
 	c.t.Helper()
 	for _, step := range []string{"analyze", "patch", "build", "restart", "verify"} {
 		_, outcome, err := c.execute(step)
@@ -228,9 +229,9 @@ func (c *composeBench) run() (*Failure, store.Outcome) {
 	return nil, store.Outcome{}
 }
 
-// rolledBack says that web is as it was, in a healthy container, and other
-// was never touched.
-func (c *composeBench) rolledBack(other string) {
+// rolledBack checks that web is as before, in a healthy container, and that other
+// has its first container.
+func (c *composeEnv) rolledBack(other string) {
 	c.t.Helper()
 	c.succeed("verify")
 	same(c.t, "version", c.version(), "version 1")
@@ -326,9 +327,9 @@ func TestComposeServiceThatExits(t *testing.T) {
 	c.rolledBack(other)
 }
 
-func TestComposeServicesAreToldWhenOneIsMissing(t *testing.T) {
+func TestComposeServicesAreListedWhenOneIsMissing(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.file("docker-compose.yaml", "services: {web: {image: x}, other: {image: y}}\n")
 	b.config.Compose = compose.Program{Standalone: devenv.Compose(t)}
 	b.plan(`[{"name": "build", "parameters": {"command": ["docker", "compose", "--project-name", "p", "build", "ghost"]}}]`)

@@ -14,8 +14,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// Steps is what this package asks of the database. [store.Store] is it; its
-// methods say what they promise.
+// Steps is the part of [store.Store] that this package uses. The methods are
+// documented there.
 type Steps interface {
 	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
 	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
@@ -40,30 +40,30 @@ type Steps interface {
 	FreeClaims(ctx context.Context, suspect store.Suspect) error
 }
 
-// Metrics counts what happens to steps and runs (docs/moonmind.md#statsd). It
-// is called after the commit, must not block and does not fail.
+// Metrics counts events of steps and runs (docs/moonmind.md#statsd). Its methods
+// are called after the commit, must not block and cannot fail.
 type Metrics interface {
 	StepStarted(step string)
 	StepFinished(step string, succeeded bool, took time.Duration)
-	// RunStatus: the run has a new status and goes on.
+	// RunStatus: the run has a new status and has not ended.
 	RunStatus(status string)
 	// RunFinished: the run has ended in status.
 	RunFinished(status string, took time.Duration)
 }
 
-// Config is everything that the tasks need from outside.
+// Config is the configuration of an Orchestrator.
 type Config struct {
 	// Steps is the database. Required.
 	Steps Steps
 	// Metrics may be nil for none.
 	Metrics Metrics
-	// Logger defaults to slog.Default(). What goes to it is redacted here.
+	// Logger defaults to slog.Default(). This package redacts what it logs.
 	Logger *slog.Logger
 
-	// Queue is the one that the worker consumes: one per host that has a
-	// workspace of its own. Parked messages go back to it. Required.
+	// Queue is the one that the worker consumes. Each host that has a workspace
+	// of its own needs its own queue. Parked messages return to it. Required.
 	Queue string
-	// Node is the worker's name, for the origin of messages that it makes.
+	// Node is the worker's name: the origin of the messages that it creates.
 	Node string
 
 	// Workspace is the absolute path of the repository: the workspace of
@@ -78,54 +78,54 @@ type Config struct {
 	// Redactor defaults to one made from Environ.
 	Redactor *artifacts.Redactor
 
-	// Programs may be run by plans besides git, docker, docker-compose and
-	// the skill executor. Each is compared with the first word of a command.
+	// Programs are those that plans may run in addition to git, docker,
+	// docker-compose and the skill executor. A command may run if its first word
+	// is one of them.
 	Programs []string
 	// Compose says how `docker compose` is started on this machine.
 	Compose compose.Program
-	// Engine reads container states. With nil, steps do without.
+	// Engine reads container states. With nil, steps check no containers.
 	Engine compose.State
-	// SettingName is what an operator changes to change a setting, by its
-	// variable: the flag that was given, for instance. The cures in messages
-	// name it. Defaults to the variable.
+	// SettingName returns how the operator has set the setting of a variable, a
+	// flag for instance. Error messages name that. Defaults to the variable.
 	SettingName func(variable string) string
 	// HealthURLs replace the health check URL of plans, by compose service
 	// (docs/moonmind.md#f5).
 	HealthURLs map[string]string
 
-	// MaxStarts is how many workers may die of one attempt of a step. After
-	// that it fails, so that it cannot take down one worker after the other.
-	// Starts that were handed back in order do not count. Defaults to 3.
+	// MaxStarts is how many workers may die during one attempt of a step. After
+	// that the step fails, so that it cannot end one worker after the other.
+	// Starts that a stopping worker handed back do not count. Defaults to 3.
 	MaxStarts int
 	// StepTimeLimit ends a step that takes longer. Zero means no limit.
 	StepTimeLimit time.Duration
-	// KillGrace is the time between SIGTERM and SIGKILL for a command that is
-	// ended. Defaults to 10 s.
+	// KillGrace is the time between SIGTERM and SIGKILL when a command is ended.
+	// Defaults to 10 s.
 	KillGrace time.Duration
-	// CutOffAfter is how long neither the database nor the broker may have
-	// proven that a step is this worker's before its commands are killed. It
-	// must be well below store.Config.TakeoverGrace. Defaults to 1.25 s.
+	// CutOffAfter is the time without any confirmation, from database or broker,
+	// that a step is this worker's, after which its commands are killed. It must
+	// be well below store.Config.TakeoverGrace. Defaults to 1.25 s.
 	CutOffAfter time.Duration
-	// HandBackDelay is how long a message waits that cannot be worked on now:
-	// the database is away, or another worker runs the step. Defaults to 5 s.
+	// HandBackDelay is the pause before a message returns to the queue because
+	// its step cannot be begun or recorded now. Defaults to 5 s.
 	HandBackDelay time.Duration
 	// FinishTimeout bounds one attempt to record the end of a step; attempts
 	// are repeated until one succeeds or the worker stops. Defaults to 30 s.
 	FinishTimeout time.Duration
-	// SettleTime is how long a container without any health check must stay
-	// up to count as running. Defaults to 2 s.
-	SettleTime time.Duration
+	// StableTime is how long a container without any health check must stay up to
+	// count as running. Defaults to 2 s.
+	StableTime time.Duration
 	// StateTimeout is how long verify waits for a container to become
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration
 
-	// SweepInterval is the time between two looks at what is parked. It bounds
-	// how long a crash can delay a run that waits. Defaults to 1 s.
+	// SweepInterval is the time between two sweeps. It bounds how long a crash can
+	// delay a waiting run. Defaults to 1 s.
 	SweepInterval time.Duration
-	// LostGrace is how long a run that has the workspace may be nowhere to be
-	// seen before it is given up. It must be longer than a broker needs to
-	// notice that a worker's machine is gone and to deliver its message to
-	// another one, which is two to three heartbeats of 60 s. Defaults to 3 min.
+	// LostGrace is how long nothing may be seen of a run that holds a workspace
+	// before the run counts as lost. It must be longer than a broker needs to
+	// notice that a worker's machine has failed and to deliver its message to
+	// another worker: two to three heartbeats of 60 s. Defaults to 3 min.
 	LostGrace time.Duration
 
 	// Now defaults to time.Now.
@@ -158,12 +158,13 @@ func (c Config) WithDefaults() Config {
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
-	c.SettleTime = cmp.Or(c.SettleTime, 2*time.Second)
+	c.StableTime = cmp.Or(c.StableTime, 2*time.Second)
 	c.StateTimeout = cmp.Or(c.StateTimeout, 120*time.Second)
 	return c
 }
 
-// Validate names the field that is wrong. It does not look at the file system.
+// Validate returns an error that names the first wrong field. It does not look at
+// the file system.
 func (c Config) Validate() error {
 	if c.Steps == nil {
 		return errors.New("orchestrator: Steps is not set")
@@ -179,7 +180,7 @@ func (c Config) Validate() error {
 	}
 	for name, limit := range map[string]time.Duration{
 		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "CutOffAfter": c.CutOffAfter, "HandBackDelay": c.HandBackDelay,
-		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "SettleTime": c.SettleTime, "StateTimeout": c.StateTimeout,
+		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "StableTime": c.StableTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {
 			return fmt.Errorf("orchestrator: %s is %s, must not be negative", name, limit)

@@ -13,76 +13,78 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// A worker that is cut off from the broker and from the database at once
-// cannot be told from a dead one, and its step is taken over, if another worker
-// consumes the queue. Its commands must have ended by then. So it goes by what
-// it can prove, not by what it notices:
+// A worker that is cut off from broker and database at the same time looks dead.
+// If another worker consumes the queue, that one takes the step over. By then the
+// commands of the first must have ended. So a worker relies on confirmations that
+// the step is its own, not on errors that it may notice too late:
 //
-//   - A step can be taken over only after the broker has given its message to
-//     somebody else, and the database has seen the holder's lock free for
-//     store.Config.TakeoverGrace, 2 s. Both must be so at once.
-//   - The database's answers prove that the lock was held
-//     ([store.Store.LockConfirmedAt]), the broker's that the message was
-//     ([worker.Task.StillUnacked]). A proof is as old as its question.
-//   - So nobody begins the step within 2 s of the last proof of either sort. A
-//     worker without one for CutOffAfter, 1.25 s, kills the step's commands;
-//     the rest is for a machine that is slow to do it.
+//   - Another worker can take a step over only when the broker has delivered the
+//     message to it and, at the same time, the database has seen the first
+//     worker's lock free for store.Config.TakeoverGrace, 2 s.
+//   - An answer of the database confirms that this worker still had its lock
+//     ([store.Store.LockConfirmedAt]), an answer of the broker that the message was
+//     still unacknowledged ([worker.Task.StillUnacked]). A confirmation is as old as the query.
+//   - So nobody else begins the step within 2 s of the last confirmation of
+//     either kind. A worker without one for CutOffAfter, 1.25 s, kills the step's
+//     commands. The difference is for a machine that is slow to kill them.
 //
-// As seen from the last answer of the last of the two that fell silent:
+// The time line, from the last answer that the worker got from either of the two:
 //
-//	0.00 s  both are cut off, whether by a reset or without a word
-//	0.75 s  no answer of the database: the broker is asked
-//	1.25 s  no answer of the broker: the commands get SIGKILL
+//	0.00 s  both are unreachable, with or without a connection reset
+//	0.75 s  no answer from the database: the worker queries the broker
+//	1.25 s  no answer from the broker: the commands get SIGKILL
 //	2.00 s  the earliest moment at which another worker can begin
 //
-// While only the database is away, the broker answers; while only the broker
-// is, the database does: the step goes on for as long as that lasts. So it
-// does when both are away for less than 1.25 s. If they are away for longer,
-// the step begins anew when they are back.
+// While only one of the two is unavailable, the other one answers and the step
+// continues, however long that lasts. It also continues if both are unavailable
+// for less than 1.25 s. After a longer outage the step starts again when both are
+// available.
 //
-// All this is for the sake of other workers. One that is alone on its queue
-// goes on working however long both are away: its message can be given to
-// nobody else, and the claim is still its own when they are back. So it asks
-// the broker, when the step begins and every 2 s, who else consumes the queue
-// ([worker.Task.OtherConsumers]), and goes by the last answer; without one, there may
-// be others. A second worker that is started during the very outage, or in the
-// 2 s before it, finds neither message nor lock held and takes the step over
-// while its commands run. In the same pid namespace it ends them first
-// ([processes.EndOtherWorkersPrograms]), in another one the two run side by side until the
-// first hears from the database that it has lost the step (takenover.go).
+// A worker that is alone on its queue continues through any outage: the broker can
+// deliver its message to nobody else, and the claim is still its own afterwards.
+// So it asks the broker, when the step begins and every 2 s, for the number of
+// other consumers ([worker.Task.OtherConsumers]), and relies on the last answer.
+// Before the first answer it assumes that there are some.
+//
+// Risk left open: a second worker that starts during the outage, or in the 2 s
+// before it, gets the message, finds the lock free and takes the step over while
+// its commands run. In the same pid namespace it ends them first
+// ([processes.EndOtherWorkersPrograms]). In another one both workers run the
+// step's commands until the first can ask the database whether it still has the
+// claim (takenover.go).
 
-// lookPause is how long an answer of the broker to the question who else
-// consumes the queue is good.
-const lookPause = 2 * time.Second
+// countInterval is the time between two queries for the number of other
+// consumers.
+const countInterval = 2 * time.Second
 
-// lookAgain is when it is asked again that could not answer.
-const lookAgain = 500 * time.Millisecond
+// retryPause is the wait after a failed query.
+const retryPause = 500 * time.Millisecond
 
-// errCutOff is the cause with which the context of a step ends whose worker
-// cannot prove any more that the step is its own.
+// errCutOff is the cause with which the context of a step ends when its worker
+// has no confirmation any more that the step is its own.
 type errCutOff struct{ after time.Duration }
 
 func (e errCutOff) Error() string {
 	return fmt.Sprintf("neither the database nor the broker has answered for %s, so that another worker may take the step over", e.after.Round(10*time.Millisecond))
 }
 
-// endWhenCutOff ends the context of a step, and kills its programs, when
-// neither the database nor the broker proves any more that the step is this
-// worker's, and another one may take it over. Of the request it uses Held and
-// Others.
+// endWhenCutOff ends the context of a step, and kills its programs, when neither
+// the database nor the broker confirms any more that the step is this worker's,
+// and another worker may take it over. Of the request it uses StillUnacked and
+// OtherConsumers. stop must be called when the step has ended.
 func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, request Request, begun store.Start) (work context.Context, stop func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	killed := make(chan struct{})
 	work = processes.KillWhen(work, killed)
-	// Commands that are being ended for another reason may take their grace,
-	// so that the watch goes on until they have ended.
+	// The watch does not end with ctx: commands that ctx ends have a grace, and a
+	// worker that is cut off in that time must still kill them.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	w := &cutWatch{
-		claim: begun.Claim, limit: o.config.CutOffAfter, proven: o.config.Steps.LockConfirmedAt, log: log,
-		held: request.Held, others: request.OtherConsumers,
-		// That the claim was committed proves as much.
-		byBroker: begun.OwnedAt,
-		holds:    make(chan error, 1), found: make(chan lookedFor, 1),
+		claim: begun.Claim, limit: o.config.CutOffAfter, lockConfirmedAt: o.config.Steps.LockConfirmedAt, log: log,
+		stillUnacked: request.StillUnacked, otherConsumers: request.OtherConsumers,
+		// The commit of the claim was a confirmation too.
+		brokerConfirmedAt: begun.OwnedAt,
+		unacked:           make(chan error, 1), counted: make(chan consumerCount, 1),
 	}
 	done := make(chan struct{})
 	go func() {
@@ -96,56 +98,57 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	return work, func() {
 		endWatch()
 		<-done
-		w.asking.Wait()
+		w.queries.Wait()
 		cancel(nil)
 	}
 }
 
-// cutWatch watches over one step. Its goroutine has all but what is asked.
+// cutWatch watches one step. The goroutine of run uses all its fields; queries run
+// in goroutines of their own and only send to the channels.
 type cutWatch struct {
-	claim  store.Claim
-	limit  time.Duration
-	proven func() time.Time
-	held   func(context.Context) error
-	others func(context.Context) (int, error)
-	log    *slog.Logger
+	claim           store.Claim
+	limit           time.Duration
+	lockConfirmedAt func() time.Time
+	stillUnacked    func(context.Context) error
+	otherConsumers  func(context.Context) (int, error)
+	log             *slog.Logger
 
-	byBroker time.Time      // the broker's last proof
-	asked    time.Time      // zero when no answer of held is due
-	holds    chan error     // held's answers
-	looking  bool           // an answer of others is due
-	nextLook time.Time      // not before
-	found    chan lookedFor // others' answers
-	known    bool           // there was one
-	alone    bool           // as of the last one
-	told     bool           // that the step goes on, in this outage
-	asking   sync.WaitGroup
+	brokerConfirmedAt time.Time          // last answer of the broker that the message is unacked
+	askedAt           time.Time          // of the running query of stillUnacked; zero for none
+	unacked           chan error         // results of stillUnacked
+	counting          bool               // a query of otherConsumers runs
+	nextCount         time.Time          // earliest time of the next one
+	counted           chan consumerCount // results of otherConsumers
+	known             bool               // there was a result
+	alone             bool               // according to the last result
+	warned            bool               // logged that the step continues in this outage
+	queries           sync.WaitGroup
 }
 
-type lookedFor struct {
+type consumerCount struct {
 	others int
 	err    error
 }
 
-// run returns when the step is cut off and may be somebody else's, with the
-// time since the last proof that it is not, or when ctx ends.
+// run returns when the worker is cut off and another one may have the step, with
+// the time since the last confirmation, or when ctx ends.
 func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
-	w.look(ctx)
+	w.countOthers(ctx)
 	ticker := time.NewTicker(max(w.limit/12, time.Millisecond))
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return 0, false
-		case err := <-w.holds:
+		case err := <-w.unacked:
 			if err == nil {
-				w.byBroker = w.asked
+				w.brokerConfirmedAt = w.askedAt
 			}
-			w.asked = time.Time{}
-		case found := <-w.found:
-			w.looking = false
+			w.askedAt = time.Time{}
+		case found := <-w.counted:
+			w.counting = false
 			if found.err != nil {
-				w.nextLook = time.Now().Add(lookAgain)
+				w.nextCount = time.Now().Add(retryPause)
 			} else {
 				w.alone = found.others == 0
 				if !w.known {
@@ -154,7 +157,7 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 				}
 			}
 		case <-ticker.C:
-			w.look(ctx)
+			w.countOthers(ctx)
 			if silent := w.silence(ctx); w.isCutOff(silent) {
 				return silent, true
 			}
@@ -162,55 +165,56 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 	}
 }
 
-// look asks who else consumes the queue, when it is time.
-func (w *cutWatch) look(ctx context.Context) {
-	if w.others == nil || w.looking || time.Now().Before(w.nextLook) {
+// countOthers starts a query for the number of other consumers, if one is due.
+func (w *cutWatch) countOthers(ctx context.Context) {
+	if w.otherConsumers == nil || w.counting || time.Now().Before(w.nextCount) {
 		return
 	}
-	w.looking, w.nextLook = true, time.Now().Add(lookPause)
-	w.asking.Go(func() {
-		others, err := w.others(ctx)
-		w.found <- lookedFor{others, err}
+	w.counting, w.nextCount = true, time.Now().Add(countInterval)
+	w.queries.Go(func() {
+		others, err := w.otherConsumers(ctx)
+		w.counted <- consumerCount{others, err}
 	})
 }
 
-// silence is how long there has been no proof. It asks the broker for one when
-// the database is late with its own.
+// silence returns the time since the last confirmation. If the database's is
+// late, it also queries the broker.
 func (w *cutWatch) silence(ctx context.Context) time.Duration {
-	silent := time.Since(w.proven())
+	silent := time.Since(w.lockConfirmedAt())
 	if silent < w.limit*3/5 {
 		return silent
 	}
-	if w.held != nil && w.asked.IsZero() {
-		w.asked = time.Now()
-		w.asking.Go(func() { w.holds <- w.held(ctx) })
+	if w.stillUnacked != nil && w.askedAt.IsZero() {
+		w.askedAt = time.Now()
+		w.queries.Go(func() { w.unacked <- w.stillUnacked(ctx) })
 	}
-	return min(silent, time.Since(w.byBroker))
+	return min(silent, time.Since(w.brokerConfirmedAt))
 }
 
 func (w *cutWatch) isCutOff(silent time.Duration) bool {
 	switch {
 	case silent < w.limit:
-		w.told = false
+		w.warned = false
 		return false
 	case !w.alone:
 		return true
-	case !w.told:
-		w.told = true
-		w.log.Warn("neither the database nor the broker answers: the step goes on, as nobody else consumes its queue")
+	case !w.warned:
+		w.warned = true
+		w.log.Warn("neither the database nor the broker answers: the step continues, because nobody else consumes its queue")
 	}
 	return false
 }
 
-// giveBack gives the claim of a step back whose worker was cut off, when the
-// database is there again; until then the message stays in hand, should it
-// come. Without that the step would wait for as long as this worker lives. If
-// it was taken over, nothing is changed.
-func (o *Orchestrator) giveBack(ctx context.Context, log *slog.Logger, claim store.Claim) error {
+// releaseUntilDone releases the claim of a step whose worker was cut off, and
+// retries until the database is available or ctx ends. A claim that is never
+// released would make the step wait until this worker ends. Until then the
+// message stays unacknowledged, if its connection has survived. If another
+// worker has taken the step over, the release changes nothing.
+func (o *Orchestrator) releaseUntilDone(ctx context.Context, log *slog.Logger, claim store.Claim) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, o.config.HandBackDelay) {
-		stall.FromContext(ctx).Progress("giving it back")
-		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
-		err := o.config.Steps.ReleaseClaim(try, claim)
+		stall.FromContext(ctx).Progress("releasing its claim")
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
+		err := o.config.Steps.ReleaseClaim(attempt, claim)
 		cancel()
 		if err == nil {
 			return nil

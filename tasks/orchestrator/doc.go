@@ -1,21 +1,24 @@
-// Package orchestrator is the repair of one compose service: the tasks
+// Package orchestrator repairs one compose service. It has the tasks
 // execute_plan_step and health_check of MoonMind's orchestrator worker, the
 // state machine around a step, and the six steps analyze, patch, build,
 // restart, verify and rollback (docs/moonmind.md#state-rows,
 // docs/moonmind.md#commands).
 //
-// The commands of a step run one after the other, and the end of each is on
-// record before the next one starts. A step that another worker has left
-// unfinished goes on behind the last one that had ended, with its exit code,
-// and in its log.
+// The commands of a step run one after the other. The journal records the end of
+// each before the next one starts. A worker that takes over an unfinished step
+// continues after the last command that had ended: it uses the recorded exit
+// code and appends to the same log.
 //
 // A step ends by itself, at a time limit, when its run is revoked, when the
-// worker stops, and when the worker is cut off from everybody while others
-// consume its queue (cutoff.go has the time line). A second worker that is
-// started on the queue during such an outage does not count yet: it takes the
-// step over, and if it is in another pid namespace, while a command of the
-// first still runs, which ends when the database is back for the first.
+// worker stops, when another worker has taken it over, and when the worker can
+// reach neither database nor broker while others consume its queue (cutoff.go
+// has the time line). One case remains in which two workers run commands of one
+// step: a second worker that starts on the queue during such an outage is not
+// known to the first, takes the step over, and cannot end the first one's
+// command if it is in another pid namespace. The first ends its command when it
+// can reach the database again.
 //
-// It decides what a step does and says. What is recorded is left to package
-// store, files to artifacts, containers to compose, messages to worker.
+// The package decides what a step does and which message it has. Package store
+// records that, artifacts has the files, compose the containers, and worker the
+// messages.
 package orchestrator

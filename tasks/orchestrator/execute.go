@@ -31,7 +31,8 @@ type Orchestrator struct {
 	sweeping sweeping
 }
 
-// New makes an Orchestrator. It touches neither files nor network.
+// New returns an Orchestrator for a valid config. It uses neither files nor
+// network.
 func New(config Config) (*Orchestrator, error) {
 	config = config.WithDefaults()
 	if err := config.Validate(); err != nil {
@@ -49,42 +50,44 @@ func New(config Config) (*Orchestrator, error) {
 type Request struct {
 	RunID, Step        string
 	TaskID, RootTaskID string
-	// Delivery is the message, to be kept if the step has to wait.
+	// Delivery is the message, which is parked if the step has to wait.
 	Delivery protocol.Delivery
-	// NoNext says that no message follows a success, NoErrback that none
-	// follows a failure: then nothing of the run is under way any more.
+	// NoNext says that no message follows a success, NoErrback that none follows
+	// a failure: then the run has no message in flight after this step.
 	NoNext, NoErrback bool
-	// Held asks the broker whether the message is still in this worker's
-	// hands, see [worker.Task.StillUnacked]. Nil for a step without a message.
-	Held func(ctx context.Context) error
-	// OtherConsumers asks the broker how many consumers other than this worker's own
-	// are on the message's queue, see [worker.Task.OtherConsumers]. Nil for a step
-	// without a message, as which it counts if there may be some.
+	// StillUnacked asks the broker whether the message is still unacknowledged on
+	// this worker's channel, see [worker.Task.StillUnacked]. Nil for a step without
+	// a message.
+	StillUnacked func(ctx context.Context) error
+	// OtherConsumers asks the broker how many consumers of other workers the
+	// message's queue has, see [worker.Task.OtherConsumers]. Nil, for a step without
+	// a message, counts as some.
 	OtherConsumers func(ctx context.Context) (int, error)
 }
 
-// A Result is what execute_plan_step returns, in the order of keys that
-// Python writes.
+// A Result is the return value of execute_plan_step, with its keys in the order
+// of Python's.
 type Result struct {
 	Message   string          `json:"message"`
 	Artifacts []string        `json:"artifacts"`
 	Metadata  json.RawMessage `json:"metadata"`
 }
 
-// ErrStop says that the message must have no effect at all: no result, and
-// nothing follows.
+// ErrStop says that the message must have no effect: no result is stored and no
+// message follows.
 var ErrStop = errors.New("the step must not be run")
 
-// A HandBackError says that the message cannot be worked on now and belongs
-// back in the queue after a pause.
+// A HandBackError says that the step cannot run now and that the message must
+// return to the queue.
 type HandBackError struct {
+	// After is the pause before that.
 	After  time.Duration
 	Reason string
 }
 
 func (e *HandBackError) Error() string { return e.Reason }
 
-// errStepTimeLimit is the cause with which a step's context ends.
+// errStepTimeLimit is the cause with which a step's context ends at its limit.
 type errStepTimeLimit struct{ limit time.Duration }
 
 func (e errStepTimeLimit) Error() string {
@@ -99,20 +102,22 @@ var knownSteps = map[string]store.Step{
 
 var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
 
-// Execute runs one step of a run, or answers for one that has ended.
+// Execute runs one step of a run, or returns the recorded outcome of one that has
+// ended.
 //
-//   - A [Result] means that the step has succeeded and is recorded.
-//   - A [*Failure] means that it has failed and is recorded, unless the
-//     request names no run or no step.
-//   - [ErrStop] means that nothing may happen, or not now: the message is
-//     parked in the database.
-//   - A [*HandBackError] means that the message is to be delivered again, as
-//     it is when this worker was cut off from database and broker;
-//     so does the error of ctx, if that was ended by somebody else than a time
-//     limit.
+//   - A [Result] means that the step has succeeded and that this is recorded.
+//   - A [*Failure] means that it has failed and that this is recorded. If the
+//     request names no run or no step, there is nothing to record it in.
+//   - [ErrStop] means that the message must have no effect: it is obsolete, or it
+//     is parked in the database because the step has to wait.
+//   - A [*HandBackError] means that the message must be delivered again: the
+//     database cannot begin or record the step now, or this worker was cut off
+//     from database and broker.
+//   - The cause of ctx means the same, unless that is a time limit.
 //
-// isLimit tells a time limit of the message, whose end is recorded as a
-// failure, from a worker that stops; it may be nil.
+// isLimit says that a cause is a time limit of the message, which is recorded as
+// a failure of the step. Any other cause means that the worker stops. It may be
+// nil for no such limits.
 func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit func(error) bool) (Result, error) {
 	step, known := knownSteps[request.Step]
 	if !known {
@@ -132,7 +137,7 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		Workspace: func(run store.Run) string { return workspaceOf(o.config.Queue, o.config.Workspace, run) },
 	})
 	if err != nil {
-		return Result{}, o.notBegun(ctx, log, runID, err)
+		return Result{}, o.beginError(ctx, log, runID, err)
 	}
 	faultpoint.Hit(faultpoint.StepDecided, runID, string(step))
 	switch decision := decision.(type) {
@@ -140,21 +145,21 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		return o.start(ctx, log, request, decision, isLimit)
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
-		log.Info("step has ended before, answering the same", "status", string(decision.Outcome.Status))
+		log.Info("step has ended before, returning its recorded outcome", "status", string(decision.Outcome.Status))
 		if decision.ParkedReady {
-			o.unparkNow(ctx, log)
+			o.publishReady(ctx, log)
 		}
 		return answer(decision.Outcome)
 	case store.Parked:
 		log.Info("step has to wait, its message is parked", "why", string(decision.Why), "reason", decision.Reason)
 		if decision.ParkedReady {
-			o.unparkNow(ctx, log)
+			o.publishReady(ctx, log)
 		}
 		return Result{}, ErrStop
 	case store.Stop:
 		log.Warn("step not run", "reason", decision.Reason)
 		if decision.ParkedReady {
-			o.unparkNow(ctx, log)
+			o.publishReady(ctx, log)
 		}
 		return Result{}, ErrStop
 	default:
@@ -162,19 +167,19 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	}
 }
 
-// notBegun says what becomes of a message whose step could not be begun.
-func (o *Orchestrator) notBegun(ctx context.Context, log *slog.Logger, runID string, err error) error {
+// beginError turns an error of BeginStep into that of Execute.
+func (o *Orchestrator) beginError(ctx context.Context, log *slog.Logger, runID string, err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return valueError("Run " + runID + " not found")
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	log.Error("step cannot be begun, message goes back", "error", err)
+	log.Error("step cannot be begun, handing the message back", "error", err)
 	return &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}
 }
 
-// start runs a step that has been begun and records how it ends.
+// start runs a step whose claim this worker has, and records its end.
 func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Request, begun store.Start, isLimit func(error) bool) (Result, error) {
 	log = log.With("attempt", begun.Claim.Attempt)
 	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
@@ -188,14 +193,14 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
 	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
-	work, lost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
+	work, claimLost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
 	defer unwatchClaim()
-	journal := o.openJournal(log, begun, lost)
+	journal := o.openJournal(log, begun, claimLost)
 	work, unwatchCut := o.endWhenCutOff(work, log, request, begun)
 	work, unwatch := o.endWhenRevoked(work, begun.Claim)
 	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 || begun.Claim.Step == store.StepRollback {
-		// What is left of this step, or of the one before a retry or a rollback,
-		// may still write to the workspace.
+		// Programs that are left of this step, or of an earlier one of the run, may
+		// still write to the workspace.
 		processes.EndOtherWorkersPrograms(log, begun.Claim.RunID)
 	}
 	stall.FromContext(ctx).Progress("working")
@@ -208,13 +213,13 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
 	cancel()
 	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && (isLimit == nil || !isLimit(cause)) {
-		// The worker stops: the step is not over, it goes on elsewhere.
+		// The worker stops: another one continues the step.
 		o.release(ctx, log, begun.Claim)
 		return Result{}, cause
 	}
 	if cut := (errCutOff{}); errors.As(context.Cause(work), &cut) && outcome.Status == store.StepFailed {
-		log.Error("step was cut off, its commands were killed and it goes back", "error", cut)
-		if err := o.giveBack(ctx, log, begun.Claim); err != nil {
+		log.Error("worker was cut off, commands of the step were killed, handing the message back", "error", cut)
+		if err := o.releaseUntilDone(ctx, log, begun.Claim); err != nil {
 			return Result{}, err
 		}
 		return Result{}, &HandBackError{Reason: cut.Error()}
@@ -240,19 +245,19 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		log.Error("step failed", append(attributes, "error", outcome.Message)...)
 	}
 	if finished.ParkedReady {
-		o.unparkNow(ctx, log)
+		o.publishReady(ctx, log)
 	}
 	return answer(outcome)
 }
 
 // finish records the outcome, or another one that says why it cannot be
-// recorded. While the database is away, or lacks a table that an operator can
-// make again, a finished step waits for it rather than being forgotten and run
-// again. A time limit does not end the wait: what it brings about, a rollback,
-// counts on the record.
+// recorded. While the database is unavailable, or lacks a table that an operator
+// can create again, finish waits: a step that is not recorded would be run again.
+// A time limit does not end the wait, because the rollback that follows it
+// depends on the record.
 func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome, isLimit func(error) bool) (store.Finished, error) {
-	pause, told, replaced := 100*time.Millisecond, false, false
-	over := ctx.Done()
+	pause, logged, replaced := 100*time.Millisecond, false, false
+	ended := ctx.Done()
 	for {
 		outcome.NothingFollows = request.NoNext
 		if outcome.Status == store.StepFailed {
@@ -267,12 +272,12 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 			faultpoint.Hit(faultpoint.FinishAfter, claim.RunID, string(claim.Step))
 			return finished, nil
 		case errors.Is(err, store.ErrClaimLost):
-			log.Warn("step was taken over or retried meanwhile, its end is not recorded", "status", string(outcome.Status), "error", err)
-			o.unparkNow(ctx, log) // the retry waits for this end
+			log.Warn("step was taken over or retried, its end is not recorded", "status", string(outcome.Status), "error", err)
+			o.publishReady(ctx, log) // the retry waits for this end
 			return store.Finished{}, ErrStop
 		case errors.Is(err, store.ErrInvalid) && !replaced:
-			// The tables cannot hold it, now or later. Running the step
-			// again would not change that.
+			// The tables can never store it, and running the step again would not
+			// change that.
 			log.Error("end of step cannot be recorded as it is", "status", string(outcome.Status), "error", err)
 			failure := unexpected(fmt.Errorf("the end of the step (%s: %s) cannot be recorded: %w", outcome.Status, cut(outcome.Message), err))
 			*outcome = store.Outcome{
@@ -283,21 +288,21 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 			continue
 		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrSchema) && !errors.Is(err, context.DeadlineExceeded):
 			o.release(ctx, log, claim)
-			log.Error("end of step cannot be recorded, message goes back", "error", err)
+			log.Error("end of step cannot be recorded, handing the message back", "error", err)
 			return store.Finished{}, &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}
 		}
-		if !told {
+		if !logged {
 			log.Error("end of step cannot be recorded yet, waiting for the database", "error", err)
-			told = true
+			logged = true
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 			pause = min(2*pause, o.config.HandBackDelay)
-		case <-over:
+		case <-ended:
 			timer.Stop()
 			if isLimit != nil && isLimit(context.Cause(ctx)) {
-				over = nil
+				ended = nil
 				continue
 			}
 			o.release(ctx, log, claim)
@@ -306,7 +311,7 @@ func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Req
 	}
 }
 
-// release gives a claim back that will not be finished here.
+// release gives up the claim on a step that this worker will not finish.
 func (o *Orchestrator) release(ctx context.Context, log *slog.Logger, claim store.Claim) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 	defer cancel()
@@ -317,13 +322,13 @@ func (o *Orchestrator) release(ctx context.Context, log *slog.Logger, claim stor
 	faultpoint.Hit(faultpoint.ReleaseAfter, claim.RunID, string(claim.Step))
 }
 
-// answer is what a finished step returns, now and whenever its message is
-// delivered again.
+// answer returns the result or failure of a finished step: the same now and
+// whenever its message is delivered again.
 func answer(outcome store.Outcome) (Result, error) {
 	if outcome.Status == store.StepFailed {
 		failure := &Failure{Type: outcome.ErrorType, Module: outcome.ErrorModule, Arg: outcome.Message, Traceback: outcome.Traceback}
 		if failure.Type == "KeyError" {
-			// The row has Python's str, which for a KeyError is quoted.
+			// The row has Python's str(), which quotes the text of a KeyError.
 			failure.Arg = unquoted(outcome.Message)
 		}
 		return Result{}, failure
@@ -345,18 +350,18 @@ func unquoted(text string) string {
 	return text
 }
 
-// done is how a step succeeds.
-type done struct {
+// success is the end of a step that has not failed.
+type success struct {
 	message string
 	files   []artifacts.File
 	// payload becomes the state's payload, nil for none.
 	payload any
 }
 
-// A stepRun is one step at work.
+// A stepRun is one execution of a step.
 type stepRun struct {
 	*Orchestrator
-	// runner is the one above, for this step.
+	// runner is the Orchestrator's, for this step.
 	runner  *runner
 	log     *slog.Logger
 	journal *journal
@@ -369,21 +374,21 @@ type stepRun struct {
 	dir     *artifacts.Run
 }
 
-// work runs a step and makes an outcome of whatever happens
+// work runs a step and returns its outcome, also for a panic or a bad plan
 // (docs/moonmind.md#r13).
 func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) store.Outcome {
 	s := &stepRun{
 		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
 		runner: o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
 	}
-	var succeeded done
+	var succeeded success
 	var failure *Failure
 	if deaths := begun.Claim.Deaths(); deaths >= o.config.MaxStarts {
 		failure = unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
 			"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
 		failure = s.keepLog(begun.Run, failure)
 	} else {
-		succeeded, failure = s.guarded(ctx, begun.Run)
+		succeeded, failure = s.performSafely(ctx, begun.Run)
 	}
 	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.Row}
 	files, payload := succeeded.files, succeeded.payload
@@ -407,14 +412,14 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 		})
 	}
 	if payload != nil {
-		// Structs of strings do not fail.
+		// Structs of strings always encode.
 		outcome.Payload, _ = json.Marshal(payload)
 	}
 	outcome.FinishedAt = o.config.Now().UTC()
 	return outcome
 }
 
-// cutTraceback bounds a traceback and keeps its end, where the exception is.
+// cutTraceback shortens a traceback and keeps its end, which has the exception.
 func cutTraceback(text string) string {
 	if len(text) <= 2*messageLimit {
 		return text
@@ -422,22 +427,22 @@ func cutTraceback(text string) string {
 	return cut(text) + "\n" + strings.ToValidUTF8(text[len(text)-messageLimit:], "")
 }
 
-// clean makes a text fit for a row: redacted, without NUL.
+// clean makes a text fit for a database row: redacted, valid UTF-8, without NUL.
 func (o *Orchestrator) clean(text string) string {
 	return o.config.Redactor.String(strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "\uFFFD"))
 }
 
-// logPayload is the payload of steps that have a log and nothing else.
+// logPayload is the payload of steps whose only artifact is a log.
 type logPayload struct {
 	Log string `json:"log"`
 }
 
-// guarded makes a failure of a panic.
-func (s *stepRun) guarded(ctx context.Context, run store.Run) (result done, failure *Failure) {
+// performSafely turns a panic of perform into a failure.
+func (s *stepRun) performSafely(ctx context.Context, run store.Run) (result success, failure *Failure) {
 	defer func() {
 		if value := recover(); value != nil {
 			stack := strings.ReplaceAll(string(debug.Stack()), "\t", "  ")
-			result = done{}
+			result = success{}
 			failure = &Failure{
 				Type: "RuntimeError", Module: moduleBuiltins,
 				Arg: fmt.Sprintf("step %s of run %s panicked: %v. This is a defect of mm-orchestrator; the worker's log has the stack", s.step, s.runID, value),
@@ -469,8 +474,8 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 	return nil
 }
 
-// keepLog ends the log that dead workers have left of a step, if there is one,
-// and registers it with the failure.
+// keepLog finishes the log that dead workers have left of a step, if there is
+// one, and registers it with the failure.
 func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
 	if s.open(run) != nil {
 		return failure
@@ -482,7 +487,7 @@ func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
 	log, err := s.dir.Continue(name, 0, 0)
 	if err != nil {
 		if !errors.Is(err, artifacts.ErrNoLog) {
-			s.log.Error("log of the failed step cannot be kept", "error", err)
+			s.log.Error("log of the failed step cannot be finished", "error", err)
 		}
 		return failure
 	}
@@ -491,22 +496,21 @@ func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
 	return s.attachLog(log, failure)
 }
 
-// perform does what upstream does before a handler, in its order, and calls
-// the handler.
-func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
+// perform does the same checks as upstream, in the same order, and runs the step.
+func (s *stepRun) perform(ctx context.Context, run store.Run) (success, *Failure) {
 	if failure := s.open(run); failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	var failure *Failure
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	limit, failure := s.params.number("timeoutSeconds", 0)
 	switch {
 	case failure != nil:
-		return done{}, failure
+		return success{}, failure
 	case limit < 0 || limit > largest:
-		return done{}, valueError("Plan parameter timeoutSeconds must be a number of seconds")
+		return success{}, valueError("Plan parameter timeoutSeconds must be a number of seconds")
 	case limit > 0:
 		limit := time.Duration(limit * float64(time.Second))
 		var cancel context.CancelFunc
@@ -514,8 +518,8 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 		defer cancel()
 	}
 	if cause := context.Cause(ctx); errors.As(cause, &errRevoked{}) {
-		// Revoked between two steps: this one is not begun at all.
-		return done{}, commandError(cause.Error())
+		// Revoked between two steps: do not begin this one.
+		return success{}, commandError(cause.Error())
 	}
 	switch s.step {
 	case store.StepAnalyze:
@@ -531,7 +535,7 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (done, *Failure) {
 	case store.StepRollback:
 		return s.rollback(ctx)
 	}
-	return done{}, valueError(pythonRepr(string(s.step)) + " is not a valid OrchestratorPlanStep")
+	return success{}, valueError(pythonRepr(string(s.step)) + " is not a valid OrchestratorPlanStep")
 }
 
 // fallbackLog writes the log of a failure that has none
@@ -554,12 +558,12 @@ func (s *stepRun) fallbackLog(failure *Failure) {
 	failure.files, failure.log = []artifacts.File{file}, file.Path
 }
 
-// workspace resolves the step's workspace parameter: relative to the
-// profile's, absolute as it is (docs/moonmind.md#service-profiles).
+// workspace returns the directory of the step's workspace parameter, which is
+// absolute or relative to the configured workspace (docs/moonmind.md#service-profiles).
 func (s *stepRun) workspace() (string, *Failure) {
 	text, failure := s.params.text("workspace", ".")
 	if failure != nil {
 		return "", failure
 	}
-	return within(artifacts.Resolve(s.config.Workspace), text), nil
+	return resolveIn(artifacts.Resolve(s.config.Workspace), text), nil
 }

@@ -20,28 +20,28 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// countedMetrics writes down what it is told.
-type countedMetrics struct {
-	mu   sync.Mutex
-	told []string
+// recordedMetrics records its calls.
+type recordedMetrics struct {
+	mu    sync.Mutex
+	calls []string
 }
 
-func (m *countedMetrics) tell(what ...any) {
+func (m *recordedMetrics) record(what ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.told = append(m.told, strings.TrimSpace(fmt.Sprintln(what...)))
+	m.calls = append(m.calls, strings.TrimSpace(fmt.Sprintln(what...)))
 }
-func (m *countedMetrics) StepStarted(step string) { m.tell("started", step) }
-func (m *countedMetrics) StepFinished(step string, ok bool, _ time.Duration) {
-	m.tell("finished", step, ok)
+func (m *recordedMetrics) StepStarted(step string) { m.record("started", step) }
+func (m *recordedMetrics) StepFinished(step string, ok bool, _ time.Duration) {
+	m.record("finished", step, ok)
 }
-func (m *countedMetrics) RunStatus(status string)                    { m.tell("status", status) }
-func (m *countedMetrics) RunFinished(status string, _ time.Duration) { m.tell("run", status) }
+func (m *recordedMetrics) RunStatus(status string)                    { m.record("status", status) }
+func (m *recordedMetrics) RunFinished(status string, _ time.Duration) { m.record("run", status) }
 
 func TestMetricsFollowTheRun(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	metrics := &countedMetrics{}
+	b := newTestEnv(t)
+	metrics := &recordedMetrics{}
 	b.config.Metrics = metrics
 	b.plan(`[{"name": "analyze"}, {"name": "verify"}]`)
 	b.succeed("analyze")
@@ -52,12 +52,12 @@ func TestMetricsFollowTheRun(t *testing.T) {
 		"started verify", "finished verify true", "run succeeded",
 		"started build", "finished build false", "status failed",
 	}
-	if !slices.Equal(metrics.told, want) {
-		t.Errorf("%q, want %q", metrics.told, want)
+	if !slices.Equal(metrics.calls, want) {
+		t.Errorf("%q, want %q", metrics.calls, want)
 	}
 }
 
-func TestDecisionsAreObeyed(t *testing.T) {
+func TestExecuteFollowsTheDecision(t *testing.T) {
 	t.Parallel()
 	failed := store.Outcome{Status: store.StepFailed, Message: `"Service 'x' is not managed by the orchestrator"`, ErrorType: "KeyError", ErrorModule: "builtins", Traceback: "tb"}
 	for _, test := range []struct {
@@ -66,11 +66,11 @@ func TestDecisionsAreObeyed(t *testing.T) {
 		err      error
 		want     func(Result, error) bool
 	}{
-		{"done well", store.Done{Outcome: store.Outcome{Status: store.StepSucceeded, Message: "m", Payload: json.RawMessage(`{"log":"l"}`), Artifacts: []store.Artifact{{Path: "l"}}}}, nil,
+		{"has succeeded", store.Done{Outcome: store.Outcome{Status: store.StepSucceeded, Message: "m", Payload: json.RawMessage(`{"log":"l"}`), Artifacts: []store.Artifact{{Path: "l"}}}}, nil,
 			func(r Result, err error) bool {
 				return err == nil && r.Message == "m" && fmt.Sprint(r.Artifacts) == "[l]" && string(r.Metadata) == `{"log":"l"}`
 			}},
-		{"done badly", store.Done{Outcome: failed}, nil, func(_ Result, err error) bool {
+		{"has failed", store.Done{Outcome: failed}, nil, func(_ Result, err error) bool {
 			var failure *Failure
 			return errors.As(err, &failure) && failure.Arg == "Service 'x' is not managed by the orchestrator" && failure.Error() == failed.Message && failure.Traceback == "tb"
 		}},
@@ -87,7 +87,7 @@ func TestDecisionsAreObeyed(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newTestEnv(t)
 			b.steps.decision, b.steps.beginErr = test.decision, test.err
 			result, _, err := b.execute("analyze")
 			if !test.want(result, err) || len(b.steps.finished) > 0 {
@@ -97,9 +97,9 @@ func TestDecisionsAreObeyed(t *testing.T) {
 	}
 }
 
-func TestBadRequestsTouchNothing(t *testing.T) {
+func TestBadRequestsChangeNothing(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	o, err := New(b.config)
 	if err != nil {
 		t.Fatal(err)
@@ -122,18 +122,18 @@ func TestBadRequestsTouchNothing(t *testing.T) {
 
 func TestAFinishedStepWaitsForTheDatabase(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
 	b.steps.finishErrs = []error{store.ErrUnavailable, store.ErrUnavailable}
 	b.succeed("analyze")
 	if n := strings.Count(b.logged.String(), "waiting for the database"); n != 1 {
-		t.Errorf("told %d times", n)
+		t.Errorf("logged %d times, want once", n)
 	}
 }
 
 func TestAStepThatCannotBeFinishedIsNotAnswered(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
 	b.steps.finishErrs = []error{store.ErrClaimLost, store.ErrRefused}
 	if _, _, err := b.execute("analyze"); !errors.Is(err, ErrStop) {
@@ -150,7 +150,7 @@ func TestAStepThatCannotBeFinishedIsNotAnswered(t *testing.T) {
 
 func TestAnEndThatCannotBeRecordedIsAFailure(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
 	b.steps.finishErrs = []error{fmt.Errorf("path too long: %w", store.ErrInvalid)}
 	failure, outcome := b.fail("analyze")
@@ -162,7 +162,7 @@ func TestAnEndThatCannotBeRecordedIsAFailure(t *testing.T) {
 
 func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", "")
 	b.plan(`[{"name": "build"}]`)
 	claim := store.Claim{RunID: testRun, Step: store.StepBuild, Attempt: 1, Starts: 3, StartedAt: time.Now()}
@@ -194,7 +194,7 @@ func awaitFile(t testing.TB, path string) string {
 	return ""
 }
 
-// awaitEnd waits until a process is no more, or a zombie.
+// awaitEnd waits until a process has ended or is a zombie.
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -216,12 +216,12 @@ wait`
 
 func TestATimeLimitEndsACommandWithItsChildren(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", stubborn)
 	b.config.StepTimeLimit, b.config.KillGrace = 3*time.Second, 100*time.Millisecond
 	b.plan(`[{"name": "build"}]`)
 	failure, outcome := b.fail("build")
-	// The shell may tell that its child was killed before it is killed itself.
+	// The shell may report the death of its child before it is killed itself.
 	text := strings.Replace(failure.Error(), "\nKilled", "", 1)
 	same(t, "text", text, "Command docker compose --project-name moonmind build api was ended: the step took longer than its limit of 3s: working (see build.log)")
 	same(t, "artifacts", paths(outcome), "build_log:build.log")
@@ -232,9 +232,9 @@ func TestATimeLimitEndsACommandWithItsChildren(t *testing.T) {
 	awaitEnd(t, child)
 }
 
-func TestAStoppingWorkerGivesTheStepBack(t *testing.T) {
+func TestAStoppingWorkerHandsTheStepBack(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", stubborn)
 	b.config.KillGrace = 100 * time.Millisecond
 	b.plan(`[{"name": "build"}]`)
@@ -256,9 +256,9 @@ func TestAStoppingWorkerGivesTheStepBack(t *testing.T) {
 
 func TestATaskTimeLimitIsRecorded(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `echo up > "$(dirname "$0")/child"; sleep 60`)
-	// Also when the database is away at that moment.
+	// Also if the database is unavailable at that moment.
 	b.steps.finishErrs = []error{store.ErrUnavailable, store.ErrUnavailable}
 	b.plan(`[{"name": "build"}]`)
 	o, err := New(b.config)
@@ -280,7 +280,7 @@ func TestATaskTimeLimitIsRecorded(t *testing.T) {
 
 func TestOutputIsInTheArtifactWhileTheCommandRuns(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `echo "step 1 of 2" >&2
 while [ ! -e "$(dirname "$0")/go" ]; do sleep 0.02; done
 echo "step 2 of 2" >&2`)
@@ -305,10 +305,10 @@ echo "step 2 of 2" >&2`)
 
 func TestMemoryStaysFlatForALongLog(t *testing.T) {
 	// Not parallel: it measures the whole process.
-	b := newBench(t, "A_TOKEN=abcdef")
+	b := newTestEnv(t, "A_TOKEN=abcdef")
 	half := 128 << 20
 	if raceEnabled {
-		half = 8 << 20 // Memory is not judged then.
+		half = 8 << 20 // memory is not checked then
 	}
 	b.program("docker", fmt.Sprintf(`head -c %[1]d /dev/zero | tr '\0' 'x' | fold -w 120 >&2
 head -c %[1]d /dev/zero | tr '\0' 'y' | fold -w 120
@@ -339,27 +339,27 @@ exit 1`, half))
 	}
 }
 
-func TestErrorsInTheWorkersTerms(t *testing.T) {
+func TestWorkerErrors(t *testing.T) {
 	t.Parallel()
-	if err := inWorkersTerms(ErrStop); !errors.Is(err, worker.Ignore) {
+	if err := workerError(ErrStop); !errors.Is(err, worker.Ignore) {
 		t.Error(err)
 	}
 	var reject worker.Reject
-	if err := inWorkersTerms(&HandBackError{After: time.Second, Reason: "r"}); !errors.As(err, &reject) || !reject.Requeue || reject.After != time.Second {
+	if err := workerError(&HandBackError{After: time.Second, Reason: "r"}); !errors.As(err, &reject) || !reject.Requeue || reject.After != time.Second {
 		t.Error(err)
 	}
 	var failure *worker.Error
-	if err := inWorkersTerms(keyError("x")); !errors.As(err, &failure) || failure.Type != "KeyError" || fmt.Sprint(failure.Args) != "[x]" {
+	if err := workerError(keyError("x")); !errors.As(err, &failure) || failure.Type != "KeyError" || fmt.Sprint(failure.Args) != "[x]" {
 		t.Error(err)
 	}
-	if err := inWorkersTerms(nil); err != nil {
+	if err := workerError(nil); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestBothTasksAreRegistered(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	o, err := New(b.config)
 	if err != nil {
 		t.Fatal(err)

@@ -15,26 +15,26 @@ const (
 	moduleStorage  = "moonmind.workflows.orchestrator.storage"
 )
 
-// A Failure is how a step fails: the exception that Python readers see, and
-// what is recorded with it.
+// A Failure is the error of a failed step: the exception that Python clients see,
+// and the files recorded with it.
 type Failure struct {
 	// Type and Module name the Python class.
 	Type, Module string
 	// Arg is the exception's only argument.
 	Arg string
-	// Traceback is the text for AsyncResult.traceback; "" for one line.
+	// Traceback is the text for AsyncResult.traceback; "" for one made from the
+	// other fields.
 	Traceback string
 
 	// files are registered with the failed step.
 	files []artifacts.File
 	// log is the file that the payload names, or "".
 	log string
-	// output of the command that failed, for the fallback log.
+	// output is that of the failed command, for the fallback log.
 	output string
 }
 
-// Error is Python's str() of the exception, which is what the state row
-// shows.
+// Error returns Python's str() of the exception, as the state row has it.
 func (f *Failure) Error() string {
 	if f.Type == "KeyError" && f.Module == moduleBuiltins {
 		return pythonRepr(f.Arg)
@@ -42,7 +42,7 @@ func (f *Failure) Error() string {
 	return f.Arg
 }
 
-// traceback is what AsyncResult shows.
+// traceback is the text for AsyncResult.traceback.
 func (f *Failure) traceback() string {
 	if f.Traceback != "" {
 		return f.Traceback
@@ -58,8 +58,8 @@ func (f *Failure) traceback() string {
 // has a log (docs/moonmind.md#fallback-log).
 func (f *Failure) isRunnerError() bool { return f.Module == moduleRunner }
 
-// attach registers the log in which the failure can be read, and says so in
-// the text.
+// attach registers the log that explains the failure, and adds its name to the
+// text.
 func (f *Failure) attach(file artifacts.File) *Failure {
 	f.files = append(f.files, file)
 	f.log = file.Path
@@ -87,7 +87,7 @@ func keyError(text string) *Failure {
 	return &Failure{Type: "KeyError", Module: moduleBuiltins, Arg: text}
 }
 
-// artifactError makes a failure of an error of package artifacts.
+// artifactError turns an error of package artifacts into a failure.
 func artifactError(err error) *Failure {
 	var path *artifacts.PathError
 	if errors.As(err, &path) {
@@ -96,7 +96,7 @@ func artifactError(err error) *Failure {
 	return &Failure{Type: "OSError", Module: moduleBuiltins, Arg: err.Error()}
 }
 
-// unexpected is any other error.
+// unexpected turns any other error into a failure.
 func unexpected(err error) *Failure {
 	var failure *Failure
 	if errors.As(err, &failure) {
@@ -105,7 +105,8 @@ func unexpected(err error) *Failure {
 	return &Failure{Type: "RuntimeError", Module: moduleBuiltins, Arg: err.Error()}
 }
 
-// pythonRepr is Python's repr of a text, for what occurs in service names.
+// pythonRepr is Python's repr of a text. It is exact for printable text and ASCII
+// control characters, which covers service and step names.
 func pythonRepr(text string) string {
 	quote := "'"
 	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {

@@ -21,36 +21,38 @@ type stepArgs struct {
 	Step  string `celery:"step_name"`
 }
 
-// Register makes the worker run both tasks, and publish what was parked.
+// Register makes the worker run both tasks, and uses it to publish parked
+// messages.
 func (o *Orchestrator) Register(w *worker.Worker) {
 	o.broker = w
 	worker.Handle(w, TaskExecutePlanStep, o.executePlanStep)
 	worker.Handle(w, TaskHealthCheck, func(context.Context, struct{}) (string, error) { return "ok", nil })
 }
 
-// executePlanStep is [Orchestrator.Execute] in the worker's terms.
+// executePlanStep translates between a worker's task and [Orchestrator.Execute].
 func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Result, error) {
 	request := Request{RunID: args.RunID, Step: args.Step}
 	if task := worker.TaskFromContext(ctx); task != nil {
 		request.TaskID, request.RootTaskID = task.ID, task.RootID
-		request.Delivery, request.Held, request.OtherConsumers = task.Delivery, task.StillUnacked, task.OtherConsumers
+		request.Delivery, request.StillUnacked, request.OtherConsumers = task.Delivery, task.StillUnacked, task.OtherConsumers
 		embed := task.Embed
 		request.NoNext = len(embed.Chain) == 0 && len(embed.Callbacks) == 0 && embed.Chord == nil
 		request.NoErrback = len(embed.Errbacks) == 0 && embed.Chord == nil
 	}
 	result, err := o.Execute(ctx, request, isTimeLimit)
-	return result, inWorkersTerms(err)
+	return result, workerError(err)
 }
 
-// isTimeLimit tells the causes that end one task from those that end the
-// worker.
+// isTimeLimit says that a cause ends one task only, and not the worker.
 func isTimeLimit(cause error) bool {
 	return slices.ContainsFunc([]error{worker.ErrSoftTimeLimit, worker.ErrTimeLimit}, func(limit error) bool {
 		return errors.Is(cause, limit)
 	})
 }
 
-func inWorkersTerms(err error) error {
+// workerError makes of an error of Execute the one that tells the worker what to
+// do with the message.
+func workerError(err error) error {
 	var failure *Failure
 	var back *HandBackError
 	switch {

@@ -26,11 +26,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// testRun is another one in each process: a step that is taken over ends the
+// testRun differs in each test process, because a step that is taken over ends the
 // programs of its run that other processes of this machine have started.
 var testRun = fmt.Sprintf("5b0e6a52-3c1d-4f0e-9b7a-%012x", mathrand.Uint64N(1<<48))
 
-// fakeSteps is a database with one run and no memory but the last outcome.
+// fakeSteps is a database with one run. It records what it is asked to write, and
+// does not act on it.
 type fakeSteps struct {
 	revoked  *store.Revocation
 	mu       sync.Mutex
@@ -41,28 +42,28 @@ type fakeSteps struct {
 	finishErrs []error
 	finished   []store.Outcome
 	released   int
-	// recorded is the progress that was, unless record, if there is one, says
-	// why not.
+	// recorded has the progress in its order. record, unless nil, is called before
+	// and may refuse it.
 	recorded []store.Progress
 	record   func(context.Context) error
 	// releaseErrs are returned one after the other before a release succeeds.
 	releaseErrs []error
-	// silent: the database has not answered since the step began.
+	// silent says that the database has not answered since the step began.
 	silent bool
-	// robbed says that another worker has the step; nil: none has.
-	robbed func() bool
-	// unpark is what every finish says.
-	unpark bool
-	// parked are given out by the next TakeParked; dropped and kept are ids of
-	// those that were settled.
+	// takenOver says that another worker has the step. Nil means false.
+	takenOver func() bool
+	// parkedReady is what every FinishStep returns.
+	parkedReady bool
+	// parked is what the next TakeParked returns; dropped and kept have the ids
+	// given to DropParked and KeepParked.
 	parked        []store.ParkedMessage
 	dropped, kept []int64
-	// workspaces are what ListWorkspaces returns, consumers what
-	// CountOtherConsumers does; lost are the runs that were failed.
+	// workspaces is what ListWorkspaces returns, consumers what
+	// CountOtherConsumers does; lost has the runs given to FailLost.
 	workspaces []store.WorkspaceState
 	consumers  int
 	lost       []string
-	// departure is what LeaveQueue says.
+	// departure is what LeaveQueue returns.
 	departure store.Departure
 }
 
@@ -98,7 +99,7 @@ func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome sto
 	case claim.Step == store.StepVerify:
 		return store.Finished{Status: store.RunSucceeded, RunEnded: true, Duration: time.Second}, nil
 	}
-	return store.Finished{Status: store.RunRunning, ParkedReady: f.unpark}, nil
+	return store.Finished{Status: store.RunRunning, ParkedReady: f.parkedReady}, nil
 }
 
 func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress store.Progress) error {
@@ -135,7 +136,7 @@ func (f *fakeSteps) LockConfirmedAt() time.Time {
 }
 
 func (f *fakeSteps) HasClaim(context.Context, store.Claim) (bool, error) {
-	return f.robbed == nil || !f.robbed(), nil
+	return f.takenOver == nil || !f.takenOver(), nil
 }
 
 func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, error) {
@@ -202,7 +203,7 @@ func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.R
 	return nil, nil
 }
 
-// fakeEngine says what its function says.
+// fakeEngine returns what its function returns.
 type fakeEngine struct {
 	containers func(call int, service string) ([]compose.Container, error)
 	log        string
@@ -219,9 +220,9 @@ func (f *fakeEngine) Containers(_ context.Context, _, service string) ([]compose
 
 func (f *fakeEngine) LogTail(context.Context, string, int) (string, error) { return f.log, nil }
 
-// bench is a workspace with a repository, programs of the test's own, and an
-// Orchestrator on top.
-type bench struct {
+// testEnv is an Orchestrator with a workspace, programs of the test's own, and a
+// fake database.
+type testEnv struct {
 	t         testing.TB
 	workspace string
 	base      string // of artifacts
@@ -248,10 +249,10 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func newBench(t testing.TB, environ ...string) *bench {
+func newTestEnv(t testing.TB, environ ...string) *testEnv {
 	t.Helper()
 	top := artifacts.Resolve(t.TempDir())
-	b := &bench{
+	b := &testEnv{
 		t: t, workspace: filepath.Join(top, "workspace"), base: filepath.Join(top, "artifacts"), bin: filepath.Join(top, "bin"),
 		steps:  &fakeSteps{run: store.Run{ID: testRun, TargetService: "api"}},
 		logged: &lockedBuffer{},
@@ -270,16 +271,16 @@ func newBench(t testing.TB, environ ...string) *bench {
 			"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
 			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.test", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.test",
 		}, environ...),
-		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, SettleTime: 50 * time.Millisecond,
+		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, StableTime: 50 * time.Millisecond,
 	}
 	return b
 }
 
 // program installs a shell script under a name.
-func (b *bench) program(name, script string) {
+func (b *testEnv) program(name, script string) {
 	b.t.Helper()
-	// No process is forked meanwhile: it would hold the file open for writing,
-	// and the kernel starts no such program ("text file busy").
+	// No process may be forked meanwhile: it would inherit the open file, and the
+	// kernel starts no program that is open for writing ("text file busy").
 	syscall.ForkLock.RLock()
 	err := os.WriteFile(filepath.Join(b.bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755)
 	syscall.ForkLock.RUnlock()
@@ -289,7 +290,7 @@ func (b *bench) program(name, script string) {
 }
 
 // file writes a file of the workspace.
-func (b *bench) file(name, text string) {
+func (b *testEnv) file(name, text string) {
 	b.t.Helper()
 	path := filepath.Join(b.workspace, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -301,7 +302,7 @@ func (b *bench) file(name, text string) {
 }
 
 // git runs git in the workspace.
-func (b *bench) git(args ...string) {
+func (b *testEnv) git(args ...string) {
 	b.t.Helper()
 	cmd := exec.Command("git", args...)
 	cmd.Dir, cmd.Env = b.workspace, b.config.Environ
@@ -310,8 +311,8 @@ func (b *bench) git(args ...string) {
 	}
 }
 
-// repository makes the workspace one, with a first commit of what is there.
-func (b *bench) repository() {
+// repository makes the workspace a git repository and commits its files.
+func (b *testEnv) repository() {
 	b.t.Helper()
 	b.file("README", "x\n")
 	b.git("init", "-q", "-b", "main")
@@ -320,15 +321,15 @@ func (b *bench) repository() {
 }
 
 // plan sets the run's plan.
-func (b *bench) plan(steps string) { b.steps.run.Steps = json.RawMessage(steps) }
+func (b *testEnv) plan(steps string) { b.steps.run.Steps = json.RawMessage(steps) }
 
 // execute runs a step and returns what was recorded.
-func (b *bench) execute(step string) (Result, store.Outcome, error) {
+func (b *testEnv) execute(step string) (Result, store.Outcome, error) {
 	b.t.Helper()
 	return b.executeIn(b.t.Context(), step)
 }
 
-func (b *bench) executeIn(ctx context.Context, step string) (Result, store.Outcome, error) {
+func (b *testEnv) executeIn(ctx context.Context, step string) (Result, store.Outcome, error) {
 	b.t.Helper()
 	o, err := New(b.config)
 	if err != nil {
@@ -343,7 +344,7 @@ func (b *bench) executeIn(ctx context.Context, step string) (Result, store.Outco
 }
 
 // succeed runs a step that must succeed.
-func (b *bench) succeed(step string) (Result, store.Outcome) {
+func (b *testEnv) succeed(step string) (Result, store.Outcome) {
 	b.t.Helper()
 	result, outcome, err := b.execute(step)
 	if err != nil {
@@ -357,7 +358,7 @@ func (b *bench) succeed(step string) (Result, store.Outcome) {
 }
 
 // fail runs a step that must fail and be recorded.
-func (b *bench) fail(step string) (*Failure, store.Outcome) {
+func (b *testEnv) fail(step string) (*Failure, store.Outcome) {
 	b.t.Helper()
 	_, outcome, err := b.execute(step)
 	var failure *Failure
@@ -371,8 +372,8 @@ func (b *bench) fail(step string) (*Failure, store.Outcome) {
 	return failure, outcome
 }
 
-// checkFiles says that what is registered is what is on disk.
-func (b *bench) checkFiles(outcome store.Outcome) {
+// checkFiles checks that the registered artifacts are those on disk.
+func (b *testEnv) checkFiles(outcome store.Outcome) {
 	b.t.Helper()
 	for _, file := range outcome.Artifacts {
 		if sum, size := digest(b.t, filepath.Join(outcome.ArtifactRoot, file.Path)); sum != file.Checksum || size != file.SizeBytes {
@@ -381,7 +382,7 @@ func (b *bench) checkFiles(outcome store.Outcome) {
 	}
 }
 
-func (b *bench) artifact(name string) string {
+func (b *testEnv) artifact(name string) string {
 	b.t.Helper()
 	data, err := os.ReadFile(filepath.Join(b.base, testRun, name))
 	if err != nil {

@@ -15,12 +15,13 @@ import (
 	"time"
 )
 
-// bodyLimit is how much of an answer to a health check is read, in bytes.
-// Only the status counts.
+// bodyLimit bounds how much of an answer's body is read, in bytes. Only the
+// status matters.
 const bodyLimit = 1 << 20
 
-// A healthClient asks one URL as httpx does by default: no redirects, TLS
-// verified, proxies of the environment, one limit for each phase.
+// A healthClient makes requests as httpx does by default: it follows no
+// redirects, verifies TLS, uses the proxies of the environment, and has one limit
+// for each phase.
 type healthClient struct{ proxies proxies }
 
 func newHealthClient(environ []string) healthClient {
@@ -37,7 +38,7 @@ func (c healthClient) status(ctx context.Context, method, address string, limit 
 	if target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
 		return 0, pythonText("Request URL is missing an 'http://' or 'https://' protocol.")
 	}
-	// All phases together. Slow drips of a body must not go on for ever.
+	// The limit of the whole request: a body may come slowly, but not for ever.
 	ctx, cancel := context.WithTimeout(ctx, 4*limit)
 	defer cancel()
 	transport := &http.Transport{
@@ -74,13 +75,13 @@ func unwrapURL(err error) error {
 	return err
 }
 
-// pythonText is an error in the words of httpx, which verify.log shows.
+// pythonText is an error with the text that httpx has for it, for verify.log.
 type pythonText string
 
 func (t pythonText) Error() string { return string(t) }
 
-// requestError says why there was no answer, in the words that httpx has for
-// the common reasons.
+// requestError says why there was no answer, for common reasons with the text of
+// httpx.
 func requestError(err error) error {
 	var network net.Error
 	var dns *net.DNSError

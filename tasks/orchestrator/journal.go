@@ -17,129 +17,130 @@ import (
 )
 
 const (
-	// recordTime is how long a step waits for the record of a command's end.
-	// After that it goes on, and the record follows when it can.
-	recordTime = time.Second
-	// recordPause and longestRecordPause are between two tries of a record that
-	// could not be written; in between they double.
-	recordPause        = 100 * time.Millisecond
-	longestRecordPause = 5 * time.Second
+	// recordTimeout is how long a step waits until the end of a command is
+	// recorded. After that it continues, and catchUp tries again.
+	recordTimeout = time.Second
+	// The pause between two attempts of catchUp doubles from recordPause to
+	// maxRecordPause.
+	recordPause    = 100 * time.Millisecond
+	maxRecordPause = 5 * time.Second
 )
 
-// A journal keeps on record which commands of a step have ended, so that none
-// of them is run again when the worker dies, and knows which had ended under
-// the workers before.
+// A journal records which commands of a step have ended, so that none of them is
+// run again if the worker dies. It also has what earlier workers have recorded.
 type journal struct {
 	steps Steps
 	claim store.Claim
 	log   *slog.Logger
-	// lost ends the work of a step that was taken over, at once.
-	lost context.CancelCauseFunc
-	// found is what the workers before have recorded, nil for nothing, and
-	// before is the last of them.
-	found  *store.Progress
-	before string
+	// claimLost ends the work of a step that was taken over, at once.
+	claimLost context.CancelCauseFunc
+	// found is what earlier workers have recorded, nil for nothing.
+	found *store.Progress
+	// previousWorker is the last of them, "" if unknown.
+	previousWorker string
 
-	// Of the step's goroutine.
+	// Only the step's goroutine uses the fields from here to excerpt.
 	workspace string
 	commands  [][]string
-	// next is the position of the command that comes next; skipped is how
-	// many at the beginning are not run again.
+	// next is the number of commands that were run or skipped so far; skipped is
+	// how many at the beginning are not run again.
 	next, skipped int
-	// continued says that the log holds what the workers before have written;
-	// excerpt is what the last command that had ended said.
+	// continued says that the log has what earlier workers have written to it;
+	// excerpt is the output of the last command that ended under them.
 	continued bool
 	excerpt   artifacts.Excerpt
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards latest and behind
 	latest store.Progress
-	// behind says that latest is not on record, and that late works on it.
-	behind bool
-	late   sync.WaitGroup
-	closed context.Context
-	stop   context.CancelFunc
+	// behind says that latest is not recorded yet, and that catchUp runs.
+	behind   bool
+	catching sync.WaitGroup // catchUp
+	closed   context.Context
+	stop     context.CancelFunc
 }
 
-func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, lost context.CancelCauseFunc) *journal {
+func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, claimLost context.CancelCauseFunc) *journal {
 	j := &journal{
-		steps: o.config.Steps, claim: begun.Claim, log: log, lost: lost,
-		found: begun.Progress, before: begun.PreviousWorker,
+		steps: o.config.Steps, claim: begun.Claim, log: log, claimLost: claimLost,
+		found: begun.Progress, previousWorker: begun.PreviousWorker,
 	}
 	j.closed, j.stop = context.WithCancel(context.Background())
 	return j
 }
 
-// close gives up a record that could not be written so far: the end of the
-// step makes it needless.
+// close stops catchUp and waits for its end. A record that is missing then is not
+// needed: the step records its own end next.
 func (j *journal) close() {
 	j.stop()
-	j.late.Wait()
+	j.catching.Wait()
 }
 
-// plan tells the journal the step's commands in their order. Commands that are
-// not those of which an end is on record are all run.
-func (j *journal) plan(workspace string, commands [][]string) {
+// setCommands sets the step's commands, in their order. If they are not those of
+// which earlier workers have recorded the ends, all of them are run.
+func (j *journal) setCommands(workspace string, commands [][]string) {
 	j.workspace, j.commands = workspace, commands
 	if j.found == nil {
 		return
 	}
 	if n := j.found.Commands; n < 1 || n > len(commands) || j.digest(n) != j.found.Digest {
-		j.log.Warn("commands that have ended are not those of the plan, it is run from its beginning", "ended", j.found.Commands)
+		j.log.Warn("recorded commands are not those of the plan, the step runs from its beginning", "ended", j.found.Commands)
 		j.found = nil
 		return
 	}
 	j.skipped = j.found.Commands
 }
 
-// digest is that of the first commands.
+// digest identifies the workspace and the first n commands.
 func (j *journal) digest(n int) string {
-	// Texts, which do not fail.
+	// Texts always encode.
 	text, _ := json.Marshal(append([][]string{{j.workspace}}, j.commands[:n]...))
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])
 }
 
-// exited records that the command which came last has ended. It is called
-// the moment that this is known.
-func (j *journal) exited(code int, logSize int64) {
+// recordExit records that the command at next has ended by itself. The runner
+// calls it at once, before the output is complete.
+func (j *journal) recordExit(code int, logSize int64) {
 	faultpoint.Hit(faultpoint.CommandAfter, j.claim.RunID, string(j.claim.Step), faultpoint.Number(j.next))
 	j.put(store.Progress{Commands: j.next, Digest: j.digest(j.next), ExitCode: code, EndedAt: time.Now().UTC(), LogSize: logSize})
 }
 
-// failed records that the output of the command which came last, and failed,
-// is in the log: a failure that is told again is told in the same words.
-func (j *journal) failed(logEnd int64) {
+// recordOutput records that the log has the complete output of the command at
+// next, which failed. A later worker then reports the failure with the same text.
+func (j *journal) recordOutput(logEnd int64) {
 	j.mu.Lock()
 	progress := j.latest
 	j.mu.Unlock()
-	if progress.Commands == j.next { // it was not killed
+	if progress.Commands == j.next { // the command was not killed
 		progress.LogEnd = logEnd
 		j.put(progress)
 	}
 }
 
-// put makes progress the latest, and waits a while for it to be recorded.
+// put makes progress the latest, and waits up to recordTimeout until it is
+// recorded.
 func (j *journal) put(progress store.Progress) {
 	j.mu.Lock()
 	j.latest = progress
 	behind := j.behind
 	j.mu.Unlock()
 	if behind {
-		return // it is recorded with what was not before
+		return // catchUp records the latest
 	}
-	// Also when the worker stops: what has ended has ended.
-	try, cancel := context.WithTimeout(context.Background(), recordTime)
+	// Not the step's context: also a worker that stops has to record this.
+	attempt, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
-	if j.record(try, progress) {
+	if j.record(attempt, progress) {
 		return
 	}
 	j.mu.Lock()
 	j.behind = true
 	j.mu.Unlock()
-	j.late.Go(j.catchUp)
+	j.catching.Go(j.catchUp)
 }
 
-// record writes to the database. False means that trying later is of use.
+// record writes progress to the database. It returns false if a later attempt may
+// succeed.
 func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 	err := j.steps.RecordProgress(ctx, j.claim, progress)
 	switch {
@@ -147,18 +148,18 @@ func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 		faultpoint.Hit(faultpoint.CommandRecorded, j.claim.RunID, string(j.claim.Step), faultpoint.Number(progress.Commands))
 		return true
 	case errors.Is(err, store.ErrClaimLost):
-		j.log.Warn("step was taken over, it ends here", "error", err)
-		j.lost(err)
+		j.log.Warn("step was taken over by another worker, ending it here", "error", err)
+		j.claimLost(err)
 		return true
 	case j.closed.Err() != nil:
 		return true
 	}
-	again := errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
-	j.log.Warn("end of a command is not on record, it would be run again if the worker died now", "commands", progress.Commands, "again", again, "error", err)
-	return !again
+	retry := errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
+	j.log.Warn("end of a command is not recorded, the command would run again if the worker died now", "commands", progress.Commands, "retry", retry, "error", err)
+	return !retry
 }
 
-// catchUp records what could not be recorded, and what has come since.
+// catchUp retries until the latest progress is recorded or the journal is closed.
 func (j *journal) catchUp() {
 	pause := recordPause
 	for {
@@ -173,7 +174,7 @@ func (j *journal) catchUp() {
 		progress := j.latest
 		j.mu.Unlock()
 		if !j.record(j.closed, progress) {
-			pause = min(2*pause, longestRecordPause)
+			pause = min(2*pause, maxRecordPause)
 			continue
 		}
 		j.mu.Lock()
@@ -187,11 +188,11 @@ func (j *journal) catchUp() {
 	}
 }
 
-// startLog starts the log of a step that runs commands, or goes on with that
-// of the worker before. It says so when the step was begun before.
+// startLog starts the log of a step that runs commands, or continues the log of
+// the previous worker. In a step that was started before, it writes a note.
 func (s *stepRun) startLog(name, workspace string, commands [][]string) (*artifacts.Log, *Failure) {
 	j := s.journal
-	j.plan(workspace, commands)
+	j.setCommands(workspace, commands)
 	var log *artifacts.Log
 	err := artifacts.ErrNoLog
 	if j.skipped > 0 {
@@ -208,20 +209,20 @@ func (s *stepRun) startLog(name, workspace string, commands [][]string) (*artifa
 		j.excerpt = log.Excerpt(j.found.LogSize)
 	}
 	if note := j.note(); note != "" {
-		s.log.Info("step goes on where the worker before has left it", "commands", j.skipped, "log_found", j.continued, "worker", j.before)
+		s.log.Info("step continues where the previous worker has left it", "commands", j.skipped, "log_found", j.continued, "worker", j.previousWorker)
 		log.Line(note)
 	}
 	return log, nil
 }
 
-// note is what the log says of the workers before.
+// note is the line about earlier workers in the step's log, "" for none.
 func (j *journal) note() string {
 	if j.claim.Starts < 2 {
 		return ""
 	}
 	worker := "An earlier worker"
-	if j.before != "" {
-		worker = "Worker " + j.before
+	if j.previousWorker != "" {
+		worker = "Worker " + j.previousWorker
 	}
 	text := fmt.Sprintf("[%s has left this step unfinished; this is start %d of it.", worker, j.claim.Starts)
 	switch {
@@ -238,16 +239,17 @@ func (j *journal) note() string {
 	return text + "]"
 }
 
-// shows says whether the log already has what belongs before the next command.
-func (j *journal) shows() bool { return j.continued && j.next < j.skipped }
+// isLogged says that the log already has the lines before the next command, and
+// its output.
+func (j *journal) isLogged() bool { return j.continued && j.next < j.skipped }
 
-// command runs the step's next command with its output in the log, under a
-// headline. A command whose end is on record is not run again: its exit code
-// counts as it was. Both it and the output are to be looked at only without a
+// command runs the step's next command and appends a headline and the output to
+// the log. It does not run a command whose end is recorded; it returns the
+// recorded exit code instead. Exit code and excerpt are valid only without a
 // failure.
 func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, headline string, command []string) (int, artifacts.Excerpt, *Failure) {
 	j := s.journal
-	if !j.shows() {
+	if !j.isLogged() {
 		log.Line(headline)
 	}
 	j.next++
@@ -263,13 +265,13 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 	}
 	output, size := log.Output(), log.Size()
 	if cause := context.Cause(ctx); cause != nil {
-		return 0, output.Close(), ended(command, cause)
+		return 0, output.Close(), endedFailure(command, cause)
 	}
 	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step), faultpoint.Number(j.next))
-	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.exited(code, size) })
+	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.recordExit(code, size) })
 	excerpt := output.Close()
 	if failure == nil && code != 0 {
-		j.failed(log.Size())
+		j.recordOutput(log.Size())
 	}
 	return code, excerpt, failure
 }

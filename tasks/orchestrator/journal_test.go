@@ -15,13 +15,13 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// counting makes a bench with the programs a, b and c. Each says that it was
-// started and notes it; b fails with the code in the file code, if there is one,
-// and does not end while there is a file hold.
-func counting(t *testing.T) *bench {
-	b := newBench(t)
+// newCountingEnv makes a testEnv with the programs a, b and c. Each prints a line
+// and counts its starts in a file. b fails with the code in the file code, if
+// there is one, and does not end while the file hold exists.
+func newCountingEnv(t *testing.T) *testEnv {
+	b := newTestEnv(t)
 	b.config.Programs = []string{"a", "b", "c"}
-	here := `cd "$(dirname "$0")"; echo "$(basename "$0") speaks"; echo x >> $(basename "$0").starts`
+	here := `cd "$(dirname "$0")"; echo "$(basename "$0") works"; echo x >> $(basename "$0").starts`
 	b.program("a", here)
 	b.program("b", here+`; while [ -e hold ]; do sleep 0.02; done; [ ! -e code ] || exit "$(cat code)"`)
 	b.program("c", here)
@@ -30,7 +30,7 @@ func counting(t *testing.T) *bench {
 }
 
 // starts is how often each of the programs was started.
-func (b *bench) starts() string {
+func (b *testEnv) starts() string {
 	var counts []string
 	for _, name := range []string{"a", "b", "c"} {
 		text, _ := os.ReadFile(filepath.Join(b.bin, name+".starts"))
@@ -39,11 +39,11 @@ func (b *bench) starts() string {
 	return strings.Join(counts, " ")
 }
 
-// left is what the next worker is told of the one before.
-func (b *bench) left(step string) {
+// takeOver makes the next execution that of a worker which takes the step over.
+func (b *testEnv) takeOver(step string) {
 	b.t.Helper()
 	if len(b.steps.recorded) == 0 {
-		b.t.Fatal("nothing is on record")
+		b.t.Fatal("no progress is recorded")
 	}
 	progress := b.steps.recorded[len(b.steps.recorded)-1]
 	b.steps.decision = store.Start{
@@ -53,7 +53,7 @@ func (b *bench) left(step string) {
 }
 
 // stopIn runs a step and stops the worker when b has begun.
-func (b *bench) stopIn(step string) {
+func (b *testEnv) stopIn(step string) {
 	b.t.Helper()
 	hold := filepath.Join(b.bin, "hold")
 	if err := os.WriteFile(hold, nil, 0o644); err != nil {
@@ -81,24 +81,24 @@ func TestCommandsThatHaveEndedAreNotRunAgain(t *testing.T) {
 	const note = "[Worker orchestrator@first has left this step unfinished; this is start 2 of it. Its first command had ended, and is not run again."
 	for step, logs := range map[string][2]string{
 		"patch": {
-			"a\na speaks\nb 2\nb speaks\n" + note + "]\nb 2\nb speaks\nc\nc speaks",
-			note + " What was logged is lost.]\na\n[ended before with code 0]\nb 2\nb speaks\nc\nc speaks",
+			"a\na works\nb 2\nb works\n" + note + "]\nb 2\nb works\nc\nc works",
+			note + " What was logged is lost.]\na\n[ended before with code 0]\nb 2\nb works\nc\nc works",
 		},
 		"rollback": {
-			"Executing rollback strategy: one\na\na speaks\nExecuting rollback strategy: two\nb 2\nb speaks\n" +
+			"Executing rollback strategy: one\na\na works\nExecuting rollback strategy: two\nb 2\nb works\n" +
 				"rollback step failed while executing orchestrator command.\nCommand b 2 was ended: worker is shutting down\n" + note + "]\n" +
-				"Executing rollback strategy: two\nb 2\nb speaks\nc\nc speaks",
+				"Executing rollback strategy: two\nb 2\nb works\nc\nc works",
 			note + " What was logged is lost.]\nExecuting rollback strategy: one\na\n[ended before with code 0]\n" +
-				"Executing rollback strategy: two\nb 2\nb speaks\nc\nc speaks",
+				"Executing rollback strategy: two\nb 2\nb works\nc\nc works",
 		},
 	} {
 		for i, want := range logs {
 			t.Run(fmt.Sprintf("%s with%s its log", step, []string{"", "out"}[i]), func(t *testing.T) {
 				t.Parallel()
-				b := counting(t)
+				b := newCountingEnv(t)
 				b.plan(threeCommands)
 				b.stopIn(step)
-				b.left(step)
+				b.takeOver(step)
 				if i == 1 {
 					if err := os.Remove(filepath.Join(b.base, testRun, step+".log")); err != nil {
 						t.Fatal(err)
@@ -111,32 +111,32 @@ func TestCommandsThatHaveEndedAreNotRunAgain(t *testing.T) {
 				for _, p := range b.steps.recorded {
 					ends = append(ends, fmt.Sprintf("%d:%d", p.Commands, p.ExitCode))
 				}
-				same(t, "ends on record", strings.Join(ends, " "), "1:0 2:0 3:0")
+				same(t, "recorded ends", strings.Join(ends, " "), "1:0 2:0 3:0")
 			})
 		}
 	}
 }
 
-func TestAFailureThatIsOnRecordFailsTheStep(t *testing.T) {
+func TestARecordedFailureFailsTheStep(t *testing.T) {
 	t.Parallel()
 	for _, step := range []string{"build", "patch", "rollback"} {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
-			b := counting(t)
+			b := newCountingEnv(t)
 			if err := os.WriteFile(filepath.Join(b.bin, "code"), []byte("3"), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			b.plan(strings.Replace(threeCommands, "[{", `[{"name": "build", "parameters": {"command": ["b"]}}, {`, 1))
 			first, _ := b.fail(step)
 			if last := b.steps.recorded[len(b.steps.recorded)-1]; last.ExitCode != 3 {
-				t.Errorf("on record: %+v", last)
+				t.Errorf("recorded: %+v", last)
 			}
 			before := b.starts()
-			b.left(step)
+			b.takeOver(step)
 			second, outcome := b.fail(step)
 			same(t, "starts of a, b, c", b.starts(), before)
 			same(t, "failure", second.Error(), first.Error())
-			if !strings.Contains(second.Error(), "failed with code 3: b speaks") {
+			if !strings.Contains(second.Error(), "failed with code 3: b works") {
 				t.Errorf("failure %q", second.Error())
 			}
 			if len(outcome.Artifacts) != 1 {
@@ -148,41 +148,41 @@ func TestAFailureThatIsOnRecordFailsTheStep(t *testing.T) {
 
 func TestAnotherPlanIsRunFromItsBeginning(t *testing.T) {
 	t.Parallel()
-	b := counting(t)
+	b := newCountingEnv(t)
 	b.plan(threeCommands)
 	b.succeed("patch")
-	b.left("patch")
+	b.takeOver("patch")
 	b.plan(strings.Replace(threeCommands, `["a"]`, `["a", "other"]`, 1))
 	b.steps.decision = store.Start{Run: b.steps.run, Progress: &b.steps.recorded[2], Claim: b.steps.decision.(store.Start).Claim}
 	b.succeed("patch")
 	same(t, "starts of a, b, c", b.starts(), "2 2 2")
 }
 
-// TestAStepDoesNotWaitForADatabaseThatIsAway: one record is tried for a while,
-// those after it follow when the database is back.
-func TestAStepDoesNotWaitForADatabaseThatIsAway(t *testing.T) {
+// A step waits a while for its first record. Later ones are written when the
+// database is available again.
+func TestAStepDoesNotWaitForAnUnavailableDatabase(t *testing.T) {
 	t.Parallel()
-	b := counting(t)
+	b := newCountingEnv(t)
 	b.plan(threeCommands)
 	hold := filepath.Join(b.bin, "hold")
 	if err := os.WriteFile(hold, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var away atomic.Bool
+	var unavailable atomic.Bool
 	var waited atomic.Int32
-	away.Store(true)
+	unavailable.Store(true)
 	b.steps.record = func(ctx context.Context) error {
 		if _, bounded := ctx.Deadline(); bounded {
 			waited.Add(1)
 		}
-		if away.Load() {
-			return fmt.Errorf("gone: %w", store.ErrUnavailable)
+		if unavailable.Load() {
+			return fmt.Errorf("unreachable: %w", store.ErrUnavailable)
 		}
 		return nil
 	}
 	go func() {
 		awaitFile(t, filepath.Join(b.bin, "b.starts"))
-		away.Store(false)
+		unavailable.Store(false)
 		recorded := func() bool {
 			b.steps.mu.Lock()
 			defer b.steps.mu.Unlock()
@@ -192,15 +192,15 @@ func TestAStepDoesNotWaitForADatabaseThatIsAway(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if !recorded() {
-			t.Error("the record does not follow")
+			t.Error("the record is not written later")
 		}
-		away.Store(true)
+		unavailable.Store(true)
 		_ = os.Remove(hold)
 	}()
 	b.succeed("patch")
 	same(t, "starts of a, b, c", b.starts(), "1 1 1")
-	// a's, and b's as the database had been back; c's is left to what works on
-	// b's.
+	// It waits for a's record, and for b's as the database had been available. c's
+	// record is left to the retries of b's.
 	if n := waited.Load(); n != 2 {
 		t.Errorf("the step waited for %d records", n)
 	}
@@ -208,9 +208,9 @@ func TestAStepDoesNotWaitForADatabaseThatIsAway(t *testing.T) {
 
 func TestAStepThatWasTakenOverEndsAtOnce(t *testing.T) {
 	t.Parallel()
-	b := counting(t)
+	b := newCountingEnv(t)
 	b.plan(threeCommands)
-	lost := fmt.Errorf("somebody else has it: %w", store.ErrClaimLost)
+	lost := fmt.Errorf("another worker has it: %w", store.ErrClaimLost)
 	b.steps.record = func(context.Context) error { return lost }
 	b.steps.finishErrs = []error{lost}
 	if _, _, err := b.execute("patch"); !errors.Is(err, ErrStop) {
@@ -219,10 +219,10 @@ func TestAStepThatWasTakenOverEndsAtOnce(t *testing.T) {
 	same(t, "starts of a, b, c", b.starts(), "1 0 0")
 }
 
-// TestACommandThatWasEndedHasNoEnd: what it would have done is not known.
-func TestACommandThatWasEndedHasNoEnd(t *testing.T) {
+// A killed command may have done its work or not, so its end is not recorded.
+func TestTheEndOfAKilledCommandIsNotRecorded(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `sleep 60 & wait`)
 	b.plan(`[{"name": "build", "parameters": {"timeoutSeconds": 0.2}}]`)
 	b.fail("build")
@@ -230,6 +230,6 @@ func TestACommandThatWasEndedHasNoEnd(t *testing.T) {
 	b.plan(`[{"name": "build"}]`)
 	b.fail("build")
 	if len(b.steps.recorded) > 0 {
-		t.Errorf("on record: %+v", b.steps.recorded)
+		t.Errorf("recorded: %+v", b.steps.recorded)
 	}
 }

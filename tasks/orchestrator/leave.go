@@ -11,8 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// ParkedMessages is what the return of parked messages needs of the database.
-// [store.Store] is it.
+// ParkedMessages is the part of [store.Store] that ReturnParked uses.
 type ParkedMessages interface {
 	NewestParked(ctx context.Context, queue string) (int64, error)
 	TakeAllParked(ctx context.Context, queue string, newest int64) ([]store.ParkedMessage, error)
@@ -20,26 +19,28 @@ type ParkedMessages interface {
 }
 
 const (
-	// leaveTimeout bounds the question who else works on the queue.
+	// leaveTimeout bounds the query for the remaining workers of the queue.
 	leaveTimeout = 3 * time.Second
-	// returnTimeout bounds the publication of one message by a worker that
-	// stops: a broker that is away for longer is not waited for.
+	// returnTimeout bounds the publication of one message by a worker that stops:
+	// it does not wait longer for a broker that is unavailable.
 	returnTimeout = 5 * time.Second
-	// dropTimeout is what the deletion of a published message gets beyond the
-	// end of everything: the row left behind would be a second message.
+	// dropTimeout bounds the deletion of a published message. The deletion has
+	// this time even if ctx has ended, because a row that remains is published
+	// a second time.
 	dropTimeout = 3 * time.Second
 )
 
-// ReturnParked publishes every parked message of a queue, whether or not its
-// turn has come, in the order of turns: for the consumers that remain when no
-// worker of this program does. It returns how many messages the queue has again.
+// ReturnParked publishes every parked message of a queue, in the order of turns
+// and whether or not its turn has come. It is for a queue without any worker of
+// this program, so that other consumers find the messages there. It returns how
+// many it has published.
 //
-//   - A row is deleted when the broker has confirmed its message. A crash in
-//     between leaves both, which is harmless here; a Python worker may begin
-//     that one step twice.
-//   - What is parked while it runs stays, so that it ends.
-//   - returned is told of each message; it may be nil.
-//   - An error leaves the rest parked.
+//   - It deletes a row when the broker has confirmed the message. A crash in
+//     between leaves both. A worker of this program ignores the duplicate; a
+//     Python worker may begin that one step twice.
+//   - It leaves messages that are parked while it runs, so that it ends.
+//   - It calls returned, unless nil, for each message.
+//   - After an error the other messages stay parked.
 func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, publish func(context.Context, protocol.Publishing) error, returned func(store.ParkedMessage)) (int, error) {
 	count := 0
 	newest, err := messages.NewestParked(ctx, queue)
@@ -53,8 +54,8 @@ func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, pu
 		}
 		for _, m := range batch {
 			faultpoint.Hit(faultpoint.ParkedTaken, m.RunID, string(m.Step))
-			// What is not published stays taken until this process has ended, which
-			// comes next, or for 30 s.
+			// On an error the rest of the batch stays taken by this worker until its
+			// process ends, which is next, or for 30 s.
 			if err := publishWithin(ctx, returnTimeout, m, publish); err != nil {
 				return count, err
 			}
@@ -79,30 +80,30 @@ func publishWithin(ctx context.Context, limit time.Duration, m store.ParkedMessa
 	return publish(ctx, publishingOf(m))
 }
 
-// publishingOf addresses a message to its queue itself: the exchange it came
-// by may lead to others too.
+// publishingOf addresses a message to its queue directly: the exchange that it
+// came from may route to other queues too.
 func publishingOf(m store.ParkedMessage) protocol.Publishing {
 	return protocol.Publishing{
 		TaskID: m.TaskID, Task: TaskExecutePlanStep, RoutingKey: m.Queue, Headers: m.Headers, Properties: m.Properties, Body: m.Body,
 	}
 }
 
-// ReturnCommand is what an operator runs when a worker could not do it.
+// ReturnCommand is the command by which an operator returns parked messages when
+// no worker could.
 const ReturnCommand = "mm-orchestrator parked return"
 
-// Leave is the worker's last act, when no step runs any more and none will
-// begin: the sweep ends, the worker is taken off the list of those that consume
-// the queue, and the last one of them gives the parked messages back to the
-// queue. So a Python worker finds every message where it looks, and the next
-// worker of this program too.
+// Leave ends the sweep and removes the worker from the list of those that consume
+// the queue. The last of them returns the parked messages to the queue, where a
+// Python worker, or the next one of this program, finds them. Call it when no
+// step runs any more and none can begin.
 //
-// ctx bounds it. It logs what could not be done, with the command that does it
-// later, and returns what the line that the worker has stopped should say, as
-// slog takes it: nothing, if nothing is parked.
+// ctx bounds it. It logs what it could not do, with the command that does it
+// later. It returns attributes for the log line "worker has stopped", none if
+// nothing is parked.
 func (o *Orchestrator) Leave(ctx context.Context) []any {
 	o.sweeping.end(ctx)
-	ask, cancel := context.WithTimeout(ctx, leaveTimeout)
-	departure, err := o.config.Steps.LeaveQueue(ask, o.config.Queue)
+	query, cancel := context.WithTimeout(ctx, leaveTimeout)
+	departure, err := o.config.Steps.LeaveQueue(query, o.config.Queue)
 	cancel()
 	if err != nil {
 		o.log.Warn("cannot find out whether messages are parked; before a Python worker takes over, run `mm-orchestrator parked`, and `"+ReturnCommand+"` if it lists any", "error", err)
@@ -128,8 +129,8 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 		return []any{"returned", count, "parked", left}
 	}
 	if err := o.config.Steps.ClearHolds(ctx, o.config.Queue); err != nil {
-		// The next worker's sweep does it.
-		o.log.Warn("workspaces are not freed yet", "error", err)
+		// The next worker's sweep frees them.
+		o.log.Warn("workspaces cannot be freed yet", "error", err)
 	}
 	if count == 0 {
 		return nil
@@ -138,21 +139,21 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 }
 
 func (o *Orchestrator) logReturned(m store.ParkedMessage) {
-	o.log.Info("parked message is back in the queue, as its last worker stops", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
+	o.log.Info("parked message returned to the queue, as its last worker stops", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
 		"why", string(m.Why), "waited", max(0, time.Since(m.Since)).Round(time.Millisecond))
 }
 
-// sweeping ends the sweep before the worker leaves: afterwards a sweep would
-// register it again.
+// sweeping ends the sweep before the worker leaves the queue. Otherwise a sweep
+// could register the worker again.
 type sweeping struct {
 	mu    sync.Mutex
 	ended bool               // written by end
-	stop  context.CancelFunc // of the sweep that runs, nil for none; written by begin
-	done  chan struct{}      // closed when it has ended; written by begin
+	stop  context.CancelFunc // of the running sweep, nil for none; written by begin
+	done  chan struct{}      // closed when that has ended; written by begin
 }
 
-// begin returns the context of a sweep, and what its end must call; ok is
-// false if it shall not begin any more.
+// begin returns the context of a sweep, and a function to call at its end. ok is
+// false if no sweep may begin any more.
 func (s *sweeping) begin(ctx context.Context) (sweep context.Context, done func(), ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +166,7 @@ func (s *sweeping) begin(ctx context.Context) (sweep context.Context, done func(
 	return sweep, func() { stop(); close(closed) }, true
 }
 
-// end returns when no sweep runs, or when ctx has ended.
+// end stops the sweep. It returns when no sweep runs, or when ctx has ended.
 func (s *sweeping) end(ctx context.Context) {
 	s.mu.Lock()
 	s.ended = true

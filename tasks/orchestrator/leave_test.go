@@ -17,15 +17,15 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// leaver is a worker that a test stops itself, in order.
-type leaver struct {
+// stoppable is a worker that a test stops in order, and whose Leave it observes.
+type stoppable struct {
 	stop func()
-	// attributes are what Leave returned; read after stop.
+	// attributes is what Leave has returned; valid after stop.
 	attributes []any
 }
 
-// leaver starts a worker that sweeps, and leaves when it stops.
-func (r *rig) leaver(t *testing.T, name string) *leaver {
+// stoppable starts a worker that sweeps, and calls Leave when it stops.
+func (r *liveEnv) stoppable(t *testing.T, name string) *stoppable {
 	t.Helper()
 	s := r.db.Open(t, func(c *store.Config) { c.Worker = name })
 	config := r.config
@@ -34,7 +34,7 @@ func (r *rig) leaver(t *testing.T, name string) *leaver {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &leaver{}
+	l := &stoppable{}
 	w, err := worker.New(worker.Config{Broker: r.url, Queues: []string{"q"}, Node: name + "@test", Logger: workertest.Logger(t),
 		BeforeStopped: func(ctx context.Context) []any {
 			l.attributes = o.Leave(ctx)
@@ -64,8 +64,9 @@ func (r *rig) leaver(t *testing.T, name string) *leaver {
 	return l
 }
 
-// drainQueue takes all messages of the queue q, oldest first, by their task ids.
-func (r *rig) drainQueue(t *testing.T) (ids []string) {
+// drainQueue takes all messages of the queue q and returns their task ids, oldest
+// first.
+func (r *liveEnv) drainQueue(t *testing.T) (ids []string) {
 	t.Helper()
 	conn, err := amqp.Dial(r.url)
 	if err != nil {
@@ -89,7 +90,7 @@ func (r *rig) drainQueue(t *testing.T) (ids []string) {
 	}
 }
 
-func (r *rig) consumers(t *testing.T) int {
+func (r *liveEnv) consumers(t *testing.T) int {
 	t.Helper()
 	conn, err := amqp.Dial(r.url)
 	if err != nil {
@@ -108,7 +109,7 @@ func (r *rig) consumers(t *testing.T) int {
 }
 
 // submitNine starts one run that holds the workspace, and parks eight that wait.
-func (r *rig) submitNine(t *testing.T) (waiting []string) {
+func (r *liveEnv) submitNine(t *testing.T) (waiting []string) {
 	t.Helper()
 	r.create(t, "first", "normal", "")
 	r.mark(t, "hold-first-build")
@@ -127,44 +128,44 @@ func (r *rig) submitNine(t *testing.T) (waiting []string) {
 
 const parkedCount = `SELECT count(*) AS n FROM mm_orchestrator.parked`
 
-// A worker that is the only one of its queue gives every parked message back
-// when it stops, in the order of turns, and leaves the workspaces free.
-func TestTheLastWorkerGivesParkedMessagesBack(t *testing.T) {
+// When the only worker of a queue stops, it returns every parked message to the
+// queue, in the order of turns, and frees the workspaces.
+func TestTheLastWorkerReturnsParkedMessages(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	w := r.leaver(t, "only")
+	r := newLiveEnv(t)
+	w := r.stoppable(t, "only")
 	want := r.submitNine(t)
-	// The slot is taken: the next message comes when the step is over. A second
-	// worker parks them, and stops first.
-	second := r.leaver(t, "second")
+	// The worker's slot is busy, so it takes no further message. A second worker
+	// parks them, and stops first.
+	second := r.stoppable(t, "second")
 	r.await(t, "eight wait", func() bool { return r.count(t, parkedCount) == 8 })
 	second.stop()
 	if got := fmt.Sprint(second.attributes...); got != fmt.Sprint("parked", 8, "left_to", []string{"only"}) {
-		t.Errorf("the first one to stop says %q", got)
+		t.Errorf("the first worker to stop returns %q", got)
 	}
 	if got := r.count(t, parkedCount); got != 8 {
 		t.Errorf("%d messages are parked after one of two workers has stopped", got)
 	}
-	r.clearWhen(t, "first", w)
+	r.endBuildDuringStop(t, "first", w)
 	if got := fmt.Sprint(w.attributes...); got != "returned8" {
-		t.Errorf("the last one says %q", got)
+		t.Errorf("the last worker returns %q", got)
 	}
 	got := r.drainQueue(t)
-	// The first run's next message was there before.
+	// The next message of the first run was in the queue before the others.
 	same(t, "messages", strings.Join(got, " "), strings.Join(append([]string{"first-restart"}, want...), " "))
 	if n := r.count(t, parkedCount); n != 0 {
-		t.Errorf("%d messages are parked still", n)
+		t.Errorf("%d messages are still parked", n)
 	}
 	if rows := r.db.Rows(t, `SELECT run_id FROM mm_orchestrator.holds WHERE run_id IS NOT NULL`); len(rows) != 1 || rows[0]["run_id"] != r.names["first"] {
-		t.Errorf("holds %v, want that of the run that goes on", rows)
+		t.Errorf("holds %v, want only that of the run that has not ended", rows)
 	}
 	if rows := r.db.Rows(t, `SELECT node FROM mm_orchestrator.workers`); len(rows) != 0 {
 		t.Errorf("workers %v", rows)
 	}
 }
 
-// clearWhen lets a held build end while its worker is already stopping.
-func (r *rig) clearWhen(t *testing.T, name string, w *leaver) {
+// endBuildDuringStop lets a blocked build end while its worker stops.
+func (r *liveEnv) endBuildDuringStop(t *testing.T, name string, w *stoppable) {
 	t.Helper()
 	stopped := make(chan struct{})
 	go func() { w.stop(); close(stopped) }()
@@ -173,11 +174,11 @@ func (r *rig) clearWhen(t *testing.T, name string, w *leaver) {
 	<-stopped
 }
 
-// Workers that stop at once do not leave it to each other.
-func TestWorkersThatStopAtOnceGiveParkedMessagesBack(t *testing.T) {
+// Of workers that stop at the same time, exactly one returns the parked messages.
+func TestWorkersThatStopTogetherReturnParkedMessages(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	workers := []*leaver{r.leaver(t, "one"), r.leaver(t, "two"), r.leaver(t, "three")}
+	r := newLiveEnv(t)
+	workers := []*stoppable{r.stoppable(t, "one"), r.stoppable(t, "two"), r.stoppable(t, "three")}
 	want := r.submitNine(t)
 	r.await(t, "eight wait", func() bool { return r.count(t, parkedCount) == 8 })
 	var group sync.WaitGroup
@@ -187,25 +188,25 @@ func TestWorkersThatStopAtOnceGiveParkedMessagesBack(t *testing.T) {
 	r.clear(t, "hold-first-build")
 	group.Wait()
 	got := r.drainQueue(t)
-	// Whether the first run got to its next step is a matter of moments.
+	// Whether the first run's next step began before the stop depends on timing.
 	got = slices.DeleteFunc(got, func(id string) bool { return id == "first-restart" })
 	slices.Sort(got)
 	slices.Sort(want)
 	same(t, "messages", strings.Join(got, " "), strings.Join(want, " "))
 }
 
-// After a restart of the only worker, a run between two steps is not disturbed
-// by those that waited, though all messages are in the queue.
-func TestARestartLetsNoRunInBetween(t *testing.T) {
+// After a restart of the only worker, all messages are in the queue. A run between
+// two steps still keeps its workspace: no waiting run begins before it ends.
+func TestNoRunBeginsBetweenStepsOfAnotherAfterARestart(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
-	first := r.leaver(t, "before")
-	second := r.leaver(t, "helper")
+	r := newLiveEnv(t)
+	first := r.stoppable(t, "before")
+	second := r.stoppable(t, "helper")
 	r.submitNine(t)
 	r.await(t, "eight wait", func() bool { return r.count(t, parkedCount) == 8 })
 	second.stop()
-	// The message of its next step goes behind those that are given back.
-	r.clearWhen(t, "first", first)
+	// The message of its next step is published after those that are returned.
+	r.endBuildDuringStop(t, "first", first)
 	ids := r.drainQueue(t)
 	if len(ids) != 9 {
 		t.Fatalf("messages %q", ids)
@@ -215,7 +216,7 @@ func TestARestartLetsNoRunInBetween(t *testing.T) {
 		r.publish(r.chain(t, name, "build", "restart"))
 	}
 	r.publish(r.chain(t, "first", "restart"))
-	r.leaver(t, "after")
+	r.stoppable(t, "after")
 	r.await(t, "all end", func() bool { return r.count(t, unfinished) == 0 })
 	order := r.checkTurns(t)
 	if len(order) != 9 || order[0] != "first" {
@@ -223,18 +224,18 @@ func TestARestartLetsNoRunInBetween(t *testing.T) {
 	}
 }
 
-// A broker that is away when the last worker stops: what is parked stays, and
+// If the broker is unavailable when the last worker stops, messages stay parked and
 // the log says what to do.
 func TestLeaveWithoutABroker(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.steps.departure = store.Departure{Parked: 2}
 	b.steps.parked = []store.ParkedMessage{{ID: 7, TaskID: "t"}, {ID: 8, TaskID: "u"}}
 	o, err := New(b.config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.broker = awayBroker{}
+	o.broker = unavailableBroker{}
 	if got := fmt.Sprint(o.Leave(t.Context())...); got != fmt.Sprint("returned", 0, "parked", 2) {
 		t.Errorf("attributes %q", got)
 	}
@@ -246,6 +247,8 @@ func TestLeaveWithoutABroker(t *testing.T) {
 	}
 }
 
-type awayBroker struct{ Broker }
+type unavailableBroker struct{ Broker }
 
-func (awayBroker) Publish(context.Context, protocol.Publishing) error { return errors.New("no broker") }
+func (unavailableBroker) Publish(context.Context, protocol.Publishing) error {
+	return errors.New("no broker")
+}

@@ -15,16 +15,16 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// A step whose database is away is handed back for as long as that lasts. A
-// quorum queue that has a delivery limit must not lose it meanwhile.
+// A worker hands a step back for as long as the database is unavailable. A quorum
+// queue with a delivery limit must not drop the message meanwhile.
 func TestAnOutageOfTheDatabaseOutlastsTheDeliveryLimit(t *testing.T) {
 	t.Parallel()
 	const limit, handedBack = 1, 3
-	r := newRig(t)
+	r := newLiveEnv(t)
 	proxy, through := workertest.NewProxy(t, r.db.URL)
 	s := r.db.Open(t, func(c *store.Config) {
 		c.URL, c.Worker, c.TakeoverGrace = secret.New(through), "one", 10*time.Millisecond
-		c.RetryFor, c.ConnectTimeout = 10*time.Millisecond, time.Second // the length of a try
+		c.RetryFor, c.ConnectTimeout = 10*time.Millisecond, time.Second // the length of an attempt
 	})
 	config := r.config
 	config.Steps, config.Node, config.Logger, config.HandBackDelay = s, "one", workertest.Logger(t), 10*time.Millisecond
@@ -55,6 +55,6 @@ func TestAnOutageOfTheDatabaseOutlastsTheDeliveryLimit(t *testing.T) {
 	r.publish(r.chain(t, "n", "build", "restart"))
 	r.await(t, "the step was handed back often", func() bool { return tries.Load() > handedBack })
 	proxy.Restore()
-	r.await(t, "the run goes on", func() bool { return r.count(t, unfinished) == 0 })
+	r.await(t, "the run ends", func() bool { return r.count(t, unfinished) == 0 })
 	same(t, "ledger", strings.Join(r.ledger(), ", "), "begin n build, end n build, begin n restart, end n restart")
 }

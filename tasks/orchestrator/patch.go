@@ -11,13 +11,13 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// changes are the files that differ from HEAD, relative to the workspace, as
-// git tells them.
+// changes are the files that differ from HEAD according to git, relative to the
+// workspace.
 type changes struct {
 	unstaged, staged, untracked []string
 }
 
-// all is the union in upstream's order, without duplicates.
+// all returns the union in upstream's order, without duplicates.
 func (c changes) all() []string {
 	seen := map[string]bool{}
 	all := []string{}
@@ -39,58 +39,58 @@ type patchPayload struct {
 	Log       string   `json:"log"`
 }
 
-// messageLimit bounds the list of files in a message, in bytes.
+// messageLimit bounds a message, in bytes; the list of files in it may be long.
 const messageLimit = 16 << 10
 
-// patch runs the plan's commands, records the difference to HEAD, and judges
-// the changed files by the allow-list (docs/moonmind.md#patch).
-func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
+// patch runs the plan's commands, writes the difference to HEAD into an artifact,
+// and checks the changed files against the allow-list (docs/moonmind.md#patch).
+func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	listed, failure := s.params.list("commands")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	var commands [][]string
 	for _, value := range listed {
 		command, failure := parseCommand(value)
 		if failure != nil {
-			return done{}, failure
+			return success{}, failure
 		}
 		commands = append(commands, command)
 	}
 	patterns, failure := s.allowedPatterns()
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	name, failure := s.params.text("logArtifact", "patch.log")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	diffName, failure := s.params.text("diffArtifact", "patch.diff")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 
 	log, failure := s.startLog(name, workspace, commands)
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	defer log.Discard()
 	for _, command := range commands {
-		if failure := s.logged(ctx, log, workspace, formatCommand(command), command); failure != nil {
-			return done{}, s.attachLog(log, failure)
+		if failure := s.runInLog(ctx, log, workspace, formatCommand(command), command); failure != nil {
+			return success{}, s.attachLog(log, failure)
 		}
 	}
 	diff, failure := s.writeDiff(ctx, workspace, diffName)
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	changed, failure := s.listChanges(ctx, workspace)
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	validated := changed.all()
 	allowed := newAllowlist(workspace, patterns)
@@ -101,26 +101,26 @@ func (s *stepRun) patch(ctx context.Context) (done, *Failure) {
 		}
 	}
 	if len(violations) > 0 {
-		return done{}, allowListViolation(cut(strings.Join(violations, "; ")))
+		return success{}, allowListViolation(cut(strings.Join(violations, "; ")))
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
-		return done{}, artifactError(err)
+		return success{}, artifactError(err)
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	message := "Patched files: none"
 	if len(validated) > 0 {
 		message = cut("Patched files: " + strings.Join(s.shown(validated), ", "))
 	}
-	return done{message: message, files: []artifacts.File{diff, file}, payload: patchPayload{
+	return success{message: message, files: []artifacts.File{diff, file}, payload: patchPayload{
 		Unstaged: s.shown(changed.unstaged), Staged: s.shown(changed.staged), Untracked: s.shown(changed.untracked),
 		Validated: s.shown(validated), Log: file.Path,
 	}}, nil
 }
 
-// allowedPatterns is the plan's allow-list, or the profile's when the plan
-// has none.
+// allowedPatterns returns the plan's allow-list, or the profile's if the plan has
+// none.
 func (s *stepRun) allowedPatterns() ([]string, *Failure) {
 	listed, failure := s.params.list("allowlist")
 	if failure != nil || len(listed) == 0 {
@@ -137,7 +137,7 @@ func (s *stepRun) allowedPatterns() ([]string, *Failure) {
 	return patterns, nil
 }
 
-// shown makes paths fit for a row.
+// shown makes paths fit for a row, see clean.
 func (s *stepRun) shown(paths []string) []string {
 	shown := make([]string, 0, len(paths))
 	for _, path := range paths {
@@ -148,7 +148,7 @@ func (s *stepRun) shown(paths []string) []string {
 
 func printable(path string) string { return strings.ToValidUTF8(path, "\uFFFD") }
 
-// cut bounds a message.
+// cut shortens a text to messageLimit.
 func cut(text string) string {
 	if len(text) <= messageLimit {
 		return text
@@ -160,8 +160,8 @@ func cut(text string) string {
 	return text[:end] + " … and more"
 }
 
-// writeDiff makes the diff artifact: everything tracked that differs from
-// HEAD, or from the index when there is no commit yet.
+// writeDiff makes the diff artifact: all changes of tracked files since HEAD, or
+// since the index if there is no commit yet.
 func (s *stepRun) writeDiff(ctx context.Context, workspace, name string) (artifacts.File, *Failure) {
 	document, failure := s.diffInto(ctx, workspace, name, []string{"git", "diff", "HEAD"})
 	if failure != nil && (strings.Contains(failure.output, "unknown revision") || strings.Contains(failure.output, "ambiguous argument 'HEAD'")) {
@@ -189,7 +189,7 @@ func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command 
 	code, failure := s.runner.run(ctx, workspace, command, document, errors.Stderr, nil)
 	text := errors.Close().Text("")
 	if failure == nil && code != 0 {
-		failure = exited(command, code, text)
+		failure = exitFailure(command, code, text)
 	}
 	if failure != nil {
 		document.Discard()
@@ -198,12 +198,12 @@ func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command 
 	return document, nil
 }
 
-// listLimit bounds a list of changed files, in bytes.
+// listLimit bounds git's list of changed files, in bytes.
 const listLimit = 16 << 20
 
-// listChanges asks git what differs from HEAD. Names come unquoted
-// (docs/moonmind.md#c5) and relative to the workspace, also when that lies
-// below the top of the repository. The runs' artifacts are left out
+// listChanges asks git which files differ from HEAD. It returns unquoted names
+// (docs/moonmind.md#c5) relative to the workspace, even if that lies below the
+// top of the repository. It leaves out the runs' artifacts
 // (docs/moonmind.md#f6).
 func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *Failure) {
 	_, inside := repository(workspace)
@@ -248,9 +248,9 @@ func (s *stepRun) listFiles(ctx context.Context, workspace string, command []str
 	case failure != nil:
 		return nil, failure
 	case code != 0:
-		return nil, exited(command, code, text)
+		return nil, exitFailure(command, code, text)
 	case list.full:
-		return nil, commandError("Command " + formatCommand(command) + " lists more changed files than can be judged")
+		return nil, commandError("Command " + formatCommand(command) + " lists more changed files than can be checked")
 	}
 	var names []string
 	for name := range strings.SplitSeq(string(list.kept), "\x00") {
@@ -261,10 +261,10 @@ func (s *stepRun) listFiles(ctx context.Context, workspace string, command []str
 	return names, nil
 }
 
-// artifactFilter says whether a file belongs to the runs rather than to the
-// repository: it lies in the configured artifact root, or in a run's directory
-// beside this run's. Nothing else of the workspace can be hidden from the
-// allow-list by what a row says.
+// artifactFilter returns a function that says whether a file is an artifact: it
+// lies in the configured artifact root, or in a run's directory beside this
+// run's. The artifact root of a database row is not enough for that: otherwise a
+// row could hide any file of the workspace from the allow-list.
 func (s *stepRun) artifactFilter() func(path string) bool {
 	workspace := artifacts.Resolve(s.config.Workspace)
 	runs := filepath.Dir(s.place.Dir)
@@ -286,7 +286,7 @@ func (s *stepRun) artifactFilter() func(path string) bool {
 	}
 }
 
-// below says whether path is dir or in it.
+// below says whether path is dir or lies in it.
 func below(dir, path string) bool {
 	relative, err := filepath.Rel(dir, path)
 	return err == nil && filepath.IsLocal(relative)

@@ -13,11 +13,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// plan is orchestrator_action_plans.steps: what the API wrote, or anybody
-// with access to the table. Every value in it may have any type.
+// plan is the column orchestrator_action_plans.steps. Anybody with access to the
+// table may have written it, so every value in it may have any type.
 type plan []any
 
-// parameters of one step, numbers as json.Number.
+// parameters are those of one step. Numbers are of type json.Number.
 type parameters map[string]any
 
 func parsePlan(steps json.RawMessage) (plan, *Failure) {
@@ -55,8 +55,8 @@ func (p plan) find(step store.Step) (parameters, *Failure) {
 	return nil, valueError("Action plan missing step '" + string(step) + "'")
 }
 
-// target is the container that a plan is about: what its own commands name,
-// else its parameters, else the profile.
+// target returns the compose project and service that a plan is about: what its
+// commands name, else its parameters, else the profile.
 func (p plan) target(known profile) (project, service string) {
 	project, service = known.project, known.service
 	for _, step := range []store.Step{store.StepRestart, store.StepBuild, store.StepVerify} {
@@ -87,7 +87,7 @@ func (p plan) target(known profile) (project, service string) {
 	return project, service
 }
 
-// falsy is Python's "not value".
+// falsy says that Python's "not value" is true.
 func falsy(value any) bool {
 	switch v := value.(type) {
 	case nil:
@@ -107,7 +107,8 @@ func falsy(value any) bool {
 	return false
 }
 
-// text reads a text parameter, which may be a number.
+// text reads a text parameter; a number counts as its text. Every value that is
+// falsy, zero aside, means missing.
 func (p parameters) text(name, missing string) (string, *Failure) {
 	switch value := p[name].(type) {
 	case string:
@@ -124,7 +125,7 @@ func (p parameters) text(name, missing string) (string, *Failure) {
 	return missing, nil
 }
 
-// list reads a list parameter; every falsy value is an empty one.
+// list reads a list parameter; every falsy value counts as an empty list.
 func (p parameters) list(name string) ([]any, *Failure) {
 	value := p[name]
 	if falsy(value) {
@@ -164,12 +165,11 @@ func (p parameters) number(name string, missing float64) (float64, *Failure) {
 	return number, nil
 }
 
-// largest is the largest whole number that a plan may have; it keeps
-// durations from overflowing.
+// largest is the largest number of a plan's parameters. The limit keeps durations
+// from overflowing.
 const largest = 1 << 31
 
-// whole reads a number as Python's int() does, cutting what is behind the
-// point.
+// whole reads a number as Python's int() does: it drops the fraction.
 func (p parameters) whole(name string, missing int) (int, *Failure) {
 	number, failure := p.number(name, float64(missing))
 	if failure != nil {
@@ -181,7 +181,7 @@ func (p parameters) whole(name string, missing int) (int, *Failure) {
 	return int(number), nil
 }
 
-// parseCommand reads a command of a plan. The list may be empty.
+// parseCommand reads a command of a plan. The result may be empty.
 func parseCommand(value any) ([]string, *Failure) {
 	switch list := value.(type) {
 	case string:
@@ -203,10 +203,10 @@ func parseCommand(value any) ([]string, *Failure) {
 	return nil, commandError("Command must be a sequence of strings")
 }
 
-// formatCommand is a command as logs show it.
+// formatCommand writes a command as logs show it.
 func formatCommand(command []string) string { return strings.Join(command, " ") }
 
-// instructionLine is a text on one line.
+// instructionLine writes a text on one line.
 func instructionLine(text string) string {
 	return artifacts.Trim(strings.NewReplacer("\r", " ", "\n", " ").Replace(text))
 }

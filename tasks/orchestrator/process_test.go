@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// TestCommandsDieWithTheWorker kills a copy of this test program that runs a
-// command, as the kernel's out-of-memory killer would.
+// It kills a copy of this test program that runs a command, as the kernel's
+// out-of-memory killer would.
 func TestCommandsDieWithTheWorker(t *testing.T) {
 	const variable = "ORCHESTRATOR_TEST_PID_FILE"
 	if file := os.Getenv(variable); file != "" {
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.program("docker", `echo $$ > "`+file+`"; exec sleep 600`)
 		b.plan(`[{"name": "build"}]`)
 		b.fail("build")
@@ -41,9 +41,9 @@ func TestCommandsDieWithTheWorker(t *testing.T) {
 	awaitEnd(t, pid)
 }
 
-func TestDockerComposeStandsInForDocker(t *testing.T) {
+func TestDockerComposeReplacesDocker(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.Environ = []string{"PATH=" + b.bin}
 	b.program("docker-compose", `echo "$*"`)
 	b.plan(`[{"name": "build"}]`)
@@ -53,7 +53,7 @@ func TestDockerComposeStandsInForDocker(t *testing.T) {
 
 func TestCommandsGetTheGivenEnvironmentOnly(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.Environ = []string{"PATH=" + b.bin, "GIVEN=x"}
 	b.program("git", `echo "$GIVEN$HOME"`)
 	b.plan(`[{"name": "build", "parameters": {"command": ["git"]}}]`)

@@ -5,14 +5,13 @@ import (
 	"strings"
 )
 
-// A profile is what MoonMind knows of a service that it may repair
-// (docs/moonmind.md#service-profiles). The compose project and health check of
-// a profile are made into plans by the API; a plan that lacks them gets them
-// from here.
+// A profile describes a service that MoonMind may repair
+// (docs/moonmind.md#service-profiles). The API copies its values into
+// plans; for a plan that lacks one, the value here is used.
 type profile struct {
 	service string // the compose service
 	project string // the compose project
-	// allowlist are globs of files that a patch may touch.
+	// allowlist has globs of the files that a patch may change.
 	allowlist []string
 }
 

@@ -8,9 +8,9 @@ import (
 )
 
 // proxies are the proxy variables of an environment as httpx reads them
-// (docs/moonmind.md#verify). It differs from Go's in this: lower-case names
-// win, ALL_PROXY counts, localhost is not special, and an entry of NO_PROXY is
-// a host, a domain with everything below it, or a whole origin, never a
+// (docs/moonmind.md#verify). Unlike Go's package http, httpx prefers lower-case
+// names, honours ALL_PROXY, and does not treat localhost specially. An entry of
+// NO_PROXY is a host, a domain with its subdomains, or a whole origin, never a
 // network.
 type proxies struct {
 	byScheme map[string]*url.URL
@@ -19,13 +19,13 @@ type proxies struct {
 
 // exception is an entry of NO_PROXY.
 type exception struct {
-	// scheme is "" for every scheme.
+	// scheme is "" for every scheme, port "" for every port.
 	scheme string
 	host   string
 	port   string
-	// below says that hosts below this domain count; only says that the
-	// domain itself does not.
-	below, only bool
+	// subdomains says that the entry covers those of host; notHost says that it
+	// does not cover host itself.
+	subdomains, notHost bool
 }
 
 func newProxies(environ []string) proxies {
@@ -55,7 +55,8 @@ func newProxies(environ []string) proxies {
 	return p
 }
 
-// proxyVariable is name_proxy in lower case, else in any other case.
+// proxyVariable returns the value of name_proxy in lower case, else in any other
+// case.
 func proxyVariable(environ []string, name string) string {
 	name += "_proxy"
 	value := ""
@@ -92,9 +93,9 @@ func parseException(entry string) exception {
 	switch {
 	case e.scheme != "" || net.ParseIP(host) != nil || host == "localhost":
 	case strings.HasPrefix(host, "."):
-		e.host, e.below, e.only = host[1:], true, true
+		e.host, e.subdomains, e.notHost = host[1:], true, true
 	default:
-		e.below = true
+		e.subdomains = true
 	}
 	return e
 }
@@ -107,13 +108,13 @@ func (e exception) covers(target *url.URL) bool {
 	if e.port != "" && e.port != target.Port() {
 		return false
 	}
-	if e.below && strings.HasSuffix(host, "."+e.host) {
+	if e.subdomains && strings.HasSuffix(host, "."+e.host) {
 		return true
 	}
-	return !e.only && host == e.host
+	return !e.notHost && host == e.host
 }
 
-// proxyOf is a [http.Transport.Proxy].
+// proxyOf is the function of [http.Transport.Proxy].
 func (p proxies) proxyOf(request *http.Request) (*url.URL, error) {
 	for _, e := range p.except {
 		if e.covers(request.URL) {

@@ -8,12 +8,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// TestRetryWhileTheRollbackRuns: the API retries a failed run whose rollback
-// runs. No two commands of the run work at once, each is run once, and the
-// retry goes through to its end.
+// The API retries a failed run while its rollback runs. No two commands of the run
+// work at the same time, each runs once, and the retry completes.
 func TestRetryWhileTheRollbackRuns(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	r.worker(t, "one", 1, true)
 	// One slot each: whoever does not roll back takes the messages below one
 	// after the other, so that the last one is parked last.
@@ -30,14 +29,14 @@ func TestRetryWhileTheRollbackRuns(t *testing.T) {
 	r.names["again"] = run
 	again := r.chain(t, "again", "build", "restart")
 	r.publish(again)
-	r.publish(again) // as a broker may
+	r.publish(again) // a broker may deliver twice
 	r.publish(r.chain(t, "next", "build", "restart"))
 	r.await(t, "the retry and the next run wait", func() bool { return r.count(t, `SELECT count(*) AS n FROM mm_orchestrator.parked`) == 2 })
-	// Sweeps do not give it out, only for it to be parked again.
+	// Sweeps do not take it: it would only be parked again.
 	since := r.db.Rows(t, `SELECT id FROM mm_orchestrator.parked ORDER BY id`)
 	for range 4 {
 		if messages, err := r.db.Open(t).TakeParked(t.Context(), "q"); err != nil || len(messages) > 0 {
-			t.Errorf("given out: %+v, %v", messages, err)
+			t.Errorf("taken: %+v, %v", messages, err)
 		}
 	}
 	same(t, "parked", fmt.Sprint(r.db.Rows(t, `SELECT id FROM mm_orchestrator.parked ORDER BY id`)), fmt.Sprint(since))

@@ -8,43 +8,45 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// revokedTime is how often a running step looks whether its run was revoked.
-const revokedTime = 500 * time.Millisecond
+// revocationInterval is the time between two queries whether the run of a step
+// was revoked.
+const revocationInterval = 500 * time.Millisecond
 
 // errRevoked is the cause with which the context of a revoked step ends.
-type errRevoked struct{ wish store.Revocation }
+type errRevoked struct{ revocation store.Revocation }
 
-func (e errRevoked) Error() string { return e.wish.Text() }
+func (e errRevoked) Error() string { return e.revocation.Text() }
 
-// endWhenRevoked ends the context of a step when an operator revokes its run,
-// or has revoked it before; a rollback is what a revoked run needs. A database
-// that is away leaves the step alone.
+// endWhenRevoked ends the context of a step when an operator revokes its run, or
+// has revoked it before. It does not end a rollback: that is what a revoked run
+// needs. It ignores errors of the database, so that an outage ends no step. stop
+// must be called when the step has ended.
 func (o *Orchestrator) endWhenRevoked(ctx context.Context, claim store.Claim) (work context.Context, stop func()) {
 	if claim.Step == store.StepRollback {
 		return ctx, func() {}
 	}
 	work, cancel := context.WithCancelCause(ctx)
-	look := func() bool {
-		wish, err := o.config.Steps.FindRevocation(work, claim.RunID)
+	check := func() bool {
+		revocation, err := o.config.Steps.FindRevocation(work, claim.RunID)
 		if err == nil {
-			cancel(errRevoked{wish})
+			cancel(errRevoked{revocation})
 		}
 		return err == nil
 	}
-	if look() {
+	if check() {
 		return work, func() { cancel(nil) }
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ticker := time.NewTicker(revokedTime)
+		ticker := time.NewTicker(revocationInterval)
 		defer ticker.Stop()
 		for {
 			select {
 			case <-work.Done():
 				return
 			case <-ticker.C:
-				if look() {
+				if check() {
 					return
 				}
 			}
@@ -56,8 +58,9 @@ func (o *Orchestrator) endWhenRevoked(ctx context.Context, claim store.Claim) (w
 	}
 }
 
-// revokedOutcome puts the operator's word before what it has done to the step.
-// A step that was quicker has succeeded; the next one fails.
+// revokedOutcome puts the operator's reason before the message of a step that
+// failed because its run was revoked. A step that succeeded in spite of that
+// keeps its outcome: the next step fails instead.
 func revokedOutcome(work context.Context, outcome *store.Outcome) {
 	var revoked errRevoked
 	if !errors.As(context.Cause(work), &revoked) || outcome.Status != store.StepFailed {

@@ -11,7 +11,7 @@ import (
 // A run revoked between two steps: the next one fails before it does anything.
 func TestARevokedStepDoesNothing(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `echo ran >ran`)
 	b.plan(`[{"name": "build"}]`)
 	b.steps.revoked = &store.Revocation{Reason: "wrong branch"}
@@ -24,11 +24,10 @@ func TestARevokedStepDoesNothing(t *testing.T) {
 	}
 }
 
-// A plan may limit a step; the shorter of its limit and the configured one
-// holds.
+// The time limit of a step is the shorter of the plan's and the configured one.
 func TestAPlanLimitsAStep(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.StepTimeLimit = time.Hour
 	b.program("docker", `exec sleep 600`)
 	b.plan(`[{"name": "build", "parameters": {"timeoutSeconds": 0.3}}]`)

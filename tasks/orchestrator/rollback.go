@@ -8,25 +8,25 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// rollback runs the plan's strategies (docs/moonmind.md#rollback). When one of
-// them fails, the log keeps what ran before (docs/moonmind.md#c8) and ends as
-// upstream's does.
-func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
+// rollback runs the plan's strategies (docs/moonmind.md#rollback). If one of them
+// fails, the log keeps the output of those before (docs/moonmind.md#c8) and ends
+// with the same lines as upstream's.
+func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	strategies, failure := s.params.list("strategies")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	workspace, failure := s.workspace()
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	name, failure := s.params.text("logArtifact", "rollback.log")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	log, failure := s.startLog(name, workspace, commandsOf(strategies))
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	defer log.Discard()
 	if len(strategies) == 0 {
@@ -34,20 +34,20 @@ func (s *stepRun) rollback(ctx context.Context) (done, *Failure) {
 	}
 	for _, value := range strategies {
 		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
-			return done{}, s.rollbackFailed(log, failure)
+			return success{}, s.rollbackFailed(log, failure)
 		}
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
-		return done{}, artifactError(err)
+		return success{}, artifactError(err)
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
-	return done{message: "Rollback executed", files: []artifacts.File{file}}, nil
+	return success{message: "Rollback executed", files: []artifacts.File{file}}, nil
 }
 
-// commandsOf are the commands of strategies in their order, up to the first
-// value that is none: there the step fails when it gets to it.
+// commandsOf returns the commands of strategies in their order, up to the first
+// value that is not a command. The step fails when it reaches that value.
 func commandsOf(strategies []any) [][]string {
 	var all [][]string
 	for _, value := range strategies {
@@ -79,7 +79,7 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	if given, is := strategy["type"]; is {
 		kind = fmt.Sprint(given)
 	}
-	if !s.journal.shows() {
+	if !s.journal.isLogged() {
 		log.Line("Executing rollback strategy: " + kind)
 	}
 	commands, failure := parameters(strategy).list("commands")
@@ -94,7 +94,7 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 		code, excerpt, failure := s.command(ctx, log, workspace, formatCommand(command), command)
 		text := excerpt.Text(log.Path())
 		if failure == nil && code != 0 {
-			failure = exited(command, code, text)
+			failure = exitFailure(command, code, text)
 		}
 		if failure != nil {
 			failure.output = text
@@ -104,9 +104,9 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	return nil
 }
 
-// rollbackFailed ends the log with upstream's fallback lines. The payload
-// names the fallback log, which is another file only when the plan named the
-// log otherwise.
+// rollbackFailed ends the log with upstream's fallback lines. The payload names
+// the fallback log rollback.log, which is another file only if the plan gives the
+// step's log another name.
 func (s *stepRun) rollbackFailed(log *artifacts.Log, failure *Failure) *Failure {
 	fallback := string(s.step) + ".log"
 	if log.Path() == fallback {

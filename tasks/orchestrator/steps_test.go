@@ -34,7 +34,7 @@ func digest(t testing.TB, path string) (string, int64) {
 	return hex.EncodeToString(hash.Sum(nil)), size
 }
 
-// reference is a run as MoonMind's own worker left it.
+// reference is a run of MoonMind's own worker.
 type reference struct {
 	Plan []struct {
 		Steps []map[string]any `json:"steps"`
@@ -70,9 +70,9 @@ func readReference(t testing.TB, name string) reference {
 	return r
 }
 
-// asReference sets the bench up so that commands say what they said in the
-// reference run: compose speaks on stderr.
-func (b *bench) asReference(r reference, health string) {
+// asReference installs programs with the output of the reference run, in which
+// compose writes to stderr.
+func (b *testEnv) asReference(r reference, health string) {
 	b.t.Helper()
 	b.repository()
 	for _, step := range []string{"build", "restart"} {
@@ -108,9 +108,9 @@ func compact(t testing.TB, text json.RawMessage) string {
 	return string(out)
 }
 
-func TestStepsLeaveWhatTheReferenceRunLeft(t *testing.T) {
+func TestStepsRecordWhatTheReferenceRunHas(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	service := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer service.Close()
 	r := readReference(t, "api_ok.json")
@@ -133,7 +133,7 @@ func TestStepsLeaveWhatTheReferenceRunLeft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Key order counts: the decoded result in the fixture has Python's.
+		// The order of keys matters: the fixture has Python's.
 		var want strings.Builder
 		encoder := json.NewEncoder(&want)
 		if err := encoder.Encode(r.Results[i].Decoded); err != nil {
@@ -148,9 +148,9 @@ func TestStepsLeaveWhatTheReferenceRunLeft(t *testing.T) {
 	same(t, "registered", strings.Join(registered, " "), strings.Join(want, " "))
 }
 
-func TestAFailedVerifyAndItsRollbackLeaveWhatTheReferenceRunLeft(t *testing.T) {
+func TestAFailedVerifyAndItsRollbackRecordWhatTheReferenceRunHas(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	service := httptest.NewServer(http.NotFoundHandler())
 	defer service.Close()
 	r := readReference(t, "verify_times_out.json")
@@ -162,8 +162,8 @@ func TestAFailedVerifyAndItsRollbackLeaveWhatTheReferenceRunLeft(t *testing.T) {
 	if outcome.Payload != nil {
 		t.Errorf("payload %s, want none", outcome.Payload)
 	}
-	// The number of attempts is ours: pauses begin small and never pass the
-	// deadline.
+	// The number of attempts differs from upstream's: pauses grow, and none passes
+	// the deadline.
 	lines := strings.Split(b.artifact("verify.log"), "\n")
 	for i, line := range lines[:len(lines)-1] {
 		same(t, "line", line, fmt.Sprintf("Attempt %d: status=404", i+1))
@@ -181,7 +181,7 @@ func TestAFailedVerifyAndItsRollbackLeaveWhatTheReferenceRunLeft(t *testing.T) {
 
 func TestAnalyze(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze", "parameters": {"instruction": " a\r\nb\t", "logArtifact": "x/y.log"}}]`)
 	result, outcome := b.succeed("analyze")
 	same(t, "log", b.artifact("x/y.log"), "Instruction: a  b\nTarget service: api")
@@ -208,7 +208,7 @@ func TestBadPlansAreRecordedWithoutArtifacts(t *testing.T) {
 	} {
 		t.Run(test.text, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newTestEnv(t)
 			b.plan(test.plan)
 			b.steps.run.TargetService = test.service
 			failure, outcome := b.fail("analyze")
@@ -232,7 +232,7 @@ func TestCommandsOfPlansAreChecked(t *testing.T) {
 		{`{"a": 1}`, "Command must be a sequence of strings"},
 		{`["git", 5]`, "Command sequences must contain only strings"},
 	} {
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.plan(`[{"name": "build", "parameters": {"command": ` + test.command + `, "logArtifact": "other.log"}}]`)
 		failure, outcome := b.fail("build")
 		same(t, "text", failure.Error(), test.text)
@@ -240,7 +240,7 @@ func TestCommandsOfPlansAreChecked(t *testing.T) {
 		same(t, "payload", string(outcome.Payload), `{"log":"build.log"}`)
 		same(t, "log", b.artifact("build.log"), "build step failed while executing orchestrator command.\n"+test.text)
 	}
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "patch", "parameters": {"commands": [[]]}}]`)
 	failure, _ := b.fail("patch")
 	same(t, "text", failure.Error(), "Command sequence must not be empty (see patch.log)")
@@ -260,7 +260,7 @@ func TestPrograms(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newTestEnv(t)
 			if test.python != "" {
 				b.program("python", test.python)
 			}
@@ -275,7 +275,7 @@ func TestPrograms(t *testing.T) {
 	}
 	t.Run("skill without Python", func(t *testing.T) {
 		t.Parallel()
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.config.Environ = []string{"PATH=" + b.bin}
 		b.plan(`[{"name": "build", "parameters": {"command": ` + skill + `}}]`)
 		failure, _ := b.fail("build")
@@ -283,7 +283,7 @@ func TestPrograms(t *testing.T) {
 	})
 	t.Run("not allowed, where a flag says what is", func(t *testing.T) {
 		t.Parallel()
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.config.SettingName = func(variable string) string {
 			return map[string]string{"MM_ORCHESTRATOR_ALLOWED_PROGRAMS": "--allowed-programs"}[variable]
 		}
@@ -293,7 +293,7 @@ func TestPrograms(t *testing.T) {
 	})
 	t.Run("allowed by configuration", func(t *testing.T) {
 		t.Parallel()
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.config.Programs = []string{"mine"}
 		b.program("mine", "echo $1")
 		b.plan(`[{"name": "build", "parameters": {"command": ["mine", "$HOME; ls"]}}]`)
@@ -304,7 +304,7 @@ func TestPrograms(t *testing.T) {
 
 func TestAFailedBuildHasItsOutputOnceInTheLog(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `case " $* " in *" config "*) exit 1;; esac
 echo "#8 ERROR: exit code: 1" >&2; exit 17`)
 	b.plan(`[{"name": "build"}]`)
@@ -320,9 +320,9 @@ echo "#8 ERROR: exit code: 1" >&2; exit 17`)
 	same(t, "log", b.artifact("build.log"), "$ docker compose --project-name moonmind build api\nCommand docker compose --project-name moonmind build api failed with code -9")
 }
 
-func TestAServiceThatIsNotInTheComposeFileIsTold(t *testing.T) {
+func TestAServiceThatIsNotInTheComposeFileIsReported(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", `case " $* " in *" config --services "*) echo web; echo other; exit 0;; esac
 echo "no such service: api" >&2; exit 1`)
 	b.plan(`[{"name": "restart"}]`)
@@ -331,9 +331,9 @@ echo "no such service: api" >&2; exit 1`)
 		`Service "api" is not in the compose file of project moonmind. Services there: other, web. The plan was made for another project, or COMPOSE_FILE points elsewhere (see restart.log)`)
 }
 
-func TestRestartTellsItsTimeout(t *testing.T) {
+func TestRestartReportsItsTimeout(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", "")
 	for parameter, want := range map[string]string{`60`: " (timeout 60s)", `0`: "", `"5"`: " (timeout 5s)", `1.9`: " (timeout 1s)"} {
 		b.plan(`[{"name": "restart", "parameters": {"restartTimeoutSeconds": ` + parameter + `}}]`)
@@ -342,9 +342,9 @@ func TestRestartTellsItsTimeout(t *testing.T) {
 	}
 }
 
-func TestAMissingWorkspaceIsTold(t *testing.T) {
+func TestAMissingWorkspaceIsReported(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "patch", "parameters": {"workspace": "no/where", "commands": [["git", "status"]]}}]`)
 	failure, _ := b.fail("patch")
 	same(t, "text", failure.Error(), "Workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is (see patch.log)")
@@ -352,7 +352,7 @@ func TestAMissingWorkspaceIsTold(t *testing.T) {
 
 func TestRestartFailsWhenOtherServicesChange(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", "")
 	b.config.Engine = &fakeEngine{containers: func(call int, _ string) ([]compose.Container, error) {
 		ids := []string{"0123456789abcdef", "aaa"}
@@ -363,14 +363,14 @@ func TestRestartFailsWhenOtherServicesChange(t *testing.T) {
 	}}
 	b.plan(`[{"name": "restart"}]`)
 	failure, _ := b.fail("restart")
-	same(t, "text", failure.Error(), "Restart of service api changed other services of project moonmind too: other (container 0123456789ab is gone) (see restart.log)")
+	same(t, "text", failure.Error(), "Restart of service api changed other services of project moonmind too: other (container 0123456789ab was removed) (see restart.log)")
 }
 
 func TestRollback(t *testing.T) {
 	t.Parallel()
 	t.Run("nothing to do", func(t *testing.T) {
 		t.Parallel()
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.plan(`[{"name": "rollback"}]`)
 		_, outcome := b.succeed("rollback")
 		same(t, "log", b.artifact("rollback.log"), "No rollback actions executed.")
@@ -381,7 +381,7 @@ func TestRollback(t *testing.T) {
 	t.Run("a failure keeps what ran before", func(t *testing.T) {
 		t.Parallel()
 		for _, log := range []string{"rollback.log", "mine.log"} {
-			b := newBench(t)
+			b := newTestEnv(t)
 			b.program("docker", `echo "no space left on device" >&2; exit 1`)
 			b.program("git", `echo "HEAD is now at 91c0aa4"`)
 			b.plan(`[{"name": "rollback", "parameters": {"logArtifact": "` + log + `", "strategies": [
@@ -407,7 +407,7 @@ func TestRollback(t *testing.T) {
 
 func TestPatch(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.Artifacts.Base = filepath.Join(b.workspace, "var/artifacts")
 	b.base = b.config.Artifacts.Base
 	b.repository()
@@ -434,7 +434,7 @@ func TestPatch(t *testing.T) {
 
 func TestPatchRefusesOtherFiles(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.repository()
 	b.file("docs/notes.md", "x")
 	b.file("README", "changed")
@@ -452,7 +452,7 @@ func TestPatchRefusesOtherFiles(t *testing.T) {
 
 func TestPatchWorksWithoutACommit(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.git("init", "-q", "-b", "main")
 	b.file("pyproject.toml", "x\n")
 	b.plan(`[{"name": "patch", "parameters": {}}]`)
@@ -463,7 +463,7 @@ func TestPatchWorksWithoutACommit(t *testing.T) {
 
 func TestPatchInASubdirectoryNamesFilesFromThere(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.repository()
 	b.file("sub/pyproject.toml", "x\n")
 	b.git("add", ".")
@@ -479,7 +479,7 @@ func TestPatchInASubdirectoryNamesFilesFromThere(t *testing.T) {
 
 func TestPatchFailsOutsideARepository(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.Environ = append(b.config.Environ, "GIT_CEILING_DIRECTORIES="+filepath.Dir(b.workspace))
 	b.plan(`[{"name": "patch", "parameters": {}}]`)
 	failure, outcome := b.fail("patch")
@@ -513,7 +513,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 			forms = append(forms, secret, base64.StdEncoding.EncodeToString([]byte(secret)), url.QueryEscape(secret))
 		}
 	}
-	b := newBench(t, environ...)
+	b := newTestEnv(t, environ...)
 	b.repository()
 	all := strings.Join(forms, " ")
 	b.file("pyproject.toml", all+"\n")
@@ -568,7 +568,7 @@ func TestGitTrustsTheWorkspaceOfAnotherUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Log("not root: the repository stays our own")
 	}
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.repository()
 	if os.Getuid() == 0 {
 		err := filepath.WalkDir(b.workspace, func(path string, _ os.DirEntry, err error) error {
@@ -586,9 +586,9 @@ func TestGitTrustsTheWorkspaceOfAnotherUser(t *testing.T) {
 	same(t, "log", b.artifact("patch.log"), "git status --short")
 }
 
-func TestHandlersArePanicProof(t *testing.T) {
+func TestAPanicFailsTheStep(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.program("docker", "")
 	b.config.Engine = &fakeEngine{containers: func(int, string) ([]compose.Container, error) { panic("boom") }}
 	b.plan(`[{"name": "restart"}]`)
@@ -601,7 +601,7 @@ func TestHandlersArePanicProof(t *testing.T) {
 
 func TestUpstreamsCountOfAttempts(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	var calls atomic.Int32
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		switch calls.Add(1) {

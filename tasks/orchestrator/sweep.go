@@ -16,8 +16,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// Broker is what parked messages need of the engine. [worker.Worker] is it;
-// its methods say what they promise.
+// Broker is the part of [worker.Worker] that the sweep uses. The methods are
+// documented there.
 type Broker interface {
 	Publish(ctx context.Context, message protocol.Publishing) error
 	QueueDepth(ctx context.Context, queue string) (int, error)
@@ -25,28 +25,27 @@ type Broker interface {
 	Unacked() []*protocol.Message
 }
 
-// publishTimeout bounds the publication of one parked message. Should the
-// broker be away for longer, the next sweep tries again.
+// publishTimeout bounds the publication of one parked message. If the broker is
+// unavailable for longer, the next sweep tries again.
 const publishTimeout = 10 * time.Second
 
-// Sweep looks after the workspaces of the queue until ctx ends, every
-// SweepInterval with some jitter. What it mends is what a crash or a fault has
-// left: in ordinary life a workspace is passed on, and the messages of the
-// next run published, by the step that ends a run.
+// Sweep checks the workspaces of the queue every SweepInterval, with some jitter,
+// until ctx ends or Leave is called. It repairs what a crash or a fault has left.
+// Without one, the step that ends a run passes its workspace on and publishes the
+// messages of the next run.
 //
-//   - Parked messages whose turn has come are published.
-//   - A workspace whose run has ended or is gone passes to the next one.
-//   - A run that has a workspace, while no worker has anything of it in hand
-//     and the queue is empty, is lost. When that has been so for LostGrace, the
-//     run fails and is rolled back; or, if only a step of it was lost whose
-//     worker is gone, and a retry waits for that, the retry goes on. It is not
-//     so while a consumer is on the queue that is no worker of this program,
-//     while anybody has a row of the run locked, or while one is at a step of
-//     any run (foreign.go).
+//   - It publishes parked messages whose turn has come.
+//   - It passes a workspace whose run has ended, or was deleted, to the next run.
+//   - It ends lost runs. A run that holds a workspace is lost if, for LostGrace,
+//     no worker of this program has a message or a claim of it and the queue is
+//     empty. Sweep fails such a run and has it rolled back. If only a step was
+//     lost with its worker, and a retry of the run waits for it, Sweep lets the
+//     retry continue instead. It does none of this while the queue has a consumer
+//     that is no worker of this program, while anybody has locked a row of the
+//     run, or while a Python worker is at a step of any run (foreign.go).
 //
-// It is called once, while the worker runs, after Register, and ends at Leave
-// too. Every worker of a queue may sweep: each act is one transaction that looks
-// again.
+// Call it once, after Register, while the worker runs. Every worker of a queue may
+// sweep: each repair is one transaction that checks its condition again.
 func (o *Orchestrator) Sweep(ctx context.Context) {
 	ctx, done, ok := o.sweeping.begin(ctx)
 	if !ok {
@@ -59,12 +58,12 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 	ctx = activity.Context(ctx)
 	for {
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
-			if text := err.Error(); text != s.told {
-				s.told = text
-				o.log.Warn("parked messages cannot be looked after, trying again", "error", err)
+			if text := err.Error(); text != s.logged {
+				s.logged = text
+				o.log.Warn("sweep has failed, trying again", "error", err)
 			}
 		} else {
-			s.told = ""
+			s.logged = ""
 		}
 		interval := o.config.SweepInterval
 		timer := time.NewTimer(interval*3/4 + rand.N(interval/2+1))
@@ -79,78 +78,82 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 	}
 }
 
-// Stuck names the steps in hand, and the sweep, that have neither moved nor
-// waited for something outside (a command, a service that is not up yet) for so
-// long, or is nil. It returns at once.
+// Stuck returns an error that names the running steps, and the sweep, that have
+// made no progress for so long although they wait for nothing outside, such as a
+// command or a service that starts. It is nil if there are none. It does not
+// block.
 func (o *Orchestrator) Stuck(after time.Duration) error { return o.stalls.Stuck(after) }
 
-// sweeper is what one call of Sweep remembers.
+// sweeper is the state of one call of Sweep.
 type sweeper struct {
 	*Orchestrator
-	// suspects are the holders that seemed lost at the last look, by
-	// workspace.
+	// suspects are the runs that seemed lost at the last sweep, by workspace.
 	suspects map[string]suspect
-	// told is the last error that was logged.
-	told string
-	// foreign are the consumers of the queue that are not ours.
+	// logged is the last error that was logged, "" after a success.
+	logged string
+	// foreign are the consumers of the queue that are no workers of this program.
 	foreign foreignConsumers
 }
 
-// suspect is a holder that seems lost. It must stay so, seen by this process
-// with an empty queue at every look, for the whole grace: after a start of all
-// workers, say, the messages of hours ago are only just being taken.
+// suspect is a run that holds a workspace and seems lost. It must seem so at every
+// sweep of this process for all of LostGrace, with an empty queue each time. What
+// the database says of the past is not enough: after a start of all workers, for
+// instance, they only begin to take messages that are hours old.
 //
-// Whatever is done with the run in that time begins the suspicion anew: Python's
-// worker, which says nothing of what it has in hand, is known by its commits.
+// Any change to the run restarts the grace: its commits are the only trace of a
+// Python worker.
 type suspect struct {
-	runID   string
+	runID string
+	// seenAt and version are those of [store.WorkspaceState].
 	seenAt  time.Time
 	version string
-	since   time.Time
+	// since is when this process first saw the run like this.
+	since time.Time
 }
 
-// mend is what a sweep does about a workspace.
-type mend int
+// repair is what a sweep does to a workspace.
+type repair int
 
 const (
-	mendNothing mend = iota
-	// mendPass: nobody holds it, or a run that has no more use for it.
-	mendPass
-	// mendIdle: nothing of the holder is anywhere to be seen but, perhaps, in
-	// the queue.
-	mendIdle
+	repairNothing repair = iota
+	// repairPass: no run holds it, or one that does not need it any more. It is
+	// passed to the next run.
+	repairPass
+	// repairIdle: no worker has a message or claim of the run that holds it, but
+	// the queue may have one. If that lasts, the run is lost.
+	repairIdle
 )
 
-// mendingOf says what is to be done about a workspace. Pure.
-func mendingOf(w store.WorkspaceState) mend {
+// repairOf decides what a sweep does to a workspace. Pure.
+func repairOf(w store.WorkspaceState) repair {
 	switch {
 	case w.RunID == "" && w.Waiting > 0, w.RunID != "" && !w.RunGoesOn:
-		return mendPass
+		return repairPass
 	case w.RunID == "", w.Working, w.Parked > 0 && !w.Blocked:
-		return mendNothing
+		return repairNothing
 	}
 	switch w.RunStatus {
 	case store.RunRunning, store.RunFailed, store.RunPending:
-		return mendIdle
+		return repairIdle
 	}
-	// One that waits for approval keeps what it has done so far.
-	return mendNothing
+	// A run that waits for approval keeps its workspace, with what it has done.
+	return repairNothing
 }
 
 func (s *sweeper) sweep(ctx context.Context) error {
-	// Each time: the row may be lost with the schema, or with the session.
+	// At every sweep: the row is lost with the schema and with the session.
 	if err := s.config.Steps.RegisterWorker(ctx, s.config.Queue); err != nil {
 		return err
 	}
-	foreignErr := s.findForeign(ctx)
-	s.tellForeign()
-	var inHand []string
+	foreignErr := s.countForeign(ctx)
+	s.logForeign()
+	var unacked []string
 	for _, m := range s.broker.Unacked() {
 		if run := runOf(m); run != "" {
-			inHand = append(inHand, run)
+			unacked = append(unacked, run)
 		}
 	}
-	list, err := s.config.Steps.ListWorkspaces(ctx, s.config.Queue, inHand)
+	list, err := s.config.Steps.ListWorkspaces(ctx, s.config.Queue, unacked)
 	if err != nil {
 		return err
 	}
@@ -158,11 +161,11 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	parked, still := false, map[string]suspect{}
 	for _, w := range list {
 		parked = parked || w.Parked+w.Waiting > 0
-		switch mendingOf(w) {
-		case mendPass:
+		switch repairOf(w) {
+		case repairPass:
 			err = s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID)
-		case mendIdle:
-			err = s.idle(ctx, w, still)
+		case repairIdle:
+			err = s.checkIdle(ctx, w, still)
 		default:
 			err = nil
 		}
@@ -170,13 +173,14 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	}
 	s.suspects = still
 	if parked {
-		problems = append(problems, s.unpark(ctx))
+		problems = append(problems, s.publishParked(ctx))
 	}
 	return errors.Join(problems...)
 }
 
-// idle keeps or confirms the suspicion that a holder is lost.
-func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[string]suspect) error {
+// checkIdle adds an idle run to the suspects still, or ends it if it has been one
+// for LostGrace.
+func (s *sweeper) checkIdle(ctx context.Context, w store.WorkspaceState, still map[string]suspect) error {
 	if !s.foreign.none() || w.LongStep {
 		return nil
 	}
@@ -193,14 +197,14 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	if now.Sub(before.since) < s.config.LostGrace || w.Idle < s.config.LostGrace {
 		return nil
 	}
-	// Somebody may have come since, and taken a message before the queue was
-	// found empty.
-	if err := s.findForeign(ctx); err != nil || !s.foreign.none() {
+	// Count again: a foreign consumer may have started after the first count, and
+	// have taken a message before the queue was found empty.
+	if err := s.countForeign(ctx); err != nil || !s.foreign.none() {
 		delete(still, w.Workspace)
 		return err
 	}
 	found := store.Suspect{Workspace: w.Workspace, Queue: s.config.Queue, RunID: w.RunID, Version: before.version, Grace: s.config.LostGrace}
-	err = s.end(ctx, w, found)
+	err = s.endLost(ctx, w, found)
 	if errors.Is(err, store.ErrLocked) {
 		delete(still, w.Workspace)
 		return nil
@@ -208,15 +212,15 @@ func (s *sweeper) idle(ctx context.Context, w store.WorkspaceState, still map[st
 	return err
 }
 
-// end is what becomes of a run that is lost.
-func (s *sweeper) end(ctx context.Context, w store.WorkspaceState, found store.Suspect) error {
+// endLost fails a lost run, or lets the rest of it continue.
+func (s *sweeper) endLost(ctx context.Context, w store.WorkspaceState, found store.Suspect) error {
 	switch {
 	case w.Blocked:
 		if err := s.config.Steps.FreeClaims(ctx, found); err != nil {
 			return err
 		}
-		s.log.Warn("a step was lost with its worker, the other steps of its run go on", "run_id", found.RunID)
-		return s.unpark(ctx)
+		s.log.Warn("a step was lost with its worker, the other steps of its run continue", "run_id", found.RunID)
+		return s.publishParked(ctx)
 	case w.RunStatus == store.RunPending:
 		return s.config.Steps.PassPending(ctx, found)
 	}
@@ -228,7 +232,7 @@ func (s *sweeper) end(ctx context.Context, w store.WorkspaceState, found store.S
 	faultpoint.Hit(faultpoint.LostFailed, found.RunID, string(lost.Step))
 	log := s.log.With("run_id", found.RunID)
 	if lost.Step == "" {
-		log.Warn("the rollback's message was lost and is sent again")
+		log.Warn("message of the rollback was lost, it is sent again")
 	} else {
 		log.Error("run was lost", "step", string(lost.Step), "rollback", lost.RollbackSent, "error", lost.Message)
 		s.config.Metrics.StepFinished(string(lost.Step), false, 0)
@@ -238,18 +242,18 @@ func (s *sweeper) end(ctx context.Context, w store.WorkspaceState, found store.S
 			s.config.Metrics.RunStatus(string(lost.Finished.Status))
 		}
 	}
-	return s.unpark(ctx)
+	return s.publishParked(ctx)
 }
 
-// unpark publishes every parked message whose turn has come.
-func (o *Orchestrator) unpark(ctx context.Context) error {
+// publishParked publishes every parked message whose turn has come.
+func (o *Orchestrator) publishParked(ctx context.Context) error {
 	for {
 		messages, err := o.config.Steps.TakeParked(ctx, o.config.Queue)
 		if err != nil || len(messages) == 0 {
 			return err
 		}
 		for i, m := range messages {
-			if err := o.publishParked(ctx, m); err != nil {
+			if err := o.publishOneParked(ctx, m); err != nil {
 				for _, kept := range messages[i:] {
 					err = errors.Join(err, o.config.Steps.KeepParked(context.WithoutCancel(ctx), kept.ID))
 				}
@@ -259,9 +263,9 @@ func (o *Orchestrator) unpark(ctx context.Context) error {
 	}
 }
 
-// publishParked gives one message back to the broker. A crash in between
-// leaves it in both places, which is harmless.
-func (o *Orchestrator) publishParked(ctx context.Context, m store.ParkedMessage) error {
+// publishOneParked publishes one message and deletes its row. A crash in between
+// leaves both, which is harmless: the step ignores the duplicate.
+func (o *Orchestrator) publishOneParked(ctx context.Context, m store.ParkedMessage) error {
 	stall.FromContext(ctx).Progress("")
 	faultpoint.Hit(faultpoint.ParkedTaken, m.RunID, string(m.Step))
 	publish, cancel := context.WithTimeout(ctx, publishTimeout)
@@ -270,25 +274,25 @@ func (o *Orchestrator) publishParked(ctx context.Context, m store.ParkedMessage)
 		return err
 	}
 	faultpoint.Hit(faultpoint.ParkedPublished, m.RunID, string(m.Step))
-	o.log.Info("parked message is back in the queue", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
+	o.log.Info("parked message returned to the queue", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
 		"why", string(m.Why), "waited", max(0, time.Since(m.Since)).Round(time.Millisecond))
 	return o.config.Steps.DropParked(context.WithoutCancel(ctx), m.ID)
 }
 
-// unparkNow publishes at the end of a step what it has let in. What it cannot,
-// the sweep does.
-func (o *Orchestrator) unparkNow(ctx context.Context, log *slog.Logger) {
+// publishReady publishes at the end of a step the parked messages that have waited
+// for it. If it fails, the next sweep publishes them.
+func (o *Orchestrator) publishReady(ctx context.Context, log *slog.Logger) {
 	if o.broker == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 	defer cancel()
-	if err := o.unpark(ctx); err != nil {
+	if err := o.publishParked(ctx); err != nil {
 		log.Warn("parked messages cannot be published yet", "error", err)
 	}
 }
 
-// runOf is the run that a message is about, "" if it is about none.
+// runOf returns the id of the run that a message belongs to, "" for none.
 func runOf(m *protocol.Message) string {
 	if m.Task != TaskExecutePlanStep {
 		return ""
@@ -309,9 +313,9 @@ func canonicalID(id string) string {
 	return strings.ToLower(strings.Trim(strings.TrimPrefix(id, "urn:uuid:"), "{}"))
 }
 
-// rollbackMessage is what the worker of a failed step would have published
-// (docs/moonmind.md#the-chain): protocol 2, with a task id of its own, and
-// nothing follows it.
+// rollbackMessage makes the message that the worker of a failed step would have
+// published (docs/moonmind.md#the-chain): protocol 2, with a new task id and no
+// message that follows it.
 func (s *sweeper) rollbackMessage(run store.Run, rootTaskID, parentTaskID string) (string, protocol.Delivery, error) {
 	args := make([]json.RawMessage, 2)
 	for i, text := range []string{run.ID, string(store.StepRollback)} {

@@ -18,7 +18,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-func TestMendingOf(t *testing.T) {
+func TestRepairOf(t *testing.T) {
 	t.Parallel()
 	running := store.WorkspaceState{RunID: "r", RunStatus: store.RunRunning, RunGoesOn: true}
 	with := func(change func(*store.WorkspaceState)) store.WorkspaceState {
@@ -29,23 +29,23 @@ func TestMendingOf(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		seen store.WorkspaceState
-		want mend
+		want repair
 	}{
-		{"nobody's, nobody waits", store.WorkspaceState{}, mendNothing},
-		{"nobody's, somebody waits", store.WorkspaceState{Waiting: 1}, mendPass},
-		{"the run was deleted", store.WorkspaceState{RunID: "r"}, mendPass},
-		{"the run has ended", store.WorkspaceState{RunID: "r", RunStatus: store.RunSucceeded}, mendPass},
-		{"between two steps", running, mendIdle},
-		{"in a step", with(func(w *store.WorkspaceState) { w.Working = true }), mendNothing},
-		{"its message is parked", with(func(w *store.WorkspaceState) { w.Parked = 1 }), mendNothing},
-		{"its message is parked behind a step of it", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked, w.Working = 1, true, true }), mendNothing},
-		{"its message is parked behind a worker that is gone", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked = 1, true }), mendIdle},
-		{"others wait", with(func(w *store.WorkspaceState) { w.Waiting = 7 }), mendIdle},
-		{"its rollback is to come", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunFailed }), mendIdle},
-		{"let in, not begun", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunPending }), mendIdle},
-		{"waits for approval", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunAwaitingApproval }), mendNothing},
+		{"no holder, no run waits", store.WorkspaceState{}, repairNothing},
+		{"no holder, a run waits", store.WorkspaceState{Waiting: 1}, repairPass},
+		{"the run was deleted", store.WorkspaceState{RunID: "r"}, repairPass},
+		{"the run has ended", store.WorkspaceState{RunID: "r", RunStatus: store.RunSucceeded}, repairPass},
+		{"between two steps", running, repairIdle},
+		{"in a step", with(func(w *store.WorkspaceState) { w.Working = true }), repairNothing},
+		{"its message is parked", with(func(w *store.WorkspaceState) { w.Parked = 1 }), repairNothing},
+		{"its message is parked behind a step of it", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked, w.Working = 1, true, true }), repairNothing},
+		{"its message is parked behind a dead worker", with(func(w *store.WorkspaceState) { w.Parked, w.Blocked = 1, true }), repairIdle},
+		{"others wait", with(func(w *store.WorkspaceState) { w.Waiting = 7 }), repairIdle},
+		{"its rollback follows", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunFailed }), repairIdle},
+		{"granted the workspace, not begun", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunPending }), repairIdle},
+		{"waits for approval", with(func(w *store.WorkspaceState) { w.RunStatus = store.RunAwaitingApproval }), repairNothing},
 	} {
-		if got := mendingOf(c.seen); got != c.want {
+		if got := repairOf(c.seen); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
@@ -101,7 +101,7 @@ func TestRunOf(t *testing.T) {
 
 func TestRollbackMessageIsOneThatCeleryReads(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.config.Node = "orchestrator@test"
 	o, err := New(b.config)
 	if err != nil {
@@ -121,11 +121,11 @@ func TestRollbackMessageIsOneThatCeleryReads(t *testing.T) {
 		t.Errorf("%+v, args %s", m, m.RawArgs)
 	}
 	if again, _, _ := s.rollbackMessage(store.Run{ID: testRun}, "root", "parent"); again == id {
-		t.Error("two rollbacks with one id")
+		t.Error("two rollbacks have the same task id")
 	}
 }
 
-// fakeBroker takes messages until it has to refuse one.
+// fakeBroker accepts messages until the one that it must refuse.
 type fakeBroker struct {
 	published []protocol.Publishing
 	refuse    string // a task id
@@ -135,7 +135,7 @@ type fakeBroker struct {
 
 func (f *fakeBroker) Publish(_ context.Context, m protocol.Publishing) error {
 	if m.TaskID == f.refuse {
-		return errors.New("broker is away")
+		return errors.New("broker is unavailable")
 	}
 	f.published = append(f.published, m)
 	return nil
@@ -144,14 +144,14 @@ func (f *fakeBroker) QueueDepth(context.Context, string) (int, error) { return 0
 func (f *fakeBroker) Unacked() []*protocol.Message                    { return nil }
 func (f *fakeBroker) QueueConsumers(context.Context, string) (worker.QueueConsumers, error) {
 	if f.silent {
-		return worker.QueueConsumers{}, errors.New("broker is away")
+		return worker.QueueConsumers{}, errors.New("broker is unavailable")
 	}
 	return f.consumers, nil
 }
 
-func TestTheEndOfAStepPublishesWhatWaited(t *testing.T) {
+func TestTheEndOfAStepPublishesParkedMessages(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
 	o, err := New(b.config)
 	if err != nil {
@@ -162,7 +162,7 @@ func TestTheEndOfAStepPublishesWhatWaited(t *testing.T) {
 	for i, id := range []string{"a", "b", "c", "d"} {
 		b.steps.parked = append(b.steps.parked, store.ParkedMessage{ID: int64(i), RunID: testRun, Step: store.StepBuild, TaskID: id, Queue: "q", Body: []byte(id), Since: time.Now()})
 	}
-	b.steps.unpark = true
+	b.steps.parkedReady = true
 	if _, err := o.Execute(t.Context(), Request{RunID: testRun, Step: "analyze", TaskID: "t"}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -174,8 +174,8 @@ func TestTheEndOfAStepPublishesWhatWaited(t *testing.T) {
 	same(t, "dropped, kept", fmt.Sprint(b.steps.dropped, b.steps.kept), "[0 1] [2 3]")
 }
 
-// TestNoRunIsLostBesideForeignConsumers: who consumes the queue and is no
-// worker of this program may have a run in hand, however long it takes.
+// A consumer that is no worker of this program may have a message of any run, for
+// any time.
 func TestNoRunIsLostBesideForeignConsumers(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -196,7 +196,7 @@ func TestNoRunIsLostBesideForeignConsumers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t)
+			b := newTestEnv(t)
 			var log strings.Builder
 			b.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 			o, err := New(b.config)
@@ -218,22 +218,21 @@ func TestNoRunIsLostBesideForeignConsumers(t *testing.T) {
 			if got := len(b.steps.lost) > 0; got != c.lost {
 				t.Errorf("the run was lost: %t, want %t", got, c.lost)
 			}
-			told := 0
+			logged := 0
 			if !c.lost && !c.silent && c.consumers.Other > c.ours {
-				told = 1
+				logged = 1
 			}
-			if n := strings.Count(log.String(), "no run is found lost"); n != told || strings.Contains(log.String(), "found again") {
-				t.Errorf("told %d times, want %d:\n%s", n, told, &log)
+			if n := strings.Count(log.String(), "lost runs are not looked for"); n != logged || strings.Contains(log.String(), "looked for again") {
+				t.Errorf("logged %d times, want %d:\n%s", n, logged, &log)
 			}
 		})
 	}
 }
 
-// TestLostRunsAreFoundAgain: whatever shows that somebody may have the run
-// begins the suspicion anew, which has to last for the whole grace.
+// Every sign that somebody may have the run restarts the grace.
 func TestLostRunsAreFoundAgain(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	var log strings.Builder
 	b.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	o, err := New(b.config)
@@ -272,25 +271,26 @@ func TestLostRunsAreFoundAgain(t *testing.T) {
 		if len(b.steps.lost) > 0 {
 			t.Error("lost before the grace was over")
 		}
-		// A consumer of a moment is not told of: it is most likely ours, and new.
+		// A short difference is not logged: most likely a worker of ours has just
+		// started.
 		if log.Len() > 0 {
-			t.Errorf("told:\n%s", &log)
+			t.Errorf("logged:\n%s", &log)
 		}
 		broker.consumers.Other = 2
 		sweep(time.Hour)
 		broker.consumers.Other = 0
 		sweep(nearly)
 		if len(b.steps.lost) > 0 {
-			t.Error("lost too soon after the last foreign consumer has gone")
+			t.Error("lost too soon after the last foreign consumer has ended")
 		}
 		sweep(5 * time.Second)
 		if len(b.steps.lost) == 0 {
-			t.Error("never lost any more")
+			t.Error("not lost after the grace")
 		}
 	})
-	for text, want := range map[string]int{"no run is found lost": 1, "consumers=2": 1, "lost runs are found again": 1} {
+	for text, want := range map[string]int{"lost runs are not looked for": 1, "consumers=2": 1, "lost runs are looked for again": 1} {
 		if n := strings.Count(log.String(), text); n != want {
-			t.Errorf("%q stands %d times in the log, want %d:\n%s", text, n, want, &log)
+			t.Errorf("%q is %d times in the log, want %d:\n%s", text, n, want, &log)
 		}
 	}
 }

@@ -10,14 +10,15 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// takenOverTime is how often a running step looks whether it is still this
+// claimInterval is the time between two queries whether the step is still this
 // worker's.
-const takenOverTime = 500 * time.Millisecond
+const claimInterval = 500 * time.Millisecond
 
-// endWhenTakenOver ends the context of a step, and kills its programs, as soon
-// as the database says that another worker has the step: this one was away
-// without noticing, as a process is that was stopped. It is the second line
-// behind endWhenCutOff. Whoever else finds the claim lost calls lost.
+// endWhenTakenOver ends the context of a step, and kills its programs, as soon as
+// the database says that another worker has taken the step over. It covers what
+// endWhenCutOff cannot: a process that was suspended notices no outage. Others
+// that find the claim lost call lost, with the same effect. stop must be called
+// when the step has ended.
 func (o *Orchestrator) endWhenTakenOver(ctx context.Context, claim store.Claim) (work context.Context, lost context.CancelCauseFunc, stop func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	killed := make(chan struct{})
@@ -29,17 +30,18 @@ func (o *Orchestrator) endWhenTakenOver(ctx context.Context, claim store.Claim) 
 			cancel(cause)
 		})
 	}
-	// Also while commands are given the grace of another end.
+	// The watch does not end with ctx: commands that ctx ends have a grace, and a
+	// takeover in that time must still kill them.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ticker := time.NewTicker(takenOverTime)
+		ticker := time.NewTicker(claimInterval)
 		defer ticker.Stop()
 		for {
-			// A database that is away says nothing.
+			// An error says nothing about the claim: the database may be unavailable.
 			if has, err := o.config.Steps.HasClaim(watch, claim); err == nil && !has {
-				lost(fmt.Errorf("%w: step %s of run %s, which this worker was about", store.ErrClaimLost, claim.Step, claim.RunID))
+				lost(fmt.Errorf("%w: step %s of run %s, on which this worker was working", store.ErrClaimLost, claim.Step, claim.RunID))
 				return
 			}
 			select {

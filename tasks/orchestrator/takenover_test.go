@@ -10,16 +10,16 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// A worker that lost its step without noticing ends its command as soon as it
-// can ask, without a grace, and tells nobody how the step ended.
-func TestAWorkerThatWasRobbedUnawaresEndsItsCommand(t *testing.T) {
+// A worker that has lost its claim without noticing ends its command as soon as it
+// can ask the database, without a grace, and does not record the end of the step.
+func TestAWorkerThatLostItsClaimEndsItsCommand(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	b.repository()
 	b.config.KillGrace = time.Hour
 	b.program("docker", `trap '' TERM; touch began; sleep 600`)
 	b.plan(`[{"name": "build"}]`)
-	b.steps.robbed = func() bool {
+	b.steps.takenOver = func() bool {
 		_, err := os.Stat(filepath.Join(b.workspace, "began"))
 		return err == nil
 	}

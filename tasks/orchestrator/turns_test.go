@@ -21,12 +21,12 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// rig is a bench with a real broker and a real database. Its docker program
-// writes into a ledger, outside of everything that is tested, when a command
-// begins and ends: "begin NAME STEP". A command of which the file hold-NAME-STEP
-// exists waits until it is gone, one of fail-NAME-STEP fails.
-type rig struct {
-	*bench
+// liveEnv is a testEnv with a real broker and a real database. Its docker program
+// writes a line to a ledger file when a command begins and ends, such as "begin
+// NAME STEP". A command waits while the file hold-NAME-STEP exists, and fails if
+// fail-NAME-STEP exists.
+type liveEnv struct {
+	*testEnv
 	url   string
 	db    *storetest.Database
 	runs  int
@@ -42,9 +42,9 @@ while [ -e "hold-$2-$1" ]; do sleep 0.02; done
 echo "end $2 $1" >> ledger
 [ ! -e "fail-$2-$1" ]`
 
-func newRig(t *testing.T) *rig {
+func newLiveEnv(t *testing.T) *liveEnv {
 	t.Helper()
-	r := &rig{bench: newBench(t), url: devenv.Broker(t), db: storetest.New(t), names: map[string]string{}}
+	r := &liveEnv{testEnv: newTestEnv(t), url: devenv.Broker(t), db: storetest.New(t), names: map[string]string{}}
 	r.program("docker", ledgerScript)
 	config := worker.Config{Broker: r.url, Queues: []string{"elsewhere"}, Logger: workertest.Logger(t)}
 	w, err := worker.New(config)
@@ -62,9 +62,8 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-// worker starts a worker with its own connections. sweep says whether it looks
-// after what is parked.
-func (r *rig) worker(t *testing.T, name string, slots int, sweep bool) {
+// worker starts a worker with its own connections. sweep says whether it sweeps.
+func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) {
 	t.Helper()
 	s := r.db.Open(t, func(c *store.Config) {
 		c.Worker, c.Connections, c.TakeoverGrace = name, slots+1, 10*time.Millisecond
@@ -91,10 +90,10 @@ func (r *rig) worker(t *testing.T, name string, slots int, sweep bool) {
 	t.Cleanup(func() { stop(); group.Wait() })
 }
 
-// create makes a run with a plan of build, restart and rollback, each of which
-// is a command that the ledger knows by name. A workspace elsewhere may be
-// given.
-func (r *rig) create(t *testing.T, name, priority, workspace string) string {
+// create makes a run with a plan of build, restart and rollback. Each is one
+// command, which the ledger has by the name of run and step. workspace may name
+// another directory than the repository's root.
+func (r *liveEnv) create(t *testing.T, name, priority, workspace string) string {
 	t.Helper()
 	r.runs++
 	id := fmt.Sprintf("00000000-0000-4000-8000-%012d", r.runs)
@@ -116,7 +115,7 @@ func (r *rig) create(t *testing.T, name, priority, workspace string) string {
 		t.Fatal(err)
 	}
 	r.db.Create(t, storetest.Seed{ID: id, Priority: priority, Plan: plan, ArtifactRoot: filepath.Join(r.base, id)})
-	// In the order of creation, however quick that is.
+	// The order of runs is that of their creation, however quick that is.
 	r.db.Rows(t, fmt.Sprintf(`UPDATE orchestrator_runs SET queued_at = now() - interval '1 hour' + interval '%d seconds' WHERE id = $1 RETURNING id`, r.runs), id)
 	r.names[name] = id
 	return id
@@ -124,7 +123,7 @@ func (r *rig) create(t *testing.T, name, priority, workspace string) string {
 
 // chain is the message with which MoonMind's API submits a run
 // (docs/moonmind.md#the-chain), of the steps given.
-func (r *rig) chain(t *testing.T, name string, steps ...string) protocol.Publishing {
+func (r *liveEnv) chain(t *testing.T, name string, steps ...string) protocol.Publishing {
 	t.Helper()
 	run := r.names[name]
 	signature := func(step string, options map[string]any) map[string]any {
@@ -143,27 +142,27 @@ func (r *rig) chain(t *testing.T, name string, steps ...string) protocol.Publish
 	return workertest.Message("q", TaskExecutePlanStep, workertest.Args(run, steps[0]), nil, options...)
 }
 
-// mark makes a file of the docker program's, clear removes it.
-func (r *rig) mark(t *testing.T, name string) {
+// mark makes a file that the docker program looks for, clear removes it.
+func (r *liveEnv) mark(t *testing.T, name string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(r.bin, name), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (r *rig) clear(t *testing.T, name string) {
+func (r *liveEnv) clear(t *testing.T, name string) {
 	t.Helper()
 	if err := os.Remove(filepath.Join(r.bin, name)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (r *rig) ledger() []string {
+func (r *liveEnv) ledger() []string {
 	data, _ := os.ReadFile(filepath.Join(r.bin, "ledger"))
 	return strings.FieldsFunc(string(data), func(c rune) bool { return c == '\n' })
 }
 
-func (r *rig) await(t *testing.T, what string, condition func() bool) {
+func (r *liveEnv) await(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(40 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -174,7 +173,7 @@ func (r *rig) await(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-func (r *rig) count(t *testing.T, sql string) int {
+func (r *liveEnv) count(t *testing.T, sql string) int {
 	t.Helper()
 	n, _ := r.db.Rows(t, sql)[0]["n"].(float64)
 	return int(n)
@@ -183,9 +182,9 @@ func (r *rig) count(t *testing.T, sql string) int {
 const unfinished = `SELECT count(*) AS n FROM orchestrator_runs AS r WHERE status <> 'rolled_back' AND NOT EXISTS (
 	SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = r.id AND c.step = 'restart' AND c.outcome IS NOT NULL)`
 
-// checkTurns says that at no time two runs were in the workspace: from the
-// first command of a run to its last, the ledger knows no other.
-func (r *rig) checkTurns(t *testing.T) (order []string) {
+// checkTurns checks that never two runs used the workspace: between the first and
+// the last command of a run, the ledger has no command of another.
+func (r *liveEnv) checkTurns(t *testing.T) (order []string) {
 	t.Helper()
 	open := ""
 	for _, line := range r.ledger() {
@@ -193,7 +192,7 @@ func (r *rig) checkTurns(t *testing.T) (order []string) {
 		what, run, step := words[0], words[1], words[2]
 		if len(order) == 0 || order[len(order)-1] != run {
 			if slices.Contains(order, run) {
-				t.Errorf("run %s comes again after others: %q", run, r.ledger())
+				t.Errorf("run %s continues after others: %q", run, r.ledger())
 			}
 			order = append(order, run)
 		}
@@ -211,7 +210,7 @@ func (r *rig) checkTurns(t *testing.T) (order []string) {
 
 func TestRunsTakeTurns(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	for n := range 4 {
 		r.worker(t, fmt.Sprint("worker", n), 1+n%2, true)
 	}
@@ -231,7 +230,7 @@ func TestRunsTakeTurns(t *testing.T) {
 			r.mark(t, "fail-"+name+"-build")
 		}
 	}
-	// The first is held in its first step until all others wait.
+	// The first step of the first run waits until all other runs are parked.
 	r.mark(t, "hold-n0-build")
 	r.publish(r.chain(t, "n0", "build", "restart"))
 	r.await(t, "the first run begins", func() bool { return len(r.ledger()) == 1 })
@@ -264,9 +263,9 @@ func TestRunsTakeTurns(t *testing.T) {
 	}
 }
 
-func TestTwoWorkspacesGoOnSideBySide(t *testing.T) {
+func TestTwoWorkspacesWorkAtTheSameTime(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	r.worker(t, "one", 1, false)
 	r.worker(t, "two", 1, false)
 	r.create(t, "here", "normal", "")
@@ -288,11 +287,10 @@ func TestTwoWorkspacesGoOnSideBySide(t *testing.T) {
 	r.await(t, "all end", func() bool { return r.count(t, unfinished) == 0 })
 }
 
-// TestSweepMendsACrash: a worker ended a run and died before it published what
-// waited.
-func TestSweepMendsACrash(t *testing.T) {
+// A worker has ended a run and died before it published the parked messages.
+func TestSweepRepairsACrash(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	r.create(t, "ended", "normal", "")
 	r.create(t, "waits", "normal", "")
 	dying := r.db.Open(t, func(c *store.Config) { c.Worker = "dying" })
@@ -313,7 +311,7 @@ func TestSweepMendsACrash(t *testing.T) {
 	r.await(t, "nothing is parked", func() bool { return r.count(t, `SELECT count(*) AS n FROM mm_orchestrator.parked`) == 0 })
 }
 
-func (r *rig) begin(t *testing.T, s *store.Store, name, step string) store.Decision {
+func (r *liveEnv) begin(t *testing.T, s *store.Store, name, step string) store.Decision {
 	t.Helper()
 	m := r.chain(t, name, step)
 	if step == "build" {
@@ -330,8 +328,8 @@ func (r *rig) begin(t *testing.T, s *store.Store, name, step string) store.Decis
 	return decision
 }
 
-// run does a step without its command.
-func (r *rig) run(t *testing.T, s *store.Store, name, step string) {
+// run begins and ends a step in the database, without its command.
+func (r *liveEnv) run(t *testing.T, s *store.Store, name, step string) {
 	t.Helper()
 	claim := r.begin(t, s, name, step).(store.Start).Claim
 	if _, err := s.FinishStep(t.Context(), claim, store.Outcome{Status: store.StepSucceeded, FinishedAt: time.Now()}); err != nil {
@@ -339,10 +337,10 @@ func (r *rig) run(t *testing.T, s *store.Store, name, step string) {
 	}
 }
 
-// TestLostRunEndsAndLetsOthersIn: its chain breaks off, as after a purge.
-func TestLostRunEndsAndLetsOthersIn(t *testing.T) {
+// The next message of a run is lost, as after a purge of the queue.
+func TestALostRunEndsAndFreesItsWorkspace(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	r.config.LostGrace = 700 * time.Millisecond
 	r.create(t, "lost", "normal", "")
 	r.create(t, "next", "normal", "")
@@ -350,7 +348,7 @@ func TestLostRunEndsAndLetsOthersIn(t *testing.T) {
 	r.mark(t, "hold-lost-build")
 	r.worker(t, "one", 1, true)
 	r.worker(t, "two", 1, true)
-	// Its restart goes to a queue that nobody consumes.
+	// The message of its restart goes to a queue that nobody consumes.
 	breaks := r.chain(t, "lost", "build", "restart")
 	breaks.Body = bytes.Replace(breaks.Body, []byte(`"task_id": "lost-restart"`), []byte(`"task_id": "lost-restart", "queue": "nowhere"`), 1)
 	r.publish(breaks)
@@ -368,11 +366,11 @@ func TestLostRunEndsAndLetsOthersIn(t *testing.T) {
 	same(t, "a run that never began", fmt.Sprint(r.db.Run(t, untouched)["status"]), "pending")
 }
 
-// TestPoisonIsGivenUp: a step that has killed three workers fails with the
-// reason, its run is rolled back, and its message is gone.
-func TestPoisonIsGivenUp(t *testing.T) {
+// A step that has killed three workers fails with that reason, its run is rolled
+// back, and its message is acknowledged.
+func TestAStepThatKillsWorkersFails(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := newLiveEnv(t)
 	id := r.create(t, "poison", "normal", "")
 	for range 3 {
 		dying := r.db.Open(t, func(c *store.Config) { c.Worker, c.TakeoverGrace = "dying", 10*time.Millisecond })

@@ -13,31 +13,31 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 )
 
-// firstPause is the first pause between two looks at a service; it doubles up
-// to the plan's interval.
+// firstPause is the first pause between two attempts. Pauses double up to the
+// plan's interval.
 const firstPause = 500 * time.Millisecond
 
-// lastPause ends the loop: with less than this left, no further look is of
-// use.
+// lastPause is the least time before the deadline in which another attempt is
+// made.
 const lastPause = 100 * time.Millisecond
 
-// maxPhase bounds each phase of a request.
+// maxPhase bounds each phase of a request, such as connect or answer.
 const maxPhase = 10 * time.Second
 
-// logTail is how many lines of a container's log an error tells.
+// logTail is how many lines of a container's log an error message has.
 const logTail = 20
 
-// A healthCheck is the plan's, with defaults (docs/moonmind.md#the-plan).
+// A healthCheck is that of the plan, with defaults (docs/moonmind.md#the-plan).
 type healthCheck struct {
 	url      string
 	method   string
 	expected int
-	// timeout in seconds, as texts show it.
+	// timeout is in seconds.
 	timeout  int
 	interval time.Duration
 }
 
-// healthCheck reads the parameter; nil means that the plan has none.
+// healthCheck reads the parameter of that name. Nil means that the plan has none.
 func (s *stepRun) healthCheck() (*healthCheck, *Failure) {
 	value := s.params["healthcheck"]
 	if falsy(value) {
@@ -67,31 +67,31 @@ func (s *stepRun) healthCheck() (*healthCheck, *Failure) {
 	return &check, nil
 }
 
-// verify waits until the service answers and its containers are well
-// (docs/moonmind.md#verify, docs/moonmind.md#c2).
+// verify waits until the service answers as expected and its containers are
+// healthy (docs/moonmind.md#verify, docs/moonmind.md#c2).
 //
-// Pauses grow from half a second to the plan's interval, and end with the
-// plan's deadline. A service that answers at once leaves the log that
-// upstream writes.
-func (s *stepRun) verify(ctx context.Context) (done, *Failure) {
+// The pause between attempts grows from half a second to the plan's interval, and
+// the last attempt is before the plan's deadline. For a service that answers at
+// once, the log is the same as upstream's.
+func (s *stepRun) verify(ctx context.Context) (success, *Failure) {
 	check, failure := s.healthCheck()
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	name, failure := s.params.text("logArtifact", "verify.log")
 	if failure != nil {
-		return done{}, failure
+		return success{}, failure
 	}
 	log, err := s.dir.Log(name)
 	if err != nil {
-		return done{}, artifactError(err)
+		return success{}, artifactError(err)
 	}
 	defer log.Discard()
 	project, service := s.plan.target(s.profile)
 	watch := &containerWatch{run: s, log: log, project: project, service: service}
 	if check == nil {
 		log.Line("No healthcheck configured; skipping HTTP verification.")
-		watch.settle = true
+		watch.requireStable = true
 		failure = watch.await(ctx, s.config.Now().Add(s.config.StateTimeout))
 	} else {
 		failure = s.poll(ctx, log, check, watch)
@@ -99,19 +99,19 @@ func (s *stepRun) verify(ctx context.Context) (done, *Failure) {
 	if failure != nil {
 		file, err := log.Finish()
 		if err != nil {
-			return done{}, artifactError(err)
+			return success{}, artifactError(err)
 		}
 		failure.files = []artifacts.File{file}
-		return done{}, failure
+		return success{}, failure
 	}
 	file, err := log.Finish()
 	if err != nil {
-		return done{}, artifactError(err)
+		return success{}, artifactError(err)
 	}
-	return done{message: "Verification succeeded", files: []artifacts.File{file}}, nil
+	return success{message: "Verification succeeded", files: []artifacts.File{file}}, nil
 }
 
-// poll makes requests until one is answered as expected, then looks at the
+// poll makes requests until one is answered as expected, and then waits for the
 // containers.
 func (s *stepRun) poll(ctx context.Context, log *artifacts.Log, check *healthCheck, watch *containerWatch) *Failure {
 	if replaced := s.config.HealthURLs[s.profile.service]; replaced != "" && replaced != check.url {
@@ -147,15 +147,15 @@ func (s *stepRun) poll(ctx context.Context, log *artifacts.Log, check *healthChe
 	}
 	log.Line("Health check timed out before reaching expected status")
 	failure := commandError(fmt.Sprintf("Health check for %s timed out after %ds", check.url, check.timeout))
-	if trouble := watch.trouble(ctx); trouble != "" {
-		log.Line(trouble)
-		failure.Arg += "\n" + trouble
+	if problems := watch.problems(ctx); problems != "" {
+		log.Line(problems)
+		failure.Arg += "\n" + problems
 	}
 	return failure
 }
 
-// request makes one attempt, which ends with the deadline. The first attempt
-// of a plan that leaves no time still gets one.
+// request makes one attempt, which ends at the deadline. If the deadline has
+// passed already, which only the first attempt meets, limit alone bounds it.
 func (s *stepRun) request(ctx context.Context, check *healthCheck, deadline time.Time, limit time.Duration) (int, error) {
 	if left := deadline.Sub(s.config.Now()); left > 0 {
 		var cancel context.CancelFunc
@@ -165,12 +165,12 @@ func (s *stepRun) request(ctx context.Context, check *healthCheck, deadline time
 	return s.client.status(ctx, check.method, check.url, limit)
 }
 
-// backoff makes pauses that double.
+// backoff makes pauses that double from next to most.
 type backoff struct{ next, most time.Duration }
 
-// wait sleeps, at most for half of the time that is left, so that attempts go
-// on until the deadline and none begins behind it. It says false when time is
-// up or ctx has ended.
+// wait sleeps for the next pause, or half of the time before the deadline if that
+// is less. So attempts continue until the deadline and none begins after it. It
+// returns false, at the deadline at once, if there must be no further attempt.
 func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.Time) bool {
 	left := deadline.Sub(now())
 	if left < lastPause || ctx.Err() != nil {
@@ -189,20 +189,20 @@ func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.
 	}
 }
 
-// A containerWatch looks at the target's containers.
+// A containerWatch waits for the target's containers.
 type containerWatch struct {
 	run              *stepRun
 	log              *artifacts.Log
 	project, service string
-	// settle asks that containers without a health check of their own stay
-	// up for a while.
-	settle bool
+	// requireStable says that a container without a health check of its own must
+	// stay up for Config.StableTime.
+	requireStable bool
 }
 
-// look returns the containers, and false when nothing is known of them: no
-// engine is configured or answers, or it has no such container. Verification
-// then rests on HTTP alone, as upstream's does.
-func (w *containerWatch) look(ctx context.Context) ([]compose.Container, bool) {
+// list returns the containers. It returns false if no engine is configured, or it
+// does not answer, or it has no such container. Verification then relies on HTTP
+// alone, as upstream's does.
+func (w *containerWatch) list(ctx context.Context) ([]compose.Container, bool) {
 	if w.run.config.Engine == nil {
 		return nil, false
 	}
@@ -211,61 +211,62 @@ func (w *containerWatch) look(ctx context.Context) ([]compose.Container, bool) {
 	case ctx.Err() != nil:
 		return nil, false
 	case err != nil:
-		w.run.log.Warn("container state is not known, verification rests on HTTP alone", "error", err)
+		w.run.log.Warn("container state is unknown, verification relies on HTTP alone", "error", err)
 		return nil, false
 	case len(containers) == 0:
-		w.run.log.Warn("container state is not known, verification rests on HTTP alone",
+		w.run.log.Warn("container state is unknown, verification relies on HTTP alone",
 			"error", fmt.Sprintf("docker has no container of service %s in project %s", w.service, w.project))
 		return nil, false
 	}
 	return containers, true
 }
 
-// await waits until every container is well. Containers that are not by the
-// deadline, or that have ended for good, are a failure that says why. One that
-// docker still calls starting then is enough where HTTP has been answered.
+// await waits until every container is healthy. It returns a failure that says
+// why if one is not at the deadline, or has ended for good. After an HTTP answer
+// as expected, a container that docker still reports as starting at the deadline
+// is enough.
 func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure {
-	first, known := w.look(ctx)
+	first, known := w.list(ctx)
 	if !known {
 		return w.interrupted(ctx)
 	}
-	containers, told := first, ""
-	seen := map[string]steady{}
+	containers, logged := first, ""
+	seen := map[string]unchanged{}
 	pause := backoff{next: firstPause, most: 2 * time.Second}
 	for {
-		waiting, ended := w.judge(containers, seen)
+		waiting, ended := w.check(containers, seen)
 		if waiting == "" {
-			if told != "" {
+			if logged != "" {
 				w.log.Line("Containers of service " + w.service + " are well")
 			}
 			return nil
 		}
-		if waiting != told && !isSettling(containers) {
+		if waiting != logged && !mayBecomeHealthy(containers) {
 			w.log.Line(waiting)
-			told = waiting
+			logged = waiting
 		}
 		if ended || !pause.wait(ctx, w.run.config.Now, deadline) {
 			break
 		}
-		if containers, known = w.look(ctx); !known {
+		if containers, known = w.list(ctx); !known {
 			return w.interrupted(ctx)
 		}
 	}
 	if failure := w.interrupted(ctx); failure != nil {
 		return failure
 	}
-	if !w.settle && isSettling(containers) {
-		// The service has answered as expected, and docker, whose first check
-		// may be due much later than the plan's deadline, says nothing else.
-		w.run.log.Info("containers are still starting at the deadline, verification rests on HTTP", "service", w.service)
+	if !w.requireStable && mayBecomeHealthy(containers) {
+		// The service has answered as expected, and docker's first check may be
+		// due much later than the plan's deadline.
+		w.run.log.Info("containers are still starting at the deadline, verification relies on HTTP alone", "service", w.service)
 		return nil
 	}
-	trouble := w.explain(ctx, containers)
-	if trouble == "" {
-		trouble = fmt.Sprintf("Containers of service %s did not stay up for %s", w.service, w.run.config.SettleTime)
+	problems := w.explain(ctx, containers)
+	if problems == "" {
+		problems = fmt.Sprintf("Containers of service %s did not stay up for %s", w.service, w.run.config.StableTime)
 	}
-	w.log.Line(trouble)
-	return commandError(trouble)
+	w.log.Line(problems)
+	return commandError(problems)
 }
 
 func (w *containerWatch) interrupted(ctx context.Context) *Failure {
@@ -275,58 +276,59 @@ func (w *containerWatch) interrupted(ctx context.Context) *Failure {
 	return commandError(fmt.Sprintf("Verification of service %s was ended: %s", w.service, context.Cause(ctx)))
 }
 
-// steady is since when a container is as it is.
-type steady struct {
+// unchanged says since when a container has had its present state.
+type unchanged struct {
 	restarts  int
 	startedAt time.Time
 	state     string
 	since     time.Time
 }
 
-// judge says what is still being waited for, and whether waiting is of no
-// use because a container has ended for good.
-func (w *containerWatch) judge(containers []compose.Container, seen map[string]steady) (waiting string, ended bool) {
+// check returns what await has to wait for, "" for nothing, and whether a
+// container has ended for good, so that waiting is pointless.
+func (w *containerWatch) check(containers []compose.Container, seen map[string]unchanged) (waiting string, ended bool) {
 	now := w.run.config.Now()
 	for _, c := range containers {
-		is := steady{restarts: c.Restarts, startedAt: c.StartedAt, state: c.State, since: now}
+		is := unchanged{restarts: c.Restarts, startedAt: c.StartedAt, state: c.State, since: now}
 		if was, found := seen[c.ID]; found && was.restarts == is.restarts && was.startedAt.Equal(is.startedAt) && was.state == is.state {
 			is.since = was.since
 		}
 		seen[c.ID] = is
 		if c.State == "exited" || c.State == "dead" {
-			// Between two tries of a restart policy it looks the same.
-			ended = ended || now.Sub(is.since) >= w.run.config.SettleTime
+			// A restart policy may start it again in a moment.
+			ended = ended || now.Sub(is.since) >= w.run.config.StableTime
 		}
 		switch {
-		case !isWell(c):
+		case !isHealthy(c):
 			waiting = cmp.Or(waiting, describe(c))
-		case w.settle && c.Health == "" && now.Sub(is.since) < w.run.config.SettleTime:
-			waiting = cmp.Or(waiting, "settling")
+		case w.requireStable && c.Health == "" && now.Sub(is.since) < w.run.config.StableTime:
+			waiting = cmp.Or(waiting, "stable") // never logged
 		}
 	}
 	return waiting, ended
 }
 
-// isSettling says that nothing speaks against the containers: they are well and
-// only watched for a while, or docker has not yet asked about their health.
-func isSettling(containers []compose.Container) bool {
+// mayBecomeHealthy says that no container has a problem: each is healthy, or
+// docker has not finished its first health checks.
+func mayBecomeHealthy(containers []compose.Container) bool {
 	for _, c := range containers {
-		if !isWell(c) && !isStarting(c) {
+		if !isHealthy(c) && !isStarting(c) {
 			return false
 		}
 	}
 	return true
 }
 
-// isStarting says that a container runs and its first health checks are due.
+// isStarting says that a container runs and its first health checks are pending.
 func isStarting(c compose.Container) bool { return c.State == "running" && c.Health == "starting" }
 
-// isWell says that a container runs and nothing speaks against it.
-func isWell(c compose.Container) bool {
+// isHealthy says that a container runs and that its health check, if it has one,
+// has succeeded.
+func isHealthy(c compose.Container) bool {
 	return c.State == "running" && (c.Health == "" || c.Health == "healthy")
 }
 
-// describe is one line on a container's state.
+// describe writes a container's state on one line.
 func describe(c compose.Container) string {
 	text := "Container " + c.Name + " is " + c.State
 	switch {
@@ -344,20 +346,20 @@ func describe(c compose.Container) string {
 	return text
 }
 
-// trouble says what is wrong with the containers now, or "".
-func (w *containerWatch) trouble(ctx context.Context) string {
-	containers, known := w.look(ctx)
+// problems says what is wrong with the containers now, "" for nothing.
+func (w *containerWatch) problems(ctx context.Context) string {
+	containers, known := w.list(ctx)
 	if !known {
 		return ""
 	}
 	return w.explain(ctx, containers)
 }
 
-// explain describes each container that is not well, with the end of its log.
+// explain describes each container that is not healthy, with the end of its log.
 func (w *containerWatch) explain(ctx context.Context, containers []compose.Container) string {
 	var lines []string
 	for _, c := range containers {
-		if isWell(c) {
+		if isHealthy(c) {
 			continue
 		}
 		line := describe(c)

@@ -12,7 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
-func TestVerifyLooksAtContainers(t *testing.T) {
+func TestVerifyChecksContainers(t *testing.T) {
 	t.Parallel()
 	well := compose.Container{ID: "1", Name: "p-api-1", Service: "api", State: "running", Health: "healthy"}
 	with := func(change func(*compose.Container)) compose.Container {
@@ -29,12 +29,12 @@ func TestVerifyLooksAtContainers(t *testing.T) {
 	const http200, none = "Attempt 1: status=200", "No healthcheck configured; skipping HTTP verification."
 	for _, test := range []struct {
 		name string
-		// states are what the engine says, the last one for ever.
+		// states are what the engine reports, one after the other; the last repeats.
 		states []compose.Container
 		err    error
 		nohttp bool
-		// timeout of the plan in seconds; 0 means enough for success, and
-		// little for a failure.
+		// timeout is the plan's, in seconds. 0 means a long one where success is
+		// wanted, and a short one otherwise.
 		timeout int
 		log     string // without its first line
 		text    string // of the failure, "" for success
@@ -72,7 +72,7 @@ func TestVerifyLooksAtContainers(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, "A_TOKEN=hushhush")
+			b := newTestEnv(t, "A_TOKEN=hushhush")
 			service := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 			defer service.Close()
 			if test.text != "" {
@@ -104,17 +104,17 @@ func TestVerifyLooksAtContainers(t *testing.T) {
 				}
 			}
 			same(t, "log", b.artifact("verify.log"), first+test.log)
-			if warned := strings.Contains(b.logged.String(), "verification rests on HTTP alone"); warned != test.warned {
+			if warned := strings.Contains(b.logged.String(), "verification relies on HTTP alone"); warned != test.warned {
 				t.Errorf("warned %t, want %t", warned, test.warned)
 			}
 		})
 	}
 }
 
-func TestAContainerThatKeepsRestartingDoesNotSettle(t *testing.T) {
+func TestAContainerThatKeepsRestartingIsNotStable(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
-	b.config.StateTimeout, b.config.SettleTime = 2*time.Second, time.Hour
+	b := newTestEnv(t)
+	b.config.StateTimeout, b.config.StableTime = 2*time.Second, time.Hour
 	b.config.Engine = &fakeEngine{containers: func(call int, _ string) ([]compose.Container, error) {
 		return []compose.Container{{ID: "1", Name: "p-api-1", State: "running", Restarts: call}}, nil
 	}}
@@ -125,7 +125,7 @@ func TestAContainerThatKeepsRestartingDoesNotSettle(t *testing.T) {
 
 func TestVerifyEndsWithItsDeadline(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	service := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer service.Close()
 	b.plan(fmt.Sprintf(`[{"name": "verify", "parameters": {"healthcheck": {"url": %q, "timeoutSeconds": 1, "intervalSeconds": 5.0}}}]`, service.URL))
@@ -156,13 +156,13 @@ func TestPausesGrowAndEndWithTheDeadline(t *testing.T) {
 	}
 	now = deadline.Add(-lastPause + 1)
 	if pause.wait(t.Context(), clock, deadline) {
-		t.Error("went on behind the deadline")
+		t.Error("continued after the deadline")
 	}
 }
 
 func TestTheHealthURLCanBeReplaced(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	b := newTestEnv(t)
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/healthz" || r.Method != http.MethodHead {
 			http.NotFound(w, r)
@@ -176,7 +176,7 @@ func TestTheHealthURLCanBeReplaced(t *testing.T) {
 	b.succeed("verify")
 	same(t, "log", b.artifact("verify.log"), "Health check URL of the plan replaced by configuration: http://api:5000/health -> "+service.URL+"/healthz\nAttempt 1: status=204")
 	if !strings.Contains(b.logged.String(), "health check URL of the plan replaced by configuration") {
-		t.Error("it is not told")
+		t.Error("the replacement is not logged")
 	}
 }
 
@@ -191,7 +191,7 @@ func TestBadHealthChecksAreRecorded(t *testing.T) {
 		`{"intervalSeconds": "nan"}`: `Plan parameter intervalSeconds must be a number, not "nan"`,
 		`{"url": ["x"]}`:             "Plan parameter url must be a text",
 	} {
-		b := newBench(t)
+		b := newTestEnv(t)
 		b.plan(`[{"name": "verify", "parameters": {"healthcheck": ` + parameter + `}}]`)
 		failure, _ := b.fail("verify")
 		same(t, "text", failure.Error(), text)

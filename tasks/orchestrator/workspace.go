@@ -8,10 +8,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// workspaceOf names what only one run at a time may change: the queue, because
-// hosts have one each and share the database, and the path of the workspace.
-// Everything below the repository's root is the repository: a rollback resets
-// all of it. A plan that names a directory elsewhere has that to itself.
+// workspaceOf names the workspace of a run, which only one run at a time may
+// change: the queue and the path. The queue is part of it because hosts share the
+// database and each has a queue of its own. A path below the repository's root
+// counts as that root, because a rollback resets all of it. A directory elsewhere
+// is a workspace of its own.
 func workspaceOf(queue, root string, run store.Run) string {
 	root = artifacts.Resolve(root)
 	path := root
@@ -24,8 +25,8 @@ func workspaceOf(queue, root string, run store.Run) string {
 	return queue + ":" + path
 }
 
-// workspace is the directory that a plan changes: that of the first of these
-// steps that names one.
+// workspace returns the directory that a plan changes: that of the first of these
+// steps that names one, else root.
 func (p plan) workspace(root string) string {
 	for _, step := range []store.Step{store.StepPatch, store.StepRollback, store.StepBuild, store.StepRestart} {
 		found, failure := p.find(step)
@@ -33,7 +34,7 @@ func (p plan) workspace(root string) string {
 			continue
 		}
 		if text, failure := found.text("workspace", ""); failure == nil && text != "" {
-			return artifacts.Resolve(within(filepath.Clean(root), text))
+			return artifacts.Resolve(resolveIn(filepath.Clean(root), text))
 		}
 	}
 	return root

@@ -10,23 +10,25 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// within is path, or path below dir when it is relative.
-func within(dir, path string) string {
+// resolveIn returns path if it is absolute, and otherwise path below dir with
+// symbolic links resolved.
+func resolveIn(dir, path string) string {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path)
 	}
 	return artifacts.Resolve(filepath.Join(dir, path))
 }
 
-// logged runs a command with its output in a log, under a headline.
-func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace, headline string, command []string) *Failure {
+// runInLog runs a command and appends a headline and the command's output to the
+// log.
+func (s *stepRun) runInLog(ctx context.Context, log *artifacts.Log, workspace, headline string, command []string) *Failure {
 	code, excerpt, failure := s.command(ctx, log, workspace, headline, command)
 	text := excerpt.Text(log.Path())
 	switch {
 	case failure == nil && code == 0:
 		return nil
 	case failure == nil:
-		failure = exited(command, code, text)
+		failure = exitFailure(command, code, text)
 	case text != "":
 		failure.Arg += ": " + text
 	}
@@ -37,8 +39,9 @@ func (s *stepRun) logged(ctx context.Context, log *artifacts.Log, workspace, hea
 	return failure
 }
 
-// exited is a command that says it has failed.
-func exited(command []string, code int, output string) *Failure {
+// exitFailure is the failure of a step whose command has exited with a code
+// other than 0.
+func exitFailure(command []string, code int, output string) *Failure {
 	text := fmt.Sprintf("Command %s failed with code %d", formatCommand(command), code)
 	if output != "" {
 		text += ": " + output
@@ -51,8 +54,8 @@ func exited(command []string, code int, output string) *Failure {
 	return failure
 }
 
-// attachLog ends a log and registers it with the failure. When the log cannot
-// be kept, the failure stands without it.
+// attachLog finishes a log and registers it with the failure. If the log cannot
+// be written, the failure is returned without it.
 func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
 	file, err := log.Finish()
 	if err != nil {
@@ -62,10 +65,11 @@ func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
 	return failure.attach(file)
 }
 
-// runLogged is a step that is one command: build and restart
-// (docs/moonmind.md#build, docs/moonmind.md#restart). Unlike upstream it has
-// the output of a failed command in its log once (docs/moonmind.md#c7).
-func (s *stepRun) runLogged(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
+// runSingleCommand is the body of the steps that are one command: build and
+// restart (docs/moonmind.md#build, docs/moonmind.md#restart). After the command
+// has succeeded, it calls then. Unlike upstream's, the log has the output of a
+// failed command once (docs/moonmind.md#c7).
+func (s *stepRun) runSingleCommand(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {
 		return artifacts.File{}, failure
@@ -79,7 +83,7 @@ func (s *stepRun) runLogged(ctx context.Context, logName string, command []strin
 		return artifacts.File{}, failure
 	}
 	defer log.Discard()
-	if failure := s.logged(ctx, log, workspace, "$ "+formatCommand(command), command); failure != nil {
+	if failure := s.runInLog(ctx, log, workspace, "$ "+formatCommand(command), command); failure != nil {
 		s.explain(ctx, workspace, command, failure)
 		return artifacts.File{}, s.attachLog(log, failure)
 	}
@@ -96,7 +100,8 @@ func (s *stepRun) runLogged(ctx context.Context, logName string, command []strin
 	return file, nil
 }
 
-// commandParameter reads the step's command; a falsy one is the default.
+// commandParameter reads the step's command. Without one, or for a value that is
+// false in Python, it returns missing.
 func (s *stepRun) commandParameter(missing []string) ([]string, *Failure) {
 	value := s.params["command"]
 	if falsy(value) {
