@@ -144,7 +144,7 @@ type verdict struct {
 // Two signs together show that a claim may be taken over: the holder's lock is
 // free, and the broker has delivered the message of the claim's step to another
 // worker. Only a worker that has lost both has ended its commands (package
-// tasks/orchestrator, cutoff.go).
+// tasks/orchestrator, isolation.go).
 //
 // The first of these rules that applies decides:
 //

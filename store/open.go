@@ -49,7 +49,7 @@ type Config struct {
 	// another worker takes the claim over. A live worker whose session was cut
 	// has that long to connect again, or to end its commands. Defaults to 2 s,
 	// which other timeouts rely on (reconnectTimeout,
-	// orchestrator.Config.CutOffAfter). It cannot be switched off.
+	// orchestrator.Config.IsolatedAfter). It cannot be switched off.
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time

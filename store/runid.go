@@ -40,6 +40,19 @@ func ParseIDPrefix(text string) (IDPrefix, error) {
 	return IDPrefix{digits}, nil
 }
 
+// ParseRunID reads the whole id of a run, in every form that ParseIDPrefix takes,
+// and returns it as the database writes it. Anything else is ErrInvalid.
+func ParseRunID(text string) (string, error) {
+	prefix, err := ParseIDPrefix(text)
+	if err != nil {
+		return "", err
+	}
+	if len(prefix.digits) < 32 {
+		return "", failure(ErrInvalid, "%q is only the beginning of the id of a run", cut(text, 80))
+	}
+	return prefix.String(), nil
+}
+
 // String is the id, or its beginning, as the database writes it.
 func (p IDPrefix) String() string { return hyphenated(p.digits) }
 

@@ -20,6 +20,9 @@ const (
 	StepRollback Step = "rollback"
 )
 
+// Known says that the step is one of these.
+func (s Step) Known() bool { return knownSteps[s] }
+
 // StepStatus is how a step ended.
 type StepStatus string
 

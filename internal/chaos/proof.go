@@ -40,7 +40,7 @@ var proofs = []meant{
 	{"errback-lost", []Trial{killedAt(faultpoint.PublishBefore, "build", failing("build"))}},
 	{"finish-unfenced", []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 3000}, Stages: []stage{
 		{Point: faultpoint.CommandAfter, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
-	{"cut-off-ignored", []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 5000}, Stages: []stage{
+	{"isolation-ignored", []Trial{{Kind: Partition, Standby: true, Shape: shape{Milliseconds: 5000}, Stages: []stage{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}}}}},
 	{"never-alone", []Trial{{Kind: Blackout, Shape: shape{Milliseconds: 3000}, Stages: []stage{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: breakBoth, Fault: reset, For: 4 * time.Second, Alone: true}}}}},

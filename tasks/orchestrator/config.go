@@ -102,10 +102,10 @@ type Config struct {
 	// KillGrace is the time between SIGTERM and SIGKILL when a command is ended.
 	// Defaults to 10 s.
 	KillGrace time.Duration
-	// CutOffAfter is the time without any confirmation, from database or broker,
+	// IsolatedAfter is the time without any confirmation, from database or broker,
 	// that a step is this worker's, after which its commands are killed. It must
 	// be well below store.Config.TakeoverGrace. Defaults to 1.25 s.
-	CutOffAfter time.Duration
+	IsolatedAfter time.Duration
 	// HandBackDelay is the pause before a message returns to the queue because
 	// its step cannot be begun or recorded now. Defaults to 5 s.
 	HandBackDelay time.Duration
@@ -154,7 +154,7 @@ func (c Config) WithDefaults() Config {
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
 	c.SweepInterval = cmp.Or(c.SweepInterval, time.Second)
 	c.LostGrace = cmp.Or(c.LostGrace, 3*time.Minute)
-	c.CutOffAfter = cmp.Or(c.CutOffAfter, 1250*time.Millisecond)
+	c.IsolatedAfter = cmp.Or(c.IsolatedAfter, 1250*time.Millisecond)
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
@@ -179,7 +179,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
-		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "CutOffAfter": c.CutOffAfter, "HandBackDelay": c.HandBackDelay,
+		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
 		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "StableTime": c.StableTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {

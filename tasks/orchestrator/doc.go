@@ -11,7 +11,7 @@
 //
 // A step ends by itself, at a time limit, when its run is revoked, when the
 // worker stops, when another worker has taken it over, and when the worker can
-// reach neither database nor broker while others consume its queue (cutoff.go
+// reach neither database nor broker while others consume its queue (isolation.go
 // has the time line). One case remains in which two workers run commands of one
 // step: a second worker that starts on the queue during such an outage is not
 // known to the first, takes the step over, and cannot end the first one's

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -94,14 +93,6 @@ func (e errStepTimeLimit) Error() string {
 	return fmt.Sprintf("the step took longer than its limit of %s", e.limit)
 }
 
-// steps in which a run can be.
-var knownSteps = map[string]store.Step{
-	"analyze": store.StepAnalyze, "patch": store.StepPatch, "build": store.StepBuild,
-	"restart": store.StepRestart, "verify": store.StepVerify, "rollback": store.StepRollback,
-}
-
-var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
-
 // Execute runs one step of a run, or returns the recorded outcome of one that has
 // ended.
 //
@@ -111,20 +102,20 @@ var uuidForm = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]
 //   - [ErrStop] means that the message must have no effect: it is obsolete, or it
 //     is parked in the database because the step has to wait.
 //   - A [*HandBackError] means that the message must be delivered again: the
-//     database cannot begin or record the step now, or this worker was cut off
-//     from database and broker.
+//     database cannot begin or record the step now, or this worker was
+//     isolated from database and broker.
 //   - The cause of ctx means the same, unless that is a time limit.
 //
 // isLimit says that a cause is a time limit of the message, which is recorded as
 // a failure of the step. Any other cause means that the worker stops. It may be
 // nil for no such limits.
 func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit func(error) bool) (Result, error) {
-	step, known := knownSteps[request.Step]
-	if !known {
+	step := store.Step(request.Step)
+	if !step.Known() {
 		return Result{}, valueError(pythonRepr(request.Step) + " is not a valid OrchestratorPlanStep")
 	}
-	runID := canonicalID(request.RunID)
-	if !uuidForm.MatchString(runID) {
+	runID, err := store.ParseRunID(request.RunID)
+	if err != nil {
 		return Result{}, valueError("badly formed hexadecimal UUID string")
 	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
@@ -196,8 +187,8 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	work, claimLost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
 	defer unwatchClaim()
 	journal := o.openJournal(log, begun, claimLost)
-	work, unwatchCut := o.endWhenCutOff(work, log, request, begun)
-	work, unwatch := o.endWhenRevoked(work, begun.Claim)
+	work, unwatchIsolation := o.endWhenIsolated(work, log, request, begun)
+	work, unwatchRevocation := o.endWhenRevoked(work, begun.Claim)
 	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 || begun.Claim.Step == store.StepRollback {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.
@@ -205,9 +196,9 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	}
 	stall.FromContext(ctx).Progress("working")
 	outcome := o.work(work, log, begun, journal)
-	unwatch()
+	unwatchRevocation()
 	journal.close()
-	unwatchCut()
+	unwatchIsolation()
 	unwatchClaim()
 	revokedOutcome(work, &outcome)
 	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
@@ -217,12 +208,12 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		o.release(ctx, log, begun.Claim)
 		return Result{}, cause
 	}
-	if cut := (errCutOff{}); errors.As(context.Cause(work), &cut) && outcome.Status == store.StepFailed {
-		log.Error("worker was cut off, commands of the step were killed, handing the message back", "error", cut)
+	if isolated := (errIsolated{}); errors.As(context.Cause(work), &isolated) && outcome.Status == store.StepFailed {
+		log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", isolated)
 		if err := o.releaseUntilDone(ctx, log, begun.Claim); err != nil {
 			return Result{}, err
 		}
-		return Result{}, &HandBackError{Reason: cut.Error()}
+		return Result{}, &HandBackError{Reason: isolated.Error()}
 	}
 	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome, isLimit)
 	if err != nil {

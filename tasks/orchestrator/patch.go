@@ -9,6 +9,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 // changes are the files that differ from HEAD according to git, relative to the
@@ -282,7 +283,8 @@ func (s *stepRun) artifactFilter() func(path string) bool {
 			return false
 		}
 		first, _, _ := strings.Cut(filepath.ToSlash(relative), "/")
-		return uuidForm.MatchString(first)
+		id, err := store.ParseRunID(first)
+		return err == nil && id == first
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -301,16 +300,12 @@ func runOf(m *protocol.Message) string {
 	if len(m.Args) > 0 {
 		text = m.Args[0]
 	}
-	var run string
-	if json.Unmarshal(text, &run) != nil {
+	var id string
+	if json.Unmarshal(text, &id) != nil {
 		return ""
 	}
-	return canonicalID(run)
-}
-
-// canonicalID writes a run's id as the database does. It may still be none.
-func canonicalID(id string) string {
-	return strings.ToLower(strings.Trim(strings.TrimPrefix(id, "urn:uuid:"), "{}"))
+	run, _ := store.ParseRunID(id) // no message that Execute refuses belongs to a run
+	return run
 }
 
 // rollbackMessage makes the message that the worker of a failed step would have

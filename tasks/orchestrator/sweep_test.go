@@ -78,6 +78,7 @@ func TestWorkspaceOf(t *testing.T) {
 
 func TestRunOf(t *testing.T) {
 	t.Parallel()
+	const id = "5b0e6a52-3c1d-4f0e-9b7a-0123456789ab"
 	args := func(texts ...string) []json.RawMessage {
 		var list []json.RawMessage
 		for _, text := range texts {
@@ -89,11 +90,12 @@ func TestRunOf(t *testing.T) {
 		message protocol.Message
 		want    string
 	}{
-		{protocol.Message{Task: TaskExecutePlanStep, Args: args(`"{5B0E}"`, `"build"`)}, "5b0e"},
-		{protocol.Message{Task: TaskExecutePlanStep, Kwargs: protocol.Object{{Key: "run_id", Value: json.RawMessage(`"5b0e"`)}}}, "5b0e"},
+		{protocol.Message{Task: TaskExecutePlanStep, Args: args(`"{5B0E6A52-3C1D-4F0E-9B7A-0123456789AB}"`, `"build"`)}, id},
+		{protocol.Message{Task: TaskExecutePlanStep, Kwargs: protocol.Object{{Key: "run_id", Value: json.RawMessage(`"5b0e6a523c1d4f0e9b7a0123456789ab"`)}}}, id},
+		{protocol.Message{Task: TaskExecutePlanStep, Args: args(`"5b0e"`, `"build"`)}, ""},
 		{protocol.Message{Task: TaskExecutePlanStep, Args: args(`7`)}, ""},
 		{protocol.Message{Task: TaskExecutePlanStep}, ""},
-		{protocol.Message{Task: TaskHealthCheck, Args: args(`"5b0e"`)}, ""},
+		{protocol.Message{Task: TaskHealthCheck, Args: args(`"` + id + `"`)}, ""},
 	} {
 		same(t, fmt.Sprintf("%s %s", c.message.Args, c.message.Kwargs), runOf(&c.message), c.want)
 	}

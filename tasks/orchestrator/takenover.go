@@ -16,7 +16,7 @@ const claimInterval = 500 * time.Millisecond
 
 // endWhenTakenOver ends the context of a step, and kills its programs, as soon as
 // the database says that another worker has taken the step over. It covers what
-// endWhenCutOff cannot: a process that was suspended notices no outage. Others
+// endWhenIsolated cannot: a process that was suspended notices no outage. Others
 // that find the claim lost call lost, with the same effect. stop must be called
 // when the step has ended.
 func (o *Orchestrator) endWhenTakenOver(ctx context.Context, claim store.Claim) (work context.Context, lost context.CancelCauseFunc, stop func()) {

@@ -258,7 +258,7 @@ func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure
 	if !w.requireStable && mayBecomeHealthy(containers) {
 		// The service has answered as expected, and docker's first check may be
 		// due much later than the plan's deadline.
-		w.run.log.Info("containers are still starting at the deadline, verification relies on HTTP alone", "service", w.service)
+		w.run.log.Info("containers are still starting at the deadline, the HTTP answer is enough", "service", w.service)
 		return nil
 	}
 	problems := w.explain(ctx, containers)

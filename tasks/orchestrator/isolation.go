@@ -13,19 +13,21 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// A worker that is cut off from broker and database at the same time looks dead.
-// If another worker consumes the queue, that one takes the step over. By then the
-// commands of the first must have ended. So a worker relies on confirmations that
-// the step is its own, not on errors that it may notice too late:
+// A worker is isolated while it can reach neither broker nor database. To others
+// it looks dead: if another worker consumes the queue, that one takes the step
+// over. By then the commands of the first must have ended. So a worker relies on
+// confirmations that the step is its own, not on errors that it may notice too
+// late:
 //
 //   - Another worker can take a step over only when the broker has delivered the
 //     message to it and, at the same time, the database has seen the first
 //     worker's lock free for store.Config.TakeoverGrace, 2 s.
 //   - An answer of the database confirms that this worker still had its lock
-//     ([store.Store.LockConfirmedAt]), an answer of the broker that the message was
-//     still unacknowledged ([worker.Task.StillUnacked]). A confirmation is as old as the query.
+//     ([store.Store.LockConfirmedAt]). An answer of the broker confirms that the
+//     message was still unacknowledged ([worker.Task.StillUnacked]). A confirmation
+//     is as old as the query.
 //   - So nobody else begins the step within 2 s of the last confirmation of
-//     either kind. A worker without one for CutOffAfter, 1.25 s, kills the step's
+//     either kind. A worker without one for IsolatedAfter, 1.25 s, kills the step's
 //     commands. The difference is for a machine that is slow to kill them.
 //
 // The time line, from the last answer that the worker got from either of the two:
@@ -60,27 +62,27 @@ const countInterval = 2 * time.Second
 // retryPause is the wait after a failed query.
 const retryPause = 500 * time.Millisecond
 
-// errCutOff is the cause with which the context of a step ends when its worker
+// errIsolated is the cause with which the context of a step ends when its worker
 // has no confirmation any more that the step is its own.
-type errCutOff struct{ after time.Duration }
+type errIsolated struct{ after time.Duration }
 
-func (e errCutOff) Error() string {
+func (e errIsolated) Error() string {
 	return fmt.Sprintf("neither the database nor the broker has answered for %s, so that another worker may take the step over", e.after.Round(10*time.Millisecond))
 }
 
-// endWhenCutOff ends the context of a step, and kills its programs, when neither
+// endWhenIsolated ends the context of a step, and kills its programs, when neither
 // the database nor the broker confirms any more that the step is this worker's,
 // and another worker may take it over. Of the request it uses StillUnacked and
 // OtherConsumers. stop must be called when the step has ended.
-func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, request Request, begun store.Start) (work context.Context, stop func()) {
+func (o *Orchestrator) endWhenIsolated(ctx context.Context, log *slog.Logger, request Request, begun store.Start) (work context.Context, stop func()) {
 	work, cancel := context.WithCancelCause(ctx)
 	killed := make(chan struct{})
 	work = processes.KillWhen(work, killed)
 	// The watch does not end with ctx: commands that ctx ends have a grace, and a
-	// worker that is cut off in that time must still kill them.
+	// worker that is isolated in that time must still kill them.
 	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
-	w := &cutWatch{
-		claim: begun.Claim, limit: o.config.CutOffAfter, lockConfirmedAt: o.config.Steps.LockConfirmedAt, log: log,
+	w := &isolationWatch{
+		claim: begun.Claim, limit: o.config.IsolatedAfter, lockConfirmedAt: o.config.Steps.LockConfirmedAt, log: log,
 		stillUnacked: request.StillUnacked, otherConsumers: request.OtherConsumers,
 		// The commit of the claim was a confirmation too.
 		brokerConfirmedAt: begun.OwnedAt,
@@ -89,10 +91,10 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if silent, cut := w.run(watch); cut {
+		if silent, isolated := w.run(watch); isolated {
 			faultpoint.Hit(faultpoint.Isolated, w.claim.RunID, string(w.claim.Step))
 			close(killed)
-			cancel(errCutOff{silent})
+			cancel(errIsolated{silent})
 		}
 	}()
 	return work, func() {
@@ -103,9 +105,9 @@ func (o *Orchestrator) endWhenCutOff(ctx context.Context, log *slog.Logger, requ
 	}
 }
 
-// cutWatch watches one step. The goroutine of run uses all its fields; queries run
+// isolationWatch watches one step. The goroutine of run uses all its fields; queries run
 // in goroutines of their own and only send to the channels.
-type cutWatch struct {
+type isolationWatch struct {
 	claim           store.Claim
 	limit           time.Duration
 	lockConfirmedAt func() time.Time
@@ -130,9 +132,9 @@ type consumerCount struct {
 	err    error
 }
 
-// run returns when the worker is cut off and another one may have the step, with
+// run returns when the worker is isolated and another one may have the step, with
 // the time since the last confirmation, or when ctx ends.
-func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
+func (w *isolationWatch) run(ctx context.Context) (silent time.Duration, isolated bool) {
 	w.countOthers(ctx)
 	ticker := time.NewTicker(max(w.limit/12, time.Millisecond))
 	defer ticker.Stop()
@@ -158,7 +160,7 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 			}
 		case <-ticker.C:
 			w.countOthers(ctx)
-			if silent := w.silence(ctx); w.isCutOff(silent) {
+			if silent := w.silence(ctx); w.isIsolated(silent) {
 				return silent, true
 			}
 		}
@@ -166,7 +168,7 @@ func (w *cutWatch) run(ctx context.Context) (silent time.Duration, cut bool) {
 }
 
 // countOthers starts a query for the number of other consumers, if one is due.
-func (w *cutWatch) countOthers(ctx context.Context) {
+func (w *isolationWatch) countOthers(ctx context.Context) {
 	if w.otherConsumers == nil || w.counting || time.Now().Before(w.nextCount) {
 		return
 	}
@@ -179,7 +181,7 @@ func (w *cutWatch) countOthers(ctx context.Context) {
 
 // silence returns the time since the last confirmation. If the database's is
 // late, it also queries the broker.
-func (w *cutWatch) silence(ctx context.Context) time.Duration {
+func (w *isolationWatch) silence(ctx context.Context) time.Duration {
 	silent := time.Since(w.lockConfirmedAt())
 	if silent < w.limit*3/5 {
 		return silent
@@ -191,7 +193,7 @@ func (w *cutWatch) silence(ctx context.Context) time.Duration {
 	return min(silent, time.Since(w.brokerConfirmedAt))
 }
 
-func (w *cutWatch) isCutOff(silent time.Duration) bool {
+func (w *isolationWatch) isIsolated(silent time.Duration) bool {
 	switch {
 	case silent < w.limit:
 		w.warned = false
@@ -205,7 +207,7 @@ func (w *cutWatch) isCutOff(silent time.Duration) bool {
 	return false
 }
 
-// releaseUntilDone releases the claim of a step whose worker was cut off, and
+// releaseUntilDone releases the claim of a step whose worker was isolated, and
 // retries until the database is available or ctx ends. A claim that is never
 // released would make the step wait until this worker ends. Until then the
 // message stays unacknowledged, if its connection has survived. If another

@@ -26,7 +26,7 @@ var errUnreachable = errors.New("unreachable")
 
 // The commands of a step are killed when both servers have not answered for
 // 1.25 s, and only then; and not if nobody else could take the step over.
-func TestCutOff(t *testing.T) {
+func TestIsolation(t *testing.T) {
 	t.Parallel()
 	always, never := []time.Duration{0, time.Hour}, []time.Duration{0, 0}
 	type times [][]time.Duration // from, to; since the beginning
@@ -127,7 +127,7 @@ func TestCutOff(t *testing.T) {
 					return c.others[since], nil
 				}
 				o := &Orchestrator{config: Config{Steps: steps}.WithDefaults()}
-				work, stop := o.endWhenCutOff(t.Context(), slog.New(slog.DiscardHandler), Request{StillUnacked: stillUnacked, OtherConsumers: otherConsumers}, store.Start{OwnedAt: begun})
+				work, stop := o.endWhenIsolated(t.Context(), slog.New(slog.DiscardHandler), Request{StillUnacked: stillUnacked, OtherConsumers: otherConsumers}, store.Start{OwnedAt: begun})
 				defer stop()
 				select {
 				case <-work.Done():
@@ -146,23 +146,23 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
-// A worker that is cut off has time to kill its commands before another worker may
+// An isolated worker has time to kill its commands before another worker may
 // begin the step.
-func TestCutOffIsBelowTheGrace(t *testing.T) {
+func TestIsolatedAfterIsBelowTheTakeoverGrace(t *testing.T) {
 	t.Parallel()
-	grace, after := store.Config{}.WithDefaults().TakeoverGrace, Config{}.WithDefaults().CutOffAfter
+	grace, after := store.Config{}.WithDefaults().TakeoverGrace, Config{}.WithDefaults().IsolatedAfter
 	if grace-after < 500*time.Millisecond {
 		t.Errorf("commands are killed after %s, others begin after %s", after, grace)
 	}
 }
 
-// When a worker is cut off, the command is killed without a grace, no end is
+// When a worker is isolated, the command is killed without a grace, no end is
 // recorded, and the claim is released when the database is available again.
-func TestAStepOfACutOffWorkerIsHandedBack(t *testing.T) {
+func TestAStepOfAnIsolatedWorkerIsHandedBack(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
 	b.repository()
-	b.config.KillGrace, b.config.CutOffAfter = time.Hour, 200*time.Millisecond
+	b.config.KillGrace, b.config.IsolatedAfter = time.Hour, 200*time.Millisecond
 	b.program("docker", `trap '' TERM; touch began; sleep 600`)
 	b.plan(`[{"name": "build"}]`)
 	b.steps.silent = true
