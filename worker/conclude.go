@@ -42,7 +42,7 @@ func (w *Worker) conclude(e *execution, m *protocol.Message, r registration, o o
 		w.pause(e, w.handBackPause())
 		v = settlementRequeue
 	}
-	w.metrics.taskEnded(m.Task, o.kind, o.took)
+	w.metrics.taskEnded(m.Task, o.kind, o.duration)
 	logOutcome(log, o)
 	for _, d := range w.executions.end(e, v) {
 		d.settle(e.settlementOf(d, v))
@@ -66,13 +66,13 @@ func logOutcome(log interface {
 }, o outcome) {
 	switch o.kind {
 	case outcomeFailure:
-		log.Warn("task failed", "duration", o.took, "error", o.failed.err.Error())
+		log.Warn("task failed", "duration", o.duration, "error", o.failed.err.Error())
 	case outcomeRetry:
-		log.Info("task will be retried", "duration", o.took, "pause", o.retry.delay(), "error", o.failed.err.Error())
+		log.Info("task will be retried", "duration", o.duration, "pause", o.retry.delay(), "error", o.failed.err.Error())
 	case outcomeInterrupted:
-		log.Warn("task was interrupted by the shutdown: its message is requeued", "duration", o.took)
+		log.Warn("task was interrupted by the shutdown: its message is requeued", "duration", o.duration)
 	default:
-		log.Info("task ended", "outcome", o.kind, "duration", o.took)
+		log.Info("task ended", "outcome", o.kind, "duration", o.duration)
 	}
 }
 
@@ -110,9 +110,9 @@ func (w *Worker) record(m *protocol.Message, r registration, o *outcome) (settle
 		impossible, err = w.recordRetry(m, r, *o)
 	}
 	if impossible != nil {
-		took := o.took
+		duration := o.duration
 		*o = failureOutcome(impossible)
-		o.took = took
+		o.duration = duration
 	}
 	switch o.kind {
 	case outcomeFailure:

@@ -133,8 +133,8 @@ func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	defer sub.session.consumers.Done()
 	activity := sub.worker.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
 	defer activity.End()
-	beat := time.NewTicker(reportInterval)
-	defer beat.Stop()
+	ticker := time.NewTicker(reportInterval)
+	defer ticker.Stop()
 	for {
 		select {
 		case d, ok := <-deliveries:
@@ -142,7 +142,7 @@ func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 				return
 			}
 			sub.worker.received(sub, d)
-		case <-beat.C:
+		case <-ticker.C:
 		}
 		activity.Progress("")
 	}

@@ -18,12 +18,12 @@ import (
 
 // outcome is how a task ended. Nothing of it is published or stored yet.
 type outcome struct {
-	kind   string          // one of the outcome constants
-	value  json.RawMessage // of a success
-	failed failure         // of a failure, or the reason of a retry
-	retry  Retry
-	reject Reject
-	took   time.Duration // how long the handler ran
+	kind     string          // one of the outcome constants
+	value    json.RawMessage // of a success
+	failed   failure         // of a failure, or the reason of a retry
+	retry    Retry
+	reject   Reject
+	duration time.Duration // how long the handler ran
 }
 
 // failure is a failure as it is stored, and the error behind it.
@@ -114,7 +114,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 	endWait := d.activity.Wait()
 	o := runHandler(w.lifecycle.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), slot.releaseAfter)
 	endWait()
-	o.took = w.cfg.Now().Sub(began)
+	o.duration = w.cfg.Now().Sub(began)
 	return o
 }
 

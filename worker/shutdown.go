@@ -95,15 +95,15 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 
-	var keeper sync.WaitGroup
-	keeper.Go(func() { w.keepConnected(first, subscriptions) })
+	var connections sync.WaitGroup
+	connections.Go(func() { w.keepConnected(first, subscriptions) })
 	select {
 	case <-ctx.Done():
 	case <-w.stopNow:
 	}
 	w.drain()
 	w.lifecycle.endRecord()
-	keeper.Wait()
+	connections.Wait()
 	cancel()
 	<-stopped
 	return nil
