@@ -1,8 +1,8 @@
-# Every command that a contributor or CI needs. `make` lists them.
+# All commands that contributors and CI need. `make` lists them.
 
 SHELL   := /bin/bash
 DEVENV  := bin/devenv
-# Packages that run at the same time share two servers and two cores.
+# Test packages that run at the same time share the servers and the processor.
 TEST    := go test -race -timeout 20m -p 2
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 60s
@@ -13,24 +13,24 @@ FUZZTIME ?= 60s
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Always built anew: the build cache makes that cheap. The program itself is
-# run, not `go run`, which passes on neither signals nor exit codes.
+# Built on every use, which is cheap with Go's build cache. `go run` would not do:
+# it forwards neither signals nor exit codes.
 .PHONY: $(DEVENV)
 $(DEVENV):
 	@go build -buildvcs=false -o $@ ./internal/devenv/cmd/devenv
 
 .PHONY: test
-test: $(DEVENV) ## Bring up what is missing, run every test, end what was started
+test: $(DEVENV) ## Start the services that are missing, run every test, end them
 	@$(DEVENV) run -- $(TEST) ./...
 
 .PHONY: test-newest
-test-newest: $(DEVENV) ## The same against today's RabbitMQ and PostgreSQL, as containers
+test-newest: $(DEVENV) ## The same with the newest RabbitMQ and PostgreSQL, as containers
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
 	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES)) \
 	$(if $(DEFECTS),-defects $(DEFECTS))
-# What a mixed fleet needs besides the servers: the release that MoonMind has.
+# A mixed fleet also needs Celery, in the release that MoonMind uses.
 CHAOS_PYTHON = ,python -celery 5.4.0
 
 .PHONY: chaos
@@ -39,16 +39,16 @@ chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TR
 	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
-chaos-proof: $(DEVENV) ## Plant known defects and demand that chaos finds each: DEFECTS=…
+chaos-proof: $(DEVENV) ## Check that chaos finds each known defect: DEFECTS=…
 	@go build -o bin/chaos ./internal/chaos/program
 	@$(DEVENV) run -only broker,database$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
 
 .PHONY: defects
-defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens one, or a new one
+defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens or adds one
 	@go run ./internal/chaos/defects/program $(if $(NAME),-name $(NAME)) $(if $(FILES),-files "$(FILES)") $(if $(BREAKS),-breaks "$(BREAKS)")
 
 .PHONY: demo
-demo: $(DEVENV) ## Show a repair and a rollback of a sample service, from a Python producer to the tables
+demo: $(DEVENV) ## Show a repair and a rollback of a sample service, sent by a Python producer
 	@go build -buildvcs=false -o bin/demo ./internal/demo
 	@$(DEVENV) run -only engine,compose,python,broker,database -celery 5.7.0 -- bin/demo
 
@@ -58,7 +58,7 @@ demo-stop: ## End a demo that waits in another terminal
 	@bin/demo -stop
 
 .PHONY: test-stack
-test-stack: image $(DEVENV) ## Bring up docker-compose.yaml and let its worker carry a run through
+test-stack: image $(DEVENV) ## Start docker-compose.yaml and let its worker complete a run
 	@$(DEVENV) run -images -only compose,python -- go test -tags stack -timeout 15m ./internal/stack
 
 .PHONY: services-up
@@ -66,7 +66,7 @@ services-up: $(DEVENV) ## Start the services, leave them running, print export l
 	@$(DEVENV) up
 
 .PHONY: services-down
-services-down: $(DEVENV) ## End what services-up has left running
+services-down: $(DEVENV) ## End the services that services-up has started
 	@$(DEVENV) down
 
 .PHONY: check
@@ -78,9 +78,9 @@ check: ## gofmt, vet, staticcheck, import rules
 	bin/staticcheck ./...
 	go test ./internal/archtest
 
-# Up to Go 1.26, an input that runs when the time is up can be called a failure,
-# "context deadline exceeded" (golang/go#75804). One with a finding names its
-# failing input.
+# Up to Go 1.26, an input that is still running at the end of the time can be
+# reported as a failure, "context deadline exceeded" (golang/go#75804). A real
+# failure names the failing input.
 .PHONY: fuzz
 fuzz: $(DEVENV) | bin ## Fuzz each decoder for FUZZTIME (60s)
 	@$(DEVENV) run -only python -celery 5.7.0 -- $(MAKE) --no-print-directory fuzz-targets
@@ -93,7 +93,7 @@ fuzz-targets:
 			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package 2>&1 | tee bin/fuzz.log; \
 			if [ "$${PIPESTATUS[0]}" != 0 ]; then \
 				grep -q '^    context deadline exceeded' bin/fuzz.log && ! grep -q 'Failing input' bin/fuzz.log || exit 1; \
-				echo 'time was up while an input ran: no finding'; \
+				echo 'the time ended while an input was running: not a failure'; \
 			fi; \
 		done; \
 	done
@@ -103,13 +103,13 @@ bench: $(DEVENV) ## Run the benchmarks
 	@$(DEVENV) run -- go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: build
-build: ## Build the static program into bin/
+build: ## Build the statically linked program into bin/
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)" -o bin/mm-orchestrator ./cmd/mm-orchestrator
 
 bin:
 	@mkdir -p bin
 
-# The pinned compose program for the image, static like the worker.
+# The pinned compose program for the image, statically linked like the worker.
 bin/docker-compose: tools/compose/go.sum
 	CGO_ENABLED=0 go build -C tools/compose -trimpath -buildvcs=false \
 		-ldflags "-s -w -X github.com/docker/compose/v5/internal.Version=$$(cd tools/compose && go list -m -f '{{.Version}}' github.com/docker/compose/v5)" \

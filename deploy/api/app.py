@@ -1,4 +1,4 @@
-"""The sample service: answers /healthz, and nothing else."""
+"""The sample service: it answers /healthz and no other path."""
 
 import signal
 import sys

@@ -19,8 +19,8 @@ import (
 // A citation is docs/celery.md#retries: a page, from the top of the repository
 // or from the folder of the file that cites it, and one of its headings.
 //
-// It is the only form. A section number means nothing once a page is edited,
-// and a document outside of the repository cannot be opened by its reader.
+// No other form is allowed: section numbers change when a page is edited, and a
+// reader cannot open a document outside of the repository.
 
 // fault is a citation that a reader cannot follow.
 type fault struct {
@@ -45,7 +45,7 @@ func TestCitationsCanBeFollowed(t *testing.T) {
 // tree is every text file of the repository, by its path from the top.
 type tree map[string]string
 
-// readTree reads everything but git's own and the folders at the top that
+// readTree reads all files except for .git and the top-level folders that
 // .gitignore names, such as /var/.
 func readTree(t *testing.T) tree {
 	t.Helper()
@@ -96,8 +96,8 @@ var (
 	defectID    = regexp.MustCompile(`^[ACFR][0-9]+$`)
 )
 
-// forbidden are ways to cite that lead nowhere. They are looked for in text
-// whose comment marks and line ends are removed, since comments are wrapped.
+// forbidden are forms of citation that a reader cannot follow. They are searched
+// for in text without comment marks and line ends, since comments are wrapped.
 var forbidden = []struct {
 	pattern *regexp.Regexp
 	what    string
@@ -108,13 +108,14 @@ var forbidden = []struct {
 	{regexp.MustCompile(`\.\./shared\b|/work/(?:main|shared|wt-)`), "names a folder that is not in the repository"},
 }
 
-// foreign files are others' words, kept as they came.
+// isForeign reports whether a file is captured or generated text, which is kept
+// unchanged.
 func isForeign(name string) bool {
 	return name == "go.sum" || strings.Contains("/"+name, "/testdata/") && strings.HasSuffix(name, ".json")
 }
 
-// faults are all citations of all files that cannot be followed, in the order
-// of files and lines.
+// faults returns all citations that a reader cannot follow, in the order of files
+// and lines.
 func (files tree) faults() []fault {
 	headings := map[string][]string{}
 	for name, text := range files {
@@ -134,14 +135,14 @@ func (files tree) faults() []fault {
 				inFile = append(inFile, f)
 			}
 		}
-		// One fault for each line: the first says best what to write instead.
+		// Only the first fault of each line is reported: its cure is the best one.
 		slices.SortStableFunc(inFile, func(a, b fault) int { return a.line - b.line })
 		found = append(found, slices.CompactFunc(inFile, func(a, b fault) bool { return a.line == b.line })...)
 	}
 	return found
 }
 
-// dangling are the citations in a line whose page or heading does not exist.
+// dangling returns the citations in a line whose page or heading does not exist.
 func dangling(name, line string, headings map[string][]string) []fault {
 	var found []fault
 	commented := ""
@@ -151,7 +152,7 @@ func dangling(name, line string, headings map[string][]string) []fault {
 	for _, match := range citation.FindAllStringSubmatch(address.ReplaceAllString(line, ""), -1) {
 		page, heading := match[1], match[2]
 		if heading == "" && !strings.HasSuffix(name, ".md") && !strings.Contains(commented, page) {
-			continue // the name of a file that the program works on
+			continue // the name of a file that the program uses
 		}
 		known, exists := headings[path.Join(path.Dir(name), page)]
 		if !exists {
@@ -185,8 +186,8 @@ func noHeading(page, heading string, known []string) fault {
 	}
 }
 
-// unfindable are citations by number, of documents elsewhere, and by the bare
-// id of a defect.
+// unfindable returns citations by section number, of documents outside of the
+// repository, and by the id of a defect alone.
 func unfindable(name, text string, known []string) []fault {
 	var found []fault
 	joined, lineOf := unwrap(text)
@@ -195,12 +196,12 @@ func unfindable(name, text string, known []string) []fault {
 			found = append(found, fault{
 				file: name, line: lineOf(at[0]),
 				what: fmt.Sprintf("%q %s", joined[at[0]:at[1]], f.what),
-				cure: fmt.Sprintf("cite a heading, as %s#retries or %s#the-plan; what has none deserves one", celeryPage, moonmindPage),
+				cure: fmt.Sprintf("cite a heading, such as %s#retries or %s#the-plan; if there is none, add one", celeryPage, moonmindPage),
 			})
 		}
 	}
 	if strings.HasSuffix(name, ".md") {
-		return found // pages link ids, which dangling looks at
+		return found // pages link ids, which dangling checks
 	}
 	for _, at := range bareID.FindAllStringSubmatchIndex(joined, -1) {
 		id := joined[at[2]:at[3]]
@@ -245,9 +246,9 @@ func unwrap(text string) (joined string, lineOf func(int) int) {
 	}
 }
 
-// headingsOf are the anchors of a page, made as forges make them: lower case,
-// dashes for blanks, nothing but letters, digits, dashes and underscores, and a
-// number for one that repeats.
+// headingsOf returns the anchors of a page, formed as code forges do: lower case,
+// dashes for blanks, only letters, digits, dashes and underscores, and a number
+// for a repeated heading.
 func headingsOf(page string) []string {
 	var anchors []string
 	fenced := false
@@ -280,8 +281,8 @@ func headingsOf(page string) []string {
 func TestFaultsOfCitations(t *testing.T) {
 	t.Parallel()
 	page := "# The page\n\n## Retries, and `more`\n\n```\n## no heading\n```\n\n### R~5\n\nSee [above](#retries-and-more).\n"
-	// This file is looked at too: a ~, which is taken out, keeps it from being
-	// its own finding.
+	// The test checks this file too. A ~ in each text, which is removed before
+	// use, prevents it from finding itself.
 	for name, test := range map[string]struct {
 		file, text string
 		want       []string
@@ -359,6 +360,6 @@ func TestCapturesExist(t *testing.T) {
 		}
 	}
 	if named == 0 {
-		t.Errorf("%s names no captures: the way in which it does has changed, and this test with it", celeryPage)
+		t.Errorf("%s names no captures: if its notation has changed, change this test", celeryPage)
 	}
 }

@@ -1,4 +1,4 @@
-// Package archtest holds the rules about who may import whom, that every
-// package says what it is for, and that what a text cites can be found. It has
-// tests only.
+// Package archtest tests rules for the whole repository: which package may
+// import which, that every package has a package doc, and that every citation
+// leads to an existing heading. It has only tests.
 package archtest

@@ -19,7 +19,7 @@ import (
 
 const module = "github.com/moonladderstudios/mm-orchestrator"
 
-// goPackage is what `go list -json` says about a package.
+// goPackage is a package in the output of `go list -json`.
 type goPackage struct {
 	ImportPath   string
 	Dir          string
@@ -60,19 +60,19 @@ func list(t *testing.T) []goPackage {
 	}
 }
 
-// within tells whether path is one of the folders or below one. A folder with
-// a host name is a foreign module, others are ours.
+// within reports whether path is one of the folders or below one. A folder that
+// begins with a host name is in another module, others are in this one.
 func within(path string, folders ...string) bool {
 	return slices.ContainsFunc(folders, func(folder string) bool {
 		return path == folder || strings.HasPrefix(path, folder+"/")
 	})
 }
 
-// shared are the packages of this module that all may import: they hold no
-// domain and import nothing of ours.
+// shared are the packages of this module that every package may import. They
+// contain no domain logic and import no other package of this module.
 var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall"}
 
-// Foreign modules by what they stand for.
+// Packages of other modules, grouped by purpose.
 var (
 	amqp   = []string{"github.com/rabbitmq/amqp091-go"}
 	sql    = []string{"database/sql", "github.com/jackc/pgx"}
@@ -81,50 +81,50 @@ var (
 
 func join(lists ...[]string) []string { return slices.Concat(lists...) }
 
-// rule says what the packages in a folder may know. Test files are free.
+// rule says what the packages in a folder may import. Test files are exempt.
 type rule struct {
 	folder string
 	// ours lists the folders of this module that may be imported.
 	ours []string
-	// never lists foreign packages that may be reached in no way, also not
-	// through others.
+	// never lists packages of other modules that must not be imported, neither
+	// directly nor through other packages.
 	never []string
 	why   string
 }
 
-// The order in which imports go: cmd → api, tasks → store, compose, artifacts,
-// worker → protocol. The first rule whose folder matches holds.
+// The direction of imports: cmd → api, tasks → store, compose, artifacts, worker
+// → protocol. The first rule whose folder matches applies.
 var rules = []rule{
 	{folder: "protocol", never: join(amqp, sql, docker, []string{"net/http"}),
-		why: "protocol is bytes in, bytes out: whoever reads or tests it needs no server and nothing of this project"},
+		why: "protocol converts bytes: reading and testing it needs neither a server nor another package of this project"},
 	{folder: "compose", never: join(amqp, sql),
-		why: "compose serves anybody who drives docker compose: it knows no runs, queues or tables"},
+		why: "compose is usable without this project's runs, queues and tables"},
 	{folder: "artifacts", never: join(amqp, sql, docker),
-		why: "artifacts writes files: a run's state and its commands are the business of tasks"},
+		why: "artifacts writes files: a run's state and its commands belong to tasks"},
 	{folder: "metrics", never: join(amqp, docker), // the Prometheus client itself links database/sql
-		why: "metrics names numbers: those who count hand them in"},
+		why: "metrics exposes counts: the packages that count call it"},
 	{folder: "worker/workertest", ours: []string{"worker", "protocol"}, never: join(sql, docker),
-		why: "workertest runs handlers of anybody who uses the worker library"},
+		why: "workertest runs the handlers of any user of the worker library"},
 	{folder: "worker", ours: []string{"protocol"}, never: join(sql, docker),
-		why: "worker is a library for anybody's tasks: results go through its ResultBackend interface, the domain through Handler"},
+		why: "worker is a library for any tasks: results go through its ResultBackend interface, the domain through Handler"},
 	{folder: "store/storetest", ours: []string{"store", "protocol", "internal/devenv"}, never: join(amqp, docker),
-		why: "storetest serves tests of the tables only, on a database that devenv hands out"},
+		why: "storetest is for tests of the tables only, on a database that devenv provides"},
 	{folder: "store", ours: []string{"store", "protocol"}, never: join(amqp, docker),
-		why: "store is all SQL and nothing else: it takes protocol.Result so that the engine need not know tables, and must not know the engine"},
+		why: "store contains all SQL and nothing else: it accepts protocol.Result, so that the engine and the tables need not know each other"},
 	{folder: "tasks", ours: []string{"tasks", "store", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
-		why: "tasks put store, compose and artifacts together for one step; cmd puts tasks together"},
+		why: "tasks combine store, compose and artifacts into steps; cmd combines tasks"},
 	{folder: "api", ours: []string{"api", "store", "artifacts", "metrics", "protocol", "tasks", "worker"}, never: nil,
 		why: "api reads what tasks and store have written"},
 	{folder: "cmd", ours: []string{"cmd", "api", "tasks", "store", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
-		why: "cmd puts the program together from the public packages; what it needs from elsewhere belongs into one of them"},
+		why: "cmd combines the public packages into the program; anything else that it needs belongs in one of them"},
 	{folder: "internal/address", ours: []string{"internal/address"}, never: join(amqp, sql, docker),
 		why: "address is read by worker, store, artifacts and cmd alike, and opens no connection"},
 	{folder: "internal/devenv", ours: []string{"internal/devenv"}, never: amqp,
-		why: "devenv starts servers for every package's tests, so it can import none of them"},
+		why: "devenv starts servers for the tests of every package, so it can import none of them"},
 }
 
-// What reads a command line stays out of the libraries, and out of programs that
-// import them.
+// No library may import a package that parses command lines: every program that
+// imports the library would contain it.
 func TestOnlyCmdParsesCommandLines(t *testing.T) {
 	t.Parallel()
 	for _, p := range list(t) {
@@ -163,8 +163,8 @@ func TestImportsGoOneWay(t *testing.T) {
 	}
 }
 
-// Everything else takes its settings as values, so that tests run in parallel
-// and the worker is usable as a library.
+// All other packages take their settings as values, so that tests can run in
+// parallel and the worker can be used as a library.
 func TestOnlyCommandsReadEnvironmentAndFlags(t *testing.T) {
 	t.Parallel()
 	for _, p := range list(t) {
@@ -202,15 +202,16 @@ func TestPackagesSayWhatTheyAreFor(t *testing.T) {
 	t.Parallel()
 	for _, p := range list(t) {
 		if len(p.GoFiles) > 0 && p.Doc == "" {
-			t.Errorf("%s has no package doc.\n\tWhy: a stranger finds out there what it owns and what it leaves to others.", p.name())
+			t.Errorf("%s has no package doc.\n\tWhy: a new reader learns there what the package owns and what it leaves to others.", p.name())
 		}
 	}
 }
 
-// The rules name folders; one that is renamed must not escape its rule.
+// Every folder that a rule names must exist, so that a renamed folder cannot
+// escape its rule.
 func TestRulesNameFolders(t *testing.T) {
 	t.Parallel()
-	later := []string{"api", "cmd", "worker/workertest", "store/storetest"} // not built by every state of the tree
+	later := []string{"api", "cmd", "worker/workertest", "store/storetest"} // may be missing
 	for _, r := range rules {
 		if _, err := os.Stat(filepath.Join("..", "..", r.folder)); err != nil && !slices.Contains(later, r.folder) {
 			t.Errorf("rule for %s: %v", r.folder, err)
@@ -218,16 +219,16 @@ func TestRulesNameFolders(t *testing.T) {
 	}
 }
 
-// What ships is read by people who must be able to trust it: a defect that is
-// there on purpose, even if it is switched off, makes them look twice at each
-// line. Defects are patches (internal/chaos/defects).
+// Readers must be able to trust the code that ships. A deliberate defect, even
+// one that is switched off, makes them doubt every line. Defects are patches
+// (internal/chaos/defects).
 func TestNoDefectIsPlantedInTheProgram(t *testing.T) {
 	t.Parallel()
 	for _, p := range list(t) {
 		if within(p.name(), "internal/chaos", "internal/archtest") {
 			continue
 		}
-		// Of all builds, whatever their tags.
+		// All files, whatever their build tags.
 		files, err := filepath.Glob(filepath.Join(p.Dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -23,11 +23,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// celery is the version that the producer and the reader of results have.
+// celery is the release that the producer and the reader of results use.
 const celery = "5.7.0" // also in the Makefile, target demo
 
-// demo is one showing. Its fields are set in the order of play and used by
-// one goroutine.
+// demo is the state of one demonstration. The methods that run calls set the
+// fields; only one goroutine uses them.
 type demo struct {
 	module, folder string
 	screen         *screen
@@ -41,14 +41,14 @@ type demo struct {
 	worker           *exec.Cmd
 	workerEnded      chan struct{}
 	store            *store.Store
-	// cleanup runs backwards at the end.
+	// cleanup is called in reverse order at the end.
 	cleanup []func(context.Context) error
 }
 
 func (d *demo) atEnd(remove func(context.Context) error) { d.cleanup = append(d.cleanup, remove) }
 
-// tidy removes everything that play has made but the files.
-func (d *demo) tidy(ctx context.Context) error {
+// cleanUp removes everything that run has created, except for the files.
+func (d *demo) cleanUp(ctx context.Context) error {
 	var failures []error
 	for i := len(d.cleanup) - 1; i >= 0; i-- {
 		failures = append(failures, d.cleanup[i](ctx))
@@ -57,9 +57,9 @@ func (d *demo) tidy(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-func (d *demo) play(ctx context.Context) error {
+func (d *demo) run(ctx context.Context) error {
 	for _, part := range []func(context.Context) error{
-		d.check, d.build, d.prepare, d.startWorker, d.repair, d.breakAndRollBack, d.lookAround,
+		d.check, d.build, d.prepare, d.startWorker, d.repair, d.breakAndRollBack, d.explore,
 	} {
 		if err := part(ctx); err != nil {
 			return err
@@ -68,12 +68,12 @@ func (d *demo) play(ctx context.Context) error {
 	return nil
 }
 
-// check finds the tools and makes a virtual host and a database.
+// check finds the tools and creates a virtual host and a database.
 func (d *demo) check(ctx context.Context) error {
 	root := os.Getenv(devenv.EnvPythonRoot)
 	d.compose = os.Getenv(devenv.EnvCompose)
 	if root == "" || d.compose == "" {
-		return errors.New("the environment names no Python or no docker-compose; start the demo with `make demo`")
+		return errors.New("the environment names no Python or no docker-compose: start the demo with `make demo`")
 	}
 	d.python = devenv.CeleryPython(root, celery)
 	engine, err := output(ctx, "docker", "version", "--format", "{{.Server.Version}}")
@@ -103,10 +103,10 @@ func (d *demo) check(ctx context.Context) error {
 	return nil
 }
 
-// build makes the worker and the program of the sample's containers. With an
-// empty build cache, as on a fresh machine, it compiles the clients of docker
-// and PostgreSQL too, so each line says for how long it goes on and at which
-// package it is.
+// build builds the worker and the program of the sample's containers. With an
+// empty build cache it also compiles the clients of docker and PostgreSQL, which
+// takes a while; the progress line therefore shows the time and the current
+// package.
 func (d *demo) build(ctx context.Context) error {
 	d.program, d.service = filepath.Join(d.module, "bin", "mm-orchestrator"), filepath.Join(d.folder, "service")
 	for _, target := range []struct{ what, out, pkg string }{
@@ -124,11 +124,11 @@ func (d *demo) build(ctx context.Context) error {
 	return nil
 }
 
-// watch runs a command to its end and shows meanwhile the last line that it
-// said.
+// watch runs a command to its end and shows the last line of its output as
+// progress.
 func (d *demo) watch(command *exec.Cmd, doing, what string) error {
-	var said lockedBuffer
-	command.Stdout, command.Stderr = &said, &said
+	var output lockedBuffer
+	command.Stdout, command.Stderr = &output, &output
 	since := time.Now()
 	ended := make(chan error, 1)
 	if err := command.Start(); err != nil {
@@ -141,16 +141,17 @@ func (d *demo) watch(command *exec.Cmd, doing, what string) error {
 		select {
 		case err := <-ended:
 			if err != nil {
-				return fmt.Errorf("%w: %s", err, said.text())
+				return fmt.Errorf("%w: %s", err, output.text())
 			}
 			return nil
 		case <-tick.C:
-			d.screen.still(doing, time.Since(since), what+": "+said.lastLine())
+			d.screen.progress(doing, time.Since(since), what+": "+output.lastLine())
 		}
 	}
 }
 
-// prepare makes the sample project, starts it, and sees its service fail.
+// prepare creates the sample project, starts it, and waits for its service to
+// fail.
 func (d *demo) prepare(ctx context.Context) error {
 	since := time.Now()
 	d.artifacts = filepath.Join(d.folder, "artifacts", "spec_workflows")
@@ -165,7 +166,8 @@ func (d *demo) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	// One name per folder, so that what a killed demo left behind is found.
+	// The name depends on the folder only, so that the next demo finds what a
+	// killed one has left behind.
 	name := fmt.Sprintf("mm-demo-%x", sha256.Sum256([]byte(d.folder)))[:14]
 	var err error
 	d.project, err = sample.Create(ctx, sample.Config{Module: d.module, Dir: work, Name: name, Service: d.service, Compose: d.compose})
@@ -212,7 +214,7 @@ func (d *demo) startWorker(ctx context.Context) error {
 	if text, err := d.command(ctx, "migrate", "--shared-tables").CombinedOutput(); err != nil {
 		return fmt.Errorf("mm-orchestrator migrate: %w: %s", err, bytes.TrimSpace(text))
 	}
-	d.screen.line("migrating", "MoonMind's tables and ours, in a database of its own", seconds(time.Since(since)))
+	d.screen.line("migrating", "MoonMind's tables and ours, in a new database", seconds(time.Since(since)))
 
 	log, err := os.Create(filepath.Join(d.folder, "worker.log"))
 	if err != nil {
@@ -259,7 +261,7 @@ func (d *demo) endWorker(ctx context.Context) error {
 	case <-d.workerEnded:
 		return nil
 	case <-time.After(5 * time.Second):
-		// In the middle of a step: the second signal ends the step too.
+		// The worker is in a step: a second signal ends the step too.
 		_ = d.worker.Process.Signal(syscall.SIGTERM)
 	}
 	select {
@@ -273,8 +275,8 @@ func (d *demo) endWorker(ctx context.Context) error {
 	return errors.New("the worker did not end on SIGTERM and was killed")
 }
 
-// repair shows the run that succeeds: the dependency is added to
-// requirements.txt and left uncommitted, as an agent leaves it.
+// repair shows a run that succeeds. It adds the dependency to requirements.txt
+// and does not commit it, as an agent would.
 func (d *demo) repair(ctx context.Context) error {
 	if err := d.project.Require(sample.Dependency); err != nil {
 		return err
@@ -290,7 +292,7 @@ func (d *demo) repair(ctx context.Context) error {
 	return nil
 }
 
-// breakAndRollBack shows the run that fails: a change that breaks the service.
+// breakAndRollBack shows a run that fails: its change breaks the service.
 func (d *demo) breakAndRollBack(ctx context.Context) error {
 	if err := d.project.Commit(ctx, "the repair, kept"); err != nil {
 		return err
@@ -309,30 +311,30 @@ func (d *demo) breakAndRollBack(ctx context.Context) error {
 	return nil
 }
 
-// lookAround says where everything is and, on a terminal, waits.
-func (d *demo) lookAround(ctx context.Context) error {
+// explore prints where everything is and, on a terminal, waits for Ctrl-C.
+func (d *demo) explore(ctx context.Context) error {
 	d.screen.print("")
 	d.screen.line("files", d.short(d.folder)+": artifacts/, project/, worker.log", "")
 	if !d.screen.terminal {
 		return nil
 	}
-	d.screen.print("\nLook around, in another terminal:")
+	d.screen.print("\nTo inspect the result, in another terminal:")
 	d.screen.print("  MM_ORCHESTRATOR_DATABASE_URL='" + d.database + "' " + d.short(d.program) + " runs")
 	d.screen.print("  psql '" + d.database + "' -c 'table spec_workflow_task_states'")
 	d.screen.print("  curl -i " + d.project.HealthURL())
-	d.screen.print("Ctrl-C here, or `make demo-stop` elsewhere, ends everything.")
+	d.screen.print("To end the demo: Ctrl-C here, or `make demo-stop` elsewhere.")
 	<-ctx.Done()
 	return nil
 }
 
-// command is mm-orchestrator with the worker's environment.
+// command returns mm-orchestrator with the worker's environment.
 func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
 	command := exec.CommandContext(ctx, d.program, args...)
 	command.Dir, command.Env = d.project.Dir, d.environment
 	return command
 }
 
-// producer runs a script of testdata/producers and decodes what it prints.
+// producer runs a script of testdata/producers and decodes its output.
 func (d *demo) producer(ctx context.Context, document any, script string, args ...string) error {
 	command := exec.CommandContext(ctx, d.python, append([]string{script}, args...)...)
 	command.Dir = filepath.Join(d.module, "testdata", "producers")
@@ -347,7 +349,7 @@ func (d *demo) producer(ctx context.Context, document any, script string, args .
 	return json.Unmarshal(text, document)
 }
 
-// await polls until done says so.
+// await polls until done returns true, for at most a minute.
 func (d *demo) await(ctx context.Context, what string, done func() (string, bool, error)) (string, error) {
 	deadline := time.Now().Add(time.Minute)
 	for {
@@ -356,7 +358,7 @@ func (d *demo) await(ctx context.Context, what string, done func() (string, bool
 			return text, err
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("waited a minute in vain for %s", what)
+			return "", fmt.Errorf("timeout after 1 minute: waiting for %s", what)
 		}
 		select {
 		case <-ctx.Done():
@@ -368,7 +370,7 @@ func (d *demo) await(ctx context.Context, what string, done func() (string, bool
 	}
 }
 
-// short writes a path as seen from the clone.
+// short returns a path relative to the clone.
 func (d *demo) short(path string) string {
 	if relative, err := filepath.Rel(d.module, path); err == nil && !strings.HasPrefix(relative, "..") {
 		return relative
@@ -376,7 +378,8 @@ func (d *demo) short(path string) string {
 	return path
 }
 
-// resultBackend names the driver: SQLAlchemy 2.1 takes psycopg 3 without.
+// resultBackend returns the URL of a database in Celery's form. It names the
+// driver, since SQLAlchemy 2.1 uses psycopg 3 for a plain postgresql://.
 func resultBackend(database string) string {
 	return "db+postgresql+psycopg2://" + strings.TrimPrefix(database, "postgres://")
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// services is what the engine has at one instant.
+// services is the state of both services' containers at one time.
 type services struct{ api, other sample.Container }
 
-func (d *demo) look(ctx context.Context) (seen services, err error) {
+func (d *demo) observe(ctx context.Context) (seen services, err error) {
 	if seen.api, err = d.project.Container(ctx, "api"); err != nil {
 		return seen, err
 	}
@@ -27,7 +27,7 @@ func (d *demo) look(ctx context.Context) (seen services, err error) {
 
 // show submits a run with the Python producer and follows it to its end.
 func (d *demo) show(ctx context.Context, instruction, note string, args ...string) (store.RunStatus, error) {
-	before, err := d.look(ctx)
+	before, err := d.observe(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -56,7 +56,8 @@ func (d *demo) show(ctx context.Context, instruction, note string, args ...strin
 	return detail.Run.Status, d.readBack(ctx, detail)
 }
 
-// follow prints each step as it ends, from the tables, until the run has ended.
+// follow polls the tables and prints each step once it has ended, until the run
+// has ended.
 func (d *demo) follow(ctx context.Context, run string, before services) (store.RunDetail, error) {
 	printed := make(map[store.Step]bool)
 	var detail store.RunDetail
@@ -68,7 +69,7 @@ func (d *demo) follow(ctx context.Context, run string, before services) (store.R
 		for _, state := range detail.States {
 			switch {
 			case state.Status == "in_progress" && state.StartedAt != nil:
-				d.screen.still(string(state.Step), time.Since(*state.StartedAt), lastLine(filepath.Join(d.artifacts, run, string(state.Step)+".log")))
+				d.screen.progress(string(state.Step), time.Since(*state.StartedAt), lastLine(filepath.Join(d.artifacts, run, string(state.Step)+".log")))
 			case (state.Status == "succeeded" || state.Status == "failed") && !printed[state.Step] && state.StartedAt != nil && state.FinishedAt != nil:
 				printed[state.Step] = true
 				note, err := d.note(ctx, run, state, before)
@@ -84,7 +85,7 @@ func (d *demo) follow(ctx context.Context, run string, before services) (store.R
 	return detail, err
 }
 
-// note says what a step has done, from its artifacts and the engine.
+// note returns what a step has done, read from its artifacts and the engine.
 func (d *demo) note(ctx context.Context, run string, state store.StepState, before services) (string, error) {
 	if state.Status == "failed" {
 		return failure(state.Message), nil
@@ -113,7 +114,7 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 		image, err := output(ctx, "docker", "image", "inspect", "--format", "{{.Id}}", d.project.Name+"-api")
 		return fmt.Sprintf("api → %.13s   (was %.13s)", image, before.api.Image), err
 	case store.StepRestart:
-		now, err := d.look(ctx)
+		now, err := d.observe(ctx)
 		switch {
 		case err != nil:
 			return "", err
@@ -131,7 +132,7 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 		if err != nil {
 			return "", err
 		}
-		now, err := d.look(ctx)
+		now, err := d.observe(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -147,8 +148,8 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 	return state.Message, nil
 }
 
-// failure is a failed step's message, as the row has it: the first line as it
-// is, and of what explains it no more than a screen can bear.
+// failure returns a failed step's message from its row: the first line
+// unchanged, and the following lines shortened for the screen.
 func failure(message string) string {
 	rows := strings.Split(strings.TrimSpace(message), "\n")
 	if len(rows) > 3 {
@@ -157,7 +158,7 @@ func failure(message string) string {
 	return strings.Join(rows, "\n"+strings.Repeat(" ", 22))
 }
 
-// conclude prints what the tables say of the run, and how the service is.
+// conclude prints the run from the tables, and the state of the service.
 func (d *demo) conclude(ctx context.Context, detail store.RunDetail) error {
 	run := detail.Run
 	took := run.CompletedAt.Sub(*run.StartedAt)
@@ -190,7 +191,7 @@ func (d *demo) conclude(ctx context.Context, detail store.RunDetail) error {
 	return nil
 }
 
-// readBack lets AsyncResult read the results of the tasks that ran.
+// readBack reads the results of the tasks with Celery's AsyncResult.
 func (d *demo) readBack(ctx context.Context, detail store.RunDetail) error {
 	var ids []string
 	for _, state := range detail.States {
@@ -233,7 +234,7 @@ func (d *demo) readBack(ctx context.Context, detail store.RunDetail) error {
 	return nil
 }
 
-// lastAttempt reads the last "Attempt n: status=code" of a log.
+// lastAttempt parses the last "Attempt n: status=code" of a log.
 func lastAttempt(log string) (attempt, code string) {
 	attempt, code = "?", "?"
 	for line := range strings.Lines(log) {
@@ -244,7 +245,7 @@ func lastAttempt(log string) (attempt, code string) {
 	return attempt, code
 }
 
-// lastLine is the last whole line of a file that is being written, or "".
+// lastLine returns the last complete line of a file that is still written, or "".
 func lastLine(path string) string {
 	file, err := os.Open(path)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// lockedBuffer takes a command's output while another goroutine reads it.
+// lockedBuffer receives a command's output while another goroutine reads it.
 type lockedBuffer struct {
 	mu     sync.Mutex // guards buffer
 	buffer bytes.Buffer

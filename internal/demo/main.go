@@ -1,15 +1,13 @@
-// Command demo shows the worker at work: an unmodified Python Celery producer
-// submits the repair of a compose service with a missing dependency, the
-// worker carries it through, and then a repair that breaks the service and is
-// rolled back. Nothing is faked: what it prints it has read from the tables,
-// the artifacts and the docker engine.
+// Command demo demonstrates the worker. An unmodified Python Celery producer
+// submits the repair of a compose service with a missing dependency, and the
+// worker completes it. A second run breaks the service and is rolled back. All
+// output is read from the tables, the artifacts and the docker engine.
 //
-// The servers come from the environment that `devenv run` makes (`make demo`).
-// The demo ends what it starts: the worker, the containers with their images,
-// the virtual host and the database. Its files stay in var/demo until the
-// next run.
+// `devenv run` provides the servers (`make demo`). The demo removes what it has
+// started: the worker, the containers with their images, the virtual host and
+// the database. Its files stay in var/demo until the next demo.
 //
-//	demo        run it; on a terminal, wait at the end for Ctrl-C
+//	demo        run the demo; on a terminal, wait at the end for Ctrl-C
 //	demo -stop  end a demo that waits
 package main
 
@@ -26,12 +24,12 @@ import (
 	"time"
 )
 
-// tidyLimit bounds the removal of everything at the end.
-const tidyLimit = 30 * time.Second
+// cleanupTimeout is the limit on removing everything at the end.
+const cleanupTimeout = 30 * time.Second
 
 func main() {
-	stop := flag.Bool("stop", false, "end a demo that waits for it")
-	folder := flag.String("folder", "", "where its files go; var/demo of the clone by default")
+	stop := flag.Bool("stop", false, "end a demo that waits")
+	folder := flag.String("folder", "", "folder for the demo's files (default var/demo of the clone)")
 	flag.Parse()
 	if err := run(*stop, *folder); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -65,18 +63,19 @@ func run(stop bool, folder string) error {
 	defer lock.Close()
 
 	d := &demo{module: module, folder: folder, screen: newScreen(os.Stdout)}
-	err = d.play(ctx)
+	err = d.run(ctx)
 	d.screen.line("ending", "worker, containers, database and virtual host", "")
-	tidy, cancel := context.WithTimeout(context.Background(), tidyLimit)
+	cleanUp, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
-	err = errors.Join(err, d.tidy(tidy))
+	err = errors.Join(err, d.cleanUp(cleanUp))
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil // asked to end, and ended
+		return nil // the user has ended the demo
 	}
 	return err
 }
 
-// moduleRoot is the clone that this program was built from or is run in.
+// moduleRoot returns the root folder of the clone that this program was built
+// from.
 func moduleRoot() (string, error) {
 	_, file, _, ok := runtime.Caller(0)
 	if !ok {
@@ -89,8 +88,9 @@ func moduleRoot() (string, error) {
 	return root, nil
 }
 
-// lockFolder makes the demo's folder and holds it. The file has our process
-// id for -stop; the lock, not the file, says that the demo runs.
+// lockFolder creates the demo's folder and locks it. The lock file contains the
+// process id, for -stop. The lock, not the file's existence, says that a demo is
+// running.
 func lockFolder(folder string) (*os.File, error) {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return nil, err
@@ -114,7 +114,7 @@ func lockFolder(folder string) (*os.File, error) {
 	return lock, nil
 }
 
-// stopOther ends the demo that holds the folder and returns when it has ended.
+// stopOther ends the demo that has locked the folder, and waits for its end.
 func stopOther(folder string) error {
 	lock, err := os.Open(filepath.Join(folder, "pid"))
 	if errors.Is(err, os.ErrNotExist) {

@@ -8,21 +8,22 @@ import (
 	"unicode/utf8"
 )
 
-// plainEvery is how often a log without a terminal hears of a step that goes on.
-const plainEvery = 10 * time.Second
+// printEvery is the interval between progress lines when the output is not a
+// terminal.
+const printEvery = 10 * time.Second
 
-// liveWidth keeps the live line in one row of any usual terminal: a longer one
-// wraps and cannot be wiped.
+// liveWidth is the maximum length of the progress line: a line that the terminal
+// wraps cannot be erased.
 const liveWidth = 79
 
-// screen prints lines and, on a terminal, one live line below them. It is
-// used by one goroutine.
+// screen prints lines and, on a terminal, a progress line below them that it
+// overwrites. It must be used by one goroutine.
 type screen struct {
 	out      *os.File
 	terminal bool
 	color    bool
 	live     bool
-	told     time.Time
+	printed  time.Time // time of the last line
 }
 
 func newScreen(out *os.File) *screen {
@@ -31,7 +32,7 @@ func newScreen(out *os.File) *screen {
 	return &screen{out: out, terminal: terminal, color: terminal && os.Getenv("NO_COLOR") == ""}
 }
 
-// line prints what happened, in the columns in which devenv prints.
+// line prints an event, in the same columns as devenv.
 func (s *screen) line(verb, what, result string) {
 	if result == "" {
 		s.print(fmt.Sprintf("%s %s", s.bold(pad(verb, 11)), what))
@@ -43,11 +44,12 @@ func (s *screen) line(verb, what, result string) {
 func (s *screen) print(text string) {
 	s.clear()
 	fmt.Fprintln(s.out, text)
-	s.told = time.Now()
+	s.printed = time.Now()
 }
 
-// still shows what goes on, for how long, and its last line of output.
-func (s *screen) still(step string, took time.Duration, last string) {
+// progress shows a step that is in progress, its duration, and the last line of
+// its output.
+func (s *screen) progress(step string, took time.Duration, last string) {
 	text := fmt.Sprintf("  %s …  %s", pad(step, 9), pad(seconds(took), 8))
 	if s.terminal {
 		s.clear()
@@ -55,7 +57,7 @@ func (s *screen) still(step string, took time.Duration, last string) {
 		s.live = true
 		return
 	}
-	if time.Since(s.told) >= plainEvery {
+	if time.Since(s.printed) >= printEvery {
 		s.print(strings.TrimRight(text+"  "+last, " "))
 	}
 }
@@ -69,7 +71,7 @@ func (s *screen) clear() {
 
 func (s *screen) bold(text string) string { return s.paint("1", text) }
 
-// mark is a step's result in one character.
+// mark returns a step's result as one character.
 func (s *screen) mark(status string) string {
 	switch status {
 	case "succeeded":

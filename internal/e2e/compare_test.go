@@ -8,16 +8,16 @@ import (
 	"slices"
 )
 
-// difference is one place at which two JSON documents are not equal.
+// difference is one place where two JSON documents differ.
 type difference struct {
-	// Path names the place: keys and indices joined by dots.
+	// Path is the place: keys and indices, joined by dots.
 	Path string
-	// Want and Got are nil where that side has nothing; JSON null is the
-	// value null.
+	// Want and Got are nil if that document has no value at this place; JSON
+	// null is the value null.
 	Want, Got any
 }
 
-// null stands for JSON null, told apart from nothing.
+// null is JSON null, as opposed to a missing value.
 type null struct{}
 
 func (null) String() string { return "null" }

@@ -9,9 +9,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/sample"
 )
 
-// A service with a missing dependency, mended by an edit that its operator has
-// left in the work tree, must be built, started anew and found healthy, and
-// no other container may change.
+// A service lacks a dependency, and its operator has left an edit that adds it in
+// the work tree. The run must build and restart the service and find it healthy.
+// No other container may change.
 func TestRepairOfAMissingDependency(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, stackConfig{Project: true})
@@ -42,9 +42,9 @@ func TestRepairOfAMissingDependency(t *testing.T) {
 	s.demandEmptyQueue()
 }
 
-// Every way in which a repair of a real service can fail must end in a
-// rollback: the files and the service as before, the logs and rows as
-// docs/moonmind.md says, no other container touched.
+// Every failure of a repair of a real service must end in a rollback. The files
+// and the service must be as before, the logs and rows as docs/moonmind.md says,
+// and no other container may change.
 func TestFailedRepairIsRolledBack(t *testing.T) {
 	t.Parallel()
 	quick := []string{set("verify.healthcheck.timeoutSeconds", 2), set("verify.healthcheck.intervalSeconds", 0.5)}
@@ -56,13 +56,12 @@ func TestFailedRepairIsRolledBack(t *testing.T) {
 		file, line string
 		args       []string
 		states     string
-		// failed is the step that fails; its message contains the words and
-		// its log the traces.
+		// failed is the step that fails. Its message contains words and its log
+		// contains traces.
 		failed string
 		words  []string
 		traces []string
-		// recreated says that the new container replaced the old one before
-		// the rollback.
+		// recreated says that the run replaced the container before the rollback.
 		recreated bool
 	}{
 		"build failure": {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// `make demo` must show a repair and a rollback, each step as it happens, and
-// leave nothing in the engine. Without a terminal it prints plain lines.
+// `make demo` must show a repair and a rollback step by step, and leave nothing
+// in the engine. Without a terminal it prints plain lines.
 func TestDemoShowsARepairAndARollback(t *testing.T) {
 	t.Parallel()
 	text, err := demo(t, t.TempDir()).CombinedOutput()
@@ -49,7 +49,7 @@ func TestDemoShowsARepairAndARollback(t *testing.T) {
 	demandNoSampleOf(t, text)
 }
 
-// Ctrl-C in the middle of the demo must end all that it has started.
+// Ctrl-C in the middle of the demo must end everything that it has started.
 func TestDemoLeavesNothingOnCtrlC(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -82,8 +82,8 @@ func demo(t *testing.T, folder string) *exec.Cmd {
 	return exec.Command(program, "-folder", folder)
 }
 
-// demandNoSampleOf demands that the engine has nothing of the demo that
-// printed this.
+// demandNoSampleOf checks that the engine has nothing of the demo that printed
+// text.
 func demandNoSampleOf(t *testing.T, text []byte) {
 	t.Helper()
 	name := regexp.MustCompile(`mm-demo-[0-9a-f]{6}`).Find(text)

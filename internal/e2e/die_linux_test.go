@@ -2,5 +2,5 @@ package e2e
 
 import "syscall"
 
-// dieWithUs lets the kernel kill a worker whose test is killed.
+// dieWithUs makes the kernel kill the worker when its test is killed.
 func dieWithUs(attributes *syscall.SysProcAttr) { attributes.Pdeathsig = syscall.SIGKILL }

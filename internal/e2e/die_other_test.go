@@ -4,5 +4,5 @@ package e2e
 
 import "syscall"
 
-// dieWithUs: only Linux can.
+// dieWithUs needs Linux; elsewhere a killed test leaves its workers.
 func dieWithUs(*syscall.SysProcAttr) {}

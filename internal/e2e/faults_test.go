@@ -14,16 +14,16 @@ import (
 
 var ranOnce = []string{"patch", "build", "restart"}
 
-// faulty is a stack whose worker reaches its servers through proxies.
-type faulty struct {
+// proxiedStack is a stack whose worker reaches its servers through proxies.
+type proxiedStack struct {
 	*stack
 	toBroker, toDatabase *proxy
-	ledger               string
+	commandLog           string
 }
 
-func newFaulty(t *testing.T) *faulty {
+func newProxiedStack(t *testing.T) *proxiedStack {
 	t.Helper()
-	f := &faulty{ledger: filepath.Join(t.TempDir(), "ledger")}
+	f := &proxiedStack{commandLog: filepath.Join(t.TempDir(), "commands")}
 	f.stack = newStack(t, stackConfig{
 		WorkerBroker: func(address string) string {
 			f.toBroker = newProxy(t, address)
@@ -38,22 +38,22 @@ func newFaulty(t *testing.T) *faulty {
 }
 
 // awaitCommand waits until the command of a step has begun.
-func (f *faulty) awaitCommand(step string) {
+func (f *proxiedStack) awaitCommand(step string) {
 	f.t.Helper()
 	f.await("the command of "+step, func() (bool, error) {
-		return slices.Contains(lines(f.t, f.ledger), step), nil
+		return slices.Contains(lines(f.t, f.commandLog), step), nil
 	})
 }
 
-// open lets the held command of a step go on.
-func (f *faulty) open(step string) {
+// open lets the waiting command of a step continue.
+func (f *proxiedStack) open(step string) {
 	f.t.Helper()
-	if err := os.WriteFile(gate(f.ledger, step), nil, 0o644); err != nil {
+	if err := os.WriteFile(gate(f.commandLog, step), nil, 0o644); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-func (f *faulty) awaitConsumer() {
+func (f *proxiedStack) awaitConsumer() {
 	f.t.Helper()
 	f.await("the worker to consume again", func() (bool, error) {
 		consumers, _, err := f.queue()
@@ -61,20 +61,20 @@ func (f *faulty) awaitConsumer() {
 	})
 }
 
-// demandOneCleanRun waits for the end and demands that nobody can tell the
-// run from one that met no fault.
-func (f *faulty) demandOneCleanRun(run submission) {
+// demandOneCleanRun waits for the end of the run and checks that its rows equal
+// those of a run without a fault.
+func (f *proxiedStack) demandOneCleanRun(run submission) {
 	f.t.Helper()
 	if row := f.awaitRun(run.RunID); row["status"] != "succeeded" {
 		f.t.Errorf("the run is %s, want succeeded", row["status"])
 	}
-	for range 6 { // a link that was published twice repeats the rest of the chain
+	for range 6 { // a message that was published twice repeats the rest of the chain
 		f.barrier()
 	}
 	if got := summary(f.states(run.RunID)); got != succeeded {
 		f.t.Errorf("states: %s\nwant:   %s", got, succeeded)
 	}
-	if got := lines(f.t, f.ledger); !slices.Equal(got, ranOnce) {
+	if got := lines(f.t, f.commandLog); !slices.Equal(got, ranOnce) {
 		f.t.Errorf("commands that ran: %v, want %v", got, ranOnce)
 	}
 	for _, id := range run.ids() {
@@ -85,13 +85,13 @@ func (f *faulty) demandOneCleanRun(run submission) {
 }
 
 // When the connection to the broker breaks while a command runs, the command
-// must go on and its delivery, when it comes again, must find it.
+// must continue, and the redelivered message must find it running.
 func TestBrokerLostDuringAStep(t *testing.T) {
 	t.Parallel()
-	t.Run("and found again while the command runs", func(t *testing.T) {
+	t.Run("and restored while the command runs", func(t *testing.T) {
 		t.Parallel()
-		f := newFaulty(t)
-		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f := newProxiedStack(t)
+		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toBroker.cut()
 		f.toBroker.restore()
@@ -100,10 +100,10 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 		f.demandOneCleanRun(run)
 		f.demandEmptyQueue()
 	})
-	t.Run("and found again after the command has ended", func(t *testing.T) {
+	t.Run("and restored after the command has ended", func(t *testing.T) {
 		t.Parallel()
-		f := newFaulty(t)
-		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f := newProxiedStack(t)
+		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toBroker.cut()
 		f.open("build")
@@ -118,8 +118,9 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 	})
 }
 
-// When the connection to the broker breaks at any point of settling a
-// delivery, the run must go on as if it had not.
+// When the connection to the broker breaks at any point between publishing the
+// next message and acknowledging a delivery, the run must complete as if it had
+// not.
 func TestBrokerLostBetweenSteps(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]trap{
@@ -132,10 +133,10 @@ func TestBrokerLostBetweenSteps(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFaulty(t)
+			f := newProxiedStack(t)
 			c.act = f.toBroker.cut
 			f.toBroker.set(c)
-			run := f.submit(newest, ledgerPlan(f.ledger)...)
+			run := f.submit(newest, recordingPlan(f.commandLog)...)
 			f.await("the cut", func() (bool, error) { return f.toBroker.isCut(), nil })
 			f.toBroker.restore()
 			f.demandOneCleanRun(run)
@@ -144,14 +145,14 @@ func TestBrokerLostBetweenSteps(t *testing.T) {
 	}
 }
 
-// When the database goes away, also for a while and also in the middle of a
-// command, the run must wait for it and go on.
+// When the connection to the database breaks, in the middle of a command or
+// between steps, the run must wait until the database is available and complete.
 func TestDatabaseLost(t *testing.T) {
 	t.Parallel()
 	t.Run("while a command runs", func(t *testing.T) {
 		t.Parallel()
-		f := newFaulty(t)
-		run := f.submit(newest, ledgerPlan(f.ledger, "build")...)
+		f := newProxiedStack(t)
+		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toDatabase.cut()
 		f.open("build")
@@ -165,10 +166,10 @@ func TestDatabaseLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFaulty(t)
+			f := newProxiedStack(t)
 			c.act = f.toDatabase.cut
 			f.toBroker.set(c)
-			run := f.submit(newest, ledgerPlan(f.ledger)...)
+			run := f.submit(newest, recordingPlan(f.commandLog)...)
 			f.await("the cut", func() (bool, error) { return f.toDatabase.isCut(), nil })
 			f.await("the worker to notice", func() (bool, error) { return strings.Contains(f.worker.log(), f.toDatabase.addr), nil })
 			f.toDatabase.restore()
@@ -178,12 +179,12 @@ func TestDatabaseLost(t *testing.T) {
 	}
 }
 
-// When PostgreSQL is restarted between two steps, and once more in the middle
-// of one, the run must complete.
+// When PostgreSQL restarts between two steps, and again in the middle of a step,
+// the run must complete.
 func TestDatabaseRestarted(t *testing.T) {
 	t.Parallel()
 	server := devenv.OwnDatabase(t)
-	f := &faulty{ledger: filepath.Join(t.TempDir(), "ledger")}
+	f := &proxiedStack{commandLog: filepath.Join(t.TempDir(), "commands")}
 	f.stack = newStack(t, stackConfig{
 		Database: server.URL,
 		WorkerBroker: func(address string) string {
@@ -199,7 +200,7 @@ func TestDatabaseRestarted(t *testing.T) {
 		server.Start()
 		close(restarted)
 	}})
-	run := f.submit(newest, ledgerPlan(f.ledger, "restart")...)
+	run := f.submit(newest, recordingPlan(f.commandLog, "restart")...)
 	<-restarted
 	f.reconnect()
 	f.awaitCommand("restart")
@@ -211,8 +212,8 @@ func TestDatabaseRestarted(t *testing.T) {
 	f.demandEmptyQueue()
 }
 
-// reconnect gives the test itself a new connection to the database.
-func (f *faulty) reconnect() {
+// reconnect opens a new connection of the test itself to the database.
+func (f *proxiedStack) reconnect() {
 	f.t.Helper()
 	f.conn.Close(f.t.Context())
 	f.await("the database to answer the test", func() (bool, error) {
@@ -225,23 +226,23 @@ func (f *faulty) reconnect() {
 	})
 }
 
-// A worker that is killed in the middle of a command leaves the delivery to
-// another, which must take the step over and finish the run.
+// When a worker is killed in the middle of a command, another worker receives
+// the message again. It must take over the step and finish the run.
 func TestKilledWorkerIsReplaced(t *testing.T) {
 	t.Parallel()
-	ledger := filepath.Join(t.TempDir(), "ledger")
+	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{})
-	run := s.submit(newest, ledgerPlan(ledger, "build")...)
-	s.await("the command of build", func() (bool, error) { return slices.Contains(lines(t, ledger), "build"), nil })
+	run := s.submit(newest, recordingPlan(commandLog, "build")...)
+	s.await("the command of build", func() (bool, error) { return slices.Contains(lines(t, commandLog), "build"), nil })
 	s.kill()
-	if err := os.WriteFile(gate(ledger, "build"), nil, 0o644); err != nil {
+	if err := os.WriteFile(gate(commandLog, "build"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	s.startWorker()
 	if row := s.awaitRun(run.RunID); row["status"] != "succeeded" {
 		t.Errorf("the run is %s, want succeeded", row["status"])
 	}
-	if got, want := lines(t, ledger), []string{"patch", "build", "build", "restart"}; !slices.Equal(got, want) {
+	if got, want := lines(t, commandLog), []string{"patch", "build", "build", "restart"}; !slices.Equal(got, want) {
 		t.Errorf("commands that ran: %v, want %v", got, want)
 	}
 	s.demandEmptyQueue()

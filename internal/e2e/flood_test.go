@@ -13,10 +13,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A build may print any amount, and may print secrets: the worker's memory
-// must not grow with the log, and no form of a secret may be in any file, row
-// or log line.
-func TestFloodOfSecretsLeavesMemoryAndSecretsAlone(t *testing.T) {
+// A build may print any amount of text, and may print secrets. The worker's
+// memory must not grow with the log, and no file, row or log line may contain
+// any form of a secret.
+func TestLargeOutputWithSecretsNeitherFillsMemoryNorLeaksSecrets(t *testing.T) {
 	t.Parallel()
 	const limitKiB = 64 << 10
 	var vectors struct {
@@ -29,8 +29,8 @@ func TestFloodOfSecretsLeavesMemoryAndSecretsAlone(t *testing.T) {
 	var environment, names, forms []string
 	for _, vector := range vectors.Scrubbing {
 		for _, secret := range vector.Secrets {
-			// Shorter ones are also parts of ordinary words and ids, so that
-			// their absence cannot be demanded of whole files and rows.
+			// Shorter secrets also occur in ordinary words and ids, so the test
+			// cannot require that they are absent.
 			if len(secret) >= 6 {
 				name := fmt.Sprintf("SERVICE_%d_TOKEN", len(names))
 				names = append(names, name)
@@ -52,9 +52,9 @@ func TestFloodOfSecretsLeavesMemoryAndSecretsAlone(t *testing.T) {
 		status     string
 		print, log int64
 	}{
-		// Redaction makes the log shorter than what was printed.
+		// Redaction makes the log shorter than the output.
 		{0, "succeeded", 384 << 20, 256 << 20},
-		// A failure takes the output into its message too.
+		// After a failure the message quotes the output too.
 		{1, "rolled_back", 48 << 20, 32 << 20},
 	} {
 		command := append([]string{"flood", strconv.FormatInt(c.print, 10), strconv.Itoa(c.code)}, names...)
@@ -84,7 +84,7 @@ func TestFloodOfSecretsLeavesMemoryAndSecretsAlone(t *testing.T) {
 	demandAbsent(t, "the worker's log", []byte(s.worker.log()), forms)
 }
 
-// peakMemory is the most that the worker process has held, in KiB.
+// peakMemory returns the worker's peak resident memory, in KiB.
 func (s *stack) peakMemory() int {
 	s.t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.worker.command.Process.Pid))
@@ -113,7 +113,7 @@ func demandAbsent(t *testing.T, where string, text []byte, forms []string) {
 	}
 }
 
-// demandAbsentFromRows looks at every table, ours and the shared ones.
+// demandAbsentFromRows checks every table, ours and the shared ones.
 func (s *stack) demandAbsentFromRows(forms []string) {
 	s.t.Helper()
 	var hidden []string

@@ -15,12 +15,12 @@ import (
 // module is the root folder of the module, seen from this package's folder.
 const module = "../.."
 
-// buildFolder holds the programs that the tests share; TestMain makes and
-// removes it.
+// buildFolder has the programs that all tests share; TestMain creates and removes
+// it.
 var buildFolder string
 
 func TestMain(m *testing.M) {
-	// Plans name programs of these tests by links to the test binary.
+	// Plans call the test programs through links to this test binary.
 	if program, ok := programs[filepath.Base(os.Args[0])]; ok {
 		os.Exit(program(os.Args[1:]))
 	}

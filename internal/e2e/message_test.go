@@ -9,9 +9,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// The producer that these tests use must be MoonMind's API in everything that
-// reaches the broker, else they prove nothing: its message equals the one that
-// was captured from it, ids aside.
+// The producer of these tests must send the same message as MoonMind's API;
+// otherwise they prove nothing. Its message must equal a captured one, except for
+// the ids.
 func TestProducerPublishesWhatTheAPIPublishes(t *testing.T) {
 	t.Parallel()
 	var captured struct {
@@ -76,11 +76,11 @@ var (
 	origins = regexp.MustCompile(`gen\d+@[\w.-]+`)
 )
 
-// plainIDs turns a value into plain JSON with ids replaced by numbers in the
-// order of their first appearance in the text, and hosts by a word.
+// plainIDs converts a value to plain JSON. It replaces ids by letters in the
+// order of their first occurrence, and hosts by a word.
 func plainIDs(t *testing.T, value any) any {
 	t.Helper()
-	text, err := json.Marshal(value) // maps come out sorted, so the order is the same for equal messages
+	text, err := json.Marshal(value) // writes maps sorted, so the order is the same for equal messages
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// programs are what plans run in place of docker where a test needs to know
-// how often a command ran, to hold it, or to make it talk.
+// programs are the programs that plans run in place of docker when a test must
+// count a command's executions, delay its end, or control its output.
 var programs = map[string]func(args []string) int{
-	"ledger": ledger,
+	"record": recordCommand,
 	"flood":  flood,
 }
 
-// ledger FILE NAME [GATE] appends "NAME" to FILE, one write, and then waits
-// until the file GATE exists. A repeated execution shows as a second line.
-func ledger(args []string) int {
+// record FILE NAME [GATE] appends the line NAME to FILE in one write, and then
+// waits until the file GATE exists. A repeated execution adds a second line.
+func recordCommand(args []string) int {
 	file, err := os.OpenFile(args[0], os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err == nil {
 		_, err = file.WriteString(args[1] + "\n")
@@ -44,10 +44,9 @@ func ledger(args []string) int {
 	return 0
 }
 
-// flood BYTES CODE [NAME…] prints at least BYTES bytes in lines that contain,
-// at ever new offsets, the values of the environment variables of those names
-// as they are, in base64 and form-encoded; half to each output. It ends with
-// CODE.
+// flood BYTES CODE [NAME…] prints at least BYTES bytes, half to each output, and
+// exits with CODE. The lines contain the values of the named environment
+// variables, each as it is, in base64 and form-encoded, at varying offsets.
 func flood(args []string) int {
 	size, _ := strconv.Atoi(args[0])
 	code, _ := strconv.Atoi(args[1])
@@ -58,7 +57,7 @@ func flood(args []string) int {
 	}
 	const filler = "Step 3/7 : downloading and compiling a package with a rather long name; "
 	for _, out := range []*os.File{os.Stdout, os.Stderr} {
-		w := bufio.NewWriterSize(out, 4099) // prime, so that every text is cut somewhere
+		w := bufio.NewWriterSize(out, 4099) // prime, so that writes end at varying places in the texts
 		for written, n := 0, 0; written < size/2; n++ {
 			line := filler[:n%len(filler)] + strings.Join(texts, " ") + filler + filler + "\n"
 			if _, err := w.WriteString(line); err != nil {
@@ -73,8 +72,8 @@ func flood(args []string) int {
 	return code
 }
 
-// linkPrograms makes a folder for PATH with links from the programs' names to
-// this test binary.
+// linkPrograms creates a folder for PATH, in which the programs' names are links
+// to this test binary.
 func linkPrograms(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()

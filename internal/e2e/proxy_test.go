@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// proxy is a TCP relay that can be cut: between the worker and one of its
-// servers. Cut, it refuses connections, as a server that is down does.
+// proxy is a TCP relay between the worker and one of its servers. When it is cut,
+// it refuses connections, as a stopped server does.
 type proxy struct {
 	t      *testing.T
 	target string
@@ -19,14 +19,13 @@ type proxy struct {
 	mu       sync.Mutex
 	listener net.Listener
 	conns    map[net.Conn]struct{}
-	// frames says that AMQP is spoken, so that trap can look at methods.
+	// frames says that the protocol is AMQP, so that trap can match methods.
 	frames bool
 	trap   *trap
 	relays sync.WaitGroup
 }
 
-// newProxy relays to the host and port of an address and is ended with the
-// test.
+// newProxy relays to the host and port of an address until the end of the test.
 func newProxy(t *testing.T, address string) *proxy {
 	t.Helper()
 	server, err := url.Parse(address)
@@ -42,7 +41,7 @@ func newProxy(t *testing.T, address string) *proxy {
 	return p
 }
 
-// through is the address, led through the proxy.
+// through returns the address with the proxy's host and port.
 func (p *proxy) through(address string) string {
 	server, err := url.Parse(address)
 	if err != nil {
@@ -62,7 +61,7 @@ func (p *proxy) cut() {
 	}
 	for conn := range p.conns {
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // a reset, as from a server that died
+			_ = tcp.SetLinger(0) // sends a reset, as a crashed server's kernel does
 		}
 		conn.Close()
 	}
@@ -90,14 +89,14 @@ func (p *proxy) restore() {
 	})
 }
 
-// isCut says whether the proxy refuses connections now.
+// isCut reports whether the proxy is cut.
 func (p *proxy) isCut() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.listener == nil
 }
 
-// trap acts once, at the n-th AMQP method of a kind that the client sends.
+// trap calls act once, at the n-th AMQP method of a kind that the client sends.
 type trap struct {
 	method amqpMethod
 	n      int
@@ -114,15 +113,15 @@ var (
 	basicAck     = amqpMethod{60, 80}
 )
 
-// set replaces the trap; it counts from now.
+// set replaces the trap; the count starts now.
 func (p *proxy) set(trap trap) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.trap = &trap
 }
 
-// sprung says that this method is the one that the trap waits for.
-func (p *proxy) sprung(method amqpMethod) *trap {
+// triggered counts the method and returns the trap if this is the n-th one.
+func (p *proxy) triggered(method amqpMethod) *trap {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.trap == nil || p.trap.method != method {
@@ -171,7 +170,7 @@ func (p *proxy) relay(client net.Conn) {
 	<-done
 }
 
-// relayFrames passes on what an AMQP client sends, frame by frame.
+// relayFrames forwards the frames of an AMQP client one by one.
 func (p *proxy) relayFrames(server io.Writer, client io.Reader) {
 	if _, err := io.CopyN(server, client, 8); err != nil { // the protocol header
 		return
@@ -188,7 +187,7 @@ func (p *proxy) relayFrames(server io.Writer, client io.Reader) {
 		}
 		var trap *trap
 		if frame[0] == 1 { // a method
-			trap = p.sprung(amqpMethod{binary.BigEndian.Uint16(frame[7:]), binary.BigEndian.Uint16(frame[9:])})
+			trap = p.triggered(amqpMethod{binary.BigEndian.Uint16(frame[7:]), binary.BigEndian.Uint16(frame[9:])})
 		}
 		if trap != nil && !trap.pass {
 			trap.act()
@@ -206,7 +205,7 @@ func (p *proxy) relayFrames(server io.Writer, client io.Reader) {
 	}
 }
 
-// relayContent passes on the header frame and the body frames of a publish.
+// relayContent forwards the header frame and the body frames of a publish.
 func (p *proxy) relayContent(server io.Writer, client io.Reader) bool {
 	head := make([]byte, 7)
 	for left := uint64(1); left > 0; {

@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// betterments are all places at which our runs may differ from the two runs
-// that MoonMind's own Python left behind, each with its reason. Every entry
-// must be met by some run, so that none outlives its cause.
-var betterments = []struct {
+// intendedDifferences are the places where our runs may differ from the two
+// captured runs of MoonMind's Python worker, each with its reason. Every entry
+// must occur in some run, so that no entry outlives its reason.
+var intendedDifferences = []struct {
 	path   string // regular expression on a whole difference.Path
 	reason string
 	accept func(want, got any) bool
@@ -38,14 +38,14 @@ var betterments = []struct {
 	},
 	{
 		`artifacts\.\d verify\.log\.(checksum|size_bytes)`,
-		"the same attempts, counted and summed",
+		"the log differs as described above, so its size and checksum differ",
 		func(_, got any) bool { return got != nil },
 	},
 }
 
 func TestRunsEqualTheReferences(t *testing.T) {
 	t.Parallel()
-	met := make([]bool, len(betterments))
+	met := make([]bool, len(intendedDifferences))
 	t.Run("runs", func(t *testing.T) {
 		for name, args := range map[string][]string{
 			"api_ok": {"--priority=high"},
@@ -70,7 +70,7 @@ func TestRunsEqualTheReferences(t *testing.T) {
 				delete(reference, "api") // answers of the HTTP API, which these tests do not have
 				delete(reference, "api_artifacts")
 				for _, d := range differences(plainReference(reference), s.document(run)) {
-					if i := better(d); i >= 0 {
+					if i := intended(d); i >= 0 {
 						met[i] = true
 						continue
 					}
@@ -87,15 +87,15 @@ func TestRunsEqualTheReferences(t *testing.T) {
 			})
 		}
 	})
-	for i, entry := range betterments {
+	for i, entry := range intendedDifferences {
 		if !met[i] && !t.Failed() {
-			t.Errorf("no run needs the betterment %q any more", entry.path)
+			t.Errorf("no run has the intended difference %q any more", entry.path)
 		}
 	}
 }
 
-func better(d difference) int {
-	for i, entry := range betterments {
+func intended(d difference) int {
+	for i, entry := range intendedDifferences {
 		if regexp.MustCompile(`^(?:`+entry.path+`)$`).MatchString(d.Path) && entry.accept(d.Want, d.Got) {
 			return i
 		}
@@ -103,7 +103,7 @@ func better(d difference) int {
 	return -1
 }
 
-// document is a run as the references show theirs, made comparable.
+// document returns a run in the form of the references, prepared for comparison.
 func (s *stack) document(run submission) any {
 	s.t.Helper()
 	runs := s.mustRows(`SELECT to_jsonb(r) || jsonb_build_object('approval_token_text', encode(approval_token, 'escape')) FROM orchestrator_runs r WHERE id = $1`, run.RunID)
@@ -130,7 +130,7 @@ func (s *stack) document(run submission) any {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	// What a stack has in place of MoonMind's fixed names.
+	// A stack has other names where MoonMind's are fixed.
 	ours := []string{s.artifacts, "$MM_ARTIFACTS"}
 	if s.project != nil {
 		ours = append(ours, s.project.Name, "moonmind", strings.TrimSuffix(s.project.HealthURL(), "/health"), "http://api:5000")
@@ -143,16 +143,16 @@ func (s *stack) document(run submission) any {
 	return plainReference(plain)
 }
 
-// dockerLogs are the artifacts whose text is docker's or git's but for the
-// lines that plannedLines keeps; their size and sum differ from run to run.
+// dockerLogs are the artifacts with output of docker or git, whose size and
+// checksum differ from run to run. Only the lines that plannedLines matches are
+// compared.
 var dockerLogs = map[string]bool{"build.log": true, "restart.log": true, "rollback.log": true}
 
-// plannedLines keeps the lines of a log that do not come from a command.
+// plannedLines matches the lines of a log that the worker itself writes.
 var plannedLines = regexp.MustCompile(`^(\$ .*|Executing rollback strategy: .*|git reset .*|docker compose --project-name .*)$`)
 
-// plainReference replaces in a document what differs from run to run: ids by
-// what they belong to, times and durations by a word where they are set,
-// output of docker and git by nothing.
+// plainReference replaces what differs from run to run: ids by what they belong
+// to, times and durations by a word, and output of docker and git by nothing.
 func plainReference(document map[string]any) any {
 	run := document["run"].([]any)[0].(map[string]any)
 	names := map[string]string{run["id"].(string): "<run>", run["action_plan_id"].(string): "<plan>"}
@@ -173,7 +173,7 @@ func plainReference(document map[string]any) any {
 	for _, row := range document["taskmeta"].([]any) {
 		meta := row.(map[string]any)
 		delete(meta, "id")     // a sequence
-		delete(meta, "result") // pickle 5 there, pickle 2 here: compared decoded
+		delete(meta, "result") // pickle protocol 5 there, 2 here: compared after decoding
 		meta["worker"] = regexp.MustCompile(`@.*`).ReplaceAllString(fmt.Sprint(meta["worker"]), "@<host>")
 		meta["traceback"] = endsOf(meta["traceback"])
 		var args []string
@@ -199,8 +199,8 @@ func plainReference(document map[string]any) any {
 	return replaceValues("", document, names)
 }
 
-// named makes of a list of rows an object whose keys are the place and the
-// name of each, so that a difference says where it is.
+// named converts a list of rows to an object whose keys are each row's index and
+// name, so that the path of a difference shows the row.
 func named(list any, key string) map[string]any {
 	rows := make(map[string]any)
 	for i, row := range list.([]any) {
@@ -209,7 +209,8 @@ func named(list any, key string) map[string]any {
 	return rows
 }
 
-// endsOf keeps the first and the last line of a traceback, as the references do.
+// endsOf returns the first and the last line of a traceback, which is what the
+// references contain.
 func endsOf(traceback any) any {
 	var rows []string
 	switch traceback := traceback.(type) {

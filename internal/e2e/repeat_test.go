@@ -12,8 +12,8 @@ import (
 
 const succeeded = "analyze:succeeded patch:succeeded build:succeeded restart:succeeded verify:succeeded rollback:skipped"
 
-// A failed run that is retried as MoonMind's API retries it must end well, in
-// the rows that the API has reset, without twins (docs/moonmind.md#attempts).
+// A failed run that is retried as MoonMind's API retries it must succeed, in the
+// rows that the API has reset, without duplicates (docs/moonmind.md#attempts).
 func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, stackConfig{})
@@ -61,14 +61,13 @@ func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 	s.demandEmptyQueue()
 }
 
-// The first message of a run that has ended well, delivered again, must change
-// nothing: not the run, not a row, not a result, not a file
-// (docs/moonmind.md#r1).
+// When the first message of a successful run is delivered again, nothing may
+// change: neither the run, nor a row, a result or a file (docs/moonmind.md#r1).
 func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	t.Parallel()
-	ledger := filepath.Join(t.TempDir(), "ledger")
+	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
-	run := s.submit(newest, ledgerPlan(ledger)...)
+	run := s.submit(newest, recordingPlan(commandLog)...)
 	first := s.take()
 	s.publish(first)
 	s.startWorker()
@@ -76,27 +75,27 @@ func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	before := s.everything(run.RunID)
 
 	s.publish(first)
-	// Each repeated link publishes the next, so the repetition comes in as
-	// many rounds as the chain has links.
+	// Each repeated step publishes the next one, so there are as many rounds as
+	// the chain has steps.
 	for range 6 {
 		s.barrier()
 	}
 	for _, d := range differences(before, s.everything(run.RunID)) {
 		t.Errorf("after the repeated message: %s", d)
 	}
-	if got, want := lines(t, ledger), []string{"patch", "build", "restart"}; !slices.Equal(got, want) {
+	if got, want := lines(t, commandLog), []string{"patch", "build", "restart"}; !slices.Equal(got, want) {
 		t.Errorf("commands that ran: %v, want %v", got, want)
 	}
 	s.demandEmptyQueue()
 }
 
-// A run whose first message exists twice, on two workers at once, must run
-// each command once and end well, without a rollback.
+// When two workers receive copies of a run's first message at the same time, the
+// run must execute each command once and succeed, without a rollback.
 func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 	t.Parallel()
-	ledger := filepath.Join(t.TempDir(), "ledger")
+	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
-	run := s.submit(newest, ledgerPlan(ledger)...)
+	run := s.submit(newest, recordingPlan(commandLog)...)
 	first := s.take()
 	s.startWorker()
 	s.startWorker()
@@ -113,7 +112,7 @@ func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 	if row["status"] != "succeeded" {
 		t.Errorf("the run is %s, want succeeded", row["status"])
 	}
-	if got, want := lines(t, ledger), []string{"patch", "build", "restart"}; !slices.Equal(got, want) {
+	if got, want := lines(t, commandLog), []string{"patch", "build", "restart"}; !slices.Equal(got, want) {
 		t.Errorf("commands that ran: %v, want %v", got, want)
 	}
 	for _, result := range s.read(newest, run.ids()...) {
@@ -123,11 +122,11 @@ func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 	}
 }
 
-// ledgerPlan are options for a run whose commands write their names to a file.
-// Gates hold the command of the step of that name.
-func ledgerPlan(file string, gates ...string) []string {
+// recordingPlan returns options for a run whose commands write their names to a
+// file. The commands of the steps in gates wait until the step's gate exists.
+func recordingPlan(file string, gates ...string) []string {
 	command := func(step string) []string {
-		words := []string{"ledger", file, step}
+		words := []string{"record", file, step}
 		if slices.Contains(gates, step) {
 			words = append(words, gate(file, step))
 		}
@@ -141,10 +140,10 @@ func ledgerPlan(file string, gates ...string) []string {
 	)
 }
 
-// gate is the file that lets the held command of a step go on.
-func gate(ledger, step string) string { return ledger + "." + step }
+// gate returns the file that lets the waiting command of a step continue.
+func gate(commandLog, step string) string { return commandLog + "." + step }
 
-// everything is what anybody can see of a run, as plain JSON.
+// everything returns all that a user can see of a run, as plain JSON.
 func (s *stack) everything(run string) any {
 	s.t.Helper()
 	text, err := json.Marshal(map[string]any{
@@ -164,7 +163,7 @@ func (s *stack) everything(run string) any {
 	return plain
 }
 
-// publish sends a message as it was once delivered.
+// publish sends a copy of a captured message.
 func (s *stack) publish(message amqp.Delivery) {
 	s.t.Helper()
 	s.send(amqp.Publishing{
@@ -190,8 +189,8 @@ func (s *stack) send(message amqp.Publishing) {
 	}
 }
 
-// barrier sends a health_check and waits for its result: all messages that
-// were in the queue before it have then been taken, and settled if there is
+// barrier sends a health_check and waits for its result. By then all messages
+// that were in the queue before it have been received, and settled if there is
 // one worker with one slot.
 func (s *stack) barrier() {
 	s.t.Helper()

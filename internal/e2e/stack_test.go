@@ -29,52 +29,53 @@ import (
 
 const (
 	queue = "orchestrator.run"
-	// newest is the Celery that tests use which are not about versions.
+	// newest is the Celery release for tests that are not about versions.
 	newest = "5.7.0"
-	// patience is the longest that a test waits for anything.
-	patience = 90 * time.Second
+	// waitTimeout is the limit on every wait of a test.
+	waitTimeout = 90 * time.Second
 )
 
-// versions of Celery that producers and readers may have.
+// versions are the Celery releases that producers and readers may have.
 var versions = []string{"5.4.0", "5.5.3", "5.6.3", "5.7.0"}
 
-// stack is everything around one worker: a vhost, a migrated database, a
-// workspace, an artifact folder, and the worker process itself.
+// stack is a worker process with its surroundings: a vhost, a migrated database,
+// a workspace and an artifact folder.
 type stack struct {
 	t *testing.T
-	// broker and database are the servers' own addresses; the worker may be
-	// given others (see stackConfig).
+	// broker and database are the servers' addresses; the worker may use others
+	// (see stackConfig).
 	broker, database string
 	workspace        string
 	artifacts        string
 	// project is nil for a workspace without compose.
 	project *sample.Project
-	// extra is what the worker's environment has beyond the addresses.
-	extra []string
+	// environment is the worker's environment, without its host name.
+	environment []string
 
 	conn *pgx.Conn
-	// worker is the one that was started last; started counts them.
+	// worker is the worker started last; started counts the workers.
 	worker  *process
 	started int
 }
 
-// stackConfig says what differs from an ordinary stack.
+// stackConfig configures a stack.
 type stackConfig struct {
-	// NoWorker leaves the worker to the test.
+	// NoWorker makes newStack start no worker.
 	NoWorker bool
-	// Project gives the stack a compose project; Healthy commits it with the
-	// dependency and starts it, otherwise it starts broken.
+	// Project adds a compose project to the stack. Its service lacks a
+	// dependency and fails, unless Healthy adds the dependency.
 	Project, Healthy bool
-	// Database is a server's own database in place of one on the shared server.
+	// Database is the URL of a database on a private server. Defaults to a new
+	// database on the shared server.
 	Database string
-	// WorkerBroker and WorkerDatabase make other addresses of the real ones
-	// for the worker, for proxies.
+	// WorkerBroker and WorkerDatabase convert the servers' addresses to those
+	// that the worker uses, such as a proxy's.
 	WorkerBroker, WorkerDatabase func(address string) string
-	// Environment is added to the worker's.
+	// Environment is added to the worker's environment.
 	Environment []string
 }
 
-// newStack makes everything and, unless told otherwise, starts the worker.
+// newStack creates a stack and, unless NoWorker is set, starts the worker.
 func newStack(t *testing.T, cfg stackConfig) *stack {
 	t.Helper()
 	s := &stack{t: t, broker: devenv.Broker(t), database: cfg.Database, artifacts: t.TempDir()}
@@ -100,9 +101,9 @@ func newStack(t *testing.T, cfg stackConfig) *stack {
 	if cfg.WorkerDatabase != nil {
 		database = cfg.WorkerDatabase(database)
 	}
-	s.extra = append(workerEnvironment(t, broker, database, s.workspace), cfg.Environment...)
+	s.environment = append(workerEnvironment(t, broker, database, s.workspace), cfg.Environment...)
 	if s.project != nil {
-		s.extra = append(s.extra, s.project.Environment()...)
+		s.environment = append(s.environment, s.project.Environment()...)
 	}
 	migrate := s.command("migrate", "--shared-tables")
 	if text, err := migrate.CombinedOutput(); err != nil {
@@ -114,7 +115,7 @@ func newStack(t *testing.T, cfg stackConfig) *stack {
 	return s
 }
 
-// makeProject makes a sample project of a name of its own and starts it.
+// makeProject creates a sample project with a unique name and starts it.
 func (s *stack) makeProject(healthy bool) {
 	t := s.t
 	t.Helper()
@@ -132,7 +133,7 @@ func (s *stack) makeProject(healthy bool) {
 	}
 	s.workspace = s.project.Dir
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 		defer cancel()
 		if err := s.project.Remove(ctx); err != nil {
 			t.Errorf("removing the sample project: %v", err)
@@ -146,7 +147,7 @@ func (s *stack) makeProject(healthy bool) {
 	}
 }
 
-// awaitHealth waits until the container of service api is in that health.
+// awaitHealth waits until the container of service api has that health.
 func (s *stack) awaitHealth(want string) sample.Container {
 	s.t.Helper()
 	var container sample.Container
@@ -163,7 +164,7 @@ var serviceProgram = sync.OnceValues(func() (string, error) {
 	return out, sample.BuildService(context.Background(), module, out)
 })
 
-// gitWorkspace makes a work tree with one committed file.
+// gitWorkspace creates a work tree with one committed file.
 func gitWorkspace(t *testing.T) string {
 	t.Helper()
 	folder := t.TempDir()
@@ -191,15 +192,15 @@ func git(t *testing.T, folder string, args ...string) string {
 	return string(text)
 }
 
-// resultBackend is the address of a database as Celery wants it. The driver
-// is named, since SQLAlchemy 2.1 takes psycopg 3 for a bare postgresql://.
+// resultBackend returns the URL of a database in Celery's form. It names the
+// driver, since SQLAlchemy 2.1 uses psycopg 3 for a plain postgresql://.
 func resultBackend(database string) string {
 	return "db+postgresql+psycopg2://" + strings.TrimPrefix(database, "postgres://")
 }
 
-// workerEnvironment is the environment of a MoonMind worker container, made
-// for the given servers. Nothing of this process's environment but what is
-// named here reaches the worker, so that its redaction is predictable.
+// workerEnvironment returns the environment of a MoonMind worker container, for
+// the given servers. It contains only the variables named here and none of this
+// process's others, so that the worker's redaction is predictable.
 func workerEnvironment(t *testing.T, broker, database, workspace string) []string {
 	t.Helper()
 	server, err := url.Parse(database)
@@ -218,7 +219,7 @@ func workerEnvironment(t *testing.T, broker, database, workspace string) []strin
 		"POSTGRES_PASSWORD=" + password,
 		"POSTGRES_DB=" + strings.TrimPrefix(server.Path, "/"),
 		"WORKSPACE_ROOT=" + workspace,
-		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=ledger,flood",
+		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=record,flood",
 		"MM_ORCHESTRATOR_LISTEN=", // tests run side by side
 	}
 	for _, name := range []string{"DOCKER_HOST", "GOCOVERDIR"} {
@@ -229,7 +230,7 @@ func workerEnvironment(t *testing.T, broker, database, workspace string) []strin
 	return environment
 }
 
-// command is mm-orchestrator with the worker's environment and workspace.
+// command returns mm-orchestrator with the worker's environment and workspace.
 func (s *stack) command(args ...string) *exec.Cmd {
 	s.t.Helper()
 	program, err := workerProgram()
@@ -238,11 +239,11 @@ func (s *stack) command(args ...string) *exec.Cmd {
 	}
 	command := exec.Command(program, args...)
 	command.Dir = s.workspace
-	command.Env = s.extra
+	command.Env = s.environment
 	return command
 }
 
-// process is a running worker and what it has printed.
+// process is a worker process and its output.
 type process struct {
 	command *exec.Cmd
 	exited  chan struct{}
@@ -251,10 +252,10 @@ type process struct {
 	text lockedBuffer
 }
 
-// log is everything that the worker has printed so far.
+// log returns everything that the worker has printed so far.
 func (p *process) log() string { return p.text.String() }
 
-// lockedBuffer takes the output of a process while others read it.
+// lockedBuffer receives the output of a process while other goroutines read it.
 type lockedBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -272,13 +273,13 @@ func (b *lockedBuffer) String() string {
 	return b.text.String()
 }
 
-// startWorker starts a worker and waits until it consumes. It is ended, and
-// its exit code and the queue are judged, when the test ends.
+// startWorker starts a worker and waits until it consumes. At the end of the test
+// the worker is stopped, and its exit code and the queue are checked.
 func (s *stack) startWorker() {
 	t := s.t
 	t.Helper()
 	p := &process{command: s.command("worker"), exited: make(chan struct{})}
-	p.command.Env = append(slices.Clone(s.extra), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started))
+	p.command.Env = append(slices.Clone(s.environment), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started))
 	s.started++
 	p.command.Stdout, p.command.Stderr = &p.text, &p.text
 	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -309,7 +310,7 @@ func (s *stack) startWorker() {
 	})
 }
 
-// stopWorker ends a worker by SIGTERM and demands that it ends well.
+// stopWorker sends SIGTERM to a worker and checks that it exits with code 0.
 func (s *stack) stopWorker(p *process) {
 	s.t.Helper()
 	select {
@@ -325,14 +326,14 @@ func (s *stack) stopWorker(p *process) {
 		if p.err != nil {
 			s.t.Errorf("after SIGTERM the worker ended with: %v", p.err)
 		}
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		s.t.Error("the worker did not end on SIGTERM")
 		_ = syscall.Kill(-p.command.Process.Pid, syscall.SIGKILL)
 		<-p.exited
 	}
 }
 
-// kill ends the worker as a power cut does, its commands not with it.
+// kill ends the worker with SIGKILL. Its commands continue.
 func (s *stack) kill() {
 	s.t.Helper()
 	if err := s.worker.command.Process.Kill(); err != nil {
@@ -341,8 +342,8 @@ func (s *stack) kill() {
 	<-s.worker.exited
 }
 
-// demandEmptyQueue ends the worker, so that nothing is unacknowledged, and
-// demands that no message is left.
+// demandEmptyQueue stops the worker, so that no message is unacknowledged, and
+// checks that the queue is empty.
 func (s *stack) demandEmptyQueue() {
 	s.t.Helper()
 	s.stopWorker(s.worker)
@@ -351,7 +352,7 @@ func (s *stack) demandEmptyQueue() {
 	}
 }
 
-// queue asks the broker; a missing queue has no consumers.
+// queue asks the broker for the counts. A missing queue has no consumers.
 func (s *stack) queue() (consumers, messages int, err error) {
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
@@ -369,7 +370,7 @@ func (s *stack) queue() (consumers, messages int, err error) {
 	return state.Consumers, state.Messages, err
 }
 
-// await polls until done, and fails the test when it takes too long.
+// await polls until done returns true, and fails the test after waitTimeout.
 func (s *stack) await(what string, done func() (bool, error)) {
 	s.t.Helper()
 	await(s.t, what, done)
@@ -377,7 +378,7 @@ func (s *stack) await(what string, done func() (bool, error)) {
 
 func await(t *testing.T, what string, done func() (bool, error)) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(waitTimeout)
 	for {
 		ok, err := done()
 		if err != nil {
@@ -387,7 +388,7 @@ func await(t *testing.T, what string, done func() (bool, error)) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s in vain for %s", patience, what)
+			t.Fatalf("timeout after %s: waiting for %s", waitTimeout, what)
 		}
 		select {
 		case <-t.Context().Done():
@@ -404,7 +405,7 @@ type submission struct {
 	Celery  string            `json:"celery"`
 }
 
-// ids are the task ids in the order of the chain.
+// ids returns the task ids in the order of the chain.
 func (s submission) ids() []string {
 	var ids []string
 	for _, step := range []string{"analyze", "patch", "build", "restart", "verify"} {
@@ -415,8 +416,8 @@ func (s submission) ids() []string {
 	return ids
 }
 
-// python runs a producer script under a version of Celery and decodes what it
-// prints into document.
+// python runs a producer script with a version of Celery and decodes its output
+// into document.
 func (s *stack) python(version, script string, document any, args ...string) {
 	s.t.Helper()
 	command := exec.CommandContext(s.t.Context(), devenv.Celery(s.t, version), append([]string{script}, args...)...)
@@ -436,8 +437,8 @@ func (s *stack) python(version, script string, document any, args ...string) {
 	}
 }
 
-// submit lets the Python producer create and publish a run. A stack with a
-// project names it and its health URL in the plan.
+// submit creates and publishes a run with the Python producer. If the stack has a
+// project, the plan names it and its health URL.
 func (s *stack) submit(version string, args ...string) submission {
 	s.t.Helper()
 	options := []string{"--artifacts", s.artifacts}
@@ -449,7 +450,7 @@ func (s *stack) submit(version string, args ...string) submission {
 	return answer
 }
 
-// set writes a --set option of submit_run.py.
+// set returns a --set option of submit_run.py.
 func set(path string, value any) string {
 	text, err := json.Marshal(value)
 	if err != nil {
@@ -458,8 +459,8 @@ func set(path string, value any) string {
 	return "--set=" + path + "=" + string(text)
 }
 
-// withoutDocker are options for a run that succeeds in a workspace without
-// compose: its build and restart are commands of git.
+// withoutDocker returns options for a run that succeeds in a workspace without
+// compose: its build and restart are git commands.
 func withoutDocker() []string {
 	return []string{
 		set("build.command", []string{"git", "--version"}),
@@ -496,7 +497,7 @@ type pythonException struct {
 	Text   string `json:"text"`
 }
 
-// read lets AsyncResult of a version of Celery read the results of tasks.
+// read reads the results of tasks with AsyncResult of a version of Celery.
 func (s *stack) read(version string, ids ...string) map[string]pythonResult {
 	s.t.Helper()
 	var answer struct {
@@ -506,8 +507,8 @@ func (s *stack) read(version string, ids ...string) map[string]pythonResult {
 	return answer.Results
 }
 
-// awaitRun waits until a run has ended (completed_at is set) in one of the
-// statuses, and its last task is settled: its result is stored.
+// awaitRun waits until a run has ended (completed_at is set) and the result of
+// its last task is stored.
 func (s *stack) awaitRun(run string) record {
 	s.t.Helper()
 	var row record
@@ -559,20 +560,19 @@ func (s *stack) mustRows(query string, args ...any) []record {
 	return rows
 }
 
-// states are a run's task states in plan order, older attempts first.
+// states returns a run's task states in plan order, older attempts first.
 func (s *stack) states(run string) []record {
 	s.t.Helper()
 	return s.mustRows(`SELECT to_jsonb(t) FROM spec_workflow_task_states t WHERE orchestrator_run_id = $1 ORDER BY plan_step, attempt`, run)
 }
 
-// registered are a run's artifact rows in the order of the steps.
+// registered returns a run's artifact rows in the order of the steps.
 func (s *stack) registered(run string) []record {
 	s.t.Helper()
 	return s.mustRows(`SELECT to_jsonb(a) FROM orchestrator_run_artifacts a WHERE run_id = $1 ORDER BY created_at, path`, run)
 }
 
-// taskmeta are the result rows of the tasks that a run's states name and of
-// those in ids, in the order of the steps.
+// taskmeta returns the result rows of a run's tasks, in the order of the steps.
 func (s *stack) taskmeta(run string) []record {
 	s.t.Helper()
 	return s.mustRows(`SELECT to_jsonb(m) || jsonb_build_object(
@@ -581,8 +581,8 @@ func (s *stack) taskmeta(run string) []record {
 		FROM celery_taskmeta m WHERE convert_from(m.args, 'UTF8') LIKE '%' || $1 || '%' ORDER BY m.date_done, m.id`, run)
 }
 
-// summary is "step:status" of a run's states, with the attempt if it is not
-// the first: short enough to be compared whole.
+// summary returns "step:status" for each of a run's states, with the attempt if
+// it is not the first: one short text to compare.
 func summary(states []record) string {
 	var words []string
 	for _, state := range states {
@@ -595,7 +595,7 @@ func summary(states []record) string {
 	return strings.Join(words, " ")
 }
 
-// files are the contents of a run's directory by relative name.
+// files returns the contents of the files in a run's directory, by relative name.
 func (s *stack) files(run string) map[string]string {
 	s.t.Helper()
 	folder := filepath.Join(s.artifacts, run)
@@ -615,7 +615,7 @@ func (s *stack) files(run string) map[string]string {
 	return contents
 }
 
-// lines are the lines of a file, none when it does not exist.
+// lines returns the lines of a file, or none if it does not exist.
 func lines(t *testing.T, path string) []string {
 	t.Helper()
 	file, err := os.Open(path)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Every Celery that MoonMind may run must see the same worker: the same rows
-// for the same call, and results that its AsyncResult can read.
+// With every Celery release that MoonMind may use, the worker must write the same
+// rows for the same call, and AsyncResult must be able to read the results.
 func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -94,7 +94,7 @@ func (s *stack) demandReadableFailure(version string, run submission) {
 			}
 			continue
 		}
-		// Celery marks the links behind a failed one with the same exception.
+		// Celery stores the exception of a failed step for all later steps too.
 		raised := result.Get.Raised
 		if result.State != "FAILURE" || !result.Failed || raised == nil {
 			s.t.Errorf("%s: state %s, get() gave %s; want the failure of build", step, result.State, result.Get.Value)

@@ -11,13 +11,13 @@ import (
 	"github.com/moby/moby/client"
 )
 
-// ImportBase makes an image of one small file that a project's images are
-// built FROM. Label is put on it as "key=value".
+// ImportBase creates an image with one small file that a project's images are
+// built FROM. label is set on it, as "key=value".
 //
-// Images FROM scratch would do without, but the classic builder looks through
-// all such images of the engine for layers to reuse, and fails when one of
-// them is removed meanwhile ("unable to find image"). Below a base of its own
-// a project meets only itself.
+// Images built FROM scratch would need no base. But the classic builder searches
+// all such images of the engine for layers to reuse, and fails if one is removed
+// meanwhile ("unable to find image"). With a base of its own, a project finds
+// only its own images.
 func ImportBase(ctx context.Context, name, label string) error {
 	var layer bytes.Buffer
 	archive := tar.NewWriter(&layer)
@@ -41,11 +41,11 @@ func ImportBase(ctx context.Context, name, label string) error {
 	answer, err := docker.ImageImport(ctx, client.ImageImportSource{Source: &layer, SourceName: "-"}, repository,
 		client.ImageImportOptions{Tag: tag, Changes: []string{"LABEL " + label}})
 	if err != nil {
-		return fmt.Errorf("making the base image %s: %w", name, err)
+		return fmt.Errorf("creating the base image %s: %w", name, err)
 	}
 	defer answer.Close()
 	if _, err := io.Copy(io.Discard, answer); err != nil {
-		return fmt.Errorf("making the base image %s: %w", name, err)
+		return fmt.Errorf("creating the base image %s: %w", name, err)
 	}
 	return nil
 }

@@ -1,10 +1,10 @@
-// Package sample makes the compose project that the demo and the end-to-end
+// Package sample creates the compose project that the demo and the end-to-end
 // tests repair: a git work tree with the services api and other, whose images
 // need no registry.
 //
-// It owns the project's life: files, images, containers, and the removal of
-// all of them, of its own only. The files are testdata/projects/repair, the
-// program in the containers is the folder service beside this file.
+// It manages the project's files, images and containers, and removes them and
+// nothing else. The files come from testdata/projects/repair; the program in the
+// containers is the folder service next to this file.
 package sample
 
 import (
@@ -24,47 +24,50 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// Label is on every image of a sample project; its value is the project's name.
+// Label is set on every image of a sample project. Its value is the project's
+// name.
 const Label = "mm-orchestrator.sample"
 
 // Dependency is the line in requirements.txt without which service api does
 // not start.
 const Dependency = "flask==3.1.0"
 
-// Config says where a project is made and of what.
+// Config configures [Create].
 type Config struct {
-	// Module is the root folder of this module, where the project's files are.
+	// Module is the root folder of this module, which has the project's files.
 	Module string
-	// Dir is the work tree to make; it must not exist or be empty.
+	// Dir is the work tree to create. It must not exist, or be empty.
 	Dir string
 	// Name is the compose project's name: lower case letters, digits, hyphens.
 	Name string
-	// Service is the program for the containers, as BuildService leaves it.
+	// Service is the path of the program for the containers, which BuildService
+	// builds.
 	Service string
 	// Compose is the path of a docker-compose program.
 	Compose string
-	// Healthy puts the dependency into the first commit.
+	// Healthy adds the dependency to the first commit.
 	Healthy bool
 }
 
 // Project is a compose project on disk and, between Up and Remove, in the
 // docker engine.
 type Project struct {
-	// Name of the compose project, Dir its work tree.
+	// Name is the name of the compose project, Dir its work tree.
 	Name, Dir string
-	// Port is where service api is published on 127.0.0.1.
+	// Port is the port on 127.0.0.1 at which service api is published.
 	Port int
 
 	compose string
-	// dockerConfig is a folder that makes `docker compose` run that program.
+	// dockerConfig is a DOCKER_CONFIG folder with which `docker compose` runs
+	// that program.
 	dockerConfig string
 }
 
-// ServicePackage is the program of the containers, relative to the module's
-// root; it must be linked statically.
+// ServicePackage is the package of the containers' program, relative to the
+// module's root. The program must be linked statically.
 const ServicePackage = "internal/sample/service"
 
-// BuildService builds the program of the containers as the file out.
+// BuildService builds the containers' program and writes it to the file out.
 func BuildService(ctx context.Context, module, out string) error {
 	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "./"+ServicePackage)
 	command.Dir = module
@@ -75,11 +78,11 @@ func BuildService(ctx context.Context, module, out string) error {
 	return nil
 }
 
-// Create copies the project's files to cfg.Dir and commits them. Nothing runs
-// yet. Beside the work tree it makes the folder cfg.Dir + ".docker".
+// Create copies the project's files to cfg.Dir and commits them. It starts
+// nothing. It also creates the folder cfg.Dir + ".docker".
 func Create(ctx context.Context, cfg Config) (*Project, error) {
-	// A fixed one: one of Docker's choice changes whenever the container is
-	// made anew.
+	// A fixed port: one that docker chooses changes whenever the container is
+	// recreated.
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		return nil, err
@@ -119,11 +122,11 @@ func Create(ctx context.Context, cfg Config) (*Project, error) {
 	return p, p.Commit(ctx, "the project as it is deployed")
 }
 
-// Environment returns the variables with which `docker compose` finds the
-// compose program, for the process that runs a plan's commands.
+// Environment returns variables for the process that runs a plan's commands:
+// with them `docker compose` finds the compose program.
 func (p *Project) Environment() []string { return []string{"DOCKER_CONFIG=" + p.dockerConfig} }
 
-// HealthURL is where service api answers when it is healthy.
+// HealthURL returns the URL at which a healthy service api answers.
 func (p *Project) HealthURL() string { return fmt.Sprintf("http://127.0.0.1:%d/health", p.Port) }
 
 // Requirements is the path of the file that decides whether api starts,
@@ -155,7 +158,7 @@ func (p *Project) rewrite(name string, change func(string) string) error {
 	return os.WriteFile(path, []byte(change(string(text))), 0o644)
 }
 
-// Commit records the whole work tree.
+// Commit commits all changes in the work tree.
 func (p *Project) Commit(ctx context.Context, message string) error {
 	if _, err := p.Git(ctx, "add", "--all"); err != nil {
 		return err
@@ -164,8 +167,8 @@ func (p *Project) Commit(ctx context.Context, message string) error {
 	return err
 }
 
-// Git runs git in the work tree, untouched by the user's own configuration,
-// and returns what it printed.
+// Git runs git in the work tree, without the user's own configuration, and
+// returns its output.
 func (p *Project) Git(ctx context.Context, args ...string) (string, error) {
 	return p.run(ctx, "git", args, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
 }
@@ -183,7 +186,7 @@ func (p *Project) Up(ctx context.Context) error {
 	return err
 }
 
-// Compose runs the compose program on this project.
+// Compose runs the compose program for this project and returns its output.
 func (p *Project) Compose(ctx context.Context, args ...string) (string, error) {
 	return p.run(ctx, p.compose, append([]string{"--project-name", p.Name, "--project-directory", p.Dir}, args...))
 }
@@ -199,7 +202,7 @@ type Container struct {
 	RestartCount int
 }
 
-// Health is Docker's word for the container's health, or "" without a check.
+// Health returns the health that docker reports, or "" without a health check.
 func (c Container) Health() string {
 	if c.State.Health == nil {
 		return ""
@@ -210,7 +213,7 @@ func (c Container) Health() string {
 // ErrNoContainer says that a service has no container.
 var ErrNoContainer = errors.New("the service has no container")
 
-// Container inspects the only container of a service.
+// Container returns the state of the only container of a service.
 func (p *Project) Container(ctx context.Context, service string) (Container, error) {
 	text, err := p.run(ctx, "docker", []string{"ps", "--all", "--quiet", "--no-trunc",
 		"--filter", "label=com.docker.compose.project=" + p.Name, "--filter", "label=com.docker.compose.service=" + service})
@@ -232,13 +235,14 @@ func (p *Project) Container(ctx context.Context, service string) (Container, err
 	return containers[0], nil
 }
 
-// Remove ends the containers and removes them, the network and the images of
-// this project. The files stay.
+// Remove stops and removes the containers, the network and the images of this
+// project. The files stay.
 func (p *Project) Remove(ctx context.Context) error {
 	_, down := p.Compose(ctx, "down", "--timeout", "1", "--volumes", "--remove-orphans")
 	text, list := p.run(ctx, "docker", []string{"image", "ls", "--all", "--quiet", "--no-trunc", "--filter", "label=" + Label + "=" + p.Name})
 	if ids := strings.Fields(text); len(ids) > 0 {
-		// Layers that an image has taken with it answer "no such image".
+		// Removing an image also removes its untagged parents, for which docker
+		// then reports "no such image".
 		_, _ = p.run(ctx, "docker", append([]string{"image", "rm", "--force"}, ids...))
 	}
 	return errors.Join(down, list)

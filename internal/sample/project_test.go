@@ -16,9 +16,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The project must fail without its dependency, be healthy with it, and leave
-// nothing in the engine.
-func TestProjectFailsIsMendedAndIsRemoved(t *testing.T) {
+// The project must fail without its dependency and be healthy with it, and
+// Remove must leave nothing in the engine.
+func TestProjectFailsIsRepairedAndIsRemoved(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	service := filepath.Join(t.TempDir(), "service")
@@ -77,7 +77,7 @@ func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timeout: waiting for %s", what)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// Package stack tests the shipped docker-compose.yaml and Dockerfile: the whole
-// deployment comes up and carries a run through. It has tests only, behind the
-// build tag stack, since they need the worker's image: run `make test-stack`.
+// Package stack tests the shipped docker-compose.yaml and Dockerfile: it starts
+// the whole deployment and lets it complete a run. It has only tests. They need
+// the worker's image and the build tag stack: run `make test-stack`.
 package stack

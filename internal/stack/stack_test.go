@@ -20,7 +20,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// otherUser owns the workspace, as a developer's clone does on a real host.
+// otherUser is the owner of the workspace, who differs from the worker's user as
+// a developer does on a real host.
 const otherUser = 1000
 
 // deployment is the compose project under test.
@@ -55,7 +56,7 @@ func run(t *testing.T, dir, program string, args ...string) {
 	}
 }
 
-// workspace makes a git work tree of the files that the deployment consists of.
+// workspace creates a git work tree with the files of the deployment.
 func workspace(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -89,7 +90,7 @@ func workspace(t *testing.T) string {
 	return dir
 }
 
-// edit changes the sample service and commits nothing.
+// edit changes the sample service without a commit.
 func edit(t *testing.T, workspace string) {
 	t.Helper()
 	app := filepath.Join(workspace, "deploy", "api", "app.py")
@@ -102,13 +103,13 @@ func edit(t *testing.T, workspace string) {
 	}
 }
 
-// TestDeploymentCarriesARunThrough holds the faults of upstream's deployment
-// away from ours (docs/moonmind.md#f3, and the next up to
-// docs/moonmind.md#f10): the worker starts from its own image, finds the
-// repository of another user at the host's path, builds and restarts through
-// the engine, asks a health URL that exists, and leaves the artifacts where the
+// TestDeploymentCompletesARun checks that our deployment has none of the faults of
+// MoonMind's (docs/moonmind.md#f3 and the following, up to
+// docs/moonmind.md#f10). The worker must start from its own image, accept a
+// repository that another user owns at the host's path, build and restart through
+// the engine, use a health URL that exists, and write the artifacts to where the
 // rows say they are.
-func TestDeploymentCarriesARunThrough(t *testing.T) {
+func TestDeploymentCompletesARun(t *testing.T) {
 	d := deployment{t: t, name: fmt.Sprintf("mm-stack-%d", os.Getpid()), workspace: workspace(t)}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -118,7 +119,7 @@ func TestDeploymentCarriesARunThrough(t *testing.T) {
 		if out, err := d.command("down", "--volumes", "--timeout", "5").CombinedOutput(); err != nil {
 			t.Errorf("down: %v: %s", err, out)
 		}
-		// "down --rmi local" misses what the classic builder has made.
+		// "down --rmi local" does not remove images of the classic builder.
 		if out, err := exec.Command("docker", "image", "rm", d.name+"-api").CombinedOutput(); err != nil {
 			t.Errorf("remove the sample's image: %v: %s", err, out)
 		}
@@ -173,7 +174,7 @@ func TestDeploymentCarriesARunThrough(t *testing.T) {
 		t.Error("the service was not recreated")
 	}
 	if now := d.compose("ps", "--quiet", "rabbitmq", "postgres", "worker"); now != others {
-		t.Error("the restart of one service touched others")
+		t.Error("the restart of one service changed others")
 	}
 	answer := d.compose("exec", "-T", "api", "python3", "-c",
 		"import urllib.request as u; print(u.urlopen('http://127.0.0.1:5000/healthz').read().decode())")
@@ -183,7 +184,7 @@ func TestDeploymentCarriesARunThrough(t *testing.T) {
 	for _, name := range []string{"analyze.log", "patch.diff", "build.log", "restart.log", "verify.log"} {
 		found, _ := filepath.Glob(filepath.Join(artifacts, "*", name))
 		if len(found) == 0 {
-			t.Errorf("%s is not on the host below %s", name, artifacts)
+			t.Errorf("%s is missing on the host in %s", name, artifacts)
 		}
 	}
 	results := 0

@@ -1,13 +1,14 @@
-// Command service is what runs in the containers of the sample projects: a
-// web service that needs a dependency and says so when it is missing. It is
-// static, so that an image of it needs no base.
+// Command service is the program in the containers of the sample projects: a web
+// service that fails with a message if its dependency is missing. It is linked
+// statically, so that its image needs no base.
 //
-//	service install FILE   the image build's step: says what would be installed
-//	service serve FILE     serves /health on port 8080
-//	service check          exit code 0 if /health of this container answers 200
+//	service install FILE   for the image build: print what would be installed
+//	service serve FILE     serve /health on port 8080
+//	service check          exit with code 0 if /health of this container answers 200
 //
-// FILE is a requirements.txt. Without a line for flask the service ends with
-// Python's words for it; with a line "unhealthy" it runs, and /health is 503.
+// FILE is a requirements.txt. Without a line for flask the service fails with
+// Python's error message. With a line "unhealthy" it runs and /health answers
+// 503.
 package main
 
 import (
@@ -53,7 +54,8 @@ func run(args []string) error {
 	return errors.New("usage: service install FILE | serve FILE | check")
 }
 
-// requirements returns the lines of a requirements.txt that name something.
+// requirements returns the lines of a requirements.txt without comments and
+// empty lines.
 func requirements(path string) ([]string, error) {
 	file, err := os.Open(path)
 	if err != nil {
