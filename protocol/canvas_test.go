@@ -120,20 +120,20 @@ func TestCheckCanvasRefuses(t *testing.T) {
 	a, group := task("a", `"task_id": "A"`), `{"task": "celery.group", "kwargs": {"tasks": [{"task": "b"}]}, "options": {}}`
 	chord := `{"task": "celery.chord", "kwargs": {"header": [], "body": {"task": "sum", "options": {"task_id": "S"}}}, "options": {"task_id": "X"}}`
 	for name, embed := range map[string]string{
-		"part of a chord":                   `{"chord": ` + a + `}`,
-		"chord as next step":                `{"chain": [` + chord + `]}`,
-		"chord far behind":                  `{"chain": [` + chord + `, ` + a + `, ` + a + `]}`,
-		"chord as callback":                 `{"callbacks": [` + chord + `]}`,
-		"chord as errback":                  `{"errbacks": [` + chord + `]}`,
-		"chord in a chain":                  `{"chain": [{"task": "celery.chain", "kwargs": {"tasks": [` + a + `, ` + chord + `]}}]}`,
-		"a task behind a group":             `{"chain": [` + a + `, ` + group + `]}`,
-		"a task behind a group, far behind": `{"chain": [` + a + `, ` + group + `, ` + a + `]}`,
-		"a step that is part of a chord":    `{"chain": [` + task("a", `"chord": {"task": "b"}`) + `, ` + a + `]}`,
-		"a group of chords":                 `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [` + chord + `]}}]}`,
-		"an empty chain":                    `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": []}}]}`,
-		"tasks of a chain not an array":     `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": 1}}]}`,
-		"nested too deeply":                 `{"callbacks": [` + strings.Repeat(`{"task": "celery.group", "kwargs": {"tasks": [`, 40) + a + strings.Repeat(`]}}`, 40) + `]}`,
-		"options that make no message":      `{"errbacks": [` + task("a", `"serializer": "pickle"`) + `]}`,
+		"part of a chord":                       `{"chord": ` + a + `}`,
+		"chord as next step":                    `{"chain": [` + chord + `]}`,
+		"chord as a later step":                 `{"chain": [` + chord + `, ` + a + `, ` + a + `]}`,
+		"chord as callback":                     `{"callbacks": [` + chord + `]}`,
+		"chord as errback":                      `{"errbacks": [` + chord + `]}`,
+		"chord in a chain":                      `{"chain": [{"task": "celery.chain", "kwargs": {"tasks": [` + a + `, ` + chord + `]}}]}`,
+		"a task after a group":                  `{"chain": [` + a + `, ` + group + `]}`,
+		"a task after a group, as a later step": `{"chain": [` + a + `, ` + group + `, ` + a + `]}`,
+		"a step that is part of a chord":        `{"chain": [` + task("a", `"chord": {"task": "b"}`) + `, ` + a + `]}`,
+		"a group of chords":                     `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [` + chord + `]}}]}`,
+		"an empty chain":                        `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": []}}]}`,
+		"tasks of a chain not an array":         `{"callbacks": [{"task": "celery.chain", "kwargs": {"tasks": 1}}]}`,
+		"nested too deeply":                     `{"callbacks": [` + strings.Repeat(`{"task": "celery.group", "kwargs": {"tasks": [`, 40) + a + strings.Repeat(`]}}`, 40) + `]}`,
+		"options that make no message":          `{"errbacks": [` + task("a", `"serializer": "pickle"`) + `]}`,
 	} {
 		_, err := planned(t, embed)
 		var canvas *protocol.CanvasError

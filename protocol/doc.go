@@ -6,7 +6,7 @@
 //
 // # Running a task
 //
-// A worker calls the functions of this package in this order:
+// A worker uses these functions:
 //
 //   - [DecodeHeader] reads the task's name and id, so that the worker can look
 //     up a handler before it reads the body.

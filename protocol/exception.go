@@ -51,8 +51,10 @@ func (e Exception) Text() string {
 
 // Frame is one stack frame of a [Traceback].
 type Frame struct {
-	File     string
-	Line     int
+	// File is the source file, Line the line in it.
+	File string
+	Line int
+	// Function is the name of the function.
 	Function string
 }
 

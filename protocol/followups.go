@@ -318,8 +318,10 @@ func mergeLists(a, b json.RawMessage) (json.RawMessage, error) {
 // traceback, worker and queue NULL and retries 0
 // (docs/celery.md#after-failure).
 type LaterStep struct {
+	// TaskID is the step's preset id, Task its name.
 	TaskID string
 	Task   string
+	// Args and Kwargs are the signature's own arguments as JSON text.
 	Args   json.RawMessage
 	Kwargs json.RawMessage
 }

@@ -31,7 +31,7 @@ var otherFollowUps = map[string]string{
 	"on_success_raises":              "up to 5.6 an exception in on_success sent errbacks",
 	"replace":                        "the replacement is made by the task's code",
 	"replace_with_chain_callbacks":   "the replacement is made by the task's code",
-	"second_run_fails_after_success": "one id runs twice with different outcomes, and one row tells of both",
+	"second_run_fails_after_success": "one id runs twice with different outcomes, and one row is for both",
 	"unserializable_in_chain":        "Celery publishes the next step and then fails; here the value is encoded first (docs/celery.md#outcomes)",
 }
 

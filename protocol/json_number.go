@@ -47,7 +47,7 @@ func plainNumber(text []byte) any {
 	return n
 }
 
-// isInteger tells an integer from a float in the text of a number.
+// isInteger reports whether the text of a number is an integer, not a float.
 func isInteger(number []byte) bool { return !bytes.ContainsAny(number, ".eENI") }
 
 // parseFloat parses a number as Python's float does. Overflow gives an

@@ -233,7 +233,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"embed is an array":                         {delivery(`[[], {}, []]`), nil, protocol.ReasonShape},
 		"args null":                                 {delivery(`[null, {}, {}]`), nil, protocol.ReasonArgs},
 		"kwargs null":                               {delivery(`[[], null, {}]`), nil, protocol.ReasonKwargs},
-		"text behind":                               {delivery(`[[], {}, {}] x`), nil, protocol.ReasonBody},
+		"text after the body":                       {delivery(`[[], {}, {}] x`), nil, protocol.ReasonBody},
 		"a byte order mark":                         {delivery("\ufeff[[], {}, {}]"), nil, protocol.ReasonBody},
 	} {
 		_, err := protocol.Decode(c.delivery, c.accept)
@@ -260,7 +260,7 @@ func TestDecompressionHasALimit(t *testing.T) {
 	}
 	delete(d.Headers, "compression")
 	if _, err := protocol.Decompress(d, bomb.Len()-1); err == nil {
-		t.Error("a body beyond the limit")
+		t.Error("a body over the limit")
 	}
 }
 

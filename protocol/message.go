@@ -60,23 +60,32 @@ type Message struct {
 	// Version is the version of Celery's message protocol: 1 or 2.
 	Version int
 
-	Task     string
-	ID       string
+	// Task is the name of the task, ID the id of this call.
+	Task string
+	ID   string
+	// RootID is the id of the first task of the workflow, ParentID that of the
+	// task that published the message, Group the id of the task's group. Each
+	// is "" when the message has none.
 	RootID   string
 	ParentID string
 	Group    string
 	// GroupIndex is nil when the message has none.
 	GroupIndex *int
-	Shadow     string
-	// ETA and Expires are nil when not set.
+	// Shadow is the name to show in place of Task, or "".
+	Shadow string
+	// ETA is the earliest time to run, Expires the latest. Nil means none.
 	ETA     *time.Time
 	Expires *time.Time
+	// Retries counts the earlier attempts of the task.
 	Retries int
 	// TimeLimit is the zero value when the message sets no limits.
-	TimeLimit  TimeLimit
+	TimeLimit TimeLimit
+	// ArgsRepr and KwargsRepr are the arguments as text for logs, possibly
+	// shortened.
 	ArgsRepr   string
 	KwargsRepr string
-	Origin     string
+	// Origin names the process that sent the message.
+	Origin string
 	// IgnoreResult is nil for null or absent: the task's own setting decides
 	// (docs/celery.md#headers, Celery 5.7).
 	IgnoreResult        *bool
@@ -105,18 +114,24 @@ type Message struct {
 
 // TimeLimit holds the limits on how long a task may run. Zero means no limit.
 type TimeLimit struct {
+	// Hard is the time after which the worker ends the task.
 	Hard time.Duration
+	// Soft is the time after which the worker asks the task to stop.
 	Soft time.Duration
 }
 
 // Embed is the third element of a protocol 2 body: the signatures to run after
 // the task.
 type Embed struct {
+	// Callbacks run after a success.
 	Callbacks []Signature
-	Errbacks  []Signature
+	// Errbacks run after a failure.
+	Errbacks []Signature
 	// Chain holds the later steps in reverse order, as on the wire: the next
 	// step is the last element.
 	Chain []Signature
+	// Chord is the body of the chord that the task belongs to, or nil. See
+	// [CheckCanvas].
 	Chord *Signature
 }
 

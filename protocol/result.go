@@ -5,7 +5,9 @@ import (
 	"time"
 )
 
-// States of a task as Celery names them (docs/celery.md#states-and-exceptions).
+// The states of a task, with Celery's names
+// (docs/celery.md#states-and-exceptions). SUCCESS, FAILURE and REVOKED are
+// final.
 const (
 	StatePending = "PENDING"
 	StateStarted = "STARTED"

@@ -127,7 +127,7 @@ func TestForeignRowsAreWrittenTheSame(t *testing.T) {
 			t.Logf("%s is written as %x", *row.Hex, again)
 		}
 		if back, err := protocol.ReadResult(again); err != nil || string(back) != string(value) {
-			t.Errorf("%s: %s comes back as %s, %v", *row.Hex, value, back, err)
+			t.Errorf("%s: %s is read back as %s, %v", *row.Hex, value, back, err)
 		}
 	}
 }

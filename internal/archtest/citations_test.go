@@ -216,7 +216,8 @@ func unfindable(name, text string, known []string) []fault {
 	return found
 }
 
-// Behind a dash it is a flag, and in quotes a text.
+// bareID matches the id of a defect. It does not match after a dash, where the text
+// is a flag, nor in quotes.
 var bareID = regexp.MustCompile(`(?:^|[\s(])([ACFR][0-9]{1,2})\b`)
 
 var lineStart = regexp.MustCompile(`\n[ \t]*(?://|#|--|\*)?[ \t]*`)
@@ -288,7 +289,7 @@ func TestFaultsOfCitations(t *testing.T) {
 		want       []string
 	}{
 		"a heading":                {"worker/a.go", "// See docs/moonmind~.md#retries-and-more.\n", nil},
-		"a defect":                 {"store/a.sql", "-- mended (docs/moonmind~.md#r5)\n", nil},
+		"a defect":                 {"store/a.sql", "-- repaired (docs/moonmind~.md#r5)\n", nil},
 		"a page":                   {"worker/a.go", "// README~.md and docs/moonmind~.md say so.\n", nil},
 		"a page beside":            {"docs/other~.md", "[it](moonmind~.md#r5), [that](../README~.md)\n", nil},
 		"an address":               {"a.go", "// https://example.org/none~.md#nothing\n", nil},

@@ -15,7 +15,7 @@ import (
 var oldestCompose = [2]int{2, 26}
 
 // compose finds the compose program or builds the pinned one.
-func (b *bringUp) compose(ctx context.Context) error {
+func (b *startup) compose(ctx context.Context) error {
 	if b.given(EnvCompose) {
 		return nil
 	}
@@ -70,7 +70,7 @@ func atLeast(version string, oldest [2]int) bool {
 
 // buildCompose builds the version that tools/compose pins and stores it in the
 // cache.
-func (b *bringUp) buildCompose(ctx context.Context) error {
+func (b *startup) buildCompose(ctx context.Context) error {
 	const module = "github.com/docker/compose/v5"
 	source := filepath.Join(b.root, "tools", "compose")
 	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Version}}", module)

@@ -22,7 +22,7 @@ func engineVersion(ctx context.Context) (string, error) {
 }
 
 // engine finds a docker engine, or starts one if it can.
-func (b *bringUp) engine(ctx context.Context) (err error) {
+func (b *startup) engine(ctx context.Context) (err error) {
 	defer func() {
 		b.engineErr = err
 		close(b.engineReady)
@@ -64,7 +64,7 @@ type startedEngine struct {
 	Keep  bool  `json:"keep"` // until services-down
 }
 
-func (b *bringUp) startEngine(ctx context.Context) error {
+func (b *startup) startEngine(ctx context.Context) error {
 	unlock, err := b.cache.lock(ctx, "engine-start")
 	if err != nil {
 		return err
@@ -92,10 +92,10 @@ func (b *bringUp) startEngine(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start dockerd: %w", err)
 	}
-	s := &service{cmd: cmd, log: log.Name(), gone: make(chan struct{})}
-	go func() { cmd.Wait(); close(s.gone) }()
+	s := &service{cmd: cmd, log: log.Name(), exited: make(chan struct{})}
+	go func() { cmd.Wait(); close(s.exited) }()
 	var version string
-	err = until(ctx, time.Minute, s.gone, func(ctx context.Context) (err error) {
+	err = until(ctx, time.Minute, s.exited, func(ctx context.Context) (err error) {
 		version, err = engineVersion(ctx)
 		return err
 	})
@@ -208,7 +208,7 @@ func leaveEngine() error {
 }
 
 // waitEngine waits until an engine answers or cannot be had.
-func (b *bringUp) waitEngine(ctx context.Context) error {
+func (b *startup) waitEngine(ctx context.Context) error {
 	select {
 	case <-b.engineReady:
 		return b.engineErr
@@ -219,7 +219,7 @@ func (b *bringUp) waitEngine(ctx context.Context) error {
 
 // container starts a container whose ports are published on 127.0.0.1 and
 // returns their host ports, in the order given. The guard removes it.
-func (b *bringUp) container(ctx context.Context, role, image string, variables map[string]string, ports ...int) (name string, published []int, err error) {
+func (b *startup) container(ctx context.Context, role, image string, variables map[string]string, ports ...int) (name string, published []int, err error) {
 	// The scratch folder's random suffix makes the name unique.
 	name = "mm-devenv-" + role + "-" + strings.TrimPrefix(filepath.Base(b.dir), "mm-devenv-")
 	if err := b.guard.watchContainer(name); err != nil {
@@ -249,15 +249,15 @@ func (b *bringUp) container(ctx context.Context, role, image string, variables m
 	return name, published, nil
 }
 
-// containerGone returns a channel that is closed once the container has ended.
-func containerGone(ctx context.Context, name string) <-chan struct{} {
-	gone := make(chan struct{})
+// containerExited returns a channel that is closed once the container has ended.
+func containerExited(ctx context.Context, name string) <-chan struct{} {
+	exited := make(chan struct{})
 	go func() {
 		if _, err := output(ctx, "docker", "wait", name); err == nil {
-			close(gone)
+			close(exited)
 		}
 	}()
-	return gone
+	return exited
 }
 
 // explainContainer adds the container's last log lines to err.

@@ -63,8 +63,8 @@ func (e *Environment) Exports() string {
 // Close ends everything that Up has started, and waits for the end.
 func (e *Environment) Close() error { return e.guard.close() }
 
-// bringUp is the state of one call of Up.
-type bringUp struct {
+// startup is the state of one call of Up.
+type startup struct {
 	Config
 	cache    *cache
 	guard    *guard
@@ -81,7 +81,7 @@ type bringUp struct {
 	vars map[string]string
 }
 
-func (b *bringUp) export(name, value string) {
+func (b *startup) export(name, value string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.vars[name] = value
@@ -106,14 +106,14 @@ func Up(ctx context.Context, config Config) (*Environment, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &bringUp{
+	b := &startup{
 		Config: config, cache: cache, guard: guard, root: root,
 		progress:    newProgress(config.Output),
 		engineReady: make(chan struct{}),
 		vars:        map[string]string{},
 	}
 	defer b.progress.close()
-	if err := b.bringUp(ctx); err != nil {
+	if err := b.startup(ctx); err != nil {
 		return nil, errors.Join(err, guard.close())
 	}
 	environment := &Environment{guard: guard, cache: cache, vars: b.vars}
@@ -125,7 +125,7 @@ func Up(ctx context.Context, config Config) (*Environment, error) {
 	return environment, nil
 }
 
-func (b *bringUp) bringUp(ctx context.Context) error {
+func (b *startup) startup(ctx context.Context) error {
 	var err error
 	if b.dir, err = scratchFolder(); err != nil {
 		return err
@@ -180,7 +180,7 @@ func (b *bringUp) bringUp(ctx context.Context) error {
 
 // takeGiven takes over the variables that the caller's environment sets, and
 // those of `make services-up`.
-func (b *bringUp) takeGiven() {
+func (b *startup) takeGiven() {
 	kept := b.cache.keptServices()
 	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
@@ -219,7 +219,7 @@ func (c Config) Validate() error {
 
 // wants reports whether this run needs the part. It needs the engine also for
 // servers that can only run as containers.
-func (b *bringUp) wants(part string) bool {
+func (b *startup) wants(part string) bool {
 	if len(b.Only) == 0 || slices.Contains(b.Only, part) {
 		return true
 	}
@@ -231,7 +231,7 @@ func (b *bringUp) wants(part string) bool {
 }
 
 // given reports whether all these variables already have values.
-func (b *bringUp) given(names ...string) bool {
+func (b *startup) given(names ...string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, name := range names {
@@ -242,10 +242,10 @@ func (b *bringUp) given(names ...string) bool {
 	return true
 }
 
-// until calls try until it succeeds, ctx ends, the limit has passed, or gone
+// until calls try until it succeeds, ctx ends, the limit has passed, or exited
 // (may be nil) is closed. In the last three cases the error contains that of
 // the last call.
-func until(ctx context.Context, limit time.Duration, gone <-chan struct{}, try func(context.Context) error) error {
+func until(ctx context.Context, limit time.Duration, exited <-chan struct{}, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
@@ -256,7 +256,7 @@ func until(ctx context.Context, limit time.Duration, gone <-chan struct{}, try f
 			return nil
 		}
 		select {
-		case <-gone:
+		case <-exited:
 			return fmt.Errorf("the process has ended: %w", err)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {

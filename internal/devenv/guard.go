@@ -111,15 +111,15 @@ func (g group) end() {
 // endGroup asks a process group to end, and kills what is left after endLimit.
 func endGroup(id int) {
 	syscall.Kill(-id, syscall.SIGTERM)
-	gone := func(context.Context) error {
+	exited := func(context.Context) error {
 		if syscall.Kill(-id, 0) == nil && !onlyZombies(id) {
 			return errors.New("the process group still exists")
 		}
 		return nil
 	}
-	if until(context.Background(), endLimit, nil, gone) != nil {
+	if until(context.Background(), endLimit, nil, exited) != nil {
 		syscall.Kill(-id, syscall.SIGKILL)
-		until(context.Background(), endLimit, nil, gone) // nothing stronger than SIGKILL exists: an error is ignored
+		until(context.Background(), endLimit, nil, exited) // nothing stronger than SIGKILL exists: an error is ignored
 	}
 }
 

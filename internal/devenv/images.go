@@ -59,7 +59,7 @@ const recipeLabel = "mm-orchestrator.recipe"
 const pullLimit = 10 * time.Minute
 
 // stackImages exports the images of docker-compose.yaml.
-func (b *bringUp) stackImages(ctx context.Context) error {
+func (b *startup) stackImages(ctx context.Context) error {
 	if err := b.waitEngine(ctx); err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (b *bringUp) stackImages(ctx context.Context) error {
 // image returns the name of an image that the engine has: the official image if
 // it is present or can be pulled, otherwise the substitute, which is made if it
 // is missing.
-func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
+func (b *startup) image(ctx context.Context, wanted image) (string, error) {
 	if _, err := output(ctx, "docker", "image", "inspect", wanted.official); err == nil {
 		return wanted.official, nil
 	}
@@ -120,7 +120,7 @@ func (b *bringUp) image(ctx context.Context, wanted image) (string, error) {
 // newestImage returns the name of an image with the newest release of a server.
 // It is made from Debian's unstable suite; if that fails, it is the official
 // image, pulled again.
-func (b *bringUp) newestImage(ctx context.Context, wanted image) (string, error) {
+func (b *startup) newestImage(ctx context.Context, wanted image) (string, error) {
 	wanted = b.newest.of(ctx, b, wanted)
 	var makeErr error
 	if wanted.versions != "" {
@@ -152,11 +152,11 @@ func (b *bringUp) newestImage(ctx context.Context, wanted image) (string, error)
 }
 
 // lockImage prevents other runs from making the same substitute at once.
-func (b *bringUp) lockImage(ctx context.Context, wanted image) (unlock func(), err error) {
+func (b *startup) lockImage(ctx context.Context, wanted image) (unlock func(), err error) {
 	return b.cache.lock(ctx, "image-"+strings.NewReplacer(":", "-", "/", "-").Replace(wanted.substitute))
 }
 
-func (b *bringUp) pull(ctx context.Context, name string) error {
+func (b *startup) pull(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, pullLimit)
 	defer cancel()
 	w := b.progress.start("pulling", "image "+name)
@@ -170,7 +170,7 @@ func (b *bringUp) pull(ctx context.Context, name string) error {
 
 // substitute makes an image from the distribution's packages: mmdebstrap makes
 // the shared base, and docker build adds a layer.
-func (b *bringUp) substitute(ctx context.Context, wanted image) error {
+func (b *startup) substitute(ctx context.Context, wanted image) error {
 	base, err := b.baseImage(ctx, wanted)
 	if err != nil || wanted.recipe == "" {
 		return err
@@ -194,7 +194,7 @@ func (b *bringUp) substitute(ctx context.Context, wanted image) error {
 }
 
 // baseImage makes the base image of a suite unless it exists.
-func (b *bringUp) baseImage(ctx context.Context, wanted image) (string, error) {
+func (b *startup) baseImage(ctx context.Context, wanted image) (string, error) {
 	suite := wanted.suite
 	base := image{substitute: "mm-base:stable"}
 	if suite != "" {

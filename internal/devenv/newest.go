@@ -27,7 +27,7 @@ var newestPackages = []string{"rabbitmq-server", "postgresql"}
 // of returns the image for a server, with the package versions that it must
 // contain. If the suite's index cannot be read, it accepts an existing image of
 // any version, and a progress line says so.
-func (n *newest) of(ctx context.Context, b *bringUp, wanted image) image {
+func (n *newest) of(ctx context.Context, b *startup, wanted image) image {
 	n.once.Do(func() {
 		w := b.progress.start("looking up", "newest servers in Debian "+unstable)
 		n.versions, n.err = b.unstableVersions(ctx, w)
@@ -51,7 +51,7 @@ func (n *newest) of(ctx context.Context, b *bringUp, wanted image) image {
 
 // unstableVersions downloads the suite's index into a folder of its own, so that
 // the host's apt configuration stays unchanged.
-func (b *bringUp) unstableVersions(ctx context.Context, w *work) (map[string]string, error) {
+func (b *startup) unstableVersions(ctx context.Context, w *work) (map[string]string, error) {
 	mirror, err := debianMirror(ctx)
 	if err != nil {
 		return nil, err

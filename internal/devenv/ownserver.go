@@ -43,7 +43,7 @@ type OwnServer struct {
 type serverHost interface {
 	// start returns a channel that is closed once the server has ended. The
 	// channel is no longer watched after ctx ends.
-	start(context.Context) (gone <-chan struct{}, err error)
+	start(context.Context) (exited <-chan struct{}, err error)
 	stop() error
 	kill() error
 	// explain adds the end of the server's log to an error.
@@ -114,7 +114,7 @@ func (s *OwnServer) first(ctx context.Context, err error) (*OwnServer, error) {
 func (s *OwnServer) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.limit)
 	defer cancel()
-	gone, err := s.host.start(ctx)
+	exited, err := s.host.start(ctx)
 	if err != nil {
 		return fmt.Errorf("%s does not start: %w", s.name, err)
 	}
@@ -128,7 +128,7 @@ func (s *OwnServer) Start(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-gone:
+		case <-exited:
 			return s.host.explain(fmt.Errorf("%s has ended: %w", s.name, err))
 		case <-ctx.Done():
 			return s.host.explain(fmt.Errorf("%s does not answer: %w", s.name, err))
@@ -208,7 +208,7 @@ func (s *OwnServer) brokerProcess(script, arguments string) error {
 		return err
 	}
 	s.close = append(s.close, func() error { return mapper.end(syscall.SIGKILL) })
-	if err := until(context.Background(), 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, n.epmd) }); err != nil {
+	if err := until(context.Background(), 10*time.Second, mapper.exited, func(ctx context.Context) error { return dial(ctx, n.epmd) }); err != nil {
 		return fmt.Errorf("epmd: %w\n%s", err, mapper.output())
 	}
 	s.runProcess(n.server, syscall.SIGTERM)
@@ -262,13 +262,13 @@ func (s *OwnServer) runProcess(command func() *exec.Cmd, stopSignal syscall.Sign
 	s.close = append(s.close, h.kill) // an orderly stop is not needed: Close deletes the data
 }
 
-func (h *processHost) start(context.Context) (gone <-chan struct{}, err error) {
+func (h *processHost) start(context.Context) (exited <-chan struct{}, err error) {
 	server, err := childOf(h.command(), h.stopSignal)
 	if err != nil {
 		return nil, err
 	}
 	h.server = server
-	return server.gone, nil
+	return server.exited, nil
 }
 
 func (h *processHost) stop() error { return h.end(h.stopSignal) }
@@ -332,11 +332,11 @@ func (h containerHost) docker(args ...string) error {
 	return err
 }
 
-func (h containerHost) start(ctx context.Context) (gone <-chan struct{}, err error) {
+func (h containerHost) start(ctx context.Context) (exited <-chan struct{}, err error) {
 	if err := h.docker("start", h.name); err != nil {
 		return nil, err
 	}
-	return containerGone(ctx, h.name), nil
+	return containerExited(ctx, h.name), nil
 }
 
 func (h containerHost) stop() error {
@@ -350,8 +350,8 @@ func (h containerHost) explain(err error) error { return explainContainer(h.name
 // child is a server in a process group of its own. On Linux the kernel sends it
 // its stop signal when this process dies.
 type child struct {
-	cmd  *exec.Cmd
-	gone chan struct{}
+	cmd    *exec.Cmd
+	exited chan struct{}
 
 	mu  sync.Mutex // guards log
 	log tail
@@ -360,7 +360,7 @@ type child struct {
 func childOf(cmd *exec.Cmd, stopSignal syscall.Signal) (*child, error) {
 	ownGroup(cmd)
 	dieWithUs(cmd, stopSignal)
-	c := &child{cmd: cmd, gone: make(chan struct{})}
+	c := &child{cmd: cmd, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = c, c
 	cmd.WaitDelay = endLimit // Erlang's helper processes keep the output open a little longer
 	if err := cmd.Start(); err != nil {
@@ -368,7 +368,7 @@ func childOf(cmd *exec.Cmd, stopSignal syscall.Signal) (*child, error) {
 	}
 	go func() {
 		_ = cmd.Wait() // the exit status after a signal says nothing
-		close(c.gone)
+		close(c.exited)
 	}()
 	return c, nil
 }
@@ -389,7 +389,7 @@ func (c *child) output() string {
 // end sends the signal, later SIGKILL, and returns when the server has ended.
 func (c *child) end(signal syscall.Signal) error {
 	select {
-	case <-c.gone:
+	case <-c.exited:
 		return nil
 	default:
 	}
@@ -399,12 +399,12 @@ func (c *child) end(signal syscall.Signal) error {
 	}
 	_ = syscall.Kill(pid, signal)
 	select {
-	case <-c.gone:
+	case <-c.exited:
 		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) // its child processes
 		return nil
 	case <-time.After(endServer):
 		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
-		<-c.gone
+		<-c.exited
 		return fmt.Errorf("had to be killed %s after %v; its log ends:\n%s", endServer, signal, lastLines(c.output()))
 	}
 }

@@ -26,7 +26,7 @@ func canInstall() bool {
 }
 
 // planPackages determines the missing packages and starts to install them.
-func (b *bringUp) planPackages(ctx context.Context) *debian {
+func (b *startup) planPackages(ctx context.Context) *debian {
 	d := &debian{ready: make(chan struct{})}
 	if !canInstall() {
 		close(d.ready)
@@ -94,7 +94,7 @@ func (d *debian) wait(ctx context.Context, name string) error {
 }
 
 // install installs packages and prevents their servers from starting.
-func (b *bringUp) install(ctx context.Context, packages []string) error {
+func (b *startup) install(ctx context.Context, packages []string) error {
 	unlock, err := b.cache.lock(ctx, "apt")
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func holdServers() (restore func(), err error) {
 
 // compiler checks that gcc, for `go test -race`, and git, for the tests, are
 // installed.
-func (b *bringUp) compiler(ctx context.Context) error {
+func (b *startup) compiler(ctx context.Context) error {
 	for _, p := range []string{"gcc", "git"} {
 		if err := b.debian.wait(ctx, p); err != nil {
 			return err

@@ -106,7 +106,7 @@ pool_mode = %s
 		}
 		through := *server
 		through.Host = fmt.Sprintf("127.0.0.1:%d", ports[0])
-		err = until(context.Background(), 20*time.Second, pooler.gone, func(ctx context.Context) error { return dial(ctx, ports[0]) })
+		err = until(context.Background(), 20*time.Second, pooler.exited, func(ctx context.Context) error { return dial(ctx, ports[0]) })
 		if err == nil {
 			t.Cleanup(func() { _ = pooler.end(syscall.SIGTERM) })
 			return through.String(), nil

@@ -41,7 +41,7 @@ func findPostgreSQL() string {
 }
 
 // database finds or starts PostgreSQL.
-func (b *bringUp) database(ctx context.Context) error {
+func (b *startup) database(ctx context.Context) error {
 	// Tests start PgBouncer themselves, see Pooler.
 	if err := b.debian.wait(ctx, "pgbouncer"); err != nil {
 		return err
@@ -58,7 +58,7 @@ func (b *bringUp) database(ctx context.Context) error {
 	return b.databaseContainer(ctx)
 }
 
-func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
+func (b *startup) databaseProcess(ctx context.Context, programs string) error {
 	w := b.progress.start("starting", "postgres")
 	defer w.failed()
 	account, err := unprivileged("postgres") // it refuses to run as root
@@ -106,7 +106,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 			return err
 		}
 		address := databaseURL(port, password)
-		version, err := databaseAnswers(ctx, address, server.gone)
+		version, err := databaseAnswers(ctx, address, server.exited)
 		if err == nil {
 			b.export(EnvDatabase, address)
 			w.done(fmt.Sprintf("postgres %s (127.0.0.1:%d)", version, port))
@@ -118,7 +118,7 @@ func (b *bringUp) databaseProcess(ctx context.Context, programs string) error {
 	}
 }
 
-func (b *bringUp) databaseContainer(ctx context.Context) error {
+func (b *startup) databaseContainer(ctx context.Context) error {
 	if err := b.waitEngine(ctx); err != nil {
 		if b.Newest {
 			return fmt.Errorf("the newest PostgreSQL runs in a container: %w", err)
@@ -145,7 +145,7 @@ func (b *bringUp) databaseContainer(ctx context.Context) error {
 		return err
 	}
 	address := databaseURL(ports[0], password)
-	version, err := databaseAnswers(ctx, address, containerGone(watch, name))
+	version, err := databaseAnswers(ctx, address, containerExited(watch, name))
 	if err != nil {
 		return explainContainer(name, fmt.Errorf("postgres does not answer after its start: %w", err))
 	}
@@ -162,8 +162,8 @@ func databaseURL(port int, password string) string {
 }
 
 // databaseAnswers waits for the server and returns its version.
-func databaseAnswers(ctx context.Context, address string, gone <-chan struct{}) (version string, err error) {
-	err = until(ctx, databaseLimit, gone, func(ctx context.Context) error {
+func databaseAnswers(ctx context.Context, address string, exited <-chan struct{}) (version string, err error) {
+	err = until(ctx, databaseLimit, exited, func(ctx context.Context) error {
 		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		conn, err := pgx.Connect(attempt, address)

@@ -39,7 +39,7 @@ func captured(ctx context.Context, cmd *exec.Cmd) (string, error) {
 
 // run runs a long program in a process group of its own, shows the last line of
 // its output as progress, and ends the group when ctx ends.
-func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
+func (b *startup) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
 	line := commandLine(cmd)
 	var tail tail
 	cmd.Stdout = io.MultiWriter(w, &tail)
@@ -73,15 +73,15 @@ func (b *bringUp) run(ctx context.Context, w *work, cmd *exec.Cmd) error {
 
 // service is a server that runs as a child process.
 type service struct {
-	cmd  *exec.Cmd
-	log  string
-	gone chan struct{} // closed when the process has ended
+	cmd    *exec.Cmd
+	log    string
+	exited chan struct{} // closed when the process has ended
 }
 
 // serve starts a server in a process group of its own, with its output in a file
 // of the scratch folder. watch is the guard's method that registers the server
 // to be ended.
-func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (*service, error) {
+func (b *startup) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (*service, error) {
 	path := filepath.Join(b.dir, name+".log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -92,10 +92,10 @@ func (b *bringUp) serve(name string, cmd *exec.Cmd, watch func(pid int) error) (
 	if err := startGated(cmd, watch); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	s := &service{cmd: cmd, log: path, gone: make(chan struct{})}
+	s := &service{cmd: cmd, log: path, exited: make(chan struct{})}
 	go func() {
 		cmd.Wait() // the exit status after a signal says nothing
-		close(s.gone)
+		close(s.exited)
 	}()
 	return s, nil
 }

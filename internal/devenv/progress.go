@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// stillEvery is the interval between progress lines when the output is not a
+// printEvery is the interval between progress lines when the output is not a
 // terminal.
-const stillEvery = 20 * time.Second
+const printEvery = 20 * time.Second
 
 // progress prints a line when a part is done, and shows that long work
 // continues: on a terminal in one line at the bottom that is overwritten,
@@ -35,7 +35,7 @@ type work struct {
 	what     string
 	since    time.Time
 	last     string
-	told     time.Time
+	printed  time.Time
 }
 
 func newProgress(out io.Writer) *progress {
@@ -62,7 +62,7 @@ func (p *progress) run() {
 			return
 		case <-tick.C:
 			p.mu.Lock()
-			p.still()
+			p.show()
 			p.mu.Unlock()
 		}
 	}
@@ -73,8 +73,8 @@ func (p *progress) close() {
 	<-p.stopped
 }
 
-// still shows the work in progress. The caller holds p.mu.
-func (p *progress) still() {
+// show shows the work in progress. The caller holds p.mu.
+func (p *progress) show() {
 	if p.terminal {
 		p.clear()
 		var parts []string
@@ -88,10 +88,10 @@ func (p *progress) still() {
 		return
 	}
 	for _, w := range p.running {
-		if time.Since(w.told) < stillEvery {
+		if time.Since(w.printed) < printEvery {
 			continue
 		}
-		w.told = time.Now()
+		w.printed = time.Now()
 		line := fmt.Sprintf("%s, for %.0f s", w.what, time.Since(w.since).Seconds())
 		if w.last != "" {
 			line += ": " + w.last
@@ -129,7 +129,7 @@ func (p *progress) found(what, how string) {
 // start records the start of work; the caller ends it with done or end.
 func (p *progress) start(verb, what string) *work {
 	now := time.Now()
-	w := &work{progress: p, verb: verb, what: what, since: now, told: now}
+	w := &work{progress: p, verb: verb, what: what, since: now, printed: now}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running = append(p.running, w)

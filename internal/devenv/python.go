@@ -49,7 +49,7 @@ func findPython(ctx context.Context) string {
 }
 
 // python provides an environment in the cache for each Celery release.
-func (b *bringUp) python(ctx context.Context) error {
+func (b *startup) python(ctx context.Context) error {
 	if b.given(EnvPythonRoot) {
 		return nil
 	}
@@ -119,7 +119,7 @@ func importPython(ctx context.Context, dir, celery, kombu string) error {
 	return err
 }
 
-func (b *bringUp) makePythons(ctx context.Context, root string, missing []celeryRelease) error {
+func (b *startup) makePythons(ctx context.Context, root string, missing []celeryRelease) error {
 	if err := b.debian.wait(ctx, "python3-venv"); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (b *bringUp) makePythons(ctx context.Context, root string, missing []celery
 
 // makePython creates an environment next to target and renames it to target
 // once it works.
-func (b *bringUp) makePython(ctx context.Context, w *work, base, target, celery, kombu string) error {
+func (b *startup) makePython(ctx context.Context, w *work, base, target, celery, kombu string) error {
 	temporary, err := os.MkdirTemp(filepath.Dir(target), ".new-")
 	if err != nil {
 		return err

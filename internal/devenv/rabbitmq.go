@@ -23,9 +23,9 @@ const brokerLimit = 3 * time.Minute
 // prefers the script that Debian's wrapper in /usr/sbin calls: the wrapper
 // requires the account rabbitmq and hides the log.
 func findRabbitMQ() string {
-	const behindWrapper = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-	if _, err := os.Stat(behindWrapper); err == nil {
-		return behindWrapper
+	const serverScript = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+	if _, err := os.Stat(serverScript); err == nil {
+		return serverScript
 	}
 	path, err := exec.LookPath("rabbitmq-server")
 	if err != nil {
@@ -35,7 +35,7 @@ func findRabbitMQ() string {
 }
 
 // broker finds or starts RabbitMQ with its management plugin.
-func (b *bringUp) broker(ctx context.Context) error {
+func (b *startup) broker(ctx context.Context) error {
 	if b.given(EnvBroker, EnvBrokerAPI) {
 		return nil
 	}
@@ -51,7 +51,7 @@ func (b *bringUp) broker(ctx context.Context) error {
 	return b.brokerContainer(ctx)
 }
 
-func (b *bringUp) brokerProcess(ctx context.Context, script string) error {
+func (b *startup) brokerProcess(ctx context.Context, script string) error {
 	w := b.progress.start("starting", "rabbitmq")
 	defer w.failed()
 	for attempt := 1; ; attempt++ {
@@ -68,7 +68,7 @@ func (b *bringUp) brokerProcess(ctx context.Context, script string) error {
 
 // tryBroker starts epmd and the broker. retry means that another process has
 // taken one of the ports in the meantime.
-func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (version string, port int, retry bool, err error) {
+func (b *startup) tryBroker(ctx context.Context, script string, attempt int) (version string, port int, retry bool, err error) {
 	n, err := newNode(script, filepath.Join(b.dir, fmt.Sprintf("rabbitmq-%d", attempt)), "[rabbitmq_management].\n", "")
 	if err != nil {
 		return "", 0, false, err
@@ -77,7 +77,7 @@ func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (ve
 	if err != nil {
 		return "", 0, false, err
 	}
-	err = until(ctx, 10*time.Second, mapper.gone, func(ctx context.Context) error { return dial(ctx, n.epmd) })
+	err = until(ctx, 10*time.Second, mapper.exited, func(ctx context.Context) error { return dial(ctx, n.epmd) })
 	if err != nil {
 		return "", 0, mapper.portTaken(), mapper.explain(fmt.Errorf("epmd: %w", err))
 	}
@@ -86,7 +86,7 @@ func (b *bringUp) tryBroker(ctx context.Context, script string, attempt int) (ve
 		return "", 0, false, err
 	}
 	management := &url.URL{Scheme: "http", User: n.url().User, Host: fmt.Sprintf("127.0.0.1:%d", n.management)}
-	version, err = b.brokerAnswers(ctx, n.url(), management, server.gone)
+	version, err = b.brokerAnswers(ctx, n.url(), management, server.exited)
 	if err != nil {
 		return "", 0, server.portTaken(), server.explain(fmt.Errorf("rabbitmq does not answer after its start: %w", err))
 	}
@@ -203,12 +203,12 @@ func findEPMD() string {
 
 // brokerAnswers waits for the broker, checks both ports, exports them, and
 // returns the broker's major and minor version.
-func (b *bringUp) brokerAnswers(ctx context.Context, broker, management *url.URL, gone <-chan struct{}) (version string, err error) {
+func (b *startup) brokerAnswers(ctx context.Context, broker, management *url.URL, exited <-chan struct{}) (version string, err error) {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	var overview struct {
 		Version string `json:"rabbitmq_version"`
 	}
-	err = until(ctx, brokerLimit, gone, func(ctx context.Context) error {
+	err = until(ctx, brokerLimit, exited, func(ctx context.Context) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, management.String()+"/api/overview", nil)
 		if err != nil {
 			return err
@@ -235,7 +235,7 @@ func (b *bringUp) brokerAnswers(ctx context.Context, broker, management *url.URL
 }
 
 // brokerContainer runs RabbitMQ from an image.
-func (b *bringUp) brokerContainer(ctx context.Context) error {
+func (b *startup) brokerContainer(ctx context.Context) error {
 	if err := b.waitEngine(ctx); err != nil {
 		if b.Newest {
 			return fmt.Errorf("the newest RabbitMQ runs in a container: %w", err)
@@ -263,7 +263,7 @@ func (b *bringUp) brokerContainer(ctx context.Context) error {
 	}
 	broker := &url.URL{Scheme: "amqp", User: url.UserPassword("mm", password), Host: fmt.Sprintf("127.0.0.1:%d", ports[0])}
 	management := &url.URL{Scheme: "http", User: broker.User, Host: fmt.Sprintf("127.0.0.1:%d", ports[1])}
-	version, err := b.brokerAnswers(ctx, broker, management, containerGone(watch, name))
+	version, err := b.brokerAnswers(ctx, broker, management, containerExited(watch, name))
 	if err != nil {
 		return explainContainer(name, fmt.Errorf("rabbitmq does not answer after its start: %w", err))
 	}

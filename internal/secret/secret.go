@@ -1,10 +1,9 @@
-// Package secret holds text that must not be printed: passwords, and addresses
-// with passwords in them, which package address shows without.
+// Package secret has a type for text that must not be printed: passwords, and
+// addresses that contain passwords (package address prints these without them).
 //
-// A String prints as three asterisks wherever Go prints values by itself: with
-// every verb of fmt, in JSON, in text marshalling and in slog. Code that
-// really needs the text asks for it by name, so that `grep Reveal` finds every
-// place where a secret leaves its type.
+// A [String] prints as three asterisks with every verb of fmt, in JSON, in text
+// marshalling and in slog. Code that needs the text calls Reveal, so that
+// `grep Reveal` finds every place where a secret leaves the type.
 package secret
 
 import (
