@@ -33,9 +33,9 @@ type Properties struct {
 	ReplyTo       string
 	// Expiration is the time to live in decimal milliseconds.
 	Expiration string
-	// MessageID, Type, AppID and Timestamp are never set by Celery, and nothing
-	// here reads them: a message that is published again keeps what its producer
-	// gave it. AMQP's timestamps are whole seconds.
+	// Celery never sets MessageID, Type, AppID and Timestamp, and this package
+	// does not use them. They are kept when a message is published again.
+	// Timestamp has a resolution of one second.
 	MessageID string
 	Type      string
 	AppID     string

@@ -16,14 +16,18 @@ type Signature struct {
 	raw                json.RawMessage
 	rawArgs, rawKwargs json.RawMessage
 
+	// Task is the name of the task.
 	Task string
-	// Args, Kwargs and Options keep the text of each value.
+	// Args and Kwargs are the arguments, Options the options of apply_async, all
+	// as JSON text.
 	Args    []json.RawMessage
 	Kwargs  Object
 	Options Object
-	// SubtaskType is "" for null.
+	// SubtaskType is "chain", "group" or the like for a canvas, otherwise "".
 	SubtaskType string
-	Immutable   bool
+	// Immutable says that the result of the preceding task is not passed to
+	// this one.
+	Immutable bool
 }
 
 // Destination is the routing that a signature's own options ask for. An empty

@@ -113,7 +113,7 @@ func Up(ctx context.Context, config Config) (*Environment, error) {
 		vars:        map[string]string{},
 	}
 	defer b.progress.close()
-	if err := b.startup(ctx); err != nil {
+	if err := b.startAll(ctx); err != nil {
 		return nil, errors.Join(err, guard.close())
 	}
 	environment := &Environment{guard: guard, cache: cache, vars: b.vars}
@@ -125,7 +125,8 @@ func Up(ctx context.Context, config Config) (*Environment, error) {
 	return environment, nil
 }
 
-func (b *startup) startup(ctx context.Context) error {
+// startAll starts the parts in parallel and waits for all of them.
+func (b *startup) startAll(ctx context.Context) error {
 	var err error
 	if b.dir, err = scratchFolder(); err != nil {
 		return err
