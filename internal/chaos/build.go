@@ -14,7 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/defects"
 )
 
-// programs are the paths of what a campaign runs.
+// programs are the paths of the programs that a campaign runs.
 type programs struct{ worker, ledger string }
 
 // buildPrograms builds the worker with its fault points, and the ledger's
@@ -37,7 +37,7 @@ func buildDefects(ctx context.Context, module, folder string, list []defects.Def
 	var failed []error
 	var mu sync.Mutex
 	var wait sync.WaitGroup
-	// Linking is most of the work and keeps one core busy.
+	// Linking takes most of the time and uses one core.
 	free := make(chan struct{}, runtime.NumCPU())
 	for _, d := range list {
 		wait.Go(func() {
@@ -80,7 +80,7 @@ func buildWorker(ctx context.Context, module, folder string, options ...string) 
 }
 
 func goBuild(ctx context.Context, module string, args ...string) error {
-	// Without symbols, as the workers of a proof would fill a small disk.
+	// Without symbols, because the workers of a proof would fill a small disk.
 	command := exec.CommandContext(ctx, "go", append([]string{"build", "-buildvcs=false", "-ldflags=-s -w"}, args...)...)
 	command.Dir = module
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")

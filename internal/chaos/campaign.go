@@ -14,36 +14,35 @@ import (
 	"time"
 )
 
-// Config says what a campaign does.
+// Config is the configuration of a campaign.
 type Config struct {
 	// Module is the root folder of this module, where the programs are built.
 	Module string
-	// Folder gets everything: programs, logs, ledgers, artifacts. What belongs
-	// to failed trials stays there, in folders named after them.
+	// Folder gets all files: programs, logs, ledgers, artifacts. The evidence of
+	// each failed trial stays there in a folder of its own.
 	Folder string
-	// Seed of all trials.
+	// Seed is that of all trials.
 	Seed uint64
-	// Trials is how many there are. Defaults to as many as it takes to come by
-	// every place where a worker can be killed, or to 1 if the only kind is
-	// Rush.
+	// Trials is their number. Defaults to as many as reach every place where a
+	// worker can be killed, or to 1 if the only kind is Rush or Mixed.
 	Trials int
-	// Only is the number of the one trial to carry out, or -1 for all.
+	// Only is the number of the only trial to run, or -1 for all.
 	Only int
-	// For ends the campaign early: no trial begins after it. Zero is no limit.
+	// For ends the campaign early: no trial begins after this time. Zero means no
+	// limit.
 	For time.Duration
-	// Kinds in turn. Defaults to Kinds.
+	// Kinds are the kinds of trials, in turn. Defaults to Kinds.
 	Kinds []Kind
-	// Runs is how many a rush, or a mixed trial, publishes. Defaults to 200, and
-	// to 100 for the latter.
+	// Runs is how many runs a rush or a mixed trial publishes. Defaults to 200 for
+	// a rush and 100 for a mixed trial.
 	Runs int
-	// Defects are the names of those that Prove proves to be found. Defaults to
-	// all.
+	// Defects are the names of the defects that Prove plants. Defaults to all.
 	Defects []string
-	// Lanes is how many trials are carried out at once. Most of a trial is
-	// waiting. Defaults to 8: with them, half an hour on two busy cores has
-	// more than 1000 kills, 300 broker faults and 100 database faults.
+	// Lanes is how many trials run at the same time; most of a trial is waiting.
+	// Defaults to 8: with them, half an hour on two busy cores has more than 1000
+	// kills, 300 broker faults and 100 database faults.
 	Lanes int
-	// Output gets progress and report.
+	// Output gets progress messages and the failed trials.
 	Output io.Writer
 
 	// stopAtProblem ends the campaign at the first failed trial.
@@ -57,7 +56,7 @@ func (c Config) WithDefaults() Config {
 		c.Kinds = Kinds
 	}
 	if c.Trials == 0 {
-		c.Trials = enough(c.Kinds)
+		c.Trials = trialsForAllPlaces(c.Kinds)
 		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1
 		}
@@ -77,8 +76,8 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
-// enough is how many trials of the kinds come by all places.
-func enough(kinds []Kind) int {
+// trialsForAllPlaces returns how many trials of the kinds reach every place.
+func trialsForAllPlaces(kinds []Kind) int {
 	if !slices.Contains(kinds, KillAtPoint) {
 		return len(places)
 	}
@@ -89,10 +88,10 @@ func enough(kinds []Kind) int {
 	return number + 1
 }
 
-// Validate names what is wrong.
+// Validate returns an error that names the wrong field.
 func (c Config) Validate() error {
 	for _, kind := range c.Kinds {
-		if !slices.Contains(Kinds, kind) && !slices.Contains(askedFor, kind) {
+		if !slices.Contains(Kinds, kind) && !slices.Contains(onRequest, kind) {
 			return fmt.Errorf("there is no kind of trial %q", kind)
 		}
 	}
@@ -105,8 +104,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Run carries a campaign out. The error says that the campaign itself did not
-// work; broken promises are in the report.
+// Run runs a campaign. An error means that the campaign itself did not work; the
+// report has what the trials have found.
 func Run(ctx context.Context, config Config) (*Report, error) {
 	config = config.WithDefaults()
 	if err := config.Validate(); err != nil {
@@ -138,23 +137,24 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	return c.report, c.failed
 }
 
-// campaign is the work of one Run.
+// campaign is the state of one Run.
 type campaign struct {
 	config *Config
 	began  time.Time
 	cancel context.CancelCauseFunc
 
 	mu sync.Mutex
-	// next are the numbers from which lanes with everybody's servers, and the
-	// one with its own, look for their next trial.
+	// next are the numbers from which the lanes with shared servers, and the lane
+	// with its own servers, look for their next trial.
 	next   struct{ shared, own int }
 	ended  bool
 	report *Report
 	failed error
 }
 
-// count says how many of the first trials need everybody's servers, and how
-// many servers of their own. It looks no further than the kinds repeat.
+// count returns how many of the first trials need shared servers, and how many
+// servers of their own. It
+// counts the trials of as many rounds of the kinds as there are lanes.
 func (c *campaign) count() (shared, own int) {
 	first, end := 0, min(c.config.Trials, max(c.config.Lanes, 1)*len(c.config.Kinds))
 	if c.config.Only >= 0 {
@@ -172,8 +172,8 @@ func (c *campaign) count() (shared, own int) {
 
 func (c *campaign) kind(number int) Kind { return c.config.Kinds[number%len(c.config.Kinds)] }
 
-// take returns the number of the next trial for a lane.
-func (c *campaign) take(own bool) (int, bool) {
+// nextTrial returns the number of the next trial for a lane, false for none.
+func (c *campaign) nextTrial(own bool) (int, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.config.Only >= 0 {
@@ -201,18 +201,18 @@ func (c *campaign) fail(err error) {
 	c.cancel(err)
 }
 
-// work carries out trials in one lane, which is made anew after a trial that
-// failed: what it leaves behind must not fail the next one.
+// work runs trials in one lane. After a failed trial it makes a new lane, because
+// what the trial has left must not fail the next one.
 func (c *campaign) work(ctx context.Context, number int, own bool) {
 	var l *lane
 	made := 0
 	defer func() {
 		if l != nil {
-			c.leave(ctx, l)
+			c.stopLane(ctx, l)
 		}
 	}()
 	for {
-		n, ok := c.take(own)
+		n, ok := c.nextTrial(own)
 		if !ok || ctx.Err() != nil {
 			return
 		}
@@ -224,12 +224,12 @@ func (c *campaign) work(ctx context.Context, number int, own bool) {
 				return
 			}
 		}
-		c.meet(l)
-		o := l.try(ctx, newTrial(c.config.Seed, n, c.config.Kinds))
+		c.recordServers(l)
+		o := l.runTrial(ctx, newTrial(c.config.Seed, n, c.config.Kinds))
 		if ctx.Err() != nil {
 			return
 		}
-		c.note(o, l)
+		c.record(o, l)
 		if len(o.problems) > 0 {
 			_ = l.close(ctx)
 			l = nil
@@ -237,16 +237,16 @@ func (c *campaign) work(ctx context.Context, number int, own bool) {
 	}
 }
 
-// meet notes what servers a lane has.
-func (c *campaign) meet(l *lane) {
+// recordServers records the servers of a lane for the report.
+func (c *campaign) recordServers(l *lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.report.servers = l.servers
 }
 
-// leave stops a lane's workers as an operator does, and demands that they
-// leave nothing behind.
-func (c *campaign) leave(ctx context.Context, l *lane) {
+// stopLane stops a lane's workers as an operator does, and checks that they leave no
+// message in the queue.
+func (c *campaign) stopLane(ctx context.Context, l *lane) {
 	if ctx.Err() == nil {
 		for _, w := range l.workers {
 			if err := w.stop(); err != nil {
@@ -269,9 +269,8 @@ func (c *campaign) add(p problem) {
 	fmt.Fprintf(c.config.Output, "  %s\n", p)
 }
 
-// note takes a trial's outcome into the report and keeps the remains of a
-// failure.
-func (c *campaign) note(o *outcome, l *lane) {
+// record adds a trial's outcome to the report and saves the evidence of a failure.
+func (c *campaign) record(o *outcome, l *lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.report.add(o)
@@ -281,21 +280,21 @@ func (c *campaign) note(o *outcome, l *lane) {
 		}
 		return
 	}
-	remains, err := c.keep(o, l)
+	evidence, err := c.saveEvidence(o, l)
 	if err != nil {
-		fmt.Fprintf(c.config.Output, "  remains cannot be kept: %v\n", err)
+		fmt.Fprintf(c.config.Output, "  evidence cannot be saved: %v\n", err)
 	}
 	fmt.Fprintf(c.config.Output, "trial %d FAILED: %s\n", o.trial.Number, o.trial)
 	for _, p := range o.problems {
 		fmt.Fprintf(c.config.Output, "  %s\n", p)
 	}
-	fmt.Fprintf(c.config.Output, "  remains: %s\n  again:   %s\n", remains, c.config.again(o.trial.Number))
+	fmt.Fprintf(c.config.Output, "  evidence: %s\n  again:    %s\n", evidence, c.config.again(o.trial.Number))
 	if c.config.stopAtProblem {
 		c.ended = true
 	}
 }
 
-// again is the command that repeats a trial.
+// again returns the command that repeats a trial.
 func (c *Config) again(number int) string {
 	command := fmt.Sprintf("make chaos SEED=%d TRIAL=%d", c.Seed, number)
 	if !slices.Equal(c.Kinds, Kinds) {
@@ -311,8 +310,8 @@ func (c *Config) again(number int) string {
 	return command
 }
 
-// keep copies what tells about a failed trial.
-func (c *campaign) keep(o *outcome, l *lane) (string, error) {
+// saveEvidence writes what helps to explain a failed trial into its folder.
+func (c *campaign) saveEvidence(o *outcome, l *lane) (string, error) {
 	folder := filepath.Join(c.config.Folder, fmt.Sprintf("failed-%d", o.trial.Number))
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return folder, err
@@ -337,13 +336,13 @@ func (c *campaign) keep(o *outcome, l *lane) (string, error) {
 		write("trial.json", o.trial),
 		os.WriteFile(filepath.Join(folder, "timeline.txt"), []byte(o.trial.String()+"\n"+strings.Join(lines, "\n")+"\n"), 0o644),
 	}
-	// Of workers in Python too.
+	// The logs of Python workers too.
 	logs, err := filepath.Glob(filepath.Join(l.folder, "*.log"))
 	errs = append(errs, err)
 	for _, log := range logs {
 		errs = append(errs, os.WriteFile(filepath.Join(folder, filepath.Base(log)), []byte(tail(log, 1<<20)), 0o644))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
 	for name, query := range map[string]string{
 		"run.json":     `SELECT to_jsonb(r)::text FROM orchestrator_runs r WHERE id = $1`,
@@ -357,22 +356,22 @@ func (c *campaign) keep(o *outcome, l *lane) (string, error) {
 	return folder, errors.Join(errs...)
 }
 
-// A Report is what a campaign has shown.
+// A Report has the results of a campaign.
 type Report struct {
 	config *Config
 	took   time.Duration
-	// interrupted: it was ended from outside before it was through.
+	// interrupted says that the campaign was cancelled before its end.
 	interrupted bool
 	trials      int
 	failed      []int
 	kinds       map[Kind]*tally
 	problems    map[class]int
-	// runs is how many there were in all trials.
+	// runs counts the runs of all trials.
 	runs int
-	// servers are names and versions.
+	// servers has their names and versions.
 	servers string
 	hits    int
-	// did counts what went wrong on purpose.
+	// did counts the injected faults.
 	did     map[action]int
 	kills   int
 	missed  int
@@ -381,14 +380,15 @@ type Report struct {
 	slowest  int
 	windows  map[string][]time.Duration
 	repeated int
-	// starved counts workers that took themselves for cut off and were not.
-	starved int
-	late    int
-	rushes  []*rushed
-	mixes   []*mixed
-	// recoveries of all trials.
+	// wronglyIsolated counts workers that considered themselves isolated and were
+	// not.
+	wronglyIsolated int
+	late            int
+	rushes          []*rushFigures
+	mixes           []*mixed
+	// recoveries are those of all trials.
 	recoveries []trialRecovery
-	// cases counts, by case, the rollbacks that happened exactly once.
+	// cases counts, by case, the trials with exactly one rollback.
 	cases map[string]onceOf
 	// killed counts kills by place, as stages name it.
 	killed map[string]int
@@ -405,13 +405,13 @@ func newReport(config *Config) *Report {
 	}
 }
 
-// Failed are the numbers of the trials that broke a promise.
+// Failed returns the numbers of the failed trials.
 func (r *Report) Failed() []int { return r.failed }
 
-// Interrupted says whether the campaign was ended from outside.
+// Interrupted says that the campaign was cancelled before its end.
 func (r *Report) Interrupted() bool { return r.interrupted }
 
-// Problems counts the broken promises.
+// Problems counts the problems that trials have found, each class of a trial once.
 func (r *Report) Problems() int {
 	n := 0
 	for _, count := range r.problems {
@@ -441,8 +441,8 @@ func (r *Report) add(o *outcome) {
 			seen[p.class] = true
 		}
 	}
-	if o.rushed != nil {
-		r.rushes = append(r.rushes, o.rushed)
+	if o.rushFigures != nil {
+		r.rushes = append(r.rushes, o.rushFigures)
 	}
 	if o.mixed != nil {
 		r.mixes = append(r.mixes, o.mixed)
@@ -462,8 +462,8 @@ func (r *Report) add(o *outcome) {
 	}
 	r.hits += len(o.hits)
 	r.runs += 1 + len(o.others)
-	if o.rushed != nil {
-		r.runs += o.rushed.runs + o.rushed.beside - 1
+	if o.rushFigures != nil {
+		r.runs += o.rushFigures.runs + o.rushFigures.beside - 1
 	}
 	if o.mixed != nil {
 		r.runs += o.mixed.runs - 1
@@ -483,7 +483,7 @@ func (r *Report) add(o *outcome) {
 	}
 	r.resumed = append(r.resumed, o.resumed...)
 	r.repeated += o.repeated
-	r.starved += o.starved()
+	r.wronglyIsolated += o.wronglyIsolated()
 	r.late += o.late
 	for _, back := range o.recoveries {
 		r.recoveries = append(r.recoveries, trialRecovery{back, o.trial.Number})
@@ -503,7 +503,7 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, "\nseed %d, %s\n%s\n\n", r.config.Seed, r.took.Round(time.Second), r.progress())
 	fmt.Fprintf(w, "%-16s %8s %8s %12s\n", "kind", "trials", "failed", "not reached")
 	var shown []Kind
-	for _, kind := range slices.Concat(Kinds, askedFor) {
+	for _, kind := range slices.Concat(Kinds, onRequest) {
 		if t := r.kinds[kind]; t != nil && !slices.Contains(shown, kind) {
 			shown = append(shown, kind)
 			fmt.Fprintf(w, "%-16s %8d %8d %12d\n", kind, t.trials, t.failed, t.missed)

@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// Every trial is carried out once, and those that end servers in the lane that
-// has its own.
+// Every trial runs once, and those that stop servers run in the lane with its own.
 func TestLanesShareTheTrials(t *testing.T) {
 	t.Parallel()
 	for _, kinds := range [][]Kind{Kinds, {Restart}, {KillAtPoint}, {Stop, Restart, Restart}} {
@@ -21,7 +20,7 @@ func TestLanesShareTheTrials(t *testing.T) {
 				continue
 			}
 			for {
-				n, ok := c.take(lane.own)
+				n, ok := c.nextTrial(lane.own)
 				if !ok {
 					break
 				}

@@ -34,7 +34,7 @@ func TestShortCampaign(t *testing.T) {
 	report.Print(&progress)
 	t.Log(progress.String())
 	if n := report.Problems(); n > 0 {
-		t.Errorf("%d broken promises; a trial is repeated by the command below it", n)
+		t.Errorf("%d problems; the command below a failed trial repeats it", n)
 		for _, number := range report.Failed() {
 			timeline, err := os.ReadFile(filepath.Join(folder, fmt.Sprintf("failed-%d", number), "timeline.txt"))
 			t.Logf("trial %d (%v):\n%s", number, err, timeline)
@@ -42,7 +42,7 @@ func TestShortCampaign(t *testing.T) {
 	}
 }
 
-// A trial that fails must come out the same when it is repeated by itself.
+// A failed trial that is repeated by itself must be the same trial.
 func TestTrialsComeFromSeedAndNumber(t *testing.T) {
 	t.Parallel()
 	for n := range 200 {
@@ -53,9 +53,8 @@ func TestTrialsComeFromSeedAndNumber(t *testing.T) {
 	}
 }
 
-// A campaign that nobody has told its length comes by all places where a
-// worker can be killed, which must be at least 30 points, and each step of a
-// plan many times.
+// A campaign of the default length kills at every place. These must be at least 30
+// points, and each step of a plan many times.
 func TestCampaignKillsEverywhere(t *testing.T) {
 	t.Parallel()
 	points, perStep, reached := map[faultpoint.Point]bool{}, map[string]int{}, map[string]int{}
@@ -77,7 +76,7 @@ func TestCampaignKillsEverywhere(t *testing.T) {
 	}
 	for name, n := range reached {
 		if n != 0 {
-			t.Errorf("%d kills too many at %s, before all other places had one", n, name)
+			t.Errorf("%d further kills at %s, before every other place had one", n, name)
 		}
 	}
 	if len(points) < 30 {
@@ -97,8 +96,8 @@ func TestCampaignKillsEverywhere(t *testing.T) {
 	}
 }
 
-// A point that is new must be a place of some trial, in every step, or say why
-// not.
+// A new fault point must be a place of some trial, in every step, or be in leftOut
+// with a reason.
 func TestEveryPointHasItsKillOrAReason(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "../faultpoint/points.go", nil, 0)
@@ -137,7 +136,7 @@ func TestExcusesNeedAnOpenCommand(t *testing.T) {
 	const begun, before, after, recorded, finished = faultpoint.StepBegun, faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded, faultpoint.FinishCommitted
 	for name, c := range map[string]struct {
 		points []faultpoint.Point
-		// numbers of the commands, 0 for a moment that is about none.
+		// numbers of the commands, 0 for a moment without a command.
 		numbers []int
 		want    [several]int
 	}{
@@ -167,7 +166,7 @@ func TestExcusesNeedAnOpenCommand(t *testing.T) {
 	}
 }
 
-// The ledger of several commands is judged one by one, and for its order.
+// Several commands of a step are checked one by one, and for their order.
 func TestSeveralCommandsAreJudged(t *testing.T) {
 	t.Parallel()
 	type event struct {

@@ -13,55 +13,55 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// A hit is something that went wrong on purpose.
+// A hit is an injected fault.
 type hit struct {
 	stage stage
 	pid   int
 	at    time.Time
-	// over is when a broken connection was mended.
+	// over is when the fault ended.
 	over time.Time
 }
 
-// An outcome is what a trial has shown.
+// An outcome is the result of a trial.
 type outcome struct {
 	trial Trial
 	run   run
-	// others are the runs that want the workspace at the same time.
+	// others are the runs that compete for the workspace.
 	others []run
 	hits   []hit
-	// trapped counts the traps that have caught a process.
+	// trapped counts the traps that have paused or killed a process.
 	trapped int
-	// lost: the broker has lost the run's message.
+	// lost says that the run's message was purged.
 	lost bool
-	// missed counts stages whose moment did not come.
+	// missed counts stages whose point was not reached.
 	missed int
-	// problems are the broken promises, each with its class in front.
+	// problems are what the checks have found.
 	problems []problem
 	// resumed are the times from a kill to the next decision on a step of the
 	// run by another process.
 	resumed []time.Duration
 	// windows are the times from a command's end to its durable record.
 	windows []window
-	// outages are what the workers met; recoveries how they ended.
+	// outages are those of workers' connections; recoveries says how they ended.
 	outages    []outage
 	recoveries []recovery
-	// repeated counts commands that ran again because a worker died, or was
-	// cut off, before their end was recorded; late those of them that had
-	// ended by then.
+	// repeated counts commands that ran again because a worker was killed or
+	// isolated before it had recorded their end; late counts those of them that
+	// had ended by then.
 	repeated, late int
-	// rolledBackOnce: exactly one rollback is in the ledger, and the run is
-	// rolled back.
+	// rolledBackOnce says that the ledger has exactly one rollback, and that the
+	// run is rolled back.
 	rolledBackOnce bool
-	// rushed is set for a rush.
-	rushed *rushed
-	// mixed is set for a mixed fleet.
+	// rushFigures is set for a rush.
+	rushFigures *rushFigures
+	// mixed is set for a mixed trial.
 	mixed   *mixed
 	moments []moment
 	ledger  []ledger.Record
 	took    time.Duration
 }
 
-// window is the time in which a finished command is known to nobody.
+// window is the time from the end of a command to its record.
 type window struct {
 	step string
 	took time.Duration
@@ -72,13 +72,13 @@ type class string
 
 // The classes.
 const (
-	lost    class = "lost"    // nothing will ever go on with the run
-	stuck   class = "stuck"   // the run did not end in time
-	doubled class = "doubled" // an effect happened twice, or two at once
-	wrong   class = "wrong"   // status, results or artifacts are not what the plan demands
-	left    class = "left"    // something was left behind
-	tardy   class = "tardy"   // a worker came back too long after its server
-	harness class = "harness" // the trial itself did not work
+	lost         class = "lost"         // nothing will continue the run
+	stuck        class = "stuck"        // the run did not end in time
+	doubled      class = "doubled"      // an effect happened twice, or two at once
+	wrong        class = "wrong"        // status, results or artifacts do not match the plan
+	left         class = "left"         // something was left behind
+	slowRecovery class = "slowRecovery" // a worker connected too long after its server's return
+	harness      class = "harness"      // the trial itself did not work
 )
 
 type problem struct {
@@ -88,8 +88,8 @@ type problem struct {
 
 func (p problem) String() string { return string(p.class) + ": " + p.text }
 
-// try carries out a trial and judges it.
-func (l *lane) try(ctx context.Context, t Trial) *outcome {
+// runTrial runs a trial and checks its result.
+func (l *lane) runTrial(ctx context.Context, t Trial) *outcome {
 	o := &outcome{trial: t}
 	began := time.Now()
 	if err := l.perform(ctx, t, o); err != nil {
@@ -115,16 +115,16 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	case Mixed:
 		return l.mix(ctx, t, o)
 	}
-	release, err := l.hire(t)
+	release, err := l.configureWorkers(t)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err := release(); err != nil {
-			o.complain(stuck, "%v", err)
+			o.report(stuck, "%v", err)
 		}
 	}()
-	if err := l.staff(ctx, t.Standby); err != nil {
+	if err := l.runTrialWorkers(ctx, t.Standby); err != nil {
 		return err
 	}
 	// The ids are needed for the first trap, which must be set before the
@@ -155,14 +155,15 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			}
 		}
 		if i > 0 && s.Point != "" && t.Stages[i-1].Do == kill {
-			// The one who died in the stage before comes back now, with the
-			// next trap in place.
-			if err := l.staffAgain(t); err != nil {
+			// Start the worker that was killed in the stage before only now: the
+			// next trap must be set.
+			if err := l.restartDead(t); err != nil {
 				return err
 			}
 		}
 		armed = false
-		// What a worker does on its own after a stage comes by the next trap.
+		// arm sets the next trap while the stage still lasts, because the worker
+		// may reach its point before the stage has ended.
 		arm := func() error {
 			if i+1 == len(t.Stages) || t.Stages[i+1].Point == "" || armed {
 				return nil
@@ -170,7 +171,7 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			armed = true
 			return l.set(t.Stages[i+1].trap(r))
 		}
-		happened, err := l.happen(ctx, s, o, arm)
+		happened, err := l.runStage(ctx, s, o, arm)
 		if err != nil {
 			return err
 		}
@@ -180,7 +181,7 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 		}
 	}
 	l.clearTraps()
-	if err := l.staffAgain(t); err != nil {
+	if err := l.restartDead(t); err != nil {
 		return err
 	}
 	if err := l.duplicate(ctx, o); err != nil {
@@ -190,15 +191,15 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	return nil
 }
 
-// staffAgain starts again whoever died.
-func (l *lane) staffAgain(t Trial) error {
+// restartDead starts killed workers again.
+func (l *lane) restartDead(t Trial) error {
 	if t.Standby {
 		if err := l.workers[1].start(); err != nil {
 			return err
 		}
 		if l.workers[1].alive() && !l.workers[0].alive() {
-			// The standby goes on; the other is back for the next trial. It
-			// starts only when the run is over, or it would be the one.
+			// The standby continues the run. The other one starts for the next
+			// trial, so that it does not take this run.
 			return nil
 		}
 	}
@@ -215,7 +216,7 @@ func (s stage) trap(r run) trap {
 	t.Any = [][]string{{r.ID, "'" + s.Step + "'"}, {r.ID + " " + s.Step}}
 	switch {
 	case s.Step == "":
-		t.Any = nil // of whatever run and step
+		t.Any = nil // of any run and step
 	case s.Command > 0:
 		t.Any = [][]string{{r.ID + " " + s.Step + " " + commandSubject(s.Command)}}
 	case id != "":
@@ -229,21 +230,21 @@ func (s stage) trap(r run) trap {
 	return t
 }
 
-// commandSubject is how the subject of a moment names a command
+// commandSubject is the name of a command in the subject of a moment
 // (faultpoint.Number).
 func commandSubject(number int) string { return fmt.Sprintf("#%d", number) }
 
-// idOnly are the points whose subject is a task id and nothing else. The
-// rollback's is drawn when it is published.
+// idOnly are the points whose subject is only a task id. That of the rollback is not
+// known before it is published.
 var idOnly = map[faultpoint.Point]bool{
 	faultpoint.ConsumerTook: true, faultpoint.DeliveryReceived: true, faultpoint.SettleBefore: true, faultpoint.SettleAfter: true,
 	faultpoint.PublishSent: true, faultpoint.ResultWritten: true, faultpoint.ResultCommitted: true,
 }
 
-// happen waits for the moment of a stage and lets it happen. False means that
-// the run has ended without it.
-// arm sets the trap of the next stage, if there is one.
-func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error) (bool, error) {
+// runStage waits for the point of a stage and injects its fault. It returns false if
+// the run has ended without reaching the point. arm sets the trap of the next
+// stage, if there is one.
+func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() error) (bool, error) {
 	if s.Point == "" {
 		select {
 		case <-ctx.Done():
@@ -258,7 +259,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		victim.kill()
 		h.over = time.Now()
 		o.hits = append(o.hits, h)
-		return true, l.staffAgain(o.trial)
+		return true, l.restartDead(o.trial)
 	}
 	ended := time.Time{}
 	err := until(ctx, string(s.Point)+" of "+s.Step, func() (bool, error) {
@@ -277,7 +278,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		case ended.IsZero():
 			ended = time.Now()
 		}
-		// The last delivery is settled shortly after its run is complete.
+		// The last delivery is acknowledged shortly after its run is complete.
 		return time.Since(ended) > 700*time.Millisecond, nil
 	})
 	if err != nil {
@@ -287,7 +288,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 	if !l.fired() {
 		return false, nil
 	}
-	pid, at, err := l.caught(ctx, o.trapped)
+	pid, at, err := l.trappedProcess(ctx, o.trapped)
 	if err != nil {
 		return false, err
 	}
@@ -295,11 +296,11 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 	h := hit{stage: s, pid: pid, at: at}
 	i := slices.IndexFunc(l.workers[:], func(w *workerProcess) bool { return w.pid() == pid })
 	if i < 0 {
-		return false, fmt.Errorf("process %d, which the trap caught, is no worker of this lane", pid)
+		return false, fmt.Errorf("process %d, which reached the trap, is no worker of this lane", pid)
 	}
 	victim := l.workers[i]
 	if s.Alone {
-		if err := l.alone(ctx, pid, s.Step); err != nil {
+		if err := l.awaitAlone(ctx, pid, s.Step); err != nil {
 			return false, err
 		}
 	}
@@ -307,17 +308,17 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 	case kill:
 		select {
 		case <-victim.exited:
-		case <-time.After(patience):
-			return false, errors.New("the worker survived its SIGKILL")
+		case <-time.After(waitTimeout):
+			return false, errors.New("the worker did not end after SIGKILL")
 		}
-		if s.Lose {
-			if err := l.forget(ctx); err != nil {
+		if s.PurgeMessage {
+			if err := l.purge(ctx); err != nil {
 				return false, err
 			}
 			o.lost = true
 		}
-		if s.Lend {
-			if err := l.lendMessage(ctx, o.trial); err != nil {
+		if s.ToForeign {
+			if err := l.deliverToForeign(ctx, o.trial); err != nil {
 				return false, err
 			}
 		}
@@ -337,7 +338,7 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 		if err := victim.stop(); err != nil {
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
-		if err := l.judgeGivenBack(ctx, o); err != nil {
+		if err := l.judgeReturned(ctx, o); err != nil {
 			return false, err
 		}
 	case endSessions:
@@ -358,9 +359,9 @@ func (l *lane) happen(ctx context.Context, s stage, o *outcome, arm func() error
 	return true, nil
 }
 
-// endSessions ends all sessions in the lane's database but the harness's own.
+// endSessions ends all sessions in the lane's database except the harness's.
 func (l *lane) endSessions(ctx context.Context, o *outcome) error {
-	using, err := l.standing(toDatabase)
+	using, err := l.connected(toDatabase)
 	if err != nil {
 		return err
 	}
@@ -376,16 +377,16 @@ func (l *lane) endSessions(ctx context.Context, o *outcome) error {
 	return l.resume(ctx)
 }
 
-// alone waits until a worker that stands in a step knows who else consumes its
-// queue.
-func (l *lane) alone(ctx context.Context, pid int, step string) error {
-	return until(ctx, "the worker to know that it is alone", func() (bool, error) {
+// awaitAlone waits until a worker that is paused in a step has counted the other
+// consumers of its queue.
+func (l *lane) awaitAlone(ctx context.Context, pid int, step string) error {
+	return until(ctx, "the worker to have counted the other consumers", func() (bool, error) {
 		moments, err := l.trace.read()
 		return slices.ContainsFunc(moments, func(m moment) bool { return m.Point == faultpoint.OtherConsumersKnown && m.PID == pid && m.about(step) }), err
 	})
 }
 
-// busy is the worker that took a delivery last.
+// busy returns the worker that received the last delivery.
 func (l *lane) busy() (*workerProcess, error) {
 	moments, err := l.trace.read()
 	for _, m := range slices.Backward(moments) {
@@ -401,7 +402,8 @@ func (l *lane) busy() (*workerProcess, error) {
 	return l.workers[0], err
 }
 
-// breakConnections lets a held worker go on without its servers for a while.
+// breakConnections lets a paused worker continue while its connections have the
+// stage's fault.
 func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s stage, o *outcome, arm func() error) error {
 	var proxies []*proxy
 	var outages []outage
@@ -409,7 +411,7 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 		if s.Do == breakBroker && p == toDatabase || s.Do == breakDatabase && p == toBroker {
 			continue
 		}
-		using, err := l.standing(p)
+		using, err := l.connected(p)
 		if err != nil {
 			return err
 		}
@@ -430,7 +432,7 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 	for i, p := range proxies {
 		switch s.Fault {
 		case stall, deaf, mute:
-			p.drop() // a path that came back knows nothing of old connections
+			p.drop() // the old connections do not work again
 		case hole:
 			p.forget()
 		}
@@ -441,10 +443,10 @@ func (l *lane) breakConnections(ctx context.Context, victim *workerProcess, s st
 	return nil
 }
 
-// caught reads who ran into the trap, and when. Before it, as many traps of the
-// trial have caught somebody as before says: a trap is gone a moment before the
-// trace tells of it.
-func (l *lane) caught(ctx context.Context, before int) (pid int, at time.Time, err error) {
+// trappedProcess reads from the trace which process reached the trap, and when.
+// before is how many traps of the trial were reached earlier. It waits, because the
+// trap's file is removed a moment before the trace has the line.
+func (l *lane) trappedProcess(ctx context.Context, before int) (pid int, at time.Time, err error) {
 	err = until(ctx, "the trace of the trap", func() (bool, error) {
 		moments, err := l.trace.read()
 		fired := 0
@@ -462,7 +464,7 @@ func (l *lane) caught(ctx context.Context, before int) (pid int, at time.Time, e
 	return pid, at, err
 }
 
-// duplicate publishes what the variant says, again.
+// duplicate publishes the messages of the variant again.
 func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 	complete := func() error {
 		return until(ctx, "the run to end", func() (bool, error) {
@@ -521,8 +523,8 @@ func (l *lane) duplicate(ctx context.Context, o *outcome) error {
 			return err
 		}
 		return l.revoke(ctx, o.run)
-	case deliveredMore:
-		// Once while the step runs, once when it has failed, once at the end.
+	case deliveredAgain:
+		// While the step runs, when it has failed, and at the end.
 		if err := reached(o.trial.Shape.FailAt); err != nil {
 			return err
 		}
@@ -592,7 +594,7 @@ func (l *lane) retryRun(ctx context.Context, o *outcome) error {
 	return nil
 }
 
-// quiet waits until nothing is waiting or in hand.
+// quiet waits until no message is ready or unacknowledged.
 func (l *lane) quiet(ctx context.Context) (bool, error) {
 	var since time.Time
 	err := until(ctx, "queue and workers to be idle", func() (bool, error) {
@@ -610,7 +612,7 @@ func (l *lane) quiet(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if waiting > 0 || open(moments, alive) > 0 {
+		if waiting > 0 || unackedTasks(moments, alive) > 0 {
 			since = time.Time{}
 			return false, nil
 		}
@@ -622,21 +624,21 @@ func (l *lane) quiet(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-// measure fills in the times that come from trace and ledger.
+// measure computes the times from trace and ledger.
 func (o *outcome) measure() {
 	for i, h := range o.hits {
 		if h.stage.Do != kill || o.trial.Kind == Crowd || o.trial.Kind == Rush {
-			continue // a decision on another run would count
+			continue // this would count decisions on other runs
 		}
-		if h.stage.Lose || h.stage.Lend || h.stage.Point == faultpoint.LostBefore {
-			continue // whoever goes on has to wait for the grace, or for the message
+		if h.stage.PurgeMessage || h.stage.ToForeign || h.stage.Point == faultpoint.LostBefore {
+			continue // the next worker has to wait for LostGrace, or for the message
 		}
 		for _, m := range o.moments {
 			at := time.Unix(0, m.At)
 			if m.Point != faultpoint.StepDecided || m.PID == h.pid || !at.After(h.at) {
 				continue
 			}
-			// With another kill before that, the time is that one's.
+			// After another kill, the decision belongs to that one.
 			if i+1 == len(o.hits) || at.Before(o.hits[i+1].at) {
 				o.resumed = append(o.resumed, at.Sub(h.at))
 			}
@@ -665,14 +667,14 @@ func (o *outcome) measure() {
 	}
 }
 
-// disturbed says whether anything went wrong between two times.
+// disturbed says that there was a fault between two times.
 func (o *outcome) disturbed(from, to int64) bool {
 	return slices.ContainsFunc(o.hits, func(h hit) bool { return h.at.UnixNano() < to && h.over.UnixNano() > from })
 }
 
-// excuses counts, for a command of a step, how often a worker went, or killed
-// it because it was cut off, that had started it and had not recorded its end.
-// A worker that is the only one has no reason to take itself for cut off.
+// excuses counts how often a worker ended, or killed a command because it was
+// isolated, between the start of the command and the record of its end. A worker
+// that is alone on its queue must not consider itself isolated.
 func (o *outcome) excuses(step string, number int) int {
 	n := 0
 	for _, h := range o.hits {
@@ -694,7 +696,7 @@ func (o *outcome) excuses(step string, number int) int {
 	return n
 }
 
-// openCommand says that by a time the process had begun a command and not
+// openCommand says that by the given time the process had begun a command and not
 // recorded its end.
 func (o *outcome) openCommand(pid int, step string, number int, by int64) bool {
 	begun, recorded := false, false
@@ -717,9 +719,9 @@ func (o *outcome) openCommand(pid int, step string, number int, by int64) bool {
 	return begun && !recorded
 }
 
-// starved counts the times that a worker took itself for cut off though
-// nobody had cut it off from both servers: it was not given a processor.
-func (o *outcome) starved() int {
+// wronglyIsolated counts the times that a worker considered itself isolated without a
+// fault of both servers: it had got no processor time.
+func (o *outcome) wronglyIsolated() int {
 	if slices.ContainsFunc(o.hits, func(h hit) bool { return h.stage.Do == breakBoth || h.stage.Do == restartBoth }) {
 		return 0
 	}

@@ -9,26 +9,25 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// holdsFor is how long a foreign consumer has a message in hand: longer than
-// the grace after which a run is lost, and the time that a worker needs to
-// begin.
-const holdsFor = lostGrace*2 + time.Second
+// foreignKeeps is how long a foreign consumer keeps a message unacknowledged:
+// longer than LostGrace and the time in which a worker begins to sweep.
+const foreignKeeps = lostGrace*2 + time.Second
 
-// lend makes the trial one in which a worker dies, and a consumer that is no
-// worker of this program takes the message.
-func (t *Trial) lend(random *rand.Rand) {
+// toForeign makes the trial one in which a worker is killed and a foreign consumer
+// takes the message.
+func (t *Trial) toForeign(random *rand.Rand) {
 	points := []faultpoint.Point{faultpoint.StepBegun, faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded, faultpoint.StepWorked}
 	p := place{point: points[random.IntN(len(points))], step: []string{"patch", "build", "restart"}[random.IntN(3)]}
-	t.fit(p, random)
+	t.shapeFor(p, random)
 	t.Standby = false
 	t.Stages = []stage{p.stage(kill)}
-	t.Stages[0].Lend = true
+	t.Stages[0].ToForeign = true
 }
 
-// lendMessage lets a foreign consumer take the message that a dead worker had,
-// hold it while the next worker looks for it, and give it back as it was: what
-// Python's worker does that is stopped.
-func (l *lane) lendMessage(ctx context.Context, t Trial) error {
+// deliverToForeign lets a foreign consumer take the message of a dead worker, keep
+// it while the next worker sweeps, and requeue it unchanged, as a Python worker
+// does when it is stopped.
+func (l *lane) deliverToForeign(ctx context.Context, t Trial) error {
 	channel, err := l.conn.Channel()
 	if err != nil {
 		return err
@@ -46,17 +45,17 @@ func (l *lane) lendMessage(ctx context.Context, t Trial) error {
 		if !ok {
 			return errors.New("the foreign consumer's channel was closed")
 		}
-		if err := l.staffAgain(t); err != nil {
+		if err := l.restartDead(t); err != nil {
 			return err
 		}
 		select {
-		case <-time.After(holdsFor):
+		case <-time.After(foreignKeeps):
 			return d.Nack(false, true)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-	case <-time.After(patience):
-		return errors.New("the message of a dead worker did not come to the foreign consumer")
+	case <-time.After(waitTimeout):
+		return errors.New("the foreign consumer did not get the message of the dead worker")
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

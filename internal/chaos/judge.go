@@ -19,13 +19,13 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-func (o *outcome) complain(c class, format string, args ...any) {
+func (o *outcome) report(c class, format string, args ...any) {
 	o.problems = append(o.problems, problem{c, fmt.Sprintf(format, args...)})
 }
 
-// failAt is the step at which the run must have failed, "" for none.
+// failAt returns the step at which the run must have failed, "" for none.
 func (o *outcome) failAt() string {
-	if o.trial.givesUp() && o.missed == 0 {
+	if o.trial.isPoison() && o.missed == 0 {
 		return o.trial.Stages[0].Step
 	}
 	if o.lost && o.trial.LostStep != "" {
@@ -34,24 +34,23 @@ func (o *outcome) failAt() string {
 	return o.run.Shape.FailAt
 }
 
-// cutShort says whether the step failed without an end of its own, so that it
-// may never have come to its commands' ends, and nobody has registered what it
-// left.
+// cutShort says that the step failed without an end of its own. Its commands may not
+// have run to their ends, and its files may not be registered.
 func (o *outcome) cutShort(step string) bool {
-	return step == o.failAt() && (o.trial.givesUp() || o.lost && o.trial.LostStep != "")
+	return step == o.failAt() && (o.trial.isPoison() || o.lost && o.trial.LostStep != "")
 }
 
-// lostAfter is how long nothing may be in the queue, nothing in hand and nobody
-// at work before a run that has not ended counts as lost. Sweeps that repair
-// have come round by then.
+// lostAfter is how long no message may be ready or unacknowledged, and no worker
+// may reach a fault point, before a run that has not ended counts as lost. By then
+// the sweeps have repaired what they can.
 const lostAfter = 20 * time.Second
 
-var errLost = fmt.Errorf("for %s no message waited, none was in hand, and nobody did anything", lostAfter)
+var errLost = fmt.Errorf("for %s no message was ready or unacknowledged, and no worker did anything", lostAfter)
 
-// judge waits for the end of the run and looks at everything that is there.
+// judge waits for the end of the run and checks everything that it has left.
 func (l *lane) judge(ctx context.Context, o *outcome) {
 	var status string
-	var idle time.Time // since when nobody has done anything
+	var idle time.Time // since when no worker has done anything
 	moments := -1
 	err := until(ctx, "the run to end", func() (complete bool, err error) {
 		if status, complete, err = l.status(ctx, o.run.ID); complete || err != nil {
@@ -65,7 +64,7 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 		if err != nil {
 			return false, err
 		}
-		if waiting > 0 || l.inHand() || len(seen) != moments {
+		if waiting > 0 || l.hasUnacked() || len(seen) != moments {
 			idle, moments = time.Now(), len(seen)
 		}
 		if time.Since(idle) > lostAfter {
@@ -77,15 +76,15 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 		_, err = l.quiet(ctx)
 	}
 	if ctx.Err() != nil {
-		o.complain(harness, "%v", context.Cause(ctx))
+		o.report(harness, "%v", context.Cause(ctx))
 		return
 	}
 	var readErr error
 	if o.moments, readErr = l.trace.read(); readErr != nil {
-		o.complain(harness, "%v", readErr)
+		o.report(harness, "%v", readErr)
 	}
 	if o.ledger, readErr = ledger.Read(l.ledger, o.run.ID); readErr != nil {
-		o.complain(harness, "%v", readErr)
+		o.report(harness, "%v", readErr)
 	}
 	o.measure()
 	if err != nil {
@@ -93,23 +92,23 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 		if errors.Is(err, errLost) {
 			c = lost
 		}
-		o.complain(c, "%v; the run is %s", err, status)
+		o.report(c, "%v; the run is %s", err, status)
 	}
 	l.inspect(ctx, o, status)
 }
 
-// inspect looks at everything that a run which has ended has left.
+// inspect checks everything that a run has left at its end.
 func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 	want := "succeeded"
 	if o.failAt() != "" {
 		want = "rolled_back"
 	}
 	if status != want {
-		o.complain(wrong, "the run is %s, its plan demands %s", status, want)
+		o.report(wrong, "the run is %s, want %s by its plan", status, want)
 	}
-	for _, look := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables, l.judgeLost} {
-		if err := look(ctx, o); err != nil {
-			o.complain(harness, "%v", err)
+	for _, check := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables, l.judgeLost} {
+		if err := check(ctx, o); err != nil {
+			o.report(harness, "%v", err)
 		}
 	}
 	o.judgeLedger()
@@ -117,7 +116,7 @@ func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 	o.judgeProcesses(filepath.Base(l.config.programs.ledger))
 }
 
-// judgeAll judges each run of the trial, and that they took turns.
+// judgeAll checks each run of the trial, and that they took turns.
 func (l *lane) judgeAll(ctx context.Context, o *outcome) {
 	l.judge(ctx, o)
 	l.recovered(ctx, o)
@@ -128,32 +127,32 @@ func (l *lane) judgeAll(ctx context.Context, o *outcome) {
 		o.repeated, o.late = o.repeated+other.repeated, o.late+other.late
 	}
 	if err := l.judgeLeft(ctx, o); err != nil {
-		o.complain(harness, "%v", err)
+		o.report(harness, "%v", err)
 	}
 	if len(o.others) == 0 {
 		return
 	}
 	all, err := ledger.Read(l.ledger, "")
 	if err != nil {
-		o.complain(harness, "%v", err)
+		o.report(harness, "%v", err)
 	}
 	o.judgeTurns(slices.DeleteFunc(all, func(r ledger.Record) bool {
 		return r.Run != o.run.ID && !slices.ContainsFunc(o.others, func(other run) bool { return other.ID == r.Run })
 	}))
 }
 
-// inHand says whether a living worker has a delivery.
-func (l *lane) inHand() bool {
+// hasUnacked says that a living worker has a delivery that it has not settled.
+func (l *lane) hasUnacked() bool {
 	alive := map[int]bool{}
 	for _, w := range l.workers {
 		if w.alive() {
 			alive[w.pid()] = true
 		}
 	}
-	return open(l.trace.moments, alive) > 0
+	return unackedTasks(l.trace.moments, alive) > 0
 }
 
-// wantState is how a step of the run must stand at the end.
+// wantState returns the state that a step of the run must have at the end.
 func (o *outcome) wantState(step string) string {
 	failAt := o.failAt()
 	switch {
@@ -179,18 +178,17 @@ func (l *lane) judgeStates(ctx context.Context, o *outcome) error {
 	_, err = pgx.ForEachRow(rows, []any{&step, &state}, func() error {
 		n++
 		if want := o.wantState(step); strings.TrimSuffix(state, "PENDING") != want {
-			o.complain(wrong, "step %s is %s, want %s", step, state, want)
+			o.report(wrong, "step %s is %s, want %s", step, state, want)
 		}
 		return nil
 	})
 	if n != len(steps) {
-		o.complain(wrong, "the run has %d states, want %d", n, len(steps))
+		o.report(wrong, "the run has %d states, want %d", n, len(steps))
 	}
 	return err
 }
 
-// judgeResults looks at all results of tasks that have the run among their
-// arguments.
+// judgeResults checks all results of tasks whose arguments name the run.
 func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 	rows, err := l.pool.Query(ctx, `
 		SELECT task_id, COALESCE(status, ''), COALESCE(convert_from(args, 'UTF8'), '') FROM celery_taskmeta
@@ -204,9 +202,9 @@ func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 		found[id] = status
 		if strings.Contains(args, `"rollback"`) {
 			if status != "SUCCESS" {
-				o.complain(wrong, "the result of rollback %s is %s", id, status)
+				o.report(wrong, "the result of rollback %s is %s", id, status)
 			} else if o.failAt() == "" && o.run.before == nil {
-				o.complain(wrong, "rollback %s has a result, but the run is good", id)
+				o.report(wrong, "rollback %s has a result, but the run has succeeded", id)
 			}
 			return nil
 		}
@@ -217,7 +215,7 @@ func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 			}
 		}
 		if !known {
-			o.complain(doubled, "task %s %s was never submitted and has the result %s", id, args, status)
+			o.report(doubled, "task %s %s was never submitted and has the result %s", id, args, status)
 		}
 		return nil
 	})
@@ -227,17 +225,17 @@ func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 		if failAt != "" && slices.Index(steps, step) >= slices.Index(steps, failAt) {
 			want = "FAILURE"
 			if o.lost && o.trial.LostStep != "" {
-				want = "" // there is no message that it would be the result of
+				want = "" // the message was lost, so there is no result
 			}
 		}
 		if got := found[o.run.Tasks[step]]; got != want {
-			o.complain(wrong, "the result of %s is %q, want %s", step, got, want)
+			o.report(wrong, "the result of %s is %q, want %s", step, got, want)
 		}
 	}
 	return err
 }
 
-// judgeArtifacts demands that what is registered is what is on disk.
+// judgeArtifacts checks that the registered artifacts are those on disk.
 func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 	rows, err := l.pool.Query(ctx, `SELECT path, COALESCE(checksum, ''), COALESCE(size_bytes, -1) FROM orchestrator_run_artifacts WHERE run_id = $1`, o.run.ID)
 	if err != nil {
@@ -252,42 +250,41 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 		sum := sha256.Sum256(text)
 		switch {
 		case err != nil:
-			o.complain(wrong, "artifact %s is registered: %v", path, err)
+			o.report(wrong, "artifact %s is registered: %v", path, err)
 		case hex.EncodeToString(sum[:]) != checksum || int64(len(text)) != size:
-			o.complain(wrong, "artifact %s is not what was registered: %d bytes for %d", path, len(text), size)
+			o.report(wrong, "artifact %s differs from its registration: %d bytes, registered are %d", path, len(text), size)
 		}
 		return nil
 	})
 	for _, step := range steps {
 		if strings.HasPrefix(o.wantState(step), "succeeded") && !slices.Contains(paths, step+".log") {
-			o.complain(wrong, "step %s has no artifact %s.log", step, step)
+			o.report(wrong, "step %s has no artifact %s.log", step, step)
 		}
 	}
-	// Nothing half-written stays either.
+	// No other file may remain.
 	files, readErr := os.ReadDir(filepath.Join(l.artifacts, o.run.ID))
 	if readErr != nil {
 		return readErr
 	}
 	for _, file := range files {
 		if !slices.Contains(paths, file.Name()) && !o.unregistered(file.Name()) {
-			o.complain(left, "file %s in the run's directory is registered nowhere", file.Name())
+			o.report(left, "file %s in the run's directory is not registered", file.Name())
 		}
 	}
 	return err
 }
 
-// unregistered says whether a file may lie there without a row: a worker that
-// died leaves its temporary files; a patch that was given up leaves the
-// difference of those who died in it, and a step that was lost its log too; a
-// retried run keeps the files of its first attempt.
+// unregistered says that a file may exist without a row. A killed worker leaves its
+// temporary files. A patch step whose workers were all killed leaves their diff, and
+// a lost step also its log. A retried run keeps the files of its first attempt.
 func (o *outcome) unregistered(name string) bool {
 	step, _, _ := strings.Cut(name, ".")
 	return strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
 		o.cutShort(step) && (name == "patch.diff" || o.lost && name == step+".log") || o.run.before != nil
 }
 
-// judgeTables demands that no claim is left open. A rollback during which the
-// run is retried belongs to an attempt that is over, and has no outcome.
+// judgeTables checks that no claim is open. A rollback during which the run is
+// retried belongs to an attempt that has ended, and has no outcome.
 func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 	rows, err := l.pool.Query(ctx, `
 		SELECT step || ' attempt ' || attempt || ' of ' || worker FROM mm_orchestrator.claims
@@ -298,46 +295,46 @@ func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 	}
 	var claim string
 	_, err = pgx.ForEachRow(rows, []any{&claim}, func() error {
-		o.complain(left, "claim on %s is open", claim)
+		o.report(left, "claim on %s is open", claim)
 		return nil
 	})
 	return err
 }
 
-// judgeLeft demands that no run has anything left: all have ended.
+// judgeLeft checks that nothing is left in the tables after all runs have ended.
 func (l *lane) judgeLeft(ctx context.Context, o *outcome) error {
 	for what, count := range map[string]string{
-		"parked messages":                 `SELECT count(*) FROM mm_orchestrator.parked`,
-		"workspaces that a run still has": `SELECT count(*) FROM mm_orchestrator.holds WHERE run_id IS NOT NULL`,
-		"revocations":                     `SELECT count(*) FROM mm_orchestrator.revocations`,
+		"parked messages":                   `SELECT count(*) FROM mm_orchestrator.parked`,
+		"workspaces that a run still holds": `SELECT count(*) FROM mm_orchestrator.holds WHERE run_id IS NOT NULL`,
+		"revocations":                       `SELECT count(*) FROM mm_orchestrator.revocations`,
 	} {
 		var n int
 		if err := l.pool.QueryRow(ctx, count).Scan(&n); err != nil {
 			return err
 		}
 		if n > 0 {
-			o.complain(left, "%d %s", n, what)
+			o.report(left, "%d %s", n, what)
 		}
 	}
 	return nil
 }
 
-// judgeGivenBack demands that the last worker which stops in order leaves no
-// message where only workers of this program look.
-func (l *lane) judgeGivenBack(ctx context.Context, o *outcome) error {
+// judgeReturned checks that the last worker which stops in order leaves no message
+// parked, where only workers of this program look for it.
+func (l *lane) judgeReturned(ctx context.Context, o *outcome) error {
 	if slices.ContainsFunc(l.workers, (*workerProcess).alive) {
 		return nil
 	}
 	var parked int
 	err := l.pool.QueryRow(ctx, `SELECT count(*) FROM mm_orchestrator.parked`).Scan(&parked)
 	if err == nil && parked > 0 {
-		o.complain(left, "%d messages are still parked when the last worker has stopped: a Python worker would never find them", parked)
+		o.report(left, "%d messages are still parked when the last worker has stopped: a Python worker would never find them", parked)
 	}
 	return err
 }
 
-// judgeTurns demands that the effects of the trial's runs do not interleave:
-// who has begun changing the workspace has it until its run has ended.
+// judgeTurns checks that the effects of the trial's runs do not interleave: a run
+// that has begun to change the workspace has it until its end.
 func (o *outcome) judgeTurns(all []ledger.Record) {
 	var holder string
 	over := map[string]bool{}
@@ -346,7 +343,7 @@ func (o *outcome) judgeTurns(all []ledger.Record) {
 			continue
 		}
 		if over[r.Run] {
-			o.complain(doubled, "the commands of run %s and run %s interleave", r.Run, holder)
+			o.report(doubled, "the commands of run %s and run %s interleave", r.Run, holder)
 			return
 		}
 		if holder != "" {
@@ -356,7 +353,7 @@ func (o *outcome) judgeTurns(all []ledger.Record) {
 	}
 }
 
-// judgeLedger counts the effects, command by command.
+// judgeLedger checks the effects, command by command.
 func (o *outcome) judgeLedger() {
 	for _, step := range withCommand {
 		o.judgeOrderOf(step)
@@ -378,25 +375,25 @@ func (o *outcome) judgeCommand(step string, number int) {
 		case ledger.End:
 			ends++
 		case ledger.Overlap:
-			o.complain(doubled, "command %d of %s ran beside another one", number, step)
+			o.report(doubled, "command %d of %s ran beside another one", number, step)
 		}
 	}
 	want, excused := o.wantCommand(step, number), o.excuses(step, number)
 	switch {
 	case starts > want+excused:
-		o.complain(doubled, "command %d of %s ran %d times, want %d (and %d times more at most, after crashes)", number, step, starts, want, excused)
+		o.report(doubled, "command %d of %s ran %d times, want %d, and after kills at most %d more", number, step, starts, want, excused)
 	case starts < want:
-		o.complain(wrong, "command %d of %s ran %d times, want %d", number, step, starts, want)
+		o.report(wrong, "command %d of %s ran %d times, want %d", number, step, starts, want)
 	case starts > want:
 		o.repeated += starts - want
 		o.late += max(0, ends-want)
 	case o.trial.Variant == retriedEarly && ends < starts-excused:
-		o.complain(wrong, "command %d of %s was cut short, %d of %d times", number, step, starts-ends, starts)
+		o.report(wrong, "command %d of %s did not reach its end, %d of %d times", number, step, starts-ends, starts)
 	}
 }
 
-// wantCommand is how often a command has to run when no worker goes while it
-// does.
+// wantCommand returns how often a command has to run if no worker ends while it
+// runs.
 func (o *outcome) wantCommand(step string, number int) int {
 	want := 0
 	switch {
@@ -411,7 +408,7 @@ func (o *outcome) wantCommand(step string, number int) int {
 	return want
 }
 
-// runs is how often a command of a step runs when the run fails at failAt.
+// runs returns how often a command of a step runs if the run fails at failAt.
 func (s shape) runs(failAt, step string, number int) int {
 	switch {
 	case number > s.commands(step),
@@ -423,8 +420,8 @@ func (s shape) runs(failAt, step string, number int) int {
 	return 1
 }
 
-// judgeOrderOf demands that a step's commands ran in their order, each after
-// the end of the one before.
+// judgeOrderOf checks that a step's commands ran in their order, each after the end
+// of the one before.
 func (o *outcome) judgeOrderOf(step string) {
 	last, over := 0, true
 	for _, r := range o.ledger {
@@ -433,32 +430,32 @@ func (o *outcome) judgeOrderOf(step string) {
 		case r.Event == ledger.End:
 			over = over || r.Command == last
 		case r.Event == ledger.Start:
-			// One that had run already is none too early, whether it may run
-			// again is counted elsewhere.
+			// A command that has run before is not too early. judgeCommand checks
+			// whether it may run again.
 			if r.Command > last && (r.Command > last+1 || !over) {
-				o.complain(wrong, "command %d of %s began before the end of the one before it", r.Command, step)
+				o.report(wrong, "command %d of %s began before the end of the one before it", r.Command, step)
 			}
 			last, over = r.Command, false
 		}
 	}
 }
 
-// recorded says whether the end of a step's command was put on record.
+// recorded says that the end of a step's command was recorded.
 func (o *outcome) recorded(step string, number int) bool {
 	return slices.ContainsFunc(o.moments, func(m moment) bool {
 		return m.Point == faultpoint.CommandRecorded && m.about(step) && m.about(commandSubject(number)) && m.about(o.run.ID)
 	})
 }
 
-// judgeProcesses demands that no command outlives its step.
+// judgeProcesses checks that no command outlives its step.
 func (o *outcome) judgeProcesses(program string) {
 	for _, r := range o.ledger {
 		if r.Event != ledger.Start || syscall.Kill(r.PID, 0) != nil {
 			continue
 		}
-		// The number may be somebody else's by now.
+		// The pid may belong to another process by now.
 		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", r.PID)); err == nil && strings.Contains(string(name), program) && strings.Contains(string(name), o.run.ID) {
-			o.complain(left, "the command of %s (pid %d) still runs", r.Step, r.PID)
+			o.report(left, "the command of %s (pid %d) still runs", r.Step, r.PID)
 		}
 	}
 }

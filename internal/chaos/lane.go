@@ -21,14 +21,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// queue and exchange are MoonMind's.
+// queue and exchange have MoonMind's names.
 const (
 	queue    = "orchestrator.run"
 	exchange = "moonmind.jobs"
 )
 
-// files that hold package faultpoint's side of the talk; the same names are
-// there behind the build tag chaos.
+// The files through which workers and harness communicate. Package faultpoint has
+// the same names, under the build tag chaos.
 const (
 	traceFile  = "trace"
 	trapFile   = "trap"
@@ -36,10 +36,10 @@ const (
 	resumeFile = "resume"
 )
 
-// harnessName tells the harness's own database sessions from the workers'.
+// harnessName is the application_name of the harness's database sessions.
 const harnessName = "chaos-harness"
 
-// A lane carries out one trial after the other with servers' parts, a
+// A lane runs one trial after the other. It has a virtual host, a database, a
 // workspace and workers of its own.
 type lane struct {
 	config    *Config
@@ -47,21 +47,21 @@ type lane struct {
 	folder    string // all files of the lane
 	workspace string
 	artifacts string
-	traps     string // where workers and harness talk
+	traps     string // the folder of the trap files
 	ledger    string
 
 	broker, database string
-	own              *ownServers // nil where they are everybody's
+	own              *ownServers // nil if the servers are shared
 	servers          string      // their names and versions
 	remove           []func(context.Context) error
 	pool             *pgxpool.Pool
 	conn             *amqp.Connection
 	channel          *amqp.Channel
 
-	// workers are two places; the second is empty in trials without a
-	// standby. A rush adds more.
+	// workers are two. The second does not run in trials without a standby. A rush
+	// adds more.
 	workers []*workerProcess
-	// queue of the workers.
+	// queue is that of the workers.
 	queue string
 
 	service  *service
@@ -69,8 +69,7 @@ type lane struct {
 	trapsSet int64
 }
 
-// newLane makes everything and starts no worker. own gives it servers of its
-// own.
+// newLane makes a lane and starts no worker. own gives it servers of its own.
 func newLane(ctx context.Context, config *Config, name string, own bool) (l *lane, err error) {
 	l = &lane{config: config, name: name, folder: filepath.Join(config.Folder, name), queue: queue}
 	defer func() {
@@ -89,11 +88,11 @@ func newLane(ctx context.Context, config *Config, name string, own bool) (l *lan
 	if err := makeWorkspace(ctx, l.workspace); err != nil {
 		return l, err
 	}
-	places := l.takePlaces
+	servers := l.useSharedServers
 	if own {
-		places = l.startServers
+		servers = l.startOwnServers
 	}
-	if err := places(ctx); err != nil {
+	if err := servers(ctx); err != nil {
 		return l, err
 	}
 	settings, err := pgxpool.ParseConfig(l.database)
@@ -118,7 +117,7 @@ func newLane(ctx context.Context, config *Config, name string, own bool) (l *lan
 	if err := l.workers[0].run(ctx, "migrate", "--shared-tables"); err != nil {
 		return l, err
 	}
-	if err := l.listen(); err != nil {
+	if err := l.connect(); err != nil {
 		return l, err
 	}
 	var version string
@@ -130,9 +129,9 @@ func newLane(ctx context.Context, config *Config, name string, own bool) (l *lan
 	return l, nil
 }
 
-// takePlaces gives the lane its part of everybody's servers, which close
-// removes.
-func (l *lane) takePlaces(ctx context.Context) error {
+// useSharedServers gives the lane a virtual host and a database of the shared
+// servers, which close removes.
+func (l *lane) useSharedServers(ctx context.Context) error {
 	for address, make := range map[*string]func(context.Context) (string, func(context.Context) error, error){
 		&l.broker: devenv.NewVhost, &l.database: devenv.NewDatabase,
 	} {
@@ -165,9 +164,9 @@ func makeWorkspace(ctx context.Context, folder string) error {
 	return nil
 }
 
-// listen opens the harness's own connection and declares the queue as producers
-// do.
-func (l *lane) listen() error {
+// connect opens the harness's connection to the broker and declares the queue as
+// producers do.
+func (l *lane) connect() error {
 	var err error
 	if l.conn, err = amqp.Dial(l.broker); err != nil {
 		return err
@@ -191,9 +190,9 @@ func (l *lane) declare() error {
 	return l.channel.QueueBind(l.queue, l.queue, exchange, false, nil)
 }
 
-// close ends everything of the lane but its files.
+// close ends everything of the lane and keeps its files.
 func (l *lane) close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), waitTimeout)
 	defer cancel()
 	for _, w := range l.workers {
 		w.close()
@@ -217,15 +216,15 @@ func (l *lane) close(ctx context.Context) error {
 	return errors.Join(failures...)
 }
 
-// staff makes sure that the trial's workers run, and no others.
-func (l *lane) staff(ctx context.Context, standby bool) error {
+// runTrialWorkers makes sure that exactly the trial's workers run.
+func (l *lane) runTrialWorkers(ctx context.Context, standby bool) error {
 	if standby {
-		return l.staffAll(ctx, 2)
+		return l.runWorkers(ctx, 2)
 	}
-	return l.staffAll(ctx, 1)
+	return l.runWorkers(ctx, 1)
 }
 
-func (l *lane) staffAll(ctx context.Context, wanted int) error {
+func (l *lane) runWorkers(ctx context.Context, wanted int) error {
 	for i, w := range l.workers {
 		change := w.start
 		if i >= wanted {
@@ -254,7 +253,7 @@ func tail(path string, bytes int) string {
 	return string(text[max(0, len(text)-bytes):])
 }
 
-// waiting is how many messages wait in the queue, those in hand not counted.
+// waiting returns the number of ready messages in the queue.
 func (l *lane) waiting() (int, error) {
 	state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
 	return state.Messages, err
@@ -298,7 +297,7 @@ func (l *lane) set(t trap) error {
 	return os.Rename(temporary, filepath.Join(l.traps, trapFile))
 }
 
-// armed says whether a trap waits.
+// armed says that a trap is set and was not reached.
 func (l *lane) armed() bool {
 	_, err := os.Stat(filepath.Join(l.traps, trapFile))
 	return err == nil
@@ -309,13 +308,13 @@ func (l *lane) fired() bool {
 	return err == nil
 }
 
-// resume lets a held process go on, and returns when it does.
+// resume lets a paused process continue, and returns when it does.
 func (l *lane) resume(ctx context.Context) error {
 	path := filepath.Join(l.traps, resumeFile)
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		return err
 	}
-	return until(ctx, "the held worker to go on", func() (bool, error) {
+	return until(ctx, "the paused worker to continue", func() (bool, error) {
 		_, err := os.Stat(path)
 		return errors.Is(err, fs.ErrNotExist), nil
 	})
@@ -327,9 +326,9 @@ func (l *lane) clearTraps() {
 	}
 }
 
-// until polls. The pause is short, since what is waited for is measured.
+// until polls. The pause is short, because the waiting times are measured.
 func until(ctx context.Context, what string, done func() (bool, error)) error {
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(waitTimeout)
 	for {
 		ok, err := done()
 		if err != nil {
@@ -339,7 +338,7 @@ func until(ctx context.Context, what string, done func() (bool, error)) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("waited %s in vain for %s", patience, what)
+			return fmt.Errorf("waited %s for %s without success", waitTimeout, what)
 		}
 		select {
 		case <-ctx.Done():
@@ -349,7 +348,7 @@ func until(ctx context.Context, what string, done func() (bool, error)) error {
 	}
 }
 
-// service stands for the service that runs repair: verify asks it.
+// service is the service that runs repair: verify requests its health.
 type service struct {
 	server   *http.Server
 	listener net.Listener
@@ -363,8 +362,8 @@ func newService() (*service, error) {
 	}
 	s := &service{listener: listener, done: make(chan struct{})}
 	mux := http.NewServeMux()
-	mux.HandleFunc("/well", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	mux.HandleFunc("/ill", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	mux.HandleFunc("/healthy", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("/unhealthy", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	s.server = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		defer close(s.done)

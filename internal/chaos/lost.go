@@ -9,10 +9,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// lostGrace is the workers' grace in a trial that loses a message.
+// lostGrace is the workers' LostGrace in a trial that loses a message.
 const lostGrace = 2 * time.Second
 
-// lostEnds are where the worker is killed that ends a lost run, in turn.
+// lostEnds are the points, in turn, at which the worker is killed that ends a lost
+// run.
 var lostEnds = []stage{
 	{Point: faultpoint.LostFailed, Do: kill},
 	{Point: faultpoint.LostBefore, Do: kill},
@@ -22,14 +23,13 @@ var lostEnds = []stage{
 	{Point: faultpoint.StepBegun, Step: "rollback", Do: kill},
 }
 
-// lose makes the trial one whose run is lost: a worker is killed, the broker
-// forgets the message meanwhile, and the worker that ends the run for that
-// reason is killed too, mostly just after it has. There is no standby, which
-// would take the message before it can be lost; whoever goes on is a process
-// of its own all the same.
-func (t *Trial) lose(random *rand.Rand, turn int) {
+// loseMessage makes the trial one whose run is lost. A worker is killed, the message
+// is purged, and the worker that ends the lost run is killed too, mostly just after
+// that. There is no standby worker, because it would take the message before the
+// purge.
+func (t *Trial) loseMessage(random *rand.Rand, turn int) {
 	t.Standby, t.Shape.FailAt = false, ""
-	lost := stage{Do: kill, Lose: true}
+	lost := stage{Do: kill, PurgeMessage: true}
 	switch random.IntN(4) {
 	case 0: // the step had ended, the next one's message is lost
 		lost.Point, lost.Step = faultpoint.SettleAfter, []string{"analyze", "patch", "build", "restart"}[random.IntN(4)]
@@ -52,11 +52,11 @@ func (t *Trial) lose(random *rand.Rand, turn int) {
 	t.Stages = []stage{lost, lostEnds[turn%len(lostEnds)]}
 }
 
-// forget lets the broker lose what is in the queue, as a purge does. All
-// workers are dead: when their consumers are gone, what they had is back. That
-// is one message, or two when an acknowledgement died with its worker.
-func (l *lane) forget(ctx context.Context) error {
-	err := until(ctx, "the message to be back in the queue", func() (bool, error) {
+// purge purges the queue. All workers are dead: when the broker has removed their
+// consumers, it has requeued their messages. That is one, or two if an
+// acknowledgement was lost with its worker.
+func (l *lane) purge(ctx context.Context) error {
+	err := until(ctx, "the message to be requeued", func() (bool, error) {
 		state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
 		return state.Consumers == 0 && state.Messages > 0, err
 	})
@@ -70,7 +70,7 @@ func (l *lane) forget(ctx context.Context) error {
 	return err
 }
 
-// judgeLost demands that a run which was lost says so.
+// judgeLost checks that the state of a lost run says so.
 func (l *lane) judgeLost(ctx context.Context, o *outcome) error {
 	if !o.lost || o.trial.LostStep == "" {
 		return nil
@@ -79,7 +79,7 @@ func (l *lane) judgeLost(ctx context.Context, o *outcome) error {
 		SELECT COALESCE(message, '') FROM spec_workflow_task_states
 		WHERE orchestrator_run_id = $1 AND plan_step::text = $2 AND starts_with(message, 'run was lost: step ' || $2::text || ' ')`, o.run.ID, o.trial.LostStep)
 	if err == nil && len(messages) != 1 {
-		o.complain(wrong, "step %s does not say that the run was lost", o.trial.LostStep)
+		o.report(wrong, "the message of step %s does not say that the run was lost", o.trial.LostStep)
 	}
 	return err
 }

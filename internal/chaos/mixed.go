@@ -21,14 +21,14 @@ import (
 )
 
 const (
-	// mixedWorkers is how many workers of each sort a mixed fleet has.
+	// mixedWorkers is how many workers of each kind a mixed fleet has.
 	mixedWorkers = 2
 	// mixedGrace is the workers' LostGrace beside Python workers: the shortest
 	// that can be set.
 	mixedGrace = time.Second
-	// mixedTold is when a worker has told for certain that there are consumers
-	// that are not ours: after five sweeps, and more on a busy machine.
-	mixedTold = 15 * time.Second
+	// mixedLogged is the time after which a worker has certainly logged that there
+	// are foreign consumers: five sweeps, and more on a busy machine.
+	mixedLogged = 15 * time.Second
 	// mixedCelery is the release that MoonMind is pinned to.
 	mixedCelery = "5.4.0"
 )
@@ -37,25 +37,25 @@ const (
 type mixed struct {
 	runs, ended, failing int
 	took                 time.Duration
-	// python and ours count the steps that each sort of worker has done.
+	// python and ours count the steps that each kind of worker has run.
 	python, ours int
-	// exposed counts the steps that a Python worker did for longer than the
-	// grace, while a worker of this program held the run's workspace for it: a
-	// worker that goes by what it sees itself would find the run lost.
+	// exposed counts the steps that a Python worker ran for longer than LostGrace in
+	// a run that a worker of this program had begun. A worker that ignored Python
+	// workers would consider such a run lost.
 	exposed int
 	// half is the time until half of the runs had ended.
 	half time.Duration
-	// told is how many of our workers' logs say that no run is found lost, once
-	// for each start of Python's workers at most.
-	told int
+	// logged is how many of our workers have logged that lost runs are not looked
+	// for, at most once for each start of the Python workers.
+	logged int
 }
 
 func (m *mixed) print(w io.Writer) {
-	fmt.Fprintf(w, "%d runs, %d of which are to fail, for %d workers of this program and %d of Celery %s on one queue: %d/%d ended in %s\n",
+	fmt.Fprintf(w, "%d runs, %d of them meant to fail, for %d workers of this program and %d of Celery %s on one queue: %d/%d ended in %s\n",
 		m.runs, m.failing, mixedWorkers, mixedWorkers, mixedCelery, m.ended, m.runs, m.took.Round(time.Millisecond))
-	fmt.Fprintf(w, "  steps: %d by Python, %d by this program; %d by Python for longer than the grace of %s while one of this program's had the workspace\n",
+	fmt.Fprintf(w, "  steps: %d by Python, %d by this program; %d by Python for longer than LostGrace (%s) in runs that this program had begun\n",
 		m.python, m.ours, m.exposed, mixedGrace)
-	fmt.Fprintf(w, "  workers that told that no run is found lost, and not at every look: %d/%d\n", m.told, mixedWorkers)
+	fmt.Fprintf(w, "  workers that logged that lost runs are not looked for, and not at every sweep: %d/%d\n", m.logged, mixedWorkers)
 }
 
 //go:embed testdata/python_worker.py
@@ -91,7 +91,7 @@ func (l *lane) startPython(script, name string) (*pythonProcess, error) {
 		"CELERY_BROKER_URL=" + l.broker, "CELERY_RESULT_BACKEND=" + database.String(),
 		"PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1",
 	}
-	// It has children, which must not outlive it.
+	// It has child processes, which await ends.
 	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.command.Start(); err != nil {
 		p.log.Close()
@@ -104,15 +104,15 @@ func (l *lane) startPython(script, name string) (*pythonProcess, error) {
 	return p, nil
 }
 
-// startPythons starts all and returns when they consume. When it fails none is
-// left.
+// startPythons starts the Python workers and returns when they consume. On an error
+// none of them runs.
 func (l *lane) startPythons(ctx context.Context) (pythons []*pythonProcess, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, stopPythons(pythons))
 		}
 	}()
-	// Once for all: one that starts must not find it half written.
+	// Written once: a worker that starts must not read half of it.
 	script := filepath.Join(l.folder, "python_worker.py")
 	if err := os.WriteFile(script, pythonWorker, 0o644); err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func (l *lane) startPythons(ctx context.Context) (pythons []*pythonProcess, err 
 	return pythons, l.awaitPython(ctx, pythons)
 }
 
-// stopPythons ends all as their operator does: each ends its step first.
+// stopPythons stops the Python workers as an operator does: each ends its step first.
 func stopPythons(pythons []*pythonProcess) error {
 	var failures []error
 	for _, p := range pythons {
@@ -141,7 +141,7 @@ func stopPythons(pythons []*pythonProcess) error {
 	return errors.Join(failures...)
 }
 
-// await returns when it has ended, and leaves nothing of it.
+// await returns when the process and its children have ended.
 func (p *pythonProcess) await() error {
 	defer p.log.Close()
 	defer func() {
@@ -151,18 +151,17 @@ func (p *pythonProcess) await() error {
 	select {
 	case <-p.exited:
 		return nil
-	case <-time.After(patience):
-		return fmt.Errorf("Python worker %s did not end within %s of SIGTERM: %s", p.name, patience, tail(p.log.Name(), 2000))
+	case <-time.After(waitTimeout):
+		return fmt.Errorf("Python worker %s did not end within %s of SIGTERM: %s", p.name, waitTimeout, tail(p.log.Name(), 2000))
 	}
 }
 
-// mixedShapes draws the runs for a mixed fleet. One step of each takes so long
-// that a worker which goes by the grace alone, and looks once a second, would
-// have found the run lost twice. Every fifth run fails.
+// mixedShapes draws the runs for a mixed fleet. One step of each takes more than
+// twice LostGrace. Every fifth run fails.
 func mixedShapes(random *rand.Rand, runs int) []shape {
 	shapes := make([]shape, runs)
 	for i := range shapes {
-		// A late one, so that a worker of ours has most likely begun the run.
+		// A late step, so that a worker of ours has most likely begun the run.
 		shapes[i] = shape{Milliseconds: 2800 + random.IntN(600), Long: "restart"}
 		if i%5 == 4 {
 			shapes[i].FailAt = []string{"build", "restart"}[random.IntN(2)]
@@ -172,32 +171,32 @@ func mixedShapes(random *rand.Rand, runs int) []shape {
 	return shapes
 }
 
-// mix publishes many runs at once for a fleet of Python's workers and ours on one
-// queue, and judges them when all have ended. Half-way Python's workers are
-// stopped in order and started again. Nobody is killed: every effect happens
-// once, and no run is lost.
+// mix publishes many runs at once for Python workers and ours on one queue, and
+// checks them when all have ended. Half-way the Python workers are stopped in order
+// and started again. No worker is killed: every effect must happen once, and no run
+// may count as lost.
 func (l *lane) mix(ctx context.Context, t Trial, o *outcome) (err error) {
 	random := rand.New(rand.NewPCG(t.Seed, uint64(t.Number)))
-	release, err := l.hire(t)
+	release, err := l.configureWorkers(t)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err := release(); err != nil {
-			o.complain(stuck, "%v", err)
+			o.report(stuck, "%v", err)
 		}
 	}()
-	if err := l.staffAll(ctx, mixedWorkers); err != nil {
+	if err := l.runWorkers(ctx, mixedWorkers); err != nil {
 		return err
 	}
-	told := l.toldForeign()
+	logged := l.foreignLogged()
 	pythons, err := l.startPythons(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err := stopPythons(pythons); err != nil {
-			o.complain(harness, "%v", err)
+			o.report(harness, "%v", err)
 		}
 	}()
 	runs, err := l.createAll(ctx, mixedShapes(random, l.config.Runs))
@@ -219,10 +218,10 @@ func (l *lane) mix(ctx context.Context, t Trial, o *outcome) (err error) {
 	err = l.awaitEnds(ctx, o, began, len(runs)/2)
 	figures.half = figures.took
 	if err == nil {
-		// Asked to stop, they consume no more and end their steps: the queue has
-		// no consumers but ours, and the runs are in hand all the same.
+		// They cancel their consumers first and then end their steps: meanwhile the
+		// queue has only our consumers, although Python has messages.
 		if err := stopPythons(pythons); err != nil {
-			o.complain(harness, "%v", err)
+			o.report(harness, "%v", err)
 		}
 		if pythons, err = l.startPythons(ctx); err != nil {
 			return err
@@ -233,16 +232,15 @@ func (l *lane) mix(ctx context.Context, t Trial, o *outcome) (err error) {
 		if ctx.Err() != nil {
 			return err
 		}
-		o.complain(stuck, "%v", err)
+		o.report(stuck, "%v", err)
 	}
-	// Python stores a result, and acknowledges, after the commit that all can
-	// see.
+	// Python stores a result and acknowledges after its commit.
 	if err := stopPythons(pythons); err != nil {
-		o.complain(harness, "%v", err)
+		o.report(harness, "%v", err)
 	}
 	pythons = nil
 	if _, err := l.quiet(ctx); err != nil {
-		o.complain(stuck, "%v", err)
+		o.report(stuck, "%v", err)
 	}
 	if o.moments, err = l.trace.read(); err != nil {
 		return err
@@ -257,7 +255,7 @@ func (l *lane) mix(ctx context.Context, t Trial, o *outcome) (err error) {
 	if err := l.judgeLeftSoon(ctx, o); err != nil {
 		return err
 	}
-	return l.judgeMixed(ctx, o, told)
+	return l.judgeMixed(ctx, o, logged)
 }
 
 // awaitPython waits until all workers consume.
@@ -275,8 +273,8 @@ func (l *lane) awaitPython(ctx context.Context, pythons []*pythonProcess) error 
 	})
 }
 
-// awaitEnds waits until so many runs have ended. One that takes long is waited
-// for as long as others end.
+// awaitEnds waits until the wanted number of runs have ended. It gives up when none
+// has ended for waitTimeout.
 func (l *lane) awaitEnds(ctx context.Context, o *outcome, began time.Time, wanted int) error {
 	figures, changed := o.mixed, time.Now()
 	for {
@@ -294,8 +292,8 @@ func (l *lane) awaitEnds(ctx context.Context, o *outcome, began time.Time, wante
 		switch {
 		case n >= wanted:
 			return nil
-		case time.Since(changed) > patience:
-			return fmt.Errorf("%d of %d runs have ended, and no other one in %s", n, figures.runs, patience)
+		case time.Since(changed) > waitTimeout:
+			return fmt.Errorf("%d of %d runs have ended, and no other one in %s", n, figures.runs, waitTimeout)
 		}
 		select {
 		case <-ctx.Done():
@@ -305,8 +303,8 @@ func (l *lane) awaitEnds(ctx context.Context, o *outcome, began time.Time, wante
 	}
 }
 
-// judgeLeftSoon gives the next sweep time to free the workspace of a run that
-// Python has ended.
+// judgeLeftSoon is judgeLeft with time for the next sweep, which frees the workspace
+// of a run that Python has ended.
 func (l *lane) judgeLeftSoon(ctx context.Context, o *outcome) error {
 	err := until(ctx, "the workspace to be free", func() (bool, error) {
 		left := &outcome{}
@@ -319,9 +317,9 @@ func (l *lane) judgeLeftSoon(ctx context.Context, o *outcome) error {
 	return err
 }
 
-// judgeMixed demands that the trial had what it is about, and that nobody took a
-// run for lost.
-func (l *lane) judgeMixed(ctx context.Context, o *outcome, told []int) error {
+// judgeMixed checks that the trial had steps longer than LostGrace, and that no run
+// counts as lost.
+func (l *lane) judgeMixed(ctx context.Context, o *outcome, logged []int) error {
 	figures := o.mixed
 	// Only our workers have claims.
 	err := l.pool.QueryRow(ctx, `
@@ -336,7 +334,7 @@ func (l *lane) judgeMixed(ctx context.Context, o *outcome, told []int) error {
 		return err
 	}
 	if figures.exposed == 0 {
-		o.missed++ // with few runs, it may happen so
+		o.missed++ // possible with few runs
 	}
 	gone, err := l.rows(ctx, `
 		SELECT s.orchestrator_run_id || ': ' || s.message FROM spec_workflow_task_states AS s
@@ -346,28 +344,28 @@ func (l *lane) judgeMixed(ctx context.Context, o *outcome, told []int) error {
 		return err
 	}
 	for _, text := range gone {
-		o.complain(wrong, "run %s", text)
+		o.report(wrong, "run %s", text)
 	}
-	// After some sweeps only; and once more if Python's workers needed long to
-	// start again.
+	// A worker logs it after some sweeps only, and once more if the Python workers
+	// took long to start again.
 	least := 0
-	if figures.half > mixedTold {
+	if figures.half > mixedLogged {
 		least = 1
 	}
-	for i, n := range l.toldForeign() {
-		if n -= told[i]; n < least || n > 2 {
-			o.complain(wrong, "worker %s has told %d times that no run is found lost, want %d to 2", l.workers[i].name, n, least)
+	for i, n := range l.foreignLogged() {
+		if n -= logged[i]; n < least || n > 2 {
+			o.report(wrong, "worker %s has logged %d times that lost runs are not looked for, want %d to 2", l.workers[i].name, n, least)
 		}
 		if n > 0 {
-			figures.told++
+			figures.logged++
 		}
 	}
 	return nil
 }
 
-// toldForeign counts, for each worker, how often its log says that no run is
-// found lost.
-func (l *lane) toldForeign() (times []int) {
+// foreignLogged counts, for each worker, how often it has logged that lost runs are
+// not looked for.
+func (l *lane) foreignLogged() (times []int) {
 	for _, w := range l.workers[:mixedWorkers] {
 		times = append(times, strings.Count(tail(w.logPath(), 10<<20), "lost runs are not looked for"))
 	}

@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// A few runs for a fleet of Python's workers and ours; `make chaos KINDS=mixed`
-// has a hundred.
+// A few runs for Python workers and ours; `make chaos KINDS=mixed` has a hundred.
 func TestMixedFleet(t *testing.T) {
 	t.Parallel()
 	var progress bytes.Buffer
@@ -17,6 +16,6 @@ func TestMixedFleet(t *testing.T) {
 	report.Print(&progress)
 	t.Log(progress.String())
 	if n := report.Problems(); n > 0 {
-		t.Errorf("%d broken promises", n)
+		t.Errorf("%d problems", n)
 	}
 }

@@ -13,14 +13,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// A meant is a defect and the trials that must find it.
-type meant struct {
+// A defectProof is a defect and the trials that must find it.
+type defectProof struct {
 	// defect is the name of one of package defects.
 	defect string
 	trials []Trial
 }
 
-// quick is a shape of which a trial is soon over.
+// quick is a shape whose trial is short.
 var quick = shape{Milliseconds: 20}
 
 func killedAt(point faultpoint.Point, step string, s shape) Trial {
@@ -29,9 +29,9 @@ func killedAt(point faultpoint.Point, step string, s shape) Trial {
 
 func failing(step string) shape { return shape{FailAt: step, Milliseconds: 20} }
 
-// proofs has one trial or two for every defect, each of which must find it, of
-// the sorts that campaigns are made of.
-var proofs = []meant{
+// proofs has one trial or two for every defect, each of which must find it. The
+// trials are like those of campaigns.
+var proofs = []defectProof{
 	{"ack-before-settle", []Trial{killedAt(faultpoint.PublishBefore, "patch", quick)}},
 	{"publish-after-result", []Trial{killedAt(faultpoint.PublishBefore, "build", quick)}},
 	{"publish-unconfirmed", []Trial{{Kind: BrokerFault, Shape: quick, Stages: []stage{
@@ -64,22 +64,22 @@ var proofs = []meant{
 		{Point: faultpoint.CommandBefore, Step: "build", Do: terminate}}}}},
 	{"hold-dropped", []Trial{{Kind: Rush}}},
 	{"rollback-repeated", []Trial{{
-		Kind: Rollback, Case: deliveredMore, Variant: deliveredMore, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 150},
+		Kind: Rollback, Case: deliveredAgain, Variant: deliveredAgain, Standby: true, Shape: shape{FailAt: "build", Milliseconds: 150},
 	}}},
 	{"lost-kept", []Trial{{Kind: Lost, Case: "the message of build lost", LostStep: "build", Shape: quick, Stages: []stage{
-		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, Lose: true}}}}},
-	{"lost-beside-foreign", []Trial{{Kind: Foreign, Shape: quick, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "build", Do: kill, Lend: true}}}}},
+		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, PurgeMessage: true}}}}},
+	{"lost-beside-foreign", []Trial{{Kind: Foreign, Shape: quick, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "build", Do: kill, ToForeign: true}}}}},
 	{"python-ignored", []Trial{{Kind: Mixed}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
-// proofRuns is how many runs a rush, or a mixed trial, of the proof has: enough to wait for one
-// another.
+// proofRuns is how many runs a rush or mixed trial of the proof has: enough to wait
+// for each other.
 const proofRuns = 10
 
-// Prove carries out the trials for each defect with workers that have it, and
-// with workers that have none. It fails when a defect stays unseen, and when a
-// trial finds something without a defect.
+// Prove runs the trials of each defect with workers that have the defect, and with
+// workers that have none. It returns an error if a trial does not find its defect,
+// or finds something without one.
 func Prove(ctx context.Context, config Config) error {
 	config = config.WithDefaults()
 	config.Runs = proofRuns
@@ -92,7 +92,7 @@ func Prove(ctx context.Context, config Config) error {
 		return err
 	}
 	list = slices.DeleteFunc(list, func(d defects.Defect) bool {
-		return !slices.ContainsFunc(proofs, func(m meant) bool { return m.defect == d.Name })
+		return !slices.ContainsFunc(proofs, func(m defectProof) bool { return m.defect == d.Name })
 	})
 	began := time.Now()
 	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
@@ -104,9 +104,9 @@ func Prove(ctx context.Context, config Config) error {
 	}
 	fmt.Fprintf(config.Output, "%d workers with a defect each were built in %s\n", len(workers), time.Since(began).Round(time.Second))
 	var mu sync.Mutex
-	tried, unseen, shy := 0, 0, 0
+	tried, unseen, falseAlarms := 0, 0, 0
 	var failures []error
-	prove := func(d meant) {
+	prove := func(d defectProof) {
 		for _, t := range d.trials {
 			broken := config
 			broken.programs.worker = workers[d.defect]
@@ -125,14 +125,14 @@ func Prove(ctx context.Context, config Config) error {
 				line = "NOT FOUND by " + t.String()
 			}
 			if without {
-				shy++
+				falseAlarms++
 				line += "; WITHOUT IT TOO: " + whatElse
 			}
 			fmt.Fprintf(config.Output, "%-22s %s\n", d.defect, line)
 			mu.Unlock()
 		}
 	}
-	work := make(chan meant)
+	work := make(chan defectProof)
 	var wait sync.WaitGroup
 	for range config.Lanes {
 		wait.Go(func() {
@@ -149,21 +149,21 @@ func Prove(ctx context.Context, config Config) error {
 	if err := errors.Join(failures...); err != nil {
 		return err
 	}
-	if unseen+shy > 0 {
-		return fmt.Errorf("%d of %d trials did not find the defect that was planted for them, %d fail without one", unseen, tried, shy)
+	if unseen+falseAlarms > 0 {
+		return fmt.Errorf("%d of %d trials did not find the defect that was planted for them, %d fail without one", unseen, tried, falseAlarms)
 	}
 	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(proofs), len(proofs), tried, tried)
 	return nil
 }
 
-// chosenProofs are those of the defects that the Config names, or all.
-func (c *Config) chosenProofs() ([]meant, error) {
+// chosenProofs returns the proofs of the defects that the Config names, or all.
+func (c *Config) chosenProofs() ([]defectProof, error) {
 	if len(c.Defects) == 0 {
 		return proofs, nil
 	}
-	var chosen []meant
+	var chosen []defectProof
 	for _, name := range c.Defects {
-		i := slices.IndexFunc(proofs, func(m meant) bool { return m.defect == name })
+		i := slices.IndexFunc(proofs, func(m defectProof) bool { return m.defect == name })
 		if i < 0 {
 			return nil, fmt.Errorf("chaos: there is no defect %q: see internal/chaos/defects", name)
 		}
@@ -172,18 +172,18 @@ func (c *Config) chosenProofs() ([]meant, error) {
 	return chosen, nil
 }
 
-// found carries out a trial with the workers of config, in a lane that is named
-// after what they have, and says what it complains of.
+// found runs a trial with the workers of config, in a lane with the given name, and
+// returns whether it has found a problem, and the first one.
 func found(ctx context.Context, config Config, name string, t Trial) (bool, string, error) {
 	l, err := newLane(ctx, &config, fmt.Sprintf("%s-%d", name, time.Now().UnixNano()), t.Kind.needsOwnServers())
 	if err != nil {
 		return false, "", err
 	}
-	o := l.try(ctx, t)
+	o := l.runTrial(ctx, t)
 	if ctx.Err() == nil && len(o.problems) > 0 {
 		c := &campaign{config: &Config{Folder: l.folder}}
-		if _, err := c.keep(o, l); err != nil {
-			fmt.Fprintf(config.Output, "remains of %s cannot be kept: %v\n", l.name, err)
+		if _, err := c.saveEvidence(o, l); err != nil {
+			fmt.Fprintf(config.Output, "evidence of %s cannot be saved: %v\n", l.name, err)
 		}
 	}
 	_ = l.close(ctx)

@@ -6,8 +6,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/defects"
 )
 
-// A defect without a trial is never proved to be found, and a trial without a
-// defect proves nothing.
+// Every defect needs a trial that finds it, and every trial of the proof a defect.
 func TestEveryDefectHasItsTrials(t *testing.T) {
 	t.Parallel()
 	list, err := defects.All()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// fault is what a proxy does to the bytes that pass.
+// fault is what a proxy does to the bytes that it relays.
 type fault string
 
 // The faults.
@@ -15,26 +15,25 @@ const (
 	noFault fault = ""
 	// reset ends all connections with RST and refuses new ones.
 	reset fault = "reset"
-	// stall passes nothing, in neither direction, and closes nothing.
+	// stall relays nothing in either direction and closes no connection.
 	stall fault = "stall"
-	// deaf passes what the worker sends and nothing of what the server says.
+	// deaf relays from the worker to the server and nothing back.
 	deaf fault = "deaf"
-	// mute passes what the server says and nothing of what the worker sends.
+	// mute relays from the server to the worker and nothing back.
 	mute fault = "mute"
-	// slow passes everything, late and in small pieces.
+	// slow relays everything, with delays and in small pieces.
 	slow fault = "slow"
-	// pause stalls, and then passes what it has held back: nobody needs to
-	// notice.
+	// pause is a stall after which all bytes are delivered: no side needs to
+	// notice it.
 	pause fault = "pause"
-	// hole swallows everything, and what was connected is never heard of
-	// again: a path whose state was lost. The server learns that its client is
-	// gone; the worker has to find out by itself. Who connects meanwhile is
-	// refused in the end.
+	// hole relays nothing, and connections from before it stay dead after it, as
+	// when a firewall has lost its state. The server's side is closed at the end.
+	// The worker's side stays open, so only its heartbeats can show that it is
+	// dead. Connections made during the hole are reset at its end.
 	hole fault = "hole"
 )
 
-// cuts says whether the fault ends the connections that are there, at its
-// beginning or at its end.
+// cuts says that the fault ends existing connections, at its beginning or end.
 func (f fault) cuts() bool {
 	switch f {
 	case reset, stall, deaf, mute, hole:
@@ -59,10 +58,10 @@ type proxy struct {
 // link is one connection through a proxy.
 type link struct {
 	client, server net.Conn
-	// made is the fault during which it was made.
+	// made is the fault during which the link was made.
 	made fault
-	// dead: the client is to hear nothing any more, not even an end. Guarded
-	// by the proxy's mu.
+	// dead says that nothing reaches the client any more, not even the end of the
+	// connection. Guarded by the proxy's mu.
 	dead bool
 }
 
@@ -88,9 +87,8 @@ func (p *proxy) accept() {
 	}
 }
 
-// set changes the fault. What a stalled direction holds back passes when the
-// fault ends, unless the connection was reset: a cable that is plugged in
-// again.
+// set changes the fault. Bytes that a stall has delayed are delivered when it ends,
+// unless the connection was reset.
 func (p *proxy) set(f fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +100,7 @@ func (p *proxy) set(f fault) {
 	}
 }
 
-// drop ends the connections of the moment.
+// drop resets all connections.
 func (p *proxy) drop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,8 +122,8 @@ func (k *link) end() {
 	}
 }
 
-// forget ends a hole: what was connected before is dead, what tried to connect
-// meanwhile is refused.
+// forget ends a hole: connections from before stay dead, those made during it are
+// reset.
 func (p *proxy) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,14 +175,14 @@ func (p *proxy) relay(client net.Conn) {
 	both.Go(func() { p.pass(server, client, mute); p.hangUp(k) })
 	both.Go(func() { p.pass(client, server, deaf); p.hangUp(k) })
 	both.Wait()
-	// A dead one stays until its client gives up or the proxy is mended.
+	// A dead link stays until its client closes it or the proxy ends.
 	_, _ = io.Copy(io.Discard, client)
 	p.mu.Lock()
 	delete(p.links, k)
 	p.mu.Unlock()
 }
 
-// hangUp passes on that one side has ended.
+// hangUp closes both sides when one has ended, except a dead client's.
 func (p *proxy) hangUp(k *link) {
 	p.mu.Lock()
 	dead := k.dead
@@ -195,7 +193,7 @@ func (p *proxy) hangUp(k *link) {
 	}
 }
 
-// pass copies one direction, which fault one stops.
+// pass copies one direction. The fault one stops only this direction.
 func (p *proxy) pass(to, from net.Conn, one fault) {
 	buffer := make([]byte, 32<<10)
 	for {
@@ -221,7 +219,8 @@ func (p *proxy) pass(to, from net.Conn, one fault) {
 	}
 }
 
-// gate waits while the direction is stopped. False means that the proxy ends.
+// gate waits while the direction is stopped. It returns false when the proxy is
+// closed.
 func (p *proxy) gate(one fault) (fault, bool) {
 	for {
 		p.mu.Lock()

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// backWithin is how soon after its server is back a worker has to use it
-	// again: consume, or hold the session that proves it alive.
+	// backWithin is how soon after the return of its server a worker should use it
+	// again: consume, or have the session with its lock. Longer times are counted.
 	backWithin = 2 * time.Second
 	// backLimit fails the trial. It leaves room for a machine that is busy with
-	// other trials; whatever takes longer than backWithin is counted.
+	// other trials.
 	backLimit = 5 * time.Second
 )
 
@@ -30,38 +30,39 @@ const (
 
 var peers = []peer{toBroker, toDatabase}
 
-// turns are the points at which a worker loses a peer and has it back.
-var turns = map[peer]struct{ lost, back faultpoint.Point }{
+// connectionPoints are the points at which a worker loses its connection to a peer
+// and has one again.
+var connectionPoints = map[peer]struct{ lost, back faultpoint.Point }{
 	toBroker:   {faultpoint.ConnectionLost, faultpoint.ConnectionRestored},
 	toDatabase: {faultpoint.SessionLost, faultpoint.SessionEstablished},
 }
 
-// An outage is a fault as one worker meets it.
+// An outage is a fault of a peer or its connections, for one worker.
 type outage struct {
 	peer peer
-	// cause tells kinds of faults apart in the report.
+	// cause names the kind of fault in the report.
 	cause string
 	pid   int
-	// at is when it began; over when the peer was back.
+	// at is when it began, over when the peer was available again.
 	at, over time.Time
-	// certain: the worker was connected and its connection is gone for sure, so
-	// that it has to notice.
+	// certain says that the worker certainly lost a connection, and so has to
+	// notice the outage.
 	certain bool
 }
 
 // recovery is how an outage ended for the worker.
 type recovery struct {
 	outage
-	// noticed: it cost the worker its connection.
+	// noticed says that the worker lost its connection.
 	noticed bool
-	// took is the time from the peer's return to the worker's; from the moment
-	// at which the worker noticed, if its connection died without a word and
-	// only its heartbeats can tell.
+	// took is the time from the end of the outage until the worker was connected
+	// again. If only heartbeats can show that the connection is dead, it counts
+	// from the moment at which the worker noticed.
 	took time.Duration
 }
 
-// follow reads from a trace how the outage ended. over is false while the
-// worker has still to notice or to come back.
+// follow reads from a trace how the outage ended. over is false while the worker
+// has still to notice it or to connect again.
 func (x outage) follow(moments []moment) (r recovery, over bool) {
 	r = recovery{outage: x}
 	connected, from := true, x.over
@@ -70,16 +71,16 @@ func (x outage) follow(moments []moment) (r recovery, over bool) {
 			continue
 		}
 		switch m.Point {
-		case turns[x.peer].lost:
+		case connectionPoints[x.peer].lost:
 			r.noticed, connected = true, false
 			if at := time.Unix(0, m.At); x.cause == string(hole) && at.After(from) {
 				from = at
 			}
-		case turns[x.peer].back:
+		case connectionPoints[x.peer].back:
 			connected = true
-			// One that is back before its peer, for instance by a connection
-			// that is merely slow, has lost no time. A first session is no
-			// return.
+			// A worker that connects before the end of the outage, over a slow
+			// connection for instance, has lost no time. A first session is no
+			// recovery.
 			if took := time.Unix(0, m.At).Sub(from); r.noticed && took > 0 {
 				r.took = took
 				return r, true
@@ -89,8 +90,8 @@ func (x outage) follow(moments []moment) (r recovery, over bool) {
 	return r, connected && (r.noticed || !x.certain)
 }
 
-// standing says which of the living workers use the peer at the moment.
-func (l *lane) standing(p peer) (map[int]bool, error) {
+// connected says which living workers are connected to the peer now.
+func (l *lane) connected(p peer) (map[int]bool, error) {
 	if _, err := l.trace.read(); err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func (l *lane) standing(p peer) (map[int]bool, error) {
 	return using, nil
 }
 
-// recovered waits until every worker that lives has its servers back.
+// recovered waits until every living worker is connected to its servers again.
 func (l *lane) recovered(ctx context.Context, o *outcome) {
 	for _, x := range o.outages {
 		i := slices.IndexFunc(l.workers, func(w *workerProcess) bool { return w.pid() == x.pid })
@@ -120,12 +121,12 @@ func (l *lane) recovered(ctx context.Context, o *outcome) {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			o.complain(stuck, "%v", err)
+			o.report(stuck, "%v", err)
 		case !l.workers[i].alive():
 		default:
 			o.recoveries = append(o.recoveries, r)
 			if r.took > backLimit {
-				o.complain(tardy, "worker %d used the %s again %s after it was back (%s)", x.pid, x.peer, r.took.Round(time.Millisecond), x.cause)
+				o.report(slowRecovery, "worker %d used the %s again %s after the end of the outage (%s)", x.pid, x.peer, r.took.Round(time.Millisecond), x.cause)
 			}
 		}
 	}
@@ -177,10 +178,10 @@ func recoverySummary(of []trialRecovery) string {
 			slowest = r
 		}
 	}
-	text := fmt.Sprintf("%d/%d cost the connection", len(took), len(of))
+	text := fmt.Sprintf("%d/%d ended the connection", len(took), len(of))
 	if len(took) == 0 {
 		return text
 	}
-	return fmt.Sprintf("%s; back after: median %s, worst %s (trial %d), later than %s: %d/%d", text,
+	return fmt.Sprintf("%s; connected again after: median %s, worst %s (trial %d), later than %s: %d/%d", text,
 		median(took).Round(time.Millisecond), slowest.took.Round(time.Millisecond), slowest.trial, backWithin, late, len(took))
 }

@@ -10,13 +10,12 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// restartServer makes the trial one that restarts a server at a moment of a
-// step.
+// restartServer makes the trial one that restarts a server at a point of a step.
 func (t *Trial) restartServer(random *rand.Rand) {
 	do := []action{restartBroker, restartDatabase, restartBoth}[random.IntN(3)]
 	s := stage{Do: do}
 	if do != restartBoth {
-		s = t.somewhere(random).stage(do)
+		s = t.drawPlace(random).stage(do)
 	}
 	s.Abrupt, s.For = random.IntN(2) == 0, time.Duration(random.IntN(5000))*time.Millisecond
 	if do == restartBoth {
@@ -27,15 +26,15 @@ func (t *Trial) restartServer(random *rand.Rand) {
 	t.Stages = []stage{s}
 }
 
-// needsOwnServers says whether trials of the kind would disturb others that use
-// the same servers.
+// needsOwnServers says that trials of the kind would disturb others on the same
+// servers.
 func (k Kind) needsOwnServers() bool { return k == Restart }
 
-// ownServers are a lane's own, for trials that end them.
+// ownServers are the servers of one lane, for trials that stop them.
 type ownServers struct{ broker, database *devenv.OwnServer }
 
-// startServers gives the lane servers of its own, which close ends.
-func (l *lane) startServers(ctx context.Context) error {
+// startOwnServers starts the lane's own servers, which close stops.
+func (l *lane) startOwnServers(ctx context.Context) error {
 	l.own = &ownServers{}
 	for _, start := range []func() error{
 		func() (err error) { l.own.broker, err = devenv.StartOwnBroker(ctx, nil); return err },
@@ -59,8 +58,8 @@ func (s *ownServers) close() error {
 	return errors.Join(failures...)
 }
 
-// restart ends servers while a worker stands at the stage's moment, and brings
-// them back.
+// restart stops servers while a worker is paused at the stage's point, lets the
+// worker continue, and starts the servers again.
 func (l *lane) restart(ctx context.Context, s stage, o *outcome) error {
 	servers := map[peer]*devenv.OwnServer{}
 	if s.Do != restartDatabase {
@@ -79,7 +78,7 @@ func (l *lane) restart(ctx context.Context, s stage, o *outcome) error {
 	using := map[peer]map[int]bool{}
 	for p := range servers {
 		var err error
-		if using[p], err = l.standing(p); err != nil {
+		if using[p], err = l.connected(p); err != nil {
 			return err
 		}
 	}
@@ -93,7 +92,7 @@ func (l *lane) restart(ctx context.Context, s stage, o *outcome) error {
 		err = <-ended
 		ended <- nil
 	}
-	// The worker goes on while a server says good-bye.
+	// A server that is stopped ends while the worker continues.
 	err = errors.Join(err, l.resume(ctx))
 	if err := errors.Join(err, <-ended); err != nil {
 		return err
@@ -119,16 +118,16 @@ func (l *lane) restart(ctx context.Context, s stage, o *outcome) error {
 		return err
 	}
 	if servers[toDatabase] != nil {
-		l.pool.Reset() // its sessions are gone
+		l.pool.Reset() // its sessions have ended
 	}
 	if servers[toBroker] == nil {
 		return nil
 	}
 	_ = l.conn.Close()
-	return l.listen()
+	return l.connect()
 }
 
-// each does it to all servers at once.
+// each calls do for all servers at the same time.
 func each(servers map[peer]*devenv.OwnServer, do func(peer, *devenv.OwnServer) error) error {
 	failures := make(chan error, len(servers))
 	for p, server := range servers {

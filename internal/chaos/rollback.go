@@ -11,26 +11,26 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// The cases of trials of kind Rollback: each a reason for which a run is rolled
-// back, or something that might make it happen twice or not at all.
+// The cases of trials of kind Rollback: a reason for a rollback, or a fault that
+// might cause a second rollback or none.
 const (
-	stepError     = "step error"
-	killedThrice  = "worker killed three times"
-	planLimit     = "the plan's time limit"
-	hardLimit     = "a message's hard limit"
-	softLimit     = "a message's soft limit"
-	settingLimit  = "the worker's step limit"
-	revoked       = "operator's revoke"
-	databaseGone  = "database gone at finish"
-	brokerGone    = "broker gone at finish"
-	deliveredMore = "failed message twice"
+	stepError           = "step error"
+	killedThrice        = "worker killed three times"
+	planLimit           = "the plan's time limit"
+	hardLimit           = "a message's hard limit"
+	softLimit           = "a message's soft limit"
+	settingLimit        = "the worker's step limit"
+	revoked             = "operator's revoke"
+	databaseUnavailable = "database unavailable at finish"
+	brokerUnavailable   = "broker unavailable at finish"
+	deliveredAgain      = "failed message twice"
 )
 
-// rollbackCases have their turns in this order.
-var rollbackCases = []string{stepError, killedThrice, planLimit, hardLimit, softLimit, settingLimit, revoked, databaseGone, brokerGone, deliveredMore}
+// rollbackCases are used in this order.
+var rollbackCases = []string{stepError, killedThrice, planLimit, hardLimit, softLimit, settingLimit, revoked, databaseUnavailable, brokerUnavailable, deliveredAgain}
 
-// gone are the faults with which a server is not there for its worker.
-var gone = []fault{reset, stall, deaf, mute}
+// outageFaults are the faults with which a worker cannot use a server.
+var outageFaults = []fault{reset, stall, deaf, mute}
 
 // rollBack makes the trial one of the cases.
 func (t *Trial) rollBack(random *rand.Rand, turn int) {
@@ -40,7 +40,7 @@ func (t *Trial) rollBack(random *rand.Rand, turn int) {
 	atFinish := func(do action, points ...faultpoint.Point) {
 		t.Stages = []stage{{
 			Point: points[random.IntN(len(points))], Step: t.Shape.FailAt,
-			Do: do, Fault: gone[random.IntN(len(gone))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond,
+			Do: do, Fault: outageFaults[random.IntN(len(outageFaults))], For: time.Duration(20+random.IntN(2000)) * time.Millisecond,
 		}}
 	}
 	switch t.Case {
@@ -57,18 +57,18 @@ func (t *Trial) rollBack(random *rand.Rand, turn int) {
 	case revoked:
 		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], revoked
 		t.Shape.Endless = true
-	case databaseGone:
+	case databaseUnavailable:
 		atFinish(breakDatabase, faultpoint.StepWorked, faultpoint.FinishBefore, faultpoint.FinishLocked, faultpoint.FinishWritten, faultpoint.FinishCommitted)
-	case brokerGone:
+	case brokerUnavailable:
 		atFinish(breakBroker, faultpoint.FinishBefore, faultpoint.FinishCommitted, faultpoint.FinishAfter, faultpoint.PublishBefore,
 			faultpoint.PublishConfirmed, faultpoint.ResultStored, faultpoint.SettleBefore)
-	case deliveredMore:
-		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], deliveredMore
+	case deliveredAgain:
+		t.Shape.FailAt, t.Variant = commands[random.IntN(len(commands))], deliveredAgain
 		t.Shape.Milliseconds, t.Standby = 150, true
 	}
 }
 
-// poison kills every worker that starts the step, until it is given up.
+// poison kills every worker that starts the step, until the step fails for it.
 func (t *Trial) poison(random *rand.Rand) {
 	t.Shape.FailAt = ""
 	step := []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
@@ -78,17 +78,17 @@ func (t *Trial) poison(random *rand.Rand) {
 	}
 }
 
-// givesUp says whether the workers that start a step are killed until it is
-// given up.
-func (t Trial) givesUp() bool { return t.Kind == Poison || t.Case == killedThrice }
+// isPoison says that every worker that starts the step is killed, until the step
+// fails for that reason.
+func (t Trial) isPoison() bool { return t.Kind == Poison || t.Case == killedThrice }
 
 // limitSeconds is the time limit of a message, or of every step of a worker. It
-// leaves a busy machine time to come to the command.
+// leaves a busy machine time to reach the command.
 const limitSeconds = 3
 
-// hire gives workers the settings of a trial that needs its own, and returns
-// what takes them back.
-func (l *lane) hire(t Trial) (release func() error, err error) {
+// configureWorkers gives the workers the settings of a trial that needs its own.
+// release removes them.
+func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
 	setting := ""
 	switch {
 	case t.Case == settingLimit:
@@ -103,7 +103,7 @@ func (l *lane) hire(t Trial) (release func() error, err error) {
 	change := func(settings ...string) error {
 		var failures []error
 		for _, w := range l.workers {
-			failures = append(failures, w.stop()) // they start again when needed
+			failures = append(failures, w.stop()) // the trial starts those that it needs
 			w.settings = settings
 		}
 		return errors.Join(failures...)
@@ -111,14 +111,14 @@ func (l *lane) hire(t Trial) (release func() error, err error) {
 	return func() error { return change() }, change(setting)
 }
 
-// revoke is what an operator does about a run.
+// revoke revokes a run as an operator does.
 func (l *lane) revoke(ctx context.Context, r run) error {
 	return l.workers[0].run(ctx, "runs", "revoke", r.ID, "--reason", "chaos")
 }
 
-// judgeRollback demands one rollback and no other, each command begun once and
-// ended once. Only a worker that was killed while it ran one excuses another
-// start of that: one that has just sent a lost run's rollback may have begun it.
+// judgeRollback checks that there was exactly one rollback, and that each of its
+// commands began once and ended once. Only a worker that was killed while it ran a
+// command excuses another start of that.
 func (o *outcome) judgeRollback(status string) {
 	if o.trial.Kind != Rollback && o.trial.Kind != Lost {
 		return
@@ -144,18 +144,18 @@ func (o *outcome) judgeRollback(status string) {
 		o.rolledBackOnce = o.rolledBackOnce && starts[number] >= want && starts[number] <= want+again && ends[number] >= want && ends[number] <= want+again
 	}
 	if !o.rolledBackOnce && o.missed == 0 {
-		o.complain(doubled, "%s: the %d commands of the rollback were begun %v times and ended %v times, want each once; the run is %s",
+		o.report(doubled, "%s: the %d commands of the rollback were begun %v times and ended %v times, want each once; the run is %s",
 			o.trial.Case, commands, starts[1:], ends[1:], status)
 	}
 }
 
-// onceOf counts rollbacks that happened exactly once, of how many that had to.
+// onceOf counts trials with exactly one rollback, of those that had to have one.
 type onceOf struct{ once, of, notReached int }
 
 func (c onceOf) String() string {
 	text := fmt.Sprintf("%d/%d", c.once, c.of)
 	if c.notReached > 0 {
-		text += fmt.Sprintf(" (in %d more the moment did not come)", c.notReached)
+		text += fmt.Sprintf(" (in %d more the point was not reached)", c.notReached)
 	}
 	return text
 }

@@ -19,7 +19,7 @@ import (
 // steps in plan order.
 var steps = []string{"analyze", "patch", "build", "restart", "verify", "rollback"}
 
-// next is the step that follows in the chain, "" for none.
+// next returns the step that follows in the chain, "" for none.
 func next(step string) string {
 	for i, s := range steps[:4] {
 		if s == step {
@@ -29,35 +29,34 @@ func next(step string) string {
 	return ""
 }
 
-// A shape is what a run's plan makes of it when nothing else goes wrong.
+// A shape describes a run's plan: what happens without faults.
 type shape struct {
 	// FailAt is the step that fails, "" for none.
 	FailAt string
 	// Milliseconds is how long each command takes.
 	Milliseconds int
-	// Long is the only step whose commands take Milliseconds, those of the
-	// others are over at once; "" for all.
+	// Long is the only step whose commands take Milliseconds, while those of the
+	// others take 10 ms; "" for all steps.
 	Long string
-	// Endless: the command of FailAt would take a minute, and succeed.
-	// Something else ends it.
+	// Endless says that the command of FailAt would succeed after a minute, and
+	// that something else ends it before.
 	Endless bool
 	// LimitSeconds is the time limit of FailAt in the plan, 0 for none.
 	LimitSeconds float64
 	// LinkOption is the option of FailAt's link in the chain that limits its
 	// time, "" for none.
 	LinkOption string
-	// High is the run's priority, instead of normal.
+	// High says that the run's priority is high instead of normal.
 	High bool
-	// Several: patch and rollback have several commands each. If patch fails,
-	// it is the last but one that does.
+	// Several says that patch and rollback have several commands each. If patch
+	// fails, it is its last command but one that does.
 	Several bool
 }
 
-// several is how many commands a step has that has more than one.
+// several is the number of commands of a step with several.
 const several = 3
 
-// commands is how many commands the plan has for a step, 0 for one that has
-// none.
+// commands returns how many commands the plan has for a step.
 func (s shape) commands(step string) int {
 	switch {
 	case !slices.Contains(withCommand, step):
@@ -68,19 +67,19 @@ func (s shape) commands(step string) int {
 	return 1
 }
 
-// failing is the number of the command that fails, if the step does: of
-// several, one that others would follow.
+// failing returns the number of the command that fails in FailAt: of several, one
+// that is not the last.
 func (s shape) failing(step string) int { return max(1, s.commands(step)-1) }
 
-// A run is one that was published.
+// A run is a run that the trial has created.
 type run struct {
 	ID    string
 	Tasks map[string]string // task id by step, without rollback's
 	Shape shape
 	first amqp.Publishing
-	// created is when the database has it queued.
+	// created is its queued_at in the database.
 	created time.Time
-	// before is what was submitted first, for a run that was retried.
+	// before is the first attempt of a run that was retried.
 	before *run
 }
 
@@ -89,7 +88,7 @@ func (r run) root() string { return r.Tasks["analyze"] }
 //go:embed testdata/first_message.json
 var firstMessage []byte
 
-// captured is the message that MoonMind's API published when it was captured.
+// captured is a message that was captured from MoonMind's API.
 type captured struct {
 	Properties struct {
 		ContentType     string `json:"content_type"`
@@ -102,7 +101,7 @@ type captured struct {
 	Body    json.RawMessage `json:"body"`
 }
 
-// Ids in the captured message.
+// capturedIDs are the task ids in the captured message.
 var capturedIDs = map[string]string{
 	"analyze": "b97a2309-2c50-4325-b2f8-39e2b7d0b501",
 	"patch":   "5060f333-8db9-4dd0-886c-4491f584b902",
@@ -120,8 +119,7 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// chain makes the message of a run, as the API publishes it, with ids of its
-// own.
+// chain makes the message of a run, as the API publishes it, with new task ids.
 func (l *lane) chain(id string) (map[string]string, amqp.Publishing, error) {
 	pairs := []string{capturedRun, id, strconv.Quote(queue), strconv.Quote(l.queue)}
 	tasks := map[string]string{}
@@ -149,7 +147,7 @@ func (l *lane) chain(id string) (map[string]string, amqp.Publishing, error) {
 	}, nil
 }
 
-// limit sets the time limit in the link of the step that is to fail.
+// limit sets Shape.LinkOption in the chain's link of the step that fails.
 func (r *run) limit() error {
 	if r.Shape.LinkOption == "" {
 		return nil
@@ -169,8 +167,8 @@ func (r *run) limit() error {
 	return err
 }
 
-// follower makes the message with which a worker would go on to a step of the
-// run, the rollback included.
+// follower makes the message that a worker would publish for a later step of the
+// run, or for its rollback.
 func (r run) follower(step string) (amqp.Publishing, error) {
 	m := r.first
 	var body [3]any
@@ -197,7 +195,7 @@ func (r run) follower(step string) (amqp.Publishing, error) {
 	return m, err
 }
 
-// command is the ledger's program for a command of a step.
+// command returns a command of a step: a call of the ledger's program.
 func (l *lane) command(id, step string, number int, s shape) []string {
 	code := 0
 	if s.Long != "" && s.Long != step {
@@ -212,7 +210,7 @@ func (l *lane) command(id, step string, number int, s shape) []string {
 	return []string{filepath.Base(l.config.programs.ledger), l.ledger, id, step, strconv.Itoa(number), strconv.Itoa(s.Milliseconds), strconv.Itoa(code)}
 }
 
-// commands are all of a step.
+// commands returns all commands of a step.
 func (l *lane) commands(id, step string, s shape) (all [][]string) {
 	for number := range s.commands(step) {
 		all = append(all, l.command(id, step, number+1, s))
@@ -220,7 +218,8 @@ func (l *lane) commands(id, step string, s shape) (all [][]string) {
 	return all
 }
 
-// strategies are those of the rollback: the first command is one by itself.
+// strategies returns the strategies of the rollback. The first command is one, the
+// others are another.
 func (l *lane) strategies(id string, s shape) (all []any) {
 	commands := l.commands(id, "rollback", s)
 	for _, of := range [][][]string{commands[:1], commands[1:]} {
@@ -231,11 +230,11 @@ func (l *lane) strategies(id string, s shape) (all []any) {
 	return all
 }
 
-// plan is what the API would have stored for the run.
+// plan returns the plan that the API would store for the run.
 func (l *lane) plan(id string, s shape) ([]byte, error) {
-	health := l.service.url("/well")
+	health := l.service.url("/healthy")
 	if s.FailAt == "verify" {
-		health = l.service.url("/ill")
+		health = l.service.url("/unhealthy")
 	}
 	parameters := map[string]map[string]any{
 		"analyze": {"instruction": "Keep going", "workspace": ".", "logArtifact": "analyze.log"},
@@ -257,8 +256,8 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 	return json.Marshal(plan)
 }
 
-// submit creates a run as POST /orchestrator/runs does, and publishes it.
-// prepare is called between the two.
+// submit creates a run as POST /orchestrator/runs does, calls prepare, and
+// publishes the run's message.
 func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (run, error) {
 	r, err := l.create(ctx, s)
 	if err != nil {
@@ -270,7 +269,7 @@ func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (ru
 	return r, l.publish(ctx, r.first)
 }
 
-// create makes the rows of a run, and its message.
+// create inserts the rows of a run and makes its message.
 func (l *lane) create(ctx context.Context, s shape) (run, error) {
 	r := run{ID: newUUID(), Shape: s}
 	var err error
@@ -313,8 +312,8 @@ func (l *lane) create(ctx context.Context, s shape) (run, error) {
 	return r, nil
 }
 
-// retry does what POST …/retry does from the first step on: new attempts in
-// the same rows, another plan, a new chain.
+// retry does what POST …/retry from the first step does: new attempts in the same
+// rows, another plan, a new chain.
 func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 	again := run{ID: r.ID, Shape: s}
 	var err error
@@ -345,8 +344,8 @@ func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 	return again, l.publish(ctx, again.first)
 }
 
-// status reads the run's, and whether it has ended. A retried run still has
-// its first end's time, until it is begun again.
+// status reads the run's status, and whether the run has ended. A retried run keeps
+// the time of its first end until its first step begins again.
 func (l *lane) status(ctx context.Context, id string) (status string, complete bool, err error) {
 	err = l.pool.QueryRow(ctx, `
 		SELECT status::text, completed_at IS NOT NULL AND status IN ('succeeded', 'failed', 'rolled_back')
@@ -354,7 +353,7 @@ func (l *lane) status(ctx context.Context, id string) (status string, complete b
 	return status, complete, err
 }
 
-// rows reads rows of one text.
+// rows returns the rows of a query with one text column.
 func (l *lane) rows(ctx context.Context, query string, args ...any) ([]string, error) {
 	rows, err := l.pool.Query(ctx, query, args...)
 	if err != nil {

@@ -23,32 +23,32 @@ const rushWorkers = 4
 // other runs wait.
 const rollbackWithin = time.Second
 
-// rushed are the figures of a rush.
-type rushed struct {
+// rushFigures are the figures of a rush.
+type rushFigures struct {
 	runs, ended int
-	// overlaps counts pairs of runs whose commands, by the ledger, or steps,
-	// by the trace, were in the workspace at the same time.
+	// overlaps counts pairs of runs whose commands, by the ledger, or steps, by the
+	// trace, used the workspace at the same time.
 	overlaps, pairs int
-	// outOfTurn counts handovers of the workspace to a run although a better
-	// one was waiting.
+	// outOfTurn counts handovers of the workspace to a run although another one was
+	// due.
 	outOfTurn, handovers int
-	// rollbacks are the times from the end of the failing command to the start
-	// of the rollback's; disturbed are those in which a worker was killed.
+	// rollbacks are the times from the end of the failing command to the start of
+	// the rollback's. disturbed are those during which a worker was killed.
 	rollbacks, disturbed []time.Duration
 	// late counts rollbacks that began too late.
 	late int
 	// mostWaiting is how many runs had not begun when one failed.
 	mostWaiting int
 	took        time.Duration
-	// beside are the runs of the other workspace, during those that were under
-	// way while a run of the first was.
+	// beside counts the runs of the other workspace, during those of them that
+	// overlapped with a run of the first.
 	beside, during int
 	besideTook     time.Duration
 }
 
-func (r *rushed) print(w io.Writer) {
+func (r *rushFigures) print(w io.Writer) {
 	fmt.Fprintf(w, "%d runs at once for one workspace, %d workers: %d/%d ended in %s\n", r.runs, rushWorkers, r.ended, r.runs, r.took.Round(time.Millisecond))
-	fmt.Fprintf(w, "  pairs of runs that overlap: %d/%d; handovers that passed over a better run: %d/%d\n", r.overlaps, r.pairs, r.outOfTurn, r.handovers)
+	fmt.Fprintf(w, "  pairs of runs that overlap: %d/%d; handovers out of turn: %d/%d\n", r.overlaps, r.pairs, r.outOfTurn, r.handovers)
 	fmt.Fprintf(w, "  from a failure to its rollback: median %s, worst %s, later than %s: %d/%d (at most %d runs waiting)\n",
 		median(r.rollbacks).Round(time.Millisecond), worst(r.rollbacks).Round(time.Millisecond), rollbackWithin, r.late, len(r.rollbacks), r.mostWaiting)
 	if len(r.disturbed) > 0 {
@@ -72,7 +72,7 @@ func rushShapes(random *rand.Rand, runs int) []shape {
 }
 
 // rush publishes many runs at once, for a workspace with four workers and for
-// another one with one worker, and judges them when all have ended.
+// another one with one worker, and checks them when all have ended.
 func (l *lane) rush(ctx context.Context, t Trial, o *outcome) error {
 	random := rand.New(rand.NewPCG(t.Seed, uint64(t.Number)))
 	for len(l.workers) < rushWorkers {
@@ -82,28 +82,28 @@ func (l *lane) rush(ctx context.Context, t Trial, o *outcome) error {
 		}
 		l.workers = append(l.workers, w)
 	}
-	other, err := l.another(ctx)
+	other, err := l.secondWorkspace(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		for _, w := range slices.Concat(other.workers, l.workers[2:]) {
 			if err := w.stop(); err != nil {
-				o.complain(stuck, "%v", err)
+				o.report(stuck, "%v", err)
 			}
 		}
 		for _, w := range other.workers {
 			w.close()
 		}
 	}()
-	if err := l.staffAll(ctx, rushWorkers); err != nil {
+	if err := l.runWorkers(ctx, rushWorkers); err != nil {
 		return err
 	}
-	if err := other.staffAll(ctx, 1); err != nil {
+	if err := other.runWorkers(ctx, 1); err != nil {
 		return err
 	}
-	// What comes first to the queue is not what was created first. Whichever
-	// gets the workspace first fails, while all others wait.
+	// The order in the queue differs from that of creation. Every run that may get
+	// the workspace first fails, while all others wait.
 	shapes := rushShapes(random, l.config.Runs)
 	order := random.Perm(len(shapes))
 	for _, first := range order[:min(rushWorkers, len(order))] {
@@ -129,17 +129,17 @@ func (l *lane) rush(ctx context.Context, t Trial, o *outcome) error {
 	if err := other.publishAll(ctx, beside); err != nil {
 		return err
 	}
-	figures := &rushed{runs: len(runs), beside: len(beside)}
-	o.rushed = figures
+	figures := &rushFigures{runs: len(runs), beside: len(beside)}
+	o.rushFigures = figures
 	if err := l.watch(ctx, o, began); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
-		o.complain(stuck, "%v", err)
+		o.report(stuck, "%v", err)
 	}
 	for _, lane := range []*lane{l, other} {
 		if _, err := lane.quiet(ctx); err != nil {
-			o.complain(stuck, "%v", err)
+			o.report(stuck, "%v", err)
 		}
 	}
 	if o.moments, err = l.trace.read(); err != nil {
@@ -161,9 +161,9 @@ func (l *lane) rush(ctx context.Context, t Trial, o *outcome) error {
 	return nil
 }
 
-// another is a second workspace and queue of the same servers, with a worker
-// of its own. It shares everything else with the lane.
-func (l *lane) another(ctx context.Context) (*lane, error) {
+// secondWorkspace returns a lane with a second workspace and queue on the same
+// servers and a worker of its own. It shares everything else.
+func (l *lane) secondWorkspace(ctx context.Context) (*lane, error) {
 	other := *l
 	other.name, other.queue = l.name+"-other", queue+".other"
 	other.workspace, other.ledger = filepath.Join(l.folder, "other-workspace"), filepath.Join(l.folder, "other-ledger")
@@ -214,7 +214,7 @@ func (l *lane) publishAll(ctx context.Context, runs []run) error {
 // watch waits until all runs have ended, and kills and replaces a worker when a
 // fifth of them has ended, and when half of them has.
 func (l *lane) watch(ctx context.Context, o *outcome, began time.Time) error {
-	figures := o.rushed
+	figures := o.rushFigures
 	all := figures.runs + figures.beside
 	killAt := []int{max(1, all/5), max(2, all/2)}
 	ended, changed := -1, time.Now()
@@ -240,8 +240,8 @@ func (l *lane) watch(ctx context.Context, o *outcome, began time.Time) error {
 			return nil
 		case n != ended:
 			ended, changed = n, time.Now()
-		case time.Since(changed) > patience:
-			return fmt.Errorf("%d of %d runs have ended, and no other one in %s", n, all, patience)
+		case time.Since(changed) > waitTimeout:
+			return fmt.Errorf("%d of %d runs have ended, and no other one in %s", n, all, waitTimeout)
 		}
 		if len(killAt) > 0 && n >= killAt[0] {
 			killAt = killAt[1:]
@@ -265,7 +265,7 @@ func (l *lane) watch(ctx context.Context, o *outcome, began time.Time) error {
 	}
 }
 
-// judgeEach judges the runs, all of which should have ended, by themselves.
+// judgeEach checks each run by itself. All should have ended.
 func (l *lane) judgeEach(ctx context.Context, o *outcome, runs []run, records []ledger.Record) []*outcome {
 	byRun := map[string]*outcome{}
 	var all []*outcome
@@ -287,7 +287,7 @@ func (l *lane) judgeEach(ctx context.Context, o *outcome, runs []run, records []
 	for _, one := range all {
 		status, _, err := l.status(ctx, one.run.ID)
 		if err != nil {
-			o.complain(harness, "%v", err)
+			o.report(harness, "%v", err)
 			return all
 		}
 		one.measure()
@@ -299,13 +299,12 @@ func (l *lane) judgeEach(ctx context.Context, o *outcome, runs []run, records []
 	return all
 }
 
-// span is the time that a run had the workspace, in nanoseconds since the
-// epoch.
+// span is a time in which a run had the workspace, in nanoseconds since the epoch.
 type span struct{ from, to int64 }
 
 func (s span) overlaps(other span) bool { return s.from < other.to && other.from < s.to }
 
-// commands is the span of the run's commands in the ledger.
+// commands returns the span of the run's commands in the ledger.
 func (o *outcome) commands() span {
 	if len(o.ledger) == 0 {
 		return span{}
@@ -313,9 +312,9 @@ func (o *outcome) commands() span {
 	return span{o.ledger[0].At, o.ledger[len(o.ledger)-1].At}
 }
 
-// tenure is the span from the first step begun to the last one about to be
-// recorded: within the time that the run really had.
-func (o *outcome) tenure() (s span) {
+// workspaceSpan returns the span from the first step begun to just before the record
+// of the last one. The run had the workspace at least for that long.
+func (o *outcome) workspaceSpan() (s span) {
 	for _, m := range o.moments {
 		switch {
 		case m.Point == faultpoint.BeginCommitted && s.from == 0:
@@ -327,7 +326,7 @@ func (o *outcome) tenure() (s span) {
 	return s
 }
 
-// when is when the run came to a point for the first or the last time, or 0.
+// when returns when the run reached a point for the first or the last time, or 0.
 func (o *outcome) when(point faultpoint.Point, last bool) (at int64) {
 	for _, m := range o.moments {
 		if m.Point == point && (at == 0 || last) {
@@ -337,27 +336,26 @@ func (o *outcome) when(point faultpoint.Point, last bool) (at int64) {
 	return at
 }
 
-// judgeRush looks at the runs together: that they took turns, in the right
-// order, and that rollbacks did not wait. The runs are in the order of their
-// creation.
+// judgeRush checks the runs together: that they took turns, in the right order, and
+// that rollbacks did not wait. The runs are in the order of their creation.
 func (o *outcome) judgeRush(runs, beside []*outcome) {
-	figures := o.rushed
+	figures := o.rushFigures
 	for i, one := range runs {
 		for _, other := range runs[:i] {
 			figures.pairs++
-			if one.commands().overlaps(other.commands()) || one.tenure().overlaps(other.tenure()) {
+			if one.commands().overlaps(other.commands()) || one.workspaceSpan().overlaps(other.workspaceSpan()) {
 				figures.overlaps++
-				o.complain(doubled, "runs %s and %s were in the workspace at the same time", one.run.ID, other.run.ID)
+				o.report(doubled, "runs %s and %s used the workspace at the same time", one.run.ID, other.run.ID)
 			}
 		}
 	}
 	for _, one := range beside {
-		if slices.ContainsFunc(runs, func(other *outcome) bool { return one.tenure().overlaps(other.tenure()) }) {
+		if slices.ContainsFunc(runs, func(other *outcome) bool { return one.workspaceSpan().overlaps(other.workspaceSpan()) }) {
 			figures.during++
 		}
 	}
 	if figures.during == 0 {
-		o.complain(wrong, "no run of the other workspace was under way beside one of the first")
+		o.report(wrong, "no run of the other workspace overlapped with one of the first")
 	}
 	o.judgeOrder(runs)
 	for _, one := range runs {
@@ -374,11 +372,11 @@ func (o *outcome) judgeRush(runs, beside []*outcome) {
 			}
 		}
 		if failed == 0 || rollback == 0 {
-			continue // complained of already
+			continue // reported already
 		}
 		waiting := 0
 		for _, other := range runs {
-			if from := other.tenure().from; from == 0 || from > failed {
+			if from := other.workspaceSpan().from; from == 0 || from > failed {
 				waiting++
 			}
 		}
@@ -391,16 +389,16 @@ func (o *outcome) judgeRush(runs, beside []*outcome) {
 		figures.rollbacks = append(figures.rollbacks, took)
 		if took > rollbackWithin {
 			figures.late++
-			o.complain(wrong, "the rollback of run %s began %s after its failure, with %d runs waiting", one.run.ID, took, waiting)
+			o.report(wrong, "the rollback of run %s began %s after its failure, with %d runs waiting", one.run.ID, took, waiting)
 		}
 	}
 }
 
-// judgeOrder demands that the workspace always passed to the best of the runs
-// that were parked for certain when the one before let go of it: high priority
-// first, then the oldest.
+// judgeOrder checks that the workspace always passed to the right one of the runs
+// that were certainly parked when the run before released it: high priority first,
+// then the oldest.
 func (o *outcome) judgeOrder(runs []*outcome) {
-	figures := o.rushed
+	figures := o.rushFigures
 	place := map[*outcome]int{}
 	for i, one := range runs {
 		place[one] = i
@@ -408,8 +406,8 @@ func (o *outcome) judgeOrder(runs []*outcome) {
 			place[one] -= len(runs)
 		}
 	}
-	began := slices.DeleteFunc(slices.Clone(runs), func(one *outcome) bool { return one.tenure().from == 0 })
-	slices.SortFunc(began, func(a, b *outcome) int { return int(a.tenure().from - b.tenure().from) })
+	began := slices.DeleteFunc(slices.Clone(runs), func(one *outcome) bool { return one.workspaceSpan().from == 0 })
+	slices.SortFunc(began, func(a, b *outcome) int { return int(a.workspaceSpan().from - b.workspaceSpan().from) })
 	for i := 1; i < len(began); i++ {
 		figures.handovers++
 		before, next := began[i-1], began[i]
@@ -417,7 +415,7 @@ func (o *outcome) judgeOrder(runs []*outcome) {
 		for _, waiting := range began[i+1:] {
 			if parked := waiting.when(faultpoint.ParkCommitted, false); parked > 0 && parked < released && place[waiting] < place[next] {
 				figures.outOfTurn++
-				o.complain(wrong, "run %s had the workspace before run %s, which was waiting and comes first", next.run.ID, waiting.run.ID)
+				o.report(wrong, "run %s had the workspace before run %s, which was waiting and comes first", next.run.ID, waiting.run.ID)
 				break
 			}
 		}

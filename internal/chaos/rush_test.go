@@ -8,8 +8,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// inWorkspace is a run that was parked, had the workspace and failed at build,
-// with times in milliseconds.
+// inWorkspace returns the outcome of a run that was parked, had the workspace and
+// failed at build. Times are in milliseconds.
 func inWorkspace(id string, s shape, parked, from, rollback, to int64) *outcome {
 	ms := int64(time.Millisecond)
 	o := &outcome{run: run{ID: id, Shape: s}}
@@ -25,7 +25,7 @@ func inWorkspace(id string, s shape, parked, from, rollback, to int64) *outcome 
 	return o
 }
 
-// The checks of a rush must see what they are there for.
+// The checks of a rush find what they are meant to find.
 func TestRushIsJudged(t *testing.T) {
 	t.Parallel()
 	fails, high := shape{FailAt: "build"}, shape{FailAt: "build", High: true}
@@ -42,15 +42,15 @@ func TestRushIsJudged(t *testing.T) {
 		"the older came too late":  {inWorkspace("2", fails, 35, 70, 80, 90), inWorkspace("3", fails, 5, 40, 50, 60), 0, 0, 0},
 		"the rollback had to wait": {inWorkspace("2", fails, 5, 40, 1100, 1200), inWorkspace("3", fails, 5, 1300, 1310, 1320), 0, 0, 1},
 	} {
-		o := &outcome{rushed: &rushed{}}
+		o := &outcome{rushFigures: &rushFigures{}}
 		o.judgeRush([]*outcome{first, c.second, c.third}, []*outcome{inWorkspace("beside", fails, 1, 10, 20, 30)})
-		if f := o.rushed; f.overlaps != c.overlaps || f.outOfTurn != c.outOfTurn || f.late != c.tooLate || len(o.problems) != c.overlaps+c.outOfTurn+c.tooLate {
+		if f := o.rushFigures; f.overlaps != c.overlaps || f.outOfTurn != c.outOfTurn || f.late != c.tooLate || len(o.problems) != c.overlaps+c.outOfTurn+c.tooLate {
 			t.Errorf("%s: %d overlaps, %d out of turn, %d late, %v", name, f.overlaps, f.outOfTurn, f.late, o.problems)
 		}
 	}
 }
 
-// A rollback that ran twice, or not to its end, is no good one.
+// A rollback that ran twice, or not to its end, is a problem.
 func TestRollbackIsJudged(t *testing.T) {
 	t.Parallel()
 	start, end := ledger.Record{Step: "rollback", Command: 1, Event: ledger.Start}, ledger.Record{Step: "rollback", Command: 1, Event: ledger.End}

@@ -10,22 +10,22 @@ import (
 )
 
 const (
-	// resumeWithin is how soon after a kill the run has to go on.
+	// resumeWithin is how soon after a kill the run should continue.
 	resumeWithin = 5 * time.Second
-	// recordedWithin is the aim for the time in which the end of a command is
-	// known to nobody.
+	// recordedWithin is the aim for the time from the end of a command to its
+	// record.
 	recordedWithin = 5 * time.Millisecond
 )
 
-// printTable writes what the campaign has shown as a Markdown table of two
-// columns: numerators with their denominators.
+// printTable writes the campaign's results as a Markdown table of two columns:
+// names, and counts with their totals.
 func (r *Report) printTable(w io.Writer) {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(w, "| %s | %s |\n", name, fmt.Sprintf(format, args...))
 	}
 	row("`"+r.config.command()+"`", "%s, %d lanes, on %s", r.took.Round(time.Second), r.config.Lanes, r.servers)
 	fmt.Fprint(w, "|---|---|\n")
-	row("trials, runs", "%d, %d; failed trials: %d/%d; moments that did not come: %d", r.trials, r.runs, len(r.failed), r.trials, r.missed)
+	row("trials, runs", "%d, %d; failed trials: %d/%d; points not reached: %d", r.trials, r.runs, len(r.failed), r.trials, r.missed)
 	row("kills", "%d, at %s", r.kills, r.killedAt())
 	for _, f := range []struct {
 		name string
@@ -47,7 +47,7 @@ func (r *Report) printTable(w io.Writer) {
 		name  string
 	}{
 		{lost, "runs lost"}, {stuck, "runs stuck"}, {doubled, "effects doubled"}, {wrong, "wrong status, result or artifact"},
-		{left, "something left behind"}, {tardy, fmt.Sprintf("back later than %s", backLimit)}, {harness, "the harness itself"},
+		{left, "something left behind"}, {slowRecovery, fmt.Sprintf("recovered later than %s", backLimit)}, {harness, "the harness itself"},
 	} {
 		row(p.name, "%d/%d trials", r.problems[p.class], r.trials)
 	}
@@ -57,7 +57,7 @@ func (r *Report) printTable(w io.Writer) {
 	}
 	printRecoveries(w, r.recoveries)
 	row("commands that ran again, their end unrecorded", "%d, of which %d had ended", r.repeated, r.late)
-	row("workers that took themselves for cut off and were starved", "%d", r.starved)
+	row("workers that wrongly considered themselves isolated", "%d", r.wronglyIsolated)
 	var all []time.Duration
 	for _, step := range steps {
 		all = append(all, r.windows[step]...)
@@ -83,8 +83,8 @@ func longer(of []time.Duration, limit time.Duration) int {
 	return n
 }
 
-// killedAt says at how many places workers were killed, and at which they were
-// not, if the campaign was to come by all.
+// killedAt says at how many places workers were killed, and which places of the
+// list were not reached.
 func (r *Report) killedAt() string {
 	points := map[string]bool{}
 	pairs := 0
@@ -126,7 +126,7 @@ func (r *Report) killedAt() string {
 	return text + fmt.Sprintf(" (of the list's %d not reached: %s)", len(listed), strings.Join(names, ", "))
 }
 
-// command is the one that repeats the campaign.
+// command returns the command that repeats the campaign.
 func (c *Config) command() string {
 	command := fmt.Sprintf("make chaos SEED=%d", c.Seed)
 	switch {

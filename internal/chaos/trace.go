@@ -24,18 +24,18 @@ type moment struct {
 // about says whether the moment names the text in its subject.
 func (m moment) about(text string) bool { return slices.Contains(m.Subject, text) }
 
-// traceReader reads the trace as it grows.
+// traceReader reads the trace while workers append to it.
 type traceReader struct {
 	path   string
 	offset int64
 	// moments since the last forget.
 	moments []moment
-	// using says by process whether it has a connection to the peer, as far as
-	// it knows. It is never forgotten.
+	// using says by process whether it has a connection to the peer, according to
+	// the process. It is kept from trial to trial.
 	using map[peer]map[int]bool
 }
 
-// read takes in what was written since the last time.
+// read reads what was written since the last call.
 func (t *traceReader) read() ([]moment, error) {
 	file, err := os.Open(t.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -61,9 +61,9 @@ func (t *traceReader) read() ([]moment, error) {
 	return t.moments, nil
 }
 
-// note follows who uses its servers.
+// note updates which processes use their servers.
 func (t *traceReader) note(m moment) {
-	for p, turn := range turns {
+	for p, turn := range connectionPoints {
 		if m.Point != turn.lost && m.Point != turn.back {
 			continue
 		}
@@ -74,28 +74,28 @@ func (t *traceReader) note(m moment) {
 	}
 }
 
-// forget begins a new trial.
+// forget drops the moments of the last trial.
 func (t *traceReader) forget() { t.moments = nil }
 
-// open is how many tasks are in the hands of living processes. It goes by ids:
-// a delivery whose connection was lost is never settled, the one that came
-// again for it is.
-func open(moments []moment, alive map[int]bool) int {
-	type hand struct {
+// unackedTasks counts the tasks whose message a living process has and has not
+// settled. It compares task ids, because a delivery whose connection was lost is
+// never settled, but its redelivery is.
+func unackedTasks(moments []moment, alive map[int]bool) int {
+	type delivery struct {
 		pid int
 		id  string
 	}
-	held := map[hand]bool{}
+	unacked := map[delivery]bool{}
 	for _, m := range moments {
 		if !alive[m.PID] || len(m.Subject) == 0 {
 			continue
 		}
 		switch m.Point {
 		case faultpoint.DeliveryReceived:
-			held[hand{m.PID, m.Subject[0]}] = true
+			unacked[delivery{m.PID, m.Subject[0]}] = true
 		case faultpoint.SettleBefore, faultpoint.DeliveryDropped:
-			delete(held, hand{m.PID, m.Subject[0]})
+			delete(unacked, delivery{m.PID, m.Subject[0]})
 		}
 	}
-	return len(held)
+	return len(unacked)
 }

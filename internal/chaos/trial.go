@@ -20,70 +20,66 @@ const (
 	// KillAtRandom kills a worker at a time that has nothing to do with what
 	// it does, once or twice.
 	KillAtRandom Kind = "kill-random"
-	// BrokerFault and DatabaseFault break the connection of the worker that
-	// works, at a named point.
+	// BrokerFault and DatabaseFault break the connections of the busy worker at a
+	// named point.
 	BrokerFault   Kind = "broker-fault"
 	DatabaseFault Kind = "database-fault"
-	// Duplicate delivers messages twice: the first, a follower, the rollback,
-	// a stale rollback of a run that is good or was retried. Or the run is
-	// retried while its rollback runs.
+	// Duplicate delivers a message twice: the first, a later one, the rollback, or
+	// an old rollback of a run that has succeeded or was retried. Or it retries
+	// the run while its rollback runs.
 	Duplicate Kind = "duplicate"
-	// Poison kills every worker that starts a step, until it is given up.
+	// Poison kills every worker that starts a step, until the step fails for that
+	// reason.
 	Poison Kind = "poison"
-	// Partition cuts a worker off from both servers for longer than a
-	// take-over needs, when a command of it has just ended, or begins and
-	// would go on for all that time; by a reset, or without a word.
+	// Partition isolates a worker for longer than a takeover needs, by a reset or
+	// a stall, when a command of it has just ended, or begins and would last all
+	// that time.
 	Partition Kind = "partition"
-	// Blackout cuts the only worker off from both servers, at a moment of a
-	// step, for longer than a take-over would need if there were another one.
-	// No command may run again.
+	// Blackout isolates the only worker, at a point of a step, for longer than a
+	// takeover would need if there were another worker. No command may run again.
 	Blackout Kind = "blackout"
-	// Crowd has several runs want one workspace, with two workers, one of
-	// which is killed: where messages are parked and published again, or
-	// anywhere.
+	// Crowd has several runs compete for one workspace, and kills one of two
+	// workers where it parks or publishes messages, or anywhere.
 	Crowd Kind = "crowd"
-	// Stop ends the worker by SIGTERM in the middle of a command, while other
-	// runs wait for the workspace or not.
+	// Stop ends the worker by SIGTERM during a command, in half of the trials while
+	// other runs wait for the workspace.
 	Stop Kind = "stop"
-	// Lost has the broker lose a run's message, so that a worker ends the run,
-	// and kills that worker.
+	// Lost purges a run's message, so that a worker ends the run as lost, and kills
+	// that worker.
 	Lost Kind = "lost"
-	// Foreign kills a worker and has a consumer that is no worker of this
-	// program take the message, hold it for longer than the grace after which a
-	// run is lost, and give it back.
+	// Foreign kills a worker and has a consumer that is no worker of this program
+	// take the message, keep it for longer than LostGrace, and requeue it.
 	Foreign Kind = "foreign"
-	// Restart stops or kills the broker or the database, or both, at a named
-	// point, and starts them again a while later. It has servers of its own.
+	// Restart stops or kills the broker, the database, or both at a named point,
+	// and starts them again after a while. It uses servers of its own.
 	Restart Kind = "restart"
-	// Rollback makes runs fail in every way there is, in turn, and demands
-	// that each is rolled back exactly once. It is carried out when asked for.
+	// Rollback makes runs fail for every reason, in turn, and checks that each is
+	// rolled back exactly once. It runs only on request.
 	Rollback Kind = "rollback"
-	// Rush publishes many runs at once for one workspace with four workers,
-	// and some for another workspace. It is carried out when asked for.
+	// Rush publishes many runs at once for one workspace with four workers, and
+	// some for another workspace. It runs only on request.
 	Rush Kind = "rush"
-	// Mixed publishes many runs at once for a fleet of Celery's workers in
-	// Python and workers of this program on one queue, with steps longer than
-	// the time after which a run is lost that nobody has. It is carried out when
-	// asked for, and needs Python.
+	// Mixed publishes many runs at once for Celery's Python workers and workers of
+	// this program on one queue, with steps longer than LostGrace. It runs only on
+	// request, and needs Python.
 	Mixed Kind = "mixed"
 )
 
-// Kinds are all kinds, each as often as it has its turn in a campaign.
+// Kinds are the kinds of a campaign, in turn and as often as each is used.
 var Kinds = []Kind{
 	KillAtPoint, KillAtPoint, KillAtRandom, BrokerFault, KillAtPoint, Duplicate, KillAtPoint, DatabaseFault,
 	KillAtPoint, BrokerFault, KillAtPoint, BrokerFault, Stop, KillAtPoint, KillAtRandom, DatabaseFault, KillAtPoint, Duplicate,
 	BrokerFault, KillAtPoint, BrokerFault, KillAtPoint, Poison, Crowd, KillAtPoint, Partition, KillAtPoint, Crowd, Lost, Restart, Blackout, Foreign,
 }
 
-// askedFor are the kinds that have no turn in a campaign: they show one promise
-// each.
-var askedFor = []Kind{Rollback, Rush, Mixed}
+// onRequest are the kinds that no campaign uses by default. Each shows one promise.
+var onRequest = []Kind{Rollback, Rush, Mixed}
 
-// retriedEarly is the variant of a duplicate whose run is retried while its
-// rollback runs, as the API allows for one that has failed.
+// retriedEarly is the variant of Duplicate that retries a run while its rollback
+// runs. The API allows that for a failed run.
 const retriedEarly = "retry while the rollback runs"
 
-// A Trial is everything that a trial does, made from seed and number alone.
+// A Trial describes a trial. Seed and number alone define it.
 type Trial struct {
 	Seed   uint64
 	Number int
@@ -91,49 +87,48 @@ type Trial struct {
 	Shape  shape
 	// Others are the shapes of further runs, published at the same time.
 	Others []shape
-	// Standby: a second worker is there all the time. Otherwise the killed one
+	// Standby says that a second worker runs all the time. Otherwise a killed one
 	// is started again at once.
 	Standby bool
 	// Stages happen one after the other.
 	Stages []stage
-	// Variant of a duplicate, or of what else is done to a run from outside.
+	// Variant is that of Duplicate, or what else is done to a run from outside.
 	Variant string
-	// Case of a rollback.
+	// Case is that of Rollback or Lost.
 	Case string
-	// LostStep is the step that fails because its message, or the one of the
-	// step before, is lost; "" if it is the rollback's that is lost, or none.
+	// LostStep is the step that fails because its message is lost; "" if the
+	// rollback's message is lost, or none.
 	LostStep string
 }
 
-// A stage is one thing that goes wrong.
+// A stage is one fault.
 type stage struct {
-	// Point, Step, Command and Occurrence say at which moment; with After instead, at
-	// that time after the last stage.
+	// Point, Step, Command and Occurrence say where; without a Point, the fault
+	// happens After the last stage.
 	Point      faultpoint.Point
 	Step       string
 	Occurrence int
-	// Command is the number of the command that the moment is about, 0 for
-	// whichever.
+	// Command is the number of the command, 0 for any.
 	Command int
 	After   time.Duration
-	// Do is what happens.
+	// Do is the kind of fault.
 	Do action
-	// Fault and For are those of a broken connection. For is also how long a
-	// server stays away.
+	// Fault is that of a connection. For is how long it lasts, or how long a server
+	// is stopped.
 	Fault fault
 	For   time.Duration
-	// Abrupt: the server is killed, not stopped.
+	// Abrupt says that the server is killed instead of stopped.
 	Abrupt bool
-	// Lose: when the worker is dead, the run's message is lost.
-	Lose bool
-	// Lend: when the worker is dead, a foreign consumer has the run's message
-	// for a while.
-	Lend bool
-	// Alone: not before the worker knows that nobody else consumes its queue.
+	// PurgeMessage says to purge the run's message when the worker is dead.
+	PurgeMessage bool
+	// ToForeign says that a foreign consumer takes the run's message when the worker
+	// is dead, and requeues it after a while.
+	ToForeign bool
+	// Alone says to wait until the worker knows that it is alone on its queue.
 	Alone bool
 }
 
-// action is what happens at a stage.
+// action is the kind of fault of a stage.
 type action string
 
 // The actions.
@@ -143,17 +138,17 @@ const (
 	breakBroker   action = "broker"
 	breakDatabase action = "database"
 	breakBoth     action = "both"
-	// endSessions lets the database's administrator end all sessions of
-	// workers: both workers lose their locks at the same moment.
+	// endSessions ends all database sessions of workers, as an administrator may:
+	// both workers lose their locks at the same moment.
 	endSessions action = "end-sessions"
-	// restartBroker, restartDatabase and restartBoth end the lane's own servers.
+	// restartBroker, restartDatabase and restartBoth restart the lane's own servers.
 	restartBroker   action = "restart broker"
 	restartDatabase action = "restart database"
 	restartBoth     action = "restart both"
 )
 
-// holeLasts is a little longer than a worker of the harness needs to find out
-// that nothing comes from its broker: one and a half of its heartbeats.
+// holeLasts is a little longer than a worker needs to notice that its broker sends
+// nothing: one and a half of its heartbeats.
 const holeLasts = brokerHeartbeat*3/2 + 1500*time.Millisecond
 
 func (a action) restarts() bool {
@@ -164,17 +159,17 @@ func (t Trial) String() string {
 	var stages []string
 	for _, s := range t.Stages {
 		text := string(s.Do)
-		if s.Lose {
-			text += " and lose the message"
+		if s.PurgeMessage {
+			text += " and purge the message"
 		}
-		if s.Lend {
-			text += " and lend the message"
+		if s.ToForeign {
+			text += " and a foreign consumer takes the message"
 		}
 		if s.Fault != noFault {
 			text += " " + string(s.Fault) + " " + s.For.String()
 		}
 		if s.Do.restarts() {
-			text += map[bool]string{true: " (killed, away ", false: " (stopped, away "}[s.Abrupt] + s.For.String() + ")"
+			text += map[bool]string{true: " (killed for ", false: " (stopped for "}[s.Abrupt] + s.For.String() + ")"
 		}
 		if s.Point != "" {
 			text += " at " + s.place()
@@ -213,15 +208,15 @@ type place struct {
 	// command is the number of the command that the point is about, if there
 	// are several.
 	command int
-	// before are stages that must come first for the program to get here.
+	// before are stages without which the program does not reach the point.
 	before []stage
-	// failed: only a step that fails comes here.
+	// failed says that only a step that fails reaches the point.
 	failed bool
-	// takes is how long commands must take for the program to get here.
+	// takes is how long commands must take for the program to reach the point.
 	takes time.Duration
 }
 
-// places lists where a worker can be killed.
+// places lists where trials kill a worker.
 var places = slices.Concat(
 	at(everyStep, nil, false,
 		faultpoint.ConsumerTook, faultpoint.DeliveryReceived, faultpoint.DeliveryDecoded, faultpoint.SlotTaken, faultpoint.TaskStarting,
@@ -232,60 +227,60 @@ var places = slices.Concat(
 		faultpoint.SettleBefore, faultpoint.SettleAfter),
 	at([]string{"analyze", "patch", "build", "restart", "rollback"}, nil, false, faultpoint.ArtifactBefore, faultpoint.ArtifactWritten),
 	at(withCommand, nil, false, aroundCommand...),
-	// The same of each of several commands, and again of those that are left
-	// after a crash.
+	// The same for each of several commands, and for those that are left after a
+	// kill.
 	ofCommand(1, at(withSeveral, nil, false, aroundCommand...)),
 	ofCommand(2, at(withSeveral, nil, false, aroundCommand...)),
 	ofCommand(3, at(withSeveral, nil, false, aroundCommand...)),
 	ofCommand(2, at(withSeveral, []stage{{Point: faultpoint.CommandRecorded, Command: 1, Do: kill}}, false, aroundCommand...)),
 	ofCommand(2, at(withSeveral, []stage{{Point: faultpoint.CommandBefore, Command: 2, Do: kill}}, false, aroundCommand...)),
 	ofCommand(3, at(withSeveral, []stage{{Point: faultpoint.CommandAfter, Command: 2, Do: kill}}, false, aroundCommand...)),
-	// A chain goes on after all but its last step.
+	// A chain continues after every step but its last.
 	at([]string{"analyze", "patch", "build", "restart"}, nil, false, faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed),
 	// The error callback, and the results of links that will never run.
 	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.PublishBefore, faultpoint.PublishConfirmed),
 	at([]string{"verify"}, nil, true, faultpoint.PublishSent),
 	at([]string{"patch", "build", "restart", "verify"}, nil, true, faultpoint.ResultBefore, faultpoint.ResultStored, faultpoint.LaterBefore, faultpoint.LaterStored),
-	// What is only done after a first crash.
+	// Points that are only reached after a first kill.
 	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.StepAnswered),
 	at(everyStep, []stage{{Point: faultpoint.StepBegun, Do: kill}}, false, faultpoint.HolderSuspected, faultpoint.BeginCommitted),
 	at([]string{"patch", "build", "restart", "rollback"}, []stage{{Point: faultpoint.CommandBefore, Do: kill}}, false, faultpoint.CommandAfter, faultpoint.StepWorked),
 	at(everyStep, []stage{{Point: faultpoint.FinishAfter, Do: kill}}, false, faultpoint.SettleBefore),
-	// Where a redelivery joins the step that still runs, and where a step that
-	// is cut short is handed back.
+	// Where a redelivery joins the step that still runs, and where a stopping
+	// worker releases its claim.
 	taking(1500*time.Millisecond, at(withCommand, []stage{{Point: faultpoint.CommandBefore, Do: breakBroker, Fault: reset, For: 50 * time.Millisecond}}, false,
 		faultpoint.TaskAttached)),
 	taking(4*time.Second, at(withCommand, []stage{{Point: faultpoint.CommandBefore, Do: terminate}}, false,
 		faultpoint.ReleaseBefore, faultpoint.ReleaseAfter)),
 )
 
-// crowdPoints are where a crowd's worker is killed, in whatever step it is.
+// crowdPoints are the points at which Crowd kills a worker, in any step.
 var crowdPoints = []faultpoint.Point{
 	faultpoint.ParkedTaken, faultpoint.ParkedPublished, faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.StepDecided, faultpoint.BeginLocked,
 	faultpoint.FinishCommitted, faultpoint.SettleBefore,
 }
 
-// leftOut are the other points, those of some steps or, with none named, of
-// all, and why there is no kill that is meant for them.
+// leftOut are the points without a kill, for the named steps or for all, and the
+// reason.
 var leftOut = []struct {
 	points []faultpoint.Point
 	steps  []string
 	why    string
 }{
 	{[]faultpoint.Point{faultpoint.ConnectionLost, faultpoint.ConnectionRestored, faultpoint.SessionLost, faultpoint.SessionEstablished}, nil,
-		"they are of no step; they tell how a worker recovers"},
-	{[]faultpoint.Point{faultpoint.OtherConsumersKnown}, nil, "the question is asked beside the work: a short step may be over before the answer"},
-	{[]faultpoint.Point{faultpoint.Isolated}, nil, "needs both servers to be silent: kind partition"},
-	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, and nothing is in hand any more"},
+		"they belong to no step; they show how a worker recovers"},
+	{[]faultpoint.Point{faultpoint.OtherConsumersKnown}, nil, "the query runs beside the step: a short step may end before the answer"},
+	{[]faultpoint.Point{faultpoint.Isolated}, nil, "needs a fault of both servers: kind partition"},
+	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, after which no delivery is left"},
 	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
-	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written in one go"},
+	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written at once"},
 	{[]faultpoint.Point{faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed}, []string{"rollback"}, "nothing follows it"},
 	{[]faultpoint.Point{faultpoint.LaterBefore, faultpoint.LaterStored}, []string{"analyze", "rollback"}, "no plan lets these steps fail"},
 	{[]faultpoint.Point{faultpoint.TaskAttached, faultpoint.ReleaseBefore, faultpoint.ReleaseAfter}, []string{"analyze", "verify"},
-		"without a command they are over before a redelivery comes, or a stopping worker hands them back"},
+		"without a command they end before a redelivery arrives, or a stopping worker hands them back"},
 	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.ParkedTaken, faultpoint.ParkedPublished}, nil,
-		"which step comes by depends on which run is first: a crowd's worker is killed in whatever step it is"},
-	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they are of a run: kind lost"},
+		"which step reaches it depends on which run is first: kind crowd kills in any step"},
+	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
 }
 
 var (
@@ -295,7 +290,7 @@ var (
 	aroundCommand = []faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}
 )
 
-// ofCommand is the places, about one command of several.
+// ofCommand returns the places for one command of several.
 func ofCommand(number int, places []place) []place {
 	for i := range places {
 		places[i].command = number
@@ -303,12 +298,12 @@ func ofCommand(number int, places []place) []place {
 	return places
 }
 
-// stage is what happens there.
+// stage makes the stage of a fault at the place.
 func (p place) stage(do action) stage {
 	return stage{Point: p.point, Step: p.step, Command: p.command, Do: do}
 }
 
-// place is the stage's in reports.
+// place is the name of the stage's place in reports.
 func (s stage) place() string {
 	name := string(s.Point)
 	if s.Step != "" {
@@ -320,7 +315,7 @@ func (s stage) place() string {
 	return name
 }
 
-// taking is the places with commands that take so long.
+// taking returns the places with the given duration of commands.
 func taking(d time.Duration, places []place) []place {
 	for i := range places {
 		places[i].takes = d
@@ -345,7 +340,7 @@ func at(in []string, before []stage, failed bool, points ...faultpoint.Point) []
 	return all
 }
 
-// New makes a trial from its seed and number. kinds are those of the campaign,
+// newTrial makes a trial from its seed and number. kinds are those of the campaign,
 // in turn.
 func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	random := rand.New(rand.NewPCG(seed, uint64(number)))
@@ -367,7 +362,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 			do = breakDatabase
 		}
 		faults := []fault{reset, stall, deaf, mute, slow, pause}
-		p := t.somewhere(random)
+		p := t.drawPlace(random)
 		if t.Kind == DatabaseFault && random.IntN(4) == 0 {
 			t.Stages = []stage{p.stage(endSessions)}
 			break
@@ -375,8 +370,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.Stages = []stage{p.stage(do)}
 		t.Stages[0].Fault, t.Stages[0].For = faults[random.IntN(len(faults))], time.Duration(20+random.IntN(2000))*time.Millisecond
 		if random.IntN(12) == 0 {
-			// Long enough for heartbeats, or questions to the database, to find
-			// out.
+			// Long enough for heartbeats, or queries of the database, to notice.
 			t.Stages[0].Fault, t.Stages[0].For = hole, holeLasts
 		}
 	case Restart:
@@ -398,16 +392,16 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 	case Mixed:
 		t.Standby, t.Shape, t.Case = true, shape{}, "many runs, Python's workers restarted half-way"
 	case Lost:
-		t.lose(random, turnOf(number, kinds))
+		t.loseMessage(random, turnOf(number, kinds))
 	case Foreign:
-		t.lend(random)
+		t.toForeign(random)
 	case Stop:
 		t.stop(random)
 	}
 	return t
 }
 
-// turnOf is how many trials of the same kind come before the trial.
+// turnOf returns the number of earlier trials of the same kind.
 func turnOf(number int, kinds []Kind) int {
 	turn := number % len(kinds)
 	return number/len(kinds)*count(kinds, kinds[turn]) + count(kinds[:turn], kinds[turn])
@@ -423,32 +417,32 @@ func count(kinds []Kind, kind Kind) int {
 	return n
 }
 
-// killAtPoint takes the places in an order that the seed gives, so that a
-// campaign comes by all of them before it comes by one twice.
+// killAtPoint uses the places in an order that depends on the seed. So a campaign
+// uses each of them before it uses one twice.
 func (t *Trial) killAtPoint(random *rand.Rand, turn int) {
 	order := rand.New(rand.NewPCG(t.Seed, 0)).Perm(len(places))
 	p := places[order[turn%len(order)]]
-	t.fit(p, random)
+	t.shapeFor(p, random)
 	if p.takes > 0 {
-		// The same worker, without another that the message might go to.
+		// No other worker may get the message.
 		t.Standby, t.Shape.Milliseconds, t.Shape.Several = false, int(p.takes.Milliseconds()), false
 	}
 	t.Stages = append(slices.Clone(p.before), p.stage(kill))
 }
 
-// somewhere draws a place that needs no crash before it.
-func (t *Trial) somewhere(random *rand.Rand) place {
+// drawPlace draws a place that needs no earlier stage.
+func (t *Trial) drawPlace(random *rand.Rand) place {
 	for {
 		p := places[random.IntN(len(places))]
 		if len(p.before) == 0 {
-			t.fit(p, random)
+			t.shapeFor(p, random)
 			return p
 		}
 	}
 }
 
-// fit gives the run a shape that comes by the place.
-func (t *Trial) fit(p place, random *rand.Rand) {
+// shapeFor gives the run a shape that reaches the place.
+func (t *Trial) shapeFor(p place, random *rand.Rand) {
 	t.Shape.Several = t.Shape.Several || p.command > 0
 	switch {
 	case p.failed:
@@ -466,7 +460,7 @@ func (t *Trial) fit(p place, random *rand.Rand) {
 func (t *Trial) partition(random *rand.Rand) {
 	step := []string{"build", "restart"}[random.IntN(2)]
 	cut := stage{Point: faultpoint.CommandAfter, Step: step, Do: breakBoth, Fault: reset, For: 6500 * time.Millisecond}
-	// The next command is long enough to be caught beside another.
+	// The next command is long enough to overlap with another one.
 	milliseconds := 3000
 	if random.IntN(3) > 0 {
 		cut.Point, milliseconds = faultpoint.CommandBefore, 5000
@@ -478,16 +472,16 @@ func (t *Trial) partition(random *rand.Rand) {
 	t.Stages = []stage{cut}
 }
 
-// blackout makes the trial one that takes both servers from the only worker, as
-// the stage says, for 2 to 8 s.
+// blackout makes the trial one that isolates the only worker for 2 to 8 s, by the
+// fault of the stage.
 func (t *Trial) blackout(random *rand.Rand, s stage) {
 	s.Point = []faultpoint.Point{
 		faultpoint.CommandBefore, faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded,
 		faultpoint.FinishBefore, faultpoint.FinishWritten, faultpoint.FinishCommitted, faultpoint.PublishBefore,
 	}[random.IntN(8)]
 	s.Step = []string{"patch", "build", "restart"}[random.IntN(3)]
-	// It asks as soon as a step begins, and a step that is short may have come
-	// to its end, where nothing is left to be killed.
+	// The worker counts other consumers as soon as a step begins. At later points a
+	// short step has no command that could be killed.
 	s.Alone = s.Point == faultpoint.CommandBefore || s.Point == faultpoint.CommandAfter || s.Point == faultpoint.CommandRecorded
 	s.For = time.Duration(2000+random.IntN(6000)) * time.Millisecond
 	t.Standby, t.Shape = false, shape{Milliseconds: 500 + random.IntN(5500)}
@@ -510,18 +504,18 @@ func (t *Trial) crowd(random *rand.Rand, turn int) {
 	}
 	point, occurrence := crowdPoints[turn], 1
 	if slices.ContainsFunc(places, func(p place) bool { return p.point == point }) {
-		occurrence += random.IntN(4) // each worker comes by often
+		occurrence += random.IntN(4) // each worker reaches it often
 	}
 	t.Stages = []stage{{Point: point, Occurrence: occurrence, Do: kill}}
 }
 
-// stop ends a worker in the middle of a command. Half of them leave messages of
-// other runs that wait for the workspace.
+// stop makes the trial one that ends a worker during a command, in half of the
+// trials while messages of other runs are parked.
 func (t *Trial) stop(random *rand.Rand) {
 	t.Shape.Milliseconds, t.Shape.FailAt = 300, ""
 	step := []string{"patch", "build", "restart"}[random.IntN(3)]
 	if random.IntN(2) == 0 {
-		step = "build" // by then the others' messages have had their turn
+		step = "build" // by then the messages of the others are parked
 		t.Others = []shape{quick, quick}
 	}
 	t.Stages = []stage{{Point: faultpoint.CommandBefore, Step: step, Do: terminate}}
@@ -538,8 +532,8 @@ func (t *Trial) duplicate() {
 	case "stale rollback":
 		t.Shape.FailAt = ""
 	case retriedEarly:
-		// A rollback that takes longer than the new chain needs to come to its
-		// first command, and a worker that has nothing else to do.
+		// The rollback must take longer than the new chain needs to reach its first
+		// command, and a second worker must be idle.
 		t.Standby, t.Shape = true, shape{FailAt: "build", Milliseconds: 1500}
 	}
 }

@@ -15,27 +15,26 @@ import (
 	"time"
 )
 
-// patience is the longest that anything is waited for. It covers what the
-// product promises (a take-over within 5 s) several times over, on two busy
-// cores.
-const patience = 45 * time.Second
+// waitTimeout bounds every wait. It is several times longer than what the program
+// promises (a takeover within 5 s), for two busy cores.
+const waitTimeout = 45 * time.Second
 
-// brokerHeartbeat is what workers ask of the broker.
+// brokerHeartbeat is the heartbeat that workers negotiate with the broker.
 const brokerHeartbeat = 5 * time.Second
 
-// shutdownGrace is how long workers may take to stop; running steps may go on
+// shutdownGrace is how long workers may take to stop. Running steps may continue
 // for three quarters of it.
 const shutdownGrace = 2 * time.Second
 
-// A workerProcess is one place for a worker: the process in it is killed and
-// replaced, its proxies stay.
+// A workerProcess is a worker whose process is killed and replaced, while its
+// proxies stay.
 type workerProcess struct {
 	lane     *lane
 	name     string
 	broker   *proxy
 	database *proxy
 	environ  []string
-	// settings are those of the trial, besides.
+	// settings are additional variables for the trial.
 	settings []string
 
 	command *exec.Cmd
@@ -142,7 +141,7 @@ func (w *workerProcess) pid() int {
 	return w.command.Process.Pid
 }
 
-// kill ends the process as a power cut would; its commands are left to die.
+// kill sends SIGKILL to the process. Its commands must end by themselves.
 func (w *workerProcess) kill() {
 	if w.alive() {
 		_ = w.command.Process.Kill()
@@ -150,7 +149,7 @@ func (w *workerProcess) kill() {
 	}
 }
 
-// terminate asks the process to end.
+// terminate sends SIGTERM to the process.
 func (w *workerProcess) terminate() error {
 	if err := w.command.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -158,7 +157,7 @@ func (w *workerProcess) terminate() error {
 	return nil
 }
 
-// stop ends the process as its operator does.
+// stop ends the process by SIGTERM and waits for it.
 func (w *workerProcess) stop() error {
 	if !w.alive() {
 		return nil
@@ -169,9 +168,9 @@ func (w *workerProcess) stop() error {
 	select {
 	case <-w.exited:
 		return nil
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		w.kill()
-		return fmt.Errorf("worker %s (pid %d) did not end within %s of SIGTERM", w.name, w.pid(), patience)
+		return fmt.Errorf("worker %s (pid %d) did not end within %s of SIGTERM", w.name, w.pid(), waitTimeout)
 	}
 }
 

@@ -1,10 +1,10 @@
 // Package defects keeps known defects of the worker as patches, one file each.
-// The chaos proof (internal/chaos) builds a worker with each of them and
-// demands that the harness finds it.
+// The chaos proof (internal/chaos) builds a worker with each of them and checks
+// that its trials find the defect.
 //
-// The code that is shipped knows nothing of them. So a change of that code can
-// make a patch stale; the test of this package says which, and README.md how to
-// make it new.
+// The shipped code has no trace of the defects. So a change of that code can make
+// a patch stale. The test of this package says which one; README.md says how to
+// renew it.
 package defects
 
 import (
@@ -27,9 +27,9 @@ var patches embed.FS
 
 // A Defect is one patch.
 type Defect struct {
-	// Name is that of its file, without ".patch".
+	// Name is the name of its file without ".patch".
 	Name string
-	// Breaks says in a sentence what is wrong in a worker that has it.
+	// Breaks is one sentence: what is wrong in a worker that has the defect.
 	Breaks string
 	// Files are the paths that it changes, adds or removes, relative to the
 	// module's root.
@@ -181,9 +181,9 @@ func git(ctx context.Context, folder string, input []byte, args ...string) ([]by
 	command.Stdin = bytes.NewReader(input)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
-	// In a work tree of git, git would pass over files that are not in its
-	// folder, and say nothing; a ceiling that is not absolute does not count.
-	// And nobody's settings may change what is done.
+	// In a work tree, git would silently skip files outside of its folder. So it
+	// must not find the work tree; the ceiling has to be absolute. The user's
+	// settings must not change the result.
 	command.Env = append(os.Environ(), "GIT_CEILING_DIRECTORIES="+filepath.Dir(folder), "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL="+os.DevNull, "LC_ALL=C")
 	if err := command.Run(); err != nil {
 		return stdout.Bytes(), fmt.Errorf("git %s: %w: %s", args[0], err, bytes.TrimSpace(stderr.Bytes()))

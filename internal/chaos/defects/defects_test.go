@@ -21,7 +21,7 @@ func all(t *testing.T) []Defect {
 	return list
 }
 
-// Whoever changes code that a patch touches is told here, not by the proof,
+// A change that makes a patch stale fails here, and not only in the proof,
 // which few people run.
 func TestEveryPatchAppliesAndCompiles(t *testing.T) {
 	t.Parallel()
@@ -57,8 +57,8 @@ func readPackages(t *testing.T, d Defect) {
 	}
 }
 
-// A patch that was written for this tree must go into the next one, as long as
-// what it changes is there.
+// A patch must apply after other edits, as long as the lines that it changes
+// exist.
 func TestPatchesApplyBesideOtherEdits(t *testing.T) {
 	t.Parallel()
 	const patch = `near: The one is two.
@@ -85,7 +85,7 @@ new file mode 100644
 	for name, c := range map[string]struct{ before, want string }{
 		"as it was":             {"first\nsecond\nthird\none\nfourth\nfifth\nsixth\n", "first\nsecond\nthird\ntwo\nfourth\nfifth\nsixth\n"},
 		"moved, others changed": {"new\nnew\nnew\nfirst\nother\nthird\none\nfourth\nother\nnew\n", "new\nnew\nnew\nfirst\nother\nthird\ntwo\nfourth\nother\nnew\n"},
-		"the line is gone":      {"first\nsecond\nthird\nthree\nfourth\nfifth\nsixth\n", ""},
+		"the line is deleted":   {"first\nsecond\nthird\nthree\nfourth\nfifth\nsixth\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// An Editor makes patches and refreshes them. It works on copies: the module's
-// own files stay as they are, also those that are not committed.
+// An Editor makes and refreshes patches. It works on copies and never changes the
+// module's own files.
 type Editor struct {
 	// Module is the module's root, Patches the folder of the patches.
 	Module, Patches string
@@ -25,9 +25,9 @@ type Editor struct {
 	Output io.Writer
 }
 
-// Open puts the files of a defect below Work, to be edited. files are added to
-// those that the patch changes already; breaks replaces its sentence. Without a
-// patch of that name both are needed: the defect is new.
+// Open copies the files of a defect below Work, to be edited there. files are added
+// to those that the patch changes; breaks, unless "", replaces its sentence. A new
+// defect, one without a patch, needs both.
 func (e Editor) Open(ctx context.Context, name, breaks string, files []string) error {
 	d, err := e.read(name)
 	isNew := errors.Is(err, fs.ErrNotExist)
@@ -58,16 +58,16 @@ func (e Editor) Open(ctx context.Context, name, breaks string, files []string) e
 		return err
 	}
 	if !isNew {
-		// What does not apply is left in files that end in .rej.
+		// Git writes hunks that do not apply to files that end in .rej.
 		_ = d.apply(ctx, filepath.Join(folder, "b"), atLeastOneLine, "--reject")
 	}
 	fmt.Fprintf(e.Output, "%s: edit %s (%s), then run `make defects` again\n", name, filepath.Join(folder, "b"), strings.Join(d.Files, ", "))
 	return nil
 }
 
-// Refresh saves what was edited, and refreshes each patch whose surroundings
-// have changed. A patch that does not apply, or whose result does not compile,
-// is opened for an edit; then the error counts them.
+// Refresh saves the opened patches, and refreshes each patch whose context has
+// changed. It opens a patch that does not apply, or whose result does not compile;
+// the error says how many.
 func (e Editor) Refresh(ctx context.Context) error {
 	opened, err := filepath.Glob(filepath.Join(e.Work, "*", "header"))
 	if err != nil {
@@ -103,7 +103,7 @@ func (e Editor) Refresh(ctx context.Context) error {
 	return nil
 }
 
-// save writes the patch of a defect from what was edited.
+// save writes the patch of an opened defect.
 func (e Editor) save(ctx context.Context, name string) error {
 	folder := filepath.Join(e.Work, name)
 	err := filepath.WalkDir(filepath.Join(folder, "b"), func(path string, _ fs.DirEntry, err error) error {
@@ -125,7 +125,7 @@ func (e Editor) save(ctx context.Context, name string) error {
 	return os.RemoveAll(folder)
 }
 
-// refresh writes the patch anew if its context has changed.
+// refresh rewrites the patch if its context has changed.
 func (e Editor) refresh(ctx context.Context, d Defect) error {
 	folder, err := os.MkdirTemp("", "defect-")
 	if err != nil {
@@ -144,7 +144,7 @@ func (e Editor) refresh(ctx context.Context, d Defect) error {
 		return err
 	}
 	if d.apply(ctx, before, "--check") == nil {
-		return nil // with all its context: line numbers alone are no reason
+		return nil // applies with all its context; changed line numbers alone are no reason
 	}
 	if err := os.Rename(filepath.Join(folder, "tree"), filepath.Join(folder, "b")); err != nil {
 		return err
@@ -163,7 +163,7 @@ func (e Editor) write(ctx context.Context, name, header, folder string) error {
 	for line := range strings.Lines(string(diff)) {
 		switch {
 		case strings.HasPrefix(line, "index "):
-			continue // would change with every edit of the file
+			continue // it would change with every edit of the file
 		case strings.HasPrefix(line, "diff --git "):
 			// Both sides have one prefix where a file is on one side only.
 			_, file, _ := strings.Cut(strings.Fields(line)[3], "/")

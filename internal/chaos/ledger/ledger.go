@@ -1,11 +1,10 @@
-// Package ledger is the outside world of a chaos trial: the record of every
-// effect that a plan's commands have had, which the worker can neither see nor
-// mend.
+// Package ledger records the effects that a plan's commands have in a chaos trial.
+// The worker can neither read nor change these records.
 //
-// The program in the folder program is what plans run in place of docker. It
-// appends a record when it starts and one when it ends, each synced to disk
-// before it goes on, and one when it exits, and it holds a lock on the workspace meanwhile: a command
-// that finds the lock taken runs beside another one, and says so.
+// Plans run the program in the folder program instead of docker. It appends a
+// record when it starts and one when it ends, each synced to disk before it
+// continues, and one when it exits. Meanwhile it has a lock on the workspace. If
+// the lock is taken, another command runs at the same time, which it records too.
 package ledger
 
 import (
@@ -21,19 +20,19 @@ import (
 	"time"
 )
 
-// What a Record says.
+// The events of a Record.
 const (
 	Start = "start"
 	End   = "end"
-	// Exit is the last that a program does, and not synced: the record of its
-	// end has taken the disk some time by then.
+	// Exit is the last thing that a program does. Its record is not synced, so that
+	// its time is not that of the disk.
 	Exit    = "exit"
 	Overlap = "overlap"
 )
 
 // A Record is a line of the ledger.
 type Record struct {
-	// At is in nanoseconds since the epoch.
+	// At is the time in nanoseconds since the epoch.
 	At   int64  `json:"at"`
 	Run  string `json:"run"`
 	Step string `json:"step"`
@@ -43,7 +42,7 @@ type Record struct {
 	Event   string `json:"event"`
 }
 
-// Read returns the records of a run, or of all for "". A file that is not there has none.
+// Read returns the records of a run, or of all runs for "". A missing file has none.
 func Read(path, run string) ([]Record, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -66,8 +65,8 @@ func Read(path, run string) ([]Record, error) {
 	return records, lines.Err()
 }
 
-// Run is the program: FILE RUN STEP COMMAND MILLISECONDS CODE. It returns its exit
-// code.
+// Run is the program, with the arguments FILE RUN STEP COMMAND MILLISECONDS CODE. It
+// returns its exit code.
 func Run(args []string) (int, error) {
 	if len(args) != 6 {
 		return 2, fmt.Errorf("want FILE RUN STEP COMMAND MILLISECONDS CODE, got %q", args)
@@ -97,7 +96,7 @@ func Run(args []string) (int, error) {
 	if err := record(Start); err != nil {
 		return 2, err
 	}
-	// The kernel frees the lock of a killed command.
+	// The kernel releases the lock of a killed command.
 	if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		if err := record(Overlap); err != nil {
 			return 2, err

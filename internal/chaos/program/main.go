@@ -1,5 +1,5 @@
-// Command program runs a chaos campaign, or the proof that campaigns find what
-// they look for. `make chaos` and `make chaos-proof` start it with servers.
+// Command program runs a chaos campaign, or the proof that campaigns find known
+// defects. `make chaos` and `make chaos-proof` start it with servers.
 package main
 
 import (
@@ -27,14 +27,14 @@ func run() int {
 	var proof bool
 	flag.Uint64Var(&config.Seed, "seed", 0, "seed of the trials; 0 draws one")
 	flag.IntVar(&config.Trials, "n", 0, "number of trials; 0 is enough for a kill at each place where a worker can be killed, or no limit with -minutes")
-	flag.IntVar(&config.Only, "trial", -1, "carry out this trial only")
+	flag.IntVar(&config.Only, "trial", -1, "run only this trial")
 	flag.IntVar(&config.Lanes, "lanes", 0, "trials at once (default 8)")
 	flag.IntVar(&config.Runs, "runs", 0, "how many runs a rush (default 200) or a mixed trial (default 100) publishes")
 	flag.Float64Var(&minutes, "minutes", 0, "begin no trial after this time")
 	flag.StringVar(&kinds, "kinds", "", "kinds of trials, in turn, separated by commas")
-	flag.StringVar(&config.Folder, "folder", "", "where remains of failures are kept (default: a new folder in var/chaos)")
+	flag.StringVar(&config.Folder, "folder", "", "folder for all files and the evidence of failed trials (default: a new one in var/chaos)")
 	flag.StringVar(&defects, "defects", "", "with -proof: the names of defects, separated by commas (default: all)")
-	flag.BoolVar(&proof, "proof", false, "plant known defects and demand that each is found")
+	flag.BoolVar(&proof, "proof", false, "plant known defects and check that each is found")
 	flag.Parse()
 	config.For = time.Duration(minutes * float64(time.Minute))
 	if config.For > 0 && config.Trials == 0 {
@@ -73,7 +73,7 @@ func campaign(ctx context.Context, config chaos.Config, proof bool) error {
 		}
 		config.Folder = folder
 	}
-	// Programs are run from there, in folders of their own.
+	// Absolute, because programs run in other folders.
 	folder, err := filepath.Abs(config.Folder)
 	if err != nil {
 		return err
@@ -82,14 +82,14 @@ func campaign(ctx context.Context, config chaos.Config, proof bool) error {
 	if proof {
 		return chaos.Prove(ctx, config)
 	}
-	fmt.Printf("seed %d; everything is in %s\n", config.Seed, config.Folder)
+	fmt.Printf("seed %d; all files are in %s\n", config.Seed, config.Folder)
 	report, err := chaos.Run(ctx, config)
 	if err != nil {
 		return err
 	}
 	report.Print(os.Stdout)
 	if n := report.Problems(); n > 0 {
-		return fmt.Errorf("%d broken promises", n)
+		return fmt.Errorf("%d problems found", n)
 	}
 	if report.Interrupted() {
 		return errors.New("interrupted")

@@ -1,5 +1,5 @@
-// Command program refreshes the patches of known defects, and opens one for an
-// edit. `make defects` starts it in the module's root.
+// Command program refreshes the patches of known defects, or opens one to be
+// edited. `make defects` starts it in the module's root.
 package main
 
 import (
