@@ -336,14 +336,14 @@ func (l *lane) judgeMixed(ctx context.Context, o *outcome, logged []int) error {
 	if figures.exposed == 0 {
 		o.missed++ // possible with few runs
 	}
-	gone, err := l.rows(ctx, `
+	lostRuns, err := l.rows(ctx, `
 		SELECT s.orchestrator_run_id || ': ' || s.message FROM spec_workflow_task_states AS s
 		JOIN orchestrator_runs AS r ON r.id = s.orchestrator_run_id
 		WHERE s.message LIKE 'run was lost%' AND r.queued_at >= $1`, o.run.created)
 	if err != nil {
 		return err
 	}
-	for _, text := range gone {
+	for _, text := range lostRuns {
 		o.report(wrong, "run %s", text)
 	}
 	// A worker logs it after some sweeps only, and once more if the Python workers

@@ -19,7 +19,7 @@ func (t *Trial) restartServer(random *rand.Rand) {
 	}
 	s.Abrupt, s.For = random.IntN(2) == 0, time.Duration(random.IntN(5000))*time.Millisecond
 	if do == restartBoth {
-		// With another worker, the step may go on there.
+		// Without another worker, which could continue the step.
 		t.blackout(random, s)
 		return
 	}

@@ -170,7 +170,8 @@ type backoff struct{ next, most time.Duration }
 
 // wait sleeps for the next pause, or half of the time before the deadline if that
 // is less. So attempts continue until the deadline and none begins after it. It
-// returns false, at the deadline at once, if there must be no further attempt.
+// returns false if there must be no further attempt: the deadline is near, or ctx
+// has ended.
 func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.Time) bool {
 	left := deadline.Sub(now())
 	if left < lastPause || ctx.Err() != nil {
@@ -237,7 +238,7 @@ func (w *containerWatch) await(ctx context.Context, deadline time.Time) *Failure
 		waiting, ended := w.check(containers, seen)
 		if waiting == "" {
 			if logged != "" {
-				w.log.Line("Containers of service " + w.service + " are well")
+				w.log.Line("Containers of service " + w.service + " are healthy")
 			}
 			return nil
 		}

@@ -47,7 +47,7 @@ func TestVerifyChecksContainers(t *testing.T) {
 			log:  "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainer p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***",
 			text: "Container p-api-1 is unhealthy, restarted 2 times. Last lines of its log:\nlast words ***"},
 		{name: "unhealthy, then well", states: []compose.Container{unhealthy, well},
-			log: "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainers of service api are well"},
+			log: "\nContainer p-api-1 is unhealthy, restarted 2 times\nContainers of service api are healthy"},
 		{name: "starting at the deadline", states: []compose.Container{starting}, timeout: 2},
 		{name: "no health check, starting at the deadline", nohttp: true, states: []compose.Container{starting},
 			log:  "\nContainer p-api-1 is starting. Last lines of its log:\nlast words ***",
