@@ -36,7 +36,7 @@ func readVectors(t testing.TB) vectors {
 	return v
 }
 
-func TestSensitiveNamesAreThoseOfUpstream(t *testing.T) {
+func TestSensitiveNamesAreThoseOfMoonMind(t *testing.T) {
 	t.Parallel()
 	for name, sensitive := range readVectors(t).Names {
 		got := artifacts.NewRedactor([]string{name + "=hush-hush"}).String("it is hush-hush")
@@ -46,7 +46,7 @@ func TestSensitiveNamesAreThoseOfUpstream(t *testing.T) {
 	}
 }
 
-func TestTextsAreScrubbedAsUpstreamDoes(t *testing.T) {
+func TestTextsAreScrubbedAsMoonMindDoes(t *testing.T) {
 	t.Parallel()
 	for _, vector := range readVectors(t).Texts {
 		var environ []string
@@ -75,7 +75,7 @@ func inPieces(r *artifacts.Redactor, text string, size int) string {
 	return out.String()
 }
 
-func TestURLPasswordsAreHidden(t *testing.T) {
+func TestURLPasswordsAreReplaced(t *testing.T) {
 	t.Parallel()
 	r := artifacts.NewRedactor([]string{
 		"CELERY_BROKER_URL=amqp://mm:s3cret%2Fword@rabbit:5672//",

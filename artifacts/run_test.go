@@ -26,33 +26,33 @@ func TestTheRowDecidesWhereARunIs(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name     string
-		config   artifacts.PlaceConfig
+		config   artifacts.DirectoryConfig
 		row      string
 		wantRow  string
 		wantDir  string
 		wantText string
 	}{
-		{name: "shipped defaults double the path", config: artifacts.PlaceConfig{SubPath: "var/artifacts/spec_workflows"},
+		{name: "shipped defaults double the path", config: artifacts.DirectoryConfig{SubPath: "var/artifacts/spec_workflows"},
 			wantDir: top + "/var/artifacts/spec_workflows/var/artifacts/spec_workflows/" + runID},
 		{name: "no sub-path", wantDir: top + "/var/artifacts/spec_workflows/" + runID},
-		{name: "absolute sub-path inside", config: artifacts.PlaceConfig{Base: top, SubPath: top + "/a"}, wantDir: top + "/a/" + runID},
-		{name: "absolute sub-path outside", config: artifacts.PlaceConfig{SubPath: "/etc"}, wantText: "Configured artifact root escapes the allowed base directory"},
-		{name: "relative sub-path outside", config: artifacts.PlaceConfig{SubPath: "../x"}, wantText: "Configured artifact root escapes the allowed base directory"},
-		{name: "row ends in the run id", config: artifacts.PlaceConfig{SubPath: "/etc"}, row: top + "/x/" + runID, wantDir: top + "/x/" + runID},
+		{name: "absolute sub-path inside", config: artifacts.DirectoryConfig{Base: top, SubPath: top + "/a"}, wantDir: top + "/a/" + runID},
+		{name: "absolute sub-path outside", config: artifacts.DirectoryConfig{SubPath: "/etc"}, wantText: "Configured artifact root escapes the allowed base directory"},
+		{name: "relative sub-path outside", config: artifacts.DirectoryConfig{SubPath: "../x"}, wantText: "Configured artifact root escapes the allowed base directory"},
+		{name: "row ends in the run id", config: artifacts.DirectoryConfig{SubPath: "/etc"}, row: top + "/x/" + runID, wantDir: top + "/x/" + runID},
 		{name: "row is a base", row: top + "/x", wantDir: top + "/x/" + runID},
 		{name: "row through a link", row: top + "/link/x/" + runID, wantDir: top + "/x/" + runID},
 		{name: "relative row", row: "x/" + runID, wantDir: top + "/x/" + runID},
-		{name: "mapped", config: artifacts.PlaceConfig{Mappings: []artifacts.PrefixMapping{{From: "/app/var", To: here}, {From: "/app", To: "/nowhere"}}},
+		{name: "mapped", config: artifacts.DirectoryConfig{Mappings: []artifacts.PrefixMapping{{From: "/app/var", To: here}, {From: "/app", To: "/nowhere"}}},
 			row: "/app/var/a/" + runID, wantRow: "/app/var/a/" + runID, wantDir: here + "/a/" + runID},
-		{name: "a prefix is whole components", config: artifacts.PlaceConfig{Mappings: []artifacts.PrefixMapping{{From: top + "/app", To: here}}},
+		{name: "a prefix is whole components", config: artifacts.DirectoryConfig{Mappings: []artifacts.PrefixMapping{{From: top + "/app", To: here}}},
 			row: top + "/application/" + runID, wantDir: top + "/application/" + runID},
-		{name: "our own root as the API sees it", config: artifacts.PlaceConfig{Base: here, Mappings: []artifacts.PrefixMapping{{From: "/app/var", To: here}}},
+		{name: "our own root as the API sees it", config: artifacts.DirectoryConfig{Base: here, Mappings: []artifacts.PrefixMapping{{From: "/app/var", To: here}}},
 			wantRow: "/app/var/" + runID, wantDir: here + "/" + runID},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			test.config.WorkingDir = top
-			place, err := test.config.WithDefaults().Of(test.row, runID)
+			place, err := test.config.WithDefaults().ForRun(test.row, runID)
 			if test.wantText != "" {
 				var pathErr *artifacts.PathError
 				if !errors.As(err, &pathErr) || err.Error() != test.wantText {
@@ -66,7 +66,7 @@ func TestTheRowDecidesWhereARunIs(t *testing.T) {
 			if test.wantRow == "" {
 				test.wantRow = test.wantDir
 			}
-			if place.Dir != test.wantDir || place.Row != test.wantRow {
+			if place.Dir != test.wantDir || place.RowPath != test.wantRow {
 				t.Errorf("%+v, want row %s, directory %s", place, test.wantRow, test.wantDir)
 			}
 		})
@@ -285,7 +285,7 @@ func TestLongOutputIsCutWithANote(t *testing.T) {
 	}
 }
 
-func TestTypesAreThoseOfUpstream(t *testing.T) {
+func TestTypesAreThoseOfMoonMind(t *testing.T) {
 	t.Parallel()
 	for key, want := range map[[2]string]string{
 		{"patch", "x/PATCH.DIFF"}: "patch_diff",

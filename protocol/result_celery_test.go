@@ -219,15 +219,15 @@ func TestReadResultRefuses(t *testing.T) {
 
 func TestUnpickleHasALimit(t *testing.T) {
 	t.Parallel()
-	_, err := protocol.Unpickle(unhex(t, laughs()), 1<<16)
+	_, err := protocol.Unpickle(unhex(t, billionLaughs()), 1<<16)
 	var refused *protocol.PickleError
 	if !errors.As(err, &refused) {
-		t.Errorf("a billion laughs: %v", err)
+		t.Errorf("a billion billionLaughs: %v", err)
 	}
 }
 
-// laughs is a pickle of a hundred bytes whose value has 2^40 texts.
-func laughs() string {
+// billionLaughs is a pickle of a hundred bytes whose value has 2^40 texts.
+func billionLaughs() string {
 	out := "80025803000000686121"
 	for range 40 {
 		// Put it into the memo, get it from there, make a pair of both.

@@ -188,7 +188,7 @@ func (d *doctor) runDirectories(runs []store.ListedRun) (seen int, unseen string
 		if run.ArtifactRoot == "" || run.StartedAt == nil {
 			continue
 		}
-		of, err := place.Of(run.ArtifactRoot, run.ID)
+		of, err := place.ForRun(run.ArtifactRoot, run.ID)
 		if err == nil {
 			_, err = os.Stat(of.Dir)
 		}

@@ -157,8 +157,8 @@ func (c *configuration) checkWorkspace() error {
 }
 
 // place says where artifacts lie.
-func (c *configuration) place() artifacts.PlaceConfig {
-	return artifacts.PlaceConfig{WorkingDir: c.Workspace, Base: c.ArtifactBase, SubPath: c.ArtifactSubPath, Mappings: c.ArtifactMappings}
+func (c *configuration) place() artifacts.DirectoryConfig {
+	return artifacts.DirectoryConfig{WorkingDir: c.Workspace, Base: c.ArtifactBase, SubPath: c.ArtifactSubPath, Mappings: c.ArtifactMappings}
 }
 
 // statsD adds to the settings what they cannot say.

@@ -102,7 +102,7 @@ func (b *startup) install(ctx context.Context, packages []string) error {
 	defer unlock()
 	w := b.progress.start("installing", strings.Join(packages, " "))
 	defer w.failed()
-	restore, err := holdServers()
+	restore, err := preventServerStart()
 	if err != nil {
 		return err
 	}
@@ -143,9 +143,9 @@ func dockerCommand(ctx context.Context, packages []string) []string {
 	return nil
 }
 
-// holdServers prevents package scripts from starting servers and from creating
+// preventServerStart prevents package scripts from starting servers and from creating
 // a PostgreSQL cluster. restore undoes it.
-func holdServers() (restore func(), err error) {
+func preventServerStart() (restore func(), err error) {
 	const policy = "/usr/sbin/policy-rc.d"
 	const cluster = "/etc/postgresql-common/createcluster.d/mm-devenv.conf"
 	old, readErr := os.ReadFile(policy)

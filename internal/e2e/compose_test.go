@@ -39,7 +39,7 @@ func TestRepairOfAMissingDependency(t *testing.T) {
 	if _, now := s.containers(); now.ID != other.ID || now.Image != other.Image {
 		t.Errorf("service other was changed")
 	}
-	s.demandEmptyQueue()
+	s.requireEmptyQueue()
 }
 
 // Every failure of a repair of a real service must end in a rollback. The files
@@ -136,7 +136,7 @@ func TestFailedRepairIsRolledBack(t *testing.T) {
 			if _, now := s.containers(); now.ID != other.ID || now.Image != other.Image {
 				t.Errorf("service other was changed")
 			}
-			s.demandEmptyQueue()
+			s.requireEmptyQueue()
 		})
 	}
 }

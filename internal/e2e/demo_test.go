@@ -46,7 +46,7 @@ func TestDemoShowsARepairAndARollback(t *testing.T) {
 	if t.Failed() {
 		t.Logf("%s", text)
 	}
-	demandNoSampleOf(t, text)
+	requireNoSampleOf(t, text)
 }
 
 // Ctrl-C in the middle of the demo must end everything that it has started.
@@ -68,7 +68,7 @@ func TestDemoLeavesNothingOnCtrlC(t *testing.T) {
 	if err := <-exited; err != nil {
 		t.Errorf("after SIGINT the demo ended with: %v\n%s", err, text.String())
 	}
-	demandNoSampleOf(t, []byte(text.String()))
+	requireNoSampleOf(t, []byte(text.String()))
 }
 
 func demo(t *testing.T, folder string) *exec.Cmd {
@@ -82,9 +82,9 @@ func demo(t *testing.T, folder string) *exec.Cmd {
 	return exec.Command(program, "-folder", folder)
 }
 
-// demandNoSampleOf checks that the engine has nothing of the demo that printed
+// requireNoSampleOf checks that the engine has nothing of the demo that printed
 // text.
-func demandNoSampleOf(t *testing.T, text []byte) {
+func requireNoSampleOf(t *testing.T, text []byte) {
 	t.Helper()
 	name := regexp.MustCompile(`mm-demo-[0-9a-f]{6}`).Find(text)
 	if name == nil {

@@ -61,9 +61,9 @@ func (f *proxiedStack) awaitConsumer() {
 	})
 }
 
-// demandOneCleanRun waits for the end of the run and checks that its rows equal
+// requireOneCleanRun waits for the end of the run and checks that its rows equal
 // those of a run without a fault.
-func (f *proxiedStack) demandOneCleanRun(run submission) {
+func (f *proxiedStack) requireOneCleanRun(run submission) {
 	f.t.Helper()
 	if row := f.awaitRun(run.RunID); row["status"] != "succeeded" {
 		f.t.Errorf("the run is %s, want succeeded", row["status"])
@@ -97,8 +97,8 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 		f.toBroker.restore()
 		f.awaitConsumer()
 		f.open("build")
-		f.demandOneCleanRun(run)
-		f.demandEmptyQueue()
+		f.requireOneCleanRun(run)
+		f.requireEmptyQueue()
 	})
 	t.Run("and restored after the command has ended", func(t *testing.T) {
 		t.Parallel()
@@ -113,8 +113,8 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 			return len(rows) == 1, err
 		})
 		f.toBroker.restore()
-		f.demandOneCleanRun(run)
-		f.demandEmptyQueue()
+		f.requireOneCleanRun(run)
+		f.requireEmptyQueue()
 	})
 }
 
@@ -139,8 +139,8 @@ func TestBrokerLostBetweenSteps(t *testing.T) {
 			run := f.submit(newest, recordingPlan(f.commandLog)...)
 			f.await("the cut", func() (bool, error) { return f.toBroker.isCut(), nil })
 			f.toBroker.restore()
-			f.demandOneCleanRun(run)
-			f.demandEmptyQueue()
+			f.requireOneCleanRun(run)
+			f.requireEmptyQueue()
 		})
 	}
 }
@@ -157,8 +157,8 @@ func TestDatabaseLost(t *testing.T) {
 		f.toDatabase.cut()
 		f.open("build")
 		f.toDatabase.restore()
-		f.demandOneCleanRun(run)
-		f.demandEmptyQueue()
+		f.requireOneCleanRun(run)
+		f.requireEmptyQueue()
 	})
 	for name, c := range map[string]trap{
 		"after a step is recorded, before its result is": {method: basicPublish, n: 2},
@@ -173,8 +173,8 @@ func TestDatabaseLost(t *testing.T) {
 			f.await("the cut", func() (bool, error) { return f.toDatabase.isCut(), nil })
 			f.await("the worker to notice", func() (bool, error) { return strings.Contains(f.worker.log(), f.toDatabase.addr), nil })
 			f.toDatabase.restore()
-			f.demandOneCleanRun(run)
-			f.demandEmptyQueue()
+			f.requireOneCleanRun(run)
+			f.requireEmptyQueue()
 		})
 	}
 }
@@ -208,8 +208,8 @@ func TestDatabaseRestarted(t *testing.T) {
 	server.Start()
 	f.open("restart")
 	f.reconnect()
-	f.demandOneCleanRun(run)
-	f.demandEmptyQueue()
+	f.requireOneCleanRun(run)
+	f.requireEmptyQueue()
 }
 
 // reconnect opens a new connection of the test itself to the database.
@@ -245,5 +245,5 @@ func TestKilledWorkerIsReplaced(t *testing.T) {
 	if got, want := lines(t, commandLog), []string{"patch", "build", "build", "restart"}; !slices.Equal(got, want) {
 		t.Errorf("commands that ran: %v, want %v", got, want)
 	}
-	s.demandEmptyQueue()
+	s.requireEmptyQueue()
 }

@@ -76,12 +76,12 @@ func TestLargeOutputWithSecretsNeitherFillsMemoryNorLeaksSecrets(t *testing.T) {
 			t.Errorf("the worker's memory reached %d KiB, the limit is %d", peak, limitKiB)
 		}
 		for name, text := range s.files(run.RunID) {
-			demandAbsent(t, "artifact "+name, []byte(text), forms)
+			requireAbsent(t, "artifact "+name, []byte(text), forms)
 		}
 	}
-	s.demandAbsentFromRows(forms)
-	s.demandEmptyQueue()
-	demandAbsent(t, "the worker's log", []byte(s.worker.log()), forms)
+	s.requireAbsentFromRows(forms)
+	s.requireEmptyQueue()
+	requireAbsent(t, "the worker's log", []byte(s.worker.log()), forms)
 }
 
 // peakMemory returns the worker's peak resident memory, in KiB.
@@ -104,7 +104,7 @@ func (s *stack) peakMemory() int {
 	return 0
 }
 
-func demandAbsent(t *testing.T, where string, text []byte, forms []string) {
+func requireAbsent(t *testing.T, where string, text []byte, forms []string) {
 	t.Helper()
 	for _, form := range forms {
 		if at := bytes.Index(text, []byte(form)); at >= 0 {
@@ -113,8 +113,8 @@ func demandAbsent(t *testing.T, where string, text []byte, forms []string) {
 	}
 }
 
-// demandAbsentFromRows checks every table, ours and the shared ones.
-func (s *stack) demandAbsentFromRows(forms []string) {
+// requireAbsentFromRows checks every table, ours and the shared ones.
+func (s *stack) requireAbsentFromRows(forms []string) {
 	s.t.Helper()
 	var hidden []string
 	for _, form := range forms {
@@ -133,7 +133,7 @@ func (s *stack) demandAbsentFromRows(forms []string) {
 			s.t.Fatal(err)
 		}
 		for _, text := range texts {
-			demandAbsent(s.t, "table "+name, []byte(text), hidden)
+			requireAbsent(s.t, "table "+name, []byte(text), hidden)
 		}
 	}
 }

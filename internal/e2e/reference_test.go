@@ -83,7 +83,7 @@ func TestRunsEqualTheReferences(t *testing.T) {
 				if t.Failed() {
 					t.Logf("files: %q", s.files(run.RunID))
 				}
-				s.demandEmptyQueue()
+				s.requireEmptyQueue()
 			})
 		}
 	})

@@ -58,7 +58,7 @@ func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 			t.Errorf("a task of the retry is %s", result.State)
 		}
 	}
-	s.demandEmptyQueue()
+	s.requireEmptyQueue()
 }
 
 // When the first message of a successful run is delivered again, nothing may
@@ -86,7 +86,7 @@ func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	if got, want := lines(t, commandLog), []string{"patch", "build", "restart"}; !slices.Equal(got, want) {
 		t.Errorf("commands that ran: %v, want %v", got, want)
 	}
-	s.demandEmptyQueue()
+	s.requireEmptyQueue()
 }
 
 // When two workers receive copies of a run's first message at the same time, the

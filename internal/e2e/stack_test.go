@@ -342,9 +342,9 @@ func (s *stack) kill() {
 	<-s.worker.exited
 }
 
-// demandEmptyQueue stops the worker, so that no message is unacknowledged, and
+// requireEmptyQueue stops the worker, so that no message is unacknowledged, and
 // checks that the queue is empty.
-func (s *stack) demandEmptyQueue() {
+func (s *stack) requireEmptyQueue() {
 	s.t.Helper()
 	s.stopWorker(s.worker)
 	if _, messages, err := s.queue(); err != nil || messages != 0 {

@@ -20,16 +20,16 @@ func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 				s := newStack(t, stackConfig{})
 				good := s.submit(version, withoutDocker()...)
 				s.awaitRun(good.RunID)
-				s.demandReadableSuccess(version, good)
+				s.requireReadableSuccess(version, good)
 				bad := s.submit(version, append(withoutDocker(),
 					set("build.command", []string{"git", "rev-parse", "--verify", "no-such-branch"}))...)
 				s.awaitRun(bad.RunID)
-				s.demandReadableFailure(version, bad)
+				s.requireReadableFailure(version, bad)
 				document := map[string]any{"good": s.document(good), "bad": s.document(bad)}
 				mu.Lock()
 				documents[version] = document
 				mu.Unlock()
-				s.demandEmptyQueue()
+				s.requireEmptyQueue()
 			})
 		}
 	})
@@ -43,7 +43,7 @@ func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 	}
 }
 
-func (s *stack) demandReadableSuccess(version string, run submission) {
+func (s *stack) requireReadableSuccess(version string, run submission) {
 	s.t.Helper()
 	if got, want := summary(s.states(run.RunID)), "analyze:succeeded patch:succeeded build:succeeded restart:succeeded verify:succeeded rollback:skipped"; got != want {
 		s.t.Errorf("states: %s\nwant:   %s", got, want)
@@ -79,7 +79,7 @@ func (s *stack) demandReadableSuccess(version string, run submission) {
 	}
 }
 
-func (s *stack) demandReadableFailure(version string, run submission) {
+func (s *stack) requireReadableFailure(version string, run submission) {
 	s.t.Helper()
 	if got, want := summary(s.states(run.RunID)), "analyze:succeeded patch:succeeded build:failed restart:pending verify:pending rollback:succeeded"; got != want {
 		s.t.Errorf("states: %s\nwant:   %s", got, want)

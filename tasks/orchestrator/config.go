@@ -71,7 +71,7 @@ type Config struct {
 	Workspace string
 	// Artifacts says where runs have their directories. Its WorkingDir
 	// defaults to Workspace.
-	Artifacts artifacts.PlaceConfig
+	Artifacts artifacts.DirectoryConfig
 	// Environ is the environment of commands, as NAME=value. Secrets in it
 	// are redacted everywhere; proxy variables in it are honoured by verify.
 	Environ []string

@@ -361,7 +361,7 @@ type stepRun struct {
 	plan    plan
 	params  parameters
 	profile profile
-	place   artifacts.Place
+	place   artifacts.Directory
 	dir     *artifacts.Run
 }
 
@@ -381,7 +381,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	} else {
 		succeeded, failure = s.performSafely(ctx, begun.Run)
 	}
-	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.Row}
+	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.RowPath}
 	files, payload := succeeded.files, succeeded.payload
 	if failure != nil {
 		s.fallbackLog(failure)
@@ -453,7 +453,7 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 	if s.params, failure = s.plan.find(s.step); failure != nil {
 		return failure
 	}
-	place, err := s.config.Artifacts.Of(run.ArtifactRoot, s.runID)
+	place, err := s.config.Artifacts.ForRun(run.ArtifactRoot, s.runID)
 	if err != nil {
 		return artifactError(err)
 	}

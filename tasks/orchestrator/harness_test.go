@@ -264,7 +264,7 @@ func newTestEnv(t testing.TB, environ ...string) *testEnv {
 	}
 	b.config = Config{
 		Steps: b.steps, Workspace: b.workspace,
-		Artifacts: artifacts.PlaceConfig{Base: b.base},
+		Artifacts: artifacts.DirectoryConfig{Base: b.base},
 		Logger:    slog.New(slog.NewTextHandler(b.logged, nil)),
 		Environ: append([]string{
 			"PATH=" + b.bin + string(os.PathListSeparator) + os.Getenv("PATH"), "HOME=" + top,

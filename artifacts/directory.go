@@ -42,8 +42,8 @@ func ParsePrefixMappings(text string) ([]PrefixMapping, error) {
 	return mappings, nil
 }
 
-// PlaceConfig says where the directories of runs are.
-type PlaceConfig struct {
+// DirectoryConfig says where the directories of runs are.
+type DirectoryConfig struct {
 	// WorkingDir is the directory that relative paths start from. It must be
 	// absolute.
 	WorkingDir string
@@ -59,11 +59,11 @@ type PlaceConfig struct {
 	Mappings []PrefixMapping
 }
 
-// DefaultBase is the default of [PlaceConfig.Base], which is MoonMind's too.
+// DefaultBase is the default of [DirectoryConfig.Base], which is MoonMind's too.
 const DefaultBase = "var/artifacts/spec_workflows"
 
 // WithDefaults returns a copy in which empty fields are set to their defaults.
-func (c PlaceConfig) WithDefaults() PlaceConfig {
+func (c DirectoryConfig) WithDefaults() DirectoryConfig {
 	if c.Base == "" {
 		c.Base = DefaultBase
 	}
@@ -71,9 +71,9 @@ func (c PlaceConfig) WithDefaults() PlaceConfig {
 }
 
 // Validate returns an error that names the field and value that are wrong. It
-// does not check whether SubPath is inside of Base: [PlaceConfig.Of] does, so
+// does not check whether SubPath is inside of Base: [DirectoryConfig.ForRun] does, so
 // that a wrong SubPath fails the run, as in MoonMind.
-func (c PlaceConfig) Validate() error {
+func (c DirectoryConfig) Validate() error {
 	if !filepath.IsAbs(c.WorkingDir) {
 		return fmt.Errorf("artifact working directory %q: must be absolute", c.WorkingDir)
 	}
@@ -85,18 +85,18 @@ func (c PlaceConfig) Validate() error {
 	return nil
 }
 
-// Place is a run's directory.
-type Place struct {
-	// Row is its path in the API's file system, the value of
+// Directory is a run's directory.
+type Directory struct {
+	// RowPath is its path in the API's file system, the value of
 	// orchestrator_runs.artifact_root.
-	Row string
+	RowPath string
 	// Dir is its path in the worker's file system.
 	Dir string
 }
 
 // Root returns the configured artifact root in the worker's file system. The
 // directory need not exist.
-func (c PlaceConfig) Root() (string, error) {
+func (c DirectoryConfig) Root() (string, error) {
 	base := c.Base
 	if !filepath.IsAbs(base) {
 		base = filepath.Join(c.WorkingDir, base)
@@ -114,20 +114,20 @@ func (c PlaceConfig) Root() (string, error) {
 	return root, nil
 }
 
-// Of returns the directory of a run. rowRoot is the value of
+// ForRun returns the directory of a run. rowRoot is the value of
 // orchestrator_runs.artifact_root; the configuration is used only if that is
 // empty (docs/moonmind.md#artifact-root).
-func (c PlaceConfig) Of(rowRoot, runID string) (Place, error) {
+func (c DirectoryConfig) ForRun(rowRoot, runID string) (Directory, error) {
 	if runID == "" || runID == "." || runID == ".." || strings.ContainsAny(runID, `/\`) {
-		return Place{}, &PathError{"Artifact path escapes the run directory"}
+		return Directory{}, &PathError{"Artifact path escapes the run directory"}
 	}
 	if rowRoot == "" {
 		root, err := c.Root()
 		if err != nil {
-			return Place{}, err
+			return Directory{}, err
 		}
 		dir := filepath.Join(root, runID)
-		return Place{Row: c.theirs(dir), Dir: dir}, nil
+		return Directory{RowPath: c.theirs(dir), Dir: dir}, nil
 	}
 	row := rowRoot
 	if !filepath.IsAbs(row) {
@@ -138,14 +138,14 @@ func (c PlaceConfig) Of(rowRoot, runID string) (Place, error) {
 		row = filepath.Dir(row)
 	}
 	if here, mapped := c.ours(row); mapped {
-		return Place{Row: filepath.Join(row, runID), Dir: filepath.Join(Resolve(here), runID)}, nil
+		return Directory{RowPath: filepath.Join(row, runID), Dir: filepath.Join(Resolve(here), runID)}, nil
 	}
 	dir := filepath.Join(Resolve(row), runID)
-	return Place{Row: dir, Dir: dir}, nil
+	return Directory{RowPath: dir, Dir: dir}, nil
 }
 
 // ours translates a path of the API's file system to the worker's.
-func (c PlaceConfig) ours(path string) (string, bool) {
+func (c DirectoryConfig) ours(path string) (string, bool) {
 	best := -1
 	for i, m := range c.Mappings {
 		if inside(m.From, path) && (best < 0 || len(m.From) > len(c.Mappings[best].From)) {
@@ -161,7 +161,7 @@ func (c PlaceConfig) ours(path string) (string, bool) {
 
 // theirs translates a path of the worker's file system to the API's, for a
 // directory that the worker has chosen.
-func (c PlaceConfig) theirs(path string) string {
+func (c DirectoryConfig) theirs(path string) string {
 	for _, m := range slices.SortedFunc(slices.Values(c.Mappings), func(a, b PrefixMapping) int { return len(b.To) - len(a.To) }) {
 		if to := Resolve(m.To); inside(to, path) {
 			return filepath.Join(m.From, strings.TrimPrefix(path, to))
