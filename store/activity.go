@@ -6,22 +6,22 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Activity is what a run does at the moment: it works, it waits, or, with all
-// nil, neither (it has ended, or its next message is in the queue).
+// Activity is what a run does at the moment. All fields are nil if the run has
+// ended or its next message is in the queue.
 type Activity struct {
 	Working *Working
 	Waiting *Waiting
-	// WaitingForStep is a step that waits for another step of the run, as one does that
-	// was retried while the rollback runs.
+	// WaitingForStep is a step that waits for another step of the run, such as a
+	// step that was retried while the rollback runs.
 	WaitingForStep *WaitingForStep
 }
 
 // WaitingForStep is a step's wait for another step of its run.
 type WaitingForStep struct {
-	// Step is the one whose message is parked.
+	// Step is the step whose message is parked.
 	Step  Step
 	Since time.Time
-	// For is the step whose end it waits for.
+	// For is the step that it waits for.
 	For Working
 }
 
@@ -29,32 +29,33 @@ type WaitingForStep struct {
 type Working struct {
 	Step    Step
 	Attempt int
-	// Worker is the node name of the worker, Alive whether its session has the
-	// lock by which others know that it lives. One that is not alive is replaced
-	// when the step's message is delivered again.
+	// Worker is the worker's node name. Alive says whether it has its lock. If it
+	// is not alive, another worker takes the step over when the broker redelivers
+	// the step's message.
 	Worker string
 	Alive  bool
-	// Since is when this start began; Starts counts the starts of the attempt.
+	// Since is when the attempt was last started; Starts counts its starts.
 	Since  time.Time
 	Starts int
 }
 
 // Waiting is a run's wait for its workspace.
 type Waiting struct {
-	// Step is the one whose message is parked.
+	// Step is the step whose message is parked.
 	Step  Step
 	Since time.Time
 	// Workspace is the queue's name, a colon and the directory.
 	Workspace string
-	// Holder is the run that has the workspace, "" for none: then the run
-	// whose place is 1 gets it within moments.
+	// Holder is the run that holds the workspace. If it is "", the run whose Place is
+	// 1 gets the workspace within moments.
 	Holder string
-	// Place is 1 for the run that comes next.
+	// Place is the position among the runs that wait; 1 is next.
 	Place int
 }
 
-// withActivity is SQL in front of a query that joins activityOf: the keys of
-// living workers. A view of locks costs one scan, and takes none of them.
+// withActivity is SQL in front of a query that joins activityOf. living has the
+// keys of the live workers. Reading pg_locks is one scan and takes no lock, unlike
+// holderLives.
 const withActivity = `
 	WITH living AS MATERIALIZED (
 	    SELECT (l.classid::bigint << 32) | l.objid::bigint AS key
@@ -63,8 +64,8 @@ const withActivity = `
 	    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.mode = 'ExclusiveLock' AND l.granted
 	)`
 
-// activityOf is SQL that joins to a row r of orchestrator_runs what it does.
-// The columns activityColumns are activityRow's.
+// activityOf is SQL that joins to a row r of orchestrator_runs what the run does.
+// Its columns are activityColumns, which activityRow scans.
 const activityOf = `
 	LEFT JOIN LATERAL (
 	    SELECT c.step, c.attempt, c.worker, c.started_at, c.starts, EXISTS (SELECT FROM living AS l WHERE l.key = c.holder) AS alive
@@ -98,8 +99,8 @@ const activityColumns = `
 	waiting.step, waiting.parked_at, waiting.workspace, COALESCE(waiting.holder::text, ''), waiting.place::int,
 	behind.step, behind.parked_at`
 
-// activityRow takes the columns activityColumns, which are NULL for what a run
-// does not do.
+// activityRow scans the columns activityColumns, which are NULL for what a run does
+// not do.
 type activityRow struct {
 	step, waitingStep, behindStep    *Step
 	attempt, starts                  *int
@@ -130,7 +131,7 @@ func (a *activityRow) activity() (found Activity) {
 	return found
 }
 
-// queueActivity reads what one run does.
+// queueActivity reads the activity of one run.
 func queueActivity(batch *pgx.Batch, runID string, into *Activity) {
 	batch.Queue(withActivity+` SELECT `+activityColumns+` FROM orchestrator_runs AS r `+activityOf+` WHERE r.id = $1`, runID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {

@@ -166,7 +166,7 @@ func (s *Store) LockError() error {
 	s.workerLock.mu.Lock()
 	defer s.workerLock.mu.Unlock()
 	select {
-	case <-s.workerLock.held:
+	case <-s.workerLock.acquired:
 		return nil
 	default:
 	}
@@ -175,9 +175,9 @@ func (s *Store) LockError() error {
 		return nil
 	}
 	if err == nil {
-		err = errConnectionGone
+		err = errNoSession
 	}
-	return translate("hold this worker's lock at "+s.place, err)
+	return translate("acquire this worker's lock at "+s.place, err)
 }
 
 // isTooMany: the server has a limit, and it is reached.

@@ -60,31 +60,31 @@ func TestDecide(t *testing.T) {
 		{"failed for good, rollback", beginState{Run: ended(RunFailed), State: row(1, "pending", "")}, StepRollback, "b", "nothing left", 1},
 		{"step of a good run", beginState{Run: ended(RunSucceeded), State: row(1, "pending", "")}, StepBuild, "t", "has ended: succeeded", 1},
 		{"step of a failed run", beginState{Run: run(RunFailed), State: row(1, "pending", "")}, StepRestart, "t", "has ended: failed", 1},
-		{"held by a live worker", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepBuild, "t", "busy", 1},
-		{"held by one who may just have died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}, JustRedelivered: true}, StepBuild, "t", "recheck", 1},
-		{"held here", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSelf)}, JustRedelivered: true}, StepBuild, "t", "busy", 1},
+		{"claimed by a live worker", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepBuild, "t", "busy", 1},
+		{"claimed by a worker that may just have died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}, JustRedelivered: true}, StepBuild, "t", "recheck", 1},
+		{"claimed here", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSelf)}, JustRedelivered: true}, StepBuild, "t", "busy", 1},
 		{"an old attempt still runs", beginState{Run: run(RunPending), State: row(2, "pending", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepBuild, "u", "busy", 2},
 		{"an old attempt's worker died", beginState{Run: run(RunPending), State: row(2, "pending", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "u", "start 1", 2},
-		{"holder just gone", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepBuild, "t", "recheck", 1},
+		{"holder just suspected", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepBuild, "t", "recheck", 1},
 		{"holder dead", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepBuild, "t", "start 2", 1},
 		{"released", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderNone)}}, StepBuild, "t", "start 2", 1},
 		{"retried while the rollback runs", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderAlive, false)}}, StepPatch, "t", "busy", 2},
 		{"retried while the rollback runs here", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderSelf, false)}}, StepPatch, "t", "busy", 2},
-		{"retried, and the rollback's worker is gone", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderSuspected, false)}}, StepPatch, "t", "busy", 2},
+		{"retried, and the rollback's worker is suspected", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderSuspected, false)}}, StepPatch, "t", "busy", 2},
 		{"retried, and the rollback's worker is dead", beginState{Run: run(RunPending), State: row(2, "pending", ""), OtherClaims: claims{at(StepRollback, holderDead, false)}}, StepPatch, "t", "busy", 2},
 		{"two chains of one run", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepAnalyze, holderAlive, false)}}, StepPatch, "t", "busy", 1},
 		{"a next link before its step has ended", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepAnalyze, holderAlive, true)}}, StepPatch, "t", "busy", 1},
 		{"an ended step while another runs", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t"), StepClaims: claims{claim(1, "t", good, holderNone)}, OtherClaims: claims{at(StepBuild, holderAlive, true)}}, StepPatch, "t", "done", 1},
 		{"rollback while a step of its submission runs", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, true)}}, StepRollback, "t", "busy", 1},
-		{"rollback, the step's worker is gone", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderSuspected, true)}}, StepRollback, "t", "recheck", 1},
+		{"rollback, the step's worker is suspected", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderSuspected, true)}}, StepRollback, "t", "recheck", 1},
 		{"rollback, the step's worker is dead", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "is running", 1},
 		{"rollback of an earlier submission", beginState{Run: run(RunRunning), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, false)}}, StepRollback, "t", "is running", 1},
 		{"rollback due, another submission's step runs", beginState{Run: run(RunFailed), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderAlive, false)}}, StepRollback, "t", "busy", 1},
 		{"rollback due, the worker of its own is dead", beginState{Run: run(RunFailed), State: row(1, "pending", ""), OtherClaims: claims{at(StepBuild, holderDead, true)}}, StepRollback, "t", "start 1", 1},
 		{"rollback again while it runs, retried since", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderAlive)}}, StepRollback, "t", "busy", 2},
-		{"rollback again, retried since, its worker gone", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepRollback, "t", "recheck", 2},
+		{"rollback again, retried since, its worker suspected", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepRollback, "t", "recheck", 2},
 		{"rollback again, retried since, its worker dead", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepRollback, "t", "is pending", 2},
-		{"Python was at it and died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
+		{"a Python worker started it and died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
 	} {
 		v := decide(c.seen, BeginRequest{Step: c.step, TaskID: c.task})
 		got := v.stop
@@ -103,10 +103,10 @@ func TestDecide(t *testing.T) {
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
-		// A start, or nothing, takes the claims of the dead; the rest wait.
+		// Start and stop take the claims of dead holders; other verdicts take none.
 		dead := 0
-		for _, held := range append(c.seen.StepClaims, c.seen.OtherClaims...) {
-			if held.Outcome == nil && held.Holder == holderDead && (held.Step == "" || c.step == StepRollback && held.SameSubmission && v.start) {
+		for _, claim := range append(c.seen.StepClaims, c.seen.OtherClaims...) {
+			if claim.Outcome == nil && claim.Holder == holderDead && (claim.Step == "" || c.step == StepRollback && claim.SameSubmission && v.start) {
 				dead++
 			}
 		}

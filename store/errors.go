@@ -163,7 +163,7 @@ func classify(err error) error {
 		// A connection that died between two statements.
 		errors.Is(err, pgconn.ErrConnClosed),
 		pgconn.SafeToRetry(err), pgconn.Timeout(err),
-		errors.Is(err, errConnectionGone):
+		errors.Is(err, errNoSession):
 		return ErrUnavailable
 	case errors.Is(err, pgx.ErrNoRows):
 		return ErrNotFound

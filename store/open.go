@@ -277,7 +277,7 @@ func (s *Store) register(token int64) {
 	s.mu.Lock()
 	s.registered[token] = true
 	s.mu.Unlock()
-	s.workerLock.prove()
+	s.workerLock.pingNow()
 }
 
 func (s *Store) atWork() bool {

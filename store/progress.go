@@ -8,21 +8,21 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Progress says how far the commands of a step have come. They run one after
-// the other, and the first one that fails is the last, so that a number says
-// which have ended and how.
+// Progress says which commands of a step have ended. Commands run one after the
+// other, and none runs after one that failed, so that their number and the exit
+// code of the last say it all.
 type Progress struct {
 	// Commands is how many have ended by themselves, at least 1.
 	Commands int `json:"commands"`
-	// Digest tells these commands from others, for whoever compares it with
-	// those of the plan.
+	// Digest identifies the commands, so that a worker can see whether those of the
+	// plan are still the same.
 	Digest string `json:"digest"`
-	// ExitCode is the last one's. All before it ended with 0.
+	// ExitCode is that of the last command. All before it ended with 0.
 	ExitCode int `json:"exit_code"`
-	// EndedAt is when the last one ended.
+	// EndedAt is when the last command ended.
 	EndedAt time.Time `json:"ended_at"`
-	// LogSize is the length in bytes of the step's log before the output of
-	// the last one, LogEnd that with it, once it is known; 0 before.
+	// LogSize is the length of the step's log before the output of the last
+	// command, in bytes. LogEnd is that after it, 0 while not known.
 	LogSize int64 `json:"log_size"`
 	LogEnd  int64 `json:"log_end,omitempty"`
 }
@@ -31,13 +31,13 @@ type Progress struct {
 // which takes the step over does not run them again. When it returns nil, the
 // record is durable.
 //
-//   - It replaces what was recorded of this attempt: a later record makes up
-//     for one that could not be written.
-//   - The claim fences: ErrClaimLost if it was taken over, or if the step has
-//     ended. Nothing was changed then.
-//   - It is one statement and one round trip, as the time from a command's end
-//     to its record is that in which a crash makes it run again. Bound the
-//     time that it may take with ctx.
+//   - It replaces the earlier record of the attempt, so that a later record makes
+//     up for one that could not be written.
+//   - The claim's token is a fence. It returns ErrClaimLost, and changes nothing,
+//     if another worker has taken the claim over or the step has ended.
+//   - It is one statement and one round trip: if the worker crashes between the
+//     end of a command and its record, the command runs again. Bound its time
+//     with ctx.
 func (s *Store) RecordProgress(ctx context.Context, claim Claim, progress Progress) error {
 	progress.EndedAt = progress.EndedAt.UTC().Truncate(time.Microsecond)
 	record, err := json.Marshal(progress)
@@ -45,7 +45,7 @@ func (s *Store) RecordProgress(ctx context.Context, claim Claim, progress Progre
 		return failure(ErrInvalid, "cannot record the progress of step %s of run %s: %v", claim.Step, claim.RunID, err)
 	}
 	return s.retry(ctx, "record the progress of step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
-		// Not prepared: that would be a round trip more in a new session.
+		// Not prepared, which would cost another round trip in a new session.
 		update := func() (bool, error) {
 			tag, err := s.pool.Exec(ctx, `
 				UPDATE mm_orchestrator.claims SET progress = $5::text::json
@@ -71,7 +71,7 @@ func (s *Store) RecordProgress(ctx context.Context, claim Claim, progress Progre
 	})
 }
 
-// parseProgress reads the column; nil is NULL.
+// parseProgress reads the column progress; nil is NULL.
 func parseProgress(text *string) (*Progress, error) {
 	if text == nil {
 		return nil, nil
@@ -83,8 +83,8 @@ func parseProgress(text *string) (*Progress, error) {
 	return progress, nil
 }
 
-// HasClaim says whether a claim is still the caller's: nobody has taken it over
-// and the step has not ended. It tries once: it is asked again and again while
+// HasClaim says whether the caller still has the claim: no other worker has taken
+// it over, and the step has not ended. It does not retry, as callers poll it while
 // a step runs.
 func (s *Store) HasClaim(ctx context.Context, claim Claim) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)

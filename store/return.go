@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ParkedRow is a parked message as an operator sees it.
+// ParkedRow describes a parked message to an operator.
 type ParkedRow struct {
 	ID        int64
 	Queue     string
@@ -17,13 +17,13 @@ type ParkedRow struct {
 	TaskID    string
 	Why       ParkedWhy
 	Since     time.Time
-	// Holder is the run that has the workspace, "" for none.
+	// Holder is the run that holds the workspace, "" for none.
 	Holder string
 }
 
-// ListParked lists the parked messages of a queue, or of all queues if it is
-// "", in the order in which TakeAllParked gives them out: by queue, and
-// in it rollbacks first, then high priority, then oldest run.
+// ListParked returns the parked messages of a queue, or of all queues if it is "",
+// by queue and in the order of TakeAllParked: rollbacks first, then high priority,
+// then the run queued first.
 func (s *Store) ListParked(ctx context.Context, queue string) ([]ParkedRow, error) {
 	var list []ParkedRow
 	err := s.retry(ctx, "list parked messages", func(ctx context.Context) error {
@@ -46,11 +46,11 @@ func (s *Store) ListParked(ctx context.Context, queue string) ([]ParkedRow, erro
 	return list, err
 }
 
-// parkedOrder orders rows p of parked as turns do.
+// parkedOrder is SQL that orders rows p of parked by turn.
 const parkedOrder = `p.rank, p.queued_at, p.run_id, p.id`
 
-// NewestParked is the highest id of the queue's parked messages, 0 for none.
-// What is parked later gets a higher one.
+// NewestParked returns the highest id of the queue's parked messages, 0 for none.
+// Messages that are parked later get higher ids.
 func (s *Store) NewestParked(ctx context.Context, queue string) (int64, error) {
 	var id int64
 	err := s.retry(ctx, "look at the parked messages of queue "+queue, func(ctx context.Context) error {
@@ -59,12 +59,14 @@ func (s *Store) NewestParked(ctx context.Context, queue string) (int64, error) {
 	return id, err
 }
 
-// TakeAllParked gives out messages of a queue whether or not their turn has
-// come, in the order of turns, to be published because no worker of this
-// program will. It is otherwise like TakeParked: at most 8, given to one worker
-// at a time, to be followed by DropParked. Only ids up to newest are taken: a
-// worker that starts meanwhile takes what is published and parks it again,
-// under a higher id.
+// TakeAllParked is like TakeParked, but takes messages whether or not they can be
+// started, in the order of turns. It is for returning them to the queue when no
+// worker of this program is left to publish them. At most 8 are returned and
+// reserved; call DropParked after each was published.
+//
+// Only ids up to newest are taken. A worker that starts meanwhile may receive a
+// published message and park it again, under a higher id; without this limit the
+// two would go on for ever.
 func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) ([]ParkedMessage, error) {
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take all parked messages of queue "+queue, func(ctx context.Context) error {
@@ -102,20 +104,18 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 	return taken, err
 }
 
-// ClearHolds frees the workspaces of a queue from runs that need them no more
-// or have not begun, for the last worker that leaves the queue. Nobody gives
-// them on from then on, and such a run's message is in the queue like any
-// other's.
+// ClearHolds releases the workspaces of a queue that are held by runs which have
+// ended, were deleted or have not begun. The last worker that leaves the queue
+// calls it, since no worker is left to pass these workspaces on.
 //
-// A run that has begun keeps its workspace: the next worker of this program,
-// which may start at once, must not let another run in between two steps of it.
-// When a Python worker has carried the run to its end, the next sweep sees that
-// and frees the workspace.
+// A run that has begun keeps its workspace. A worker of this program may start at
+// once, and must not let another run in between two steps of this one. If a
+// Python worker ends the run, the next sweep releases the workspace.
 func (s *Store) ClearHolds(ctx context.Context, queue string) error {
 	return s.inTx(ctx, "free the workspaces of queue "+queue, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE queue = $1 AND run_id IS NOT NULL ORDER BY workspace FOR UPDATE`, queue)
-		// A statement after the locks: it sees a run that has just begun.
+		// A statement after the locks, so that it sees a run that has just begun.
 		batch.Queue(`
 			UPDATE mm_orchestrator.holds AS h SET run_id = NULL, root_task_id = '', since = clock_timestamp(), seen_at = clock_timestamp()
 			WHERE h.queue = $1 AND h.run_id IS NOT NULL

@@ -20,10 +20,10 @@ const (
 	StepRollback Step = "rollback"
 )
 
-// Known says that the step is one of these.
+// Known says whether s is one of these steps.
 func (s Step) Known() bool { return knownSteps[s] }
 
-// StepStatus is how a step ended.
+// StepStatus says how a step ended.
 type StepStatus string
 
 // The two ways in which a step that was run ends.
@@ -60,14 +60,12 @@ type Run struct {
 	// Steps is orchestrator_action_plans.steps as stored: hostile input that
 	// package tasks/orchestrator interprets.
 	Steps json.RawMessage
-	// HasRollback says that the plan names a rollback step; bare strings
-	// count (docs/moonmind.md#the-plan).
+	// HasRollback says that the plan has a rollback step, as an object or as a bare
+	// string (docs/moonmind.md#the-plan).
 	HasRollback bool
 }
 
-// BeginRequest asks for the right to run one step. The broker's flag
-// redelivered is not among it: a message that was handed back and published
-// anew comes without the flag, and the claim tells more.
+// BeginRequest asks for the right to run one step.
 type BeginRequest struct {
 	RunID  string
 	Step   Step
@@ -75,15 +73,17 @@ type BeginRequest struct {
 	// RootTaskID is the id of the chain's first task; it names one submission
 	// of a run.
 	RootTaskID string
-	// Workspace names what only one run at a time may change, such as the name
-	// of the queue and the path of a repository. It must be the same for all
-	// steps of a run, and alike in all workers that share it. Required.
+	// Workspace returns the name of what only one run at a time may change, such as
+	// the name of the queue and the path of a repository. It must be the same for
+	// all steps of a run, and in all workers that share the workspace. Required.
 	Workspace func(Run) string
-	// Queue is where the message came from, and goes back to after it was
+	// Queue is the queue that the message came from, and goes back to after it was
 	// parked.
 	Queue string
-	// Message is kept if the step has to wait. Exchange, RoutingKey and
-	// Redelivered are not needed.
+	// Message is parked if the step has to wait. Its Exchange and RoutingKey are not
+	// used. With Redelivered set, BeginStep allows for a holder that has just died;
+	// the flag is no condition for taking a claim over, since a message that was
+	// parked and published anew does not have it.
 	Message protocol.Delivery
 }
 
@@ -94,43 +94,43 @@ type Decision interface{ decision() }
 type Start struct {
 	Claim Claim
 	Run   Run
-	// OwnedAt is a moment at which nobody else could have the claim: just before
-	// the commit was sent.
+	// OwnedAt is just before the commit was sent. At that moment no other worker
+	// could have the claim.
 	OwnedAt time.Time
 	// RunStarted says that this step took the run from pending to running.
 	RunStarted bool
-	// Progress says which commands of this attempt have ended, under workers
-	// that ran it before: they must not be run again. Nil: none has.
+	// Progress says which commands of this attempt have ended under earlier workers
+	// and must not run again; nil for none.
 	Progress *Progress
-	// PreviousWorker is the node name of the worker that ran the attempt last; "" if
-	// nobody did, or if it is not known any more.
+	// PreviousWorker is the node name of the worker that ran the attempt last. It is
+	// "" if there is none, or if the answer to an earlier try was lost.
 	PreviousWorker string
 }
 
-// Done: this task id, or this attempt of the step, has already ended. The
-// caller reports the same outcome and causes no effect.
+// Done: this task id, or this attempt of the step, has already ended. The caller
+// reports the same outcome and does not run the step.
 type Done struct {
 	Outcome Outcome
-	// ParkedReady says that the run has nothing left to do, so that it gave up the
-	// workspace that it still held, and that parked messages can be published.
+	// ParkedReady says that the run had nothing left to do, so that BeginStep
+	// released its workspace, and that parked messages may be published.
 	ParkedReady bool
 }
 
-// Parked: it is not this step's turn. The message is kept in the database,
-// and TakeParked gives it out when its turn has come. The caller acknowledges
-// it and causes no effect. The state row is as it was.
+// Parked: the step has to wait. The message is stored in the database, and
+// TakeParked returns it when the step can start. The caller acknowledges the
+// message and does nothing else. The state row is unchanged.
 type Parked struct {
 	Why ParkedWhy
-	// Reason in words for an operator.
+	// Reason is in words for an operator.
 	Reason string
-	// ParkedReady says that another run was let in by this very call, and that its
+	// ParkedReady says that this call gave the workspace to another run, whose
 	// messages can be published.
 	ParkedReady bool
 }
 
-// Stop: the message must have no effect at all, for the reason given in
-// words for an operator: approval is missing, the run has ended, the rollback
-// belongs to an attempt that has been retried since.
+// Stop: the message must have no effect. Reason says why, in words for an operator:
+// the run waits for approval or has ended, or the rollback belongs to a failure
+// after which the run was retried.
 type Stop struct {
 	Reason string
 	// ParkedReady: see Done.
@@ -142,27 +142,27 @@ func (Done) decision()   {}
 func (Parked) decision() {}
 func (Stop) decision()   {}
 
-// Claim is the right to finish one attempt of one step. It fences: a worker
-// that has lost its claim changes nothing.
+// Claim is the right to finish one attempt of one step. A worker that has lost its
+// claim can change nothing.
 type Claim struct {
 	RunID   string
 	Step    Step
 	Attempt int
 	TaskID  string
-	// Token is different for every start.
+	// Token is another one for each start, and serves as a fencing token.
 	Token int64
 	// Starts counts how often this attempt was started, this time included.
 	Starts int
-	// HandedBack counts those of them whose worker stopped in order.
+	// HandedBack counts those after which the worker called ReleaseClaim.
 	HandedBack int
 	StartedAt  time.Time
 }
 
-// Deaths is how many workers died while they ran the attempt.
+// Deaths counts the workers that died while they ran the attempt.
 func (c Claim) Deaths() int { return max(0, c.Starts-1-c.HandedBack) }
 
-// Outcome is how a step ended: everything that FinishStep records, and
-// everything that a repeated delivery needs in order to answer the same.
+// Outcome is how a step ended: all that FinishStep records, and that BeginStep
+// needs to answer a repeated delivery.
 type Outcome struct {
 	Status StepStatus `json:"status"`
 	// Message for the state row, redacted and without NUL.
@@ -179,27 +179,27 @@ type Outcome struct {
 	ErrorType   string `json:"error_type,omitempty"`
 	ErrorModule string `json:"error_module,omitempty"`
 	Traceback   string `json:"traceback,omitempty"`
-	// FinishedAt is the instant at which the step's work ended.
+	// FinishedAt is when the work of the step ended.
 	FinishedAt time.Time `json:"finished_at"`
-	// NothingFollows says that the message of the step brings no other one of
-	// the run about: no next link after this success, no error callback after
-	// this failure. The run then gives its workspace up, whatever its plan has
-	// left. It is not part of the record.
+	// NothingFollows says that no message of the run follows from the step's: no
+	// next link after a success, no error callback after a failure. The run then
+	// gives up its workspace, even if steps of its plan are left. It is not
+	// recorded.
 	NothingFollows bool `json:"-"`
 }
 
-// Artifact is a file in a run's directory, as it is registered.
+// Artifact is a file in a run's directory.
 type Artifact struct {
 	// Type is a label of the enum orchestratorrunartifacttype.
 	Type string `json:"type"`
 	// Path is relative to the run directory.
 	Path string `json:"path"`
-	// Checksum is bare lower-case SHA-256 hex.
+	// Checksum is SHA-256 in lower-case hex, without a prefix.
 	Checksum  string `json:"checksum"`
 	SizeBytes int64  `json:"size_bytes"`
 }
 
-// Finished tells what FinishStep made of the run.
+// Finished is the state of the run after FinishStep.
 type Finished struct {
 	// Status of the run after the step.
 	Status RunStatus
@@ -207,6 +207,6 @@ type Finished struct {
 	// since the run's start.
 	RunEnded bool
 	Duration time.Duration
-	// ParkedReady says that parked messages can be published now: see TakeParked.
+	// ParkedReady says that parked messages may be published now: see TakeParked.
 	ParkedReady bool
 }

@@ -9,22 +9,21 @@ import (
 
 // LiveWorker is a worker of this program that consumes a queue.
 type LiveWorker struct {
-	// Key of the advisory lock that proves it alive; claims name their holder
-	// by it.
+	// Key is that of the worker's advisory lock. Claims name their holder by it.
 	Key   int64
 	Queue string
-	// Node is its name, as in "orchestrator@box".
+	// Node is the worker's node name, such as "orchestrator@box".
 	Node  string
 	Since time.Time
 }
 
-// RegisterWorker notes that this Store's worker consumes a queue, until
+// RegisterWorker records that this Store's worker consumes a queue, until
 // LeaveQueue or the end of its session.
 //
-//   - It takes the worker's lock first: whoever is listed can be seen to live.
-//   - It may be called again and again, and should be: the row may be lost
-//     with the schema, or while the session was cut. Where it is there, nothing
-//     is written.
+//   - It acquires the worker's lock first, so that others see that the worker is
+//     alive.
+//   - Call it repeatedly: the row may be lost with the schema, or while the session
+//     is down. If the row exists, nothing is written.
 //   - After LeaveQueue it does nothing.
 func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
 	return s.retry(ctx, "register as a worker of queue "+queue, func(ctx context.Context) error {
@@ -40,8 +39,8 @@ func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
 		if err != nil || tag.RowsAffected() == 0 {
 			return err
 		}
-		// A live worker whose session is cut just now loses its row here, and
-		// registers again when it is back.
+		// This also deletes the row of a live worker whose session is down at this
+		// moment. That worker registers again.
 		_, err = s.pool.Exec(ctx, withActivity+`
 			DELETE FROM mm_orchestrator.workers AS w
 			WHERE w.queue = $1 AND NOT EXISTS (SELECT FROM living AS l WHERE l.key = w.key)`, clean(queue))
@@ -49,13 +48,12 @@ func (s *Store) RegisterWorker(ctx context.Context, queue string) error {
 	})
 }
 
-// CountOtherConsumers notes how many consumers the broker has of this Store's
-// worker on a queue, and returns how many it had of the other live workers of
-// this program, as each of them noted within maxAge. What it returns may be too
-// much for that long, by consumers that are gone, and too little, by those that
-// have just come.
+// CountOtherConsumers records that this Store's worker has own consumers on a queue
+// at the broker, and returns how many the other live workers of this program have
+// recorded within maxAge. The result may be too high by consumers that have ended
+// within maxAge, and too low by those that have just started.
 //
-// A worker that RegisterWorker did not note counts for nothing.
+// Workers that have not called RegisterWorker are not counted.
 func (s *Store) CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (others int, err error) {
 	err = s.retry(ctx, "count the consumers of queue "+queue, func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
@@ -74,9 +72,8 @@ func (s *Store) CountOtherConsumers(ctx context.Context, queue string, own int, 
 	return others, err
 }
 
-// ListWorkers returns the workers that live and consume the queue, or any
-// queue if it is "". They are ordered by queue and by the time at which they
-// registered.
+// ListWorkers returns the live workers that consume the queue, or any queue if it
+// is "", by queue and time of registration.
 func (s *Store) ListWorkers(ctx context.Context, queue string) ([]LiveWorker, error) {
 	var list []LiveWorker
 	err := s.retry(ctx, "list the workers of queue "+queue, func(ctx context.Context) (err error) {
@@ -105,7 +102,7 @@ func scanLiveWorker(row pgx.CollectableRow) (w LiveWorker, err error) {
 	return w, err
 }
 
-// Departure is what a worker leaves behind that has stopped consuming.
+// Departure is what LeaveQueue finds when a worker has stopped consuming.
 type Departure struct {
 	// Remaining are the live workers that still consume the queue. Without any,
 	// no worker will publish the parked messages.
@@ -114,13 +111,13 @@ type Departure struct {
 	Parked int
 }
 
-// LeaveQueue ends what RegisterWorker has begun, and says who remains. Of
-// several workers that leave at once exactly one is told that it is the last,
-// whatever their order: each waits for the row locks of the others, and then
-// sees who has left before.
+// LeaveQueue deletes the registration of this Store's worker, and returns the
+// workers that remain. If several workers leave at once, exactly one of them gets
+// a Departure without Remaining: each waits for the row locks of the others and
+// then sees which have left.
 //
-// Call it when this worker neither runs a step nor will begin one: what it
-// parked afterwards might be nobody's.
+// Call it when this worker runs no step and will begin none: a message that it
+// parks later might never be published.
 func (s *Store) LeaveQueue(ctx context.Context, queue string) (Departure, error) {
 	s.mu.Lock()
 	s.left = true
