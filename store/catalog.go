@@ -10,15 +10,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// sharedTables are MoonMind's, as far as migrations/shared.sql makes them.
+// sharedTables are the tables of MoonMind that migrations/shared.sql creates.
 var sharedTables = []string{
 	"user", "approval_gates", "orchestrator_action_plans", "orchestrator_runs", "orchestrator_run_artifacts",
 	"codex_auth_volumes", "codex_worker_shards", "spec_workflow_runs", "spec_workflow_task_states",
 	"workflow_artifacts", "workflow_credential_audits",
 }
 
-// SchemaDifference says how the shared tables that exist differ from those
-// that MoonMind's migrations make. Nothing was changed.
+// SchemaDifference says how the existing shared tables differ from those that
+// MoonMind's migrations create. Nothing was changed.
 type SchemaDifference struct {
 	// Lines, one difference each: "table orchestrator_runs: column priority is …, expected …".
 	Lines []string
@@ -32,15 +32,15 @@ func (d *SchemaDifference) Error() string {
 // Unwrap returns ErrSchema.
 func (d *SchemaDifference) Unwrap() error { return ErrSchema }
 
-// Permanent: trying again does not mend a table.
+// Permanent: a retry does not change a table.
 func (d *SchemaDifference) Permanent() bool { return true }
 
-// planShared says how to make the shared tables: all of them, if none is
-// there; nothing, if all are there as they should be.
+// planShared returns the steps that create the shared tables: all of them if none
+// exists, none if all exist as expected. Otherwise it returns a SchemaDifference.
 //
-// What should be is not written down a second time: the tables are made in a
-// schema of their own, which the savepoint takes away again, and the two
-// catalogs are compared, as this very server prints them.
+// To have the expected definitions in one place only, it creates the tables in a
+// schema of their own, reads the catalog as this server prints it, and rolls back
+// to a savepoint.
 func planShared(ctx context.Context, tx pgx.Tx) ([]ReportStep, error) {
 	text, err := migrationFiles.ReadFile("migrations/shared.sql")
 	if err != nil {
@@ -86,16 +86,15 @@ func planShared(ctx context.Context, tx pgx.Tx) ([]ReportStep, error) {
 	return nil, nil
 }
 
-// readCatalog describes the shared tables, and the enum types of their
-// columns, of one schema: what each object is called, and how the server
-// prints its definition. The schema must be first in the search_path, or the
-// definitions name it.
+// readCatalog returns the shared tables of one schema, and the enum types of their
+// columns: each object's name, and its definition as the server prints it. The
+// schema must be first in the search_path, or else the definitions name it.
 //
-// Left out, because they say nothing that a reader or writer can notice: the
-// order of columns, comments, owners, privileges, storage, the bodies of the
-// trigger functions, and NOT NULL as a constraint, which PostgreSQL 18 keeps
-// beside the column's own mark. So are additional indexes that are not
-// unique: an operator may add them for speed.
+// It leaves out what no reader or writer notices: the order of columns, comments,
+// owners, privileges, storage, the bodies of trigger functions, and NOT NULL
+// constraints, which PostgreSQL 18 has besides the column's own flag.
+// compareCatalogs accepts additional indexes that are not unique, as an operator
+// may add them for speed.
 func readCatalog(ctx context.Context, tx pgx.Tx, schema string) (map[string]string, error) {
 	rows, err := tx.Query(ctx, `
 		WITH tables AS (
@@ -142,8 +141,8 @@ func readCatalog(ctx context.Context, tx pgx.Tx, schema string) (map[string]stri
 	return catalog, err
 }
 
-// compareCatalogs lists the differences, sorted. Of a table that is missing as
-// a whole only that is said.
+// compareCatalogs returns the differences, sorted. A missing table is one
+// difference.
 func compareCatalogs(want, found map[string]string) []string {
 	var lines []string
 	missing := map[string]bool{}
@@ -173,9 +172,9 @@ func compareCatalogs(want, found map[string]string) []string {
 	return slices.Compact(lines)
 }
 
-// CheckSchema says in one line what a worker misses: the shared tables, or the
-// schema mm_orchestrator in the version of this program. It looks for tables,
-// not at every column; the comparison is Migrate's.
+// CheckSchema returns ErrSchema if a shared table is missing that a worker needs, or
+// if schema mm_orchestrator is not of this program's version. It does not compare
+// columns; Migrate does.
 func (s *Store) CheckSchema(ctx context.Context) error {
 	return s.retry(ctx, "look at the tables of "+s.place, func(ctx context.Context) error {
 		return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

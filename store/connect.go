@@ -19,23 +19,24 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
-// dialTime is short, so that a path which is there again is found soon: see
-// reachTime. Config.ConnectTimeout also has to do for the handshake.
-const dialTime = 2 * time.Second
+// dialTimeout bounds one TCP connection. It is short, so that a network that works
+// again is noticed soon: see reconnectTimeout. Config.ConnectTimeout also covers
+// the handshake.
+const dialTimeout = 2 * time.Second
 
-// connection is how a database is connected to.
+// connection is how to connect to a database.
 type connection struct {
 	pool *pgxpool.Config
-	// balance puts the hosts of a configuration into another order, for
-	// load_balance_hosts.
+	// balance puts the hosts of a configuration into random order if
+	// load_balance_hosts asks for it.
 	balance func(*pgx.ConnConfig)
 	place   string
 	// ignored are options that have no effect.
 	ignored []address.Ignored
 }
 
-// newConnection reads an address and honours what libpq would of it: what the
-// driver does not know is done here.
+// newConnection turns an address into a configuration of the driver. Options of
+// libpq that the driver does not know are applied here.
 func newConnection(d address.Database, config Config) (*connection, error) {
 	parsed, err := pgxpool.ParseConfig(driverText(d))
 	if err != nil {
@@ -47,7 +48,7 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 	if options == nil {
 		options = map[string]string{}
 	}
-	// What a service file says arrives among the server's parameters.
+	// The driver takes options of a service file for parameters of the server.
 	for name, value := range connect.RuntimeParams {
 		if address.ForDriver(name, value) {
 			continue
@@ -70,7 +71,7 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 	parsed.MinConns = 0
 	parsed.AfterConnect = pinSettings
 	connect.ConnectTimeout = config.ConnectTimeout
-	if seconds := whole(options["connect_timeout"]); seconds > 0 {
+	if seconds := parsedInt(options["connect_timeout"]); seconds > 0 {
 		connect.ConnectTimeout = time.Duration(seconds) * time.Second
 	}
 	if connect.RuntimeParams["application_name"] == "" {
@@ -79,13 +80,13 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 			connect.RuntimeParams["application_name"] = name
 		}
 	}
-	if err := c.honourHosts(options); err != nil {
+	if err := c.applyHosts(options); err != nil {
 		return nil, err
 	}
 	if connect.DialFunc, err = dialer(options); err != nil {
 		return nil, failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
 	}
-	if err := honourTLS(connect, options); err != nil {
+	if err := applyTLS(connect, options); err != nil {
 		return nil, failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
 	}
 	c.place = place(connect.Host, connect.Port, connect.Database)
@@ -95,8 +96,8 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 	return c, nil
 }
 
-// driverText is an address in the driver's own form, without what it does not
-// know.
+// driverText is an address in the driver's key=value form, without the options
+// that the driver does not know.
 func driverText(d address.Database) string {
 	var out strings.Builder
 	add := func(name, value string) {
@@ -125,8 +126,9 @@ func driverText(d address.Database) string {
 	return out.String()
 }
 
-// driverReason is why the driver does not take an address, without the address,
-// which its error repeats with a masking of its own.
+// driverReason is the reason in an error of the driver about an address. The error
+// itself repeats the address, masked in the driver's own way, which may show a
+// part of the password.
 func driverReason(err error) string {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
@@ -141,22 +143,22 @@ func driverReason(err error) string {
 	return "it needs the form postgresql://user:password@host:port/database"
 }
 
-// whole reads a number that has been judged before; 0 is none.
-func whole(text string) int {
+// parsedInt parses a number that was validated before; 0 if there is none.
+func parsedInt(text string) int {
 	n, _ := strconv.Atoi(strings.TrimSpace(text))
 	return n
 }
 
-// honourHosts sees to hostaddr, the addresses of the hosts so that no name has
-// to be resolved, and to load_balance_hosts.
-func (c *connection) honourHosts(options map[string]string) error {
+// applyHosts applies hostaddr, the IP addresses of the hosts, and
+// load_balance_hosts.
+func (c *connection) applyHosts(options map[string]string) error {
 	connect := c.pool.ConnConfig
 	var hosts []string
-	all := ways(connect)
-	for i, way := range all {
-		// Each host stands there once with and once without TLS.
-		if i == 0 || !sameHost(all[i-1], way) {
-			hosts = append(hosts, way.Host)
+	all := destinations(connect)
+	for i, destination := range all {
+		// A host may be there twice, with and without TLS.
+		if i == 0 || !sameHost(all[i-1], destination) {
+			hosts = append(hosts, destination.Host)
 		}
 	}
 	lookup := connect.LookupFunc
@@ -201,48 +203,48 @@ func (c *connection) honourHosts(options map[string]string) error {
 	return nil
 }
 
-// shuffleHosts puts hosts into a random order, each with all its ways to
-// connect, with TLS and without, in the order that sslmode gives them.
+// shuffleHosts puts the hosts into random order. The destinations of one host, with
+// and without TLS, stay together in the order that sslmode gives them.
 func shuffleHosts(connect *pgx.ConnConfig) {
-	all := ways(connect)
+	all := destinations(connect)
 	var hosts [][]*pgconn.FallbackConfig
-	for i, way := range all {
-		if i == 0 || !sameHost(all[i-1], way) {
+	for i, destination := range all {
+		if i == 0 || !sameHost(all[i-1], destination) {
 			hosts = append(hosts, nil)
 		}
-		hosts[len(hosts)-1] = append(hosts[len(hosts)-1], way)
+		hosts[len(hosts)-1] = append(hosts[len(hosts)-1], destination)
 	}
 	rand.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 	all = slices.Concat(hosts...)
 	connect.Host, connect.Port, connect.TLSConfig, connect.Fallbacks = all[0].Host, all[0].Port, all[0].TLSConfig, all[1:]
 }
 
-// ways are everything that the driver tries in turn.
-func ways(connect *pgx.ConnConfig) []*pgconn.FallbackConfig {
+// destinations are all that the driver tries, in its order.
+func destinations(connect *pgx.ConnConfig) []*pgconn.FallbackConfig {
 	return append([]*pgconn.FallbackConfig{{Host: connect.Host, Port: connect.Port, TLSConfig: connect.TLSConfig}}, connect.Fallbacks...)
 }
 
 func sameHost(a, b *pgconn.FallbackConfig) bool { return a.Host == b.Host && a.Port == b.Port }
 
-// dialer makes connections with the options of the socket: libpq's keepalives
-// and tcp_user_timeout, and requirepeer for a Unix socket.
+// dialer returns a dial function that applies libpq's options of the socket:
+// keepalives, tcp_user_timeout, and requirepeer for a Unix socket.
 func dialer(options map[string]string) (pgconn.DialFunc, error) {
-	// The driver resolves names itself, so this is one address each time.
-	d := &net.Dialer{Timeout: dialTime, KeepAlive: -1}
-	if value, given := options["keepalives"]; !given || whole(value) != 0 {
+	// The driver resolves names, so the dialer gets one IP address.
+	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: -1}
+	if value, given := options["keepalives"]; !given || parsedInt(value) != 0 {
 		d.KeepAlive = 0
 		d.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second}
-		if n := whole(options["keepalives_idle"]); n > 0 {
+		if n := parsedInt(options["keepalives_idle"]); n > 0 {
 			d.KeepAliveConfig.Idle = time.Duration(n) * time.Second
 		}
-		if n := whole(options["keepalives_interval"]); n > 0 {
+		if n := parsedInt(options["keepalives_interval"]); n > 0 {
 			d.KeepAliveConfig.Interval = time.Duration(n) * time.Second
 		}
-		if n := whole(options["keepalives_count"]); n > 0 {
+		if n := parsedInt(options["keepalives_count"]); n > 0 {
 			d.KeepAliveConfig.Count = n
 		}
 	}
-	if n := whole(options["tcp_user_timeout"]); n > 0 {
+	if n := parsedInt(options["tcp_user_timeout"]); n > 0 {
 		d.Control = userTimeout(n)
 	}
 	peer := options["requirepeer"]
@@ -270,16 +272,15 @@ func dialer(options map[string]string) (pgconn.DialFunc, error) {
 	}, nil
 }
 
-// peerError says that a server is run by another user than option requirepeer
-// asks for.
+// peerError says that the server's user is not that of option requirepeer.
 type peerError struct{ got, want string }
 
 func (e *peerError) Error() string {
 	return fmt.Sprintf("the server is run by user %q, and option requirepeer asks for %q", e.got, e.want)
 }
 
-// place says where a database is, for logs and errors: host, port, name, and
-// never the user or the password.
+// place is host, port and name of a database, for logs and errors. It has neither
+// user nor password.
 func place(host string, port uint16, database string) string {
 	if strings.HasPrefix(host, "/") {
 		return host + "/" + database
@@ -287,8 +288,8 @@ func place(host string, port uint16, database string) string {
 	return net.JoinHostPort(host, strconv.Itoa(int(port))) + "/" + database
 }
 
-// hideAddress keeps what stands in an address with another @ behind its host
-// out of an error: it may be a part of the password.
+// hideAddress keeps the host of an address out of an error if another @ follows
+// it: what looks like the host may then be a part of the password.
 func hideAddress(d address.Database, err error) error {
 	var own *Error
 	if !d.Hidden || !errors.As(err, &own) {

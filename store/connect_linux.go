@@ -27,8 +27,8 @@ func userTimeout(milliseconds int) func(network, address string, raw syscall.Raw
 	}
 }
 
-// peerName is the name of the user that runs the process behind a Unix socket,
-// or its number where it has none.
+// peerName returns the name of the user that runs the process at the other end of
+// a Unix socket, or the user's number if there is no name.
 var peerName = func(conn *net.UnixConn) (string, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

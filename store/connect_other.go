@@ -11,5 +11,5 @@ import (
 // tcp_user_timeout too.
 func userTimeout(int) func(network, address string, raw syscall.RawConn) error { return nil }
 
-// peerName is not known here.
+// peerName is nil: this system cannot tell the peer of a socket.
 var peerName func(*net.UnixConn) (string, error)

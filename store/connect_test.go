@@ -228,7 +228,7 @@ func TestHostsAndTheirAddresses(t *testing.T) {
 		c.balance(connect)
 		first[connect.Host] = true
 		var order []string
-		for _, way := range ways(connect) {
+		for _, way := range destinations(connect) {
 			order = append(order, way.Host+string(rune('0'+way.Port)))
 		}
 		if slices.Sort(order); !slices.Equal(order, []string{"h11", "h11", "h22", "h22", "h33", "h33"}) || connect.TLSConfig == nil {

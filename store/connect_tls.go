@@ -16,10 +16,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
-// honourTLS adds to the driver's TLS what it does not know of libpq's: bounds
-// of the version, and lists of revoked certificates. The configurations are
-// changed in place, since the driver knows its own by their addresses.
-func honourTLS(connect *pgx.ConnConfig, options map[string]string) error {
+// applyTLS applies the TLS options of libpq that the driver does not know: bounds of
+// the version, and lists of revoked certificates. It changes the configurations in
+// place, since the driver compares them by pointer.
+func applyTLS(connect *pgx.ConnConfig, options map[string]string) error {
 	revoked, err := revocations(options["sslcrl"], options["sslcrldir"])
 	if err != nil {
 		return err
@@ -33,8 +33,10 @@ func honourTLS(connect *pgx.ConnConfig, options map[string]string) error {
 		}
 		config.MaxVersion = address.TLSVersions[strings.ToLower(options["ssl_max_protocol_version"])]
 		if revoked != nil {
-			known := config.RootCAs != nil
-			config.VerifyConnection = func(state tls.ConnectionState) error { return revoked.check(state.PeerCertificates, known, time.Now()) }
+			hasAuthority := config.RootCAs != nil
+			config.VerifyConnection = func(state tls.ConnectionState) error {
+				return revoked.check(state.PeerCertificates, hasAuthority, time.Now())
+			}
 		}
 	}
 	change(connect.TLSConfig)
@@ -44,10 +46,11 @@ func honourTLS(connect *pgx.ConnConfig, options map[string]string) error {
 	return nil
 }
 
-// revocationLists are what sslcrl and sslcrldir name.
+// revocationLists are the lists that sslcrl and sslcrldir name.
 type revocationLists []*x509.RevocationList
 
-// revocations reads a file and the files of a directory; nil for neither.
+// revocations reads the lists of a file and of the files of a directory. It
+// returns nil if both are "".
 func revocations(file, dir string) (revocationLists, error) {
 	var files []string
 	if file != "" {
@@ -90,9 +93,10 @@ func revocations(file, dir string) (revocationLists, error) {
 	return lists, nil
 }
 
-// check refuses a revoked certificate, and, as OpenSSL does where there is an
-// authority to check by, one about which no list in force says anything.
-func (l revocationLists) check(chain []*x509.Certificate, known bool, now time.Time) error {
+// check returns an error for a revoked certificate. If the client has a
+// certificate authority, it also returns one if no valid list covers the server's
+// certificate, as OpenSSL does.
+func (l revocationLists) check(chain []*x509.Certificate, hasAuthority bool, now time.Time) error {
 	for i, certificate := range chain {
 		inForce, expired := false, false
 		for _, list := range l {
@@ -111,7 +115,7 @@ func (l revocationLists) check(chain []*x509.Certificate, known bool, now time.T
 			}
 		}
 		switch {
-		case inForce || i > 0 || !known:
+		case inForce || i > 0 || !hasAuthority:
 		case expired:
 			return &revokedError{"its list of revoked certificates has expired: bring the file of option sslcrl up to date"}
 		default:
@@ -121,7 +125,7 @@ func (l revocationLists) check(chain []*x509.Certificate, known bool, now time.T
 	return nil
 }
 
-// revokedError is a certificate that must not be trusted any more.
+// revokedError says why a server's certificate is not trusted.
 type revokedError struct{ why string }
 
 func (e *revokedError) Error() string { return "the server is not trusted: " + e.why }

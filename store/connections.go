@@ -10,17 +10,17 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// TooFewConnections says that a worker would get fewer connections than it
-// needs at the same time. It would start with the first and then hand every
-// step back, as the session that proves it alive comes last.
+// TooFewConnections says that a worker would get fewer connections than it needs at
+// the same time. Such a worker would start, and then hand back every step, since
+// it connects the session of its lock last.
 type TooFewConnections struct {
-	// Place is the database, Need the connections that a worker needs there.
+	// Place is the database, Need the number of connections that a worker needs.
 	Place string
 	Need  int
-	// Busy: others use what is missing, so that waiting may help. Otherwise a
-	// limit is too low for one worker alone.
+	// Busy says that others use the missing connections, so that waiting may help.
+	// Otherwise a limit is too low even for one worker alone.
 	Busy bool
-	// Why in words, and Cure.
+	// Why is the reason, and Cure what to do, both in words.
 	Why, Cure string
 }
 
@@ -36,19 +36,20 @@ func (e *TooFewConnections) Unwrap() error {
 	return ErrInvalid
 }
 
-// Permanent says that trying again cannot help.
+// Permanent says that a retry cannot succeed.
 func (e *TooFewConnections) Permanent() bool { return !e.Busy }
 
 // mostDialled bounds how many connections are opened at the same moment.
 const mostDialled = 16
 
-// CheckConnections opens, and for a moment holds, all the connections that a
-// worker with these stores opens in its life: those of both pools and the
-// session of the worker's lock. results is nil if results are kept in tables
-// or nowhere. The error is a *TooFewConnections if there are not so many.
+// CheckConnections opens, all at once, the connections that a worker with these
+// stores needs: those of both pools, and one for the worker's lock. results is nil
+// if results are stored through tables, or not at all. The error is a
+// *TooFewConnections if not all can be opened.
 //
-// The pools keep theirs, so that a worker begins with what it needs. It tries
-// once. A limit that the catalogs tell is judged without opening anything.
+// The pools keep their connections, so that a worker starts with what it needs.
+// CheckConnections does not retry. If a limit in the catalogs is too low, it opens
+// nothing.
 func CheckConnections(ctx context.Context, tables, results *Store) error {
 	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, tables.config.ConnectTimeout)
@@ -134,7 +135,7 @@ func CheckConnections(ctx context.Context, tables, results *Store) error {
 	return nil
 }
 
-// borrow takes a connection of the pool, which may have to open it.
+// borrow takes a connection from the pool, which opens one if needed.
 func (s *Store) borrow(ctx context.Context) (func(), error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -143,15 +144,16 @@ func (s *Store) borrow(ctx context.Context) (func(), error) {
 	return conn.Release, nil
 }
 
-// openSession opens one as the worker's lock has it, without the lock: who
-// only looks is no live worker.
+// openSession opens a session like that of the worker's lock. It does not lock,
+// since a worker that is only checked must not appear alive.
 func (s *Store) openSession(ctx context.Context) (func(), error) {
 	conn, err := pgx.ConnectConfig(ctx, s.workerLock.connect)
 	if err != nil {
 		return nil, err
 	}
 	closing := func() { _ = conn.Close(context.WithoutCancel(ctx)) }
-	// A pooler answers for itself until there is a statement.
+	// A pooler accepts connections without one to the server until there is a
+	// statement.
 	if _, err := conn.Exec(ctx, `SELECT 1`, pgx.QueryExecModeExec); err != nil {
 		closing()
 		return nil, err
@@ -180,34 +182,35 @@ func (s *Store) LockError() error {
 	return translate("acquire this worker's lock at "+s.place, err)
 }
 
-// isTooMany: the server has a limit, and it is reached.
+// isTooMany says that a limit of the server is reached.
 func isTooMany(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "53300"
 }
 
-// isPooler: PgBouncer's own errors, as when its clients are too many, have
-// this code.
+// isPooler says that the error is PgBouncer's own, for example because it has too
+// many clients.
 func isPooler(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "08P01"
 }
 
-// connectionLimits are what the catalogs say of the connections of a role.
-// Limits below zero are none.
+// connectionLimits are the limits and the use of connections, as the catalogs have
+// them for a role. A negative limit means that there is none.
 type connectionLimits struct {
-	// server tells one server from another.
+	// server identifies the server.
 	server         string
 	role, database string // quoted where SQL needs it
-	// ofServer is what is not reserved for others.
+	// The limits. ofServer does not count connections reserved for other roles.
 	ofRole, ofDatabase, ofServer int
-	// In use by others than this process: of the role, in the database, at all.
+	// Connections that others than this process use: of the role, in the database,
+	// and in all.
 	byRole, byDatabase, byAll int
-	// workers of these are sessions of this program.
+	// workers counts those that belong to this program.
 	workers int
 }
 
-// readLimits asks by way of the pool.
+// readLimits uses a connection of the pool.
 func (s *Store) readLimits(ctx context.Context) (connectionLimits, error) {
 	var l connectionLimits
 	err := s.pool.QueryRow(ctx, `
@@ -228,23 +231,23 @@ func (s *Store) readLimits(ctx context.Context) (connectionLimits, error) {
 	return l, err
 }
 
-// leaveOut takes connections of this process from what is in use.
+// leaveOut subtracts connections of this process from those in use.
 func (l *connectionLimits) leaveOut(own int) {
 	for _, n := range []*int{&l.byRole, &l.byDatabase, &l.byAll, &l.workers} {
 		*n = max(*n-own, 0)
 	}
 }
 
-// share says whether the same limits hold for both.
+// share says whether the same limits apply to both.
 func (l *connectionLimits) share(other *connectionLimits) bool {
 	if l.server != other.server || l.role != other.role || l.database != other.database {
 		return false
 	}
-	l.leaveOut(1) // the other's, which has asked
+	l.leaveOut(1) // that of the other store, which ran readLimits
 	return true
 }
 
-// tooLow judges the limits alone; nil: they do not stand in the way.
+// tooLow returns the limit that is too low even without other connections, or nil.
 func (l connectionLimits) tooLow(place string, need int) *TooFewConnections {
 	short := &TooFewConnections{Place: place, Need: need}
 	switch {
@@ -278,7 +281,7 @@ func (l connectionLimits) tooMany(place string, need, opened int, err error) *To
 		short.Why = fmt.Sprintf("%s, as the server has %d for such roles, of which others use %d", first, l.ofServer, l.byAll)
 		short.Cure = "End what uses them, or raise the server's max_connections"
 	default:
-		// No limit of the server's: something in between has one.
+		// No limit of the server is reached, so a pooler in between has one.
 		reason := "the others were not answered in time"
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) {

@@ -14,56 +14,58 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// What went wrong, for errors.Is. Every error of this package that is not the
-// caller's own context being over is an [*Error] with one of these.
+// Kinds of errors, for errors.Is. Every error of this package is an [*Error] with
+// one of these or with none, a type of its own that unwraps to one of these, or
+// wraps the error of the caller's context.
 var (
 	// ErrNotFound: there is no such row.
 	ErrNotFound = errors.New("not found")
-	// ErrUnavailable: the database cannot be reached, is starting, stopping,
-	// read-only, out of connections, or broke the transaction off in favour
-	// of another. Trying later is of use; this package has already tried for
+	// ErrUnavailable: the database cannot be reached, is starting, stopping or
+	// read-only, has no free connection, or aborted the transaction in favour of
+	// another. A later try may succeed; most methods have already retried for
 	// Config.RetryFor.
 	ErrUnavailable = errors.New("database unavailable")
-	// ErrClaimLost: somebody else holds the claim, or the step was retried
-	// under a new attempt. Nothing was changed.
+	// ErrClaimLost: another worker has the claim, or the step was retried under a
+	// new attempt. Nothing was changed.
 	ErrClaimLost = errors.New("claim lost")
 	// ErrLocked: another session has locked a row, and this call does not wait
 	// for it. Nothing was changed.
 	ErrLocked = errors.New("row locked")
-	// ErrSchema: a table, column or type is missing or is not as expected.
+	// ErrSchema: a table, column or type is missing or not as expected.
 	ErrSchema = errors.New("database schema does not fit")
-	// ErrInvalid: a value that the tables cannot hold.
+	// ErrInvalid: a value is malformed, or the tables cannot store it.
 	ErrInvalid = errors.New("invalid value")
 	// ErrRefused: the database refused the role, the password or a privilege.
 	ErrRefused = errors.New("database refused")
 )
 
-// Error is an error of this package. It hides the driver's, so that nobody
-// above depends on it.
+// Error is an error of this package. It does not wrap the driver's error, so that
+// no caller depends on the driver.
 type Error struct {
-	// Kind is one of the sentinels above, which errors.Is finds, or nil for
-	// an error of the database that has no name here.
+	// Kind is one of the sentinels above, which errors.Is finds, or nil for any
+	// other error of the database.
 	Kind error
 	// Code is the SQLSTATE, or "".
 	Code string
 	text string
 }
 
-// Error is one line: what happened, to what, why.
+// Error returns one line: what happened, to what, why.
 func (e *Error) Error() string { return e.text }
 
 // Unwrap returns the sentinel.
 func (e *Error) Unwrap() error { return e.Kind }
 
-// Permanent says that trying again cannot help.
+// Permanent says that a retry cannot succeed.
 func (e *Error) Permanent() bool { return !errors.Is(e.Kind, ErrUnavailable) }
 
 func failure(kind error, format string, args ...any) *Error {
 	return &Error{Kind: kind, text: fmt.Sprintf(format, args...)}
 }
 
-// translate makes an error of the driver one of ours. doing completes the
-// sentence "cannot …". Our own errors and those of the caller's context pass.
+// translate turns an error of the driver into one of this package. doing completes
+// the sentence "cannot …". Our own errors pass, and those of a context stay
+// recognisable.
 func translate(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -76,7 +78,7 @@ func translate(doing string, err error) error {
 	}
 	var connect *pgconn.ConnectError
 	if !errors.As(err, &connect) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
-		// Not %w: the driver wraps these in types of its own.
+		// Not %w of err: the driver wraps these in types of its own.
 		if errors.Is(err, context.Canceled) {
 			return fmt.Errorf("cannot %s: %w", doing, context.Canceled)
 		}
@@ -96,7 +98,7 @@ func translate(doing string, err error) error {
 	kind := classify(err)
 	hint := ""
 	if connect != nil && optionCodes[code] {
-		// Of a connection that is made, the server judges nothing but options.
+		// While a connection is made, these codes can only be about options.
 		kind = ErrInvalid
 		hint = "; this is an option of the database's address, and neither one of libpq's nor one that the server takes: correct it there, or leave it out"
 	}
@@ -106,12 +108,12 @@ func translate(doing string, err error) error {
 	return &Error{Kind: kind, Code: code, text: "cannot " + doing + ": " + detail + hint}
 }
 
-// optionCodes are what a server says to a parameter in the query of an address:
-// no such one, not a value of it, not to be set now.
+// optionCodes are the server's codes for a parameter in the query of an address: an
+// unknown one, an invalid value, or one that cannot be set at this time.
 var optionCodes = map[string]bool{"42704": true, "22023": true, "55P02": true}
 
-// connectionWords says in a few words why there is no connection. The driver
-// lists every address that it tried, with and without TLS.
+// connectionWords says briefly why there is no connection. The driver's text lists
+// every address that it tried, with and without TLS.
 func connectionWords(err error, otherwise string) string {
 	var name *net.DNSError
 	var certificate *tls.CertificateVerificationError
@@ -143,8 +145,8 @@ func connectionWords(err error, otherwise string) string {
 
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
-// classify sorts an error of the driver into our kinds. What it does not know
-// is nil: permanent, as repeating an unknown mistake helps nobody.
+// classify returns the kind of an error of the driver. Unknown errors have none, and
+// so are permanent.
 func classify(err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -184,10 +186,10 @@ func classifyCode(code, message string) error {
 		return ErrUnavailable
 	case "25006": // read-only: a standby, in the middle of a fail-over
 		return ErrUnavailable
-	case "26000": // prepared statement is gone: PgBouncer gave us another session
+	case "26000": // no such prepared statement: PgBouncer gave us another session
 		return ErrUnavailable
 	case "0A000":
-		// The driver has forgotten the statement by now; the next try
+		// The driver has dropped the prepared statement by now; the next try
 		// prepares it anew.
 		if strings.Contains(message, "cached plan") {
 			return ErrUnavailable

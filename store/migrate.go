@@ -17,42 +17,44 @@ import (
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
 
-// migrationLock keeps two migrations from running at once in a database. Any
-// number does, as long as it never changes: older versions use it too.
+// migrationLock is the key of the advisory lock that keeps two migrations of one
+// database from running at once. It must never change: older versions use it too.
 const migrationLock = 0x6d6d5f6d69677261 // "mm_migra"
 
-// MigrateOptions says what Migrate may make besides the schema mm_orchestrator.
+// MigrateOptions says what Migrate does besides the schema mm_orchestrator.
 type MigrateOptions struct {
-	// SharedTables makes MoonMind's tables in a database that has none of
-	// them. Tables that exist are compared and never touched.
+	// SharedTables creates MoonMind's tables in a database that has none of them.
+	// Existing tables are compared and never changed.
 	SharedTables bool
-	// ResultTables, if set, makes or widens Celery's tables like
+	// ResultTables, if set, creates Celery's tables or adds columns to them, like
 	// [Results.EnsureResultTable].
 	ResultTables *ResultsConfig
-	// DryRun plans and changes nothing.
+	// DryRun only makes the plan, and changes nothing.
 	DryRun bool
-	// Rehearse does everything and takes it back before anybody sees it, to
-	// find out whether this role may. Locks are taken as by the real thing.
+	// Rehearse does everything and rolls it back, to find out whether this role has
+	// the rights. It takes the same locks as a real migration.
 	Rehearse bool
 }
 
-// ReportStep is one thing that a migration does.
+// ReportStep is one step of a migration.
 type ReportStep struct {
-	// What in words: "create table celery_taskmeta".
+	// What is the step in words: "create table celery_taskmeta".
 	What string
-	// SQL does it.
+	// SQL is what the step runs.
 	SQL string
-	// ByOwner says that our role may not: the owner of the table has to run
-	// SQL. It is never done by us.
+	// ByOwner says that our role lacks the right, so that the owner of the table
+	// has to run SQL. Migrate skips such a step.
 	ByOwner bool
-	// Done says that it was done, and committed if Migrate returned no error.
+	// Done says that Migrate has run the step, and committed it if it returned no
+	// error.
 	Done bool
 }
 
-// Report is what a migration does or did, in order. No steps: nothing to do.
+// Report is what a migration does or did, in order. Without steps there is nothing
+// to do.
 type Report struct{ Steps []ReportStep }
 
-// Lines are the report in words for a terminal or a log, one step each.
+// Lines is the report in words, one line for each step.
 func (r Report) Lines() []string {
 	lines := make([]string, len(r.Steps))
 	for i, step := range r.Steps {
@@ -74,7 +76,7 @@ func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
 		if step.ByOwner {
 			continue
 		}
-		// The simple protocol, as a file holds many statements.
+		// The simple protocol, as a file has many statements.
 		if _, err := tx.Conn().PgConn().Exec(ctx, step.SQL).ReadAll(); err != nil {
 			return translate(step.What, err)
 		}
@@ -83,7 +85,7 @@ func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
-// rehearse runs the steps and takes them back.
+// rehearse runs the steps and rolls them back.
 func (r Report) rehearse(ctx context.Context, tx pgx.Tx) error {
 	inner, err := tx.Begin(ctx)
 	if err != nil {
@@ -94,9 +96,9 @@ func (r Report) rehearse(ctx context.Context, tx pgx.Tx) error {
 	return steps.run(ctx, inner)
 }
 
-// lockMigrations makes the transaction the only migration. From then on it
-// waits for no lock longer than a moment: whoever comes after an ALTER TABLE
-// that waits, waits too, readers included. The whole is tried again instead.
+// lockMigrations waits until no other migration runs. After that it bounds the wait
+// for any lock: all sessions that come after a waiting ALTER TABLE wait as well,
+// readers too. When the bound is reached, the whole transaction is retried.
 func lockMigrations(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
 		return err
@@ -107,14 +109,14 @@ func lockMigrations(ctx context.Context, tx pgx.Tx) error {
 
 // Migrate brings the database to what this program needs, in one transaction.
 //
-//   - The schema mm_orchestrator: made, or brought to the newest version.
-//   - With SharedTables, MoonMind's tables where none exist. Where they exist
-//     and differ from MoonMind's the error is a [*SchemaDifference] and nothing
-//     was changed.
-//   - With ResultTables, Celery's.
+//   - It creates the schema mm_orchestrator, or brings it to the newest version.
+//   - With SharedTables it creates MoonMind's tables if none exists. If they exist
+//     and differ from MoonMind's, it returns a [*SchemaDifference] and changes
+//     nothing.
+//   - With ResultTables it creates or completes Celery's tables.
 //
-// It is idempotent, and safe to run from several processes at once. With
-// DryRun the report is the plan.
+// It is idempotent, and safe to run in several processes at once. With DryRun the
+// report is the plan.
 func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, error) {
 	var report Report
 	err := s.inTx(ctx, "migrate the database "+s.place, func(tx pgx.Tx) error {
@@ -164,7 +166,7 @@ func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, er
 // Removal is what RemoveOwnSchema does or did.
 type Removal struct {
 	Report
-	// Tables are those that go, with what is in them.
+	// Tables are those that are dropped.
 	Tables []RemovedTable
 }
 
@@ -174,30 +176,30 @@ type RemovedTable struct {
 	Rows int
 }
 
-// A SchemaInUseError says why schema mm_orchestrator was not removed. Nothing
+// A SchemaInUseError says why RemoveOwnSchema has not removed the schema. Nothing
 // was changed.
 type SchemaInUseError struct {
-	// Workers live and use it.
+	// Workers are the live workers that use the schema.
 	Workers []LiveWorker
-	// Parked counts messages that are in it and in no queue.
+	// Parked counts the messages that are parked in the schema and in no queue.
 	Parked int
 }
 
 func (e *SchemaInUseError) Error() string {
 	if len(e.Workers) > 0 {
-		return fmt.Sprintf("worker %s lives, and needs schema mm_orchestrator, which was not removed", e.Workers[0].Node)
+		return fmt.Sprintf("schema mm_orchestrator was not removed: worker %s is running and needs it", e.Workers[0].Node)
 	}
-	return fmt.Sprintf("%d messages of runs that wait are parked in schema mm_orchestrator, and in no queue: it was not removed", e.Parked)
+	return fmt.Sprintf("schema mm_orchestrator was not removed: it has %d parked messages, which are in no queue", e.Parked)
 }
 
-// RemoveOwnSchema takes the schema mm_orchestrator away, by the down
-// migrations of its versions, and with it all claims and recorded outcomes.
-// The shared tables, and Celery's, stay as they are. It is the last step of the
-// way back to the Python worker.
+// RemoveOwnSchema removes the schema mm_orchestrator by the down migrations of its
+// versions, and with it all claims and recorded outcomes. MoonMind's tables and
+// Celery's are not changed. It is the last step when an operator goes back to the
+// Python worker.
 //
-// While a worker lives or a message is parked the error is a
-// [*SchemaInUseError], also with dryRun. Its locks keep both from coming about
-// between the question and the end.
+// While a worker is alive or a message is parked it returns a [*SchemaInUseError],
+// also with dryRun. It locks the tables before it checks, so that neither can
+// change until it is done.
 func (s *Store) RemoveOwnSchema(ctx context.Context, dryRun bool) (Removal, error) {
 	var removal Removal
 	err := s.inTx(ctx, "remove schema mm_orchestrator of "+s.place, func(tx pgx.Tx) (err error) {
@@ -244,8 +246,8 @@ func ownTables(ctx context.Context, tx pgx.Tx) ([]RemovedTable, error) {
 	return tables, nil
 }
 
-// checkUnused returns a SchemaInUseError if somebody needs the schema. Unless
-// it is a dry run it locks the tables first.
+// checkUnused returns a SchemaInUseError if the schema is in use. Without dryRun it
+// locks the tables first.
 func checkUnused(ctx context.Context, tx pgx.Tx, tables []RemovedTable, dryRun bool) error {
 	used := &SchemaInUseError{}
 	for _, table := range tables {
@@ -263,7 +265,7 @@ func checkUnused(ctx context.Context, tx pgx.Tx, tables []RemovedTable, dryRun b
 		case "workers":
 			registered, err = listWorkers(ctx, tx, "")
 		case "claims":
-			// A worker of an older version does not register.
+			// A worker of an older version has no row in table workers.
 			holders, err = listHolders(ctx, tx)
 		}
 		if err != nil {
@@ -300,8 +302,8 @@ type migration struct {
 
 var migrationFile = regexp.MustCompile(`^(\d{4})_(\w+)\.(up|down)\.sql$`)
 
-// ownMigrations are the embedded migrations, oldest first. A file that does
-// not belong is found by the tests.
+// ownMigrations returns the embedded migrations, oldest first. It ignores files with
+// other names; a test finds those.
 func ownMigrations() []migration {
 	found := map[int]*migration{}
 	entries, err := fs.ReadDir(migrationFiles, "migrations")
@@ -340,7 +342,8 @@ func newestVersion() int {
 	return list[len(list)-1].version
 }
 
-// ownVersion is the version of schema mm_orchestrator, 0 if there is none.
+// ownVersion returns the version of schema mm_orchestrator, 0 for none, and whether
+// the schema exists.
 func ownVersion(ctx context.Context, tx pgx.Tx) (version int, schema bool, err error) {
 	var table bool
 	err = tx.QueryRow(ctx, `
@@ -360,7 +363,8 @@ const createVersions = `CREATE TABLE mm_orchestrator.schema_versions (
     CONSTRAINT schema_versions_positive CHECK (version >= 1)
 )`
 
-// planOwn says how to bring schema mm_orchestrator to a version.
+// planOwn returns the steps that bring schema mm_orchestrator to version target; 0
+// removes it.
 func planOwn(ctx context.Context, tx pgx.Tx, target int) ([]ReportStep, error) {
 	version, schema, err := ownVersion(ctx, tx)
 	if err != nil {

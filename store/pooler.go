@@ -8,23 +8,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// crowd is how many transactions CheckSession opens beside the session that
-// it judges, and crowdTime how long each may take to get a server.
+// probeTransactions is how many transactions CheckSession opens beside the session
+// that it checks. probeTimeout is how long each may wait for a server session.
 const (
-	crowd     = 4
-	crowdTime = 2 * time.Second
+	probeTransactions = 4
+	probeTimeout      = 2 * time.Second
 )
 
-// CheckSession finds a connection pooler that gives a client another server
-// session for each transaction, such as PgBouncer with pool_mode=transaction.
-// The worker's advisory lock would stay behind in a session of somebody
-// else's: a dead worker would seem alive for ever, or a live one dead. It is
-// ErrInvalid then, with the cure. A pooler that keeps sessions is fine.
+// CheckSession returns ErrInvalid, with the cure, if a connection pooler gives each
+// transaction another server session, as PgBouncer does with
+// pool_mode=transaction. The worker's advisory lock would then belong to a session
+// of another client: a dead worker could look alive for ever, or a live one dead.
+// A pooler with one server session for each client is accepted.
 //
-// A direct connection is known by the server's process id, which poolers
-// replace by a number of their own. Behind a pooler several transactions are
-// held open at once, so that the session's own server is taken by one of them
-// if the pooler has let go of it.
+// In a direct connection the server's process id is the one of the protocol's
+// start; poolers send a number of their own there. Behind a pooler CheckSession
+// opens several transactions at once. If the pooler does not reserve the server
+// session of the checked client, one of them gets it.
 func (s *Store) CheckSession(ctx context.Context) error {
 	pooled := false
 	err := s.retry(ctx, "check the session at "+s.place, func(ctx context.Context) (err error) {
@@ -64,25 +64,25 @@ func (s *Store) sessionChanges(ctx context.Context) (bool, error) {
 	if _, err := session.Exec(ctx, `SELECT pg_advisory_lock($1)`, pgx.QueryExecModeExec, key); err != nil {
 		return false, err
 	}
-	for range crowd {
+	for range probeTransactions {
 		other, err := connect()
 		if err != nil {
-			break // the pool is full: all its servers are taken
+			break // the pool is full: all its server sessions are in use
 		}
 		defer other.Close(context.WithoutCancel(ctx))
-		limit, cancel := context.WithTimeout(ctx, crowdTime)
+		limit, cancel := context.WithTimeout(ctx, probeTimeout)
 		_, err = other.Exec(limit, `BEGIN`, pgx.QueryExecModeExec)
 		cancel()
 		if err != nil {
 			break
 		}
 	}
-	limit, cancel := context.WithTimeout(ctx, crowdTime)
+	limit, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	now, err := pid(limit)
 	switch {
 	case err != nil && ctx.Err() == nil && limit.Err() != nil:
-		// It waits for a server, so it had none of its own.
+		// The statement waits for a server session, so the client had none reserved.
 		return true, nil
 	case err != nil:
 		return false, err
@@ -93,8 +93,8 @@ func (s *Store) sessionChanges(ctx context.Context) (bool, error) {
 	return now != first, err
 }
 
-// Skew is how far this machine's clock is ahead of the database's, give or
-// take half the time of a round trip.
+// Skew returns how far this machine's clock is ahead of the database's, to within
+// half a round trip.
 func (s *Store) Skew(ctx context.Context) (time.Duration, error) {
 	var skew time.Duration
 	err := s.retry(ctx, "read the clock of "+s.place, func(ctx context.Context) error {

@@ -9,21 +9,21 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Privilege is a right to a table or sequence that the statements of this
-// package use.
+// Privilege is a right to a table, view or sequence that statements of this package
+// need.
 type Privilege struct {
-	// Schema is where the object is; "" for where the search_path finds it, as
-	// it does MoonMind's and Celery's.
+	// Schema is the schema of the object. It is "" for MoonMind's and Celery's
+	// tables, which are found by the search_path.
 	Schema string
-	// Object is a table, view or sequence.
+	// Object is the name of the table, view or sequence.
 	Object string
-	// Name is SELECT, INSERT, UPDATE, DELETE, or USAGE of a sequence.
+	// Name is SELECT, INSERT, UPDATE, DELETE, or USAGE for a sequence.
 	Name string
-	// Columns that the right must cover; nil for all that there are.
+	// Columns are those that the right must cover; nil for all.
 	Columns []string
 }
 
-// What a step's start and end write of MoonMind's tables.
+// The columns of MoonMind's tables that the start and the end of a step write.
 var (
 	runColumnsWritten      = []string{"status", "started_at", "completed_at", "artifact_root", "metrics_snapshot", "updated_at"}
 	stateColumnsWritten    = []string{"status", "plan_step_status", "celery_state", "celery_task_id", "message", "payload", "artifact_refs", "started_at", "finished_at"}
@@ -32,11 +32,11 @@ var (
 	artifactColumnsKey     = []string{"id", "run_id", "artifact_type", "path"}
 )
 
-// WorkerPrivileges are all rights that a worker and `runs` need in a database
-// that is migrated, besides those to connect and to use the schemas. results is nil if
-// Celery results are not kept there. Whoever writes a statement that needs
-// another adds it here: the tests of this package run as a role that has these
-// and no others.
+// WorkerPrivileges returns the rights that a worker and `runs` need in a migrated
+// database, besides CONNECT and USAGE of the schemas. results is nil if Celery
+// results are stored elsewhere. A new statement that needs another right must add
+// it here: the tests of this package run as a role with these rights and no
+// others.
 func WorkerPrivileges(results *ResultsConfig) []Privilege {
 	own := func(table string, names ...string) []Privilege {
 		list := make([]Privilege, len(names))
@@ -63,7 +63,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("parked", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("revocations", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("workers", "SELECT", "INSERT", "UPDATE", "DELETE"),
-		// Everybody has these, unless somebody has taken them away.
+		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)
 	if results != nil {
@@ -72,7 +72,8 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 	return list
 }
 
-// resultPrivileges are those of a database that only keeps Celery results.
+// resultPrivileges are the rights needed in a database that only stores Celery
+// results.
 func resultPrivileges(config ResultsConfig) []Privilege {
 	config = config.WithDefaults()
 	return []Privilege{
@@ -83,18 +84,18 @@ func resultPrivileges(config ResultsConfig) []Privilege {
 	}
 }
 
-// functions that a worker calls and that a cautious administrator may have
-// taken from PUBLIC. What is called while a connection is made is not among
-// them, as that fails by itself.
+// functions are those that a worker calls and that an administrator may have
+// revoked from PUBLIC. Functions that are called while a connection is made are
+// not among them, as their absence already makes the connection fail.
 var functions = []string{"pg_advisory_lock(bigint)", "pg_try_advisory_xact_lock_shared(bigint)", "gen_random_uuid()"}
 
-// MissingPrivileges says which rights the role of a [Store] lacks.
+// MissingPrivileges is the error for rights that the role of a [Store] lacks.
 type MissingPrivileges struct {
-	// Place is the database, Role the one that we are there.
+	// Place is the database, Role the current role there.
 	Place, Role string
-	// Missing in words: "UPDATE on public.orchestrator_runs".
+	// Missing has each missing right in words: "UPDATE on public.orchestrator_runs".
 	Missing []string
-	// Grant is SQL that mends it, for the owner of the tables.
+	// Grant is SQL that grants the rights, for the owner of the tables to run.
 	Grant string
 }
 
@@ -105,28 +106,28 @@ func (m *MissingPrivileges) Error() string {
 // Unwrap returns ErrRefused.
 func (m *MissingPrivileges) Unwrap() error { return ErrRefused }
 
-// Permanent: trying again does not grant anything.
+// Permanent: a retry does not grant anything.
 func (m *MissingPrivileges) Permanent() bool { return true }
 
-// CheckPrivileges finds what would let a worker start and every step of it
-// fail: a *MissingPrivileges if the role lacks a right to something that
-// exists, ErrSchema if a table lacks a column that is written, ErrRefused or
-// ErrUnavailable if the database takes no writes from it. Tables that do not
-// exist are left to CheckSchema.
+// CheckPrivileges finds what would make every step fail although the worker can
+// start. It returns a *MissingPrivileges if the role lacks a right to an existing
+// object, ErrSchema if a table lacks a column that a worker writes, and ErrRefused
+// or ErrUnavailable if the database accepts no writes. Missing tables are for
+// CheckSchema to report.
 //
-// It reads catalogs only, in one statement, and needs no right to any table.
+// It reads only catalogs and settings, and needs no right to any table.
 func (s *Store) CheckPrivileges(ctx context.Context, results *ResultsConfig) error {
 	return s.checkPrivileges(ctx, WorkerPrivileges(results), functions)
 }
 
-// CheckPrivileges is as that of a Store, for a database in which only these
-// results are kept.
+// CheckPrivileges is like [Store.CheckPrivileges], for a database that only stores
+// Celery results.
 func (r *Results) CheckPrivileges(ctx context.Context) error {
 	return r.store.checkPrivileges(ctx, resultPrivileges(r.config), nil)
 }
 
-// lack is a right to an object that is missing, or, of kind column, a column
-// of it. Names are quoted where SQL needs it.
+// lack is a missing right to an object or, if kind is "column", a missing column of
+// it. Names are quoted where SQL needs it.
 type lack struct{ schema, object, right, kind string }
 
 func (s *Store) checkPrivileges(ctx context.Context, wanted []Privilege, functions []string) error {
@@ -168,10 +169,9 @@ func (s *Store) checkPrivileges(ctx context.Context, wanted []Privilege, functio
 	return nil
 }
 
-// readLacks compares the wanted rights with those of the role. A schema that
-// the role may not use is named as such, and its tables are looked at all the
-// same: the search_path passes over it in silence, so that a table there would
-// seem to be absent.
+// readLacks compares the wanted rights with those of the role. PostgreSQL skips a
+// schema of the search_path that the role may not use, so that tables there seem
+// to be missing. readLacks reports such a schema, and checks its tables too.
 func readLacks(ctx context.Context, tx pgx.Tx, wanted []Privilege, functions []string) ([]lack, error) {
 	n := len(wanted)
 	schemas, objects, rights, columns := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
@@ -228,8 +228,8 @@ func readLacks(ctx context.Context, tx pgx.Tx, wanted []Privilege, functions []s
 	})
 }
 
-// missingPrivileges puts rights to one object, and objects of which the same
-// rights are missing, together.
+// missingPrivileges groups the rights by object, and objects by the same missing
+// rights.
 func missingPrivileges(place, role string, lacks []lack) *MissingPrivileges {
 	m := &MissingPrivileges{Place: place, Role: role}
 	type object struct{ kind, name string }
@@ -249,7 +249,7 @@ func missingPrivileges(place, role string, lacks []lack) *MissingPrivileges {
 	var grants []object // kind and rights
 	on := map[object][]string{}
 	for _, o := range objects {
-		// Those of tables are in the order in which they are wanted.
+		// The rights to a table are in the order of WorkerPrivileges.
 		g := object{o.kind, strings.Join(of[o], ", ")}
 		if on[g] == nil {
 			grants = append(grants, g)

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// runColumns are those of a run r and its plan p, in the order of scanRun.
+// runColumns are SQL for the columns of a run r and its plan p, which scanRun reads.
 const runColumns = `
 	r.id::text, r.instruction, r.target_service, r.priority::text, r.status::text, COALESCE(r.artifact_root, ''),
 	r.queued_at, r.started_at, r.completed_at, p.steps::text`
@@ -21,7 +21,7 @@ const selectRun = `
 	JOIN orchestrator_action_plans AS p ON p.id = r.action_plan_id
 	WHERE r.id = $1`
 
-// further are what else the row has.
+// scanRun reads runColumns, and into further what follows them in the row.
 func scanRun(row pgx.Row, further ...any) (Run, error) {
 	var run Run
 	var steps string
@@ -44,13 +44,13 @@ func utc(t *time.Time) *time.Time {
 	return &u
 }
 
-// hasStep says that a plan names a step.
+// hasStep says whether a plan has a step.
 func hasStep(plan json.RawMessage, want Step) bool {
 	return slices.Contains(stepNames(plan), string(want))
 }
 
-// stepNames are the steps of a plan in its order, given as objects or as bare
-// strings (docs/moonmind.md#the-plan). A plan that is no array has no steps.
+// stepNames returns the names of a plan's steps in its order. A step is an object or
+// a bare string (docs/moonmind.md#the-plan). A plan that is not an array has none.
 func stepNames(plan json.RawMessage) []string {
 	var steps []json.RawMessage
 	if json.Unmarshal(plan, &steps) != nil {
@@ -88,26 +88,26 @@ func (s *Store) FindRun(ctx context.Context, runID string) (Run, error) {
 	return run, err
 }
 
-// RunFilter narrows ListRuns. The zero value takes the newest 20 of all runs.
+// RunFilter selects runs for ListRuns. The zero value selects the newest 20.
 type RunFilter struct {
-	// Status, if set, is the only one wanted.
+	// Status, if set, selects the runs with this status.
 	Status RunStatus
-	// TargetService, if set, is the only one wanted.
+	// TargetService, if set, selects the runs for this service.
 	TargetService string
 	// Limit defaults to 20 and is at most 1000.
 	Limit int
-	// Offset is how many to pass over.
+	// Offset is how many runs to skip.
 	Offset int
 }
 
-// ListedRun is a run as ListRuns gives it.
+// ListedRun is a run and what it does, as ListRuns returns it.
 type ListedRun struct {
 	Run
 	Activity
 }
 
-// ListRuns returns runs, the newest queued_at first, with what each does at
-// the moment. Steps and HasRollback are filled in as by FindRun.
+// ListRuns returns runs by queued_at, newest first, with what each does at the
+// moment. Steps and HasRollback are set as by FindRun.
 func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]ListedRun, error) {
 	if filter.Limit <= 0 {
 		filter.Limit = 20
@@ -138,17 +138,17 @@ func (s *Store) ListRuns(ctx context.Context, filter RunFilter) ([]ListedRun, er
 	return runs, err
 }
 
-// RunDetail is a run with everything that was recorded about it.
+// RunDetail is a run with all that is recorded about it.
 type RunDetail struct {
 	Run Run
 	Activity
-	// Revocation is an operator's wish that no worker has carried out yet.
+	// Revocation is an operator's request that no worker has carried out yet, or nil.
 	Revocation *Revocation
 	// Snapshot is metrics_snapshot, or nil.
 	Snapshot json.RawMessage
-	// States has the newest attempt of each step, in plan order.
+	// States are the newest attempts of the steps, in plan order.
 	States []StepState
-	// Artifacts by created_at, as the API lists them.
+	// Artifacts are ordered by created_at, as the API lists them.
 	Artifacts []RegisteredArtifact
 }
 
@@ -169,10 +169,9 @@ type StepState struct {
 	ArtifactIDs []string
 	StartedAt   *time.Time
 	FinishedAt  *time.Time
-	// Starts counts the starts of this attempt by workers of ours; 0 for a
-	// step that none of them has begun.
+	// Starts counts the starts of this attempt by workers of this program.
 	Starts int
-	// Worker is the node name of the last of them.
+	// Worker is the node name of the last of these workers, or "".
 	Worker string
 }
 
@@ -183,8 +182,8 @@ type RegisteredArtifact struct {
 	CreatedAt time.Time
 }
 
-// FindRunDetail returns all of a run from one snapshot of the database, or
-// ErrNotFound.
+// FindRunDetail returns a run with all its details from one snapshot of the database,
+// or ErrNotFound.
 func (s *Store) FindRunDetail(ctx context.Context, runID string) (RunDetail, error) {
 	if !isUUID(runID) {
 		return RunDetail{}, notARun(runID)

@@ -15,21 +15,21 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// ResultsConfig says where and how Celery results are kept. The names are
+// ResultsConfig says where and how Celery results are stored. The names are those of
 // Celery's settings database_table_names and database_table_schemas.
 type ResultsConfig struct {
-	// Encoding of the result column. Defaults to pickle, which every version
-	// of Celery reads; JSON only where every reader is 5.7 or later
+	// Encoding is that of the column result. Defaults to pickle, which every version
+	// of Celery reads. Use JSON only if every reader is Celery 5.7 or later
 	// (docs/celery.md#result-encoding).
 	Encoding protocol.Encoding
-	// Table of tasks. Defaults to "celery_taskmeta".
+	// Table is the table of task results. Defaults to "celery_taskmeta".
 	Table string
-	// Schema of it. Defaults to the first of the role's search_path.
+	// Schema is that of Table. Defaults to the first of the role's search_path.
 	Schema string
-	// SetTable of groups, which is only created. Defaults to
-	// "celery_tasksetmeta".
+	// SetTable is the table of group results, which is created but not written.
+	// Defaults to "celery_tasksetmeta".
 	SetTable string
-	// SetSchema of it. Defaults to the first of the role's search_path.
+	// SetSchema is that of SetTable. Defaults to the first of the role's search_path.
 	SetSchema string
 }
 
@@ -66,8 +66,8 @@ const (
 	resultStatusLength = 50
 )
 
-// columnsKnownFor bounds how long the table's columns are believed: a Python
-// 5.7 that starts meanwhile adds columns that we should fill.
+// columnsKnownFor is how long the table's columns are cached. A Celery 5.7 that
+// starts meanwhile adds columns that we should fill.
 const columnsKnownFor = time.Minute
 
 // Results is Celery's database result backend, db+postgresql://
@@ -81,7 +81,8 @@ type Results struct {
 	readAt  time.Time
 }
 
-// NewResults keeps results in the database of store. It reads nothing yet.
+// NewResults returns the result backend in the database of store. It does not access
+// the database yet.
 func NewResults(store *Store, config ResultsConfig) (*Results, error) {
 	config = config.WithDefaults()
 	if err := config.Validate(); err != nil {
@@ -90,7 +91,7 @@ func NewResults(store *Store, config ResultsConfig) (*Results, error) {
 	return &Results{store: store, config: config}, nil
 }
 
-// resultRow is a row of celery_taskmeta as it is sent.
+// resultRow is a row of celery_taskmeta to be written.
 type resultRow struct {
 	taskID, status string
 	result         []byte
@@ -105,15 +106,15 @@ type resultRow struct {
 	stamps         []byte
 }
 
-// Store writes all results in one transaction and says for each, in the same
-// order, whether it was written. A stored SUCCESS stays, whatever comes later,
-// another SUCCESS included (docs/celery.md#publish-store-acknowledge, Celery
-// 5.7's rule): the answer for it is false. Of two results for one task id in
-// one call, the later is treated as coming later.
+// Store writes all results in one transaction, and returns for each, in the same
+// order, whether it was written. A stored SUCCESS is never overwritten, not even by
+// another SUCCESS, as in Celery 5.7 (docs/celery.md#publish-store-acknowledge);
+// written is false then. Two results for one task id in one call are written in
+// their order.
 //
-// ErrInvalid for a task id that the column cannot hold and for a value that
-// cannot be encoded; nothing was written then. Tables made by Celery 5.4 to
-// 5.7, with and without result_extended, are served as they are.
+// It returns ErrInvalid, and writes nothing, for a task id that does not fit the
+// column or a value that cannot be encoded. It works with tables made by Celery 5.4
+// to 5.7, with and without result_extended.
 func (r *Results) Store(ctx context.Context, results ...protocol.Result) (written []bool, err error) {
 	if len(results) == 0 {
 		return nil, nil
@@ -146,7 +147,7 @@ func (r *Results) Store(ctx context.Context, results ...protocol.Result) (writte
 				return nil
 			})
 		})
-		// The table was made anew, in another shape, since it was looked at.
+		// The table may have been recreated with other columns since they were read.
 		if !reread && errors.Is(err, ErrSchema) {
 			continue
 		}
@@ -158,7 +159,7 @@ func (r *Results) Store(ctx context.Context, results ...protocol.Result) (writte
 	}
 }
 
-// encode makes the row of a result.
+// encode returns the row of a result.
 func (r *Results) encode(result protocol.Result) (resultRow, error) {
 	taskID := clean(result.TaskID)
 	if n := utf8.RuneCountInString(taskID); n == 0 || n > resultTextLength {
@@ -184,7 +185,7 @@ func (r *Results) encode(result protocol.Result) (resultRow, error) {
 		row.name = nullIfEmpty(cut(result.Task, resultTextLength))
 		row.worker = nullIfEmpty(cut(result.Worker, resultTextLength))
 		row.queue = nullIfEmpty(cut(result.Queue, resultTextLength))
-		// A request without arguments to show has the text of None, not NULL.
+		// A request without arguments has JSON null, like Python's None, and not NULL.
 		row.args, row.kwargs = jsonOrNull(result.Args), jsonOrNull(result.Kwargs)
 		if result.Retries != nil {
 			retries := int32(min(max(*result.Retries, 0), 1<<31-1))
@@ -215,9 +216,9 @@ func jsonOrNull(text json.RawMessage) []byte {
 	return text
 }
 
-// distinct splits the rows, by index, into rounds in which no task id occurs
-// twice, keeping the order of those that do: one statement cannot write a row
-// twice.
+// distinct splits the rows, by index, into rounds without repeated task ids, since
+// one statement cannot write a row twice. It keeps the order of rows with the same
+// task id.
 func distinct(rows []resultRow) [][]int {
 	var rounds [][]int
 	seen := map[string]int{}
@@ -232,13 +233,13 @@ func distinct(rows []resultRow) [][]int {
 	return rounds
 }
 
-// write writes the rows of one round in one statement and marks those that
-// were written.
+// write writes the rows of one round in one statement, and marks those that were
+// written.
 //
-// It updates first, so that a row that exists costs no number of the sequence,
-// and inserts what is not there. Between the two another worker may insert:
-// ON CONFLICT then updates under the same guard. date_done is bound as an
-// instant and turned to UTC here: what a session's TimeZone is must not matter.
+// The statement first updates, so that an existing row uses no number of the
+// sequence, and then inserts the other rows. If another worker inserts a row in
+// between, ON CONFLICT updates it under the same condition. date_done is sent with
+// its zone and converted to UTC, so that the session's TimeZone does not matter.
 func (r *Results) write(ctx context.Context, tx pgx.Tx, columns map[string]bool, rows []resultRow, round []int, written []bool) error {
 	n := len(round)
 	ids, statuses := make([]string, n), make([]string, n)
@@ -266,12 +267,12 @@ func (r *Results) write(ctx context.Context, tx pgx.Tx, columns map[string]bool,
 	return err
 }
 
-// optionalColumns are those of result_extended and of 5.7, which a table may
-// or may not have.
+// optionalColumns are those of result_extended and of Celery 5.7, which a table need
+// not have.
 var optionalColumns = []string{"children", "name", "args", "kwargs", "worker", "retries", "queue", "stamps"}
 
-// statement is the SQL of write for a table with these columns. All 13 arrays
-// are always given; those of missing columns are not used.
+// statement returns the SQL of write for a table with these columns. All 13 arrays
+// are always sent; those of missing columns are not used.
 func (r *Results) statement(columns map[string]bool) string {
 	names := []string{"status", "result", "date_done", "traceback"}
 	for _, name := range optionalColumns {
@@ -313,7 +314,8 @@ func (r *Results) statement(columns map[string]bool) string {
 		SELECT task_id FROM updated UNION ALL SELECT task_id FROM inserted`
 }
 
-// knownColumns reads which columns the task table has.
+// knownColumns returns the columns of the task table, from the cache unless reread
+// is set.
 func (r *Results) knownColumns(ctx context.Context, reread bool) (map[string]bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,8 +12,8 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// readColumns returns the names of a table's columns; none if it does not
-// exist. table is quoted already.
+// readColumns returns the names of a table's columns, none if it does not exist.
+// table must be quoted.
 func readColumns(ctx context.Context, q querier, table string) (map[string]bool, error) {
 	rows, err := q.Query(ctx, `
 		SELECT attname::text FROM pg_catalog.pg_attribute
@@ -32,13 +32,12 @@ func readColumns(ctx context.Context, q querier, table string) (map[string]bool,
 	return columns, nil
 }
 
-// EnsureResultTable makes Celery's result tables if they are absent, as a
-// Python worker does on its first use of the backend, in the shape of 5.7; and
-// adds the columns children and stamps, which Celery 5.7 needs, to tables made
-// by older versions. Where our role may not, the report has the statements for
-// the owner; results are stored all the same, without these columns.
+// EnsureResultTable creates missing result tables as Celery 5.7 does when it first
+// uses the backend. To tables made by older versions it adds the columns children
+// and stamps, which Celery 5.7 needs. If our role lacks the right, the report has
+// the statements for the owner, and results are stored without these columns.
 //
-// It is idempotent and safe to call from several workers at once.
+// It is idempotent, and safe to call from several workers at once.
 func (r *Results) EnsureResultTable(ctx context.Context) (Report, error) {
 	var report Report
 	err := r.store.inTx(ctx, "prepare the result table "+r.config.Table, func(tx pgx.Tx) (err error) {
@@ -61,7 +60,7 @@ func (r *Results) EnsureResultTable(ctx context.Context) (Report, error) {
 	return report, nil
 }
 
-// PlanResultTable says what EnsureResultTable would do, and changes nothing.
+// PlanResultTable returns what EnsureResultTable would do, and changes nothing.
 func (r *Results) PlanResultTable(ctx context.Context) (Report, error) {
 	var report Report
 	err := r.store.inTx(ctx, "look at the result table "+r.config.Table, func(tx pgx.Tx) (err error) {
@@ -71,8 +70,8 @@ func (r *Results) PlanResultTable(ctx context.Context) (Report, error) {
 	return report, err
 }
 
-// RehearseResultTable does what EnsureResultTable would and takes it back, to
-// find out whether this role may.
+// RehearseResultTable does what EnsureResultTable would and rolls it back, to find
+// out whether this role has the rights.
 func (r *Results) RehearseResultTable(ctx context.Context) error {
 	return r.store.inTx(ctx, "prepare the result table "+r.config.Table, func(tx pgx.Tx) error {
 		if err := lockMigrations(ctx, tx); err != nil {
@@ -86,16 +85,16 @@ func (r *Results) RehearseResultTable(ctx context.Context) error {
 	})
 }
 
-// resultTable is one of Celery's two tables, for planning.
+// resultTable describes one of Celery's two tables.
 type resultTable struct {
 	name, sequence string
 	create         string
-	// added by Celery 5.7.
+	// added are the columns that Celery 5.7 added.
 	added []string
 	index string
 }
 
-// planResultTables says what is to be done to Celery's tables
+// planResultTables returns the steps that create or complete Celery's tables
 // (docs/celery.md#result-table).
 func planResultTables(ctx context.Context, tx pgx.Tx, config ResultsConfig) ([]ReportStep, error) {
 	schemas := map[string]bool{}
@@ -198,5 +197,5 @@ func planResultTable(ctx context.Context, tx pgx.Tx, table resultTable) ([]Repor
 	return steps, nil
 }
 
-// indexName is quoted and as long as PostgreSQL lets a name be.
+// indexName quotes a name, cut to the length that PostgreSQL allows.
 func indexName(name string) string { return pgx.Identifier{name[:min(len(name), 63)]}.Sanitize() }

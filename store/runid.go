@@ -7,29 +7,28 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// leastPrefix is how many digits of an id are enough, as for git: fewer fit by
-// chance.
+// leastPrefix is the least number of digits in a prefix, as in git: fewer would
+// often match by chance.
 const leastPrefix = 4
 
-// An IDPrefix is an id of a run as somebody has written it: the whole of it, or
-// its beginning. The zero value fits no run.
+// An IDPrefix is the id of a run, or its beginning, as a user typed it. The zero
+// value matches no run.
 type IDPrefix struct {
-	// digits are lower-case hexadecimal ones, at least leastPrefix of them and at
-	// most 32.
+	// digits are lower-case and hexadecimal: at least leastPrefix, at most 32.
 	digits string
 }
 
-// ParseIDPrefix reads an id, or the first 4 digits of one or more. Like Python's
-// UUID it takes upper case, urn:uuid:, braces, and an id without hyphens. What
-// can be no id is ErrInvalid.
+// ParseIDPrefix parses an id, or at least its first 4 digits. Like Python's UUID it
+// accepts upper case, urn:uuid:, braces, and no hyphens. It returns ErrInvalid for
+// anything else.
 func ParseIDPrefix(text string) (IDPrefix, error) {
 	plain := strings.ToLower(strings.TrimSpace(text))
 	plain = strings.TrimPrefix(plain, "urn:uuid:")
 	plain = strings.TrimSuffix(strings.TrimPrefix(plain, "{"), "}")
 	digits := strings.ReplaceAll(plain, "-", "")
 	isHex := strings.Trim(digits, "0123456789abcdef") == ""
-	// Hyphens stand where they belong, the last one perhaps at the end, or there
-	// are none.
+	// Either there are no hyphens, or all are at their places; the text may end with
+	// one.
 	inPlace := plain == digits || plain == hyphenated(digits) || plain+"0" == hyphenated(digits+"0")
 	switch {
 	case !isHex || !inPlace || len(digits) > 32:
@@ -40,8 +39,8 @@ func ParseIDPrefix(text string) (IDPrefix, error) {
 	return IDPrefix{digits}, nil
 }
 
-// ParseRunID reads the whole id of a run, in every form that ParseIDPrefix takes,
-// and returns it as the database writes it. Anything else is ErrInvalid.
+// ParseRunID parses a whole id of a run, in any form that ParseIDPrefix accepts, and
+// returns it as PostgreSQL prints it. It returns ErrInvalid for anything else.
 func ParseRunID(text string) (string, error) {
 	prefix, err := ParseIDPrefix(text)
 	if err != nil {
@@ -53,10 +52,10 @@ func ParseRunID(text string) (string, error) {
 	return prefix.String(), nil
 }
 
-// String is the id, or its beginning, as the database writes it.
+// String returns the id or prefix as PostgreSQL prints it.
 func (p IDPrefix) String() string { return hyphenated(p.digits) }
 
-// hyphenated puts the hyphens of a UUID between digits, as far as they go.
+// hyphenated inserts the hyphens of a UUID into its first digits.
 func hyphenated(digits string) string {
 	var out strings.Builder
 	for i, digit := range digits {
@@ -69,8 +68,8 @@ func hyphenated(digits string) string {
 	return out.String()
 }
 
-// ListRunsByID returns the runs whose ids begin so, by id, at most limit of
-// them. They are a range of the primary key, so that the index finds them.
+// ListRunsByID returns at most limit runs whose ids begin with prefix, ordered by
+// id. It reads a range of the primary key.
 func (s *Store) ListRunsByID(ctx context.Context, prefix IDPrefix, limit int) ([]Run, error) {
 	if prefix.digits == "" {
 		return nil, failure(ErrInvalid, "no id of a run is given")

@@ -9,13 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxMessage bounds spec_workflow_task_states.message, in bytes. The column
-// has no limit and Python puts a command's whole output there
-// (docs/moonmind.md#c10), which the API then sends with every look at the run.
+// maxMessage bounds spec_workflow_task_states.message, in bytes. The column has no
+// limit. Python stores a command's whole output there (docs/moonmind.md#c10), and
+// the API sends it whenever a client reads the run.
 const maxMessage = 32 << 10
 
-// clean makes text that a column of type text can hold: valid UTF-8 without
-// NUL bytes.
+// clean makes text valid for a column of type text: UTF-8 without NUL bytes.
 func clean(text string) string {
 	if utf8.ValidString(text) && !strings.Contains(text, "\x00") {
 		return text
@@ -23,7 +22,7 @@ func clean(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "�"), "\x00", "")
 }
 
-// cut cleans text and keeps its first characters, as many as varchar(n) holds.
+// cut cleans text and keeps at most its first characters, as counted by varchar(n).
 func cut(text string, characters int) string {
 	text = clean(text)
 	if len(text) <= characters {
@@ -39,7 +38,7 @@ func cut(text string, characters int) string {
 	return text
 }
 
-// headOf keeps the head of a message and says what was left out.
+// headOf cuts a long message, and adds how long it was.
 func headOf(message string) string {
 	message = clean(message)
 	if len(message) <= maxMessage {
@@ -49,9 +48,9 @@ func headOf(message string) string {
 	return fmt.Sprintf("%s… (cut here; %d bytes in all, see the log artifact)", head, len(message))
 }
 
-// cleanJSON makes JSON text that jsonb can hold: no escaped NUL, which it
-// refuses although JSON allows it, and valid UTF-8. It returns an error for
-// text that is not JSON.
+// cleanJSON makes JSON text valid for a column of type jsonb: valid UTF-8, without
+// escaped NUL, which JSON allows and jsonb refuses. It returns an error for text
+// that is not JSON.
 func cleanJSON(text json.RawMessage) (json.RawMessage, error) {
 	text = bytes.ToValidUTF8(text, []byte("�"))
 	if !json.Valid(text) {
@@ -60,9 +59,9 @@ func cleanJSON(text json.RawMessage) (json.RawMessage, error) {
 	if !bytes.Contains(text, []byte(`\u`)) {
 		return text, nil
 	}
-	// Only string literals can hold a backslash, so that the scan needs no
-	// notion of where it is; an escaped backslash is skipped as a pair.
-	// Halves of surrogate pairs, which jsonb refuses too, become U+FFFD.
+	// Only string literals contain backslashes, so the scan need not know where it
+	// is. An escaped backslash is skipped as a pair. Single surrogates, which jsonb
+	// refuses too, become U+FFFD.
 	out := make([]byte, 0, len(text))
 	for i := 0; i < len(text); {
 		switch {
@@ -108,8 +107,8 @@ func hexUnit(text []byte) int {
 	return int(unit[0])<<8 | int(unit[1])
 }
 
-// isUUID says that PostgreSQL's uuid will take text, in the one form that the
-// API uses. Python's UUID() takes others too, which no producer sends.
+// isUUID says whether text is a UUID in the form that the API uses. Python's UUID()
+// accepts other forms, which no producer sends.
 func isUUID(text string) bool {
 	if len(text) != 36 {
 		return false

@@ -209,7 +209,7 @@ func TestAWorkerThatStopsBesideAnotherReturnsNothing(t *testing.T) {
 	// The command refuses beside it, and names it.
 	for _, args := range [][]string{{"parked", "return"}, {"migrate", "--remove"}} {
 		p := start(t, s.env(), args...)
-		if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "worker w1@box lives") {
+		if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "worker w1@box is running") {
 			t.Errorf("%s: exit %d: %s", args, code, p.stderr.String())
 		}
 	}

@@ -1,9 +1,8 @@
-// Package storetest gives tests a real database in the state that MoonMind's
-// API leaves it in, and does to it what the API does: create a run, approve
-// it, retry it.
+// Package storetest gives tests a real database with MoonMind's tables, and does in
+// it what MoonMind's API does: create, approve and retry a run.
 //
-// It writes the API's rows by SQL of its own, not through package store, so
-// that a test compares two independent sources.
+// It writes the API's rows with SQL of its own, not through package store, so that
+// tests compare two independent sources.
 package storetest
 
 import (
@@ -25,22 +24,22 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// Steps in plan order.
+// Steps are all steps, in plan order.
 var Steps = []store.Step{store.StepAnalyze, store.StepPatch, store.StepBuild, store.StepRestart, store.StepVerify, store.StepRollback}
 
-// Database is one test's own.
+// Database is a database of one test.
 type Database struct {
-	// URL is what a worker is given. In a database that New made its role may
-	// do what [store.WorkerPrivileges] says, and nothing else: a statement that
-	// needs more fails its test.
+	// URL is for a worker. In a database from New its role has the rights of
+	// [store.WorkerPrivileges] and no others, so that a statement which needs more
+	// fails its test.
 	URL string
-	// OwnerURL is for who makes tables.
+	// OwnerURL is for the owner, who may create tables.
 	OwnerURL string
-	// Pool is for what a test asks or breaks itself. It is the owner's.
+	// Pool is for a test's own statements. It connects as the owner.
 	Pool *pgxpool.Pool
 }
 
-// Empty makes a database with nothing in it. It is dropped when the test ends.
+// Empty creates an empty database. It is dropped when the test ends.
 func Empty(t testing.TB) *Database {
 	t.Helper()
 	address := devenv.Database(t)
@@ -57,7 +56,7 @@ func Empty(t testing.TB) *Database {
 	return d
 }
 
-// New makes a database with MoonMind's tables, ours, and Celery's.
+// New creates a database with MoonMind's tables, ours and Celery's.
 func New(t testing.TB) *Database {
 	t.Helper()
 	d := Empty(t)
@@ -69,9 +68,9 @@ func New(t testing.TB) *Database {
 	return d
 }
 
-// Role makes a role that may log in and is granted these things ("SELECT ON
-// holds"), and returns the database's URL for it. Its name ends with the one
-// given. It is dropped when the test ends.
+// Role creates a role that can log in and has these grants ("SELECT ON holds"), and
+// returns the database's URL for it. Its name ends with name. It is dropped when
+// the test ends.
 func (d *Database) Role(t testing.TB, name string, grants ...string) string {
 	t.Helper()
 	u, err := url.Parse(d.OwnerURL)
@@ -95,8 +94,8 @@ func (d *Database) Role(t testing.TB, name string, grants ...string) string {
 	return u.String()
 }
 
-// Grants are what Role needs to give exactly these privileges, and the schemas
-// that they are in.
+// Grants returns the grants for Role that give exactly these privileges, and USAGE of
+// their schemas.
 func Grants(privileges ...store.Privilege) []string {
 	grants := []string{"USAGE ON SCHEMA public, mm_orchestrator"}
 	for _, p := range privileges {
@@ -118,8 +117,8 @@ func Grants(privileges ...store.Privilege) []string {
 	return grants
 }
 
-// Open opens a store on the database by its URL, as one worker does. Its log goes to the
-// test; it is closed when the test ends.
+// Open opens a store with d.URL, as a worker does. Its log goes to the test. It is
+// closed when the test ends.
 func (d *Database) Open(t testing.TB, change ...func(*store.Config)) *store.Store {
 	t.Helper()
 	config := store.Config{
@@ -138,7 +137,7 @@ func (d *Database) Open(t testing.TB, change ...func(*store.Config)) *store.Stor
 	return s
 }
 
-// Results opens the result backend on a store.
+// Results returns the result backend in the database of a store.
 func Results(t testing.TB, s *store.Store, encoding protocol.Encoding) *store.Results {
 	t.Helper()
 	r, err := store.NewResults(s, store.ResultsConfig{Encoding: encoding})
@@ -152,7 +151,8 @@ func Results(t testing.TB, s *store.Store, encoding protocol.Encoding) *store.Re
 var actionPlan []byte
 
 // Plan returns the steps of the plan that MoonMind's API makes for its service
-// "api". change, if not nil, gets the parameters of each step to alter.
+// "api". change, if not nil, is called with the parameters of each step and may
+// change them.
 func Plan(t testing.TB, change func(step store.Step, parameters map[string]any)) json.RawMessage {
 	t.Helper()
 	var row struct {
@@ -179,7 +179,7 @@ func Plan(t testing.TB, change func(step store.Step, parameters map[string]any))
 // Seed is a request to create a run. The zero value is the API's run for
 // service "api", without an approval gate.
 type Seed struct {
-	// ID of the run. Drawn when empty.
+	// ID of the run. Defaults to a random one.
 	ID string
 	// Instruction has a default.
 	Instruction string
@@ -187,19 +187,19 @@ type Seed struct {
 	TargetService string
 	// Priority defaults to "normal".
 	Priority string
-	// Plan defaults to Plan(t, nil). It is the array of steps.
+	// Plan is the array of steps. Defaults to Plan(t, nil).
 	Plan json.RawMessage
-	// ArtifactRoot defaults to a path that does not exist, as the API's does
-	// for a worker on another machine.
+	// ArtifactRoot defaults to a path that does not exist here, as with an API on
+	// another machine.
 	ArtifactRoot string
-	// Gate puts a gate with requirement pre-run before the service: the run
-	// waits for approval.
+	// Gate creates an approval gate with requirement pre-run for the service, so
+	// that the run waits for approval.
 	Gate bool
 	// NoStates leaves the six state rows out.
 	NoStates bool
 }
 
-// Create makes a run as POST /orchestrator/runs does, up to its commit, and
+// Create creates a run as POST /orchestrator/runs does, up to its commit, and
 // returns its id (docs/moonmind.md#who-does-what; store/testdata has its rows
 // in orchestrator_run_rows.json and task_state_rows.json).
 func (d *Database) Create(t testing.TB, seed Seed) string {
@@ -382,8 +382,8 @@ func (d *Database) Rows(t testing.TB, sql string, args ...any) []Row {
 	return rows
 }
 
-// Clock is a clock that stands until it is set. It may be used from several
-// goroutines only if nobody sets it then.
+// Clock is a clock that shows Time until a test sets it. Set it only while no other
+// goroutine uses it.
 type Clock struct{ Time time.Time }
 
 // Now returns the time that was set.
