@@ -9,16 +9,16 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// What a worker needs of its databases only once steps run: connections for
-// all of them at once, and rights to every table that a step's end writes.
-// Without a look at the start it would say that it is ready, and hand every
-// step back.
+// Checks of what a worker needs from its databases only while steps run:
+// connections for all steps at once, and privileges on every table that the
+// end of a step writes. Without these checks a worker would report itself
+// ready and then return every message to the queue.
 
-// connectionsPerStore is the size of a worker's pool: a connection for each
-// step that may end at the same time, and one for probes.
+// connectionsPerStore is the size of a connection pool: one connection for each
+// step that may end at the same time, and one for health probes.
 func (c *configuration) connectionsPerStore() int { return c.Concurrency + 1 }
 
-// cureAccess completes an error of one of these checks.
+// cureAccess adds the cure to an error of one of these checks.
 func cureAccess(err error) error {
 	var few *store.TooFewConnections
 	var missing *store.MissingPrivileges
@@ -31,19 +31,20 @@ func cureAccess(err error) error {
 	return err
 }
 
-// checkConnections waits, as long as wait says, for connections that others
-// use. say is told once.
-func checkConnections(ctx context.Context, tables, results *store.Store, wait time.Duration, say func(what string, err error)) error {
+// checkConnections checks that a worker can open all its connections at the
+// same time. It retries for up to wait while other clients use them, and calls
+// report once, before the first pause.
+func checkConnections(ctx context.Context, tables, results *store.Store, wait time.Duration, report func(what string, err error)) error {
 	deadline := time.Now().Add(wait)
 	pause := 250 * time.Millisecond
-	for said := false; ; pause = min(2*pause, 3*time.Second) {
+	for reported := false; ; pause = min(2*pause, 3*time.Second) {
 		err := store.CheckConnections(ctx, tables, results)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) || time.Until(deadline) < pause {
 			return cureAccess(err)
 		}
-		if !said {
-			say(fmt.Sprintf("waiting up to %s for connections to the database", wait), err)
-			said = true
+		if !reported {
+			report(fmt.Sprintf("waiting up to %s for free database connections", shortDuration(wait)), err)
+			reported = true
 		}
 		select {
 		case <-ctx.Done():

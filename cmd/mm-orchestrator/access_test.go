@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// administer runs statements in the stand's database as its owner.
-func (s stand) administer(t *testing.T, statements ...string) {
+// execAsOwner runs statements in the database as its owner.
+func (s testEnv) execAsOwner(t *testing.T, statements ...string) {
 	t.Helper()
 	conn, err := pgx.Connect(context.Background(), s.database)
 	if err != nil {
@@ -26,9 +26,9 @@ func (s stand) administer(t *testing.T, statements ...string) {
 	}
 }
 
-// leastPrivileged gives the stand to a role that may read and write rows and
-// nothing else, and returns the stand as its owner has it.
-func (s *stand) leastPrivileged(t *testing.T) (role string, owner stand) {
+// leastPrivileged changes s to a role that can only read and write rows, and returns
+// the environment of the tables' owner.
+func (s *testEnv) leastPrivileged(t *testing.T) (role string, owner testEnv) {
 	t.Helper()
 	owner = *s
 	u, err := url.Parse(s.database)
@@ -40,20 +40,20 @@ func (s *stand) leastPrivileged(t *testing.T) (role string, owner stand) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	owner.administer(t, strings.ReplaceAll(string(script), "ROLE", role))
-	t.Cleanup(func() { owner.administer(t, "DROP OWNED BY "+role, "DROP ROLE "+role) })
+	owner.execAsOwner(t, strings.ReplaceAll(string(script), "ROLE", role))
+	t.Cleanup(func() { owner.execAsOwner(t, "DROP OWNED BY "+role, "DROP ROLE "+role) })
 	s.database = withURL(t, s.database, func(u *url.URL) { u.User = url.UserPassword(role, "steps") })
 	return role, owner
 }
 
-// A role that may only read and write rows suffices: doctor says so, and a
-// worker runs a step and stores its result.
-func TestARoleThatMayOnlyReadAndWriteRows(t *testing.T) {
+// A role that can only read and write rows is sufficient: doctor reports no failure,
+// and a worker runs a step and stores its result.
+func TestLeastPrivilegedRole(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	_, owner := s.leastPrivileged(t)
-	found := diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitOK)
+	found := runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitOK)
 	for _, name := range []string{"database", "connections", "privileges", "tables", "results"} {
 		if f := found[name]; f.Status != statusOK {
 			t.Errorf("%+v", f)
@@ -64,9 +64,9 @@ func TestARoleThatMayOnlyReadAndWriteRows(t *testing.T) {
 	owner.waitForStep(t, owner.submitSleep(t, 0), "build", "succeeded")
 }
 
-// Both say in the same words what a worker would miss only when steps run, and
-// a worker that would miss it is not ready.
-func TestWhatAWorkerWouldMissLaterIsToldAtItsStart(t *testing.T) {
+// doctor and the start of a worker report, in the same words, missing access that
+// would otherwise fail only when steps run.
+func TestMissingAccessIsReportedAtStart(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, statement, check, found, cure string
@@ -103,12 +103,12 @@ func TestWhatAWorkerWouldMissLaterIsToldAtItsStart(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			role, owner := s.leastPrivileged(t)
 			names := strings.NewReplacer("%role", role)
-			owner.administer(t, names.Replace(tt.statement))
+			owner.execAsOwner(t, names.Replace(tt.statement))
 			found, cure := names.Replace(tt.found), names.Replace(tt.cure)
-			if f := diagnose(t, s.env(), exitFailure)[tt.check]; f.Status != statusFail || !strings.Contains(f.Found, found) || !strings.Contains(f.Cure, cure) {
+			if f := runDoctor(t, s.env(), exitFailure)[tt.check]; f.Status != statusFail || !strings.Contains(f.Found, found) || !strings.Contains(f.Cure, cure) {
 				t.Errorf("doctor: %+v", f)
 			}
 			p := start(t, s.env(), "worker")
@@ -123,50 +123,50 @@ func TestWhatAWorkerWouldMissLaterIsToldAtItsStart(t *testing.T) {
 	}
 }
 
-// What the worker would make at its start, and may not, is no good news.
-func TestDoctorKnowsWhoMayNotMigrate(t *testing.T) {
+// doctor fails if the worker would have to create the schema and may not.
+func TestDoctorWithoutRightToMigrate(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	_, owner := s.leastPrivileged(t)
 	if p := start(t, owner.env(), "migrate", "--remove"); p.exit() != exitOK {
 		t.Fatalf("migrate --remove: exit %d", p.code)
 	}
-	f := diagnose(t, s.env(), exitFailure)["tables"]
+	f := runDoctor(t, s.env(), exitFailure)["tables"]
 	if f.Status != statusFail || !strings.Contains(f.Found, "permission denied") || !strings.Contains(f.Cure, "mm-orchestrator migrate") {
 		t.Errorf("%+v", f)
 	}
-	if f := diagnose(t, owner.env(), exitFailure)["tables"]; f.Status != statusOK {
-		t.Errorf("of the owner: %+v", f)
+	if f := runDoctor(t, owner.env(), exitFailure)["tables"]; f.Status != statusOK {
+		t.Errorf("as the owner: %+v", f)
 	}
 	if p := start(t, owner.env(), "runs"); p.exit() != exitConfig {
 		t.Errorf("doctor has made the schema: exit %d", p.code)
 	}
 }
 
-// A worker that has lost the session by which it lives, and gets no other, can
-// begin no step, though the database answers.
-func TestHealthFollowsTheSessionOfTheLock(t *testing.T) {
+// A worker that has lost the session of its lock, and gets no new one, can start no
+// step, although the database answers.
+func TestHealthFollowsTheLockSession(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	role, owner := s.leastPrivileged(t)
-	p := start(t, s.impatient(), "worker").probed()
-	p.turnsGreen()
+	p := start(t, s.withShortLimits(), "worker").probedWorker()
+	p.waitHealthy()
 	eventually(t, "the worker is registered", func() error {
-		if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.workers`); n != 1 {
+		if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.workers`); n != 1 {
 			return fmt.Errorf("%d are", n)
 		}
 		return nil
 	})
-	// One: how many it has for statements just now is a matter of chance.
-	owner.administer(t, "ALTER ROLE "+role+" CONNECTION LIMIT 1",
+	// The limit is 1 and not 2, because the pool may have one or two open now.
+	owner.execAsOwner(t, "ALTER ROLE "+role+" CONNECTION LIMIT 1",
 		"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
-	p.turnsRed("too many connections")
-	owner.administer(t, "ALTER ROLE "+role+" CONNECTION LIMIT -1")
-	p.turnsGreen()
+	p.waitUnhealthy("too many connections")
+	owner.execAsOwner(t, "ALTER ROLE "+role+" CONNECTION LIMIT -1")
+	p.waitHealthy()
 }
 
-// The role that docs/operations.md tells to make suffices.
-func TestTheDocumentedRoleSuffices(t *testing.T) {
+// The role in docs/operations.md is sufficient.
+func TestDocumentedRole(t *testing.T) {
 	t.Parallel()
 	manual, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
@@ -177,17 +177,17 @@ func TestTheDocumentedRoleSuffices(t *testing.T) {
 	if !found {
 		t.Fatal("docs/operations.md has no SQL")
 	}
-	s := newStand(t)
+	s := newTestEnv(t)
 	u, err := url.Parse(s.database)
 	if err != nil {
 		t.Fatal(err)
 	}
 	role := strings.TrimPrefix(u.Path, "/") + "_documented"
-	s.administer(t, strings.ReplaceAll(script, "steps", role))
-	t.Cleanup(func() { s.administer(t, "DROP OWNED BY "+role, "DROP ROLE "+role) })
+	s.execAsOwner(t, strings.ReplaceAll(script, "steps", role))
+	t.Cleanup(func() { s.execAsOwner(t, "DROP OWNED BY "+role, "DROP ROLE "+role) })
 	asRole := s
 	asRole.database = withURL(t, s.database, func(u *url.URL) { u.User = url.UserPassword(role, "change me") })
-	told := diagnose(t, asRole.env(), exitFailure) // it has no git work tree
+	told := runDoctor(t, asRole.env(), exitFailure) // it has no git work tree
 	for _, name := range []string{"database", "connections", "privileges", "tables", "results"} {
 		if f := told[name]; f.Status != statusOK {
 			t.Errorf("%+v", f)

@@ -15,48 +15,48 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
-// command is a word after the program's name, or after another command.
+// command is a command or subcommand of the program.
 type command struct {
 	name string
-	// args are what it takes besides flags, for the usage line, and words is
-	// how many at most.
+	// args shows the positional arguments in the usage line; words is how many
+	// of them are accepted.
 	args  string
 	words int
-	// alsoCalled are names that other programs have for it. They do not run it;
-	// whoever types one is told its name here.
-	alsoCalled []string
-	// habits are words that other programs take after it, with what to say to
-	// whoever types one.
-	habits map[string]string
+	// synonyms are names of this command in other programs. They do not run
+	// it; the error for an unknown command suggests the right name.
+	synonyms []string
+	// wordHints maps arguments that similar commands of other programs accept
+	// to the hint that the error gives.
+	wordHints map[string]string
 	// summary is one line for the list of commands.
 	summary string
-	// about explains it, in paragraphs.
+	// about is the description in the command's help.
 	about string
-	// examples are command lines with a comment each.
+	// examples are command lines, each with a comment.
 	examples []example
-	// topics are those of the settings that it reads.
+	// topics are the topics of the settings that the command reads.
 	topics      []topic
 	subcommands []*command
-	// setup declares the flags that are the command's own, and returns what
-	// runs it once they are read.
+	// setup declares the command's own flags, and returns the function to run
+	// after they are parsed.
 	setup func(fs *pflag.FlagSet) runFunc
-	// complete, if given, lists what a word of the command can be, for the
-	// shell's completion.
+	// complete, if not nil, lists the possible next arguments for shell
+	// completion.
 	complete func(words []string) []string
 }
 
 type example struct{ line, comment string }
 
-// runFunc carries a command out.
+// runFunc runs a command.
 type runFunc func(ctx context.Context, p *program, in input) error
 
 // input is what a command gets from its command line, besides its own flags.
 type input struct {
-	// words are the arguments that are no flags, at most command.words of them.
+	// words are the positional arguments, at most command.words of them.
 	words []string
-	// settings are the flags of the command's topics, for resolve.
+	// settings are the flags for the settings that the command reads.
 	settings *settingFlags
-	// command is the one that runs, and parsed is the parser's node for it.
+	// command is the command that runs, and parsed is its node in the parser.
 	command *command
 	parsed  *cobra.Command
 }
@@ -66,10 +66,10 @@ func commands() []*command {
 	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, parkedCommand, healthCommand, versionCommand, completionCommand, helpCommand()}
 }
 
-// execute reads the command line and runs the command that it names.
+// execute parses the command line and runs the command.
 func (p *program) execute(ctx context.Context, args []string) error {
 	root := p.root()
-	args = twoDashes(root, args)
+	args = normalizeDashes(root, args)
 	root.SetArgs(args)
 	root.SetFlagErrorFunc(func(node *cobra.Command, err error) error {
 		if asksForHelp(args) {
@@ -80,8 +80,8 @@ func (p *program) execute(ctx context.Context, args []string) error {
 	return root.ExecuteContext(ctx)
 }
 
-// root builds the tree of commands for the parser. It is built for each
-// command line: the values of flags live in it.
+// root builds the command tree for the parser. Each command line needs a new
+// tree, because the tree stores the flags' values.
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "mm-orchestrator", Args: cobra.ArbitraryArgs, SilenceErrors: true, SilenceUsage: true,
@@ -111,7 +111,7 @@ func (p *program) root() *cobra.Command {
 	return root
 }
 
-// node is one command, with those below it.
+// node builds the parser's node for a command and its subcommands.
 func (p *program) node(cmd *command) *cobra.Command {
 	node := &cobra.Command{
 		Use: cmd.name, Short: cmd.summary, Args: cobra.ArbitraryArgs, DisableFlagsInUseLine: true,
@@ -132,7 +132,7 @@ func (p *program) node(cmd *command) *cobra.Command {
 	node.SetHelpFunc(func(node *cobra.Command, _ []string) { writeCommandHelp(p.stdout, node.CommandPath(), cmd, fs) })
 	node.RunE = func(node *cobra.Command, words []string) error {
 		if len(words) > cmd.words {
-			return cmd.surplusWord(node, words)
+			return cmd.tooManyWords(node, words)
 		}
 		return run(node.Context(), p, input{words: words, settings: settings, command: cmd, parsed: node})
 	}
@@ -142,10 +142,10 @@ func (p *program) node(cmd *command) *cobra.Command {
 	return node
 }
 
-// choices is the annotation of a flag that takes one of some words.
+// choices is the annotation that lists the values a flag accepts.
 const choices = "choices"
 
-// completeFlag says how the shell completes the value of a flag.
+// completeFlag sets how the shell completes the value of a flag.
 func completeFlag(node *cobra.Command, f *pflag.Flag) {
 	var words []string
 	directive := cobra.ShellCompDirectiveNoFileComp
@@ -162,16 +162,17 @@ func completeFlag(node *cobra.Command, f *pflag.Flag) {
 	_ = node.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(words, directive)) // fails for unknown flags only
 }
 
-// surplusWord says that a command does not take so many words. The first of
-// them may have been meant for a command.
-func (cmd *command) surplusWord(node *cobra.Command, words []string) error {
-	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), shownWord(words[cmd.words], words...), cmd.hint(node, words[0]))}
+// tooManyWords is the error for a surplus argument. The hint is about the first
+// argument, which may be a misspelled subcommand.
+func (cmd *command) tooManyWords(node *cobra.Command, words []string) error {
+	return &usageError{fmt.Sprintf("%s does not take %q; %s", commandName(node), maskedWord(words[cmd.words], words...), cmd.hint(node, words[0]))}
 }
 
-// shownWord is a word of the command line as errors show it. An address has no
-// place there, but may be typed; without quotes, a blank in its password makes
-// several words of it, all of which are among the others.
-func shownWord(word string, others ...string) string {
+// maskedWord returns a word of the command line as errors may show it. Addresses
+// are flag values, but someone may type one as an argument. A blank in an unquoted
+// password splits the address into several words, so that one suspicious word
+// among others masks all of them.
+func maskedWord(word string, others ...string) string {
 	for _, other := range append(others, word) {
 		if strings.Contains(other, "://") || strings.Contains(other, "@") {
 			return address.SchemeOnly(word)
@@ -180,9 +181,9 @@ func shownWord(word string, others ...string) string {
 	return word
 }
 
-// hint is what helps whoever typed a word where it means nothing.
+// hint suggests what a user who typed an unexpected word may have meant.
 func (cmd *command) hint(node *cobra.Command, word string) string {
-	if text, known := cmd.habits[word]; known {
+	if text, known := cmd.wordHints[word]; known {
 		return text
 	}
 	if meant := nearestCommand(word, cmd.subcommands); meant != "" {
@@ -205,24 +206,24 @@ func unknownCommand(word string) error {
 		meant = "help " + settingsTopic
 	}
 	if meant != "" {
-		return &usageError{fmt.Sprintf("there is no command %q; did you mean %s?", shownWord(word), meant)}
+		return &usageError{fmt.Sprintf("there is no command %q; did you mean %s?", maskedWord(word), meant)}
 	}
 	var known []string
 	for _, cmd := range commands() {
 		known = append(known, cmd.name)
 	}
-	return &usageError{fmt.Sprintf("there is no command %q; there are %s", shownWord(word), strings.Join(known, ", "))}
+	return &usageError{fmt.Sprintf("there is no command %q; there are %s", maskedWord(word), strings.Join(known, ", "))}
 }
 
-// nearestCommand is the command that somebody who typed word may have meant,
-// with those above it, or "".
+// nearestCommand returns the command most similar to word, with its parent
+// commands, or "".
 func nearestCommand(word string, among []*command) string {
 	meant := map[string]string{}
 	var names []string
 	var collect func(prefix string, list []*command)
 	collect = func(prefix string, list []*command) {
 		for _, cmd := range list {
-			for _, name := range append([]string{cmd.name}, cmd.alsoCalled...) {
+			for _, name := range append([]string{cmd.name}, cmd.synonyms...) {
 				names = append(names, name)
 				meant[name] = cmp.Or(meant[name], prefix+cmd.name)
 			}
@@ -233,9 +234,9 @@ func nearestCommand(word string, among []*command) string {
 	return meant[nearest(word, names)]
 }
 
-// nearest is the one of names that word is most like, or "" if there is none
-// that it is like: names that begin with it, and those that two letters or
-// fewer make of it, fewer for short words.
+// nearest returns the name most similar to word, or "". Similar are names that
+// begin with word, and names at an edit distance of at most 2, less for short
+// words.
 func nearest(word string, names []string) string {
 	word = strings.ToLower(word)
 	best, least := "", 3
@@ -252,8 +253,7 @@ func nearest(word string, names []string) string {
 	return best
 }
 
-// distance counts the letters that must be put in, taken out, replaced or
-// swapped with the next to make b of a.
+// distance is the edit distance (Damerau-Levenshtein, adjacent swaps only).
 func distance(a, b string) int {
 	d := make([][]int, len(a)+1)
 	for i := range d {
@@ -280,10 +280,10 @@ func distance(a, b string) int {
 	return d[len(a)][len(b)]
 }
 
-// twoDashes writes -name as --name where the command has a flag of that name.
-// Package flag, which this program used before, took both, and deployments may
-// use either. The values of flags, and what follows --, stay as they are.
-func twoDashes(root *cobra.Command, args []string) []string {
+// normalizeDashes rewrites -name as --name where the command has such a flag.
+// Package flag, which earlier versions used, accepted both, and deployments may
+// use either. Flag values, and everything after --, stay unchanged.
+func normalizeDashes(root *cobra.Command, args []string) []string {
 	node, _, err := root.Find(args)
 	if err != nil {
 		node = root
@@ -316,11 +316,11 @@ func twoDashes(root *cobra.Command, args []string) []string {
 	return out
 }
 
-// flagError puts the parser's errors into the words of this program.
+// flagError rewords the parser's errors and adds a hint.
 func flagError(node *cobra.Command, err error) error {
 	var (
 		unknown *pflag.NotExistError
-		lacking *pflag.ValueRequiredError
+		missing *pflag.ValueRequiredError
 		invalid *pflag.InvalidValueError
 		hint    = seeHelp(node)
 		text    = err.Error()
@@ -339,8 +339,8 @@ func flagError(node *cobra.Command, err error) error {
 			hint = "did you mean --" + meant + "?"
 		}
 		text = "there is no flag " + given
-	case errors.As(err, &lacking):
-		text = "--" + lacking.GetFlag().Name + " needs a value"
+	case errors.As(err, &missing):
+		text = "--" + missing.GetFlag().Name + " needs a value"
 	case errors.As(err, &invalid):
 		cause := invalid.Unwrap().Error()
 		switch invalid.GetFlag().Value.Type() {
@@ -354,8 +354,8 @@ func flagError(node *cobra.Command, err error) error {
 	return &usageError{text + "; " + hint}
 }
 
-// durationVar declares a flag for a time, which is written as for settings:
-// 90s, 15m, or a number of seconds.
+// durationVar declares a duration flag, in the syntax of settings: 90s, 15m, or
+// a number of seconds.
 func durationVar(fs *pflag.FlagSet, p *time.Duration, name string, value time.Duration, usage string) {
 	*p = value
 	fs.Var((*durationValue)(p), name, usage)
@@ -382,8 +382,8 @@ func shortDuration(d time.Duration) string {
 	return text
 }
 
-// asksForHelp says that -h or --help stands among the flags. Whoever asks for
-// help gets it, also where the parser stops at another flag before.
+// asksForHelp reports whether -h or --help is among the flags. Help is shown
+// even if the parser rejects a flag before it.
 func asksForHelp(args []string) bool {
 	if end := slices.Index(args, "--"); end >= 0 {
 		args = args[:end]

@@ -10,15 +10,15 @@ import (
 
 const someRun = "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11"
 
-// Flags may stand anywhere, with one dash or two. A command line that is
-// understood gets as far as the database, which refuses connections: 69.
+// Flags may be anywhere, with one dash or two. A valid command line fails with 69,
+// because the database refuses connections.
 func TestCommandLines(t *testing.T) {
 	t.Parallel()
 	env := environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@127.0.0.1:1/d"}
 	for _, tt := range []struct {
 		line string
 		code int
-		// want stands in stdout or in stderr.
+		// want is a part of stdout or stderr.
 		want string
 	}{
 		// Flags before, between and after words.
@@ -26,7 +26,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs --json", 69, "connection refused"},
 		{"runs RUN --json", 69, "connection refused"},
 		{"runs --json RUN", 69, "connection refused"},
-		{"runs RUN --status=failed --json", 2, "--status is for the list of runs: leave it out, or run RUN"},
+		{"runs RUN --status=failed --json", 2, "--status applies only to the list of runs: remove it, or the id RUN"},
 		{"runs -L 5", 69, "connection refused"},
 		{"runs -L5", 69, "connection refused"},
 		{"runs -s failed", 69, "connection refused"},
@@ -61,7 +61,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs -- --json", 2, `"--json" is not the id of a run`},
 		{"runs -- -json", 2, `"-json" is not the id of a run`},
 
-		// Ids are judged before the database is asked.
+		// Ids are parsed before the database is opened.
 		{"runs 6f1c", 69, "connection refused"},
 		{"runs 6F1C2F0E-8A", 69, "connection refused"},
 		{"runs {RUN}", 69, "connection refused"},
@@ -75,7 +75,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs list", 2, "`mm-orchestrator runs` lists runs"},
 		{"runs view RUN", 2, "`mm-orchestrator runs RUN` shows one"},
 
-		// Help, wherever it is asked for.
+		// Help, wherever the flag is.
 		{"--help", 0, "Usage: mm-orchestrator COMMAND"},
 		{"-h", 0, "Usage: mm-orchestrator COMMAND"},
 		{"help", 0, "Usage: mm-orchestrator COMMAND"},
@@ -94,7 +94,7 @@ func TestCommandLines(t *testing.T) {
 		{"--version", 0, "mm-orchestrator "},
 		{"-v", 0, "mm-orchestrator "},
 
-		// Mistakes, with what was meant.
+		// Mistakes, with suggestions.
 		{"", 2, "give a command"},
 		{"wroker", 2, `there is no command "wroker"; did you mean worker?`},
 		{"Runs", 2, `there is no command "Runs"; did you mean runs?`},
@@ -124,7 +124,7 @@ func TestCommandLines(t *testing.T) {
 		{"runs --json=perhaps", 2, `--json is "perhaps": it must be true or false`},
 		{"runs --status faild", 2, `--status is "faild"; it must be pending,`},
 		{"runs revoke", 2, "runs revoke needs the id of a run; see mm-orchestrator runs revoke --help"},
-		{"runs revoke RUN --wait soon", 2, `--wait is "soon": it must be a time such as 90s, 15m or 2h; see mm-orchestrator runs revoke --help`},
+		{"runs revoke RUN --wait soon", 2, `--wait is "soon": it must be a duration such as 90s, 15m or 2h; see mm-orchestrator runs revoke --help`},
 		{"runs revoke RUN --wait=-5s", 2, `--wait is "-5s": it must be 0s or more`},
 		{"runs revok RUN", 2, `runs does not take "RUN"; did you mean mm-orchestrator runs revoke?`},
 		{"runs cancel RUN", 2, `runs does not take "RUN"; did you mean mm-orchestrator runs revoke?`},
@@ -136,7 +136,7 @@ func TestCommandLines(t *testing.T) {
 		{"help settings worksapce", 2, `there is no setting "worksapce"; did you mean workspace?`},
 		{"help settings frobnicate", 2, "`mm-orchestrator help settings` lists them"},
 		{"completion", 2, "completion needs the name of a shell: bash, zsh or fish"},
-		{"completion tcsh", 2, `there is no completion for "tcsh"`},
+		{"completion tcsh", 2, `no completion for "tcsh"`},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			t.Parallel()
@@ -154,7 +154,7 @@ func TestCommandLines(t *testing.T) {
 }
 
 // A flag means the same in every command that has it.
-func TestFlagsAreAlike(t *testing.T) {
+func TestFlagsHaveOneType(t *testing.T) {
 	t.Parallel()
 	types := map[string]string{}
 	var walk func(list []*command)
@@ -175,7 +175,7 @@ func TestFlagsAreAlike(t *testing.T) {
 	walk(commands())
 }
 
-// What help says about the form of a value is true where it lists choices.
+// Choices that the help lists for a value are accepted.
 func TestForms(t *testing.T) {
 	t.Parallel()
 	for _, s := range settings {
@@ -208,7 +208,7 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-// The shell's completion asks the program itself for words.
+// Shell completion gets its words from the program.
 func TestCompletion(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string][]string{

@@ -13,11 +13,11 @@ var completionCommand = &command{
 	name:    "completion",
 	args:    "bash|zsh|fish",
 	words:   1,
-	summary: "print a script that completes command lines in a shell",
-	about:   "Prints a script for bash, zsh or fish. Once the shell has read it, the Tab key completes commands, flags and values.",
+	summary: "print a shell completion script",
+	about:   "Prints a completion script for bash, zsh or fish. Once the shell has loaded it, the Tab key completes commands, flags and values.",
 	examples: []example{
-		{"source <(mm-orchestrator completion bash)", "bash, for this shell; bash-completion must be installed"},
-		{"mm-orchestrator completion bash > /etc/bash_completion.d/mm-orchestrator", "bash, for everybody"},
+		{"source <(mm-orchestrator completion bash)", "bash, this session only; needs the package bash-completion"},
+		{"mm-orchestrator completion bash > /etc/bash_completion.d/mm-orchestrator", "bash, all users"},
 		{"mm-orchestrator completion zsh > \"${fpath[1]}/_mm-orchestrator\"", "zsh, after compinit"},
 		{"mm-orchestrator completion fish > ~/.config/fish/completions/mm-orchestrator.fish", "fish"},
 	},
@@ -43,5 +43,5 @@ func runCompletion(_ context.Context, p *program, in input) error {
 	case "fish":
 		return root.GenFishCompletion(p.stdout, true)
 	}
-	return &usageError{fmt.Sprintf("there is no completion for %q; there is for %s", shownWord(in.words[0]), oneOf(shells))}
+	return &usageError{fmt.Sprintf("no completion for %q; supported shells are %s", maskedWord(in.words[0]), oneOf(shells))}
 }

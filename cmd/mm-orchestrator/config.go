@@ -11,15 +11,15 @@ import (
 )
 
 var configCommand = &command{
-	name:       "config",
-	alsoCalled: []string{"env", "show-config", "details"},
-	summary:    "show the configuration in effect, and where each value comes from",
-	about: "Prints every setting with the value that a worker started in this environment, with these flags, would use, and its source. " +
-		"Passwords are shown as ***; of an address that cannot be read, or in two ways, only the scheme is. Nothing is connected to.\n\n" +
-		"It ends with MoonMind's variables that are set and have no effect here. A value that cannot be used is shown, then named on stderr; the exit code is then 78.",
+	name:     "config",
+	synonyms: []string{"env", "show-config", "details"},
+	summary:  "show the effective configuration and where each value comes from",
+	about: "Prints every setting with its source and with the value that a worker would use in this environment with these flags. " +
+		"Passwords are shown as ***. If an address is invalid or ambiguous, only its scheme is shown. The command opens no connection.\n\n" +
+		"The last lines name MoonMind variables that are set but have no effect here. If a value is invalid, it is reported on stderr and the exit code is 78.",
 	examples: []example{
-		{"mm-orchestrator config", "what would a worker do with this environment?"},
-		{"docker compose run --rm orchestrator config --json | jq -r '.settings[] | select(.source != \"default\")'", "what did somebody set?"},
+		{"mm-orchestrator config", "show what a worker in this environment would use"},
+		{"docker compose run --rm orchestrator config --json | jq -r '.settings[] | select(.source != \"default\")'", "show only what is not a default"},
 	},
 	topics: topics,
 	setup: func(fs *pflag.FlagSet) runFunc {
@@ -40,7 +40,7 @@ func (f *configFlags) run(_ context.Context, p *program, in input) error {
 		if problem == nil {
 			line.Value = v.show(c)
 		} else {
-			// Nothing can be derived from a configuration that has mistakes.
+			// Effective values cannot be derived from an invalid configuration.
 			line.Value = v.setting.redact(v.text)
 		}
 		report.Settings = append(report.Settings, line)
@@ -65,8 +65,8 @@ func (f *configFlags) run(_ context.Context, p *program, in input) error {
 	return problem
 }
 
-// configReport is the JSON form of the command's output, on which scripts rely: names
-// are not changed, values may be added.
+// configReport is the JSON output. Scripts rely on it: fields may be added, none
+// is renamed.
 type configReport struct {
 	Settings      []configLine `json:"settings"`
 	WithoutEffect []notice     `json:"without_effect"`
@@ -100,7 +100,7 @@ func (r configReport) write(w io.Writer) error {
 		fmt.Fprintf(table, "  %s\t%s\t%s\n", line.Name, value, from)
 	}
 	if len(r.WithoutEffect) > 0 {
-		fmt.Fprintf(table, "Set, and without effect here\n")
+		fmt.Fprintf(table, "Set, but without effect here\n")
 		for _, n := range r.WithoutEffect {
 			fmt.Fprintf(table, "  %s\t%s\n", n.Variable, n.Reason)
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// curedError adds to an error what its reader can do.
+// curedError is an error with instructions for the operator.
 type curedError struct {
 	err  error
 	cure string
@@ -29,20 +29,21 @@ func (c *configuration) effective(variable string) (effective, bool) {
 	return effective{}, false
 }
 
-// name is what an operator changes to change a setting: the flag or the
-// variable that was used, or the preferred variable.
+// name returns the flag or variable that the setting's value came from, or the
+// preferred variable: what an operator edits to change the setting.
 func (c *configuration) name(variable string) string {
 	value, _ := c.effective(variable)
 	return cmp.Or(value.origin, variable)
 }
 
-// assign is how an operator sets a setting, in the way that was used before.
+// assign returns the assignment that an operator writes to set a setting, by
+// the flag or variable that is in use.
 func (c *configuration) assign(variable, value string) string {
 	return c.name(variable) + "=" + value
 }
 
-// names lists where settings come from. One that nobody has set is told as
-// such: its default may be what is wrong.
+// names lists where the settings' values come from. A default is marked as not
+// set, because the default may be the problem.
 func (c *configuration) names(variables ...string) string {
 	var list []string
 	for _, variable := range variables {
@@ -59,11 +60,12 @@ func (c *configuration) names(variables ...string) string {
 	return strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
 }
 
-// databaseRole says which of the two databases an address is of, and which
-// settings make it up.
+// databaseRole says which of the two databases is meant, and which settings
+// define its address.
 type databaseRole struct {
 	what string
-	// address, login and name are of server, role and database.
+	// address, login and name are the settings of the server's address, of user
+	// and password, and of the database's name.
 	address, login, name string
 }
 
@@ -85,42 +87,40 @@ func (c *configuration) resultsDatabase() databaseRole {
 	return databaseRole{"result backend", url, url, url}
 }
 
-// cureDatabase completes an error of package store that came up when the
+// cureDatabase adds a cure to an error that package store returned when the
 // database was opened.
 func cureDatabase(role databaseRole, err error) error {
 	var known *store.Error
 	switch {
 	case errors.As(err, &known) && known.Code == "53300": // too many connections
-		return &curedError{err, "End what uses them, or raise the limit of the role, the database or the server: a worker needs one connection for each step that it runs at a time, and two more"}
+		return &curedError{err, "Close other connections, or raise the limit of the role, the database or the server: a worker needs one connection for each step that it runs at a time, and two more"}
 	case errors.Is(err, store.ErrInvalid):
 		return &curedError{err, "The address comes from " + role.address}
 	case errors.Is(err, store.ErrUnavailable):
 		return &curedError{err, fmt.Sprintf("Is PostgreSQL running there? The address comes from %s", role.address)}
 	case errors.Is(err, store.ErrRefused):
 		cure := "Check " + role.login
-		var refused *store.Error
-		if errors.As(err, &refused) && refused.Code == "3D000" { // no such database
-			cure = "Create it, or name another by " + role.name
+		if errors.As(err, &known) && known.Code == "3D000" { // no such database
+			cure = "Create it, or change " + role.name
 		}
 		return &curedError{err, cure}
 	}
 	return err
 }
 
-// cureBroker completes an error with which the engine could not start. The
-// engine's own cures speak of its configuration as a library; they are
-// replaced.
+// cureBroker replaces the cures of errors with which the engine fails to start:
+// its own cures name fields of the library's configuration.
 func (c *configuration) cureBroker(err error) error {
 	var mismatch *worker.MismatchError
 	if errors.As(err, &mismatch) {
 		ours := *mismatch
 		switch {
 		case ours.What == "exchange":
-			ours.Cure = fmt.Sprintf("Name another by %s, or delete the exchange.", c.name("ORCHESTRATOR_CELERY_EXCHANGE"))
+			ours.Cure = fmt.Sprintf("Change %s, or delete the exchange.", c.name("ORCHESTRATOR_CELERY_EXCHANGE"))
 		case ours.Argument == "x-queue-type":
 			ours.Cure = fmt.Sprintf("Set %s, or delete the queue.", c.assign("MM_ORCHESTRATOR_QUEUE_TYPE", cmp.Or(ours.Current, "none")))
 		case ours.Argument != "":
-			ours.Cure = "Delete the queue, and see that every program declares it alike."
+			ours.Cure = "Delete the queue, and make sure that every program declares it with the same arguments."
 		}
 		return &ours
 	}
@@ -145,7 +145,7 @@ func (c *configuration) cureBroker(err error) error {
 	}
 }
 
-// connectErrors finds all of them: there is one for each broker.
+// connectErrors returns all connection errors in the tree: one for each broker.
 func connectErrors(err error) []*worker.ConnectError {
 	switch e := err.(type) {
 	case *worker.ConnectError:
@@ -162,7 +162,7 @@ func connectErrors(err error) []*worker.ConnectError {
 	return nil
 }
 
-// reworded is an error in other words.
+// reworded is an error with another text.
 type reworded struct {
 	text string
 	err  error

@@ -11,7 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// A cure names what was really used, and nothing twice.
+// A cure names the setting that was used, and each setting once.
 func TestCures(t *testing.T) {
 	t.Parallel()
 	var (
@@ -46,7 +46,7 @@ func TestCures(t *testing.T) {
 		{"a URL by a flag", environment{url}, []string{"--database-url=postgres://x/y"}, tables(away), ". Is PostgreSQL running there? The address comes from --database-url"},
 		{"password", environment{"POSTGRES_HOST=db", "POSTGRES_USER=u"}, nil, tables(refused), ". Check POSTGRES_USER and POSTGRES_PASSWORD (not set)"},
 		{"password in a URL", environment{url}, nil, tables(refused), ". Check MM_ORCHESTRATOR_DATABASE_URL"},
-		{"no such database", environment{"POSTGRES_DB=x"}, nil, tables(missing), ". Create it, or name another by POSTGRES_DB"},
+		{"no such database", environment{"POSTGRES_DB=x"}, nil, tables(missing), ". Create it, or change POSTGRES_DB"},
 		{"results", environment{"RESULT_BACKEND=db+postgresql://u@h/d"}, nil, results(away), ". Is PostgreSQL running there? The address comes from RESULT_BACKEND"},
 
 		{"broker: nothing is set", nil, nil, broker(one), "broker is unreachable: cannot connect to one:5672: connection refused. Check that RabbitMQ runs and that the address is right. The address comes from CELERY_BROKER_URL (not set)"},
@@ -56,12 +56,12 @@ func TestCures(t *testing.T) {
 		{"broker: two, for different reasons", nil, []string{"--broker-url=amqp://one;amqp://two"}, broker(errors.Join(one, password)),
 			`broker is unreachable: cannot connect to one:5672: connection refused; broker refused the credentials: user "mm" at two:5672// (RabbitMQ: 403 ACCESS_REFUSED). ` +
 				"Check that RabbitMQ runs and that the address is right. Check user and password. The address comes from --broker-url"},
-		{"exchange", environment{"DEFAULT_EXCHANGE=x"}, nil, broker(&worker.MismatchError{What: "exchange", Name: "x"}), "Name another by DEFAULT_EXCHANGE, or delete the exchange."},
+		{"exchange", environment{"DEFAULT_EXCHANGE=x"}, nil, broker(&worker.MismatchError{What: "exchange", Name: "x"}), "Change DEFAULT_EXCHANGE, or delete the exchange."},
 		{"queue type", environment{"ORCHESTRATOR_QUEUE_TYPE=classic"}, nil, broker(&worker.MismatchError{What: "queue", Argument: "x-queue-type", Current: "quorum"}), "Set ORCHESTRATOR_QUEUE_TYPE=quorum, or delete the queue."},
 		{"queue type by a flag", nil, []string{"--queue-type=classic"}, broker(&worker.MismatchError{What: "queue", Argument: "x-queue-type"}), "Set --queue-type=none, or delete the queue."},
 
-		{"workspace", environment{"WORKSPACE_ROOT=/nowhere/at/all"}, nil, (*configuration).checkWorkspace, "name its directory by WORKSPACE_ROOT"},
-		{"workspace by a flag", nil, []string{"--workspace=/nowhere/at/all"}, (*configuration).checkWorkspace, "name its directory by --workspace"},
+		{"workspace", environment{"WORKSPACE_ROOT=/nowhere/at/all"}, nil, (*configuration).checkWorkspace, "set WORKSPACE_ROOT to its directory"},
+		{"workspace by a flag", nil, []string{"--workspace=/nowhere/at/all"}, (*configuration).checkWorkspace, "set --workspace to its directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -79,15 +79,15 @@ func TestCures(t *testing.T) {
 	}
 }
 
-// A server that refuses connections is told of at once, also by migrate: with
-// --dry-run as the end, otherwise as what is waited for.
-func TestNobodyWaitsInSilence(t *testing.T) {
+// A server that refuses connections is reported at once, also by migrate: --dry-run
+// then ends, without it migrate waits.
+func TestUnreachableServerIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	env := environment{"POSTGRES_HOST=127.0.0.1", "POSTGRES_PORT=1", "MM_ORCHESTRATOR_WAIT=10m"}
 	begin := time.Now()
 	got := invoke(t, env, "migrate", "--dry-run")
 	const want = "mm-orchestrator: cannot reach the database 127.0.0.1:1/moonmind: connection refused. Is PostgreSQL running there? The address comes from POSTGRES_HOST and POSTGRES_PORT\n"
-	if took := time.Since(begin); got.code != exitUnavailable || got.stderr != want || took > busy {
+	if took := time.Since(begin); got.code != exitUnavailable || got.stderr != want || took > slowMachine {
 		t.Errorf("exit %d after %s:\n%swant:\n%s", got.code, took, got.stderr, want)
 	}
 	p := start(t, env, "migrate")
@@ -99,8 +99,8 @@ func TestNobodyWaitsInSilence(t *testing.T) {
 	})
 }
 
-// A server that takes the connection and says nothing is told of, too.
-func TestASilentServerIsToldOf(t *testing.T) {
+// A server that accepts the connection and does not answer is reported too.
+func TestSilentServerIsReported(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

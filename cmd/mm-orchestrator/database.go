@@ -15,23 +15,23 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// silence is how long a server may let a person wait before it is told of.
-const silence = 2 * time.Second
+// slowAnswer is how long an attempt to connect may take before it is reported.
+const slowAnswer = 2 * time.Second
 
-// openStore opens a database. One that cannot be reached is waited for as
-// long as wait says; say is told once, when the waiting begins. It is also told
-// when the server takes its time to answer.
-func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, say func(what string, err error)) (*store.Store, error) {
+// openStore opens a database. While the server is unreachable it retries for up
+// to wait. It calls report once before the first pause, and when an attempt to
+// connect takes longer than slowAnswer.
+func openStore(ctx context.Context, config store.Config, role databaseRole, wait time.Duration, report func(what string, err error)) (*store.Store, error) {
 	deadline := time.Now().Add(wait)
 	pause := 250 * time.Millisecond
-	for said := false; ; pause = min(2*pause, 3*time.Second) {
-		s, err := openOnce(ctx, config, role, say)
+	for reported := false; ; pause = min(2*pause, 3*time.Second) {
+		s, err := openOnce(ctx, config, role, report)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) || time.Until(deadline) < pause {
 			return s, cureDatabase(role, err)
 		}
-		if !said {
-			say(fmt.Sprintf("waiting up to %s for the %s", shortDuration(wait), role.what), err)
-			said = true
+		if !reported {
+			report(fmt.Sprintf("waiting up to %s for the %s", shortDuration(wait), role.what), err)
+			reported = true
 		}
 		select {
 		case <-ctx.Done():
@@ -41,34 +41,34 @@ func openStore(ctx context.Context, config store.Config, role databaseRole, wait
 	}
 }
 
-// openOnce tries once, which a server that takes the connection and says nothing
-// can draw out to ten seconds.
-func openOnce(ctx context.Context, config store.Config, role databaseRole, say func(what string, err error)) (*store.Store, error) {
-	said := make(chan struct{})
-	slow := time.AfterFunc(silence, func() {
-		defer close(said)
-		say("waiting for the "+role.what, errors.New("no answer yet"))
+// openOnce makes one attempt. It takes up to ten seconds if the server accepts
+// the connection and does not answer.
+func openOnce(ctx context.Context, config store.Config, role databaseRole, report func(what string, err error)) (*store.Store, error) {
+	reported := make(chan struct{})
+	slow := time.AfterFunc(slowAnswer, func() {
+		defer close(reported)
+		report("waiting for the "+role.what, errors.New("no answer yet"))
 	})
 	s, err := store.Open(ctx, config)
 	if !slow.Stop() {
-		<-said
+		<-reported
 	}
 	return s, err
 }
 
-// sayMigrate replaces an error of the database's, such as a missing relation,
-// by one that says what is wrong with the schema as a whole, if something is.
-func sayMigrate(ctx context.Context, db *store.Store, err error) error {
+// explainSchemaError replaces an error such as a missing relation by the result
+// of checking the whole schema, if that fails.
+func explainSchemaError(ctx context.Context, db *store.Store, err error) error {
 	if !errors.Is(err, store.ErrSchema) {
 		return err
 	}
-	if why := db.CheckOwnSchema(ctx); errors.Is(why, store.ErrSchema) {
-		return why
+	if cause := db.CheckOwnSchema(ctx); errors.Is(cause, store.ErrSchema) {
+		return cause
 	}
 	return err
 }
 
-// resultsConfig is how Celery results are kept.
+// resultsConfig is how Celery results are stored.
 func (c *configuration) resultsConfig() store.ResultsConfig {
 	encoding := protocol.EncodingPickle
 	if c.ResultEncoding == "json" {
@@ -77,25 +77,24 @@ func (c *configuration) resultsConfig() store.ResultsConfig {
 	return store.ResultsConfig{Encoding: encoding}
 }
 
-// resultsElsewhere says that results are kept in another database than the
-// tables, or as another user, so that they need connections of their own.
-func (c *configuration) resultsElsewhere() bool {
+// separateResults reports whether results are stored in another database than
+// the tables, or as another user, and so need their own connections.
+func (c *configuration) separateResults() bool {
 	return !c.Results.IsZero() && !c.Results.Equal(c.Database())
 }
 
-// databases are what a worker writes to.
+// databases are the databases that a worker writes to.
 type databases struct {
-	// tables are MoonMind's and ours.
+	// tables is the database of MoonMind's tables and of schema mm_orchestrator.
 	tables *store.Store
-	// results is nil when Celery results are not kept.
+	// results is nil when Celery results are not stored.
 	results worker.ResultBackend
 	opened  []*store.Store
 }
 
-// farewell is how long connections may take to be closed in order. A database
-// that is away must not hold up the end of the process, which closes them
-// anyway.
-const farewell = 300 * time.Millisecond
+// closeTimeout limits the orderly closing of connections. An unreachable
+// database must not delay the end of the process, which closes them anyway.
+const closeTimeout = 300 * time.Millisecond
 
 func (d *databases) close() {
 	closed := make(chan struct{})
@@ -107,12 +106,12 @@ func (d *databases) close() {
 	}()
 	select {
 	case <-closed:
-	case <-time.After(farewell):
+	case <-time.After(closeTimeout):
 	}
 }
 
-// openDatabases opens what a worker writes to, and sees to it that the tables
-// are there.
+// openDatabases opens the databases that a worker writes to, checks them, and
+// creates or upgrades the tables if the configuration allows it.
 func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *databases, err error) {
 	d := &databases{}
 	defer func() {
@@ -120,9 +119,9 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 			d.close()
 		}
 	}()
-	say := func(what string, err error) { log.Warn("not yet", "what", what, "error", err) }
+	report := func(what string, err error) { log.Warn("start is delayed", "what", what, "error", err) }
 	open := func(where address.Database, role databaseRole) (*store.Store, error) {
-		s, err := openStore(ctx, store.Config{URL: where.URL(), Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, say)
+		s, err := openStore(ctx, store.Config{URL: where.URL(), Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, report)
 		if err == nil {
 			d.opened = append(d.opened, s)
 		}
@@ -132,13 +131,13 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	if d.tables, err = open(c.Database(), c.tablesDatabase()); err != nil {
 		return nil, err
 	}
-	var elsewhere *store.Store
-	if c.resultsElsewhere() {
-		if elsewhere, err = open(c.Results, c.resultsDatabase()); err != nil {
+	var resultsStore *store.Store
+	if c.separateResults() {
+		if resultsStore, err = open(c.Results, c.resultsDatabase()); err != nil {
 			return nil, err
 		}
 	}
-	if err = checkConnections(ctx, d.tables, elsewhere, c.Wait, say); err != nil {
+	if err = checkConnections(ctx, d.tables, resultsStore, c.Wait, report); err != nil {
 		return nil, err
 	}
 	if err = d.tables.CheckSession(ctx); err != nil {
@@ -151,14 +150,14 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 		return d, nil
 	}
 	home := d.tables
-	if elsewhere != nil {
-		home = elsewhere
+	if resultsStore != nil {
+		home = resultsStore
 	}
 	backend, err := store.NewResults(home, c.resultsConfig())
 	if err != nil {
 		return nil, err
 	}
-	if elsewhere != nil {
+	if resultsStore != nil {
 		if err = prepareResults(ctx, backend, home, c, log); err != nil {
 			return nil, err
 		}
@@ -167,19 +166,21 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	return d, nil
 }
 
-// resultTables are those in the database of the tables, nil if there are none.
+// resultTables is the configuration of Celery's tables if they are in the same
+// database as MoonMind's, else nil.
 func (c *configuration) resultTables() *store.ResultsConfig {
-	if c.Results.IsZero() || c.resultsElsewhere() {
+	if c.Results.IsZero() || c.separateResults() {
 		return nil
 	}
 	config := c.resultsConfig()
 	return &config
 }
 
-// prepareTables makes or upgrades what is ours, or says what is missing.
+// prepareTables creates or upgrades the schema mm_orchestrator, or returns an
+// error that says what is missing.
 func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, c *configuration, log *slog.Logger) error {
-	// First, as it says more than a statement that fails for want of a right.
-	// What is made here belongs to us.
+	// Checked first, because its error says more than a statement that fails with
+	// "permission denied". The role owns whatever is created after this.
 	if err := db.CheckPrivileges(ctx, options.ResultTables); err != nil {
 		return cureAccess(err)
 	}
@@ -193,19 +194,19 @@ func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOp
 	case c.AutoMigrate:
 		logReport(log, db, report)
 	default:
-		if err := c.unprepared(db, report); err != nil {
+		if err := c.checkPrepared(db, report); err != nil {
 			return err
 		}
 	}
 	return db.CheckSchema(ctx)
 }
 
-// cureMigration is for a role that may not make tables.
+// cureMigration is the cure for a role that may not create tables.
 func (c *configuration) cureMigration() string {
-	return "Let the owner of the database run `mm-orchestrator migrate`, then start the worker with " + c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "false")
+	return "Run `mm-orchestrator migrate` as the owner of the database, then start the worker with " + c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "false")
 }
 
-// prepareResults does the same for a database in which only results are kept.
+// prepareResults does the same for a database that stores only results.
 func prepareResults(ctx context.Context, backend *store.Results, home *store.Store, c *configuration, log *slog.Logger) error {
 	if err := backend.CheckPrivileges(ctx); err != nil {
 		return cureAccess(err)
@@ -213,7 +214,7 @@ func prepareResults(ctx context.Context, backend *store.Results, home *store.Sto
 	if !c.AutoMigrate {
 		report, err := backend.PlanResultTable(ctx)
 		if err == nil {
-			err = c.unprepared(home, report)
+			err = c.checkPrepared(home, report)
 		}
 		return err
 	}
@@ -227,12 +228,12 @@ func prepareResults(ctx context.Context, backend *store.Results, home *store.Sto
 	return err
 }
 
-// unprepared says what is still to be done, nil if it is nothing or somebody
-// else's.
-func (c *configuration) unprepared(db *store.Store, report store.Report) error {
+// checkPrepared returns an error if a step of the report is still to be done.
+// Steps that only the tables' owner can do are left out.
+func (c *configuration) checkPrepared(db *store.Store, report store.Report) error {
 	for _, step := range report.Steps {
 		if !step.ByOwner {
-			return &configError{fmt.Sprintf("database %s is not ready: %s is still to be done. Run `mm-orchestrator migrate`, or set %s", db.Place(), step.What, c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"))}
+			return &configError{fmt.Sprintf("database %s is not ready, this is still to be done: %s. Run `mm-orchestrator migrate`, or set %s", db.Place(), step.What, c.assign("MM_ORCHESTRATOR_AUTO_MIGRATE", "true"))}
 		}
 	}
 	return nil
@@ -244,9 +245,9 @@ func logReport(log *slog.Logger, db *store.Store, report store.Report) {
 	}
 }
 
-// resultBackend tells the engine which errors no retry mends: values that the
-// table can never hold. All else, a table that was dropped or a privilege
-// that was taken, an operator can mend while the message waits.
+// resultBackend marks errors as permanent if no retry can succeed: values that
+// the table can never store. An operator can repair everything else, such as a
+// dropped table or a revoked privilege, while the message waits.
 type resultBackend struct{ results *store.Results }
 
 // Store implements worker.ResultBackend.
@@ -258,9 +259,9 @@ func (b resultBackend) Store(ctx context.Context, results ...protocol.Result) ([
 	return written, err
 }
 
-// orStopped is nil when what failed was given up because the process was
-// asked to stop.
-func orStopped(ctx context.Context, err error) error {
+// nilIfStopped returns nil if ctx has ended: the operation failed because the
+// process was asked to stop.
+func nilIfStopped(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
 	}

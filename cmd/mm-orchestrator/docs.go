@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// writeConfigurationPage writes docs/configuration.md. A test compares it with
-// the file in the repository.
+// writeConfigurationPage generates docs/configuration.md. A test compares the
+// output with the file in the repository.
 func writeConfigurationPage(w io.Writer) {
 	fmt.Fprint(w, `# Configuration
 
-<!-- Made from cmd/mm-orchestrator/settings.go: go test ./cmd/mm-orchestrator -run TestConfigurationPage -update -->
+<!-- Generated from cmd/mm-orchestrator/settings.go: go test ./cmd/mm-orchestrator -run TestConfigurationPage -update -->
 
-`+"`mm-orchestrator`"+` is configured by environment variables, those of MoonMind's Python worker, and by flags. `+"`mm-orchestrator config`"+` shows
-every value in effect and where it comes from, with passwords masked, and `+"`mm-orchestrator help settings NAME`"+` explains one in the terminal.
+`+"`mm-orchestrator`"+` reads flags and environment variables, among them those of MoonMind's Python worker. `+"`mm-orchestrator config`"+` shows
+each effective value and its source, with passwords masked. `+"`mm-orchestrator help settings NAME`"+` explains a setting in the terminal.
 
-- A flag wins over the environment, the environment over the default. Flags have the names given below; passwords have none,
-  because everybody on a machine can see command lines.
-- Where several variables stand in a row, the first that is set wins. The one that MoonMind's Python really reads comes first, names that only its
-  documents give come after it.
-- The case of letters in a name does not matter; if a name is there in several spellings, the one given here wins.
-- A variable that is set to the empty text counts as unset, except where a variable is marked ¹: there empty is a value.
-- Times are written as 90s, 15m, 1h30m, or as a number of seconds. Yes and no are written as true and false.
+- A flag overrides the environment, the environment overrides the default. Passwords have no flag, because every user of a machine can see
+  command lines.
+- Where several variables are listed, the first that is set wins. The first is the one that MoonMind's Python code reads; names that only its
+  documentation mentions come after it.
+- Names are case-insensitive. If a name is set in several spellings, the spelling given here wins.
+- An empty variable counts as unset. For variables marked ¹, empty is a value.
+- Durations are written as 90s, 15m, 1h30m, or as a number of seconds, booleans as true and false.
 - `+"`.env`"+` files are not read. Docker compose reads one for its own variables; list what the container needs under `+"`environment:`"+` or `+"`env_file:`"+`.
-- A value that cannot be used ends the program with exit code 78 and a line that names the variable and the value.
+- An invalid value ends the program with exit code 78 and a line that names the variable and the value.
 `)
 	for _, t := range topics {
 		fmt.Fprintf(w, "\n## %s\n\n| variable | flag | default | meaning |\n|---|---|---|---|\n", t)
@@ -35,21 +35,21 @@ every value in effect and where it comes from, with passwords masked, and `+"`mm
 		}
 	}
 	fmt.Fprint(w, `
-¹ Empty is a value of this variable.
+¹ Empty is a value.
 
 ## Decisions
 
-- **Celery results.** MoonMind's Python derives a result backend from `+"`POSTGRES_*`"+` when none is named. This program does not: without `+"`CELERY_RESULT_BACKEND`"+`
-  or one of its other names no results are kept, because nothing in MoonMind reads them. MoonMind's own compose file names it, so that a swapped container keeps
-  writing them. The tables of runs, steps and artifacts are always found by `+"`POSTGRES_*`"+` or `+"`MM_ORCHESTRATOR_DATABASE_URL`"+`.
-- **Exchange.** The default is that of MoonMind's last Celery revision. The queue may be bound to the older exchange as well; such a binding stays as it is.
-- **Queue name.** An empty `+"`ORCHESTRATOR_CELERY_QUEUE`"+` names a queue called "" in Python. Here it is an error.
-- **Waiting at start.** A broker or database that cannot be reached is waited for, so that the order in which containers start does not matter, but not for ever, so that a
-  supervisor notices. What waiting cannot mend is told at once.
+- **Celery results.** If no result backend is set, MoonMind's Python worker derives one from `+"`POSTGRES_*`"+`. This program does not: without `+"`CELERY_RESULT_BACKEND`"+`
+  or one of its other names it stores no results, because nothing in MoonMind reads them. MoonMind's own compose file sets the variable, so a replaced container still
+  stores them. The tables of runs, steps and artifacts are always found through `+"`POSTGRES_*`"+` or `+"`MM_ORCHESTRATOR_DATABASE_URL`"+`.
+- **Exchange.** The default is that of MoonMind's last Celery revision. If the queue is also bound to the older exchange, that binding is kept.
+- **Queue name.** In Python, an empty `+"`ORCHESTRATOR_CELERY_QUEUE`"+` means a queue with an empty name. Here it is an error.
+- **Waiting at start.** A worker waits for an unreachable broker or database, so that containers can start in any order. The wait is limited, so that a supervisor notices.
+  Errors that waiting cannot resolve, such as a wrong password, end the program at once.
 
 ## Variables without effect
 
-These are variables of MoonMind that an environment may hold and that change nothing here. `+"`mm-orchestrator config`"+` lists those that are set.
+These MoonMind variables have no effect here. `+"`mm-orchestrator config`"+` lists those that are set.
 
 | variables | reason |
 |---|---|
@@ -76,7 +76,7 @@ These are variables of MoonMind that an environment may hold and that change not
 `+"```"+`
 
 `+"`name` is the preferred variable. `source` is `flag`, `environment` or `default`; `origin` is the flag or variable that was used, or empty.\n"+
-		"`value` is what is in effect, as text. Fields may be added, none is renamed.\n"+`
+		"`value` is the effective value, as text. Fields may be added, none is renamed.\n"+`
 ## Exit codes
 
 | code | meaning |
@@ -113,7 +113,7 @@ func (s setting) defaultMarkdown() string {
 	return code(s.def)
 }
 
-// code sets names in code type, with commas between them.
+// code formats names as code, separated by commas.
 func code(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, word := range words {
@@ -122,5 +122,5 @@ func code(words ...string) string {
 	return strings.Join(quoted, ", ")
 }
 
-// cell makes a text fit for a table's cell.
+// cell escapes a text for a table cell.
 func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }

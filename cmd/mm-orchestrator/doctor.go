@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -20,17 +19,17 @@ import (
 )
 
 var doctorCommand = &command{
-	name:       "doctor",
-	alsoCalled: []string{"check", "diagnose", "verify", "test"},
-	summary:    "check everything that a worker needs, and say what to do about what is wrong",
-	about: "Give it the environment of the Python worker, before that is replaced. It looks at broker, queue, database, rights and connections there, tables, result backend, " +
-		"docker engine, compose, workspace, artifact directory, clock, disk space and what only a step would meet, one line each: what was found and, if something is wrong, the cure. " +
-		"It changes nothing: it declares only what exists already.\n\n" +
-		"Lines begin with ok, note (works, but check this), FAIL, or skip (could not be checked because of a failure above). Exit code 0: no FAIL. 1: at least one.\n\n" +
+	name:     "doctor",
+	synonyms: []string{"check", "runDoctor", "verify", "test"},
+	summary:  "check everything that a worker needs, and say how to fix what is wrong",
+	about: "Checks broker, queue, database with its privileges and connections, tables, result backend, docker engine, compose, workspace, artifact directory, clock and disk space, " +
+		"and notes problems that would fail a later step. Run it in the Python worker's environment before you replace that worker. Each line says what was found and, if something is wrong, how to fix it. " +
+		"It changes nothing: it declares only a queue or exchange that exists already.\n\n" +
+		"Lines begin with ok, note (works, but check this), FAIL, or skip (not checked, because a check above failed). Exit code 0: no FAIL. 1: at least one FAIL.\n\n" +
 		"With --json it prints {\"ok\": …, \"checks\": [{\"name\", \"status\", \"found\", \"cure\"}]}; fields may be added, none is renamed.",
 	examples: []example{
-		{"mm-orchestrator doctor", "can the worker be swapped in?"},
-		{"mm-orchestrator doctor --json | jq '.checks[] | select(.status == \"fail\")'", "for scripts"},
+		{"mm-orchestrator doctor", "can a worker run in this environment?"},
+		{"mm-orchestrator doctor --json | jq '.checks[] | select(.status == \"fail\")'", "only the failed checks, as JSON"},
 	},
 	topics: topics,
 	setup: func(fs *pflag.FlagSet) runFunc {
@@ -54,7 +53,7 @@ const (
 	statusSkip = "skip"
 )
 
-// finding is one line of the doctor's. Scripts rely on the JSON form.
+// finding is one line of the doctor's output. Scripts rely on its JSON form.
 type finding struct {
 	Name   string `json:"name"`
 	Status string `json:"status"`
@@ -62,21 +61,21 @@ type finding struct {
 	Cure   string `json:"cure,omitempty"`
 }
 
-// A check looks at one thing. All that it finds is told under its one name, so
-// that a script which watches for a name finds it whatever the result.
+// check is one check of the doctor. All its findings have its name, so that
+// scripts find them whatever the result.
 type check struct {
 	name string
-	// needs is an earlier check without whose success there is nothing to look
-	// at; "" for none. The check is skipped then.
+	// needs is an earlier check, or "". If that one failed or was skipped, this
+	// one is skipped.
 	needs string
-	// look returns one verdict or more, the most important one first.
-	look func(d *doctor, ctx context.Context) []verdict
+	// run returns one or more verdicts, the most important one first.
+	run func(d *doctor, ctx context.Context) []verdict
 }
 
-// verdict is what a check found.
+// verdict is one result of a check.
 type verdict struct{ status, found, cure string }
 
-// checks are all that doctor looks at, in the order in which they are told.
+// checks are all checks, in the order of the output.
 var checks = []check{
 	{"broker", "", (*doctor).broker},
 	{"queue", "broker", (*doctor).queue},
@@ -110,16 +109,17 @@ type doctor struct {
 	out      io.Writer // nil for --json
 	findings []finding
 
-	// What earlier checks leave to later ones; nil or empty if they failed.
+	// Results of earlier checks that later ones use; nil or empty if the earlier
+	// check failed.
 	inspected *worker.Inspection
 	db        *store.Store
-	// elsewhere is the result backend's, nil if that is db.
-	elsewhere    *store.Store
-	elsewhereErr error
-	columns      error // what the shared tables lack
-	runs         []store.ListedRun
-	workTree     string // the top of the work tree that the workspace is in
-	composing    compose.Program
+	// resultsDB is the result backend, nil if db is.
+	resultsDB      *store.Store
+	resultsErr     error
+	missingColumns error // missing columns of the shared tables
+	runs           []store.ListedRun
+	workTree       string // top directory of the work tree that contains the workspace
+	composeProgram compose.Program
 }
 
 func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
@@ -134,7 +134,7 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	if !f.json {
 		d.out = p.stdout
 	}
-	d.examine(ctx)
+	d.runChecks(ctx)
 
 	failed := 0
 	for _, f := range d.findings {
@@ -156,33 +156,33 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	return nil
 }
 
-// examine carries out all checks. Each has its line, and those that could not
-// look say so.
-func (d *doctor) examine(ctx context.Context) {
+// runChecks runs all checks in order. Every check adds at least one finding;
+// skipped ones say so.
+func (d *doctor) runChecks(ctx context.Context) {
 	defer func() {
-		for _, s := range []*store.Store{d.elsewhere, d.db} {
+		for _, s := range []*store.Store{d.resultsDB, d.db} {
 			if s != nil {
 				s.Close()
 			}
 		}
 	}()
-	useless := map[string]bool{} // checks that those which need them cannot build on
+	unusable := map[string]bool{} // failed and skipped checks
 	for _, c := range checks {
-		if useless[c.needs] {
-			useless[c.name] = true
+		if unusable[c.needs] {
+			unusable[c.name] = true
 			d.add(c.name, verdict{statusSkip, "needs the check " + c.needs, ""})
 			continue
 		}
-		for i, v := range c.look(d, ctx) {
+		for i, v := range c.run(d, ctx) {
 			d.add(c.name, v)
 			if i == 0 {
-				useless[c.name] = v.status == statusFail
+				unusable[c.name] = v.status == statusFail
 			}
 		}
 	}
 }
 
-// add takes a verdict down: one line, redacted.
+// add records a verdict, redacted, and prints it.
 func (d *doctor) add(name string, v verdict) {
 	f := finding{name, v.status, oneLine(d.redactor.String(v.found), 1000), oneLine(d.redactor.String(v.cure), 1000)}
 	d.findings = append(d.findings, f)
@@ -211,7 +211,7 @@ func fail(cure, format string, args ...any) []verdict {
 	return []verdict{{statusFail, fmt.Sprintf(format, args...), cure}}
 }
 
-// failed is the verdict of an error. Errors of this program hold their cure.
+// failed is the verdict for an error, with its cure if it has one.
 func failed(err error) []verdict {
 	var cured *curedError
 	if errors.As(err, &cured) {
@@ -220,10 +220,11 @@ func failed(err error) []verdict {
 	return []verdict{{statusFail, err.Error(), ""}}
 }
 
-// quiet is a logger for parts of the program that the doctor uses.
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+// discardLogger is for commands that use parts of the worker and print their own
+// messages.
+func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// health says whether the address is free, or a worker answers there.
+// health checks that the listen address is free, or that a worker answers there.
 func (d *doctor) health(ctx context.Context) []verdict {
 	if d.config.Listen == "" {
 		return note("Set it to host:port", "%s is empty: no metrics, no health checks", d.config.name("MM_ORCHESTRATOR_LISTEN"))
@@ -234,24 +235,24 @@ func (d *doctor) health(ctx context.Context) []verdict {
 	switch {
 	case err == nil:
 		return ok("a worker answers at %s: %s", d.config.Listen, answer)
-	case strings.Contains(err.Error(), "nothing listens there"):
+	case errors.Is(err, errNothingListens):
 		return ok("%s is free for the worker", d.config.Listen)
 	}
-	return note("A worker on this machine needs another "+d.config.name("MM_ORCHESTRATOR_LISTEN")+" while something else has that address", "%v", err)
+	return note("If another program uses that address, set "+d.config.name("MM_ORCHESTRATOR_LISTEN")+" to a free one", "%v", err)
 }
 
-// clock compares this machine's clock with the database's: approvals expire
-// by one and are written by the other.
+// clock compares this machine's clock with the database's, because timestamps of
+// runs and approvals come from both.
 func (d *doctor) clock(ctx context.Context) []verdict {
 	skew, err := d.db.Skew(ctx)
 	switch {
 	case err != nil:
 		return failed(err)
 	case skew.Abs() > 5*time.Second:
-		return note("Synchronise both by NTP: durations of steps and the validity of approvals are wrong by as much",
-			"this machine's clock and the database's differ by %s", skew.Abs().Round(100*time.Millisecond))
+		return note("Synchronise both by NTP: step durations and the expiry of approvals are wrong by the difference",
+			"the clocks of this machine and of the database differ by %s", skew.Abs().Round(100*time.Millisecond))
 	}
-	return ok("differs from the database's by %s", skew.Abs().Round(time.Millisecond))
+	return ok("differs from the database's clock by %s", skew.Abs().Round(time.Millisecond))
 }
 
 func ownerOf(path string) (uid int, err error) {

@@ -26,9 +26,10 @@ func fileOwner(info fs.FileInfo) int {
 	return -1
 }
 
-// say runs a program in the workspace, if that is there, with the environment of commands, and
-// returns its trimmed output, or its last words as an error.
-func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
+// output runs a program in the workspace, if that exists, with the environment
+// of a plan's commands. It returns the trimmed stdout, or an error with the text
+// of stderr.
+func (d *doctor) output(ctx context.Context, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = d.environ
 	if info, err := os.Stat(d.config.Workspace); err == nil && info.IsDir() {
@@ -36,69 +37,69 @@ func (d *doctor) say(ctx context.Context, argv ...string) (string, error) {
 	}
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = time.Second // whoever inherits the output
+	cmd.WaitDelay = time.Second // a descendant may keep the pipes open
 	if err := cmd.Run(); err != nil {
-		if words := strings.TrimSpace(errs.String()); words != "" {
-			return "", errors.New(words)
+		if message := strings.TrimSpace(errs.String()); message != "" {
+			return "", errors.New(message)
 		}
 		return "", err
 	}
 	return strings.TrimSpace(out.String()), nil
 }
 
-// workspace says whether it can be worked in.
+// workspace checks that the workspace exists and is writable.
 func (d *doctor) workspace(context.Context) []verdict {
 	path := d.config.Workspace
 	if err := d.config.checkWorkspace(); err != nil {
 		return failed(err)
 	}
-	// access(2) asks for the real user; a worker has no other.
+	// access(2) checks the real user id, which in a worker is the effective one.
 	if err := syscall.Access(path, 2); err != nil {
-		return fail("Run the worker as its owner, mount it writable, or change its permissions", "%s may not be written by user %d", path, os.Getuid())
+		return fail("Run the worker as its owner, mount it writable, or change its permissions", "%s is not writable for user %d", path, os.Getuid())
 	}
-	return ok("%s may be written by user %d", path, os.Getuid())
+	return ok("%s is writable for user %d", path, os.Getuid())
 }
 
-// git says whether patch and rollback can work.
+// git checks the repository that patch and rollback change.
 func (d *doctor) git(ctx context.Context) []verdict {
 	path := d.config.Workspace
 	if _, err := exec.LookPath("git"); err != nil {
-		return fail("Install git: patch and rollback need it", "there is no git program")
+		return fail("Install git: patch and rollback need it", "git is not installed, or not on the PATH")
 	}
-	top, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
+	top, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
 	if err != nil {
-		return fail("Mount the repository there, or name its directory by "+d.config.name("WORKSPACE_ROOT"), "%s is no git work tree: %v", path, err)
+		return fail("Mount the repository there, or set "+d.config.name("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %v", path, err)
 	}
 	d.workTree = top
-	if _, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
-		return fail("Commit once", "%s has no commit: there is nothing that a rollback could go back to", top)
+	if _, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
+		return fail("Make a first commit", "%s has no commit that a rollback could restore", top)
 	}
 	owner, err := ownerOf(top)
-	if _, trusted := d.say(ctx, "git", "rev-parse", "--git-dir"); trusted != nil && err == nil {
+	if _, trusted := d.output(ctx, "git", "rev-parse", "--git-dir"); trusted != nil && err == nil {
 		return note("Run: git config --global --add safe.directory "+top+", or run the worker as its owner",
-			"%s belongs to user %d, we run as %d; the worker tells git to trust it, programs that call git by themselves do not", top, owner, os.Getuid())
+			"%s belongs to user %d, this process runs as user %d; the worker tells git to trust it, but other programs that call git will fail", top, owner, os.Getuid())
 	}
-	changed, err := d.say(ctx, "git", "-c", "safe.directory=*", "status", "--porcelain", "-z")
+	changed, err := d.output(ctx, "git", "-c", "safe.directory=*", "status", "--porcelain", "-z")
 	switch {
 	case err != nil:
 		return fail("Repair the work tree", "git status fails in %s: %v", top, err)
 	case changed != "":
-		return note("Runs deploy them, and a rollback may undo them: commit what shall stay", "%s has %d changed or untracked files", path, strings.Count(changed, "\x00"))
+		return note("Commit what you want to keep: runs deploy these changes, and a rollback may undo them", "%s has %d changed or untracked files", path, strings.Count(changed, "\x00"))
 	}
 	return ok("%s is a clean work tree of user %d", top, owner)
 }
 
 func (d *doctor) compose(ctx context.Context) []verdict {
-	d.composing = compose.Program{Standalone: d.config.ComposeProgram}
-	argv := d.composing.Resolve([]string{"docker", "compose", "version", "--short"})
-	version, err := d.say(ctx, argv...)
+	d.composeProgram = compose.Program{Standalone: d.config.ComposeProgram}
+	argv := d.composeProgram.Resolve([]string{"docker", "compose", "version", "--short"})
+	version, err := d.output(ctx, argv...)
 	if err != nil {
-		found := fmt.Sprintf("%s cannot be run: %v", argv[0], err)
+		found := fmt.Sprintf("%s failed: %v", argv[0], err)
 		if argv[0] == "docker" {
-			found = "docker compose cannot be run: " + err.Error()
-			// docker takes the plugin's arguments for its own.
+			found = "docker compose failed: " + err.Error()
+			// Without the plugin, docker parses the plugin's arguments itself.
 			if strings.Contains(err.Error(), "unknown flag") || strings.Contains(err.Error(), "not a docker command") {
-				found = "docker is there, its compose plugin is not"
+				found = "docker is installed, its compose plugin is not"
 			}
 		}
 		return fail("Install docker with its compose plugin, or set "+d.config.name("MM_ORCHESTRATOR_COMPOSE")+" to a docker-compose program of version 2 or later", "%s", found)
@@ -108,7 +109,7 @@ func (d *doctor) compose(ctx context.Context) []verdict {
 	case fault.Unusable:
 		return fail("Install version "+compose.OldestTested+" or later", "compose %s cannot be used: %s", version, fault.Text)
 	case fault.Text != "":
-		return note("Install another version, "+compose.OldestTested+" or later", "compose %s works; %s", version, fault.Text)
+		return note("Install another version, "+compose.OldestTested+" or later", "compose %s works, but %s", version, fault.Text)
 	}
 	return ok("compose %s", version)
 }
@@ -118,72 +119,72 @@ func (d *doctor) services(ctx context.Context) []verdict {
 		return []verdict{{statusSkip, "needs the check workspace", ""}}
 	}
 	target, _ := compose.ParseTarget(compose.BuildCommand(orchestrator.ComposeProject, orchestrator.Services()[0]))
-	text, err := d.say(ctx, d.composing.Resolve(target.ServicesCommand())...)
+	text, err := d.output(ctx, d.composeProgram.Resolve(target.ServicesCommand())...)
 	if err != nil {
-		return fail("Correct it, set COMPOSE_FILE, or set "+d.config.name("WORKSPACE_ROOT")+" to where it is", "the compose file cannot be read: %v", err)
+		return fail("Correct the file, set COMPOSE_FILE, or set "+d.config.name("WORKSPACE_ROOT")+" to the file's directory", "the compose file cannot be read: %v", err)
 	}
-	there := compose.ParseServices(text)
+	defined := compose.ParseServices(text)
 	var missing []string
 	for _, service := range orchestrator.Services() {
-		if !slices.Contains(there, service) {
+		if !slices.Contains(defined, service) {
 			missing = append(missing, service)
 		}
 	}
 	switch {
 	case len(missing) == len(orchestrator.Services()):
-		return fail("Set COMPOSE_FILE or "+d.config.name("WORKSPACE_ROOT")+" to MoonMind's", "the compose file has none of the services that runs can repair (%s); it has %s", strings.Join(missing, ", "), strings.Join(there, ", "))
+		return fail("Point COMPOSE_FILE or "+d.config.name("WORKSPACE_ROOT")+" to MoonMind's compose file", "the compose file defines none of the services that runs can repair (%s); it defines %s", strings.Join(missing, ", "), strings.Join(defined, ", "))
 	case len(missing) > 0:
-		return note("Runs for the missing ones fail; nothing to do if there are none", "the compose file has %s, and not %s", strings.Join(there, ", "), strings.Join(missing, ", "))
+		return note("Runs for the missing services fail; ignore this if there are no such runs", "the compose file defines %s, but not %s", strings.Join(defined, ", "), strings.Join(missing, ", "))
 	}
 	return ok("project %s has %s", orchestrator.ComposeProject, strings.Join(orchestrator.Services(), ", "))
 }
 
-// artifacts says whether runs can have their directories, without making any,
-// and whether those that rows name are seen here.
+// artifacts checks that a worker can create the directories of runs, without
+// creating one, and that the directories named in the runs' rows exist here.
 func (d *doctor) artifacts(context.Context) []verdict {
-	root, err := d.config.place().WithDefaults().Root()
+	root, err := d.config.artifactDirectory().WithDefaults().Root()
 	if err != nil {
 		return failed(err)
 	}
-	at, made := root, ""
+	at, created := root, ""
 	for {
 		if _, err := os.Stat(at); !errors.Is(err, fs.ErrNotExist) || at == filepath.Dir(at) {
 			break
 		}
-		at, made = filepath.Dir(at), " (made by the worker)"
+		at, created = filepath.Dir(at), " (which the worker will create)"
 	}
 	if err := syscall.Access(at, 2|1); err != nil {
-		return fail("Mount the artifact volume writable, change its permissions, or set "+d.config.name("WORKFLOW_ARTIFACTS_ROOT"), "%s may not be written by user %d", at, os.Getuid())
+		return fail("Mount the artifact volume writable, change its permissions, or set "+d.config.name("WORKFLOW_ARTIFACTS_ROOT"), "%s is not writable for user %d", at, os.Getuid())
 	}
 	for _, m := range d.config.ArtifactMappings {
 		if info, err := os.Stat(m.To); err != nil || !info.IsDir() {
-			return fail("Mount the volume there, or correct the map", "%s leads from %s to %s, which is no directory", d.config.name("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"), m.From, m.To)
+			return fail("Mount the volume there, or correct the map", "%s maps %s to %s, which is not a directory", d.config.name("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"), m.From, m.To)
 		}
 	}
-	seen, unseen := d.runDirectories(d.runs)
-	if seen == 0 && unseen != "" {
-		return note("If the API mounts the volume elsewhere, set "+d.config.assign("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP", "/path/of/the/api=/path/here")+"; if old runs were removed, ignore this",
-			"rows of runs name directories such as %s, of which none is there on this side", unseen)
+	existing, missing := d.runDirectories(d.runs)
+	if existing == 0 && missing != "" {
+		return note("If the API mounts the volume at another path, set "+d.config.assign("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP", "/path/of/the/api=/path/here")+"; if the directories of old runs were deleted, ignore this",
+			"none of the directories that the runs' rows name exists here, for example %s", missing)
 	}
 	free, err := freeSpace(root)
 	least := uint64(d.config.DiskReserve) << 20
-	const cure = "Free some space: logs, images and builds need it"
+	const cure = "Free disk space: logs, images and builds need it"
 	switch {
 	case err != nil:
 		return failed(err)
 	case free < least:
-		return fail(cure, "%s%s has %s left, less than the %s of %s", root, made, mebibytes(free), mebibytes(least), d.config.name("MM_ORCHESTRATOR_DISK_RESERVE"))
+		return fail(cure, "%s%s has %s free, less than the %s required by %s", root, created, mebibytes(free), mebibytes(least), d.config.name("MM_ORCHESTRATOR_DISK_RESERVE"))
 	case free < 1<<30:
-		return note(cure, "%s%s is writable, with only %s left", root, made, mebibytes(free))
+		return note(cure, "%s%s is writable, but only %s are free", root, created, mebibytes(free))
 	}
-	return ok("%s%s is writable, with %s left", root, made, mebibytes(free))
+	return ok("%s%s is writable, %s free", root, created, mebibytes(free))
 }
 
-// runDirectories counts the runs whose directory is there, and gives one that
-// is not, under the name in its row. A directory of a run that has not begun
-// need not be there.
-func (d *doctor) runDirectories(runs []store.ListedRun) (seen int, unseen string) {
-	place := d.config.place().WithDefaults()
+// runDirectories counts the runs whose artifact directory exists, and returns
+// one directory that does not, as its row names it. Runs that have not started
+// have no directory yet.
+func (d *doctor) runDirectories(runs []store.ListedRun) (existing int, missing string) {
+	place := d.config.artifactDirectory().WithDefaults()
 	for _, run := range runs {
 		if run.ArtifactRoot == "" || run.StartedAt == nil {
 			continue
@@ -193,10 +194,10 @@ func (d *doctor) runDirectories(runs []store.ListedRun) (seen int, unseen string
 			_, err = os.Stat(of.Dir)
 		}
 		if err == nil {
-			seen++
-		} else if unseen == "" {
-			unseen = run.ArtifactRoot
+			existing++
+		} else if missing == "" {
+			missing = run.ArtifactRoot
 		}
 	}
-	return seen, unseen
+	return existing, missing
 }

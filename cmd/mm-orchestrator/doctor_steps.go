@@ -16,85 +16,85 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
 
-// What fails only in a step of some run: a worker is well without it, so that
-// these checks note it and do not fail.
+// Checks of what only some steps need. A worker can run without it, so these
+// checks note problems and never fail.
 
-// skillTime bounds how long a Python may take to look for MoonMind, whose
-// packages it imports for that.
-const skillTime = 15 * time.Second
+// skillTimeout limits the search of a Python for MoonMind's module, which imports
+// its parent packages.
+const skillTimeout = 15 * time.Second
 
-// skills says whether plans with a skill find their Python.
+// skills checks that there is a Python that can run MoonMind's skills.
 func (d *doctor) skills(ctx context.Context) []verdict {
-	const others = "Runs with a skill fail, all others do not need it"
+	const consequence = "Only runs with a skill need it, and they fail without it"
 	python := orchestrator.FindSkillPython(d.environ, d.config.Workspace)
 	if python == "" {
-		return note(others+": to run them, install a python with MoonMind beside the worker", "there is no program python")
+		return note(consequence+": to run them, install a python that has MoonMind beside the worker", "there is no python on the PATH")
 	}
-	ctx, cancel := context.WithTimeout(ctx, skillTime)
+	ctx, cancel := context.WithTimeout(ctx, skillTimeout)
 	defer cancel()
-	// As with the -m of a plan, the workspace is on Python's path.
-	_, err := d.say(ctx, python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None and 'no module named ' + sys.argv[1])", orchestrator.SkillModule)
+	// The plan runs python -m, which has the workspace on its path; so has -c.
+	_, err := d.output(ctx, python, "-c", "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None and 'no module named ' + sys.argv[1])", orchestrator.SkillModule)
 	if err != nil {
-		words := err.Error()
+		message := err.Error()
 		if ctx.Err() != nil {
-			words = fmt.Sprintf("no answer within %s", skillTime)
+			message = fmt.Sprintf("no answer within %s", skillTimeout)
 		}
-		return note(others+": to run them, install MoonMind for this python, or put another one first on the PATH", "%s does not find MoonMind's skills: %s", python, lastOf(words))
+		return note(consequence+": to run them, install MoonMind for this python, or put another one first on the PATH", "%s does not find MoonMind's skills: %s", python, lastLine(message))
 	}
 	return ok("%s finds MoonMind's skills", python)
 }
 
-// lastOf is the last line, where Python says what is wrong.
-func lastOf(text string) string {
+// lastLine returns the last line, where Python prints the error.
+func lastLine(text string) string {
 	text = strings.TrimSpace(text)
 	return text[strings.LastIndex(text, "\n")+1:]
 }
 
-// verify says whether the health check that runs end with can be answered.
+// verify checks the health URLs that runs ask in their last step.
 func (d *doctor) verify(ctx context.Context) []verdict {
 	var list []verdict
 	for _, service := range orchestrator.Services() {
-		planned, replaced := orchestrator.PlannedHealthURL(service), d.config.HealthURLs[service]
-		asks := cmp.Or(replaced, planned)
-		if asks == "" {
-			continue // containers are looked at instead
+		planned, replacement := orchestrator.PlannedHealthURL(service), d.config.HealthURLs[service]
+		target := cmp.Or(replacement, planned)
+		if target == "" {
+			continue // verify inspects the containers instead
 		}
 		cure := "Correct " + d.config.name("MM_ORCHESTRATOR_HEALTH_URL")
-		if replaced == "" {
-			cure = fmt.Sprintf("Set %s, which MoonMind answers: verify fails otherwise, and with it each run for %s", d.config.assign("MM_ORCHESTRATOR_HEALTH_URL", service+"=http://api:5000/healthz"), service)
+		if replacement == "" {
+			cure = fmt.Sprintf("Set %s, which MoonMind serves; otherwise verify fails, and with it every run for %s", d.config.assign("MM_ORCHESTRATOR_HEALTH_URL", service+"=http://api:5000/healthz"), service)
 		}
-		shown := address.MaskURL(asks)
-		asked, cancel := context.WithTimeout(ctx, 3*time.Second)
-		status, err := orchestrator.ProbeHealth(asked, d.environ, asks, 2*time.Second)
+		shown := address.MaskURL(target)
+		probeCtx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		status, err := orchestrator.ProbeHealth(probeCtx, d.environ, target, 2*time.Second)
 		cancel()
 		switch {
 		case err == nil && status == orchestrator.PlannedHealthStatus:
-			list = append(list, ok("%s is asked at %s, which answers %d", service, shown, status)...)
+			list = append(list, ok("health URL of %s, %s, answers %d", service, shown, status)...)
 		case err == nil:
-			list = append(list, note(cure, "%s is asked at %s, which answers %d and not %d", service, shown, status, orchestrator.PlannedHealthStatus)...)
-		case replaced == "":
-			list = append(list, note(cure, "%s is asked at %s, as the plans say, which MoonMind's API does not serve (nobody answers at the moment: %v)", service, shown, err)...)
+			list = append(list, note(cure, "health URL of %s, %s, answers %d instead of %d", service, shown, status, orchestrator.PlannedHealthStatus)...)
+		case replacement == "":
+			list = append(list, note(cure, "health URL of %s is %s, as plans say, which MoonMind's API does not serve (no answer now: %v)", service, shown, err)...)
 		default:
-			// The service may be down, or never reachable from here: only
-			// a run shows.
-			list = append(list, ok("%s is asked at %s, where nobody answers at the moment (%v)", service, shown, err)...)
+			// The service may be stopped, or unreachable from here. Only a run
+			// can tell.
+			list = append(list, ok("health URL of %s is %s, no answer now (%v)", service, shown, err)...)
 		}
 	}
 	return list
 }
 
-// gitLock finds files by which git thinks that another git is at work. One
-// that was killed leaves them behind, and every patch and rollback fails.
+// gitLock looks for lock files of git. A killed git leaves them behind, and then
+// every patch and rollback fails.
 func (d *doctor) gitLock(ctx context.Context) []verdict {
 	locks, err := d.gitLocks(ctx)
 	if err != nil {
-		return note("Repair the repository", "the directories of git cannot be searched for locks: %v", err)
+		return note("Repair the repository", "cannot search git's directories for locks: %v", err)
 	}
 	var list []verdict
 	for _, path := range locks {
 		info, err := os.Lstat(path)
 		if err != nil {
-			continue // gone meanwhile: it was in use
+			continue // deleted meanwhile, so it was in use
 		}
 		age := time.Since(info.ModTime()).Round(time.Second)
 		git, visible := gitAtWork(d.workTree, path)
@@ -102,30 +102,30 @@ func (d *doctor) gitLock(ctx context.Context) []verdict {
 		case git != 0:
 			list = append(list, ok("%s is %s old and in use by git (process %d)", path, age, git)...)
 		case visible:
-			list = append(list, note("If no git works there in another container or on another machine, run: rm "+path,
-				"%s is %s old, and no git that can be seen from here works there: patch and rollback fail until it is gone", path, age)...)
+			list = append(list, note("If no git in another container or on another machine uses it, run: rm "+path,
+				"%s is %s old, and no git process on this machine uses it: patch and rollback fail until it is removed", path, age)...)
 		default:
-			list = append(list, note("If no git works there, run: rm "+path,
-				"%s is %s old; whether a git works there cannot be seen on this system: patch and rollback fail until it is gone", path, age)...)
+			list = append(list, note("If no git uses it, run: rm "+path,
+				"%s is %s old; this system does not show whether a git process uses it: patch and rollback fail until it is removed", path, age)...)
 		}
 	}
 	if len(list) == 0 {
-		return ok("no lock of git is left over")
+		return ok("no stale lock file of git")
 	}
 	return list
 }
 
-// lockNames are those that commands of runs meet.
+// lockNames are the lock files that make the git commands of runs fail.
 var lockNames = []string{"index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"}
 
-// gitLocks looks into the work tree's own directory, that which it shares with
-// other work trees, and those of its submodules.
+// gitLocks searches the git directory of the work tree, the one that it shares
+// with other work trees, and those of its submodules.
 func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
-	own, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
+	own, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
 	if err != nil {
 		return nil, err
 	}
-	shared, err := d.say(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--git-common-dir")
+	shared, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--git-common-dir")
 	if err != nil {
 		return nil, err
 	}
@@ -146,15 +146,16 @@ func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
 	_ = filepath.WalkDir(filepath.Join(own, "modules"), func(path string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil || !entry.IsDir():
-			return nil // what cannot be read is left out
+			return nil // skip unreadable directories
 		case slices.Contains([]string{"objects", "refs", "logs", "hooks", "lfs"}, entry.Name()):
 			return fs.SkipDir
 		}
 		in(path)
 		return nil
 	})
-	// Old submodules keep their directory in the work tree.
-	paths, _ := d.say(ctx, "git", "-c", "safe.directory=*", "config", "--null", "--file", filepath.Join(d.workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
+	// Submodules made by old versions of git keep their git directory in the
+	// work tree.
+	paths, _ := d.output(ctx, "git", "-c", "safe.directory=*", "config", "--null", "--file", filepath.Join(d.workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
 	for entry := range strings.SplitSeq(paths, "\x00") {
 		if _, path, given := strings.Cut(entry, "\n"); given && filepath.IsLocal(path) {
 			in(filepath.Join(d.workTree, path, ".git"))
@@ -168,9 +169,9 @@ func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
 	return list, nil
 }
 
-// gitAtWork returns the process id of a git that has the lock open, or whose
-// directory is below the work tree or that of the lock; 0 if there is none
-// that can be seen. visible is false where processes cannot be listed.
+// gitAtWork returns the process id of a git that has the lock open, or that
+// works in the work tree or in the lock's directory; 0 if there is none. visible
+// is false if the system does not list processes.
 func gitAtWork(workTree, lock string) (pid int, visible bool) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

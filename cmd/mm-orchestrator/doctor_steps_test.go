@@ -14,11 +14,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// noted is the finding of a check in a stand that is well but for what the
-// check notes: notes leave the exit code at 0.
-func (s stand) noted(t *testing.T, check string, args ...string) finding {
+// findingOf returns the finding of a check, in an environment in which no check
+// fails: notes leave the exit code at 0.
+func (s testEnv) findingOf(t *testing.T, check string, args ...string) finding {
 	t.Helper()
-	return diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitOK, args...)[check]
+	return runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitOK, args...)[check]
 }
 
 func gitIn(t *testing.T, dir string, args ...string) {
@@ -30,14 +30,14 @@ func gitIn(t *testing.T, dir string, args ...string) {
 	}
 }
 
-// A lock that a killed git has left is noted with its age and its cure: in the
-// repository, in a submodule's directory, and where the workspace is a linked
-// work tree. One that a git has is none of our business.
-func TestDoctorNotesALeftOverLockOfGit(t *testing.T) {
+// A lock that a killed git left behind is noted with its age and cure: in the
+// repository, in a submodule, and in a linked work tree. The lock of a running git
+// is ok.
+func TestDoctorNotesStaleGitLock(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
-	if f := s.noted(t, "git-lock"); f.Status != statusOK {
+	if f := s.findingOf(t, "git-lock"); f.Status != statusOK {
 		t.Fatalf("%+v", f)
 	}
 	library := t.TempDir()
@@ -61,8 +61,8 @@ func TestDoctorNotesALeftOverLockOfGit(t *testing.T) {
 		if err := os.Chtimes(tt.lock, old, old); err != nil {
 			t.Fatal(err)
 		}
-		f := s.noted(t, "git-lock", "--workspace="+tt.workspace)
-		if f.Status != statusNote || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git that can be seen") || !strings.Contains(f.Cure, "rm "+tt.lock) {
+		f := s.findingOf(t, "git-lock", "--workspace="+tt.workspace)
+		if f.Status != statusNote || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git process on this machine") || !strings.Contains(f.Cure, "rm "+tt.lock) {
 			t.Errorf("%s: %+v", name, f)
 		}
 		if err := os.Remove(tt.lock); err != nil {
@@ -89,7 +89,7 @@ func TestDoctorNotesALeftOverLockOfGit(t *testing.T) {
 		_, err := os.Stat(lock)
 		return err
 	})
-	if f := s.noted(t, "git-lock"); f.Status != statusOK || !strings.Contains(f.Found, fmt.Sprintf("in use by git (process %d)", commit.Process.Pid)) {
+	if f := s.findingOf(t, "git-lock"); f.Status != statusOK || !strings.Contains(f.Found, fmt.Sprintf("in use by git (process %d)", commit.Process.Pid)) {
 		t.Errorf("%+v", f)
 	}
 	if err := os.WriteFile(pipe, []byte("\n"), 0o600); err != nil {
@@ -98,10 +98,10 @@ func TestDoctorNotesALeftOverLockOfGit(t *testing.T) {
 	_ = commit.Wait() // of an empty message: it may fail
 }
 
-// Skills need a Python that has MoonMind: here beside the workspace's files.
-func TestDoctorNotesSkillsWithoutTheirPython(t *testing.T) {
+// Skills need a Python that finds MoonMind, here in the workspace.
+func TestDoctorNotesMissingSkillPython(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	bin := t.TempDir()
 	for _, name := range []string{"git", "sh"} {
@@ -116,15 +116,15 @@ func TestDoctorNotesSkillsWithoutTheirPython(t *testing.T) {
 	path := func(dirs string) environment {
 		return append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t), "PATH="+dirs)
 	}
-	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no program python") {
+	if f := runDoctor(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no python on the PATH") {
 		t.Errorf("without python: %+v", f)
 	}
-	// A link would not find what is beside the real one.
+	// Not a symbolic link: it would not find the packages beside the real program.
 	python := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", devenv.Celery(t, "5.7.0"))
 	if err := os.WriteFile(filepath.Join(bin, "python"), []byte(python), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "No module named 'moonmind'") {
+	if f := runDoctor(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "No module named 'moonmind'") {
 		t.Errorf("without MoonMind: %+v", f)
 	}
 	module := filepath.Join(s.workspace, "moonmind", "workflows", "orchestrator")
@@ -136,22 +136,22 @@ func TestDoctorNotesSkillsWithoutTheirPython(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no module named moonmind.workflows.orchestrator.skill_executor") {
+	if f := runDoctor(t, path(bin), exitOK)["skills"]; f.Status != statusNote || !strings.Contains(f.Found, "no module named moonmind.workflows.orchestrator.skill_executor") {
 		t.Errorf("with an older MoonMind: %+v", f)
 	}
 	if err := os.WriteFile(filepath.Join(module, "skill_executor.py"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if f := diagnose(t, path(bin), exitOK)["skills"]; f.Status != statusOK {
+	if f := runDoctor(t, path(bin), exitOK)["skills"]; f.Status != statusOK {
 		t.Errorf("with MoonMind: %+v", f)
 	}
 }
 
-// The health check that plans have for the API cannot be answered; what is set
-// in its place is asked.
-func TestDoctorNotesAHealthCheckThatNobodyServes(t *testing.T) {
+// MoonMind does not serve the health URL of its plans; a configured replacement is
+// asked instead.
+func TestDoctorNotesHealthURLThatNobodyServes(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/healthz" {
@@ -160,26 +160,26 @@ func TestDoctorNotesAHealthCheckThatNobodyServes(t *testing.T) {
 	}))
 	t.Cleanup(api.Close)
 	for _, tt := range []struct{ name, set, status, found string }{
-		{"as planned", "", statusNote, "api is asked at http://api:5000/health, as the plans say, which MoonMind's API does not serve"},
-		{"another that is wrong", "--health-url=api=" + api.URL + "/health", statusNote, "/health, which answers 404 and not 200"},
-		{"right", "--health-url=api=" + api.URL + "/healthz", statusOK, "/healthz, which answers 200"},
-		{"away", "--health-url=api=http://127.0.0.1:1/healthz", statusOK, "nobody answers at the moment"},
+		{"as planned", "", statusNote, "health URL of api is http://api:5000/health, as plans say, which MoonMind's API does not serve"},
+		{"another that is wrong", "--health-url=api=" + api.URL + "/health", statusNote, "/health, answers 404 instead of 200"},
+		{"right", "--health-url=api=" + api.URL + "/healthz", statusOK, "/healthz, answers 200"},
+		{"unreachable", "--health-url=api=http://127.0.0.1:1/healthz", statusOK, "no answer now"},
 	} {
 		var args []string
 		if tt.set != "" {
 			args = []string{tt.set}
 		}
-		f := s.noted(t, "verify", args...)
+		f := s.findingOf(t, "verify", args...)
 		if f.Status != tt.status || !strings.Contains(f.Found, tt.found) || f.Status == statusNote && !strings.Contains(strings.ToLower(f.Cure), "health") {
 			t.Errorf("%s: %+v", tt.name, f)
 		}
 	}
 }
 
-// A version with a known fault is told with the fault.
-func TestDoctorKnowsFaultsOfCompose(t *testing.T) {
+// A compose version with a known fault is reported with the fault.
+func TestDoctorNotesComposeFaults(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	for version, want := range map[string]struct {
 		code          int
@@ -190,7 +190,7 @@ func TestDoctorKnowsFaultsOfCompose(t *testing.T) {
 		"2.40.3": {exitOK, statusNote, "exits with code 0 when --wait-timeout is exceeded"},
 		"5.6.0":  {exitOK, statusOK, "compose 5.6.0"},
 	} {
-		f := diagnose(t, s.env(), want.code, "--compose="+answering(t, version))["compose"]
+		f := runDoctor(t, s.env(), want.code, "--compose="+fakeCompose(t, version))["compose"]
 		if f.Status != want.status || !strings.Contains(f.Found, want.found) || !strings.Contains(f.Found, version) {
 			t.Errorf("%s: %+v", version, f)
 		}

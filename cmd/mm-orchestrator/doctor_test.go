@@ -14,18 +14,18 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-type diagnosis struct {
+type doctorReport struct {
 	OK     bool      `json:"ok"`
 	Checks []finding `json:"checks"`
 }
 
-func diagnose(t *testing.T, env environment, code int, args ...string) map[string]finding {
+func runDoctor(t *testing.T, env environment, code int, args ...string) map[string]finding {
 	t.Helper()
 	p := start(t, env, append([]string{"doctor", "--json"}, args...)...)
 	if got := p.exit(); got != code {
 		t.Errorf("exit code %d, want %d: %s", got, code, p.stderr.String())
 	}
-	var d diagnosis
+	var d doctorReport
 	if err := json.Unmarshal([]byte(p.stdout.String()), &d); err != nil {
 		t.Fatalf("%v: %s", err, p.stdout.String())
 	}
@@ -34,7 +34,7 @@ func diagnose(t *testing.T, env environment, code int, args ...string) map[strin
 	}
 	byName := map[string]finding{}
 	for _, f := range d.Checks {
-		// The worst of several lines on one thing.
+		// Of several findings of a check, keep the worst.
 		if old, known := byName[f.Name]; !known || old.Status == statusOK {
 			byName[f.Name] = f
 		}
@@ -42,18 +42,18 @@ func diagnose(t *testing.T, env environment, code int, args ...string) map[strin
 	return byName
 }
 
-// dockerOnPath gives commands a compose that knows the services of runs.
+// dockerOnPath returns a compose program that knows the services of runs.
 func dockerOnPath(t *testing.T) string {
 	t.Helper()
-	return answering(t, "2.26.1")
+	return fakeCompose(t, "2.26.1")
 }
 
-func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
+func TestDoctorFindsNoFaultAndChangesNothing(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
-	found := diagnose(t, env, exitOK)
+	found := runDoctor(t, env, exitOK)
 	for _, name := range []string{"broker", "queue", "database", "tables", "results", "clock", "docker", "workspace", "git", "compose", "services", "artifacts"} {
 		if f := found[name]; f.Status != statusOK {
 			t.Errorf("%s: %+v", name, f)
@@ -69,7 +69,7 @@ func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := ch.QueueDeclarePassive("orchestrator.run", true, false, false, false, nil); err == nil {
-		t.Error("the doctor made the queue")
+		t.Error("doctor declared the queue")
 	}
 	if entries, err := os.ReadDir(s.workspace); err != nil || len(entries) != 1 {
 		t.Errorf("the workspace has %v (%v)", entries, err)
@@ -83,17 +83,17 @@ func TestDoctorFindsAllInOrderAndChangesNothing(t *testing.T) {
 	}
 }
 
-// What docker says without its compose plugin is about a flag of its own.
-func TestDoctorMissesTheComposePlugin(t *testing.T) {
+// Without its compose plugin, docker complains about an unknown flag.
+func TestDoctorWithoutComposePlugin(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	dir := t.TempDir()
 	script := "#!/bin/sh\necho 'unknown flag: --short' >&2\nexit 125\n"
 	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	found := diagnose(t, append(s.env(), "PATH="+dir+":"+os.Getenv("PATH")), exitFailure)
-	if f := found["compose"]; f.Found != "docker is there, its compose plugin is not" || !strings.Contains(f.Cure, "MM_ORCHESTRATOR_COMPOSE") {
+	found := runDoctor(t, append(s.env(), "PATH="+dir+":"+os.Getenv("PATH")), exitFailure)
+	if f := found["compose"]; f.Found != "docker is installed, its compose plugin is not" || !strings.Contains(f.Cure, "MM_ORCHESTRATOR_COMPOSE") {
 		t.Errorf("%+v", f)
 	}
 	if f := found["services"]; f.Status != statusSkip {
@@ -103,7 +103,7 @@ func TestDoctorMissesTheComposePlugin(t *testing.T) {
 
 func TestDoctorNamesTheCure(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
 		t.Fatal(err)
@@ -123,18 +123,18 @@ func TestDoctorNamesTheCure(t *testing.T) {
 		args                     []string
 	}{
 		{"queue", "queue", "x-queue-type: quorum", "", []string{"--queue=quorum.run"}},
-		{"broker away", "broker", "connection refused", "comes from --broker-url", []string{"--broker-url=amqp://127.0.0.1:1"}},
-		{"database away", "database", "connection refused", "comes from --database-url", []string{"--database-url=postgres://127.0.0.1:1/x"}},
+		{"broker unreachable", "broker", "connection refused", "comes from --broker-url", []string{"--broker-url=amqp://127.0.0.1:1"}},
+		{"database unreachable", "database", "connection refused", "comes from --database-url", []string{"--database-url=postgres://127.0.0.1:1/x"}},
 		{"no tables", "tables", "has no table", "", []string{"--database-url=" + bare}},
-		{"docker away", "docker", "at unix:///nowhere/docker.sock: no such file or directory", "set --docker-host;", []string{"--docker-host=unix:///nowhere/docker.sock"}},
+		{"docker unreachable", "docker", "at unix:///nowhere/docker.sock: no such file or directory", "set --docker-host;", []string{"--docker-host=unix:///nowhere/docker.sock"}},
 		{"no workspace", "workspace", "does not exist", "", []string{"--workspace=/nowhere/at/all"}},
-		{"no repository", "git", "is no git work tree", "WORKSPACE_ROOT", nil},
-		{"compose", "compose", "/nowhere/docker-compose cannot be run", "set --compose to", []string{"--compose=/nowhere/docker-compose"}},
-		{"disk", "artifacts", "left, less than the 1000000000 MiB of --disk-reserve", "Free some space", []string{"--disk-reserve=1000000000"}},
+		{"no repository", "git", "is not a git work tree", "WORKSPACE_ROOT", nil},
+		{"compose", "compose", "/nowhere/docker-compose failed", "set --compose to", []string{"--compose=/nowhere/docker-compose"}},
+		{"disk", "artifacts", "free, less than the 1000000000 MiB required by --disk-reserve", "Free disk space", []string{"--disk-reserve=1000000000"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			found := diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+compose), exitFailure, tt.args...)
+			found := runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+compose), exitFailure, tt.args...)
 			f := found[tt.check]
 			if f.Status != statusFail || !strings.Contains(f.Found, tt.found) || !strings.Contains(f.Cure, tt.cure) {
 				t.Errorf("%+v", f)
@@ -143,15 +143,14 @@ func TestDoctorNamesTheCure(t *testing.T) {
 	}
 }
 
-// A script that watches for a check finds it under one name, whether it is
-// well, fails, or cannot be looked at.
-func TestDoctorTellsTheSameChecksWhateverItFinds(t *testing.T) {
+// Scripts find each check under one name, whether it succeeds, fails or is skipped.
+func TestDoctorHasTheSameChecksInEveryRun(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	names := func(code int, args ...string) []string {
 		var list []string
-		for name := range diagnose(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), code, args...) {
+		for name := range runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), code, args...) {
 			list = append(list, name)
 		}
 		slices.Sort(list)
@@ -164,12 +163,12 @@ func TestDoctorTellsTheSameChecksWhateverItFinds(t *testing.T) {
 	}
 	slices.Sort(all)
 	if !slices.Equal(green, all) {
-		t.Errorf("a good run tells %q, checks are %q", green, all)
+		t.Errorf("a good run has the checks %q, want %q", green, all)
 	}
 	for _, args := range [][]string{
 		{"--broker-url=amqp://127.0.0.1:1", "--database-url=postgres://127.0.0.1:1/x", "--docker-host=unix:///nowhere/docker.sock", "--workspace=/nowhere/at/all", "--compose=/nowhere/docker-compose"},
 		{"--database-url=" + devenv.Database(t), "--workspace=" + t.TempDir()},
-		{"--workspace=" + emptyRepository(t), "--compose=" + answering(t, "1.29.2")},
+		{"--workspace=" + emptyRepository(t), "--compose=" + fakeCompose(t, "1.29.2")},
 	} {
 		if red := names(exitFailure, args...); !slices.Equal(red, green) {
 			t.Errorf("%q: the checks are %q, of a good run %q", args, red, green)
@@ -187,9 +186,9 @@ func emptyRepository(t *testing.T) string {
 	return dir
 }
 
-// answering is a docker-compose program that tells a version and knows the
-// services of runs.
-func answering(t *testing.T, version string) string {
+// fakeCompose makes a docker-compose program that prints a version and the services
+// of runs.
+func fakeCompose(t *testing.T, version string) string {
 	t.Helper()
 	script := "#!/bin/sh\nfor word; do case $word in version) echo " + version + ";; --services) printf 'api\\ncelery-worker\\norchestrator\\n';; esac; done\n"
 	path := filepath.Join(t.TempDir(), "docker-compose")
@@ -199,11 +198,11 @@ func answering(t *testing.T, version string) string {
 	return path
 }
 
-// Rights at the broker that only a step would miss are asked for without
-// touching what is in the queue.
-func TestDoctorMissesRightsAtTheBroker(t *testing.T) {
+// Missing permissions at the broker that would fail only a step are reported, and
+// the check leaves the messages in the queue untouched.
+func TestDoctorReportsMissingBrokerPermissions(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
@@ -233,14 +232,14 @@ func TestDoctorMissesRightsAtTheBroker(t *testing.T) {
 		{"bind", ".*", ".*", "^orchestrator", "queue", "write and read permission on it and on exchange"},
 		{"declare", "^moonmind", ".*", ".*", "queue", "configure, write and read permission"},
 	} {
-		s.permitAll(t, tt.configure, tt.write, tt.read)
-		f := diagnose(t, env, exitFailure)[tt.check]
+		s.setPermissions(t, tt.configure, tt.write, tt.read)
+		f := runDoctor(t, env, exitFailure)[tt.check]
 		if f.Status != statusFail || !strings.Contains(f.Found, tt.found) || !strings.Contains(f.Found, "ACCESS_REFUSED") {
 			t.Errorf("%s: %+v", tt.name, f)
 		}
 	}
-	s.permitAll(t, ".*", ".*", ".*")
-	found := diagnose(t, env, exitOK)
+	s.setPermissions(t, ".*", ".*", ".*")
+	found := runDoctor(t, env, exitOK)
 	for _, name := range []string{"queue", "publish"} {
 		if f := found[name]; f.Status != statusOK {
 			t.Errorf("%+v", f)
@@ -252,15 +251,15 @@ func TestDoctorMissesRightsAtTheBroker(t *testing.T) {
 	}
 }
 
-// What a quorum queue is known by, and what is told of its limit.
-func TestDoctorTellsTheDeliveryLimitOfAQuorumQueue(t *testing.T) {
+// doctor recognizes a quorum queue, and notes its delivery limit where it has one.
+func TestDoctorNotesDeliveryLimitOfQuorumQueue(t *testing.T) {
 	t.Parallel()
 	for server, status := range map[string]string{"RabbitMQ 3.10.8": statusOK, "RabbitMQ 3.13.7": statusOK, "RabbitMQ 4.0.5": statusNote, "RabbitMQ 4.3.6": statusNote, "": statusNote} {
 		if v := deliveryLimit("q", server)[0]; v.status != status {
 			t.Errorf("%s: %+v", server, v)
 		}
 	}
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.git(t)
 	env := append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t))
 	p := start(t, append(env, "MM_ORCHESTRATOR_QUEUE_TYPE=quorum"), "doctor", "--queue=quorum.run")

@@ -9,20 +9,19 @@ import (
 )
 
 // Exit codes. 69, 77 and 78 are those of sysexits.h, so that a supervisor can
-// tell "try again later" from "somebody must change something".
+// distinguish "try again later" from "an operator must act".
 const (
 	exitOK = 0
-	// exitFailure: it did not work, for a reason that the message gives.
+	// exitFailure: any other failure; the message says why.
 	exitFailure = 1
-	// exitUsage: the command line cannot be understood.
+	// exitUsage: usage error.
 	exitUsage = 2
-	// exitUnavailable: broker or database cannot be reached; trying again may
-	// help.
+	// exitUnavailable: broker or database is unreachable; trying again may help.
 	exitUnavailable = 69
-	// exitRefused: broker or database refused user, password, virtual host
-	// or a right.
+	// exitRefused: broker or database refused user, password, virtual host or a
+	// privilege.
 	exitRefused = 77
-	// exitConfig: the configuration cannot be worked with.
+	// exitConfig: configuration error.
 	exitConfig = 78
 )
 
@@ -31,12 +30,12 @@ var exitCodes = []struct {
 	code    int
 	meaning string
 }{
-	{exitOK, "success; for worker: stopped as asked by a signal"},
-	{exitFailure, "failure, as the message says"},
-	{exitUsage, "usage error: a flag, a word or a value on the command line is wrong"},
-	{exitUnavailable, "broker or database cannot be reached: trying again may help"},
-	{exitRefused, "broker or database refused the user, the password, the virtual host or a right"},
-	{exitConfig, "the configuration cannot be worked with: a value, the workspace, missing tables, a queue declared otherwise"},
+	{exitOK, "success; for worker: stopped by a signal"},
+	{exitFailure, "any other failure; the message says why"},
+	{exitUsage, "usage error: wrong command, argument or flag"},
+	{exitUnavailable, "broker or database unreachable: trying again may help"},
+	{exitRefused, "broker or database refused the user, the password, the virtual host or a privilege"},
+	{exitConfig, "configuration error: invalid value, unusable workspace, missing tables, or a queue declared differently"},
 }
 
 // usageError is a mistake on the command line.
@@ -57,8 +56,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &config):
 		return exitConfig
-	// Refused comes first: of several brokers one may be away and the other
-	// refuse, and only the latter needs somebody to act.
+	// Refused comes first: of several brokers one may be unreachable and another
+	// refuse, and only the refusal needs an operator to act.
 	case errors.Is(err, worker.ErrCredentials), errors.Is(err, worker.ErrVhost), errors.Is(err, worker.ErrPermission),
 		errors.Is(err, store.ErrRefused):
 		return exitRefused

@@ -10,11 +10,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// Two workers find a run lost that nobody has, but not while somebody else
-// consumes their queue, who may have it; the log says so.
+// Two workers declare a run lost whose message is gone, but not while a foreign
+// consumer on the queue may have it; the log says so.
 func TestALostRunBesideAForeignConsumer(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	pool, err := pgxpool.New(t.Context(), s.database)
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +49,7 @@ func TestALostRunBesideAForeignConsumer(t *testing.T) {
 		}
 		return nil
 	}
-	// They have looked for the whole grace and longer.
+	// The workers have searched for lost runs for longer than the grace.
 	if lost() == nil {
 		t.Error("the run was found lost beside a foreign consumer")
 	}

@@ -50,7 +50,7 @@ func firstDifference(got, want string) string {
 	return ""
 }
 
-// output is what one run of the program left.
+// output is the result of running the program.
 type output struct {
 	stdout, stderr string
 	code           int
@@ -93,7 +93,10 @@ func TestHelp(t *testing.T) {
 	settings := invoke(t, nil, "help", "settings")
 	checkWidth(t, settings.stdout)
 	golden(t, filepath.Join("testdata", "help", "settings.txt"), []byte(settings.stdout))
-	one := invoke(t, nil, "help", "settings", "--workspace")
+	one := invoke(t, nil, "help", "settings", "workspace")
+	if one.code != exitOK || one.stdout == "" {
+		t.Errorf("help settings workspace: exit %d, stderr %q", one.code, one.stderr)
+	}
 	golden(t, filepath.Join("testdata", "help", "settings-workspace.txt"), []byte(one.stdout))
 }
 

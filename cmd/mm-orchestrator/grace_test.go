@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-func TestTheGraceIsSpentInTime(t *testing.T) {
+func TestGraceIsSplitWithinTheLimit(t *testing.T) {
 	t.Parallel()
 	for _, whole := range []time.Duration{0, time.Millisecond, time.Second, 3 * time.Second, 50 * time.Second, time.Hour} {
 		g := splitGrace(whole)

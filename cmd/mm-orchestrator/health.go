@@ -16,19 +16,19 @@ import (
 )
 
 var healthCommand = &command{
-	name:       "health",
-	alsoCalled: []string{"ping", "healthcheck", "ready", "alive"},
-	summary:    "ask a running worker whether it is well, for container health checks",
-	about: "Asks the worker that listens at the configured address, and prints its answer. Exit code 0 means that it is alive and able to consume, 1 that it is not, or that " +
-		"nobody answers. It is meant for HEALTHCHECK, in the same environment as the worker.",
+	name:     "health",
+	synonyms: []string{"ping", "healthcheck", "ready", "alive"},
+	summary:  "ask a running worker whether it is healthy, for container health checks",
+	about: "Asks the worker at the configured listen address, and prints the answer. Exit code 0: the worker is healthy. 1: it is not, or it does not answer. " +
+		"Meant for HEALTHCHECK, in the same environment as the worker.",
 	examples: []example{
 		{"mm-orchestrator health", "in a Dockerfile: HEALTHCHECK CMD [\"mm-orchestrator\", \"health\"]"},
-		{"mm-orchestrator health --ready --timeout 2s", "does it consume right now?"},
+		{"mm-orchestrator health --ready --timeout 2s", "does it consume now?"},
 	},
 	topics: []topic{topicMetrics},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &healthFlags{}
-		fs.BoolVar(&f.ready, "ready", false, "Ask /readyz instead of /healthz: does it consume right now?")
+		fs.BoolVar(&f.ready, "ready", false, "Ask /readyz instead of /healthz: does the worker consume now?")
 		durationVar(fs, &f.timeout, "timeout", 5*time.Second, "How long to wait for the answer.")
 		return f.run
 	},
@@ -45,7 +45,7 @@ func (f *healthFlags) run(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	if c.Listen == "" {
-		return &configError{c.name("MM_ORCHESTRATOR_LISTEN") + " is empty, so that the worker answers no probes: set it to host:port for worker and health alike"}
+		return &configError{c.name("MM_ORCHESTRATOR_LISTEN") + " is empty, so the worker answers no health checks: set it to the same host:port for worker and health"}
 	}
 	path := "/healthz"
 	if f.ready {
@@ -61,8 +61,8 @@ func (f *healthFlags) run(ctx context.Context, p *program, in input) error {
 	return nil
 }
 
-// probeAddress is where a worker that listens at address can be asked from
-// this machine.
+// probeAddress is the address at which this machine reaches a worker that
+// listens at address.
 func probeAddress(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -77,10 +77,13 @@ func probeAddress(address string) string {
 	return net.JoinHostPort(host, port)
 }
 
-// probe returns the body of a 200 answer. Every other answer is an error with
-// the reason that the worker gives.
+// errNothingListens is in an error of probe if the connection was refused.
+var errNothingListens = errors.New("connection refused, nothing listens there")
+
+// probe returns the body of a 200 answer. Any other answer is an error with the
+// reason in the body.
 func probe(ctx context.Context, url string) (string, error) {
-	// No proxy: it is this machine's own worker.
+	// No proxy: the worker is on this machine.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -90,7 +93,7 @@ func probe(ctx context.Context, url string) (string, error) {
 	if err != nil {
 		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
-			return "", fmt.Errorf("no worker answers at %s: nothing listens there", req.URL.Host)
+			return "", fmt.Errorf("no worker answers at %s: %w", req.URL.Host, errNothingListens)
 		case errors.Is(err, context.DeadlineExceeded):
 			return "", fmt.Errorf("no worker answers at %s in time", req.URL.Host)
 		}
@@ -99,14 +102,14 @@ func probe(ctx context.Context, url string) (string, error) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, 4<<10))
 	if err != nil {
-		return "", fmt.Errorf("the answer from %s broke off: %w", req.URL.Host, err)
+		return "", fmt.Errorf("cannot read the answer from %s: %w", req.URL.Host, err)
 	}
 	text := oneLine(string(body), 2000)
 	if res.StatusCode != http.StatusOK {
 		if text == "" {
-			text = "it gives no reason"
+			text = "no reason given"
 		}
-		return "", fmt.Errorf("not well (%d from %s): %s", res.StatusCode, strings.TrimPrefix(url, "http://"), text)
+		return "", fmt.Errorf("unhealthy (%d from %s): %s", res.StatusCode, strings.TrimPrefix(url, "http://"), text)
 	}
 	return text, nil
 }

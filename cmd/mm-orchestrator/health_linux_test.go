@@ -8,18 +8,18 @@ import (
 	"testing"
 )
 
-// A full disk is red at once, and green when there is room again.
+// A full disk makes the worker unhealthy at once, until there is space again.
 func TestHealthFollowsTheDisk(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	dir, reserve, fill := smallDisk(t)
-	p := start(t, append(s.env(), "ARTIFACTS_ROOT="+dir, fmt.Sprintf("MM_ORCHESTRATOR_DISK_RESERVE=%d", reserve)), "worker").probed()
-	p.turnsGreen()
+	p := start(t, append(s.env(), "ARTIFACTS_ROOT="+dir, fmt.Sprintf("MM_ORCHESTRATOR_DISK_RESERVE=%d", reserve)), "worker").probedWorker()
+	p.waitHealthy()
 	empty := fill()
-	p.turnsRed("disk of artifact root " + dir)
+	p.waitUnhealthy("file system of artifact root " + dir)
 	empty()
-	p.turnsGreen()
-	p.toldOnce("MM_ORCHESTRATOR_DISK_RESERVE")
+	p.waitHealthy()
+	p.loggedOnce("MM_ORCHESTRATOR_DISK_RESERVE")
 }
 
 // smallDisk is a file system of 64 MiB where we may mount one, else the one of
@@ -37,7 +37,7 @@ func smallDisk(t *testing.T) (dir string, reserve int, fill func() (empty func()
 			}
 		})
 	} else {
-		// What others write meanwhile must not matter.
+		// Leaves a margin for what other processes write meanwhile.
 		free, err := freeSpace(dir)
 		if err != nil {
 			t.Fatal(err)

@@ -21,9 +21,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// relay passes connections on to a server. It can be cut, as when the server
-// is gone, and deaf: it takes connections and everything that is sent, and
-// never answers.
+// relay is a proxy in front of a server that simulates faults. cut closes all
+// connections and refuses new ones. While deaf is set it accepts connections and
+// data, and never answers.
 type relay struct {
 	address  string // of the relay
 	close    func() // ends it: who connects is refused
@@ -50,7 +50,7 @@ func newRelay(t *testing.T, network, server string) *relay {
 	return relayAt(t, network, at, server)
 }
 
-// relayAt listens at an address of the caller's, until the test ends.
+// relayAt listens at the address at, until the test ends.
 func relayAt(t *testing.T, network, at, server string) *relay {
 	t.Helper()
 	listener, err := net.Listen(network, at)
@@ -83,7 +83,7 @@ func relayAt(t *testing.T, network, at, server string) *relay {
 	return r
 }
 
-// keep is false, and closes both, while the server is gone.
+// keep registers a pair of connections. After cut it returns false and closes out.
 func (r *relay) keep(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,28 +125,28 @@ func (r *relay) cut() {
 	clear(r.conns)
 }
 
-func (r *relay) mend() {
+func (r *relay) restore() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.gone = false
 }
 
-// probed is a worker whose health is asked for.
-type probed struct {
+// probedWorker is a worker with the URL of its health checks.
+type probedWorker struct {
 	*process
 	url string
 }
 
-func (p *process) probed() probed {
+func (p *process) probedWorker() probedWorker {
 	p.t.Helper()
 	listen, _ := p.logLine("worker ready")["listen"].(string)
-	return probed{p, "http://" + listen}
+	return probedWorker{p, "http://" + listen}
 }
 
-// turnsRed waits until /healthz is red and gives the reason.
-func (p probed) turnsRed(reason string) {
+// waitUnhealthy waits until /healthz answers 503 with the reason.
+func (p probedWorker) waitUnhealthy(reason string) {
 	p.t.Helper()
-	eventually(p.t, "/healthz is red", func() error {
+	eventually(p.t, "/healthz is unhealthy", func() error {
 		status, body := ask(p.t, p.url+"/healthz")
 		if status != http.StatusServiceUnavailable || !strings.Contains(body, reason) {
 			return fmt.Errorf("%d %s", status, body)
@@ -155,9 +155,9 @@ func (p probed) turnsRed(reason string) {
 	})
 }
 
-func (p probed) turnsGreen() {
+func (p probedWorker) waitHealthy() {
 	p.t.Helper()
-	eventually(p.t, "/healthz is green", func() error {
+	eventually(p.t, "/healthz is healthy", func() error {
 		if status, body := ask(p.t, p.url+"/healthz"); status != http.StatusOK {
 			return fmt.Errorf("%d %s", status, body)
 		}
@@ -166,36 +166,35 @@ func (p probed) turnsGreen() {
 }
 
 const (
-	redLine   = "worker cannot do its job, /healthz is red"
-	greenLine = "worker is well again"
+	unhealthyLine = "worker is unhealthy"
+	healthyLine   = "worker is healthy again"
 )
 
-// toldOnce says that the log has one line for the change to red, with the
+// loggedOnce checks that the log has one line for the change to unhealthy, with the
 // reason, and one for the change back.
-func (p probed) toldOnce(reason string) {
+func (p probedWorker) loggedOnce(reason string) {
 	p.t.Helper()
-	red, _ := p.logLine(redLine)["error"].(string)
+	red, _ := p.logLine(unhealthyLine)["error"].(string)
 	if !strings.Contains(red, reason) {
 		p.t.Errorf("the log says %q, which lacks %q", red, reason)
 	}
-	p.logLine(greenLine)
-	for _, line := range []string{redLine, greenLine} {
+	p.logLine(healthyLine)
+	for _, line := range []string{unhealthyLine, healthyLine} {
 		if n := strings.Count(p.stderr.String(), line); n != 1 {
 			p.t.Errorf("the log says %d times: %s", n, line)
 		}
 	}
 }
 
-// limit is the setting with which the tests run, and how soon nothing may be
-// red.
+// limit is the health limit of the tests' workers: none may be unhealthy earlier.
 const limit = time.Second
 
-func (s stand) impatient() environment {
+func (s testEnv) withShortLimits() environment {
 	return append(s.env(), "MM_ORCHESTRATOR_HEALTH_LIMIT="+limit.String())
 }
 
-// What a worker needs is away beyond the limit, by refusing or by never
-// answering: red after the limit and not before, green when it is back.
+// A dependency that refuses connections or never answers makes the worker unhealthy
+// after the limit, not before, until it is available again.
 func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 	t.Parallel()
 	docker := "/var/run/docker.sock"
@@ -214,57 +213,57 @@ func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 		mend := func(r *relay) {
 			r.cut() // what was swallowed is not repeated
 			r.deaf.Store(false)
-			r.mend()
+			r.restore()
 		}
 		t.Run("database "+tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			u, err := url.Parse(s.database)
 			if err != nil {
 				t.Fatal(err)
 			}
 			r := newRelay(t, "tcp", u.Host)
-			p := start(t, s.impatient(), "worker", "--result-backend=disabled://",
-				"--database-url", strings.Replace(s.database, u.Host, r.address, 1)).probed()
-			p.turnsGreen()
+			p := start(t, s.withShortLimits(), "worker", "--result-backend=disabled://",
+				"--database-url", strings.Replace(s.database, u.Host, r.address, 1)).probedWorker()
+			p.waitHealthy()
 			begin := time.Now()
 			tt.breakIt(r)
-			p.turnsRed(tt.reasonOfDB)
-			if took := time.Since(begin); took < limit-lookTime/2 {
+			p.waitUnhealthy(tt.reasonOfDB)
+			if took := time.Since(begin); took < limit-checkInterval/2 {
 				t.Errorf("red after %v", took)
 			}
 			mend(r)
-			p.turnsGreen()
-			p.toldOnce(tt.reasonOfDB)
+			p.waitHealthy()
+			p.loggedOnce(tt.reasonOfDB)
 		})
 		t.Run("docker "+tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			r := newRelay(t, "unix", docker)
-			p := start(t, append(s.impatient(), "DOCKER_HOST=unix://"+r.address), "worker").probed()
+			p := start(t, append(s.withShortLimits(), "DOCKER_HOST=unix://"+r.address), "worker").probedWorker()
 			eventually(t, "docker has answered", func() error {
 				if !r.answered.Load() {
 					return errors.New("not yet")
 				}
 				return nil
 			})
-			p.turnsGreen()
+			p.waitHealthy()
 			tt.breakIt(r)
-			p.turnsRed(tt.reasonOfEng)
+			p.waitUnhealthy(tt.reasonOfEng)
 			mend(r)
-			p.turnsGreen()
-			p.toldOnce(tt.reasonOfEng)
+			p.waitHealthy()
+			p.loggedOnce(tt.reasonOfEng)
 		})
 	}
 }
 
-// The queue is deleted while the worker may not consume any more: red until it
-// may again.
+// The queue is deleted and the worker loses the permission to consume: it is
+// unhealthy until it has the permission again.
 func TestHealthFollowsThePermissionToConsume(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
-	p := start(t, s.impatient(), "worker").probed()
-	p.turnsGreen()
+	s := newTestEnv(t)
+	p := start(t, s.withShortLimits(), "worker").probedWorker()
+	p.waitHealthy()
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
 		t.Fatal(err)
@@ -274,25 +273,25 @@ func TestHealthFollowsThePermissionToConsume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.permit(t, "^$")
+	s.setReadPermission(t, "^$")
 	if _, err := ch.QueueDelete("orchestrator.run", false, false, false); err != nil {
 		t.Fatal(err)
 	}
 	const reason = "ACCESS_REFUSED"
-	p.turnsRed(reason)
-	s.permit(t, ".*")
-	p.turnsGreen()
-	p.toldOnce(reason)
+	p.waitUnhealthy(reason)
+	s.setReadPermission(t, ".*")
+	p.waitHealthy()
+	p.loggedOnce(reason)
 }
 
-// permit says what the broker's user may read in this stand.
-func (s stand) permit(t *testing.T, read string) {
+// setReadPermission sets what the broker's user may read.
+func (s testEnv) setReadPermission(t *testing.T, read string) {
 	t.Helper()
-	s.permitAll(t, ".*", ".*", read)
+	s.setPermissions(t, ".*", ".*", read)
 }
 
-// permitAll says what the broker's user may do in this stand.
-func (s stand) permitAll(t *testing.T, configure, write, read string) {
+// setPermissions sets the permissions of the broker's user.
+func (s testEnv) setPermissions(t *testing.T, configure, write, read string) {
 	t.Helper()
 	u, err := url.Parse(s.broker)
 	if err != nil {
@@ -315,11 +314,11 @@ func (s stand) permitAll(t *testing.T, configure, write, read string) {
 	}
 }
 
-// Neither a step that takes longer than the limit, nor a run that waits for the
-// workspace, nor a database that is back in time is a reason for red.
-func TestHealthStaysGreen(t *testing.T) {
+// A step that takes longer than the limit, a run that waits for the workspace, and a
+// database outage shorter than the limit do not make the worker unhealthy.
+func TestHealthyDuringLongStepAndShortOutage(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	u, err := url.Parse(s.database)
 	if err != nil {
 		t.Fatal(err)
@@ -327,10 +326,10 @@ func TestHealthStaysGreen(t *testing.T) {
 	r := newRelay(t, "tcp", u.Host)
 	const limit = 5 * time.Second
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_HEALTH_LIMIT="+limit.String(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), "worker",
-		"--result-backend=disabled://", "--database-url", strings.Replace(s.database, u.Host, r.address, 1)).probed()
+		"--result-backend=disabled://", "--database-url", strings.Replace(s.database, u.Host, r.address, 1)).probedWorker()
 	r.cut()
 	time.Sleep(limit / 4)
-	r.mend()
+	r.restore()
 	eventually(t, "the database is back", func() error {
 		if status, body := ask(t, p.url+"/readyz"); status != http.StatusOK {
 			return errors.New(body)
@@ -349,15 +348,14 @@ func TestHealthStaysGreen(t *testing.T) {
 		}
 		return nil
 	})
-	if strings.Contains(p.stderr.String(), redLine) {
-		t.Error("it was red")
+	if strings.Contains(p.stderr.String(), unhealthyLine) {
+		t.Error("the worker was unhealthy")
 	}
 }
 
-// A worker that hangs in itself answers every question, and does nothing. It
-// is red with the name of what hangs: the loop of a consumer, or a step that
-// runs no command.
-func TestAHungWorkerIsRed(t *testing.T) {
+// A worker that hangs still answers probes. It is unhealthy, and the reason names what
+// hangs: the loop of a consumer, or a step that runs no command.
+func TestHungWorkerIsUnhealthy(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ point, reason string }{
 		{"consumer.took", "consumer of queue orchestrator.run has made no progress for"},
@@ -365,31 +363,31 @@ func TestAHungWorkerIsRed(t *testing.T) {
 	} {
 		t.Run(tt.point, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			path, err := builtForChaos()
 			if err != nil {
 				t.Fatal(err)
 			}
 			dir := t.TempDir()
-			setTrap(t, dir, tt.point)
-			env := append(s.impatient(), "MM_CHAOS_DIR="+dir, "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep")
-			p := startProgram(t, path, env, "worker").probed()
-			p.turnsGreen()
+			holdAt(t, dir, tt.point)
+			env := append(s.withShortLimits(), "MM_CHAOS_DIR="+dir, "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep")
+			p := startProgram(t, path, env, "worker").probedWorker()
+			p.waitHealthy()
 			id := s.submitSleep(t, 0)
-			p.turnsRed(tt.reason)
+			p.waitUnhealthy(tt.reason)
 			resume(t, dir)
-			p.turnsGreen()
+			p.waitHealthy()
 			s.waitForStep(t, id, "build", "succeeded")
-			p.toldOnce("has made no progress for")
+			p.loggedOnce("has made no progress for")
 		})
 	}
 }
 
-// A probe costs next to no processor time, however much there is to look at.
-func TestAProbeCostsLittle(t *testing.T) {
+// A probe costs almost no processor time, however many checks there are.
+func TestProbeCost(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
-	p := start(t, s.env(), "worker").probed()
+	s := newTestEnv(t)
+	p := start(t, s.env(), "worker").probedWorker()
 	const probes = 200
 	const most = 5 * time.Millisecond
 	for _, path := range []string{"/healthz", "/readyz"} {
@@ -407,7 +405,7 @@ func TestAProbeCostsLittle(t *testing.T) {
 	}
 }
 
-// processorTime is what all threads of the process have used.
+// processorTime is the processor time of all threads of the process.
 func (p *process) processorTime() time.Duration {
 	p.t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))

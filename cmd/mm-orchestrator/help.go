@@ -11,20 +11,20 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// helpCommand is a function because the command lists all commands, itself
-// included.
+// helpCommand is a function, because a variable that refers to commands, which
+// includes it, would be an initialization cycle.
 func helpCommand() *command {
 	return &command{
-		name:       "help",
-		args:       "[COMMAND | settings [NAME]]",
-		words:      2,
-		alsoCalled: []string{"man"},
-		summary:    "explain a command, or the settings",
-		about:      "Explains a command. `help settings` explains all that can be configured; a name narrows it down: a topic, a variable, a flag, or a part of one.",
+		name:     "help",
+		args:     "[COMMAND | settings [NAME]]",
+		words:    2,
+		synonyms: []string{"man"},
+		summary:  "explain a command or the settings",
+		about:    "Explains a command. `help settings` explains all settings; with NAME only those of a topic, or those whose variable or flag contains NAME.",
 		examples: []example{
 			{"mm-orchestrator help runs revoke", "the same as: mm-orchestrator runs revoke --help"},
-			{"mm-orchestrator help settings database", "where are the tables?"},
-			{"mm-orchestrator help settings WORKSPACE_ROOT", "what is this variable?"},
+			{"mm-orchestrator help settings database", "the settings of a topic"},
+			{"mm-orchestrator help settings WORKSPACE_ROOT", "one variable"},
 		},
 		complete: func(words []string) []string {
 			var names []string
@@ -53,7 +53,7 @@ func helpCommand() *command {
 	}
 }
 
-// settingsTopic is what help explains besides commands.
+// settingsTopic is the argument with which help explains the settings.
 const settingsTopic = "settings"
 
 func runHelp(_ context.Context, p *program, in input) error {
@@ -69,7 +69,7 @@ func runHelp(_ context.Context, p *program, in input) error {
 	case err != nil || asked == in.parsed.Root():
 		return unknownCommand(in.words[0])
 	case len(rest) > 0:
-		return &usageError{fmt.Sprintf("%s has no command %q; %s", commandName(asked), shownWord(rest[0], rest...), seeHelp(asked))}
+		return &usageError{fmt.Sprintf("%s has no command %q; %s", commandName(asked), maskedWord(rest[0], rest...), seeHelp(asked))}
 	}
 	return asked.Help()
 }
@@ -78,23 +78,23 @@ func runHelp(_ context.Context, p *program, in input) error {
 const helpWidth = 96
 
 func writeOverview(w io.Writer) {
-	fmt.Fprint(w, `mm-orchestrator takes over the queue of MoonMind's Celery orchestrator worker: it carries runs
-through analyze, patch, build, restart and verify, or rolls them back.
+	fmt.Fprint(w, `mm-orchestrator replaces MoonMind's Celery orchestrator worker. It takes runs from the same queue,
+carries out their steps (analyze, patch, build, restart, verify), and rolls failed runs back.
 
 Usage: mm-orchestrator COMMAND [flags]
 
 `)
 	writeCommands(w, commands())
-	fmt.Fprint(w, "\n"+wrap("`mm-orchestrator COMMAND --help` explains a command. Flags may stand before or after other words; -- ends them.", "")+"\n\n"+
-		wrap("Configuration comes from the environment variables of the Python worker and from flags; .env files are not read. "+
-			"`mm-orchestrator help settings` explains all of it, `mm-orchestrator config` shows what is in effect and where it comes from.", "")+
+	fmt.Fprint(w, "\n"+wrap("`mm-orchestrator COMMAND --help` explains a command. Flags may come before or after arguments; -- ends the flags.", "")+"\n\n"+
+		wrap("The program is configured by the Python worker's environment variables and by flags; .env files are not read. "+
+			"`mm-orchestrator help settings` explains the settings, `mm-orchestrator config` shows the effective values and their sources.", "")+
 		"\n\nExit codes:\n")
 	for _, e := range exitCodes {
 		fmt.Fprintf(w, "  %-3d %s\n", e.code, e.meaning)
 	}
 }
 
-// writeCommands lists commands, with those below them.
+// writeCommands lists commands and their subcommands.
 func writeCommands(w io.Writer, list []*command) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	var lines func(prefix string, list []*command)
@@ -108,8 +108,7 @@ func writeCommands(w io.Writer, list []*command) {
 	_ = table.Flush()
 }
 
-// writeCommandHelp explains one command with its own flags and the settings
-// that it reads.
+// writeCommandHelp explains a command, its flags and the settings that it reads.
 func writeCommandHelp(w io.Writer, path string, cmd *command, fs *pflag.FlagSet) {
 	usage := path
 	if cmd.args != "" {
@@ -132,7 +131,7 @@ func writeCommandHelp(w io.Writer, path string, cmd *command, fs *pflag.FlagSet)
 	writeSettingsOf(w, cmd)
 }
 
-// writeFlags explains the flags that belong to no setting.
+// writeFlags explains the command's own flags, which are not settings.
 func writeFlags(w io.Writer, fs *pflag.FlagSet) {
 	type line struct{ head, text string }
 	var lines []line
@@ -164,22 +163,22 @@ func writeFlags(w io.Writer, fs *pflag.FlagSet) {
 	}
 }
 
-// shortList is how many topics a command may read for its help to list their
-// settings.
-const shortList = 3
+// maxListedTopics is the number of topics up to which the help of a command lists
+// its settings.
+const maxListedTopics = 3
 
-// writeSettingsOf says which settings a command reads: a line for each, or
-// where they are explained.
+// writeSettingsOf lists the settings that a command reads, or, if there are too
+// many, refers to help settings.
 func writeSettingsOf(w io.Writer, cmd *command) {
 	switch {
 	case len(cmd.topics) == 0:
 		return
-	case len(cmd.topics) > shortList:
-		fmt.Fprint(w, "\n"+wrap("It reads all settings, from environment variables or from flags. `mm-orchestrator help settings` explains them, "+
-			"`mm-orchestrator config` shows what is in effect.", "")+"\n")
+	case len(cmd.topics) > maxListedTopics:
+		fmt.Fprint(w, "\n"+wrap("The command reads all settings, from environment variables or flags. `mm-orchestrator help settings` explains them, "+
+			"`mm-orchestrator config` shows the effective values.", "")+"\n")
 		return
 	}
-	fmt.Fprint(w, "\n"+wrap("Settings that it reads, by flag or by environment variable; a flag wins. `mm-orchestrator help settings` explains them.", "")+"\n")
+	fmt.Fprint(w, "\n"+wrap("Settings, as flag or environment variable (the flag overrides the variable). `mm-orchestrator help settings` explains them.", "")+"\n")
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, t := range topics {
 		if !slices.Contains(cmd.topics, t) {
@@ -194,23 +193,23 @@ func writeSettingsOf(w io.Writer, cmd *command) {
 	_ = table.Flush()
 }
 
-// writeSettings explains the settings, or those that a name fits.
+// writeSettings explains all settings, or those that match a name.
 func writeSettings(w io.Writer, names []string) error {
 	shown := func(setting) bool { return true }
 	if len(names) > 0 {
 		name := strings.ToLower(strings.TrimLeft(names[0], "-"))
-		shown = func(s setting) bool { return s.fits(name) }
+		shown = func(s setting) bool { return s.matches(name) }
 		if !slices.ContainsFunc(settings, shown) {
 			hint := "`mm-orchestrator help settings` lists them"
 			if meant := nearest(name, settingNames()); meant != "" {
 				hint = "did you mean " + meant + "?"
 			}
-			return &usageError{fmt.Sprintf("there is no setting %q; %s", shownWord(names[0], names...), hint)}
+			return &usageError{fmt.Sprintf("there is no setting %q; %s", maskedWord(names[0], names...), hint)}
 		}
 	} else {
-		fmt.Fprint(w, wrap("What can be configured, by environment variable or by flag. The first variable that is set wins, the case of letters in its name does not matter, "+
-			"and a flag wins over all of them. .env files are not read. Times are written as 90s, 15m, 1h30m, or as a number of seconds. "+
-			"`mm-orchestrator config` shows what is in effect and where it comes from.", "")+"\n\n")
+		fmt.Fprint(w, wrap("Each setting has one or more environment variables and, unless it is secret, a flag. The flag overrides the variables; of the variables, the first that is set wins. "+
+			"Variable names are case-insensitive. .env files are not read. Durations are written as 90s, 15m, 1h30m, or as a number of seconds. "+
+			"`mm-orchestrator config` shows the effective values and their sources.", "")+"\n\n")
 	}
 	var last topic
 	for _, s := range settings {
@@ -229,9 +228,9 @@ func writeSettings(w io.Writer, names []string) error {
 	return nil
 }
 
-// fits says that a name in lower case means this setting: it is that of its
+// matches reports whether a lower-case name is the beginning of the setting's
 // topic, or a part of its flag or of one of its variables.
-func (s setting) fits(name string) bool {
+func (s setting) matches(name string) bool {
 	if strings.HasPrefix(strings.ToLower(string(s.topic)), name) || strings.Contains(s.flag, name) {
 		return true
 	}
@@ -263,7 +262,7 @@ func writeSetting(w io.Writer, s setting) {
 	fmt.Fprintln(w, wrap(s.help+"\nDefault: "+s.defaultText(), "      "))
 }
 
-// flagText is the flag with the form of its value.
+// flagText is the flag with a placeholder for its value.
 func (s setting) flagText() string {
 	switch {
 	case s.flag == "":
@@ -280,13 +279,13 @@ func (s setting) defaultText() string {
 	case s.defaultNote != "":
 		return s.defaultNote
 	case s.secret:
-		return "the one that MoonMind's source gives"
+		return "MoonMind's default"
 	}
 	return s.def
 }
 
-// wrap breaks paragraphs into lines that begin with indent. Lines that begin
-// with a space are kept as they are.
+// wrap breaks paragraphs into lines that begin with indent. It does not break
+// lines that begin with a space.
 func wrap(text, indent string) string {
 	var out []string
 	for paragraph := range strings.SplitSeq(text, "\n") {

@@ -26,8 +26,8 @@ type leakCase struct {
 	words []string
 }
 
-// newLeakCase leads nowhere: what is wrong with the addresses, or that nobody
-// answers there, is what the commands have to say.
+// newLeakCase makes addresses at which nothing listens or that are invalid, so that
+// every command fails with an error about them.
 func newLeakCase(g *addresstest.Generator, dir string) leakCase {
 	var c leakCase
 	add := func(s addresstest.Sample) string {
@@ -57,7 +57,7 @@ func newLeakCase(g *addresstest.Generator, dir string) leakCase {
 	return c
 }
 
-// check runs a command and looks for words in what it prints.
+// check runs a command and searches its output for the secrets' words.
 func (c leakCase) check(t *testing.T, args ...string) {
 	t.Helper()
 	var out bytes.Buffer
@@ -81,8 +81,8 @@ func (c leakCase) look(t *testing.T, what, out string) {
 	}
 }
 
-// run runs commands that connect nowhere else than to the addresses: what
-// shows the configuration in every round, the others in turn.
+// run runs commands that connect only to the addresses: those that show the
+// configuration in every round, the others in turn.
 func (c leakCase) run(t *testing.T, round int) {
 	t.Helper()
 	c.check(t, append([]string{"config"}, c.flags...)...)
@@ -90,7 +90,7 @@ func (c leakCase) run(t *testing.T, round int) {
 	_, results, _ := strings.Cut(c.env[1], "=")
 	commands := [][]string{
 		{"config", "--json"}, {"migrate", "--dry-run"}, {"migrate"}, {"runs"}, {"runs", "--json"}, {"runs", someRun}, {"runs", "revoke", someRun}, {"runs", "parked"},
-		// As somebody mistypes it, or forgets to quote.
+		// Mistyped, or not quoted.
 		append([]string{"runs"}, strings.Fields(broker)...), append([]string{"runs"}, strings.Fields(results)...),
 		append([]string{"config", "--broker-ulr"}, strings.Fields(broker)...), strings.Fields(broker), strings.Fields(results),
 		append([]string{"help"}, strings.Fields(results)...), {"worker", "--log-level", results}, {"worker", broker},
@@ -112,8 +112,8 @@ func (c leakCase) run(t *testing.T, round int) {
 	}
 }
 
-// No output of any command holds a piece of the secret of any address, whether
-// the address can be read or not.
+// No output of any command contains a part of an address's secret, whether the
+// address is valid or not.
 func TestNoCommandShowsAPassword(t *testing.T) {
 	t.Parallel()
 	g := addresstest.New(11)
@@ -125,7 +125,7 @@ func TestNoCommandShowsAPassword(t *testing.T) {
 	}
 }
 
-// FuzzNoCommandShowsAPassword goes on with other seeds.
+// FuzzNoCommandShowsAPassword is the same test for other seeds.
 func FuzzNoCommandShowsAPassword(f *testing.F) {
 	f.Add(uint64(1))
 	f.Fuzz(func(t *testing.T, seed uint64) {
@@ -133,11 +133,11 @@ func FuzzNoCommandShowsAPassword(f *testing.F) {
 	})
 }
 
-// The same for a worker: what it logs when it cannot start, with the database
-// there and not, and what it dumps when it is killed by SIGQUIT.
+// The same for a worker: for its log when it cannot start, with and without a
+// database, and for the stack dump after SIGQUIT.
 func TestNoWorkerShowsAPassword(t *testing.T) {
 	t.Parallel()
-	good := newStand(t)
+	good := newTestEnv(t)
 	g := addresstest.New(12)
 	for round := range 24 {
 		c := newLeakCase(g, t.TempDir())
@@ -174,7 +174,7 @@ func TestNoWorkerShowsAPassword(t *testing.T) {
 	c.look(t, "the dump", p.stderr.String())
 }
 
-// The addresses of bug reports, of which each was shown once.
+// Addresses from bug reports, each of which was once shown with its password.
 func TestAddressesOfBugReportsAreNotShown(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"broker", "database"} {

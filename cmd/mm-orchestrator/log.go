@@ -7,8 +7,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
 
-// newLogger writes to w: text on a terminal, JSON otherwise, unless the
-// configuration says which. Nothing that the redactor knows passes.
+// newLogger logs to w, as text on a terminal and as JSON otherwise, unless the
+// configuration sets the format. The redactor removes secrets from each record.
 func newLogger(w io.Writer, c *configuration, terminal bool, redactor *artifacts.Redactor) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: readableDuration}
 	var handler slog.Handler = slog.NewJSONHandler(w, options)
@@ -18,7 +18,7 @@ func newLogger(w io.Writer, c *configuration, terminal bool, redactor *artifacts
 	return slog.New(redactor.Handler(handler))
 }
 
-// readableDuration writes 1m30s, which JSON would show as nanoseconds.
+// readableDuration formats durations as 1m30s; JSON would have nanoseconds.
 func readableDuration(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		a.Value = slog.StringValue(a.Value.Duration().String())

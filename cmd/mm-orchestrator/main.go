@@ -1,10 +1,9 @@
-// Command mm-orchestrator takes over the queue of MoonMind's Celery
-// orchestrator worker.
+// Command mm-orchestrator replaces MoonMind's Celery orchestrator worker.
 //
-// This package is the only one that reads the environment and the command
-// line. Each command is one file; command.go says what a command is and reads
-// the command line; settings.go is the table of all that can be configured;
-// exit.go turns errors into exit codes.
+// This package is the only one that reads the environment and the command line.
+// Each command has a file of its own. command.go defines what a command is and
+// parses the command line, settings.go is the table of all settings, and exit.go
+// maps errors to exit codes.
 package main
 
 import (
@@ -23,14 +22,13 @@ func main() {
 	os.Exit(p.main(context.Background(), os.Args[1:]))
 }
 
-// program is the process as commands see it: everything that tests give it
-// instead.
+// program is the process as commands see it. Tests replace its fields.
 type program struct {
 	env            environment
 	stdout, stderr io.Writer
-	// terminal says that stderr is one.
+	// terminal: stderr is a terminal.
 	terminal bool
-	// args is the command line; written by main.
+	// args is the command line, for the redactor; written by main.
 	args []string
 }
 
@@ -39,14 +37,14 @@ func (p *program) main(ctx context.Context, args []string) int {
 	p.args = args
 	err := p.execute(ctx, args)
 	if err != nil {
-		p.complain(err)
+		p.printError(err)
 	}
 	return exitCode(err)
 }
 
-// complain writes an error to stderr, one line for each part of it. No error
-// should hold a secret; that none is printed is made sure of here.
-func (p *program) complain(err error) {
+// printError writes an error to stderr, with the program's name before each line.
+// Errors should not contain secrets; the redactor is the second line of defence.
+func (p *program) printError(err error) {
 	text := p.redactor().String(err.Error())
 	for line := range strings.Lines(strings.TrimSpace(text)) {
 		fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", strings.TrimRight(line, "\n"))

@@ -20,18 +20,18 @@ import (
 )
 
 var parkedCommand = &command{
-	name:       "parked",
-	alsoCalled: []string{"waiting", "messages", "queue"},
-	summary:    "list messages that wait in the database",
-	about: "Lists the messages that workers of this program have taken from a queue and keep in the database, because another run has the workspace. A worker publishes each when its turn comes, " +
-		"and the last worker that stops in order publishes all of them, so that a Python worker finds them in the queue. It only reads.\n\n" +
-		"What is listed while no worker of this program lives was left by a crash: the next worker that starts sees to it. If none will, because a Python worker takes over, " +
-		"`mm-orchestrator parked return` gives the messages back to the queue.\n\n" +
-		"The order is that of publication: rollbacks first, then high priority, then the oldest run. Times are UTC. With --json the output has the keys workers and messages; " +
+	name:     "parked",
+	synonyms: []string{"waiting", "messages", "queue"},
+	summary:  "list parked messages: those of runs that wait for their workspace",
+	about: "Lists parked messages. While one run holds a workspace, workers take the messages of other runs for it from the queue and keep them in the database. A worker publishes each message when its run's turn comes. " +
+		"The last worker that stops publishes all of them, so that a Python worker finds them in the queue. This command only reads.\n\n" +
+		"If messages are listed and no worker of this program is alive, the last one crashed. The next worker that starts will publish them. Before a Python worker takes over, " +
+		"return them to the queue with `mm-orchestrator parked return`.\n\n" +
+		"Messages are listed in the order of their turns: rollbacks first, then high priority, then the oldest run. Times are UTC. With --json the output has the keys workers and messages; " +
 		"fields may be added, none is renamed.",
 	examples: []example{
-		{"mm-orchestrator parked", "what waits, and does a worker live that sees to it?"},
-		{"mm-orchestrator parked return", "the way back to a Python worker after a crash"},
+		{"mm-orchestrator parked", "which messages wait, and is a worker alive to publish them?"},
+		{"mm-orchestrator parked return", "after a crash, before a Python worker takes over"},
 	},
 	topics:      []topic{topicDatabase},
 	subcommands: []*command{returnParkedCommand},
@@ -43,24 +43,24 @@ var parkedCommand = &command{
 }
 
 var returnParkedCommand = &command{
-	name:       "return",
-	alsoCalled: []string{"publish", "restore", "requeue", "unpark", "flush"},
-	summary:    "give parked messages back to their queue",
-	about: "Publishes the parked messages of the configured queue to that queue, with the headers, the properties and the body that they came with, and forgets each one when the broker has confirmed it. " +
-		"It is for the way back to a Python worker after a crash: a worker of this program that stops in order has done it already.\n\n" +
-		"It refuses while a worker of this program lives on the queue, which publishes each message when its turn comes and would take and park it again. " +
-		"Interrupted or run again it loses nothing; a message that it had just published may come twice.\n\n" +
-		"Exit code 0: nothing is parked for the queue any more. 1: a worker lives, or a message could not be published. 69: broker or database cannot be reached.",
+	name:     "return",
+	synonyms: []string{"publish", "restore", "requeue", "unpark", "flush"},
+	summary:  "return parked messages to their queue",
+	about: "Publishes the parked messages of the configured queue to that queue, with their original headers, properties and body, and deletes each one after the broker has confirmed it. " +
+		"Use it before a Python worker takes over after a crash. After an orderly stop it is not needed: the last worker has returned the messages.\n\n" +
+		"It refuses while a worker of this program is alive on the queue, because that worker would take the messages and park them again. " +
+		"It can be interrupted and run again: no message is lost, but one may be published twice.\n\n" +
+		"Exit code 0: no message of the queue is parked any more. 1: a worker is alive, or a message could not be published. 69: broker or database unreachable.",
 	examples: []example{
 		{"mm-orchestrator parked return --dry-run", "which messages would it publish?"},
 		{"mm-orchestrator parked return", "publish them, then start the Python worker"},
-		{"mm-orchestrator parked return --queue box2.run", "those of another queue"},
+		{"mm-orchestrator parked return --queue box2.run", "the messages of another queue"},
 	},
 	topics: []topic{topicBroker, topicDatabase},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &returnParkedFlags{}
-		fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "Say what would be published, and change nothing.")
-		fs.BoolVar(&f.force, "force", false, "Publish also while workers of this program live. They park again what has to wait.")
+		fs.BoolVarP(&f.dryRun, "dry-run", "n", false, "Print which messages would be published, without publishing them.")
+		fs.BoolVar(&f.force, "force", false, "Publish even if workers of this program are alive. They will park again what has to wait.")
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
 		return f.run
 	},
@@ -84,10 +84,10 @@ type parkedMessage struct {
 	RunID  string `json:"run_id"`
 	Step   string `json:"step"`
 	TaskID string `json:"task_id"`
-	// Why is workspace, busy or lost.
+	// Why is the reason for parking: workspace, busy or lost.
 	Why       string    `json:"why"`
 	Workspace string    `json:"workspace,omitempty"`
-	HeldBy    string    `json:"held_by,omitempty"`
+	Holder    string    `json:"held_by,omitempty"`
 	Since     time.Time `json:"since"`
 }
 
@@ -95,17 +95,17 @@ func parkedMessageOf(p store.ParkedRow) parkedMessage {
 	return parkedMessage{p.Queue, p.RunID, string(p.Step), p.TaskID, string(p.Why), p.Workspace, p.Holder, p.Since}
 }
 
-// reason says in words why a message waits.
+// reason explains why a message is parked.
 func (m parkedMessage) reason() string {
 	switch {
 	case m.Why == string(store.ParkedBusy):
 		return "a worker was running the step"
 	case m.Why == string(store.ParkedLost):
-		return "rollback of a run that was lost"
-	case m.HeldBy == "" || m.HeldBy == m.RunID:
+		return "rollback of a lost run"
+	case m.Holder == "" || m.Holder == m.RunID:
 		return "waits for the workspace, which is free"
 	}
-	return "run " + m.HeldBy + " has the workspace"
+	return "run " + m.Holder + " holds the workspace"
 }
 
 type parkedFlags struct{ json bool }
@@ -115,12 +115,12 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.reportWait)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	defer func() { err = sayMigrate(ctx, db, err) }()
+	defer func() { err = explainSchemaError(ctx, db, err) }()
 	rows, err := db.ListParked(ctx, "")
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 		return runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}.json(report)
 	}
 	if len(rows) == 0 {
-		_, err := fmt.Fprintln(p.stdout, "no message is parked")
+		_, err := fmt.Fprintln(p.stdout, "no parked messages")
 		return err
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
@@ -156,7 +156,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 	return table.Flush()
 }
 
-// whoPublishes says who sees to the parked messages of a queue.
+// whoPublishes names the workers that will publish the parked messages of a queue.
 func whoPublishes(queue string, workers []store.LiveWorker) string {
 	var nodes []string
 	for _, w := range workers {
@@ -165,7 +165,7 @@ func whoPublishes(queue string, workers []store.LiveWorker) string {
 		}
 	}
 	if len(nodes) == 0 {
-		return "no worker of this program lives"
+		return "no mm-orchestrator worker is alive"
 	}
 	return "published in turn by " + strings.Join(nodes, ", ")
 }
@@ -176,39 +176,39 @@ type returnParkedFlags struct{ dryRun, force, json bool }
 type returnedReport struct {
 	Queue  string `json:"queue"`
 	DryRun bool   `json:"dry_run"`
-	// Returned are the messages that the queue has again, or would have.
+	// Returned are the messages that were published, or would be.
 	Returned []parkedMessage `json:"returned"`
-	// Left counts those of the queue that are still parked.
+	// Left is the number of messages of the queue that are still parked.
 	Left int `json:"left"`
 }
 
-// deathPause is how long a worker that has just ended may seem to live: its
-// session ends some moments after its process.
-const deathPause = 2 * time.Second
+// sessionEndWait is how long a worker that has just ended may still look alive:
+// the server ends its session some time after the process.
+const sessionEndWait = 2 * time.Second
 
 func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err error) {
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: typedRetry}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry}, c.tablesDatabase(), 0, p.reportWait)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	defer func() { err = sayMigrate(ctx, db, err) }()
+	defer func() { err = explainSchemaError(ctx, db, err) }()
 	all, err := db.ListParked(ctx, "")
 	if err != nil {
 		return err
 	}
 	report := returnedReport{Queue: c.Queue, DryRun: f.dryRun, Returned: []parkedMessage{}}
 	var parked []store.ParkedRow
-	elsewhere := map[string]int{}
+	otherQueues := map[string]int{}
 	for _, row := range all {
 		if row.Queue == c.Queue {
 			parked = append(parked, row)
 		} else {
-			elsewhere[row.Queue]++
+			otherQueues[row.Queue]++
 		}
 	}
 	workers, err := liveWorkers(ctx, db, c.Queue)
@@ -219,8 +219,8 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err 
 	case len(parked) == 0:
 	case len(workers) > 0 && !f.force:
 		return &curedError{
-			fmt.Errorf("worker %s lives on queue %q since %s, and publishes each parked message when its turn comes; nothing was published", workers[0].Node, c.Queue, clock(&workers[0].Since)),
-			"Stop it in order: the last worker that stops gives all of them back by itself. Or add --force",
+			fmt.Errorf("worker %s is alive on queue %q since %s, and publishes each parked message when its turn comes; nothing was published", workers[0].Node, c.Queue, clock(&workers[0].Since)),
+			"Stop it with SIGTERM: the last worker that stops returns all of them. Or add --force",
 		}
 	case f.dryRun:
 		for _, row := range parked {
@@ -234,16 +234,16 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err 
 			err = db.ClearHolds(ctx, c.Queue)
 		}
 	}
-	if told := f.tell(p, report, elsewhere); err == nil {
-		err = told
+	if printErr := f.print(p, report, otherQueues); err == nil {
+		err = printErr
 	}
 	return err
 }
 
-// liveWorkers lists the workers of a queue that live, and waits some moments
-// for those that have just ended.
+// liveWorkers lists the live workers of a queue. If there are any it looks again
+// for up to sessionEndWait, since they may have just ended.
 func liveWorkers(ctx context.Context, db *store.Store, queue string) ([]store.LiveWorker, error) {
-	for deadline := time.Now().Add(deathPause); ; {
+	for deadline := time.Now().Add(sessionEndWait); ; {
 		workers, err := db.ListWorkers(ctx, queue)
 		if err != nil || len(workers) == 0 || time.Now().After(deadline) {
 			return workers, err
@@ -256,11 +256,11 @@ func liveWorkers(ctx context.Context, db *store.Store, queue string) ([]store.Li
 	}
 }
 
-// returnParked publishes what is parked for the configured queue, and returns
-// what the queue has again.
+// returnParked publishes the parked messages of the configured queue, and returns
+// those that were published, also with an error.
 func (p *program) returnParked(ctx context.Context, c *configuration, db *store.Store, parked []store.ParkedRow) ([]parkedMessage, error) {
 	returned := []parkedMessage{}
-	config, err := c.worker(nil, quiet())
+	config, err := c.worker(nil, discardLogger())
 	if err != nil {
 		return returned, err
 	}
@@ -281,35 +281,35 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 			returned = append(returned, parkedMessageOf(row))
 		})
 		if errors.Is(err, worker.ErrUnroutable) {
-			return &curedError{err, fmt.Sprintf("The queue %q does not exist: start the worker that shall consume it, which makes it, and run this again", c.Queue)}
+			return &curedError{err, fmt.Sprintf("The queue %q does not exist: start the worker that will consume it, which declares it, and run this again", c.Queue)}
 		}
 		return err
 	})
 	return returned, c.cureBroker(err)
 }
 
-func (f *returnParkedFlags) tell(p *program, report returnedReport, elsewhere map[string]int) error {
+func (f *returnParkedFlags) print(p *program, report returnedReport, otherQueues map[string]int) error {
 	if f.json {
 		return runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}.json(report)
 	}
-	what := "is back"
+	verb := "returned"
 	if f.dryRun {
-		what = "would be back"
+		verb = "would be returned"
 	}
 	for _, m := range report.Returned {
-		fmt.Fprintf(p.stdout, "run %s: the message of step %s %s in queue %s\n", m.RunID, m.Step, what, oneLine(m.Queue, 80))
+		fmt.Fprintf(p.stdout, "run %s: message of step %s %s to queue %s\n", m.RunID, m.Step, verb, oneLine(m.Queue, 80))
 	}
 	switch n := len(report.Returned); {
 	case n > 0 && f.dryRun:
-		fmt.Fprintf(p.stdout, "%d parked for queue %s; nothing was changed\n", n, oneLine(report.Queue, 80))
+		fmt.Fprintf(p.stdout, "%d messages parked for queue %s; nothing was changed\n", n, oneLine(report.Queue, 80))
 	case n > 0 || report.Left > 0:
-		fmt.Fprintf(p.stdout, "%d returned to queue %s, %d still parked\n", n, oneLine(report.Queue, 80), report.Left)
+		fmt.Fprintf(p.stdout, "%d messages returned to queue %s, %d still parked\n", n, oneLine(report.Queue, 80), report.Left)
 	default:
-		fmt.Fprintf(p.stdout, "no message is parked for queue %s\n", oneLine(report.Queue, 80))
+		fmt.Fprintf(p.stdout, "no parked messages for queue %s\n", oneLine(report.Queue, 80))
 	}
-	for _, queue := range slices.Sorted(maps.Keys(elsewhere)) {
-		n := elsewhere[queue]
-		fmt.Fprintf(p.stdout, "%d parked for queue %s: give --queue %s to return them\n", n, oneLine(queue, 80), oneLine(queue, 80))
+	for _, queue := range slices.Sorted(maps.Keys(otherQueues)) {
+		n := otherQueues[queue]
+		fmt.Fprintf(p.stdout, "%d messages parked for queue %s: add --queue %s to return them\n", n, oneLine(queue, 80), oneLine(queue, 80))
 	}
 	return nil
 }

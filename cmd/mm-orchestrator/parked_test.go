@@ -16,13 +16,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// queueOf is the worker's queue, looked at by a test.
-type queueOf struct {
+// testQueue gives a test access to the worker's queue.
+type testQueue struct {
 	t  *testing.T
 	ch *amqp.Channel
 }
 
-func (s stand) queue(t *testing.T) queueOf {
+func (s testEnv) queue(t *testing.T) testQueue {
 	t.Helper()
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
@@ -33,11 +33,11 @@ func (s stand) queue(t *testing.T) queueOf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return queueOf{t, ch}
+	return testQueue{t, ch}
 }
 
-// look returns the messages that wait in a queue, and leaves them there.
-func (q queueOf) look(name string) (list []amqp.Delivery) {
+// look returns the messages in a queue, and leaves them there.
+func (q testQueue) look(name string) (list []amqp.Delivery) {
 	q.t.Helper()
 	for {
 		m, ok, err := q.ch.Get(name, false)
@@ -58,7 +58,7 @@ func (q queueOf) look(name string) (list []amqp.Delivery) {
 }
 
 // take removes all messages from a queue, oldest first.
-func (q queueOf) take(name string) (list []amqp.Delivery) {
+func (q testQueue) take(name string) (list []amqp.Delivery) {
 	q.t.Helper()
 	for {
 		m, ok, err := q.ch.Get(name, true)
@@ -72,7 +72,7 @@ func (q queueOf) take(name string) (list []amqp.Delivery) {
 	}
 }
 
-// contents are what a producer gave a message.
+// contents returns the parts of a message that its producer set.
 func contents(m amqp.Delivery) map[string]any {
 	return map[string]any{
 		"headers": m.Headers, "content type": m.ContentType, "content encoding": m.ContentEncoding, "delivery mode": m.DeliveryMode, "priority": m.Priority,
@@ -91,8 +91,8 @@ func runOfMessage(t *testing.T, m amqp.Delivery) string {
 	return args[0]
 }
 
-// number asks the database for one.
-func (s stand) number(t *testing.T, sql string) (n int) {
+// queryInt returns the number that a query selects.
+func (s testEnv) queryInt(t *testing.T, sql string) (n int) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), s.database)
 	if err != nil {
@@ -105,19 +105,19 @@ func (s stand) number(t *testing.T, sql string) (n int) {
 	return n
 }
 
-func (s stand) waitForParked(t *testing.T, want int) {
+func (s testEnv) waitForParked(t *testing.T, want int) {
 	t.Helper()
 	eventually(t, fmt.Sprint(want, " messages are parked"), func() error {
-		if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != want {
+		if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != want {
 			return fmt.Errorf("%d are", n)
 		}
 		return nil
 	})
 }
 
-// jam is a run that a worker works on, and three whose messages another worker
-// has parked: in the order of their turns the third, the first, the second.
-type jam struct {
+// parkedRuns is a run that a worker works on, and three runs whose messages another
+// worker has parked. Their turns are in the order third, first, second.
+type parkedRuns struct {
 	worker, idle *process
 	held         string
 	runs         [3]string
@@ -125,11 +125,11 @@ type jam struct {
 	sent map[string]map[string]any
 }
 
-// jam has env besides that of every worker.
-func (s stand) jam(t *testing.T, env ...string) jam {
+// parkThree starts two workers, with env added to their environment, and four runs.
+func (s testEnv) parkThree(t *testing.T, env ...string) parkedRuns {
 	t.Helper()
 	env = append(append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), env...)
-	j := jam{worker: start(t, env, "worker", "--hostname=w1@box"), sent: map[string]map[string]any{}}
+	j := parkedRuns{worker: start(t, env, "worker", "--hostname=w1@box"), sent: map[string]map[string]any{}}
 	j.worker.logLine("worker ready")
 	j.held = s.submitSleep(t, 600)
 	s.waitForStep(t, j.held, "build", "in_progress")
@@ -144,20 +144,19 @@ func (s stand) jam(t *testing.T, env ...string) jam {
 	return j
 }
 
-// The last worker that stops in order gives back what is parked, as it came, in
-// the order of turns. Two that stop at the same moment do not leave it to each
-// other.
-func TestWorkersThatStopGiveParkedMessagesBack(t *testing.T) {
+// The last worker that stops returns parked messages to the queue, unchanged and in the
+// order of turns. Of two workers that stop at the same moment, one does.
+func TestLastWorkersReturnParkedMessages(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
-	j := s.jam(t)
+	s := newTestEnv(t)
+	j := s.parkThree(t)
 	workers := []*process{j.worker, j.idle}
 	for _, w := range workers {
 		w.signal(syscall.SIGTERM)
 	}
 	var returned float64
 	for _, w := range workers {
-		w.logLine("stopping: running steps may finish; a second signal ends them now")
+		w.logLine("stopping: running steps may finish; a second signal cancels them")
 		// The step of the first run is handed back. Whoever ran none may have ended.
 		_ = w.cmd.Process.Signal(syscall.SIGTERM)
 		if code := w.exit(); code != exitOK {
@@ -188,11 +187,12 @@ func TestWorkersThatStopGiveParkedMessagesBack(t *testing.T) {
 	}
 }
 
-// A worker that stops beside another one says that it leaves them to it.
-func TestAWorkerThatStopsBesideAnotherReturnsNothing(t *testing.T) {
+// A worker that stops while another is alive leaves parked messages to it, and logs
+// that.
+func TestStoppingWorkerLeavesParkedMessagesToAnother(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
-	j := s.jam(t)
+	s := newTestEnv(t)
+	j := s.parkThree(t)
 	j.idle.signal(syscall.SIGTERM)
 	if code := j.idle.exit(); code != exitOK {
 		t.Errorf("exit code %d", code)
@@ -202,28 +202,29 @@ func TestAWorkerThatStopsBesideAnotherReturnsNothing(t *testing.T) {
 		t.Errorf("it says %v", line)
 	}
 	s.waitForParked(t, 3)
-	if got := diagnoseOne(t, s, "parked"); got.Status != statusOK || !strings.Contains(got.Found, `3 messages of queue "orchestrator.run" wait in the database for their runs' turn; w1@box publishes them`) {
+	if got := doctorFinding(t, s, "parked"); got.Status != statusOK || !strings.Contains(got.Found, `3 messages of queue "orchestrator.run" are parked until their runs' turn; w1@box will publish them`) {
 		t.Errorf("doctor: %+v", got)
 	}
 
-	// The command refuses beside it, and names it.
+	// The command refuses while a worker is alive, and names it.
 	for _, args := range [][]string{{"parked", "return"}, {"migrate", "--remove"}} {
 		p := start(t, s.env(), args...)
-		if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "worker w1@box is running") {
+		if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "worker w1@box ") {
 			t.Errorf("%s: exit %d: %s", args, code, p.stderr.String())
 		}
 	}
 	s.waitForParked(t, 3)
 }
 
-// When the broker is away, the end comes in time, and one line says what to do.
-func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
+// Without a broker a worker stops in time, and one log line says what to do about
+// the parked messages.
+func TestParkedMessagesStayWithoutBroker(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	direct := s.broker
 	r := newRelay(t, "tcp", brokerSocket(t, s.broker))
 	s.broker = strings.Replace(s.broker, brokerSocket(t, s.broker), r.address, 1)
-	j := s.jam(t, "MM_ORCHESTRATOR_SHUTDOWN_GRACE=4s")
+	j := s.parkThree(t, "MM_ORCHESTRATOR_SHUTDOWN_GRACE=4s")
 	workers := []*process{j.worker, j.idle}
 	r.close()
 	begin := time.Now()
@@ -237,7 +238,7 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 		}
 		said += strings.Count(w.stderr.String(), "parked messages stay in the database: before a Python worker takes over, run `mm-orchestrator parked return`")
 	}
-	if took := time.Since(begin); took > 5*time.Second+busy {
+	if took := time.Since(begin); took > 5*time.Second+slowMachine {
 		t.Errorf("the end took %v", took)
 	}
 	if said != 1 {
@@ -247,10 +248,10 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 
 	s.broker = direct
 	p := start(t, s.env(), "parked")
-	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "no worker of this program lives") || !strings.Contains(p.stdout.String(), j.runs[0]) {
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "no mm-orchestrator worker is alive") || !strings.Contains(p.stdout.String(), j.runs[0]) {
 		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
-	if got := diagnoseOne(t, s, "parked"); got.Status != statusNote || !strings.Contains(got.Found, "3 messages") || !strings.Contains(got.Cure, "run `mm-orchestrator parked return`") {
+	if got := doctorFinding(t, s, "parked"); got.Status != statusNote || !strings.Contains(got.Found, "3 messages") || !strings.Contains(got.Cure, "run `mm-orchestrator parked return`") {
 		t.Errorf("doctor: %+v", got)
 	}
 	p = start(t, s.env(), "migrate", "--remove")
@@ -264,31 +265,31 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 		t.Errorf("dry run: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
 	p = start(t, append(s.env(), "CELERY_BROKER_URL=amqp://127.0.0.1:1"), "parked", "return")
-	if code := p.exit(); code != exitUnavailable || !strings.Contains(p.stdout.String(), "0 returned to queue orchestrator.run, 3 still parked") {
+	if code := p.exit(); code != exitUnavailable || !strings.Contains(p.stdout.String(), "0 messages returned to queue orchestrator.run, 3 still parked") {
 		t.Errorf("without a broker: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
 	p = start(t, s.env(), "parked", "return", "--queue=another")
-	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 parked for queue orchestrator.run: give --queue orchestrator.run to return them") {
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 messages parked for queue orchestrator.run: add --queue orchestrator.run to return them") {
 		t.Errorf("another queue: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
 	p = start(t, s.env(), "parked", "return")
-	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 returned to queue orchestrator.run, 0 still parked") {
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "3 messages returned to queue orchestrator.run, 0 still parked") {
 		t.Errorf("return: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
 	s.waitForParked(t, 0)
-	// The run that was worked on is there too: its message was never settled.
+	// The message of the running step is there too: it was never acknowledged.
 	if messages := s.queue(t).take("orchestrator.run"); len(messages) != 4 {
 		t.Errorf("%d messages in the queue", len(messages))
 	}
 	p = start(t, s.env(), "parked")
-	if code := p.exit(); code != exitOK || p.stdout.String() != "no message is parked\n" {
+	if code := p.exit(); code != exitOK || p.stdout.String() != "no parked messages\n" {
 		t.Errorf("parked: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
-	if got := diagnoseOne(t, s, "parked"); got.Status != statusOK {
+	if got := doctorFinding(t, s, "parked"); got.Status != statusOK {
 		t.Errorf("doctor: %+v", got)
 	}
 
-	// Then the way back is free: it says what goes and what stays.
+	// Now the schema can be removed. The command prints what it removes and keeps.
 	p = start(t, s.env(), "migrate", "--remove", "--dry-run")
 	for _, want := range []string{"would remove mm_orchestrator.claims, 1 rows: which worker ran which step", "would remove mm_orchestrator.parked, 0 rows", "kept: MoonMind's tables", "celery_taskmeta", "children and stamps"} {
 		if code := p.exit(); code != exitOK || !strings.Contains(strings.Join(strings.Fields(p.stdout.String()), " "), want) {
@@ -299,17 +300,17 @@ func TestParkedMessagesStayWhenTheBrokerIsAway(t *testing.T) {
 	if code := p.exit(); code != exitOK {
 		t.Errorf("remove: exit %d: %s", code, p.stderr.String())
 	}
-	if n := s.number(t, `SELECT count(*) FROM pg_namespace WHERE nspname = 'mm_orchestrator'`); n != 0 {
+	if n := s.queryInt(t, `SELECT count(*) FROM pg_namespace WHERE nspname = 'mm_orchestrator'`); n != 0 {
 		t.Error("the schema is still there")
 	}
-	if n := s.number(t, `SELECT count(*) FROM information_schema.columns WHERE table_name = 'celery_taskmeta' AND column_name IN ('children', 'stamps')`); n != 2 {
+	if n := s.queryInt(t, `SELECT count(*) FROM information_schema.columns WHERE table_name = 'celery_taskmeta' AND column_name IN ('children', 'stamps')`); n != 2 {
 		t.Errorf("%d of Celery's columns are left", n)
 	}
 }
 
-// diagnoseOne is what doctor finds in one of its checks. Others may fail: a test's
-// workspace is no repository.
-func diagnoseOne(t *testing.T, s stand, name string) finding {
+// doctorFinding returns the finding of one check of doctor. Other checks may fail: a
+// test's workspace is not a repository.
+func doctorFinding(t *testing.T, s testEnv, name string) finding {
 	t.Helper()
 	p := start(t, s.env(), "doctor", "--json")
 	p.exit()
@@ -335,15 +336,15 @@ func brokerSocket(t *testing.T, broker string) string {
 	return fmt.Sprintf("%s:%d", u.Host, u.Port)
 }
 
-// A worker that dies while it gives messages back loses none: what it had just
-// published may be there twice, all others once, in the queue or in the database.
+// A crash while parked messages are returned loses none. The message that was being
+// published may be in the queue twice, every other one is there once, or still parked.
 func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
 	t.Parallel()
 	for _, point := range []string{"parked.taken", "parked.published"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
-			j := s.jam(t)
+			s := newTestEnv(t)
+			j := s.parkThree(t)
 			runs := j.runs
 			for _, w := range []*process{j.worker, j.idle} {
 				_ = w.cmd.Process.Kill()
@@ -370,7 +371,7 @@ func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
 			if code := dying.exit(); code != -1 {
 				t.Fatalf("it did not die: exit %d: %s", code, dying.stderr.String())
 			}
-			if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != 2 {
+			if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != 2 {
 				t.Errorf("%d parked after the crash, want that one and the one behind it", n)
 			}
 			eventually(t, "the command does the rest", func() error {
@@ -388,7 +389,7 @@ func TestACrashWhileParkedMessagesAreReturned(t *testing.T) {
 			if point == "parked.published" {
 				want[runs[0]] = 2
 			}
-			if !reflect.DeepEqual(seen, want) || s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`) != 0 {
+			if !reflect.DeepEqual(seen, want) || s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.parked`) != 0 {
 				t.Errorf("in the queue %v, want %v", seen, want)
 			}
 		})

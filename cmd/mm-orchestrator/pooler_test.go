@@ -9,11 +9,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// A real PgBouncer that breaks session locks keeps a worker from starting,
-// with one line that says why and what to do.
-func TestPgBouncerThatBreaksLocksIsRefused(t *testing.T) {
+// A worker does not start behind a PgBouncer that breaks session locks. One line says
+// why and what to do.
+func TestPgBouncerThatBreaksSessionLocksIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	for _, mode := range []string{"transaction", "statement"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -28,7 +28,7 @@ func TestPgBouncerThatBreaksLocksIsRefused(t *testing.T) {
 					t.Errorf("%d lines, or no %q:\n%s", len(lines), want, p.stderr.String())
 				}
 			}
-			f := diagnose(t, s.env(), exitFailure, "--database-url", through)["session"]
+			f := runDoctor(t, s.env(), exitFailure, "--database-url", through)["session"]
 			if f.Status != statusFail || !strings.Contains(f.Found, "pool_mode=session") {
 				t.Errorf("doctor: %+v", f)
 			}
@@ -36,21 +36,21 @@ func TestPgBouncerThatBreaksLocksIsRefused(t *testing.T) {
 	}
 }
 
-// By way of a PgBouncer that keeps sessions a worker works, and its death is
-// noticed: the next one takes its step over.
+// A worker works behind a PgBouncer that keeps sessions, and its death is noticed:
+// the next worker takes over its step.
 func TestPgBouncerThatKeepsSessionsWorks(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	s.database = devenv.Pooler(t, s.database, "session")
 	dir := t.TempDir()
 	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh")
 	p := start(t, env, "worker")
 	p.logLine("worker ready")
 	id := s.submitTree(t, "build", dir)
-	grown(t, dir)
+	waitForTree(t, dir)
 	p.signal(syscall.SIGKILL)
 	p.exit()
-	letTreeEnd(t, dir)
+	endTree(t, dir)
 	start(t, env, "worker").logLine("worker ready")
 	s.waitForStep(t, id, "build", "succeeded")
 	eventually(t, "a second start is counted", func() error {

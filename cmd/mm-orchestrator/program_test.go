@@ -20,20 +20,20 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// patience is how long a test waits for what must happen.
-const patience = time.Minute
+// testTimeout is how long a test waits for an expected event.
+const testTimeout = time.Minute
 
-// busy is what a machine that does other things may add to a time that is
-// promised. What is not kept at all takes far longer.
-const busy = 5 * time.Second
+// slowMachine is added to promised times, because a loaded machine is slower. A
+// broken promise takes far longer than this.
+const slowMachine = 5 * time.Second
 
-// buildDir is where built puts the program; TestMain makes and removes it.
+// buildDir is the directory for built programs; TestMain creates and removes it.
 var buildDir string
 
-// built is the path of the program, made once, for the first test that needs it.
+// built builds the program once, on first use, and returns its path.
 var built = sync.OnceValues(func() (string, error) { return build("mm-orchestrator") })
 
-// builtForChaos is the path of the program with fault points.
+// builtForChaos is built for the program with fault points.
 var builtForChaos = sync.OnceValues(func() (string, error) { return build("chaos", "-tags", "chaos") })
 
 func build(name string, flags ...string) (string, error) {
@@ -101,7 +101,7 @@ func startProgram(t *testing.T, path string, env environment, args ...string) *p
 	p.cmd.Env = append(environment{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
 	p.cmd.Dir = t.TempDir()
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
-	p.cmd.WaitDelay = patience // whoever inherits the output
+	p.cmd.WaitDelay = testTimeout // whoever inherits the output
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -130,8 +130,8 @@ func (p *process) exit() int {
 	select {
 	case <-p.ended:
 		return p.code
-	case <-time.After(patience):
-		p.t.Fatalf("%q still runs after %s", p.cmd.Args, patience)
+	case <-time.After(testTimeout):
+		p.t.Fatalf("%q still runs after %s", p.cmd.Args, testTimeout)
 		return 0
 	}
 }
@@ -168,35 +168,35 @@ func (p *process) logLine(message string) map[string]any {
 // eventually polls until check returns nil.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v, after %s", what, err, patience)
+			t.Fatalf("%s: %v, after %s", what, err, testTimeout)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 }
 
-// stand is what a worker needs: a broker, a database with all tables, and a
+// testEnv is what a worker needs: a broker, a database with all tables, and a
 // workspace.
-type stand struct {
+type testEnv struct {
 	broker, database, workspace string
 }
 
-func newStand(t *testing.T) stand {
+func newTestEnv(t *testing.T) testEnv {
 	t.Helper()
-	s := stand{broker: devenv.Broker(t), database: devenv.Database(t), workspace: t.TempDir()}
+	s := testEnv{broker: devenv.Broker(t), database: devenv.Database(t), workspace: t.TempDir()}
 	if p := start(t, s.env(), "migrate", "--shared-tables"); p.exit() != exitOK {
 		t.Fatalf("migrate: exit %d", p.code)
 	}
 	return s
 }
 
-func (s stand) env() environment {
+func (s testEnv) env() environment {
 	return environment{
 		"CELERY_BROKER_URL=" + s.broker,
 		"MM_ORCHESTRATOR_DATABASE_URL=" + s.database,
@@ -209,7 +209,7 @@ func (s stand) env() environment {
 }
 
 // submit publishes a run by a real Celery producer and returns its id.
-func (s stand) submit(t *testing.T, args ...string) string {
+func (s testEnv) submit(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), devenv.Celery(t, "5.7.0"), append([]string{"submit_run.py", "--artifacts", filepath.Join(s.workspace, "artifacts")}, args...)...)
 	cmd.Dir = filepath.Join("..", "..", "testdata", "producers")
@@ -229,8 +229,8 @@ func (s stand) submit(t *testing.T, args ...string) string {
 	return answer.RunID
 }
 
-// run asks the program itself what became of a run.
-func (s stand) run(t *testing.T, id string) runDetail {
+// run returns a run as the command runs shows it.
+func (s testEnv) run(t *testing.T, id string) runDetail {
 	t.Helper()
 	p := start(t, s.env(), "runs", "--json", id)
 	if code := p.exit(); code != exitOK {
@@ -243,7 +243,7 @@ func (s stand) run(t *testing.T, id string) runDetail {
 	return detail
 }
 
-// withURL returns a URL with something changed.
+// withURL returns a copy of a URL, changed by change.
 func withURL(t *testing.T, text string, change func(*url.URL)) string {
 	t.Helper()
 	u, err := url.Parse(text)

@@ -9,12 +9,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// environment is what the process was started with, as NAME=value strings.
+// environment is the process's environment, as NAME=value strings.
 type environment []string
 
-// lookup finds a variable by name. Case does not matter, as for MoonMind's
-// settings; the exact spelling wins over others. It returns the spelling that
-// was found.
+// lookup finds a variable by its case-insensitive name, as MoonMind's settings
+// do. The exact spelling wins over others. It returns the spelling that was found.
 func (e environment) lookup(name string) (spelling, value string, found bool) {
 	for _, entry := range e {
 		n, v, ok := strings.Cut(entry, "=")
@@ -29,8 +28,8 @@ func (e environment) lookup(name string) (spelling, value string, found bool) {
 	return spelling, value, found
 }
 
-// with returns a copy in which a variable has this value; an empty value
-// changes nothing.
+// with returns a copy with a variable set to value. If value is empty, it returns
+// e unchanged.
 func (e environment) with(name, value string) environment {
 	if value == "" {
 		return e
@@ -42,7 +41,7 @@ func (e environment) with(name, value string) environment {
 	return append(changed, name+"="+value)
 }
 
-// source says where a value comes from.
+// source is where a value comes from.
 type source string
 
 const (
@@ -51,19 +50,19 @@ const (
 	fromDefault     source = "default"
 )
 
-// effective is a setting with its value and where that comes from.
+// effective is a setting with its value and the value's source.
 type effective struct {
 	setting *setting
 	source  source
-	// origin is the flag or variable as it was given, or "".
+	// origin is the flag or variable that was used, or "" for a default.
 	origin string
-	// text is what was read, unredacted; it is empty for a setting without
-	// value and default.
+	// text is the unparsed value, unredacted.
 	text string
-	set  bool
+	// set is false for a setting that has neither a value nor a default.
+	set bool
 }
 
-// configError is a mistake in the configuration: exit code 78.
+// configError is a configuration error: exit code 78.
 type configError struct{ Text string }
 
 func (e *configError) Error() string { return e.Text }
@@ -74,7 +73,7 @@ type settingFlags struct {
 	given  map[*setting]string
 }
 
-// addSettingFlags defines the flags of all settings of the topics.
+// addSettingFlags declares the flags of all settings of the topics.
 func addSettingFlags(fs *pflag.FlagSet, topics ...topic) *settingFlags {
 	f := &settingFlags{topics: topics, given: map[*setting]string{}}
 	for i := range settings {
@@ -90,8 +89,8 @@ func addSettingFlags(fs *pflag.FlagSet, topics ...topic) *settingFlags {
 	return f
 }
 
-// flagValue keeps the text of a flag; resolve reads it, so that flags and
-// variables are judged by the same words.
+// flagValue stores the text of a flag. resolve parses it, so that flags and
+// variables give the same errors.
 type flagValue struct {
 	set  *setting
 	into map[*setting]string
@@ -101,9 +100,9 @@ func (v *flagValue) Set(text string) error { v.into[v.set] = text; return nil }
 func (v *flagValue) String() string        { return "" }
 func (v *flagValue) Type() string          { return v.set.form }
 
-// resolve reads the settings of the flags' topics: a flag wins over the
-// environment, the environment over the default. The error names everything
-// that is wrong, one line each.
+// resolve reads the settings of the flags' topics: a flag overrides the
+// environment, the environment overrides the default. The error names all
+// problems, one per line.
 func resolve(env environment, flags *settingFlags) (*configuration, []effective, error) {
 	var (
 		c        = &configuration{}
@@ -125,7 +124,7 @@ func resolve(env environment, flags *settingFlags) (*configuration, []effective,
 		}
 	}
 	c.values = values
-	problems = append(problems, flagsInVain(values)...)
+	problems = append(problems, ineffectiveFlags(values)...)
 	if len(problems) == 0 {
 		if err := c.check(); err != nil {
 			problems = append(problems, err)
@@ -134,26 +133,27 @@ func resolve(env environment, flags *settingFlags) (*configuration, []effective,
 	return c, values, errors.Join(problems...)
 }
 
-// flagsInVain tells of --postgres-… flags beside a database URL in the
-// environment: the URL is the whole address, and a flag must not be ignored.
-func flagsInVain(values []effective) []error {
-	var whole effective
+// ineffectiveFlags reports --postgres-… flags beside a database URL in the
+// environment: the URL is the whole address, and ignoring a flag silently would
+// mislead.
+func ineffectiveFlags(values []effective) []error {
+	var databaseURL effective
 	for _, v := range values {
 		if v.setting.flag == "database-url" {
-			whole = v
+			databaseURL = v
 		}
 	}
 	var problems []error
 	for _, v := range values {
-		if strings.HasPrefix(v.setting.flag, "postgres-") && v.source == fromFlag && whole.source == fromEnvironment {
-			problems = append(problems, &configError{Text: fmt.Sprintf("%s has no effect while %s is set, which is the whole address: use --database-url instead", v.origin, whole.origin)})
+		if strings.HasPrefix(v.setting.flag, "postgres-") && v.source == fromFlag && databaseURL.source == fromEnvironment {
+			problems = append(problems, &configError{Text: fmt.Sprintf("%s has no effect while %s is set, which is the whole address: use --database-url instead", v.origin, databaseURL.origin)})
 		}
 	}
 	return problems
 }
 
-// flagSecrets are passwords that were given by flags, in the form of
-// variables, for a redactor that knows those of the environment.
+// flagSecrets returns secrets that were given by flags, as NAME=value strings like
+// those of the environment, for the redactor.
 func flagSecrets(values []effective) []string {
 	var found []string
 	for _, v := range values {
@@ -164,7 +164,7 @@ func flagSecrets(values []effective) []string {
 	return found
 }
 
-// find looks for the value of one setting.
+// find finds the value of one setting.
 func find(s *setting, env environment, given map[*setting]string) effective {
 	if text, ok := given[s]; ok {
 		return effective{setting: s, source: fromFlag, origin: "--" + s.flag, text: text, set: true}
@@ -177,8 +177,7 @@ func find(s *setting, env environment, given map[*setting]string) effective {
 	return effective{setting: s, source: fromDefault, text: s.def, set: s.def != ""}
 }
 
-// problem names the setting and its value. A secret is not shown, and neither
-// is a password in a URL.
+// problem adds the setting's name and its redacted value to an error.
 func (e effective) problem(err error) error {
 	name := e.origin
 	if e.source == fromDefault {
@@ -187,7 +186,7 @@ func (e effective) problem(err error) error {
 	return &configError{Text: fmt.Sprintf("%s is %q: %v", name, e.setting.redact(e.text), err)}
 }
 
-// show is the effective value as it may be seen by everybody.
+// show returns the effective value, redacted.
 func (e effective) show(c *configuration) string {
 	if e.setting.show != nil {
 		return e.setting.show(c)
@@ -195,7 +194,7 @@ func (e effective) show(c *configuration) string {
 	return e.setting.redact(e.text)
 }
 
-// unused lists variables of MoonMind that are set and have no effect here.
+// unused lists MoonMind's variables that are set and have no effect here.
 func unused(env environment) []notice {
 	var found []notice
 	for _, entry := range withoutEffects {
@@ -208,7 +207,7 @@ func unused(env environment) []notice {
 	return found
 }
 
-// notice says why a variable has no effect.
+// notice is a variable without effect, and the reason.
 type notice struct {
 	Variable string `json:"variable"`
 	Reason   string `json:"reason"`

@@ -168,9 +168,9 @@ func TestLists(t *testing.T) {
 	}
 }
 
-// Every value that cannot be read is an error that names the variable as it
-// was given, and the value, but no secret; all of them are told at once.
-func TestWhatCannotBeRead(t *testing.T) {
+// Each invalid value is an error with the variable as it was spelled and the value,
+// without secrets. All of them are reported together.
+func TestInvalidValues(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		env  environment
@@ -181,26 +181,26 @@ func TestWhatCannotBeRead(t *testing.T) {
 		{environment{"ORCHESTRATOR_PREFETCH=0"}, nil, []string{`ORCHESTRATOR_PREFETCH is "0": it must be a whole number from 1 to 100`}},
 		{nil, []string{"--concurrency", "-1"}, []string{`--concurrency is "-1": it must be a whole number from 1 to 100`}},
 		{environment{"ORCHESTRATOR_CELERY_QUEUE="}, nil, []string{`ORCHESTRATOR_CELERY_QUEUE is "": it must not be empty`}},
-		{environment{"CELERY_BROKER_URL=redis://:s3cret@redis:6379/0"}, nil, []string{`CELERY_BROKER_URL is "redis://***": transport "redis" is not supported: this program speaks to RabbitMQ by amqp://, pyamqp:// or amqps://`}},
+		{environment{"CELERY_BROKER_URL=redis://:s3cret@redis:6379/0"}, nil, []string{`CELERY_BROKER_URL is "redis://***": transport "redis" is not supported: use RabbitMQ, with amqp://, pyamqp:// or amqps://`}},
 		{environment{"CELERY_BROKER_URL=amqp://u:s3cret@h:port"}, nil, []string{`CELERY_BROKER_URL is "amqp://***": its port is not a number up to 65535; write %2F, %3F or %23 for / ? # in a password`}},
 		{environment{"CELERY_BROKER_URL=amqp://u:s3/cret@h"}, nil, []string{`CELERY_BROKER_URL is "amqp://***": its port is not a number up to 65535; write %2F, %3F or %23 for / ? # in a password`}},
-		{environment{"CELERY_RESULT_BACKEND=rpc://"}, nil, []string{`CELERY_RESULT_BACKEND is "rpc://***": result backend rpc:// is not supported: this program writes to db+postgresql:// or, when the variable is unset, nowhere`}},
+		{environment{"CELERY_RESULT_BACKEND=rpc://"}, nil, []string{`CELERY_RESULT_BACKEND is "rpc://***": result backend rpc:// is not supported: use db+postgresql://, or disabled:// to store no results`}},
 		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h:x/d"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://***": its port is not a number from 1 to 65535; write %40 for an @ and %3A for a : in a password or a user's name`}},
-		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d?gssencmode=require"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://***": option gssencmode is not supported: there is no GSSAPI here; write gssencmode=prefer, and sslmode=verify-full for an encrypted connection`}},
-		{environment{"MM_ORCHESTRATOR_WAIT=soon"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "soon": it must be a time such as 90s, 15m or 2h`}},
+		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d?gssencmode=require"}, nil, []string{`MM_ORCHESTRATOR_DATABASE_URL is "postgres://***": option gssencmode is not supported: GSSAPI is not supported; write gssencmode=prefer, and sslmode=verify-full for an encrypted connection`}},
+		{environment{"MM_ORCHESTRATOR_WAIT=soon"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "soon": it must be a duration such as 90s, 15m or 2h`}},
 		{environment{"MM_ORCHESTRATOR_WAIT=-5s"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "-5s": it must be 0s or more`}},
-		{environment{"MM_ORCHESTRATOR_WAIT=1e300"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "1e300": it must be a time such as 90s, 15m or 2h`}},
+		{environment{"MM_ORCHESTRATOR_WAIT=1e300"}, nil, []string{`MM_ORCHESTRATOR_WAIT is "1e300": it must be a duration such as 90s, 15m or 2h`}},
 		{environment{"MM_ORCHESTRATOR_RESULT_ENCODING=yaml"}, nil, []string{`MM_ORCHESTRATOR_RESULT_ENCODING is "yaml": it must be pickle or json`}},
 		{environment{"MM_ORCHESTRATOR_QUEUE_TYPE=stream"}, nil, []string{`MM_ORCHESTRATOR_QUEUE_TYPE is "stream": it must be none, classic or quorum`}},
-		{environment{"ORCHESTRATOR_HOSTNAME=a@%x"}, nil, []string{`ORCHESTRATOR_HOSTNAME is "a@%x": %x means nothing; %h, %n, %d and %% do`}},
-		{environment{"ORCHESTRATOR_HOSTNAME=a@"}, nil, []string{`ORCHESTRATOR_HOSTNAME is "a@": it becomes "a@", and must be of the form name@host`}},
+		{environment{"ORCHESTRATOR_HOSTNAME=a@%x"}, nil, []string{`ORCHESTRATOR_HOSTNAME is "a@%x": %x is not a placeholder; use %h, %n, %d or %%`}},
+		{environment{"ORCHESTRATOR_HOSTNAME=a@"}, nil, []string{`ORCHESTRATOR_HOSTNAME is "a@": it expands to "a@", which is not of the form name@host`}},
 		{environment{"MM_ORCHESTRATOR_ARTIFACT_PATH_MAP=var=/x"}, nil, []string{`MM_ORCHESTRATOR_ARTIFACT_PATH_MAP is "var=/x": it must have the form /path/of/the/api=/path/here, with absolute paths`}},
 		{environment{"MM_ORCHESTRATOR_HEALTH_URL=api:5000"}, nil, []string{`MM_ORCHESTRATOR_HEALTH_URL is "api:5000": it must have the form service=http://host:port/path`}},
 		{environment{"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=bin/tool"}, nil, []string{`MM_ORCHESTRATOR_ALLOWED_PROGRAMS is "bin/tool": bin/tool is neither a name nor an absolute path`}},
 		{environment{"MM_ORCHESTRATOR_LISTEN=9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is "9808": it must have the form host:port`}},
-		{environment{"MM_ORCHESTRATOR_LISTEN=:9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is ":9808", which other machines can reach: set MM_ORCHESTRATOR_LISTEN_REMOTE=true if that is meant, or use 127.0.0.1`}},
+		{environment{"MM_ORCHESTRATOR_LISTEN=:9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is ":9808", which other machines can reach: set MM_ORCHESTRATOR_LISTEN_REMOTE=true to allow that, or use 127.0.0.1`}},
 		{environment{"MM_ORCHESTRATOR_AUTO_MIGRATE=perhaps"}, nil, []string{`MM_ORCHESTRATOR_AUTO_MIGRATE is "perhaps": it must be true or false`}},
-		{environment{"DOCKER_TLS_VERIFY=1"}, nil, []string{`DOCKER_TLS_VERIFY is set, and DOCKER_CERT_PATH does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem`}},
+		{environment{"DOCKER_TLS_VERIFY=1"}, nil, []string{`DOCKER_TLS_VERIFY is set, but DOCKER_CERT_PATH is not: set it to the directory with ca.pem, cert.pem and key.pem`}},
 		{environment{"DOCKER_HOST=docker-proxy:2375"}, nil, []string{`DOCKER_HOST is "docker-proxy:2375": it must have the form unix:///path or tcp://host:port`}},
 		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d"}, []string{"--postgres-host=x"}, []string{`--postgres-host has no effect while MM_ORCHESTRATOR_DATABASE_URL is set, which is the whole address: use --database-url instead`}},
 		{environment{"ORCHESTRATOR_METRICS_PREFIX=a b", "POSTGRES_PORT=x"}, nil, []string{
@@ -234,14 +234,14 @@ func TestNodeName(t *testing.T) {
 	}
 }
 
-// What a name means must not depend on where it is looked up: no variable
-// belongs to two settings, or to a setting and to those without effect.
+// No variable belongs to two settings, or to a setting and to the list without
+// effect.
 func TestNamesAreUnambiguous(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
 	take := func(name string) {
 		if upper := strings.ToUpper(name); seen[upper] {
-			t.Errorf("%s is there twice", name)
+			t.Errorf("%s is used twice", name)
 		} else {
 			seen[upper] = true
 		}

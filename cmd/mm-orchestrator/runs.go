@@ -20,21 +20,22 @@ import (
 )
 
 var runsCommand = &command{
-	name:       "runs",
-	alsoCalled: []string{"run", "list", "ls", "ps", "show", "view", "status", "describe", "logs"},
-	args:       "[RUN]",
-	words:      1,
-	summary:    "list runs, or show one with its steps and artifacts",
-	about: "Lists runs, the newest first, or shows one with the newest attempt of each step and its artifacts. RUN is the id of a run; its beginning will do, from 4 digits on, if it fits one run only. It only reads; `mm-orchestrator runs revoke` ends a run.\n\n" +
-		"Below a run that works or waits is what it does: which worker has its step, since when and at which start of the attempt; or for which run's end it waits, as they share a workspace, " +
-		"and at which place in the line; or for which other step of its own, as a step that is retried while the rollback runs.\n\n" +
+	name:     "runs",
+	synonyms: []string{"run", "list", "ls", "ps", "show", "view", "status", "describe", "logs"},
+	args:     "[RUN]",
+	words:    1,
+	summary:  "list runs, or show a run with its steps and artifacts",
+	about: "Lists runs, newest first, or shows one run with its artifacts and the latest attempt of each step. RUN is the id of a run or its first 4 or more digits, if only one run matches. This command only reads; `mm-orchestrator runs revoke` stops a run.\n\n" +
+		"Under each active run, a line says what it is doing: which step is running, since when, on which worker, and how often the attempt was started; " +
+		"or which run it is waiting for, because both use the same workspace, and its position in the queue for it; " +
+		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
-		{"mm-orchestrator runs", "the newest 20"},
-		{"mm-orchestrator runs --status failed --service api", "what failed?"},
-		{"mm-orchestrator runs 6f1c2f0e", "what happened to this run?"},
+		{"mm-orchestrator runs", "the newest 20 runs"},
+		{"mm-orchestrator runs --status failed --service api", "failed runs of a service"},
+		{"mm-orchestrator runs 6f1c2f0e", "one run with its steps and artifacts"},
 	},
-	habits: map[string]string{"list": "`mm-orchestrator runs` lists runs", "ls": "`mm-orchestrator runs` lists runs",
+	wordHints: map[string]string{"list": "`mm-orchestrator runs` lists runs", "ls": "`mm-orchestrator runs` lists runs",
 		"show": "`mm-orchestrator runs RUN` shows one", "view": "`mm-orchestrator runs RUN` shows one"},
 	topics:      []topic{topicDatabase},
 	subcommands: []*command{revokeCommand},
@@ -44,7 +45,7 @@ var runsCommand = &command{
 		fs.StringVarP(&f.status, "status", "s", "", "Only runs of this `status`: "+oneOf(runStatuses)+". Default: any.")
 		_ = fs.SetAnnotation("status", choices, runStatuses) // fails for unknown flags only
 		fs.StringVar(&f.service, "service", "", "Only runs for this target `service`. Default: any.")
-		fs.IntVarP(&f.limit, "limit", "L", 20, "How many to list, 1000 at the most.")
+		fs.IntVarP(&f.limit, "limit", "L", 20, "How many runs to list, at most 1000.")
 		return f.run
 	},
 }
@@ -68,7 +69,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	if len(in.words) == 1 {
 		for _, name := range []string{"status", "service", "limit"} {
 			if in.parsed.Flags().Changed(name) {
-				return &usageError{fmt.Sprintf("--%s is for the list of runs: leave it out, or run %s", name, in.words[0])}
+				return &usageError{fmt.Sprintf("--%s applies only to the list of runs: remove it, or the id %s", name, in.words[0])}
 			}
 		}
 		var err error
@@ -80,12 +81,12 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.say)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: time.Second}, c.tablesDatabase(), 0, p.reportWait)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	defer func() { err = sayMigrate(ctx, db, err) }()
+	defer func() { err = explainSchemaError(ctx, db, err) }()
 
 	show := runPrinter{out: p.stdout, redactor: p.redactor()}
 	if len(in.words) == 1 {
@@ -116,23 +117,22 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	return show.list(lines)
 }
 
-// parseRun judges the first word as the id of a run, or the beginning of one,
-// before any database is asked.
+// parseRun parses the first argument as the id of a run or its beginning, before
+// any database is opened.
 func parseRun(in input) (store.IDPrefix, error) {
-	prefix, err := store.ParseIDPrefix(shownWord(in.words[0]))
+	prefix, err := store.ParseIDPrefix(maskedWord(in.words[0]))
 	if err != nil {
 		return store.IDPrefix{}, &usageError{err.Error() + "; " + in.command.hint(in.parsed, in.words[0])}
 	}
 	return prefix, nil
 }
 
-// candidates is how many runs are named where the beginning of an id fits
-// several.
-const candidates = 10
+// maxCandidates is how many runs the error for an ambiguous id lists.
+const maxCandidates = 10
 
-// findRun is the id of the one run that begins so.
+// findRun returns the id of the only run whose id begins with prefix.
 func findRun(ctx context.Context, db *store.Store, prefix store.IDPrefix) (string, error) {
-	runs, err := db.ListRunsByID(ctx, prefix, candidates+1)
+	runs, err := db.ListRunsByID(ctx, prefix, maxCandidates+1)
 	switch {
 	case err != nil:
 		return "", err
@@ -142,11 +142,11 @@ func findRun(ctx context.Context, db *store.Store, prefix store.IDPrefix) (strin
 		return runs[0].ID, nil
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "%s is the beginning of several ids: give more of the one that you mean", prefix)
-	for _, run := range runs[:min(len(runs), candidates)] {
+	fmt.Fprintf(&text, "several runs match %s: give more digits", prefix)
+	for _, run := range runs[:min(len(runs), maxCandidates)] {
 		fmt.Fprintf(&text, "\n  %s  %s  %s  %s", run.ID, oneLine(run.TargetService, 14), run.Status, run.QueuedAt.Format("2006-01-02 15:04"))
 	}
-	if len(runs) > candidates {
+	if len(runs) > maxCandidates {
 		text.WriteString("\n  and more")
 	}
 	return "", errors.New(text.String())
@@ -164,10 +164,11 @@ type runLine struct {
 	QueuedAt      time.Time  `json:"queued_at"`
 	StartedAt     *time.Time `json:"started_at"`
 	CompletedAt   *time.Time `json:"completed_at"`
-	// Working, Waiting and Behind are missing for a run that does not.
-	Working *workingLine `json:"working,omitempty"`
-	Waiting *waitingLine `json:"waiting,omitempty"`
-	Behind  *behindLine  `json:"waiting_for_step,omitempty"`
+	// Working, Waiting and WaitingForStep say what an active run is doing;
+	// each is missing if it does not apply.
+	Working        *workingLine        `json:"working,omitempty"`
+	Waiting        *waitingLine        `json:"waiting,omitempty"`
+	WaitingForStep *waitingForStepLine `json:"waiting_for_step,omitempty"`
 }
 
 type workingLine struct {
@@ -182,13 +183,13 @@ type workingLine struct {
 type waitingLine struct {
 	Step      string    `json:"step"`
 	Workspace string    `json:"workspace"`
-	HeldBy    string    `json:"held_by,omitempty"`
+	Holder    string    `json:"held_by,omitempty"`
 	Place     int       `json:"place"`
 	Since     time.Time `json:"since"`
 }
 
-// behindLine is a step that waits for another one of its run.
-type behindLine struct {
+// waitingForStepLine is a step that waits for another step of its run.
+type waitingForStepLine struct {
 	Step  string      `json:"step"`
 	Since time.Time   `json:"since"`
 	For   workingLine `json:"for"`
@@ -196,7 +197,7 @@ type behindLine struct {
 
 type runDetail struct {
 	Run runLine `json:"run"`
-	// Revocation is missing unless one waits for a worker to carry it out.
+	// Revocation is set while a requested revocation is not carried out yet.
 	Revocation *revocationLine `json:"revocation,omitempty"`
 	Steps      []stepLine      `json:"steps"`
 	Artifacts  []artifactLine  `json:"artifacts"`
@@ -217,7 +218,8 @@ type stepLine struct {
 	StartedAt    *time.Time `json:"started_at"`
 	FinishedAt   *time.Time `json:"finished_at"`
 	CeleryTaskID string     `json:"celery_task_id,omitempty"`
-	// Worker and Starts are of the last worker of this program that began it.
+	// Worker is the last worker of this program that started the step; Starts is
+	// how often the attempt was started.
 	Worker string `json:"worker,omitempty"`
 	Starts int    `json:"starts,omitempty"`
 }
@@ -230,14 +232,14 @@ type artifactLine struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// runPrinter writes runs. What rows hold is hostile: it is redacted, and for
-// a terminal it loses its control characters.
+// runPrinter prints runs. The contents of rows are untrusted: they are redacted,
+// and control characters are removed from text output.
 type runPrinter struct {
 	out      io.Writer
 	redactor *artifacts.Redactor
 }
 
-func (s runPrinter) line(run store.Run, does store.Activity) runLine {
+func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 	line := runLine{
 		ID: run.ID, TargetService: run.TargetService, Status: string(run.Status), Priority: run.Priority,
 		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: run.ArtifactRoot,
@@ -246,14 +248,14 @@ func (s runPrinter) line(run store.Run, does store.Activity) runLine {
 	working := func(w store.Working) *workingLine {
 		return &workingLine{Step: string(w.Step), Attempt: w.Attempt, Worker: w.Worker, Alive: w.Alive, Since: w.Since, Starts: w.Starts}
 	}
-	if w := does.Working; w != nil {
+	if w := activity.Working; w != nil {
 		line.Working = working(*w)
 	}
-	if b := does.WaitingForStep; b != nil {
-		line.Behind = &behindLine{Step: string(b.Step), Since: b.Since, For: *working(b.For)}
+	if w := activity.WaitingForStep; w != nil {
+		line.WaitingForStep = &waitingForStepLine{Step: string(w.Step), Since: w.Since, For: *working(w.For)}
 	}
-	if w := does.Waiting; w != nil {
-		line.Waiting = &waitingLine{Step: string(w.Step), Workspace: w.Workspace, HeldBy: w.Holder, Place: w.Place, Since: w.Since}
+	if w := activity.Waiting; w != nil {
+		line.Waiting = &waitingLine{Step: string(w.Step), Workspace: w.Workspace, Holder: w.Holder, Place: w.Place, Since: w.Since}
 	}
 	return line
 }
@@ -287,30 +289,30 @@ func (s runPrinter) list(runs []runLine) error {
 		_, err := fmt.Fprintln(s.out, "no runs")
 		return err
 	}
-	// What a run does goes below its line: a table with all of it would be
-	// wider than a terminal. So the columns are not a tabwriter's.
+	// The activity lines stand between the rows, because as columns they would
+	// not fit a terminal. A tabwriter cannot align rows around such lines.
 	cells := [][]string{{"RUN", "SERVICE", "STATUS", "QUEUED", "TOOK", "INSTRUCTION"}}
 	for _, r := range runs {
 		cells = append(cells, []string{r.ID, oneLine(r.TargetService, 14), r.Status, r.QueuedAt.UTC().Format("2006-01-02 15:04"), took(r.StartedAt, r.CompletedAt), r.Instruction})
 	}
 	last := len(cells[0]) - 1
 	widths := make([]int, last)
-	left := terminalWidth
+	remaining := terminalWidth
 	for i := range widths {
 		for _, row := range cells {
 			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
 		}
-		left -= widths[i] + 2
+		remaining -= widths[i] + 2
 	}
 	for i, row := range cells {
 		for j, width := range widths {
 			fmt.Fprintf(s.out, "%-*s  ", width, row[j])
 		}
-		if _, err := fmt.Fprintln(s.out, oneLine(row[last], max(left, len("INSTRUCTION")))); err != nil {
+		if _, err := fmt.Fprintln(s.out, oneLine(row[last], max(remaining, len("INSTRUCTION")))); err != nil {
 			return err
 		}
 		if i > 0 {
-			for _, text := range runs[i-1].does() {
+			for _, text := range runs[i-1].activity() {
 				fmt.Fprintln(s.out, "    "+text)
 			}
 		}
@@ -318,31 +320,31 @@ func (s runPrinter) list(runs []runLine) error {
 	return nil
 }
 
-// terminalWidth is what a list of runs is made for.
+// terminalWidth is the width of the list of runs, in columns.
 const terminalWidth = 100
 
-// does says in lines below 100 columns what a run does at the moment.
-func (r runLine) does() (lines []string) {
+// activity says in lines of less than 100 columns what a run is doing.
+func (r runLine) activity() (lines []string) {
 	if w := r.Working; w != nil {
-		worker := "by " + oneLine(w.Worker, 32)
+		worker := "on " + oneLine(w.Worker, 32)
 		if !w.Alive {
-			worker += ", which is gone"
+			worker += ", which is dead"
 		}
-		lines = append(lines, fmt.Sprintf("%s runs since %s, start %d, %s", w.Step, clock(&w.Since), w.Starts, worker))
+		lines = append(lines, fmt.Sprintf("%s running since %s, start %d, %s", w.Step, clock(&w.Since), w.Starts, worker))
 	}
-	if b := r.Behind; b != nil {
-		text := fmt.Sprintf("%s waits since %s for the end of %s", b.Step, clock(&b.Since), b.For.Step)
-		if !b.For.Alive {
-			text += ", whose message has not come back"
+	if w := r.WaitingForStep; w != nil {
+		text := fmt.Sprintf("%s waiting since %s for the end of %s", w.Step, clock(&w.Since), w.For.Step)
+		if !w.For.Alive {
+			text += ", which is not redelivered yet"
 		}
 		lines = append(lines, text)
 	}
 	if w := r.Waiting; w != nil {
 		holder := "the workspace, which is free"
-		if w.HeldBy != "" {
-			holder = "run " + w.HeldBy
+		if w.Holder != "" {
+			holder = "run " + w.Holder
 		}
-		lines = append(lines, fmt.Sprintf("waits since %s for %s, %s in line", clock(&w.Since), holder, ordinal(w.Place)))
+		lines = append(lines, fmt.Sprintf("waiting since %s for %s, %s in line", clock(&w.Since), holder, ordinal(w.Place)))
 	}
 	return lines
 }
@@ -368,7 +370,7 @@ func (s runPrinter) run(d runDetail) error {
 		revoked = oneLine(fmt.Sprintf("%s, not carried out yet. %s", clock(&r.At), store.Revocation{Reason: r.Reason, By: r.By}.Text()), 2000)
 	}
 	for _, line := range [][2]string{
-		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.does(), "; ")}, {"revoked", revoked}, {"priority", d.Run.Priority},
+		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.activity(), "; ")}, {"revoked", revoked}, {"priority", d.Run.Priority},
 		{"queued", clock(&d.Run.QueuedAt)}, {"started", clock(d.Run.StartedAt)}, {"completed", clock(d.Run.CompletedAt)},
 		{"artifacts", dash(oneLine(d.Run.ArtifactRoot, 4096))}, {"instruction", oneLine(d.Run.Instruction, 2000)},
 	} {
@@ -397,8 +399,8 @@ func (s runPrinter) run(d runDetail) error {
 	return table.Flush()
 }
 
-// oneLine makes a text fit for one cell of a terminal's table: no line breaks,
-// no control characters, at most limit characters.
+// oneLine makes a text safe for a terminal and fit for a table cell: no line
+// breaks, no control characters, at most limit characters.
 func oneLine(text string, limit int) string {
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || !unicode.IsGraphic(r) }), " ")
 	if runes := []rune(text); len(runes) > limit {

@@ -15,8 +15,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// What rows say is hostile: no control character reaches the terminal, no
-// line break breaks the table, no secret is shown.
+// Contents of rows are untrusted: no control character reaches the terminal, no line
+// break disrupts the table, no secret is shown.
 func TestRunsAreShown(t *testing.T) {
 	t.Parallel()
 	at := func(seconds int) *time.Time {
@@ -90,16 +90,16 @@ func TestRunsAreShown(t *testing.T) {
 	}
 }
 
-// The beginning of an id is enough where it fits one run; otherwise the runs
-// that it fits are listed, and nothing is done.
-func TestTheBeginningOfAnID(t *testing.T) {
+// The beginning of an id is sufficient if one run matches. If several match they are
+// listed, and nothing is changed.
+func TestIDPrefixes(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	env := environment{"MM_ORCHESTRATOR_DATABASE_URL=" + d.URL, "USER=ann"}
 	const first, second = "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11", "6f1c7777-8a5b-4f2e-9f63-0d6c0c6e5a11"
 	d.Create(t, storetest.Seed{ID: first})
 	d.Create(t, storetest.Seed{ID: second, TargetService: "celery-worker"})
-	for i := range candidates + 2 {
+	for i := range maxCandidates + 2 {
 		d.Create(t, storetest.Seed{ID: fmt.Sprintf("bead%04d-8a5b-4f2e-9f63-0d6c0c6e5a11", i)})
 	}
 	for _, word := range []string{"6f1c2", "6F1C2F0E", "urn:uuid:" + first, "{" + strings.ToUpper(first) + "}", strings.ReplaceAll(first, "-", "")} {
@@ -116,14 +116,14 @@ func TestTheBeginningOfAnID(t *testing.T) {
 	for _, args := range [][]string{{"runs", "6f1c"}, {"runs", "revoke", "6f1c"}} {
 		got := invoke(t, env, args...)
 		at := d.Run(t, first)["queued_at"].(string)[:len("2006-01-02T15:04")]
-		want := "mm-orchestrator: 6f1c is the beginning of several ids: give more of the one that you mean\n" +
+		want := "mm-orchestrator: several runs match 6f1c: give more digits\n" +
 			"mm-orchestrator:   " + first + "  api  pending  " + strings.Replace(at, "T", " ", 1) + "\n" +
 			"mm-orchestrator:   " + second + "  celery-worker  pending  "
 		if got.code != exitFailure || got.stdout != "" || !strings.HasPrefix(got.stderr, want) {
 			t.Errorf("%s: exit %d: %s%s\nwant %s", args, got.code, got.stdout, got.stderr, want)
 		}
 	}
-	if got := invoke(t, env, "runs", "bead"); strings.Count(got.stderr, "\n") != candidates+2 || !strings.HasSuffix(got.stderr, "  and more\n") {
+	if got := invoke(t, env, "runs", "bead"); strings.Count(got.stderr, "\n") != maxCandidates+2 || !strings.HasSuffix(got.stderr, "  and more\n") {
 		t.Errorf("many: %s", got.stderr)
 	}
 	for _, run := range []string{first, second} {
@@ -132,7 +132,7 @@ func TestTheBeginningOfAnID(t *testing.T) {
 		}
 	}
 	got = invoke(t, env, "runs", "revoke", "6f1c7", "--reason", "wrong branch")
-	if got.code != exitOK || !strings.Contains(got.stdout, "run "+second+" had not begun (pending): it is failed now") {
+	if got.code != exitOK || !strings.Contains(got.stdout, "run "+second+" had not started (pending) and is now failed") {
 		t.Errorf("revoke: exit %d: %s%s", got.code, got.stdout, got.stderr)
 	}
 	if a, b := d.Run(t, first)["status"], d.Run(t, second)["status"]; a != "pending" || b != "failed" {

@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-func (s stand) exec(t *testing.T, sql string) {
+func (s testEnv) exec(t *testing.T, sql string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), s.database)
 	if err != nil {
@@ -23,12 +23,12 @@ func (s stand) exec(t *testing.T, sql string) {
 	}
 }
 
-// The schema vanishes while a worker runs a step: health is red and says what to
-// do, no message fails or is lost, and the step that runs goes on. When the
-// schema is back, its end is recorded, and everything goes on.
-func TestASchemaThatVanishes(t *testing.T) {
+// The schema is dropped while a worker runs a step: the worker is unhealthy and says
+// what to do, no message fails or is lost, and the step continues. After migrate its
+// end is recorded, and other runs continue.
+func TestSchemaDroppedUnderAWorker(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	over := filepath.Join(t.TempDir(), "over")
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,sleep"), "worker", "--concurrency=2")
 	listen, _ := p.logLine("worker ready")["listen"].(string)
@@ -38,7 +38,7 @@ func TestASchemaThatVanishes(t *testing.T) {
 
 	s.exec(t, `DROP SCHEMA mm_orchestrator CASCADE`)
 	const cure = "run `mm-orchestrator migrate`"
-	eventually(t, "health is red and says what to do", func() error {
+	eventually(t, "the worker is unhealthy and says what to do", func() error {
 		if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusServiceUnavailable || !strings.Contains(body, " has no schema mm_orchestrator") || !strings.Contains(body, cure) {
 			return fmt.Errorf("%d %s", status, body)
 		}
@@ -78,10 +78,10 @@ func TestASchemaThatVanishes(t *testing.T) {
 		}
 		return nil
 	})
-	if n := s.number(t, `SELECT count(*) FROM celery_taskmeta WHERE status <> 'SUCCESS'`); n != 0 {
+	if n := s.queryInt(t, `SELECT count(*) FROM celery_taskmeta WHERE status <> 'SUCCESS'`); n != 0 {
 		t.Errorf("%d results are no success", n)
 	}
-	if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.workers`); n != 1 {
+	if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.workers`); n != 1 {
 		t.Errorf("%d workers are registered", n)
 	}
 }

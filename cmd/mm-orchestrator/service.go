@@ -21,29 +21,30 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-// service is what runs while a worker does.
+// service is a worker with its background tasks.
 type service struct {
 	worker *worker.Worker
-	// sweep looks after parked messages until its context ends.
+	// sweep publishes parked messages in turn until its context ends.
 	sweep    func(context.Context)
 	statsd   *metrics.StatsD
 	watchdog *watchdog
 	listener *metrics.Listener // nil for none
-	// urgent is closed when running steps shall end.
-	urgent <-chan struct{}
-	log    *slog.Logger
+	// stopNow is closed to cancel running steps.
+	stopNow <-chan struct{}
+	log     *slog.Logger
 }
 
-// run works until ctx ends and what runs has ended. Metrics and probes are
-// served for as long as there is work, and end after it, so that the last
-// step is counted and a supervisor sees the worker until it is gone.
+// run runs the worker until ctx ends and running steps have ended. It calls
+// started when the worker consumes. Metrics and health checks are served until
+// the worker has ended, so that the last step is counted and a supervisor sees
+// the worker while it stops.
 func (s service) run(ctx context.Context, started func()) error {
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
 	group.Go(func() { s.statsd.Run(background) })
 	group.Go(func() {
-		// From the first consumer to the request to stop: before and after,
-		// nobody expects a worker to be well.
+		// Only from the first consumer to the request to stop: a worker that starts
+		// or stops is not expected to be healthy.
 		watch, end := context.WithCancel(background)
 		defer end()
 		defer context.AfterFunc(ctx, end)()
@@ -56,7 +57,7 @@ func (s service) run(ctx context.Context, started func()) error {
 	if s.listener != nil {
 		group.Go(func() {
 			if err := s.listener.Serve(background); err != nil {
-				s.log.Error("metrics and health are not served any more", "error", err)
+				s.log.Error("listener for metrics and health checks failed", "error", err)
 			}
 		})
 	}
@@ -64,14 +65,15 @@ func (s service) run(ctx context.Context, started func()) error {
 		select {
 		case <-s.worker.Started():
 			started()
-			// Also while it stops: its last steps may let other runs in.
+			// It continues while the worker stops: the end of its last step may free
+			// the workspace for another run.
 			s.sweep(background)
 		case <-background.Done():
 		}
 	})
 	group.Go(func() {
 		select {
-		case <-s.urgent:
+		case <-s.stopNow:
 			s.worker.StopNow()
 		case <-background.Done():
 		}
@@ -82,7 +84,7 @@ func (s service) run(ctx context.Context, started func()) error {
 	return err
 }
 
-// logStart is the one line that a bug report needs.
+// logStart logs one line with all that a bug report needs.
 func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *metrics.Listener) {
 	brokers := make([]string, len(c.Brokers))
 	for i, b := range c.Brokers {
@@ -96,10 +98,10 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 	if listener != nil {
 		listen = listener.Addr()
 	}
-	root, err := c.place().WithDefaults().Root()
+	root, err := c.artifactDirectory().WithDefaults().Root()
 	if err != nil {
-		// Runs that have a directory in their row can do without.
-		log.Warn("no artifact root: runs without one in their row will fail", "error", err)
+		// Not fatal: runs whose row names a directory do not need the root.
+		log.Warn("artifact root is unusable: runs whose row names no artifact directory will fail", "error", err)
 	}
 	log.Info("worker ready",
 		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
@@ -108,46 +110,49 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 		"docker", cmp.Or(address.MaskURL(c.DockerHost), "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
 }
 
-// vitals are what the watchdog looks at.
-func (c *configuration) vitals(w *worker.Worker, steps *orchestrator.Orchestrator, db *databases, engine *compose.Engine) []vital {
-	// Below that, a take-over that waits for a dead worker would count.
-	still := max(c.HealthLimit, 3*time.Second)
-	list := []vital{
-		{name: "the worker's engine", limit: c.HealthLimit, look: func(context.Context) error { return w.Health() }},
-		// A process that was stopped and goes on needs a moment.
-		{name: "the worker's own loops", limit: lookTime, look: func(context.Context) error { return errors.Join(w.Stuck(still), steps.Stuck(still)) }},
-		{name: "the docker engine", limit: c.HealthLimit, optional: true, look: engine.Ping},
+// healthChecks are the checks that the watchdog runs.
+func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orchestrator, db *databases, engine *compose.Engine) []healthCheck {
+	// At least 3 s: a take-over waits 2 s for a dead worker, which is no stall.
+	stall := max(c.HealthLimit, 3*time.Second)
+	list := []healthCheck{
+		{name: "the worker's engine", limit: c.HealthLimit, check: func(context.Context) error { return w.Health() }},
+		// A limit above 0, because a process that continues after SIGSTOP needs a
+		// moment to make progress.
+		{name: "the worker's own loops", limit: checkInterval, check: func(context.Context) error { return errors.Join(w.Stuck(stall), steps.Stuck(stall)) }},
+		{name: "the docker engine", limit: c.HealthLimit, optional: true, check: engine.Ping},
 	}
 	for _, s := range db.opened {
-		list = append(list, vital{name: "the database " + s.Place(), limit: c.HealthLimit, look: s.Ping})
+		list = append(list, healthCheck{name: "the database " + s.Place(), limit: c.HealthLimit, check: s.Ping})
 	}
-	// It answers by one connection while another, without which no step begins,
-	// may be refused. A database that is away is told first, by its own name.
-	list = append(list, vital{name: "the session that proves this worker alive", limit: c.HealthLimit + 2*lookTime, look: func(context.Context) error { return db.tables.LockError() }})
-	// Nothing but an operator mends it. The database's absence is told above.
-	list = append(list, vital{name: "the schema mm_orchestrator", limit: lookTime, look: func(ctx context.Context) error {
+	// The database may answer on one connection and refuse the session, without
+	// which no step starts. The longer limit lets an unreachable database be
+	// reported first, by its own check.
+	list = append(list, healthCheck{name: "the session that proves this worker alive", limit: c.HealthLimit + 2*checkInterval, check: func(context.Context) error { return db.tables.LockError() }})
+	// A short limit, because only an operator can repair the schema. Other errors
+	// are left to the check of the database.
+	list = append(list, healthCheck{name: "the schema mm_orchestrator", limit: checkInterval, check: func(ctx context.Context) error {
 		if err := db.tables.CheckOwnSchema(ctx); errors.Is(err, store.ErrSchema) {
-			return fmt.Errorf("%w. Messages go back to the queue until then, and a step that runs goes on", err)
+			return fmt.Errorf("%w. Until then messages are returned to the queue; a running step continues", err)
 		}
 		return nil
 	}})
-	if root, err := c.place().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
+	if root, err := c.artifactDirectory().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
-		list = append(list, vital{name: "the file system of " + root, look: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})
+		list = append(list, healthCheck{name: "the file system of " + root, check: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})
 	}
 	return list
 }
 
-// checkWorkspace says what is wrong with the repository's directory.
+// checkWorkspace checks that the workspace is a directory.
 func (c *configuration) checkWorkspace() error {
 	path := c.Workspace
 	info, err := os.Stat(path)
-	cure := "Mount the repository there, or name its directory by " + c.name("WORKSPACE_ROOT")
+	cure := "Mount the repository there, or set " + c.name("WORKSPACE_ROOT") + " to its directory"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return &configError{fmt.Sprintf("workspace %s does not exist. %s", path, cure)}
 	case errors.Is(err, fs.ErrPermission):
-		return &configError{fmt.Sprintf("workspace %s may not be entered by user %d. Run as its owner, or change its permissions", path, os.Getuid())}
+		return &configError{fmt.Sprintf("workspace %s is not accessible for user %d. Run as its owner, or change its permissions", path, os.Getuid())}
 	case err != nil:
 		return &configError{fmt.Sprintf("workspace %s cannot be used: %v. %s", path, errors.Unwrap(err), cure)}
 	case !info.IsDir():
@@ -156,12 +161,12 @@ func (c *configuration) checkWorkspace() error {
 	return nil
 }
 
-// place says where artifacts lie.
-func (c *configuration) place() artifacts.DirectoryConfig {
+// artifactDirectory is where the artifacts of runs are.
+func (c *configuration) artifactDirectory() artifacts.DirectoryConfig {
 	return artifacts.DirectoryConfig{WorkingDir: c.Workspace, Base: c.ArtifactBase, SubPath: c.ArtifactSubPath, Mappings: c.ArtifactMappings}
 }
 
-// statsD adds to the settings what they cannot say.
+// statsD is the StatsD configuration with a logger.
 func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
 	config := c.StatsD
 	config.Logger = log
@@ -186,22 +191,23 @@ func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (
 		Node:            c.Node,
 		Results:         results,
 		DeadLetterQueue: c.DeadLetterQueue,
-		StartTimeout:    orNone(c.Wait),
-		ShutdownTimeout: orNone(splitGrace(c.ShutdownGrace).Finish),
+		StartTimeout:    negativeIfZero(c.Wait),
+		ShutdownTimeout: negativeIfZero(splitGrace(c.ShutdownGrace).Finish),
 		StopTimeout:     splitGrace(c.ShutdownGrace).Stop,
 		Logger:          log,
 	}, nil
 }
 
-// orNone writes "no time at all" as the engine does.
-func orNone(d time.Duration) time.Duration {
+// negativeIfZero converts a zero duration to the engine's form of "do not wait":
+// the engine takes zero for its default.
+func negativeIfZero(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1
 	}
 	return d
 }
 
-// redacted keeps secrets out of the answers to probes.
+// redacted removes secrets from the answers to probes.
 func redacted(redactor *artifacts.Redactor, probe metrics.Probe) metrics.Probe {
 	return func(ctx context.Context) error {
 		if err := probe(ctx); err != nil {

@@ -11,49 +11,49 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
-// A setting is one value of the configuration: where it comes from, what it
-// means, how it is read. The table of all settings drives parsing, the help
-// texts, the config command and docs/configuration.md, so that none of them
-// can say something that another does not do.
+// setting is one value of the configuration: its sources, its meaning and its
+// parser. Parsing, help texts, the command config and docs/configuration.md are
+// all derived from the table of settings, so that they cannot contradict each
+// other.
 type setting struct {
-	// flag is the name on the command line, or "" for values that must not
-	// be given there: everybody on the machine sees command lines.
+	// flag is the flag's name, or "" for secrets, since all users of a machine can
+	// see command lines.
 	flag string
-	// form is what its value looks like, in a word or as the choices that
-	// there are.
+	// form is the placeholder for the value in help texts: a word, or the choices
+	// separated by |.
 	form string
-	// vars are the environment variables, the first that is set wins.
+	// vars are the environment variables; the first that is set wins.
 	vars []variable
-	// def is the default, as one would write it. Settings without a default
-	// have the meaning that defaultNote gives.
+	// def is the default value as text, or "" for none. defaultNote explains the
+	// default, or what happens without a value.
 	def         string
 	defaultNote string
 	topic       topic
-	// help says what it does, in sentences.
+	// help explains the setting, in sentences.
 	help string
-	// secret hides the whole value.
+	// secret: the whole value is secret.
 	secret bool
-	// mask, if given, shows the value without the passwords inside it.
+	// mask, if not nil, removes the passwords in the value.
 	mask func(text string) string
-	// boolean settings may be given on the command line without a value.
+	// boolean: the flag may be given without a value.
 	boolean bool
-	// read parses text into the configuration. It is not called for a
-	// setting without value and default.
+	// read parses text into the configuration. It is not called if there is
+	// neither a value nor a default.
 	read func(c *configuration, text string) error
-	// show, if given, is the effective value where that is not the text that
-	// was read.
+	// show, if not nil, returns the effective value where that differs from the
+	// text that was read.
 	show func(c *configuration) string
 }
 
 // variable is the name of an environment variable.
 type variable struct {
 	name string
-	// emptyCounts: set to the empty text, it counts as set. For the others
-	// empty is the same as unset, as for Python code that says `a or b`.
+	// emptyCounts: an empty value counts as set. For other variables empty is the
+	// same as unset, as in Python's `a or b`.
 	emptyCounts bool
 }
 
-// topic groups settings in help texts, and says which commands read them.
+// topic is a group of settings, for help texts and for the commands that read it.
 type topic string
 
 const (
@@ -67,10 +67,10 @@ const (
 	topicMetrics  topic = "Metrics and health"
 )
 
-// topics in the order in which they are explained.
+// topics are all topics, in the order of the help texts.
 var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicStart, topicProcess, topicMetrics}
 
-// redact returns the value of s as it may be shown.
+// redact removes the secrets from a value of s.
 func (s setting) redact(text string) string {
 	switch {
 	case s.secret:
@@ -83,10 +83,10 @@ func (s setting) redact(text string) string {
 	return text
 }
 
-// name is what the setting is called in errors when nobody has given it.
+// name is the preferred variable, which errors name if the value is a default.
 func (s setting) name() string { return s.vars[0].name }
 
-// names lists variables, the preferred one first.
+// names makes variables, the preferred one first.
 func names(list ...string) []variable {
 	vars := make([]variable, len(list))
 	for i, name := range list {
@@ -95,7 +95,7 @@ func names(list ...string) []variable {
 	return vars
 }
 
-// Readers of values. Their errors complete the sentence "NAME is VALUE: …".
+// Parsers of values. Their errors continue "NAME is VALUE: ".
 
 func readText(field func(*configuration) *string) func(*configuration, string) error {
 	return func(c *configuration, text string) error {
@@ -103,18 +103,18 @@ func readText(field func(*configuration) *string) func(*configuration, string) e
 			return errors.New("it must not be empty")
 		}
 		if strings.ContainsAny(text, "\x00\r\n") {
-			return errors.New("it must not hold line breaks or NUL")
+			return errors.New("it must not contain line breaks or NUL")
 		}
 		*field(c) = text
 		return nil
 	}
 }
 
-// readOptionalText takes an empty text for an answer.
+// readOptionalText is readText, but accepts an empty text.
 func readOptionalText(field func(*configuration) *string) func(*configuration, string) error {
 	return func(c *configuration, text string) error {
 		if strings.ContainsAny(text, "\x00\r\n") {
-			return errors.New("it must not hold line breaks or NUL")
+			return errors.New("it must not contain line breaks or NUL")
 		}
 		*field(c) = text
 		return nil
@@ -159,20 +159,20 @@ func readChoice(field func(*configuration) *string, choices ...string) func(*con
 	}
 }
 
-// readDuration takes what Go takes (90s, 1h30m) and a number of seconds.
+// readDuration accepts Go's durations (90s, 1h30m) and a number of seconds.
 func readDuration(field func(*configuration) *time.Duration, least time.Duration) func(*configuration, string) error {
 	return func(c *configuration, text string) error {
 		text = strings.TrimSpace(text)
 		d, err := time.ParseDuration(text)
 		if seconds, isNumber := strconv.ParseFloat(text, 64); isNumber == nil {
-			// 10 years in seconds: far from overflow, and more than anybody means.
+			// 10 years in seconds: no overflow, and more than any sensible value.
 			if !(seconds >= 0 && seconds <= 315_360_000) {
-				return errors.New("it must be a time such as 90s, 15m or 2h")
+				return errors.New("it must be a duration such as 90s, 15m or 2h")
 			}
 			d, err = time.Duration(seconds*float64(time.Second)), nil
 		}
 		if err != nil {
-			return errors.New("it must be a time such as 90s, 15m or 2h")
+			return errors.New("it must be a duration such as 90s, 15m or 2h")
 		}
 		if d < least {
 			return fmt.Errorf("it must be %s or more", least)
@@ -190,7 +190,7 @@ func oneOf(words []string) string {
 	return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
 }
 
-// splitList splits at commas and drops the white space around each part.
+// splitList splits at commas, trims white space, and drops empty parts.
 func splitList(text string) []string {
 	var parts []string
 	for part := range strings.SplitSeq(text, ",") {

@@ -19,10 +19,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
 )
 
-// configuration is the program's configuration after flags, environment and
-// defaults have been read.
+// configuration is the effective configuration: flags, environment and defaults.
 type configuration struct {
-	// Broker is what Brokers was read from.
+	// Broker is the text from which Brokers was parsed.
 	Broker      secret.String
 	Brokers     []address.Broker
 	Queue       string
@@ -35,8 +34,7 @@ type configuration struct {
 	// Prefetch is the multiplier; see PrefetchCount.
 	Prefetch int
 
-	// Results is the URL of the database for Celery results; zero means that
-	// none are kept.
+	// Results is the database for Celery results; zero means that none are stored.
 	Results        address.Database
 	ResultEncoding string
 
@@ -55,7 +53,7 @@ type configuration struct {
 	DockerCertPath  string
 	ComposeProgram  string
 	AllowedPrograms []string
-	// HealthURLs override a service's health URL.
+	// HealthURLs replace the health URLs of plans, by service.
 	HealthURLs map[string]string
 	StepLimit  time.Duration
 	MaxStarts  int
@@ -70,17 +68,18 @@ type configuration struct {
 	StatsD       metrics.StatsDConfig
 	Listen       string
 	ListenRemote bool
-	// HealthLimit is how long what a worker needs may be away.
+	// HealthLimit is how long a dependency may be unavailable before the worker is
+	// unhealthy.
 	HealthLimit time.Duration
 	// DiskReserve is in MiB.
 	DiskReserve int
 
-	// values are what resolve has read, with their origins.
+	// values are all settings with their sources.
 	values []effective
 }
 
-// EngineConfig is how the docker engine is reached: by TLS only where the
-// docker program uses it too.
+// EngineConfig is the address of the docker engine. TLS is used under the same
+// condition as in the docker program.
 func (c *configuration) EngineConfig() compose.EngineConfig {
 	config := compose.EngineConfig{Host: c.DockerHost}
 	if c.DockerTLSVerify != "" {
@@ -89,17 +88,16 @@ func (c *configuration) EngineConfig() compose.EngineConfig {
 	return config
 }
 
-// ChildEnvironment is the environment of the commands of plans: ours, with
-// what flags and other names say about the docker engine.
+// ChildEnvironment is the environment of the commands of plans: env, with the
+// effective settings of the docker engine.
 func (c *configuration) ChildEnvironment(env environment) environment {
 	return env.with("DOCKER_HOST", c.DockerHost).with("DOCKER_TLS_VERIFY", c.DockerTLSVerify).with("DOCKER_CERT_PATH", c.DockerCertPath)
 }
 
-// PrefetchCount is how many messages the broker may hand out at a time:
-// Celery's multiplier times concurrency.
+// PrefetchCount is AMQP's prefetch count: Celery's multiplier times concurrency.
 func (c *configuration) PrefetchCount() int { return c.Prefetch * c.Concurrency }
 
-// Database is the URL of MoonMind's tables.
+// Database is the database of MoonMind's tables.
 func (c *configuration) Database() address.Database {
 	if !c.DatabaseURL.IsZero() {
 		return c.DatabaseURL
@@ -107,8 +105,8 @@ func (c *configuration) Database() address.Database {
 	return c.Postgres.address()
 }
 
-// checkFiles reads the files that the broker's addresses name, so that what is
-// wrong with them is told before anything is connected to.
+// checkFiles reads the TLS files that the brokers' addresses name, so that a
+// problem with them is reported before the first connection.
 func (c *configuration) checkFiles() error {
 	for _, b := range c.Brokers {
 		if _, err := b.TLSConfig(); err != nil {
@@ -118,7 +116,7 @@ func (c *configuration) checkFiles() error {
 	return nil
 }
 
-// parseResultBackend reads the address of a Celery result backend. Empty and
+// parseResultBackend parses the address of a Celery result backend. Empty and
 // "disabled" mean none.
 func parseResultBackend(text string) (address.Database, error) {
 	if noResults(text) {
@@ -126,7 +124,7 @@ func parseResultBackend(text string) (address.Database, error) {
 	}
 	scheme, _, found := strings.Cut(text, "://")
 	if found && !strings.HasPrefix(strings.TrimLeft(scheme, " \t\r\n"), "db+postgres") && address.SchemeOnly(text) != secret.Mask {
-		return address.Database{}, fmt.Errorf("result backend %s:// is not supported: this program writes to db+postgresql:// or, when the variable is unset, nowhere", scheme)
+		return address.Database{}, fmt.Errorf("result backend %s:// is not supported: use db+postgresql://, or disabled:// to store no results", scheme)
 	}
 	return address.ParseDatabase(text)
 }
@@ -143,7 +141,7 @@ func maskResultBackend(text string) string {
 	return address.MaskDatabase(text)
 }
 
-// ignoredOptions are options of the databases' addresses that have no effect.
+// ignoredOptions lists options of the database addresses that have no effect.
 func (c *configuration) ignoredOptions() []notice {
 	var found []notice
 	add := func(variable string, d address.Database) {
@@ -170,22 +168,22 @@ func (p postgresSettings) address() address.Database {
 	return address.NewDatabase(p.User, p.Password, p.Host, strconv.Itoa(p.Port), p.Database)
 }
 
-// settings is the table of everything that can be configured. The order
-// within a topic is the order of explanation.
+// settings is the table of all settings, by topic in the order of the help texts.
 //
 // Names and precedence are those of MoonMind's Python worker
-// (docs/moonmind.md#configuration): where it has two names for one value, the
-// one that it really reads comes first, the one that it only documents after
-// it. Values that it does not have begin with MM_ORCHESTRATOR_.
+// (docs/moonmind.md#configuration). Where MoonMind has several names for a value,
+// the one that its code reads comes first, and those that only its documentation
+// mentions after it. Settings that MoonMind does not have begin with
+// MM_ORCHESTRATOR_.
 var settings = []setting{
 	{
 		flag: "broker-url", form: "url", mask: address.MaskBrokers, topic: topicBroker,
 		vars: names("CELERY_BROKER_URL", "ORCHESTRATOR_BROKER_URL", "BROKER_URL", "SPEC_WORKFLOW_CELERY_BROKER_URL"),
 		def:  "amqp://guest:guest@rabbitmq:5672//",
-		help: "RabbitMQ, as amqp://user:password@host:port/vhost, with amqps:// for TLS. It is read as kombu reads it: pyamqp:// is the same as amqp://, " +
-			"a missing part is guest:guest@127.0.0.1:5672 and virtual host /, which may also be written //; several URLs separated by ; are tried in turn. " +
-			"In a password, write / ? # ; and a % before two hexadecimal digits percent-encoded; everything else, blanks and @ included, may stand as it is. " +
-			"For TLS, ?ssl_ca_certs=, ssl_certfile= and ssl_keyfile= name files.",
+		help: "RabbitMQ, as amqp://user:password@host:port/vhost, or amqps:// for TLS. The address is parsed as kombu parses it: pyamqp:// is the same as amqp://, " +
+			"missing parts are guest:guest@127.0.0.1:5672 and the virtual host / (which may also be written as //). Several URLs, separated by ;, are tried in turn. " +
+			"In a password, percent-encode / ? # ; and any % before two hexadecimal digits; all other characters, including spaces and @, may be written as they are. " +
+			"The TLS options ?ssl_ca_certs=, ssl_certfile= and ssl_keyfile= name files.",
 		read: func(c *configuration, text string) (err error) {
 			c.Broker = secret.New(text)
 			c.Brokers, err = address.ParseBrokers(text)
@@ -196,15 +194,15 @@ var settings = []setting{
 		flag: "queue", form: "name", topic: topicBroker,
 		vars: []variable{{name: "ORCHESTRATOR_CELERY_QUEUE", emptyCounts: true}},
 		def:  "orchestrator.run",
-		help: "The queue that is consumed, and to which the next step of a run is published.",
+		help: "The queue from which the worker consumes, and to which it publishes the next step of a run.",
 		read: readText(func(c *configuration) *string { return &c.Queue }),
 	},
 	{
 		flag: "queue-type", form: "none|classic|quorum", topic: topicBroker,
 		vars: names("MM_ORCHESTRATOR_QUEUE_TYPE", "ORCHESTRATOR_QUEUE_TYPE"),
 		def:  "none",
-		help: "The x-queue-type with which the queue is declared: none (no argument, as Python declares it), classic or quorum. " +
-			"It must be what the queue has and what every other declaring program says.",
+		help: "The x-queue-type with which the worker declares the queue: none (no argument, as Python declares it), classic or quorum. " +
+			"It must match the existing queue and every other program that declares it.",
 		read: func(c *configuration, text string) error {
 			err := readChoice(func(c *configuration) *string { return &c.QueueType }, "none", "classic", "quorum")(c, text)
 			if c.QueueType == "none" {
@@ -217,8 +215,8 @@ var settings = []setting{
 		flag: "exchange", form: "name", topic: topicBroker,
 		vars: names("ORCHESTRATOR_CELERY_EXCHANGE", "WORKFLOW_DEFAULT_EXCHANGE", "CELERY_DEFAULT_EXCHANGE", "DEFAULT_EXCHANGE"),
 		def:  "moonmind.jobs",
-		help: "The direct exchange that is declared and to which the queue is bound. Earlier revisions of MoonMind used speckit; a binding to it may stay. " +
-			"Messages do not go through it: producers and workers publish to the queue by its name.",
+		help: "The direct exchange that the worker declares and binds the queue to. Earlier revisions of MoonMind used speckit; a binding to that exchange may stay. " +
+			"No message goes through the exchange: producers and workers publish to the queue by name, through the default exchange.",
 		read: readText(func(c *configuration) *string { return &c.Exchange }),
 	},
 	{
@@ -233,23 +231,23 @@ var settings = []setting{
 		flag: "concurrency", form: "number", topic: topicBroker,
 		vars: names("ORCHESTRATOR_CONCURRENCY"),
 		def:  "1",
-		help: "How many steps run at a time in this process.",
+		help: "How many steps this worker runs at a time.",
 		read: readNumber(func(c *configuration) *int { return &c.Concurrency }, 1, 100),
 	},
 	{
 		flag: "prefetch", form: "number", topic: topicBroker,
 		vars: names("ORCHESTRATOR_PREFETCH"),
 		def:  "1",
-		help: "Messages that the broker hands out in advance, as a multiple of the concurrency. With 1 nothing waits behind a busy worker while another one is free. " +
-			"0, which means no limit to Celery, is refused.",
+		help: "How many messages the broker delivers to this worker at a time, as a multiple of the concurrency. With 1 no message waits at a busy worker while another worker is free. " +
+			"0, which is no limit in Celery, is an error.",
 		read: readNumber(func(c *configuration) *int { return &c.Prefetch }, 1, 100),
 	},
 	{
 		flag: "dead-letter-queue", form: "name", topic: topicBroker,
 		vars:        names("MM_ORCHESTRATOR_DEAD_LETTER_QUEUE"),
-		defaultNote: "none: such messages are rejected, as Celery does",
-		help: "A queue for messages that can never be run, because they cannot be decoded or name an unknown task. They go there as they came, with the reason in the header " +
-			"x-mm-orchestrator-reason. It is declared durable if it does not exist.",
+		defaultNote: "none: such messages are rejected, as in Celery",
+		help: "A queue for messages that no worker can process, because they cannot be decoded or name an unknown task. The worker publishes them there unchanged, with the reason in the header " +
+			"x-mm-orchestrator-reason. If the queue does not exist, the worker declares it as durable.",
 		read: readText(func(c *configuration) *string { return &c.DeadLetterQueue }),
 	},
 
@@ -261,10 +259,10 @@ var settings = []setting{
 			{name: "RESULT_BACKEND", emptyCounts: true},
 			{name: "SPEC_WORKFLOW_CELERY_RESULT_BACKEND", emptyCounts: true},
 		},
-		defaultNote: "none: no Celery results are kept",
-		help: "Where Celery's results go, for AsyncResult in Python: db+postgresql://user:password@host:port/database. Runs, steps and artifacts do not need it; " +
-			"MoonMind's API and UI never read it. Unlike Python, this program derives no address from POSTGRES_* when it is unset. Empty or disabled:// means none. " +
-			"It is read as SQLAlchemy reads it: in a password, write @ and a % before two hexadecimal digits percent-encoded; everything else, blanks and / ? # included, may stand as it is.",
+		defaultNote: "none: no Celery results are stored",
+		help: "Where the worker stores Celery results, for AsyncResult in Python: db+postgresql://user:password@host:port/database. Runs, steps and artifacts do not need it, " +
+			"and MoonMind's API and UI never read it. Unlike Python, this program does not derive a default from POSTGRES_*. Empty or disabled:// means none. " +
+			"The address is parsed as SQLAlchemy parses it. In a password, percent-encode @ and any % before two hexadecimal digits; all other characters, including spaces and / ? #, may be written as they are.",
 		read: func(c *configuration, text string) (err error) {
 			c.Results, err = parseResultBackend(text)
 			return err
@@ -280,8 +278,8 @@ var settings = []setting{
 		flag: "result-encoding", form: "pickle|json", topic: topicResults,
 		vars: names("MM_ORCHESTRATOR_RESULT_ENCODING"),
 		def:  "pickle",
-		help: "How results are encoded in celery_taskmeta: pickle, which Celery 5.4 to 5.6 write and all versions read, or json, as Celery 5.7 writes them. " +
-			"Choose json only when every reader has Celery 5.7 or later.",
+		help: "The encoding of results in celery_taskmeta: pickle, which Celery 5.4 to 5.6 write and all versions read, or json, which Celery 5.7 writes. " +
+			"Use json only if every reader has Celery 5.7 or later.",
 		read: readChoice(func(c *configuration) *string { return &c.ResultEncoding }, "pickle", "json"),
 	},
 
@@ -289,7 +287,7 @@ var settings = []setting{
 		flag: "postgres-host", form: "host", topic: topicDatabase,
 		vars: names("POSTGRES_HOST"),
 		def:  "api-db",
-		help: "Host of the PostgreSQL server with MoonMind's tables, or the directory of its Unix socket.",
+		help: "The host of the PostgreSQL server with MoonMind's tables, or the directory of its Unix socket.",
 		read: readText(func(c *configuration) *string { return &c.Postgres.Host }),
 	},
 	{
@@ -327,9 +325,9 @@ var settings = []setting{
 		flag: "database-url", form: "url", mask: address.MaskDatabase, topic: topicDatabase,
 		vars:        names("MM_ORCHESTRATOR_DATABASE_URL"),
 		defaultNote: "made from POSTGRES_*",
-		help: "The whole address instead, as postgresql://user:password@host:port/database?sslmode=verify-full. It wins over POSTGRES_*, and is read as a result backend is. " +
-			"Every option of libpq 18 may stand behind the ?: it is honoured (sslmode, sslcrl, keepalives, target_session_attrs, …), or `mm-orchestrator config` and the log say that it has no effect, " +
-			"or it is refused with what to do instead. Other names are parameters of the server, such as search_path.",
+		help: "The whole address, as postgresql://user:password@host:port/database?sslmode=verify-full. It overrides POSTGRES_*, and is parsed like the result backend. " +
+			"All options of libpq 18 are known. Most have the same effect as in libpq (sslmode, sslcrl, keepalives, target_session_attrs, …). Of those without effect `mm-orchestrator config` and the log say so. " +
+			"A few are errors, which say what to use instead. Other names are server parameters, such as search_path.",
 		read: func(c *configuration, text string) error {
 			var err error
 			c.DatabaseURL, err = address.ParseDatabase(text)
@@ -341,8 +339,8 @@ var settings = []setting{
 		flag: "auto-migrate", form: "true|false", boolean: true, topic: topicDatabase,
 		vars: names("MM_ORCHESTRATOR_AUTO_MIGRATE"),
 		def:  "true",
-		help: "Let the worker create or upgrade at start what is its own in the database: the schema mm_orchestrator and, with a result backend, Celery's table celery_taskmeta. " +
-			"MoonMind's tables are never touched. With false, missing tables are an error that names `mm-orchestrator migrate`.",
+		help: "Whether the worker, at its start, creates or upgrades its own schema mm_orchestrator and, with a result backend, Celery's table celery_taskmeta. " +
+			"It never changes MoonMind's tables. With false, missing tables are an error that names `mm-orchestrator migrate`.",
 		read: readBool(func(c *configuration) *bool { return &c.AutoMigrate }),
 	},
 
@@ -350,14 +348,14 @@ var settings = []setting{
 		flag: "workspace", form: "directory", topic: topicFiles,
 		vars: names("WORKSPACE_ROOT"),
 		def:  "/workspace",
-		help: "The repository that is repaired. It must exist; relative paths of plans and settings start here.",
+		help: "The directory of the repository that runs repair. It must exist. Relative paths in plans and settings are relative to it.",
 		read: func(c *configuration, text string) error {
 			if text == "" {
 				return errors.New("it must not be empty")
 			}
 			path, err := filepath.Abs(text)
 			if err != nil {
-				return errors.New("it is relative, and the working directory cannot be found")
+				return errors.New("it is relative, and the working directory is unknown")
 			}
 			c.Workspace = path
 			return nil
@@ -368,23 +366,23 @@ var settings = []setting{
 		flag: "artifacts-root", form: "directory", topic: topicFiles,
 		vars: names("WORKFLOW_ARTIFACTS_ROOT", "SPEC_WORKFLOW_ARTIFACT_ROOT", "SPEC_WORKFLOW_ARTIFACTS_ROOT", "ARTIFACTS_ROOT"),
 		def:  "var/artifacts/spec_workflows",
-		help: "The directory below which artifacts of runs lie. A run that has an artifact_root in its row, as all that MoonMind's API makes do, uses that.",
+		help: "The directory for artifacts of runs whose row has no artifact_root. Runs created by MoonMind's API have one, and use it.",
 		read: readText(func(c *configuration) *string { return &c.ArtifactBase }),
 	},
 	{
 		flag: "artifact-subpath", form: "directory", topic: topicFiles,
 		vars:        names("ORCHESTRATOR_ARTIFACT_ROOT"),
 		defaultNote: "the artifacts root itself",
-		help:        "A directory below the artifacts root for the runs of this worker; an absolute path must lie inside it.",
+		help:        "A directory inside the artifacts root for the runs of this worker, as relative or absolute path.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.ArtifactSubPath }),
 		show:        func(c *configuration) string { return c.ArtifactSubPath },
 	},
 	{
 		flag: "artifact-path-map", form: "from=to,…", topic: topicFiles,
 		vars:        names("MM_ORCHESTRATOR_ARTIFACT_PATH_MAP"),
-		defaultNote: "paths are used as they are",
-		help: "Where the API's directories are on this side, when both mount one volume at different places: /app/var=/workspace/var. Several are separated by commas; " +
-			"the longest that fits is taken. The rows keep the API's paths.",
+		defaultNote: "paths are used unchanged",
+		help: "Maps the API's artifact paths to paths here, if the two mount the same volume at different paths: /app/var=/workspace/var. Separate several by commas; " +
+			"the longest match is used. Rows keep the API's paths.",
 		read: func(c *configuration, text string) error {
 			mappings, err := artifacts.ParsePrefixMappings(text)
 			if err != nil {
@@ -400,14 +398,14 @@ var settings = []setting{
 		vars:        names("DOCKER_HOST", "ORCHESTRATOR_DOCKER_HOST"),
 		defaultNote: "the local engine's socket",
 		help: "The docker engine, as unix:///path or tcp://host:port. A proxy in between must allow POST and BUILD, and containers, images, networks and volumes. " +
-			"Docker's other variables (DOCKER_CONFIG, COMPOSE_FILE, …) reach the docker program unchanged.",
+			"Docker's other variables (DOCKER_CONFIG, COMPOSE_FILE, …) are passed to the docker program unchanged.",
 		read: func(c *configuration, text string) error {
 			if scheme, _, found := strings.Cut(text, "://"); !found || scheme == "" {
 				return errors.New("it must have the form unix:///path or tcp://host:port")
 			}
 			if _, err := url.Parse(text); err != nil {
-				// Its own text repeats parts of it.
-				return errors.New("it is not a URL; write characters with a meaning in URLs percent-encoded")
+				// The text of err repeats parts of the address.
+				return errors.New("it is not a valid URL; percent-encode special characters")
 			}
 			c.DockerHost = text
 			return nil
@@ -417,20 +415,20 @@ var settings = []setting{
 		flag: "docker-tls-verify", form: "text", topic: topicSteps,
 		vars:        names("DOCKER_TLS_VERIFY"),
 		defaultNote: "no TLS",
-		help:        "Anything but the empty text, as for the docker program: the engine is reached by TLS, with the files in DOCKER_CERT_PATH.",
+		help:        "Any value but the empty one enables TLS to the engine, as for the docker program, with the files in DOCKER_CERT_PATH.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.DockerTLSVerify }),
 	},
 	{
 		flag: "docker-cert-path", form: "directory", topic: topicSteps,
 		vars:        names("DOCKER_CERT_PATH"),
 		defaultNote: "none; needed with DOCKER_TLS_VERIFY",
-		help:        "A directory with ca.pem, cert.pem and key.pem for an engine that is reached by TLS.",
+		help:        "The directory with ca.pem, cert.pem and key.pem for TLS to the engine.",
 		read:        readText(func(c *configuration) *string { return &c.DockerCertPath }),
 	},
 	{
 		flag: "compose", form: "file", topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_COMPOSE"),
-		defaultNote: "docker compose; docker-compose where there is no docker program",
+		defaultNote: "docker compose; docker-compose if there is no docker program",
 		help:        "The absolute path of a docker-compose program, version 2 or later, to run instead of `docker compose`.",
 		read: func(c *configuration, text string) error {
 			if !filepath.IsAbs(text) {
@@ -444,8 +442,8 @@ var settings = []setting{
 		flag: "allowed-programs", form: "name,…", topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_ALLOWED_PROGRAMS"),
 		defaultNote: "no others",
-		help: "Programs that the commands of a plan may run besides git, docker, docker-compose and MoonMind's skill executor: names or absolute paths, separated by commas. " +
-			"No shell is ever used, but a program that runs others is as good as one.",
+		help: "Programs that plans may run besides git, docker, docker-compose and MoonMind's skill executor: names or absolute paths, separated by commas. " +
+			"The worker never uses a shell, but a program that can run other programs allows as much as a shell.",
 		read: func(c *configuration, text string) error {
 			c.AllowedPrograms = splitList(text)
 			for _, program := range c.AllowedPrograms {
@@ -460,8 +458,8 @@ var settings = []setting{
 		flag: "health-url", form: "service=url,…", mask: address.MaskNamedURLs, topic: topicSteps,
 		vars:        names("MM_ORCHESTRATOR_HEALTH_URL"),
 		defaultNote: "the URL in the plan",
-		help: "What verify asks instead of the plan's URL: service=URL, several separated by commas. MoonMind's plans ask api for /health, which it answers with 404; " +
-			"api=http://api:5000/healthz mends that. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are honoured.",
+		help: "Health URLs that verify asks instead of the plan's: service=URL, several separated by commas. MoonMind's plans ask the service api for /health, which it answers with 404; " +
+			"api=http://api:5000/healthz corrects that. HTTP_PROXY, HTTPS_PROXY and NO_PROXY apply.",
 		read: func(c *configuration, text string) error {
 			c.HealthURLs = map[string]string{}
 			for _, entry := range splitList(text) {
@@ -480,22 +478,22 @@ var settings = []setting{
 		vars:        names("MM_ORCHESTRATOR_STEP_TIME_LIMIT"),
 		def:         "0s",
 		defaultNote: "0s: no limit, as with Python",
-		help:        "How long one step may take; then its commands are ended with all their children, the step fails, and the run is rolled back. 0 means no limit. A plan may set a shorter one by the parameter timeoutSeconds of a step.",
+		help:        "How long a step may take. At the limit all its processes are killed, the step fails, and the run is rolled back. 0 means no limit. A plan can set a shorter limit by a step's parameter timeoutSeconds.",
 		read:        readDuration(func(c *configuration) *time.Duration { return &c.StepLimit }, 0),
 	},
 	{
 		flag: "max-starts", form: "number", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_MAX_STARTS"),
 		def:  "3",
-		help: "How many workers may die while they run one and the same step. Then the step fails with that reason, and the run is rolled back. Starts that a stopping worker handed back do not count.",
+		help: "How many workers may die while they run the same step before the step fails and the run is rolled back. Starts that a stopping worker gave up do not count.",
 		read: readNumber(func(c *configuration) *int { return &c.MaxStarts }, 1, 100),
 	},
 	{
 		flag: "lost-grace", form: "duration", topic: topicSteps,
 		vars: names("MM_ORCHESTRATOR_LOST_GRACE"),
 		def:  "3m",
-		help: "How long a run may own the workspace without a trace of its message (no worker has it, and the queue is empty, as after a purge; it does not begin while a consumer that is not a worker of this program is on the queue). Then the run fails and is rolled back, and the next one gets the workspace. " +
-			"It must be longer than RabbitMQ takes to notice that a worker's machine is gone, which is up to 2 minutes.",
+		help: "A run that holds the workspace is lost if no worker has its message and the queue is empty, for example after a purge. After this time the run fails and is rolled back, and the next run gets the workspace. " +
+			"The time does not start while a consumer that is not a worker of this program is on the queue. It must be longer than RabbitMQ takes to notice that a worker's machine has failed, which is up to 2 minutes.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.LostGrace }, time.Second),
 	},
 
@@ -503,8 +501,8 @@ var settings = []setting{
 		flag: "wait", form: "duration", topic: topicStart,
 		vars: names("MM_ORCHESTRATOR_WAIT"),
 		def:  "30s",
-		help: "How long to wait at start for a broker or database that cannot be reached, before the program gives up with exit code 69. What waiting cannot mend, such as a wrong password, " +
-			"ends it at once. After the start it reconnects without limit.",
+		help: "How long to wait at start for an unreachable broker or database before the program ends with exit code 69. Errors that waiting cannot resolve, such as a wrong password, " +
+			"end it at once. After the start it reconnects without a limit.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.Wait }, 0),
 	},
 
@@ -512,7 +510,7 @@ var settings = []setting{
 		flag: "hostname", form: "name@host", topic: topicProcess,
 		vars: names("ORCHESTRATOR_HOSTNAME"),
 		def:  "orchestrator@%h",
-		help: "The name of this worker in results, claims and logs, as name@host. %h is the name of this machine, %n that up to its first dot, %d the rest, %% a percent sign. " +
+		help: "The name of this worker in results, claims and logs, as name@host. %h is the host name, %n its part before the first dot, %d the rest, %% a percent sign. " +
 			"Workers that run at the same time need different names.",
 		read: func(c *configuration, text string) error {
 			host, err := os.Hostname()
@@ -529,16 +527,16 @@ var settings = []setting{
 		flag: "shutdown-grace", form: "duration", topic: topicProcess,
 		vars: names("MM_ORCHESTRATOR_SHUTDOWN_GRACE"),
 		def:  "1h",
-		help: "How long the worker may take to stop after SIGTERM or SIGINT. Running steps may go on for the most of it; in its last quarter, ten seconds at the most, what still runs is ended with all its processes. " +
-			"A second signal ends it at once. What is cut short goes back to the queue and is taken up again by the next worker. " +
-			"A container needs a longer stop_grace_period, or the engine kills the worker earlier.",
+		help: "How long the worker may take to stop after SIGTERM or SIGINT. Running steps may continue until the last quarter of this time (at most the last ten seconds); then the worker kills their processes " +
+			"and returns their messages to the queue, and the next worker continues these steps. A second signal has the same effect at once. " +
+			"In a container, stop_grace_period must be longer, or the engine kills the worker earlier.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.ShutdownGrace }, 0),
 	},
 	{
 		flag: "log-level", form: "debug|info|warning|error", topic: topicProcess,
 		vars: names("ORCHESTRATOR_LOG_LEVEL"),
 		def:  "info",
-		help: "debug, info, warning or error. Celery's critical and fatal are the same as error.",
+		help: "The lowest level that is logged: debug, info, warning or error. Celery's critical and fatal are the same as error.",
 		read: func(c *configuration, text string) error {
 			level, known := logLevels[strings.ToLower(strings.TrimSpace(text))]
 			if !known {
@@ -552,7 +550,7 @@ var settings = []setting{
 		flag: "log-format", form: "auto|text|json", topic: topicProcess,
 		vars: names("MM_ORCHESTRATOR_LOG_FORMAT"),
 		def:  "auto",
-		help: "text, json, or auto: text on a terminal, JSON otherwise.",
+		help: "The format of the log: text, json, or auto, which is text on a terminal and JSON otherwise.",
 		read: readChoice(func(c *configuration) *string { return &c.LogFormat }, "auto", "text", "json"),
 	},
 
@@ -560,8 +558,8 @@ var settings = []setting{
 		flag: "listen", form: "host:port", topic: topicMetrics,
 		vars: []variable{{name: "MM_ORCHESTRATOR_LISTEN", emptyCounts: true}},
 		def:  metrics.DefaultAddress,
-		help: "Where Prometheus metrics (/metrics) and health (/healthz, /readyz) are served over HTTP, as host:port. Empty turns it off. " +
-			"Where the default is in use already, by a second worker for instance, a free port is taken and logged.",
+		help: "The address, as host:port, at which the worker serves Prometheus metrics (/metrics) and health checks (/healthz, /readyz) over HTTP. Empty disables them. " +
+			"If the default address is in use, for example by another worker, the worker listens on a free port and logs it.",
 		read: func(c *configuration, text string) error {
 			if text != "" {
 				if err := metrics.CheckAddress(text); err != nil {
@@ -576,29 +574,29 @@ var settings = []setting{
 		flag: "listen-remote", form: "true|false", boolean: true, topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_LISTEN_REMOTE"),
 		def:  "false",
-		help: "Allow a listen address that other machines can reach, such as 0.0.0.0:9808. What is served names hosts and queues, and asks for no password.",
+		help: "Allow a listen address that other machines can reach, such as 0.0.0.0:9808. The endpoints require no password, and show names of hosts and queues.",
 		read: readBool(func(c *configuration) *bool { return &c.ListenRemote }),
 	},
 	{
 		flag: "health-limit", form: "duration", topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_HEALTH_LIMIT"),
 		def:  "60s",
-		help: "How long the consumer, the database or the docker engine may be away before /healthz is red. The worker itself waits for them without limit, so that short absences need nobody. " +
-			"As long may the worker itself stand still, with a deadlock or a call that never returns; commands of steps may take any time. The docker engine counts only once it has answered.",
+		help: "How long the consumer, the database or the docker engine may be unavailable before /healthz reports the worker as unhealthy. The worker itself waits for them without a limit. " +
+			"The same time applies to a worker that makes no progress itself, because of a deadlock or a call that does not return; commands of steps may take any time. The docker engine counts only after it has answered once.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.HealthLimit }, 0),
 	},
 	{
 		flag: "disk-reserve", form: "MiB", topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_DISK_RESERVE"),
 		def:  "64",
-		help: "With less than so many MiB left on the disk of the artifact root, /healthz is red. 0 turns it off.",
+		help: "/healthz reports the worker as unhealthy if the file system of the artifact root has less free space than this, in MiB. 0 disables the check.",
 		read: readNumber(func(c *configuration) *int { return &c.DiskReserve }, 0, 1<<30),
 	},
 	{
 		flag: "statsd-host", form: "host", topic: topicMetrics,
 		vars:        names("ORCHESTRATOR_STATSD_HOST", "STATSD_HOST"),
 		defaultNote: "StatsD is off",
-		help:        "The StatsD server to which MoonMind's metrics are sent, over IPv4 UDP.",
+		help:        "The StatsD server to which the worker sends MoonMind's metrics, over IPv4 UDP.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.StatsD.Host }),
 	},
 	{
@@ -612,7 +610,7 @@ var settings = []setting{
 		flag: "metrics-prefix", form: "name", topic: topicMetrics,
 		vars: names("ORCHESTRATOR_METRICS_PREFIX"),
 		def:  "moonmind.orchestrator",
-		help: "What stands before the names of StatsD metrics. Dots at its end are removed.",
+		help: "The prefix of the names of StatsD metrics. Dots at its end are removed.",
 		read: func(c *configuration, text string) error {
 			c.StatsD.Prefix = strings.TrimRight(text, ".")
 			if c.StatsD.Prefix == "" || strings.ContainsAny(text, ":|@# \t\r\n") {
@@ -623,8 +621,7 @@ var settings = []setting{
 	},
 }
 
-// logLevels are Celery's names. What Python calls critical has no level of its
-// own here.
+// logLevels maps Celery's names. slog has no level for Python's critical.
 var logLevels = map[string]slog.Level{
 	"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "warn": slog.LevelWarn,
 	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError,
@@ -632,8 +629,8 @@ var logLevels = map[string]slog.Level{
 
 var validNode = regexp.MustCompile(`^[^@\s]+@[^@\s]+$`)
 
-// nodeName fills in a name with Celery's placeholders; a name without @ is a
-// host's, as for Celery.
+// nodeName expands Celery's placeholders in a node name. As in Celery, a name
+// without @ is the host part.
 func nodeName(pattern, host string) (string, error) {
 	if !strings.Contains(pattern, "@") {
 		pattern = "celery@" + pattern
@@ -659,49 +656,49 @@ func nodeName(pattern, host string) (string, error) {
 		case '%':
 			out.WriteByte('%')
 		default:
-			return "", fmt.Errorf("%%%c means nothing; %%h, %%n, %%d and %%%% do", pattern[i])
+			return "", fmt.Errorf("%%%c is not a placeholder; use %%h, %%n, %%d or %%%%", pattern[i])
 		}
 	}
 	if !validNode.MatchString(out.String()) {
-		return "", fmt.Errorf("it becomes %q, and must be of the form name@host", out.String())
+		return "", fmt.Errorf("it expands to %q, which is not of the form name@host", out.String())
 	}
 	return out.String(), nil
 }
 
-// check looks at what no setting can judge alone.
+// check validates combinations of settings.
 func (c *configuration) check() error {
 	if c.RoutingKey == "" {
 		c.RoutingKey = c.Queue
 	}
 	if c.DockerTLSVerify != "" && c.DockerCertPath == "" {
-		return &configError{Text: fmt.Sprintf("%s is set, and %s does not say where the certificates are: set it to a directory with ca.pem, cert.pem and key.pem",
+		return &configError{Text: fmt.Sprintf("%s is set, but %s is not: set it to the directory with ca.pem, cert.pem and key.pem",
 			c.name("DOCKER_TLS_VERIFY"), c.name("DOCKER_CERT_PATH"))}
 	}
 	if c.Listen != "" && !c.ListenRemote && !metrics.Loopback(c.Listen) {
-		return &configError{Text: fmt.Sprintf("%s is %q, which other machines can reach: set %s if that is meant, or use 127.0.0.1",
+		return &configError{Text: fmt.Sprintf("%s is %q, which other machines can reach: set %s to allow that, or use 127.0.0.1",
 			c.name("MM_ORCHESTRATOR_LISTEN"), c.Listen, c.assign("MM_ORCHESTRATOR_LISTEN_REMOTE", "true"))}
 	}
 	return nil
 }
 
-// Variables of MoonMind that have no effect here, with the reason. The config
-// command names those that are set.
+// withoutEffect is a group of MoonMind's variables that have no effect here, with
+// the reason. The command config names those that are set.
 type withoutEffect struct {
 	vars []string
 	why  string
 }
 
 var withoutEffects = []withoutEffect{
-	{[]string{"ENCRYPTION_MASTER_KEY"}, "approval tokens are kept as they are in the database and never read"},
+	{[]string{"ENCRYPTION_MASTER_KEY"}, "this program never decrypts approval tokens"},
 	{[]string{"DEFAULT_QUEUE", "CELERY_DEFAULT_QUEUE", "DEFAULT_ROUTING_KEY", "CELERY_DEFAULT_ROUTING_KEY"}, "for the Spec workflow worker; this one reads ORCHESTRATOR_CELERY_QUEUE and ORCHESTRATOR_CELERY_ROUTING_KEY"},
 	{[]string{"WORKER_PREFETCH_MULTIPLIER", "CELERY_WORKER_PREFETCH_MULTIPLIER"}, "the orchestrator reads ORCHESTRATOR_PREFETCH instead"},
 	{[]string{"TASK_SERIALIZER", "CELERY_TASK_SERIALIZER", "RESULT_SERIALIZER", "CELERY_RESULT_SERIALIZER", "ACCEPT_CONTENT", "CELERY_ACCEPT_CONTENT"},
-		"the orchestrator's messages are JSON and nothing else; how results are kept is MM_ORCHESTRATOR_RESULT_ENCODING"},
+		"the orchestrator's messages are always JSON; MM_ORCHESTRATOR_RESULT_ENCODING sets the encoding of results"},
 	{[]string{"TASK_ACKS_LATE", "CELERY_TASK_ACKS_LATE", "TASK_REJECT_ON_WORKER_LOST", "CELERY_TASK_REJECT_ON_WORKER_LOST"},
-		"a message is acknowledged after its work is recorded, never before, and work of a worker that died is taken up again"},
-	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a fault of the Python worker that does not exist here"},
-	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "old results are deleted by Celery's beat, which runs elsewhere or not at all"},
-	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "for Python: what to load or to install"},
+		"messages are always acknowledged after their work is recorded, and the step of a dead worker is always continued"},
+	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a defect of the Python worker that this program does not have"},
+	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "Celery's beat deletes old results, not the worker"},
+	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "says what the Python worker loads or installs"},
 	{[]string{"REPO_ROOT", "SPEC_WORKFLOW_REPO_ROOT", "TASKS_ROOT", "SPEC_WORKFLOW_TASKS_ROOT", "TEST_MODE", "SPEC_WORKFLOW_TEST_MODE", "CODEX_QUEUE", "SPEC_WORKFLOW_CODEX_QUEUE",
 		"GITHUB_REPOSITORY", "SPEC_WORKFLOW_GITHUB_REPOSITORY", "GITHUB_TOKEN", "SPEC_WORKFLOW_GITHUB_TOKEN", "DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY",
 		"JOB_IMAGE", "SPEC_AUTOMATION_JOB_IMAGE", "SPEC_AUTOMATION_WORKSPACE_ROOT", "CODEX_ENVIRONMENT", "CODEX_ENV", "CODEX_SHARDS", "CODEX_MODEL", "CODEX_PROFILE",

@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// stopOnSignals returns a context that ends with the first SIGTERM or SIGINT
-// (take no more work), and a channel that is closed by the second (end what
-// runs). release ends the listening and returns when it has ended.
-func stopOnSignals(parent context.Context, log *slog.Logger) (ctx context.Context, urgent <-chan struct{}, release func()) {
+// stopOnSignals returns a context that ends with the first SIGTERM or SIGINT (take
+// no new work), and a channel that the second one closes (cancel running steps).
+// release stops listening for signals, and returns when that has ended.
+func stopOnSignals(parent context.Context, log *slog.Logger) (ctx context.Context, stopNow <-chan struct{}, release func()) {
 	ctx, cancel := context.WithCancel(parent)
 	second := make(chan struct{})
 	signals := make(chan os.Signal, 2)
@@ -24,10 +24,10 @@ func stopOnSignals(parent context.Context, log *slog.Logger) (ctx context.Contex
 			case received := <-signals:
 				switch n {
 				case 0:
-					log.Info("stopping: running steps may finish; a second signal ends them now", "signal", received.String())
+					log.Info("stopping: running steps may finish; a second signal cancels them", "signal", received.String())
 					cancel()
 				case 1:
-					log.Warn("stopping now: running steps are ended and go back to the queue", "signal", received.String())
+					log.Warn("stopping now: running steps are cancelled and their messages return to the queue", "signal", received.String())
 					close(second)
 				}
 			case <-released:

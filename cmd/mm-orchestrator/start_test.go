@@ -14,11 +14,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// Whatever keeps a worker from starting is one line that says what, to which
-// thing, why and what to do, and an exit code that tells whether waiting helps.
-func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
+// A worker that cannot start prints one line: what failed, for which thing, why, and
+// what to do. The exit code says whether waiting helps.
+func TestStartFailures(t *testing.T) {
 	t.Parallel()
-	good := newStand(t)
+	good := newTestEnv(t)
 	broker, err := url.Parse(good.broker)
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +64,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"workspace missing", []string{"--workspace=/nowhere/at/all"}, exitConfig,
-			[]string{"workspace /nowhere/at/all does not exist", "name its directory by --workspace"},
+			[]string{"workspace /nowhere/at/all does not exist", "set --workspace to its directory"},
 		},
 		{
 			"workspace is a file", []string{"--workspace=" + file}, exitConfig,
@@ -88,7 +88,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"broker: exchange of another type", []string{"--exchange=fan"}, exitConfig,
-			[]string{`exchange "fan" exists with type fanout`, "Name another by --exchange, or delete the exchange", "PRECONDITION_FAILED"},
+			[]string{`exchange "fan" exists with type fanout`, "Change --exchange, or delete the exchange", "PRECONDITION_FAILED"},
 		},
 		{
 			"broker: queue of another type", []string{"--queue=quorum.run"}, exitConfig,
@@ -108,7 +108,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"database: name", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.Path = "/no-such-db" })}, exitRefused,
-			[]string{`database "no-such-db" does not exist`, "Create it, or name another by --database-url"},
+			[]string{`database "no-such-db" does not exist`, "Create it, or change --database-url"},
 		},
 		{
 			"database: an option that nobody knows", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "surprise=1" })}, exitConfig,
@@ -132,7 +132,7 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 		},
 		{
 			"listener: in use", []string{"--listen=" + taken.Addr().String()}, exitConfig,
-			[]string{taken.Addr().String(), "in use by another process", "Set --listen to another address, or to nothing"},
+			[]string{taken.Addr().String(), "in use by another process", "Set --listen to another address, or to the empty text to disable it"},
 		},
 		{
 			"listener: for all", []string{"--listen=0.0.0.0:0"}, exitConfig,
@@ -167,11 +167,11 @@ func TestWhatKeepsAWorkerFromStarting(t *testing.T) {
 	}
 }
 
-// A worker without the right to make its schema, or told not to, says what to
-// run; migrate makes it able to start.
-func TestAWorkerThatMayNotMigrate(t *testing.T) {
+// A worker that may not create its schema, or is configured not to, says which command
+// to run. After migrate it starts.
+func TestWorkerWithoutRightToMigrate(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	if p := start(t, s.env(), "migrate", "--remove"); p.exit() != exitOK {
 		t.Fatalf("migrate --remove: exit %d", p.code)
 	}
@@ -187,10 +187,10 @@ func TestAWorkerThatMayNotMigrate(t *testing.T) {
 	p.logLine("worker ready")
 }
 
-// What cannot be reached yet is waited for.
-func TestAWorkerWaitsForItsBroker(t *testing.T) {
+// A worker waits for a broker that is not reachable yet.
+func TestWorkerWaitsForItsBroker(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	// The address of a broker that is not there yet.
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
@@ -207,7 +207,7 @@ func TestAWorkerWaitsForItsBroker(t *testing.T) {
 	p.logLine("worker ready")
 }
 
-func TestMigrateSaysWhatItDoes(t *testing.T) {
+func TestMigratePrintsItsChanges(t *testing.T) {
 	t.Parallel()
 	env := environment{"MM_ORCHESTRATOR_DATABASE_URL=" + devenv.Database(t)}
 	plan := start(t, env, "migrate", "--shared-tables", "--dry-run")

@@ -20,9 +20,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// tree is a program that ignores SIGTERM and has a daemon in a session of its
-// own, which ignores it as well. Both append their pids to a file. Once the
-// file "over" exists, the program ends at once and well.
+// tree is a command that ignores SIGTERM and starts a daemon in a separate session,
+// which ignores it too. Both append their pids to a file. If the file "over" exists,
+// the command succeeds at once.
 func tree(dir string) string {
 	script := fmt.Sprintf(`cd %s
 		[ -e over ] && exit 0
@@ -30,17 +30,17 @@ func tree(dir string) string {
 		(setsid sh -c 'trap "" TERM; echo $$ >>pids; while :; do sleep 600; done' </dev/null >/dev/null 2>&1 &)
 		until [ -s pids ]; do sleep 0.01; done
 		echo $$ >>pids
-		touch grown
+		touch complete
 		while :; do sleep 600; done`, dir)
 	command, _ := json.Marshal([]string{"sh", "-c", script})
 	return string(command)
 }
 
-// grown waits until the tree is complete and returns its pids.
-func grown(t *testing.T, dir string) (pids []int) {
+// waitForTree waits until the processes of tree run, and returns their pids.
+func waitForTree(t *testing.T, dir string) (pids []int) {
 	t.Helper()
 	eventually(t, "the step's processes run", func() error {
-		_, err := os.Stat(filepath.Join(dir, "grown"))
+		_, err := os.Stat(filepath.Join(dir, "complete"))
 		return err
 	})
 	text, err := os.ReadFile(filepath.Join(dir, "pids"))
@@ -64,32 +64,32 @@ func grown(t *testing.T, dir string) (pids []int) {
 	return pids
 }
 
-// letTreeEnd lets the tree's next start succeed at once.
-func letTreeEnd(t *testing.T, dir string) {
+// endTree makes the next start of the tree succeed at once.
+func endTree(t *testing.T, dir string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, "over"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// isAlive does not count the dead that nobody has buried.
+// isAlive reports whether a process runs. Zombies do not count.
 func isAlive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.HasPrefix(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " Z")
 }
 
-func noneAlive(t *testing.T, pids []int) {
+func assertNoneAlive(t *testing.T, pids []int) {
 	t.Helper()
 	for _, pid := range pids {
 		if isAlive(pid) {
-			t.Errorf("process %d of the step survives", pid)
+			t.Errorf("process %d of the step survived", pid)
 		}
 	}
 }
 
 // submitTree publishes a run in which one step runs the tree. Steps before it
-// do next to nothing, those after it are not in the plan.
-func (s stand) submitTree(t *testing.T, step, dir string) string {
+// do almost nothing, those after it are not in the plan.
+func (s testEnv) submitTree(t *testing.T, step, dir string) string {
 	t.Helper()
 	var args []string
 	switch step {
@@ -106,7 +106,7 @@ func (s stand) submitTree(t *testing.T, step, dir string) string {
 	return s.submit(t, append([]string{"--without=analyze"}, args...)...)
 }
 
-func (s stand) git(t *testing.T) {
+func (s testEnv) git(t *testing.T) {
 	t.Helper()
 	for _, args := range [][]string{{"init", "-q"}, {"-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "--allow-empty", "-m", "start"}} {
 		cmd := exec.Command("git", args...)
@@ -119,8 +119,8 @@ func (s stand) git(t *testing.T) {
 
 // stepKinds are the steps that run programs; analyze and verify have tests of
 // their own.
-// claimOf is what the database says of the starts of a step.
-func (s stand) claimOf(t *testing.T, id, step string) (text string) {
+// claimOf returns the claim's columns about the starts of a step.
+func (s testEnv) claimOf(t *testing.T, id, step string) (text string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), s.database)
 	if err != nil {
@@ -158,14 +158,14 @@ func childrenOf(t *testing.T, pid int) (children []int) {
 	return children
 }
 
-// At the end of the grace a step is ended with every process, its message goes
-// back, and the next worker carries it out at once. It exits in time.
+// At the end of the grace the worker kills all processes of the step, returns the
+// message to the queue, and exits in time. The next worker runs the step at once.
 func TestSIGTERMEndsAStepInTime(t *testing.T) {
 	t.Parallel()
 	for _, step := range stepKinds {
 		t.Run(step, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			s.git(t)
 			dir := t.TempDir()
 			const grace = 2 * time.Second
@@ -173,24 +173,24 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 			p := start(t, env, "worker")
 			p.logLine("worker ready")
 			id := s.submitTree(t, step, dir)
-			pids := append(grown(t, dir), childrenOf(t, p.cmd.Process.Pid)...)
+			pids := append(waitForTree(t, dir), childrenOf(t, p.cmd.Process.Pid)...)
 			begin := time.Now()
 			p.signal(syscall.SIGTERM)
 			if code := p.exit(); code != exitOK {
 				t.Errorf("exit code %d", code)
 			}
-			if took := time.Since(begin); took > grace+time.Second+busy {
+			if took := time.Since(begin); took > grace+time.Second+slowMachine {
 				t.Errorf("the end took %v", took)
 			}
-			noneAlive(t, pids)
+			assertNoneAlive(t, pids)
 			if got := s.step(t, id, step).Status; got != "in_progress" {
 				t.Errorf("the step is %s", got)
 			}
-			letTreeEnd(t, dir)
+			endTree(t, dir)
 			next := start(t, env, "worker")
 			next.logLine("worker ready")
 			s.waitForStep(t, id, step, "succeeded")
-			// It was given back, and not taken over from one that is dead.
+			// The worker released the claim; nobody took it over from a dead worker.
 			if got, want := s.claimOf(t, id, step), "2 starts, 1 handed back"; got != want {
 				t.Errorf("the claim says %s, want %s", got, want)
 			}
@@ -198,14 +198,14 @@ func TestSIGTERMEndsAStepInTime(t *testing.T) {
 	}
 }
 
-// verify has no process, and waits for a service that never answers: it ends
-// in time as well, its message goes back, and the next worker verifies at once.
+// verify has no process and waits for a service that never answers. It ends in time
+// too, its message returns to the queue, and the next worker verifies at once.
 func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, mute string }{{"refused", ""}, {"no answer", "deaf"}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			var well atomic.Bool
 			asked := make(chan struct{}, 1)
 			over := make(chan struct{})
@@ -235,7 +235,7 @@ func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 				fmt.Sprintf(`--set=verify.healthcheck={"url": %q, "timeoutSeconds": 600}`, server.URL))
 			select {
 			case <-asked:
-			case <-time.After(patience):
+			case <-time.After(testTimeout):
 				t.Fatal("the service is not asked")
 			}
 			begin := time.Now()
@@ -243,7 +243,7 @@ func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 			if code := p.exit(); code != exitOK {
 				t.Errorf("exit code %d", code)
 			}
-			if took := time.Since(begin); took > grace+time.Second+busy {
+			if took := time.Since(begin); took > grace+time.Second+slowMachine {
 				t.Errorf("the end took %v", took)
 			}
 			if got := s.step(t, id, "verify").Status; got != "in_progress" {
@@ -256,17 +256,17 @@ func TestSIGTERMEndsVerifyInTime(t *testing.T) {
 	}
 }
 
-// analyze has no process and takes milliseconds: held at its start it finishes
-// within the grace, and is recorded.
+// analyze has no process and takes milliseconds. If it is stopped at its start, it still
+// finishes within the grace and is recorded.
 func TestSIGTERMLetsAnalyzeFinish(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	path, err := builtForChaos()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	setTrap(t, dir, "artifacts.opened")
+	holdAt(t, dir, "artifacts.opened")
 	const grace = 4 * time.Second
 	p := startProgram(t, path, append(s.env(), "MM_CHAOS_DIR="+dir, "MM_ORCHESTRATOR_SHUTDOWN_GRACE="+grace.String()), "worker")
 	p.logLine("worker ready")
@@ -277,12 +277,12 @@ func TestSIGTERMLetsAnalyzeFinish(t *testing.T) {
 	})
 	begin := time.Now()
 	p.signal(syscall.SIGTERM)
-	p.logLine("stopping: running steps may finish; a second signal ends them now")
+	p.logLine("stopping: running steps may finish; a second signal cancels them")
 	resume(t, dir)
 	if code := p.exit(); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}
-	if took := time.Since(begin); took > grace+time.Second+busy {
+	if took := time.Since(begin); took > grace+time.Second+slowMachine {
 		t.Errorf("the end took %v", took)
 	}
 	if got := s.step(t, id, "analyze").Status; got != "succeeded" {
@@ -290,8 +290,8 @@ func TestSIGTERMLetsAnalyzeFinish(t *testing.T) {
 	}
 }
 
-// setTrap holds the next process that comes by the point, until resume.
-func setTrap(t *testing.T, dir, point string) {
+// holdAt makes the next process that reaches the fault point wait there until resume.
+func holdAt(t *testing.T, dir, point string) {
 	t.Helper()
 	trap, err := json.Marshal(map[string]any{"point": point, "hold": true, "id": 1})
 	if err != nil {
@@ -309,11 +309,11 @@ func resume(t *testing.T, dir string) {
 	}
 }
 
-// A database that is away does not hold up the end; the message is back in the
-// queue, and the step goes on with the next worker.
+// An unreachable database does not delay the worker's end. The message returns to the
+// queue, and the next worker continues the step.
 func TestSIGTERMWithoutDatabase(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	dir := t.TempDir()
 	u, err := url.Parse(s.database)
 	if err != nil {
@@ -325,27 +325,27 @@ func TestSIGTERMWithoutDatabase(t *testing.T) {
 	p := start(t, env, "worker", "--database-url", strings.Replace(s.database, u.Host, r.address, 1), "--result-backend", "disabled://")
 	p.logLine("worker ready")
 	id := s.submitTree(t, "build", dir)
-	pids := grown(t, dir)
+	pids := waitForTree(t, dir)
 	r.close()
 	begin := time.Now()
 	p.signal(syscall.SIGTERM)
 	if code := p.exit(); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}
-	if took := time.Since(begin); took > grace+time.Second+busy {
+	if took := time.Since(begin); took > grace+time.Second+slowMachine {
 		t.Errorf("the end took %v", took)
 	}
-	noneAlive(t, pids)
-	letTreeEnd(t, dir)
+	assertNoneAlive(t, pids)
+	endTree(t, dir)
 	start(t, env, "worker")
 	s.waitForStep(t, id, "build", "succeeded")
 }
 
-// A worker has three connections: two for statements, one that proves that it
-// lives.
-func TestAWorkerHasThreeConnections(t *testing.T) {
+// A worker has three connections: two for statements, and one for the session lock
+// that shows that it is alive.
+func TestWorkerHasThreeConnections(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	conn, err := pgx.Connect(t.Context(), s.database)
 	if err != nil {
 		t.Fatal(err)
@@ -375,17 +375,17 @@ func TestAWorkerHasThreeConnections(t *testing.T) {
 	}
 }
 
-// A killed worker takes the program with it; what else the step had started is
-// ended by the next worker before it works.
+// When a worker is killed, the kernel kills the step's program. The next worker kills
+// the step's other processes before it starts a step.
 func TestSIGKILLLeavesNothing(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	dir := t.TempDir()
 	env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh")
 	p := start(t, env, "worker", "--hostname=one@box")
 	p.logLine("worker ready")
 	id := s.submitTree(t, "build", dir)
-	pids := grown(t, dir)
+	pids := waitForTree(t, dir)
 	p.signal(syscall.SIGKILL)
 	p.exit()
 	program := pids[len(pids)-1]
@@ -395,26 +395,26 @@ func TestSIGKILLLeavesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	letTreeEnd(t, dir)
+	endTree(t, dir)
 	next := start(t, env, "worker", "--hostname=two@box")
 	next.logLine("worker ready")
-	noneAlive(t, pids)
+	assertNoneAlive(t, pids)
 	s.waitForStep(t, id, "build", "succeeded")
 }
 
-// Beyond its limit a step fails with the reason, ends with every process, and
+// At its time limit a step fails with the reason, all its processes are killed, and
 // the run is rolled back.
-func TestATimeLimitEndsAStep(t *testing.T) {
+func TestTimeLimitEndsAStep(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	dir := t.TempDir()
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sh,true", "MM_ORCHESTRATOR_STEP_TIME_LIMIT=2s", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=2s"), "worker")
 	p.logLine("worker ready")
 	id := s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--set=build.command="+tree(dir),
 		`--set=rollback.strategies=[{"type": "literal", "commands": [["true"]]}]`)
-	pids := grown(t, dir)
+	pids := waitForTree(t, dir)
 	s.waitForStep(t, id, "rollback", "succeeded")
-	noneAlive(t, pids)
+	assertNoneAlive(t, pids)
 	if build := s.step(t, id, "build"); build.Status != "failed" || !strings.Contains(build.Message, "longer than its limit of 2s") {
 		t.Errorf("build is %+v", build)
 	}

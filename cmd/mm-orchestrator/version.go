@@ -26,7 +26,7 @@ func (p *program) printVersion() error {
 	return err
 }
 
-// versionText is the release, or what the Go tool knows of the source.
+// versionText is the release, or the version that the Go tool recorded.
 func versionText() string {
 	if version != "" {
 		return version

@@ -13,96 +13,97 @@ import (
 	"time"
 )
 
-// vital is something without which a worker cannot do its job.
-type vital struct {
-	// name is what it is called when it does not answer, as in "the broker's
-	// consumer".
+// healthCheck checks one thing without which a worker cannot do its work.
+type healthCheck struct {
+	// name is the checked thing, as the subject of "does not answer".
 	name string
-	// limit is how long it may be away before the worker counts as unwell.
+	// limit is how long the check may fail before the worker is unhealthy.
 	limit time.Duration
-	// optional things count only once they have been there.
+	// optional: failures count only after the check has succeeded once.
 	optional bool
-	// look says what is wrong. One that does not return is what the watchdog
-	// is for.
-	look func(ctx context.Context) error
+	// check returns what is wrong. It may ignore its context and hang; the watchdog
+	// counts that as a failure.
+	check func(ctx context.Context) error
 }
 
-// lookTime is how often everything is looked at.
-const lookTime = 2 * time.Second
+// checkInterval is how often each check runs.
+const checkInterval = 2 * time.Second
 
-// lookLimit is how long one look may take before it counts as failed: as long
-// as the thing may be away, within reason.
-func (v vital) lookLimit() time.Duration { return min(max(v.limit, time.Second), 10*time.Second) }
+// timeout is how long one call of check may take before it counts as failed: the
+// limit, but at least 1 s and at most 10 s.
+func (h healthCheck) timeout() time.Duration { return min(max(h.limit, time.Second), 10*time.Second) }
 
-// lookGrace is how much later a look is given up that ignores its end.
-const lookGrace = time.Second
+// hangGrace is the time after timeout at which a call that ignores its context
+// counts as failed.
+const hangGrace = time.Second
 
-// watchdog looks at all vitals in the background, so that a probe costs
-// nothing, however many ask. It logs when the worker becomes unwell, and why,
-// and when it is well again.
+// watchdog runs all checks in the background, so that a probe costs almost
+// nothing, however often it comes. It logs one line when the worker becomes
+// unhealthy, with the reason, and one when it is healthy again.
 type watchdog struct {
-	vitals []vital
+	checks []healthCheck
 	log    *slog.Logger
-	// interval defaults to lookTime.
+	// interval defaults to checkInterval.
 	interval time.Duration
 
-	mu     sync.Mutex
-	states []vitalState // written by watch
-	told   string       // the reason that was logged last; written by watch
+	mu        sync.Mutex
+	states    []checkState // by index of checks; written by run and record
+	unhealthy bool         // as last logged; written by health
 }
 
-type vitalState struct {
-	seen  bool      // it was well at least once
-	since time.Time // of the first failure in a row; zero if it is well
-	err   error
+// checkState is the latest result of a check.
+type checkState struct {
+	succeeded bool      // at least once
+	since     time.Time // start of the first of the latest failures; zero if the latest call succeeded
+	err       error
 }
 
-// run watches until ctx ends. Looks that hang are left behind.
+// run runs the checks until ctx ends. It does not wait for calls that hang.
 func (w *watchdog) run(ctx context.Context) {
 	w.mu.Lock()
-	w.states = make([]vitalState, len(w.vitals))
+	w.states = make([]checkState, len(w.checks))
 	w.mu.Unlock()
 	if w.interval == 0 {
-		w.interval = lookTime
+		w.interval = checkInterval
 	}
 	var group sync.WaitGroup
-	for i := range w.vitals {
+	for i := range w.checks {
 		group.Go(func() { w.watch(ctx, i) })
 	}
 	group.Wait()
 }
 
-// watch looks at one vital. A look that does not return counts as a failure
-// and is not begun a second time.
+// watch runs one check repeatedly. While a call hangs, which counts as a failure,
+// it starts no other.
 func (w *watchdog) watch(ctx context.Context, i int) {
 	ticker := time.NewTicker(w.interval)
 	defer ticker.Stop()
-	limit := w.vitals[i].lookLimit()
+	limit := w.checks[i].timeout()
 	for {
 		began, result := time.Now(), make(chan error, 1)
 		go func() {
-			look, cancel := context.WithTimeout(ctx, limit)
+			checkCtx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
-			result <- w.vitals[i].look(look)
+			result <- w.checks[i].check(checkCtx)
 		}()
-		late := time.NewTimer(limit + lookGrace)
+		hanging := time.NewTimer(limit + hangGrace)
 		for waiting := true; waiting; {
 			select {
 			case err := <-result:
 				waiting = false
 				if ctx.Err() == nil {
-					w.note(i, began, err)
+					w.record(i, began, err)
 				}
-			case <-late.C:
-				w.note(i, began, fmt.Errorf("%s does not answer", w.vitals[i].name))
+			case <-hanging.C:
+				w.record(i, began, fmt.Errorf("%s does not answer", w.checks[i].name))
 			case <-ctx.Done():
-				late.Stop()
+				hanging.Stop()
 				return
 			case <-ticker.C:
-				_ = w.health()
+				_ = w.health() // logs a limit that has passed meanwhile
 			}
 		}
-		late.Stop()
+		hanging.Stop()
 		select {
 		case <-ctx.Done():
 			return
@@ -111,13 +112,13 @@ func (w *watchdog) watch(ctx context.Context, i int) {
 	}
 }
 
-// note keeps what a look that began at a time has found.
-func (w *watchdog) note(i int, began time.Time, err error) {
+// record stores the result of a call that began at a time.
+func (w *watchdog) record(i int, began time.Time, err error) {
 	w.mu.Lock()
 	state := &w.states[i]
 	switch {
 	case err == nil:
-		*state = vitalState{seen: true}
+		*state = checkState{succeeded: true}
 	case state.since.IsZero():
 		state.since, state.err = began, err
 	default:
@@ -127,35 +128,36 @@ func (w *watchdog) note(i int, began time.Time, err error) {
 	_ = w.health()
 }
 
-// health is nil, or the reasons why the worker cannot do its job. Whoever is
-// the first to see a change, a probe or a look, makes it logged: what a body
-// has said is in the log as well. The wording of a reason, which may hold a
-// time, is no change.
+// health returns nil, or the reasons why the worker is unhealthy. It logs when
+// that changes, so that the log has the reason that a probe was given. Another
+// reason for the same state is not logged: texts contain times and would differ
+// at each call.
 func (w *watchdog) health() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	err := w.reasons()
 	switch {
-	case err == nil && w.told != "":
-		w.told = ""
-		w.log.Info("worker is well again")
-	case err != nil && w.told == "":
-		w.told = err.Error()
-		w.log.Error("worker cannot do its job, /healthz is red", "error", err)
+	case err == nil && w.unhealthy:
+		w.unhealthy = false
+		w.log.Info("worker is healthy again")
+	case err != nil && !w.unhealthy:
+		w.unhealthy = true
+		w.log.Error("worker is unhealthy", "error", err)
 	}
 	return err
 }
 
-// reasons puts together what is wrong for too long. The caller holds mu.
+// reasons joins the failures that last longer than their limit. The caller has
+// locked mu.
 func (w *watchdog) reasons() error {
 	var reasons []string
 	for i, state := range w.states {
-		v := w.vitals[i]
-		if state.since.IsZero() || v.optional && !state.seen {
+		check := w.checks[i]
+		if state.since.IsZero() || check.optional && !state.succeeded {
 			continue
 		}
-		if away := time.Since(state.since); away >= v.limit {
-			reasons = append(reasons, fmt.Sprintf("for %s: %v", away.Round(time.Second), state.err))
+		if lasted := time.Since(state.since); lasted >= check.limit {
+			reasons = append(reasons, fmt.Sprintf("for %s: %v", lasted.Round(time.Second), state.err))
 		}
 	}
 	if len(reasons) == 0 {
@@ -164,21 +166,22 @@ func (w *watchdog) reasons() error {
 	return errors.New(strings.Join(reasons, "; "))
 }
 
-// diskSpace says whether there is too little room where artifacts lie. reserve
-// names the setting that demands it.
+// diskSpace returns an error if the file system of dir has less than least bytes
+// free. reserve is the name of the setting.
 func diskSpace(dir string, least uint64, reserve string) error {
 	free, err := freeSpace(dir)
 	if err != nil {
-		return fmt.Errorf("artifact root %s cannot be looked at: %w", dir, err)
+		return fmt.Errorf("free space of artifact root %s is unknown: %w", dir, err)
 	}
 	if free < least {
-		return fmt.Errorf("disk of artifact root %s has %s left, less than the %s of %s", dir, mebibytes(free), mebibytes(least), reserve)
+		return fmt.Errorf("file system of artifact root %s has %s free, less than the %s required by %s", dir, mebibytes(free), mebibytes(least), reserve)
 	}
 	return nil
 }
 
-// freeSpace is what this user may still write to the file system of dir, or
-// of its nearest parent that exists. Where no more files may be made it is 0.
+// freeSpace returns how many bytes this user may still write to the file system of
+// dir, or of its nearest existing parent. It is 0 if the file system has no free
+// inodes.
 func freeSpace(dir string) (uint64, error) {
 	for {
 		var stat syscall.Statfs_t

@@ -18,16 +18,16 @@ func TestWatchdog(t *testing.T) {
 	log := &lockedBuffer{}
 	w := &watchdog{
 		interval: time.Millisecond, log: slog.New(slog.NewTextHandler(log, nil)),
-		vitals: []vital{
-			{name: "the database", limit: 30 * time.Millisecond, look: func(context.Context) error {
+		checks: []healthCheck{
+			{name: "the database", limit: 30 * time.Millisecond, check: func(context.Context) error {
 				if broken.Load() {
-					return errors.New("database is away")
+					return errors.New("database is unreachable")
 				}
 				return nil
 			}},
-			{name: "the engine", optional: true, look: func(context.Context) error {
+			{name: "the engine", optional: true, check: func(context.Context) error {
 				if engineBroken.Load() {
-					return errors.New("engine is away")
+					return errors.New("engine is unreachable")
 				}
 				return nil
 			}},
@@ -47,17 +47,17 @@ func TestWatchdog(t *testing.T) {
 			return errors.New("not yet")
 		})
 	}
-	// An engine that was never there is not missed.
+	// An optional check that never succeeded does not count.
 	time.Sleep(20 * time.Millisecond)
 	is("")
 	broken.Store(true)
 	begin := time.Now()
-	is("database is away")
+	is("database is unreachable")
 	if took := time.Since(begin); took < 20*time.Millisecond {
-		t.Errorf("unwell after %v, before the limit", took)
+		t.Errorf("unhealthy after %v, before the limit", took)
 	}
-	eventually(t, "the log tells", func() error {
-		if !strings.Contains(log.String(), "database is away") {
+	eventually(t, "the log has the reason", func() error {
+		if !strings.Contains(log.String(), "database is unreachable") {
 			return errors.New(log.String())
 		}
 		return nil
@@ -65,16 +65,16 @@ func TestWatchdog(t *testing.T) {
 	broken.Store(false)
 	is("")
 	engineBroken.Store(false)
-	eventually(t, "the engine was seen", func() error {
+	eventually(t, "the engine check succeeded", func() error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if !w.states[1].seen {
+		if !w.states[1].succeeded {
 			return errors.New("not yet")
 		}
 		return nil
 	})
 	engineBroken.Store(true)
-	is("engine is away")
+	is("engine is unreachable")
 	engineBroken.Store(false)
 	is("")
 	eventually(t, "the log has one line for each change", func() error {
@@ -85,14 +85,14 @@ func TestWatchdog(t *testing.T) {
 	})
 }
 
-// A look that never returns is a failure, and is not begun again.
-func TestALookThatHangs(t *testing.T) {
+// A check that never returns counts as a failure, and is not started again.
+func TestHangingCheck(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	var looks atomic.Int32
 	w := &watchdog{
 		interval: time.Millisecond, log: slog.New(slog.DiscardHandler),
-		vitals: []vital{{name: "the deaf thing", look: func(context.Context) error {
+		checks: []healthCheck{{name: "the hanging check", check: func(context.Context) error {
 			looks.Add(1)
 			<-release
 			return nil
@@ -103,16 +103,16 @@ func TestALookThatHangs(t *testing.T) {
 	go func() { defer close(done); w.run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	eventually(t, "health says so", func() error {
-		if err := w.health(); err == nil || !strings.Contains(err.Error(), "the deaf thing does not answer") {
+		if err := w.health(); err == nil || !strings.Contains(err.Error(), "the hanging check does not answer") {
 			return fmt.Errorf("health is %v", err)
 		}
 		return nil
 	})
 	if n := looks.Load(); n != 1 {
-		t.Errorf("%d looks at once", n)
+		t.Errorf("%d calls at once", n)
 	}
 	close(release)
-	eventually(t, "well again", w.health)
+	eventually(t, "healthy again", w.health)
 }
 
 func TestDiskSpace(t *testing.T) {

@@ -16,14 +16,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// pythonWorker is Celery's own worker with a stand-in for MoonMind's task.
+// pythonWorker is Celery's worker with a substitute for MoonMind's task.
 type pythonWorker struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	output *lockedBuffer
 }
 
-func (s stand) python(t *testing.T) pythonWorker {
+func (s testEnv) python(t *testing.T) pythonWorker {
 	t.Helper()
 	script, err := filepath.Abs(filepath.Join("..", "..", "internal", "chaos", "testdata", "python_worker.py"))
 	if err != nil {
@@ -47,8 +47,8 @@ func (s stand) python(t *testing.T) pythonWorker {
 	return w
 }
 
-// stop asks for a warm shutdown, as docker does, calls meanwhile, and waits for
-// the end.
+// stop requests a warm shutdown by SIGTERM, as docker does, calls meanwhile, and waits
+// until the worker has ended.
 func (w pythonWorker) stop(meanwhile func()) {
 	w.t.Helper()
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -65,19 +65,19 @@ func (w pythonWorker) stop(meanwhile func()) {
 	go func() { ended <- w.cmd.Wait() }()
 	select {
 	case <-ended:
-	case <-time.After(patience):
-		w.t.Fatalf("the Python worker still runs after %s", patience)
+	case <-time.After(testTimeout):
+		w.t.Fatalf("the Python worker still runs after %s", testTimeout)
 	}
 }
 
-// From Python's worker to ours and back, with runs that share a workspace: no
-// step is lost, and none is run twice.
-func TestFromPythonToOursAndBack(t *testing.T) {
+// From a Python worker to ours and back, with runs that share a workspace: no step is
+// lost, and none runs twice.
+func TestFromPythonWorkerToOursAndBack(t *testing.T) {
 	t.Parallel()
 	for _, way := range []string{"stopped in order", "killed"} {
 		t.Run(way, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			dir := t.TempDir()
 			ledger, hold := filepath.Join(dir, "ledger"), filepath.Join(dir, "hold")
 			ended := func(what string) (list []string) {
@@ -140,12 +140,12 @@ func TestFromPythonToOursAndBack(t *testing.T) {
 				worker.exit()
 				openGate()
 				p := start(t, s.env(), "parked", "return")
-				if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "8 returned to queue orchestrator.run, 0 still parked") {
+				if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "8 messages returned to queue orchestrator.run, 0 still parked") {
 					t.Fatalf("parked return: exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
 				}
 			} else {
 				worker.signal(syscall.SIGTERM)
-				worker.logLine("stopping: running steps may finish; a second signal ends them now")
+				worker.logLine("stopping: running steps may finish; a second signal cancels them")
 				openGate()
 				if code := worker.exit(); code != exitOK {
 					t.Errorf("exit code %d", code)
@@ -154,17 +154,17 @@ func TestFromPythonToOursAndBack(t *testing.T) {
 					t.Errorf("%v messages were returned", n)
 				}
 			}
-			if n := s.number(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != 0 {
+			if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.parked`); n != 0 {
 				t.Errorf("%d messages are parked", n)
 			}
 
-			// What was added is taken away, and Python's worker does the rest.
+			// The schema is removed, and the Python worker finishes the runs.
 			if p := start(t, s.env(), "migrate", "--remove"); p.exit() != exitOK {
 				t.Errorf("migrate --remove: exit %d: %s", p.code, p.stderr.String())
 			}
 			python = s.python(t)
 			eventually(t, "Python has done the rest", func() error {
-				if n := s.number(t, `SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'`); n < len(want) {
+				if n := s.queryInt(t, `SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'`); n < len(want) {
 					return fmt.Errorf("%d of %d results", n, len(want))
 				}
 				return nil
@@ -180,10 +180,10 @@ func TestFromPythonToOursAndBack(t *testing.T) {
 			if n := len(begun); way == "killed" && n != len(want)+1 || way != "killed" && n != len(want) {
 				t.Errorf("%d steps have begun: %q", n, begun)
 			}
-			if n := s.number(t, `SELECT count(*) FROM celery_taskmeta`); n != len(want) {
+			if n := s.queryInt(t, `SELECT count(*) FROM celery_taskmeta`); n != len(want) {
 				t.Errorf("%d results, want %d", n, len(want))
 			}
-			if n := s.number(t, `SELECT count(*) FROM spec_workflow_task_states WHERE plan_step_status = 'succeeded'`); n != len(want) {
+			if n := s.queryInt(t, `SELECT count(*) FROM spec_workflow_task_states WHERE plan_step_status = 'succeeded'`); n != len(want) {
 				t.Errorf("%d steps have succeeded, want %d", n, len(want))
 			}
 			if left := s.queue(t).take("orchestrator.run"); len(left) != 0 {

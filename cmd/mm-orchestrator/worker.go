@@ -20,24 +20,24 @@ import (
 )
 
 var workerCommand = &command{
-	name:       "worker",
-	alsoCalled: []string{"serve", "start", "up", "consume"},
-	summary:    "consume the queue and carry out the steps of runs",
-	about: "Takes the place of MoonMind's Python worker: it consumes the queue, carries out the steps of runs in the workspace, and records them in PostgreSQL and in the artifact " +
-		"directory. Give it the Python worker's environment. Several may run at a time, beside Python workers too.\n\n" +
-		"SIGTERM or SIGINT stops it: no new step is taken, the running one finishes and is recorded, then it exits with 0. A second signal ends the running step's commands at once; " +
-		"its message goes back to the queue. A lost broker or database is waited for without limit once the worker has started, and running steps go on meanwhile.\n\n" +
-		"On start one line tells version, addresses and directories; put it into bug reports, it holds no secret. " +
-		"What the Go runtime reads works as everywhere: GOMEMLIMIT bounds the memory, GOMAXPROCS the processors.",
+	name:     "worker",
+	synonyms: []string{"serve", "start", "up", "consume"},
+	summary:  "consume the queue and carry out the steps of runs",
+	about: "Replaces MoonMind's Python worker: it consumes the queue, carries out the steps of runs in the workspace, and records the results in PostgreSQL and in the artifact " +
+		"directory. Run it in the Python worker's environment. Several workers can run at the same time, also beside Python workers.\n\n" +
+		"SIGTERM or SIGINT stops the worker: it takes no new step, lets the running step finish, and exits with 0. A second signal kills the step's processes at once, and " +
+		"its message returns to the queue. After its start, the worker waits for a lost broker or database without a limit, while running steps continue.\n\n" +
+		"At its start the worker logs one line with version, addresses and directories, for bug reports. It contains no secrets. " +
+		"The variables of the Go runtime apply: GOMEMLIMIT limits the memory, GOMAXPROCS the processors.",
 	examples: []example{
-		{"mm-orchestrator worker", "as a container runs it"},
+		{"mm-orchestrator worker", "in a container"},
 		{"CELERY_BROKER_URL=amqp://mm:…@127.0.0.1// POSTGRES_HOST=127.0.0.1 mm-orchestrator worker --workspace . --log-level debug", "on a developer's machine"},
 	},
 	topics: topics,
 	setup:  func(*pflag.FlagSet) runFunc { return runWorker },
 }
 
-// runWorker puts the program together.
+// runWorker assembles and runs the worker.
 func runWorker(ctx context.Context, p *program, in input) error {
 	c, values, err := resolve(p.env, in.settings)
 	if err != nil {
@@ -49,12 +49,12 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	environ := c.ChildEnvironment(p.env)
 	redactor := artifacts.NewRedactor(append(slices.Clone(environ), flagSecrets(values)...))
 	log := newLogger(p.stderr, c, p.terminal, redactor)
-	ctx, urgent, release := stopOnSignals(ctx, log)
+	ctx, stopNow, release := stopOnSignals(ctx, log)
 	defer release()
 
 	stopAdopting, err := processes.Adopt(ctx)
 	if err != nil {
-		log.Warn("programs that leave their process group are found by their environment only", "error", err)
+		log.Warn("cannot become the reaper of orphaned processes: those that leave their process group are found only by their environment", "error", err)
 	} else {
 		defer stopAdopting()
 	}
@@ -62,7 +62,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 
 	db, err := openDatabases(ctx, c, log)
 	if err != nil {
-		return orStopped(ctx, err)
+		return nilIfStopped(ctx, err)
 	}
 	defer db.close()
 
@@ -94,7 +94,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
-		Workspace: c.Workspace, Artifacts: c.place(), Environ: environ, SettingName: c.name,
+		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 	})
@@ -103,7 +103,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	steps.Register(w)
 
-	dog := &watchdog{vitals: c.vitals(w, steps, db, engine), log: log}
+	watch := &watchdog{checks: c.healthChecks(w, steps, db, engine), log: log}
 	var listener *metrics.Listener
 	if c.Listen != "" {
 		listener, err = listen(ctx, log, metrics.ListenerConfig{
@@ -111,7 +111,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			Health: redacted(redactor, func(context.Context) error {
 				select {
 				case <-w.Started():
-					return dog.health()
+					return watch.health()
 				default:
 					return w.Health()
 				}
@@ -119,16 +119,16 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			Ready: redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
 		})
 		if err != nil {
-			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to nothing"}
+			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}
 		}
 	}
-	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: dog, listener: listener, urgent: urgent, log: log}
+	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
 	return c.cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }
 
-// listen takes the configured address. A second worker on a machine finds the
-// default one taken, which must not keep it from working: it gets a free port,
-// and says which.
+// listen listens at the configured address. If that is the default and in use,
+// as by another worker on the same machine, it listens on a free port and logs it,
+// because monitoring must not keep a worker from starting.
 func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (*metrics.Listener, error) {
 	listener, err := metrics.Listen(ctx, cfg)
 	if cfg.Address != metrics.DefaultAddress || !errors.Is(err, syscall.EADDRINUSE) {
@@ -136,7 +136,7 @@ func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (
 	}
 	cfg.Address = "127.0.0.1:0"
 	if listener, err = metrics.Listen(ctx, cfg); err == nil {
-		log.Warn("default address for metrics and health is in use, another is taken: set MM_ORCHESTRATOR_LISTEN to give each worker its own",
+		log.Warn("default address for metrics and health checks is in use, listening on a free port: set MM_ORCHESTRATOR_LISTEN to give each worker its own address",
 			"default", metrics.DefaultAddress, "listen", listener.Addr())
 	}
 	return listener, err

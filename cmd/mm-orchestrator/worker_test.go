@@ -16,9 +16,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-func TestStartLineSaysEverythingAndNoSecret(t *testing.T) {
+func TestStartLineIsCompleteAndHasNoSecret(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	p := start(t, append(s.env(), "POSTGRES_PASSWORD=s3cret", "SOME_TOKEN=s3cret"), "worker", "--queue=box.run", "--hostname=w1@box")
 	line := p.logLine("worker ready")
 	for key, want := range map[string]any{
@@ -44,9 +44,9 @@ func TestStartLineSaysEverythingAndNoSecret(t *testing.T) {
 	}
 }
 
-func TestASignalEndsAnIdleWorker(t *testing.T) {
+func TestSignalEndsAnIdleWorker(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
@@ -57,20 +57,20 @@ func TestASignalEndsAnIdleWorker(t *testing.T) {
 			if code := p.exit(); code != exitOK {
 				t.Errorf("exit code %d", code)
 			}
-			if took := time.Since(begin); took > 5*time.Second+busy {
+			if took := time.Since(begin); took > 5*time.Second+slowMachine {
 				t.Errorf("the end took %v", took)
 			}
 		})
 	}
 }
 
-func TestASignalEndsAWorkerThatStillWaits(t *testing.T) {
+func TestSignalEndsAWaitingWorker(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	for _, args := range [][]string{{"--broker-url=amqp://127.0.0.1:1"}, {"--database-url=postgres://127.0.0.1:1/x"}} {
 		p := start(t, append(s.env(), "MM_ORCHESTRATOR_WAIT=1h"), append([]string{"worker"}, args...)...)
 		eventually(t, "the worker waits", func() error {
-			if !strings.Contains(p.stderr.String(), "yet") {
+			if text := p.stderr.String(); !strings.Contains(text, "broker does not answer yet") && !strings.Contains(text, "start is delayed") {
 				return errors.New("no line about it")
 			}
 			return nil
@@ -83,9 +83,9 @@ func TestASignalEndsAWorkerThatStillWaits(t *testing.T) {
 }
 
 // A step that runs at SIGTERM finishes and is recorded; the exit code is 0.
-func TestASignalLetsARunningStepFinish(t *testing.T) {
+func TestSignalLetsARunningStepFinish(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), "worker")
 	p.logLine("worker ready")
 	id := s.submitSleep(t, 3)
@@ -99,9 +99,9 @@ func TestASignalLetsARunningStepFinish(t *testing.T) {
 	}
 }
 
-// A second signal, or the end of the grace, ends the step; its message goes
-// back, and the next worker carries it out.
-func TestARunningStepIsHandedBack(t *testing.T) {
+// A second signal, or the end of the grace, kills the step's processes and returns its
+// message to the queue. The next worker runs the step.
+func TestRunningStepIsReturnedToTheQueue(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
@@ -109,14 +109,14 @@ func TestARunningStepIsHandedBack(t *testing.T) {
 		then func(p *process)
 	}{
 		{"second signal", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=1h", func(p *process) {
-			p.logLine("stopping: running steps may finish; a second signal ends them now")
+			p.logLine("stopping: running steps may finish; a second signal cancels them")
 			p.signal(syscall.SIGTERM)
 		}},
 		{"grace is over", "MM_ORCHESTRATOR_SHUTDOWN_GRACE=100ms", func(*process) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t)
+			s := newTestEnv(t)
 			env := append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep", tt.env)
 			p := start(t, env, "worker")
 			p.logLine("worker ready")
@@ -143,11 +143,10 @@ func TestARunningStepIsHandedBack(t *testing.T) {
 	}
 }
 
-// A run is counted in StatsD, in the order in which things happened, and for
-// Prometheus.
-func TestARunIsCounted(t *testing.T) {
+// A run is counted in StatsD, in the order of its events, and in Prometheus.
+func TestRunMetrics(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	statsd, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -160,7 +159,7 @@ func TestARunIsCounted(t *testing.T) {
 	s.waitForStep(t, id, "build", "succeeded")
 
 	var names []string
-	_ = statsd.SetReadDeadline(time.Now().Add(patience))
+	_ = statsd.SetReadDeadline(time.Now().Add(testTimeout))
 	for range 4 {
 		datagram := make([]byte, 1500)
 		n, err := statsd.Read(datagram)
@@ -191,13 +190,13 @@ func TestARunIsCounted(t *testing.T) {
 }
 
 // submitSleep publishes a run whose only step takes some seconds.
-func (s stand) submitSleep(t *testing.T, seconds int) string {
+func (s testEnv) submitSleep(t *testing.T, seconds int) string {
 	t.Helper()
 	return s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--without=rollback",
 		fmt.Sprintf(`--set=build.command=["sleep","%d"]`, seconds))
 }
 
-func (s stand) step(t *testing.T, run, name string) stepLine {
+func (s testEnv) step(t *testing.T, run, name string) stepLine {
 	t.Helper()
 	for _, step := range s.run(t, run).Steps {
 		if step.Step == name {
@@ -208,7 +207,7 @@ func (s stand) step(t *testing.T, run, name string) stepLine {
 	return stepLine{}
 }
 
-func (s stand) waitForStep(t *testing.T, run, name, status string) {
+func (s testEnv) waitForStep(t *testing.T, run, name, status string) {
 	t.Helper()
 	eventually(t, "step "+name+" is "+status, func() error {
 		if got := s.step(t, run, name).Status; got != status {
@@ -218,11 +217,11 @@ func (s stand) waitForStep(t *testing.T, run, name, status string) {
 	})
 }
 
-// The health endpoints turn red when nothing is consumed any more, say why,
-// and turn green again.
+// Without a consumer the health endpoints report the worker as unhealthy, with the
+// reason, until it consumes again.
 func TestHealthFollowsTheConsumer(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_HEALTH_LIMIT=100ms"), "worker")
 	listen, _ := p.logLine("worker ready")["listen"].(string)
 	env := append(s.env(), "MM_ORCHESTRATOR_LISTEN="+listen)
@@ -233,7 +232,7 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 		}
 	}
 
-	// A queue of another shape keeps the worker from declaring its own.
+	// A queue with other arguments keeps the worker from declaring its own.
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
 		t.Fatal(err)
@@ -257,7 +256,7 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "health is red and says why", func() error {
+	eventually(t, "the worker is unhealthy and says why", func() error {
 		status, body := ask(t, "http://"+listen+"/healthz")
 		if status != http.StatusServiceUnavailable || !strings.Contains(body, "x-max-length") {
 			return fmt.Errorf("%d %s", status, body)
@@ -282,11 +281,11 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 	})
 }
 
-// Without its database a worker is alive for a while, as the message that it holds will be
-// worked on when the database is back, but it is not ready.
+// Without its database a worker stays healthy for the health limit, because it
+// continues when the database is back, but it is not ready.
 func TestReadinessFollowsTheDatabase(t *testing.T) {
 	t.Parallel()
-	s := newStand(t)
+	s := newTestEnv(t)
 	u, err := url.Parse(s.database)
 	if err != nil {
 		t.Fatal(err)
@@ -313,14 +312,14 @@ func TestReadinessFollowsTheDatabase(t *testing.T) {
 	})
 }
 
-func TestHealthOfNothing(t *testing.T) {
+func TestHealthWithoutWorker(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		env  environment
 		code int
 		want string
 	}{
-		{environment{"MM_ORCHESTRATOR_LISTEN=127.0.0.1:1"}, exitFailure, "no worker answers at 127.0.0.1:1: nothing listens there"},
+		{environment{"MM_ORCHESTRATOR_LISTEN=127.0.0.1:1"}, exitFailure, "no worker answers at 127.0.0.1:1: connection refused, nothing listens there"},
 		{environment{"MM_ORCHESTRATOR_LISTEN="}, exitConfig, "MM_ORCHESTRATOR_LISTEN is empty"},
 	} {
 		got := invoke(t, tt.env, "health")
@@ -356,21 +355,21 @@ func ask(t *testing.T, address string) (status int, body string) {
 	return res.StatusCode, string(text)
 }
 
-// Two workers on one machine work, though only one gets the default port.
-func TestASecondWorkerGetsAPortOfItsOwn(t *testing.T) {
+// Two workers run on one machine, although only one can listen on the default port.
+func TestSecondWorkerListensOnAFreePort(t *testing.T) {
 	t.Parallel()
-	// Whether it is ours or somebody else's: the port is taken.
+	// It does not matter who uses the port, this test or another program.
 	if taken, err := net.Listen("tcp", "127.0.0.1:9808"); err == nil {
 		defer taken.Close()
 	}
-	s := newStand(t)
+	s := newTestEnv(t)
 	p := start(t, append(s.env(), "MM_ORCHESTRATOR_LISTEN=127.0.0.1:9808"), "worker")
 	at, _ := p.logLine("worker ready")["listen"].(string)
 	if at == "" || at == "127.0.0.1:9808" {
 		t.Errorf("it listens at %q", at)
 	}
-	if line := p.logLine("default address for metrics and health is in use, another is taken: set MM_ORCHESTRATOR_LISTEN to give each worker its own"); line["listen"] != at {
-		t.Errorf("told %v, took %s", line["listen"], at)
+	if line := p.logLine("default address for metrics and health checks is in use, listening on a free port: set MM_ORCHESTRATOR_LISTEN to give each worker its own address"); line["listen"] != at {
+		t.Errorf("logged %v, listens at %s", line["listen"], at)
 	}
 	if status, body := ask(t, "http://"+at+"/healthz"); status != http.StatusOK {
 		t.Errorf("%d %s", status, body)

@@ -13,9 +13,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address/addresstest"
 )
 
-// What is shown of an address, and what errors say about it, holds no piece of
-// a password, however it is written; and the address that is connected to is
-// the one that is shown.
+// checkShown checks that masked addresses and errors contain no part of a password,
+// however the address is written, and that the masked address is the one to which
+// the program connects.
 func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 	t.Helper()
 	var shown []string
@@ -30,7 +30,7 @@ func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 			if b.Hidden {
 				continue
 			}
-			// With the password in its place, it is the address of the broker.
+			// With the password inserted, the masked address is the broker's.
 			written := strings.Replace(b.Masked(), ":***@", ":"+strings.ReplaceAll(url.QueryEscape(b.Password.Reveal()), "+", "%20")+"@", 1)
 			again, err := address.ParseBrokers(written)
 			if err != nil || again[0].Masked() != b.Masked() || again[0].Password != b.Password || again[0].Place() != b.Place() {
@@ -59,7 +59,7 @@ func checkShown(t *testing.T, kind string, sample addresstest.Sample) {
 	}
 }
 
-func TestWhatIsShownHoldsNoPassword(t *testing.T) {
+func TestMaskedAddressesHaveNoPassword(t *testing.T) {
 	t.Parallel()
 	g := addresstest.New(6)
 	for range 5 * rounds {
@@ -69,8 +69,8 @@ func TestWhatIsShownHoldsNoPassword(t *testing.T) {
 	}
 }
 
-// FuzzShown is the same for other seeds; its texts have no secret that could
-// be known, but every address must be read again as it was.
+// FuzzShown is the same test for other seeds. The secrets in its texts are unknown,
+// but each address must parse again to the same result.
 func FuzzShown(f *testing.F) {
 	for _, kind := range []string{"broker", "database"} {
 		for _, text := range fixtures(f, kind) {
@@ -141,7 +141,7 @@ func TestBrokerOptions(t *testing.T) {
 	}
 }
 
-func TestAddressesThatAreRefused(t *testing.T) {
+func TestRefusedAddresses(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"":                                     "no broker is named",
@@ -156,12 +156,12 @@ func TestAddressesThatAreRefused(t *testing.T) {
 		"amqp://h?ssl_check_hostname=false":    "always checked",
 		"amqp://h?ssl=false":                   "write amqps://",
 		"amqp://h?heartbeat=x":                 "number of seconds",
-		"amqps://h?ssl_certfile=/x":            "go together",
+		"amqps://h?ssl_certfile=/x":            "need each other",
 		"amqp://h?surprise=1":                  "option surprise is not supported",
 		"amqp://h?login_method=EXTERNAL":       "must be PLAIN",
 		"amqp://h/" + strings.Repeat("v", 256): "longer than 255",
 		"postgresql://h?gssencmode=require":    "gssencmode=prefer",
-		"postgresql://h?replication=database":  "leave it out",
+		"postgresql://h?replication=database":  "remove the option",
 		"postgresql://h?scram_client_key=x":    "give the password",
 		"postgresql://h?sslmode=always":        "option sslmode must be disable, allow",
 		"postgresql://h?keepalives_idle=x":     "option keepalives_idle must be a whole number",
@@ -182,7 +182,7 @@ func TestAddressesThatAreRefused(t *testing.T) {
 	}
 }
 
-// libpq18 are the keywords of libpq, with their use for the address.
+// libpq18 returns the keywords of libpq 18.
 func libpq18(t testing.TB) []string {
 	t.Helper()
 	file, err := os.Open("testdata/libpq_18_keywords.txt")
@@ -199,7 +199,7 @@ func libpq18(t testing.TB) []string {
 	return found
 }
 
-func TestEveryKeywordOfLibpqIsKnown(t *testing.T) {
+func TestAllKeywordsOfLibpqAreKnown(t *testing.T) {
 	t.Parallel()
 	list := libpq18(t)
 	if len(list) < 50 {
@@ -212,7 +212,7 @@ func TestEveryKeywordOfLibpqIsKnown(t *testing.T) {
 	}
 }
 
-func TestIgnoredOptionsAreTold(t *testing.T) {
+func TestIgnoredOptions(t *testing.T) {
 	t.Parallel()
 	d, err := address.ParseDatabase("postgresql://h?sslcompression=1&krbsrvname=postgres&client_encoding=utf8&gssencmode=prefer&keepalives=1")
 	if err != nil {
@@ -230,7 +230,7 @@ func TestIgnoredOptionsAreTold(t *testing.T) {
 	}
 }
 
-func TestLoginsAreFoundInEverySpelling(t *testing.T) {
+func TestLoginsFindsEverySpelling(t *testing.T) {
 	t.Parallel()
 	g := addresstest.New(3)
 	for range 2 * rounds {

@@ -19,8 +19,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
-// Broker is the address of one broker, as kombu reads it: every missing part
-// has kombu's default.
+// Broker is the address of one broker, as kombu parses it. Missing parts have
+// kombu's defaults.
 type Broker struct {
 	TLS      bool
 	User     string
@@ -28,19 +28,18 @@ type Broker struct {
 	Host     string
 	Port     int
 	VHost    string
-	// CAFile, CertFile and KeyFile are for TLS; empty means the system's
-	// authorities, and no certificate of our own.
+	// CAFile, CertFile and KeyFile are for TLS. Empty means the system's
+	// certificate authorities and no client certificate.
 	CAFile, CertFile, KeyFile string
-	// Heartbeat is zero where the address says nothing.
+	// Heartbeat is zero if the address has no heartbeat option.
 	Heartbeat time.Duration
-	// Hidden says that the address is shown as its scheme only, because an
-	// unescaped @ stands behind its host: what is read as host or virtual host
-	// may be meant as a part of the password.
+	// Hidden: the address is shown only by its scheme, because an unescaped @
+	// follows its host, so that host or virtual host may be a part of the password.
 	Hidden bool
 
 	scheme string
-	// These say that Port is not the default, that the address has a heartbeat,
-	// and that options of it ask for TLS.
+	// portGiven: Port is not the default. heartbeatGiven: there is a heartbeat
+	// option. tlsOptions: there are options about TLS.
 	portGiven, heartbeatGiven, tlsOptions bool
 }
 
@@ -57,7 +56,7 @@ const (
 // Address is host:port.
 func (b Broker) Address() string { return net.JoinHostPort(b.Host, strconv.Itoa(b.Port)) }
 
-// Place is host:port/vhost, for messages.
+// Place is host:port/vhost, for messages; only the scheme if Hidden.
 func (b Broker) Place() string {
 	if b.Hidden {
 		return b.scheme + "://" + secret.Mask
@@ -65,8 +64,8 @@ func (b Broker) Place() string {
 	return b.Address() + "/" + b.VHost
 }
 
-// Masked is the address with every part that is in effect, and without the
-// password.
+// Masked is the address with all effective parts, and with its password masked;
+// only the scheme if Hidden.
 func (b Broker) Masked() string {
 	if b.Hidden {
 		return b.scheme + "://" + secret.Mask
@@ -98,10 +97,10 @@ func (b Broker) text(password string) string {
 
 var errNotUTF8 = errors.New("it is not UTF-8; write every other byte as % and two hexadecimal digits")
 
-// ParseBrokers reads addresses as kombu does: one or several, separated by
-// semicolons, to be tried in turn; one that names no port or no virtual host
-// has those of the one before it. A semicolon in a password is written as
-// %3B. Errors show nothing of an address but its scheme and names of options.
+// ParseBrokers parses one or several addresses, separated by semicolons, as kombu
+// does. An address without port or virtual host has those of the address before
+// it. A semicolon in a password is written as %3B. Errors contain only the scheme
+// and names of options of an address.
 func ParseBrokers(text string) ([]Broker, error) {
 	if !utf8.ValidString(text) {
 		return nil, errNotUTF8
@@ -111,8 +110,8 @@ func ParseBrokers(text string) ([]Broker, error) {
 		if strings.TrimSpace(part) == "" {
 			continue
 		}
-		// Python reads nonsense where a blank stands first; behind a semicolon
-		// people write one. One at the end belongs to the virtual host.
+		// People write a space after a semicolon, with which Python misreads the
+		// address. A space at the end belongs to the virtual host.
 		broker, err := parseBroker(strings.TrimLeft(part, " \t\r\n"))
 		if err != nil {
 			return nil, err
@@ -137,11 +136,11 @@ func ParseBrokers(text string) ([]Broker, error) {
 	return brokers, nil
 }
 
-// inherit takes what the address leaves out from those before it, as kombu does
-// when it goes on to the next one: options from the first, port and virtual
-// host from the last.
+// inherit fills in missing parts from earlier addresses, as kombu does when it
+// tries the next one: options from the first address, port and virtual host from
+// the previous one.
 func (b *Broker) inherit(first, last Broker) {
-	b.Hidden = b.Hidden || last.Hidden // for the virtual host
+	b.Hidden = b.Hidden || last.Hidden // the virtual host may be inherited
 	if b.VHost == "" {
 		b.VHost = last.VHost
 	}
@@ -157,8 +156,9 @@ func (b *Broker) inherit(first, last Broker) {
 	}
 }
 
-// MaskBrokers shows a text that ParseBrokers reads, or its schemes only when
-// it cannot be read in one way: a part of a password may then stand anywhere.
+// MaskBrokers masks the passwords in a text for ParseBrokers. Of an invalid or
+// ambiguous text it returns only the first scheme, because any part of it may
+// belong to a password.
 func MaskBrokers(text string) string {
 	brokers, err := ParseBrokers(text)
 	masked := make([]string, 0, len(brokers))
@@ -174,15 +174,15 @@ func MaskBrokers(text string) string {
 	return SchemeOnly(strings.TrimLeft(text, " \t\r\n;"))
 }
 
-// parseBroker leaves Port and VHost empty where the text does.
+// parseBroker parses one address. Missing Port and VHost stay empty.
 func parseBroker(text string) (Broker, error) {
 	b := Broker{User: brokerUser, Password: secret.New(brokerPassword), Host: brokerHost}
-	// urllib takes these out, wherever they stand.
+	// urllib removes these characters everywhere.
 	text = strings.NewReplacer("\t", "", "\r", "", "\n", "").Replace(text)
 	before, rest, found := strings.Cut(text, "://")
 	if !found {
-		// kombu takes a bare word for the name of a transport or of a host,
-		// depending on its version.
+		// Depending on its version, kombu takes a bare word for the name of a
+		// transport or of a host.
 		return b, errors.New("it has no scheme; write amqp://user:password@host:port/vhost")
 	}
 	switch b.scheme = strings.ToLower(before); b.scheme {
@@ -191,9 +191,9 @@ func parseBroker(text string) (Broker, error) {
 		b.TLS = true
 	default:
 		if !scheme.MatchString(before) {
-			return b, errors.New("its scheme is none; write amqp://user:password@host:port/vhost")
+			return b, errors.New("its scheme is invalid; write amqp://user:password@host:port/vhost")
 		}
-		return b, fmt.Errorf("transport %q is not supported: this program speaks to RabbitMQ by amqp://, pyamqp:// or amqps://", before)
+		return b, fmt.Errorf("transport %q is not supported: use RabbitMQ, with amqp://, pyamqp:// or amqps://", before)
 	}
 
 	authority, rest := rest, ""
@@ -221,9 +221,9 @@ func parseBroker(text string) (Broker, error) {
 		b.VHost = path
 	}
 	for what, part := range map[string]string{"user": b.User, "password": b.Password.Reveal(), "virtual host": b.VHost} {
-		// What AMQP can carry: longer ones, Python cannot send either.
+		// The limits of AMQP, which apply to Python too.
 		if len(part) > 255 || strings.Contains(part, "\x00") {
-			return b, fmt.Errorf("its %s is longer than 255 bytes or holds NUL", what)
+			return b, fmt.Errorf("its %s is longer than 255 bytes or contains NUL", what)
 		}
 	}
 	if err := b.readOptions(query); err != nil {
@@ -233,11 +233,11 @@ func parseBroker(text string) (Broker, error) {
 	return b, nil
 }
 
-// hostName is what a resolver may be asked for; containers have underscores.
+// hostName matches host names. Names of containers contain underscores.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
-// readHostPort reads host:port, [address]:port and either alone. A port of 0
-// counts as none, as for kombu.
+// readHostPort parses host:port or [address]:port; both parts are optional. As in
+// kombu, port 0 counts as missing.
 func (b *Broker) readHostPort(text string) error {
 	host, port, bracketed := "", "", false
 	if _, inside, found := strings.Cut(text, "["); found {
@@ -263,7 +263,7 @@ func (b *Broker) readHostPort(text string) error {
 		return errors.New("its host is neither a name nor an address")
 	}
 	if b.Host == "localhost" {
-		// As kombu does: RabbitMQ may not listen on ::1.
+		// As in kombu, since RabbitMQ may not listen on ::1.
 		b.Host = brokerHost
 	}
 	if port == "" {
@@ -274,28 +274,29 @@ func (b *Broker) readHostPort(text string) error {
 		if strings.Contains(port, ":") {
 			return errors.New("its host has two colons; write an IPv6 address in brackets, and %2F for a / in a password")
 		}
-		// Not quoted: with an unescaped / in a password, this is part of it.
+		// The error does not quote port: if a password contains an unescaped /, port
+		// is a part of that password.
 		return errors.New("its port is not a number up to 65535; write %2F, %3F or %23 for / ? # in a password")
 	}
 	return nil
 }
 
-// optionName is a name that may be shown.
+// optionName matches names of options that errors may show.
 var optionName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,63}$`)
 
-// showOption is the name of an option as errors may show it.
+// showOption returns an option's name as errors may show it.
 func showOption(name string, hidden bool) string {
 	if hidden || !optionName.MatchString(name) {
-		return "an option behind its ?"
+		return "an option after its ?"
 	}
 	return "option " + name
 }
 
-// readOptions reads the query of the address, in kombu's names.
+// readOptions parses the query of the address, with kombu's names of options.
 func (b *Broker) readOptions(query string) error {
 	given := map[string]string{}
 	for _, p := range parseQuery(query) {
-		given[p.name] = p.value // the last one counts, as in Python
+		given[p.name] = p.value // the last one wins, as in Python
 	}
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		value := given[name]
@@ -304,11 +305,11 @@ func (b *Broker) readOptions(query string) error {
 		}
 		switch name {
 		case "ssl":
-			// For kombu every value means yes, also "false".
+			// kombu takes any value for true, even "false".
 			switch strings.ToLower(value) {
 			case "true", "1", "yes", "on":
 			default:
-				return errors.New("option ssl is neither true nor absent: write amqps:// for TLS, or leave it out")
+				return errors.New("option ssl must be true: write amqps:// for TLS, or remove the option")
 			}
 		case "ssl_ca_certs":
 			b.CAFile = value
@@ -318,7 +319,7 @@ func (b *Broker) readOptions(query string) error {
 			b.KeyFile = value
 		case "ssl_cert_reqs":
 			if !strings.EqualFold(value, "required") && !strings.EqualFold(value, "CERT_REQUIRED") {
-				return errors.New("option ssl_cert_reqs must be CERT_REQUIRED: a broker's certificate is always checked; name its authority by ssl_ca_certs")
+				return errors.New("option ssl_cert_reqs must be CERT_REQUIRED: a broker's certificate is always checked; set ssl_ca_certs to its certificate authority")
 			}
 		case "ssl_check_hostname":
 			if strings.EqualFold(value, "false") {
@@ -335,19 +336,19 @@ func (b *Broker) readOptions(query string) error {
 			if !strings.EqualFold(value, "PLAIN") {
 				return errors.New("option login_method must be PLAIN: this program logs in by user and password")
 			}
-		case "insist": // nothing reads it, in Python neither
+		case "insist": // Python ignores it too
 		default:
 			return fmt.Errorf("%s is not supported", showOption(name, b.Hidden))
 		}
 	}
 	if (b.CertFile == "") != (b.KeyFile == "") {
-		return errors.New("ssl_certfile and ssl_keyfile go together")
+		return errors.New("options ssl_certfile and ssl_keyfile need each other")
 	}
 	return nil
 }
 
-// TLSConfig reads the files that the address names. It is nil where there are
-// none, or no TLS.
+// TLSConfig reads the files that the address names. It returns nil if the address
+// names none, or uses no TLS.
 func (b Broker) TLSConfig() (*tls.Config, error) {
 	if !b.TLS || (b.CAFile == "" && b.CertFile == "") {
 		return nil, nil

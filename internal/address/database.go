@@ -12,51 +12,50 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
-// Database is the address of a PostgreSQL database, as SQLAlchemy reads it and
-// hands it to libpq.
+// Database is the address of a PostgreSQL database, as SQLAlchemy parses it and
+// passes it to libpq.
 type Database struct {
 	User     string
 	Password secret.String
-	// Host and Port are libpq's: lists separated by commas; a host that begins
-	// with a slash is the directory of a Unix socket; empty means the default.
+	// Host and Port are lists separated by commas, as in libpq. A host that begins
+	// with a slash is the directory of a Unix socket. Empty means the default.
 	Host, Port string
 	Name       string
-	// Options are libpq's other keywords, and parameters of the server.
+	// Options are libpq's other keywords, and server parameters.
 	Options map[string]string
-	// Hidden says that the address is shown as its scheme only, because an
-	// unescaped @ stands behind its host: what is read as host or name may be
-	// meant as a part of the password.
+	// Hidden: the address is shown only by its scheme, because an unescaped @
+	// follows its host, so that host or name may be a part of the password.
 	Hidden bool
 
-	// prefix is what stands before :// when the address is shown.
+	// prefix is the scheme with which the address is shown.
 	prefix string
-	// text is what was parsed.
+	// text is the parsed text.
 	text string
 }
 
-// NewDatabase is an address whose parts are known.
+// NewDatabase makes an address from its parts.
 func NewDatabase(user string, password secret.String, host, port, name string) Database {
 	return Database{User: user, Password: password, Host: host, Port: port, Name: name, prefix: "postgresql"}
 }
 
-// databaseForm is SQLAlchemy's own expression: a user's name ends at a colon
-// or at the last @ before one, a password at the first @, and whatever else
-// stands in them is meant literally.
+// databaseForm is SQLAlchemy's own expression. A user name ends at a colon, or at
+// the last @ before one; a password ends at the first @. All other characters in
+// them are literal.
 var databaseForm = regexp.MustCompile(`^([\w+]+)://` +
 	`(?:([^:/]*)(:[^@]*)?@)?` +
 	`(?:(?:\[([^/?]+)\]|([^/:?]+))?(?::([^/?]*))?)?` +
 	`(?:/([^?]*))?` +
 	`(?:\?(.*))?`)
 
-// port is what Python's int() takes for a positive number.
+// portForm matches what Python's int() accepts as a positive number.
 var portForm = regexp.MustCompile(`^\+?[0-9]+(_[0-9]+)*$`)
 
 const databaseExample = "postgresql://user:password@host:port/database"
 
-// ParseDatabase reads the address of a result backend or of a database:
-// db+postgresql://…, postgresql://…, postgres://…, also with the name of a
-// Python driver behind a +. Errors show nothing of it but its scheme and names
-// of options.
+// ParseDatabase parses the address of a result backend or a database:
+// db+postgresql://…, postgresql://…, postgres://…, optionally with the name of a
+// Python driver after a +. Errors contain only the scheme and names of options of
+// the address.
 func ParseDatabase(text string) (Database, error) {
 	d := Database{prefix: "postgresql", text: text}
 	if !utf8.ValidString(text) {
@@ -70,9 +69,9 @@ func ParseDatabase(text string) (Database, error) {
 	dialect, _, _ := strings.Cut(strings.TrimPrefix(before, "db+"), "+")
 	if dialect != "postgresql" && dialect != "postgres" {
 		if !scheme.MatchString(before) {
-			return d, fmt.Errorf("its scheme is none; write %s", databaseExample)
+			return d, fmt.Errorf("its scheme is invalid; write %s", databaseExample)
 		}
-		return d, fmt.Errorf("%s:// is not supported: only PostgreSQL is; write %s", before, databaseExample)
+		return d, fmt.Errorf("%s:// is not supported, only PostgreSQL is; write %s", before, databaseExample)
 	}
 	if strings.HasPrefix(before, "db+") {
 		d.prefix = "db+postgresql"
@@ -81,15 +80,15 @@ func ParseDatabase(text string) (Database, error) {
 	user, password, ipv6, host, port, name, query := m[2], strings.TrimPrefix(m[3], ":"), m[4], m[5], m[6], m[7], m[8]
 	d.Hidden = strings.Contains(name, "@") || strings.Contains(strings.TrimPrefix("postgresql://"+rest, m[0]), "@")
 
-	// SQLAlchemy takes what follows the first @ for the host, where no host
-	// can have an @: the password goes on to the last.
-	behind := host
+	// For SQLAlchemy the host begins after the first @. But no host contains an @,
+	// so here the password extends to the last one.
+	hostPort := host
 	if port != "" {
-		behind += ":" + port
+		hostPort += ":" + port
 	}
-	if at := strings.LastIndex(behind, "@"); at >= 0 {
-		password += "@" + behind[:at]
-		ipv6, host, port = "", behind[at+1:], ""
+	if at := strings.LastIndex(hostPort, "@"); at >= 0 {
+		password += "@" + hostPort[:at]
+		ipv6, host, port = "", hostPort[at+1:], ""
 		if inside, found := strings.CutPrefix(host, "["); found {
 			if ipv6, port, found = strings.Cut(inside, "]"); !found {
 				return d, errHost
@@ -101,7 +100,7 @@ func ParseDatabase(text string) (Database, error) {
 	}
 	d.User, d.Password, d.Name = unquote(user), secret.New(unquote(password)), unquote(name)
 	if d.Host, d.Port = ipv6, port; ipv6 == "" {
-		// As libpq does; for Python it is the name of no host.
+		// As in libpq. Python does not decode it, and finds no such host.
 		d.Host = unquote(host)
 	}
 	if err := d.readPort(); err != nil {
@@ -117,21 +116,21 @@ func ParseDatabase(text string) (Database, error) {
 	}
 	for _, part := range []string{d.User, d.Password.Reveal(), d.Host, d.Name} {
 		if strings.Contains(part, "\x00") {
-			return d, errors.New("it holds a NUL byte")
+			return d, errors.New("it contains a NUL byte")
 		}
 	}
 	return d, d.checkOptions()
 }
 
-// databaseHost is a name or an address, or the directory of a Unix socket.
+// databaseHost matches a name, an address, or the directory of a Unix socket.
 var databaseHost = regexp.MustCompile(`^(/.*|[\pL\pN._:%~-]*)$`)
 
 var errHost = errors.New("its host is neither a name nor an address; write %40 for an @ and %5B for a [ in a password")
 
 var errPort = errors.New("its port is not a number from 1 to 65535; write %40 for an @ and %3A for a : in a password or a user's name")
 
-// readPort judges what stands behind the colon of the host. libpq's list of
-// hosts with ports, which Python does not take, is h1:p1,h2:p2.
+// readPort validates the port after the host. It also accepts libpq's list of hosts
+// with ports, h1:p1,h2:p2, which Python does not.
 func (d *Database) readPort() error {
 	if !strings.Contains(d.Port, ",") {
 		return normalPort(&d.Port)
@@ -152,7 +151,7 @@ func (d *Database) readPort() error {
 	return nil
 }
 
-// normalPort makes a port a plain number, or empty for the default.
+// normalPort rewrites a port as a plain number, or as empty for the default.
 func normalPort(port *string) error {
 	text := strings.TrimSpace(*port)
 	if *port == "" {
@@ -165,11 +164,11 @@ func normalPort(port *string) error {
 	if len(text) > 5 || (len(text) == 5 && text > "65535") {
 		return errPort
 	}
-	*port = text // 0 is no port, as for Python
+	*port = text // empty for 0: as in Python, port 0 is no port
 	return nil
 }
 
-// readQuery reads what stands behind the ?. It wins over what stands before.
+// readQuery parses the query. Its options override the parts before the ?.
 func (d *Database) readQuery(query string) error {
 	given := map[string][]string{}
 	for _, p := range parseQuery(query) {
@@ -178,11 +177,11 @@ func (d *Database) readQuery(query string) error {
 			d.Hidden = true
 		}
 	}
-	// A raw @ is nothing special in the value of an option that exists; in
-	// anything else it may be the end of a password.
+	// An unescaped @ is harmless in the value of a known option. Anywhere else it
+	// may be the end of a password.
 	for part := range strings.SplitSeq(query, "&") {
 		name, value, _ := strings.Cut(part, "=")
-		if strings.Contains(value, "@") && keywords[unquote(name)].does == 0 || strings.Contains(name, "@") {
+		if strings.Contains(value, "@") && keywords[unquote(name)].treatment == 0 || strings.Contains(name, "@") {
 			d.Hidden = true
 		}
 	}
@@ -198,7 +197,7 @@ func (d *Database) readQuery(query string) error {
 			return fmt.Errorf("%s is given twice", showOption(name, d.Hidden))
 		}
 		if strings.Contains(values[0], "\x00") || strings.Contains(name, "\x00") {
-			return errors.New("it holds a NUL byte")
+			return errors.New("it contains a NUL byte")
 		}
 		switch name {
 		case "user":
@@ -217,18 +216,18 @@ func (d *Database) readQuery(query string) error {
 	return nil
 }
 
-// singleHost is SQLAlchemy's form of a host with its port in an option.
+// singleHost matches SQLAlchemy's form of an option host that includes a port.
 var singleHost = regexp.MustCompile(`^([a-zA-Z0-9\-.]*):([0-9]*)$`)
 
-// readHosts reads the options host and port: lists in one option each, or
-// host=h1:p1 once for every host.
+// readHosts parses the options host and port: either one list in each, or one
+// option host=h1:p1 for every host.
 func (d *Database) readHosts(hosts, ports []string) error {
 	withPorts := len(hosts) > 1
 	if len(hosts) == 1 && len(ports) == 0 && singleHost.MatchString(hosts[0]) {
 		withPorts = true
 	}
 	if withPorts && len(ports) > 0 {
-		return errors.New("options host and port are of two forms: write host=h1,h2&port=p1,p2 or host=h1:p1&host=h2:p2")
+		return errors.New("options host and port mix two forms: write host=h1,h2&port=p1,p2 or host=h1:p1&host=h2:p2")
 	}
 	if withPorts {
 		for i, token := range hosts {
@@ -244,14 +243,14 @@ func (d *Database) readHosts(hosts, ports []string) error {
 	}
 	for i := range ports {
 		if err := normalPort(&ports[i]); err != nil {
-			return errors.New("option port is not a number from 1 to 65535, or several")
+			return errors.New("option port is not a number from 1 to 65535, or a list of them")
 		}
 	}
 	switch {
 	case len(ports) > 1 && len(hosts) == 0, len(ports) > 0 && len(hosts) > 0 && len(ports) != len(hosts):
 		return errors.New("options host and port do not have the same number of parts")
 	case len(hosts) > 1 && len(ports) == 0:
-		ports = make([]string, len(hosts)) // the port before the ? is not theirs
+		ports = make([]string, len(hosts)) // the port before the ? does not apply
 	}
 	if len(hosts) > 0 {
 		d.Host = strings.Join(hosts, ",")
@@ -262,11 +261,11 @@ func (d *Database) readHosts(hosts, ports []string) error {
 	return nil
 }
 
-// IsZero says that there is no address.
+// IsZero reports whether d is the zero value: no address.
 func (d Database) IsZero() bool { return d.prefix == "" }
 
-// Equal says that two addresses are of one database, for the same user, with
-// the same options.
+// Equal reports whether two addresses have the same server, database, user,
+// password and options.
 func (d Database) Equal(other Database) bool {
 	port := func(d Database) string {
 		if d.Port == "" {
@@ -278,7 +277,7 @@ func (d Database) Equal(other Database) bool {
 		maps.Equal(d.Options, other.Options)
 }
 
-// Masked is the address without its secrets.
+// Masked is the address with its secrets masked; only the scheme if Hidden.
 func (d Database) Masked() string {
 	switch {
 	case d.IsZero():
@@ -291,21 +290,21 @@ func (d Database) Masked() string {
 		password = ":" + secret.Mask
 	}
 	return d.write(d.prefix, password, func(name, value string) string {
-		if k := keywords[name]; k.does == 0 && !serverParameters[name] || secretOptions[name] {
+		if k := keywords[name]; k.treatment == 0 && !serverParameters[name] || secretOptions[name] {
 			return secret.Mask
 		}
 		return quoteExcept(value, "/:, ")
 	})
 }
 
-// URL is the address with every part, which [ParseDatabase] reads as the same
-// database.
+// URL is the whole address, with its secrets. [ParseDatabase] parses it to an equal
+// Database.
 func (d Database) URL() secret.String {
 	switch {
 	case d.IsZero():
 		return secret.String{}
 	case d.Hidden:
-		// Written otherwise, it would be read as one that may be shown.
+		// Rewritten, it would no longer be recognized as ambiguous.
 		return secret.New(d.text)
 	}
 	password := ""
@@ -315,8 +314,8 @@ func (d Database) URL() secret.String {
 	return secret.New(d.write("postgresql", password, func(_, value string) string { return quote(value) }))
 }
 
-// Secrets are the texts of the address that must not be shown, and for a
-// hidden one also those that may be a part of the password.
+// Secrets returns the parts of the address that must not be shown. For a hidden
+// address these include the parts that may belong to the password.
 func (d Database) Secrets() []string {
 	all := []string{d.Password.Reveal()}
 	for name, value := range d.Options {
@@ -370,7 +369,8 @@ func (d Database) write(prefix, password string, show func(name, value string) s
 	return out.String()
 }
 
-// MaskDatabase shows a text that ParseDatabase reads.
+// MaskDatabase masks the secrets in a text for ParseDatabase. Of an invalid or
+// ambiguous text it returns only the scheme.
 func MaskDatabase(text string) string {
 	d, err := ParseDatabase(text)
 	if err != nil {

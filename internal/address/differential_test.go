@@ -19,8 +19,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
-// judge is a Python process with the libraries themselves.
-type judge struct {
+// reference is a Python process that parses addresses with kombu and SQLAlchemy.
+type reference struct {
 	mu  sync.Mutex
 	in  io.WriteCloser
 	out *bufio.Reader
@@ -32,9 +32,9 @@ type reading struct {
 	Error    string            `json:"error"`
 }
 
-func newJudge(t testing.TB, celery string) *judge {
+func startReference(t testing.TB, celery string) *reference {
 	t.Helper()
-	cmd := exec.Command(devenv.Celery(t, celery), "testdata/judge.py")
+	cmd := exec.Command(devenv.Celery(t, celery), "testdata/reference.py")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -50,39 +50,39 @@ func newJudge(t testing.TB, celery string) *judge {
 	t.Cleanup(func() {
 		_ = in.Close()
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("judge.py: %v", err)
+			t.Errorf("reference.py: %v", err)
 		}
 	})
-	return &judge{in: in, out: bufio.NewReader(out)}
+	return &reference{in: in, out: bufio.NewReader(out)}
 }
 
-func (j *judge) ask(t testing.TB, kind, text string) reading {
+func (r *reference) ask(t testing.TB, kind, text string) reading {
 	t.Helper()
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	question, err := json.Marshal(map[string]string{"kind": kind, "text": text})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fmt.Fprintf(j.in, "%s\n", question); err != nil {
+	if _, err := fmt.Fprintf(r.in, "%s\n", question); err != nil {
 		t.Fatal(err)
 	}
-	line, err := j.out.ReadBytes('\n')
+	line, err := r.out.ReadBytes('\n')
 	if err != nil {
-		t.Fatalf("judge.py broke off at %q: %v", text, err)
+		t.Fatalf("reference.py ended at %q: %v", text, err)
 	}
-	var r reading
-	if err := json.Unmarshal(line, &r); err != nil {
+	var answer reading
+	if err := json.Unmarshal(line, &answer); err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return answer
 }
 
-// verdict is one comparison: agreed, or the class of a difference that is
-// meant, or a fault.
+// verdict is the result of a comparison: agreement, the class of an intended
+// difference, or a fault.
 type verdict struct{ class, fault string }
 
-// compareBroker compares our reading with kombu's.
+// compareBroker compares our result with kombu's.
 func compareBroker(text string, python reading) verdict {
 	ours, err := address.ParseBrokers(text)
 	switch {
@@ -108,7 +108,7 @@ func compareBroker(text string, python reading) verdict {
 	return verdict{class: "same"}
 }
 
-// withoutEmpty leaves out what kombu reads from nothing between semicolons.
+// withoutEmpty drops what kombu reads from an empty part between semicolons.
 func withoutEmpty(text string, brokers [][]any) [][]any {
 	var kept [][]any
 	for i, part := range strings.Split(text, ";") {
@@ -123,9 +123,9 @@ var (
 	amqpScheme = regexp.MustCompile(`(?is)^(py)?amqps?://`)
 )
 
-const oddSchemeClass = "something else than a scheme before ://, of which kombu reads nothing"
+const oddSchemeClass = "invalid scheme, with which kombu reads nothing"
 
-// oddScheme says that kombu reads a blank, a tab or more as a part of a scheme.
+// oddScheme reports whether kombu reads a space, a tab or more as a part of a scheme.
 func oddScheme(text string) bool {
 	for i, part := range strings.Split(text, ";") {
 		if i > 0 {
@@ -140,11 +140,11 @@ func oddScheme(text string) bool {
 
 var name = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
-// brokerRefusal is the class of an address that kombu reads and ours refuses:
-// none of them could be connected to.
+// brokerRefusal is the class of an address that kombu accepts and this package
+// refuses. A connection to none of them is possible.
 func brokerRefusal(text string, err error, python reading) string {
 	if strings.Contains(err.Error(), "option ") {
-		return "option that AMQP has not, or in Python only"
+		return "option that AMQP does not have, or only Python"
 	}
 	if oddScheme(text) {
 		return oddSchemeClass
@@ -152,18 +152,18 @@ func brokerRefusal(text string, err error, python reading) string {
 	for _, b := range python.Brokers {
 		host, _ := b[3].(string)
 		if addr, err := netip.ParseAddr(host); (err != nil || addr.Zone() != "") && !name.MatchString(host) {
-			return "host that no resolver knows"
+			return "host that no resolver can resolve"
 		}
 		for _, i := range []int{1, 2, 5} {
 			if part, _ := b[i].(string); len(part) > 255 || strings.Contains(part, "\x00") {
-				return "more than AMQP can carry"
+				return "longer than AMQP allows"
 			}
 		}
 	}
 	return ""
 }
 
-// compareDatabase compares our reading with what SQLAlchemy gives to libpq.
+// compareDatabase compares our result with what SQLAlchemy passes to libpq.
 func compareDatabase(text string, python reading) verdict {
 	d, err := address.ParseDatabase(text)
 	switch {
@@ -179,8 +179,7 @@ func compareDatabase(text string, python reading) verdict {
 	maps.DeleteFunc(got, func(_, value string) bool { return value == "" })
 	want := maps.Clone(python.Database)
 	maps.DeleteFunc(want, func(_, value string) bool { return value == "" }) // the default, for libpq too
-	// libpq reads an option as a number, whatever stands before it, and refuses
-	// a 0.
+	// libpq parses an option as a number with any prefix, and refuses 0.
 	ports := strings.Split(want["port"], ",")
 	for i, port := range ports {
 		ports[i] = strings.TrimLeft(strings.ReplaceAll(strings.TrimSpace(port), "_", ""), "+0")
@@ -192,33 +191,33 @@ func compareDatabase(text string, python reading) verdict {
 	case maps.Equal(got, want):
 		return verdict{class: "same"}
 	case strings.ContainsAny(want["host"], "@%"):
-		return verdict{class: "host that libpq cannot resolve, where ours goes on"}
+		return verdict{class: "host that libpq cannot resolve, where this package extends the password"}
 	}
 	return verdict{fault: fmt.Sprintf("\n got %q\nwant %q", got, want)}
 }
 
-// databaseRefusal is the class of an address that SQLAlchemy and libpq read
-// and ours refuses.
+// databaseRefusal is the class of an address that SQLAlchemy and libpq accept and
+// this package refuses.
 func databaseRefusal(python map[string]string) string {
 	for host := range strings.SplitSeq(python["host"], ",") {
 		if !regexp.MustCompile(`^(/.*|[\pL\pN._:-]*)$`).MatchString(host) {
-			return "host that no resolver knows"
+			return "host that no resolver can resolve"
 		}
 	}
 	for port := range strings.SplitSeq(python["port"], ",") {
 		if strings.HasPrefix(port, "-") || len(port) > 4 && (len(port) > 5 || port > "65535") {
-			return "port that no server has"
+			return "port out of range"
 		}
 	}
 	for option, value := range python {
 		if strings.Contains(option+value, "\x00") {
-			return "NUL, which libpq takes for the end"
+			return "NUL, where libpq stops reading"
 		}
 		if strings.ContainsAny(option, " \t") {
-			return "option whose name holds a blank"
+			return "option whose name contains a space"
 		}
 		if strings.HasPrefix(value, "(") {
-			return "option given twice, of which libpq gets a tuple's text"
+			return "option given twice, for which libpq gets the text of a tuple"
 		}
 		if _, err := address.CheckOption(option, value); err != nil {
 			return "option that is refused"
@@ -227,21 +226,21 @@ func databaseRefusal(python map[string]string) string {
 	return ""
 }
 
-// rounds of the generated comparison; the fuzz target goes on from there.
+// rounds is the number of generated addresses. The fuzz target tries others.
 const rounds = 1000
 
-// The judges are the libraries themselves, of the oldest and the newest Celery
-// that a worker stands beside.
-func TestAddressesAreReadAsPythonReadsThem(t *testing.T) {
+// The reference are the libraries of the oldest and the newest Celery that may share
+// a queue with a worker.
+func TestAddressesAreParsedAsInPython(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"broker", "database"} {
 		for _, version := range []string{"5.4.0", "5.7.0"} {
 			t.Run(kind+" "+version, func(t *testing.T) {
 				t.Parallel()
-				judge := newJudge(t, version)
+				python := startReference(t, version)
 				classes := map[string]int{}
 				try := func(text string) {
-					v := compare(kind, text, judge.ask(t, kind, text))
+					v := compare(kind, text, python.ask(t, kind, text))
 					classes[v.class]++
 					if v.class == "" {
 						t.Errorf("%q: %s", text, v.fault)
@@ -281,8 +280,8 @@ func generate(g *addresstest.Generator, kind string) string {
 	return g.Database("db+postgresql").Text
 }
 
-// fixtures are addresses out of bug reports, and forms of which each was read
-// wrongly once.
+// fixtures returns addresses from bug reports, and forms that were once parsed
+// wrongly.
 func fixtures(t testing.TB, kind string) []string {
 	t.Helper()
 	content, err := os.ReadFile("testdata/" + kind + "_addresses.txt")
@@ -298,8 +297,8 @@ func fixtures(t testing.TB, kind string) []string {
 	return found
 }
 
-// FuzzAddressesAsPython goes on where the test ends: with other seeds, and
-// with texts that no generator makes. It needs Python.
+// FuzzAddressesAsPython is the same comparison with other seeds, and with texts that
+// the generator does not make. It needs Python.
 func FuzzAddressesAsPython(f *testing.F) {
 	for _, kind := range []string{"broker", "database"} {
 		for _, text := range fixtures(f, kind) {
@@ -309,7 +308,7 @@ func FuzzAddressesAsPython(f *testing.F) {
 			f.Add(kind == "broker", "", seed)
 		}
 	}
-	judge := newJudge(f, "5.7.0")
+	python := startReference(f, "5.7.0")
 	f.Fuzz(func(t *testing.T, broker bool, text string, seed uint64) {
 		kind := "database"
 		if broker {
@@ -327,7 +326,7 @@ func FuzzAddressesAsPython(f *testing.F) {
 		if len(text) > 500 || kind == "broker" && oddScheme(text) {
 			return // kombu loads whatever a scheme names
 		}
-		if v := compare(kind, text, judge.ask(t, kind, text)); v.class == "" {
+		if v := compare(kind, text, python.ask(t, kind, text)); v.class == "" {
 			t.Errorf("%q: %s", text, v.fault)
 		}
 	})

@@ -1,12 +1,12 @@
-// Package address reads the addresses that the program is given, of brokers
-// and of databases, and says how each may be shown.
+// Package address parses the addresses of brokers and databases, and masks their
+// passwords.
 //
-// One parser per kind gives a value that both connects and masks, so that the
-// two can never disagree about where a password ends. The parsers read what
-// kombu and SQLAlchemy read, in the same way: a worker that takes another's
-// place gets that one's addresses. What cannot be parsed is shown as nothing
-// but its scheme, and so is what can be read in two ways: an address with an
-// unescaped @ behind its host may hold the rest of a password there.
+// Each kind of address has one parser, whose result is used both to connect and to
+// mask, so that the two cannot disagree about where a password ends. The parsers
+// accept what kombu and SQLAlchemy accept, with the same result, because a worker
+// that replaces a Python worker gets its addresses. An invalid address is shown
+// only by its scheme. So is an ambiguous one: with an unescaped @ after its host,
+// the parts around that @ may belong to the password.
 //
-// It knows no driver and opens no connection; those who connect ask it.
+// The package uses no driver and opens no connection.
 package address

@@ -9,117 +9,119 @@ import (
 	"strings"
 )
 
-// treatment says what becomes of a keyword.
+// treatment is how this program treats a keyword.
 type treatment int
 
 const (
-	// byDriver: the database driver does what libpq does.
+	// byDriver: the database driver implements it as libpq does.
 	byDriver treatment = iota + 1
-	// byStore: package store does what libpq does.
+	// byStore: package store implements it as libpq does.
 	byStore
-	// mayBeIgnored: it has no effect here, which is said wherever that can make
-	// a difference.
-	mayBeIgnored
-	// mayBeRefused: to go on without it would not be what was asked for.
-	mayBeRefused
+	// ignored: it has no effect here, which is reported unless the value is
+	// harmless.
+	ignored
+	// refused: it is an error unless the value is harmless, because ignoring it
+	// would violate what the operator asked for.
+	refused
 )
 
-// keyword is one of libpq's, or of the driver's own.
+// keyword is a keyword of libpq or of the database driver.
 type keyword struct {
-	does treatment
-	// harmless are values, in lower case, that ask for what is done anyway.
+	treatment treatment
+	// harmless are values, in lower case, that match the behaviour without the
+	// option.
 	harmless []string
-	// why says why it has no effect, or how to do without it, as the end of
-	// "option x has no effect: …" and "option x is not supported: …".
+	// why is the reason, and for a refused one the alternative. It continues
+	// "option x has no effect: " or "option x is not supported: ".
 	why string
-	// check judges a value, if given: what it should be, or "".
+	// check, if not nil, returns "" for a valid value, else what it must be.
 	check func(value string) string
 }
 
-// keywords are all of libpq 18, and a few of the driver's.
+// keywords are all keywords of libpq 18, and those of the driver.
 var keywords = map[string]keyword{
-	// Where, and as whom.
-	"service":     {does: byDriver},
-	"servicefile": {does: byDriver},
-	"host":        {does: byDriver},
-	"hostaddr":    {does: byStore},
-	"port":        {does: byDriver},
-	"dbname":      {does: byDriver},
-	"database":    {does: byDriver},
-	"user":        {does: byDriver},
-	"password":    {does: byDriver},
-	"passfile":    {does: byDriver},
+	// Server, user and database.
+	"service":     {treatment: byDriver},
+	"servicefile": {treatment: byDriver},
+	"host":        {treatment: byDriver},
+	"hostaddr":    {treatment: byStore},
+	"port":        {treatment: byDriver},
+	"dbname":      {treatment: byDriver},
+	"database":    {treatment: byDriver},
+	"user":        {treatment: byDriver},
+	"password":    {treatment: byDriver},
+	"passfile":    {treatment: byDriver},
 
-	// Which server of several.
-	"target_session_attrs": {does: byDriver, check: oneOf("any", "read-write", "read-only", "primary", "standby", "prefer-standby")},
-	"load_balance_hosts":   {does: byStore, check: oneOf("disable", "random")},
+	// Choice of a server among several.
+	"target_session_attrs": {treatment: byDriver, check: oneOf("any", "read-write", "read-only", "primary", "standby", "prefer-standby")},
+	"load_balance_hosts":   {treatment: byStore, check: oneOf("disable", "random")},
 
 	// The connection.
-	"connect_timeout":     {does: byStore, check: number},
-	"keepalives":          {does: byStore, check: number},
-	"keepalives_idle":     {does: byStore, check: number},
-	"keepalives_interval": {does: byStore, check: number},
-	"keepalives_count":    {does: byStore, check: number},
-	"tcp_user_timeout":    {does: byStore, check: number},
-	"requirepeer":         {does: byStore},
+	"connect_timeout":     {treatment: byStore, check: number},
+	"keepalives":          {treatment: byStore, check: number},
+	"keepalives_idle":     {treatment: byStore, check: number},
+	"keepalives_interval": {treatment: byStore, check: number},
+	"keepalives_count":    {treatment: byStore, check: number},
+	"tcp_user_timeout":    {treatment: byStore, check: number},
+	"requirepeer":         {treatment: byStore},
 
 	// TLS.
-	"sslmode":                  {does: byDriver, check: oneOf("disable", "allow", "prefer", "require", "verify-ca", "verify-full")},
-	"ssl":                      {does: byStore, check: oneOf("true")}, // libpq takes ssl=true, in URLs only, for sslmode=require
-	"sslnegotiation":           {does: byDriver, check: oneOf("postgres", "direct")},
-	"sslcert":                  {does: byDriver},
-	"sslkey":                   {does: byDriver},
-	"sslpassword":              {does: byDriver},
-	"sslcertmode":              {does: byDriver, check: oneOf("disable", "allow", "require")},
-	"sslrootcert":              {does: byDriver},
-	"sslsni":                   {does: byDriver, check: oneOf("0", "1")},
-	"ssl_min_protocol_version": {does: byStore, check: tlsVersionName},
-	"ssl_max_protocol_version": {does: byStore, check: tlsVersionName},
-	"sslcrl":                   {does: byStore},
-	"sslcrldir":                {does: byStore},
-	"sslcompression":           {does: mayBeIgnored, harmless: []string{"0"}, why: "TLS is never compressed, with libpq neither since OpenSSL 1.1"},
-	"sslkeylogfile":            {does: mayBeIgnored, why: "the keys of a TLS session are written nowhere"},
+	"sslmode":                  {treatment: byDriver, check: oneOf("disable", "allow", "prefer", "require", "verify-ca", "verify-full")},
+	"ssl":                      {treatment: byStore, check: oneOf("true")}, // libpq takes ssl=true, in URLs only, for sslmode=require
+	"sslnegotiation":           {treatment: byDriver, check: oneOf("postgres", "direct")},
+	"sslcert":                  {treatment: byDriver},
+	"sslkey":                   {treatment: byDriver},
+	"sslpassword":              {treatment: byDriver},
+	"sslcertmode":              {treatment: byDriver, check: oneOf("disable", "allow", "require")},
+	"sslrootcert":              {treatment: byDriver},
+	"sslsni":                   {treatment: byDriver, check: oneOf("0", "1")},
+	"ssl_min_protocol_version": {treatment: byStore, check: tlsVersionName},
+	"ssl_max_protocol_version": {treatment: byStore, check: tlsVersionName},
+	"sslcrl":                   {treatment: byStore},
+	"sslcrldir":                {treatment: byStore},
+	"sslcompression":           {treatment: ignored, harmless: []string{"0"}, why: "TLS is never compressed, nor is it in libpq since OpenSSL 1.1"},
+	"sslkeylogfile":            {treatment: ignored, why: "the keys of TLS sessions are never written to a file"},
 
-	// How to prove who one is.
-	"channel_binding":     {does: byDriver, check: oneOf("disable", "prefer", "require")},
-	"require_auth":        {does: byDriver},
-	"gssencmode":          {does: mayBeRefused, harmless: []string{"disable", "prefer"}, why: "there is no GSSAPI here; write gssencmode=prefer, and sslmode=verify-full for an encrypted connection"},
-	"krbsrvname":          {does: mayBeIgnored, why: "there is no login by Kerberos here, only by password or certificate"},
-	"krbspn":              {does: mayBeIgnored, why: "there is no login by Kerberos here, only by password or certificate"},
-	"gsslib":              {does: mayBeIgnored, why: "there is no login by Kerberos here, only by password or certificate"},
-	"gssdelegation":       {does: mayBeIgnored, harmless: []string{"0"}, why: "there is no login by Kerberos here, only by password or certificate"},
-	"scram_client_key":    {does: mayBeRefused, why: "there is no login by SCRAM keys here; give the password instead"},
-	"scram_server_key":    {does: mayBeRefused, why: "there is no login by SCRAM keys here; give the password instead"},
-	"oauth_issuer":        {does: mayBeIgnored, why: "there is no login by OAuth here, only by password or certificate"},
-	"oauth_client_id":     {does: mayBeIgnored, why: "there is no login by OAuth here, only by password or certificate"},
-	"oauth_client_secret": {does: mayBeIgnored, why: "there is no login by OAuth here, only by password or certificate"},
-	"oauth_scope":         {does: mayBeIgnored, why: "there is no login by OAuth here, only by password or certificate"},
+	// Authentication.
+	"channel_binding":     {treatment: byDriver, check: oneOf("disable", "prefer", "require")},
+	"require_auth":        {treatment: byDriver},
+	"gssencmode":          {treatment: refused, harmless: []string{"disable", "prefer"}, why: "GSSAPI is not supported; write gssencmode=prefer, and sslmode=verify-full for an encrypted connection"},
+	"krbsrvname":          {treatment: ignored, why: "Kerberos is not supported, only passwords and certificates"},
+	"krbspn":              {treatment: ignored, why: "Kerberos is not supported, only passwords and certificates"},
+	"gsslib":              {treatment: ignored, why: "Kerberos is not supported, only passwords and certificates"},
+	"gssdelegation":       {treatment: ignored, harmless: []string{"0"}, why: "Kerberos is not supported, only passwords and certificates"},
+	"scram_client_key":    {treatment: refused, why: "SCRAM keys are not supported; give the password instead"},
+	"scram_server_key":    {treatment: refused, why: "SCRAM keys are not supported; give the password instead"},
+	"oauth_issuer":        {treatment: ignored, why: "OAuth is not supported, only passwords and certificates"},
+	"oauth_client_id":     {treatment: ignored, why: "OAuth is not supported, only passwords and certificates"},
+	"oauth_client_secret": {treatment: ignored, why: "OAuth is not supported, only passwords and certificates"},
+	"oauth_scope":         {treatment: ignored, why: "OAuth is not supported, only passwords and certificates"},
 
 	// The session.
-	"options":                   {does: byDriver},
-	"application_name":          {does: byDriver},
-	"fallback_application_name": {does: byStore},
-	"client_encoding":           {does: mayBeIgnored, harmless: []string{"utf8", "utf-8", "unicode", "auto"}, why: "texts are exchanged as UTF-8"},
-	"replication":               {does: mayBeRefused, harmless: []string{"false", "off", "no", "0"}, why: "a session for replication takes no statements; leave it out"},
-	"min_protocol_version":      {does: byDriver, check: oneOf("3.0", "3.2", "latest")},
-	"max_protocol_version":      {does: byDriver, check: oneOf("3.0", "3.2", "latest")},
+	"options":                   {treatment: byDriver},
+	"application_name":          {treatment: byDriver},
+	"fallback_application_name": {treatment: byStore},
+	"client_encoding":           {treatment: ignored, harmless: []string{"utf8", "utf-8", "unicode", "auto"}, why: "the client encoding is always UTF-8"},
+	"replication":               {treatment: refused, harmless: []string{"false", "off", "no", "0"}, why: "a replication session accepts no SQL statements; remove the option"},
+	"min_protocol_version":      {treatment: byDriver, check: oneOf("3.0", "3.2", "latest")},
+	"max_protocol_version":      {treatment: byDriver, check: oneOf("3.0", "3.2", "latest")},
 
-	// The driver's own.
-	"default_query_exec_mode":       {does: byDriver, check: oneOf("cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol")},
-	"statement_cache_capacity":      {does: byDriver, check: number},
-	"description_cache_capacity":    {does: byDriver, check: number},
-	"pool_max_conns":                {does: mayBeIgnored, why: "the number of connections follows the concurrency"},
-	"pool_min_conns":                {does: mayBeIgnored, why: "the number of connections follows the concurrency"},
-	"pool_min_idle_conns":           {does: mayBeIgnored, why: "the number of connections follows the concurrency"},
-	"pool_max_conn_lifetime":        {does: mayBeIgnored, why: "connections are kept as long as they work"},
-	"pool_max_conn_lifetime_jitter": {does: mayBeIgnored, why: "connections are kept as long as they work"},
-	"pool_max_conn_idle_time":       {does: mayBeIgnored, why: "connections are kept as long as they work"},
-	"pool_health_check_period":      {does: mayBeIgnored, why: "connections are kept as long as they work"},
-	"pool_ping_timeout":             {does: mayBeIgnored, why: "connections are kept as long as they work"},
+	// The driver's keywords.
+	"default_query_exec_mode":       {treatment: byDriver, check: oneOf("cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol")},
+	"statement_cache_capacity":      {treatment: byDriver, check: number},
+	"description_cache_capacity":    {treatment: byDriver, check: number},
+	"pool_max_conns":                {treatment: ignored, why: "the concurrency determines the number of connections"},
+	"pool_min_conns":                {treatment: ignored, why: "the concurrency determines the number of connections"},
+	"pool_min_idle_conns":           {treatment: ignored, why: "the concurrency determines the number of connections"},
+	"pool_max_conn_lifetime":        {treatment: ignored, why: "connections are kept as long as they work"},
+	"pool_max_conn_lifetime_jitter": {treatment: ignored, why: "connections are kept as long as they work"},
+	"pool_max_conn_idle_time":       {treatment: ignored, why: "connections are kept as long as they work"},
+	"pool_health_check_period":      {treatment: ignored, why: "connections are kept as long as they work"},
+	"pool_ping_timeout":             {treatment: ignored, why: "connections are kept as long as they work"},
 }
 
-// serverParameters are parameters of the server whose values may be shown. It
-// takes others too, and judges all.
+// serverParameters are server parameters whose values may be shown. Other names are
+// accepted too; the server validates them all.
 var serverParameters = map[string]bool{
 	"search_path": true, "statement_timeout": true, "lock_timeout": true, "idle_in_transaction_session_timeout": true,
 	"timezone": true, "TimeZone": true, "datestyle": true, "DateStyle": true, "role": true,
@@ -144,8 +146,8 @@ func number(value string) string {
 	return ""
 }
 
-// TLSVersions are the names of TLS versions in ssl_min_protocol_version and
-// ssl_max_protocol_version, in lower case, with their numbers.
+// TLSVersions maps the names of TLS versions in ssl_min_protocol_version and
+// ssl_max_protocol_version, in lower case, to their numbers.
 var TLSVersions = map[string]uint16{"tlsv1": 0x0301, "tlsv1.1": 0x0302, "tlsv1.2": 0x0303, "tlsv1.3": 0x0304}
 
 func tlsVersionName(value string) string {
@@ -155,9 +157,10 @@ func tlsVersionName(value string) string {
 	return ""
 }
 
-// CheckOption judges one option of a database's address: why it has no effect,
-// or "", or what to do about it. A name that is not known may be that of a
-// parameter, which the server judges.
+// CheckOption checks an option of a database address. It returns the reason if the
+// option has no effect, else "", and an error if the option is refused or its value
+// invalid. Unknown names pass: they may be server parameters, which the server
+// validates.
 func CheckOption(name, value string) (noEffect string, err error) {
 	k, known := keywords[name]
 	switch {
@@ -168,27 +171,27 @@ func CheckOption(name, value string) (noEffect string, err error) {
 			return "", fmt.Errorf("option %s must be %s", name, want)
 		}
 	}
-	switch k.does {
-	case mayBeIgnored:
+	switch k.treatment {
+	case ignored:
 		return k.why, nil
-	case mayBeRefused:
+	case refused:
 		return "", fmt.Errorf("option %s is not supported: %s", name, k.why)
 	}
 	return "", nil
 }
 
-// ForDriver says that the database driver is to see an option: those that it
-// knows, and parameters of the server.
+// ForDriver reports whether an option is to be passed to the database driver: the
+// options that it implements, and server parameters.
 func ForDriver(name, value string) bool {
 	k, known := keywords[name]
-	return !known || k.does == byDriver || (name == "client_encoding" && slices.Contains(k.harmless[:3], strings.ToLower(value)))
+	return !known || k.treatment == byDriver || (name == "client_encoding" && slices.Contains(k.harmless[:3], strings.ToLower(value)))
 }
 
-// checkOptions judges all options, and what they say together.
+// checkOptions checks all options, and their combination.
 func (d *Database) checkOptions() error {
 	for _, name := range slices.Sorted(maps.Keys(d.Options)) {
 		if _, known := keywords[name]; !known && !optionName.MatchString(name) {
-			return errors.New("an option behind its ? has no name that PostgreSQL could know; write %3F for a ? in a password")
+			return errors.New("an option after its ? is not a valid name of an option; write %3F for a ? in a password")
 		}
 		if _, err := CheckOption(name, d.Options[name]); err != nil {
 			return err
@@ -201,11 +204,10 @@ func (d *Database) checkOptions() error {
 	return nil
 }
 
-// Ignored is an option that has no effect.
+// Ignored is an option without effect, and the reason.
 type Ignored struct{ Option, Why string }
 
-// Ignored lists the options that have no effect, where that can make a
-// difference.
+// Ignored lists the options that have no effect and whose value is not harmless.
 func (d Database) Ignored() []Ignored {
 	var found []Ignored
 	for _, name := range slices.Sorted(maps.Keys(d.Options)) {
@@ -216,5 +218,5 @@ func (d Database) Ignored() []Ignored {
 	return found
 }
 
-// Known says that a name is one of the table's.
+// Known reports whether a name is a keyword of libpq or the driver.
 func Known(name string) bool { _, known := keywords[name]; return known }

@@ -8,10 +8,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
-// scheme is what may be shown of an address that cannot be parsed.
+// scheme matches a scheme that may be shown of an invalid address.
 var scheme = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]{0,31}$`)
 
-// SchemeOnly shows nothing of an address but its scheme.
+// SchemeOnly masks an address except for its scheme.
 func SchemeOnly(text string) string {
 	if text == "" {
 		return ""
@@ -22,12 +22,12 @@ func SchemeOnly(text string) string {
 	return secret.Mask
 }
 
-// MaskURL shows a URL of no special kind: without its password, and without
-// the values in its query, which may be keys.
+// MaskURL masks the password of a URL, and the values in its query, which may be
+// keys.
 func MaskURL(text string) string {
 	u, err := url.Parse(text)
 	if (err != nil || u.Host == "") && !strings.Contains(text, "@") {
-		return text // no login, and none meant
+		return text // no user or password, not even in an invalid form
 	}
 	if err != nil || u.Scheme == "" || u.Opaque != "" {
 		return SchemeOnly(text)
@@ -52,7 +52,7 @@ func MaskURL(text string) string {
 	return out.String()
 }
 
-// separator stands before parameter number i of a query.
+// separator precedes parameter number i of a query.
 func separator(i int) string {
 	if i == 0 {
 		return "?"
@@ -60,14 +60,14 @@ func separator(i int) string {
 	return "&"
 }
 
-// serviceName is what may stand before a URL in a list.
+// serviceName matches the name before a URL in a list.
 var serviceName = regexp.MustCompile(`^\s*[A-Za-z0-9_.-]+\s*$`)
 
-// MaskNamedURLs shows a list of the form name=URL,name=URL. Of a text of
-// another form nothing is shown: a comma in a password makes one of it.
+// MaskNamedURLs masks the URLs in a list of the form name=URL,name=URL. A text of
+// any other form is masked completely, because a comma in a password can cause it.
 func MaskNamedURLs(text string) string {
 	if !strings.Contains(text, "@") && !strings.Contains(text, "?") {
-		return text // no login, no key, and none meant
+		return text // no password or key, not even in an invalid form
 	}
 	entries := strings.Split(text, ",")
 	for i, entry := range entries {
@@ -81,15 +81,15 @@ func MaskNamedURLs(text string) string {
 	return strings.Join(entries, ",")
 }
 
-// Login is a user's name with a password that was found in a text.
+// Login is a user name with a password that was found in a text.
 type Login struct{ User, Password string }
 
-// anyScheme finds the beginning of each URL in a text.
+// anyScheme matches the beginning of a URL.
 var anyScheme = regexp.MustCompile(`[A-Za-z][A-Za-z0-9+.-]*://`)
 
-// Logins finds everything in a text that some reader could take for the
-// password of a URL, of whatever scheme, as it is written and as it is meant:
-// for redaction, where too much does no harm.
+// Logins finds everything in a text that some parser could take for the password of
+// a URL of any scheme, both as written and percent-decoded. It is for redaction,
+// where too many matches do no harm.
 func Logins(text string) []Login {
 	var found []Login
 	add := func(user, password string) {
@@ -108,8 +108,8 @@ func Logins(text string) []Login {
 			until = text[start[1]:starts[i+1][0]]
 		}
 		for _, part := range unique(rest, until) {
-			// Up to the last @ before the host ends, as kombu reads it; up to
-			// the first, as SQLAlchemy does; and up to the very last.
+			// A password may extend to the last @ of the authority (kombu), to the
+			// first @ (SQLAlchemy), or to the last @ of the whole text.
 			authority := part
 			if end := strings.IndexAny(part, "/?#"); end >= 0 {
 				authority = part[:end]
@@ -118,7 +118,7 @@ func Logins(text string) []Login {
 			if at := strings.LastIndex(authority, "@"); at >= 0 {
 				if name, password, ok := strings.Cut(authority[:at], ":"); ok {
 					add(name, password)
-					// urllib takes these out of every URL.
+					// urllib removes these from every URL.
 					add(name, strings.NewReplacer("\t", "", "\r", "", "\n", "").Replace(password))
 				}
 			}

@@ -6,15 +6,15 @@ import (
 	"unicode/utf8"
 )
 
-// unquote resolves percent-encoding as Python's urllib.parse.unquote does: a
-// stray % stays, and bytes that are not UTF-8 become U+FFFD.
+// unquote decodes percent-encoding as Python's urllib.parse.unquote does: an invalid
+// % sequence stays, and bytes that are not UTF-8 become U+FFFD.
 func unquote(text string) string {
 	if !strings.Contains(text, "%") {
 		return text
 	}
 	var out strings.Builder
 	for len(text) > 0 {
-		// Python decodes each run of ASCII on its own.
+		// Python decodes each run of ASCII characters separately.
 		end := strings.IndexFunc(text, func(r rune) bool { return r >= utf8.RuneSelf })
 		switch {
 		case end < 0:
@@ -60,21 +60,22 @@ func hexDigit(c byte) (byte, bool) {
 	return 0, false
 }
 
-// writeUTF8 writes one U+FFFD for each longest beginning of a character that
-// does not go on as one, as Python and the Unicode standard do.
+// writeUTF8 replaces each maximal truncated or invalid sequence by one U+FFFD, as
+// Python and the Unicode standard do.
 func writeUTF8(out *strings.Builder, text []byte) {
 	for len(text) > 0 {
 		r, size := utf8.DecodeRune(text)
 		if r == utf8.RuneError && size == 1 {
-			size = beginning(text)
+			size = truncatedLength(text)
 		}
 		out.WriteRune(r)
 		text = text[size:]
 	}
 }
 
-// beginning is how many bytes of text begin a character.
-func beginning(text []byte) int {
+// truncatedLength returns how many bytes at the start of text form a valid beginning
+// of a character, at least 1.
+func truncatedLength(text []byte) int {
 	length, low, high := 1, byte(0x80), byte(0xBF) // of the second byte
 	switch c := text[0]; {
 	case 0xC2 <= c && c <= 0xDF:
@@ -103,11 +104,11 @@ func beginning(text []byte) int {
 	return n
 }
 
-// parameter is one name=value of a query.
+// parameter is a name=value pair of a query.
 type parameter struct{ name, value string }
 
-// parseQuery reads a query as Python's parse_qsl does: what has no value is
-// left out, and + is a blank.
+// parseQuery parses a query as Python's parse_qsl does: pairs without a value are
+// dropped, and + is a space.
 func parseQuery(query string) []parameter {
 	var found []parameter
 	for part := range strings.SplitSeq(query, "&") {
@@ -120,7 +121,7 @@ func parseQuery(query string) []parameter {
 	return found
 }
 
-// quote writes text so that every parser reads it as it is.
+// quote percent-encodes text so that every parser reads it unchanged.
 func quote(text string) string { return quoteExcept(text, "") }
 
 func quoteExcept(text, safe string) string {
@@ -139,7 +140,7 @@ func quoteExcept(text, safe string) string {
 	return out.String()
 }
 
-// unique returns the texts that are not empty, each once.
+// unique returns the non-empty texts, sorted, each once.
 func unique(texts ...string) []string {
 	slices.Sort(texts)
 	return slices.DeleteFunc(slices.Compact(texts), func(s string) bool { return s == "" })

@@ -1,5 +1,5 @@
-// Package addresstest makes addresses for tests: of the forms that people
-// write, with everything in their passwords that has a meaning in URLs.
+// Package addresstest generates addresses for tests: in the forms that people
+// write, with passwords that contain characters with a meaning in URLs.
 package addresstest
 
 import (
@@ -12,21 +12,21 @@ import (
 // Sample is a generated address.
 type Sample struct {
 	Text string
-	// Words are the pieces of its secrets, none of which may be shown.
+	// Words are the parts of its secrets, none of which may be shown.
 	Words []string
 }
 
-// Generator makes samples, the same ones for the same source.
+// Generator generates samples, the same ones for the same seed.
 type Generator struct {
 	rand *rand.Rand
 	n    int
 }
 
-// New returns a generator whose samples follow from the seed.
+// New returns a generator for a seed.
 func New(seed uint64) *Generator { return &Generator{rand: rand.New(rand.NewPCG(seed, 1))} }
 
-// special are characters between the words of a password: those with a meaning
-// in URLs, and those that disturb texts in other ways.
+// special are separators between the words of a password: with a meaning in URLs, or
+// problematic in texts for other reasons.
 var special = []string{
 	"@", ":", "/", "?", "#", "%", "[", "]", "^", " ", "+", "&", "=", ";", ",", "\\", "\"", "'", "`", "$", "{", "}", "|", "~", "<", ">", "!", "*", "(", ")",
 	"%2", "%zz", "%40", "%25", "ü", "é", "💡", "\t", "//", "://", "@@", "::", "a://",
@@ -37,8 +37,8 @@ func pick[T any](g *Generator, list []T) T { return list[g.rand.IntN(len(list))]
 // chance is true once in n times.
 func (g *Generator) chance(n int) bool { return g.rand.IntN(n) == 0 }
 
-// Password returns a password, the words in it, and a way to write it: as it
-// is, percent-encoded by one of the usual functions, or a mixture.
+// Password returns a password as it is written in an address (literally, percent-encoded
+// by one of the usual functions, or mixed), and the words in it.
 func (g *Generator) Password() (written string, words []string) {
 	word := func() string {
 		g.n++

@@ -1,4 +1,4 @@
-"""Reads addresses as the libraries that Celery uses do, one JSON line each.
+"""Parses addresses with the libraries that Celery uses, one JSON line each.
 
 In:  {"kind": "broker" | "database", "text": "..."}
 Out: {"brokers": [[tls, user, password, host, port, vhost, heartbeat], ...]}
@@ -20,7 +20,7 @@ warnings.simplefilter("ignore")
 def broker(text):
     connection = Connection(text)
     found = []
-    # Empty ones are left out by ours; Python would come to them one day.
+    # Python keeps empty addresses and would try them in turn; the test drops them.
     for i, address in enumerate(connection.alt or [text]):
         if i > 0:
             connection.switch(address.lstrip())
@@ -39,7 +39,7 @@ def database(text):
     if url.get_backend_name() != "postgresql":
         raise ValueError("not PostgreSQL")
     _, options = dialect().create_connect_args(url)
-    make_dsn(**options)  # libpq judges names of options
+    make_dsn(**options)  # libpq validates the names of options
     return {"database": {k: str(v) for k, v in options.items()}}
 
 
