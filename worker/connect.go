@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -182,16 +184,17 @@ func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, 
 // password.
 var errHidden = errors.New("the reason is not shown, because the address has an @ after its host; write %40 for an @, %2F for a / in a password")
 
-// dialHost resolves a host and tries its addresses in order.
+// dialHost resolves a host and tries its addresses in order. Its error is one
+// line, and names an address only where the caller's text does not.
 func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
 	lookup, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupHost(lookup, host)
 	if err != nil {
-		return nil, err
+		return nil, dialFailures{{err: err}}
 	}
 	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-	var failures []error
+	var failures dialFailures
 	for _, address := range addresses {
 		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
 		if err == nil {
@@ -200,9 +203,58 @@ func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		failures = append(failures, err)
+		failure := dialFailure{err: err}
+		if address != host {
+			failure.address = address
+		}
+		failures = append(failures, failure)
 	}
-	return nil, errors.Join(failures...)
+	return nil, failures
+}
+
+// dialFailures are the failed attempts to reach one host.
+type dialFailures []dialFailure
+
+// dialFailure is a failed attempt. address is "" where it is the host itself,
+// or unknown.
+type dialFailure struct {
+	address string
+	err     error
+}
+
+func (f dialFailures) Error() string {
+	texts := make([]string, len(f))
+	for i, failure := range f {
+		texts[i] = failure.text()
+		if failure.address != "" {
+			texts[i] += " by " + failure.address
+		}
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (f dialFailures) Unwrap() []error {
+	causes := make([]error, len(f))
+	for i, failure := range f {
+		causes[i] = failure.err
+	}
+	return causes
+}
+
+// text leaves out what package net puts in front: "dial tcp" and the address.
+func (f dialFailure) text() string {
+	var name *net.DNSError
+	var number syscall.Errno
+	var network net.Error
+	switch {
+	case errors.As(f.err, &name) && name.IsNotFound:
+		return "no such host"
+	case errors.As(f.err, &number):
+		return number.Error()
+	case errors.As(f.err, &network) && network.Timeout():
+		return "no answer in time"
+	}
+	return f.err.Error()
 }
 
 func handshakeError(err error, broker address.Broker) error {
