@@ -8,7 +8,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// Lists and single runs say who works and who waits for whom, at which place.
+// ListRuns and FindRunDetail show which worker runs a step, and which run waits for
+// which, at which place.
 func TestWhatRunsDo(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)

@@ -67,8 +67,8 @@ func TestTakeOverFromADeadWorker(t *testing.T) {
 	run := d.Create(t, storetest.Seed{})
 	dead := d.Open(t, as("dead", time.Minute))
 	begin(t, dead, run, store.StepBuild, "t")
-	heir := d.Open(t, as("heir", 300*time.Millisecond))
-	if !isBusy(decide(t, heir, run, store.StepBuild, "t")) {
+	successor := d.Open(t, as("successor", 300*time.Millisecond))
+	if !isBusy(decide(t, successor, run, store.StepBuild, "t")) {
 		t.Fatal("a live worker's step must be busy")
 	}
 	died := time.Now()
@@ -76,7 +76,7 @@ func TestTakeOverFromADeadWorker(t *testing.T) {
 	var start store.Start
 	for taken := false; !taken; {
 		// Busy until the server has noticed.
-		start, taken = decide(t, heir, run, store.StepBuild, "t").(store.Start)
+		start, taken = decide(t, successor, run, store.StepBuild, "t").(store.Start)
 		if time.Since(died) > 20*time.Second {
 			t.Fatal("never taken over")
 		}
@@ -87,18 +87,18 @@ func TestTakeOverFromADeadWorker(t *testing.T) {
 	if start.Claim.Starts != 2 || start.Claim.Attempt != 1 {
 		t.Errorf("claim %+v", start.Claim)
 	}
-	finish(t, heir, start.Claim, good(store.StepBuild))
-	if detail, err := heir.FindRunDetail(t.Context(), run); err != nil || detail.States[2].Starts != 2 || detail.States[2].Worker != "heir" {
+	finish(t, successor, start.Claim, good(store.StepBuild))
+	if detail, err := successor.FindRunDetail(t.Context(), run); err != nil || detail.States[2].Starts != 2 || detail.States[2].Worker != "successor" {
 		t.Errorf("%+v, %v", detail.States, err)
 	}
 }
 
-// TestRedeliveredBeforeTheDeathIsKnown: a broker may deliver a dead worker's
-// message to another one before the database has seen that the session ended.
-func TestRedeliveredBeforeTheDeathIsKnown(t *testing.T) {
+// TestRedeliveryBeforeTheDatabaseNoticesTheDeath: a broker may deliver a dead worker's
+// message to another one before the database has noticed the end of the session.
+func TestRedeliveryBeforeTheDatabaseNoticesTheDeath(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
-	heir := d.Open(t, as("heir", 0))
+	successor := d.Open(t, as("successor", 0))
 	for try := range 20 {
 		run := d.Create(t, storetest.Seed{})
 		dying := d.Open(t, as(fmt.Sprintf("dying %d", try), time.Minute))
@@ -108,17 +108,17 @@ func TestRedeliveredBeforeTheDeathIsKnown(t *testing.T) {
 		asked := time.Now()
 		decided := make(chan store.Decision)
 		go func() {
-			decision, err := heir.BeginStep(t.Context(), request)
+			decision, err := successor.BeginStep(t.Context(), request)
 			if err != nil {
 				t.Error(err)
 			}
 			decided <- decision
 		}()
-		// The heir has looked at the claim before it is left.
+		// The successor has read the claim before it is released.
 		for len(d.Rows(t, `SELECT 1 FROM pg_stat_activity
-			WHERE application_name = 'mm-orchestrator heir' AND query = 'commit' AND query_start > $1`, asked)) == 0 {
+			WHERE application_name = 'mm-orchestrator successor' AND query = 'commit' AND query_start > $1`, asked)) == 0 {
 			if time.Since(asked) > 20*time.Second {
-				t.Fatal("the heir has never looked")
+				t.Fatal("the successor has not read the claim")
 			}
 		}
 		dying.Close()
@@ -135,9 +135,9 @@ func TestRedeliveredBeforeTheDeathIsKnown(t *testing.T) {
 	t.Fatal("no session ended within 500 ms")
 }
 
-// TestCutSessionIsNoDeath: a worker whose sessions were cut comes back before
-// anybody robs it.
-func TestCutSessionIsNoDeath(t *testing.T) {
+// TestACutSessionKeepsItsClaim: a worker whose sessions were cut connects again
+// before another worker takes its claim.
+func TestACutSessionKeepsItsClaim(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
@@ -163,11 +163,11 @@ func TestFence(t *testing.T) {
 	claim := begin(t, slow, run, store.StepBuild, "t").Claim
 	// Its lock is lost for longer than the grace.
 	d.Rows(t, `UPDATE mm_orchestrator.claims SET holder = 7 WHERE run_id = $1 RETURNING step`, run)
-	heir := d.Open(t, as("heir", 0))
-	taken := begin(t, heir, run, store.StepBuild, "t").Claim
+	successor := d.Open(t, as("successor", 0))
+	taken := begin(t, successor, run, store.StepBuild, "t").Claim
 	before, states := d.Run(t, run), d.States(t, run)
 	_, err := slow.FinishStep(t.Context(), claim, bad(store.StepBuild))
-	if !errors.Is(err, store.ErrClaimLost) || !strings.Contains(err.Error(), "heir") {
+	if !errors.Is(err, store.ErrClaimLost) || !strings.Contains(err.Error(), "successor") {
 		t.Errorf("%v, want ErrClaimLost", err)
 	}
 	equal(t, "run", d.Run(t, run), before)
@@ -177,10 +177,10 @@ func TestFence(t *testing.T) {
 		t.Error(err)
 	}
 	if !isBusy(decide(t, slow, run, store.StepBuild, "t")) {
-		t.Error("releasing a lost claim must not free the heir's")
+		t.Error("releasing a lost claim must not free the successor's")
 	}
-	first := finish(t, heir, taken, good(store.StepBuild))
-	second := finish(t, heir, taken, good(store.StepBuild))
+	first := finish(t, successor, taken, good(store.StepBuild))
+	second := finish(t, successor, taken, good(store.StepBuild))
 	if first != second {
 		t.Errorf("finished twice: %+v, then %+v", first, second)
 	}
@@ -307,7 +307,7 @@ func TestTableChangesUnderPreparedStatements(t *testing.T) {
 	}
 }
 
-func TestOpenSaysWhatIsWrong(t *testing.T) {
+func TestErrorsOfOpen(t *testing.T) {
 	t.Parallel()
 	d := storetest.Empty(t)
 	for _, c := range []struct {
@@ -402,8 +402,8 @@ func TestWithoutPreparedStatements(t *testing.T) {
 	}
 }
 
-// TestRetriesWhileStepsRun: an API that retries at every moment and steps that
-// begin and end lock each other out for no longer than they must.
+// TestRetriesWhileStepsRun: retries by the API at any moment do not deadlock with
+// steps that begin and end.
 func TestRetriesWhileStepsRun(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -439,16 +439,16 @@ func TestRetriesWhileStepsRun(t *testing.T) {
 	}
 }
 
-// TestProven: while a step runs, the worker knows when it last held its lock
-// for certain, and a server that says nothing proves nothing.
-func TestProven(t *testing.T) {
+// TestLockConfirmedAt: while a step runs, LockConfirmedAt advances, and it stops
+// when the server does not answer.
+func TestLockConfirmedAt(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
 	relay, through := workertest.NewProxy(t, d.URL)
 	s := d.Open(t, as("worker", time.Minute), func(c *store.Config) { c.URL = secret.New(through) })
 	if !s.LockConfirmedAt().IsZero() {
-		t.Error("proven before anything was asked")
+		t.Error("confirmed before the first BeginStep")
 	}
 	began := time.Now()
 	begin(t, s, run, store.StepBuild, "t")
@@ -456,27 +456,27 @@ func TestProven(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(20 * time.Second); !s.LockConfirmedAt().After(moment); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatal("never proven again")
+				t.Fatal("not confirmed again")
 			}
 		}
 	}
 	after(began)
 	after(time.Now())
-	before := d.Rows(t, attendances)
+	before := d.Rows(t, workerLockSessions)
 	after(time.Now())
-	if now := d.Rows(t, attendances); len(now) != 1 || fmt.Sprint(now) != fmt.Sprint(before) {
+	if now := d.Rows(t, workerLockSessions); len(now) != 1 || fmt.Sprint(now) != fmt.Sprint(before) {
 		t.Errorf("asking has replaced the session %v by %v", before, now)
 	}
 	relay.Stall()
 	silent := time.Now()
 	<-time.After(1200 * time.Millisecond) // it is asked twice
-	if proven := s.LockConfirmedAt(); proven.After(silent) {
-		t.Errorf("proven %s after the server fell silent", proven.Sub(silent))
+	if confirmed := s.LockConfirmedAt(); confirmed.After(silent) {
+		t.Errorf("confirmed %s after the server stopped answering", confirmed.Sub(silent))
 	}
 	relay.Restore()
 	after(time.Now())
 }
 
-// attendances are the sessions that hold a worker's lock.
-const attendances = `SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
+// workerLockSessions selects the sessions that have a worker's lock.
+const workerLockSessions = `SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'
 	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`

@@ -111,8 +111,8 @@ func TestOptionsOfBugReportsConnect(t *testing.T) {
 	}
 }
 
-// Every keyword of libpq 18 is honoured, or has no effect and is told, or is
-// refused by its name with what to do, which is never to migrate.
+// Every option of libpq 18 is applied, has no effect and is logged, or is refused by
+// name with the right cure.
 func TestEveryKeywordOfLibpq(t *testing.T) {
 	t.Parallel()
 	base := devenv.Database(t)
@@ -127,25 +127,25 @@ func TestEveryKeywordOfLibpq(t *testing.T) {
 	}
 	const (
 		connects = "connects"
-		told     = "told"
+		ignored  = "ignored"
 		refused  = "refused"
 	)
 	for keyword, tt := range map[string]struct{ value, want string }{
 		"service": {"", connects}, "user": {u.User.Username(), connects}, "password": {password, connects},
 		"passfile": {passfile, connects}, "channel_binding": {"prefer", connects}, "connect_timeout": {"3", connects},
 		"dbname": {strings.TrimPrefix(u.Path, "/"), connects}, "host": {u.Hostname(), connects}, "hostaddr": {"127.0.0.1", connects}, "port": {u.Port(), connects},
-		"client_encoding": {"latin1", told}, "options": {"-csearch_path=public", connects}, "application_name": {"me", connects}, "fallback_application_name": {"me", connects},
+		"client_encoding": {"latin1", ignored}, "options": {"-csearch_path=public", connects}, "application_name": {"me", connects}, "fallback_application_name": {"me", connects},
 		"keepalives": {"1", connects}, "keepalives_idle": {"30", connects}, "keepalives_interval": {"10", connects}, "keepalives_count": {"5", connects},
 		"tcp_user_timeout": {"3000", connects},
-		"sslmode":          {"prefer", connects}, "sslnegotiation": {"postgres", connects}, "sslcompression": {"1", told}, "sslcert": {"/nowhere.crt", refused}, "sslkey": {"/nowhere.key", refused},
+		"sslmode":          {"prefer", connects}, "sslnegotiation": {"postgres", connects}, "sslcompression": {"1", ignored}, "sslcert": {"/nowhere.crt", refused}, "sslkey": {"/nowhere.key", refused},
 		"sslcertmode": {"allow", connects}, "sslpassword": {"x", connects}, "sslrootcert": {"/nowhere.pem", refused}, "sslcrl": {"/nowhere.crl", refused}, "sslcrldir": {"/nowhere", refused},
 		"sslsni": {"0", connects}, "requirepeer": {"postgres", connects}, "require_auth": {"scram-sha-256,md5,password,none", connects},
 		"min_protocol_version": {"3.0", connects}, "max_protocol_version": {"3.2", connects}, "ssl_min_protocol_version": {"TLSv1.2", connects}, "ssl_max_protocol_version": {"TLSv1.3", connects},
-		"gssencmode": {"require", refused}, "krbsrvname": {"postgres", told}, "gsslib": {"gssapi", told}, "gssdelegation": {"1", told},
+		"gssencmode": {"require", refused}, "krbsrvname": {"postgres", ignored}, "gsslib": {"gssapi", ignored}, "gssdelegation": {"1", ignored},
 		"replication": {"database", refused}, "target_session_attrs": {"read-write", connects}, "load_balance_hosts": {"random", connects},
 		"scram_client_key": {"x", refused}, "scram_server_key": {"x", refused},
-		"oauth_issuer": {"https://issuer", told}, "oauth_client_id": {"x", told}, "oauth_client_secret": {"x", told}, "oauth_scope": {"x", told},
-		"sslkeylogfile": {"/nowhere.log", told},
+		"oauth_issuer": {"https://issuer", ignored}, "oauth_client_id": {"x", ignored}, "oauth_client_secret": {"x", ignored}, "oauth_scope": {"x", ignored},
+		"sslkeylogfile": {"/nowhere.log", ignored},
 	} {
 		text := with(base, keyword+"="+url.QueryEscape(tt.value))
 		if keyword == "passfile" {
@@ -157,7 +157,7 @@ func TestEveryKeywordOfLibpq(t *testing.T) {
 		case err != nil:
 			got = refused
 		case strings.Contains(logged, "has no effect") && strings.Contains(logged, keyword):
-			got = told
+			got = ignored
 		}
 		if got != tt.want {
 			t.Errorf("%s: %s, want %s; %v; logged %q", keyword, got, tt.want, err, logged)
@@ -173,7 +173,7 @@ func TestEveryKeywordOfLibpq(t *testing.T) {
 	}
 }
 
-// What the server does not take is named, with the right cure.
+// The error names a parameter that the server refuses, with the right cure.
 func TestParametersThatTheServerRefuses(t *testing.T) {
 	t.Parallel()
 	base := devenv.Database(t)
@@ -240,7 +240,7 @@ func TestHostsAndTheirAddresses(t *testing.T) {
 	}
 }
 
-// What a service file says is judged by the same table.
+// Options of a service file are treated like those of an address.
 func TestServiceFile(t *testing.T) {
 	t.Parallel()
 	base := devenv.Database(t)
@@ -395,8 +395,8 @@ func (a *authority) list(name string, until time.Time, serials ...int64) string 
 	return a.write(name, "X509 CRL", der)
 }
 
-// The versions of TLS and the revoked certificates that an address names are
-// seen in what is spoken.
+// The TLS versions and revocation lists of an address are in force on the
+// connection.
 func TestTLSOptions(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(devenv.Database(t))
@@ -457,7 +457,7 @@ func TestTLSOptions(t *testing.T) {
 	}
 }
 
-// What stands behind the host of an address with another @ is not told.
+// No error shows the host of an address if another @ follows it.
 func TestAnAddressThatMayHoldItsPasswordElsewhere(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(devenv.Database(t))

@@ -27,9 +27,9 @@ func tooFew(t *testing.T, tables, results *store.Store) *store.TooFewConnections
 	return few
 }
 
-// A limit that is too low for one worker alone is told with the statement that
-// makes it high enough, and no higher.
-func TestALimitBelowWhatAWorkerNeedsIsTold(t *testing.T) {
+// If a limit is too low for one worker alone, the error has the statement that makes
+// it just high enough.
+func TestALimitBelowWhatAWorkerNeeds(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, limit, why string
@@ -73,8 +73,8 @@ func TestALimitBelowWhatAWorkerNeedsIsTold(t *testing.T) {
 	}
 }
 
-// What others use is not a worker's fault: it may wait for it.
-func TestConnectionsThatOthersUseAreWaitedFor(t *testing.T) {
+// While others use the connections, waiting may help.
+func TestConnectionsThatOthersUse(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	role := roleOf(t, d.URL)
@@ -93,8 +93,8 @@ func TestConnectionsThatOthersUseAreWaitedFor(t *testing.T) {
 	eventually(t, func() error { return store.CheckConnections(t.Context(), s, nil) })
 }
 
-// A pooler's limit is in no catalog: only opening them all proves it.
-func TestAPoolOfAPoolerThatIsTooSmallIsFoundOut(t *testing.T) {
+// A pooler's limit is in no catalog, so all connections must be opened to find it.
+func TestAPoolerWithTooFewConnections(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	for size, enough := range map[int]bool{2: false, 3: true} {

@@ -15,11 +15,11 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// scissors stand between a store and its database and cut one connection at a
-// moment that the test chooses, in the units of the protocol: a request is what
-// the client ends by Sync or Query, an answer what the server ends by
+// connectionCutter is a proxy between a store and its database that cuts one
+// connection at a moment that the test chooses. It counts in units of the protocol:
+// a client ends a request with Sync or Query, a server an answer with
 // ReadyForQuery.
-type scissors struct {
+type connectionCutter struct {
 	listener net.Listener
 	target   string
 	relays   sync.WaitGroup
@@ -34,11 +34,11 @@ type scissors struct {
 	away     bool
 }
 
-// newScissors returns the address of the database that leads through them.
-func newScissors(t *testing.T, database string) (*scissors, string) {
+// newConnectionCutter returns a cutter and the database's address through it.
+func newConnectionCutter(t *testing.T, database string) (*connectionCutter, string) {
 	t.Helper()
 	target, listener, through := detour(t, database)
-	c := &scissors{listener: listener, target: target, conns: map[net.Conn]bool{}}
+	c := &connectionCutter{listener: listener, target: target, conns: map[net.Conn]bool{}}
 	c.relays.Go(c.accept)
 	t.Cleanup(func() {
 		_ = c.listener.Close()
@@ -52,8 +52,8 @@ func newScissors(t *testing.T, database string) (*scissors, string) {
 	return c, through
 }
 
-// detour opens a port for what stands between a store and the database, and
-// returns the database's own and the address that leads through the new one.
+// detour opens a port for a proxy, and returns the database's own address and the
+// address through the proxy.
 func detour(t *testing.T, database string) (target string, listener net.Listener, through string) {
 	t.Helper()
 	u, err := url.Parse(database)
@@ -71,40 +71,41 @@ func detour(t *testing.T, database string) (target string, listener net.Listener
 	return target, listener, u.String()
 }
 
-// arm sets the moment: after that many requests from now on, before the next one
-// reaches the server, or after the server has done it and before it could say so.
-func (c *scissors) arm(requests int, answered bool) {
+// arm sets the moment of the cut: after that many requests from now on, either
+// before the next one reaches the server, or after the server has executed it and
+// before its answer is delivered.
+func (c *connectionCutter) arm(requests int, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.armed, c.request, c.answered, c.stay, c.cut = true, requests, answered, false, false
 }
 
-// armAway is arm, but with the cut all connections end and no new one is made
+// armOutage is like arm, but the cut ends all connections, and none can be made
 // before restore.
-func (c *scissors) armAway(requests int, answered bool) {
+func (c *connectionCutter) armOutage(requests int, answered bool) {
 	c.arm(requests, answered)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stay = true
 }
 
-func (c *scissors) restore() {
+func (c *connectionCutter) restore() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.away = false
 }
 
 // disarm says whether a connection was cut.
-func (c *scissors) disarm() bool {
+func (c *connectionCutter) disarm() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.armed = false
 	return c.cut
 }
 
-// due counts a request and says whether this is the one, and whether it is to
-// be done. The two are the ends of its connection.
-func (c *scissors) due(one, two net.Conn) (cut, answered bool) {
+// due counts a request, and says whether to cut now, and whether the server is to
+// execute the request first. The arguments are both ends of its connection.
+func (c *connectionCutter) due(one, two net.Conn) (cut, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.armed || c.cut {
@@ -123,7 +124,7 @@ func (c *scissors) due(one, two net.Conn) (cut, answered bool) {
 	return c.cut, c.answered
 }
 
-func (c *scissors) accept() {
+func (c *connectionCutter) accept() {
 	for {
 		client, err := c.listener.Accept()
 		if err != nil {
@@ -154,8 +155,8 @@ func (c *scissors) accept() {
 	}
 }
 
-// requests passes on what the client says.
-func (c *scissors) requests(to, from net.Conn, swallow chan struct{}) {
+// requests forwards what the client sends.
+func (c *connectionCutter) requests(to, from net.Conn, swallow chan struct{}) {
 	for first := true; ; first = false {
 		message, kind, err := readMessage(from, first)
 		if err != nil {
@@ -175,7 +176,7 @@ func (c *scissors) requests(to, from net.Conn, swallow chan struct{}) {
 	}
 }
 
-// answers passes on what the server says.
+// answers forwards what the server sends.
 func answers(to, from net.Conn, swallow chan struct{}) {
 	for {
 		message, kind, err := readMessage(from, false)
@@ -215,10 +216,10 @@ func readMessage(from io.Reader, first bool) (message []byte, kind byte, err err
 	return message, kind, err
 }
 
-// everywhere does something anew with a cut at each of its moments after it has
-// called begin, and ends when there are no more. The session of workerLock may
-// be hit as well.
-func everywhere(t *testing.T, c *scissors, do func(t *testing.T, begin func())) {
+// everywhere repeats a call with a cut at each of its moments in turn, counted from
+// its call of begin, until there are no more. The cut may hit the session of the
+// worker's lock as well.
+func everywhere(t *testing.T, c *connectionCutter, do func(t *testing.T, begin func())) {
 	t.Helper()
 	for _, answered := range []bool{false, true} {
 		for n := 0; ; n++ {
@@ -238,13 +239,13 @@ func everywhere(t *testing.T, c *scissors, do func(t *testing.T, begin func())) 
 	}
 }
 
-// TestEveryCallSurvivesACutAtEveryMoment: before each statement, and after the
-// server has done it and before its answer arrives, the commit included.
+// TestEveryCallSurvivesACutAtEveryMoment cuts the connection before each statement,
+// and between its execution and its answer, the commit included.
 func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
 	t.Parallel()
-	open := func(t *testing.T) (*storetest.Database, *scissors, *store.Store) {
+	open := func(t *testing.T) (*storetest.Database, *connectionCutter, *store.Store) {
 		d := storetest.New(t)
-		c, through := newScissors(t, d.URL)
+		c, through := newConnectionCutter(t, d.URL)
 		s := d.Open(t, func(config *store.Config) { config.URL, config.TakeoverGrace = secret.New(through), time.Minute })
 		return d, c, s
 	}

@@ -63,8 +63,8 @@ func take(t testing.TB, s *store.Store, queue string) []store.ParkedMessage {
 	return messages
 }
 
-// taken are the task ids of the messages that can be published, which are
-// dropped as if they had been.
+// taken takes the messages that can be published, drops them as if they had been,
+// and returns their task ids.
 func taken(t testing.TB, s *store.Store, queue string) string {
 	t.Helper()
 	var ids []string
@@ -114,7 +114,7 @@ func TestOneRunAtATime(t *testing.T) {
 	starts(t, two, shared("w", second, store.StepAnalyze, "2a"))
 }
 
-func TestTheMessageIsKeptAsItCame(t *testing.T) {
+func TestTheMessageIsParkedUnchanged(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	first, second := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
@@ -198,8 +198,8 @@ func TestOrderOfRuns(t *testing.T) {
 	equal(t, "holder at the end", d.Rows(t, `SELECT run_id FROM mm_orchestrator.holds`), []storetest.Row{{"run_id": nil}})
 }
 
-// TestFairness: a run that comes late does not pass one that waits, even if
-// the workspace happens to be free.
+// TestFairness: a later run does not overtake one that waits, even while the
+// workspace is free.
 func TestFairness(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -236,8 +236,8 @@ func TestRollbackOfTheHolderNeverWaits(t *testing.T) {
 	}
 }
 
-// TestBusyStepIsParkedUntilItsEnd: not published while the worker lives, at
-// once when the step has ended, and when the worker is dead.
+// TestBusyStepIsParkedUntilItsEnd: the message is not published while the worker is
+// alive and runs the step, and it is once the step has ended or the worker is dead.
 // A time limit's error callback can come before the step has ended: the
 // rollback waits, and is due if the step then fails.
 func TestRollbackWaitsForTheStepAtWork(t *testing.T) {
@@ -316,9 +316,9 @@ func waitFor(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// TestTakenByOneAtATime: a message that a live worker is publishing is left to
-// it, and one that a dead worker took is given out again.
-func TestTakenByOneAtATime(t *testing.T) {
+// TestAMessageIsReservedForOneWorker: no other worker gets a message that a live
+// worker has taken; the message of a dead worker is returned again.
+func TestAMessageIsReservedForOneWorker(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	one, two := d.Open(t, as("one", 0)), d.Open(t, as("two", 0))
@@ -339,7 +339,7 @@ func TestTakenByOneAtATime(t *testing.T) {
 	one.Close()
 	var again []store.ParkedMessage
 	waitFor(t, "taken from the dead", func() bool { again = take(t, two, "q"); return len(again) == 1 })
-	// It comes back and is parked anew before the copy is dropped.
+	// The message is delivered and parked again before the copy is dropped.
 	d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = $1 RETURNING queue`, d.Create(t, storetest.Seed{}))
 	waits(t, two, shared("w", second, store.StepVerify, "2"), store.ParkedWorkspace)
 	if err := two.DropParked(t.Context(), again[0].ID); err != nil {
@@ -348,8 +348,8 @@ func TestTakenByOneAtATime(t *testing.T) {
 	equal(t, "parked", d.Rows(t, `SELECT task_id FROM mm_orchestrator.parked`), []storetest.Row{{"task_id": "2"}})
 }
 
-// TestPlanWithoutVerify gives the workspace up at its last step, and a message
-// that comes late does not take it again for good.
+// TestPlanWithoutVerify: the run releases the workspace at its last step, and a late
+// message does not keep it.
 func TestPlanWithoutVerify(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -374,8 +374,8 @@ func TestPlanWithoutVerify(t *testing.T) {
 	}
 }
 
-// TestHandingBackIsNoDeath: only starts whose worker died are counted.
-func TestHandingBackIsNoDeath(t *testing.T) {
+// TestAReleaseIsNoDeath: only starts whose worker died are counted.
+func TestAReleaseIsNoDeath(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	s := d.Open(t)

@@ -12,16 +12,16 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// TestACommitThatIsToldLate: a worker whose path to the database falls silent
-// when its claim has just been committed may be counted dead before it knows
-// that it has begun. It must not begin then.
-func TestACommitThatIsToldLate(t *testing.T) {
+// TestALateCommitAnswer: the network fails silently just after the commit of a claim.
+// Others may consider the worker dead before it gets the answer. It must not start
+// the step then.
+func TestALateCommitAnswer(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
-	v, through := newValve(t, d.URL)
+	v, through := newStallProxy(t, d.URL)
 	late := d.Open(t, func(c *store.Config) { c.URL, c.RetryFor = secret.New(through), 5*time.Minute })
-	heir := d.Open(t, as("heir", 300*time.Millisecond))
+	successor := d.Open(t, as("successor", 300*time.Millisecond))
 
 	decided := make(chan store.Decision, 1)
 	v.arm()
@@ -46,7 +46,7 @@ func TestACommitThatIsToldLate(t *testing.T) {
 	}
 	var taken store.Start
 	for begun, is := time.Now(), false; !is; {
-		if taken, is = decide(t, heir, run, store.StepBuild, "t").(store.Start); time.Since(begun) > 5*time.Minute {
+		if taken, is = decide(t, successor, run, store.StepBuild, "t").(store.Start); time.Since(begun) > 5*time.Minute {
 			t.Fatal("never taken over")
 		}
 	}
@@ -60,16 +60,16 @@ func TestACommitThatIsToldLate(t *testing.T) {
 	case <-time.After(5 * time.Minute):
 		t.Fatal("never decided")
 	}
-	finish(t, heir, taken.Claim, good(store.StepBuild))
+	finish(t, successor, taken.Claim, good(store.StepBuild))
 }
 
-// TestACommitThatIsToldLateAndStands: the claim is still the worker's own, and
-// it begins, once.
-func TestACommitThatIsToldLateAndStands(t *testing.T) {
+// TestALateCommitAnswerKeepsTheClaim: no other worker took the claim, so the worker
+// starts the step, once.
+func TestALateCommitAnswerKeepsTheClaim(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
-	v, through := newValve(t, d.URL)
+	v, through := newStallProxy(t, d.URL)
 	late := d.Open(t, func(c *store.Config) { c.URL, c.RetryFor = secret.New(through), 5*time.Minute })
 	v.arm()
 	opened := time.Now().Add(1500 * time.Millisecond)
@@ -81,10 +81,10 @@ func TestACommitThatIsToldLateAndStands(t *testing.T) {
 	finish(t, late, start.Claim, good(store.StepBuild))
 }
 
-// valve stands between a store and its database. Once armed it lets the next
-// commit, or whatever it is armed for, through and nothing after that, in either
-// direction, until opened: connections stay as they are, and new ones wait.
-type valve struct {
+// stallProxy is a proxy between a store and its database. Once armed it forwards the
+// next commit, or the request that it is armed for, and then nothing in either
+// direction until it is opened. Connections stay open, and new ones wait.
+type stallProxy struct {
 	listener net.Listener
 	target   string
 	relays   sync.WaitGroup
@@ -98,11 +98,11 @@ type valve struct {
 	conns  []net.Conn
 }
 
-// newValve returns the address of the database that leads through it.
-func newValve(t *testing.T, database string) (*valve, string) {
+// newStallProxy returns a proxy and the database's address through it.
+func newStallProxy(t *testing.T, database string) (*stallProxy, string) {
 	t.Helper()
 	target, listener, through := detour(t, database)
-	v := &valve{listener: listener, target: target, shut: make(chan struct{}), opened: make(chan struct{})}
+	v := &stallProxy{listener: listener, target: target, shut: make(chan struct{}), opened: make(chan struct{})}
 	close(v.opened)
 	v.relays.Go(v.accept)
 	t.Cleanup(func() {
@@ -118,17 +118,17 @@ func newValve(t *testing.T, database string) (*valve, string) {
 	return v, through
 }
 
-func (v *valve) arm() { v.armFor("commit") }
+func (v *stallProxy) arm() { v.armFor("commit") }
 
-// armFor shuts behind the first request that contains a text, once the server
-// has all of it.
-func (v *valve) armFor(text string) {
+// armFor stalls the proxy after the first request that contains a text, once the
+// server has received all of it.
+func (v *stallProxy) armFor(text string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.armed = text
 }
 
-func (v *valve) open() {
+func (v *stallProxy) open() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	select {
@@ -138,16 +138,16 @@ func (v *valve) open() {
 	}
 }
 
-// wait returns when something may pass.
-func (v *valve) wait() {
+// wait returns while the proxy does not stall, or once it is opened.
+func (v *stallProxy) wait() {
 	v.mu.Lock()
 	opened := v.opened
 	v.mu.Unlock()
 	<-opened
 }
 
-// passes shuts the valve behind the request for which it is armed.
-func (v *valve) passes(message []byte, kind byte) {
+// passes shuts the stallProxy behind the request for which it is armed.
+func (v *stallProxy) passes(message []byte, kind byte) {
 	v.wait()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -158,7 +158,7 @@ func (v *valve) passes(message []byte, kind byte) {
 	}
 }
 
-func (v *valve) accept() {
+func (v *stallProxy) accept() {
 	for {
 		client, err := v.listener.Accept()
 		if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-func TestTablesComeBackAsTheyWere(t *testing.T) {
+func TestTablesRoundTrip(t *testing.T) {
 	t.Parallel()
 	for _, table := range []map[string]any{
 		nil,
@@ -36,7 +36,7 @@ func TestTablesComeBackAsTheyWere(t *testing.T) {
 	}
 }
 
-func TestPropertiesComeBackAsTheyWere(t *testing.T) {
+func TestPropertiesRoundTrip(t *testing.T) {
 	t.Parallel()
 	zero, nine := uint8(0), uint8(9)
 	for _, p := range []protocol.Properties{

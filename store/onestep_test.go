@@ -115,43 +115,43 @@ func TestRetryWaitsForTheRollback(t *testing.T) {
 func TestRetryAfterTheRollbacksWorkerDied(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
-	dying, heir := d.Open(t, as("dying", 0)), d.Open(t, as("heir", 50*time.Millisecond))
+	dying, successor := d.Open(t, as("dying", 0)), d.Open(t, as("successor", 50*time.Millisecond))
 	run, claim, again, rollback := retriedDuringRollback(t, d, dying)
-	waits(t, heir, again, store.ParkedBusy)
+	waits(t, successor, again, store.ParkedBusy)
 	dying.Close()
-	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(waits(t, heir, again, store.ParkedBusy).Reason, "is not connected"); {
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(waits(t, successor, again, store.ParkedBusy).Reason, "is not connected"); {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody noticed the worker's death")
 		}
 	}
-	if ids := taken(t, heir, "q"); ids != "" {
+	if ids := taken(t, successor, "q"); ids != "" {
 		t.Errorf("published before the rollback's message was redelivered: %s", ids)
 	}
 	began := time.Now()
-	stop, is := ask(t, heir, rollback).(store.Stop)
+	stop, is := ask(t, successor, rollback).(store.Stop)
 	if !is || !stop.ParkedReady || time.Since(began) < 50*time.Millisecond {
 		t.Errorf("the rollback's message: %+v after %s", stop, time.Since(began))
 	}
-	if has, err := heir.HasClaim(t.Context(), claim); has || err != nil {
+	if has, err := successor.HasClaim(t.Context(), claim); has || err != nil {
 		t.Errorf("the dead worker's claim: %v, %v", has, err)
 	}
-	if ids := taken(t, heir, "q"); ids != "again" {
+	if ids := taken(t, successor, "q"); ids != "again" {
 		t.Errorf("published %q", ids)
 	}
-	finish(t, heir, starts(t, heir, again), good(store.StepPatch))
+	finish(t, successor, starts(t, successor, again), good(store.StepPatch))
 	equal(t, "run", d.Run(t, run)["status"], "running")
 }
 
-// TestRetryAfterTheRollbackWasLost: with its worker its message.
+// TestRetryAfterTheRollbackWasLost: the rollback's worker and its message are lost.
 func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
-	dying, heir := d.Open(t, as("dying", 0)), d.Open(t, as("heir", 0))
+	dying, successor := d.Open(t, as("dying", 0)), d.Open(t, as("successor", 0))
 	run, _, again, _ := retriedDuringRollback(t, d, dying)
-	waits(t, heir, again, store.ParkedBusy)
+	waits(t, successor, again, store.ParkedBusy)
 	blocked := func() (blocked, working bool) {
 		t.Helper()
-		list, err := heir.ListWorkspaces(t.Context(), "q", nil)
+		list, err := successor.ListWorkspaces(t.Context(), "q", nil)
 		if err != nil || len(list) != 1 || list[0].RunID != run || list[0].Parked != 1 {
 			t.Fatalf("%+v, %v", list, err)
 		}
@@ -159,7 +159,7 @@ func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 	}
 	free := func(grace time.Duration) {
 		t.Helper()
-		if err := heir.FreeClaims(t.Context(), suspect(t, heir, run, grace)); err != nil {
+		if err := successor.FreeClaims(t.Context(), suspect(t, successor, run, grace)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -177,20 +177,20 @@ func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 		}
 	}
 	free(time.Hour)
-	if ids := taken(t, heir, "q"); ids != "" {
+	if ids := taken(t, successor, "q"); ids != "" {
 		t.Errorf("published within the grace: %s", ids)
 	}
 	free(0)
 	if b, _ := blocked(); b {
 		t.Error("still blocked")
 	}
-	if ids := taken(t, heir, "q"); ids != "again" {
+	if ids := taken(t, successor, "q"); ids != "again" {
 		t.Errorf("published %q", ids)
 	}
-	starts(t, heir, again)
+	starts(t, successor, again)
 }
 
-// TestStepsOfOneRunTakeTurns: any step, of any submission.
+// TestStepsOfOneRunTakeTurns: one step of a run at a time, of whichever submission.
 func TestStepsOfOneRunTakeTurns(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -201,7 +201,7 @@ func TestStepsOfOneRunTakeTurns(t *testing.T) {
 	other.RootTaskID = "another chain"
 	waits(t, two, other, store.ParkedBusy)
 	waits(t, one, other, store.ParkedBusy)
-	// A claim that was released, or given out in vain, is nobody's.
+	// A released claim blocks no step.
 	if err := one.ReleaseClaim(t.Context(), claim); err != nil {
 		t.Fatal(err)
 	}

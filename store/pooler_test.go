@@ -12,9 +12,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// A pooler that lends a server for one transaction is found out; one that
-// lends it for the session, and no pooler at all, are fine.
-func TestPoolersThatBreakLocksAreFoundOut(t *testing.T) {
+// CheckSession refuses a pooler that assigns server sessions by transaction, and
+// accepts one that assigns them by client, or none.
+func TestPoolersThatBreakLocks(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	for _, tt := range []struct {

@@ -32,10 +32,10 @@ func execute(t *testing.T, d *storetest.Database, statement string) {
 	}
 }
 
-// Each right that a worker needs is missed when it is taken away, by name, and
-// the statement that the error gives brings it back. That no other is needed,
-// all tests of this package show, whose role has these rights only.
-func TestEveryMissingPrivilegeIsTold(t *testing.T) {
+// When one of the rights is revoked, the error names it, and the error's statement
+// grants it again. That no other right is needed, all tests of this package show:
+// their role has only these.
+func TestEachMissingPrivilege(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	s := d.Open(t)
@@ -87,8 +87,8 @@ func TestEveryMissingPrivilegeIsTold(t *testing.T) {
 	}
 }
 
-// One who has nothing is told everything in one line, and needs no second try.
-func TestAllMissingPrivilegesAreToldAtOnce(t *testing.T) {
+// For a role without any right, one error names all.
+func TestAllMissingPrivilegesAtOnce(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	address := d.Role(t, "Bare; role") // quoted where SQL needs it
@@ -107,8 +107,7 @@ func TestAllMissingPrivilegesAreToldAtOnce(t *testing.T) {
 	pass(t, s, run, "t", toVerify...)
 }
 
-// A table that is added and forgotten in the list would be missed by nobody
-// who grants as it says.
+// WorkerPrivileges covers every table of schema mm_orchestrator.
 func TestPrivilegesAreOfAllOwnTables(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -132,8 +131,8 @@ func TestPrivilegesAreOfAllOwnTables(t *testing.T) {
 	}
 }
 
-// What else lets a worker start and every step fail.
-func TestADatabaseThatTakesNoWritesIsFoundOut(t *testing.T) {
+// A worker could start at a read-only database, and every step would fail.
+func TestAReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	execute(t, d, "ALTER ROLE "+roleOf(t, d.URL)+" SET default_transaction_read_only = on")
@@ -143,7 +142,7 @@ func TestADatabaseThatTakesNoWritesIsFoundOut(t *testing.T) {
 	}
 }
 
-func TestAMissingColumnIsToldBeforeAStepNeedsIt(t *testing.T) {
+func TestAMissingColumn(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	execute(t, d, "ALTER TABLE orchestrator_runs DROP COLUMN artifact_root")
@@ -153,8 +152,8 @@ func TestAMissingColumnIsToldBeforeAStepNeedsIt(t *testing.T) {
 	}
 }
 
-// Tables that are not there are CheckSchema's.
-func TestNoPrivilegeIsMissedOfWhatIsNotThere(t *testing.T) {
+// CheckSchema reports missing tables, not CheckPrivileges.
+func TestPrivilegesIgnoreMissingTables(t *testing.T) {
 	t.Parallel()
 	if err := storetest.Empty(t).Open(t).CheckPrivileges(t.Context(), nil); err != nil {
 		t.Error(err)

@@ -75,8 +75,8 @@ func TestProgressIsFenced(t *testing.T) {
 	record(t, slow, claim, come(1, 0))
 	// Its lock is lost for longer than the grace.
 	d.Rows(t, `UPDATE mm_orchestrator.claims SET holder = 7 WHERE run_id = $1 RETURNING step`, run)
-	heir := d.Open(t, as("heir", 0))
-	taken := begin(t, heir, run, store.StepPatch, "t").Claim
+	successor := d.Open(t, as("successor", 0))
+	taken := begin(t, successor, run, store.StepPatch, "t").Claim
 	refused := func(what string, claim store.Claim) {
 		t.Helper()
 		if err := slow.RecordProgress(t.Context(), claim, come(9, 0)); !errors.Is(err, store.ErrClaimLost) {
@@ -87,11 +87,11 @@ func TestProgressIsFenced(t *testing.T) {
 		}
 	}
 	refused("taken over", claim)
-	record(t, heir, taken, come(2, 0))
-	if has, err := heir.HasClaim(t.Context(), taken); !has || err != nil {
-		t.Errorf("the heir has the claim: %t, %v", has, err)
+	record(t, successor, taken, come(2, 0))
+	if has, err := successor.HasClaim(t.Context(), taken); !has || err != nil {
+		t.Errorf("the successor has the claim: %t, %v", has, err)
 	}
-	finish(t, heir, taken, good(store.StepPatch))
+	finish(t, successor, taken, good(store.StepPatch))
 	refused("ended", taken)
 	equal(t, "progress", d.Rows(t, `SELECT progress ->> 'commands' AS commands FROM mm_orchestrator.claims`), []storetest.Row{{"commands": "2"}})
 }

@@ -52,8 +52,8 @@ func TestCheckOwnSchema(t *testing.T) {
 	check("")
 }
 
-// A schema that vanishes while a step runs, and is made again: the step goes on
-// under its claim and is recorded once, and the workspace is its run's.
+// The schema is dropped and made anew while a step runs. The step goes on under its
+// claim and is recorded once, and its run holds the workspace.
 func TestAClaimSurvivesItsSchema(t *testing.T) {
 	t.Parallel()
 	progress := store.Progress{Commands: 1, Digest: "d", EndedAt: time.Now()}
@@ -97,7 +97,7 @@ func TestAClaimSurvivesItsSchema(t *testing.T) {
 	}
 }
 
-// What is not this worker's any more stays lost.
+// A claim that another worker has taken meanwhile is not restored.
 func TestAClaimIsNotRestoredAgainstOthers(t *testing.T) {
 	t.Parallel()
 	for name, meanwhile := range map[string]func(t *testing.T, d *storetest.Database, run string){

@@ -101,7 +101,7 @@ func TestRevokeDuringARollback(t *testing.T) {
 	}
 }
 
-// The wish stands until the run has failed, and a retry does not meet it.
+// The request stays until the run has failed, and a retry does not find it.
 func TestRevokeWhileAStepRuns(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -139,7 +139,7 @@ func TestRevokeWhileAStepRuns(t *testing.T) {
 	}
 }
 
-func TestRevokeWhatIsNoRun(t *testing.T) {
+func TestRevokeOfNoRun(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	s := d.Open(t)

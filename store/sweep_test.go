@@ -71,7 +71,7 @@ func TestListWorkspaces(t *testing.T) {
 		t.Errorf("%+v", w)
 	}
 	if w := workspaces(t, s, second, first)[0]; w.Idle > time.Minute {
-		t.Errorf("in hand, and %+v", w)
+		t.Errorf("unacknowledged, and %+v", w)
 	}
 	if other, err := s.ListWorkspaces(t.Context(), "other", nil); err != nil || len(other) != 0 {
 		t.Errorf("%+v, %v", other, err)
@@ -105,7 +105,7 @@ func TestLostRunIsFailedAndRolledBackOnce(t *testing.T) {
 			if c.dies {
 				claim = starts(t, dying, shared("w", run, store.StepBuild, "t-build"))
 			}
-			s := d.Open(t, as("heir", 0))
+			s := d.Open(t, as("successor", 0))
 			waits(t, s, shared("w", next, store.StepAnalyze, "next"), store.ParkedWorkspace)
 			if c.dies {
 				if lost := failLost(t, s, run, 0); lost != nil {
@@ -231,8 +231,8 @@ func TestPassWorkspace(t *testing.T) {
 	starts(t, s, shared("w", holder, store.StepBuild, "h2"))
 }
 
-// TestALongStepIsSeen: who is at a step of one run may have a message of another
-// one in hand too.
+// TestALongStepIsSeen: a worker that runs a step of one run may have a message of
+// another run.
 func TestALongStepIsSeen(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)

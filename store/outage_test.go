@@ -14,74 +14,74 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
-// away is a worker whose database goes away in the middle of a call, for longer
-// than the call tries, and another one with a path of its own. The other one
-// takes nothing over in the time of a test.
-type away struct {
+// outage is a worker whose database becomes unavailable in the middle of a call, for
+// longer than the call retries, and another worker with a connection of its own. The
+// other worker's grace is longer than a test, so that it takes no claim over.
+type outage struct {
 	*storetest.Database
-	*scissors
+	*connectionCutter
 	s, other *store.Store
 }
 
-// newAway opens both. The worker holds its lock before it returns.
-func newAway(t *testing.T) *away {
+// newOutage opens both workers. The worker has its lock when it returns.
+func newOutage(t *testing.T) *outage {
 	t.Helper()
-	a := &away{Database: storetest.New(t)}
+	o := &outage{Database: storetest.New(t)}
 	var through string
-	a.scissors, through = newScissors(t, a.URL)
-	a.s = a.Open(t, as("cut off", time.Minute), func(c *store.Config) {
+	o.connectionCutter, through = newConnectionCutter(t, o.URL)
+	o.s = o.Open(t, as("cut off", time.Minute), func(c *store.Config) {
 		c.URL, c.ConnectTimeout, c.RetryFor = secret.New(through), time.Second, 50*time.Millisecond
 	})
-	a.other = a.Open(t, as("other", time.Hour))
-	a.hold(t)
-	return a
+	o.other = o.Open(t, as("other", time.Hour))
+	o.hold(t)
+	return o
 }
 
-// hold returns when the worker holds its lock, and its calls succeed.
-func (a *away) hold(t *testing.T) {
+// hold waits until the worker has its lock and its calls succeed.
+func (o *outage) hold(t *testing.T) {
 	t.Helper()
-	a.eventually(t, "the worker has the database again", func() bool {
-		_, err := a.s.TakeParked(t.Context(), "none")
+	o.eventually(t, "the worker has the database again", func() bool {
+		_, err := o.s.TakeParked(t.Context(), "none")
 		return err == nil
 	})
 }
 
-func (a *away) eventually(t *testing.T, what string, condition func() bool) {
+func (o *outage) eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s. Claims: %v, parked: %v", what,
-				a.Rows(t, `SELECT step, holder, token, starts, handed_back, outcome IS NOT NULL AS ended FROM mm_orchestrator.claims`),
-				a.Rows(t, `SELECT task_id, why, taken_by FROM mm_orchestrator.parked`))
+				o.Rows(t, `SELECT step, holder, token, starts, handed_back, outcome IS NOT NULL AS ended FROM mm_orchestrator.claims`),
+				o.Rows(t, `SELECT task_id, why, taken_by FROM mm_orchestrator.parked`))
 		}
 	}
 }
 
-// everywhere does something with the database going away at each of the moments
-// of a call. prepare is done while all is well, call while it is not, and after
-// it check. The worker is asked for nothing between the two.
-func (a *away) everywhere(t *testing.T, do func(t *testing.T) (call func() error, check func(t *testing.T, err error))) {
+// everywhere repeats call with an outage at each of its moments in turn. do prepares
+// before the outage, and check runs after it. The worker gets no other call between
+// call and check.
+func (o *outage) everywhere(t *testing.T, do func(t *testing.T) (call func() error, check func(t *testing.T, err error))) {
 	t.Helper()
 	failed := 0
 	for _, answered := range []bool{false, true} {
 		for n := 0; ; n++ {
-			a.hold(t)
+			o.hold(t)
 			call, check := do(t)
-			a.armAway(n, answered)
+			o.armOutage(n, answered)
 			err := call()
-			cut := a.disarm()
+			cut := o.disarm()
 			if err != nil {
 				failed++
 				if !cut || !errors.Is(err, store.ErrUnavailable) {
 					t.Errorf("cut: %v, %v", cut, err)
 				}
 			}
-			a.restore()
+			o.restore()
 			if !t.Failed() {
 				check(t, err)
 			}
 			if t.Failed() {
-				t.Fatalf("when the database went away after %d requests, answered: %t; the call said %v", n, answered, err)
+				t.Fatalf("outage after %d requests, answered: %t; the call returned %v", n, answered, err)
 			}
 			if !cut {
 				break
@@ -93,27 +93,26 @@ func (a *away) everywhere(t *testing.T, do func(t *testing.T) (call func() error
 	}
 }
 
-// begins returns when the other worker has begun a step, or knows that it has
-// ended.
-func (a *away) begins(t *testing.T, request store.BeginRequest) (decision store.Decision) {
+// begins waits until the other worker has begun a step, or found that it has ended.
+func (o *outage) begins(t *testing.T, request store.BeginRequest) (decision store.Decision) {
 	t.Helper()
-	a.eventually(t, "another worker begins the step", func() bool {
-		decision = ask(t, a.other, request)
+	o.eventually(t, "another worker begins the step", func() bool {
+		decision = ask(t, o.other, request)
 		_, parked := decision.(store.Parked)
 		return !parked
 	})
 	return decision
 }
 
-// TestNothingIsLeftBehind: a call ends without an answer, as the database goes
-// away in the middle of it for longer than the call tries. Whatever the call has
-// done, another worker can go on soon after the database is back, while the
-// first one lives and does nothing about it.
+// TestNothingIsLeftBehind: the database becomes unavailable in the middle of a call,
+// for longer than the call retries. Whatever the call has committed, another worker
+// can go on soon after the database is available again, while the first worker is
+// alive and makes no further call.
 func TestNothingIsLeftBehind(t *testing.T) {
 	t.Parallel()
 	t.Run("begin", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run := a.Create(t, storetest.Seed{})
 			request := shared(run, run, store.StepBuild, "t")
@@ -138,11 +137,11 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("begin, and the caller gives up", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		run := a.Create(t, storetest.Seed{})
 		request := shared(run, run, store.StepBuild, "t")
 		ctx, cancel := context.WithCancel(t.Context())
-		v, through := newValve(t, a.URL)
+		v, through := newStallProxy(t, a.URL)
 		s := a.Open(t, as("impatient", time.Minute), func(c *store.Config) { c.URL = secret.New(through) })
 		v.arm()
 		go func() {
@@ -157,7 +156,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("release", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run := a.Create(t, storetest.Seed{})
 			request := shared(run, run, store.StepBuild, "t")
@@ -173,7 +172,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("finish", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run := a.Create(t, storetest.Seed{})
 			request := shared(run, run, store.StepBuild, "t")
@@ -205,7 +204,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("progress", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run := a.Create(t, storetest.Seed{})
 			claim := starts(t, a.s, shared(run, run, store.StepBuild, "t"))
@@ -222,7 +221,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("park", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			first, second := a.Create(t, storetest.Seed{}), a.Create(t, storetest.Seed{})
 			claim := starts(t, a.other, shared(first, first, store.StepVerify, first))
@@ -270,7 +269,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
-				a := newAway(t)
+				a := newOutage(t)
 				a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 					first, second := a.Create(t, storetest.Seed{}), a.Create(t, storetest.Seed{})
 					claim := starts(t, a.other, shared(first, first, store.StepVerify, first))
@@ -320,7 +319,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("pass a workspace", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			first, second := a.Create(t, storetest.Seed{}), a.Create(t, storetest.Seed{})
 			starts(t, a.other, shared(first, first, store.StepVerify, first))
@@ -342,7 +341,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("end a lost run", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run := a.Create(t, storetest.Seed{})
 			finish(t, a.other, starts(t, a.other, shared(run, run, store.StepAnalyze, run)), good(store.StepAnalyze))
@@ -378,7 +377,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("revoke", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			run, begun := a.Create(t, storetest.Seed{}), a.Create(t, storetest.Seed{})
 			claim := starts(t, a.other, shared(begun, begun, store.StepBuild, begun))
@@ -407,7 +406,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("results", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		mine, others := storetest.Results(t, a.s, protocol.EncodingJSON), storetest.Results(t, a.other, protocol.EncodingJSON)
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			id := a.Create(t, storetest.Seed{})
@@ -421,7 +420,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 	t.Run("register", func(t *testing.T) {
 		t.Parallel()
-		a := newAway(t)
+		a := newOutage(t)
 		n := 0
 		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
 			n++
@@ -441,14 +440,14 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	})
 }
 
-// TestCloseWhileSomethingIsOwed: it does not wait for a database that is away,
-// and what was owed is free, as the worker's lock is.
-func TestCloseWhileSomethingIsOwed(t *testing.T) {
+// TestCloseWithPendingReleases: Close does not wait for an unavailable database. The
+// claims are free, since the worker's lock is.
+func TestCloseWithPendingReleases(t *testing.T) {
 	t.Parallel()
-	a := newAway(t)
+	a := newOutage(t)
 	run := a.Create(t, storetest.Seed{})
 	claim := starts(t, a.s, shared(run, run, store.StepBuild, "t"))
-	a.armAway(0, false)
+	a.armOutage(0, false)
 	if err := a.s.ReleaseClaim(t.Context(), claim); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("%v", err)
 	}
@@ -461,20 +460,20 @@ func TestCloseWhileSomethingIsOwed(t *testing.T) {
 		t.Error("released by a store that is closed")
 	}
 	a.restore()
-	heir := a.Open(t, as("heir", 0))
+	successor := a.Open(t, as("successor", 0))
 	a.eventually(t, "the step is taken over", func() bool {
-		_, is := ask(t, heir, shared(run, run, store.StepBuild, "t")).(store.Start)
+		_, is := ask(t, successor, shared(run, run, store.StepBuild, "t")).(store.Start)
 		return is
 	})
 }
 
-// TestASilentPathKeepsNoLocks: the path to the database is cut without a word
-// while a transaction holds the run's lock.
-func TestASilentPathKeepsNoLocks(t *testing.T) {
+// TestASilentNetworkKeepsNoLocks: the network fails silently while a transaction has
+// the run's lock. The server frees the lock.
+func TestASilentNetworkKeepsNoLocks(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
 	run := d.Create(t, storetest.Seed{})
-	v, through := newValve(t, d.URL)
+	v, through := newStallProxy(t, d.URL)
 	silent := d.Open(t, as("silent", time.Minute), func(c *store.Config) {
 		// All of a request in one: the driver prepares nothing before.
 		c.URL, c.TryTimeout, c.RetryFor = secret.New(through+"&default_query_exec_mode=exec"), 500*time.Millisecond, time.Millisecond
