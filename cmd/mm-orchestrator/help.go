@@ -78,8 +78,9 @@ func runHelp(_ context.Context, p *program, in input) error {
 const helpWidth = 96
 
 func writeOverview(w io.Writer) {
-	fmt.Fprint(w, `mm-orchestrator replaces MoonMind's Celery orchestrator worker. It takes runs from the same queue,
-carries out their steps (analyze, patch, build, restart, verify), and rolls failed runs back.
+	fmt.Fprint(w, `mm-orchestrator replaces MoonMind's Celery orchestrator worker. It takes runs from the same
+queue, carries out their steps (analyze, patch, build, restart, verify), and rolls failed runs
+back.
 
 Usage: mm-orchestrator COMMAND [flags]
 

@@ -137,7 +137,7 @@ func findRun(ctx context.Context, db *store.Store, prefix store.IDPrefix) (strin
 	case err != nil:
 		return "", err
 	case len(runs) == 0:
-		return "", fmt.Errorf("there is no run %s in database %s: %w", prefix, db.Place(), store.ErrNotFound)
+		return "", &reworded{fmt.Sprintf("there is no run %s in database %s", prefix, db.Place()), store.ErrNotFound}
 	case len(runs) == 1:
 		return runs[0].ID, nil
 	}
@@ -335,7 +335,7 @@ func (r runLine) activity() (lines []string) {
 	if w := r.WaitingForStep; w != nil {
 		text := fmt.Sprintf("%s waiting since %s for the end of %s", w.Step, clock(&w.Since), w.For.Step)
 		if !w.For.Alive {
-			text += ", which is not redelivered yet"
+			text += ", not redelivered yet"
 		}
 		lines = append(lines, text)
 	}
