@@ -22,7 +22,8 @@
 // # Sending a task
 //
 // [NewSignature] or [ParseSignature] makes a [Signature]; [Signature.Apply]
-// makes the message that runs it.
+// makes the message that runs it. Apply leaves the exchange and the routing key
+// empty: with the exchange "" the routing key is the name of a queue.
 //
 // # Values
 //

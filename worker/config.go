@@ -71,7 +71,8 @@ type Config struct {
 	// celery@HOSTNAME.
 	Node string
 
-	// Results stores the results. Nil means that results are not stored.
+	// Results stores the results. Nil means that none are stored: AsyncResult.get
+	// then waits until its own timeout.
 	Results ResultBackend
 	// TrackStarted stores a STARTED row when a task begins.
 	TrackStarted bool
@@ -133,7 +134,9 @@ type Config struct {
 	// failure without waiting for the handler. Defaults to 15 s.
 	HardLimitGrace time.Duration
 
-	// Logger gets the worker's log lines. Nil discards them.
+	// Logger gets the worker's log lines: the end of each task at level Info, or
+	// Warn if it failed, lost connections at Warn, and the begin of consuming at
+	// Debug. Nil discards them.
 	Logger *slog.Logger
 	// Metrics registers the worker's collectors. Nil means no metrics. Workers
 	// of one process need registerers with different labels.
@@ -195,7 +198,9 @@ const (
 	RequeueUnregistered
 )
 
-// Undecodable is what a worker does with messages whose body it cannot decode.
+// Undecodable is what a worker does with messages whose body it cannot decode. As
+// in Celery, no result is stored for them: AsyncResult.get waits until its own
+// timeout (docs/celery.md#bad-messages).
 type Undecodable int
 
 const (

@@ -81,8 +81,11 @@ func (s *session) declareError(q Queue, err error) error {
 	case amqp.PreconditionFailed:
 		return mismatch(q, refused)
 	case amqp.NotFound:
-		return &MismatchError{What: "queue", Name: q.Name,
-			Cure: "Create the queue, or turn Passive off.", Broker: brokerText(refused)}
+		cure := "Create the queue."
+		if q.Passive {
+			cure = "Create the queue, or turn Passive off, so that the worker declares it."
+		}
+		return &MismatchError{What: "queue", Name: q.Name, Cure: cure, Broker: brokerText(refused)}
 	case amqp.AccessRefused:
 		return fmt.Errorf("%w: declaring queue %q at %s: give the user configure, write and read permission on it and on exchange %q (RabbitMQ: %s)",
 			ErrPermission, q.Name, s.broker, q.Exchange, brokerText(refused))

@@ -32,7 +32,7 @@ var (
 	// for it.
 	ErrVhost = errors.New("broker refused the virtual host")
 	// ErrMismatch: a queue or exchange exists with other properties than the
-	// configured ones, or the queue does not exist and Passive is set.
+	// configured ones, or a queue that the worker does not declare is missing.
 	ErrMismatch = errors.New("broker has a different declaration")
 	// ErrPermission: the user lacks the permission to declare, consume or
 	// publish.
@@ -48,8 +48,10 @@ var (
 //lint:ignore ST1012 the name is Celery's, and it is an outcome rather than an error
 var Ignore = errors.New("ignore this task")
 
-// Error is a failure with the exception class that Python sees. Python looks
-// the class up by module and name, and creates one that does not exist.
+// Error is a failure with the exception class that Python sees. AsyncResult.get
+// imports the class from its module and calls it with the arguments. Where that
+// module or class does not exist, it raises a class of the same name that Celery
+// makes in celery.exceptions: catch that as Exception, and compare its name.
 type Error struct {
 	// Type is the name of the class. Defaults to "RuntimeError".
 	Type string
@@ -125,7 +127,8 @@ type Reject struct {
 	// After is a pause before the message is requeued. Meanwhile this worker
 	// keeps the message, but it occupies no slot. A shutdown ends the pause.
 	After time.Duration
-	// Reason is written to the log.
+	// Reason is written to the log, and is the text of the exception when the
+	// task fails.
 	Reason string
 }
 
@@ -195,7 +198,8 @@ func (e *ConnectError) Unwrap() []error {
 }
 
 // MismatchError says that a queue or an exchange exists with other properties
-// than the configured ones, or that a queue does not exist and Passive is set.
+// than the configured ones, or that a queue does not exist which the worker does
+// not declare: [Queue.Passive] is set, or it is none of the worker's queues.
 // It matches [ErrMismatch] with errors.Is.
 type MismatchError struct {
 	// What is "queue" or "exchange", and Name its name.
@@ -215,7 +219,7 @@ type MismatchError struct {
 func (e *MismatchError) Error() string {
 	difference := fmt.Sprintf("exists %s, the worker would declare %s", e.Exists, e.Want)
 	if e.Exists == "" {
-		difference = "does not exist and Passive is set"
+		difference = "does not exist"
 	}
 	return fmt.Sprintf("%s %q %s. %s (RabbitMQ: %s)", e.What, e.Name, difference, e.Cure, e.Broker)
 }

@@ -2,18 +2,26 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
-// A worker for the queue "shop", to which Python sends add.delay(2, 3).
+// A worker for the queue "shop". A Python program that declares the task as
+//
+//	@app.task(name="shop.add")
+//	def add(x, y): ...
+//
+// and has task_routes = {"shop.*": {"queue": "shop"}} sends it by add.delay(2, 3).
 func Example() {
 	w, err := worker.New(worker.Config{
 		Broker: "amqp://guest:guest@localhost:5672/",
@@ -31,11 +39,11 @@ func Example() {
 	worker.Handle(w, "shop.add", func(ctx context.Context, in addArgs) (int, error) { return in.X + in.Y, nil })
 
 	// After the first signal running tasks finish. The second cancels them.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go func() {
 		<-ctx.Done()
-		again, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		again, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		<-again.Done()
 		w.StopNow()
@@ -115,6 +123,37 @@ func ExampleReject() {
 	// Output:
 	// reject with requeue: order is locked
 	// ignore this task
+}
+
+// A Go program sends a task to any Celery worker, Python's or its own. No worker
+// runs here. The queue must exist: the error is ErrUnroutable otherwise.
+func ExampleWorker_WithConnection() {
+	w, err := worker.New(worker.Config{Broker: "amqp://guest:guest@localhost:5672/", Queues: []string{"shop"}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var args []json.RawMessage
+	for _, arg := range []int{2, 3} {
+		text, err := protocol.EncodeJSON(arg)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		args = append(args, text)
+	}
+	message, _, err := protocol.NewSignature("shop.add", args, nil).Apply(protocol.ApplyOptions{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	message.RoutingKey = "shop" // with the exchange "": the queue of this name
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err = w.WithConnection(ctx, func(publish func(context.Context, protocol.Publishing) error) error {
+		return publish(ctx, message)
+	})
+	fmt.Println(message.TaskID, err)
 }
 
 // Middleware wraps the handlers of all tasks.

@@ -10,11 +10,15 @@ import (
 // A Handler runs the tasks of one name.
 //
 //   - The returned value is the task's result, and the task's state SUCCESS. It
-//     must have a form in Python's JSON (see [protocol.EncodeJSON]).
+//     must have a form in Python's JSON (see [protocol.EncodeJSON]): a struct is
+//     a dictionary whose keys are the json tags of its fields, nil is None. A
+//     value without such a form makes the task FAILURE with kombu's EncodeError.
 //   - A returned error makes the task FAILURE, unless it is [Retry], [Reject] or
 //     [Ignore]. An [Error] chooses the Python class; for any other error the
-//     class is RuntimeError.
-//   - A panic makes the task FAILURE with the stack as traceback.
+//     class is RuntimeError. These values may be pointers, and may be wrapped in
+//     other errors.
+//   - A panic makes the task FAILURE with the class RuntimeError and the stack as
+//     traceback.
 //   - ctx ends at the soft time limit (cause [ErrSoftTimeLimit]), at the hard
 //     time limit (cause [ErrTimeLimit]), and when a shutdown waits no longer
 //     (cause [ErrShutdown]). A handler that ignores this keeps its slot until it
@@ -55,8 +59,9 @@ type Task struct {
 }
 
 // UpdateState stores a state that the application defines, such as PROGRESS,
-// with meta as its value. It tries once, for at most 30 s. It does nothing when
-// the task's results are ignored. After the task has ended it is an error.
+// with meta as its value, which Python reads as AsyncResult.info. It tries once,
+// for at most 30 s. It does nothing when the task's results are ignored or not
+// stored. After the task has ended it is an error.
 func (t *Task) UpdateState(ctx context.Context, state string, meta any) error {
 	value, err := protocol.EncodeJSON(meta)
 	if err != nil {

@@ -11,8 +11,12 @@ import (
 
 // Publish publishes a message unchanged, as persistent unless its properties say
 // transient, and waits for the broker's confirm: nil means that the message is
-// in a queue. While there is no connection it waits for one until ctx ends. It
-// may be called while Run runs, also during its shutdown.
+// in a queue. While there is no connection it waits for one until ctx ends. So
+// it does before Run connects and after Run has returned: give it a ctx that
+// ends. It may be called during the shutdown, and by handlers.
+//
+// m.Exchange and m.RoutingKey say where it goes; the exchange "" with the name of
+// a queue as routing key is that queue. Config.TaskRoutes are not applied.
 //
 // The error is ErrUnroutable when no queue received the message. After any other
 // error the message may or may not be in the queue, so that a retry may publish
@@ -120,7 +124,7 @@ func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 	defer ch.Close()
 	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
 	if err != nil {
-		return 0, s.declareError(Queue{Name: name, Passive: true}, err)
+		return 0, s.declareError(Queue{Name: name}, err)
 	}
 	return q.Messages, nil
 }

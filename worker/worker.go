@@ -111,8 +111,10 @@ func (w *Worker) Use(middleware ...Middleware) {
 }
 
 // Handle registers a function that receives the task's arguments as the fields of
-// In and returns the result. See [Bind] for how arguments become fields. It
-// panics where Register or Bind does.
+// In and returns the result. See [Bind] for how arguments become fields, and
+// [Handler] for what a function may return and when its context ends. A task
+// without arguments has struct{} as In. [TaskFromContext] gives the function the
+// task's id, retries and headers. Handle panics where Register or Bind does.
 func Handle[In, Out any](w *Worker, name string, fn func(ctx context.Context, in In) (Out, error), options ...TaskOption) {
 	w.Register(name, Typed(name, fn), options...)
 }

@@ -33,7 +33,7 @@ type Steps interface {
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
 	KeepParked(ctx context.Context, id int64) error
 
-	ListWorkspaces(ctx context.Context, queue string, inHand []string) ([]store.WorkspaceState, error)
+	ListWorkspaces(ctx context.Context, queue string, unacked []string) ([]store.WorkspaceState, error)
 	PassWorkspace(ctx context.Context, workspace, runID string) error
 	PassPending(ctx context.Context, suspect store.Suspect) error
 	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)

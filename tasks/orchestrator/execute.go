@@ -79,7 +79,7 @@ var ErrStop = errors.New("the step must not be run")
 // A HandBackError says that the step cannot run now and that the message must
 // return to the queue.
 type HandBackError struct {
-	// After is the pause before that.
+	// After is the pause before the message returns.
 	After  time.Duration
 	Reason string
 }

@@ -32,8 +32,8 @@ func ProbeHealth(ctx context.Context, environ []string, address string, limit ti
 // in the workspace (docs/moonmind.md#skill-plans).
 const SkillModule = "moonmind.workflows.orchestrator.skill_executor"
 
-// FindSkillPython returns the path of the Python program that such a plan would
-// run, "" if there is none.
+// FindSkillPython returns the path of the Python program that a plan with a skill
+// would run, "" if there is none.
 func FindSkillPython(environ []string, workspace string) string {
 	return lookPath("python", environ, workspace)
 }
