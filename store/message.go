@@ -14,14 +14,14 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// How the values of an AMQP table are kept in a json column: nil, booleans,
-// texts, 32-bit integers, arrays and tables as JSON's own, so that an operator
-// can read them; every other kind as an object with one member, whose name
-// begins with "#" and says the kind. A table with a name of that form, or with
-// one that is not UTF-8, is kept as pairs.
+// How the values of an AMQP table are stored in a json column: nil, booleans, texts,
+// 32-bit integers, arrays and tables as such in JSON, so that an operator can read
+// them; every other kind as an object with one member, whose name is "#" and the
+// kind. A table that has such a name itself, or one that is not UTF-8, is stored as
+// pairs.
 
-// encodeTable writes a table of a [protocol.Delivery]. Every value that AMQP
-// can carry comes back as it was, but for decimals, which become texts.
+// encodeTable encodes a table of a [protocol.Delivery]. decodeTable returns every
+// AMQP value unchanged, except decimals, which become texts.
 func encodeTable(table map[string]any) ([]byte, error) {
 	return json.Marshal(taggedValue(table))
 }
@@ -91,7 +91,7 @@ func taggedPairs(table map[string]any) []any {
 	return pairs
 }
 
-// decodeTable reads what encodeTable wrote.
+// decodeTable decodes the text of encodeTable.
 func decodeTable(text []byte) (map[string]any, error) {
 	decoder := json.NewDecoder(strings.NewReader(string(text)))
 	decoder.UseNumber()
@@ -212,7 +212,7 @@ func untaggedTable(value any) (any, error) {
 	return table, nil
 }
 
-// The names under which properties are kept. One that is absent is left out.
+// The names of properties in the column. Absent properties are left out.
 const (
 	propertyContentType     = "content_type"
 	propertyContentEncoding = "content_encoding"
@@ -255,14 +255,14 @@ func decodeProperties(text []byte) (protocol.Properties, error) {
 	if err != nil {
 		return protocol.Properties{}, err
 	}
-	words := func(name string) string {
+	property := func(name string) string {
 		text, _ := table[name].(string)
 		return text
 	}
 	p := protocol.Properties{
-		ContentType: words(propertyContentType), ContentEncoding: words(propertyContentEncoding), CorrelationID: words(propertyCorrelationID),
-		ReplyTo: words(propertyReplyTo), Expiration: words(propertyExpiration),
-		MessageID: words(propertyMessageID), Type: words(propertyType), AppID: words(propertyAppID),
+		ContentType: property(propertyContentType), ContentEncoding: property(propertyContentEncoding), CorrelationID: property(propertyCorrelationID),
+		ReplyTo: property(propertyReplyTo), Expiration: property(propertyExpiration),
+		MessageID: property(propertyMessageID), Type: property(propertyType), AppID: property(propertyAppID),
 	}
 	p.Timestamp, _ = table[propertyTimestamp].(time.Time)
 	if mode, given := table[propertyDeliveryMode].(int32); given {
