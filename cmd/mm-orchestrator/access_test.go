@@ -187,9 +187,9 @@ func TestDocumentedRole(t *testing.T) {
 	t.Cleanup(func() { s.execAsOwner(t, "DROP OWNED BY "+role, "DROP ROLE "+role) })
 	asRole := s
 	asRole.database = withURL(t, s.database, func(u *url.URL) { u.User = url.UserPassword(role, "change me") })
-	told := runDoctor(t, asRole.env(), exitFailure) // it has no git work tree
+	findings := runDoctor(t, asRole.env(), exitFailure) // it has no git work tree
 	for _, name := range []string{"database", "connections", "privileges", "tables", "results"} {
-		if f := told[name]; f.Status != statusOK {
+		if f := findings[name]; f.Status != statusOK {
 			t.Errorf("%+v", f)
 		}
 	}

@@ -15,10 +15,10 @@ import (
 func TestCures(t *testing.T) {
 	t.Parallel()
 	var (
-		away    = &store.Error{Kind: store.ErrUnavailable}
-		refused = &store.Error{Kind: store.ErrRefused}
-		missing = &store.Error{Kind: store.ErrRefused, Code: "3D000"}
-		tables  = func(err error) func(*configuration) error {
+		unavailable = &store.Error{Kind: store.ErrUnavailable}
+		refused     = &store.Error{Kind: store.ErrRefused}
+		missing     = &store.Error{Kind: store.ErrRefused, Code: "3D000"}
+		tables      = func(err error) func(*configuration) error {
 			return func(c *configuration) error { return cureDatabase(c.tablesDatabase(), err) }
 		}
 		results = func(err error) func(*configuration) error {
@@ -39,15 +39,15 @@ func TestCures(t *testing.T) {
 		err  func(*configuration) error
 		want string
 	}{
-		{"nothing is set", nil, nil, tables(away), ". Is PostgreSQL running there? The address comes from POSTGRES_HOST (not set) and POSTGRES_PORT (not set)"},
-		{"a host is set", environment{"POSTGRES_HOST=db"}, nil, tables(away), ". Is PostgreSQL running there? The address comes from POSTGRES_HOST and POSTGRES_PORT (not set)"},
-		{"as it is spelled", environment{"postgres_host=db"}, []string{"--postgres-port=1"}, tables(away), ". Is PostgreSQL running there? The address comes from postgres_host and --postgres-port"},
-		{"a URL", environment{url, "POSTGRES_HOST=db"}, nil, tables(away), ". Is PostgreSQL running there? The address comes from MM_ORCHESTRATOR_DATABASE_URL"},
-		{"a URL by a flag", environment{url}, []string{"--database-url=postgres://x/y"}, tables(away), ". Is PostgreSQL running there? The address comes from --database-url"},
+		{"nothing is set", nil, nil, tables(unavailable), ". Is PostgreSQL running there? The address comes from POSTGRES_HOST (not set) and POSTGRES_PORT (not set)"},
+		{"a host is set", environment{"POSTGRES_HOST=db"}, nil, tables(unavailable), ". Is PostgreSQL running there? The address comes from POSTGRES_HOST and POSTGRES_PORT (not set)"},
+		{"as it is spelled", environment{"postgres_host=db"}, []string{"--postgres-port=1"}, tables(unavailable), ". Is PostgreSQL running there? The address comes from postgres_host and --postgres-port"},
+		{"a URL", environment{url, "POSTGRES_HOST=db"}, nil, tables(unavailable), ". Is PostgreSQL running there? The address comes from MM_ORCHESTRATOR_DATABASE_URL"},
+		{"a URL by a flag", environment{url}, []string{"--database-url=postgres://x/y"}, tables(unavailable), ". Is PostgreSQL running there? The address comes from --database-url"},
 		{"password", environment{"POSTGRES_HOST=db", "POSTGRES_USER=u"}, nil, tables(refused), ". Check POSTGRES_USER and POSTGRES_PASSWORD (not set)"},
 		{"password in a URL", environment{url}, nil, tables(refused), ". Check MM_ORCHESTRATOR_DATABASE_URL"},
 		{"no such database", environment{"POSTGRES_DB=x"}, nil, tables(missing), ". Create it, or change POSTGRES_DB"},
-		{"results", environment{"RESULT_BACKEND=db+postgresql://u@h/d"}, nil, results(away), ". Is PostgreSQL running there? The address comes from RESULT_BACKEND"},
+		{"results", environment{"RESULT_BACKEND=db+postgresql://u@h/d"}, nil, results(unavailable), ". Is PostgreSQL running there? The address comes from RESULT_BACKEND"},
 
 		{"broker: nothing is set", nil, nil, broker(one), "broker is unreachable: cannot connect to one:5672: connection refused. Check that RabbitMQ runs and that the address is right. The address comes from CELERY_BROKER_URL (not set)"},
 		{"broker: two", environment{"BROKER_URL=amqp://one;amqp://two"}, nil, broker(errors.Join(one, two)),

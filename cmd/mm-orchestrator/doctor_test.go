@@ -156,22 +156,22 @@ func TestDoctorHasTheSameChecksInEveryRun(t *testing.T) {
 		slices.Sort(list)
 		return list
 	}
-	green := names(exitOK)
+	succeeding := names(exitOK)
 	var all []string
 	for _, c := range checks {
 		all = append(all, c.name)
 	}
 	slices.Sort(all)
-	if !slices.Equal(green, all) {
-		t.Errorf("a good run has the checks %q, want %q", green, all)
+	if !slices.Equal(succeeding, all) {
+		t.Errorf("a good run has the checks %q, want %q", succeeding, all)
 	}
 	for _, args := range [][]string{
 		{"--broker-url=amqp://127.0.0.1:1", "--database-url=postgres://127.0.0.1:1/x", "--docker-host=unix:///nowhere/docker.sock", "--workspace=/nowhere/at/all", "--compose=/nowhere/docker-compose"},
 		{"--database-url=" + devenv.Database(t), "--workspace=" + t.TempDir()},
 		{"--workspace=" + emptyRepository(t), "--compose=" + fakeCompose(t, "1.29.2")},
 	} {
-		if red := names(exitFailure, args...); !slices.Equal(red, green) {
-			t.Errorf("%q: the checks are %q, of a good run %q", args, red, green)
+		if failing := names(exitFailure, args...); !slices.Equal(failing, succeeding) {
+			t.Errorf("%q: the checks are %q, of a good run %q", args, failing, succeeding)
 		}
 	}
 }

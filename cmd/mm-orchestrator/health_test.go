@@ -31,7 +31,7 @@ type relay struct {
 	answered atomic.Bool // something came back from the server
 
 	mu    sync.Mutex
-	gone  bool
+	down  bool
 	conns map[net.Conn]struct{}
 }
 
@@ -87,7 +87,7 @@ func relayAt(t *testing.T, network, at, server string) *relay {
 func (r *relay) keep(in, out net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.gone {
+	if r.down {
 		_ = out.Close()
 		return false
 	}
@@ -118,7 +118,7 @@ func (r *relay) pass(to, from net.Conn, answer bool) {
 func (r *relay) cut() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.gone = true
+	r.down = true
 	for conn := range r.conns {
 		_ = conn.Close()
 	}
@@ -128,7 +128,7 @@ func (r *relay) cut() {
 func (r *relay) restore() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.gone = false
+	r.down = false
 }
 
 // probedWorker is a worker with the URL of its health checks.
@@ -174,9 +174,9 @@ const (
 // reason, and one for the change back.
 func (p probedWorker) loggedOnce(reason string) {
 	p.t.Helper()
-	red, _ := p.logLine(unhealthyLine)["error"].(string)
-	if !strings.Contains(red, reason) {
-		p.t.Errorf("the log says %q, which lacks %q", red, reason)
+	logged, _ := p.logLine(unhealthyLine)["error"].(string)
+	if !strings.Contains(logged, reason) {
+		p.t.Errorf("the log says %q, which lacks %q", logged, reason)
 	}
 	p.logLine(healthyLine)
 	for _, line := range []string{unhealthyLine, healthyLine} {
@@ -202,16 +202,16 @@ func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 		docker = strings.TrimPrefix(host, "unix://")
 	}
 	for _, tt := range []struct {
-		name        string
-		breakIt     func(r *relay)
-		reasonOfDB  string
-		reasonOfEng string
+		name           string
+		inject         func(r *relay)
+		databaseReason string
+		engineReason   string
 	}{
-		{"gone", (*relay).cut, "reach the database", "docker"},
+		{"refused", (*relay).cut, "reach the database", "docker"},
 		{"deaf", func(r *relay) { r.deaf.Store(true) }, "reach the database", "docker"},
 	} {
-		mend := func(r *relay) {
-			r.cut() // what was swallowed is not repeated
+		restore := func(r *relay) {
+			r.cut() // data that the relay dropped is not sent again
 			r.deaf.Store(false)
 			r.restore()
 		}
@@ -227,14 +227,14 @@ func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 				"--database-url", strings.Replace(s.database, u.Host, r.address, 1)).probedWorker()
 			p.waitHealthy()
 			begin := time.Now()
-			tt.breakIt(r)
-			p.waitUnhealthy(tt.reasonOfDB)
+			tt.inject(r)
+			p.waitUnhealthy(tt.databaseReason)
 			if took := time.Since(begin); took < limit-checkInterval/2 {
-				t.Errorf("red after %v", took)
+				t.Errorf("unhealthy after %v", took)
 			}
-			mend(r)
+			restore(r)
 			p.waitHealthy()
-			p.loggedOnce(tt.reasonOfDB)
+			p.loggedOnce(tt.databaseReason)
 		})
 		t.Run("docker "+tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -248,11 +248,11 @@ func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 				return nil
 			})
 			p.waitHealthy()
-			tt.breakIt(r)
-			p.waitUnhealthy(tt.reasonOfEng)
-			mend(r)
+			tt.inject(r)
+			p.waitUnhealthy(tt.engineReason)
+			restore(r)
 			p.waitHealthy()
-			p.loggedOnce(tt.reasonOfEng)
+			p.loggedOnce(tt.engineReason)
 		})
 	}
 }

@@ -119,7 +119,7 @@ func (s testEnv) waitForParked(t *testing.T, want int) {
 // worker has parked. Their turns are in the order third, first, second.
 type parkedRuns struct {
 	worker, idle *process
-	held         string
+	holder       string
 	runs         [3]string
 	// sent are the contents of their messages as Celery sent them, by run.
 	sent map[string]map[string]any
@@ -131,8 +131,8 @@ func (s testEnv) parkThree(t *testing.T, env ...string) parkedRuns {
 	env = append(append(s.env(), "MM_ORCHESTRATOR_ALLOWED_PROGRAMS=sleep"), env...)
 	j := parkedRuns{worker: start(t, env, "worker", "--hostname=w1@box"), sent: map[string]map[string]any{}}
 	j.worker.logLine("worker ready")
-	j.held = s.submitSleep(t, 600)
-	s.waitForStep(t, j.held, "build", "in_progress")
+	j.holder = s.submitSleep(t, 600)
+	s.waitForStep(t, j.holder, "build", "in_progress")
 	for i, priority := range []string{"normal", "normal", "high"} {
 		j.runs[i] = s.submit(t, "--without=analyze", "--without=patch", "--without=restart", "--without=verify", "--without=rollback", `--set=build.command=["sleep","0"]`, "--priority="+priority)
 	}
@@ -173,7 +173,7 @@ func TestLastWorkersReturnParkedMessages(t *testing.T) {
 	for _, m := range s.queue(t).take("orchestrator.run") {
 		run := runOfMessage(t, m)
 		order = append(order, run)
-		if run == j.held {
+		if run == j.holder {
 			continue
 		}
 		for what, got := range contents(m) {
@@ -182,7 +182,7 @@ func TestLastWorkersReturnParkedMessages(t *testing.T) {
 			}
 		}
 	}
-	if want := []string{j.held, j.runs[2], j.runs[0], j.runs[1]}; !reflect.DeepEqual(order, want) {
+	if want := []string{j.holder, j.runs[2], j.runs[0], j.runs[1]}; !reflect.DeepEqual(order, want) {
 		t.Errorf("order %q, want %q", order, want)
 	}
 }

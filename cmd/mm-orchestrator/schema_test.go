@@ -72,7 +72,7 @@ func TestSchemaDroppedUnderAWorker(t *testing.T) {
 	if build := s.step(t, id, "build"); build.Starts != 1 {
 		t.Errorf("build was started %d times", build.Starts)
 	}
-	eventually(t, "health is green again", func() error {
+	eventually(t, "the worker is healthy again", func() error {
 		if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusOK {
 			return fmt.Errorf("%d %s", status, body)
 		}

@@ -133,7 +133,7 @@ func TestRunningStepIsReturnedToTheQueue(t *testing.T) {
 			}
 			next := start(t, env, "worker")
 			next.logLine("worker ready")
-			eventually(t, "the step is begun again", func() error {
+			eventually(t, "the step is started again", func() error {
 				if starts := s.step(t, id, "build").Starts; starts < 2 {
 					return fmt.Errorf("it was started %d times", starts)
 				}
@@ -273,7 +273,7 @@ func TestHealthFollowsTheConsumer(t *testing.T) {
 	if _, err := ch.QueueDelete("orchestrator.run", false, false, false); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "health is green again", func() error {
+	eventually(t, "the worker is healthy again", func() error {
 		if status, body := ask(t, "http://"+listen+"/healthz"); status != http.StatusOK {
 			return fmt.Errorf("%d %s", status, body)
 		}

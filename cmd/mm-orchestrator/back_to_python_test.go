@@ -74,13 +74,13 @@ func (w pythonWorker) stop(meanwhile func()) {
 // lost, and none runs twice.
 func TestFromPythonWorkerToOursAndBack(t *testing.T) {
 	t.Parallel()
-	for _, way := range []string{"stopped in order", "killed"} {
-		t.Run(way, func(t *testing.T) {
+	for _, end := range []string{"stopped in order", "killed"} {
+		t.Run(end, func(t *testing.T) {
 			t.Parallel()
 			s := newTestEnv(t)
 			dir := t.TempDir()
 			ledger, hold := filepath.Join(dir, "ledger"), filepath.Join(dir, "hold")
-			ended := func(what string) (list []string) {
+			ledgerEntries := func(what string) (list []string) {
 				text, _ := os.ReadFile(ledger)
 				for line := range bytes.Lines(text) {
 					if words := strings.Fields(string(line)); words[0] == what {
@@ -112,14 +112,14 @@ func TestFromPythonWorkerToOursAndBack(t *testing.T) {
 			// Python's worker runs a few steps, one of them while it stops.
 			python := s.python(t)
 			eventually(t, "Python has run a few steps", func() error {
-				if n := len(ended("end")); n < 2 {
+				if n := len(ledgerEntries("end")); n < 2 {
 					return fmt.Errorf("%d", n)
 				}
 				return nil
 			})
 			closeGate()
 			python.stop(openGate)
-			byPython := len(ended("end"))
+			byPython := len(ledgerEntries("end"))
 			if byPython > 8 {
 				t.Fatalf("Python has run %d steps before it stopped: the test needs nine runs that go on", byPython)
 			}
@@ -130,12 +130,12 @@ func TestFromPythonWorkerToOursAndBack(t *testing.T) {
 			worker.logLine("worker ready")
 			s.waitForParked(t, 8)
 			eventually(t, "a step of ours runs", func() error {
-				if n := len(ended("begin")); n != byPython+1 {
-					return fmt.Errorf("%d were begun", n)
+				if n := len(ledgerEntries("begin")); n != byPython+1 {
+					return fmt.Errorf("%d were started", n)
 				}
 				return nil
 			})
-			if way == "killed" {
+			if end == "killed" {
 				_ = worker.cmd.Process.Kill()
 				worker.exit()
 				openGate()
@@ -170,15 +170,15 @@ func TestFromPythonWorkerToOursAndBack(t *testing.T) {
 				return nil
 			})
 			python.stop(func() {})
-			got, begun := ended("end"), ended("begin")
+			got, started := ledgerEntries("end"), ledgerEntries("begin")
 			slices.Sort(got)
-			slices.Sort(begun)
+			slices.Sort(started)
 			if !slices.Equal(got, want) {
 				t.Errorf("steps that ended: %q\nwant %q", got, want)
 			}
-			// The one that was killed has begun twice.
-			if n := len(begun); way == "killed" && n != len(want)+1 || way != "killed" && n != len(want) {
-				t.Errorf("%d steps have begun: %q", n, begun)
+			// The one that was killed has started twice.
+			if n := len(started); end == "killed" && n != len(want)+1 || end != "killed" && n != len(want) {
+				t.Errorf("%d steps have started: %q", n, started)
 			}
 			if n := s.queryInt(t, `SELECT count(*) FROM celery_taskmeta`); n != len(want) {
 				t.Errorf("%d results, want %d", n, len(want))
