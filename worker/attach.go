@@ -135,12 +135,14 @@ func (a *executions) begin(d *delivery, id identity) (*execution, match, settlem
 }
 
 // end removes the execution and returns its deliveries. It remembers the
-// settlement of a task that was acknowledged or rejected with an outcome.
+// settlement of a task that was acknowledged or rejected with an outcome. Any
+// other settlement also makes it forget an earlier one of an equal message: this
+// one comes again, marked as redelivered, and must run.
 func (a *executions) end(e *execution, v settlement) []*delivery {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.running, e.identity)
-	if old, ok := a.recent[e.identity]; ok && v != settlementRequeue {
+	if old, ok := a.recent[e.identity]; ok {
 		a.order.Remove(old)
 		delete(a.recent, e.identity)
 	}

@@ -49,9 +49,9 @@ var (
 var Ignore = errors.New("ignore this task")
 
 // Error is a failure with the exception class that Python sees. AsyncResult.get
-// imports the class from its module and calls it with the arguments. Where that
-// module or class does not exist, it raises a class of the same name that Celery
-// makes in celery.exceptions: catch that as Exception, and compare its name.
+// raises the class if the reading program has imported its module, and calls it
+// with the arguments. Otherwise it raises a class of the same name that Celery
+// makes in celery.exceptions (docs/celery.md#states-and-exceptions).
 type Error struct {
 	// Type is the name of the class. Defaults to "RuntimeError".
 	Type string

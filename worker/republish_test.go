@@ -117,6 +117,33 @@ func TestMessageRunsAgainAfterIgnore(t *testing.T) {
 	}
 }
 
+// A producer sends a message again after its task has ended, and this time the
+// handler requeues it. The broker then marks it as redelivered, which must not
+// make it a repetition of the message that ended.
+func TestMessageSentAgainRunsAfterItsRequeue(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	w := newWorker(t, r.config())
+	calls, proceed := make(chan *worker.Task), make(chan error)
+	w.Register("shop.again", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+		calls <- task
+		return nil, <-proceed
+	}))
+	workertest.Start(t, w)
+	message := workertest.Message("orders", "shop.again", nil, nil)
+	r.send(message)
+	receive(t, "first message", calls)
+	proceed <- nil
+	eventually(t, "the first message is acknowledged", func() bool { return r.depth("orders") == 0 && len(w.Unacked()) == 0 })
+	r.send(message)
+	receive(t, "second message", calls)
+	proceed <- worker.Reject{Requeue: true}
+	if task := receive(t, "second message, requeued", calls); !task.Redelivered {
+		t.Error("not redelivered")
+	}
+	proceed <- nil
+}
+
 // Messages that can never run go to the dead-letter queue.
 func TestDeadLetterQueue(t *testing.T) {
 	t.Parallel()
