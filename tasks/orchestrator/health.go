@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
 
 // bodyLimit bounds how much of an answer's body is read, in bytes. Only the
@@ -20,8 +22,8 @@ import (
 const bodyLimit = 1 << 20
 
 // A healthClient makes requests as httpx does by default: it follows no
-// redirects, verifies TLS, uses the proxies of the environment, and has one limit
-// for each phase.
+// redirects, verifies TLS, uses the proxies of the environment, sends a user and
+// password in the URL as basic authentication, and has one limit for each phase.
 type healthClient struct{ proxies proxies }
 
 func newHealthClient(environ []string) healthClient {
@@ -30,8 +32,8 @@ func newHealthClient(environ []string) healthClient {
 
 // status makes one request and returns the status code. limit bounds each of
 // connect, TLS handshake, write, answer and body.
-func (c healthClient) status(ctx context.Context, method, address string, limit time.Duration) (int, error) {
-	target, err := url.Parse(address)
+func (c healthClient) status(ctx context.Context, method, asked string, limit time.Duration) (int, error) {
+	target, err := url.Parse(asked)
 	if err != nil {
 		return 0, unwrapURL(err)
 	}
@@ -50,9 +52,13 @@ func (c healthClient) status(ctx context.Context, method, address string, limit 
 		ForceAttemptHTTP2:     false,
 	}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, method, address, nil)
+	request, err := http.NewRequestWithContext(ctx, method, asked, nil)
 	if err != nil {
 		return 0, err
+	}
+	// RoundTrip does not do this, as http.Client would.
+	if password, _ := target.User.Password(); target.User.Username() != "" || password != "" {
+		request.SetBasicAuth(target.User.Username(), password)
 	}
 	request.Header.Set("User-Agent", "mm-orchestrator")
 	request.Header.Set("Accept", "*/*")
@@ -65,6 +71,18 @@ func (c healthClient) status(ctx context.Context, method, address string, limit 
 		return 0, requestError(err)
 	}
 	return response.StatusCode, nil
+}
+
+// shownURL is a health check's URL as rows and logs show it: as upstream does, but
+// for its password.
+func shownURL(text string) string {
+	if !strings.Contains(text, "@") {
+		return text
+	}
+	if u, err := url.Parse(text); err == nil && u.User == nil {
+		return text
+	}
+	return address.MaskURL(text)
 }
 
 func unwrapURL(err error) error {

@@ -115,8 +115,8 @@ func (s *stepRun) verify(ctx context.Context) (success, *Failure) {
 // containers.
 func (s *stepRun) poll(ctx context.Context, log *artifacts.Log, check *healthCheck, watch *containerWatch) *Failure {
 	if replaced := s.config.HealthURLs[s.profile.service]; replaced != "" && replaced != check.url {
-		log.Line("Health check URL of the plan replaced by configuration: " + check.url + " -> " + replaced)
-		s.log.Info("health check URL of the plan replaced by configuration", "plan_url", check.url, "url", replaced)
+		log.Line("Health check URL of the plan replaced by configuration: " + shownURL(check.url) + " -> " + shownURL(replaced))
+		s.log.Info("health check URL of the plan replaced by configuration", "plan_url", shownURL(check.url), "url", shownURL(replaced))
 		check.url = replaced
 	}
 	deadline := s.config.Now().Add(time.Duration(check.timeout) * time.Second)
@@ -129,7 +129,7 @@ func (s *stepRun) poll(ctx context.Context, log *artifacts.Log, check *healthChe
 		code, err := s.request(ctx, check, deadline, limit)
 		switch {
 		case ctx.Err() != nil:
-			return commandError(fmt.Sprintf("Health check for %s was ended: %s", check.url, context.Cause(ctx)))
+			return commandError(fmt.Sprintf("Health check for %s was ended: %s", shownURL(check.url), context.Cause(ctx)))
 		case err != nil:
 			log.Line(fmt.Sprintf("Attempt %d: %s", attempt, err))
 		default:
@@ -143,10 +143,10 @@ func (s *stepRun) poll(ctx context.Context, log *artifacts.Log, check *healthChe
 		}
 	}
 	if ctx.Err() != nil {
-		return commandError(fmt.Sprintf("Health check for %s was ended: %s", check.url, context.Cause(ctx)))
+		return commandError(fmt.Sprintf("Health check for %s was ended: %s", shownURL(check.url), context.Cause(ctx)))
 	}
 	log.Line("Health check timed out before reaching expected status")
-	failure := commandError(fmt.Sprintf("Health check for %s timed out after %ds", check.url, check.timeout))
+	failure := commandError(fmt.Sprintf("Health check for %s timed out after %ds", shownURL(check.url), check.timeout))
 	if problems := watch.problems(ctx); problems != "" {
 		log.Line(problems)
 		failure.Arg += "\n" + problems

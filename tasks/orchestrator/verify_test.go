@@ -180,6 +180,36 @@ func TestTheHealthURLCanBeReplaced(t *testing.T) {
 	}
 }
 
+// As httpx does: a user and password in the URL are sent as basic authentication,
+// percent-decoded. The password is in no row and no log.
+func TestHealthChecksSendTheLoginOfTheirURL(t *testing.T) {
+	t.Parallel()
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, sent := r.BasicAuth(); !sent || user != "u@x" || password != "geheim/99" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer service.Close()
+	for _, test := range []struct{ login, want string }{
+		{"u%40x:geheim%2F99", ""},
+		{"u%40x:geheim", "Health check for http://u%40x:***@" + service.Listener.Addr().String() + "/ timed out after 1s"},
+	} {
+		b := newTestEnv(t)
+		address := "http://" + test.login + "@" + service.Listener.Addr().String() + "/"
+		b.config.HealthURLs = map[string]string{"api": address}
+		b.plan(`[{"name": "verify", "parameters": {"healthcheck": {"url": "http://u:geheim@api:5000/health", "timeoutSeconds": 1, "intervalSeconds": 1}}}]`)
+		if test.want == "" {
+			b.succeed("verify")
+		} else {
+			failure, _ := b.fail("verify")
+			same(t, "text", failure.Error(), test.want)
+		}
+		if text := b.artifact("verify.log") + b.logged.String(); strings.Contains(text, "geheim") {
+			t.Errorf("the password is shown:\n%s", text)
+		}
+	}
+}
+
 func TestBadHealthChecksAreRecorded(t *testing.T) {
 	t.Parallel()
 	for parameter, text := range map[string]string{
