@@ -123,7 +123,8 @@ type Config struct {
 	// cancelled their context. Defaults to 10 s.
 	StopTimeout time.Duration
 	// BeforeStopped, if set, is called once at the end of a shutdown, when no
-	// task runs any more and Publish still works. It is the place to hand work
+	// task runs any more and Publish still works. It is not called when Run could
+	// not begin to consume. It is the place to hand work
 	// over to other workers. The log line "worker has stopped" gets the returned
 	// values as slog arguments. Its context has a deadline: the time that is left
 	// of ShutdownTimeout and StopTimeout, but at least 0.5 s and at most 10 s.

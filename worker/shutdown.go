@@ -61,7 +61,8 @@ func (l *lifecycle) end() {
 //
 // Run returns nil after a shutdown. It returns an error only if it could not
 // begin to consume: compare with ErrUnreachable, ErrCredentials, ErrVhost,
-// ErrMismatch and ErrPermission.
+// ErrMismatch and ErrPermission. It is an error, too, if no task is registered,
+// or if Run was called before.
 func (w *Worker) Run(ctx context.Context) error {
 	if err := w.freeze(); err != nil {
 		return err

@@ -132,8 +132,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// checkWorkspace reports a missing workspace. Upstream reports that as a missing
-// program (docs/moonmind.md#c12).
+// checkWorkspace reports a missing workspace. The Python worker reports
+// that as a missing program (docs/moonmind.md#c12).
 func (r *runner) checkWorkspace(workspace string) *Failure {
 	info, err := os.Stat(workspace)
 	switch {
@@ -147,8 +147,8 @@ func (r *runner) checkWorkspace(workspace string) *Failure {
 	return nil
 }
 
-// find returns the path of the program. Like upstream it reports a missing
-// program as missing before it checks whether the plan may run it.
+// find returns the path of the program. Like the Python worker it
+// reports a missing program before it checks whether the plan may run it.
 func (r *runner) find(command []string, program, workspace string) (string, *Failure) {
 	path := lookPath(program, r.environ, workspace)
 	skill := isSkillExecutor(command)

@@ -487,7 +487,8 @@ func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
 	return s.attachLog(log, failure)
 }
 
-// perform does the same checks as upstream, in the same order, and runs the step.
+// perform does the same checks as the Python worker, in the same order, and runs
+// the step.
 func (s *stepRun) perform(ctx context.Context, run store.Run) (success, *Failure) {
 	if failure := s.open(run); failure != nil {
 		return success{}, failure

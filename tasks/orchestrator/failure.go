@@ -54,8 +54,8 @@ func (f *Failure) traceback() string {
 	return "Traceback (most recent call last):\n" + name + ": " + f.Error() + "\n"
 }
 
-// isRunnerError says that upstream raises a CommandRunnerError, which always
-// has a log (docs/moonmind.md#fallback-log).
+// isRunnerError says that the Python worker raises a CommandRunnerError here,
+// which always has a log (docs/moonmind.md#fallback-log).
 func (f *Failure) isRunnerError() bool { return f.Module == moduleRunner }
 
 // attach registers the log that explains the failure, and adds its name to the

@@ -50,8 +50,9 @@ func isTimeLimit(cause error) bool {
 	})
 }
 
-// workerError makes of an error of Execute the one that tells the worker what to
-// do with the message.
+// workerError converts an error of Execute to the one that tells the worker what
+// to do with the message. Any other error is the cause of a context that has
+// ended, which the worker knows.
 func workerError(err error) error {
 	var failure *Failure
 	var back *HandBackError

@@ -73,8 +73,8 @@ func (c healthClient) status(ctx context.Context, method, asked string, limit ti
 	return response.StatusCode, nil
 }
 
-// shownURL is a health check's URL as rows and logs show it: as upstream does, but
-// for its password.
+// shownURL is a health check's URL as rows and logs show it: as the Python worker
+// does, but without its password.
 func shownURL(text string) string {
 	if !strings.Contains(text, "@") {
 		return text

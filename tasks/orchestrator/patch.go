@@ -18,7 +18,7 @@ type changes struct {
 	unstaged, staged, untracked []string
 }
 
-// all returns the union in upstream's order, without duplicates.
+// all returns the union in the order of docs/moonmind.md#patch, without duplicates.
 func (c changes) all() []string {
 	seen := map[string]bool{}
 	all := []string{}

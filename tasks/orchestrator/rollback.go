@@ -10,7 +10,7 @@ import (
 
 // rollback runs the plan's strategies (docs/moonmind.md#rollback). If one of them
 // fails, the log keeps the output of those before (docs/moonmind.md#c8) and ends
-// with the same lines as upstream's.
+// with the same lines as the Python worker's.
 func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	strategies, failure := s.params.list("strategies")
 	if failure != nil {
@@ -104,8 +104,8 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	return nil
 }
 
-// rollbackFailed ends the log with upstream's fallback lines. The payload names
-// the fallback log rollback.log, which is another file only if the plan gives the
+// rollbackFailed ends the log with the lines of the fallback log
+// (docs/moonmind.md#fallback-log). The payload names rollback.log, which is another file only if the plan gives the
 // step's log another name.
 func (s *stepRun) rollbackFailed(log *artifacts.Log, failure *Failure) *Failure {
 	fallback := string(s.step) + ".log"

@@ -67,8 +67,8 @@ func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
 
 // runSingleCommand is the body of the steps that are one command: build and
 // restart (docs/moonmind.md#build, docs/moonmind.md#restart). After the command
-// has succeeded, it calls then. Unlike upstream's, the log has the output of a
-// failed command once (docs/moonmind.md#c7).
+// has succeeded, it calls then. The log has the output of a failed command once,
+// not twice as the Python worker's (docs/moonmind.md#c7).
 func (s *stepRun) runSingleCommand(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {

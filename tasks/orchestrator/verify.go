@@ -72,7 +72,7 @@ func (s *stepRun) healthCheck() (*healthCheck, *Failure) {
 //
 // The pause between attempts grows from half a second to the plan's interval, and
 // the last attempt is before the plan's deadline. For a service that answers at
-// once, the log is the same as upstream's.
+// once, the log is the same as the Python worker's.
 func (s *stepRun) verify(ctx context.Context) (success, *Failure) {
 	check, failure := s.healthCheck()
 	if failure != nil {
@@ -202,7 +202,7 @@ type containerWatch struct {
 
 // list returns the containers. It returns false if no engine is configured, or it
 // does not answer, or it has no such container. Verification then relies on HTTP
-// alone, as upstream's does.
+// alone, as the Python worker's does.
 func (w *containerWatch) list(ctx context.Context) ([]compose.Container, bool) {
 	if w.run.config.Engine == nil {
 		return nil, false
