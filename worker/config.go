@@ -137,7 +137,7 @@ type Config struct {
 
 	// Logger gets the worker's log lines: the end of each task at level Info, or
 	// Warn if it failed, lost connections at Warn, and the begin of consuming at
-	// Debug. Nil discards them.
+	// Debug (see [Worker.Started]). Nil discards them.
 	Logger *slog.Logger
 	// Metrics registers the worker's collectors. Nil means no metrics. Workers
 	// of one process need registerers with different labels.

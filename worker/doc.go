@@ -46,6 +46,8 @@
 //     a random one.
 //   - Chords cannot be started: a task that needs one fails before its handler
 //     runs.
+//   - Message bodies must be JSON. Celery's built-in tasks, such as
+//     celery.starmap, are not registered.
 //   - A hard time limit cannot kill a handler. It ends the handler's context, and
 //     the task fails when the handler returns or after Config.HardLimitGrace. A
 //     handler that does not return keeps its slot.

@@ -86,6 +86,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	workerConfig.Metrics = registry
+	// Set below: the worker calls BeforeStopped only after it has run.
 	var steps *orchestrator.Orchestrator
 	workerConfig.BeforeStopped = func(ctx context.Context) []any { return steps.Leave(ctx) }
 	w, err := worker.New(workerConfig)
@@ -112,7 +113,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 				select {
 				case <-w.Started():
 					return watch.health()
-				default:
+				default: // the watchdog does not run yet
 					return w.Health()
 				}
 			}),
