@@ -10,7 +10,6 @@ import (
 	"io"
 	"slices"
 	"time"
-	"unicode/utf8"
 )
 
 // MaxBodySize is the limit on a decompressed body, in bytes. A message whose
@@ -240,9 +239,19 @@ func decodeBody(d Delivery, accept []string) (json.RawMessage, error) {
 	if len(body) == 0 {
 		return nil, nil
 	}
-	// Kombu decodes JSON as UTF-8 whatever content_encoding says.
-	if !utf8.Valid(body) {
-		return nil, &MalformedError{Reason: ReasonBody, Detail: "it is not UTF-8"}
+	// Python decodes the bytes of the message, before it decompresses them. A
+	// compressed body is UTF-8.
+	encoding := d.Properties.ContentEncoding
+	if isCompressed(d) {
+		encoding = "utf-8"
+	}
+	body, ok := bodyText(body, encoding)
+	if !ok {
+		detail := "it is not UTF-8"
+		if name := encodingName(encoding); name != "" && name != "utf_8" && name != "utf8" {
+			detail = "it is neither " + quote(encoding) + " nor UTF-8"
+		}
+		return nil, &MalformedError{Reason: ReasonBody, Detail: detail}
 	}
 	if err := checkJSON(body); err != nil {
 		return nil, &MalformedError{Reason: ReasonBody, Detail: err.Error()}
@@ -272,12 +281,17 @@ func checkContentType(contentType string, accept []string) error {
 		Detail: "Refusing to deserialize untrusted content of type " + name}
 }
 
+func isCompressed(d Delivery) bool {
+	name := d.Headers["compression"]
+	return name != nil && name != ""
+}
+
 // decompress decompresses the body as the header compression says. The type
 // application/x-gzip is a zlib stream (RFC 1950); a real gzip file is refused,
 // as in Python. A result of more than limit bytes is an error.
 func decompress(d Delivery, limit int) ([]byte, error) {
-	name, ok := d.Headers["compression"]
-	if !ok || name == nil || name == "" {
+	name := d.Headers["compression"]
+	if !isCompressed(d) {
 		if len(d.Body) > limit {
 			return nil, fmt.Errorf("%d bytes are more than %d", len(d.Body), limit)
 		}

@@ -17,7 +17,8 @@ const (
 	// ReasonUnknown: there is no header task, and the body is not a protocol 1
 	// task; or the task's name is not text.
 	ReasonUnknown Reason = "not a task message"
-	// ReasonBody: the body is not UTF-8 or not Python's dialect of JSON.
+	// ReasonBody: the body is not text in its content_encoding or in UTF-8, or
+	// not Python's dialect of JSON.
 	ReasonBody Reason = "body cannot be decoded"
 	// ReasonCompression: the compression is unknown, the stream is corrupt, or
 	// the body is larger than [MaxBodySize].

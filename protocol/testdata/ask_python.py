@@ -47,6 +47,20 @@ def load(text):
         return False
 
 
+def body(question):
+    """As py-amqp's AbstractChannel.dispatch_method and then kombu decode a body; None where they cannot."""
+    hexa, encoding = question
+    body = bytes.fromhex(hexa)
+    try:
+        body = body.decode(encoding)
+    except Exception:
+        pass
+    try:
+        return kombu.loads(body)
+    except ValueError:
+        return None
+
+
 def exception(question):
     hexa, _ = question
     value = pickle.loads(bytes.fromhex(hexa))
@@ -68,6 +82,7 @@ answers = {
     'kwargsrepr': lambda text: saferepr(kombu.loads(text), 1024),
     'repr': lambda text: repr(json.loads(text)),
     'exception': exception,
+    'body': body,
 }
 questions = json.load(sys.stdin)
 json.dump([answers[what](argument) for what, argument in questions], sys.stdout)
