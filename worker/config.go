@@ -119,8 +119,9 @@ type Config struct {
 	// ShutdownTimeout is how long running tasks may continue after Run's context
 	// has ended. Defaults to 1 h; negative cancels them at once.
 	ShutdownTimeout time.Duration
-	// StopTimeout is how long handlers have to return after the shutdown has
-	// cancelled their context. Defaults to 10 s.
+	// StopTimeout is how long handlers have to return, and the worker to record
+	// what they return, after the shutdown has cancelled their context. Nine
+	// tenths of it are for the handlers. Defaults to 10 s.
 	StopTimeout time.Duration
 	// BeforeStopped, if set, is called once at the end of a shutdown, when no
 	// task runs any more and Publish still works. It is not called when Run could

@@ -134,8 +134,9 @@ func (w *Worker) stopping() bool {
 
 // drain shuts down in the order that Run documents.
 func (w *Worker) drain() {
-	w.cfg.Logger.Info("worker is stopping: it starts no more tasks and waits for running ones", "tasks", w.executions.count(), "at_most", w.cfg.ShutdownTimeout)
-	limit := time.Now().Add(max(w.cfg.ShutdownTimeout, 0) + w.cfg.StopTimeout)
+	timeout := max(w.cfg.ShutdownTimeout, 0)
+	w.cfg.Logger.Info("worker is stopping: it starts no more tasks and waits for running ones", "tasks", w.executions.count(), "at_most", timeout)
+	limit := time.Now().Add(timeout + w.cfg.StopTimeout)
 	w.lifecycle.endReceive()
 	<-w.receivingEnded
 
@@ -144,7 +145,7 @@ func (w *Worker) drain() {
 		w.lifecycle.deliveries.Wait()
 		close(idle)
 	}()
-	if !waitFor(idle, max(w.cfg.ShutdownTimeout, 0), w.stopNow) {
+	if !waitFor(idle, timeout, w.stopNow) {
 		if n := w.executions.count(); n > 0 {
 			w.cfg.Logger.Warn("worker is stopping now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
 		}

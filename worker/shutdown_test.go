@@ -180,6 +180,26 @@ func TestShutdownWhileTheBrokerIsUnreachable(t *testing.T) {
 	receive(t, "the end of Run without a broker", ended)
 }
 
+// A negative ShutdownTimeout means no wait, and the log says 0.
+func TestShutdownWithoutWaiting(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	log := &lines{}
+	config := r.config()
+	config.ShutdownTimeout, config.Logger = -1, log.logger()
+	w := newWorker(t, config)
+	g := newGatedTask()
+	w.Register("shop.gated", g)
+	cancel, ended := running(t, w)
+	cancel()
+	if err := receive(t, "the worker ends", ended); err != nil {
+		t.Error(err)
+	}
+	if text := log.text(); !strings.Contains(text, "at_most=0s") {
+		t.Errorf("log: %s", text)
+	}
+}
+
 // BeforeStopped runs at the end of a shutdown. It can publish, and the last log
 // line has what it returns.
 func TestBeforeStopped(t *testing.T) {
