@@ -97,7 +97,8 @@ func ExampleError() {
 	// FAILURE shop.errors OrderError('no stock', 7)
 }
 
-// The task is retried after 30 s, at most five times.
+// The task is retried after 30 s, at most five times. Package workertest shows
+// how to test the attempt after the last retry.
 func ExampleRetry() {
 	w := exampleWorker()
 	worker.Handle(w, "shop.sync", func(context.Context, struct{}) (any, error) {
