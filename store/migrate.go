@@ -186,10 +186,20 @@ type SchemaInUseError struct {
 }
 
 func (e *SchemaInUseError) Error() string {
-	if len(e.Workers) > 0 {
-		return fmt.Sprintf("schema mm_orchestrator was not removed: worker %s is running and needs it", e.Workers[0].Node)
+	var nodes []string
+	for _, w := range e.Workers {
+		nodes = append(nodes, w.Node)
 	}
-	return fmt.Sprintf("schema mm_orchestrator was not removed: it has %d parked messages, which are in no queue", e.Parked)
+	const refused = "schema mm_orchestrator was not removed: "
+	switch {
+	case len(nodes) > 1:
+		return fmt.Sprintf(refused+"workers %s are running and need it", strings.Join(nodes, ", "))
+	case len(nodes) == 1:
+		return fmt.Sprintf(refused+"worker %s is running and needs it", nodes[0])
+	case e.Parked == 1:
+		return refused + "it has 1 parked message, which is in no queue"
+	}
+	return fmt.Sprintf(refused+"it has %d parked messages, which are in no queue", e.Parked)
 }
 
 // RemoveOwnSchema removes the schema mm_orchestrator by the down migrations of its
@@ -273,6 +283,13 @@ func checkUnused(ctx context.Context, tx pgx.Tx, tables []RemovedTable, dryRun b
 		}
 		used.Workers = slices.Concat(registered, used.Workers, holders)
 	}
+	// A worker that runs a step is in both lists.
+	seen := map[int64]bool{}
+	used.Workers = slices.DeleteFunc(used.Workers, func(w LiveWorker) bool {
+		twice := seen[w.Key]
+		seen[w.Key] = true
+		return twice
+	})
 	if len(used.Workers) > 0 || used.Parked > 0 {
 		return used
 	}
@@ -394,7 +411,7 @@ func planOwn(ctx context.Context, tx pgx.Tx, target int) ([]ReportStep, error) {
 	for i := len(list) - 1; i >= 0; i-- {
 		if m := list[i]; m.version <= version && m.version > target {
 			steps = append(steps, ReportStep{
-				What: fmt.Sprintf("take version %d (%s) of schema mm_orchestrator back", m.version, m.name),
+				What: fmt.Sprintf("undo version %d (%s) of schema mm_orchestrator", m.version, m.name),
 				SQL:  fmt.Sprintf("%s;\nDELETE FROM mm_orchestrator.schema_versions WHERE version = %d", strings.TrimRight(m.down, ";\n "), m.version),
 			})
 		}

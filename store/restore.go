@@ -73,7 +73,7 @@ func (g *issuedClaims) find(token int64) (issuedClaim, bool) {
 }
 
 // restoreClaim inserts the row of a claim of this Store again after the schema
-// was dropped and made anew; a claim's row is never deleted otherwise. The
+// was dropped and created again; a claim's row is never deleted otherwise. The
 // running step goes on under the claim and its end is recorded, so that it does
 // not run twice. The result says whether a row was inserted.
 //
@@ -115,7 +115,7 @@ func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool,
 		ON CONFLICT (workspace) DO UPDATE SET run_id = EXCLUDED.run_id, root_task_id = EXCLUDED.root_task_id
 		WHERE h.run_id IS NULL`, issued.workspace, issued.queue, claim.RunID, issued.root)
 	if err == nil {
-		s.config.Logger.Warn("schema mm_orchestrator was made anew while a step ran: its claim is restored", "run_id", claim.RunID, "step", string(claim.Step))
+		s.config.Logger.Warn("schema mm_orchestrator was created again while a step ran: its claim is restored", "run_id", claim.RunID, "step", string(claim.Step))
 	}
 	return true, err
 }

@@ -52,7 +52,7 @@ func TestCheckOwnSchema(t *testing.T) {
 	check("")
 }
 
-// The schema is dropped and made anew while a step runs. The step goes on under its
+// The schema is dropped and created again while a step runs. The step goes on under its
 // claim and is recorded once, and its run holds the workspace.
 func TestAClaimSurvivesItsSchema(t *testing.T) {
 	t.Parallel()

@@ -123,6 +123,29 @@ func TestMissingAccessIsReportedAtStart(t *testing.T) {
 	}
 }
 
+// Where a command's role lacks a privilege, the error says in one line what to do.
+func TestRefusedCommandsSayWhatToDo(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	role, owner := s.leastPrivileged(t)
+	owner.execAsOwner(t, "REVOKE USAGE ON SCHEMA mm_orchestrator FROM "+role)
+	for _, tt := range []struct {
+		command, cure string
+	}{
+		{"runs", "`mm-orchestrator doctor` names the privileges that the role lacks; or run this command as the owner of the tables"},
+		{"parked", "`mm-orchestrator doctor` names the privileges"},
+		{"parked return", "`mm-orchestrator doctor` names the privileges"},
+		{"migrate", "Run this command as the owner of the database"},
+		{"migrate --remove", "Run this command as the owner of the schema"},
+	} {
+		p := start(t, s.env(), strings.Fields(tt.command)...)
+		code, text := p.exit(), strings.TrimSpace(p.stderr.String())
+		if code != exitRefused || !strings.Contains(text, "permission denied for schema mm_orchestrator") || !strings.Contains(text, ". "+tt.cure) || strings.Contains(text, "\n") {
+			t.Errorf("%s: exit %d: %s", tt.command, code, text)
+		}
+	}
+}
+
 // doctor fails if the worker would have to create the schema and may not.
 func TestDoctorWithoutRightToMigrate(t *testing.T) {
 	t.Parallel()

@@ -57,8 +57,12 @@ func openOnce(ctx context.Context, config store.Config, role databaseRole, repor
 }
 
 // explainSchemaError replaces an error such as a missing relation by the result
-// of checking the whole schema, if that fails.
+// of checking the whole schema, if that fails. It adds a cure to the error of a
+// statement for which the role lacks a privilege.
 func explainSchemaError(ctx context.Context, db *store.Store, err error) error {
+	if errors.Is(err, store.ErrRefused) {
+		return &curedError{err, "`mm-orchestrator doctor` names the privileges that the role lacks; or run this command as the owner of the tables"}
+	}
 	if !errors.Is(err, store.ErrSchema) {
 		return err
 	}

@@ -43,9 +43,9 @@ func (d *doctor) queue(context.Context) []verdict {
 		case !q.Exists:
 			list = append(list, ok("queue %q does not exist yet, the worker will declare it; exchange %q matches the configuration", q.Name, q.Exchange)...)
 		case !q.ExchangeExists:
-			list = append(list, ok("queue %q matches the configuration, %d messages, %d consumers; exchange %q does not exist yet, the worker will declare it", q.Name, q.Messages, q.Consumers, q.Exchange)...)
+			list = append(list, ok("queue %q matches the configuration, %s, %s; exchange %q does not exist yet, the worker will declare it", q.Name, counted(q.Messages, "message"), counted(q.Consumers, "consumer"), q.Exchange)...)
 		default:
-			list = append(list, ok("queue %q and exchange %q match the configuration, %d messages, %d consumers", q.Name, q.Exchange, q.Messages, q.Consumers)...)
+			list = append(list, ok("queue %q and exchange %q match the configuration, %s, %s", q.Name, q.Exchange, counted(q.Messages, "message"), counted(q.Consumers, "consumer"))...)
 		}
 		kind := q.Type
 		if !q.Exists {

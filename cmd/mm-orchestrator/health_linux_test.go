@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -20,6 +21,10 @@ func TestHealthFollowsTheDisk(t *testing.T) {
 	empty()
 	p.waitHealthy()
 	p.loggedOnce("MM_ORCHESTRATOR_DISK_RESERVE")
+	// There is no time limit to speak of: it counts at once.
+	if reason := p.logLine(unhealthyLine)["error"]; strings.HasPrefix(fmt.Sprint(reason), "for ") {
+		t.Errorf("the log says %q", reason)
+	}
 }
 
 // smallDisk is a file system of 64 MiB where we may mount one, else the one of

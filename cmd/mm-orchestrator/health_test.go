@@ -193,6 +193,28 @@ func (s testEnv) withShortLimits() environment {
 	return append(s.env(), "MM_ORCHESTRATOR_HEALTH_LIMIT="+limit.String())
 }
 
+// A worker whose workspace has vanished would fail every run: it is unhealthy until
+// the workspace is back.
+func TestHealthFollowsTheWorkspace(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.workspace = filepath.Join(t.TempDir(), "workspace")
+	if err := os.Mkdir(s.workspace, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, s.env(), "worker").probedWorker()
+	p.waitHealthy()
+	if err := os.Rename(s.workspace, s.workspace+".away"); err != nil {
+		t.Fatal(err)
+	}
+	p.waitUnhealthy("workspace " + s.workspace + " does not exist")
+	if err := os.Rename(s.workspace+".away", s.workspace); err != nil {
+		t.Fatal(err)
+	}
+	p.waitHealthy()
+	p.loggedOnce("set WORKSPACE_ROOT to its directory")
+}
+
 // A dependency that refuses connections or never answers makes the worker unhealthy
 // after the limit, not before, until it is available again.
 func TestHealthFollowsDatabaseAndDocker(t *testing.T) {

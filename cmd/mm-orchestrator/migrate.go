@@ -68,6 +68,9 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 		options.ResultTables = &results
 	}
 	report, err := db.Migrate(ctx, options)
+	if errors.Is(err, store.ErrRefused) {
+		return &curedError{err, "Run this command as the owner of the database, and of the schema mm_orchestrator if it exists"}
+	}
 	if err != nil {
 		return err
 	}
@@ -98,9 +101,11 @@ func (p *program) removeOwnSchema(ctx context.Context, db *store.Store, dryRun b
 	}
 	switch {
 	case errors.As(err, &used) && len(used.Workers) > 0:
-		return &curedError{err, "Stop it with SIGTERM first: the last worker that stops returns parked messages to the queue"}
+		return &curedError{err, "Stop " + itOrThem(len(used.Workers)) + " with SIGTERM first: the last worker that stops returns parked messages to the queue"}
 	case errors.As(err, &used):
 		return &curedError{err, "Run `" + orchestrator.ReturnCommand + "` to return them to the queue, then run this command again"}
+	case errors.Is(err, store.ErrRefused):
+		return &curedError{err, "Run this command as the owner of the schema"}
 	case err != nil:
 		return err
 	}
@@ -113,7 +118,7 @@ func (p *program) removeOwnSchema(ctx context.Context, db *store.Store, dryRun b
 		verb = "would remove"
 	}
 	for _, table := range removal.Tables {
-		fmt.Fprintf(p.stdout, "  %s mm_orchestrator.%s, %d rows%s\n", verb, table.Name, table.Rows, ownTableNotes[table.Name])
+		fmt.Fprintf(p.stdout, "  %s mm_orchestrator.%s, %s%s\n", verb, table.Name, counted(table.Rows, "row"), ownTableNotes[table.Name])
 	}
 	fmt.Fprint(p.stdout, wrap("kept: MoonMind's tables with all runs, steps and artifacts; Celery's tables celery_taskmeta and celery_tasksetmeta with their rows, their sequences task_id_sequence and taskset_id_sequence, "+
 		"and the columns children and stamps of celery_taskmeta if they exist: Celery 5.7 uses them, older versions ignore them", "  ")+"\n")

@@ -144,12 +144,13 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 		return err
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "RUN\tSTEP\tSINCE\tWHY")
 	queue := ""
-	for _, m := range report.Messages {
-		if m.Queue != queue {
+	for i, m := range report.Messages {
+		if i == 0 || m.Queue != queue {
 			queue = m.Queue
-			fmt.Fprintf(table, "queue %s: %s\t\t\t\n", oneLine(queue, 80), whoPublishes(queue, workers))
+			// A line without a tab is in no column and leaves their widths alone.
+			fmt.Fprintf(table, "queue %s: %s\n", oneLine(queue, 80), whoPublishes(queue, workers))
+			fmt.Fprintln(table, "RUN\tSTEP\tSINCE\tWHY")
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", m.RunID, m.Step, clock(&m.Since), m.reason())
 	}
@@ -218,10 +219,7 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err 
 	switch {
 	case len(parked) == 0:
 	case len(workers) > 0 && !f.force:
-		return &curedError{
-			fmt.Errorf("worker %s is alive on queue %q since %s, and publishes each parked message when its turn comes; nothing was published", workers[0].Node, c.Queue, clock(&workers[0].Since)),
-			"Stop it with SIGTERM: the last worker that stops returns all of them. Or add --force",
-		}
+		return aliveError(c.Queue, workers)
 	case f.dryRun:
 		for _, row := range parked {
 			report.Returned = append(report.Returned, parkedMessageOf(row))
@@ -238,6 +236,19 @@ func (f *returnParkedFlags) run(ctx context.Context, p *program, in input) (err 
 		err = printErr
 	}
 	return err
+}
+
+// aliveError says that nothing was published because workers are alive.
+func aliveError(queue string, workers []store.LiveWorker) error {
+	var list []string
+	for _, w := range workers {
+		list = append(list, fmt.Sprintf("%s (since %s)", w.Node, clock(&w.Since)))
+	}
+	text := fmt.Sprintf("worker %s is alive on queue %q, and publishes each parked message when its turn comes; nothing was published", list[0], queue)
+	if len(list) > 1 {
+		text = fmt.Sprintf("workers %s are alive on queue %q, and publish each parked message when its turn comes; nothing was published", strings.Join(list, ", "), queue)
+	}
+	return &curedError{errors.New(text), "Stop " + itOrThem(len(list)) + " with SIGTERM: the last worker that stops returns all parked messages. Or add --force"}
 }
 
 // liveWorkers lists the live workers of a queue. If there are any it looks again
@@ -301,15 +312,15 @@ func (f *returnParkedFlags) print(p *program, report returnedReport, otherQueues
 	}
 	switch n := len(report.Returned); {
 	case n > 0 && f.dryRun:
-		fmt.Fprintf(p.stdout, "%d messages parked for queue %s; nothing was changed\n", n, oneLine(report.Queue, 80))
+		fmt.Fprintf(p.stdout, "%s parked for queue %s; nothing was changed\n", counted(n, "message"), oneLine(report.Queue, 80))
 	case n > 0 || report.Left > 0:
-		fmt.Fprintf(p.stdout, "%d messages returned to queue %s, %d still parked\n", n, oneLine(report.Queue, 80), report.Left)
+		fmt.Fprintf(p.stdout, "%s returned to queue %s, %d still parked\n", counted(n, "message"), oneLine(report.Queue, 80), report.Left)
 	default:
 		fmt.Fprintf(p.stdout, "no parked messages for queue %s\n", oneLine(report.Queue, 80))
 	}
 	for _, queue := range slices.Sorted(maps.Keys(otherQueues)) {
 		n := otherQueues[queue]
-		fmt.Fprintf(p.stdout, "%d messages parked for queue %s: add --queue %s to return them\n", n, oneLine(queue, 80), oneLine(queue, 80))
+		fmt.Fprintf(p.stdout, "%s parked for queue %s: add --queue %s to return %s\n", counted(n, "message"), oneLine(queue, 80), oneLine(queue, 80), itOrThem(n))
 	}
 	return nil
 }

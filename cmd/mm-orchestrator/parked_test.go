@@ -193,6 +193,17 @@ func TestStoppingWorkerLeavesParkedMessagesToAnother(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
 	j := s.parkThree(t)
+	list := start(t, s.env(), "parked")
+	if code, lines := list.exit(), strings.Split(list.stdout.String(), "\n"); code != exitOK || len(lines) != 6 ||
+		lines[0] != "queue orchestrator.run: published in turn by w1@box, w2@box" || !strings.HasPrefix(lines[1], "RUN"+strings.Repeat(" ", 35)+"STEP ") || !strings.HasPrefix(lines[2], j.runs[2]+"  build ") {
+		t.Errorf("parked: exit %d:\n%s", code, list.stdout.String())
+	}
+	for _, args := range [][]string{{"parked", "return"}, {"migrate", "--remove"}} {
+		p := start(t, s.env(), args...)
+		if code, text := p.exit(), p.stderr.String(); code != exitFailure || !strings.Contains(text, "workers w1@box") || !strings.Contains(text, ", w2@box") || !strings.Contains(text, "Stop them with SIGTERM") {
+			t.Errorf("%s: exit %d: %s", args, code, text)
+		}
+	}
 	j.idle.signal(syscall.SIGTERM)
 	if code := j.idle.exit(); code != exitOK {
 		t.Errorf("exit code %d", code)
@@ -291,7 +302,7 @@ func TestParkedMessagesStayWithoutBroker(t *testing.T) {
 
 	// Now the schema can be removed. The command prints what it removes and keeps.
 	p = start(t, s.env(), "migrate", "--remove", "--dry-run")
-	for _, want := range []string{"would remove mm_orchestrator.claims, 1 rows: which worker ran which step", "would remove mm_orchestrator.parked, 0 rows", "kept: MoonMind's tables", "celery_taskmeta", "children and stamps"} {
+	for _, want := range []string{"would remove mm_orchestrator.claims, 1 row: which worker ran which step", "would remove mm_orchestrator.parked, 0 rows", "kept: MoonMind's tables", "celery_taskmeta", "children and stamps"} {
 		if code := p.exit(); code != exitOK || !strings.Contains(strings.Join(strings.Fields(p.stdout.String()), " "), want) {
 			t.Errorf("remove --dry-run: exit %d, lacks %q: %s%s", code, want, p.stdout.String(), p.stderr.String())
 		}

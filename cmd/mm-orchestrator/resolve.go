@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // environment is the process's environment, as NAME=value strings.
@@ -203,6 +205,34 @@ func unused(env environment) []notice {
 				found = append(found, notice{Variable: spelling, Reason: entry.why})
 			}
 		}
+	}
+	return append(found, unknown(env)...)
+}
+
+// ownPrefix begins the names of this program's own variables.
+const ownPrefix = "MM_ORCHESTRATOR_"
+
+// unknown lists variables with this program's prefix that no setting has: their
+// names are mistyped, or belong to another version.
+func unknown(env environment) []notice {
+	var known []string
+	for _, s := range settings {
+		for _, v := range s.vars {
+			known = append(known, v.name)
+		}
+	}
+	var found []notice
+	for _, entry := range env {
+		name, _, _ := strings.Cut(entry, "=")
+		upper := strings.ToUpper(name)
+		if !strings.HasPrefix(upper, ownPrefix) || upper == processes.Variable || slices.Contains(known, upper) {
+			continue
+		}
+		reason := "there is no such setting"
+		if meant := nearest(name, known); meant != "" {
+			reason += "; did you mean " + meant + "?"
+		}
+		found = append(found, notice{Variable: name, Reason: reason})
 	}
 	return found
 }

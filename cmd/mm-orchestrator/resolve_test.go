@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // load resolves all settings from an environment and flags.
@@ -265,6 +266,28 @@ func TestNamesAreUnambiguous(t *testing.T) {
 			take(name)
 		}
 	}
+}
+
+// A variable with this program's prefix that no setting has is a typing error, and is
+// named with the setting that was meant.
+func TestUnknownVariables(t *testing.T) {
+	t.Parallel()
+	got := unused(environment{
+		"MM_ORCHESTRATOR_LOSTGRACE=3m", "mm_orchestrator_wait=1s", "MM_ORCHESTRATOR_LOST_GRACE=3m", "MM_ORCHESTRATOR_COLOUR=never",
+		processes.Variable + "=1", "MM_OTHER=1", "MM_ORCHESTRATOR",
+	})
+	want := []notice{
+		{"MM_ORCHESTRATOR_LOSTGRACE", "there is no such setting; did you mean MM_ORCHESTRATOR_LOST_GRACE?"},
+		{"MM_ORCHESTRATOR_COLOUR", "there is no such setting"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	p := start(t, environment{"MM_ORCHESTRATOR_LOSTGRACE=3m", "MM_ORCHESTRATOR_LOG_FORMAT=json", "WORKSPACE_ROOT=" + t.TempDir(), "POSTGRES_HOST=127.0.0.1", "POSTGRES_PORT=1", "MM_ORCHESTRATOR_WAIT=0"}, "worker")
+	if line := p.logLine("variable has no effect"); line["variable"] != "MM_ORCHESTRATOR_LOSTGRACE" {
+		t.Errorf("%v", line)
+	}
+	p.exit()
 }
 
 func TestWaitDefault(t *testing.T) {

@@ -399,6 +399,22 @@ func (s runPrinter) run(d runDetail) error {
 	return table.Flush()
 }
 
+// counted returns a number with its noun, in the plural unless n is 1.
+func counted(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// itOrThem is the pronoun for n things.
+func itOrThem(n int) string {
+	if n == 1 {
+		return "it"
+	}
+	return "them"
+}
+
 // oneLine makes a text safe for a terminal and fit for a table cell: no line
 // breaks, no control characters, at most limit characters.
 func oneLine(text string, limit int) string {

@@ -136,6 +136,8 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 		}
 		return nil
 	}})
+	// A short limit for the same reason. Every run that comes meanwhile fails.
+	list = append(list, healthCheck{name: "the workspace " + c.Workspace, limit: checkInterval, check: func(context.Context) error { return c.checkWorkspace() }})
 	if root, err := c.artifactDirectory().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
 		list = append(list, healthCheck{name: "the file system of " + root, check: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})

@@ -157,7 +157,11 @@ func (w *watchdog) reasons() error {
 			continue
 		}
 		if lasted := time.Since(state.since); lasted >= check.limit {
-			reasons = append(reasons, fmt.Sprintf("for %s: %v", lasted.Round(time.Second), state.err))
+			reason := state.err.Error()
+			if check.limit > 0 {
+				reason = fmt.Sprintf("for %s: %s", lasted.Round(time.Second), reason)
+			}
+			reasons = append(reasons, reason)
 		}
 	}
 	if len(reasons) == 0 {

@@ -59,6 +59,9 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		defer stopAdopting()
 	}
 	processes.EndLeftovers(log)
+	for _, variable := range unknown(p.env) {
+		log.Warn("variable has no effect", "variable", variable.Variable, "reason", variable.Reason)
+	}
 
 	db, err := openDatabases(ctx, c, log)
 	if err != nil {
