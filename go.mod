@@ -2,6 +2,9 @@ module github.com/moonladderstudios/mm-orchestrator
 
 go 1.26.0
 
+// What make chaos, chaos-proof, defects and demo leave behind has Go files in it.
+ignore ./var
+
 require (
 	github.com/containerd/errdefs v1.0.0
 	github.com/jackc/pgx/v5 v5.13.0

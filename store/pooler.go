@@ -60,6 +60,17 @@ func (s *Store) sessionChanges(ctx context.Context) (bool, error) {
 	if err != nil || first == session.PgConn().PID() {
 		return false, err
 	}
+	// With pool_mode=statement a pooler refuses transactions. This client is asked, not
+	// one of those below: theirs may be refused because the pool is full.
+	if _, err := session.Exec(ctx, `BEGIN`, pgx.QueryExecModeExec); err != nil {
+		if isPooler(err) {
+			return true, nil
+		}
+		return false, err
+	}
+	if _, err := session.Exec(ctx, `ROLLBACK`, pgx.QueryExecModeExec); err != nil {
+		return false, err
+	}
 	key := rand.Int64N(1<<62) + 1
 	if _, err := session.Exec(ctx, `SELECT pg_advisory_lock($1)`, pgx.QueryExecModeExec, key); err != nil {
 		return false, err
