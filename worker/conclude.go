@@ -57,7 +57,7 @@ func rejection(r Reject) failure {
 		reason = r.Reason
 	}
 	exception := Error{Type: "Reject", Module: "celery.exceptions", Args: []any{reason, false}}.exception()
-	return failure{exception: exception, err: r}
+	return failure{exception: exception, err: r, text: r.Error()}
 }
 
 func logOutcome(log interface {
@@ -66,9 +66,9 @@ func logOutcome(log interface {
 }, o outcome) {
 	switch o.kind {
 	case outcomeFailure:
-		log.Warn("task failed", "duration", o.duration, "error", o.failed.err.Error())
+		log.Warn("task failed", "duration", o.duration, "error", o.failed.text)
 	case outcomeRetry:
-		log.Info("task will be retried", "duration", o.duration, "pause", o.retry.delay(), "error", o.failed.err.Error())
+		log.Info("task will be retried", "duration", o.duration, "pause", o.retry.delay(), "error", o.failed.text)
 	case outcomeInterrupted:
 		log.Warn("task was interrupted by the shutdown: its message is requeued", "duration", o.duration)
 	default:
@@ -167,7 +167,7 @@ func (w *Worker) recordFailure(m *protocol.Message, r registration, f failure) e
 		}
 		faultpoint.Hit(faultpoint.ResultStored, m.ID, m.ArgsRepr)
 		if !written[0] {
-			w.taskLog(m).Warn("repeated run of a task failed after an earlier run had succeeded: the stored SUCCESS is kept", "error", f.err.Error())
+			w.taskLog(m).Warn("repeated run of a task failed after an earlier run had succeeded: the stored SUCCESS is kept", "error", f.text)
 			return nil
 		}
 		faultpoint.Hit(faultpoint.LaterBefore, m.ID, m.ArgsRepr)
@@ -290,13 +290,20 @@ func (w *Worker) storeStarted(m *protocol.Message) {
 // storeTimeout bounds one call of the result backend.
 const storeTimeout = 30 * time.Second
 
-func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) error {
+// storeOnce stores a state that is only information. A panic of the result
+// backend is an error: it must not end the task.
+func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, goStack())
+		}
+	}()
 	if w.cfg.Results == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	_, err := w.cfg.Results.Store(ctx, row)
+	_, err = w.cfg.Results.Store(ctx, row)
 	return err
 }
 

@@ -18,7 +18,8 @@ import (
 //     class is RuntimeError. These values may be pointers, and may be wrapped in
 //     other errors.
 //   - A panic makes the task FAILURE with the class RuntimeError and the stack as
-//     traceback.
+//     traceback. So does a panic of middleware, or of a method of what the
+//     handler returned, such as Error or MarshalJSON.
 //   - ctx ends at the soft time limit (cause [ErrSoftTimeLimit]), at the hard
 //     time limit (cause [ErrTimeLimit]), and when a shutdown waits no longer
 //     (cause [ErrShutdown]). A handler that ignores this keeps its slot until it

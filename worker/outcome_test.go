@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -61,6 +62,103 @@ func TestFailuresShowTheirClass(t *testing.T) {
 		}
 	}
 }
+
+// panicking panics in each method that the worker calls.
+type panicking struct{ in string }
+
+func (p panicking) call(method string) {
+	if p.in == method {
+		panic("in " + method)
+	}
+}
+func (p panicking) Error() string                { p.call("Error"); return "failed" }
+func (p panicking) Is(error) bool                { p.call("Is"); return false }
+func (p panicking) As(any) bool                  { p.call("As"); return false }
+func (p panicking) Unwrap() error                { p.call("Unwrap"); return nil }
+func (p panicking) MarshalJSON() ([]byte, error) { p.call("MarshalJSON"); return []byte("1"), nil }
+
+type panickingText struct{}
+
+func (panickingText) MarshalText() ([]byte, error) { panic("in MarshalText") }
+
+type panickingException struct{ panicking }
+
+func (p panickingException) Exception() protocol.Exception {
+	p.call("Exception")
+	return protocol.NewException("builtins", "RuntimeError")
+}
+
+// A panic in any method of what a handler returned, or of middleware, makes the
+// task a failure, which is stored. Before, the message was rejected without a
+// row, and the task was PENDING for ever.
+func TestPanicInWhatAHandlerReturnedIsAFailure(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.TrackStarted = true
+	w := newWorker(t, cfg)
+	type none struct{}
+	results := map[string]struct {
+		value any
+		err   error
+	}{
+		"Error":             {nil, panicking{"Error"}},
+		"Is":                {nil, panicking{"Is"}},
+		"As":                {nil, panicking{"As"}},
+		"Unwrap":            {nil, panicking{"Unwrap"}},
+		"Exception":         {nil, panickingException{panicking{"Exception"}}},
+		"Error of wrapped":  {nil, fmt.Errorf("wrapped: %w", errors.Join(panicking{"Unwrap"}))},
+		"Error of retry":    {nil, worker.Retry{Err: panicking{"Error"}}},
+		"Error of Err":      {nil, worker.Error{Err: panicking{"Error"}}},
+		"argument":          {nil, worker.Error{Args: []any{panicking{"MarshalJSON"}}}},
+		"MarshalJSON":       {panicking{"MarshalJSON"}, nil},
+		"MarshalJSON below": {map[string]any{"a": []any{panicking{"MarshalJSON"}}}, nil},
+		"MarshalText":       {panickingText{}, nil},
+		"key":               {map[panickingText]int{{}: 1}, nil},
+		"Goexit":            {nil, exiting{}},
+	}
+	ids := map[string]string{}
+	for name, result := range results {
+		worker.Handle(w, name, func(context.Context, none) (any, error) { return result.value, result.err })
+	}
+	worker.Handle(w, "middleware", func(context.Context, none) (any, error) { return nil, nil })
+	w.Use(func(next worker.Handler) worker.Handler {
+		return worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) { return next.Handle(ctx, task) })
+	})
+	var panics atomic.Bool
+	w.Use(func(next worker.Handler) worker.Handler {
+		if panics.Load() {
+			panic("in middleware")
+		}
+		return next
+	})
+	workertest.Start(t, w)
+	for name := range results {
+		ids[name] = r.send(workertest.Message("orders", name, nil, nil))
+	}
+	for name, id := range ids {
+		row := r.result(id, protocol.StateFailure)
+		if row.Exception == nil || row.Exception.Type != "RuntimeError" || !strings.Contains(row.Exception.Text(), "that the handler returned") {
+			t.Errorf("%s: got %+v", name, row.Exception)
+		}
+	}
+	panics.Store(true)
+	r.results.Fail(func(rows []protocol.Result) error {
+		if rows[0].State == protocol.StateStarted {
+			panic("in the result backend")
+		}
+		return nil
+	})
+	row := r.result(r.send(workertest.Message("orders", "middleware", nil, nil)), protocol.StateFailure)
+	if text := row.Exception.Text(); text != "panic: in middleware" {
+		t.Errorf("middleware: got %s", text)
+	}
+}
+
+// exiting ends the goroutine that asks for its text.
+type exiting struct{}
+
+func (exiting) Error() string { runtime.Goexit(); return "" }
 
 func TestTimeLimits(t *testing.T) {
 	t.Parallel()

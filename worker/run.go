@@ -31,6 +31,9 @@ type failure struct {
 	exception protocol.Exception
 	traceback string
 	err       error
+	// text is the text of err. The methods of err may be the handler's and may
+	// panic: only failureOutcome calls them.
+	text string
 }
 
 // slot is the right of one delivery to run a task. It is released once: at the
@@ -52,7 +55,7 @@ func (s *slot) release() {
 
 // releaseAfter releases the slot when the handler returns, and counts the handler
 // as given up until then.
-func (s *slot) releaseAfter(returned <-chan returned) {
+func (s *slot) releaseAfter(returned <-chan outcome) {
 	s.released = true
 	w := s.worker
 	w.givenUp.Add(1)
@@ -112,7 +115,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 	began := w.cfg.Now()
 	// A handler may take any time: it does not count as stuck.
 	endWait := d.activity.Wait()
-	o := runHandler(w.lifecycle.work, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), slot.releaseAfter)
+	o := runHandler(w.lifecycle.work, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), slot.releaseAfter)
 	endWait()
 	o.duration = w.cfg.Now().Sub(began)
 	return o
@@ -144,7 +147,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
-	o := runHandler(ctx, task, w.handlerOf(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan returned) {})
+	o := runHandler(ctx, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
 	result := Outcome{Value: o.value, Err: o.failed.err}
 	switch o.kind {
 	case outcomeSuccess:
@@ -201,10 +204,10 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 	return limit
 }
 
-// returned is what a handler returned.
-type returned struct {
-	value any
-	err   error
+// wrappedHandler returns the task's handler with its middleware. Middleware is
+// called when the task runs, so that its panic is the task's failure.
+func (w *Worker) wrappedHandler(r registration) Handler {
+	return HandlerFunc(func(ctx context.Context, task *Task) (any, error) { return w.handlerOf(r).Handle(ctx, task) })
 }
 
 // runHandler calls the handler with its time limits. The handler runs in a
@@ -215,7 +218,7 @@ type returned struct {
 // The grace exists because error callbacks may depend on what the handler does
 // before it returns: a rollback, for example, needs the failure of its step to
 // be recorded.
-func runHandler(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan returned)) outcome {
+func runHandler(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan outcome)) outcome {
 	ctx, cancel := context.WithCancelCause(ContextWithTask(work, task))
 	defer cancel(nil)
 	if limit.Soft > 0 {
@@ -228,12 +231,11 @@ func runHandler(work context.Context, task *Task, handler Handler, limit protoco
 		defer timer.Stop()
 		hard = timer.C
 	}
-	done := make(chan returned, 1)
+	done := make(chan outcome, 1)
 	go callHandler(ctx, task, handler, done)
 	for {
 		select {
-		case r := <-done:
-			o := outcomeOf(ctx, r, task.Message)
+		case o := <-done:
 			if late != nil && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
 				return hardLimitOutcome(limit.Hard)
 			}
@@ -254,45 +256,61 @@ func runHandler(work context.Context, task *Task, handler Handler, limit protoco
 	}
 }
 
-func callHandler(ctx context.Context, task *Task, handler Handler, done chan<- returned) {
+// callHandler calls the handler and converts what it returned. Both call the
+// program's code, also methods such as Error and MarshalJSON of what was
+// returned. So both are under the task's time limits, and a panic in either is
+// the task's failure.
+func callHandler(ctx context.Context, task *Task, handler Handler, done chan<- outcome) {
 	finished := false
-	var r returned
+	var o outcome
+	var value any
+	var err error
+	returned := false
 	defer func() {
 		if !finished {
-			r = returned{err: &panicError{value: recover(), frames: panicFrames()}}
+			panicked := &panicError{value: recover(), frames: panicFrames()}
+			if returned {
+				panicked.of = fmt.Sprintf("%T", value)
+				if err != nil {
+					panicked.of = fmt.Sprintf("%T", err)
+				}
+			}
+			o = outcomeOf(ctx, nil, panicked, task.Message)
 		}
-		done <- r
+		done <- o
 	}()
-	r.value, r.err = handler.Handle(ctx, task)
+	value, err = handler.Handle(ctx, task)
+	returned = true
+	o = outcomeOf(ctx, value, err, task.Message)
 	finished = true
 }
 
 // outcomeOf converts what a handler returned.
-func outcomeOf(ctx context.Context, r returned, m *protocol.Message) outcome {
-	if r.err == nil {
-		value, err := protocol.EncodeJSON(r.value)
+func outcomeOf(ctx context.Context, result any, failed error, m *protocol.Message) outcome {
+	if failed == nil {
+		value, err := protocol.EncodeJSON(result)
 		if err != nil {
 			return failureOutcome(err)
 		}
 		return outcome{kind: outcomeSuccess, value: value}
 	}
-	if errors.Is(r.err, Ignore) {
+	if errors.Is(failed, Ignore) {
 		return outcome{kind: outcomeIgnore}
 	}
-	if reject, ok := asValue[Reject](r.err); ok {
+	if reject, ok := asValue[Reject](failed); ok {
 		return outcome{kind: outcomeReject, reject: reject}
 	}
-	if retry, ok := asValue[Retry](r.err); ok {
+	if retry, ok := asValue[Retry](failed); ok {
 		return retryOutcome(retry, m)
 	}
 	cause := context.Cause(ctx)
 	switch {
 	case cause == ErrShutdown:
 		return outcome{kind: outcomeInterrupted}
-	case cause == ErrSoftTimeLimit && (errors.Is(r.err, ErrSoftTimeLimit) || errors.Is(r.err, context.Canceled)):
-		return failureOutcome(&Error{Type: "SoftTimeLimitExceeded", Module: "billiard.exceptions", Args: []any{}, Err: r.err})
+	case cause == ErrSoftTimeLimit && (errors.Is(failed, ErrSoftTimeLimit) || errors.Is(failed, context.Canceled)):
+		return failureOutcome(&Error{Type: "SoftTimeLimitExceeded", Module: "billiard.exceptions", Args: []any{}, Err: failed})
 	}
-	return failureOutcome(r.err)
+	return failureOutcome(failed)
 }
 
 // asValue returns the first T or *T in an error's chain.
@@ -343,7 +361,7 @@ func hardLimitOutcome(limit time.Duration) outcome {
 
 func failureOutcome(err error) outcome {
 	exception := exceptionOf(err)
-	return outcome{kind: outcomeFailure, failed: failure{exception: exception, traceback: tracebackOf(err, exception), err: err}}
+	return outcome{kind: outcomeFailure, failed: failure{exception: exception, traceback: tracebackOf(err, exception), err: err, text: err.Error()}}
 }
 
 // exceptionOf converts an error to a Python exception.
@@ -399,15 +417,23 @@ func cleanText(text string) string {
 	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", `\x00`)
 }
 
-// panicError is a handler's panic.
+// panicError is a panic of a handler or of a method of what it returned.
 type panicError struct {
 	value  any
 	frames []protocol.Frame
+	// of is the type of what the handler returned, or "" if the handler itself
+	// panicked.
+	of string
 }
 
 func (e *panicError) Error() string {
-	if e.value == nil {
+	switch {
+	case e.value == nil && e.of == "":
 		return "handler ended its goroutine without returning"
+	case e.value == nil:
+		return fmt.Sprintf("a method of the %s that the handler returned ended its goroutine", e.of)
+	case e.of != "":
+		return fmt.Sprintf("panic in a method of the %s that the handler returned: %v", e.of, e.value)
 	}
 	return fmt.Sprintf("panic: %v", e.value)
 }
