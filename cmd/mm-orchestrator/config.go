@@ -16,7 +16,7 @@ var configCommand = &command{
 	summary:  "show the effective configuration and where each value comes from",
 	about: "Prints every setting with its source and with the value that a worker would use in this environment with these flags. " +
 		"Passwords are shown as ***. If an address is invalid or ambiguous, only its scheme is shown. The command opens no connection.\n\n" +
-		"The last lines name MoonMind variables that are set but have no effect here. If a value is invalid, it is reported on stderr and the exit code is 78.",
+		"The last lines name variables that are set but have no effect here: some of MoonMind's, and mistyped MM_ORCHESTRATOR_ names. If a value is invalid, it is reported on stderr and the exit code is 78.",
 	examples: []example{
 		{"mm-orchestrator config", "show what a worker in this environment would use"},
 		{"docker compose run --rm orchestrator config --json | jq -r '.settings[] | select(.source != \"default\")'", "show only what is not a default"},

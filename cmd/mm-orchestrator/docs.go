@@ -49,7 +49,8 @@ each effective value and its source, with passwords masked. `+"`mm-orchestrator 
 
 ## Variables without effect
 
-These MoonMind variables have no effect here. `+"`mm-orchestrator config`"+` lists those that are set.
+These MoonMind variables have no effect here. `+"`mm-orchestrator config`"+` lists those that are set. It also lists variables that begin with `+"`MM_ORCHESTRATOR_`"+` and are no setting,
+such as mistyped names; the worker logs them at its start.
 
 | variables | reason |
 |---|---|

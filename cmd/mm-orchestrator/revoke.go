@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/user"
 	"strings"
 	"time"
 
@@ -129,12 +130,16 @@ func joinSteps(steps []store.Step) string {
 	return strings.Join(names, ", ")
 }
 
-// operator is the user that runs the command, as user@host; "" if unknown.
+// operator is the user that runs the command, as user@host; "" if unknown. Without
+// USER, as under `docker exec` and cron, it is the name of the process's user.
 func (p *program) operator() string {
-	_, user, _ := p.env.lookup("USER")
-	host, err := os.Hostname()
-	if user == "" || err != nil {
-		return user
+	_, name, _ := p.env.lookup("USER")
+	if current, err := user.Current(); name == "" && err == nil {
+		name = current.Username
 	}
-	return user + "@" + host
+	host, err := os.Hostname()
+	if name == "" || err != nil {
+		return name
+	}
+	return name + "@" + host
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os/user"
 	"strings"
 	"testing"
 	"time"
@@ -67,5 +68,20 @@ func TestRevokeAWaitingRun(t *testing.T) {
 		if bad := start(t, s.env(), args...); bad.exit() != exitUsage {
 			t.Errorf("%s: exit %d", args, bad.code)
 		}
+	}
+}
+
+// Without USER, as under docker exec, a revocation names the user of the process.
+func TestOperatorWithoutUSER(t *testing.T) {
+	t.Parallel()
+	current, err := user.Current()
+	if err != nil {
+		t.Skip(err)
+	}
+	if got := (&program{}).operator(); !strings.HasPrefix(got, current.Username+"@") {
+		t.Errorf("operator %q, want the user %s", got, current.Username)
+	}
+	if got := (&program{env: environment{"USER=ann"}}).operator(); !strings.HasPrefix(got, "ann@") {
+		t.Errorf("operator %q, want ann", got)
 	}
 }

@@ -326,8 +326,8 @@ var settings = []setting{
 		vars:        names("MM_ORCHESTRATOR_DATABASE_URL"),
 		defaultNote: "made from POSTGRES_*",
 		help: "The whole address, as postgresql://user:password@host:port/database?sslmode=verify-full. It overrides POSTGRES_*, and is parsed like the result backend. " +
-			"All options of libpq 18 are known. Most have the same effect as in libpq (sslmode, sslcrl, keepalives, target_session_attrs, …). Of those without effect `mm-orchestrator config` and the log say so. " +
-			"A few are errors, which say what to use instead. Other names are server parameters, such as search_path.",
+			"It may have the options of libpq 18. Most have the same effect as in libpq (sslmode, sslcrl, keepalives, target_session_attrs, …); `mm-orchestrator config` and the log name those that have none. " +
+			"A few are refused, with an error that says what to use instead. Other names are server parameters, such as search_path.",
 		read: func(c *configuration, text string) error {
 			var err error
 			c.DatabaseURL, err = address.ParseDatabase(text)
