@@ -30,8 +30,17 @@ func fileOwner(info fs.FileInfo) int {
 // of a plan's commands. It returns the trimmed stdout, or an error with the text
 // of stderr.
 func (d *doctor) output(ctx context.Context, argv ...string) (string, error) {
+	return d.outputIn(ctx, d.environ, argv...)
+}
+
+// gitOutput is output of a git command that settings do not alter.
+func (d *doctor) gitOutput(ctx context.Context, args ...string) (string, error) {
+	return d.outputIn(ctx, orchestrator.GitEnviron(d.environ, "*"), append([]string{"git"}, args...)...)
+}
+
+func (d *doctor) outputIn(ctx context.Context, environ []string, argv ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = d.environ
+	cmd.Env = environ
 	if info, err := os.Stat(d.config.Workspace); err == nil && info.IsDir() {
 		cmd.Dir = d.config.Workspace
 	}
@@ -66,12 +75,12 @@ func (d *doctor) git(ctx context.Context) []verdict {
 	if _, err := exec.LookPath("git"); err != nil {
 		return fail("Install git: patch and rollback need it", "git is not installed, or not on the PATH")
 	}
-	top, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--show-toplevel")
+	top, err := d.gitOutput(ctx, "rev-parse", "--show-toplevel")
 	if err != nil {
 		return fail("Mount the repository there, or set "+d.config.name("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %v", path, err)
 	}
 	d.workTree = top
-	if _, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
+	if _, err := d.gitOutput(ctx, "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
 		return fail("Make a first commit", "%s has no commit that a rollback could restore", top)
 	}
 	owner, err := ownerOf(top)
@@ -79,7 +88,7 @@ func (d *doctor) git(ctx context.Context) []verdict {
 		return note("Run: git config --global --add safe.directory "+top+", or run the worker as its owner",
 			"%s belongs to user %d, this process runs as user %d; the worker tells git to trust it, but other programs that call git will fail", top, owner, os.Getuid())
 	}
-	changed, err := d.output(ctx, "git", "-c", "safe.directory=*", "status", "--porcelain", "-z")
+	changed, err := d.gitOutput(ctx, "status", "--porcelain", "-z")
 	switch {
 	case err != nil:
 		return fail("Repair the work tree", "git status fails in %s: %v", top, err)

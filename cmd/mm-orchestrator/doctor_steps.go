@@ -121,11 +121,11 @@ var lockNames = []string{"index.lock", "HEAD.lock", "config.lock", "packed-refs.
 // gitLocks searches the git directory of the work tree, the one that it shares
 // with other work trees, and those of its submodules.
 func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
-	own, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--absolute-git-dir")
+	own, err := d.gitOutput(ctx, "rev-parse", "--absolute-git-dir")
 	if err != nil {
 		return nil, err
 	}
-	shared, err := d.output(ctx, "git", "-c", "safe.directory=*", "rev-parse", "--git-common-dir")
+	shared, err := d.gitOutput(ctx, "rev-parse", "--git-common-dir")
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
 	})
 	// Submodules made by old versions of git keep their git directory in the
 	// work tree.
-	paths, _ := d.output(ctx, "git", "-c", "safe.directory=*", "config", "--null", "--file", filepath.Join(d.workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
+	paths, _ := d.gitOutput(ctx, "config", "--null", "--file", filepath.Join(d.workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
 	for entry := range strings.SplitSeq(paths, "\x00") {
 		if _, path, given := strings.Cut(entry, "\n"); given && filepath.IsLocal(path) {
 			in(filepath.Join(d.workTree, path, ".git"))

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -76,18 +75,22 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 	if len(command) == 0 {
 		return 0, commandError("Command sequence must not be empty")
 	}
-	if failure := r.checkWorkspace(workspace); failure != nil {
-		return 0, failure
-	}
-	argv := r.compose.Resolve(command)
-	path, failure := r.find(command, argv[0], workspace)
-	if failure != nil {
-		return 0, failure
-	}
 	// Never nil: package exec would use this process's own environment.
 	environ := append([]string{}, r.environ...)
 	if command[0] == "git" {
 		environ = trustWorkspace(environ, workspace)
+	}
+	return r.start(ctx, workspace, command, r.compose.Resolve(command), environ, stdout, stderr, exited)
+}
+
+// start runs a command as run says, with these arguments and this environment.
+func (r *runner) start(ctx context.Context, workspace string, command, argv, environ []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
+	if failure := r.checkWorkspace(workspace); failure != nil {
+		return 0, failure
+	}
+	path, failure := r.find(command, argv[0], workspace)
+	if failure != nil {
+		return 0, failure
 	}
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
 	byItself := false
@@ -209,15 +212,8 @@ func getenv(environ []string, name string) string {
 // (docs/moonmind.md#f10). It sets this in the environment rather than by an
 // argument, so that logs show the command as the plan has it.
 func trustWorkspace(environ []string, workspace string) []string {
-	count, err := strconv.Atoi(getenv(environ, "GIT_CONFIG_COUNT"))
-	if err != nil || count < 0 {
-		count = 0
-	}
 	top, _ := repository(workspace)
-	return append(environ,
-		fmt.Sprintf("GIT_CONFIG_KEY_%d=safe.directory", count),
-		fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", count, top),
-		fmt.Sprintf("GIT_CONFIG_COUNT=%d", count+1))
+	return withGitSettings(environ, [][2]string{{"safe.directory", top}})
 }
 
 // repository returns the top of the work tree that a directory is in, and

@@ -187,7 +187,7 @@ func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command 
 		return nil, artifactError(err)
 	}
 	errors := artifacts.NewCapture(s.config.Redactor)
-	code, failure := s.runner.run(ctx, workspace, command, document, errors.Stderr, nil)
+	code, failure := s.runner.runOwnGit(ctx, workspace, command, document, errors.Stderr)
 	text := errors.Close().Text("")
 	if failure == nil && code != 0 {
 		failure = exitFailure(command, code, text)
@@ -243,7 +243,7 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *
 func (s *stepRun) listFiles(ctx context.Context, workspace string, command []string) ([]string, *Failure) {
 	list := limitedBuffer{limit: listLimit}
 	errors := artifacts.NewCapture(s.config.Redactor)
-	code, failure := s.runner.run(ctx, workspace, command, &list, errors.Stderr, nil)
+	code, failure := s.runner.runOwnGit(ctx, workspace, command, &list, errors.Stderr)
 	text := errors.Close().Text("")
 	switch {
 	case failure != nil:
