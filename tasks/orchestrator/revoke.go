@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -67,8 +68,9 @@ func revokedOutcome(work context.Context, outcome *store.Outcome) {
 		return
 	}
 	text := revoked.Error()
-	if outcome.Message != "" && outcome.Message != text {
-		text += ". " + outcome.Message
+	// The error of a command that was ended repeats the reason.
+	if message := strings.Replace(outcome.Message, ": "+text, "", 1); message != "" && message != text {
+		text += ". " + message
 	}
 	failure := Failure{Type: "TaskRevokedError", Module: "celery.exceptions", Arg: cut(text)}
 	outcome.Message, outcome.ErrorType, outcome.ErrorModule, outcome.Traceback = failure.Arg, failure.Type, failure.Module, failure.traceback()

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,26 @@ func TestARevokedStepDoesNothing(t *testing.T) {
 	}
 	if log := b.artifact("build.log"); strings.Contains(log, "docker") {
 		t.Errorf("log %q", log)
+	}
+}
+
+// The message of a revoked step has the reason once, although the error of the command
+// that was ended has it too.
+func TestRevokedMessageHasTheReasonOnce(t *testing.T) {
+	t.Parallel()
+	reason := errRevoked{store.Revocation{Reason: "wrong branch", By: "ann@box"}}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(reason)
+	const revoked = "Revoked by operator ann@box: wrong branch"
+	for _, tt := range []struct{ message, want string }{
+		{"Command sleep 12 was ended: " + revoked + " (see build.log)", revoked + ". Command sleep 12 was ended (see build.log)"},
+		{"Command false failed", revoked + ". Command false failed"},
+		{revoked, revoked},
+		{"", revoked},
+	} {
+		outcome := store.Outcome{Status: store.StepFailed, Message: tt.message}
+		revokedOutcome(ctx, &outcome)
+		same(t, "message", outcome.Message, tt.want)
 	}
 }
 
