@@ -105,6 +105,14 @@ func probe(ctx context.Context, url string) (string, error) {
 		return "", fmt.Errorf("cannot read the answer from %s: %w", req.URL.Host, err)
 	}
 	text := oneLine(string(body), 2000)
+	switch res.StatusCode {
+	case http.StatusOK, http.StatusServiceUnavailable: // what a worker answers
+	default:
+		return "", &curedError{
+			fmt.Errorf("another program than a worker answers at %s: status %d", req.URL.Host, res.StatusCode),
+			"Set MM_ORCHESTRATOR_LISTEN to the same free address for worker and health",
+		}
+	}
 	if res.StatusCode != http.StatusOK {
 		if text == "" {
 			text = "no reason given"

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -314,6 +315,9 @@ func TestReadinessFollowsTheDatabase(t *testing.T) {
 
 func TestHealthWithoutWorker(t *testing.T) {
 	t.Parallel()
+	other := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(other.Close)
+	address := strings.TrimPrefix(other.URL, "http://")
 	for _, tt := range []struct {
 		env  environment
 		code int
@@ -321,6 +325,7 @@ func TestHealthWithoutWorker(t *testing.T) {
 	}{
 		{environment{"MM_ORCHESTRATOR_LISTEN=127.0.0.1:1"}, exitFailure, "no worker answers at 127.0.0.1:1: connection refused, nothing listens there"},
 		{environment{"MM_ORCHESTRATOR_LISTEN="}, exitConfig, "MM_ORCHESTRATOR_LISTEN is empty"},
+		{environment{"MM_ORCHESTRATOR_LISTEN=" + address}, exitFailure, "another program than a worker answers at " + address + ": status 404. Set MM_ORCHESTRATOR_LISTEN"},
 	} {
 		got := invoke(t, tt.env, "health")
 		if got.code != tt.code || !strings.Contains(got.stderr, tt.want) {
