@@ -37,8 +37,13 @@ func (e *ValueError) Error() string {
 // encoding/json, with these differences:
 //
 //   - Floats accept NaN, Infinity and -Infinity.
-//   - A type wrapper is decoded into a time.Time, []byte, [Decimal], [UUID] or
-//     [Date]. An any receives a value of one of these types.
+//   - A type wrapper is decoded into a time.Time, []byte, [Decimal], [UUID],
+//     [Date] or [TimeOfDay]. An any receives a value of one of these types. A
+//     datetime without a zone is a time.Time in the location [Naive], so that
+//     [EncodeJSON] writes all of these as they came. A string accepts a
+//     datetime.time, too.
+//   - Null is an error where the target is a number: it is Python's None, and 0
+//     would be another value. A pointer to a number receives nil.
 //   - A number in an any becomes an int64, or a *big.Int if it is too large
 //     for that, or a float64.
 //   - An integer accepts a float without a fraction.
@@ -91,6 +96,9 @@ func (d *valueDecoder) value(v reflect.Value) error {
 		return err
 	}
 	if k == kindNull {
+		if v.CanInt() || v.CanUint() || v.CanFloat() || v.Type() == bigIntType || v.Type() == numberType {
+			return d.mismatch(v, "it is null (Python's None); a pointer would accept that")
+		}
 		v.SetZero()
 		return d.skip()
 	}
@@ -204,7 +212,7 @@ func (d *valueDecoder) bigInt(k kind, v reflect.Value) error {
 func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 	isAny := v.Kind() == reflect.Interface && v.NumMethod() == 0
 	switch v.Interface().(type) {
-	case time.Time, Date, Decimal, UUID, []byte, string:
+	case time.Time, Date, TimeOfDay, Decimal, UUID, []byte, string:
 	default:
 		if !isAny {
 			return false, nil
@@ -223,6 +231,10 @@ func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 		return true, d.mismatch(v, "not a value of Python's type "+truncate(name, 60))
 	}
 	d.scanner = look
+	if text, ok := x.(TimeOfDay); ok && v.Type() == reflect.TypeFor[string]() {
+		v.SetString(string(text))
+		return true, nil
+	}
 	if got := reflect.ValueOf(x); got.Type().AssignableTo(v.Type()) {
 		v.Set(got)
 		return true, nil

@@ -47,8 +47,8 @@ func (e *EncodeError) Exception() Exception {
 //     *big.Int is written in full.
 //   - Structs follow their encoding/json tags, in the order of their fields;
 //     maps are sorted by key.
-//   - []byte, time.Time, [Decimal], [UUID] and [Date] are written in type
-//     wrappers.
+//   - []byte, time.Time, [Decimal], [UUID], [Date] and [TimeOfDay] are written
+//     in type wrappers. A time.Time in the location [Naive] has no zone.
 //   - A json.RawMessage is checked and written unchanged. Nil is null.
 //
 // The error is an [*EncodeError].
@@ -155,6 +155,8 @@ func (e *encoder) special(v reflect.Value) (done bool, err error) {
 		e.out = append(e.out, wrap("decimal", quoteJSON(string(x)))...)
 	case UUID:
 		e.out = append(e.out, wrapUUID(x)...)
+	case TimeOfDay:
+		e.out = append(e.out, wrap("time", quoteJSON(string(x)))...)
 	case Date:
 		e.out = append(e.out, wrap("date", quoteJSON(x.String()))...)
 	case Object:

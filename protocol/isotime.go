@@ -23,13 +23,22 @@ func (e *TimeError) Error() string {
 // second to microseconds, and reads a time without a zone as UTC. The error is
 // a [*TimeError].
 func ParseTime(text string) (time.Time, error) {
+	t, err := parseDatetime(text)
+	if t.Location() == Naive {
+		t = time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.UTC)
+	}
+	return t, err
+}
+
+// parseDatetime is ParseTime, except that a time without a zone is in [Naive].
+func parseDatetime(text string) (time.Time, error) {
 	fail := func(why string) (time.Time, error) { return time.Time{}, &TimeError{Text: text, Why: why} }
 	p := isoText{rest: text}
 	year, month, day, ok := p.date()
 	if !ok {
 		return fail("it does not begin with a date")
 	}
-	var clock isoClock
+	clock := isoClock{naive: true}
 	if p.rest != "" {
 		if p.rest[0] >= 0x80 {
 			return fail("it is not ASCII")
@@ -40,7 +49,10 @@ func ParseTime(text string) (time.Time, error) {
 		}
 	}
 	zone := time.UTC
-	if clock.offset != 0 {
+	switch {
+	case clock.naive:
+		zone = Naive
+	case clock.offset != 0:
 		zone = time.FixedZone("", clock.offset)
 	}
 	t := time.Date(year, time.Month(month), day, clock.hour, clock.minute, clock.second, clock.micros*1000, zone)
@@ -64,7 +76,10 @@ func FormatTime(t time.Time) string {
 // isoText is the part of an ISO 8601 text that is not parsed yet.
 type isoText struct{ rest string }
 
-type isoClock struct{ hour, minute, second, micros, offset int }
+type isoClock struct {
+	hour, minute, second, micros, offset int
+	naive                                bool // there is no zone
+}
 
 func (p *isoText) number(digits int) (int, bool) {
 	if len(p.rest) < digits {
@@ -189,6 +204,7 @@ func (p *isoText) clock() (c isoClock, ok bool) {
 	if c.hour == 24 && (c.minute != 0 || c.second != 0 || c.micros != 0) {
 		return c, false
 	}
+	c.naive = p.rest == ""
 	return c, p.zone(&c.offset)
 }
 

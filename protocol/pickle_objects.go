@@ -23,13 +23,14 @@ type (
 
 // knownGlobals are the classes and functions in pickles of values that have a
 // type wrapper: in those that PickleJSON writes, and in those that Python writes
-// for datetime, date, Decimal and, with protocol 2, bytes.
+// for datetime, date, time, Decimal and, with protocol 2, bytes.
 var knownGlobals = map[pyGlobal]func(args pyTuple) (any, bool){
 	"_codecs.encode":     makeBytes,
 	"decimal.Decimal":    makeDecimal,
 	"uuid.UUID":          makeUUID,
 	"datetime.date":      makeDate,
 	"datetime.datetime":  makeDatetime,
+	"datetime.time":      makeTime,
 	"datetime.timezone":  makeZone,
 	"datetime.timedelta": makeDelta,
 }
@@ -149,29 +150,57 @@ func makeDate(args pyTuple) (any, bool) {
 // makeDatetime accepts the ten bytes that Python pickles, or the seven numbers
 // of an ordinary call, each optionally followed by a zone.
 func makeDatetime(args pyTuple) (any, bool) {
-	var zone *pyZone
-	if len(args) > 0 {
-		if z, ok := args[len(args)-1].(pyZone); ok {
-			zone, args = &z, args[:len(args)-1]
-		}
-	}
+	args, zone := cutZone(args)
 	n, ok := numbers(args, 7)
 	if s, isBytes := stateOf(args, 10); isBytes {
 		n, ok = []int{int(s[0])<<8 | int(s[1]), int(s[2] & 0x7F), int(s[3]), int(s[4]), int(s[5]), int(s[6]),
 			int(s[7])<<16 | int(s[8])<<8 | int(s[9])}, true
 	}
-	if !ok || n[0] < 1 || n[0] > 9999 || !isDay(n[0], n[1], n[2]) ||
-		n[3] < 0 || n[3] > 23 || n[4] < 0 || n[4] > 59 || n[5] < 0 || n[5] > 59 || n[6] < 0 || n[6] > 999_999 {
+	if !ok || n[0] < 1 || n[0] > 9999 || !isDay(n[0], n[1], n[2]) || !isClock(n[3:]) {
 		return nil, false
 	}
-	text := fmt.Sprintf("%04d-%02d-%02dT%02d:%02d:%02d", n[0], n[1], n[2], n[3], n[4], n[5])
-	if n[6] != 0 {
-		text += fmt.Sprintf(".%06d", n[6])
-	}
-	if zone != nil {
-		text += time.Time{}.In(time.FixedZone("", int(time.Duration(*zone)/time.Second))).Format("-07:00")
-	}
+	text := Date{n[0], n[1], n[2]}.String() + "T" + clockText(n[3:]) + zone
 	return pyWrapped(wrap("datetime", quoteJSON(text))), true
+}
+
+// makeTime accepts the six bytes that Python pickles, or the four numbers of an
+// ordinary call, each optionally followed by a zone.
+func makeTime(args pyTuple) (any, bool) {
+	args, zone := cutZone(args)
+	n, ok := numbers(args, 4)
+	if s, isBytes := stateOf(args, 6); isBytes {
+		n, ok = []int{int(s[0] & 0x7F), int(s[1]), int(s[2]), int(s[3])<<16 | int(s[4])<<8 | int(s[5])}, true
+	}
+	if !ok || !isClock(n) {
+		return nil, false
+	}
+	return pyWrapped(wrap("time", quoteJSON(clockText(n)+zone))), true
+}
+
+// cutZone removes the last argument if it is a zone, and returns its text.
+func cutZone(args pyTuple) (rest pyTuple, zone string) {
+	if len(args) == 0 {
+		return args, ""
+	}
+	z, ok := args[len(args)-1].(pyZone)
+	if !ok {
+		return args, ""
+	}
+	return args[:len(args)-1], time.Time{}.In(time.FixedZone("", int(time.Duration(z)/time.Second))).Format("-07:00")
+}
+
+// isClock checks hour, minute, second and microsecond.
+func isClock(n []int) bool {
+	return 0 <= n[0] && n[0] <= 23 && 0 <= n[1] && n[1] <= 59 && 0 <= n[2] && n[2] <= 59 && 0 <= n[3] && n[3] <= 999_999
+}
+
+// clockText is the text of Python's time.isoformat.
+func clockText(n []int) string {
+	text := fmt.Sprintf("%02d:%02d:%02d", n[0], n[1], n[2])
+	if n[3] != 0 {
+		text += fmt.Sprintf(".%06d", n[3])
+	}
+	return text
 }
 
 func makeZone(args pyTuple) (any, bool) {

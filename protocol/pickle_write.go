@@ -6,7 +6,6 @@ import (
 	"math"
 	"math/big"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -231,7 +230,9 @@ func (w *pickleWriter) instance(name string, value json.RawMessage) bool {
 			w.int(int32(x.Day))
 		})
 	case time.Time:
-		w.datetime(x, hasZone(textOf(value)))
+		w.datetime(x)
+	case TimeOfDay:
+		return w.timeOfDay(x)
 	default:
 		return false
 	}
@@ -260,22 +261,44 @@ func (w *pickleWriter) bytes(b []byte) {
 	})
 }
 
-func (w *pickleWriter) datetime(t time.Time, zone bool) {
+func (w *pickleWriter) datetime(t time.Time) {
 	w.call("datetime", "datetime", func() {
 		for _, n := range []int{t.Year(), int(t.Month()), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond() / 1000} {
 			w.int(int32(n))
 		}
-		if !zone {
-			return
+		if t.Location() != Naive {
+			_, offset := t.Zone()
+			w.zone(offset)
 		}
-		_, offset := t.Zone()
-		w.call("datetime", "timezone", func() {
-			w.call("datetime", "timedelta", func() {
-				w.int(0)
-				w.int(int32(offset))
-			})
+	})
+}
+
+// zone writes a datetime.timezone of an offset in seconds.
+func (w *pickleWriter) zone(offset int) {
+	w.call("datetime", "timezone", func() {
+		w.call("datetime", "timedelta", func() {
+			w.int(0)
+			w.int(int32(offset))
 		})
 	})
+}
+
+// timeOfDay writes nothing and returns false if it cannot read the text.
+func (w *pickleWriter) timeOfDay(text TimeOfDay) bool {
+	p := isoText{rest: string(text)}
+	clock, ok := p.clock()
+	if !ok || clock.hour > 23 {
+		return false
+	}
+	w.call("datetime", "time", func() {
+		for _, n := range []int{clock.hour, clock.minute, clock.second, clock.micros} {
+			w.int(int32(n))
+		}
+		if !clock.naive {
+			w.zone(clock.offset)
+		}
+	})
+	return true
 }
 
 // isDecimal reports whether Python's Decimal certainly accepts the text. It may
@@ -288,10 +311,4 @@ func isDecimal(text string) bool {
 	sc := scanner{text: []byte(text)}
 	k, err := sc.peek()
 	return err == nil && k == kindNumber && sc.skip() == nil && sc.pos == len(text)
-}
-
-// hasZone reports whether a valid ISO 8601 text ends in a zone.
-func hasZone(text string) bool {
-	_, clock, _ := strings.Cut(text, ":")
-	return strings.ContainsAny(clock, "+-Zz")
 }

@@ -107,6 +107,8 @@ var wrapped = []string{
 	`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09-05:30"}`,
 	`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`,
 	`{"__type__": "date", "__value__": "2024-05-06"}`,
+	`{"__type__": "time", "__value__": "07:08:09.123456"}`,
+	`{"__type__": "time", "__value__": "07:08:09-05:30"}`,
 	`{"__type__": "decimal", "__value__": "12.340"}`,
 	`{"__type__": "decimal", "__value__": "NaN"}`,
 	`{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678"}}`,
@@ -117,7 +119,7 @@ var wrapped = []string{
 // readableObjects are the wrapped values whose Python pickles can be read. A
 // UUID is not among them: Python pickles it by setting attributes of an empty
 // object.
-var readableObjects = append(slices.Clone(wrapped[:6]), wrapped[8])
+var readableObjects = append(slices.Clone(wrapped[:8]), wrapped[10])
 
 // Python reads our pickle of a JSON text as the same value as the text itself,
 // with the keys in the same order.
@@ -236,7 +238,7 @@ func TestPythonWritesTheSameJSON(t *testing.T) {
 		if strings.Contains(text, `":`) && !strings.Contains(text, "__type__") {
 			continue
 		}
-		if strings.Contains(text, `"a": `) || strings.Contains(text, `"c": `) || strings.Contains(text, `05-06T07:08:09"`) {
+		if strings.Contains(text, `"a": `) || strings.Contains(text, `"c": `) {
 			continue
 		}
 		got, err := protocol.EncodeJSON(v)

@@ -142,7 +142,7 @@ func TestDecodeJSONInto(t *testing.T) {
 	when := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
 	for text, want := range map[string]any{
 		`5`: 5, `5.0`: 5, `-7`: int8(-7), `NaN`: nil, `1e3`: uint(1000), `"x"`: "x", `null`: "", `true`: true,
-		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`: when, `"2024-05-06T07:08:09+00:00"`: when,
+		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`: time.Date(2024, 5, 6, 7, 8, 9, 0, protocol.Naive), `"2024-05-06T07:08:09+00:00"`: when,
 		`{"__type__": "bytes", "__value__": "hi"}`: []byte("hi"), `"hi"`: []byte("hi"),
 		`{"__type__": "decimal", "__value__": "1.50"}`:    protocol.Decimal("1.50"),
 		`{"__type__": "date", "__value__": "2024-05-06"}`: protocol.Date{Year: 2024, Month: 5, Day: 6},
@@ -163,6 +163,8 @@ func TestDecodeJSONInto(t *testing.T) {
 	}
 	for text, target := range map[string]any{
 		`"x"`: new(int), `1.5`: new(int), `300`: new(int8), `-1`: new(uint), `1e400`: new(int), `[1, 2, 3]`: new([2]int), `{}`: new([]int), `[]`: new(map[string]int),
+		`null`: new(int), ` null`: new(uint8), `null `: new(float64), ` null `: new(big.Int), `  null`: new(json.Number),
+		`[null]`: new([]int), `{"a": null}`: new(map[string]float64),
 		`true`: new(string), `{"__type__": "decimal", "__value__": "1"}`: new(time.Time), `"soon"`: new(time.Time), `99999999999999999999`: new(int64),
 		`{"price": "x"}`: new(order), `{"when": 5}`: new(order),
 	} {
@@ -174,6 +176,34 @@ func TestDecodeJSONInto(t *testing.T) {
 	var syntax *protocol.SyntaxError
 	if err := protocol.DecodeJSON(json.RawMessage(`[1`), new(any)); !errors.As(err, &syntax) {
 		t.Errorf("half an array: %v", err)
+	}
+}
+
+// What a handler passes on through an any is written as it came.
+func TestValuesPassThroughAny(t *testing.T) {
+	t.Parallel()
+	for _, text := range append([]string{
+		`{"__type__": "datetime", "__value__": "2024-05-06T00:00:00"}`,
+		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09.000001"}`,
+		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09+00:00:30"}`,
+		`{"__type__": "time", "__value__": "07:08:09.123456+02:00"}`,
+		`{"__type__": "time", "__value__": "00:00:00"}`,
+		`[[], {}, null, "", 0, 0.0, -0.0, NaN, 123456789012345678901234567890]`,
+	}, wrapped...) {
+		var v any
+		if err := protocol.DecodeJSON(json.RawMessage(text), &v); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if got, err := protocol.EncodeJSON(v); err != nil || string(got) != text {
+			t.Errorf("%s comes back as %s, %v", text, got, err)
+		}
+		if got, err := protocol.EncodeJSON([]any{map[string]any{"k": v}}); err != nil || string(got) != `[{"k": `+text+`}]` {
+			t.Errorf("%s comes back as %s, %v", text, got, err)
+		}
+	}
+	var none *int
+	if err := protocol.DecodeJSON(json.RawMessage("null"), &none); err != nil || none != nil {
+		t.Errorf("null into a pointer: %v, %v", none, err)
 	}
 }
 

@@ -19,6 +19,15 @@ import (
 // Decimal is a Python decimal.Decimal, as the text that Python prints for it.
 type Decimal string
 
+// TimeOfDay is a Python datetime.time, as the text that its isoformat returns,
+// such as 07:08:09.123456 or 07:08:09+02:00.
+type TimeOfDay string
+
+// Naive is the location of a time.Time that stands for a Python datetime without
+// a time zone. Such a time is written without a zone. Its clock counts as UTC
+// wherever Go compares or converts it.
+var Naive = time.FixedZone("naive", 0)
+
 // UUID is a Python uuid.UUID.
 type UUID [16]byte
 
@@ -44,7 +53,10 @@ func wrapTime(t time.Time) json.RawMessage {
 	if micros := t.Nanosecond() / 1000; micros != 0 {
 		text += fmt.Sprintf(".%06d", micros)
 	}
-	return wrap("datetime", quoteJSON(text+t.Format("-07:00")))
+	if t.Location() != Naive {
+		text += t.Format("-07:00")
+	}
+	return wrap("datetime", quoteJSON(text))
 }
 
 func wrapBytes(b []byte) json.RawMessage {
@@ -114,8 +126,8 @@ func parseUUID(value json.RawMessage) (u UUID, err error) {
 	return UUID(b), nil
 }
 
-// unwrap returns the Go value of a type wrapper: a time.Time, Date, Decimal,
-// UUID or []byte. A datetime.time has no Go type and stays text.
+// unwrap returns the Go value of a type wrapper: a time.Time, Date, TimeOfDay,
+// Decimal, UUID or []byte.
 func unwrap(name string, value json.RawMessage) (any, error) {
 	if name == "uuid" {
 		return parseUUID(value)
@@ -126,14 +138,14 @@ func unwrap(name string, value json.RawMessage) (any, error) {
 	text := textOf(value)
 	switch name {
 	case "datetime":
-		return ParseTime(text)
+		return parseDatetime(text)
 	case "date":
 		t, err := ParseTime(text)
 		return Date{t.Year(), int(t.Month()), t.Day()}, err
 	case "decimal":
 		return Decimal(text), nil
 	case "time":
-		return text, nil
+		return TimeOfDay(text), nil
 	case "bytes":
 		return []byte(text), nil
 	case "base64":

@@ -19,13 +19,14 @@ import (
 //	X     int    `celery:"x"`           // required
 //	Y     *int   `celery:"y"`           // optional: nil when absent or None
 //	Z     string `celery:"z,optional"`  // optional: unchanged when absent
-//	Rest  []any  `celery:"*"`           // further positional arguments
-//	Extra map[string]any `celery:"**"`  // further keyword arguments
+//	Rest  []any  `celery:"*"`           // further positional arguments, never nil
+//	Extra map[string]any `celery:"**"`  // further keyword arguments, never nil
 //	Own   int    `celery:"-"`           // not a parameter
 //
 // Values are decoded by [protocol.DecodeJSON]: Python's type wrappers become
 // time.Time, []byte, [protocol.Decimal] and the like, and a json.RawMessage
-// receives the text as the producer sent it.
+// receives the text as the producer sent it. None is an error for a number that
+// is not a pointer.
 //
 // For wrong arguments Bind returns an [Error] of class TypeError with the text
 // that Python has for it. It panics when In is not a struct or has an exported
@@ -122,6 +123,7 @@ func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object
 	}
 	if b.rest >= 0 {
 		field := target.Field(b.rest)
+		field.Set(reflect.MakeSlice(field.Type(), 0, len(args)-named))
 		for i, text := range args[named:] {
 			element := reflect.New(field.Type().Elem()).Elem()
 			if err := b.decode(fmt.Sprintf("*args[%d]", i), text, element); err != nil {
@@ -130,7 +132,7 @@ func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object
 			field.Set(reflect.Append(field, element))
 		}
 	}
-	if len(extra) > 0 {
+	if b.extra >= 0 {
 		field := target.Field(b.extra)
 		field.Set(reflect.MakeMapWithSize(field.Type(), len(extra)))
 		for _, member := range extra {

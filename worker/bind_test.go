@@ -81,6 +81,19 @@ func TestArgumentsBindAsInPython(t *testing.T) {
 	}
 }
 
+// A handler that returns its "*" and "**" returns [] and {} where Python does.
+func TestRestFieldsAreNeverNil(t *testing.T) {
+	t.Parallel()
+	type rest struct {
+		Args   []any          `celery:"*"`
+		Kwargs map[string]any `celery:"**"`
+	}
+	got, err := bindTo[rest](nil, nil)
+	if want := (rest{[]any{}, map[string]any{}}); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %#v, %v", got, err)
+	}
+}
+
 func bindTo[T any](args []json.RawMessage, kwargs protocol.Object) (any, error) {
 	var in T
 	if f := reflect.ValueOf(&in).Elem(); f.NumField() > 2 && f.Type().Field(2).Name == "Z" {
