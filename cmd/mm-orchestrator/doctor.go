@@ -118,7 +118,6 @@ type doctor struct {
 	resultsErr     error
 	missingColumns error // missing columns of the shared tables
 	runs           []store.ListedRun
-	workTree       string // top directory of the work tree that contains the workspace
 	composeProgram compose.Program
 }
 

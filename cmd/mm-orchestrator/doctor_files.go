@@ -79,7 +79,6 @@ func (d *doctor) git(ctx context.Context) []verdict {
 	if err != nil {
 		return fail("Mount the repository there, or set "+d.config.name("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %v", path, err)
 	}
-	d.workTree = top
 	if _, err := d.gitOutput(ctx, "rev-parse", "--verify", "HEAD^{commit}"); err != nil {
 		return fail("Make a first commit", "%s has no commit that a rollback could restore", top)
 	}

@@ -4,11 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -86,27 +81,23 @@ func (d *doctor) verify(ctx context.Context) []verdict {
 // gitLock looks for lock files of git. A killed git leaves them behind, and then
 // every patch and rollback fails.
 func (d *doctor) gitLock(ctx context.Context) []verdict {
-	locks, err := d.gitLocks(ctx)
+	locks, err := orchestrator.ListGitLocks(func(args ...string) (string, error) { return d.gitOutput(ctx, args...) }, d.config.Workspace)
 	if err != nil {
 		return note("Repair the repository", "cannot search git's directories for locks: %v", err)
 	}
 	var list []verdict
-	for _, path := range locks {
-		info, err := os.Lstat(path)
-		if err != nil {
-			continue // deleted meanwhile, so it was in use
-		}
-		age := time.Since(info.ModTime()).Round(time.Second)
-		git, visible := gitAtWork(d.workTree, path)
+	for _, lock := range locks {
+		age := time.Since(lock.ModTime).Round(time.Second)
+		git, known := lock.User()
 		switch {
 		case git != 0:
-			list = append(list, ok("%s is %s old and in use by git (process %d)", path, age, git)...)
-		case visible:
-			list = append(list, note("If no git in another container or on another machine uses it, run: rm "+path,
-				"%s is %s old, and no git process on this machine uses it: patch and rollback fail until it is removed", path, age)...)
+			list = append(list, ok("%s is %s old and in use by git (process %d)", lock.Path, age, git)...)
+		case known:
+			list = append(list, note("If no git in another container or on another machine uses it, run: rm "+lock.Path,
+				"%s is %s old, and no git process on this machine uses it: patch and rollback fail until it is removed", lock.Path, age)...)
 		default:
-			list = append(list, note("If no git uses it, run: rm "+path,
-				"%s is %s old; this system does not show whether a git process uses it: patch and rollback fail until it is removed", path, age)...)
+			list = append(list, note("If no git uses it, run: rm "+lock.Path,
+				"%s is %s old; this system does not show whether a git process uses it: patch and rollback fail until it is removed", lock.Path, age)...)
 		}
 	}
 	if len(list) == 0 {
@@ -114,92 +105,3 @@ func (d *doctor) gitLock(ctx context.Context) []verdict {
 	}
 	return list
 }
-
-// lockNames are the lock files that make the git commands of runs fail.
-var lockNames = []string{"index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"}
-
-// gitLocks searches the git directory of the work tree, the one that it shares
-// with other work trees, and those of its submodules.
-func (d *doctor) gitLocks(ctx context.Context) ([]string, error) {
-	own, err := d.gitOutput(ctx, "rev-parse", "--absolute-git-dir")
-	if err != nil {
-		return nil, err
-	}
-	shared, err := d.gitOutput(ctx, "rev-parse", "--git-common-dir")
-	if err != nil {
-		return nil, err
-	}
-	if !filepath.IsAbs(shared) {
-		shared = filepath.Join(d.config.Workspace, shared)
-	}
-	found := map[string]bool{}
-	in := func(dir string) {
-		for _, name := range lockNames {
-			path := filepath.Join(dir, name)
-			if _, err := os.Lstat(path); err == nil {
-				found[path] = true
-			}
-		}
-	}
-	in(own)
-	in(filepath.Clean(shared))
-	_ = filepath.WalkDir(filepath.Join(own, "modules"), func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil || !entry.IsDir():
-			return nil // skip unreadable directories
-		case slices.Contains([]string{"objects", "refs", "logs", "hooks", "lfs"}, entry.Name()):
-			return fs.SkipDir
-		}
-		in(path)
-		return nil
-	})
-	// Submodules made by old versions of git keep their git directory in the
-	// work tree.
-	paths, _ := d.gitOutput(ctx, "config", "--null", "--file", filepath.Join(d.workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
-	for entry := range strings.SplitSeq(paths, "\x00") {
-		if _, path, given := strings.Cut(entry, "\n"); given && filepath.IsLocal(path) {
-			in(filepath.Join(d.workTree, path, ".git"))
-		}
-	}
-	list := make([]string, 0, len(found))
-	for path := range found {
-		list = append(list, path)
-	}
-	slices.Sort(list)
-	return list, nil
-}
-
-// gitAtWork returns the process id of a git that has the lock open, or that
-// works in the work tree or in the lock's directory; 0 if there is none. visible
-// is false if the system does not list processes.
-func gitAtWork(workTree, lock string) (pid int, visible bool) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, false
-	}
-	dir := filepath.Dir(lock)
-	for _, entry := range entries {
-		n, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		visible = true
-		proc := filepath.Join("/proc", entry.Name())
-		name, err := os.ReadFile(filepath.Join(proc, "comm"))
-		if err != nil || !strings.HasPrefix(string(name), "git") {
-			continue
-		}
-		if at, err := os.Readlink(filepath.Join(proc, "cwd")); err == nil && (below(at, workTree) || below(at, dir)) {
-			return n, true
-		}
-		open, _ := os.ReadDir(filepath.Join(proc, "fd"))
-		for _, fd := range open {
-			if at, err := os.Readlink(filepath.Join(proc, "fd", fd.Name())); err == nil && at == lock {
-				return n, true
-			}
-		}
-	}
-	return 0, visible
-}
-
-func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }

@@ -98,6 +98,30 @@ func TestDoctorNotesStaleGitLock(t *testing.T) {
 	_ = commit.Wait() // of an empty message: it may fail
 }
 
+// Settings of the repository hide no files from the check, and make git start no
+// program.
+func TestDoctorRunsGitWithoutSettingsOfTheRepository(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.git(t)
+	ran := filepath.Join(t.TempDir(), "ran")
+	program := filepath.Join(t.TempDir(), "fsmonitor")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\ntouch "+ran+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	gitIn(t, s.workspace, "config", "status.showUntrackedFiles", "no")
+	gitIn(t, s.workspace, "config", "core.fsmonitor", program)
+	if err := os.WriteFile(filepath.Join(s.workspace, "new.txt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if f := s.findingOf(t, "git"); f.Status != statusNote || !strings.Contains(f.Found, "has 1 changed or untracked files") {
+		t.Errorf("%+v", f)
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("git has run core.fsmonitor")
+	}
+}
+
 // Skills need a Python that finds MoonMind, here in the workspace.
 func TestDoctorNotesMissingSkillPython(t *testing.T) {
 	t.Parallel()

@@ -189,7 +189,7 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 	journal := o.openJournal(log, begun, claimLost)
 	work, unwatchIsolation := o.endWhenIsolated(work, log, request, begun)
 	work, unwatchRevocation := o.endWhenRevoked(work, begun.Claim)
-	if begun.Claim.Starts > 1 || begun.Claim.Attempt > 1 || begun.Claim.Step == store.StepRollback {
+	if afterKill(begun.Claim) {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.
 		processes.EndOtherWorkersPrograms(log, begun.Claim.RunID)
@@ -239,6 +239,12 @@ func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Requ
 		o.publishReady(ctx, log)
 	}
 	return answer(outcome)
+}
+
+// afterKill says that a program of the run may have been killed before this start
+// of the step, or may still run.
+func afterKill(claim store.Claim) bool {
+	return claim.Starts > 1 || claim.Attempt > 1 || claim.Step == store.StepRollback
 }
 
 // finish records the outcome, or another one that says why it cannot be
@@ -363,6 +369,9 @@ type stepRun struct {
 	profile profile
 	place   artifacts.Directory
 	dir     *artifacts.Run
+	// afterKill is what the function says.
+	afterKill    bool
+	runStartedAt time.Time
 }
 
 // work runs a step and returns its outcome, also for a panic or a bad plan
@@ -370,7 +379,11 @@ type stepRun struct {
 func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) store.Outcome {
 	s := &stepRun{
 		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
-		runner: o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
+		runner:    o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
+		afterKill: afterKill(begun.Claim), runStartedAt: begun.Claim.StartedAt,
+	}
+	if begun.Run.StartedAt != nil {
+		s.runStartedAt = *begun.Run.StartedAt
 	}
 	var succeeded success
 	var failure *Failure

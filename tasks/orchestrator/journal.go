@@ -263,6 +263,9 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 		}
 		return code, j.excerpt, nil
 	}
+	if context.Cause(ctx) == nil {
+		s.removeStaleLocks(ctx, log, workspace)
+	}
 	output, size := log.Output(), log.Size()
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, output.Close(), endedFailure(command, cause)
