@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path"
 	"regexp"
 	"strings"
 	"time"
@@ -177,8 +176,8 @@ type Queue struct {
 
 // Route gives tasks whose name matches a destination.
 type Route struct {
-	// Task is a name, or a pattern in which * stands for any text, ? for one
-	// character and [abc] for one of a set.
+	// Task is a name, or a pattern as in Python's fnmatch: * stands for any text,
+	// ? for one character, [a-c] for one of a set and [!a-c] for any other.
 	Task string
 	// Queue is the name of a queue. Alternatively, Exchange and RoutingKey are
 	// used as given.
@@ -322,9 +321,6 @@ func (c Config) Validate() error {
 	for _, r := range c.TaskRoutes {
 		if r.Task == "" {
 			bad("TaskRoutes has a route without a task name")
-		}
-		if _, err := path.Match(r.Task, ""); err != nil {
-			bad("TaskRoutes: %q is not a pattern: %w", r.Task, err)
 		}
 		if r.Queue == "" && (r.Exchange == "" || r.RoutingKey == "") {
 			bad("TaskRoutes: the route of %q names neither a queue nor both exchange and routing key", r.Task)

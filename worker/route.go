@@ -3,7 +3,6 @@ package worker
 import (
 	"fmt"
 	"maps"
-	"path"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
@@ -16,7 +15,13 @@ type router struct {
 	refuseUnknown bool
 	defaultQueue  string
 	exact         map[string]Route
-	patterns      []Route
+	patterns      []patternRoute
+}
+
+// patternRoute is a route whose Task is a pattern.
+type patternRoute struct {
+	glob  glob
+	route Route
 }
 
 func newRouter(cfg Config) router {
@@ -43,7 +48,7 @@ func newRouter(cfg Config) router {
 	}
 	for _, route := range cfg.TaskRoutes {
 		if strings.ContainsAny(route.Task, "*?[") {
-			r.patterns = append(r.patterns, route)
+			r.patterns = append(r.patterns, patternRoute{newGlob(route.Task), route})
 		} else if _, earlier := r.exact[route.Task]; !earlier {
 			r.exact[route.Task] = route
 		}
@@ -141,12 +146,9 @@ func (r router) route(task string) (Route, bool) {
 	if route, ok := r.exact[task]; ok {
 		return route, true
 	}
-	for _, route := range r.patterns {
-		// Celery's patterns have no separator: "*" also matches "/", which
-		// path.Match treats as one.
-		name, pattern := strings.ReplaceAll(task, "/", "\x00"), strings.ReplaceAll(route.Task, "/", "\x00")
-		if ok, err := path.Match(pattern, name); err == nil && ok {
-			return route, true
+	for _, pattern := range r.patterns {
+		if pattern.glob.match(task) {
+			return pattern.route, true
 		}
 	}
 	return Route{}, false

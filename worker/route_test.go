@@ -20,6 +20,7 @@ func TestResolve(t *testing.T) {
 			{Task: "a.exact", Queue: "exact"},
 			{Task: "a/b.*", Exchange: "x", RoutingKey: "k"},
 			{Task: "t.[ab]?", Queue: "news"},
+			{Task: "u.[!a]*", Queue: "mail"},
 		},
 	}.WithDefaults())
 	type destination = protocol.Destination
@@ -42,6 +43,8 @@ func TestResolve(t *testing.T) {
 		{"a/b.c", destination{}, "x", "k", "orders"},
 		{"t.bc", destination{}, "topics", "news.#", "news"},
 		{"t.c", destination{}, "", "orders", "orders"},
+		{"u.add", destination{}, "", "orders", "orders"},
+		{"u.sub", destination{}, "", "mail", "mail"},
 	} {
 		got, err := r.resolve(c.task, c.own)
 		if err != nil || got.exchange != c.exchange || got.routingKey != c.key || got.queue.Name != c.declare {
