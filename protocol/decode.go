@@ -17,6 +17,15 @@ import (
 // cannot exhaust memory.
 const MaxBodySize = 64 << 20
 
+// A compressed body may be MaxExpansion times its compressed size, or
+// SmallBodySize if that is more, and never more than [MaxBodySize]. What is larger
+// is malformed ([ReasonCompression]): Celery has no limit, and 8 KiB of bzip2 can
+// contain gigabytes. JSON that people send is rarely compressed to a hundredth.
+const (
+	MaxExpansion  = 200
+	SmallBodySize = 1 << 20
+)
+
 // contentTypeJSON is the only content type that can be decoded.
 const contentTypeJSON = "application/json"
 
@@ -288,7 +297,8 @@ func isCompressed(d Delivery) bool {
 
 // decompress decompresses the body as the header compression says. The type
 // application/x-gzip is a zlib stream (RFC 1950); a real gzip file is refused,
-// as in Python. A result of more than limit bytes is an error.
+// as in Python. A result of more than limit bytes is an error, and so is one that
+// exceeds [MaxExpansion] and [SmallBodySize].
 func decompress(d Delivery, limit int) ([]byte, error) {
 	name := d.Headers["compression"]
 	if !isCompressed(d) {
@@ -310,6 +320,7 @@ func decompress(d Delivery, limit int) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("compression %s is neither zlib nor bzip2", quote(fmt.Sprint(name)))
 	}
+	limit = min(limit, max(SmallBodySize, MaxExpansion*len(d.Body)))
 	body, err := io.ReadAll(io.LimitReader(stream, int64(limit)+1))
 	switch {
 	case err != nil:

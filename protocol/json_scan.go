@@ -334,7 +334,7 @@ func isNull(text json.RawMessage) bool { return kindOf(text) == kindNull }
 // elements splits an array. The result is never nil.
 func elements(text json.RawMessage) ([]json.RawMessage, error) {
 	s := scanner{text: text}
-	items := []json.RawMessage{}
+	items := make([]json.RawMessage, 0, elementCount(text))
 	if k, err := s.peek(); err != nil || k != kindArray {
 		return nil, s.fail("an array is expected")
 	}
@@ -344,6 +344,21 @@ func elements(text json.RawMessage) ([]json.RawMessage, error) {
 		return err
 	})
 	return items, err
+}
+
+// elementCount counts the elements of a large array, since growing a slice to
+// their number costs several times its size. It returns 0 for other texts.
+func elementCount(text json.RawMessage) int {
+	const large = 64 << 10
+	if len(text) < large || kindOf(text) != kindArray {
+		return 0
+	}
+	n := 0
+	s := scanner{text: text}
+	if s.array(func() error { n++; return s.skip() }) != nil {
+		return 0
+	}
+	return n
 }
 
 // members splits an object. For a repeated key the last value is kept, at the

@@ -21,7 +21,7 @@ const (
 	// not Python's dialect of JSON.
 	ReasonBody Reason = "body cannot be decoded"
 	// ReasonCompression: the compression is unknown, the stream is corrupt, or
-	// the body is larger than [MaxBodySize].
+	// the body is larger than [MaxBodySize] and [MaxExpansion] allow.
 	ReasonCompression Reason = "body cannot be decompressed"
 	// ReasonContentType: the content type is not in the accept list.
 	ReasonContentType Reason = "content type is not accepted"

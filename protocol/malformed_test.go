@@ -6,6 +6,7 @@ import (
 	"compress/zlib"
 	"encoding/json"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -239,6 +240,40 @@ func TestDecodeRefuses(t *testing.T) {
 		_, err := protocol.Decode(c.delivery, c.accept)
 		if got := reasonOf(t, err); got != c.want {
 			t.Errorf("%s: got %q (%v), want %q", name, got, err, c.want)
+		}
+	}
+}
+
+// An 8 KiB message costs little memory, whatever it contains. Before, one cost
+// hundreds of megabytes.
+func TestASmallMessageCostsLittleMemory(t *testing.T) {
+	for name, c := range map[string]struct{ open, element, end string }{
+		"args":      {"[[1", ",1", "], {}, {}]"},
+		"callbacks": {`[[], {}, {"callbacks": [{"task":"a"}`, `,{"task":"a"}`, "]}]"},
+	} {
+		for _, size := range []int{900 << 10, 8 << 20} {
+			var body bytes.Buffer
+			z := zlib.NewWriter(&body)
+			_, _ = z.Write([]byte(c.open + strings.Repeat(c.element, size/len(c.element)) + c.end))
+			_ = z.Close()
+			d := delivery(body.String())
+			d.Headers["compression"] = "zlib"
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := protocol.Decode(d, nil)
+			runtime.ReadMemStats(&after)
+			want := protocol.Reason("")
+			if size > protocol.SmallBodySize && size > protocol.MaxExpansion*body.Len() {
+				want = protocol.ReasonCompression
+			}
+			allocated := (after.TotalAlloc - before.TotalAlloc) >> 20
+			t.Logf("%s: %d KiB compressed, %d KiB decompressed, %d MiB allocated, %v", name, body.Len()>>10, size>>10, allocated, err)
+			if got := reasonOf(t, err); got != want {
+				t.Errorf("%s: got %q, want %q", name, got, want)
+			}
+			if allocated > 96 {
+				t.Errorf("%s: a message of %d KiB allocated %d MiB", name, body.Len()>>10, allocated)
+			}
 		}
 	}
 }
