@@ -19,6 +19,8 @@ import sys
 from celery import Celery, chain, signature
 app = Celery("shop", broker=sys.argv[1])
 app.conf.task_default_queue = "orders"
+# Without confirms, RabbitMQ 4.3 may drop what a process has sent that ends at once.
+app.conf.broker_transport_options = {"confirm_publish": True}
 add = lambda *args: signature("shop.add", args=args, app=app)
 print(app.send_task("shop.add", args=(2, 3), headers={"x-big": 2**40, "x-negative": -2**40, "x-small": -5}).id)
 print(chain(add(1, 2), add(10), add(100)).apply_async().id)
