@@ -87,6 +87,9 @@ def celery_app() -> Celery:
         task_acks_on_failure_or_timeout=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
+        # MoonMind's API lives on after it has published; a script that ends at once
+        # may lose the message on RabbitMQ 4.3 without this.
+        broker_transport_options={"confirm_publish": True},
     )
 
     @app.task(name=TASK)
