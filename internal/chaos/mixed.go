@@ -152,7 +152,7 @@ func (p *pythonProcess) await() error {
 	case <-p.exited:
 		return nil
 	case <-time.After(waitTimeout):
-		return fmt.Errorf("Python worker %s did not end within %s of SIGTERM: %s", p.name, waitTimeout, tail(p.log.Name(), 2000))
+		return fmt.Errorf("worker %s of Python did not end within %s of SIGTERM: %s", p.name, waitTimeout, tail(p.log.Name(), 2000))
 	}
 }
 
@@ -264,7 +264,7 @@ func (l *lane) awaitPython(ctx context.Context, pythons []*pythonProcess) error 
 		for _, p := range pythons {
 			select {
 			case <-p.exited:
-				return false, fmt.Errorf("Python worker %s ended: %s", p.name, tail(p.log.Name(), 2000))
+				return false, fmt.Errorf("worker %s of Python ended: %s", p.name, tail(p.log.Name(), 2000))
 			default:
 			}
 		}
