@@ -105,7 +105,7 @@ var forbidden = []struct {
 	{regexp.MustCompile(`(?i)\bcontract[ ,]+(?:section ?)?(?:[0-9]+(?:\.[0-9]+)*\b|[a-z-]+\.md|celery-worker)`), "cites a document that is not in the repository"},
 	{regexp.MustCompile(`\bcelery-worker(?:\.md| [0-9]+\.[0-9])`), "cites a document that is not in the repository"},
 	{regexp.MustCompile(`\.md\)? (?:section )?[0-9]+(?:\.[0-9]+)*\b`), "cites a page by a number"},
-	{regexp.MustCompile(`\.\./shared\b|/work/(?:main|shared|wt-)`), "names a folder that is not in the repository"},
+	{regexp.MustCompile(`\.\./shared\b`), "names a folder that is not in the repository"},
 }
 
 // isForeign reports whether a file is captured or generated text, which is kept
