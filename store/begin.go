@@ -138,7 +138,7 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (d
 			continue // the next round finds the claim, if it is still ours
 		case isStart:
 			start.OwnedAt = ownedAt
-			s.issued.add(token, issuedClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
+			s.issue(token, issuedClaim{root: request.RootTaskID, workspace: clean(request.Workspace(start.Run)), queue: clean(request.Queue)})
 			return start, false, nil
 		}
 		// The state was read under the run's lock and has no claim with our token:

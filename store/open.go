@@ -111,10 +111,10 @@ type Store struct {
 	workerLock *workerLock
 
 	mu sync.Mutex
-	// registered are the tokens of claims that a call of BeginStep asks for, or
-	// that this Store has and that were neither finished nor released.
-	registered map[int64]bool
-	issued     issuedClaims
+	// ownClaims are the claims, by token, that a call of BeginStep asks for, or
+	// that this Store has and that were neither finished nor released. The value
+	// is nil until BeginStep has returned the claim.
+	ownClaims map[int64]*issuedClaim
 	// pendingReleases are the tokens, with their runs, of claims that no caller
 	// has any more and whose rows may still name this worker: see releaseLater.
 	pendingReleases map[int64]string
@@ -155,7 +155,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	s := &Store{
 		config:          config,
 		place:           c.place,
-		registered:      map[int64]bool{},
+		ownClaims:       map[int64]*issuedClaim{},
 		pendingReleases: map[int64]string{},
 		taken:           map[int64]bool{},
 		taking:          make(chan struct{}, 1),
@@ -275,7 +275,7 @@ func (s *Store) transaction(ctx context.Context, do func(pgx.Tx) error) error {
 
 func (s *Store) register(token int64) {
 	s.mu.Lock()
-	s.registered[token] = true
+	s.ownClaims[token] = nil
 	s.mu.Unlock()
 	s.workerLock.pingNow()
 }
@@ -283,7 +283,7 @@ func (s *Store) register(token int64) {
 func (s *Store) atWork() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.registered) > 0
+	return len(s.ownClaims) > 0
 }
 
 // LockConfirmedAt returns the last moment at which an answer of the database
@@ -296,14 +296,29 @@ func (s *Store) LockConfirmedAt() time.Time { return s.workerLock.confirmedAt() 
 func (s *Store) unregister(token int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.registered, token)
-	s.issued.remove(token)
+	delete(s.ownClaims, token)
 }
 
 func (s *Store) isRegistered(token int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.registered[token]
+	_, registered := s.ownClaims[token]
+	return registered
+}
+
+// issue notes what restoreClaim needs of a registered claim, once BeginStep
+// returns it.
+func (s *Store) issue(token int64, claim issuedClaim) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ownClaims[token] = &claim
+}
+
+// issuedClaim returns nil for a claim that this Store does not have.
+func (s *Store) issuedClaim(token int64) *issuedClaim {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ownClaims[token]
 }
 
 // now is the clock as PostgreSQL can hold it: UTC, microseconds.

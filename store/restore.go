@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -43,35 +42,6 @@ func (s *Store) CheckOwnSchema(ctx context.Context) error {
 // An issuedClaim is what the row of a claim has besides what [Claim] tells.
 type issuedClaim struct{ root, workspace, queue string }
 
-// issuedClaims are the claims, by token, that BeginStep has returned and that are
-// neither finished nor released.
-type issuedClaims struct {
-	mu   sync.Mutex
-	list map[int64]issuedClaim
-}
-
-func (g *issuedClaims) add(token int64, claim issuedClaim) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.list == nil {
-		g.list = map[int64]issuedClaim{}
-	}
-	g.list[token] = claim
-}
-
-func (g *issuedClaims) remove(token int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.list, token)
-}
-
-func (g *issuedClaims) find(token int64) (issuedClaim, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	claim, found := g.list[token]
-	return claim, found
-}
-
 // restoreClaim inserts the row of a claim of this Store again after the schema
 // was dropped and created again; a claim's row is never deleted otherwise. The
 // running step goes on under the claim and its end is recorded, so that it does
@@ -82,8 +52,8 @@ func (g *issuedClaims) find(token int64) (issuedClaim, bool) {
 // of the step is in progress. It also takes the hold of the workspace again,
 // unless another run has it.
 func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool, error) {
-	issued, found := s.issued.find(claim.Token)
-	if !found {
+	issued := s.issuedClaim(claim.Token)
+	if issued == nil {
 		return false, nil
 	}
 	batch := &pgx.Batch{}
@@ -122,7 +92,7 @@ func (s *Store) restoreClaim(ctx context.Context, tx pgx.Tx, claim Claim) (bool,
 
 // restoredClaim is restoreClaim in a transaction of its own, without retries.
 func (s *Store) restoredClaim(ctx context.Context, claim Claim) (restored bool, err error) {
-	if _, issued := s.issued.find(claim.Token); !issued {
+	if s.issuedClaim(claim.Token) == nil {
 		return false, nil
 	}
 	err = s.transaction(ctx, func(tx pgx.Tx) error {
