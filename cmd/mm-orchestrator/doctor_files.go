@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -35,7 +36,7 @@ func (d *doctor) output(ctx context.Context, argv ...string) (string, error) {
 
 // gitOutput is output of a git command that settings do not alter.
 func (d *doctor) gitOutput(ctx context.Context, args ...string) (string, error) {
-	return d.outputIn(ctx, orchestrator.GitEnviron(d.environ, "*"), append([]string{"git"}, args...)...)
+	return d.outputIn(ctx, change.GitEnviron(d.environ, "*"), append([]string{"git"}, args...)...)
 }
 
 func (d *doctor) outputIn(ctx context.Context, environ []string, argv ...string) (string, error) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
@@ -81,7 +82,7 @@ func (d *doctor) verify(ctx context.Context) []verdict {
 // gitLock looks for lock files of git. A killed git leaves them behind, and then
 // every patch and rollback fails.
 func (d *doctor) gitLock(ctx context.Context) []verdict {
-	locks, err := orchestrator.ListGitLocks(func(args ...string) (string, error) { return d.gitOutput(ctx, args...) }, d.config.Workspace)
+	locks, err := change.ListGitLocks(func(args ...string) (string, error) { return d.gitOutput(ctx, args...) }, d.config.Workspace)
 	if err != nil {
 		return note("Repair the repository", "cannot search git's directories for locks: %v", err)
 	}

@@ -92,7 +92,7 @@ type rule struct {
 	why   string
 }
 
-// The direction of imports: cmd → api, tasks → store, compose, artifacts, worker
+// The direction of imports: cmd → api, tasks → store, change, compose, artifacts, worker
 // → protocol. The first rule whose folder matches applies.
 var rules = []rule{
 	{folder: "protocol", never: join(amqp, sql, docker, []string{"net/http"}),
@@ -111,11 +111,13 @@ var rules = []rule{
 		why: "storetest is for tests of the tables only, on a database that devenv provides"},
 	{folder: "store", ours: []string{"store", "protocol"}, never: join(amqp, docker),
 		why: "store contains all SQL and nothing else: it accepts protocol.Result, so that the engine and the tables need not know each other"},
-	{folder: "tasks", ours: []string{"tasks", "store", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
+	{folder: "change", ours: []string{"change", "compose"}, never: join(amqp, sql),
+		why: "change compares and restores: steps decide when, and store records it"},
+	{folder: "tasks", ours: []string{"tasks", "store", "change", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
 		why: "tasks combine store, compose and artifacts into steps; cmd combines tasks"},
 	{folder: "api", ours: []string{"api", "store", "artifacts", "metrics", "protocol", "tasks", "worker"}, never: nil,
 		why: "api reads what tasks and store have written"},
-	{folder: "cmd", ours: []string{"cmd", "api", "tasks", "store", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
+	{folder: "cmd", ours: []string{"cmd", "api", "tasks", "store", "change", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
 		why: "cmd combines the public packages into the program; anything else that it needs belongs in one of them"},
 	{folder: "internal/address", ours: []string{"internal/address"}, never: join(amqp, sql, docker),
 		why: "address is read by worker, store, artifacts and cmd alike, and opens no connection"},

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -213,7 +214,7 @@ func getenv(environ []string, name string) string {
 // argument, so that logs show the command as the plan has it.
 func trustWorkspace(environ []string, workspace string) []string {
 	top, _ := repository(workspace)
-	return withGitSettings(environ, [][2]string{{"safe.directory", top}})
+	return change.WithGitSettings(environ, [][2]string{{"safe.directory", top}})
 }
 
 // repository returns the top of the work tree that a directory is in, and
