@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -205,29 +204,4 @@ func (w *isolationWatch) isIsolated(silent time.Duration) bool {
 		w.log.Warn("neither the database nor the broker answers: the step continues, because nobody else consumes its queue")
 	}
 	return false
-}
-
-// releaseUntilDone releases the claim of a step whose worker was isolated, and
-// retries until the database is available or ctx ends. A claim that is never
-// released would make the step wait until this worker ends. Until then the
-// message stays unacknowledged, if its connection has survived. If another
-// worker has taken the step over, the release changes nothing.
-func (o *Orchestrator) releaseUntilDone(ctx context.Context, log *slog.Logger, claim store.Claim) error {
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, o.config.HandBackDelay) {
-		stall.FromContext(ctx).Progress("releasing its claim")
-		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
-		err := o.config.Steps.ReleaseClaim(attempt, claim)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			log.Warn("claim on step cannot be released", "error", err)
-			return context.Cause(ctx)
-		}
-	}
 }

@@ -1,0 +1,34 @@
+package orchestrator
+
+import (
+	"log/slog"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+)
+
+// Orchestrator executes the steps of runs.
+type Orchestrator struct {
+	config Config
+	log    *slog.Logger
+	runner *runner
+	client healthClient
+	// broker is nil before Register.
+	broker   Broker
+	stalls   stall.Detector
+	sweeping sweeping
+}
+
+// New returns an Orchestrator for a valid config. It uses neither files nor
+// network.
+func New(config Config) (*Orchestrator, error) {
+	config = config.WithDefaults()
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	return &Orchestrator{
+		config: config,
+		log:    slog.New(config.Redactor.Handler(config.Logger.Handler())),
+		runner: newRunner(config),
+		client: newHealthClient(config.Environ),
+	}, nil
+}
