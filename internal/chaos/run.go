@@ -2,22 +2,21 @@ package chaos
 
 import (
 	"context"
-	"crypto/rand"
-	_ "embed"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
 )
 
 // steps in plan order.
-var steps = []string{"analyze", "patch", "build", "restart", "verify", "rollback"}
+var steps = moonmind.Steps
 
 // next returns the step that follows in the chain, "" for none.
 func next(step string) string {
@@ -85,68 +84,6 @@ type run struct {
 
 func (r run) root() string { return r.Tasks["analyze"] }
 
-//go:embed testdata/first_message.json
-var firstMessage []byte
-
-// captured is a message that was captured from MoonMind's API.
-type captured struct {
-	Properties struct {
-		ContentType     string `json:"content_type"`
-		ContentEncoding string `json:"content_encoding"`
-		DeliveryMode    uint8  `json:"delivery_mode"`
-		CorrelationID   string `json:"correlation_id"`
-		ReplyTo         string `json:"reply_to"`
-	} `json:"properties"`
-	Headers map[string]any  `json:"headers"`
-	Body    json.RawMessage `json:"body"`
-}
-
-// capturedIDs are the task ids in the captured message.
-var capturedIDs = map[string]string{
-	"analyze": "b97a2309-2c50-4325-b2f8-39e2b7d0b501",
-	"patch":   "5060f333-8db9-4dd0-886c-4491f584b902",
-	"build":   "751a5561-85d5-419f-9268-58db99847d03",
-	"restart": "993f8753-039c-4a33-a263-d446dc85ba04",
-	"verify":  "b6df1994-7e45-446f-88af-84df8cf9a905",
-}
-
-const capturedRun = "5b0e6a52-3c1d-4f0e-9b7a-6a1f2d9c4e10"
-
-func newUUID() string {
-	var b [16]byte
-	rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
-// chain makes the message of a run, as the API publishes it, with new task ids.
-func (l *lane) chain(id string) (map[string]string, amqp.Publishing, error) {
-	pairs := []string{capturedRun, id, strconv.Quote(queue), strconv.Quote(l.queue)}
-	tasks := map[string]string{}
-	for step, old := range capturedIDs {
-		tasks[step] = newUUID()
-		pairs = append(pairs, old, tasks[step])
-	}
-	var m captured
-	if err := json.Unmarshal([]byte(strings.NewReplacer(pairs...).Replace(string(firstMessage))), &m); err != nil {
-		return nil, amqp.Publishing{}, err
-	}
-	headers := amqp.Table{}
-	for name, value := range m.Headers {
-		switch v := value.(type) {
-		case float64:
-			value = int32(v)
-		case map[string]any:
-			value = amqp.Table{}
-		}
-		headers[name] = value
-	}
-	return tasks, amqp.Publishing{
-		Headers: headers, ContentType: m.Properties.ContentType, ContentEncoding: m.Properties.ContentEncoding,
-		DeliveryMode: m.Properties.DeliveryMode, CorrelationId: m.Properties.CorrelationID, ReplyTo: m.Properties.ReplyTo, Body: m.Body,
-	}, nil
-}
-
 // limit sets Shape.LinkOption in the chain's link of the step that fails.
 func (r *run) limit() error {
 	if r.Shape.LinkOption == "" {
@@ -178,7 +115,7 @@ func (r run) follower(step string) (amqp.Publishing, error) {
 	embed := body[2].(map[string]any)
 	id := r.Tasks[step]
 	if step == "rollback" {
-		id, embed["chain"], embed["errbacks"] = newUUID(), nil, nil
+		id, embed["chain"], embed["errbacks"] = moonmind.NewID(), nil, nil
 	} else {
 		// The chain is stored with its next link last.
 		embed["chain"] = embed["chain"].([]any)[:len(steps)-2-slices.Index(steps, step)]
@@ -271,9 +208,9 @@ func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (ru
 
 // create inserts the rows of a run and makes its message.
 func (l *lane) create(ctx context.Context, s shape) (run, error) {
-	r := run{ID: newUUID(), Shape: s}
+	r := run{ID: moonmind.NewID(), Shape: s}
 	var err error
-	if r.Tasks, r.first, err = l.chain(r.ID); err != nil {
+	if r.Tasks, r.first, err = moonmind.Chain(l.queue, r.ID); err != nil {
 		return r, err
 	}
 	if err := r.limit(); err != nil {
@@ -287,29 +224,8 @@ func (l *lane) create(ctx context.Context, s shape) (run, error) {
 	if s.High {
 		priority = "high"
 	}
-	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `
-			WITH plan AS (
-			    INSERT INTO orchestrator_action_plans (id, steps, service_context)
-			    VALUES (gen_random_uuid(), $2::text::jsonb, jsonb_build_object('service', 'api', 'queue', $5::text)) RETURNING id
-			)
-			INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id)
-			SELECT $1, 'Keep going', 'api', $4::text::orchestratorrunpriority, 'pending', '{}', $3, plan.id FROM plan RETURNING queued_at`,
-			r.ID, string(plan), filepath.Join(l.artifacts, r.ID), priority, l.queue).Scan(&r.created)
-		if err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `
-			INSERT INTO spec_workflow_task_states
-			       (id, orchestrator_run_id, task_name, status, attempt, plan_step, plan_step_status, artifact_refs)
-			SELECT gen_random_uuid(), $1, step, 'queued', 1, step::orchestratorplanstep, 'pending', '[]'
-			FROM unnest($2::text[]) AS step`, r.ID, steps)
-		return err
-	})
-	if err != nil {
-		return r, fmt.Errorf("creating a run: %w", err)
-	}
-	return r, nil
+	r.created, err = moonmind.Create(ctx, l.pool, moonmind.Run{ID: r.ID, Queue: l.queue, Plan: plan, ArtifactRoot: filepath.Join(l.artifacts, r.ID), Priority: priority})
+	return r, err
 }
 
 // retry does what POST …/retry from the first step does: new attempts in the same
@@ -317,7 +233,7 @@ func (l *lane) create(ctx context.Context, s shape) (run, error) {
 func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 	again := run{ID: r.ID, Shape: s}
 	var err error
-	if again.Tasks, again.first, err = l.chain(r.ID); err != nil {
+	if again.Tasks, again.first, err = moonmind.Chain(l.queue, r.ID); err != nil {
 		return again, err
 	}
 	plan, err := l.plan(r.ID, s)
