@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os/exec"
 	"slices"
-	"strings"
 )
 
 // BuildCommand returns the command line that builds a service's image.
@@ -17,74 +16,6 @@ func BuildCommand(project, service string) []string {
 // no other.
 func UpCommand(project, service string) []string {
 	return []string{"docker", "compose", "--project-name", project, "up", "-d", "--no-deps", service}
-}
-
-// A Target says which project and service a compose command line acts on.
-type Target struct {
-	// Prefix is the command line before the subcommand: program and global
-	// options.
-	Prefix []string
-	// Project is the value of --project-name, or "" if there is none.
-	Project string
-	// Subcommand is build, up, and so on.
-	Subcommand string
-	// Service is the last argument, or "" if that is an option.
-	Service string
-}
-
-// globalValues are compose's global options that take a value as a separate
-// argument.
-var globalValues = []string{"-p", "--project-name", "-f", "--file", "--env-file", "--profile", "--project-directory", "--progress", "--ansi", "--parallel"}
-
-// ParseTarget parses a `docker compose …` or `docker-compose …` command line.
-// It returns false for every other program.
-func ParseTarget(argv []string) (Target, bool) {
-	rest, prefix := argv, 0
-	switch {
-	case len(argv) > 2 && argv[0] == "docker" && argv[1] == "compose":
-		prefix = 2
-	case len(argv) > 1 && argv[0] == "docker-compose":
-		prefix = 1
-	default:
-		return Target{}, false
-	}
-	var target Target
-	for i := prefix; i < len(argv); i++ {
-		word := argv[i]
-		if !strings.HasPrefix(word, "-") {
-			target.Prefix, target.Subcommand, rest = argv[:i:i], word, argv[i+1:]
-			break
-		}
-		name, value, joined := strings.Cut(word, "=")
-		if slices.Contains(globalValues, name) && !joined && i+1 < len(argv) {
-			i++
-			value = argv[i]
-		}
-		if name == "-p" || name == "--project-name" {
-			target.Project = value
-		}
-	}
-	if target.Subcommand == "" {
-		return Target{}, false
-	}
-	if len(rest) > 0 && !strings.HasPrefix(rest[len(rest)-1], "-") {
-		target.Service = rest[len(rest)-1]
-	}
-	return target, true
-}
-
-// ServicesCommand returns the command line that lists the services of the
-// target's project, one per line.
-func (t Target) ServicesCommand() []string {
-	return append(slices.Clone(t.Prefix), "config", "--services")
-}
-
-// ParseServices parses the output of [Target.ServicesCommand] and returns the
-// services in sorted order.
-func ParseServices(output string) []string {
-	services := strings.Fields(output)
-	slices.Sort(services)
-	return services
 }
 
 // Program says how to start compose on this machine.
@@ -101,10 +32,18 @@ type Program struct {
 // Resolve returns the command line to start in place of argv: with another
 // compose program as the fields say, otherwise argv itself.
 func (p Program) Resolve(argv []string) []string {
-	if len(argv) < 2 || argv[0] != "docker" || argv[1] != "compose" {
-		if len(argv) > 0 && argv[0] == "docker-compose" && p.Standalone != "" {
-			return append([]string{p.Standalone}, argv[1:]...)
+	at, isCompose := composeOptions(argv)
+	if !isCompose {
+		return argv
+	}
+	if argv[0] == "docker-compose" {
+		if p.Standalone == "" {
+			return argv
 		}
+		return append([]string{p.Standalone}, argv[1:]...)
+	}
+	options, taken := standaloneOptions(argv[1 : at-1])
+	if !taken {
 		return argv
 	}
 	standalone := p.Standalone
@@ -121,7 +60,7 @@ func (p Program) Resolve(argv []string) []string {
 			return argv
 		}
 	}
-	return append([]string{standalone}, argv[2:]...)
+	return slices.Concat([]string{standalone}, options, argv[at:])
 }
 
 // A State reads the state of containers. [Engine] implements it.

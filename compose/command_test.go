@@ -3,7 +3,6 @@ package compose_test
 import (
 	"errors"
 	"os/exec"
-	"reflect"
 	"strings"
 	"testing"
 
@@ -22,35 +21,6 @@ func TestCommandLines(t *testing.T) {
 		if got := strings.Join(test.got, " "); got != test.want {
 			t.Errorf("%s, want %s", got, test.want)
 		}
-	}
-}
-
-func TestTargetsAreRead(t *testing.T) {
-	t.Parallel()
-	for line, want := range map[string]string{
-		"docker compose --project-name p build api":           "p build api",
-		"docker compose --project-name=p up -d --no-deps w":   "p up w",
-		"docker-compose -p p -f a.yaml --progress plain up w": "p up w",
-		"docker compose build":                                " build ",
-		"docker compose --project-name p":                     "none",
-		"docker ps":                                           "none",
-		"git status --short":                                  "none",
-		"docker compose -p p up -d":                           "p up ",
-	} {
-		got := "none"
-		if target, ok := compose.ParseTarget(strings.Fields(line)); ok {
-			got = target.Project + " " + target.Subcommand + " " + target.Service
-		}
-		if got != want {
-			t.Errorf("%s: %q, want %q", line, got, want)
-		}
-	}
-	target, _ := compose.ParseTarget(strings.Fields("docker compose -f x.yaml -p p build api"))
-	if got := strings.Join(target.ServicesCommand(), " "); got != "docker compose -f x.yaml -p p config --services" {
-		t.Error(got)
-	}
-	if got := compose.ParseServices("web\nother\n"); !reflect.DeepEqual(got, []string{"other", "web"}) {
-		t.Error(got)
 	}
 }
 
@@ -77,6 +47,8 @@ func TestComposeIsFoundWhereItIs(t *testing.T) {
 		{compose.Program{Standalone: "/opt/c", LookPath: has("docker")}, "docker compose up", "/opt/c up"},
 		{compose.Program{Standalone: "/opt/c", LookPath: has()}, "docker-compose up", "/opt/c up"},
 		{compose.Program{Standalone: "/opt/c", LookPath: has()}, "docker ps", "docker ps"},
+		{compose.Program{Standalone: "/opt/c"}, "docker -D -c far --host tcp://h:1 --tlsverify=false compose -p p up", "/opt/c -D --context far --host tcp://h:1 -p p up"},
+		{compose.Program{Standalone: "/opt/c"}, "docker --config /x compose up", "docker --config /x compose up"},
 		{compose.Program{LookPath: func(string) (string, error) { return "", errors.New("other") }}, "docker compose up", "docker compose up"},
 	} {
 		if got := strings.Join(test.program.Resolve(strings.Fields(test.line)), " "); got != test.want {

@@ -67,10 +67,10 @@ func (s *stepRun) listOtherContainers(ctx context.Context, command []string) oth
 		s.log.Warn("cannot check that only the target was restarted: an earlier worker ran the command and did not end the step")
 		return b
 	}
-	if s.config.Engine == nil || !isCompose || line.Subcommand != "up" || line.Service == "" || line.Project == "" {
+	if s.config.Engine == nil || !isCompose || line.Subcommand != "up" || line.Service() == "" || line.Project == "" {
 		return b
 	}
-	b.project, b.service = line.Project, line.Service
+	b.project, b.service = line.Project, line.Service()
 	before, err := b.list(ctx)
 	if err != nil {
 		s.log.Warn("cannot check that only the target is restarted", "error", err)
@@ -130,7 +130,7 @@ const serviceListTimeout = 10 * time.Second
 // say: that the project has no such service, and which ones it has.
 func (s *stepRun) explain(ctx context.Context, workspace string, command []string, failure *Failure) {
 	line, isCompose := compose.ParseTarget(command)
-	if !isCompose || line.Service == "" || ctx.Err() != nil {
+	if !isCompose || line.Service() == "" || ctx.Err() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
@@ -141,7 +141,7 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 		return
 	}
 	services := compose.ParseServices(string(output.kept))
-	if len(services) == 0 || slices.Contains(services, line.Service) {
+	if len(services) == 0 || slices.Contains(services, line.Service()) {
 		return
 	}
 	project := line.Project
@@ -149,7 +149,7 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 		project = "in " + workspace
 	}
 	failure.Arg += fmt.Sprintf("\nService %q is not in the compose file of project %s. Services there: %s. The plan was made for another project, or COMPOSE_FILE points elsewhere",
-		line.Service, project, strings.Join(services, ", "))
+		line.Service(), project, strings.Join(services, ", "))
 }
 
 // limitedBuffer keeps the beginning of what is written to it and never fails.

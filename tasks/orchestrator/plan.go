@@ -78,8 +78,8 @@ func (p plan) target(known profile) (project, service string) {
 			if line.Project != "" {
 				project = line.Project
 			}
-			if line.Service != "" {
-				service = line.Service
+			if line.Service() != "" {
+				service = line.Service()
 			}
 			break
 		}
