@@ -92,6 +92,17 @@ type Container struct {
 	// Error is the engine's reason why the container did not start, or "".
 	Error     string
 	StartedAt time.Time
+
+	// Image is the image name that the container was created from.
+	Image string
+	// OOMKilled says that the last run ended because memory was exhausted.
+	OOMKilled bool
+	// HealthOutput is the output of the last health check, HealthExit its exit
+	// code: 0 for success, also without any.
+	HealthOutput string
+	HealthExit   int
+	// Network says where the container can be reached.
+	Network Network
 }
 
 // Containers implements [State]. It leaves out the one-off containers of
@@ -134,6 +145,17 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 			if state.Health != nil && state.Health.Status != "none" {
 				c.Health = string(state.Health.Status)
 			}
+			c.OOMKilled = state.OOMKilled
+			if state.Health != nil && len(state.Health.Log) > 0 {
+				last := state.Health.Log[len(state.Health.Log)-1]
+				c.HealthOutput, c.HealthExit = last.Output, last.ExitCode
+			}
+		}
+		if inspected.Container.Config != nil {
+			c.Image = inspected.Container.Config.Image
+		}
+		if c.Network, err = e.networkOf(ctx, inspected.Container); err != nil {
+			return nil, e.failed("inspect container "+item.ID, err)
 		}
 		containers = append(containers, c)
 	}

@@ -54,7 +54,11 @@ func TestContainersAreRead(t *testing.T) {
 				{"Id": "c", "Labels": {"com.docker.compose.service": "web"}}]`)
 		case "b/json":
 			fmt.Fprint(w, `{"Id": "b", "Name": "/p-web-1", "Image": "sha256:1", "RestartCount": 3, "State": {"Status": "running",
-				"ExitCode": 0, "StartedAt": "2026-01-14T09:30:00.5Z", "Health": {"Status": "unhealthy"}}, "Config": {"Tty": true}}`)
+				"ExitCode": 0, "StartedAt": "2026-01-14T09:30:00.5Z", "OOMKilled": true, "Health": {"Status": "unhealthy", "Log": [{"ExitCode": 0}, {"ExitCode": 7, "Output": "no"}]}},
+				"Config": {"Tty": true, "Image": "p-web"}, "HostConfig": {"NetworkMode": "container:d"}}`)
+		case "d/json":
+			fmt.Fprint(w, `{"Id": "d", "NetworkSettings": {"Networks": {"n": {"IPAddress": "172.18.0.3", "GlobalIPv6Address": ""}},
+				"Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "53/udp": [{"HostIp": "0.0.0.0", "HostPort": "53"}], "81/tcp": null}}}`)
 		case "b/logs":
 			fmt.Fprint(w, strings.Repeat("x", 100<<10)+"the end\n")
 		case "c/json":
@@ -70,7 +74,8 @@ func TestContainersAreRead(t *testing.T) {
 	if err != nil || len(containers) != 1 {
 		t.Fatalf("%+v, %v", containers, err)
 	}
-	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web ImageID:sha256:1 State:running Health:unhealthy ExitCode:0 Restarts:3 Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC}"; got != want {
+	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web ImageID:sha256:1 State:running Health:unhealthy ExitCode:0 Restarts:3 Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC "+
+		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]}}"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	tail, err := e.LogTail(t.Context(), "b", 20)

@@ -207,6 +207,8 @@ func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.R
 type fakeEngine struct {
 	containers func(call int, service string) ([]compose.Container, error)
 	log        string
+	images     map[string]string // ids by name
+	neighbours compose.Neighbourhood
 	mu         sync.Mutex
 	calls      int
 }
@@ -219,6 +221,18 @@ func (f *fakeEngine) Containers(_ context.Context, _, service string) ([]compose
 }
 
 func (f *fakeEngine) LogTail(context.Context, string, int) (string, error) { return f.log, nil }
+
+func (f *fakeEngine) ImageID(_ context.Context, name string) (string, error) {
+	id, found := f.images[name]
+	if !found {
+		return "", compose.ErrNoImage
+	}
+	return id, nil
+}
+
+func (f *fakeEngine) Neighbourhood(context.Context) (compose.Neighbourhood, error) {
+	return f.neighbours, nil
+}
 
 // testEnv is an Orchestrator with a workspace, programs of the test's own, and a
 // fake database.
