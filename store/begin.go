@@ -200,7 +200,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress}, nil
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, Change: seen.Change}, nil
 	}
 	v := decide(*seen, request)
 	if v.recheck != nil {
@@ -240,12 +240,12 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	progress, err := s.writeStart(ctx, tx, claim, request, v.deadClaims)
-	if err != nil {
+	start := Start{Claim: claim, Run: run, RunStarted: started, PreviousWorker: v.previousWorker}
+	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
-	return Start{Claim: claim, Run: run, RunStarted: started, Progress: progress, PreviousWorker: v.previousWorker}, nil
+	return start, nil
 }
 
 // queueFreeClaims takes claims from holders that are dead. The token changes, so
@@ -367,6 +367,16 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 		}
 		return rows.Err()
 	})
+	// Locked: RemoveChange removes what the record names under this lock.
+	batch.Queue(`
+		SELECT record::text, ran_elsewhere FROM mm_orchestrator.changes WHERE run_id = $1 FOR UPDATE`, request.RunID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := seen.Change.scan(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&seen.HoldsWorkspace)
 	})
@@ -421,12 +431,16 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 // faults docs/moonmind.md#c14, docs/moonmind.md#r3 and docs/moonmind.md#r5):
 // it resets the state row of the newest attempt, sets a pending run to running,
 // takes the claim, and takes deadClaims, also those of earlier attempts, from
-// their holders. It returns the progress of an attempt that was started before.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request BeginRequest, deadClaims []int64) (progress *Progress, err error) {
+// their holders. It sets start.Progress, for an attempt that was started before,
+// and start.Change.
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request BeginRequest, deadClaims []int64) error {
+	claim := start.Claim
 	batch := &pgx.Batch{}
 	if len(deadClaims) > 0 {
 		queueFreeClaims(batch, claim.RunID, deadClaims)
 	}
+	// First: it compares the state rows with the claims, which are written below.
+	queueStartChange(batch, start, clean(request.Queue), clean(request.Workspace(start.Run)))
 	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
 	// the API seeded, as both leave them.
 	batch.Queue(`
@@ -462,11 +476,11 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, claim Claim, request 
 		if err := row.Scan(&text); err != nil {
 			return err
 		}
-		progress, err = parseProgress(text)
+		var err error
+		start.Progress, err = parseProgress(text)
 		return err
 	})
-	err = tx.SendBatch(ctx, batch).Close()
-	return progress, err
+	return tx.SendBatch(ctx, batch).Close()
 }
 
 // ReleaseClaim gives up a claim whose step will not be finished here: the worker

@@ -96,6 +96,8 @@ type beginState struct {
 	OtherClaims []claimRow
 	// HoldsWorkspace says that the run holds a workspace.
 	HoldsWorkspace bool
+	// Change is what is recorded about the change of the run.
+	Change ChangeState
 	// JustRedelivered says that the broker delivered the message again a moment
 	// ago (deathLag). The database may not have noticed yet that the previous
 	// worker has died, so that holderAlive is not to be trusted.

@@ -43,7 +43,7 @@ func TestMigrateAnEmptyDatabase(t *testing.T) {
 			t.Errorf("planned %q, did %q", plan[i], done[i])
 		}
 	}
-	if len(plan) != 14 || len(done) != 14 {
+	if len(plan) != 15 || len(done) != 15 {
 		t.Errorf("planned %q, did %q", plan, done)
 	}
 	if again := migrate(t, s, everything); len(again) != 0 {
@@ -69,7 +69,7 @@ func TestOwnSchemaUpDownUp(t *testing.T) {
 	if len(first) < 8 {
 		t.Errorf("schema mm_orchestrator holds %v", first)
 	}
-	if report, err := s.RemoveOwnSchema(t.Context(), true); err != nil || len(report.Steps) != 6 || len(own()) != len(first) {
+	if report, err := s.RemoveOwnSchema(t.Context(), true); err != nil || len(report.Steps) != 7 || len(own()) != len(first) {
 		t.Errorf("dry: %v, %v", report, err)
 	}
 	if _, err := s.RemoveOwnSchema(t.Context(), false); err != nil {
@@ -150,7 +150,7 @@ func TestTwoMigrationsAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if steps != 14 {
+	if steps != 15 {
 		t.Errorf("%d steps in all, want those of one migration", steps)
 	}
 }

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -215,6 +216,27 @@ func TestNothingIsLeftBehind(t *testing.T) {
 					finish(t, a.s, claim, good(store.StepBuild))
 					if _, done := ask(t, a.other, shared(run, run, store.StepBuild, "t")).(store.Done); !done {
 						t.Error("the step has not ended")
+					}
+				}
+		})
+	})
+	t.Run("change", func(t *testing.T) {
+		t.Parallel()
+		a := newOutage(t)
+		a.everywhere(t, func(t *testing.T) (func() error, func(*testing.T, error)) {
+			run := a.Create(t, storetest.Seed{})
+			claim := starts(t, a.s, shared(run, run, store.StepBuild, "t"))
+			return func() error { return a.s.RecordChange(t.Context(), claim, json.RawMessage(`{"n":1}`)) },
+				func(t *testing.T, err error) {
+					a.hold(t)
+					if err == nil {
+						equal(t, "record", a.Rows(t, `SELECT record FROM mm_orchestrator.changes WHERE run_id = $1`, run),
+							[]storetest.Row{{"record": map[string]any{"n": 1.0}}})
+					}
+					recordChange(t, a.s, claim, `{"n":2}`)
+					finish(t, a.s, claim, good(store.StepBuild))
+					if next := begin(t, a.other, run, store.StepVerify, "v"); string(next.Change.Record) != `{"n":2}` {
+						t.Errorf("the next step gets %s", next.Change.Record)
 					}
 				}
 		})

@@ -63,6 +63,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("parked", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("revocations", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("workers", "SELECT", "INSERT", "UPDATE", "DELETE"),
+		own("changes", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)

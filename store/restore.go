@@ -3,12 +3,17 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// ownTableNames are the tables of schema mm_orchestrator that a worker needs.
-var ownTableNames = []string{"claims", "holds", "parked", "revocations", "workers"}
+// neededTables are the tables of schema mm_orchestrator that a worker needs, and the
+// version of the schema from which on they exist.
+var neededTables = []struct {
+	name  string
+	since int
+}{{"schema_versions", 0}, {"claims", 1}, {"holds", 2}, {"parked", 2}, {"revocations", 3}, {"workers", 5}, {"changes", 6}}
 
 // CheckOwnSchema checks that the schema mm_orchestrator exists in this program's
 // version or a newer one. Otherwise it returns ErrSchema, which says what to do.
@@ -17,26 +22,38 @@ func (s *Store) CheckOwnSchema(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
 	defer cancel()
 	doing := "look at schema mm_orchestrator of " + s.place
+	names := make([]string, len(neededTables))
+	for i, table := range neededTables {
+		names[i] = table.name
+	}
 	var schema bool
 	var missing []string
 	err := s.pool.QueryRow(ctx, `
 		SELECT to_regnamespace('mm_orchestrator') IS NOT NULL,
 		       ARRAY(SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass('mm_orchestrator.' || name) IS NULL)`,
-		append([]string{"schema_versions"}, ownTableNames...)).Scan(&schema, &missing)
+		names).Scan(&schema, &missing)
 	switch {
 	case err != nil:
 		return translate(doing, err)
 	case !schema:
 		return failure(ErrSchema, "database %s has no schema mm_orchestrator: run `mm-orchestrator migrate`", s.place)
-	case len(missing) > 0:
-		return failure(ErrSchema, "schema mm_orchestrator of %s has no table %s: drop the schema and run `mm-orchestrator migrate`", s.place, missing[0])
 	}
-	var version int
-	err = s.pool.QueryRow(ctx, `SELECT COALESCE(max(version), 0) FROM mm_orchestrator.schema_versions`).Scan(&version)
-	if err == nil && version < newestVersion() {
+	version := 0
+	if !slices.Contains(missing, "schema_versions") {
+		err = s.pool.QueryRow(ctx, `SELECT COALESCE(max(version), 0) FROM mm_orchestrator.schema_versions`).Scan(&version)
+		if err != nil {
+			return translate(doing, err)
+		}
+	}
+	for _, table := range neededTables {
+		if table.since <= version && slices.Contains(missing, table.name) {
+			return failure(ErrSchema, "schema mm_orchestrator of %s has no table %s: drop the schema and run `mm-orchestrator migrate`", s.place, table.name)
+		}
+	}
+	if version < newestVersion() {
 		return failure(ErrSchema, "schema mm_orchestrator of %s is of version %d, this program needs %d: run `mm-orchestrator migrate`", s.place, version, newestVersion())
 	}
-	return translate(doing, err)
+	return nil
 }
 
 // An issuedClaim is what the row of a claim has besides what [Claim] tells.

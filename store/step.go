@@ -105,6 +105,19 @@ type Start struct {
 	// PreviousWorker is the node name of the worker that ran the attempt last. It is
 	// "" if there is none, or if the answer to an earlier try was lost.
 	PreviousWorker string
+	// Change is what is known about the change of the run.
+	Change ChangeState
+}
+
+// ChangeState is what the database knows about the change of a run.
+type ChangeState struct {
+	// Record is what RecordChange stored last for the run, in any step and
+	// attempt; nil for nothing. Package change defines it.
+	Record json.RawMessage
+	// RunElsewhere says that patch, build or restart of the run was also run by a
+	// worker that keeps no record: a Python worker, or an older version. It stays
+	// set.
+	RunElsewhere bool
 }
 
 // Done: this task id, or this attempt of the step, has already ended. The caller

@@ -280,6 +280,8 @@ var leftOut = []struct {
 		"without a command they end before a redelivery arrives, or a stopping worker hands them back"},
 	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.ParkedTaken, faultpoint.ParkedPublished}, nil,
 		"which step reaches it depends on which run is first: kind crowd kills in any step"},
+	{[]faultpoint.Point{faultpoint.ChangeBefore, faultpoint.ChangeRecorded}, nil,
+		"a step whose programs are stand-ins records no change"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
 }
 

@@ -136,6 +136,10 @@ const (
 	FinishLocked    Point = "finish.locked"
 	FinishWritten   Point = "finish.written"
 	FinishCommitted Point = "finish.committed"
+	// ChangeBefore and ChangeRecorded are before and after the record of what the
+	// run changes is written and committed.
+	ChangeBefore   Point = "change.before"
+	ChangeRecorded Point = "change.recorded"
 	// ResultWritten: the Celery result is written and not committed.
 	ResultWritten Point = "result.written"
 	// ResultCommitted: other sessions see the result.
