@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,7 @@ import (
 type Steps interface {
 	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
 	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
+	RecordChange(ctx context.Context, claim store.Claim, record json.RawMessage) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	LockConfirmedAt() time.Time

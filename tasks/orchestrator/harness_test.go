@@ -46,6 +46,10 @@ type fakeSteps struct {
 	// and may refuse it.
 	recorded []store.Progress
 	record   func(context.Context) error
+	// change is what the database knows about the change of the run. recordChange,
+	// unless nil, is called before a record is kept and may refuse it.
+	change       store.ChangeState
+	recordChange func(context.Context) error
 	// releaseErrs are returned one after the other before a release succeeds.
 	releaseErrs []error
 	// silent says that the database has not answered since the step began.
@@ -80,6 +84,7 @@ func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.De
 		Run:        f.run,
 		OwnedAt:    time.Now(),
 		RunStarted: r.Step == store.StepAnalyze,
+		Change:     f.change,
 		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: 1, TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
 	}, nil
 }
@@ -111,6 +116,18 @@ func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.recorded = append(f.recorded, progress)
+	return nil
+}
+
+func (f *fakeSteps) RecordChange(ctx context.Context, _ store.Claim, record json.RawMessage) error {
+	if f.recordChange != nil {
+		if err := f.recordChange(ctx); err != nil {
+			return err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.change.Record = record
 	return nil
 }
 

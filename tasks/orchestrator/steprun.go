@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -38,6 +39,12 @@ type stepRun struct {
 	profile profile
 	place   artifacts.Directory
 	dir     *artifacts.Run
+	// record is what is recorded about the change of the run; saveRecord writes it.
+	// recorded is its text in the database, nil for nothing.
+	record   change.Record
+	recorded json.RawMessage
+	// ranElsewhere is [store.ChangeState].RunElsewhere.
+	ranElsewhere bool
 	// afterKill is what the function says.
 	afterKill    bool
 	runStartedAt time.Time
@@ -61,7 +68,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 			"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
 		failure = s.keepLog(begun.Run, failure)
 	} else {
-		succeeded, failure = s.performSafely(ctx, begun.Run)
+		succeeded, failure = s.performSafely(ctx, begun)
 	}
 	outcome := store.Outcome{Status: store.StepSucceeded, Message: succeeded.message, ArtifactRoot: s.place.RowPath}
 	files, payload := succeeded.files, succeeded.payload
@@ -98,7 +105,7 @@ type logPayload struct {
 }
 
 // performSafely turns a panic of perform into a failure.
-func (s *stepRun) performSafely(ctx context.Context, run store.Run) (result success, failure *Failure) {
+func (s *stepRun) performSafely(ctx context.Context, begun store.Start) (result success, failure *Failure) {
 	defer func() {
 		if value := recover(); value != nil {
 			stack := strings.ReplaceAll(string(debug.Stack()), "\t", "  ")
@@ -111,7 +118,7 @@ func (s *stepRun) performSafely(ctx context.Context, run store.Run) (result succ
 			s.log.Error("step panicked", "error", fmt.Sprint(value), "stack", stack)
 		}
 	}()
-	return s.perform(ctx, run)
+	return s.perform(ctx, begun.Run, begun.Change)
 }
 
 // open reads the step's part of the plan and opens the run's directory.
@@ -158,7 +165,7 @@ func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
 
 // perform does the same checks as the Python worker, in the same order, and runs
 // the step.
-func (s *stepRun) perform(ctx context.Context, run store.Run) (success, *Failure) {
+func (s *stepRun) perform(ctx context.Context, run store.Run, known store.ChangeState) (success, *Failure) {
 	if failure := s.open(run); failure != nil {
 		return success{}, failure
 	}
@@ -181,6 +188,9 @@ func (s *stepRun) perform(ctx context.Context, run store.Run) (success, *Failure
 	if cause := context.Cause(ctx); errors.As(cause, &errRevoked{}) {
 		// Revoked between two steps: do not begin this one.
 		return success{}, commandError(cause.Error())
+	}
+	if failure := s.loadRecord(known); failure != nil {
+		return success{}, failure
 	}
 	switch s.step {
 	case store.StepAnalyze:

@@ -1,0 +1,84 @@
+package orchestrator
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// maxRecordWait is the longest pause between two attempts to write the record of a
+// run's change.
+const maxRecordWait = 5 * time.Second
+
+// loadRecord reads what is recorded about the change of the run.
+func (s *stepRun) loadRecord(known store.ChangeState) *Failure {
+	record, err := change.Decode(known.Record)
+	if err != nil {
+		return unexpected(err)
+	}
+	s.record, s.recorded, s.ranElsewhere = record, known.Record, known.RunElsewhere
+	return nil
+}
+
+// saveRecord records s.record. Call it before the act that the record describes,
+// and do not act if it returns a failure.
+//
+//   - While the database is unavailable it waits, as the act must not come first.
+//     The wait ends with ctx.
+//   - If another worker has taken the step over, it ends the step's work.
+//   - A record that has not changed is not written again.
+func (s *stepRun) saveRecord(ctx context.Context) *Failure {
+	text, err := s.record.Encode()
+	if err != nil {
+		return unexpected(err)
+	}
+	if bytes.Equal(text, s.recorded) {
+		return nil
+	}
+	pause, logged := recordPause, false
+	for {
+		if cause := context.Cause(ctx); cause != nil {
+			return recordEnded(cause)
+		}
+		attempt, cancel := context.WithTimeout(ctx, s.config.FinishTimeout)
+		err := s.config.Steps.RecordChange(attempt, s.journal.claim, text)
+		cancel()
+		switch {
+		case err == nil:
+			s.recorded = text
+			return nil
+		case context.Cause(ctx) != nil:
+			return recordEnded(context.Cause(ctx))
+		case errors.Is(err, store.ErrClaimLost):
+			s.log.Warn("step was taken over by another worker, ending it here", "error", err)
+			s.journal.claimLost(err)
+			return recordEnded(err)
+		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrSchema) && !errors.Is(err, context.DeadlineExceeded):
+			return unexpected(fmt.Errorf("what the step changes cannot be recorded, so that it changes nothing more: %w", err))
+		}
+		if !logged {
+			s.log.Error("what the step changes cannot be recorded yet, waiting for the database before it goes on", "error", err)
+			logged = true
+		}
+		over := stall.FromContext(ctx).Wait()
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		over()
+		pause = min(2*pause, maxRecordWait)
+	}
+}
+
+// recordEnded is the failure of a step that ends before the record is written.
+func recordEnded(cause error) *Failure {
+	return commandError(fmt.Sprintf("The step was ended before it could record what it changes: %s", cause))
+}
