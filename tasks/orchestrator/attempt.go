@@ -20,75 +20,90 @@ func (e errStepTimeLimit) Error() string {
 	return fmt.Sprintf("the step took longer than its limit of %s", e.limit)
 }
 
-// start runs a step whose claim this worker has, and records its end.
-func (o *Orchestrator) start(ctx context.Context, log *slog.Logger, request Request, begun store.Start, isLimit func(error) bool) (Result, error) {
-	log = log.With("attempt", begun.Claim.Attempt)
-	log.Info("step started", "service", begun.Run.TargetService, "starts", begun.Claim.Starts)
-	o.config.Metrics.StepStarted(string(begun.Claim.Step))
-	if begun.RunStarted {
-		o.config.Metrics.RunStatus(string(store.RunRunning))
-	}
+// An attempt is one start of a step under a claim that this worker holds. It ends
+// with a record of the step's end, or with the claim given up.
+type attempt struct {
+	*Orchestrator
+	request Request
+	begun   store.Start
+	// isLimit is that of Execute.
+	isLimit func(error) bool
+	log     *slog.Logger
+}
+
+// run works on the step and records its end.
+func (a *attempt) run(ctx context.Context) (Result, error) {
+	claim := a.begun.Claim
+	a.logStart()
 
 	work, cancel := ctx, context.CancelFunc(func() {})
-	if limit := o.config.StepTimeLimit; limit > 0 {
+	if limit := a.config.StepTimeLimit; limit > 0 {
 		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
 	}
-	faultpoint.Hit(faultpoint.StepBegun, begun.Claim.RunID, string(begun.Claim.Step))
-	work, claimLost, unwatchClaim := o.endWhenTakenOver(work, begun.Claim)
+	faultpoint.Hit(faultpoint.StepBegun, claim.RunID, string(claim.Step))
+	work, claimLost, unwatchClaim := a.endWhenTakenOver(work, claim)
 	defer unwatchClaim()
-	journal := o.openJournal(log, begun, claimLost)
-	work, unwatchIsolation := o.endWhenIsolated(work, log, request, begun)
-	work, unwatchRevocation := o.endWhenRevoked(work, begun.Claim)
-	if afterKill(begun.Claim) {
+	journal := a.openJournal(a.log, a.begun, claimLost)
+	work, unwatchIsolation := a.endWhenIsolated(work, a.log, a.request, a.begun)
+	work, unwatchRevocation := a.endWhenRevoked(work, claim)
+	if afterKill(claim) {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.
-		processes.EndOtherWorkersPrograms(log, begun.Claim.RunID)
+		processes.EndOtherWorkersPrograms(a.log, claim.RunID)
 	}
 	stall.FromContext(ctx).Progress("working")
-	outcome := o.work(work, log, begun, journal)
+	outcome := a.work(work, a.log, a.begun, journal)
 	unwatchRevocation()
 	journal.close()
 	unwatchIsolation()
 	unwatchClaim()
 	revokedOutcome(work, &outcome)
-	faultpoint.Hit(faultpoint.StepWorked, begun.Claim.RunID, string(begun.Claim.Step))
+	faultpoint.Hit(faultpoint.StepWorked, claim.RunID, string(claim.Step))
 	cancel()
-	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && (isLimit == nil || !isLimit(cause)) {
+	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && !a.isLimit(cause) {
 		// The worker stops: another one continues the step.
-		o.release(ctx, log, begun.Claim)
+		a.release(ctx)
 		return Result{}, cause
 	}
 	if isolated := (errIsolated{}); errors.As(context.Cause(work), &isolated) && outcome.Status == store.StepFailed {
-		log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", isolated)
-		if err := o.releaseUntilDone(ctx, log, begun.Claim); err != nil {
-			return Result{}, err
-		}
-		return Result{}, &HandBackError{Reason: isolated.Error()}
+		return Result{}, a.handBack(ctx, isolated)
 	}
-	finished, err := o.finish(ctx, log, request, begun.Claim, &outcome, isLimit)
+	finished, err := a.finish(ctx, &outcome)
 	if err != nil {
 		return Result{}, err
 	}
+	a.logEnd(ctx, outcome, finished)
+	return answer(outcome)
+}
 
-	took := max(0, outcome.FinishedAt.Sub(begun.Claim.StartedAt))
+func (a *attempt) logStart() {
+	a.log.Info("step started", "service", a.begun.Run.TargetService, "starts", a.begun.Claim.Starts)
+	a.config.Metrics.StepStarted(string(a.begun.Claim.Step))
+	if a.begun.RunStarted {
+		a.config.Metrics.RunStatus(string(store.RunRunning))
+	}
+}
+
+// logEnd also publishes the messages that waited for this end.
+func (a *attempt) logEnd(ctx context.Context, outcome store.Outcome, finished store.Finished) {
+	took := max(0, outcome.FinishedAt.Sub(a.begun.Claim.StartedAt))
 	succeeded := outcome.Status == store.StepSucceeded
-	o.config.Metrics.StepFinished(string(begun.Claim.Step), succeeded, took)
+	a.config.Metrics.StepFinished(string(a.begun.Claim.Step), succeeded, took)
 	switch {
 	case finished.RunEnded:
-		o.config.Metrics.RunFinished(string(finished.Status), finished.Duration)
+		a.config.Metrics.RunFinished(string(finished.Status), finished.Duration)
 	case !succeeded:
-		o.config.Metrics.RunStatus(string(finished.Status))
+		a.config.Metrics.RunStatus(string(finished.Status))
 	}
 	attributes := []any{"took", took.Round(time.Millisecond), "run_status", string(finished.Status)}
 	if succeeded {
-		log.Info("step succeeded", append(attributes, "message", outcome.Message)...)
+		a.log.Info("step succeeded", append(attributes, "message", outcome.Message)...)
 	} else {
-		log.Error("step failed", append(attributes, "error", outcome.Message)...)
+		a.log.Error("step failed", append(attributes, "error", outcome.Message)...)
 	}
 	if finished.ParkedReady {
-		o.publishReady(ctx, log)
+		a.publishReady(ctx, a.log)
 	}
-	return answer(outcome)
 }
 
 // afterKill says that a program of the run may have been killed before this start
@@ -100,96 +115,118 @@ func afterKill(claim store.Claim) bool {
 // finish records the outcome, or another one that says why it cannot be
 // recorded. While the database is unavailable, or lacks a table that an operator
 // can create again, finish waits: a step that is not recorded would be run again.
-// A time limit does not end the wait, because the rollback that follows it
-// depends on the record.
-func (o *Orchestrator) finish(ctx context.Context, log *slog.Logger, request Request, claim store.Claim, outcome *store.Outcome, isLimit func(error) bool) (store.Finished, error) {
-	pause, logged, replaced := 100*time.Millisecond, false, false
-	ended := ctx.Done()
-	for {
-		outcome.NothingFollows = request.NoNext
-		if outcome.Status == store.StepFailed {
-			outcome.NothingFollows = request.NoErrback
-		}
-		stall.FromContext(ctx).Progress("recording its end")
-		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
-		finished, err := o.config.Steps.FinishStep(attempt, claim, *outcome)
-		cancel()
-		switch {
-		case err == nil:
-			faultpoint.Hit(faultpoint.FinishAfter, claim.RunID, string(claim.Step))
-			return finished, nil
-		case errors.Is(err, store.ErrClaimLost):
-			log.Warn("step was taken over or retried, its end is not recorded", "status", string(outcome.Status), "error", err)
-			o.publishReady(ctx, log) // the retry waits for this end
-			return store.Finished{}, ErrStop
-		case errors.Is(err, store.ErrInvalid) && !replaced:
-			// The tables can never store it, and running the step again would not
-			// change that.
-			log.Error("end of step cannot be recorded as it is", "status", string(outcome.Status), "error", err)
-			failure := unexpected(fmt.Errorf("the end of the step (%s: %s) cannot be recorded: %w", outcome.Status, cut(outcome.Message), err))
-			*outcome = store.Outcome{
-				Status: store.StepFailed, Message: o.clean(failure.Error()), FinishedAt: outcome.FinishedAt,
-				ErrorType: failure.Type, ErrorModule: failure.Module, Traceback: o.clean(failure.traceback()),
-			}
-			replaced = true
-			continue
-		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrSchema) && !errors.Is(err, context.DeadlineExceeded):
-			o.release(ctx, log, claim)
-			log.Error("end of step cannot be recorded, handing the message back", "error", err)
-			return store.Finished{}, &HandBackError{After: o.config.HandBackDelay, Reason: err.Error()}
+func (a *attempt) finish(ctx context.Context, outcome *store.Outcome) (finished store.Finished, err error) {
+	until, cancel := a.untilWorkerStops(ctx)
+	defer cancel()
+	logged := false
+	ended := retryWrite(until, a.config.HandBackDelay, func() bool {
+		finished, err = a.record(ctx, outcome)
+		if err == nil || !mayRecover(err) {
+			return true
 		}
 		if !logged {
-			log.Error("end of step cannot be recorded yet, waiting for the database", "error", err)
+			a.log.Error("end of step cannot be recorded yet, waiting for the database", "error", err)
 			logged = true
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-			pause = min(2*pause, o.config.HandBackDelay)
-		case <-ended:
-			timer.Stop()
-			if isLimit != nil && isLimit(context.Cause(ctx)) {
-				ended = nil
-				continue
-			}
-			o.release(ctx, log, claim)
-			return store.Finished{}, context.Cause(ctx)
-		}
+		return false
+	})
+	switch {
+	case !ended:
+		a.release(ctx)
+		return store.Finished{}, context.Cause(until)
+	case err == nil:
+		faultpoint.Hit(faultpoint.FinishAfter, a.begun.Claim.RunID, string(a.begun.Claim.Step))
+		return finished, nil
+	case errors.Is(err, store.ErrClaimLost):
+		a.log.Warn("step was taken over or retried, its end is not recorded", "status", string(outcome.Status), "error", err)
+		a.publishReady(ctx, a.log) // the retry waits for this end
+		return store.Finished{}, ErrStop
 	}
+	a.release(ctx)
+	a.log.Error("end of step cannot be recorded, handing the message back", "error", err)
+	return store.Finished{}, &HandBackError{After: a.config.HandBackDelay, Reason: err.Error()}
 }
 
-// release gives up the claim on a step that this worker will not finish.
-func (o *Orchestrator) release(ctx context.Context, log *slog.Logger, claim store.Claim) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
+// record tries once to record the outcome. If the tables can never store it, it
+// records a failure in its place: running the step again would not change that.
+func (a *attempt) record(ctx context.Context, outcome *store.Outcome) (store.Finished, error) {
+	stall.FromContext(ctx).Progress("recording its end")
+	finished, err := a.finishStep(ctx, outcome)
+	if !errors.Is(err, store.ErrInvalid) {
+		return finished, err
+	}
+	a.log.Error("end of step cannot be recorded as it is", "status", string(outcome.Status), "error", err)
+	failure := unexpected(fmt.Errorf("the end of the step (%s: %s) cannot be recorded: %w", outcome.Status, cut(outcome.Message), err))
+	*outcome = store.Outcome{
+		Status: store.StepFailed, Message: a.clean(failure.Error()), FinishedAt: outcome.FinishedAt,
+		ErrorType: failure.Type, ErrorModule: failure.Module, Traceback: a.clean(failure.traceback()),
+	}
+	return a.finishStep(ctx, outcome)
+}
+
+func (a *attempt) finishStep(ctx context.Context, outcome *store.Outcome) (store.Finished, error) {
+	outcome.NothingFollows = a.request.NoNext
+	if outcome.Status == store.StepFailed {
+		outcome.NothingFollows = a.request.NoErrback
+	}
+	ctx, cancel := a.writeContext(ctx)
 	defer cancel()
-	faultpoint.Hit(faultpoint.ReleaseBefore, claim.RunID, string(claim.Step))
-	if err := o.config.Steps.ReleaseClaim(ctx, claim); err != nil {
-		log.Warn("claim on step cannot be released", "error", err)
-	}
-	faultpoint.Hit(faultpoint.ReleaseAfter, claim.RunID, string(claim.Step))
+	return a.config.Steps.FinishStep(ctx, a.begun.Claim, *outcome)
 }
 
-// releaseUntilDone releases the claim of a step whose worker was isolated, and
-// retries until the database is available or ctx ends. A claim that is never
+// handBack releases the claim of a step whose worker was isolated, and retries
+// until the database is available or the worker stops. A claim that is never
 // released would make the step wait until this worker ends. Until then the
 // message stays unacknowledged, if its connection has survived. If another
 // worker has taken the step over, the release changes nothing.
-func (o *Orchestrator) releaseUntilDone(ctx context.Context, log *slog.Logger, claim store.Claim) error {
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, o.config.HandBackDelay) {
+func (a *attempt) handBack(ctx context.Context, isolated error) error {
+	a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", isolated)
+	until, cancel := a.untilWorkerStops(ctx)
+	defer cancel()
+	var err error
+	if !retryWrite(until, a.config.HandBackDelay, func() bool {
 		stall.FromContext(ctx).Progress("releasing its claim")
-		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
-		err := o.config.Steps.ReleaseClaim(attempt, claim)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			log.Warn("claim on step cannot be released", "error", err)
-			return context.Cause(ctx)
-		}
+		err = a.releaseClaim(ctx)
+		return err == nil
+	}) {
+		a.log.Warn("claim on step cannot be released", "error", err)
+		return context.Cause(until)
 	}
+	return &HandBackError{Reason: isolated.Error()}
+}
+
+// release tries once to give up the claim on a step that this worker will not
+// finish.
+func (a *attempt) release(ctx context.Context) {
+	if err := a.releaseClaim(ctx); err != nil {
+		a.log.Warn("claim on step cannot be released", "error", err)
+	}
+}
+
+func (a *attempt) releaseClaim(ctx context.Context) error {
+	ctx, cancel := a.writeContext(ctx)
+	defer cancel()
+	claim := a.begun.Claim
+	faultpoint.Hit(faultpoint.ReleaseBefore, claim.RunID, string(claim.Step))
+	err := a.config.Steps.ReleaseClaim(ctx, claim)
+	faultpoint.Hit(faultpoint.ReleaseAfter, claim.RunID, string(claim.Step))
+	return err
+}
+
+// writeContext is that of one write to the database. It outlives ctx: the end of
+// the step is recorded also when the worker stops.
+func (a *attempt) writeContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), a.config.FinishTimeout)
+}
+
+// untilWorkerStops ends with ctx, but not at a time limit: the rollback that
+// follows it depends on the record.
+func (a *attempt) untilWorkerStops(ctx context.Context) (context.Context, context.CancelFunc) {
+	until, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	detach := context.AfterFunc(ctx, func() {
+		if cause := context.Cause(ctx); !a.isLimit(cause) {
+			cancel(cause)
+		}
+	})
+	return until, func() { detach(); cancel(nil) }
 }

@@ -80,6 +80,9 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	if err != nil {
 		return Result{}, valueError("badly formed hexadecimal UUID string")
 	}
+	if isLimit == nil {
+		isLimit = func(error) bool { return false }
+	}
 	log := o.log.With("run_id", runID, "step", string(step), "task_id", request.TaskID)
 	activity := o.stalls.Start("step "+string(step)+" of run "+runID, "asking the database whether to begin")
 	defer activity.End()
@@ -95,7 +98,8 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	faultpoint.Hit(faultpoint.StepDecided, runID, string(step))
 	switch decision := decision.(type) {
 	case store.Start:
-		return o.start(ctx, log, request, decision, isLimit)
+		a := &attempt{Orchestrator: o, request: request, begun: decision, isLimit: isLimit, log: log.With("attempt", decision.Claim.Attempt)}
+		return a.run(ctx)
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, returning its recorded outcome", "status", string(decision.Outcome.Status))

@@ -50,8 +50,10 @@ type fakeSteps struct {
 	// unless nil, is called before a record is kept and may refuse it.
 	change       store.ChangeState
 	recordChange func(context.Context) error
-	// releaseErrs are returned one after the other before a release succeeds.
+	// releaseErrs are returned one after the other before a release succeeds;
+	// onRelease, unless nil, is called before each.
 	releaseErrs []error
+	onRelease   func()
 	// silent says that the database has not answered since the step began.
 	silent bool
 	// takenOver says that another worker has the step. Nil means false.
@@ -132,6 +134,9 @@ func (f *fakeSteps) RecordChange(ctx context.Context, _ store.Claim, record json
 }
 
 func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
+	if f.onRelease != nil {
+		f.onRelease()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.releaseErrs) > 0 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 // confirmingSteps is a database whose last confirmation of the lock the test sets.
@@ -158,8 +159,18 @@ func TestIsolatedAfterIsBelowTheTakeoverGrace(t *testing.T) {
 
 // When a worker is isolated, the command is killed without a grace, no end is
 // recorded, and the claim is released when the database is available again.
+// A time limit of the message that passes meanwhile changes nothing of that.
 func TestAStepOfAnIsolatedWorkerIsHandedBack(t *testing.T) {
 	t.Parallel()
+	for name, limit := range map[string]bool{"": false, "after a time limit": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testIsolatedHandBack(t, limit)
+		})
+	}
+}
+
+func testIsolatedHandBack(t *testing.T, limit bool) {
 	b := newTestEnv(t)
 	b.repository()
 	b.config.KillGrace, b.config.IsolatedAfter = time.Hour, 200*time.Millisecond
@@ -171,6 +182,11 @@ func TestAStepOfAnIsolatedWorkerIsHandedBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, end := context.WithCancelCause(t.Context())
+	defer end(nil)
+	if limit {
+		b.steps.onRelease = func() { end(worker.ErrSoftTimeLimit) }
+	}
 	var asked atomic.Int32
 	stillUnacked := func(context.Context) error {
 		asked.Add(1)
@@ -180,7 +196,7 @@ func TestAStepOfAnIsolatedWorkerIsHandedBack(t *testing.T) {
 		}
 		return errUnreachable
 	}
-	_, err = o.Execute(t.Context(), Request{RunID: testRun, Step: "build", TaskID: "task-1", StillUnacked: stillUnacked}, nil)
+	_, err = o.Execute(ctx, Request{RunID: testRun, Step: "build", TaskID: "task-1", StillUnacked: stillUnacked}, isTimeLimit)
 	var back *HandBackError
 	if !errors.As(err, &back) {
 		t.Fatalf("%v, want the message handed back", err)

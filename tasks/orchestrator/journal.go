@@ -20,9 +20,8 @@ const (
 	// recordTimeout is how long a step waits until the end of a command is
 	// recorded. After that it continues, and catchUp tries again.
 	recordTimeout = time.Second
-	// The pause between two attempts of catchUp doubles from recordPause to
-	// maxRecordPause.
-	recordPause    = 100 * time.Millisecond
+	// maxRecordPause is the longest pause between two attempts to record what a
+	// step has done or is about to do.
 	maxRecordPause = 5 * time.Second
 )
 
@@ -154,38 +153,30 @@ func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 	case j.closed.Err() != nil:
 		return true
 	}
-	retry := errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
+	retry := mayRecover(err)
 	j.log.Warn("end of a command is not recorded, the command would run again if the worker died now", "commands", progress.Commands, "retry", retry, "error", err)
 	return !retry
 }
 
 // catchUp retries until the latest progress is recorded or the journal is closed.
 func (j *journal) catchUp() {
-	pause := recordPause
-	for {
-		timer := time.NewTimer(pause)
-		select {
-		case <-j.closed.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
+	retryWrite(j.closed, maxRecordPause, func() bool {
+		for {
+			j.mu.Lock()
+			progress := j.latest
+			j.mu.Unlock()
+			if !j.record(j.closed, progress) {
+				return false
+			}
+			j.mu.Lock()
+			j.behind = progress != j.latest
+			behind := j.behind
+			j.mu.Unlock()
+			if !behind {
+				return true
+			}
 		}
-		j.mu.Lock()
-		progress := j.latest
-		j.mu.Unlock()
-		if !j.record(j.closed, progress) {
-			pause = min(2*pause, maxRecordPause)
-			continue
-		}
-		j.mu.Lock()
-		done := progress == j.latest
-		j.behind = !done
-		j.mu.Unlock()
-		if done {
-			return
-		}
-		pause = 0
-	}
+	})
 }
 
 // startLog starts the log of a step that runs commands, or continues the log of

@@ -5,16 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/change"
-	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
-
-// maxRecordWait is the longest pause between two attempts to write the record of a
-// run's change.
-const maxRecordWait = 5 * time.Second
 
 // loadRecord reads what is recorded about the change of the run.
 func (s *stepRun) loadRecord(known store.ChangeState) *Failure {
@@ -41,41 +35,35 @@ func (s *stepRun) saveRecord(ctx context.Context) *Failure {
 	if bytes.Equal(text, s.recorded) {
 		return nil
 	}
-	pause, logged := recordPause, false
-	for {
-		if cause := context.Cause(ctx); cause != nil {
-			return recordEnded(cause)
-		}
+	if cause := context.Cause(ctx); cause != nil {
+		return recordEnded(cause)
+	}
+	logged := false
+	retryWrite(ctx, maxRecordPause, func() bool {
 		attempt, cancel := context.WithTimeout(ctx, s.config.FinishTimeout)
-		err := s.config.Steps.RecordChange(attempt, s.journal.claim, text)
-		cancel()
-		switch {
-		case err == nil:
-			s.recorded = text
-			return nil
-		case context.Cause(ctx) != nil:
-			return recordEnded(context.Cause(ctx))
-		case errors.Is(err, store.ErrClaimLost):
-			s.log.Warn("step was taken over by another worker, ending it here", "error", err)
-			s.journal.claimLost(err)
-			return recordEnded(err)
-		case !errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrSchema) && !errors.Is(err, context.DeadlineExceeded):
-			return unexpected(fmt.Errorf("what the step changes cannot be recorded, so that it changes nothing more: %w", err))
+		defer cancel()
+		err = s.config.Steps.RecordChange(attempt, s.journal.claim, text)
+		if !mayRecover(err) || ctx.Err() != nil {
+			return true
 		}
 		if !logged {
 			s.log.Error("what the step changes cannot be recorded yet, waiting for the database before it goes on", "error", err)
 			logged = true
 		}
-		over := stall.FromContext(ctx).Wait()
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-		over()
-		pause = min(2*pause, maxRecordWait)
+		return false
+	})
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		s.recorded = text
+		return nil
+	case cause != nil:
+		return recordEnded(cause)
+	case errors.Is(err, store.ErrClaimLost):
+		s.log.Warn("step was taken over by another worker, ending it here", "error", err)
+		s.journal.claimLost(err)
+		return recordEnded(err)
 	}
+	return unexpected(fmt.Errorf("what the step changes cannot be recorded, so that it changes nothing more: %w", err))
 }
 
 // recordEnded is the failure of a step that ends before the record is written.

@@ -1,0 +1,40 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// firstRetryPause is the pause before the second call of retryWrite.
+const firstRetryPause = 100 * time.Millisecond
+
+// retryWrite calls write until it returns true, for a record that must not be
+// lost. The pauses between the calls double from firstRetryPause to longest. It
+// returns false if ctx has ended after a call that returned false; ctx does not
+// interrupt write, which bounds itself.
+func retryWrite(ctx context.Context, longest time.Duration, write func() (done bool)) bool {
+	for pause := min(firstRetryPause, longest); !write(); pause = min(2*pause, longest) {
+		over := stall.FromContext(ctx).Wait()
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		over()
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// mayRecover says that the same write may succeed later: the database is
+// unavailable or slow, or lacks a table that an operator can create again.
+func mayRecover(err error) bool {
+	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
+}
