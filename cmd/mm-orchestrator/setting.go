@@ -62,13 +62,14 @@ const (
 	topicDatabase topic = "Database"
 	topicFiles    topic = "Workspace and artifacts"
 	topicSteps    topic = "Steps"
+	topicChanges  topic = "Changes and rollback"
 	topicStart    topic = "Start"
 	topicProcess  topic = "Process"
 	topicMetrics  topic = "Metrics and health"
 )
 
 // topics are all topics, in the order of the help texts.
-var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicStart, topicProcess, topicMetrics}
+var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicChanges, topicStart, topicProcess, topicMetrics}
 
 // redact removes the secrets from a value of s.
 func (s setting) redact(text string) string {

@@ -59,6 +59,14 @@ type configuration struct {
 	MaxStarts  int
 	LostGrace  time.Duration
 
+	// Rollback is restore or commands.
+	Rollback   string
+	AllowDrift bool
+	// KeepChanges is how long the record of an ended run's change is kept.
+	KeepChanges time.Duration
+	// BaselineFileLimit and BaselineLimit are in MiB.
+	BaselineFileLimit, BaselineLimit int
+
 	Node          string
 	LogLevel      slog.Level
 	LogFormat     string
@@ -495,6 +503,45 @@ var settings = []setting{
 		help: "A run that holds the workspace is lost if no worker has its message and the queue is empty, for example after a purge. After this time the run fails and is rolled back, and the next run gets the workspace. " +
 			"The time does not start while a consumer that is not a worker of this program is on the queue. It must be longer than RabbitMQ takes to notice that a worker's machine has failed, which is up to 2 minutes.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.LostGrace }, time.Second),
+	},
+
+	{
+		flag: "rollback", form: "restore|commands", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_ROLLBACK"),
+		def:  "restore",
+		help: "What a rollback does. restore: it undoes what the run has changed, and nothing else: files go back to their content before the run, the service to its image before the run, without a build. " +
+			"commands: it runs the commands of the plan, as the Python worker does. MoonMind's plans reset the repository to its last commit, which deletes uncommitted work, and build the image again.",
+		read: readChoice(func(c *configuration) *string { return &c.Rollback }, "restore", "commands"),
+	},
+	{
+		flag: "allow-drift", form: "true|false", boolean: true, topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_ALLOW_DRIFT"),
+		def:  "false",
+		help: "Whether a retry that begins after patch may use the workspace although somebody has edited files of the run's change since. With false the step fails and lists these files. " +
+			"With true the retry builds and deploys them as they are.",
+		read: readBool(func(c *configuration) *bool { return &c.AllowDrift }),
+	},
+	{
+		flag: "keep-changes", form: "duration", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_KEEP_CHANGES"),
+		def:  "168h",
+		help: "How long the worker keeps what is needed to take back the change of a run, after the run has ended: the record in the database, the content in git, and the container that keeps the old image. " +
+			"A retry of a run that was rolled back needs it too. Work of somebody else that a rollback has set aside is kept until `mm-orchestrator changes remove`.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.KeepChanges }, time.Minute),
+	},
+	{
+		flag: "baseline-file-limit", form: "MiB", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_BASELINE_FILE_LIMIT"),
+		def:  "64",
+		help: "The largest file, in MiB, that is copied before a run if git does not track it. Of a larger one only size, mode and modification time are recorded: a rollback notices that the run has changed it, and cannot restore it.",
+		read: readNumber(func(c *configuration) *int { return &c.BaselineFileLimit }, 0, 1<<20),
+	},
+	{
+		flag: "baseline-limit", form: "MiB", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_BASELINE_LIMIT"),
+		def:  "512",
+		help: "How much is copied before a run of all files together that git does not track, in MiB. Beyond that only size, mode and modification time are recorded, as for a file that is too large.",
+		read: readNumber(func(c *configuration) *int { return &c.BaselineLimit }, 0, 1<<20),
 	},
 
 	{

@@ -101,6 +101,8 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
+		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges,
+		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
 	})
 	if err != nil {
 		return &configError{err.Error()}
@@ -144,4 +146,13 @@ func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (
 			"default", metrics.DefaultAddress, "listen", listener.Addr())
 	}
 	return listener, err
+}
+
+// baselineBytes converts a limit in MiB to bytes for a field of
+// [orchestrator.Config], in which 0 is the default and a negative number none.
+func baselineBytes(n int) int64 {
+	if n == 0 {
+		return -1
+	}
+	return int64(n) << 20
 }

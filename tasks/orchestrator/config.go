@@ -121,6 +121,20 @@ type Config struct {
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration
 
+	// RollbackCommands makes a rollback run the commands of the plan, as MoonMind
+	// does, instead of undoing what the run has changed.
+	RollbackCommands bool
+	// AllowDrift lets a retry that begins after patch use a workspace in which
+	// somebody has edited files of the run's change since.
+	AllowDrift bool
+	// KeepChanges is how long after its end a run's record is kept, with the refs
+	// and the pin that it names. Defaults to 7 days.
+	KeepChanges time.Duration
+	// BaselineFileLimit is the largest file in bytes that the baseline contains if
+	// git does not track it, BaselineLimit the most of all such files together.
+	// Negative means none. They default to 64 and 512 MiB.
+	BaselineFileLimit, BaselineLimit int64
+
 	// SweepInterval is the time between two sweeps. It bounds how long a crash can
 	// delay a waiting run. Defaults to 1 s.
 	SweepInterval time.Duration
@@ -154,6 +168,9 @@ func (c Config) WithDefaults() Config {
 	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
 	c.Artifacts = c.Artifacts.WithDefaults()
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
+	c.KeepChanges = cmp.Or(c.KeepChanges, 7*24*time.Hour)
+	c.BaselineFileLimit = cmp.Or(c.BaselineFileLimit, 64<<20)
+	c.BaselineLimit = cmp.Or(c.BaselineLimit, 512<<20)
 	c.SweepInterval = cmp.Or(c.SweepInterval, time.Second)
 	c.LostGrace = cmp.Or(c.LostGrace, 3*time.Minute)
 	c.IsolatedAfter = cmp.Or(c.IsolatedAfter, 1250*time.Millisecond)
@@ -181,7 +198,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
-		"StepTimeLimit": c.StepTimeLimit, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
+		"StepTimeLimit": c.StepTimeLimit, "KeepChanges": c.KeepChanges, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
 		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "StableTime": c.StableTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {
