@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -15,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 )
 
@@ -23,10 +26,19 @@ const (
 	labelProject = "com.docker.compose.project"
 	labelService = "com.docker.compose.service"
 	labelOneOff  = "com.docker.compose.oneoff"
+	labelNumber  = "com.docker.compose.container-number"
+	labelHash    = "com.docker.compose.config-hash"
+	labelReplace = "com.docker.compose.replace"
 )
 
-// ErrUnreachable says that the docker engine does not answer.
-var ErrUnreachable = errors.New("docker engine is unreachable")
+var (
+	// ErrUnreachable says that the docker engine does not answer.
+	ErrUnreachable = errors.New("docker engine is unreachable")
+	// ErrNotFound says that the engine has no such container or image.
+	ErrNotFound = errors.New("docker engine has no such object")
+	// ErrNameTaken says that another container has the name.
+	ErrNameTaken = errors.New("container name is taken")
+)
 
 // EngineConfig says how to reach the docker engine.
 type EngineConfig struct {
@@ -40,7 +52,12 @@ type EngineConfig struct {
 	Timeout time.Duration
 }
 
-// An Engine is a client of a docker engine that only reads.
+// An Engine is a client of a docker engine.
+//
+//   - All methods may be called at the same time.
+//   - Methods that read have the configured time limit. Those that change something
+//     end with their context, because the engine needs as long as a container takes
+//     to stop, or an image to be copied.
 type Engine struct {
 	client  *client.Client
 	host    string
@@ -67,6 +84,9 @@ func NewEngine(config EngineConfig) (*Engine, error) {
 // Close closes the client's connections.
 func (e *Engine) Close() error { return e.client.Close() }
 
+// Host is the engine's address.
+func (e *Engine) Host() string { return e.host }
+
 // Ping returns nil if the engine answers.
 func (e *Engine) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
@@ -77,9 +97,21 @@ func (e *Engine) Ping(ctx context.Context) error {
 
 // A Container is a container of a compose project.
 type Container struct {
-	ID, Name, Service string
+	ID      string
+	Name    string
+	Service string
+	// Number tells the containers of a service apart, from 1.
+	Number int
 	// ImageID is the id of the image that the container was created from.
 	ImageID string
+	// ConfigHash is compose's hash of the service's configuration, "" if something
+	// else has created the container.
+	ConfigHash string
+	// Replaces says that compose has created the container to replace another one of
+	// its service.
+	Replaces bool
+	// Created is the time of its creation.
+	Created time.Time
 	// State is created, running, paused, restarting, removing, exited or
 	// dead.
 	State string
@@ -87,7 +119,8 @@ type Container struct {
 	Health string
 	// ExitCode is the exit code of the last run; 0 during the first run.
 	ExitCode int
-	// Restarts counts the restarts by the engine's restart policy.
+	// Restarts counts the restarts by the engine's restart policy since somebody
+	// started the container.
 	Restarts int
 	// Error is the engine's reason why the container did not start, or "".
 	Error     string
@@ -103,6 +136,11 @@ type Container struct {
 	HealthExit   int
 	// Network says where the container can be reached.
 	Network Network
+	// Networks are the names of its networks, sorted.
+	Networks []string
+	// Volumes are the names of its volumes, also of anonymous ones, by the path in
+	// the container.
+	Volumes map[string]string
 }
 
 // Containers implements [State]. It leaves out the one-off containers of
@@ -130,30 +168,7 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 		if err != nil {
 			return nil, e.failed("inspect container "+item.ID, err)
 		}
-		c := Container{
-			ID:       inspected.Container.ID,
-			Name:     strings.TrimPrefix(inspected.Container.Name, "/"),
-			Service:  item.Labels[labelService],
-			ImageID:  inspected.Container.Image,
-			Restarts: inspected.Container.RestartCount,
-		}
-		if state := inspected.Container.State; state != nil {
-			c.State, c.ExitCode, c.Error = string(state.Status), state.ExitCode, state.Error
-			// For a container that has never started, the engine sends the
-			// year 1, which parses to the zero time.
-			c.StartedAt, _ = time.Parse(time.RFC3339Nano, state.StartedAt)
-			if state.Health != nil && state.Health.Status != "none" {
-				c.Health = string(state.Health.Status)
-			}
-			c.OOMKilled = state.OOMKilled
-			if state.Health != nil && len(state.Health.Log) > 0 {
-				last := state.Health.Log[len(state.Health.Log)-1]
-				c.HealthOutput, c.HealthExit = last.Output, last.ExitCode
-			}
-		}
-		if inspected.Container.Config != nil {
-			c.Image = inspected.Container.Config.Image
-		}
+		c := containerOf(inspected.Container, item.Labels)
 		if c.Network, err = e.networkOf(ctx, inspected.Container); err != nil {
 			return nil, e.failed("inspect container "+item.ID, err)
 		}
@@ -163,6 +178,54 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
 	})
 	return containers, nil
+}
+
+func containerOf(inspected container.InspectResponse, labels map[string]string) Container {
+	c := Container{
+		ID:         inspected.ID,
+		Name:       strings.TrimPrefix(inspected.Name, "/"),
+		Service:    labels[labelService],
+		ImageID:    inspected.Image,
+		ConfigHash: labels[labelHash],
+		Replaces:   labels[labelReplace] != "",
+		Created:    parseTime(inspected.Created),
+		Restarts:   inspected.RestartCount,
+	}
+	c.Number, _ = strconv.Atoi(labels[labelNumber]) // 0 for a container that compose did not create
+	if inspected.Config != nil {
+		c.Image = inspected.Config.Image
+	}
+	if inspected.NetworkSettings != nil {
+		c.Networks = slices.Sorted(maps.Keys(inspected.NetworkSettings.Networks))
+	}
+	for _, mounted := range inspected.Mounts {
+		if mounted.Type == mount.TypeVolume {
+			if c.Volumes == nil {
+				c.Volumes = map[string]string{}
+			}
+			c.Volumes[mounted.Destination] = mounted.Name
+		}
+	}
+	if state := inspected.State; state != nil {
+		c.State, c.ExitCode, c.Error = string(state.Status), state.ExitCode, state.Error
+		c.StartedAt = parseTime(state.StartedAt)
+		if state.Health != nil && state.Health.Status != "none" {
+			c.Health = string(state.Health.Status)
+		}
+		c.OOMKilled = state.OOMKilled
+		if state.Health != nil && len(state.Health.Log) > 0 {
+			last := state.Health.Log[len(state.Health.Log)-1]
+			c.HealthOutput, c.HealthExit = last.Output, last.ExitCode
+		}
+	}
+	return c
+}
+
+// parseTime parses a time of the engine's. For what has never happened, the engine
+// sends the year 1, which parses to the zero time.
+func parseTime(text string) time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, text)
+	return t.UTC()
 }
 
 // logTailLimit is the limit on the result of LogTail, in bytes.
@@ -225,6 +288,14 @@ func (e *Engine) failed(doing string, err error) error {
 			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, syscall.EACCES)
 		}
 		return fmt.Errorf("cannot %s: %w at %s", doing, ErrUnreachable, e.host)
+	}
+	switch {
+	case errdefs.IsNotFound(err):
+		return fmt.Errorf("cannot %s at docker engine %s: %w: %w", doing, e.host, ErrNotFound, err)
+	case errdefs.IsConflict(err) && strings.Contains(err.Error(), "is already in use by"): // the engine has one code for all conflicts
+		return fmt.Errorf("cannot %s at docker engine %s: %w: %w", doing, e.host, ErrNameTaken, err)
+	case errdefs.IsPermissionDenied(err):
+		return fmt.Errorf("cannot %s: %w. What stands before the engine at %s refuses the request; a docker socket proxy must allow POST, containers, images, networks and volumes", doing, err, e.host)
 	}
 	return fmt.Errorf("cannot %s at docker engine %s: %w", doing, e.host, err)
 }

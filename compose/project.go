@@ -1,0 +1,97 @@
+package compose
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+)
+
+// A Project is what the engine has of a compose project at one moment.
+type Project struct {
+	Name string
+	// Containers are those of its services, without the one-off containers of
+	// `compose run`, sorted by name.
+	Containers []Container
+	// Networks and Volumes are those that compose has created for it, sorted by name.
+	Networks []ProjectNetwork
+	Volumes  []ProjectVolume
+}
+
+// A ProjectNetwork is a network of a project.
+type ProjectNetwork struct {
+	Name string
+	ID   string
+}
+
+// A ProjectVolume is a named volume of a project. Created tells it from another one that
+// had the same name.
+type ProjectVolume struct {
+	Name    string
+	Created time.Time
+}
+
+// Of returns the containers of a service.
+func (p Project) Of(service string) []Container {
+	var found []Container
+	for _, container := range p.Containers {
+		if container.Service == service {
+			found = append(found, container)
+		}
+	}
+	return found
+}
+
+// Services lists the services that have a container, sorted.
+func (p Project) Services() []string {
+	var services []string
+	for _, container := range p.Containers {
+		services = append(services, container.Service)
+	}
+	slices.Sort(services)
+	return slices.Compact(services)
+}
+
+// Project returns what the engine has of a project.
+func (e *Engine) Project(ctx context.Context, name string) (Project, error) {
+	containers, err := e.Containers(ctx, name, "")
+	if err != nil {
+		return Project{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	project := Project{Name: name, Containers: containers}
+	filters := client.Filters{}.Add("label", labelProject+"="+name)
+	networks, err := e.client.NetworkList(ctx, client.NetworkListOptions{Filters: filters})
+	if err != nil {
+		return Project{}, e.failed("list networks of project "+name, err)
+	}
+	for _, network := range networks.Items {
+		project.Networks = append(project.Networks, ProjectNetwork{Name: network.Name, ID: network.ID})
+	}
+	volumes, err := e.client.VolumeList(ctx, client.VolumeListOptions{Filters: filters})
+	if err != nil {
+		return Project{}, e.failed("list volumes of project "+name, err)
+	}
+	for _, volume := range volumes.Items {
+		project.Volumes = append(project.Volumes, ProjectVolume{Name: volume.Name, Created: parseTime(volume.CreatedAt)})
+	}
+	slices.SortFunc(project.Networks, func(a, b ProjectNetwork) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+	})
+	slices.SortFunc(project.Volumes, func(a, b ProjectVolume) int { return strings.Compare(a.Name, b.Name) })
+	return project, nil
+}
+
+// RemoveNetwork removes a network that no container uses. It is no error if there
+// is none.
+func (e *Engine) RemoveNetwork(ctx context.Context, id string) error {
+	_, err := e.client.NetworkRemove(ctx, id, client.NetworkRemoveOptions{})
+	if err = e.failed("remove network "+id, err); isNotFound(err) {
+		return nil
+	}
+	return err
+}
