@@ -453,11 +453,19 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request
 		    message = NULL, payload = NULL, artifact_refs = '[]', finished_at = NULL`,
 		claim.RunID, string(claim.Step), claim.Attempt, cut(claim.TaskID, 255), claim.StartedAt)
 	// completed_at: an API retry leaves the old one, and the CHECK refuses it
-	// beside a later started_at (docs/moonmind.md#r3).
+	// beside a later started_at (docs/moonmind.md#r3). The snapshot of a retried run
+	// forgets the steps that are to run again, and the end of the run: until they
+	// have ended anew, readers would take those of the earlier attempt for theirs.
 	batch.Queue(`
-		UPDATE orchestrator_runs
-		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now()
-		WHERE id = $1 AND status = 'pending'`, claim.RunID, claim.StartedAt)
+		UPDATE orchestrator_runs AS r
+		SET status = 'running', started_at = $2, completed_at = NULL, updated_at = now(),
+		    metrics_snapshot = CASE
+		        WHEN jsonb_typeof(r.metrics_snapshot) = 'object' AND jsonb_typeof(r.metrics_snapshot -> 'steps') = 'object'
+		        THEN r.metrics_snapshot - 'run' || jsonb_build_object('steps', (r.metrics_snapshot -> 'steps') - ARRAY(
+		            SELECT s.plan_step::text FROM spec_workflow_task_states AS s
+		            WHERE s.orchestrator_run_id = r.id AND s.attempt > 1 AND (s.plan_step_status = 'pending' OR s.plan_step::text = $3)))
+		        ELSE r.metrics_snapshot END
+		WHERE r.id = $1 AND r.status = 'pending'`, claim.RunID, claim.StartedAt, string(claim.Step))
 	// progress: RETURNING reads the row under its lock, after which the previous
 	// holder can record nothing. An attempt that has ended and starts again, as a
 	// rollback may, starts at its first command.

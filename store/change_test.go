@@ -194,3 +194,56 @@ func TestAStepThatAnotherProgramRan(t *testing.T) {
 		})
 	}
 }
+
+// TestTheSnapshotTellsTheAttemptThatCounts: of a retried run, nothing that only an
+// earlier attempt did.
+func TestTheSnapshotTellsTheAttemptThatCounts(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	s := d.Open(t)
+	end := func(step store.Step, task string, outcome store.Outcome) {
+		t.Helper()
+		start := begin(t, s, run, step, task)
+		outcome.FinishedAt = start.Claim.StartedAt
+		finish(t, s, start.Claim, outcome)
+	}
+	snapshot := func() map[string]any {
+		t.Helper()
+		snapshot := d.Run(t, run)["metrics_snapshot"].(map[string]any)
+		if _, kept := snapshot["approval"]; !kept {
+			t.Errorf("other keys are lost: %v", snapshot)
+		}
+		delete(snapshot, "approval")
+		return snapshot
+	}
+	first := func(status string) map[string]any { return map[string]any{"status": status, "durationMs": 0.0} }
+	second := func(status string) map[string]any {
+		return map[string]any{"status": status, "durationMs": 0.0, "attempt": 2.0}
+	}
+	for _, step := range []store.Step{store.StepAnalyze, store.StepPatch} {
+		end(step, string(step), good(step))
+	}
+	end(store.StepBuild, "build", bad(store.StepBuild))
+	end(store.StepRollback, "rollback", good(store.StepRollback))
+	steps := map[string]any{"analyze": first("succeeded"), "patch": first("succeeded"), "build": first("failed"), "rollback": first("succeeded")}
+	equal(t, "steps after the rollback", snapshot()["steps"], any(steps))
+	if got := snapshot()["run"].(map[string]any)["status"]; got != "rolled_back" {
+		t.Errorf("run is %v", got)
+	}
+	d.Retry(t, run, store.StepBuild, "again")
+	equal(t, "steps before the retry starts", snapshot()["steps"], any(steps))
+	build := begin(t, s, run, store.StepBuild, "build2")
+	steps = map[string]any{"analyze": first("succeeded"), "patch": first("succeeded")}
+	equal(t, "snapshot of the retry", snapshot(), map[string]any{"steps": steps})
+	outcome := good(store.StepBuild)
+	outcome.FinishedAt = build.Claim.StartedAt
+	finish(t, s, build.Claim, outcome)
+	end(store.StepRestart, "restart", good(store.StepRestart))
+	end(store.StepVerify, "verify", good(store.StepVerify))
+	steps["build"], steps["restart"], steps["verify"] = second("succeeded"), second("succeeded"), second("succeeded")
+	equal(t, "steps of the retry", snapshot()["steps"], any(steps))
+	if got := snapshot()["run"].(map[string]any)["status"]; got != "succeeded" {
+		t.Errorf("run is %v", got)
+	}
+}

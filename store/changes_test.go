@@ -97,7 +97,9 @@ func TestRemoveChange(t *testing.T) {
 	}
 	equal(t, "changes after an error", len(changes(t, s, filter)), 1)
 	// What is left is not offered again.
-	if err := s.RemoveChange(t.Context(), filter, func(context.Context, store.Change) (json.RawMessage, error) { return json.RawMessage(`{"left":1}`), nil }); err != nil {
+	if err := s.RemoveChange(t.Context(), filter, func(context.Context, store.Change) (json.RawMessage, error) {
+		return json.RawMessage(`{"left":1}`), nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	reduced := changes(t, s, filter)

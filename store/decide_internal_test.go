@@ -172,9 +172,12 @@ func TestSnapshotEntry(t *testing.T) {
 		100*24*time.Hour + 1500:      `{"status": "s", "durationMs": 8640000000.001}`,
 		1999 * time.Nanosecond:       `{"status": "s", "durationMs": 0.001}`,
 	} {
-		if got := snapshotEntry("s", duration); got != want {
+		if got := snapshotEntry("s", duration, 1); got != want {
 			t.Errorf("%s: %s, want %s", duration, got, want)
 		}
+	}
+	if got, want := snapshotEntry("s", time.Second, 3), `{"status": "s", "durationMs": 1000.0, "attempt": 3}`; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 

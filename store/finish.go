@@ -329,10 +329,10 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		claim.RunID, string(claim.Step), claim.Attempt, string(outcome.Status), celeryState, cut(claim.TaskID, 255),
 		outcome.Message, nullText(outcome.Payload), types, paths, claim.StartedAt, outcome.FinishedAt)
 
-	stepEntry := snapshotEntry(string(outcome.Status), outcome.FinishedAt.Sub(claim.StartedAt))
+	stepEntry := snapshotEntry(string(outcome.Status), outcome.FinishedAt.Sub(claim.StartedAt), claim.Attempt)
 	runEntry := "{}"
 	if !end.completedAt.IsZero() {
-		runEntry = `{"run": ` + snapshotEntry(string(end.status), end.completedAt.Sub(end.runStarted)) + `}`
+		runEntry = `{"run": ` + snapshotEntry(string(end.status), end.completedAt.Sub(end.runStarted), 1) + `}`
 	}
 	// The snapshot is completed (docs/moonmind.md#c16), and what else is in it
 	// stays. A value that is not an object is replaced. updated_at is the start of
@@ -394,13 +394,18 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 }
 
 // snapshotEntry is {"status": …, "durationMs": …} with a float as Python writes
-// it: down to microseconds, and always with a decimal point.
-func snapshotEntry(status string, duration time.Duration) string {
+// it: down to microseconds, and always with a decimal point. After a retry it also
+// has the attempt.
+func snapshotEntry(status string, duration time.Duration, attempt int) string {
 	ms := strconv.FormatFloat(float64(max(duration, 0).Microseconds())/1000, 'f', -1, 64)
 	if !strings.Contains(ms, ".") {
 		ms += ".0"
 	}
-	return `{"status": "` + status + `", "durationMs": ` + ms + `}`
+	entry := `{"status": "` + status + `", "durationMs": ` + ms
+	if attempt > 1 {
+		entry += `, "attempt": ` + strconv.Itoa(attempt)
+	}
+	return entry + "}"
 }
 
 func nullTime(t time.Time) *time.Time {
