@@ -200,7 +200,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, Change: seen.Change}, nil
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, Change: seen.Change, Revocation: seen.Revocation}, nil
 	}
 	v := decide(*seen, request)
 	if v.recheck != nil {
@@ -240,7 +240,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	start := Start{Claim: claim, Run: run, RunStarted: started, PreviousWorker: v.previousWorker}
+	start := Start{Claim: claim, Run: run, RunStarted: started, PreviousWorker: v.previousWorker, Revocation: seen.Revocation}
 	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
@@ -249,7 +249,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 }
 
 // queueFreeClaims takes claims from holders that are dead. The token changes, so
-// that a worker that was wrongly taken for dead has lost its claim: see HasClaim.
+// that a worker that was wrongly taken for dead has lost its claim: see CheckClaim.
 func queueFreeClaims(batch *pgx.Batch, runID string, tokens []int64) {
 	batch.Queue(`
 		UPDATE mm_orchestrator.claims SET holder = NULL, token = -token
@@ -377,6 +377,7 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 		}
 		return rows.Err()
 	})
+	queueRevocation(batch, request.RunID, &seen.Revocation)
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&seen.HoldsWorkspace)
 	})

@@ -94,6 +94,8 @@ type beginState struct {
 	// OtherClaims are the run's claims on other steps, of every attempt and
 	// submission, without those that have an outcome or no holder.
 	OtherClaims []claimRow
+	// Revocation is the request to end the run, nil for none.
+	Revocation *Revocation
 	// HoldsWorkspace says that the run holds a workspace.
 	HoldsWorkspace bool
 	// Change is what is recorded about the change of the run.

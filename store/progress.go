@@ -82,20 +82,3 @@ func parseProgress(text *string) (*Progress, error) {
 	}
 	return progress, nil
 }
-
-// HasClaim says whether the caller still has the claim: no other worker has taken
-// it over, and the step has not ended. It does not retry, as callers poll it while
-// a step runs.
-func (s *Store) HasClaim(ctx context.Context, claim Claim) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
-	defer cancel()
-	var has bool
-	err := s.pool.QueryRow(ctx, `
-		SELECT EXISTS (SELECT FROM mm_orchestrator.claims
-		WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL)`,
-		claim.RunID, string(claim.Step), claim.Attempt, claim.Token).Scan(&has)
-	if err == nil && !has {
-		return s.restoredClaim(ctx, claim)
-	}
-	return has, translate("look at the claim on step "+string(claim.Step)+" of run "+claim.RunID, err)
-}

@@ -82,14 +82,14 @@ func TestProgressIsFenced(t *testing.T) {
 		if err := slow.RecordProgress(t.Context(), claim, come(9, 0)); !errors.Is(err, store.ErrClaimLost) {
 			t.Errorf("%s: %v, want ErrClaimLost", what, err)
 		}
-		if has, err := slow.HasClaim(t.Context(), claim); has || err != nil {
-			t.Errorf("%s: has the claim: %t, %v", what, has, err)
+		if _, err := slow.CheckClaim(t.Context(), claim); !errors.Is(err, store.ErrClaimLost) {
+			t.Errorf("%s: check: %v, want ErrClaimLost", what, err)
 		}
 	}
 	refused("taken over", claim)
 	record(t, successor, taken, come(2, 0))
-	if has, err := successor.HasClaim(t.Context(), taken); !has || err != nil {
-		t.Errorf("the successor has the claim: %t, %v", has, err)
+	if _, err := successor.CheckClaim(t.Context(), taken); err != nil {
+		t.Errorf("the successor's claim: %v", err)
 	}
 	finish(t, successor, taken, good(store.StepPatch))
 	refused("ended", taken)

@@ -207,17 +207,7 @@ func readDetail(ctx context.Context, tx pgx.Tx, runID string, detail *RunDetail)
 		return err
 	})
 	queueActivity(batch, runID, &detail.Activity)
-	batch.Queue(`SELECT reason, revoked_by, revoked_at FROM mm_orchestrator.revocations WHERE run_id = $1`, runID).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			r := Revocation{RunID: runID}
-			if err := rows.Scan(&r.Reason, &r.By, &r.At); err != nil {
-				return err
-			}
-			r.At = r.At.UTC()
-			detail.Revocation = &r
-		}
-		return rows.Err()
-	})
+	queueRevocation(batch, runID, &detail.Revocation)
 	batch.Queue(`SELECT metrics_snapshot::text FROM orchestrator_runs WHERE id = $1`, runID).QueryRow(func(row pgx.Row) error {
 		var snapshot *string
 		if err := row.Scan(&snapshot); err != nil {

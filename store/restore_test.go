@@ -57,7 +57,7 @@ func TestCheckOwnSchema(t *testing.T) {
 func TestAClaimSurvivesItsSchema(t *testing.T) {
 	t.Parallel()
 	progress := store.Progress{Commands: 1, Digest: "d", EndedAt: time.Now()}
-	for _, first := range []string{"finish", "has", "progress"} {
+	for _, first := range []string{"finish", "check", "progress"} {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			d := remade(t)
@@ -68,14 +68,14 @@ func TestAClaimSurvivesItsSchema(t *testing.T) {
 			if _, err := s.FinishStep(t.Context(), claim, good(store.StepAnalyze)); !errors.Is(err, store.ErrSchema) || !strings.Contains(err.Error(), "run `mm-orchestrator migrate`") {
 				t.Errorf("finish without the schema: %v", err)
 			}
-			if _, err := s.HasClaim(t.Context(), claim); !errors.Is(err, store.ErrSchema) {
+			if _, err := s.CheckClaim(t.Context(), claim); !errors.Is(err, store.ErrSchema) {
 				t.Errorf("claim without the schema: %v", err)
 			}
 			migrate(t, s, store.MigrateOptions{})
 			switch first {
-			case "has":
-				if has, err := s.HasClaim(t.Context(), claim); err != nil || !has {
-					t.Errorf("%v, %v", has, err)
+			case "check":
+				if _, err := s.CheckClaim(t.Context(), claim); err != nil {
+					t.Error(err)
 				}
 			case "progress":
 				if err := s.RecordProgress(t.Context(), claim, progress); err != nil {
@@ -121,8 +121,8 @@ func TestAClaimIsNotRestoredAgainstOthers(t *testing.T) {
 			dropOwnSchema(t, d)
 			migrate(t, s, store.MigrateOptions{})
 			meanwhile(t, d, run)
-			if has, err := s.HasClaim(t.Context(), claim); err != nil || has {
-				t.Errorf("%v, %v", has, err)
+			if _, err := s.CheckClaim(t.Context(), claim); !errors.Is(err, store.ErrClaimLost) {
+				t.Errorf("check: %v", err)
 			}
 			if _, err := s.FinishStep(t.Context(), claim, good(store.StepAnalyze)); !errors.Is(err, store.ErrClaimLost) {
 				t.Errorf("finish: %v", err)

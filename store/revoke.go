@@ -64,8 +64,8 @@ type Revoked struct {
 //     since no message of such a run can start a step or a rollback.
 //   - A rollback cannot be revoked.
 //   - For any other run that has not ended, RevokeRun records the request:
-//     FindRevocation returns it until the run has failed. A second call replaces
-//     the reason.
+//     BeginStep and CheckClaim return it until the run has failed. A second call
+//     replaces the reason.
 //   - ErrNotFound if there is no such run; ErrInvalid for a malformed run id.
 func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	if !isUUID(r.RunID) {
@@ -194,14 +194,18 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 	return err
 }
 
-// FindRevocation returns the request to end a run, or ErrNotFound. It does not
-// retry, as callers poll it while a step runs.
-func (s *Store) FindRevocation(ctx context.Context, runID string) (Revocation, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
-	defer cancel()
-	r := Revocation{RunID: runID}
-	err := s.pool.QueryRow(ctx, `SELECT reason, revoked_by, revoked_at FROM mm_orchestrator.revocations WHERE run_id = $1`, runID).
-		Scan(&r.Reason, &r.By, &r.At)
-	r.At = r.At.UTC()
-	return r, translate("read whether run "+runID+" was revoked", err)
+// queueRevocation reads the request to end a run into found, which stays nil if
+// there is none.
+func queueRevocation(batch *pgx.Batch, runID string, found **Revocation) {
+	batch.Queue(`SELECT reason, revoked_by, revoked_at FROM mm_orchestrator.revocations WHERE run_id = $1`, runID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			r := Revocation{RunID: runID}
+			if err := rows.Scan(&r.Reason, &r.By, &r.At); err != nil {
+				return err
+			}
+			r.At = r.At.UTC()
+			*found = &r
+		}
+		return rows.Err()
+	})
 }

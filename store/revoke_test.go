@@ -75,9 +75,7 @@ func TestRevokeWhileTheRunAwaitsApproval(t *testing.T) {
 	if analyze := d.State(t, run, store.StepAnalyze); analyze["plan_step_status"] != "succeeded" {
 		t.Errorf("analyze %+v", analyze)
 	}
-	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("a wish is kept: %v", err)
-	}
+	notRevoked(t, s, run)
 }
 
 // While a run is rolled back, or waits for it, nothing is stored.
@@ -95,9 +93,7 @@ func TestRevokeDuringARollback(t *testing.T) {
 		if err != nil || !got.RollingBack || !got.TooLate || got.Ended || got.Worker != worker || got.Alive != (worker != "") {
 			t.Fatalf("%+v %v", got, err)
 		}
-		if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("a wish is kept: %v", err)
-		}
+		notRevoked(t, s, run)
 	}
 }
 
@@ -108,32 +104,38 @@ func TestRevokeWhileAStepRuns(t *testing.T) {
 	s := d.Open(t, as("w1@box", 0))
 	run := d.Create(t, storetest.Seed{})
 	start, is := begun(t, s, run, store.StepAnalyze, "a").(store.Start)
-	if !is {
-		t.Fatal("not started")
+	if !is || start.Revocation != nil {
+		t.Fatalf("%+v", start)
 	}
-	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
-		t.Fatal(err)
+	if wish, err := s.CheckClaim(t.Context(), start.Claim); wish != nil || err != nil {
+		t.Fatalf("%+v, %v", wish, err)
 	}
+	notRevoked(t, s, run)
 	for _, reason := range []string{"x", "wrong branch"} {
 		got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: reason})
 		if err != nil || got.Ended || got.TooLate || got.Step != store.StepAnalyze || !got.Alive || got.Worker != "w1@box" || got.PreviousStatus != store.RunRunning {
 			t.Fatalf("%+v %v", got, err)
 		}
 	}
-	wish, err := s.FindRevocation(t.Context(), run)
-	if err != nil || wish.Text() != "Revoked by operator: wrong branch" {
+	wish, err := s.CheckClaim(t.Context(), start.Claim)
+	if err != nil || wish == nil || wish.Text() != "Revoked by operator: wrong branch" {
 		t.Fatalf("%+v %v", wish, err)
 	}
-	if detail, err := s.FindRunDetail(t.Context(), run); err != nil || detail.Revocation == nil || *detail.Revocation != wish {
+	if detail, err := s.FindRunDetail(t.Context(), run); err != nil || detail.Revocation == nil || *detail.Revocation != *wish {
 		t.Errorf("%+v %v", detail.Revocation, err)
+	}
+	// A worker that takes the step over, or runs the next one, knows it from the beginning.
+	if err := s.ReleaseClaim(t.Context(), start.Claim); err != nil {
+		t.Fatal(err)
+	}
+	if start, is = begun(t, s, run, store.StepAnalyze, "a").(store.Start); !is || start.Revocation == nil || *start.Revocation != *wish {
+		t.Fatalf("%+v", start)
 	}
 	finished, err := s.FinishStep(t.Context(), start.Claim, store.Outcome{Status: store.StepFailed, Message: wish.Text()})
 	if err != nil || finished.RunEnded || finished.Status != store.RunFailed {
 		t.Fatalf("%+v %v", finished, err)
 	}
-	if _, err := s.FindRevocation(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("the wish outlives the run: %v", err)
-	}
+	notRevoked(t, s, run)
 	if _, is := begun(t, s, run, store.StepRollback, "r").(store.Start); !is {
 		t.Error("no rollback follows")
 	}
@@ -158,4 +160,11 @@ func begun(t *testing.T, s *store.Store, run string, step store.Step, task strin
 		t.Fatal(err)
 	}
 	return decision
+}
+
+func notRevoked(t *testing.T, s *store.Store, run string) {
+	t.Helper()
+	if detail, err := s.FindRunDetail(t.Context(), run); err != nil || detail.Revocation != nil {
+		t.Errorf("%+v, %v, want no request to end the run", detail.Revocation, err)
+	}
 }

@@ -107,6 +107,9 @@ type Start struct {
 	PreviousWorker string
 	// Change is what is known about the change of the run.
 	Change ChangeState
+	// Revocation is an operator's request to end the run, nil for none. CheckClaim
+	// returns one that comes later.
+	Revocation *Revocation
 }
 
 // ChangeState is what the database knows about the change of a run.

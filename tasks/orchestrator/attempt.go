@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -12,13 +13,6 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
-
-// errStepTimeLimit is the cause with which a step's context ends at its limit.
-type errStepTimeLimit struct{ limit time.Duration }
-
-func (e errStepTimeLimit) Error() string {
-	return fmt.Sprintf("the step took longer than its limit of %s", e.limit)
-}
 
 // An attempt is one start of a step under a claim that this worker holds. It ends
 // with a record of the step's end, or with the claim given up.
@@ -35,38 +29,31 @@ type attempt struct {
 func (a *attempt) run(ctx context.Context) (Result, error) {
 	claim := a.begun.Claim
 	a.logStart()
-
-	work, cancel := ctx, context.CancelFunc(func() {})
-	if limit := a.config.StepTimeLimit; limit > 0 {
-		work, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
-	}
 	faultpoint.Hit(faultpoint.StepBegun, claim.RunID, string(claim.Step))
-	work, claimLost, unwatchClaim := a.endWhenTakenOver(work, claim)
-	defer unwatchClaim()
-	journal := a.openJournal(a.log, a.begun, claimLost)
-	work, unwatchIsolation := a.endWhenIsolated(work, a.log, a.request, a.begun)
-	work, unwatchRevocation := a.endWhenRevoked(work, claim)
+	watch := a.startWatch(ctx)
+	defer watch.stop()
+	journal := a.openJournal(a.log, a.begun, watch.claimLost)
 	if afterKill(claim) {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.
 		processes.EndOtherWorkersPrograms(a.log, claim.RunID)
 	}
 	stall.FromContext(ctx).Progress("working")
-	outcome := a.work(work, a.log, a.begun, journal)
-	unwatchRevocation()
+	outcome := a.work(watch.work, a.log, a.begun, journal)
 	journal.close()
-	unwatchIsolation()
-	unwatchClaim()
-	revokedOutcome(work, &outcome)
+	cause := watch.stop()
 	faultpoint.Hit(faultpoint.StepWorked, claim.RunID, string(claim.Step))
-	cancel()
-	if cause := context.Cause(ctx); cause != nil && outcome.Status == store.StepFailed && !a.isLimit(cause) {
-		// The worker stops: another one continues the step.
-		a.release(ctx)
-		return Result{}, cause
-	}
-	if isolated := (errIsolated{}); errors.As(context.Cause(work), &isolated) && outcome.Status == store.StepFailed {
-		return Result{}, a.handBack(ctx, isolated)
+	// A step that has succeeded in spite of a cause is recorded.
+	if outcome.Status == store.StepFailed {
+		switch cause.reason {
+		case workerStops:
+			a.release(ctx)
+			return Result{}, cause.err
+		case isolated:
+			return Result{}, a.handBack(ctx, cause)
+		case revoked:
+			outcome = revokedOutcome(outcome, cause)
+		}
 	}
 	finished, err := a.finish(ctx, &outcome)
 	if err != nil {
@@ -110,6 +97,20 @@ func (a *attempt) logEnd(ctx context.Context, outcome store.Outcome, finished st
 // of the step, or may still run.
 func afterKill(claim store.Claim) bool {
 	return claim.Starts > 1 || claim.Attempt > 1 || claim.Step == store.StepRollback
+}
+
+// revokedOutcome puts the operator's reason before the message of a step that
+// failed because its run was revoked. A step that succeeded in spite of that
+// keeps its outcome: the next step fails instead.
+func revokedOutcome(outcome store.Outcome, cause endCause) store.Outcome {
+	text := cause.Error()
+	// The error of a command that was ended repeats the reason.
+	if message := strings.Replace(outcome.Message, ": "+text, "", 1); message != "" && message != text {
+		text += ". " + message
+	}
+	failure := Failure{Type: "TaskRevokedError", Module: "celery.exceptions", Arg: cut(text)}
+	outcome.Message, outcome.ErrorType, outcome.ErrorModule, outcome.Traceback = failure.Arg, failure.Type, failure.Module, failure.traceback()
+	return outcome
 }
 
 // finish records the outcome, or another one that says why it cannot be
@@ -179,8 +180,8 @@ func (a *attempt) finishStep(ctx context.Context, outcome *store.Outcome) (store
 // released would make the step wait until this worker ends. Until then the
 // message stays unacknowledged, if its connection has survived. If another
 // worker has taken the step over, the release changes nothing.
-func (a *attempt) handBack(ctx context.Context, isolated error) error {
-	a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", isolated)
+func (a *attempt) handBack(ctx context.Context, cause endCause) error {
+	a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", cause)
 	until, cancel := a.untilWorkerStops(ctx)
 	defer cancel()
 	var err error
@@ -192,7 +193,7 @@ func (a *attempt) handBack(ctx context.Context, isolated error) error {
 		a.log.Warn("claim on step cannot be released", "error", err)
 		return context.Cause(until)
 	}
-	return &HandBackError{Reason: isolated.Error()}
+	return &HandBackError{Reason: cause.Error()}
 }
 
 // release tries once to give up the claim on a step that this worker will not

@@ -24,8 +24,7 @@ type Steps interface {
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	LockConfirmedAt() time.Time
-	HasClaim(ctx context.Context, claim store.Claim) (bool, error)
-	FindRevocation(ctx context.Context, runID string) (store.Revocation, error)
+	CheckClaim(ctx context.Context, claim store.Claim) (*store.Revocation, error)
 
 	RegisterWorker(ctx context.Context, queue string) error
 	CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (int, error)

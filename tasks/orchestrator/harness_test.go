@@ -83,6 +83,7 @@ func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.De
 		return f.decision, nil
 	}
 	return store.Start{
+		Revocation: f.revoked,
 		Run:        f.run,
 		OwnedAt:    time.Now(),
 		RunStarted: r.Step == store.StepAnalyze,
@@ -157,17 +158,13 @@ func (f *fakeSteps) LockConfirmedAt() time.Time {
 	return time.Now()
 }
 
-func (f *fakeSteps) HasClaim(context.Context, store.Claim) (bool, error) {
-	return f.takenOver == nil || !f.takenOver(), nil
-}
-
-func (f *fakeSteps) FindRevocation(context.Context, string) (store.Revocation, error) {
+func (f *fakeSteps) CheckClaim(context.Context, store.Claim) (*store.Revocation, error) {
+	if f.takenOver != nil && f.takenOver() {
+		return nil, store.ErrClaimLost
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.revoked == nil {
-		return store.Revocation{}, store.ErrNotFound
-	}
-	return *f.revoked, nil
+	return f.revoked, nil
 }
 
 func (f *fakeSteps) RegisterWorker(context.Context, string) error { return nil }

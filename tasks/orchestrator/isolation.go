@@ -1,15 +1,9 @@
 package orchestrator
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // A worker is isolated while it can reach neither broker nor database. To others
@@ -52,156 +46,46 @@ import (
 // its commands run. In the same pid namespace it ends them first
 // ([processes.EndOtherWorkersPrograms]). In another one both workers run the
 // step's commands until the first can ask the database whether it still has the
-// claim (takenover.go).
+// claim (watch.go).
 
-// countInterval is the time between two queries for the number of other
-// consumers.
-const countInterval = 2 * time.Second
-
-// retryPause is the wait after a failed query.
-const retryPause = 500 * time.Millisecond
-
-// errIsolated is the cause with which the context of a step ends when its worker
-// has no confirmation any more that the step is its own.
-type errIsolated struct{ after time.Duration }
-
-func (e errIsolated) Error() string {
-	return fmt.Sprintf("neither the database nor the broker has answered for %s, so that another worker may take the step over", e.after.Round(10*time.Millisecond))
+// isolation judges whether the worker of a step is isolated. Only the goroutine of
+// the step's watch uses it.
+type isolation struct {
+	limit           time.Duration    // Config.IsolatedAfter
+	lockConfirmedAt func() time.Time // last answer of the database
+	// brokerConfirmedAt is the last answer of the broker that the message is
+	// unacked.
+	brokerConfirmedAt time.Time
+	// othersKnown says that the broker has told the number of other consumers, alone
+	// that its last answer was 0.
+	othersKnown, alone bool
+	// warned says that it is logged that the step continues in this outage.
+	warned bool
 }
 
-// endWhenIsolated ends the context of a step, and kills its programs, when neither
-// the database nor the broker confirms any more that the step is this worker's,
-// and another worker may take it over. Of the request it uses StillUnacked and
-// OtherConsumers. stop must be called when the step has ended.
-func (o *Orchestrator) endWhenIsolated(ctx context.Context, log *slog.Logger, request Request, begun store.Start) (work context.Context, stop func()) {
-	work, cancel := context.WithCancelCause(ctx)
-	killed := make(chan struct{})
-	work = processes.KillWhen(work, killed)
-	// The watch does not end with ctx: commands that ctx ends have a grace, and a
-	// worker that is isolated in that time must still kill them.
-	watch, endWatch := context.WithCancel(context.WithoutCancel(ctx))
-	w := &isolationWatch{
-		claim: begun.Claim, limit: o.config.IsolatedAfter, lockConfirmedAt: o.config.Steps.LockConfirmedAt, log: log,
-		stillUnacked: request.StillUnacked, otherConsumers: request.OtherConsumers,
-		// The commit of the claim was a confirmation too.
-		brokerConfirmedAt: begun.OwnedAt,
-		unacked:           make(chan error, 1), counted: make(chan consumerCount, 1),
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if silent, isolated := w.run(watch); isolated {
-			faultpoint.Hit(faultpoint.Isolated, w.claim.RunID, string(w.claim.Step))
-			close(killed)
-			cancel(errIsolated{silent})
-		}
-	}()
-	return work, func() {
-		endWatch()
-		<-done
-		w.queries.Wait()
-		cancel(nil)
-	}
+// interval is the time between two judgements.
+func (i *isolation) interval() time.Duration { return max(i.limit/12, time.Millisecond) }
+
+// countOthers takes the number of other consumers and says whether it is the first.
+func (i *isolation) countOthers(others int) (first bool) {
+	first, i.othersKnown, i.alone = !i.othersKnown, true, others == 0
+	return first
 }
 
-// isolationWatch watches one step. The goroutine of run uses all its fields; queries run
-// in goroutines of their own and only send to the channels.
-type isolationWatch struct {
-	claim           store.Claim
-	limit           time.Duration
-	lockConfirmedAt func() time.Time
-	stillUnacked    func(context.Context) error
-	otherConsumers  func(context.Context) (int, error)
-	log             *slog.Logger
+// databaseIsLate says that the confirmation of the broker may be needed soon.
+func (i *isolation) databaseIsLate() bool { return time.Since(i.lockConfirmedAt()) >= i.limit*3/5 }
 
-	brokerConfirmedAt time.Time          // last answer of the broker that the message is unacked
-	askedAt           time.Time          // of the running query of stillUnacked; zero for none
-	unacked           chan error         // results of stillUnacked
-	counting          bool               // a query of otherConsumers runs
-	nextCount         time.Time          // earliest time of the next one
-	counted           chan consumerCount // results of otherConsumers
-	known             bool               // there was a result
-	alone             bool               // according to the last result
-	warned            bool               // logged that the step continues in this outage
-	queries           sync.WaitGroup
-}
-
-type consumerCount struct {
-	others int
-	err    error
-}
-
-// run returns when the worker is isolated and another one may have the step, with
-// the time since the last confirmation, or when ctx ends.
-func (w *isolationWatch) run(ctx context.Context) (silent time.Duration, isolated bool) {
-	w.countOthers(ctx)
-	ticker := time.NewTicker(max(w.limit/12, time.Millisecond))
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return 0, false
-		case err := <-w.unacked:
-			if err == nil {
-				w.brokerConfirmedAt = w.askedAt
-			}
-			w.askedAt = time.Time{}
-		case found := <-w.counted:
-			w.counting = false
-			if found.err != nil {
-				w.nextCount = time.Now().Add(retryPause)
-			} else {
-				w.alone = found.others == 0
-				if !w.known {
-					w.known = true
-					faultpoint.Hit(faultpoint.OtherConsumersKnown, w.claim.RunID, string(w.claim.Step))
-				}
-			}
-		case <-ticker.C:
-			w.countOthers(ctx)
-			if silent := w.silence(ctx); w.isIsolated(silent) {
-				return silent, true
-			}
-		}
-	}
-}
-
-// countOthers starts a query for the number of other consumers, if one is due.
-func (w *isolationWatch) countOthers(ctx context.Context) {
-	if w.otherConsumers == nil || w.counting || time.Now().Before(w.nextCount) {
-		return
-	}
-	w.counting, w.nextCount = true, time.Now().Add(countInterval)
-	w.queries.Go(func() {
-		others, err := w.otherConsumers(ctx)
-		w.counted <- consumerCount{others, err}
-	})
-}
-
-// silence returns the time since the last confirmation. If the database's is
-// late, it also queries the broker.
-func (w *isolationWatch) silence(ctx context.Context) time.Duration {
-	silent := time.Since(w.lockConfirmedAt())
-	if silent < w.limit*3/5 {
-		return silent
-	}
-	if w.stillUnacked != nil && w.askedAt.IsZero() {
-		w.askedAt = time.Now()
-		w.queries.Go(func() { w.unacked <- w.stillUnacked(ctx) })
-	}
-	return min(silent, time.Since(w.brokerConfirmedAt))
-}
-
-func (w *isolationWatch) isIsolated(silent time.Duration) bool {
+// cause returns the cause with which the step's work must end, and whether it must.
+func (i *isolation) cause(log *slog.Logger) (endCause, bool) {
+	silent := min(time.Since(i.lockConfirmedAt()), time.Since(i.brokerConfirmedAt))
 	switch {
-	case silent < w.limit:
-		w.warned = false
-		return false
-	case !w.alone:
-		return true
-	case !w.warned:
-		w.warned = true
-		w.log.Warn("neither the database nor the broker answers: the step continues, because nobody else consumes its queue")
+	case silent < i.limit:
+		i.warned = false
+	case !i.alone:
+		return endCause{isolated, fmt.Errorf("neither the database nor the broker has answered for %s, so that another worker may take the step over", silent.Round(10*time.Millisecond))}, true
+	case !i.warned:
+		i.warned = true
+		log.Warn("neither the database nor the broker answers: the step continues, because nobody else consumes its queue")
 	}
-	return false
+	return endCause{}, false
 }

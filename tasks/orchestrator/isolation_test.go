@@ -127,16 +127,19 @@ func TestIsolation(t *testing.T) {
 					}
 					return c.others[since], nil
 				}
-				o := &Orchestrator{config: Config{Steps: steps}.WithDefaults()}
-				work, stop := o.endWhenIsolated(t.Context(), slog.New(slog.DiscardHandler), Request{StillUnacked: stillUnacked, OtherConsumers: otherConsumers}, store.Start{OwnedAt: begun})
-				defer stop()
+				a := &attempt{
+					Orchestrator: &Orchestrator{config: Config{Steps: steps}.WithDefaults()}, log: slog.New(slog.DiscardHandler),
+					request: Request{StillUnacked: stillUnacked, OtherConsumers: otherConsumers}, begun: store.Start{OwnedAt: begun},
+				}
+				watch := a.startWatch(t.Context())
 				select {
-				case <-work.Done():
+				case <-watch.work.Done():
 				case <-time.After(10 * time.Minute):
 				}
 				took := time.Since(begun)
-				if ended := work.Err() != nil; ended != (c.want != 0) {
-					t.Fatalf("ended: %v after %s (%v), want %s", ended, took, context.Cause(work), c.want)
+				cause := watch.stop()
+				if (cause.reason == isolated) != (c.want != 0) {
+					t.Fatalf("ended: %v after %s, want %s", cause, took, c.want)
 				}
 				// The broker's last confirmation is as old as the last query.
 				if c.want != 0 && (took > c.want+110*time.Millisecond || took < c.want-250*time.Millisecond) {

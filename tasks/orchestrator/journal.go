@@ -32,7 +32,7 @@ type journal struct {
 	claim store.Claim
 	log   *slog.Logger
 	// claimLost ends the work of a step that was taken over, at once.
-	claimLost context.CancelCauseFunc
+	claimLost func(error)
 	// found is what earlier workers have recorded, nil for nothing.
 	found *store.Progress
 	// previousWorker is the last of them, "" if unknown.
@@ -58,7 +58,7 @@ type journal struct {
 	stop     context.CancelFunc
 }
 
-func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, claimLost context.CancelCauseFunc) *journal {
+func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, claimLost func(error)) *journal {
 	j := &journal{
 		steps: o.config.Steps, claim: begun.Claim, log: log, claimLost: claimLost,
 		found: begun.Progress, previousWorker: begun.PreviousWorker,

@@ -180,14 +180,13 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	case limit < 0 || limit > largest:
 		return success{}, valueError("Plan parameter timeoutSeconds must be a number of seconds")
 	case limit > 0:
-		limit := time.Duration(limit * float64(time.Second))
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, errStepTimeLimit{limit})
+		ctx, cancel = withTimeLimit(ctx, time.Duration(limit*float64(time.Second)))
 		defer cancel()
 	}
-	if cause := context.Cause(ctx); errors.As(cause, &errRevoked{}) {
+	if endReasonOf(ctx) == revoked {
 		// Revoked between two steps: do not begin this one.
-		return success{}, commandError(cause.Error())
+		return success{}, commandError(context.Cause(ctx).Error())
 	}
 	if failure := s.loadRecord(known); failure != nil {
 		return success{}, failure
