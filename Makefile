@@ -27,6 +27,11 @@ test: $(DEVENV) ## Start the services that are missing, run every test, end them
 test-newest: $(DEVENV) ## The same with the newest RabbitMQ and PostgreSQL, as containers
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
+.PHONY: test-change
+test-change: $(DEVENV) ## Take back every change, in 550 cases, and all other tests of changes: SEED=… CASE=… LANES=…
+	@$(DEVENV) run -only engine,compose,broker,database -- env MM_TEST_CHANGE=all MM_TEST_CHANGE_SEED=$(SEED) MM_TEST_CHANGE_CASE=$(CASE) MM_TEST_CHANGE_LANES=$(LANES) \
+		go test -v -timeout 120m -p 1 $(if $(CASE),-run TestEveryChangeIsTakenBack ./internal/changetest,./internal/changetest ./change/... ./compose/... ./tasks/orchestrator/...)
+
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \
 	$(if $(TRIAL),-trial $(TRIAL)) $(if $(KINDS),-kinds $(KINDS)) $(if $(RUNS),-runs $(RUNS)) $(if $(LANES),-lanes $(LANES)) \
 	$(if $(DEFECTS),-defects $(DEFECTS))
