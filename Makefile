@@ -37,16 +37,18 @@ CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-mi
 	$(if $(DEFECTS),-defects $(DEFECTS))
 # A mixed fleet also needs Celery, in the release that MoonMind uses.
 CHAOS_PYTHON = ,python -celery 5.4.0
+# Trials with real compose need an engine.
+CHAOS_ENGINE = ,engine,compose
 
 .PHONY: chaos
 chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
+	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring real,$(KINDS)),$(CHAOS_ENGINE))$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
 chaos-proof: $(DEVENV) ## Check that chaos finds each known defect: DEFECTS=…
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run -only broker,database$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
+	@$(DEVENV) run -only broker,database$(CHAOS_ENGINE)$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
 
 .PHONY: defects
 defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens or adds one
