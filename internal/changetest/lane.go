@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -250,6 +251,8 @@ type worker struct {
 	environ []string
 	folder  string
 	logPath string
+	// settings are additional variables for the case.
+	settings []string
 
 	mu      sync.Mutex
 	command *exec.Cmd
@@ -267,6 +270,16 @@ func (w *worker) run(ctx context.Context, args ...string) error {
 		return fmt.Errorf("mm-orchestrator %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(text))
 	}
 	return nil
+}
+
+// use sets additional variables. It stops a worker that has others.
+func (w *worker) use(settings ...string) error {
+	if slices.Equal(settings, w.settings) {
+		return nil
+	}
+	err := w.stop()
+	w.settings = settings
+	return err
 }
 
 // start starts the worker, and again whenever it ends, until stop.
@@ -306,7 +319,7 @@ func (w *worker) start() error {
 func (w *worker) launch(log *os.File) error {
 	command := exec.Command(w.program, "worker")
 	// Not the work tree, which is made anew for each case.
-	command.Env, command.Dir = w.environ, filepath.Dir(w.logPath)
+	command.Env, command.Dir = append(slices.Clip(w.environ), w.settings...), filepath.Dir(w.logPath)
 	command.Stdout, command.Stderr = log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	w.command = command

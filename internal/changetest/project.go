@@ -205,11 +205,7 @@ func (p *Project) Up(ctx context.Context) error {
 	if err := p.engine.RemoveProject(ctx, p.Name); err != nil {
 		return err
 	}
-	p.assets.off.Store(false)
-	if err := p.engine.ImportBase(ctx, p.base(), "mm-orchestrator.changetest-base="+p.Name, p.program); err != nil {
-		return err
-	}
-	if err := p.engine.Tag(ctx, p.base(), p.kept()); err != nil {
+	if err := p.provideBase(ctx); err != nil {
 		return err
 	}
 	if err := p.reset(ctx, false); err != nil {
@@ -219,6 +215,19 @@ func (p *Project) Up(ctx context.Context) error {
 		return err
 	}
 	return p.awaitHealthy(ctx)
+}
+
+// provideBase makes sure that images can be built.
+func (p *Project) provideBase(ctx context.Context) error {
+	p.assets.off.Store(false)
+	if p.engine.Tag(ctx, p.kept(), p.base()) == nil {
+		return nil
+	}
+	// It was never there, or a case has pruned it.
+	if err := p.engine.ImportBase(ctx, p.base(), baseLabel+"="+p.Name, p.program); err != nil {
+		return err
+	}
+	return p.engine.Tag(ctx, p.base(), p.kept())
 }
 
 func (p *Project) awaitHealthy(ctx context.Context) error {

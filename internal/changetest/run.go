@@ -62,8 +62,7 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 		}
 		l.isUp = true
 	}
-	l.project.assets.off.Store(false)
-	if err := l.engine.Tag(ctx, l.project.kept(), l.project.base()); err != nil {
+	if err := l.project.provideBase(ctx); err != nil {
 		return err
 	}
 	scenario := l.project.newScenario(r.Case, random, l.docker)
@@ -76,6 +75,13 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 	}
 	watch, err := l.project.Watch(ctx, r.Case.Workspace, random, scenario.change)
 	if err != nil {
+		return err
+	}
+	var settings []string
+	if r.Case.Disturbance == SystemPruned {
+		settings = append(settings, "MM_ORCHESTRATOR_PIN_DIRECTORY="+filepath.Join(l.folder, "pins"))
+	}
+	if err := l.worker.use(settings...); err != nil {
 		return err
 	}
 	if err := l.worker.start(); err != nil {
