@@ -29,9 +29,6 @@ type Record struct {
 // Files is the change of a run in the workspace.
 type Files struct{}
 
-// Image is the change of a run to the target's image and containers.
-type Image struct{}
-
 // Encode returns the record as the database keeps it.
 func (r Record) Encode() (json.RawMessage, error) {
 	r.Version = Version

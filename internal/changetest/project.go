@@ -39,9 +39,9 @@ type Project struct {
 	program   []byte
 }
 
-// NewProject makes the templates and the base image, and starts nothing. program is
+// newProject makes the templates and the base image, and starts nothing. program is
 // the service's.
-func NewProject(ctx context.Context, engine *Engine, folder, name, compose string, program []byte) (p *Project, err error) {
+func newProject(ctx context.Context, engine *Engine, folder, name, compose string, program []byte) (p *Project, err error) {
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		return nil, err
@@ -53,22 +53,17 @@ func NewProject(ctx context.Context, engine *Engine, folder, name, compose strin
 	if p.assets, err = newAssets(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			p.assets.close()
-		}
-	}()
 	plugins := filepath.Join(p.dockerConfig, "cli-plugins")
 	if err := os.MkdirAll(plugins, 0o755); err != nil {
-		return nil, err
+		return p, err
 	}
 	if err := os.Symlink(compose, filepath.Join(plugins, "docker-compose")); err != nil {
-		return nil, err
+		return p, err
 	}
 	for _, submodule := range []bool{false, true} {
 		p.templates[submodule] = filepath.Join(folder, fmt.Sprintf("template-%t", submodule))
 		if err := p.makeTemplate(ctx, p.templates[submodule], submodule); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
 	return p, nil
@@ -79,8 +74,8 @@ func NewProject(ctx context.Context, engine *Engine, folder, name, compose strin
 func (p *Project) base() string { return "mm-changetest-base:" + p.Name }
 func (p *Project) kept() string { return "mm-changetest-kept:" + p.Name }
 
-// Environment has the variables with which `docker compose` finds its program.
-func (p *Project) Environment() []string { return []string{"DOCKER_CONFIG=" + p.dockerConfig} }
+// environment has the variables with which `docker compose` finds its program.
+func (p *Project) environment() []string { return []string{"DOCKER_CONFIG=" + p.dockerConfig} }
 
 func (p *Project) subject(leaveOut ...string) Subject {
 	return Subject{
@@ -199,13 +194,17 @@ func writeFile(path, text string, mode os.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-// Up builds the images and starts both services from the clean work tree, and waits
+// up builds the images and starts both services from the clean work tree, and waits
 // until api is healthy. What was there of the project is removed before.
-func (p *Project) Up(ctx context.Context) error {
+func (p *Project) up(ctx context.Context) error {
 	if err := p.engine.RemoveProject(ctx, p.Name); err != nil {
 		return err
 	}
-	if err := p.provideBase(ctx); err != nil {
+	p.assets.off.Store(false)
+	if err := p.engine.ImportBase(ctx, p.base(), "mm-orchestrator.changetest-base="+p.Name, p.program); err != nil {
+		return err
+	}
+	if err := p.engine.Tag(ctx, p.base(), p.kept()); err != nil {
 		return err
 	}
 	if err := p.reset(ctx, false); err != nil {
@@ -215,19 +214,6 @@ func (p *Project) Up(ctx context.Context) error {
 		return err
 	}
 	return p.awaitHealthy(ctx)
-}
-
-// provideBase makes sure that images can be built.
-func (p *Project) provideBase(ctx context.Context) error {
-	p.assets.off.Store(false)
-	if p.engine.Tag(ctx, p.kept(), p.base()) == nil {
-		return nil
-	}
-	// It was never there, or a case has pruned it.
-	if err := p.engine.ImportBase(ctx, p.base(), baseLabel+"="+p.Name, p.program); err != nil {
-		return err
-	}
-	return p.engine.Tag(ctx, p.base(), p.kept())
 }
 
 func (p *Project) awaitHealthy(ctx context.Context) error {
@@ -241,7 +227,7 @@ func (p *Project) awaitHealthy(ctx context.Context) error {
 func (p *Project) runCompose(ctx context.Context, args ...string) error {
 	command := exec.CommandContext(ctx, p.compose, append([]string{"--project-name", p.Name, "--project-directory", p.Workspace}, args...)...)
 	command.Dir = p.Workspace
-	command.Env = append(os.Environ(), p.Environment()...)
+	command.Env = append(os.Environ(), p.environment()...)
 	if text, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("compose %v: %w: %s", args, err, text)
 	}
@@ -264,8 +250,8 @@ func (p *Project) reset(ctx context.Context, submodule bool) error {
 	return nil
 }
 
-// Close removes all of the project but its files.
-func (p *Project) Close(ctx context.Context) error {
+// close removes all of the project but its files.
+func (p *Project) close(ctx context.Context) error {
 	p.assets.close()
 	err := p.engine.RemoveProject(ctx, p.Name)
 	for _, name := range []string{p.base(), p.kept()} {

@@ -89,16 +89,14 @@ const limitSeconds = 3
 // configureWorkers gives the workers the settings of a trial that needs its own.
 // release removes them.
 func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
-	var settings []string
+	setting := ""
 	switch {
 	case t.Case == settingLimit:
-		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds))
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds)
 	case t.Kind == Lost, t.Kind == Foreign:
-		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace))
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace)
 	case t.Kind == Mixed:
-		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace))
-	case t.Kind == Real:
-		settings = append(settings, l.real.settings...)
+		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace)
 	default:
 		return func() error { return nil }, nil
 	}
@@ -110,7 +108,7 @@ func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
 		}
 		return errors.Join(failures...)
 	}
-	return func() error { return change() }, change(settings...)
+	return func() error { return change() }, change(setting)
 }
 
 // revoke revokes a run as an operator does.

@@ -47,9 +47,6 @@ type shape struct {
 	LinkOption string
 	// High says that the run's priority is high instead of normal.
 	High bool
-	// Real says that patch, build and restart use git and compose, and that the
-	// rollback has no command of the plan.
-	Real bool
 	// Several says that patch and rollback have several commands each. If patch
 	// fails, it is its last command but one that does.
 	Several bool
@@ -61,7 +58,7 @@ const several = 3
 // commands returns how many commands the plan has for a step.
 func (s shape) commands(step string) int {
 	switch {
-	case !slices.Contains(withCommand, step), s.Real && step == "rollback":
+	case !slices.Contains(withCommand, step):
 		return 0
 	case s.Several && (step == "patch" || step == "rollback"):
 		return several
@@ -172,9 +169,6 @@ func (l *lane) strategies(id string, s shape) (all []any) {
 
 // plan returns the plan that the API would store for the run.
 func (l *lane) plan(id string, s shape) ([]byte, error) {
-	if s.Real {
-		return l.realPlan(id, s)
-	}
 	health := l.service.url("/healthy")
 	if s.FailAt == "verify" {
 		health = l.service.url("/unhealthy")
@@ -192,10 +186,6 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 	if s.LimitSeconds > 0 {
 		parameters[s.FailAt]["timeoutSeconds"] = s.LimitSeconds
 	}
-	return marshalPlan(parameters)
-}
-
-func marshalPlan(parameters map[string]map[string]any) ([]byte, error) {
 	var plan []any
 	for _, step := range steps {
 		plan = append(plan, map[string]any{"name": step, "parameters": parameters[step]})
