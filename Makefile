@@ -28,7 +28,7 @@ test-newest: $(DEVENV) ## The same with the newest RabbitMQ and PostgreSQL, as c
 	@$(DEVENV) run -newest -- $(TEST) ./...
 
 .PHONY: test-change
-test-change: $(DEVENV) ## Take back every change, in 550 cases, and all other tests of changes: SEED=… CASE=… LANES=…
+test-change: $(DEVENV) ## Take back every change, in 660 cases, and all other tests of changes: SEED=… CASE=… LANES=…
 	@$(DEVENV) run -only engine,compose,broker,database -- env MM_TEST_CHANGE=all MM_TEST_CHANGE_SEED=$(SEED) MM_TEST_CHANGE_CASE=$(CASE) MM_TEST_CHANGE_LANES=$(LANES) \
 		go test -v -timeout 120m -p 1 $(if $(CASE),-run TestEveryChangeIsTakenBack ./internal/changetest,./internal/changetest ./change/... ./compose/... ./tasks/orchestrator/...)
 
@@ -37,16 +37,18 @@ CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-mi
 	$(if $(DEFECTS),-defects $(DEFECTS))
 # A mixed fleet also needs Celery, in the release that MoonMind uses.
 CHAOS_PYTHON = ,python -celery 5.4.0
+# Trials with real compose need an engine.
+CHAOS_ENGINE = ,engine,compose
 
 .PHONY: chaos
 chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
+	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring real,$(KINDS)),$(CHAOS_ENGINE))$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
 chaos-proof: $(DEVENV) ## Check that chaos finds each known defect: DEFECTS=…
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run -only broker,database$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
+	@$(DEVENV) run -only broker,database$(CHAOS_ENGINE)$(CHAOS_PYTHON) -- bin/chaos -proof $(CHAOS_FLAGS)
 
 .PHONY: defects
 defects: ## Refresh the patches of the known defects; NAME=… [FILES="…" BREAKS="…"] opens or adds one

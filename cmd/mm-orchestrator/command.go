@@ -32,6 +32,9 @@ type command struct {
 	summary string
 	// about is the description in the command's help.
 	about string
+	// internal commands are run by the program itself: the list of commands and
+	// the shell's completion leave them out.
+	internal bool
 	// examples are command lines, each with a comment.
 	examples []example
 	// topics are the topics of the settings that the command reads.
@@ -63,7 +66,7 @@ type input struct {
 
 // commands in the order of the help text.
 func commands() []*command {
-	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, parkedCommand, healthCommand, versionCommand, completionCommand, helpCommand()}
+	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, parkedCommand, healthCommand, versionCommand, completionCommand, helpCommand(), restartServiceCommand}
 }
 
 // execute parses the command line and runs the command.
@@ -114,7 +117,7 @@ func (p *program) root() *cobra.Command {
 // node builds the parser's node for a command and its subcommands.
 func (p *program) node(cmd *command) *cobra.Command {
 	node := &cobra.Command{
-		Use: cmd.name, Short: cmd.summary, Args: cobra.ArbitraryArgs, DisableFlagsInUseLine: true,
+		Use: cmd.name, Short: cmd.summary, Args: cobra.ArbitraryArgs, DisableFlagsInUseLine: true, Hidden: cmd.internal,
 		ValidArgsFunction: func(_ *cobra.Command, words []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if cmd.complete == nil {
 				return nil, cobra.ShellCompDirectiveNoFileComp
@@ -210,7 +213,9 @@ func unknownCommand(word string) error {
 	}
 	var known []string
 	for _, cmd := range commands() {
-		known = append(known, cmd.name)
+		if !cmd.internal {
+			known = append(known, cmd.name)
+		}
 	}
 	return &usageError{fmt.Sprintf("there is no command %q; there are %s", maskedWord(word), strings.Join(known, ", "))}
 }

@@ -30,7 +30,9 @@ func helpCommand() *command {
 			var names []string
 			if len(words) == 0 {
 				for _, cmd := range commands() {
-					names = append(names, cmd.name)
+					if !cmd.internal {
+						names = append(names, cmd.name)
+					}
 				}
 				return append(names, settingsTopic)
 			}
@@ -101,6 +103,9 @@ func writeCommands(w io.Writer, list []*command) {
 	var lines func(prefix string, list []*command)
 	lines = func(prefix string, list []*command) {
 		for _, cmd := range list {
+			if cmd.internal {
+				continue
+			}
 			fmt.Fprintf(table, "  %s\t%s\n", prefix+cmd.name, cmd.summary)
 			lines(prefix+cmd.name+" ", cmd.subcommands)
 		}

@@ -37,15 +37,19 @@ type Disturbance string
 
 // The disturbances.
 const (
-	Nothing     Disturbance = "nothing"
-	Pruned      Disturbance = "pruned"       // images that no container uses are removed
-	BaseGone    Disturbance = "base gone"    // the image that others are built FROM has lost its name
-	NoNetwork   Disturbance = "no network"   // what builds download cannot be had
-	RollbackCut Disturbance = "killed again" // the worker is killed in the rollback, once or twice
+	Nothing Disturbance = "nothing"
+	// Pruned: docker image prune --all, of the images that are this project's.
+	Pruned Disturbance = "images pruned"
+	// SystemPruned: stopped containers are removed as well, as docker system prune
+	// does. The worker saves images to disk.
+	SystemPruned Disturbance = "system pruned"
+	BaseGone     Disturbance = "base gone"    // the image that others are built FROM has lost its name
+	NoNetwork    Disturbance = "no network"   // what builds download cannot be had
+	RollbackCut  Disturbance = "killed again" // the worker is killed in the rollback, once or twice
 )
 
 // Disturbances are all.
-var Disturbances = []Disturbance{Nothing, Pruned, BaseGone, NoNetwork, RollbackCut}
+var Disturbances = []Disturbance{Nothing, Pruned, SystemPruned, BaseGone, NoNetwork, RollbackCut}
 
 // A Case is one run that fails. Seed and number alone define it.
 type Case struct {
@@ -69,9 +73,9 @@ func NewCase(seed uint64, number int) Case {
 	n := number % Cases
 	f, round := n%len(faults), n/len(faults)
 	c.Step, c.Fault = faults[f].step, faults[f].fault
-	kinds := len(WorkspaceKinds)
-	c.Workspace = WorkspaceKinds[(f+round)%kinds]
-	c.Disturbance = Disturbances[(f+f/kinds+round/kinds+2*(round%kinds))%len(Disturbances)]
+	// The lengths have no common factor, so that the rounds meet all pairs.
+	c.Workspace = WorkspaceKinds[(f+round)%len(WorkspaceKinds)]
+	c.Disturbance = Disturbances[(f+round)%len(Disturbances)]
 	return c
 }
 

@@ -19,6 +19,9 @@ import (
 // project's name.
 const Label = "mm-orchestrator.changetest"
 
+// baseLabel is the same for the images that those are built FROM.
+const baseLabel = Label + "-base"
+
 // An Engine is the docker engine of DOCKER_HOST, or the local one.
 type Engine struct{ client *client.Client }
 

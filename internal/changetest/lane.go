@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,25 +37,27 @@ type Programs struct {
 	Worker, Command, Service, Compose string
 }
 
-// Build builds the programs into a folder. tags are build tags of the worker.
-func Build(ctx context.Context, module, folder, compose string, tags ...string) (Programs, error) {
-	p := Programs{
-		Worker: filepath.Join(folder, "mm-orchestrator"), Command: filepath.Join(folder, program),
-		Service: filepath.Join(folder, "service"), Compose: compose,
+// Build builds the programs into a folder.
+func Build(ctx context.Context, module, folder, compose string) (Programs, error) {
+	p, err := BuildTools(ctx, module, folder, compose)
+	p.Worker = filepath.Join(folder, "mm-orchestrator")
+	return p, errors.Join(err, goBuild(ctx, module, p.Worker, "./cmd/mm-orchestrator"))
+}
+
+// BuildTools builds the programs but the worker.
+func BuildTools(ctx context.Context, module, folder, compose string) (Programs, error) {
+	p := Programs{Command: filepath.Join(folder, program), Service: filepath.Join(folder, "service"), Compose: compose}
+	return p, errors.Join(goBuild(ctx, module, p.Command, "./internal/changetest/command/program"), goBuild(ctx, module, p.Service, "./internal/sample/service"))
+}
+
+func goBuild(ctx context.Context, module, out, of string) error {
+	command := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", out, of)
+	command.Dir = module
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w: %s", of, err, bytes.TrimSpace(text))
 	}
-	for out, of := range map[string][]string{
-		p.Worker:  {"-tags", strings.Join(tags, ","), "./cmd/mm-orchestrator"},
-		p.Command: {"./internal/changetest/command/program"},
-		p.Service: {"./internal/sample/service"},
-	} {
-		command := exec.CommandContext(ctx, "go", append([]string{"build", "-buildvcs=false", "-ldflags=-s -w", "-o", out}, of...)...)
-		command.Dir = module
-		command.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if text, err := command.CombinedOutput(); err != nil {
-			return p, fmt.Errorf("go build %v: %w: %s", of, err, bytes.TrimSpace(text))
-		}
-	}
-	return p, nil
+	return nil
 }
 
 // A Lane runs one case after the other.
@@ -100,7 +103,7 @@ func NewLane(ctx context.Context, programs Programs, folder, name string) (l *La
 	if err != nil {
 		return l, err
 	}
-	if l.project, err = newProject(ctx, l.engine, folder, name, programs.Compose, service); err != nil {
+	if l.project, err = NewProject(ctx, l.engine, folder, name, programs.Compose, service); err != nil {
 		return l, err
 	}
 	for address, make := range map[*string]func(context.Context) (string, func(context.Context) error, error){
@@ -208,7 +211,7 @@ func (l *Lane) environment() ([]string, error) {
 		"MM_ORCHESTRATOR_SHUTDOWN_GRACE=5s",
 		"ORCHESTRATOR_HOSTNAME=orchestrator@" + l.project.Name,
 		"GOMAXPROCS=2",
-	}, l.project.environment()...)
+	}, l.project.Environment()...)
 	if host, ok := os.LookupEnv("DOCKER_HOST"); ok {
 		environ = append(environ, "DOCKER_HOST="+host)
 	}
@@ -230,7 +233,7 @@ func (l *Lane) Close(ctx context.Context) error {
 		l.connection.Close()
 	}
 	if l.project != nil {
-		failures = append(failures, l.project.close(ctx))
+		failures = append(failures, l.project.Close(ctx))
 	}
 	if l.engine != nil {
 		l.engine.Close()
@@ -248,6 +251,8 @@ type worker struct {
 	environ []string
 	folder  string
 	logPath string
+	// settings are additional variables for the case.
+	settings []string
 
 	mu      sync.Mutex
 	command *exec.Cmd
@@ -265,6 +270,16 @@ func (w *worker) run(ctx context.Context, args ...string) error {
 		return fmt.Errorf("mm-orchestrator %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(text))
 	}
 	return nil
+}
+
+// use sets additional variables. It stops a worker that has others.
+func (w *worker) use(settings ...string) error {
+	if slices.Equal(settings, w.settings) {
+		return nil
+	}
+	err := w.stop()
+	w.settings = settings
+	return err
 }
 
 // start starts the worker, and again whenever it ends, until stop.
@@ -304,7 +319,7 @@ func (w *worker) start() error {
 func (w *worker) launch(log *os.File) error {
 	command := exec.Command(w.program, "worker")
 	// Not the work tree, which is made anew for each case.
-	command.Env, command.Dir = w.environ, filepath.Dir(w.logPath)
+	command.Env, command.Dir = append(slices.Clip(w.environ), w.settings...), filepath.Dir(w.logPath)
 	command.Stdout, command.Stderr = log, log
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	w.command = command

@@ -27,8 +27,6 @@ type scenario struct {
 	// milliseconds after its begin.
 	killIn    string
 	killAfter int
-	// deployed says that the run is to reach the build.
-	deployed bool
 }
 
 func write1(path, text string) command.Act {
@@ -54,22 +52,9 @@ const limitSeconds = 1.5
 
 // newScenario makes the scenario of a case for a project.
 func (p *Project) newScenario(c Case, random *rand.Rand, docker string) scenario {
-	api := []string{"docker", "compose", "--project-name", p.Name}
-	build, up := append(api[:4:4], "build", "api"), append(api[:4:4], "up", "-d", "--no-deps", "api")
-	healthcheck := map[string]any{
-		"url": fmt.Sprintf("http://127.0.0.1:%d/health", p.Port), "method": "GET", "timeoutSeconds": 3, "intervalSeconds": 0.3, "expectedStatus": 200,
-	}
-	s := scenario{deployed: c.Step != "analyze" && c.Step != "patch", parameters: map[string]map[string]any{
-		"analyze": {"instruction": "Keep going", "workspace": ".", "logArtifact": "analyze.log"},
-		"patch": {"workspace": ".", "diffArtifact": "patch.diff", "commands": [][]string{{"git", "status", "--short"}}, "allowlist": []string{
-			"api_service/Dockerfile", "api_service/Dockerfile.*", "api_service/pyproject.toml", "api_service/requirements*.txt", "pyproject.toml"}},
-		"build":   {"logArtifact": "build.log", "command": build},
-		"restart": {"logArtifact": "restart.log", "command": up, "restartTimeoutSeconds": 60},
-		"verify":  {"logArtifact": "verify.log", "healthcheck": healthcheck},
-		"rollback": {"logArtifact": "rollback.log", "strategies": []any{
-			map[string]any{"type": "git-revert", "commands": [][]string{{"git", "reset", "--hard", "HEAD"}}},
-			map[string]any{"type": "rebuild", "commands": [][]string{build, up}}}},
-	}}
+	s := scenario{parameters: p.Plan([][]string{{"git", "status", "--short"}})}
+	healthcheck := s.parameters["verify"]["healthcheck"].(map[string]any)
+	healthcheck["timeoutSeconds"] = 3
 	// What the run deploys, unless a fault says otherwise, is never healthy.
 	s.change = []command.Act{add(requirements, fmt.Sprintf("unhealthy\n# case %d\n", c.Number))}
 	disturb := p.disturbance(c, docker)
@@ -178,12 +163,56 @@ func (p *Project) newScenario(c Case, random *rand.Rand, docker string) scenario
 	return s
 }
 
+// Change returns what a run deploys that is to fail in a step, "" for none. text
+// makes it differ from other runs.
+func (p *Project) Change(failAt, text string) []command.Act {
+	note := add(requirements, "# "+text+"\n")
+	switch failAt {
+	case "build":
+		return []command.Act{note, add(dockerfile, "COPY nothing-of-this-name /x\n")}
+	case "restart":
+		return []command.Act{note, add(dockerfile, "ENTRYPOINT [\"/nothing-of-this-name\"]\n")}
+	case "verify":
+		return []command.Act{note, add(requirements, "unhealthy\n")}
+	}
+	return []command.Act{note}
+}
+
+// Plan returns the parameters of the steps of a plan for service api that runs these
+// commands in patch.
+func (p *Project) Plan(commands [][]string) map[string]map[string]any {
+	api := []string{"docker", "compose", "--project-name", p.Name}
+	build, up := append(api[:4:4], "build", "api"), append(api[:4:4], "up", "-d", "--no-deps", "api")
+	return map[string]map[string]any{
+		"analyze": {"instruction": "Keep going", "workspace": ".", "logArtifact": "analyze.log"},
+		"patch": {"workspace": ".", "diffArtifact": "patch.diff", "commands": commands, "allowlist": []string{
+			"api_service/Dockerfile", "api_service/Dockerfile.*", "api_service/pyproject.toml", "api_service/requirements*.txt", "pyproject.toml"}},
+		"build":   {"logArtifact": "build.log", "command": build},
+		"restart": {"logArtifact": "restart.log", "command": up, "restartTimeoutSeconds": 60},
+		"verify": {"logArtifact": "verify.log", "healthcheck": map[string]any{
+			"url": fmt.Sprintf("http://127.0.0.1:%d/health", p.Port), "method": "GET", "timeoutSeconds": 5, "intervalSeconds": 0.3, "expectedStatus": 200,
+		}},
+		"rollback": {"logArtifact": "rollback.log", "strategies": []any{
+			map[string]any{"type": "git-revert", "commands": [][]string{{"git", "reset", "--hard", "HEAD"}}},
+			map[string]any{"type": "rebuild", "commands": [][]string{build, up}}}},
+	}
+}
+
 // disturbance returns the acts that disturb the rollback, at the time when the step
 // fails.
 func (p *Project) disturbance(c Case, docker string) []command.Act {
 	switch c.Disturbance {
-	case Pruned:
-		return []command.Act{{Do: command.Exec, Args: []string{docker, "image", "prune", "--all", "--force", "--filter", "label=" + Label + "=" + p.Name}}}
+	case Pruned, SystemPruned:
+		// A filter keeps prune away from what others have in the same engine.
+		prune := func(what, label string, options ...string) command.Act {
+			args := append([]string{docker, what, "prune", "--force", "--filter", "label=" + label + "=" + p.Name}, options...)
+			return command.Act{Do: command.Exec, Args: args}
+		}
+		images := []command.Act{prune("image", Label, "--all"), prune("image", baseLabel, "--all")}
+		if c.Disturbance == Pruned {
+			return images
+		}
+		return append([]command.Act{prune("container", "mm-orchestrator.project"), prune("container", "com.docker.compose.project")}, images...)
 	case BaseGone:
 		return []command.Act{{Do: command.Exec, Args: []string{docker, "image", "rm", p.base()}}}
 	case NoNetwork:

@@ -39,9 +39,9 @@ type Project struct {
 	program   []byte
 }
 
-// newProject makes the templates and the base image, and starts nothing. program is
+// NewProject makes the templates and the base image, and starts nothing. program is
 // the service's.
-func newProject(ctx context.Context, engine *Engine, folder, name, compose string, program []byte) (p *Project, err error) {
+func NewProject(ctx context.Context, engine *Engine, folder, name, compose string, program []byte) (p *Project, err error) {
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		return nil, err
@@ -53,17 +53,22 @@ func newProject(ctx context.Context, engine *Engine, folder, name, compose strin
 	if p.assets, err = newAssets(); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			p.assets.close()
+		}
+	}()
 	plugins := filepath.Join(p.dockerConfig, "cli-plugins")
 	if err := os.MkdirAll(plugins, 0o755); err != nil {
-		return p, err
+		return nil, err
 	}
 	if err := os.Symlink(compose, filepath.Join(plugins, "docker-compose")); err != nil {
-		return p, err
+		return nil, err
 	}
 	for _, submodule := range []bool{false, true} {
 		p.templates[submodule] = filepath.Join(folder, fmt.Sprintf("template-%t", submodule))
 		if err := p.makeTemplate(ctx, p.templates[submodule], submodule); err != nil {
-			return p, err
+			return nil, err
 		}
 	}
 	return p, nil
@@ -74,8 +79,8 @@ func newProject(ctx context.Context, engine *Engine, folder, name, compose strin
 func (p *Project) base() string { return "mm-changetest-base:" + p.Name }
 func (p *Project) kept() string { return "mm-changetest-kept:" + p.Name }
 
-// environment has the variables with which `docker compose` finds its program.
-func (p *Project) environment() []string { return []string{"DOCKER_CONFIG=" + p.dockerConfig} }
+// Environment has the variables with which `docker compose` finds its program.
+func (p *Project) Environment() []string { return []string{"DOCKER_CONFIG=" + p.dockerConfig} }
 
 func (p *Project) subject(leaveOut ...string) Subject {
 	return Subject{
@@ -194,17 +199,13 @@ func writeFile(path, text string, mode os.FileMode) error {
 	return os.Chmod(path, mode)
 }
 
-// up builds the images and starts both services from the clean work tree, and waits
+// Up builds the images and starts both services from the clean work tree, and waits
 // until api is healthy. What was there of the project is removed before.
-func (p *Project) up(ctx context.Context) error {
+func (p *Project) Up(ctx context.Context) error {
 	if err := p.engine.RemoveProject(ctx, p.Name); err != nil {
 		return err
 	}
-	p.assets.off.Store(false)
-	if err := p.engine.ImportBase(ctx, p.base(), "mm-orchestrator.changetest-base="+p.Name, p.program); err != nil {
-		return err
-	}
-	if err := p.engine.Tag(ctx, p.base(), p.kept()); err != nil {
+	if err := p.provideBase(ctx); err != nil {
 		return err
 	}
 	if err := p.reset(ctx, false); err != nil {
@@ -214,6 +215,19 @@ func (p *Project) up(ctx context.Context) error {
 		return err
 	}
 	return p.awaitHealthy(ctx)
+}
+
+// provideBase makes sure that images can be built.
+func (p *Project) provideBase(ctx context.Context) error {
+	p.assets.off.Store(false)
+	if p.engine.Tag(ctx, p.kept(), p.base()) == nil {
+		return nil
+	}
+	// It was never there, or a case has pruned it.
+	if err := p.engine.ImportBase(ctx, p.base(), baseLabel+"="+p.Name, p.program); err != nil {
+		return err
+	}
+	return p.engine.Tag(ctx, p.base(), p.kept())
 }
 
 func (p *Project) awaitHealthy(ctx context.Context) error {
@@ -227,7 +241,7 @@ func (p *Project) awaitHealthy(ctx context.Context) error {
 func (p *Project) runCompose(ctx context.Context, args ...string) error {
 	command := exec.CommandContext(ctx, p.compose, append([]string{"--project-name", p.Name, "--project-directory", p.Workspace}, args...)...)
 	command.Dir = p.Workspace
-	command.Env = append(os.Environ(), p.environment()...)
+	command.Env = append(os.Environ(), p.Environment()...)
 	if text, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("compose %v: %w: %s", args, err, text)
 	}
@@ -250,8 +264,8 @@ func (p *Project) reset(ctx context.Context, submodule bool) error {
 	return nil
 }
 
-// close removes all of the project but its files.
-func (p *Project) close(ctx context.Context) error {
+// Close removes all of the project but its files.
+func (p *Project) Close(ctx context.Context) error {
 	p.assets.close()
 	err := p.engine.RemoveProject(ctx, p.Name)
 	for _, name := range []string{p.base(), p.kept()} {

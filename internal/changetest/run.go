@@ -6,14 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/moonladderstudios/mm-orchestrator/internal/changetest/command"
 	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
 )
 
@@ -60,41 +57,31 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 		if err := l.worker.stop(); err != nil {
 			return err
 		}
-		if err := l.project.up(ctx); err != nil {
+		if err := l.project.Up(ctx); err != nil {
 			return err
 		}
 		l.isUp = true
 	}
-	l.project.assets.off.Store(false)
-	if err := l.engine.Tag(ctx, l.project.kept(), l.project.base()); err != nil {
-		return err
-	}
-	if err := l.project.prepare(ctx, r.Case.Workspace, random); err != nil {
+	if err := l.project.provideBase(ctx); err != nil {
 		return err
 	}
 	scenario := l.project.newScenario(r.Case, random, l.docker)
 	artifacts := filepath.Join(l.folder, "artifacts")
 	if random.IntN(2) == 0 {
-		artifacts = filepath.Join(l.project.Workspace, "var", "artifacts")
+		artifacts = filepath.Join(l.project.Workspace, artifactsInside)
 	}
-	if err := os.MkdirAll(artifacts, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(l.folder, "artifacts"), 0o755); err != nil {
 		return err
 	}
-	subject := l.project.subject("var/artifacts")
-
-	// The state without what the operator deploys, which is what the rollback goes
-	// back to.
-	head, err := Take(ctx, subject)
+	watch, err := l.project.Watch(ctx, r.Case.Workspace, random, scenario.change)
 	if err != nil {
 		return err
 	}
-	if r.Case.Workspace == Deployed {
-		if err := l.edit(ctx, scenario.change, random.IntN(2) == 0); err != nil {
-			return err
-		}
+	var settings []string
+	if r.Case.Disturbance == SystemPruned {
+		settings = append(settings, "MM_ORCHESTRATOR_PIN_DIRECTORY="+filepath.Join(l.folder, "pins"))
 	}
-	before, err := Take(ctx, subject)
-	if err != nil {
+	if err := l.worker.use(settings...); err != nil {
 		return err
 	}
 	if err := l.worker.start(); err != nil {
@@ -111,10 +98,6 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 		return context.Cause(ctx)
 	}
 	r.Deaths = l.worker.deaths() - deaths
-	after, err := Take(ctx, subject)
-	if err != nil {
-		return err
-	}
 	if err := l.readRun(ctx, run, r); err != nil {
 		return err
 	}
@@ -125,77 +108,21 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 	} else if r.Status != "rolled_back" {
 		r.differ("the run is %s (%s), want rolled_back", r.Status, r.Summary)
 	}
-	l.compare(ctx, r, scenario, subject, folder, head, before, after)
+	r.Refused = strings.Contains(r.Summary, "patch:failed") && r.Case.Workspace == Merging
+	if r.Case.Workspace == Merging && !r.Refused {
+		r.differ("a run in the middle of a merge was not refused: %s", r.Summary)
+	}
+	differences, err := watch.TakenBack(ctx, EndOf(r.Summary, folder))
+	if err != nil {
+		return err
+	}
+	r.Differences = append(r.Differences, differences...)
 	if len(r.Differences) > 0 {
-		if err := l.keepEvidence(r, folder, before, after); err != nil {
+		if err := l.keepEvidence(r, folder, watch); err != nil {
 			return err
 		}
 	}
 	return os.RemoveAll(l.trapFolder())
-}
-
-// compare looks for differences.
-func (l *Lane) compare(ctx context.Context, r *Result, s scenario, subject Subject, folder string, head, before, after State) {
-	target := l.project.Name + "-api-1"
-	// Until a restart has begun, the target's container is the same.
-	restarted := strings.Contains(r.Summary, "restart:succeeded") || strings.Contains(r.Summary, "restart:failed")
-	ignore := func(name string) bool { return restarted && identity(name, target) }
-	r.Refused = strings.Contains(r.Summary, "patch:failed") && r.Case.Workspace == Merging
-	want := before
-	built := strings.Contains(r.Summary, "build:succeeded") || strings.Contains(r.Summary, "build:failed")
-	aside := r.Case.Workspace == Deployed && built
-	if aside {
-		// What the run has deployed is set aside.
-		want = head
-	}
-	if r.Case.Workspace == Merging && !r.Refused {
-		r.differ("a run in the middle of a merge was not refused: %s", r.Summary)
-	}
-	differences := Differences(want, after, ignore)
-	r.Differences = append(r.Differences, differences...)
-	if !aside {
-		return
-	}
-	commands, err := restoreCommands(folder)
-	if err != nil || len(commands) == 0 {
-		r.differ("the operator's deployed edits are lost: no log names a command that brings them back (%v)", err)
-		return
-	}
-	for _, line := range commands {
-		shell := exec.CommandContext(ctx, "sh", "-c", line)
-		shell.Dir = subject.Workspace
-		shell.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1")
-		if text, err := shell.CombinedOutput(); err != nil {
-			r.differ("the command that brings the operator's edits back fails: %s: %v: %s", line, err, text)
-		}
-	}
-	again, err := Take(ctx, subject)
-	if err != nil {
-		r.differ("%v", err)
-		return
-	}
-	for _, line := range Differences(before, again, func(name string) bool { return !strings.HasPrefix(name, "file ") }) {
-		r.differ("after the command that brings the operator's edits back: %s", line)
-	}
-}
-
-// edit makes the operator's edits. staged says that they are in the index too.
-func (l *Lane) edit(ctx context.Context, acts []command.Act, staged bool) error {
-	script := filepath.Join(l.folder, "edit.json")
-	if err := writeJSON(script, command.Script{Turns: [][]command.Act{acts}}); err != nil {
-		return err
-	}
-	defer os.Remove(script + ".turn-0")
-	edit := exec.CommandContext(ctx, l.programs.Command, "act", script)
-	edit.Dir = l.project.Workspace
-	if text, err := edit.CombinedOutput(); err != nil {
-		return fmt.Errorf("the operator's edits: %w: %s", err, text)
-	}
-	if !staged {
-		return nil
-	}
-	_, err := Git(ctx, l.project.Workspace, "add", "--update")
-	return err
 }
 
 // submit creates the run and publishes its message.
@@ -263,28 +190,8 @@ func (l *Lane) readRun(ctx context.Context, run string, r *Result) error {
 	return err
 }
 
-// restoring is a command that brings back what was set aside, in a log of the run.
-var restoring = regexp.MustCompile("git [^\n`\\]]*refs/mm-orchestrator/[^\n`\\]]*")
-
-// restoreCommands returns the commands of the run's rollback log that bring back
-// what was set aside.
-func restoreCommands(folder string) ([]string, error) {
-	text, err := os.ReadFile(filepath.Join(folder, "rollback.log"))
-	if err != nil {
-		return nil, err
-	}
-	var commands []string
-	for _, line := range restoring.FindAllString(string(text), -1) {
-		line = strings.TrimSpace(strings.TrimRight(line, ". "))
-		if !slices.Contains(commands, line) {
-			commands = append(commands, line)
-		}
-	}
-	return commands, nil
-}
-
 // keepEvidence copies what helps to explain differences.
-func (l *Lane) keepEvidence(r *Result, artifacts string, before, after State) error {
+func (l *Lane) keepEvidence(r *Result, artifacts string, watch *Watch) error {
 	r.Evidence = filepath.Join(filepath.Dir(l.folder), fmt.Sprintf("case-%d", r.Case.Number))
 	if err := os.RemoveAll(r.Evidence); err != nil {
 		return err
@@ -296,7 +203,7 @@ func (l *Lane) keepEvidence(r *Result, artifacts string, before, after State) er
 	if err := os.WriteFile(filepath.Join(r.Evidence, "differences.txt"), []byte(strings.Join(lines, "\n")+"\n"), 0o644); err != nil {
 		return err
 	}
-	for name, state := range map[string]State{"before.json": before, "after.json": after} {
+	for name, state := range map[string]State{"before.json": watch.before, "after.json": watch.after} {
 		if err := writeJSON(filepath.Join(r.Evidence, name), state); err != nil {
 			return err
 		}

@@ -9,21 +9,32 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/changetest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/defects"
 )
 
 // programs are the paths of the programs that a campaign runs.
-type programs struct{ worker, ledger string }
+type programs struct {
+	worker, ledger string
+	// real are those of trials of kind Real.
+	real changetest.Programs
+}
 
 // buildPrograms builds the worker with its fault points, and the ledger's
-// program, into a folder.
-func buildPrograms(ctx context.Context, module, folder string) (programs, error) {
+// program, into a folder; for trials of kind Real also what those need.
+func buildPrograms(ctx context.Context, module, folder string, kinds ...Kind) (programs, error) {
 	p := programs{ledger: filepath.Join(folder, "chaos-ledger")}
 	var err error
 	if p.worker, err = buildWorker(ctx, module, folder); err != nil {
 		return p, err
+	}
+	if slices.Contains(kinds, Real) {
+		if p.real, err = buildReal(ctx, module, folder); err != nil {
+			return p, err
+		}
 	}
 	return p, goBuild(ctx, module, "-o", p.ledger, "./internal/chaos/ledger/program")
 }

@@ -57,6 +57,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Trials == 0 {
 		c.Trials = trialsForAllPlaces(c.Kinds)
+		if len(c.Kinds) == 1 && c.Kinds[0] == Real {
+			c.Trials = len(realPlaces)
+		}
 		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1
 		}
@@ -69,6 +72,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Lanes == 0 {
 		c.Lanes = 8
+		if slices.Contains(c.Kinds, Real) {
+			c.Lanes = 4 // builds and containers need the processor
+		}
 	}
 	if c.Output == nil {
 		c.Output = io.Discard
@@ -113,7 +119,7 @@ func Run(ctx context.Context, config Config) (*Report, error) {
 	}
 	if config.programs.worker == "" {
 		var err error
-		if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
+		if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, config.Kinds...); err != nil {
 			return nil, err
 		}
 	}
@@ -494,8 +500,8 @@ func (r *Report) add(o *outcome) {
 }
 
 func (r *Report) progress() string {
-	return fmt.Sprintf("%4d trials, %d failed, %d kills, %d other faults; lost %d, stuck %d, doubled %d, wrong %d, left %d",
-		r.trials, len(r.failed), r.kills, r.hits-r.kills, r.problems[lost], r.problems[stuck], r.problems[doubled], r.problems[wrong], r.problems[left])
+	return fmt.Sprintf("%4d trials, %d failed, %d kills, %d other faults; lost %d, stuck %d, doubled %d, wrong %d, altered %d, left %d",
+		r.trials, len(r.failed), r.kills, r.hits-r.kills, r.problems[lost], r.problems[stuck], r.problems[doubled], r.problems[wrong], r.problems[altered], r.problems[left])
 }
 
 // Print writes the report.

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/changetest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
@@ -55,7 +56,9 @@ type outcome struct {
 	// rushFigures is set for a rush.
 	rushFigures *rushFigures
 	// mixed is set for a mixed trial.
-	mixed   *mixed
+	mixed *mixed
+	// watch is set for trials of kind Real.
+	watch   *changetest.Watch
 	moments []moment
 	ledger  []ledger.Record
 	took    time.Duration
@@ -76,6 +79,7 @@ const (
 	stuck        class = "stuck"        // the run did not end in time
 	doubled      class = "doubled"      // an effect happened twice, or two at once
 	wrong        class = "wrong"        // status, results or artifacts do not match the plan
+	altered      class = "altered"      // files, repository or containers are not as they must be
 	left         class = "left"         // something was left behind
 	slowRecovery class = "slowRecovery" // a worker connected too long after its server's return
 	harness      class = "harness"      // the trial itself did not work
@@ -104,6 +108,7 @@ func (l *lane) runTrial(ctx context.Context, t Trial) *outcome {
 }
 
 func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
+	l.trial = t
 	l.clearTraps()
 	if _, err := l.trace.read(); err != nil {
 		return err
@@ -115,6 +120,11 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	case Mixed:
 		return l.mix(ctx, t, o)
 	}
+	if t.Kind == Real {
+		if err := l.makeReal(ctx); err != nil {
+			return err
+		}
+	}
 	release, err := l.configureWorkers(t)
 	if err != nil {
 		return err
@@ -124,6 +134,12 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			o.report(stuck, "%v", err)
 		}
 	}()
+	if t.Kind == Real {
+		// No worker runs yet: they look at the work tree that is made anew.
+		if err := l.watchReal(ctx, o); err != nil {
+			return err
+		}
+	}
 	if err := l.runTrialWorkers(ctx, t.Standby); err != nil {
 		return err
 	}

@@ -111,6 +111,9 @@ func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 			o.report(harness, "%v", err)
 		}
 	}
+	if err := l.judgeReal(ctx, o, status); err != nil {
+		o.report(harness, "%v", err)
+	}
 	o.judgeLedger()
 	o.judgeRollback(status)
 	o.judgeProcesses(filepath.Base(l.config.programs.ledger))

@@ -64,6 +64,10 @@ type lane struct {
 	// queue is that of the workers.
 	queue string
 
+	// trial is the one that runs.
+	trial Trial
+	// real is nil before the first trial of kind Real.
+	real     *realProject
 	service  *service
 	trace    traceReader
 	trapsSet int64

@@ -95,7 +95,7 @@ func Prove(ctx context.Context, config Config) error {
 		return !slices.ContainsFunc(proofs, func(m defectProof) bool { return m.defect == d.Name })
 	})
 	began := time.Now()
-	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder); err != nil {
+	if config.programs, err = buildPrograms(ctx, config.Module, config.Folder, kindsOf(proofs)...); err != nil {
 		return err
 	}
 	workers, err := buildDefects(ctx, config.Module, config.Folder, list)
@@ -154,6 +154,15 @@ func Prove(ctx context.Context, config Config) error {
 	}
 	fmt.Fprintf(config.Output, "%d of %d planted defects were found, by %d of %d trials\n", len(proofs), len(proofs), tried, tried)
 	return nil
+}
+
+func kindsOf(proofs []defectProof) (kinds []Kind) {
+	for _, d := range proofs {
+		for _, t := range d.trials {
+			kinds = append(kinds, t.Kind)
+		}
+	}
+	return kinds
 }
 
 // chosenProofs returns the proofs of the defects that the Config names, or all.

@@ -89,14 +89,16 @@ const limitSeconds = 3
 // configureWorkers gives the workers the settings of a trial that needs its own.
 // release removes them.
 func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
-	setting := ""
+	var settings []string
 	switch {
 	case t.Case == settingLimit:
-		setting = fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds)
+		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_STEP_TIME_LIMIT=%ds", limitSeconds))
 	case t.Kind == Lost, t.Kind == Foreign:
-		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace)
+		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", lostGrace))
 	case t.Kind == Mixed:
-		setting = fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace)
+		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace))
+	case t.Kind == Real:
+		settings = append(settings, l.real.settings...)
 	default:
 		return func() error { return nil }, nil
 	}
@@ -108,7 +110,7 @@ func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
 		}
 		return errors.Join(failures...)
 	}
-	return func() error { return change() }, change(setting)
+	return func() error { return change() }, change(settings...)
 }
 
 // revoke revokes a run as an operator does.

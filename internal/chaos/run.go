@@ -47,6 +47,9 @@ type shape struct {
 	LinkOption string
 	// High says that the run's priority is high instead of normal.
 	High bool
+	// Real says that patch, build and restart use git and compose, and that the
+	// rollback has no command of the plan.
+	Real bool
 	// Several says that patch and rollback have several commands each. If patch
 	// fails, it is its last command but one that does.
 	Several bool
@@ -58,7 +61,7 @@ const several = 3
 // commands returns how many commands the plan has for a step.
 func (s shape) commands(step string) int {
 	switch {
-	case !slices.Contains(withCommand, step):
+	case !slices.Contains(withCommand, step), s.Real && step == "rollback":
 		return 0
 	case s.Several && (step == "patch" || step == "rollback"):
 		return several
@@ -169,6 +172,9 @@ func (l *lane) strategies(id string, s shape) (all []any) {
 
 // plan returns the plan that the API would store for the run.
 func (l *lane) plan(id string, s shape) ([]byte, error) {
+	if s.Real {
+		return l.realPlan(id, s)
+	}
 	health := l.service.url("/healthy")
 	if s.FailAt == "verify" {
 		health = l.service.url("/unhealthy")
@@ -186,6 +192,10 @@ func (l *lane) plan(id string, s shape) ([]byte, error) {
 	if s.LimitSeconds > 0 {
 		parameters[s.FailAt]["timeoutSeconds"] = s.LimitSeconds
 	}
+	return marshalPlan(parameters)
+}
+
+func marshalPlan(parameters map[string]map[string]any) ([]byte, error) {
 	var plan []any
 	for _, step := range steps {
 		plan = append(plan, map[string]any{"name": step, "parameters": parameters[step]})

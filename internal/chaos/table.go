@@ -47,7 +47,7 @@ func (r *Report) printTable(w io.Writer) {
 		name  string
 	}{
 		{lost, "runs lost"}, {stuck, "runs stuck"}, {doubled, "effects doubled"}, {wrong, "wrong status, result or artifact"},
-		{left, "something left behind"}, {slowRecovery, fmt.Sprintf("recovered later than %s", backLimit)}, {harness, "the harness itself"},
+		{altered, "files, repository or containers not as they must be"}, {left, "something left behind"}, {slowRecovery, fmt.Sprintf("recovered later than %s", backLimit)}, {harness, "the harness itself"},
 	} {
 		row(p.name, "%d/%d trials", r.problems[p.class], r.trials)
 	}
@@ -103,8 +103,15 @@ func (r *Report) killedAt() string {
 			missing[s.place()] = true
 		}
 	}
-	for _, p := range places {
-		list(p.stage(kill))
+	if slices.Contains(r.config.Kinds, KillAtPoint) {
+		for _, p := range places {
+			list(p.stage(kill))
+		}
+	}
+	if slices.Contains(r.config.Kinds, Real) {
+		for _, p := range realPlaces {
+			list(p.stage(kill))
+		}
 	}
 	if slices.Contains(r.config.Kinds, Crowd) {
 		for _, point := range crowdPoints {

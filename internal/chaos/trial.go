@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/changetest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -59,6 +60,11 @@ const (
 	// Rush publishes many runs at once for one workspace with four workers, and
 	// some for another workspace. It runs only on request.
 	Rush Kind = "rush"
+	// Real runs real git and a real compose project, kills a worker at a point or at
+	// any time, once or twice, and compares files, repository, images and
+	// containers with what was there before the run. It runs only on request, and
+	// needs an engine.
+	Real Kind = "real"
 	// Mixed publishes many runs at once for Celery's Python workers and workers of
 	// this program on one queue, with steps longer than LostGrace. It runs only on
 	// request, and needs Python.
@@ -73,7 +79,7 @@ var Kinds = []Kind{
 }
 
 // onRequest are the kinds that no campaign uses by default. Each shows one promise.
-var onRequest = []Kind{Rollback, Rush, Mixed}
+var onRequest = []Kind{Rollback, Rush, Mixed, Real}
 
 // retriedEarly is the variant of Duplicate that retries a run while its rollback
 // runs. The API allows that for a failed run.
@@ -99,6 +105,8 @@ type Trial struct {
 	// LostStep is the step that fails because its message is lost; "" if the
 	// rollback's message is lost, or none.
 	LostStep string
+	// Workspace is that of Real.
+	Workspace changetest.WorkspaceKind
 }
 
 // A stage is one fault.
@@ -180,6 +188,9 @@ func (t Trial) String() string {
 			text += " after " + s.After.String()
 		}
 		stages = append(stages, text)
+	}
+	if t.Workspace != "" {
+		stages = append(stages, "workspace: "+string(t.Workspace))
 	}
 	if t.Variant == "" && t.Case != "" {
 		stages = append([]string{t.Case}, stages...)
@@ -399,6 +410,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.toForeign(random)
 	case Stop:
 		t.stop(random)
+	case Real:
+		t.real(random, turnOf(number, kinds))
 	}
 	return t
 }

@@ -86,6 +86,15 @@ func Run(args []string) (int, error) {
 	return 2, fmt.Errorf("want act SCRIPT, or intercept FOLDER NAME PROGRAM ARG…, got %q", args)
 }
 
+// WriteScript writes a script that does the same acts at each execution.
+func WriteScript(path string, acts []Act) error {
+	text, err := json.MarshalIndent(Script{Turns: [][]Act{acts}}, "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o644)
+}
+
 func act(path string) (int, error) {
 	var script Script
 	if err := read(path, &script); err != nil {
@@ -140,6 +149,12 @@ func performAll(acts []Act) (int, error) {
 		}
 	}
 	return none, nil
+}
+
+// In performs an act that alters a file, in a folder.
+func (a Act) In(folder string) error {
+	a.Path = filepath.Join(folder, a.Path)
+	return a.perform()
 }
 
 func (a Act) perform() error {

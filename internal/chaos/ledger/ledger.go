@@ -15,7 +15,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -65,30 +67,60 @@ func Read(path, run string) ([]Record, error) {
 	return records, lines.Err()
 }
 
-// Run is the program, with the arguments FILE RUN STEP COMMAND MILLISECONDS CODE. It
-// returns its exit code.
+// Run is the program. With the arguments FILE RUN STEP COMMAND MILLISECONDS CODE it
+// takes that long and returns the code. With FILE RUN STEP COMMAND run NAME PROGRAM
+// ARG… it runs a program, under a name, and returns its exit code. For "-" as RUN and
+// STEP it takes those of the mark that the worker sets in the environment of its
+// programs.
 func Run(args []string) (int, error) {
-	if len(args) != 6 {
-		return 2, fmt.Errorf("want FILE RUN STEP COMMAND MILLISECONDS CODE, got %q", args)
+	usage := fmt.Errorf("want FILE RUN STEP COMMAND MILLISECONDS CODE, or FILE RUN STEP COMMAND run NAME PROGRAM ARG…, got %q", args)
+	if len(args) < 6 {
+		return 2, usage
 	}
-	number, err1 := strconv.Atoi(args[3])
-	milliseconds, err2 := strconv.Atoi(args[4])
-	code, err3 := strconv.Atoi(args[5])
-	if err := errors.Join(err1, err2, err3); err != nil {
+	number, err := strconv.Atoi(args[3])
+	if err != nil {
 		return 2, err
 	}
-	file, err := os.OpenFile(args[0], os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if args[4] == "run" && len(args) >= 7 {
+		run, step := args[1], args[2]
+		if run == "-" && step == "-" {
+			mark := strings.Split(os.Getenv("MM_ORCHESTRATOR_STEP"), "/") // WORKER/RUN/STEP/N
+			if len(mark) != 4 {
+				return 2, fmt.Errorf("the worker has set no mark: %q", mark)
+			}
+			run, step = mark[1], mark[2]
+		}
+		return record(args[0], Record{Run: run, Step: step, Command: number}, func() (int, error) { return runProgram(args[5], args[6], args[7:]) })
+	}
+	if len(args) != 6 {
+		return 2, usage
+	}
+	milliseconds, err1 := strconv.Atoi(args[4])
+	code, err2 := strconv.Atoi(args[5])
+	if err := errors.Join(err1, err2); err != nil {
+		return 2, err
+	}
+	return record(args[0], Record{Run: args[1], Step: args[2], Command: number}, func() (int, error) {
+		time.Sleep(time.Duration(milliseconds) * time.Millisecond)
+		return code, nil
+	})
+}
+
+// record does an act and writes its start and end to the ledger.
+func record(path string, about Record, act func() (int, error)) (int, error) {
+	file, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return 2, err
 	}
 	defer file.Close()
-	lock, err := os.OpenFile(args[0]+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return 2, err
 	}
 	defer lock.Close()
 	write := func(event string) error {
-		line, _ := json.Marshal(Record{At: time.Now().UnixNano(), Run: args[1], Step: args[2], Command: number, PID: os.Getpid(), Event: event})
+		about.At, about.PID, about.Event = time.Now().UnixNano(), os.Getpid(), event
+		line, _ := json.Marshal(about)
 		_, err := file.Write(append(line, '\n'))
 		return err
 	}
@@ -102,9 +134,25 @@ func Run(args []string) (int, error) {
 			return 2, err
 		}
 	}
-	time.Sleep(time.Duration(milliseconds) * time.Millisecond)
+	code, err := act()
+	if err != nil {
+		return 2, err
+	}
 	if err := record(End); err != nil {
 		return 2, err
 	}
 	return code, write(Exit)
+}
+
+func runProgram(name, program string, args []string) (int, error) {
+	command := &exec.Cmd{Path: program, Args: append([]string{name}, args...), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	err := command.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if state := command.ProcessState.Sys().(syscall.WaitStatus); state.Signaled() {
+			return 128 + int(state.Signal()), nil
+		}
+		return command.ProcessState.ExitCode(), nil
+	}
+	return 0, err
 }
