@@ -51,14 +51,14 @@ func ParseConfig(output []byte) (Config, error) {
 // containers, which [ParseIDs] reads.
 func (t Target) ContainersCommand() []string { return t.with("ps", "--all", "--quiet", "--no-trunc") }
 
-var containerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var fullID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // ParseIDs parses the output of [Target.ContainersCommand]. It returns false if
 // the output is something else.
 func ParseIDs(output string) ([]string, bool) {
 	ids := strings.Fields(output)
 	for _, id := range ids {
-		if !containerID.MatchString(id) {
+		if !fullID.MatchString(id) {
 			return nil, false
 		}
 	}
@@ -73,7 +73,7 @@ func (t Target) HashCommand(service string) []string { return t.with("config", "
 // service.
 func ParseHash(output, service string) string {
 	for line := range strings.Lines(output) {
-		if name, hash, found := strings.Cut(strings.TrimSpace(line), " "); found && name == service && containerID.MatchString(hash) {
+		if name, hash, found := strings.Cut(strings.TrimSpace(line), " "); found && name == service && fullID.MatchString(hash) {
 			return hash
 		}
 	}
