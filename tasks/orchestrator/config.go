@@ -40,6 +40,9 @@ type Steps interface {
 	PassPending(ctx context.Context, suspect store.Suspect) error
 	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)
 	FreeClaims(ctx context.Context, suspect store.Suspect) error
+
+	ListChanges(ctx context.Context, filter store.ChangeFilter) ([]store.Change, error)
+	RemoveChange(ctx context.Context, filter store.ChangeFilter, remove func(context.Context, store.Change) (left json.RawMessage, err error)) error
 }
 
 // Metrics counts events of steps and runs (docs/moonmind.md#statsd). Its methods

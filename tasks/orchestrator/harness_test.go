@@ -217,6 +217,14 @@ func (f *fakeSteps) PassPending(context.Context, store.Suspect) error { return n
 
 func (f *fakeSteps) FreeClaims(context.Context, store.Suspect) error { return nil }
 
+func (f *fakeSteps) ListChanges(context.Context, store.ChangeFilter) ([]store.Change, error) {
+	return nil, nil
+}
+
+func (f *fakeSteps) RemoveChange(context.Context, store.ChangeFilter, func(context.Context, store.Change) (json.RawMessage, error)) error {
+	return store.ErrNotFound
+}
+
 func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.RollbackMessage) (*store.LostRun, error) {
 	f.lost = append(f.lost, suspect.RunID)
 	return nil, nil

@@ -42,6 +42,8 @@ const publishTimeout = 10 * time.Second
 //     retry continue instead. It does none of this while the queue has a consumer
 //     that is no worker of this program, while anybody has locked a row of the
 //     run, or while a Python worker is at a step of any run (foreign.go).
+//   - It removes what is kept to take back the changes of runs that have been over
+//     for KeepChanges.
 //
 // Call it once, after Register, while the worker runs. Every worker of a queue may
 // sweep: each repair is one transaction that checks its condition again.
@@ -51,7 +53,7 @@ func (o *Orchestrator) Sweep(ctx context.Context) {
 		return
 	}
 	defer done()
-	s := sweeper{Orchestrator: o, suspects: map[string]suspect{}}
+	s := sweeper{Orchestrator: o, suspects: map[string]suspect{}, changes: oldChanges{failed: map[string]time.Time{}}}
 	activity := o.stalls.Start("sweep of queue "+o.config.Queue, "looking for messages whose turn has come")
 	defer activity.End()
 	ctx = activity.Context(ctx)
@@ -92,6 +94,7 @@ type sweeper struct {
 	logged string
 	// foreign are the consumers of the queue that are no workers of this program.
 	foreign foreignConsumers
+	changes oldChanges
 }
 
 // suspect is a run that holds a workspace and seems lost. It must seem so at every
@@ -174,6 +177,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	if parked {
 		problems = append(problems, s.publishParked(ctx))
 	}
+	problems = append(problems, s.removeOldChanges(ctx))
 	return errors.Join(problems...)
 }
 
