@@ -26,8 +26,8 @@ type Record struct {
 	Undone bool `json:"undone,omitempty"`
 }
 
-// Files is the change of a run in the workspace.
-type Files struct{}
+// Image is the change of a run to the target's image and containers.
+type Image struct{}
 
 // Encode returns the record as the database keeps it.
 func (r Record) Encode() (json.RawMessage, error) {

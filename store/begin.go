@@ -29,6 +29,12 @@ const (
 	maxCommitTime = time.Second
 )
 
+// knownSteps are the labels of the enum orchestratorplanstep.
+var knownSteps = map[Step]bool{
+	StepAnalyze: true, StepPatch: true, StepBuild: true,
+	StepRestart: true, StepVerify: true, StepRollback: true,
+}
+
 // BeginStep asks for the right to run one step, and records the start.
 //
 //   - It is one transaction, committed before it returns: readers see the step
@@ -57,7 +63,7 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	switch {
 	case !isUUID(request.RunID):
 		return nil, notARun(request.RunID)
-	case !request.Step.Known():
+	case !knownSteps[request.Step]:
 		return nil, failure(ErrInvalid, "%q is not a step of a plan", cut(string(request.Step), 80))
 	case request.Workspace == nil:
 		return nil, failure(ErrInvalid, "step %s of run %s has no workspace: BeginRequest.Workspace is required", request.Step, request.RunID)

@@ -2,16 +2,15 @@ package store
 
 import (
 	"encoding/json"
-	"slices"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Step names a step of a plan: a label of the enum orchestratorplanstep.
+// Step names a step of a plan, as in the enum orchestratorplanstep.
 type Step string
 
-// The labels of orchestratorplanstep.
+// The steps in plan order.
 const (
 	StepAnalyze  Step = "analyze"
 	StepPatch    Step = "patch"
@@ -21,13 +20,8 @@ const (
 	StepRollback Step = "rollback"
 )
 
-// Steps returns all steps, in the order in which plans have them.
-func Steps() []Step {
-	return []Step{StepAnalyze, StepPatch, StepBuild, StepRestart, StepVerify, StepRollback}
-}
-
-// Known says whether s is one of Steps.
-func (s Step) Known() bool { return slices.Contains(Steps(), s) }
+// Known says whether s is one of these steps.
+func (s Step) Known() bool { return knownSteps[s] }
 
 // StepStatus says how a step ended.
 type StepStatus string

@@ -1,7 +1,6 @@
 package orchestrator
 
 import (
-	"context"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -9,7 +8,7 @@ import (
 )
 
 // analyze writes the run's instruction to a log (docs/moonmind.md#analyze).
-func (s *stepRun) analyze(context.Context) (success, *Failure) {
+func (s *stepRun) analyze() (success, *Failure) {
 	name, failure := s.params.text("logArtifact", "analyze.log")
 	if failure != nil {
 		return success{}, failure

@@ -1,0 +1,222 @@
+package change
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// An Aside is what was set aside: a version of files that a restore replaces.
+type Aside struct {
+	// Ref points to a tree with the files, Tree is its id. "" for nothing.
+	Ref, Tree string
+	// Paths are the files in it, as entries name them.
+	Paths []string
+	// Commands bring the files back, each in one line for a shell.
+	Commands []string
+}
+
+// SetAside stores the files and links at these paths as they are now, under a ref
+// of the run. Files of git directories are in the tree with "dot-git" in place of
+// ".git". A repeated call keeps what an earlier one has stored under the ref,
+// except where it stores the same path again.
+func (r *Repository) SetAside(ctx context.Context, run, name string, now *State, paths []string) (Aside, error) {
+	aside := Aside{Ref: Ref(run, name)}
+	shown, _, err := r.storeContent(ctx, now, paths)
+	if err != nil {
+		return Aside{}, err
+	}
+	inGit := false
+	for _, path := range paths {
+		e := now.find(path)
+		if e == nil || e.Blob == "" {
+			continue
+		}
+		if _, fits := r.treeItem(e); !fits {
+			shown = append(shown, treeItem{visiblePath(path), "100644", e.Blob})
+			inGit = true
+		}
+		aside.Paths = append(aside.Paths, path)
+	}
+	if len(shown) == 0 {
+		return Aside{}, nil
+	}
+	have := map[string]bool{}
+	for _, item := range shown {
+		have[item.path] = true
+	}
+	earlier, err := r.listTree(ctx, aside.Ref)
+	if err != nil {
+		return Aside{}, err
+	}
+	for _, item := range earlier {
+		if !have[item.path] && !conflicts(item.path, shown) {
+			shown = append(shown, item)
+		}
+	}
+	if aside.Tree, err = r.writeTrees(ctx, buildTrees(r.format, shown)); err != nil {
+		return Aside{}, err
+	}
+	if err := r.setRefs(ctx, map[string]string{aside.Ref: aside.Tree}); err != nil {
+		return Aside{}, err
+	}
+	if len(aside.Paths) > 0 && !(inGit && len(shown) == 1) {
+		aside.Commands = append(aside.Commands, r.restoreCommand(aside.Ref, "--worktree"))
+	}
+	for _, path := range aside.Paths {
+		if _, fits := r.treeItem(now.find(path)); !fits {
+			aside.Commands = append(aside.Commands, fmt.Sprintf("git -C %s cat-file blob %s > %s", shellQuote(r.Top), now.find(path).Blob, shellQuote(r.absolute(path))))
+		}
+	}
+	return aside, nil
+}
+
+// restoreCommand returns the command that takes all files of a tree into the work
+// tree or the index.
+func (r *Repository) restoreCommand(ref, into string) string {
+	return fmt.Sprintf("git -C %s restore --overlay --source=%s %s -- :/", shellQuote(r.Top), ref, into)
+}
+
+// conflicts says that a path is a folder of one of the items, or lies in one.
+func conflicts(path string, items []treeItem) bool {
+	return slices.ContainsFunc(items, func(item treeItem) bool {
+		return strings.HasPrefix(item.path, path+"/") || strings.HasPrefix(path, item.path+"/")
+	})
+}
+
+// visiblePath is the path that a file of a git directory has in a tree.
+func visiblePath(path string) string {
+	parts := strings.Split(strings.TrimPrefix(filepath.ToSlash(path), "/"), "/")
+	for i, part := range parts {
+		if isDotGit(part) {
+			parts[i] = "dot-git"
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// shellQuote writes a text as one word of a shell.
+func shellQuote(text string) string {
+	plain := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("/._-+:=@%,", c)
+	}
+	if text != "" && strings.IndexFunc(text, func(c rune) bool { return !plain(c) }) < 0 {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+}
+
+// listTree returns the files of the tree that a ref points to; none if there is no
+// such ref.
+func (r *Repository) listTree(ctx context.Context, ref string) ([]treeItem, error) {
+	out, err := r.output(ctx, r.Top, "for-each-ref", "--format=%(objectname)", ref)
+	if err != nil || out == "" {
+		return nil, err
+	}
+	var list strings.Builder
+	if err := r.run(ctx, GitCommand{Dir: r.Top, Args: []string{"ls-tree", "-r", "-z", "--full-tree", out}, Stdout: &list}); err != nil {
+		return nil, err
+	}
+	var items []treeItem
+	for line := range strings.SplitSeq(list.String(), "\x00") {
+		head, path, found := strings.Cut(line, "\t")
+		fields := strings.Fields(head)
+		if found && len(fields) == 3 && fields[1] == "blob" {
+			items = append(items, treeItem{path, fields[0], fields[2]})
+		}
+	}
+	return items, nil
+}
+
+// Trees stores two trees, with the files and links of these differences before
+// and after, and returns their ids. after needs to be the state as it is now.
+func (r *Repository) Trees(ctx context.Context, after *State, list []Difference) (from, to string, err error) {
+	var paths []string
+	var old []treeItem
+	for _, d := range list {
+		if d.Kind != EntryDiffers || d.GitDir != "" {
+			continue
+		}
+		paths = append(paths, d.Path)
+		if d.Before != nil && d.Before.Blob != "" {
+			if item, fits := r.treeItem(d.Before); fits {
+				old = append(old, item)
+			}
+		}
+	}
+	shown, _, err := r.storeContent(ctx, after, paths)
+	if err != nil {
+		return "", "", err
+	}
+	if from, err = r.writeTrees(ctx, buildTrees(r.format, old)); err != nil {
+		return "", "", err
+	}
+	to, err = r.writeTrees(ctx, buildTrees(r.format, shown))
+	return from, to, err
+}
+
+// Diff writes the difference of two trees in the form that git apply takes.
+func (r *Repository) Diff(ctx context.Context, from, to string, into io.Writer) error {
+	args := append(append([]string{"diff"}, GitOptions("diff")...), from, to)
+	return r.run(ctx, GitCommand{Dir: r.Top, Args: args, Stdout: into})
+}
+
+// A Stored is the change of a run as it is kept: what it altered, and what of that
+// it was not to alter.
+type Stored struct {
+	Version     int          `json:"version"`
+	Differences []Difference `json:"differences"`
+}
+
+// StoreChange stores differences, with the content of after, under the ref of a
+// run. It returns the id that LoadChange takes.
+func (r *Repository) StoreChange(ctx context.Context, run, name string, after *State, list []Difference) (string, error) {
+	var paths []string
+	for _, d := range list {
+		if d.Kind == EntryDiffers {
+			paths = append(paths, d.Path)
+		}
+	}
+	shown, others, err := r.storeContent(ctx, after, paths)
+	if err != nil {
+		return "", err
+	}
+	for _, item := range shown {
+		others = append(others, item.id)
+	}
+	for _, d := range list {
+		for _, e := range d.IndexAfter {
+			if e.Mode != gitlinkMode {
+				others = append(others, e.ID)
+			}
+		}
+	}
+	if others, err = r.present(ctx, others); err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(Stored{Version: stateVersion, Differences: list})
+	if err != nil {
+		return "", err
+	}
+	return r.storeDescription(ctx, text, "change.json", others, Ref(run, name))
+}
+
+// LoadChange returns what StoreChange has stored.
+func (r *Repository) LoadChange(ctx context.Context, id string) ([]Difference, error) {
+	text, err := r.readObject(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var stored Stored
+	if err := json.Unmarshal(text, &stored); err != nil {
+		return nil, fmt.Errorf("the stored change %s cannot be read: %w", id, err)
+	}
+	if stored.Version != stateVersion {
+		return nil, fmt.Errorf("the stored change %s has the version %d; this program reads %d", id, stored.Version, stateVersion)
+	}
+	return stored.Differences, nil
+}
