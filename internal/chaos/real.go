@@ -116,6 +116,7 @@ exec '%s' "$@"
 		"PATH=" + bin + ":" + filepath.Dir(l.config.programs.ledger) + ":" + os.Getenv("PATH"),
 		"WORKSPACE_ROOT=" + project.Workspace,
 		"DOCKER_HOST=" + os.Getenv("DOCKER_HOST"),
+		"MM_ORCHESTRATOR_ROLLBACK=restore",
 	}, project.Environment()...)
 	return nil
 }

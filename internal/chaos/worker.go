@@ -75,6 +75,8 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 		"MM_ORCHESTRATOR_LISTEN=",
 		fmt.Sprintf("MM_ORCHESTRATOR_SHUTDOWN_GRACE=%s", shutdownGrace),
 		"ORCHESTRATOR_HOSTNAME=orchestrator@" + name,
+		// The ledger shows a rollback only by the plan's commands.
+		"MM_ORCHESTRATOR_ROLLBACK=commands",
 		"DOCKER_HOST=unix://" + filepath.Join(l.folder, "no-docker.sock"),
 		"GOMAXPROCS=2",
 		"MM_CHAOS_DIR=" + l.traps,
