@@ -78,7 +78,7 @@ var gitWays = []escape{
 	{"drop the stash", `git stash drop -q`},
 	{"clear the stash", `git stash clear`},
 	{"another stash", `git stash store -m x "$(git stash create)" || git stash store -m x "$(git rev-parse stash@{0})"; git reflog delete --updateref --rewrite stash@{0}; git reflog expire --expire=now refs/stash`},
-	{"pop the stash", `git checkout -q -f HEAD -- docs/d.md; git stash pop -q || true`},
+	{"pop the stash", `git checkout -q -f HEAD -- docs/d.txt; git stash pop -q || true`},
 	{"notes", `git notes add -m x`},
 	{"a ref of another kind", `git update-ref refs/other/x HEAD`},
 	{"replace", `git replace -f HEAD "$(git commit-tree -m x HEAD^{tree})"`},

@@ -193,7 +193,7 @@ printf 'a==1\n' > svc/requirements.txt
 printf 'policy\n' > policy.txt
 printf 'b\n' > lib/b.py
 printf 'c\n' > lib/c.py
-printf 'd\n' > docs/d.md
+printf 'd\n' > docs/d.txt
 printf 'x\n' > 'näme with space.txt'
 printf 'run\n' > lib/run.sh; chmod 755 lib/run.sh
 ln -s policy.txt link
@@ -202,13 +202,13 @@ printf '*.log\n.env\nbuild/\n' > .gitignore
 git add . && git commit -q -m start
 git branch other
 git tag v1
-printf 'stashed\n' >> docs/d.md && git stash -q
+printf 'stashed\n' >> docs/d.txt && git stash -q
 # What an operator has left.
 printf 'edited\n' >> lib/b.py
 printf 'staged\n' >> lib/c.py && git add lib/c.py && printf 'and more\n' >> lib/c.py
 printf 'new\n' > lib/new.py && git add lib/new.py
 printf 'later\n' > lib/later.py && git add -N lib/later.py
-git rm -q --cached docs/d.md
+git rm -q --cached docs/d.txt
 printf 'untracked\n' > notes.txt
 printf 'SECRET=1\n' > .env; chmod 600 .env
 mkdir build && printf 'out\n' > build/out.bin && printf 'log\n' > app.log

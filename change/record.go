@@ -26,9 +26,6 @@ type Record struct {
 	Undone bool `json:"undone,omitempty"`
 }
 
-// Image is the change of a run to the target's image and containers.
-type Image struct{}
-
 // Encode returns the record as the database keeps it.
 func (r Record) Encode() (json.RawMessage, error) {
 	r.Version = Version

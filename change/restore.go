@@ -266,7 +266,7 @@ func (x *restoration) make(at string, e *Entry) (bool, error) {
 		}
 		return false, err
 	case Link:
-		temporary := temporaryName(name)
+		temporary := temporaryPath(name)
 		if err := root.Symlink(e.Target, temporary); err != nil {
 			return false, err
 		}
@@ -304,7 +304,7 @@ func (x *restoration) makeSpecial(root *os.Root, name, at string, e *Entry) erro
 	return makeNode(x.repository.absolute(at), kind|0o600, e.Device)
 }
 
-func temporaryName(name string) string {
+func temporaryPath(name string) string {
 	return filepath.Join(filepath.Dir(name), fmt.Sprintf("%s%d", temporaryPrefix, time.Now().UnixNano()))
 }
 
@@ -387,7 +387,7 @@ func (x *restoration) write(d Difference, content io.Reader, sync bool) error {
 	inPlace := x.inPlace(d)
 	target, flags := name, os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW
 	if !inPlace {
-		target, flags = temporaryName(name), os.O_WRONLY|os.O_CREATE|os.O_EXCL
+		target, flags = temporaryPath(name), os.O_WRONLY|os.O_CREATE|os.O_EXCL
 	}
 	file, err := root.OpenFile(target, flags, 0o600)
 	if inPlace && errors.Is(err, fs.ErrPermission) && root.Chmod(name, 0o600) == nil {
@@ -431,7 +431,7 @@ func (x *restoration) link(from, to string) error {
 	if root != other {
 		return errors.New("it was the same file as " + from + ", in another folder")
 	}
-	temporary := temporaryName(name)
+	temporary := temporaryPath(name)
 	if err := root.Link(source, temporary); err != nil {
 		return err
 	}

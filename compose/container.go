@@ -275,3 +275,6 @@ func (e *Engine) removeContainer(ctx context.Context, id string, options client.
 	}
 	return err
 }
+
+// ID is the id of the inspected container.
+func (i Inspection) ID() string { return i.id }

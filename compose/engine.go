@@ -122,6 +122,8 @@ type Container struct {
 	// Restarts counts the restarts by the engine's restart policy since somebody
 	// started the container.
 	Restarts int
+	// RestartPolicy is no, always, unless-stopped or on-failure; "" means no.
+	RestartPolicy string
 	// Error is the engine's reason why the container did not start, or "".
 	Error     string
 	StartedAt time.Time
@@ -194,6 +196,9 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 	c.Number, _ = strconv.Atoi(labels[labelNumber]) // 0 for a container that compose did not create
 	if inspected.Config != nil {
 		c.Image = inspected.Config.Image
+	}
+	if inspected.HostConfig != nil {
+		c.RestartPolicy = string(inspected.HostConfig.RestartPolicy.Name)
 	}
 	if inspected.NetworkSettings != nil {
 		c.Networks = slices.Sorted(maps.Keys(inspected.NetworkSettings.Networks))

@@ -29,12 +29,6 @@ const (
 	maxCommitTime = time.Second
 )
 
-// knownSteps are the labels of the enum orchestratorplanstep.
-var knownSteps = map[Step]bool{
-	StepAnalyze: true, StepPatch: true, StepBuild: true,
-	StepRestart: true, StepVerify: true, StepRollback: true,
-}
-
 // BeginStep asks for the right to run one step, and records the start.
 //
 //   - It is one transaction, committed before it returns: readers see the step
@@ -63,7 +57,7 @@ func (s *Store) BeginStep(ctx context.Context, request BeginRequest) (Decision, 
 	switch {
 	case !isUUID(request.RunID):
 		return nil, notARun(request.RunID)
-	case !knownSteps[request.Step]:
+	case !request.Step.Known():
 		return nil, failure(ErrInvalid, "%q is not a step of a plan", cut(string(request.Step), 80))
 	case request.Workspace == nil:
 		return nil, failure(ErrInvalid, "step %s of run %s has no workspace: BeginRequest.Workspace is required", request.Step, request.RunID)

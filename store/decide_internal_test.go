@@ -181,18 +181,19 @@ func TestSnapshotEntry(t *testing.T) {
 	}
 }
 
-func TestHasStep(t *testing.T) {
+func TestHasRollback(t *testing.T) {
 	t.Parallel()
 	for plan, want := range map[string]bool{
 		`[{"name": "verify"}, {"name": "rollback", "parameters": {}}]`: true,
 		`["analyze", "rollback"]`:                                      true,
 		`[{"name": "rollback "}, "Rollback", 7, null, {"name": 3}]`:    false,
+		`[{"Name": "rollback"}]`:                                       false,
 		`{"name": "rollback"}`:                                         false,
 		`"rollback"`:                                                   false,
 		`null`:                                                         false,
 		``:                                                             false,
 	} {
-		if got := hasStep([]byte(plan), StepRollback); got != want {
+		if got := hasRollback([]byte(plan)); got != want {
 			t.Errorf("%s: %v", plan, got)
 		}
 	}

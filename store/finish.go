@@ -393,6 +393,33 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 	return tx.SendBatch(ctx, batch).Close()
 }
 
+// failInPlace records, in place of a worker, that a step has failed. It counts as
+// the newest attempt (docs/moonmind.md#r5), at least claim.Attempt, which it sets.
+// The token in the claim's row is replaced, so that a previous holder can record
+// nothing any more.
+func failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker string, outcome Outcome, end runChange) (parkedReady bool, err error) {
+	err = tx.QueryRow(ctx, `
+		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
+		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, claim.RunID, string(claim.Step), claim.Attempt).Scan(&claim.Attempt)
+	if err != nil {
+		return false, err
+	}
+	_, err = tx.Exec(ctx, `
+		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, root_task_id, worker, token, starts, started_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`,
+		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, root, worker, claim.Token, claim.Starts, claim.StartedAt)
+	if err != nil {
+		return false, err
+	}
+	record, err := json.Marshal(outcome)
+	if err != nil {
+		return false, failure(ErrInvalid, "cannot record that step %s of run %s has failed: %v", claim.Step, claim.RunID, err)
+	}
+	err = writeFinish(ctx, tx, *claim, outcome, end, record, &parkedReady)
+	return parkedReady, err
+}
+
 // snapshotEntry is {"status": …, "durationMs": …} with a float as Python writes
 // it: down to microseconds, and always with a decimal point. After a retry it also
 // has the attempt.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -218,35 +217,4 @@ func succeededSteps(ctx context.Context, tx pgx.Tx, runID string) (map[Step]bool
 		return nil
 	})
 	return done, err
-}
-
-// planSteps are the steps of a plan in its order, without the rollback and
-// without unknown names.
-func planSteps(plan json.RawMessage) []Step {
-	var steps []Step
-	for _, name := range stepNames(plan) {
-		if step := Step(name); knownSteps[step] && step != StepRollback {
-			steps = append(steps, step)
-		}
-	}
-	return steps
-}
-
-// lastStep is the last step of a plan, the rollback not counted, or "".
-func lastStep(plan json.RawMessage) Step {
-	steps := planSteps(plan)
-	if len(steps) == 0 {
-		return ""
-	}
-	return steps[len(steps)-1]
-}
-
-// nextStep is the first step of a plan that has not succeeded, or "".
-func nextStep(plan json.RawMessage, done map[Step]bool) Step {
-	for _, step := range planSteps(plan) {
-		if !done[step] {
-			return step
-		}
-	}
-	return ""
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,7 +31,7 @@ func scanRun(row pgx.Row, further ...any) (Run, error) {
 	}
 	run.QueuedAt, run.StartedAt, run.CompletedAt = run.QueuedAt.UTC(), utc(run.StartedAt), utc(run.CompletedAt)
 	run.Steps = json.RawMessage(steps)
-	run.HasRollback = hasStep(run.Steps, StepRollback)
+	run.HasRollback = hasRollback(run.Steps)
 	return run, nil
 }
 
@@ -42,34 +41,6 @@ func utc(t *time.Time) *time.Time {
 	}
 	u := t.UTC()
 	return &u
-}
-
-// hasStep says whether a plan has a step.
-func hasStep(plan json.RawMessage, want Step) bool {
-	return slices.Contains(stepNames(plan), string(want))
-}
-
-// stepNames returns the names of a plan's steps in its order. A step is an object or
-// a bare string (docs/moonmind.md#the-plan). A plan that is not an array has none.
-func stepNames(plan json.RawMessage) []string {
-	var steps []json.RawMessage
-	if json.Unmarshal(plan, &steps) != nil {
-		return nil
-	}
-	var names []string
-	for _, step := range steps {
-		var name string
-		if json.Unmarshal(step, &name) != nil {
-			var object struct {
-				Name json.RawMessage `json:"name"`
-			}
-			if json.Unmarshal(step, &object) != nil || json.Unmarshal(object.Name, &name) != nil {
-				continue
-			}
-		}
-		names = append(names, name)
-	}
-	return names
 }
 
 // FindRun returns a run with its plan, or ErrNotFound.

@@ -265,7 +265,7 @@ func TestSnapshotForms(t *testing.T) {
 			run := d.Create(t, storetest.Seed{Plan: plan})
 			first := clock.Time
 			var last []store.Step
-			for _, step := range storetest.Steps {
+			for _, step := range store.Steps() {
 				if _, ok := want[name].Steps[string(step)]; ok {
 					last = append(last, step)
 				}

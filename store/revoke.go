@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"strings"
@@ -105,12 +104,8 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 // lockForRevoke takes the locks of begin and finish, for all steps. started says
 // whether any worker, of this program or another, has ever started a step.
 func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, started bool, err error) {
-	steps := make([]string, 0, len(knownSteps))
-	for step := range knownSteps {
-		steps = append(steps, string(step))
-	}
 	batch := &pgx.Batch{}
-	batch.Queue(lockStates, revoked.RunID, steps)
+	batch.Queue(lockStates, revoked.RunID, Steps())
 	batch.Queue(lockRun, revoked.RunID)
 	batch.Queue(selectRun, revoked.RunID).QueryRow(func(row pgx.Row) (err error) {
 		if run, err = scanRun(row); errors.Is(err, pgx.ErrNoRows) {
@@ -157,11 +152,7 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 		ErrorType: "TaskRevokedError", ErrorModule: "celery.exceptions",
 		Traceback: "Traceback (most recent call last):\ncelery.exceptions.TaskRevokedError: " + r.Text() + "\n",
 	}
-	record, err := json.Marshal(outcome)
-	if err != nil {
-		return err
-	}
-	claim := Claim{RunID: run.ID, Step: nextStep(run.Steps, done), Attempt: 1, Token: token, StartedAt: r.At}
+	claim := Claim{RunID: run.ID, Step: nextStep(run.Steps, done), Attempt: 1, Token: token, Starts: 1, StartedAt: r.At}
 	if claim.Step == "" {
 		_, err := tx.Exec(ctx, `
 			UPDATE orchestrator_runs
@@ -169,22 +160,9 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 			WHERE id = $1`, run.ID, r.At)
 		return err
 	}
-	err = tx.QueryRow(ctx, `
-		SELECT COALESCE(max(attempt), 1) FROM spec_workflow_task_states
-		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, run.ID, string(claim.Step)).Scan(&claim.Attempt)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `
-		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, worker, token, started_at)
-		VALUES ($1, $2, $3, '', $4, $5, $6)
-		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`, run.ID, string(claim.Step), claim.Attempt, r.By, token, r.At)
-	if err != nil {
-		return err
-	}
 	end := runChange{status: RunFailed, completedAt: r.At, runStarted: r.At, releaseHold: true}
-	parkedReady := false // not used: the sweep of a worker publishes parked messages
-	if err := writeFinish(ctx, tx, claim, outcome, end, record, &parkedReady); err != nil {
+	// The sweep of a worker publishes parked messages.
+	if _, err := failInPlace(ctx, tx, &claim, "", r.By, outcome, end); err != nil {
 		return err
 	}
 	// No task has run the step, so it has no task id and no start.

@@ -52,6 +52,13 @@ func ParseRunID(text string) (string, error) {
 	return prefix.String(), nil
 }
 
+// isUUID says whether text is a UUID in the form that the API uses. Python's UUID()
+// accepts other forms, which no producer sends.
+func isUUID(text string) bool {
+	id, err := ParseRunID(text)
+	return err == nil && id == strings.ToLower(text)
+}
+
 // String returns the id or prefix as PostgreSQL prints it.
 func (p IDPrefix) String() string { return hyphenated(p.digits) }
 

@@ -2,15 +2,16 @@ package store
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Step names a step of a plan, as in the enum orchestratorplanstep.
+// Step names a step of a plan: a label of the enum orchestratorplanstep.
 type Step string
 
-// The steps in plan order.
+// The labels of orchestratorplanstep.
 const (
 	StepAnalyze  Step = "analyze"
 	StepPatch    Step = "patch"
@@ -20,8 +21,13 @@ const (
 	StepRollback Step = "rollback"
 )
 
-// Known says whether s is one of these steps.
-func (s Step) Known() bool { return knownSteps[s] }
+// Steps returns all steps, in the order in which plans have them.
+func Steps() []Step {
+	return []Step{StepAnalyze, StepPatch, StepBuild, StepRestart, StepVerify, StepRollback}
+}
+
+// Known says whether s is one of Steps.
+func (s Step) Known() bool { return slices.Contains(Steps(), s) }
 
 // StepStatus says how a step ended.
 type StepStatus string

@@ -9,7 +9,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -98,7 +97,7 @@ func pass(t *testing.T, s *store.Store, run, prefix string, steps ...store.Step)
 	}
 }
 
-var toVerify = storetest.Steps[:5]
+var toVerify = store.Steps()[:5]
 
 // equal compares two JSON-like values.
 func equal(t *testing.T, what string, got, want any) {

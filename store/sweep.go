@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -171,12 +170,8 @@ func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
 // key locks the run's row. The statements after lockSuspect see all that was
 // committed before.
 func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
-	all := make([]string, 0, len(knownSteps))
-	for step := range knownSteps {
-		all = append(all, string(step))
-	}
 	batch := &pgx.Batch{}
-	batch.Queue(lockStates+` NOWAIT`, suspect.RunID, all)
+	batch.Queue(lockStates+` NOWAIT`, suspect.RunID, Steps())
 	batch.Queue(lockRun+` NOWAIT`, suspect.RunID)
 	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, suspect.Workspace)
 	err := tx.SendBatch(ctx, batch).Close()
@@ -403,8 +398,7 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect 
 	return lost, tx.SendBatch(ctx, batch).Close()
 }
 
-// failLostStep records the lost step as FinishStep would. It replaces the token of
-// the step's claim, so that the previous holder can record nothing any more.
+// failLostStep records the lost step as FinishStep would.
 func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, lost *LostRun) error {
 	now := s.now()
 	claim := Claim{RunID: seen.run.ID, Step: lost.Step, Attempt: 1, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
@@ -418,27 +412,10 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, los
 			claim.StartedAt = open.StartedAt.UTC()
 		}
 	}
-	// The highest attempt (docs/moonmind.md#r5).
-	err := tx.QueryRow(ctx, `
-		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
-		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, claim.RunID, string(claim.Step), claim.Attempt).Scan(&claim.Attempt)
-	if err != nil {
-		return err
-	}
-	_, err = tx.Exec(ctx, `
-		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, root_task_id, worker, token, starts, started_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`,
-		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, seen.root, clean(s.config.Worker), claim.Token, claim.Starts, claim.StartedAt)
-	if err != nil {
-		return err
-	}
-	record, err := json.Marshal(outcome)
-	if err != nil {
-		return failure(ErrInvalid, "cannot record that run %s was lost: %v", claim.RunID, err)
-	}
 	before := finishState{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
 	end := conclude(before, claim.Step, outcome)
 	lost.Finished = end.finished(before)
-	return writeFinish(ctx, tx, claim, outcome, end, record, &lost.Finished.ParkedReady)
+	parkedReady, err := failInPlace(ctx, tx, &claim, seen.root, clean(s.config.Worker), outcome, end)
+	lost.Finished.ParkedReady = parkedReady
+	return err
 }

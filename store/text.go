@@ -106,24 +106,3 @@ func hexUnit(text []byte) int {
 	}
 	return int(unit[0])<<8 | int(unit[1])
 }
-
-// isUUID says whether text is a UUID in the form that the API uses. Python's UUID()
-// accepts other forms, which no producer sends.
-func isUUID(text string) bool {
-	if len(text) != 36 {
-		return false
-	}
-	for i := range len(text) {
-		switch c := text[i]; i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
-		default:
-			if !strings.ContainsRune("0123456789abcdefABCDEF", rune(c)) {
-				return false
-			}
-		}
-	}
-	return true
-}

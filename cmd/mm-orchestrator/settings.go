@@ -64,6 +64,8 @@ type configuration struct {
 	AllowDrift bool
 	// KeepChanges is how long the record of an ended run's change is kept.
 	KeepChanges time.Duration
+	// PinDirectory is where images are saved, "" for nowhere.
+	PinDirectory string
 	// BaselineFileLimit and BaselineLimit are in MiB.
 	BaselineFileLimit, BaselineLimit int
 
@@ -528,6 +530,14 @@ var settings = []setting{
 		help: "How long the worker keeps what is needed to take back the change of a run, after the run has ended: the record in the database, the content in git, and the container that keeps the old image. " +
 			"A retry of a run that was rolled back needs it too. Work of somebody else that a rollback has set aside is kept until `mm-orchestrator changes remove`.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.KeepChanges }, time.Minute),
+	},
+	{
+		flag: "pin-directory", form: "directory", topic: topicChanges,
+		vars:        names("MM_ORCHESTRATOR_PIN_DIRECTORY"),
+		defaultNote: "images are not saved as files",
+		help: "A directory in which the images that a rollback needs are also saved as files, as with `docker save`. Before a run replaces an image, the worker creates a container from it that it never starts: so `docker image prune -a` does not remove the image. " +
+			"`docker system prune -a` removes such containers first, and then the images: only a file survives it. Saving takes as long, and as much disk, as the image is large. Relative paths are relative to the workspace. The files are as confidential as the images, and only the worker's user can read them.",
+		read: readText(func(c *configuration) *string { return &c.PinDirectory }),
 	},
 	{
 		flag: "baseline-file-limit", form: "MiB", topic: topicChanges,

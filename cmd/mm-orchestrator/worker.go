@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -101,7 +102,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
-		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges,
+		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, PinDirectory: c.pinDirectory(),
 		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
 	})
 	if err != nil {
@@ -146,6 +147,14 @@ func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (
 			"default", metrics.DefaultAddress, "listen", listener.Addr())
 	}
 	return listener, err
+}
+
+// pinDirectory is the absolute path of PinDirectory, "" for none.
+func (c *configuration) pinDirectory() string {
+	if c.PinDirectory == "" || filepath.IsAbs(c.PinDirectory) {
+		return c.PinDirectory
+	}
+	return filepath.Join(c.Workspace, c.PinDirectory)
 }
 
 // baselineBytes converts a limit in MiB to bytes for a field of

@@ -236,16 +236,20 @@ func (p *Project) Container(ctx context.Context, service string) (Container, err
 }
 
 // Remove stops and removes the containers, the network and the images of this
-// project. The files stay.
+// project, and what runs have pinned of them. The files stay.
 func (p *Project) Remove(ctx context.Context) error {
 	_, down := p.Compose(ctx, "down", "--timeout", "1", "--volumes", "--remove-orphans")
+	pins, pinned := p.run(ctx, "docker", []string{"container", "ls", "--all", "--quiet", "--filter", "label=mm-orchestrator.project=" + p.Name})
+	if ids := strings.Fields(pins); len(ids) > 0 {
+		_, pinned = p.run(ctx, "docker", append([]string{"container", "rm", "--force", "--volumes"}, ids...))
+	}
 	text, list := p.run(ctx, "docker", []string{"image", "ls", "--all", "--quiet", "--no-trunc", "--filter", "label=" + Label + "=" + p.Name})
 	if ids := strings.Fields(text); len(ids) > 0 {
 		// Removing an image also removes its untagged parents, for which docker
 		// then reports "no such image".
 		_, _ = p.run(ctx, "docker", append([]string{"image", "rm", "--force"}, ids...))
 	}
-	return errors.Join(down, list)
+	return errors.Join(down, pinned, list)
 }
 
 func (p *Project) run(ctx context.Context, program string, args []string, environment ...string) (string, error) {

@@ -24,9 +24,6 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// Steps are all steps, in plan order.
-var Steps = []store.Step{store.StepAnalyze, store.StepPatch, store.StepBuild, store.StepRestart, store.StepVerify, store.StepRollback}
-
 // Database is a database of one test.
 type Database struct {
 	// URL is for a worker. In a database from New its role has the rights of
@@ -256,7 +253,7 @@ func (d *Database) Create(t testing.TB, seed Seed) string {
 			INSERT INTO spec_workflow_task_states
 			       (id, orchestrator_run_id, task_name, status, attempt, plan_step, plan_step_status, artifact_refs)
 			SELECT gen_random_uuid(), $1, step, 'queued', 1, step::orchestratorplanstep, 'pending', '[]'
-			FROM unnest($2::text[]) AS step`, id, []string{"analyze", "patch", "build", "restart", "verify", "rollback"})
+			FROM unnest($2::text[]) AS step`, id, store.Steps())
 		return err
 	})
 	if err != nil {

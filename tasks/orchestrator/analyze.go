@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -8,7 +9,7 @@ import (
 )
 
 // analyze writes the run's instruction to a log (docs/moonmind.md#analyze).
-func (s *stepRun) analyze() (success, *Failure) {
+func (s *stepRun) analyze(context.Context) (success, *Failure) {
 	name, failure := s.params.text("logArtifact", "analyze.log")
 	if failure != nil {
 		return success{}, failure

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,112 +12,45 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
-// build builds the service's image (docs/moonmind.md#build).
+// build builds the service's image (docs/moonmind.md#build), after the image of
+// before has been pinned.
 func (s *stepRun) build(ctx context.Context) (success, *Failure) {
 	command, failure := s.commandParameter(compose.BuildCommand(s.profile.project, s.profile.service))
 	if failure != nil {
 		return success{}, failure
 	}
-	file, failure := s.runSingleCommand(ctx, "build.log", command, func() *Failure { return nil })
+	file, failure := s.runCommandStep(ctx, commandStep{
+		command: command, log: "build.log",
+		before: func(*artifacts.Log) *Failure { return s.pinImage(ctx) },
+		after: func(log *artifacts.Log) *Failure {
+			s.noteUnchangedImages(ctx, log)
+			return nil
+		},
+	})
 	if failure != nil {
 		return success{}, failure
 	}
 	return success{message: "Build completed", files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
-// restart replaces the service's container, and no other
-// (docs/moonmind.md#restart).
-func (s *stepRun) restart(ctx context.Context) (success, *Failure) {
-	command, failure := s.commandParameter(compose.UpCommand(s.profile.project, s.profile.service))
-	if failure != nil {
-		return success{}, failure
+// noteUnchangedImages writes to the log which images a build that succeeded has left
+// as they were.
+func (s *stepRun) noteUnchangedImages(ctx context.Context, log *artifacts.Log) {
+	if s.record.Image == nil || !s.record.Image.EngineSeen {
+		return
 	}
-	timeout, failure := s.params.whole("restartTimeoutSeconds", 0)
-	if failure != nil {
-		return success{}, failure
-	}
-	others := s.listOtherContainers(ctx, command)
-	file, failure := s.runSingleCommand(ctx, "restart.log", command, func() *Failure { return others.changed(ctx) })
-	if failure != nil {
-		return success{}, failure
-	}
-	message := "Restart command issued"
-	if timeout != 0 {
-		message += fmt.Sprintf(" (timeout %ds)", timeout)
-	}
-	return success{message: message, files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
-}
-
-// otherContainers are the containers of a project that a restart must not touch.
-type otherContainers struct {
-	run              *stepRun
-	project, service string
-	// before are the container ids by service; nil when they are not known.
-	before map[string][]string
-}
-
-// listOtherContainers records which containers the project has besides the
-// target's, for changed to compare. It records none without an engine, or if the
-// command is not compose's up of one service.
-func (s *stepRun) listOtherContainers(ctx context.Context, command []string) otherContainers {
-	b := otherContainers{run: s}
-	line, isCompose := compose.ParseTarget(command)
-	if s.journal.found != nil {
-		// The command has ended under an earlier worker. Only that one knew the
-		// containers of before.
-		s.log.Warn("cannot check that only the target was restarted: an earlier worker ran the command and did not end the step")
-		return b
-	}
-	if s.config.Engine == nil || !isCompose || line.Subcommand != "up" || line.Service() == "" || line.Project == "" {
-		return b
-	}
-	b.project, b.service = line.Project, line.Service()
-	before, err := b.list(ctx)
-	if err != nil {
-		s.log.Warn("cannot check that only the target is restarted", "error", err)
-		return b
-	}
-	b.before = before
-	return b
-}
-
-func (b otherContainers) list(ctx context.Context) (map[string][]string, error) {
-	containers, err := b.run.config.Engine.Containers(ctx, b.project, "")
-	if err != nil {
-		return nil, err
-	}
-	ids := map[string][]string{}
-	for _, container := range containers {
-		if container.Service != b.service {
-			ids[container.Service] = append(ids[container.Service], container.ID)
+	for _, name := range s.record.Image.Names {
+		now, err := s.config.Engine.InspectImage(ctx, name.Name)
+		switch {
+		case err != nil && !errors.Is(err, compose.ErrNotFound):
+			s.log.Warn("cannot check whether the build has made a new image", "error", err)
+			return
+		case now.ID == "" && name.ID == "":
+			log.Line("[There is no image " + name.Name + " after the build either]")
+		case now.ID == name.ID:
+			log.Line("[The build has made no new image: " + name.Name + " is " + name.ID + " as before]")
 		}
 	}
-	return ids, nil
-}
-
-// changed returns a failure if a container of another service was replaced.
-func (b otherContainers) changed(ctx context.Context) *Failure {
-	if len(b.before) == 0 {
-		return nil
-	}
-	after, err := b.list(ctx)
-	if err != nil {
-		b.run.log.Warn("cannot check that only the target was restarted", "error", err)
-		return nil
-	}
-	var replaced []string
-	for service, ids := range b.before {
-		for _, id := range ids {
-			if !slices.Contains(after[service], id) {
-				replaced = append(replaced, fmt.Sprintf("%s (container %.12s was removed)", service, id))
-			}
-		}
-	}
-	if len(replaced) == 0 {
-		return nil
-	}
-	slices.Sort(replaced)
-	return commandError(fmt.Sprintf("Restart of service %s changed other services of project %s too: %s", b.service, b.project, strings.Join(replaced, ", ")))
 }
 
 // serviceListLimit bounds how much explain reads of compose's list of services,

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
@@ -70,6 +71,8 @@ func newComposeBench(t *testing.T) *composeEnv {
 	t.Cleanup(func() { c.engine.Close() })
 	c.config.Compose, c.config.Engine = compose.Program{Standalone: c.program}, c.engine
 	c.config.StableTime = time.Second
+	// The engine has pins of this run, which must not be those of another test.
+	c.steps.run.ID = fmt.Sprintf("5b0e6a52-3c1d-4f0e-9b7a-%012x", mathrand.Uint64N(1<<48))
 
 	source := filepath.Join("testdata", "compose", t.Name())
 	c.copyTree(source)
@@ -88,6 +91,7 @@ func newComposeBench(t *testing.T) *composeEnv {
 	c.repository()
 	t.Cleanup(func() {
 		c.compose(context.Background(), "down", "--volumes", "--timeout", "1")
+		c.releasePins()
 		c.removeImages()
 	})
 	if err := sample.ImportBase(t.Context(), c.base(), "mm-orchestrator.test="+c.project); err != nil {
@@ -147,6 +151,18 @@ func (c *composeEnv) compose(ctx context.Context, args ...string) {
 	cmd.Dir, cmd.Env = c.workspace, c.config.Environ
 	if out, err := cmd.CombinedOutput(); err != nil {
 		c.t.Errorf("compose %v: %v\n%s", args, err, out)
+	}
+}
+
+// releasePins removes what the test's run has pinned.
+func (c *composeEnv) releasePins() {
+	c.t.Helper()
+	o, err := New(c.config)
+	if err == nil {
+		err = o.ReleasePins(context.Background(), c.steps.run.ID)
+	}
+	if err != nil {
+		c.t.Error(err)
 	}
 }
 

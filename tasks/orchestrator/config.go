@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -55,6 +56,30 @@ type Metrics interface {
 	RunFinished(status string, took time.Duration)
 }
 
+// Engine is the docker engine as steps use it. [compose.Engine] implements it, and
+// documents the methods.
+type Engine interface {
+	compose.State
+	Project(ctx context.Context, name string) (compose.Project, error)
+	InspectContainer(ctx context.Context, id string) (compose.Inspection, compose.Container, error)
+	CreateContainer(ctx context.Context, name string, from compose.Inspection) (string, error)
+	StartContainer(ctx context.Context, id string) error
+	StopContainer(ctx context.Context, id string) error
+	PauseContainer(ctx context.Context, id string) error
+	RenameContainer(ctx context.Context, id, name string) error
+	RemoveContainer(ctx context.Context, id string) error
+	RemoveNetwork(ctx context.Context, id string) error
+	InspectImage(ctx context.Context, nameOrID string) (compose.Image, error)
+	TagImage(ctx context.Context, id, name string) error
+	UntagImage(ctx context.Context, name string) error
+	SaveImage(ctx context.Context, id string, to io.Writer) error
+	LoadImage(ctx context.Context, from io.Reader) error
+	CreatePin(ctx context.Context, pin compose.Pin) error
+	FindPin(ctx context.Context, name string) (compose.Pin, error)
+	ListPins(ctx context.Context, owner string) ([]compose.Pin, error)
+	RemovePin(ctx context.Context, name string) error
+}
+
 // Config is the configuration of an Orchestrator.
 type Config struct {
 	// Steps is the database. Required.
@@ -88,8 +113,9 @@ type Config struct {
 	Programs []string
 	// Compose says how `docker compose` is started on this machine.
 	Compose compose.Program
-	// Engine reads container states. With nil, steps check no containers.
-	Engine compose.State
+	// Engine is the docker engine. With nil, steps check no containers, and a
+	// rollback cannot bring back the image of before.
+	Engine Engine
 	// SettingName returns how the operator has set the setting of a variable, a
 	// flag for instance. Error messages name that. Defaults to the variable.
 	SettingName func(variable string) string
@@ -132,6 +158,9 @@ type Config struct {
 	// KeepChanges is how long after its end a run's record is kept, with the refs
 	// and the pin that it names. Defaults to 7 days.
 	KeepChanges time.Duration
+	// PinDirectory is a folder in which the images that a rollback needs are also
+	// saved as files. Empty means that only containers keep them in the engine.
+	PinDirectory string
 	// BaselineFileLimit is the largest file in bytes that the baseline contains if
 	// git does not track it, BaselineLimit the most of all such files together.
 	// Negative means none. They default to 64 and 512 MiB.
@@ -195,6 +224,9 @@ func (c Config) Validate() error {
 	}
 	if c.Queue == "" {
 		return errors.New("orchestrator: Queue is not set")
+	}
+	if c.PinDirectory != "" && !filepath.IsAbs(c.PinDirectory) {
+		return fmt.Errorf("orchestrator: PinDirectory %q must be an absolute path", c.PinDirectory)
 	}
 	if c.MaxStarts < 0 {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)

@@ -97,6 +97,18 @@ func TestExecuteFollowsTheDecision(t *testing.T) {
 	}
 }
 
+func TestEveryStepCanBePerformed(t *testing.T) {
+	t.Parallel()
+	for _, step := range store.Steps() {
+		if performers[step] == nil {
+			t.Errorf("step %s cannot be performed", step)
+		}
+	}
+	if len(performers) != len(store.Steps()) {
+		t.Errorf("%d steps can be performed, %d are known", len(performers), len(store.Steps()))
+	}
+}
+
 func TestBadRequestsChangeNothing(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)

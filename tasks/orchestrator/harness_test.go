@@ -230,12 +230,15 @@ func (f *fakeSteps) FailLost(_ context.Context, suspect store.Suspect, _ store.R
 	return nil, nil
 }
 
-// fakeEngine returns what its function returns.
+// fakeEngine returns what its function returns. It panics in methods that it does not
+// have.
 type fakeEngine struct {
+	Engine
 	containers func(call int, service string) ([]compose.Container, error)
 	log        string
 	images     map[string]string // ids by name
 	neighbours compose.Neighbourhood
+	pins       map[string]compose.Pin
 	mu         sync.Mutex
 	calls      int
 }
@@ -259,6 +262,39 @@ func (f *fakeEngine) ImageID(_ context.Context, name string) (string, error) {
 
 func (f *fakeEngine) Neighbourhood(context.Context) (compose.Neighbourhood, error) {
 	return f.neighbours, nil
+}
+
+func (f *fakeEngine) Project(ctx context.Context, name string) (compose.Project, error) {
+	containers, err := f.Containers(ctx, name, "")
+	return compose.Project{Name: name, Containers: containers}, err
+}
+
+func (f *fakeEngine) InspectContainer(context.Context, string) (compose.Inspection, compose.Container, error) {
+	return compose.Inspection{}, compose.Container{}, nil
+}
+
+// InspectImage finds an image of every name, whose id is that name.
+func (f *fakeEngine) InspectImage(_ context.Context, name string) (compose.Image, error) {
+	return compose.Image{ID: name}, nil
+}
+
+func (f *fakeEngine) CreatePin(_ context.Context, pin compose.Pin) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pins == nil {
+		f.pins = map[string]compose.Pin{}
+	}
+	f.pins[pin.Name] = pin
+	return nil
+}
+
+func (f *fakeEngine) FindPin(_ context.Context, name string) (compose.Pin, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if pin, found := f.pins[name]; found {
+		return pin, nil
+	}
+	return compose.Pin{}, compose.ErrNotFound
 }
 
 // testEnv is an Orchestrator with a workspace, programs of the test's own, and a
@@ -377,7 +413,7 @@ func (b *testEnv) executeIn(ctx context.Context, step string) (Result, store.Out
 		b.t.Fatal(err)
 	}
 	before := len(b.steps.finished)
-	result, err := o.Execute(ctx, Request{RunID: testRun, Step: step, TaskID: "task-1", RootTaskID: "task-0"}, nil)
+	result, err := o.Execute(ctx, Request{RunID: b.steps.run.ID, Step: step, TaskID: "task-1", RootTaskID: "task-0"}, nil)
 	if len(b.steps.finished) == before {
 		return result, store.Outcome{}, err
 	}
@@ -425,7 +461,7 @@ func (b *testEnv) checkFiles(outcome store.Outcome) {
 
 func (b *testEnv) artifact(name string) string {
 	b.t.Helper()
-	data, err := os.ReadFile(filepath.Join(b.base, testRun, name))
+	data, err := os.ReadFile(filepath.Join(b.base, b.steps.run.ID, name))
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 package orchestrator
 
 import (
-	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -13,34 +13,28 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// plan is the column orchestrator_action_plans.steps. Anybody with access to the
-// table may have written it, so every value in it may have any type.
+// plan is what [store.ParsePlan] returns.
 type plan []any
 
 // parameters are those of one step. Numbers are of type json.Number.
 type parameters map[string]any
 
 func parsePlan(steps json.RawMessage) (plan, *Failure) {
-	decoder := json.NewDecoder(bytes.NewReader(steps))
-	decoder.UseNumber()
-	var value any
-	if len(steps) > 0 {
-		if err := decoder.Decode(&value); err != nil {
-			return nil, valueError("Action plan is not JSON: " + err.Error())
-		}
-	}
-	list, isList := value.([]any)
-	if value != nil && !isList {
+	entries, err := store.ParsePlan(steps)
+	switch {
+	case errors.Is(err, store.ErrPlanNotAList):
 		return nil, typeError("Action plan must be a list of steps")
+	case err != nil:
+		return nil, valueError("Action plan is not JSON: " + err.Error())
 	}
-	return list, nil
+	return entries, nil
 }
 
 // find returns the parameters of the first entry with the step's name.
 func (p plan) find(step store.Step) (parameters, *Failure) {
 	for _, entry := range p {
-		object, _ := entry.(map[string]any)
-		if name, _ := object["name"].(string); name != string(step) {
+		object, isObject := entry.(map[string]any)
+		if !isObject || store.StepName(entry) != string(step) {
 			continue
 		}
 		switch value := object["parameters"].(type) {

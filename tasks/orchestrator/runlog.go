@@ -65,29 +65,52 @@ func (s *stepRun) attachLog(log *artifacts.Log, failure *Failure) *Failure {
 	return failure.attach(file)
 }
 
-// runSingleCommand is the body of the steps that are one command: build and
-// restart (docs/moonmind.md#build, docs/moonmind.md#restart). After the command
-// has succeeded, it calls then. The log has the output of a failed command once,
-// not twice as the Python worker's (docs/moonmind.md#c7).
-func (s *stepRun) runSingleCommand(ctx context.Context, logName string, command []string, then func() *Failure) (artifacts.File, *Failure) {
+// A commandStep is a step that is one command: build or restart
+// (docs/moonmind.md#build, docs/moonmind.md#restart).
+type commandStep struct {
+	command []string
+	// log is the log's name if the plan gives none.
+	log string
+	// before is called before the command; if it returns a failure, the command is
+	// not run. It is also called if an earlier worker has run the command.
+	before func(log *artifacts.Log) *Failure
+	// run runs the command with its headline in the log. Defaults to runInLog.
+	run func(log *artifacts.Log, workspace, headline string) *Failure
+	// after is called after the command has succeeded.
+	after func(log *artifacts.Log) *Failure
+}
+
+// runCommandStep runs a step that is one command. The log has the output of a failed
+// command once, not twice as the Python worker's (docs/moonmind.md#c7).
+func (s *stepRun) runCommandStep(ctx context.Context, step commandStep) (artifacts.File, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {
 		return artifacts.File{}, failure
 	}
-	name, failure := s.params.text("logArtifact", logName)
+	name, failure := s.params.text("logArtifact", step.log)
 	if failure != nil {
 		return artifacts.File{}, failure
 	}
-	log, failure := s.startLog(name, workspace, [][]string{command})
+	log, failure := s.startLog(name, workspace, [][]string{step.command})
 	if failure != nil {
 		return artifacts.File{}, failure
 	}
 	defer log.Discard()
-	if failure := s.runInLog(ctx, log, workspace, "$ "+formatCommand(command), command); failure != nil {
-		s.explain(ctx, workspace, command, failure)
+	if failure := step.before(log); failure != nil {
+		log.Line(failure.Error())
 		return artifacts.File{}, s.attachLog(log, failure)
 	}
-	if failure := then(); failure != nil {
+	run := step.run
+	if run == nil {
+		run = func(log *artifacts.Log, workspace, headline string) *Failure {
+			return s.runInLog(ctx, log, workspace, headline, step.command)
+		}
+	}
+	if failure := run(log, workspace, "$ "+formatCommand(step.command)); failure != nil {
+		s.explain(ctx, workspace, step.command, failure)
+		return artifacts.File{}, s.attachLog(log, failure)
+	}
+	if failure := step.after(log); failure != nil {
 		log.Line(failure.Error())
 		return artifacts.File{}, s.attachLog(log, failure)
 	}

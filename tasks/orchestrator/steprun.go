@@ -191,21 +191,17 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	if failure := s.loadRecord(known); failure != nil {
 		return success{}, failure
 	}
-	switch s.step {
-	case store.StepAnalyze:
-		return s.analyze()
-	case store.StepPatch:
-		return s.patch(ctx)
-	case store.StepBuild:
-		return s.build(ctx)
-	case store.StepRestart:
-		return s.restart(ctx)
-	case store.StepVerify:
-		return s.verify(ctx)
-	case store.StepRollback:
-		return s.rollback(ctx)
-	}
-	return success{}, valueError(pythonRepr(string(s.step)) + " is not a valid OrchestratorPlanStep")
+	return performers[s.step](s, ctx)
+}
+
+// performers has what each of [store.Steps] does.
+var performers = map[store.Step]func(*stepRun, context.Context) (success, *Failure){
+	store.StepAnalyze:  (*stepRun).analyze,
+	store.StepPatch:    (*stepRun).patch,
+	store.StepBuild:    (*stepRun).build,
+	store.StepRestart:  (*stepRun).restart,
+	store.StepVerify:   (*stepRun).verify,
+	store.StepRollback: (*stepRun).rollback,
 }
 
 // fallbackLog writes the log of a failure that has none

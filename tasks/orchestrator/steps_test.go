@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
@@ -350,20 +351,43 @@ func TestAMissingWorkspaceIsReported(t *testing.T) {
 	same(t, "text", failure.Error(), "Workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is (see patch.log)")
 }
 
+// composeStandIn is a program in place of docker that knows a project with the
+// service api, and does nothing.
+const composeStandIn = `case "$*" in *" config --format json"*) echo '{"name": "moonmind", "services": {"api": {}, "other": {}}}' ;; esac`
+
 func TestRestartFailsWhenOtherServicesChange(t *testing.T) {
 	t.Parallel()
-	b := newTestEnv(t)
-	b.program("docker", "")
-	b.config.Engine = &fakeEngine{containers: func(call int, _ string) ([]compose.Container, error) {
-		ids := []string{"0123456789abcdef", "aaa"}
-		if call > 1 {
-			ids[0] = "fedcba"
-		}
-		return []compose.Container{{ID: ids[0], Service: "other"}, {ID: ids[1], Service: "api"}}, nil
-	}}
-	b.plan(`[{"name": "restart"}]`)
-	failure, _ := b.fail("restart")
-	same(t, "text", failure.Error(), "Restart of service api changed other services of project moonmind too: other (container 0123456789ab was removed) (see restart.log)")
+	old, young := strings.Repeat("01", 32), strings.Repeat("fe", 32)
+	api := compose.Container{ID: strings.Repeat("aa", 32), Service: "api", State: "running"}
+	other := compose.Container{ID: old, Service: "other", State: "running", Health: "healthy"}
+	changed := func(change func(*compose.Container)) []compose.Container {
+		c := other
+		change(&c)
+		return []compose.Container{c, api}
+	}
+	for want, after := range map[string][]compose.Container{
+		"other (container 010101010101 was removed)":                                        {api},
+		"other (container 010101010101 was removed), other (container fefefefefefe is new)": changed(func(c *compose.Container) { c.ID = young }),
+		"other (container 010101010101 was started again)":                                  changed(func(c *compose.Container) { c.StartedAt = time.Now() }),
+		"other (container 010101010101 was running, is exited)":                             changed(func(c *compose.Container) { c.State, c.ExitCode = "exited", 137 }),
+		"other (container 010101010101 was healthy, is unhealthy)":                          changed(func(c *compose.Container) { c.Health = "unhealthy" }),
+		"db (container fefefefefefe is new)":                                                {other, api, {ID: young, Service: "db"}},
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			b := newTestEnv(t)
+			b.program("docker", composeStandIn+"\ncase \"$*\" in *' ps '*) echo "+api.ID+";; esac")
+			b.config.Engine = &fakeEngine{containers: func(call int, _ string) ([]compose.Container, error) {
+				if call < 3 { // for the record, and for what an interrupted restart has left
+					return []compose.Container{other, api}, nil
+				}
+				return after, nil
+			}}
+			b.plan(`[{"name": "restart", "parameters": {"restartTimeoutSeconds": 1}}]`)
+			failure, _ := b.fail("restart")
+			same(t, "text", failure.Error(), "Restart of service api changed other services of project moonmind too: "+want+" (see restart.log)")
+		})
+	}
 }
 
 func TestRollback(t *testing.T) {
@@ -589,7 +613,7 @@ func TestGitTrustsTheWorkspaceOfAnotherUser(t *testing.T) {
 func TestAPanicFailsTheStep(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
-	b.program("docker", "")
+	b.program("docker", composeStandIn)
 	b.config.Engine = &fakeEngine{containers: func(int, string) ([]compose.Container, error) { panic("boom") }}
 	b.plan(`[{"name": "restart"}]`)
 	failure, outcome := b.fail("restart")

@@ -1,0 +1,346 @@
+package change
+
+import (
+	"cmp"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+// Image is the change of a run to the images and containers of a compose project:
+// what was there before, and what keeps it. It has ids and names; the configuration
+// of containers, which contains secrets, is in the pins.
+type Image struct {
+	// EngineSeen says that the engine that compose uses has answered this worker.
+	// Without it, nothing else is known, and nothing can be brought back.
+	EngineSeen bool `json:"engineSeen"`
+	// At is the time of the record.
+	At time.Time `json:"at"`
+	// Project is the compose project. Services are those that the plan's commands
+	// act on, nil for all of it.
+	Project  string   `json:"project,omitempty"`
+	Services []string `json:"services,omitempty"`
+	// Compose is the program and its global options with which the plan calls
+	// compose, in the directory Workspace.
+	Compose   []string `json:"compose,omitempty"`
+	Workspace string   `json:"workspace,omitempty"`
+	// Before is the project before the run.
+	Before Project `json:"before"`
+	// Names are the image names that the run may give to other images.
+	Names []ImageName `json:"names,omitempty"`
+	// Pins keep the images of before.
+	Pins []Pin `json:"pins,omitempty"`
+	// Ready says that all pins were made and checked. Before that, the run has
+	// changed nothing of the project.
+	Ready bool `json:"ready,omitempty"`
+
+	// RestartBegun is the time from which on the run may have replaced containers.
+	RestartBegun *time.Time `json:"restartBegun,omitempty"`
+	// Appeared are containers of other services that the run has created.
+	Appeared []string `json:"appeared,omitempty"`
+	// Restored says that a rollback has brought all of it back. The next step that
+	// changes something again makes a new record.
+	Restored bool `json:"restored,omitempty"`
+}
+
+// A Project is what the engine had of a compose project at one moment.
+type Project struct {
+	Containers []Container `json:"containers,omitempty"`
+	Networks   []Network   `json:"networks,omitempty"`
+	Volumes    []Volume    `json:"volumes,omitempty"`
+}
+
+// A Container is what is compared of a container.
+type Container struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Service string `json:"service"`
+	Number  int    `json:"number,omitempty"`
+	ImageID string `json:"imageId"`
+	// Image is the name with which the container was created.
+	Image      string    `json:"image"`
+	ConfigHash string    `json:"configHash,omitempty"`
+	State      string    `json:"state"`
+	Health     string    `json:"health,omitempty"`
+	ExitCode   int       `json:"exitCode,omitempty"`
+	StartedAt  time.Time `json:"startedAt"`
+	Restarts   int       `json:"restarts,omitempty"`
+	// RestartPolicy is no, always, unless-stopped or on-failure.
+	RestartPolicy string `json:"restartPolicy,omitempty"`
+	// Volumes are names of volumes, also of anonymous ones, by path.
+	Volumes map[string]string `json:"volumes,omitempty"`
+	// replaces is [compose.Container].Replaces.
+	replaces bool
+}
+
+// A Network is a network of a project.
+type Network struct {
+	Name string `json:"name"`
+	ID   string `json:"id"`
+}
+
+// A Volume is a named volume of a project. Created tells it from another one that
+// had the same name.
+type Volume struct {
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+}
+
+// An ImageName is which image a name stood for.
+type ImageName struct {
+	Name string `json:"name"`
+	// ID is "" if there was no image of that name.
+	ID string `json:"id,omitempty"`
+}
+
+// A Pin keeps an image, and the configuration of a container that ran it.
+type Pin struct {
+	// Name is the name of the pin's container.
+	Name string `json:"name"`
+	// ImageID is the image; RepoDigests are under which digests registries have it.
+	ImageID     string   `json:"imageId"`
+	RepoDigests []string `json:"repoDigests,omitempty"`
+	// Service is whose image it is. Container is the id of the container whose
+	// configuration the pin has, "" for none.
+	Service   string `json:"service,omitempty"`
+	Container string `json:"container,omitempty"`
+	// Archive is the file with the saved image, "" if none is kept.
+	Archive string `json:"archive,omitempty"`
+}
+
+// ProjectOf returns what is compared of a project.
+func ProjectOf(project compose.Project) Project {
+	var p Project
+	for _, c := range project.Containers {
+		p.Containers = append(p.Containers, Container{
+			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, Volumes: c.Volumes, replaces: c.Replaces,
+		})
+	}
+	for _, network := range project.Networks {
+		p.Networks = append(p.Networks, Network{network.Name, network.ID})
+	}
+	for _, volume := range project.Volumes {
+		p.Volumes = append(p.Volumes, Volume{volume.Name, volume.Created})
+	}
+	return p
+}
+
+// Of returns the containers of a service, by number.
+func (p Project) Of(service string) []Container {
+	var found []Container
+	for _, c := range p.Containers {
+		if c.Service == service {
+			found = append(found, c)
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Container) int { return cmp.Compare(a.Number, b.Number) })
+	return found
+}
+
+// ByID finds a container, false if it is not there.
+func (p Project) ByID(id string) (Container, bool) {
+	for _, c := range p.Containers {
+		if c.ID == id {
+			return c, true
+		}
+	}
+	return Container{}, false
+}
+
+// Services lists the services that have containers, sorted.
+func (p Project) Services() []string {
+	var services []string
+	for _, c := range p.Containers {
+		services = append(services, c.Service)
+	}
+	slices.Sort(services)
+	return slices.Compact(services)
+}
+
+// IsTarget says that the plan's commands act on a service.
+func (i *Image) IsTarget(service string) bool {
+	return len(i.Services) == 0 || slices.Contains(i.Services, service)
+}
+
+// Describe names the services that the plan's commands act on.
+func (i *Image) Describe() string {
+	switch len(i.Services) {
+	case 0:
+		return "all services"
+	case 1:
+		return "service " + i.Services[0]
+	}
+	return "services " + strings.Join(i.Services, ", ")
+}
+
+// NameBefore returns which image a name stood for, "" for none. It returns false
+// for a name that is not recorded.
+func (i *Image) NameBefore(name string) (string, bool) {
+	for _, known := range i.Names {
+		if known.Name == name {
+			return known.ID, true
+		}
+	}
+	return "", false
+}
+
+// temporaryName is the name under which compose creates a container that is to
+// replace another one: that one's id, and its name.
+var temporaryName = regexp.MustCompile(`^[0-9a-f]{12}_(.+)$`)
+
+// FinalName returns the name that a container has once it has replaced the one
+// before it. It returns false if the container has that name already.
+func FinalName(name string) (string, bool) {
+	found := temporaryName.FindStringSubmatch(name)
+	if found == nil {
+		return name, false
+	}
+	return found[1], true
+}
+
+// A Repair is what mends an interrupted `docker compose up`: it leaves the new
+// container under a temporary name, beside the old one or alone. Compose would
+// refuse the next `up` because the name is taken, or run the service under that
+// name.
+type Repair struct {
+	Container Container
+	// Name is the name to give to the container. "" means that the container was
+	// never started and has to be removed: the one that it was to replace is there.
+	Name string
+}
+
+// Repairs returns what to do about the temporary containers of the services that
+// act accepts, in the order in which it must be done. It is empty when there is
+// nothing to mend.
+func (p Project) Repairs(act func(service string) bool) []Repair {
+	var repairs []Repair
+	taken := map[string]bool{}
+	for _, c := range p.Containers {
+		if _, temporary := FinalName(c.Name); !temporary || !c.replaces {
+			taken[c.Name] = true
+		}
+	}
+	// The youngest is the one that compose would have kept. A container that was
+	// removed in the meantime frees no name.
+	candidates := slices.Clone(p.Containers)
+	slices.SortStableFunc(candidates, func(a, b Container) int { return b.StartedAt.Compare(a.StartedAt) })
+	for _, c := range candidates {
+		name, temporary := FinalName(c.Name)
+		if !temporary || !c.replaces || !act(c.Service) {
+			continue
+		}
+		if taken[name] {
+			repairs = append(repairs, Repair{Container: c})
+			continue
+		}
+		taken[name] = true
+		repairs = append(repairs, Repair{Container: c, Name: name})
+	}
+	// Removals first: they free what a started container would need.
+	slices.SortStableFunc(repairs, func(a, b Repair) int { return cmp.Compare(len(a.Name), len(b.Name)) })
+	return repairs
+}
+
+// String is the note about a repair in a log.
+func (r Repair) String() string {
+	if r.Name == "" {
+		return fmt.Sprintf("Removed container %s: an interrupted `docker compose up` had left it beside the one that it was to replace", r.Container.Name)
+	}
+	return fmt.Sprintf("Renamed container %s to %s: an `docker compose up` was interrupted before it did that", r.Container.Name, r.Name)
+}
+
+// shortID is an id as docker shows it.
+func shortID(id string) string { return id[:min(12, len(id))] }
+
+// OtherChanges compares the containers of the services that are not the run's
+// target, and says of each change what it is. A container that the engine's own
+// restart policy has started again is not changed: it ended by itself. health says
+// that it also reports a container that was healthy and is not. appeared are the ids
+// of new containers.
+func (i *Image) OtherChanges(now Project, health bool) (changes, appeared []string) {
+	for _, before := range i.Before.Containers {
+		if i.IsTarget(before.Service) {
+			continue
+		}
+		after, found := now.ByID(before.ID)
+		text := ""
+		switch {
+		case !found:
+			text = "was removed"
+		case isUp(before.State) && !isUp(after.State) && after.wasStopped():
+			text = "was " + before.State + ", is " + after.State
+		case !isUp(before.State) && isUp(after.State):
+			text = "was " + before.State + " and was started"
+		case !after.StartedAt.Equal(before.StartedAt) && after.Restarts <= before.Restarts:
+			text = "was started again"
+		case health && before.Health == "healthy" && after.Health != "healthy":
+			text = "was healthy, is " + cmp.Or(after.Health, after.State)
+		default:
+			continue
+		}
+		changes = append(changes, fmt.Sprintf("%s (container %s %s)", before.Service, shortID(before.ID), text))
+	}
+	for _, after := range now.Containers {
+		if i.IsTarget(after.Service) {
+			continue
+		}
+		if _, found := i.Before.ByID(after.ID); !found {
+			appeared = append(appeared, after.ID)
+			changes = append(changes, fmt.Sprintf("%s (container %s is new)", after.Service, shortID(after.ID)))
+		}
+	}
+	slices.Sort(changes)
+	return changes, appeared
+}
+
+// wasStopped says that a container that does not run has not just ended by itself:
+// the engine would have started it again, or a signal of the engine has ended it.
+func (c Container) wasStopped() bool {
+	return c.RestartPolicy == "always" || c.RestartPolicy == "unless-stopped" || c.ExitCode == 128+15 || c.ExitCode == 128+9
+}
+
+// isUp says that a container runs, or will again by itself.
+func isUp(state string) bool { return state == "running" || state == "restarting" || state == "paused" }
+
+// A Replacement is what a restart has done to the target's containers.
+type Replacement struct {
+	// Same are containers that the project had before the run.
+	Same []Container
+	// Stale are containers that do not run the image that their name stands for.
+	Stale []Container
+	// Missing are services of the target that had a container and have none.
+	Missing []string
+	// New is how many containers the run has created.
+	New int
+}
+
+// Replaced compares the target's containers with those of before. wanted has the
+// image that each image name stands for now; a name that is missing is not
+// compared.
+func (i *Image) Replaced(now Project, wanted map[string]string) Replacement {
+	var r Replacement
+	for _, c := range now.Containers {
+		if !i.IsTarget(c.Service) {
+			continue
+		}
+		if id := wanted[c.Image]; id != "" && id != c.ImageID {
+			r.Stale = append(r.Stale, c)
+		}
+		if _, found := i.Before.ByID(c.ID); found {
+			r.Same = append(r.Same, c)
+		} else {
+			r.New++
+		}
+	}
+	for _, service := range i.Before.Services() {
+		if i.IsTarget(service) && len(now.Of(service)) == 0 {
+			r.Missing = append(r.Missing, service)
+		}
+	}
+	return r
+}

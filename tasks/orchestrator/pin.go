@@ -1,0 +1,522 @@
+package orchestrator
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+const (
+	// queryLimit bounds the output of a compose command that only reads, in bytes.
+	queryLimit = 16 << 20
+	// queryTimeout bounds such a command.
+	queryTimeout = 20 * time.Second
+	// engineWait is how long a step waits for an engine that has answered in this
+	// run before and does not now.
+	engineWait = 2 * time.Minute
+	// enginePause is the pause between two attempts to reach it.
+	enginePause = 500 * time.Millisecond
+)
+
+// A deployment is how a plan deploys the service: its compose commands for build
+// and restart.
+type deployment struct {
+	// target is that of the restart, otherwise of the build. Services has the
+	// services of both, nil for the whole project.
+	compose.Target
+	workspace string
+}
+
+// deployment reads the plan's build and restart. It returns false if neither of
+// them is a compose command.
+func (s *stepRun) deployment() (deployment, bool) {
+	var all []deployment
+	for step, missing := range map[store.Step][]string{
+		store.StepRestart: compose.UpCommand(s.profile.project, s.profile.service),
+		store.StepBuild:   compose.BuildCommand(s.profile.project, s.profile.service),
+	} {
+		params, failure := s.plan.find(step)
+		if failure != nil {
+			continue
+		}
+		command := missing
+		if value := params["command"]; !falsy(value) {
+			if command, failure = parseCommand(value); failure != nil {
+				continue
+			}
+		}
+		line, isCompose := compose.ParseTarget(command)
+		if !isCompose {
+			continue
+		}
+		text, failure := params.text("workspace", ".")
+		if failure != nil {
+			continue
+		}
+		all = append(all, deployment{line, resolveIn(artifacts.Resolve(s.config.Workspace), text)})
+		if step == store.StepRestart { // it comes first, whatever the order of the map
+			all[0], all[len(all)-1] = all[len(all)-1], all[0]
+		}
+	}
+	if len(all) == 0 {
+		return deployment{}, false
+	}
+	d := all[0]
+	for _, other := range all[1:] {
+		if len(d.Services) == 0 || len(other.Services) == 0 {
+			d.Services = nil
+			continue
+		}
+		d.Services = slices.Concat(d.Services, other.Services)
+	}
+	slices.Sort(d.Services)
+	d.Services = slices.Compact(d.Services)
+	return d, true
+}
+
+// query runs a compose command that only reads, and returns what it prints.
+func (s *stepRun) query(ctx context.Context, workspace string, command []string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	output, errors := limitedBuffer{limit: queryLimit}, limitedBuffer{limit: queryLimit}
+	code, failure := s.runner.run(ctx, workspace, command, &output, &errors, nil)
+	switch {
+	case failure != nil:
+		return "", failure
+	case code != 0:
+		return "", exitFailure(command, code, artifacts.Trim(string(errors.kept)))
+	case output.full:
+		return "", fmt.Errorf("%s prints more than %d bytes", formatCommand(command), queryLimit)
+	}
+	return string(output.kept), nil
+}
+
+// untilEngineAnswers calls try until the engine answers, at most for engineWait.
+func (s *stepRun) untilEngineAnswers(ctx context.Context, try func() error) error {
+	limit := s.config.Now().Add(engineWait)
+	logged := false
+	for {
+		err := try()
+		if !errors.Is(err, compose.ErrUnreachable) || !s.config.Now().Before(limit) {
+			return err
+		}
+		if !logged {
+			s.log.Warn("docker engine does not answer any more, waiting for it", "error", err)
+			logged = true
+		}
+		over := stall.FromContext(ctx).Wait()
+		timer := time.NewTimer(enginePause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		over()
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+	}
+}
+
+// pinImage records the project before the run changes it, and pins the images that
+// a rollback needs. After it returns without a failure, either the run can be taken
+// back, or the record says that the engine was not seen.
+//
+// It is called before each command that may change an image or a container. A record
+// that is complete is kept; its pins are checked and, if somebody has removed one,
+// made again.
+func (s *stepRun) pinImage(ctx context.Context) *Failure {
+	known := s.record.Image
+	switch {
+	case known == nil && (s.ranElsewhere || s.journal.skipped > 0):
+		return nil // what is there now is not what was before the run
+	case known == nil || known.Restored:
+	case !known.EngineSeen:
+		return nil
+	case known.Ready:
+		return s.makePins(ctx)
+	}
+	image, failure := s.observeProject(ctx)
+	if failure != nil {
+		return failure
+	}
+	s.record.Image, s.record.Undone = image, false
+	if failure := s.saveRecord(ctx); failure != nil || !image.EngineSeen {
+		return failure
+	}
+	if failure := s.makePins(ctx); failure != nil {
+		return failure
+	}
+	image.Ready = true
+	return s.saveRecord(ctx)
+}
+
+// observeProject returns the record of the project as it is now.
+func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) {
+	image := &change.Image{At: s.config.Now().UTC()}
+	plan, isCompose := s.deployment()
+	if s.config.Engine == nil || !isCompose {
+		return image, nil
+	}
+	unseen := func(err error) (*change.Image, *Failure) {
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, commandError("The step was ended before it could pin the image: " + cause.Error())
+		}
+		s.log.Warn("the containers of the project are not known, so a rollback runs the plan's commands, and verification relies on HTTP alone", "error", err)
+		return &change.Image{At: image.At}, nil
+	}
+
+	config := compose.Config{Name: plan.Project}
+	text, err := s.query(ctx, plan.workspace, plan.ConfigCommand())
+	if err == nil {
+		if config, err = compose.ParseConfig([]byte(text)); err != nil {
+			return unseen(err)
+		}
+	} else if config.Name == "" || context.Cause(ctx) != nil {
+		return unseen(err)
+	}
+	project, err := s.config.Engine.Project(ctx, config.Name)
+	if err != nil {
+		return unseen(err)
+	}
+	if err := s.isSameEngine(ctx, plan, project); err != nil {
+		return unseen(err)
+	}
+	image.EngineSeen, image.Project, image.Services = true, config.Name, plan.Services
+	image.Compose, image.Workspace = plan.Prefix, plan.workspace
+	image.Before = change.ProjectOf(project)
+	if err := s.planPins(ctx, image, config); err != nil {
+		return nil, commandError("The image of before cannot be pinned, so the run could not be taken back: " + err.Error())
+	}
+	return image, nil
+}
+
+// isSameEngine checks that compose uses the engine that this worker reads. A docker
+// context, or options of the plan's command, may lead compose to another one.
+func (s *stepRun) isSameEngine(ctx context.Context, plan deployment, project compose.Project) error {
+	text, err := s.query(ctx, plan.workspace, plan.ContainersCommand())
+	if err != nil {
+		return err
+	}
+	ids, isList := compose.ParseIDs(text)
+	if !isList {
+		return fmt.Errorf("%s prints no list of containers", formatCommand(plan.ContainersCommand()))
+	}
+	ours := map[string]bool{}
+	for _, container := range project.Containers {
+		ours[container.ID] = true
+	}
+	for _, id := range ids {
+		if !ours[id] {
+			if _, _, err := s.config.Engine.InspectContainer(ctx, id); err != nil {
+				return fmt.Errorf("compose uses another docker engine than this worker: it has container %.12s, which the worker's engine does not know. "+
+					"Set %s to the engine of the plan's docker context", id, s.config.SettingName("DOCKER_HOST"))
+			}
+		}
+	}
+	if len(ids) == 0 && len(project.Containers) > 0 {
+		return fmt.Errorf("compose uses another docker engine than this worker: it has no container of project %s, the worker's engine has %d. "+
+			"Set %s to the engine of the plan's docker context", project.Name, len(project.Containers), s.config.SettingName("DOCKER_HOST"))
+	}
+	return nil
+}
+
+// canBeNamed says that an image name is one that can be given to an image: not an
+// id, and no digest.
+func canBeNamed(name string) bool {
+	return name != "" && !strings.HasPrefix(name, "sha256:") && !strings.Contains(name, "@")
+}
+
+// planPins adds the image names and the pins to a record.
+func (s *stepRun) planPins(ctx context.Context, image *change.Image, config compose.Config) error {
+	var names []string
+	for service, name := range config.Images {
+		if image.IsTarget(service) {
+			names = append(names, name)
+		}
+	}
+	for _, container := range image.Before.Containers {
+		if !image.IsTarget(container.Service) {
+			continue
+		}
+		names = append(names, container.Image)
+		if err := s.addPin(ctx, image, container.ImageID, container.Service, container.ID); err != nil {
+			return err
+		}
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if !canBeNamed(name) {
+			continue
+		}
+		found, err := s.config.Engine.InspectImage(ctx, name)
+		if err != nil && !errors.Is(err, compose.ErrNotFound) {
+			return err
+		}
+		image.Names = append(image.Names, change.ImageName{Name: name, ID: found.ID})
+		if found.ID == "" || slices.ContainsFunc(image.Pins, func(pin change.Pin) bool { return pin.ImageID == found.ID }) {
+			continue
+		}
+		if err := s.addPin(ctx, image, found.ID, "", ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addPin adds one pin to a record.
+func (s *stepRun) addPin(ctx context.Context, image *change.Image, id, service, container string) error {
+	found, err := s.config.Engine.InspectImage(ctx, id)
+	if errors.Is(err, compose.ErrNotFound) {
+		return fmt.Errorf("the engine has no image %s any more, from which container %.12s of service %s was created. Give it an image again with `docker commit`, or replace the container by hand", id, container, service)
+	}
+	if err != nil {
+		return err
+	}
+	pin := change.Pin{Name: "mm-orchestrator-pin-" + s.runID, ImageID: id, RepoDigests: found.RepoDigests, Service: service, Container: container}
+	if n := len(image.Pins); n > 0 {
+		pin.Name += fmt.Sprintf("-%d", n+1)
+	}
+	if s.config.PinDirectory != "" {
+		pin.Archive = filepath.Join(s.config.PinDirectory, s.runID, strings.TrimPrefix(id, "sha256:")+".tar")
+	}
+	image.Pins = append(image.Pins, pin)
+	return nil
+}
+
+// makePins makes the pins of the record that are missing, and checks that each is
+// usable.
+func (s *stepRun) makePins(ctx context.Context) *Failure {
+	for _, pin := range s.record.Image.Pins {
+		err := s.untilEngineAnswers(ctx, func() error { return s.makePin(ctx, pin) })
+		if err != nil {
+			return commandError("The image of before cannot be pinned, so the run could not be taken back: " + err.Error())
+		}
+	}
+	return nil
+}
+
+func (s *stepRun) makePin(ctx context.Context, pin change.Pin) error {
+	engine := s.config.Engine
+	if _, err := engine.InspectImage(ctx, pin.ImageID); errors.Is(err, compose.ErrNotFound) {
+		if err := s.loadArchive(ctx, pin); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	found, err := engine.FindPin(ctx, pin.Name)
+	switch {
+	case err != nil && !errors.Is(err, compose.ErrNotFound):
+		return err
+	case err == nil && found.ImageID == pin.ImageID && (pin.Container == "" || found.Inspection != nil && found.Inspection.ID() == pin.Container):
+	default:
+		made := compose.Pin{Name: pin.Name, Owner: s.runID, ImageID: pin.ImageID, Project: s.record.Image.Project, Service: pin.Service}
+		if pin.Container != "" {
+			inspection, err := s.recordedContainer(ctx, pin)
+			if err != nil {
+				return err
+			}
+			made.Inspection = inspection
+		}
+		if err := engine.CreatePin(ctx, made); err != nil {
+			return err
+		}
+		if found, err = engine.FindPin(ctx, pin.Name); err != nil {
+			return err
+		}
+	}
+	if pin.Archive == "" {
+		return nil
+	}
+	if found.Inspection != nil {
+		if err := writeContainer(containerFile(pin), *found.Inspection); err != nil {
+			return err
+		}
+	}
+	return s.saveArchive(ctx, pin)
+}
+
+// recordedContainer returns the configuration of a container of before: from its
+// pin, from the file beside the archive, or from the container itself. It returns
+// nil if none of them is left.
+func (s *stepRun) recordedContainer(ctx context.Context, pin change.Pin) (*compose.Inspection, error) {
+	found, err := s.config.Engine.FindPin(ctx, pin.Name)
+	if err == nil && found.Inspection != nil && found.Inspection.ID() == pin.Container {
+		return found.Inspection, nil
+	}
+	if err != nil && !errors.Is(err, compose.ErrNotFound) {
+		return nil, err
+	}
+	if pin.Archive != "" {
+		if text, err := os.ReadFile(containerFile(pin)); err == nil {
+			inspection := new(compose.Inspection)
+			if err := json.Unmarshal(text, inspection); err != nil {
+				return nil, fmt.Errorf("file %s cannot be read: %w", containerFile(pin), err)
+			}
+			return inspection, nil
+		}
+	}
+	inspection, _, err := s.config.Engine.InspectContainer(ctx, pin.Container)
+	if errors.Is(err, compose.ErrNotFound) {
+		return nil, nil
+	}
+	return &inspection, err
+}
+
+// containerFile is the file with the configuration of a pin's container.
+func containerFile(pin change.Pin) string {
+	return filepath.Join(filepath.Dir(pin.Archive), pin.Container+".json")
+}
+
+// writeContainer writes the configuration of a container. Only this user may read
+// it: the container's environment has its secrets.
+func writeContainer(path string, inspection compose.Inspection) error {
+	text, err := json.Marshal(inspection)
+	if err != nil {
+		return err
+	}
+	return writeFile(path, func(file io.Writer) error {
+		_, err := file.Write(text)
+		return err
+	})
+}
+
+// writeFile writes a file that only this user may read, whole or not at all.
+func writeFile(path string, write func(io.Writer) error) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("folder of saved images: %w", err)
+	}
+	file, err := os.CreateTemp(dir, ".new-")
+	if err != nil {
+		return fmt.Errorf("folder of saved images: %w", err)
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	if err := write(file); err != nil {
+		return err
+	}
+	if err := errors.Join(file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(file.Name(), path); err != nil {
+		return err
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync()
+}
+
+// saveArchive saves a pin's image as a file, unless there is a complete one. Runs
+// share the file of one image by hard links.
+func (s *stepRun) saveArchive(ctx context.Context, pin change.Pin) error {
+	if checkArchive(pin.Archive) == nil {
+		return nil
+	}
+	others, _ := filepath.Glob(filepath.Join(s.config.PinDirectory, "*", filepath.Base(pin.Archive)))
+	for _, other := range others {
+		if other != pin.Archive && checkArchive(other) == nil {
+			_ = os.MkdirAll(filepath.Dir(pin.Archive), 0o700)
+			_ = os.Remove(pin.Archive)
+			if os.Link(other, pin.Archive) == nil {
+				return nil
+			}
+		}
+	}
+	over := stall.FromContext(ctx).Wait()
+	defer over()
+	if err := writeFile(pin.Archive, func(file io.Writer) error { return s.config.Engine.SaveImage(ctx, pin.ImageID, file) }); err != nil {
+		return err
+	}
+	return checkArchive(pin.Archive)
+}
+
+// checkArchive reads an archive to its end and checks that it has a list of images.
+func checkArchive(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	listed := false
+	archive := tar.NewReader(file)
+	for {
+		header, err := archive.Next()
+		switch {
+		case errors.Is(err, io.EOF) && listed:
+			return nil
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("%s is no archive of an image", path)
+		case err != nil:
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		listed = listed || header.Name == "manifest.json" || header.Name == "index.json"
+	}
+}
+
+// loadArchive brings back an image that the engine has no more.
+func (s *stepRun) loadArchive(ctx context.Context, pin change.Pin) error {
+	gone := fmt.Sprintf("the engine has no image %s any more", pin.ImageID)
+	if pin.Archive == "" {
+		return fmt.Errorf("%s: somebody has removed the pin %s, which kept it. With %s set, images are also saved as files", gone, pin.Name, s.config.SettingName("MM_ORCHESTRATOR_PIN_DIRECTORY"))
+	}
+	file, err := os.Open(pin.Archive)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s, and there is no file %s from which it could be loaded", gone, pin.Archive)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", gone, err)
+	}
+	defer file.Close()
+	over := stall.FromContext(ctx).Wait()
+	defer over()
+	if err := s.config.Engine.LoadImage(ctx, file); err != nil {
+		return err
+	}
+	if _, err := s.config.Engine.InspectImage(ctx, pin.ImageID); err != nil {
+		return fmt.Errorf("%s, also after loading %s: %w", gone, pin.Archive, err)
+	}
+	return nil
+}
+
+// ReleasePins removes what a run has pinned: its containers and its saved images.
+// It is no error if there is nothing.
+func (o *Orchestrator) ReleasePins(ctx context.Context, runID string) error {
+	if o.config.PinDirectory != "" {
+		if err := os.RemoveAll(filepath.Join(o.config.PinDirectory, runID)); err != nil {
+			return err
+		}
+	}
+	if o.config.Engine == nil {
+		return nil
+	}
+	pins, err := o.config.Engine.ListPins(ctx, runID)
+	if err != nil {
+		return err
+	}
+	for _, pin := range pins {
+		if err := o.config.Engine.RemovePin(ctx, pin.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
