@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -97,20 +96,6 @@ func (a *attempt) logEnd(ctx context.Context, outcome store.Outcome, finished st
 // of the step, or may still run.
 func afterKill(claim store.Claim) bool {
 	return claim.Starts > 1 || claim.Attempt > 1 || claim.Step == store.StepRollback
-}
-
-// revokedOutcome puts the operator's reason before the message of a step that
-// failed because its run was revoked. A step that succeeded in spite of that
-// keeps its outcome: the next step fails instead.
-func revokedOutcome(outcome store.Outcome, cause endCause) store.Outcome {
-	text := cause.Error()
-	// The error of a command that was ended repeats the reason.
-	if message := strings.Replace(outcome.Message, ": "+text, "", 1); message != "" && message != text {
-		text += ". " + message
-	}
-	failure := Failure{Type: "TaskRevokedError", Module: "celery.exceptions", Arg: cut(text)}
-	outcome.Message, outcome.ErrorType, outcome.ErrorModule, outcome.Traceback = failure.Arg, failure.Type, failure.Module, failure.traceback()
-	return outcome
 }
 
 // finish records the outcome, or another one that says why it cannot be

@@ -4,6 +4,21 @@
 // restart, verify and rollback (docs/moonmind.md#state-rows,
 // docs/moonmind.md#commands).
 //
+// A delivery goes through these files, in this order:
+//
+//   - handler.go translates between a worker's task and Execute.
+//   - delivery.go asks the database what becomes of the message: it runs the step,
+//     it answers with a recorded end, or the message has no effect.
+//   - attempt.go runs the step once: it starts the watch, lets the step work, and
+//     records the end or gives up the claim.
+//   - watch.go ends the work for one of its causes, isolation.go judges one of them.
+//   - steprun.go has what an execution of a step needs, and calls the step: a file
+//     for each, such as patch.go.
+//   - outcome.go turns the end of the work into what is recorded.
+//
+// Besides, sweep.go publishes parked messages and ends lost runs, and leave.go
+// returns parked messages when the last worker of a queue stops.
+//
 // The commands of a step run one after the other. The journal records the end of
 // each before the next one starts. A worker that takes over an unfinished step
 // continues after the last command that had ended: it uses the recorded exit

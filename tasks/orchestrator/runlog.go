@@ -3,21 +3,11 @@ package orchestrator
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
-
-// resolveIn returns path if it is absolute, and otherwise path below dir with
-// symbolic links resolved.
-func resolveIn(dir, path string) string {
-	if filepath.IsAbs(path) {
-		return filepath.Clean(path)
-	}
-	return artifacts.Resolve(filepath.Join(dir, path))
-}
 
 // runInLog runs a command and appends a headline and the command's output to the
 // log.

@@ -39,3 +39,22 @@ func (p plan) workspace(root string) string {
 	}
 	return root
 }
+
+// workspace returns the directory of the step's workspace parameter, which is
+// absolute or relative to the configured workspace (docs/moonmind.md#service-profiles).
+func (s *stepRun) workspace() (string, *Failure) {
+	text, failure := s.params.text("workspace", ".")
+	if failure != nil {
+		return "", failure
+	}
+	return resolveIn(artifacts.Resolve(s.config.Workspace), text), nil
+}
+
+// resolveIn returns path if it is absolute, and otherwise path below dir with
+// symbolic links resolved.
+func resolveIn(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return artifacts.Resolve(filepath.Join(dir, path))
+}

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -57,81 +56,6 @@ func TestMetricsFollowTheRun(t *testing.T) {
 	}
 }
 
-func TestExecuteFollowsTheDecision(t *testing.T) {
-	t.Parallel()
-	failed := store.Outcome{Status: store.StepFailed, Message: `"Service 'x' is not managed by the orchestrator"`, ErrorType: "KeyError", ErrorModule: "builtins", Traceback: "tb"}
-	for _, test := range []struct {
-		name     string
-		decision store.Decision
-		err      error
-		want     func(Result, error) bool
-	}{
-		{"has succeeded", store.Done{Outcome: store.Outcome{Status: store.StepSucceeded, Message: "m", Payload: json.RawMessage(`{"log":"l"}`), Artifacts: []store.Artifact{{Path: "l"}}}}, nil,
-			func(r Result, err error) bool {
-				return err == nil && r.Message == "m" && fmt.Sprint(r.Artifacts) == "[l]" && string(r.Metadata) == `{"log":"l"}`
-			}},
-		{"has failed", store.Done{Outcome: failed}, nil, func(_ Result, err error) bool {
-			var failure *Failure
-			return errors.As(err, &failure) && failure.Arg == "Service 'x' is not managed by the orchestrator" && failure.Error() == failed.Message && failure.Traceback == "tb"
-		}},
-		{"parked", store.Parked{Why: store.ParkedBusy, Reason: "r"}, nil, func(_ Result, err error) bool { return errors.Is(err, ErrStop) }},
-		{"stop", store.Stop{Reason: "r"}, nil, func(_ Result, err error) bool { return errors.Is(err, ErrStop) }},
-		{"no such run", nil, fmt.Errorf("no: %w", store.ErrNotFound), func(_ Result, err error) bool {
-			var failure *Failure
-			return errors.As(err, &failure) && failure.Error() == "Run "+testRun+" not found"
-		}},
-		{"no database", nil, store.ErrUnavailable, func(_ Result, err error) bool {
-			var back *HandBackError
-			return errors.As(err, &back)
-		}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			b := newTestEnv(t)
-			b.steps.decision, b.steps.beginErr = test.decision, test.err
-			result, _, err := b.execute("analyze")
-			if !test.want(result, err) || len(b.steps.finished) > 0 {
-				t.Errorf("%+v, %v, recorded %d", result, err, len(b.steps.finished))
-			}
-		})
-	}
-}
-
-func TestEveryStepCanBePerformed(t *testing.T) {
-	t.Parallel()
-	for _, step := range store.Steps() {
-		if performers[step] == nil {
-			t.Errorf("step %s cannot be performed", step)
-		}
-	}
-	if len(performers) != len(store.Steps()) {
-		t.Errorf("%d steps can be performed, %d are known", len(performers), len(store.Steps()))
-	}
-}
-
-func TestBadRequestsChangeNothing(t *testing.T) {
-	t.Parallel()
-	b := newTestEnv(t)
-	o, err := New(b.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct {
-		request Request
-		text    string
-	}{
-		{Request{RunID: testRun, Step: "ghost"}, "'ghost' is not a valid OrchestratorPlanStep"},
-		{Request{RunID: "x", Step: "analyze"}, "badly formed hexadecimal UUID string"},
-		{Request{RunID: "../" + testRun, Step: "analyze"}, "badly formed hexadecimal UUID string"},
-	} {
-		_, err := o.Execute(t.Context(), test.request, nil)
-		var failure *Failure
-		if !errors.As(err, &failure) || failure.Error() != test.text || failure.Type != "ValueError" {
-			t.Errorf("%+v: %v", test.request, err)
-		}
-	}
-}
-
 func TestAFinishedStepWaitsForTheDatabase(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
@@ -170,28 +94,6 @@ func TestAnEndThatCannotBeRecordedIsAFailure(t *testing.T) {
 	if len(outcome.Artifacts) > 0 || outcome.ErrorType != "RuntimeError" {
 		t.Errorf("%+v", outcome)
 	}
-}
-
-func TestAStepThatKillsItsWorkersIsNotStartedForEver(t *testing.T) {
-	t.Parallel()
-	b := newTestEnv(t)
-	b.program("docker", "")
-	b.plan(`[{"name": "build"}]`)
-	claim := store.Claim{RunID: testRun, Step: store.StepBuild, Attempt: 1, Starts: 3, StartedAt: time.Now()}
-	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
-	b.succeed("build")
-	claim.Starts, claim.HandedBack = 5, 2
-	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
-	b.succeed("build")
-	claim.Starts = 6
-	b.steps.decision = store.Start{Run: b.steps.run, Claim: claim}
-	left := b.artifact("build.log")
-	failure, outcome := b.fail("build")
-	text := "step build was started 3 times and its worker died each time; it is not started again. " +
-		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run"
-	same(t, "text", failure.Error(), text+" (see build.log)")
-	same(t, "artifacts", paths(outcome), "build_log:build.log")
-	same(t, "log", b.artifact("build.log"), left+"\n"+text)
 }
 
 // awaitFile waits until a program of the test has written a file.
@@ -348,47 +250,5 @@ exit 1`, half))
 	t.Logf("peak %d MiB", peak/1024)
 	if limit := 64 * 1024; peak > limit && !raceEnabled {
 		t.Errorf("the process needed %d KiB, allowed are %d", peak, limit)
-	}
-}
-
-func TestWorkerErrors(t *testing.T) {
-	t.Parallel()
-	if err := workerError(ErrStop); !errors.Is(err, worker.Ignore) {
-		t.Error(err)
-	}
-	var reject worker.Reject
-	if err := workerError(&HandBackError{After: time.Second, Reason: "r"}); !errors.As(err, &reject) || !reject.Requeue || reject.After != time.Second {
-		t.Error(err)
-	}
-	var failure *worker.Error
-	if err := workerError(keyError("x")); !errors.As(err, &failure) || failure.Type != "KeyError" || fmt.Sprint(failure.Args) != "[x]" {
-		t.Error(err)
-	}
-	if err := workerError(nil); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestBothTasksAreRegistered(t *testing.T) {
-	t.Parallel()
-	b := newTestEnv(t)
-	o, err := New(b.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := worker.New(worker.Config{Broker: "amqp://127.0.0.1", Queues: []string{"q"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.Register(w)
-	for _, name := range []string{TaskExecutePlanStep, TaskHealthCheck} {
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("%s is not registered", name)
-				}
-			}()
-			w.Register(name, worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) { return nil, nil }))
-		}()
 	}
 }
