@@ -187,20 +187,27 @@ func (e *Engine) Tag(ctx context.Context, source, name string) error {
 	return err
 }
 
+// RemovePins removes the containers that the worker keeps for runs of a project.
+func (e *Engine) RemovePins(ctx context.Context, project string) error {
+	return e.removeContainers(ctx, "mm-orchestrator.project="+project)
+}
+
+func (e *Engine) removeContainers(ctx context.Context, label string) error {
+	containers, err := e.client.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: client.Filters{}.Add("label", label)})
+	failures := []error{err}
+	for _, container := range containers.Items {
+		_, err := e.client.ContainerRemove(ctx, container.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		if err != nil && !errdefs.IsNotFound(err) {
+			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}
+
 // RemoveProject removes the containers, networks, volumes and images of a project,
 // and the containers that the worker keeps for its runs.
 func (e *Engine) RemoveProject(ctx context.Context, project string) error {
-	var failures []error
-	for _, label := range []string{"com.docker.compose.project=" + project, "mm-orchestrator.project=" + project} {
-		containers, err := e.client.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: client.Filters{}.Add("label", label)})
-		failures = append(failures, err)
-		for _, container := range containers.Items {
-			_, err := e.client.ContainerRemove(ctx, container.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
-			if err != nil && !errdefs.IsNotFound(err) {
-				failures = append(failures, err)
-			}
-		}
-	}
+	failures := []error{e.removeContainers(ctx, "com.docker.compose.project="+project), e.RemovePins(ctx, project)}
 	ofProject := client.Filters{}.Add("label", "com.docker.compose.project="+project)
 	networks, err := e.client.NetworkList(ctx, client.NetworkListOptions{Filters: ofProject})
 	failures = append(failures, err)

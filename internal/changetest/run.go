@@ -65,6 +65,10 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 	if err := l.project.provideBase(ctx); err != nil {
 		return err
 	}
+	// The work tree with the refs of earlier cases goes, and so do their pins.
+	if err := l.engine.RemovePins(ctx, l.project.Name); err != nil {
+		return err
+	}
 	scenario := l.project.newScenario(r.Case, random, l.docker)
 	artifacts := filepath.Join(l.folder, "artifacts")
 	if random.IntN(2) == 0 {

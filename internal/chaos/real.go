@@ -129,6 +129,9 @@ func (l *lane) watchReal(ctx context.Context, o *outcome) (err error) {
 		}
 		l.real.up = true
 	}
+	if err := l.real.engine.RemovePins(ctx, l.real.Name); err != nil {
+		return err
+	}
 	random := rand.New(rand.NewPCG(o.trial.Seed, uint64(o.trial.Number)))
 	o.watch, err = l.real.Watch(ctx, o.trial.Workspace, random, l.realChange(o.trial))
 	return err
