@@ -20,6 +20,9 @@ type Record struct {
 	// Image is the change of the service; nil until its state before the run is
 	// recorded.
 	Image *Image `json:"image,omitempty"`
+	// Helper is the last helper container that was started for the run, nil for
+	// none.
+	Helper *Helper `json:"helper,omitempty"`
 	// Undone says that a rollback has brought all of it back to the state before
 	// the run, and has checked that. The step that changes something again clears
 	// it first.

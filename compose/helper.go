@@ -55,10 +55,11 @@ const (
 
 // A HelperTask is what a helper has to do.
 type HelperTask struct {
-	// RunID, Step and Attempt say for what.
-	RunID   string `json:"run_id"`
-	Step    string `json:"step"`
-	Attempt int    `json:"attempt"`
+	// Name is the name of the helper's container. It begins with HelperPrefix.
+	Name string `json:"name"`
+	// RunID and Step say for what.
+	RunID string `json:"run_id"`
+	Step  string `json:"step"`
 	// Command is the command line to run in Workspace, with the variables Environ.
 	// Its program is an absolute path. Without a command, the helper only puts
 	// Before back.
@@ -74,11 +75,6 @@ type HelperTask struct {
 	// somebody to confirm that the work goes on, and how long it then watches the
 	// new container.
 	Window time.Duration `json:"window"`
-}
-
-// Name is the name of the task's helper.
-func (t HelperTask) Name() string {
-	return fmt.Sprintf("%s%s-%s-%d", HelperPrefix, t.RunID, t.Step, t.Attempt)
 }
 
 // A HelperEvent is something that a helper has done. The events are kept as one
@@ -179,7 +175,7 @@ var ErrNoHelper = errors.New("the helper container does not exist")
 // repeated: a helper with the same name is started if it has never run, or was
 // killed, and otherwise left alone.
 func (e *Engine) StartHelper(ctx context.Context, own OwnContainer, program string, task HelperTask) error {
-	name := task.Name()
+	name := task.Name
 	state, err := e.helperContainer(ctx, name)
 	if err != nil {
 		return err
@@ -206,6 +202,22 @@ func (e *Engine) StartHelper(ctx context.Context, own OwnContainer, program stri
 		}
 	}
 	if isStarted(state) {
+		return nil
+	}
+	return e.StartContainer(ctx, name)
+}
+
+// ResumeHelper starts a helper again that was killed before it was done. The error
+// is [ErrNoHelper] if it does not exist, or was created and never started: then
+// only StartHelper starts it.
+func (e *Engine) ResumeHelper(ctx context.Context, name string) error {
+	state, err := e.helperContainer(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case state == nil || state.State == "created":
+		return fmt.Errorf("helper container %s: %w", name, ErrNoHelper)
+	case isStarted(state):
 		return nil
 	}
 	return e.StartContainer(ctx, name)
@@ -273,7 +285,7 @@ func helperOptions(own Inspection, image, program string, task HelperTask) clien
 		host.PidMode = ""
 	}
 	host.IpcMode = ""
-	options := client.ContainerCreateOptions{Name: task.Name(), Config: &config, HostConfig: &host}
+	options := client.ContainerCreateOptions{Name: task.Name, Config: &config, HostConfig: &host}
 	if task.Host == "" || strings.HasPrefix(task.Host, "unix:") {
 		// Nothing but the socket is needed. A network could be gone when the engine
 		// starts the helper again.

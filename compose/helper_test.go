@@ -101,7 +101,7 @@ func newHelped(t *testing.T, host string, sound bool) *helped {
 	state, err := h.engine.ServiceState(t.Context(), h.name, "worker")
 	h.must(err)
 	h.task = compose.HelperTask{
-		RunID: h.name, Step: "restart", Attempt: 1, Workspace: h.dir, Environ: []string{"HOME=/", "PATH=/"},
+		Name: compose.HelperPrefix + h.name, RunID: h.name, Step: "restart", Workspace: h.dir, Environ: []string{"HOME=/", "PATH=/"},
 		Command: []string{"/docker-compose", "--project-name", h.name, "up", "-d", "--no-deps", "worker"},
 		Before:  state, Window: 4 * time.Second,
 	}
@@ -174,7 +174,7 @@ func (h *helped) compose(args ...string) {
 func (h *helped) remove() {
 	ctx := context.Background()
 	if h.t.Failed() {
-		state, err := h.engine.ReadHelper(ctx, h.task.Name())
+		state, err := h.engine.ReadHelper(ctx, h.task.Name)
 		h.t.Logf("helper: %v", err)
 		for _, event := range state.Events {
 			h.t.Logf("%s %s %q %d", event.At.Format("15:04:05.000"), event.Kind, event.Text, event.Code)
@@ -219,7 +219,7 @@ func (h *helped) await(what string, is func(compose.HelperState) bool) compose.H
 	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	for tick := time.NewTicker(50 * time.Millisecond); ; {
-		state, err := h.engine.ReadHelper(ctx, h.task.Name())
+		state, err := h.engine.ReadHelper(ctx, h.task.Name)
 		if err == nil && is(state) {
 			return state
 		}
@@ -261,9 +261,16 @@ func (h *helped) runs(tag string) {
 func TestHelperReplacesAContainer(t *testing.T) {
 	t.Parallel()
 	h := newHelped(t, "", true)
+	pin := compose.Pin{Name: "mm-orchestrator-pin-" + h.name, Owner: h.name, ImageID: h.before.ImageID}
+	t.Cleanup(func() { h.engine.RemovePin(context.Background(), pin.Name) })
+	h.must(h.engine.CreatePin(t.Context(), pin))
 	h.start()
+	// Neither is a container of the service, although their image has its labels.
+	if found, err := h.engine.Containers(t.Context(), h.name, "worker"); err != nil || len(found) != 1 && !strings.Contains(found[0].Name+found[1].Name, "_") {
+		t.Errorf("containers of the service: %+v, %v", found, err)
+	}
 	h.await("ended the command", func(s compose.HelperState) bool { return s.Ended })
-	h.must(h.engine.Confirm(t.Context(), h.task.Name(), "orchestrator@new"))
+	h.must(h.engine.Confirm(t.Context(), h.task.Name, "orchestrator@new"))
 	state := h.await("heard of the successor", func(s compose.HelperState) bool { return s.Confirmed })
 	if state.Code != 0 || !strings.Contains(output(state), h.name+"-worker-1") || strings.Contains(output(state), "other") {
 		t.Errorf("code %d, output %q", state.Code, output(state))
@@ -275,7 +282,7 @@ func TestHelperReplacesAContainer(t *testing.T) {
 	h.await("ended its watch", func(s compose.HelperState) bool { return s.Done })
 	h.isNew()
 	h.must(h.engine.RemoveHelpers(t.Context(), h.name))
-	if _, err := h.engine.ReadHelper(t.Context(), h.task.Name()); !errors.Is(err, compose.ErrNoHelper) {
+	if _, err := h.engine.ReadHelper(t.Context(), h.task.Name); !errors.Is(err, compose.ErrNoHelper) {
 		t.Errorf("after its removal: %v", err)
 	}
 }
@@ -323,7 +330,7 @@ func TestHelperIsKilled(t *testing.T) {
 			kill := time.NewTimer(time.Duration(mathrand.Int64N(int64(2500 * time.Millisecond))))
 			defer kill.Stop()
 			<-kill.C
-			name := h.task.Name()
+			name := h.task.Name
 			if trial%4 == 3 {
 				name += "-standby"
 			}
@@ -336,7 +343,7 @@ func TestHelperIsKilled(t *testing.T) {
 				return s.Ended
 			})
 			if confirmed {
-				h.must(h.engine.Confirm(t.Context(), h.task.Name(), "orchestrator@new"))
+				h.must(h.engine.Confirm(t.Context(), h.task.Name, "orchestrator@new"))
 			}
 			state := h.await("ended", func(s compose.HelperState) bool { return s.Done })
 			if state.PutBack == confirmed {

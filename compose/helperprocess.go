@@ -84,7 +84,7 @@ func RunStandby(ctx context.Context, folder string, output io.Writer) error {
 		return err
 	}
 	defer engine.Close()
-	name, down := h.task.Name(), false
+	name, down := h.task.Name, false
 	for {
 		state, err := engine.helperContainer(ctx, name)
 		switch {
@@ -119,13 +119,13 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // keepStandby creates or starts the standby of a task's helper.
 func (e *Engine) keepStandby(ctx context.Context, task HelperTask) error {
-	name := task.Name() + standbySuffix
+	name := task.Name + standbySuffix
 	state, err := e.helperContainer(ctx, name)
 	if err != nil {
 		return err
 	}
 	if state == nil {
-		helper, _, err := e.InspectContainer(ctx, task.Name())
+		helper, _, err := e.InspectContainer(ctx, task.Name)
 		if err != nil {
 			return err
 		}
@@ -163,6 +163,7 @@ type keptService interface {
 	PutBack(ctx context.Context, state ServiceState, say func(string)) error
 	mendInterrupted(ctx context.Context, before ServiceState) error
 	startAny(ctx context.Context, project, service string) error
+	LogTail(ctx context.Context, id string, lines int) (string, error)
 }
 
 // helperProcess is one process of a helper.
@@ -259,6 +260,9 @@ func (h *helperProcess) run(ctx context.Context) error {
 		}
 	}
 	if !h.state.PutBack && !h.state.NotPutBack {
+		if len(h.task.Command) > 0 {
+			h.noteLogs(ctx)
+		}
 		if err := h.putBack(ctx); err != nil {
 			return err
 		}
@@ -415,6 +419,26 @@ func (h *helperProcess) decide(seen seen, now time.Time) (done bool, why string)
 		return true, seen.down
 	}
 	return false, ""
+}
+
+// logLines is how much of the log of a container is kept that does not stay.
+const logLines = 20
+
+// noteLogs keeps the end of the logs of the containers that are about to be
+// removed: they explain why.
+func (h *helperProcess) noteLogs(ctx context.Context) {
+	now, err := h.service.composed(ctx, h.task.Before.Project, h.task.Before.Service)
+	if err != nil {
+		return // also without them the service is put back
+	}
+	for _, c := range now {
+		if slices.ContainsFunc(h.task.Before.Containers, func(old KeptContainer) bool { return isAsBefore(c, old.Container) }) {
+			continue
+		}
+		if tail, err := h.service.LogTail(ctx, c.ID, logLines); err == nil && strings.TrimSpace(tail) != "" {
+			_ = h.emit(HelperEvent{Kind: HelperNote, Text: fmt.Sprintf("the log of container %s ends:\n%s", c.Name, strings.TrimSpace(tail))})
+		}
+	}
 }
 
 // putBack puts the service back, and repeats until that has succeeded. If the

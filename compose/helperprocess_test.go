@@ -55,6 +55,8 @@ func (f *fakeService) mendInterrupted(context.Context, ServiceState) error {
 	return nil
 }
 
+func (f *fakeService) LogTail(context.Context, string, int) (string, error) { return "the reason", nil }
+
 func (f *fakeService) startAny(context.Context, string, string) error { return nil }
 
 // helperEnv is the folder of a helper whose command is a shell script.
@@ -67,7 +69,7 @@ type helperEnv struct {
 func newHelperEnv(t *testing.T, script string) *helperEnv {
 	t.Helper()
 	task := HelperTask{
-		RunID: "r", Step: "restart", Attempt: 1, Workspace: t.TempDir(), Environ: []string{"A=b"}, Window: 400 * time.Millisecond,
+		Name: "helper", RunID: "r", Step: "restart", Workspace: t.TempDir(), Environ: []string{"A=b"}, Window: 400 * time.Millisecond,
 		Before: ServiceState{Project: "p", Service: "worker", Containers: []KeptContainer{{Container: oldContainer}}},
 	}
 	if script != "" {

@@ -139,6 +139,14 @@ func ParseModel(output []byte) (Model, error) {
 // stopping are the compose subcommands that stop, replace or suspend containers.
 var stopping = []string{"up", "create", "restart", "stop", "kill", "down", "rm", "pause", "scale"}
 
+// MayStop says that a command line is one that StoppedBy has to judge.
+func MayStop(argv []string) bool {
+	if target, isCompose := ParseTarget(argv); isCompose {
+		return slices.Contains(stopping, target.Subcommand) && !target.DryRun
+	}
+	return dockerStops(argv) >= 0
+}
+
 // StoppedBy says why a command line may stop the container, or returns "" if it
 // does not. It is told the project that the command line acts on; the model
 // counts only for compose's command lines.
@@ -182,14 +190,20 @@ func (o OwnContainer) StoppedBy(argv []string, model Model) string {
 	return ""
 }
 
-// stoppedByDocker is StoppedBy for the docker program.
-func (o OwnContainer) stoppedByDocker(argv []string) string {
+// dockerStops returns where the subcommand of the docker program is that stops
+// containers, -1 for other command lines.
+func dockerStops(argv []string) int {
 	if len(argv) == 0 || argv[0] != "docker" {
-		return ""
+		return -1
 	}
-	i := slices.IndexFunc(argv, func(word string) bool {
+	return slices.IndexFunc(argv, func(word string) bool {
 		return slices.Contains([]string{"restart", "stop", "kill", "rm", "pause"}, word)
 	})
+}
+
+// stoppedByDocker is StoppedBy for the docker program.
+func (o OwnContainer) stoppedByDocker(argv []string) string {
+	i := dockerStops(argv)
 	if i < 0 {
 		return ""
 	}

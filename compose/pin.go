@@ -51,6 +51,8 @@ func (e *Engine) CreatePin(ctx context.Context, pin Pin) error {
 		Image: pin.ImageID,
 		Labels: map[string]string{
 			LabelPin: pin.Owner, labelPinProject: pin.Project, labelPinService: pin.Service, labelPinImage: pin.ImageID,
+			// A container has the labels of its image, and older composes label images.
+			labelProject: "", labelService: "",
 		},
 		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -34,4 +35,20 @@ var restartServiceCommand = &command{
 			return compose.RunHelper(ctx, in.words[0], p.stdout)
 		}
 	},
+}
+
+// ownContainers returns the ids of containers that this process may be running in.
+func ownContainers() []string {
+	// What cannot be read, as on other systems than Linux, names none.
+	mountinfo, _ := os.ReadFile("/proc/self/mountinfo")
+	cgroup, _ := os.ReadFile("/proc/self/cgroup")
+	hostname, _ := os.Hostname()
+	return compose.OwnCandidates(string(mountinfo), string(cgroup), hostname)
+}
+
+// ownProgram returns the path of this program, "" if it is not known. Then no
+// helper can be started.
+func ownProgram() string {
+	path, _ := os.Executable()
+	return path
 }

@@ -64,6 +64,8 @@ type configuration struct {
 	AllowDrift bool
 	// KeepChanges is how long the record of an ended run's change is kept.
 	KeepChanges time.Duration
+	// HelperWindow is how long a helper waits for a new worker.
+	HelperWindow time.Duration
 	// PinDirectory is where images are saved, "" for nowhere.
 	PinDirectory string
 	// BaselineFileLimit and BaselineLimit are in MiB.
@@ -530,6 +532,14 @@ var settings = []setting{
 		help: "How long the worker keeps what is needed to take back the change of a run, after the run has ended: the record in the database, the content in git, and the container that keeps the old image. " +
 			"A retry of a run that was rolled back needs it too. Work of somebody else that a rollback has set aside is kept until `mm-orchestrator changes remove`.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.KeepChanges }, time.Minute),
+	},
+	{
+		flag: "helper-window", form: "duration", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_HELPER_WINDOW"),
+		def:  "2m",
+		help: "A run whose command replaces the container that this worker runs in, as one for the service orchestrator does, leaves that to a helper container. This is how long the helper waits for the worker in the new container to take the step over, " +
+			"before it puts the old container back. It must be longer than the worker takes to start and to reach broker and database. After that the helper watches the new container for the same time.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.HelperWindow }, 5*time.Second),
 	},
 	{
 		flag: "pin-directory", form: "directory", topic: topicChanges,

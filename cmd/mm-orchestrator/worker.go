@@ -103,6 +103,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, PinDirectory: c.pinDirectory(),
+		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
 		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
 	})
 	if err != nil {

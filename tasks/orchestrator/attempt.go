@@ -32,6 +32,7 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 	watch := a.startWatch(ctx)
 	defer watch.stop()
 	journal := a.openJournal(a.log, a.begun, watch.claimLost)
+	journal.giveBack = watch.giveBack
 	if afterKill(claim) {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.
@@ -49,6 +50,10 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 			a.release(ctx)
 			return Result{}, cause.err
 		case isolated:
+			a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", cause)
+			return Result{}, a.handBack(ctx, cause)
+		case givenBack:
+			a.log.Info("step is given back", "reason", cause)
 			return Result{}, a.handBack(ctx, cause)
 		case revoked:
 			outcome = revokedOutcome(outcome, cause)
@@ -160,13 +165,12 @@ func (a *attempt) finishStep(ctx context.Context, outcome *store.Outcome) (store
 	return a.config.Steps.FinishStep(ctx, a.begun.Claim, *outcome)
 }
 
-// handBack releases the claim of a step whose worker was isolated, and retries
+// handBack releases the claim of a step that was isolated or given back, and retries
 // until the database is available or the worker stops. A claim that is never
 // released would make the step wait until this worker ends. Until then the
 // message stays unacknowledged, if its connection has survived. If another
 // worker has taken the step over, the release changes nothing.
 func (a *attempt) handBack(ctx context.Context, cause endCause) error {
-	a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", cause)
 	until, cancel := a.untilWorkerStops(ctx)
 	defer cancel()
 	var err error

@@ -116,6 +116,18 @@ type Config struct {
 	// Engine is the docker engine. With nil, steps check no containers, and a
 	// rollback cannot bring back the image of before.
 	Engine Engine
+	// Helpers replaces the container that the worker itself runs in. With nil, the
+	// worker runs in none.
+	Helpers Helpers
+	// OwnContainers are the ids of containers that the worker may be running in,
+	// see [compose.OwnCandidates]. Program is the path of mm-orchestrator there.
+	OwnContainers []string
+	Program       string
+	// HelperWindow is how long a helper waits for a new worker. Defaults to 2 min.
+	HelperWindow time.Duration
+	// Stopping is closed when the worker is asked to stop. A step that only waits
+	// for a helper does not delay that. Nil means never.
+	Stopping <-chan struct{}
 	// SettingName returns how the operator has set the setting of a variable, a
 	// flag for instance. Error messages name that. Defaults to the variable.
 	SettingName func(variable string) string
@@ -198,6 +210,7 @@ func (c Config) WithDefaults() Config {
 	}
 	c.Artifacts.WorkingDir = cmp.Or(c.Artifacts.WorkingDir, c.Workspace)
 	c.Artifacts = c.Artifacts.WithDefaults()
+	c.HelperWindow = cmp.Or(c.HelperWindow, 2*time.Minute)
 	c.MaxStarts = cmp.Or(c.MaxStarts, 3)
 	c.KeepChanges = cmp.Or(c.KeepChanges, 7*24*time.Hour)
 	c.BaselineFileLimit = cmp.Or(c.BaselineFileLimit, 64<<20)
@@ -232,7 +245,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("orchestrator: MaxStarts is %d, must not be negative", c.MaxStarts)
 	}
 	for name, limit := range map[string]time.Duration{
-		"StepTimeLimit": c.StepTimeLimit, "KeepChanges": c.KeepChanges, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
+		"StepTimeLimit": c.StepTimeLimit, "KeepChanges": c.KeepChanges, "HelperWindow": c.HelperWindow, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
 		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "StableTime": c.StableTime, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {

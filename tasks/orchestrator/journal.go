@@ -33,6 +33,8 @@ type journal struct {
 	log   *slog.Logger
 	// claimLost ends the work of a step that was taken over, at once.
 	claimLost func(error)
+	// giveBack ends the work of a step that the next worker continues.
+	giveBack func(error)
 	// found is what earlier workers have recorded, nil for nothing.
 	found *store.Progress
 	// previousWorker is the last of them, "" if unknown.
@@ -199,15 +201,16 @@ func (s *stepRun) startLog(name, workspace string, commands [][]string) (*artifa
 	if j.continued {
 		j.excerpt = log.Excerpt(j.found.LogSize)
 	}
-	if note := j.note(); note != "" {
+	if note := j.note(s.record.Helper.ActsIn(string(s.step), j.claim.Attempt)); note != "" {
 		s.log.Info("step continues where the previous worker has left it", "commands", j.skipped, "log_found", j.continued, "worker", j.previousWorker)
 		log.Line(note)
 	}
 	return log, nil
 }
 
-// note is the line about earlier workers in the step's log, "" for none.
-func (j *journal) note() string {
+// note is the line about earlier workers in the step's log, "" for none. helped
+// says that a helper acts for the step.
+func (j *journal) note(helped bool) string {
 	if j.claim.Starts < 2 {
 		return ""
 	}
@@ -217,6 +220,8 @@ func (j *journal) note() string {
 	}
 	text := fmt.Sprintf("[%s has left this step unfinished; this is start %d of it.", worker, j.claim.Starts)
 	switch {
+	case j.skipped == 0 && helped:
+		return text + " A helper container has gone on with it; its output follows.]"
 	case j.skipped == 0:
 		return text + " It is run from its beginning.]"
 	case j.skipped == 1:
@@ -262,7 +267,7 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 		return 0, output.Close(), endedFailure(command, cause)
 	}
 	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step), faultpoint.Number(j.next))
-	code, failure := s.runner.run(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.recordExit(code, size) })
+	code, failure := s.runCommand(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.recordExit(code, size) })
 	excerpt := output.Close()
 	if failure == nil && code != 0 {
 		j.recordOutput(log.Size())

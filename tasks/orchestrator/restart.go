@@ -63,6 +63,9 @@ func (s *stepRun) beforeRestart(ctx context.Context, log *artifacts.Log) *Failur
 			return failure
 		}
 	}
+	if s.record.Helper.ActsIn(string(s.step), s.journal.claim.Attempt) {
+		return nil // it may be running the command now, and mends what it has left itself
+	}
 	if err := s.mendContainers(ctx, log); err != nil {
 		return commandError("What an interrupted restart has left cannot be mended: " + err.Error())
 	}

@@ -135,7 +135,14 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	if failure := s.loadRecord(known); failure != nil {
 		return success{}, failure
 	}
-	return performers[s.step](s, ctx)
+	if failure := s.beginWithoutHelpers(ctx); failure != nil {
+		return success{}, failure
+	}
+	result, failure := performers[s.step](s, ctx)
+	if failure == nil {
+		failure = s.leaveHelpers(ctx)
+	}
+	return result, failure
 }
 
 // performers has what each of [store.Steps] does.

@@ -37,6 +37,8 @@ const (
 	takenOver
 	// isolated: see isolation.go.
 	isolated
+	// givenBack: the step itself leaves the rest to the next worker.
+	givenBack
 	// workerStops: another worker continues the step.
 	workerStops
 )
@@ -145,6 +147,9 @@ func (w *watch) stop() endCause {
 // claimLost ends the work of a step that another worker has taken over. Any
 // goroutine may call it.
 func (w *watch) claimLost(err error) { w.endAndKill(endCause{takenOver, err}) }
+
+// giveBack ends the work of a step whose rest is for the next worker.
+func (w *watch) giveBack(err error) { w.end(endCause{givenBack, err}) }
 
 func (w *watch) endAndKill(cause endCause) {
 	w.kill.Do(func() { close(w.killed) })

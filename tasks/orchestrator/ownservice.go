@@ -1,0 +1,384 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+)
+
+// A command that stops the worker's own container would end the worker in the
+// middle of its step, and compose with it, perhaps between the removal of the old
+// container and the start of the new one. So such a command runs in a helper, a
+// container of its own:
+//
+//  1. The worker records the helper in the change of the run, starts it, and waits.
+//  2. The helper runs the command. It stops the worker, which gives the step back,
+//     or is killed.
+//  3. The new worker gets the message again, takes the step over, finds the helper
+//     in the record, and confirms that it goes on. The output and the exit code
+//     that the helper has kept are those of the step's command. It finishes the
+//     step.
+//  4. The helper watches the new container for a while, until the verification has
+//     succeeded and its worker removes the helper.
+//
+// If no worker confirms within HelperWindow, or the new container does not stay up,
+// the helper puts the old container back. The old worker takes the step over, which
+// then fails with what the helper has seen, and the run is rolled back as always.
+//
+// Each act can be repeated: a worker that takes the step over at any point finds
+// the helper and goes on from there.
+
+// Helpers starts and asks helpers. [compose.Engine] implements it, and documents
+// the methods.
+type Helpers interface {
+	Own(ctx context.Context, candidates []string) (*compose.OwnContainer, error)
+	ServiceState(ctx context.Context, project, service string) (compose.ServiceState, error)
+	StartHelper(ctx context.Context, own compose.OwnContainer, program string, task compose.HelperTask) error
+	ResumeHelper(ctx context.Context, name string) error
+	ReadHelper(ctx context.Context, name string) (compose.HelperState, error)
+	Confirm(ctx context.Context, name, by string) error
+	RemoveHelpers(ctx context.Context, runID string) error
+}
+
+// helperPause is the time between two looks at a helper.
+const helperPause = 250 * time.Millisecond
+
+// runCommand runs a command of the step as [runner.run] does, or has a helper run
+// it if it stops this worker.
+func (s *stepRun) runCommand(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
+	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
+	if !h.acts() {
+		why, failure := h.reason(ctx)
+		if failure != nil {
+			return 0, failure
+		}
+		if why == "" {
+			return s.runner.run(ctx, workspace, command, stdout, stderr, exited)
+		}
+		s.log.Warn("the command stops this worker: a helper container runs it", "reason", why, "container", h.own.String())
+		fmt.Fprintf(stderr, "[A helper container runs the command, because %s]\n", why)
+		if failure := h.record(ctx); failure != nil {
+			return 0, failure
+		}
+	}
+	code, failure := h.follow(ctx)
+	if failure == nil {
+		exited(code)
+	}
+	return code, failure
+}
+
+// A helped command is one that a helper runs, or that may need one.
+type helped struct {
+	*stepRun
+	workspace string
+	command   []string // nil to put back the service as it was before the run
+	number    int      // of the command in the step
+	// before is the service to put back; nil for the one that own is of, as it is
+	// now.
+	before *compose.ServiceState
+	// image is the image of the helper, "" for that of own.
+	image          string
+	stdout, stderr io.Writer
+
+	// own is the container that this worker runs in, nil if it is not known or there
+	// is none.
+	own *compose.OwnContainer
+	// shown is how many of the helper's events are in the log.
+	shown int
+}
+
+// acts says that the record names a helper for this command.
+func (h *helped) acts() bool {
+	return h.stepRun.record.Helper.Acts(string(h.step), h.journal.claim.Attempt, h.number)
+}
+
+// findOwn finds the container that this worker runs in.
+func (h *helped) findOwn(ctx context.Context) error {
+	if h.config.Helpers == nil || len(h.config.OwnContainers) == 0 || h.own != nil {
+		return nil
+	}
+	var err error
+	h.own, err = h.config.Helpers.Own(ctx, h.config.OwnContainers)
+	return err
+}
+
+// reason says why the command stops this worker, "" if it does not.
+func (h *helped) reason(ctx context.Context) (string, *Failure) {
+	if h.config.Helpers == nil || len(h.config.OwnContainers) == 0 || !compose.MayStop(h.command) {
+		return "", nil
+	}
+	if err := h.findOwn(ctx); err != nil || h.own == nil {
+		if err != nil {
+			// Without the engine the command fails too, or uses another engine.
+			h.log.Warn("cannot find out whether the command stops this worker", "error", err)
+		}
+		return "", nil
+	}
+	model := compose.Model{}
+	if ask, isCompose := compose.ModelCommand(h.command); isCompose {
+		output := limitedBuffer{limit: modelLimit}
+		ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
+		defer cancel()
+		code, failure := h.runner.run(ctx, h.workspace, ask, &output, &limitedBuffer{}, nil)
+		var err error
+		if failure == nil && code == 0 {
+			model, err = compose.ParseModel(output.kept)
+		}
+		if failure != nil || code != 0 || err != nil {
+			// The command itself will say what is wrong with the files.
+			h.log.Warn("compose does not describe the project: whether the command stops this worker is judged by its words alone", "code", code, "error", errors.Join(errorOf(failure), err))
+			model.Name = h.own.Project
+		}
+	}
+	return h.own.StoppedBy(h.command, model), nil
+}
+
+// modelLimit bounds compose's description of a project, in bytes.
+const modelLimit = 16 << 20
+
+// errorOf makes a nil *Failure a nil error.
+func errorOf(failure *Failure) error {
+	if failure == nil {
+		return nil
+	}
+	return failure
+}
+
+// record records the helper before it is started.
+func (h *helped) record(ctx context.Context) *Failure {
+	attempt := h.journal.claim.Attempt
+	h.stepRun.record.Helper = &change.Helper{
+		Name: fmt.Sprintf("%s%s-%s-%d-%d", compose.HelperPrefix, h.runID, h.step, attempt, h.number),
+		Step: string(h.step), Attempt: attempt, Command: h.number,
+		Container: h.own.ID, Image: h.own.ImageID, At: h.config.Now().UTC(),
+	}
+	return h.saveRecord(ctx)
+}
+
+// start starts the recorded helper.
+func (h *helped) start(ctx context.Context) error {
+	recorded := h.stepRun.record.Helper
+	if err := h.findOwn(ctx); err != nil {
+		return err
+	}
+	if h.own == nil {
+		return fmt.Errorf("%w, and this worker runs in no container of this engine: it cannot start one", compose.ErrNoHelper)
+	}
+	task := compose.HelperTask{
+		Name: recorded.Name, RunID: h.runID, Step: string(h.step), Workspace: h.workspace, Environ: h.config.Environ,
+		Host: getenv(h.config.Environ, "DOCKER_HOST"), Window: h.config.HelperWindow,
+	}
+	if getenv(h.config.Environ, "DOCKER_TLS_VERIFY") != "" {
+		task.CertPath = getenv(h.config.Environ, "DOCKER_CERT_PATH")
+	}
+	if len(h.command) > 0 {
+		argv := h.runner.compose.Resolve(h.command)
+		program, failure := h.runner.find(h.command, argv[0], h.workspace)
+		if failure != nil {
+			return failure
+		}
+		task.Command = append([]string{program}, argv[1:]...)
+	}
+	if h.before != nil {
+		task.Before = *h.before
+	} else {
+		var err error
+		if task.Before, err = h.config.Helpers.ServiceState(ctx, h.own.Project, h.own.Service); err != nil {
+			return err
+		}
+	}
+	own := *h.own
+	if h.image != "" {
+		own.ImageID = h.image
+	}
+	return h.config.Helpers.StartHelper(ctx, own, h.config.Program, task)
+}
+
+// follow waits until the helper has run the command, and this worker may go on. It
+// copies the output.
+func (h *helped) follow(ctx context.Context) (int, *Failure) {
+	recorded := h.stepRun.record.Helper
+	helpers := h.config.Helpers
+	if helpers == nil {
+		return 0, commandError("Helper container " + recorded.Name + " acts for this step, and this worker has no docker engine to ask it. Run a worker that reaches the engine")
+	}
+	log := h.log.With("helper", recorded.Name)
+	last, confirmed := "", false
+	for {
+		state, err := helpers.ReadHelper(ctx, recorded.Name)
+		if errors.Is(err, compose.ErrNoHelper) {
+			err = h.start(ctx)
+		} else if err == nil && !state.Done {
+			if err = helpers.ResumeHelper(ctx, recorded.Name); errors.Is(err, compose.ErrNoHelper) {
+				err = h.start(ctx) // created, and never started
+			}
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return 0, endedFailure(h.shownCommand(), cause)
+		}
+		if err != nil && !errors.Is(err, compose.ErrUnreachable) {
+			return 0, commandError(fmt.Sprintf("Helper container %s, which runs %s: %s", recorded.Name, formatCommand(h.shownCommand()), err))
+		}
+		if text := fmt.Sprint(err); err != nil && text != last {
+			log.Warn("helper cannot be asked now, retrying", "error", err)
+			last = text
+		}
+		h.show(state)
+		if err := h.findOwn(ctx); err != nil && err.Error() != last {
+			log.Warn("cannot find out which container this worker runs in, retrying", "error", err)
+			last = err.Error()
+		}
+		replaced := h.own != nil && h.own.ID == recorded.Container
+		switch decision, failure := helperDecision(state, replaced); decision {
+		case helperFailed:
+			return 0, failure
+		case helperEnd:
+			return state.Code, nil
+		case helperConfirm:
+			if !confirmed {
+				log.Info("the step goes on in this worker: telling the helper")
+			}
+			// Repeated until the helper says that it knows: it may have been killed.
+			confirmed = helpers.Confirm(ctx, recorded.Name, h.config.Node) == nil
+		}
+		if failure := h.pause(ctx); failure != nil {
+			return 0, failure
+		}
+	}
+}
+
+// pause waits before the next look at the helper. When the worker is asked to stop,
+// most likely by the helper's command, it gives the step back: the next worker
+// follows the helper.
+func (s *stepRun) pause(ctx context.Context) *Failure {
+	over := stall.FromContext(ctx).Wait()
+	defer over()
+	timer := time.NewTimer(helperPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return commandError("The wait for a helper container was ended: " + context.Cause(ctx).Error())
+	case <-s.config.Stopping:
+		err := errors.New("this worker is asked to stop; the next one follows the helper container")
+		s.journal.giveBack(err)
+		return commandError(err.Error())
+	}
+}
+
+// shownCommand is the command as error texts show it.
+func (h *helped) shownCommand() []string {
+	if len(h.command) == 0 {
+		return []string{"the return of the old container"}
+	}
+	return h.command
+}
+
+// show copies new events of the helper to the output of the command.
+func (h *helped) show(state compose.HelperState) {
+	for ; h.shown < len(state.Events); h.shown++ {
+		switch event := state.Events[h.shown]; event.Kind {
+		case compose.HelperOutput:
+			if event.Stderr {
+				io.WriteString(h.stderr, event.Text)
+			} else {
+				io.WriteString(h.stdout, event.Text)
+			}
+		case compose.HelperNote, compose.HelperPuttingBack, compose.HelperNotPutBack:
+			text := event.Text
+			if event.Kind != compose.HelperNote {
+				text = string(event.Kind) + ": " + text
+			}
+			fmt.Fprintf(h.stderr, "\n[Helper: %s]\n", strings.TrimSpace(text))
+		}
+	}
+}
+
+// helperNext says what a worker does about a helper.
+type helperNext int
+
+const (
+	// helperWait: look again.
+	helperWait helperNext = iota
+	// helperConfirm: tell the helper that this worker goes on.
+	helperConfirm
+	// helperEnd: the command has ended, with the code in the state.
+	helperEnd
+	// helperFailed: the old container was put back, or could not be.
+	helperFailed
+)
+
+// helperDecision decides what a worker does about a helper that acts for its step.
+// replaced says that the worker runs in the container that the helper is to replace.
+func helperDecision(state compose.HelperState, replaced bool) (helperNext, *Failure) {
+	switch {
+	case state.NotPutBack:
+		return helperFailed, commandError("The old container of the worker's own service could not be put back: " + state.Why + ". What there was of the service was started")
+	case !state.Done && state.Confirmed && !state.PuttingBack && state.Code == 0:
+		return helperEnd, nil
+	case !state.Done && (!state.Ended || state.PuttingBack || state.Code != 0):
+		return helperWait, nil // this worker may be stopped at any moment
+	case !state.Done && replaced:
+		return helperWait, nil // the helper is about to see whether its command has changed anything
+	case !state.Done:
+		return helperConfirm, nil
+	case state.PutBack && state.Begun && state.Code == 0:
+		return helperFailed, commandError("The new version of the worker's own service did not take over: " + state.Why + ". The old container was put back")
+	}
+	return helperEnd, nil
+}
+
+// beginWithoutHelpers ends the helpers of earlier steps before a rollback, which
+// decides itself what is to be put back.
+func (s *stepRun) beginWithoutHelpers(ctx context.Context) *Failure {
+	if s.step != store.StepRollback || s.record.Helper.ActsIn(string(s.step), s.journal.claim.Attempt) {
+		return nil
+	}
+	return s.endHelpers(ctx)
+}
+
+// leaveHelpers ends the helpers of the run after the success of a step that proves
+// that the service runs.
+func (s *stepRun) leaveHelpers(ctx context.Context) *Failure {
+	if s.step != store.StepVerify && s.step != store.StepRollback {
+		return nil
+	}
+	return s.endHelpers(ctx)
+}
+
+// endHelpers ends the helpers of the run: the work is done, or goes on without
+// them. It first waits for one that is putting a container back.
+func (s *stepRun) endHelpers(ctx context.Context) *Failure {
+	recorded := s.record.Helper
+	if recorded == nil || s.config.Helpers == nil {
+		return nil
+	}
+	for {
+		state, err := s.config.Helpers.ReadHelper(ctx, recorded.Name)
+		switch {
+		case errors.Is(err, compose.ErrNoHelper), err == nil && (state.Done || !state.PuttingBack):
+			if err := s.config.Helpers.RemoveHelpers(ctx, s.runID); err != nil {
+				s.log.Warn("helper containers of the run remain: remove them with docker rm --force", "error", err)
+			}
+			return nil
+		case err == nil:
+			err = s.config.Helpers.ResumeHelper(ctx, recorded.Name)
+		}
+		if err != nil && !errors.Is(err, compose.ErrUnreachable) {
+			s.log.Warn("helper cannot be asked", "helper", recorded.Name, "error", err)
+		}
+		if failure := s.pause(ctx); failure != nil {
+			return failure
+		}
+	}
+}
