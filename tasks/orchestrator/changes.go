@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -58,7 +59,8 @@ func (o *Orchestrator) RemoveChange(ctx context.Context, filter store.ChangeFilt
 			}
 		}
 		if record.Files != nil {
-			if err := o.removeRefs(ctx, c, options, &removed); err != nil {
+			dir := cmp.Or(record.Files.Top, workspacePath(c))
+			if err := o.removeRefs(ctx, c.RunID, dir, options, &removed); err != nil {
 				return nil, err
 			}
 		}
@@ -79,13 +81,12 @@ func (o *Orchestrator) RemoveChange(ctx context.Context, filter store.ChangeFilt
 // workspacePath is the path in the name of a workspace, see workspaceOf.
 func workspacePath(c store.Change) string { return strings.TrimPrefix(c.Workspace, c.Queue+":") }
 
-func (o *Orchestrator) removeRefs(ctx context.Context, c store.Change, options RemoveOptions, removed *RemovedChange) error {
-	dir := workspacePath(c)
+func (o *Orchestrator) removeRefs(ctx context.Context, run, dir string, options RemoveOptions, removed *RemovedChange) error {
 	if _, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("refs of run %s cannot be removed: workspace %s cannot be used: %s", c.RunID, dir, reason(err))
+		return fmt.Errorf("refs of run %s cannot be removed: workspace %s cannot be used: %s", run, dir, reason(err))
 	}
 	git := o.runner.of(processes.Owner{}).git
-	refs, err := change.ListRefs(ctx, git, dir, c.RunID)
+	refs, err := change.ListRefs(ctx, git, dir, run)
 	if errors.Is(err, change.ErrNotInRepository) {
 		return nil // the refs went with their repository
 	}
