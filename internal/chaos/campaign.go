@@ -58,7 +58,7 @@ func (c Config) WithDefaults() Config {
 	if c.Trials == 0 {
 		c.Trials = trialsForAllPlaces(c.Kinds)
 		if len(c.Kinds) == 1 && c.Kinds[0] == Real {
-			c.Trials = len(realPlaces)
+			c.Trials = realTrials
 		}
 		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1

@@ -33,6 +33,12 @@ var realPlaces = func() (all []place) {
 	return all
 }()
 
+// One in realRound trials of kind Real kills at any time, the others at a place.
+const realRound = 3
+
+// realTrials is how many trials of kind Real reach every place.
+var realTrials = (len(realPlaces)*realRound + realRound - 2) / (realRound - 1)
+
 // realKinds are the workspaces of trials of kind Real.
 var realKinds = []changetest.WorkspaceKind{changetest.Clean, changetest.Deployed, changetest.Beside, changetest.Submodule}
 
@@ -43,11 +49,11 @@ func (t *Trial) real(random *rand.Rand, turn int) {
 	if random.IntN(4) > 0 {
 		t.Shape.FailAt = []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
 	}
-	if random.IntN(3) == 0 {
+	if turn%realRound == realRound-1 {
 		t.Stages = []stage{{After: time.Duration(random.IntN(9000)) * time.Millisecond, Do: kill}}
 	} else {
 		order := rand.New(rand.NewPCG(t.Seed, 1)).Perm(len(realPlaces))
-		p := realPlaces[order[turn%len(order)]]
+		p := realPlaces[order[(turn-turn/realRound)%len(order)]]
 		t.shapeFor(p, random)
 		t.Stages = []stage{p.stage(kill)}
 	}
