@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
-	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
@@ -89,14 +88,16 @@ var checks = []check{
 	{"results", "database", (*doctor).results},
 	{"clock", "database", (*doctor).clock},
 	{"docker", "", (*doctor).docker},
-	{"workspace", "", (*doctor).workspace},
-	{"git", "workspace", (*doctor).git},
-	{"git-lock", "git", (*doctor).gitLock},
-	{"compose", "", (*doctor).compose},
-	{"services", "compose", (*doctor).services},
+	{"workspace", "", look("workspace")},
+	{"git", "", (*doctor).git},
+	{"git-lock", "", look("git-lock")},
+	{"git-state", "", look("git-state")},
+	{"compose", "", look("compose", "compose-engine")},
+	{"services", "", look("services")},
 	{"verify", "", (*doctor).verify},
 	{"skills", "workspace", (*doctor).skills},
 	{"artifacts", "", (*doctor).artifacts},
+	{"disk", "", look("disk")},
 	{"health", "", (*doctor).health},
 }
 
@@ -118,7 +119,11 @@ type doctor struct {
 	resultsErr     error
 	missingColumns error // missing columns of the shared tables
 	runs           []store.ListedRun
-	composeProgram compose.Program
+
+	// looked has what the looks have found, by their names; engineErr is why there is
+	// no client of the docker engine.
+	looked    map[string][]preflight.Result
+	engineErr error
 }
 
 func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
@@ -133,6 +138,7 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	if !f.json {
 		d.out = p.stdout
 	}
+	d.look(ctx)
 	d.runChecks(ctx)
 
 	failed := 0
@@ -175,7 +181,7 @@ func (d *doctor) runChecks(ctx context.Context) {
 		for i, v := range c.run(d, ctx) {
 			d.add(c.name, v)
 			if i == 0 {
-				unusable[c.name] = v.status == statusFail
+				unusable[c.name] = v.status == statusFail || v.status == statusSkip
 			}
 		}
 	}
@@ -252,12 +258,4 @@ func (d *doctor) clock(ctx context.Context) []verdict {
 			"the clocks of this machine and of the database differ by %s", skew.Abs().Round(100*time.Millisecond))
 	}
 	return ok("differs from the database's clock by %s", skew.Abs().Round(time.Millisecond))
-}
-
-func ownerOf(path string) (uid int, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0, err
-	}
-	return fileOwner(info), nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -214,18 +212,4 @@ func (d *doctor) results(ctx context.Context) []verdict {
 		return ok("at %s; the worker will %s", home.Place(), strings.Join(plan.Lines(), "; "))
 	}
 	return fail("Run `mm-orchestrator migrate`", "at %s, still to be done: %s", home.Place(), strings.Join(plan.Lines(), "; "))
-}
-
-func (d *doctor) docker(ctx context.Context) []verdict {
-	engine, err := compose.NewEngine(d.config.EngineConfig())
-	if err != nil {
-		return fail("Correct "+d.config.names("DOCKER_HOST", "DOCKER_CERT_PATH"), "%v", err)
-	}
-	defer engine.Close()
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := engine.Ping(ctx); err != nil {
-		return fail("Start the engine, mount its socket, or set "+d.config.name("DOCKER_HOST")+"; this user needs access to it", "%v", err)
-	}
-	return ok("engine answers at %s", cmp.Or(address.MaskURL(d.config.DockerHost), "the local socket"))
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
@@ -75,34 +74,6 @@ func (d *doctor) verify(ctx context.Context) []verdict {
 			// can tell.
 			list = append(list, ok("health URL of %s is %s, no answer now (%v)", service, shown, err)...)
 		}
-	}
-	return list
-}
-
-// gitLock looks for lock files of git. A killed git leaves them behind, and then
-// every patch and rollback fails.
-func (d *doctor) gitLock(ctx context.Context) []verdict {
-	locks, err := change.ListGitLocks(func(args ...string) (string, error) { return d.gitOutput(ctx, args...) }, d.config.Workspace)
-	if err != nil {
-		return note("Repair the repository", "cannot search git's directories for locks: %v", err)
-	}
-	var list []verdict
-	for _, lock := range locks {
-		age := time.Since(lock.ModTime).Round(time.Second)
-		git, known := lock.User()
-		switch {
-		case git != 0:
-			list = append(list, ok("%s is %s old and in use by git (process %d)", lock.Path, age, git)...)
-		case known:
-			list = append(list, note("If no git in another container or on another machine uses it, run: rm "+lock.Path,
-				"%s is %s old, and no git process on this machine uses it: patch and rollback fail until it is removed", lock.Path, age)...)
-		default:
-			list = append(list, note("If no git uses it, run: rm "+lock.Path,
-				"%s is %s old; this system does not show whether a git process uses it: patch and rollback fail until it is removed", lock.Path, age)...)
-		}
-	}
-	if len(list) == 0 {
-		return ok("no stale lock file of git")
 	}
 	return list
 }

@@ -30,10 +30,10 @@ func gitIn(t *testing.T, dir string, args ...string) {
 	}
 }
 
-// A lock that a killed git left behind is noted with its age and cure: in the
-// repository, in a submodule, and in a linked work tree. The lock of a running git
-// is ok.
-func TestDoctorNotesStaleGitLock(t *testing.T) {
+// A lock that a killed git left behind fails the check, with its age and cure: in
+// the repository, in a submodule, and in a linked work tree. The lock of a running
+// git is ok.
+func TestDoctorFindsStaleGitLock(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
 	s.git(t)
@@ -61,8 +61,8 @@ func TestDoctorNotesStaleGitLock(t *testing.T) {
 		if err := os.Chtimes(tt.lock, old, old); err != nil {
 			t.Fatal(err)
 		}
-		f := s.findingOf(t, "git-lock", "--workspace="+tt.workspace)
-		if f.Status != statusNote || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git process on this machine") || !strings.Contains(f.Cure, "rm "+tt.lock) {
+		f := runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitFailure, "--workspace="+tt.workspace)["git-lock"]
+		if f.Status != statusFail || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git process on this machine") || !strings.Contains(f.Cure, "rm "+tt.lock) {
 			t.Errorf("%s: %+v", name, f)
 		}
 		if err := os.Remove(tt.lock); err != nil {
@@ -218,5 +218,21 @@ func TestDoctorNotesComposeFaults(t *testing.T) {
 		if f.Status != want.status || !strings.Contains(f.Found, want.found) || !strings.Contains(f.Found, version) {
 			t.Errorf("%s: %+v", version, f)
 		}
+	}
+}
+
+// In the middle of a merge, every run is refused.
+func TestDoctorFindsMergeInProgress(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.git(t)
+	gitIn(t, s.workspace, "checkout", "-q", "-b", "other")
+	gitIn(t, s.workspace, "commit", "-q", "--allow-empty", "-m", "theirs")
+	gitIn(t, s.workspace, "checkout", "-q", "-")
+	gitIn(t, s.workspace, "commit", "-q", "--allow-empty", "-m", "ours")
+	gitIn(t, s.workspace, "merge", "-q", "--no-commit", "other")
+	f := runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitFailure)["git-state"]
+	if f.Status != statusFail || !strings.HasPrefix(f.Found, "a merge is in progress in "+s.workspace) || !strings.Contains(f.Cure, "git merge --abort") {
+		t.Errorf("%+v", f)
 	}
 }

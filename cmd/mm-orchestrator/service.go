@@ -25,7 +25,9 @@ import (
 type service struct {
 	worker *worker.Worker
 	// sweep publishes parked messages in turn until its context ends.
-	sweep    func(context.Context)
+	sweep func(context.Context)
+	// look logs what would make runs fail.
+	look     func(context.Context)
 	statsd   *metrics.StatsD
 	watchdog *watchdog
 	listener *metrics.Listener // nil for none
@@ -68,6 +70,15 @@ func (s service) run(ctx context.Context, started func()) error {
 			// It continues while the worker stops: the end of its last step may free
 			// the workspace for another run.
 			s.sweep(background)
+		case <-background.Done():
+		}
+	})
+	group.Go(func() {
+		// Not before the worker is ready: a hanging engine must not delay that, and
+		// a worker that still waits for its database has other worries.
+		select {
+		case <-s.worker.Started():
+			s.look(ctx)
 		case <-background.Done():
 		}
 	})

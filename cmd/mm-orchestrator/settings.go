@@ -656,7 +656,7 @@ var settings = []setting{
 		flag: "disk-reserve", form: "MiB", topic: topicMetrics,
 		vars: names("MM_ORCHESTRATOR_DISK_RESERVE"),
 		def:  "64",
-		help: "/healthz reports the worker as unhealthy if the file system of the artifact root has less free space than this, in MiB. 0 disables the check.",
+		help: "/healthz reports the worker as unhealthy if the file system of the artifact root has less free space than this, in MiB. A run is refused before it changes anything if that, or the file system of the workspace, of saved images or of the docker engine on this machine, has less. 0 disables the check.",
 		read: readNumber(func(c *configuration) *int { return &c.DiskReserve }, 0, 1<<30),
 	},
 	{

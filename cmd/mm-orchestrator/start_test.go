@@ -1,12 +1,15 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -233,5 +236,33 @@ func TestMigratePrintsItsChanges(t *testing.T) {
 	}
 	if p := start(t, env, "runs", "6f1c2f0e-8a5b-4f2e-9f63-0d6c0c6e5a11"); p.exit() != exitFailure || !strings.Contains(p.stderr.String(), "there is no run 6f1c2f0e") {
 		t.Errorf("runs of nothing: exit %d: %s", p.code, p.stderr.String())
+	}
+}
+
+// What would make every run fail is in the log of the worker's start, with its
+// cure. The worker works all the same: it may be mended while it runs.
+func TestStartTellsWhatWouldRefuseRuns(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.git(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, append(s.env(), "ARTIFACTS_ROOT="+file+"/artifacts"), "worker", "--compose=/nowhere/docker-compose", "--docker-host=unix:///nowhere/docker.sock")
+	for check, cure := range map[string]string{"artifacts": "Mount the artifact volume writable", "compose": "set --compose to"} {
+		eventually(t, "the log tells of "+check, func() error {
+			for line := range strings.Lines(p.stderr.String()) {
+				var entry struct{ Msg, Check, Found, Cure string }
+				if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "runs will be refused until this is repaired" && entry.Check == check && strings.Contains(entry.Cure, cure) {
+					return nil
+				}
+			}
+			return errors.New("no line about it")
+		})
+	}
+	p.signal(syscall.SIGTERM)
+	if code := p.exit(); code != exitOK {
+		t.Errorf("exit code %d", code)
 	}
 }

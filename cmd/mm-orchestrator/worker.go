@@ -100,7 +100,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
-		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine,
+		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
 		HealthURLs: c.HealthURLs, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, PinDirectory: c.pinDirectory(),
 		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
@@ -130,7 +130,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}
 		}
 	}
-	serve := service{worker: w, sweep: steps.Sweep, statsd: statsd, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
+	serve := service{worker: w, sweep: steps.Sweep, look: steps.LogLooks, statsd: statsd, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
 	return c.cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
 }
 

@@ -131,6 +131,9 @@ type Config struct {
 	// SettingName returns how the operator has set the setting of a variable, a
 	// flag for instance. Error messages name that. Defaults to the variable.
 	SettingName func(variable string) string
+	// DiskReserve is how many bytes must be free on each file system that a run
+	// writes to. Zero means that this is not looked at.
+	DiskReserve uint64
 	// HealthURLs replace the health check URL of plans, by compose service
 	// (docs/moonmind.md#f5).
 	HealthURLs map[string]string
