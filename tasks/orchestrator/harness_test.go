@@ -353,9 +353,13 @@ func newTestEnv(t testing.TB, environ ...string) *testEnv {
 	return b
 }
 
-// program installs a shell script under a name.
+// program installs a shell script under a name. A script in place of docker that
+// does not mention the looks before a run (preflight) passes them.
 func (b *testEnv) program(name, script string) {
 	b.t.Helper()
+	if name == "docker" && !strings.Contains(script, "config") {
+		script = `case " $* " in *" ls --quiet "*|*" config "*) exit 0;; esac` + "\n" + script
+	}
 	// No process may be forked meanwhile: it would inherit the open file, and the
 	// kernel starts no program that is open for writing ("text file busy").
 	syscall.ForkLock.RLock()

@@ -80,6 +80,9 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 		return success{}, failure
 	}
 	defer log.Discard()
+	if failure := s.preflight(ctx, log, workspace); failure != nil {
+		return success{}, s.attachLog(log, failure)
+	}
 	for _, command := range commands {
 		if failure := s.runInLog(ctx, log, workspace, formatCommand(command), command); failure != nil {
 			return success{}, s.attachLog(log, failure)

@@ -86,6 +86,9 @@ func (s *stepRun) runCommandStep(ctx context.Context, step commandStep) (artifac
 		return artifacts.File{}, failure
 	}
 	defer log.Discard()
+	if failure := s.preflight(ctx, log, workspace); failure != nil {
+		return artifacts.File{}, s.attachLog(log, failure)
+	}
 	if failure := step.before(log); failure != nil {
 		log.Line(failure.Error())
 		return artifacts.File{}, s.attachLog(log, failure)

@@ -242,6 +242,7 @@ func TestCommandsOfPlansAreChecked(t *testing.T) {
 		same(t, "log", b.artifact("build.log"), "build step failed while executing orchestrator command.\n"+test.text)
 	}
 	b := newTestEnv(t)
+	b.repository()
 	b.plan(`[{"name": "patch", "parameters": {"commands": [[]]}}]`)
 	failure, _ := b.fail("patch")
 	same(t, "text", failure.Error(), "Command sequence must not be empty (see patch.log)")
@@ -306,8 +307,7 @@ func TestPrograms(t *testing.T) {
 func TestAFailedBuildHasItsOutputOnceInTheLog(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
-	b.program("docker", `case " $* " in *" config "*) exit 1;; esac
-echo "#8 ERROR: exit code: 1" >&2; exit 17`)
+	b.program("docker", `echo "#8 ERROR: exit code: 1" >&2; exit 17`)
 	b.plan(`[{"name": "build"}]`)
 	failure, outcome := b.fail("build")
 	same(t, "text", failure.Error(), "Command docker compose --project-name moonmind build api failed with code 17: #8 ERROR: exit code: 1 (see build.log)")
@@ -324,12 +324,11 @@ echo "#8 ERROR: exit code: 1" >&2; exit 17`)
 func TestAServiceThatIsNotInTheComposeFileIsReported(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
-	b.program("docker", `case " $* " in *" config --services "*) echo web; echo other; exit 0;; esac
+	b.program("docker", `case " $* " in *" config --services "*) echo web; echo other; exit 0;; *" ls --quiet "*) exit 0;; esac
 echo "no such service: api" >&2; exit 1`)
 	b.plan(`[{"name": "restart"}]`)
 	failure, _ := b.fail("restart")
-	same(t, "text", failure.Error(), "Command docker compose --project-name moonmind up -d --no-deps api failed with code 1: no such service: api\n"+
-		`Service "api" is not in the compose file of project moonmind. Services there: other, web. The plan was made for another project, or COMPOSE_FILE points elsewhere (see restart.log)`)
+	same(t, "text", failure.Error(), `Run refused before it changed anything: Service "api" is not in the compose file of project moonmind. Services there: other, web. The plan was made for another project, or COMPOSE_FILE points elsewhere (see restart.log)`)
 }
 
 func TestRestartReportsItsTimeout(t *testing.T) {
@@ -348,7 +347,7 @@ func TestAMissingWorkspaceIsReported(t *testing.T) {
 	b := newTestEnv(t)
 	b.plan(`[{"name": "patch", "parameters": {"workspace": "no/where", "commands": [["git", "status"]]}}]`)
 	failure, _ := b.fail("patch")
-	same(t, "text", failure.Error(), "Workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or set WORKSPACE_ROOT to where it is (see patch.log)")
+	same(t, "text", failure.Error(), "Run refused before it changed anything: workspace "+b.workspace+"/no/where does not exist. Mount the repository there, or set WORKSPACE_ROOT to its directory (see patch.log)")
 }
 
 // composeStandIn is a program in place of docker that knows a project with the
@@ -507,7 +506,7 @@ func TestPatchFailsOutsideARepository(t *testing.T) {
 	b.config.Environ = append(b.config.Environ, "GIT_CEILING_DIRECTORIES="+filepath.Dir(b.workspace))
 	b.plan(`[{"name": "patch", "parameters": {}}]`)
 	failure, outcome := b.fail("patch")
-	if !strings.HasPrefix(failure.Error(), "Command git diff HEAD failed with code 129: ") {
+	if !strings.HasPrefix(failure.Error(), "Run refused before it changed anything: "+b.workspace+" is not a git work tree: ") {
 		t.Errorf("%s", failure.Error())
 	}
 	same(t, "artifacts", paths(outcome), "metrics:patch.log")
