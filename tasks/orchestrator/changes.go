@@ -144,16 +144,6 @@ func (o *Orchestrator) removePins(ctx context.Context, run string, image *change
 	return nil
 }
 
-// git runs a git command of package change, in the way of runOwnGit.
-func (r *runner) git(ctx context.Context, command change.GitCommand) (int, error) {
-	argv := append([]string{"git"}, command.Args...)
-	code, failure := r.runOwnGit(ctx, command.Dir, argv, command.Stdout, command.Stderr)
-	if failure != nil {
-		return 0, failure
-	}
-	return code, nil
-}
-
 const (
 	// changesInterval is the time between two looks for changes that are to be
 	// removed.

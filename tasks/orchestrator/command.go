@@ -86,14 +86,18 @@ func (r *runner) run(ctx context.Context, workspace string, command []string, st
 
 // start runs a command as run says, with these arguments and this environment.
 func (r *runner) start(ctx context.Context, workspace string, command, argv, environ []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
-	if failure := r.checkWorkspace(workspace); failure != nil {
-		return 0, failure
-	}
-	path, failure := r.find(command, argv[0], workspace)
+	return r.startCmd(ctx, command, &exec.Cmd{Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}, exited)
+}
+
+// startCmd runs a program as run says. It sets cmd.Path. Errors show command.
+func (r *runner) startCmd(ctx context.Context, command []string, cmd *exec.Cmd, exited func(code int)) (int, *Failure) {
+	failure := r.checkWorkspace(cmd.Dir)
 	if failure != nil {
 		return 0, failure
 	}
-	cmd := &exec.Cmd{Path: path, Args: argv, Dir: workspace, Env: environ, Stdout: stdout, Stderr: stderr}
+	if cmd.Path, failure = r.find(command, cmd.Args[0], cmd.Dir); failure != nil {
+		return 0, failure
+	}
 	byItself := false
 	over := stall.FromContext(ctx).Wait()
 	err := r.program.Run(ctx, r.owner, cmd, func(code int) {
