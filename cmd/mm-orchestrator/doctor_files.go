@@ -109,7 +109,8 @@ func (d *doctor) git(ctx context.Context) []verdict {
 		return list[len(list)-1:]
 	}
 	path := d.config.Workspace
-	changed, err := d.gitOutput(ctx, "status", "--porcelain", "-z")
+	// Without a refreshed index: the doctor changes nothing.
+	changed, err := d.gitOutput(ctx, "--no-optional-locks", "status", "--porcelain", "-z")
 	switch {
 	case err != nil:
 		return fail("Repair the work tree", "git status fails in %s: %v", path, err)

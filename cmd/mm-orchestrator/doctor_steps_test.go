@@ -236,3 +236,30 @@ func TestDoctorFindsMergeInProgress(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+// The doctor does not even refresh the index, as git status does by itself.
+func TestDoctorLeavesTheIndexAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.git(t)
+	file := filepath.Join(s.workspace, "file.txt")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gitIn(t, s.workspace, "add", "file.txt")
+	gitIn(t, s.workspace, "commit", "-q", "-m", "file")
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(file, old, old); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(filepath.Join(s.workspace, ".git", "index"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := s.findingOf(t, "git"); f.Status != statusOK {
+		t.Errorf("%+v", f)
+	}
+	if after, err := os.ReadFile(filepath.Join(s.workspace, ".git", "index")); err != nil || string(after) != string(before) {
+		t.Errorf("the index has changed (%v)", err)
+	}
+}
