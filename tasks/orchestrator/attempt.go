@@ -31,8 +31,7 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 	faultpoint.Hit(faultpoint.StepBegun, claim.RunID, string(claim.Step))
 	watch := a.startWatch(ctx)
 	defer watch.stop()
-	journal := a.openJournal(a.log, a.begun, watch.claimLost)
-	journal.giveBack = watch.giveBack
+	journal := a.openJournal(a.log, a.begun, watch.endWork)
 	if afterKill(claim) {
 		// Programs that are left of this step, or of an earlier one of the run, may
 		// still write to the workspace.

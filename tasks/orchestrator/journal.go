@@ -31,10 +31,8 @@ type journal struct {
 	steps Steps
 	claim store.Claim
 	log   *slog.Logger
-	// claimLost ends the work of a step that was taken over, at once.
-	claimLost func(error)
-	// giveBack ends the work of a step that the next worker continues.
-	giveBack func(error)
+	// endWork ends the work of the step, see watch.
+	endWork func(endCause)
 	// found is what earlier workers have recorded, nil for nothing.
 	found *store.Progress
 	// previousWorker is the last of them, "" if unknown.
@@ -60,9 +58,9 @@ type journal struct {
 	stop     context.CancelFunc
 }
 
-func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, claimLost func(error)) *journal {
+func (o *Orchestrator) openJournal(log *slog.Logger, begun store.Start, endWork func(endCause)) *journal {
 	j := &journal{
-		steps: o.config.Steps, claim: begun.Claim, log: log, claimLost: claimLost,
+		steps: o.config.Steps, claim: begun.Claim, log: log, endWork: endWork,
 		found: begun.Progress, previousWorker: begun.PreviousWorker,
 	}
 	j.closed, j.stop = context.WithCancel(context.Background())
@@ -150,7 +148,7 @@ func (j *journal) record(ctx context.Context, progress store.Progress) bool {
 		return true
 	case errors.Is(err, store.ErrClaimLost):
 		j.log.Warn("step was taken over by another worker, ending it here", "error", err)
-		j.claimLost(err)
+		j.endWork(endCause{takenOver, err})
 		return true
 	case j.closed.Err() != nil:
 		return true

@@ -271,7 +271,7 @@ func (s *stepRun) pause(ctx context.Context) *Failure {
 		return commandError("The wait for a helper container was ended: " + context.Cause(ctx).Error())
 	case <-s.config.Stopping:
 		err := errors.New("this worker is asked to stop; the next one follows the helper container")
-		s.journal.giveBack(err)
+		s.journal.endWork(endCause{givenBack, err})
 		return commandError(err.Error())
 	}
 }

@@ -60,7 +60,7 @@ func (s *stepRun) saveRecord(ctx context.Context) *Failure {
 		return recordEnded(cause)
 	case errors.Is(err, store.ErrClaimLost):
 		s.log.Warn("step was taken over by another worker, ending it here", "error", err)
-		s.journal.claimLost(err)
+		s.journal.endWork(endCause{takenOver, err})
 		return recordEnded(err)
 	}
 	return unexpected(fmt.Errorf("what the step changes cannot be recorded, so that it changes nothing more: %w", err))

@@ -22,7 +22,7 @@ func (b *testEnv) recordingStep(lost context.CancelCauseFunc) *stepRun {
 		b.t.Fatal(err)
 	}
 	begun := store.Start{Claim: store.Claim{RunID: testRun, Step: store.StepPatch, Token: 7}, Change: b.steps.change}
-	s := &stepRun{Orchestrator: o, log: o.log, journal: o.openJournal(o.log, begun, lost), runID: testRun, step: store.StepPatch}
+	s := &stepRun{Orchestrator: o, log: o.log, journal: o.openJournal(o.log, begun, func(cause endCause) { lost(cause) }), runID: testRun, step: store.StepPatch}
 	b.t.Cleanup(s.journal.close)
 	if failure := s.loadRecord(begun.Change); failure != nil {
 		b.t.Fatal(failure)

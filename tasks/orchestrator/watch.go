@@ -88,7 +88,7 @@ type watch struct {
 	isLimit func(error) bool
 	step    context.Context // of Execute; work is below it
 	work    context.Context
-	end     context.CancelCauseFunc // of work; any goroutine may call it
+	end     context.CancelCauseFunc // of work
 	kill    sync.Once
 	killed  chan struct{} // closed by kill
 
@@ -144,22 +144,19 @@ func (w *watch) stop() endCause {
 	return cause
 }
 
-// claimLost ends the work of a step that another worker has taken over. Any
-// goroutine may call it.
-func (w *watch) claimLost(err error) { w.endAndKill(endCause{takenOver, err}) }
-
-// giveBack ends the work of a step whose rest is for the next worker.
-func (w *watch) giveBack(err error) { w.end(endCause{givenBack, err}) }
-
-func (w *watch) endAndKill(cause endCause) {
-	w.kill.Do(func() { close(w.killed) })
+// endWork ends the work for a cause, if nothing has ended it before. Any goroutine
+// may call it.
+func (w *watch) endWork(cause endCause) {
+	if cause.reason == takenOver || cause.reason == isolated {
+		w.kill.Do(func() { close(w.killed) })
+	}
 	w.end(cause)
 }
 
 // revoke ends the work if there is a request to end the run.
 func (w *watch) revoke(request *store.Revocation) {
 	if request != nil && w.claim.Step != store.StepRollback {
-		w.end(endCause{revoked, errors.New(request.Text())})
+		w.endWork(endCause{revoked, errors.New(request.Text())})
 	}
 }
 
@@ -174,7 +171,7 @@ func (w *watch) look(ctx context.Context, questions []*question) {
 		}
 		if cause, isIsolated := w.isolation.cause(w.log); isIsolated {
 			faultpoint.Hit(faultpoint.Isolated, w.claim.RunID, string(w.claim.Step))
-			w.endAndKill(cause)
+			w.endWork(cause)
 		}
 		select {
 		case <-ctx.Done():
@@ -231,7 +228,7 @@ func (a *attempt) questions(w *watch) []*question {
 	questions := []*question{{every: checkInterval, ask: func(ctx context.Context) (func(), error) {
 		revocation, err := a.config.Steps.CheckClaim(ctx, w.claim)
 		if errors.Is(err, store.ErrClaimLost) {
-			w.claimLost(err)
+			w.endWork(endCause{takenOver, err})
 		}
 		return func() { w.revoke(revocation) }, err
 	}}}

@@ -105,6 +105,7 @@ func TestWatchHasOneCause(t *testing.T) {
 		revokes
 		takesOver
 		isolates
+		givesBack
 	)
 	for name, test := range map[string]struct {
 		events []int
@@ -120,6 +121,8 @@ func TestWatchHasOneCause(t *testing.T) {
 		"revoked in a rollback":        {events: []int{revokes}, step: store.StepRollback, want: notEnded},
 		"taken over":                   {events: []int{takesOver}, want: takenOver, kills: true},
 		"isolated":                     {events: []int{isolates}, want: isolated, kills: true},
+		"given back":                   {events: []int{givesBack}, want: givenBack},
+		"given back, then stop":        {events: []int{givesBack, stops}, want: workerStops},
 		"revoked, then isolated":       {events: []int{revokes, isolates}, want: revoked, kills: true},
 		"limit, then taken over":       {events: []int{stepLimit, takesOver}, want: timeLimit, kills: true},
 		"isolated, then revoked":       {events: []int{isolates, revokes}, want: isolated, kills: true},
@@ -152,7 +155,9 @@ func TestWatchHasOneCause(t *testing.T) {
 						steps.revoked = &store.Revocation{Reason: "wrong branch"}
 						steps.mu.Unlock()
 					case takesOver:
-						watch.claimLost(store.ErrClaimLost)
+						watch.endWork(endCause{takenOver, store.ErrClaimLost})
+					case givesBack:
+						watch.endWork(endCause{givenBack, errors.New("the next worker goes on")})
 					case isolates:
 						steps.mu.Lock()
 						steps.silent = true
