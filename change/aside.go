@@ -2,9 +2,12 @@ package change
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -75,6 +78,182 @@ func (r *Repository) SetAside(ctx context.Context, run, name string, now *State,
 	return aside, nil
 }
 
+// Edits returns the edits that are not committed at these paths, compared with
+// HEAD, as they are in a state: of the work tree, and of the index. A path that
+// HEAD does not have has no Before.
+func (r *Repository) Edits(ctx context.Context, state *State, paths []string) ([]Difference, error) {
+	committed := map[string]treeItem{}
+	items, err := r.listTree(ctx, "HEAD")
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
+		committed[item.path] = item
+	}
+	var top *GitDir
+	for i := range state.GitDirs {
+		if state.GitDirs[i].WorkTree == "." {
+			top = &state.GitDirs[i]
+		}
+	}
+	var list []Difference
+	for _, name := range paths {
+		d := Difference{Kind: EntryDiffers, Path: name, After: state.find(name)}
+		staged := Difference{Kind: IndexDiffers, Path: name}
+		if item, found := committed[name]; found {
+			d.Before = &Entry{Path: name, Kind: File, Mode: 0o644, Blob: item.id}
+			mode := uint32(0o100644)
+			switch item.mode {
+			case "100755":
+				d.Before.Mode, mode = 0o755, 0o100755
+			case "120000":
+				d.Before.Kind, d.Before.Mode, mode = Link, 0o777, 0o120000
+			}
+			staged.IndexBefore = []IndexEntry{{Path: name, Mode: mode, ID: item.id}}
+		}
+		if top != nil {
+			staged.GitDir = top.Path
+			for _, e := range top.index {
+				if e.Path == name {
+					staged.IndexAfter = append(staged.IndexAfter, e)
+				}
+			}
+		}
+		list = append(list, d, staged)
+	}
+	return list, nil
+}
+
+// findTree returns the tree that a revision stands for, "" if there is none.
+func (r *Repository) findTree(ctx context.Context, revision string) (string, error) {
+	var out strings.Builder
+	code, err := r.git(ctx, GitCommand{Dir: r.Top, Args: []string{"rev-parse", "--verify", "--quiet", revision + "^{tree}"}, Stdout: &out, Stderr: io.Discard})
+	switch {
+	case err != nil:
+		return "", err
+	case code != 0:
+		return "", nil
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// SetAsideEdits stores the edits at these paths as they are now under two refs: the
+// work tree's, and, where those differ from them and from HEAD, the index's. The
+// commands bring back both, also that a file was removed.
+func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *State, edits []Difference) (Aside, error) {
+	var changed, all []string
+	var staged []treeItem
+	for _, d := range edits {
+		if d.Kind == EntryDiffers {
+			all = append(all, d.Path)
+			if d.After != nil && (d.Before == nil || d.Before.Blob != d.After.Blob || d.Before.Kind != d.After.Kind || d.Before.Mode&0o100 != d.After.Mode&0o100) {
+				changed = append(changed, d.Path)
+			}
+			continue
+		}
+		for _, e := range d.IndexAfter {
+			if e.Stage == 0 && e.Mode != gitlinkMode && !e.IntentToAdd {
+				staged = append(staged, treeItem{e.Path, fmt.Sprintf("%o", e.Mode), e.ID})
+			}
+		}
+	}
+	aside, err := r.SetAside(ctx, run, name, now, changed)
+	if err != nil {
+		return Aside{}, err
+	}
+	if aside.Ref == "" { // only removed files: the command needs a tree without them
+		aside.Ref = Ref(run, name)
+		items, err := r.listTree(ctx, aside.Ref)
+		if err != nil {
+			return Aside{}, err
+		}
+		if aside.Tree, err = r.writeTrees(ctx, buildTrees(r.format, items)); err != nil {
+			return Aside{}, err
+		}
+		if err := r.setRefs(ctx, map[string]string{aside.Ref: aside.Tree}); err != nil {
+			return Aside{}, err
+		}
+	}
+	index := aside.Ref + "-index"
+	earlier, err := r.listTree(ctx, index)
+	if err != nil {
+		return Aside{}, err
+	}
+	have := map[string]bool{}
+	for _, item := range staged {
+		have[item.path] = true
+	}
+	for _, item := range earlier {
+		if !have[item.path] {
+			staged = append(staged, item)
+		}
+	}
+	tree, err := r.writeTrees(ctx, buildTrees(r.format, staged))
+	if err != nil {
+		return Aside{}, err
+	}
+	if err := r.setRefs(ctx, map[string]string{index: tree}); err != nil {
+		return Aside{}, err
+	}
+	words := make([]string, 0, len(all))
+	for _, path := range all {
+		words = append(words, shellQuote(path))
+	}
+	command := "git --literal-pathspecs -C " + shellQuote(r.Top) + " restore --source="
+	aside.Paths = all
+	aside.Commands = []string{
+		command + aside.Ref + " --worktree -- " + strings.Join(words, " "),
+		command + index + " --staged -- " + strings.Join(words, " "),
+	}
+	return aside, nil
+}
+
+// ResetEdits brings paths back to HEAD, in the work tree and in the index, as git
+// reset --hard does. now is the state as observed just now.
+func (r *Repository) ResetEdits(ctx context.Context, now *State, edits []Difference) error {
+	var committed, added strings.Builder
+	var extra []Difference
+	before := &State{Format: r.format}
+	for _, d := range edits {
+		if d.Kind != EntryDiffers {
+			continue
+		}
+		if d.Before != nil {
+			committed.WriteString(d.Path + "\x00")
+			continue
+		}
+		added.WriteString(d.Path + "\x00")
+		extra = append(extra, d)
+	}
+	if committed.Len() > 0 {
+		args := []string{"--literal-pathspecs", "restore", "--source=HEAD", "--staged", "--worktree", "--pathspec-from-file=-", "--pathspec-file-nul"}
+		if err := r.run(ctx, GitCommand{Dir: r.Top, Args: args, Stdin: strings.NewReader(committed.String())}); err != nil {
+			return err
+		}
+	}
+	if added.Len() == 0 {
+		return nil
+	}
+	if err := r.run(ctx, GitCommand{Dir: r.Top, Args: []string{"update-index", "--force-remove", "-z", "--stdin"}, Stdin: strings.NewReader(added.String())}); err != nil {
+		return err
+	}
+	if _, err := r.Restore(ctx, before, now, extra); err != nil {
+		return err
+	}
+	folders := r.folders()
+	defer folders.close()
+	for _, d := range extra {
+		// A folder without files is nothing to git.
+		for dir := path.Dir(d.Path); dir != "."; dir = path.Dir(dir) {
+			root, name, err := folders.at(dir)
+			if err != nil || root.Remove(name) != nil {
+				break
+			}
+		}
+	}
+	return nil
+}
+
 // restoreCommand returns the command that takes all files of a tree into the work
 // tree or the index.
 func (r *Repository) restoreCommand(ref, into string) string {
@@ -110,10 +289,10 @@ func shellQuote(text string) string {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
-// listTree returns the files of the tree that a ref points to; none if there is no
-// such ref.
+// listTree returns the files of the tree that a revision stands for; none if there
+// is no such revision.
 func (r *Repository) listTree(ctx context.Context, ref string) ([]treeItem, error) {
-	out, err := r.output(ctx, r.Top, "for-each-ref", "--format=%(objectname)", ref)
+	out, err := r.findTree(ctx, ref)
 	if err != nil || out == "" {
 		return nil, err
 	}
@@ -219,4 +398,18 @@ func (r *Repository) LoadChange(ctx context.Context, id string) ([]Difference, e
 		return nil, fmt.Errorf("the stored change %s has the version %d; this program reads %d", id, stored.Version, stateVersion)
 	}
 	return stored.Differences, nil
+}
+
+// SHA256 returns the SHA-256 of each object's content, in hexadecimal digits.
+func (r *Repository) SHA256(ctx context.Context, ids []string) (map[string]string, error) {
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	sums := map[string]string{}
+	err := r.readObjects(ctx, ids, func(i int, _ string, _ int64, content io.Reader) error {
+		sum := sha256.New()
+		_, err := io.Copy(sum, content)
+		sums[ids[i]] = hex.EncodeToString(sum.Sum(nil))
+		return err
+	})
+	return sums, err
 }

@@ -12,8 +12,9 @@ import (
 	"syscall"
 )
 
-// Ref returns the name of a run's ref.
-func Ref(run, name string) string { return Prefix + run + "/" + name }
+// Ref returns the name of a run's ref. These refs point to trees, so that no list
+// of commits shows them, and so that git gc keeps what they need.
+func Ref(run, name string) string { return runRefs + run + "/" + name }
 
 // Capture stores the state of the repository as git objects, and returns it with
 // the id of its description, which Load takes.

@@ -6,20 +6,25 @@ type Files struct {
 	// in, Top that of the work tree around it.
 	Workspace string `json:"workspace"`
 	Top       string `json:"top"`
-	// Baseline is the id of the state before the run, for Load.
-	Baseline string `json:"baseline"`
-	// Change is the id of what the run's own commands have altered, for LoadChange;
-	// "" while that is not known. Then everything that differs from the baseline
-	// counts as the run's, once Began is set.
+	// Baseline is the id of the state before the run, for Load. Without it, Missing
+	// says why there is none: only the plan's own commands can undo the change.
+	Baseline string `json:"baseline,omitempty"`
+	Missing  string `json:"missing,omitempty"`
+	// Applied says that the plan's diff was applied.
+	Applied bool `json:"applied,omitempty"`
+	// Change is the id of what the run has altered, for LoadChange; "" while that is
+	// not known. Then everything that differs from the baseline counts as the run's.
 	Change string `json:"change,omitempty"`
-	// Began says that a command of the run may have run since the baseline.
-	Began bool `json:"began,omitempty"`
-	// Violated says that the change has violations, which are undone or about to be.
-	Violated bool `json:"violated,omitempty"`
+	// Violated says that the change has violations; ViolationsUndone, that they are
+	// undone.
+	Violated         bool `json:"violated,omitempty"`
+	ViolationsUndone bool `json:"violationsUndone,omitempty"`
 	// Edits says that the run's own commands alter nothing: its change are the edits
-	// that were not committed before it, compared with the commit Head.
-	Edits bool   `json:"edits,omitempty"`
-	Head  string `json:"head,omitempty"`
+	// that were not committed before it, compared with HEAD.
+	Edits bool `json:"edits,omitempty"`
 	// Deployed says that a step has begun that uses the files.
 	Deployed bool `json:"deployed,omitempty"`
+	// Restored says that a rollback has brought all of it back. The next step that
+	// changes something makes a new record.
+	Restored bool `json:"restored,omitempty"`
 }

@@ -100,12 +100,10 @@ func (w *walk) gitDir(path, workTree string) area {
 
 // isExcluded says that an absolute path is not part of the state.
 func (w *walk) isExcluded(path string) bool {
-	in := func(list []string) bool {
-		return slices.ContainsFunc(list, func(dir string) bool { return below(dir, path) })
-	}
-	return in(w.repository.options.Exclude) && !in(w.repository.options.Include) &&
-		// A folder on the way to an included one.
-		!slices.ContainsFunc(w.repository.options.Include, func(dir string) bool { return below(path, dir) })
+	options := w.repository.options
+	return options.Excluded != nil && options.Excluded(path) && !slices.ContainsFunc(options.Include, func(dir string) bool {
+		return below(dir, path) || below(path, dir) // in it, or on the way to it
+	})
 }
 
 // folder adds all names in a folder, and in those below.

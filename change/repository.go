@@ -14,22 +14,16 @@ import (
 	"strings"
 )
 
-// Prefix is where the refs of this package are. They point to trees, so that no
-// list of commits shows them, and so that git gc keeps what they need.
-const Prefix = "refs/mm-orchestrator/runs/"
-
-// ErrNoRepository says that a folder is in no git repository.
-var ErrNoRepository = errors.New("not a git repository")
-
 // Options say which part of a repository is captured.
 type Options struct {
-	// Exclude has absolute paths of folders that are no part of the state.
-	Exclude []string
-	// Include has absolute paths of folders that are part of it although they lie
-	// in an excluded folder, or outside of the work tree.
+	// Excluded says that a file or folder is no part of the state. It gets absolute
+	// paths without links. May be nil for nothing.
+	Excluded func(path string) bool
+	// Include has absolute paths of folders that are part of the state although they
+	// are excluded, or lie outside of the work tree.
 	Include []string
 	// MaxFile and MaxFiles bound the content that is kept of files that git does not
-	// track, in bytes: of one file, and of all. Zero means 64 MiB and 512 MiB.
+	// track, in bytes: of one file, and of all. Zero means 64 MiB and 512 MiB, negative none.
 	MaxFile, MaxFiles int64
 }
 
@@ -49,7 +43,7 @@ type Repository struct {
 	options           Options
 }
 
-// Open finds the repository that a folder lies in. It returns ErrNoRepository if
+// Open finds the repository that a folder lies in. It returns ErrNotInRepository if
 // git says that there is none, and another error if git gives no usable answer.
 func Open(ctx context.Context, git Git, dir string, options Options) (*Repository, error) {
 	r := &Repository{git: git, options: options}
@@ -79,12 +73,10 @@ func Open(ctx context.Context, git Git, dir string, options Options) (*Repositor
 	if r.format = lines[3]; r.format != "sha1" && r.format != "sha256" {
 		return nil, fmt.Errorf("git rev-parse answers %q, where the object format is expected", r.format)
 	}
-	for _, list := range []*[]string{&r.options.Exclude, &r.options.Include} {
-		*list = slices.Clone(*list)
-		for i, path := range *list {
-			if path, err := filepath.EvalSymlinks(path); err == nil {
-				(*list)[i] = path
-			}
+	r.options.Include = slices.Clone(options.Include)
+	for i, path := range r.options.Include {
+		if path, err := filepath.EvalSymlinks(path); err == nil {
+			r.options.Include[i] = path
 		}
 	}
 	return r, nil
@@ -120,7 +112,7 @@ func (r *Repository) run(ctx context.Context, command GitCommand) error {
 	if code != 0 {
 		text := strings.TrimSpace(string(message.kept))
 		if strings.Contains(text, "not a git repository") {
-			return fmt.Errorf("%w: %s", ErrNoRepository, text)
+			return fmt.Errorf("%w: %s", ErrNotInRepository, text)
 		}
 		return fmt.Errorf("git %s failed with code %d: %s", command.Args[0], code, text)
 	}

@@ -103,6 +103,27 @@ func Foreign(now *State, list []Difference) []Difference {
 	return foreign
 }
 
+// Remaining returns those of the differences that are not as before now.
+func Remaining(before, now *State, list []Difference) []Difference {
+	type key struct {
+		kind         DifferenceKind
+		path, gitDir string
+	}
+	left := map[key]bool{}
+	for _, d := range Compare(before, now) {
+		if !d.SideEffect {
+			left[key{d.Kind, d.Path, d.GitDir}] = true
+		}
+	}
+	var remaining []Difference
+	for _, d := range list {
+		if left[key{d.Kind, d.Path, d.GitDir}] {
+			remaining = append(remaining, d)
+		}
+	}
+	return remaining
+}
+
 type restoration struct {
 	repository  *Repository
 	before, now *State

@@ -243,3 +243,25 @@ func idBytes(format string) int {
 	}
 	return 20
 }
+
+// Tracks returns a function that says whether git tracks the file at a path.
+func (s *State) Tracks() func(path string) bool {
+	tracked := s.tracked()
+	return func(path string) bool { return tracked[path] }
+}
+
+// IsRepository says that a path is the work tree of a submodule, or of another
+// repository inside of this one, or lies in one.
+func (s *State) IsRepository(path string) bool {
+	for _, dir := range s.GitDirs {
+		if dir.WorkTree != "" && dir.WorkTree != "." && within(dir.WorkTree, path) {
+			return true
+		}
+		for _, e := range dir.index {
+			if dir.WorkTree == "." && e.Mode == gitlinkMode && within(e.Path, path) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,12 +1,10 @@
 package orchestrator
 
 import (
-	"fmt"
 	"path/filepath"
-	"regexp"
-	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
 )
 
 // An allowlist says which files of a workspace a patch may touch
@@ -14,109 +12,25 @@ import (
 type allowlist struct {
 	// workspace is resolved.
 	workspace string
-	patterns  []*regexp.Regexp
+	globs     change.AllowList
 }
 
 func newAllowlist(workspace string, globs []string) *allowlist {
-	list := &allowlist{workspace: artifacts.Resolve(workspace)}
-	for _, glob := range globs {
-		list.patterns = append(list.patterns, fnmatch(glob))
-		if stripped := strings.TrimLeft(glob, "./"); stripped != glob {
-			list.patterns = append(list.patterns, fnmatch(stripped))
-		}
-	}
-	return list
+	return &allowlist{workspace: artifacts.Resolve(workspace), globs: change.NewAllowList(globs)}
 }
 
 // allows says whether a patch may change a path, which is absolute or relative to
-// the workspace. What counts is the path after symbolic links are resolved.
+// the workspace. What counts is where its folder really is; a link is judged by
+// its own name and not by what it points to.
 func (l *allowlist) allows(path string) bool {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(l.workspace, path)
 	}
-	relative, err := filepath.Rel(l.workspace, artifacts.Resolve(path))
-	if err != nil || !filepath.IsLocal(relative) {
-		return false
-	}
-	for _, pattern := range l.patterns {
-		if pattern != nil && pattern.MatchString(relative) {
-			return true
-		}
-	}
-	return false
+	return l.allowsReal(filepath.Join(artifacts.Resolve(filepath.Dir(path)), filepath.Base(path)))
 }
 
-// fnmatch translates a glob as Python's fnmatch module does: "*" and "?" match
-// a slash too, "[...]" is a set, "[!...]" its complement, an unclosed "[" is
-// itself, and there is no escape character. It returns nil for a glob that cannot
-// be compiled.
-func fnmatch(glob string) *regexp.Regexp {
-	var out strings.Builder
-	out.WriteString(`(?s)\A`)
-	runes := []rune(glob)
-	for i := 0; i < len(runes); {
-		r := runes[i]
-		i++
-		switch r {
-		case '*':
-			out.WriteString(`.*`)
-		case '?':
-			out.WriteString(`.`)
-		case '[':
-			end := i
-			if end < len(runes) && runes[end] == '!' {
-				end++
-			}
-			if end < len(runes) && runes[end] == ']' {
-				end++
-			}
-			for end < len(runes) && runes[end] != ']' {
-				end++
-			}
-			if end >= len(runes) {
-				out.WriteString(`\[`)
-				break
-			}
-			out.WriteString(charset(runes[i:end]))
-			i = end + 1
-		default:
-			out.WriteString(regexp.QuoteMeta(string(r)))
-		}
-	}
-	out.WriteString(`\z`)
-	pattern, err := regexp.Compile(out.String())
-	if err != nil {
-		// Only a glob of enormous size does not compile.
-		return nil
-	}
-	return pattern
-}
-
-// charset translates what is between the brackets of a glob. Reversed ranges are
-// empty, as in Python.
-func charset(set []rune) string {
-	negated := set[0] == '!'
-	if negated {
-		set = set[1:]
-	}
-	var members strings.Builder
-	for i := 0; i < len(set); i++ {
-		low, high := set[i], set[i]
-		if i+2 < len(set) && set[i+1] == '-' {
-			high = set[i+2]
-			i += 2
-		}
-		if low <= high {
-			fmt.Fprintf(&members, `\x{%x}-\x{%x}`, low, high)
-		}
-	}
-	switch {
-	case members.Len() == 0 && negated:
-		return `.`
-	case members.Len() == 0:
-		return `[^\x{0}-\x{10FFFF}]`
-	case negated:
-		return `[^` + members.String() + `]`
-	}
-	return `[` + members.String() + `]`
+// allowsReal is allows for an absolute path whose folder has no links.
+func (l *allowlist) allowsReal(path string) bool {
+	relative, err := filepath.Rel(l.workspace, path)
+	return err == nil && filepath.IsLocal(relative) && l.globs.Matches(relative)
 }

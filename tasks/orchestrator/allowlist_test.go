@@ -46,48 +46,24 @@ func TestAllowListVectors(t *testing.T) {
 	}
 }
 
-func TestAllowListFollowsSymlinks(t *testing.T) {
+func TestAllowListJudgesLinksByTheirOwnName(t *testing.T) {
 	t.Parallel()
 	workspace := artifacts.Resolve(t.TempDir())
 	if err := os.Mkdir(filepath.Join(workspace, "api_service"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for link, target := range map[string]string{"evil": "pyproject.toml", "api_service/Dockerfile": "../secrets.txt", "poetry.lock": "/etc/hostname"} {
+	for link, target := range map[string]string{"evil": "pyproject.toml", "api_service/Dockerfile": "../secrets.txt", "poetry.lock": "/etc/hostname", "folder": "api_service", "away": "/"} {
 		if err := os.Symlink(target, filepath.Join(workspace, link)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	list := newAllowlist(workspace, profiles["api"].allowlist)
-	for path, want := range map[string]bool{"evil": true, "api_service/Dockerfile": false, "poetry.lock": false, workspace + "/pyproject.toml": true} {
+	for path, want := range map[string]bool{
+		"evil": false, "api_service/Dockerfile": true, "poetry.lock": true, workspace + "/pyproject.toml": true,
+		"folder/pyproject.toml": true, "away/pyproject.toml": false,
+	} {
 		if got := list.allows(path); got != want {
 			t.Errorf("%s: %t, want %t", path, got, want)
 		}
 	}
-}
-
-func TestGlobsAreTranslatedAsPythonDoes(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		glob, name string
-		want       bool
-	}{
-		{"[]a]", "]", true}, {"[!]a]", "b", true}, {"[!]a]", "]", false},
-		{"[a-]", "-", true}, {"[-a]", "-", true}, {"[z-a]x", "ax", false}, {"[!z-a]x", "ax", true},
-		{"[a--]x", "ax", false}, {"[^a]", "^", true}, {"[^a]", "b", false}, {"[\\]", "\\", true},
-		{"a\nb*", "a\nb\nc", true}, {"a.b", "axb", false}, {"?", "ü", true}, {"[a-c-e]", "-", true}, {"[a-c-e]", "d", false},
-		{"[[]", "[", true}, {"x$", "x\n", false}, {"{a,b}", "a", false},
-	} {
-		if got := fnmatch(test.glob).MatchString(test.name); got != test.want {
-			t.Errorf("%q for %q: %t, want %t", test.name, test.glob, got, test.want)
-		}
-	}
-}
-
-func FuzzGlobsCompile(f *testing.F) {
-	f.Add("a[b-c]*[!]x]?[")
-	f.Fuzz(func(t *testing.T, glob string) {
-		if len(glob) < 200 && fnmatch(glob) == nil {
-			t.Errorf("%q does not compile", glob)
-		}
-	})
 }

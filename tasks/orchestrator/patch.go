@@ -2,12 +2,14 @@ package orchestrator
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -31,20 +33,37 @@ func (c changes) all() []string {
 	return all
 }
 
-// patchPayload has the keys of docs/moonmind.md#patch, in its order.
+// patchPayload has the keys of docs/moonmind.md#patch, in its order, and files.
 type patchPayload struct {
 	Unstaged  []string `json:"unstagedFiles"`
 	Staged    []string `json:"stagedFiles"`
 	Untracked []string `json:"untrackedFiles"`
 	Validated []string `json:"validatedFiles"`
 	Log       string   `json:"log"`
+	// Files says what the change of the run is, for each file.
+	Files []changedFile `json:"files,omitempty"`
+}
+
+// A changedFile is a file before the run and after it; nil where there is none.
+type changedFile struct {
+	Path   string       `json:"path"`
+	Before *fileVersion `json:"before"`
+	After  *fileVersion `json:"after"`
+}
+
+// A fileVersion identifies the content of a file, or the target of a link.
+type fileVersion struct {
+	SHA256 string `json:"sha256,omitempty"`
+	// Mode has the file's type and permissions, as git and stat write them.
+	Mode string `json:"mode"`
 }
 
 // messageLimit bounds a message, in bytes; the list of files in it may be long.
 const messageLimit = 16 << 10
 
-// patch runs the plan's commands, writes the difference to HEAD into an artifact,
-// and checks the changed files against the allow-list (docs/moonmind.md#patch).
+// patch applies the plan's diff, runs its commands, and judges what they have
+// altered. If they alter nothing, the change of the run is the edits that somebody
+// has left uncommitted in the workspace (docs/moonmind.md#patch).
 func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	workspace, failure := s.workspace()
 	if failure != nil {
@@ -62,7 +81,11 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 		}
 		commands = append(commands, command)
 	}
-	patterns, failure := s.allowedPatterns()
+	planned, failure := s.params.text("diff", "")
+	if failure != nil {
+		return success{}, failure
+	}
+	patterns, failure := s.patchPatterns()
 	if failure != nil {
 		return success{}, failure
 	}
@@ -83,16 +106,199 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	if failure := s.preflight(ctx, log, workspace); failure != nil {
 		return success{}, s.attachLog(log, failure)
 	}
+	files, failure := s.captureBaseline(ctx, log, workspace)
+	if failure == nil && planned != "" {
+		failure = s.applyDiff(ctx, log, files, planned)
+	}
+	if failure != nil {
+		log.Line(failure.Error())
+		return success{}, s.attachLog(log, failure)
+	}
 	for _, command := range commands {
-		if failure := s.runInLog(ctx, log, workspace, formatCommand(command), command); failure != nil {
-			return success{}, s.attachLog(log, failure)
+		if failure = s.runInLog(ctx, log, workspace, formatCommand(command), command); failure != nil {
+			break
 		}
 	}
-	diff, failure := s.writeDiff(ctx, workspace, diffName)
+	if failure != nil && (files == nil || context.Cause(ctx) != nil) {
+		return success{}, s.attachLog(log, failure)
+	}
+	if files != nil {
+		own, failed := files.judgePatch(ctx, log, diffName)
+		switch {
+		case failed != nil && own.diff.Path != "":
+			failed.files = append(failed.files, own.diff)
+			return success{}, s.failInLog(log, failed)
+		case failed != nil:
+			log.Line(failed.Error())
+			return success{}, s.attachLog(log, failed)
+		case failure != nil:
+			if own.diff.Path != "" {
+				failure.files = append(failure.files, own.diff)
+			}
+			return success{}, s.attachLog(log, failure)
+		case len(own.list) > 0:
+			return s.patched(ctx, log, files, own)
+		}
+	}
+	return s.patchIsEdits(ctx, log, files, workspace, patterns, diffName)
+}
+
+// ownChange is what the commands of a patch have altered.
+type ownChange struct {
+	list []change.Difference
+	// diff is the artifact that has the list's files.
+	diff artifacts.File
+}
+
+// judgePatch finds what the step's commands have altered, records it, and writes
+// the diff artifact. If it has violations, it takes them back and fails.
+func (f *runFiles) judgePatch(ctx context.Context, log *artifacts.Log, diffName string) (own ownChange, failure *Failure) {
+	after, failure := f.look(ctx)
+	if failure != nil {
+		return own, failure
+	}
+	if f.record.Files.Violated {
+		// An earlier worker has found violations, and was to take them back.
+		if own.list, failure = f.loadChange(ctx); failure != nil {
+			return own, failure
+		}
+	} else {
+		all := change.Judge(f.before, after, f.rules(log.Path(), diffName))
+		if !slices.ContainsFunc(all, isChange) {
+			return own, nil
+		}
+		own.list = all
+		if failure = f.keepChange(ctx, after, all); failure != nil {
+			return own, failure
+		}
+	}
+	if own.diff, failure = f.writeChange(ctx, after, own.list, diffName); failure != nil {
+		return own, failure
+	}
+	if len(change.Violations(own.list)) > 0 {
+		return own, f.undoViolations(ctx, log, own.list)
+	}
+	return own, nil
+}
+
+// loadChange returns what is recorded as the run's change.
+func (f *runFiles) loadChange(ctx context.Context) ([]change.Difference, *Failure) {
+	list, err := f.repository.LoadChange(ctx, f.record.Files.Change)
+	if err != nil {
+		return nil, commandError("What the run has altered cannot be read: " + err.Error())
+	}
+	return list, nil
+}
+
+// writeChange makes the diff artifact from what the run has altered.
+func (f *runFiles) writeChange(ctx context.Context, after *change.State, list []change.Difference, name string) (artifacts.File, *Failure) {
+	from, to, err := f.repository.Trees(ctx, after, list)
+	if err != nil {
+		return artifacts.File{}, commandError("The diff of the run's change cannot be made: " + err.Error())
+	}
+	document, err := f.dir.Document(name)
+	if err != nil {
+		return artifacts.File{}, artifactError(err)
+	}
+	defer document.Discard()
+	if err := f.repository.Diff(ctx, from, to, document); err != nil {
+		return artifacts.File{}, commandError("The diff of the run's change cannot be made: " + err.Error())
+	}
+	return f.finishDiff(document, name)
+}
+
+// finishDiff ends a diff artifact. An empty one gets the text of the Python worker.
+func (s *stepRun) finishDiff(document *artifacts.Document, name string) (artifacts.File, *Failure) {
+	file, err := document.Finish()
+	if err == nil && file.SizeBytes == 0 {
+		file, err = s.dir.Write(name, "# No changes generated")
+	}
+	if err != nil {
+		return artifacts.File{}, artifactError(err)
+	}
+	return file, nil
+}
+
+// patched is the success of a patch whose commands have altered allowed files.
+func (s *stepRun) patched(ctx context.Context, log *artifacts.Log, files *runFiles, own ownChange) (success, *Failure) {
+	listed, failure := s.listChanges(ctx, s.record.Files.Workspace)
 	if failure != nil {
 		return success{}, failure
 	}
+	var validated []string
+	for _, d := range own.list {
+		if path := files.shownPath(d); isChange(d) && (d.Kind == change.IndexDiffers || !isFolder(d)) && !slices.Contains(validated, path) {
+			validated = append(validated, path)
+		}
+	}
+	slices.Sort(validated)
+	only := func(paths []string) []string {
+		return slices.DeleteFunc(paths, func(path string) bool { return !slices.Contains(validated, printable(path)) })
+	}
+	listed.unstaged, listed.staged, listed.untracked = only(listed.unstaged), only(listed.staged), only(listed.untracked)
+	described, failure := files.describe(ctx, own.list)
+	if failure != nil {
+		return success{}, failure
+	}
+	return s.patchSuccess(log, own.diff, listed, validated, described)
+}
+
+func isFolder(d change.Difference) bool {
+	return (d.Before == nil || d.Before.Kind == change.Folder) && (d.After == nil || d.After.Kind == change.Folder)
+}
+
+// describe returns the files of a change with their checksums.
+func (f *runFiles) describe(ctx context.Context, list []change.Difference) ([]changedFile, *Failure) {
+	var blobs []string
+	for _, d := range list {
+		for _, e := range []*change.Entry{d.Before, d.After} {
+			if e != nil && e.Blob != "" && !d.SideEffect {
+				blobs = append(blobs, e.Blob)
+			}
+		}
+	}
+	sums, err := f.repository.SHA256(ctx, blobs)
+	if err != nil {
+		return nil, commandError("The checksums of the changed files cannot be computed: " + err.Error())
+	}
+	version := func(e *change.Entry) *fileVersion {
+		if e == nil {
+			return nil
+		}
+		mode := fmt.Sprintf("10%04o", e.Mode)
+		if e.Kind == change.Link {
+			mode = "120000"
+		}
+		return &fileVersion{SHA256: sums[e.Blob], Mode: mode}
+	}
+	var all []changedFile
+	for _, d := range list {
+		if d.Kind == change.EntryDiffers && isChange(d) && !isFolder(d) {
+			all = append(all, changedFile{f.clean(f.shownPath(d)), version(d.Before), version(d.After)})
+		}
+	}
+	return all, nil
+}
+
+// patchIsEdits judges the edits that the workspace had before the run, which are
+// what a run deploys whose commands alter nothing. Their texts are those of the
+// Python worker.
+func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *runFiles, workspace string, patterns []string, diffName string) (success, *Failure) {
+	document, failure := s.diffHead(ctx, workspace, diffName)
+	if failure != nil {
+		return success{}, failure
+	}
+	defer document.Discard()
 	changed, failure := s.listChanges(ctx, workspace)
+	if failure != nil {
+		return success{}, failure
+	}
+	if files != nil && len(changed.untracked) > 0 {
+		if err := files.addUntracked(ctx, document, changed.untracked); err != nil {
+			return success{}, commandError("The diff of untracked files cannot be made: " + err.Error())
+		}
+	}
+	diff, failure := s.finishDiff(document, diffName)
 	if failure != nil {
 		return success{}, failure
 	}
@@ -100,13 +306,56 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	allowed := newAllowlist(workspace, patterns)
 	var violations []string
 	for _, path := range validated {
-		if !allowed.allows(path) {
+		if !allowed.allows(path) || files != nil && files.isRepository(path) {
 			violations = append(violations, printable(path)+" is not allow-listed")
 		}
 	}
 	if len(violations) > 0 {
-		return success{}, allowListViolation(cut(strings.Join(violations, "; ")))
+		failure := allowListViolation(cut(strings.Join(violations, "; ")))
+		s.fallbackLog(failure)
+		failure.files = append([]artifacts.File{diff}, failure.files...)
+		return success{}, failure
 	}
+	var described []changedFile
+	if files != nil && len(validated) > 0 {
+		if described, failure = files.keepEdits(ctx, validated); failure != nil {
+			log.Line(failure.Error())
+			return success{}, s.attachLog(log, failure)
+		}
+	}
+	return s.patchSuccess(log, diff, changed, validated, described)
+}
+
+// isRepository says that a path of git's lists is a submodule or another
+// repository, whose files no diff of this one has.
+func (f *runFiles) isRepository(path string) bool {
+	return f.before.IsRepository(filepath.Join(f.inside, path))
+}
+
+// keepEdits records that the edits at these paths, which are relative to the
+// workspace, are the change of the run.
+func (f *runFiles) keepEdits(ctx context.Context, paths []string) ([]changedFile, *Failure) {
+	now, failure := f.look(ctx)
+	if failure != nil {
+		return nil, failure
+	}
+	var names []string
+	for _, path := range paths {
+		names = append(names, filepath.Join(f.inside, path))
+	}
+	list, err := f.repository.Edits(ctx, now, names)
+	if err != nil {
+		return nil, commandError("The edits that the run deploys cannot be compared with HEAD: " + err.Error())
+	}
+	f.record.Files.Edits = true
+	if failure := f.keepChange(ctx, now, list); failure != nil {
+		return nil, failure
+	}
+	return f.describe(ctx, list)
+}
+
+// patchSuccess ends a patch.
+func (s *stepRun) patchSuccess(log *artifacts.Log, diff artifacts.File, changed changes, validated []string, described []changedFile) (success, *Failure) {
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
 	if err != nil {
@@ -119,14 +368,21 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	}
 	return success{message: message, files: []artifacts.File{diff, file}, payload: patchPayload{
 		Unstaged: s.shown(changed.unstaged), Staged: s.shown(changed.staged), Untracked: s.shown(changed.untracked),
-		Validated: s.shown(validated), Log: file.Path,
+		Validated: s.shown(validated), Log: file.Path, Files: described,
 	}}, nil
 }
 
-// allowedPatterns returns the plan's allow-list, or the profile's if the plan has
-// none.
-func (s *stepRun) allowedPatterns() ([]string, *Failure) {
-	listed, failure := s.params.list("allowlist")
+// patchPatterns returns the allow-list of the plan's patch step, or the profile's if
+// the plan has none.
+func (s *stepRun) patchPatterns() ([]string, *Failure) {
+	params := s.params
+	if s.step != store.StepPatch {
+		var failure *Failure
+		if params, failure = s.plan.find(store.StepPatch); failure != nil {
+			return s.profile.allowlist, nil
+		}
+	}
+	listed, failure := params.list("allowlist")
 	if failure != nil || len(listed) == 0 {
 		return s.profile.allowlist, failure
 	}
@@ -164,24 +420,27 @@ func cut(text string) string {
 	return text[:end] + " … and more"
 }
 
-// writeDiff makes the diff artifact: all changes of tracked files since HEAD, or
+// diffHead begins the diff artifact with all changes of tracked files since HEAD, or
 // since the index if there is no commit yet.
-func (s *stepRun) writeDiff(ctx context.Context, workspace, name string) (artifacts.File, *Failure) {
+func (s *stepRun) diffHead(ctx context.Context, workspace, name string) (*artifacts.Document, *Failure) {
 	document, failure := s.diffInto(ctx, workspace, name, []string{"git", "diff", "HEAD"})
 	if failure != nil && (strings.Contains(failure.output, "unknown revision") || strings.Contains(failure.output, "ambiguous argument 'HEAD'")) {
 		document, failure = s.diffInto(ctx, workspace, name, []string{"git", "diff"})
 	}
-	if failure != nil {
-		return artifacts.File{}, failure
+	return document, failure
+}
+
+// addUntracked appends a diff that adds these files.
+func (f *runFiles) addUntracked(ctx context.Context, document *artifacts.Document, paths []string) error {
+	var list []change.Difference
+	for _, path := range paths {
+		list = append(list, change.Difference{Kind: change.EntryDiffers, Path: filepath.Join(f.inside, path)})
 	}
-	file, err := document.Finish()
-	if err == nil && file.SizeBytes == 0 {
-		file, err = s.dir.Write(name, "# No changes generated")
-	}
+	from, to, err := f.repository.Trees(ctx, f.before, list)
 	if err != nil {
-		return artifacts.File{}, artifactError(err)
+		return err
 	}
-	return file, nil
+	return f.repository.Diff(ctx, from, to, document)
 }
 
 func (s *stepRun) diffInto(ctx context.Context, workspace, name string, command []string) (*artifacts.Document, *Failure) {

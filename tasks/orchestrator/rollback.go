@@ -34,7 +34,7 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	}
 	for _, value := range strategies {
 		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
-			return success{}, s.rollbackFailed(log, failure)
+			return success{}, s.failInLog(log, failure)
 		}
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
@@ -104,10 +104,10 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	return nil
 }
 
-// rollbackFailed ends the log with the lines of the fallback log
-// (docs/moonmind.md#fallback-log). The payload names rollback.log, which is another file only if the plan gives the
-// step's log another name.
-func (s *stepRun) rollbackFailed(log *artifacts.Log, failure *Failure) *Failure {
+// failInLog ends the log of a failed step with the lines of the fallback log
+// (docs/moonmind.md#fallback-log). The payload names the fallback log, which is
+// another file only if the plan gives the step's log another name.
+func (s *stepRun) failInLog(log *artifacts.Log, failure *Failure) *Failure {
 	fallback := string(s.step) + ".log"
 	if log.Path() == fallback {
 		log.Line(string(s.step) + " step failed while executing orchestrator command.")
@@ -122,7 +122,9 @@ func (s *stepRun) rollbackFailed(log *artifacts.Log, failure *Failure) *Failure 
 		failure.files, failure.log = append(failure.files, file), file.Path
 		return failure
 	}
+	others := failure.files
+	failure.files = nil
 	s.fallbackLog(failure)
-	failure.files = append(failure.files, file)
+	failure.files = append(append(failure.files, others...), file)
 	return failure
 }

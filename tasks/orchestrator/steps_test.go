@@ -447,9 +447,12 @@ func TestPatch(t *testing.T) {
 	result, outcome := b.succeed("patch")
 	same(t, "message", outcome.Message, "Patched files: api_service/requirements.txt, api_service/Dockerfile, api_service/requirements/ünïcode.txt")
 	same(t, "payload", string(result.Metadata), `{"unstagedFiles":["api_service/requirements.txt"],"stagedFiles":["api_service/Dockerfile"],"untrackedFiles":["api_service/requirements/ünïcode.txt"],`+
-		`"validatedFiles":["api_service/requirements.txt","api_service/Dockerfile","api_service/requirements/ünïcode.txt"],"log":"patch.log"}`)
+		`"validatedFiles":["api_service/requirements.txt","api_service/Dockerfile","api_service/requirements/ünïcode.txt"],"log":"patch.log","files":[`+
+		`{"path":"api_service/requirements.txt","before":{"sha256":"fd408a479eb61f900ad68c2ac333048bd1fc283af22aa7f971ab762eb8250198","mode":"100644"},"after":{"sha256":"84a869ce0ab453cbdb7dbf81622ea2bc4eaddcc182528fbaacba09365df9446d","mode":"100644"}},`+
+		`{"path":"api_service/Dockerfile","before":{"sha256":"bb57c7da220a8753d7bdabac0d3afdb6efa742e4c736c5bc93ab40dfd5e23b9b","mode":"100644"},"after":{"sha256":"765853dbf8205e27ad87df4b1f07e9b7323ecfbef9a7ed3bf152bf859f127d89","mode":"100644"}},`+
+		`{"path":"api_service/requirements/ünïcode.txt","before":null,"after":{"sha256":"73cb3858a687a8494ca3323053016282f3dad39d42cf62ca4e79dda2aac7d9ac","mode":"100644"}}]}`)
 	same(t, "artifacts", paths(outcome), "patch_diff:patch.diff metrics:patch.log")
-	if diff := b.artifact("patch.diff"); !strings.HasPrefix(diff, "diff --git a/api_service/Dockerfile") || !strings.HasSuffix(diff, "+httpx==0.28.1\n") {
+	if diff := b.artifact("patch.diff"); !strings.HasPrefix(diff, "diff --git a/api_service/Dockerfile") || !strings.Contains(diff, "+httpx==0.28.1\ndiff --git") || !strings.HasSuffix(diff, "+x\n") {
 		t.Errorf("diff %q", diff)
 	}
 	same(t, "log", b.artifact("patch.log"), "git status --short\nM  api_service/Dockerfile\n M api_service/requirements.txt\n?? api_service/requirements/\n?? var/")
@@ -466,10 +469,10 @@ func TestPatchRefusesOtherFiles(t *testing.T) {
 	text := "README is not allow-listed; docs/notes.md is not allow-listed"
 	same(t, "text", failure.Error(), text)
 	same(t, "class", failure.Module+"."+failure.Type, "moonmind.workflows.orchestrator.command_runner.AllowListViolation")
-	same(t, "artifacts", paths(outcome), "metrics:patch.log")
+	same(t, "artifacts", paths(outcome), "patch_diff:patch.diff metrics:patch.log")
 	same(t, "log", b.artifact("patch.log"), "patch step failed while executing orchestrator command.\n"+text)
-	if !strings.Contains(b.artifact("patch.diff"), "+changed") {
-		t.Error("the diff is not on disk")
+	if diff := b.artifact("patch.diff"); !strings.Contains(diff, "+changed") || !strings.Contains(diff, "b/docs/notes.md") {
+		t.Errorf("diff %s", diff)
 	}
 }
 
@@ -481,7 +484,9 @@ func TestPatchWorksWithoutACommit(t *testing.T) {
 	b.plan(`[{"name": "patch", "parameters": {}}]`)
 	_, outcome := b.succeed("patch")
 	same(t, "message", outcome.Message, "Patched files: pyproject.toml")
-	same(t, "diff", b.artifact("patch.diff"), "# No changes generated")
+	if diff := b.artifact("patch.diff"); !strings.HasPrefix(diff, "diff --git a/pyproject.toml b/pyproject.toml\nnew file mode 100644\n") {
+		t.Errorf("diff %s", diff)
+	}
 }
 
 func TestPatchInASubdirectoryNamesFilesFromThere(t *testing.T) {

@@ -1,0 +1,49 @@
+package orchestrator
+
+import (
+	"context"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
+)
+
+// applyDiff applies the diff of the plan to the workspace: all of it or nothing. It
+// is refused before anything is altered if it does not fit, or if it would alter
+// something outside of the allow-list. It comes before the step's commands.
+func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles, diff string) *Failure {
+	if f == nil {
+		return commandError("Plan parameter diff cannot be applied: the workspace's state of before cannot be captured: " + s.record.Files.Missing)
+	}
+	if s.record.Files.Applied {
+		return nil
+	}
+	refused := func(err error) *Failure {
+		return commandError("Plan parameter diff cannot be applied, and nothing was changed: " + err.Error())
+	}
+	// The parameter's end may have been trimmed.
+	patch, err := f.repository.PlanPatch(ctx, f.before, strings.TrimRight(diff, "\n")+"\n")
+	if err != nil {
+		return refused(err)
+	}
+	list := patch.Judge(f.rules())
+	if violations := change.Violations(list); len(violations) > 0 {
+		return allowListViolation(cut(f.violationText(violations)))
+	}
+	now, failure := f.look(ctx)
+	if failure != nil {
+		return failure
+	}
+	if err := f.repository.Apply(ctx, patch, now); err != nil {
+		return refused(err)
+	}
+	var names []string
+	for _, d := range list {
+		if !isFolder(d) {
+			names = append(names, f.shownPath(d))
+		}
+	}
+	log.Line("[Applied the plan's diff to " + cut(strings.Join(s.shown(names), ", ")) + "]")
+	s.record.Files.Applied = true
+	return s.saveRecord(ctx)
+}
