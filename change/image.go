@@ -40,7 +40,9 @@ type Image struct {
 
 	// RestartBegun is the time from which on the run may have replaced containers.
 	RestartBegun *time.Time `json:"restartBegun,omitempty"`
-	// Appeared are containers of other services that the run has created.
+	// Touched are other services that the restart has changed although it must not.
+	// Appeared are containers of other services that it has created.
+	Touched  []string `json:"touched,omitempty"`
 	Appeared []string `json:"appeared,omitempty"`
 	// Restored says that a rollback has brought all of it back. The next step that
 	// changes something again makes a new record.
@@ -71,6 +73,8 @@ type Container struct {
 	Restarts   int       `json:"restarts,omitempty"`
 	// RestartPolicy is no, always, unless-stopped or on-failure.
 	RestartPolicy string `json:"restartPolicy,omitempty"`
+	// DependsOn is [compose.Container].DependsOn.
+	DependsOn string `json:"dependsOn,omitempty"`
 	// Volumes are names of volumes, also of anonymous ones, by path.
 	Volumes map[string]string `json:"volumes,omitempty"`
 	// replaces is [compose.Container].Replaces.
@@ -118,7 +122,7 @@ func ProjectOf(project compose.Project) Project {
 	for _, c := range project.Containers {
 		p.Containers = append(p.Containers, Container{
 			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
-			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, Volumes: c.Volumes, replaces: c.Replaces,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, replaces: c.Replaces,
 		})
 	}
 	for _, network := range project.Networks {
@@ -203,6 +207,9 @@ func FinalName(name string) (string, bool) {
 	return found[1], true
 }
 
+// TemporaryName is the name for a container that is to replace another one.
+func TemporaryName(id, name string) string { return shortID(id) + "_" + name }
+
 // A Repair is what mends an interrupted `docker compose up`: it leaves the new
 // container under a temporary name, beside the old one or alone. Compose would
 // refuse the next `up` because the name is taken, or run the service under that
@@ -261,8 +268,8 @@ func shortID(id string) string { return id[:min(12, len(id))] }
 // target, and says of each change what it is. A container that the engine's own
 // restart policy has started again is not changed: it ended by itself. health says
 // that it also reports a container that was healthy and is not. appeared are the ids
-// of new containers.
-func (i *Image) OtherChanges(now Project, health bool) (changes, appeared []string) {
+// of new containers, touched the services whose containers were changed.
+func (i *Image) OtherChanges(now Project, health bool) (changes, touched, appeared []string) {
 	for _, before := range i.Before.Containers {
 		if i.IsTarget(before.Service) {
 			continue
@@ -283,6 +290,7 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, appeared []stri
 		default:
 			continue
 		}
+		touched = append(touched, before.Service)
 		changes = append(changes, fmt.Sprintf("%s (container %s %s)", before.Service, shortID(before.ID), text))
 	}
 	for _, after := range now.Containers {
@@ -295,7 +303,7 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, appeared []stri
 		}
 	}
 	slices.Sort(changes)
-	return changes, appeared
+	return changes, touched, appeared
 }
 
 // wasStopped says that a container that does not run has not just ended by itself:

@@ -71,10 +71,15 @@ func (e *Engine) InspectContainer(ctx context.Context, id string) (Inspection, C
 
 // CreateContainer creates a container as the inspection has it, under this name,
 // from the image that the inspection names. It returns the new container's id, and
-// does not start it. Volumes are mounted by the names that they had, anonymous ones
+// does not start it. Compose's label for a container that replaces another one is
+// set, so that an interruption is seen. Volumes are mounted by the names that they had, anonymous ones
 // too. It returns [ErrNameTaken] if another container has the name.
 func (e *Engine) CreateContainer(ctx context.Context, name string, from Inspection) (string, error) {
 	config, hostConfig := from.again()
+	if service := config.Labels[labelService]; service != "" {
+		config.Labels = maps.Clone(config.Labels)
+		config.Labels[labelReplace] = service + "-" + config.Labels[labelNumber]
+	}
 	options := client.ContainerCreateOptions{Name: name, Config: &config, HostConfig: &hostConfig}
 	endpoints := from.endpoints()
 	var names []string
@@ -109,8 +114,13 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, from Inspecti
 // again returns the configuration for a container in place of the inspected one.
 func (i Inspection) again() (container.Config, container.HostConfig) {
 	config, hostConfig := i.config, i.hostConfig
-	if config.Hostname == shortID(i.id) {
-		config.Hostname = "" // the engine's default is the container's own id
+	if config.Hostname == shortID(i.id) || hostConfig.NetworkMode.IsContainer() {
+		// The engine's default is the container's own id. With the network of another
+		// container it is that one's, and the engine refuses any other.
+		config.Hostname = ""
+	}
+	if hostConfig.NetworkMode.IsContainer() {
+		config.ExposedPorts = nil
 	}
 	covered := map[string]bool{}
 	for _, bind := range hostConfig.Binds {
@@ -186,6 +196,7 @@ func (i Inspection) comparable() map[string]string {
 		delete(config.Labels, label)
 	}
 	config.Volumes = nil // Mounts has them
+	config.Image = ""    // the image's id is compared, not what the creator called it
 	hostConfig.Mounts, hostConfig.Binds = nil, nil
 	mounts := map[string]string{}
 	for _, mounted := range i.mounts {

@@ -29,6 +29,7 @@ const (
 	labelNumber  = "com.docker.compose.container-number"
 	labelHash    = "com.docker.compose.config-hash"
 	labelReplace = "com.docker.compose.replace"
+	labelDepends = "com.docker.compose.depends_on"
 )
 
 var (
@@ -110,6 +111,9 @@ type Container struct {
 	// Replaces says that compose has created the container to replace another one of
 	// its service.
 	Replaces bool
+	// DependsOn are the services that compose has started it after, in compose's own
+	// form; "" for none, and if compose was told not to look (--no-deps).
+	DependsOn string
 	// Created is the time of its creation.
 	Created time.Time
 	// State is created, running, paused, restarting, removing, exited or
@@ -190,6 +194,7 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 		ImageID:    inspected.Image,
 		ConfigHash: labels[labelHash],
 		Replaces:   labels[labelReplace] != "",
+		DependsOn:  labels[labelDepends],
 		Created:    parseTime(inspected.Created),
 		Restarts:   inspected.RestartCount,
 	}

@@ -20,6 +20,7 @@ const (
 	EnvDatabaseImage = "MM_TEST_DATABASE_IMAGE" // the image of the database if it is a container, for StartOwnDatabase
 	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and those of the other releases
 	EnvCompose       = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
+	EnvOldestCompose = "MM_TEST_COMPOSE_OLDEST" // path of the oldest docker-compose program that is supported, for `make test-change`
 	howToGetOne      = "run `make test`, or `make services-up` and the export lines that it prints"
 	serviceTimeout   = 15 * time.Second
 )
@@ -102,6 +103,13 @@ func Celery(t testing.TB, version string) string {
 // folder of environments.
 func CeleryPython(root, version string) string {
 	return filepath.Join(root, "celery-"+version, "bin", "python")
+}
+
+// OldestCompose returns the path of the oldest docker-compose program that the
+// project supports. Only `make test-change` provides it.
+func OldestCompose(t testing.TB) string {
+	t.Helper()
+	return need(t, EnvOldestCompose, "docker compose 2.26")
 }
 
 // Compose returns the path of the docker-compose program, for tests that run

@@ -52,13 +52,11 @@ type composeEnv struct {
 	engine           *compose.Engine
 }
 
-func newComposeBench(t *testing.T) *composeEnv {
+// newComposeEnv returns an environment without files, and arranges that the
+// project's containers and images are removed.
+func newComposeEnv(t *testing.T, program string) *composeEnv {
 	t.Helper()
-	server, err := buildServer()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &composeEnv{program: devenv.Compose(t), project: "mmtest" + strings.ToLower(rand.Text()[:8])}
+	c := &composeEnv{program: program, project: "mmtest" + strings.ToLower(rand.Text()[:8])}
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +71,24 @@ func newComposeBench(t *testing.T) *composeEnv {
 	c.config.StableTime = time.Second
 	// The engine has pins of this run, which must not be those of another test.
 	c.steps.run.ID = fmt.Sprintf("5b0e6a52-3c1d-4f0e-9b7a-%012x", mathrand.Uint64N(1<<48))
+	t.Cleanup(func() {
+		c.compose(context.Background(), "down", "--volumes", "--remove-orphans", "--timeout", "1")
+		c.releasePins()
+		c.removeImages()
+	})
+	if err := sample.ImportBase(t.Context(), c.base(), "mm-orchestrator.test="+c.project); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
 
+func newComposeBench(t *testing.T) *composeEnv {
+	t.Helper()
+	server, err := buildServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newComposeEnv(t, devenv.Compose(t))
 	source := filepath.Join("testdata", "compose", t.Name())
 	c.copyTree(source)
 	if err := os.RemoveAll(filepath.Join(c.workspace, "change")); err != nil {
@@ -89,14 +104,6 @@ func newComposeBench(t *testing.T) *composeEnv {
 	}
 	c.file(".gitignore", "server\n")
 	c.repository()
-	t.Cleanup(func() {
-		c.compose(context.Background(), "down", "--volumes", "--timeout", "1")
-		c.releasePins()
-		c.removeImages()
-	})
-	if err := sample.ImportBase(t.Context(), c.base(), "mm-orchestrator.test="+c.project); err != nil {
-		t.Fatal(err)
-	}
 	c.compose(t.Context(), "up", "-d", "--build")
 	c.copyTree(filepath.Join(source, "change"))
 
@@ -157,12 +164,14 @@ func (c *composeEnv) compose(ctx context.Context, args ...string) {
 // releasePins removes what the test's run has pinned.
 func (c *composeEnv) releasePins() {
 	c.t.Helper()
-	o, err := New(c.config)
-	if err == nil {
-		err = o.ReleasePins(context.Background(), c.steps.run.ID)
-	}
+	pins, err := c.engine.ListPins(context.Background(), c.steps.run.ID)
 	if err != nil {
 		c.t.Error(err)
+	}
+	for _, pin := range pins {
+		if err := c.engine.RemovePin(context.Background(), pin.Name); err != nil {
+			c.t.Error(err)
+		}
 	}
 }
 

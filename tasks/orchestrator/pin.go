@@ -236,12 +236,6 @@ func (s *stepRun) isSameEngine(ctx context.Context, plan deployment, project com
 	return nil
 }
 
-// canBeNamed says that an image name is one that can be given to an image: not an
-// id, and no digest.
-func canBeNamed(name string) bool {
-	return name != "" && !strings.HasPrefix(name, "sha256:") && !strings.Contains(name, "@")
-}
-
 // planPins adds the image names and the pins to a record.
 func (s *stepRun) planPins(ctx context.Context, image *change.Image, config compose.Config) error {
 	var names []string
@@ -261,7 +255,7 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
-		if !canBeNamed(name) {
+		if !change.CanBeNamed(name) {
 			continue
 		}
 		found, err := s.config.Engine.InspectImage(ctx, name)
@@ -494,29 +488,6 @@ func (s *stepRun) loadArchive(ctx context.Context, pin change.Pin) error {
 	}
 	if _, err := s.config.Engine.InspectImage(ctx, pin.ImageID); err != nil {
 		return fmt.Errorf("%s, also after loading %s: %w", gone, pin.Archive, err)
-	}
-	return nil
-}
-
-// ReleasePins removes what a run has pinned: its containers and its saved images.
-// It is no error if there is nothing.
-func (o *Orchestrator) ReleasePins(ctx context.Context, runID string) error {
-	if o.config.PinDirectory != "" {
-		if err := os.RemoveAll(filepath.Join(o.config.PinDirectory, runID)); err != nil {
-			return err
-		}
-	}
-	if o.config.Engine == nil {
-		return nil
-	}
-	pins, err := o.config.Engine.ListPins(ctx, runID)
-	if err != nil {
-		return err
-	}
-	for _, pin := range pins {
-		if err := o.config.Engine.RemovePin(ctx, pin.Name); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -118,11 +118,11 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 		if err != nil {
 			return notProven(err)
 		}
-		changes, appeared := image.OtherChanges(now, false)
+		changes, touched, appeared := image.OtherChanges(now, false)
 		if len(changes) > 0 {
-			return s.othersChanged(ctx, changes, appeared)
+			return s.othersChanged(ctx, changes, touched, appeared)
 		}
-		if changes, _ = image.OtherChanges(now, true); len(changes) == 0 {
+		if changes, _, _ = image.OtherChanges(now, true); len(changes) == 0 {
 			return s.proveReplacement(ctx, log, command, now)
 		}
 		// Only the health of others is left, which may depend on the target.
@@ -130,7 +130,7 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 			if cause := context.Cause(ctx); cause != nil {
 				return notProven(cause)
 			}
-			return s.othersChanged(ctx, changes, nil)
+			return s.othersChanged(ctx, changes, nil, nil)
 		}
 	}
 }
@@ -150,14 +150,12 @@ func (s *stepRun) projectNow(ctx context.Context) (change.Project, error) {
 }
 
 // othersChanged is the failure of a restart that has changed other services. It
-// records which containers are new, so that a rollback removes them.
-func (s *stepRun) othersChanged(ctx context.Context, changes, appeared []string) *Failure {
+// records them, so that a rollback puts them right, and nothing that somebody else
+// has changed.
+func (s *stepRun) othersChanged(ctx context.Context, changes, touched, appeared []string) *Failure {
 	image := s.record.Image
-	for _, id := range appeared {
-		if !slices.Contains(image.Appeared, id) {
-			image.Appeared = append(image.Appeared, id)
-		}
-	}
+	image.Touched = slices.Compact(slices.Sorted(slices.Values(append(image.Touched, touched...))))
+	image.Appeared = slices.Compact(slices.Sorted(slices.Values(append(image.Appeared, appeared...))))
 	if failure := s.saveRecord(ctx); failure != nil {
 		return failure
 	}
@@ -174,7 +172,7 @@ func (s *stepRun) proveReplacement(ctx context.Context, log *artifacts.Log, comm
 	}
 	wanted := map[string]string{}
 	for _, container := range now.Containers {
-		if !image.IsTarget(container.Service) || !canBeNamed(container.Image) || wanted[container.Image] != "" {
+		if !image.IsTarget(container.Service) || !change.CanBeNamed(container.Image) || wanted[container.Image] != "" {
 			continue
 		}
 		var found compose.Image

@@ -1,6 +1,6 @@
 // Command server is the service of the compose tests. The first word of the
 // file /behaviour says what it does: ok, unhealthy (answers, but fails its
-// health check), or exit.
+// health check), exit, or done (ends without an error).
 package main
 
 import (
@@ -27,6 +27,9 @@ func main() {
 	if behaviour == "exit" {
 		fmt.Println("No module named 'flask'")
 		os.Exit(3)
+	}
+	if behaviour == "done" {
+		return
 	}
 	http.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, version) })
 	http.HandleFunc("/check", func(w http.ResponseWriter, _ *http.Request) {

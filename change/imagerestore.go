@@ -1,0 +1,347 @@
+package change
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// ImageNow is what a rollback sees of a project, each time before it acts.
+type ImageNow struct {
+	Project Project
+	// Images has the ids of the recorded images that the engine has.
+	Images map[string]bool
+	// Names has which image each recorded name stands for; "" for none.
+	Names map[string]string
+	// Differing has, by the id of a container, what of its configuration differs from
+	// that of the container of before in its place. It is empty for a container whose
+	// configuration is equal, or cannot be compared.
+	Differing map[string][]string
+	// Hashes has compose's hash of the configuration that the files have now, by
+	// service; "" if compose does not tell.
+	Hashes map[string]string
+	// Tried are the services for which this rollback has run compose, or cannot.
+	Tried map[string]bool
+	// Kept are ids of networks and image names that the engine refuses to remove,
+	// because something that is not the run's uses them.
+	Kept map[string]bool
+}
+
+// The acts of a rollback. Each can be repeated after a kill at any point.
+const (
+	// LoadImage brings the pinned image back from its archive.
+	LoadImage = "load image"
+	// MendContainer does Repair.
+	MendContainer = "mend container"
+	// TagImage gives Name to the image ID, UntagImage takes Name away.
+	TagImage   = "tag image"
+	UntagImage = "untag image"
+	// ComposeUp lets compose replace the containers of Service by Count new ones.
+	ComposeUp = "compose up"
+	// ReplaceContainer puts a container like Before in the place of Container, which
+	// may be missing.
+	ReplaceContainer = "replace container"
+	// These act on Container.
+	StartContainer  = "start container"
+	StopContainer   = "stop container"
+	PauseContainer  = "pause container"
+	RemoveContainer = "remove container"
+	// RemoveNetwork removes Network.
+	RemoveNetwork = "remove network"
+)
+
+// An Act is one act of a rollback on images and containers.
+type Act struct {
+	Do string
+	// Why is the reason, for the log.
+	Why string
+
+	Service   string
+	Container Container
+	Before    Container
+	Repair    Repair
+	Name, ID  string
+	Network   Network
+	Count     int
+	// Start says that ComposeUp starts the containers.
+	Start bool
+}
+
+// Restore returns what a rollback has to do next, in order; nothing when all of it
+// is as before. After the acts, the caller looks again.
+func (i *Image) Restore(now ImageNow) []Act {
+	acts, complete := i.restoreContainers(now)
+	if len(acts) > 0 || !complete {
+		return acts
+	}
+	for _, name := range i.Names {
+		switch {
+		case name.ID == now.Names[name.Name], now.Kept[name.Name]:
+		case name.ID == "":
+			acts = append(acts, Act{Do: UntagImage, Name: name.Name, Why: "no image had that name before the run"})
+		default:
+			acts = append(acts, i.load(now, name.ID)...)
+			acts = append(acts, Act{Do: TagImage, Name: name.Name, ID: name.ID, Why: "the name stood for that image before the run"})
+		}
+	}
+	for _, network := range now.Project.Networks {
+		known := slices.ContainsFunc(i.Before.Networks, func(before Network) bool { return before.Name == network.Name })
+		if i.RestartBegun != nil && !known && !now.Kept[network.ID] {
+			acts = append(acts, Act{Do: RemoveNetwork, Network: network, Why: "the network was not there before the run"})
+		}
+	}
+	return acts
+}
+
+// isOurs says that the rollback is responsible for a service.
+func (i *Image) isOurs(service string) bool {
+	return i.IsTarget(service) || slices.Contains(i.Touched, service)
+}
+
+// restoreContainers returns the next acts for containers. complete says that none is
+// left to do.
+func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
+	for _, repair := range now.Project.Repairs(i.isOurs) {
+		acts = append(acts, Act{Do: MendContainer, Repair: repair, Container: repair.Container, Why: "a restart was interrupted"})
+	}
+	if len(acts) > 0 {
+		return acts, false
+	}
+	for _, id := range i.Appeared {
+		if c, found := now.Project.ByID(id); found {
+			acts = append(acts, Act{Do: RemoveContainer, Container: c, Why: "the run has created it"})
+		}
+	}
+	services := slices.Compact(slices.Sorted(slices.Values(slices.Concat(i.Before.Services(), now.Project.Services()))))
+	for _, service := range services {
+		if i.isOurs(service) {
+			acts = append(acts, i.restoreService(now, service)...)
+		}
+	}
+	return acts, true
+}
+
+// restoreService returns the next acts for a service.
+func (i *Image) restoreService(now ImageNow, service string) []Act {
+	want, have := i.Before.Of(service), now.Project.Of(service)
+	var acts []Act
+	unequal := false
+	for _, before := range want {
+		c, found := inPlaceOf(before, have)
+		unequal = unequal || !found || len(now.Differences(before, c)) > 0
+	}
+	var surplus []Container
+	for _, c := range have {
+		if !slices.ContainsFunc(want, func(before Container) bool { place, found := inPlaceOf(before, have); return found && place.ID == c.ID }) {
+			surplus = append(surplus, c)
+		}
+	}
+	if !unequal {
+		for _, c := range surplus {
+			acts = append(acts, Act{Do: RemoveContainer, Container: c, Service: service, Why: "the run has created it"})
+		}
+		for _, before := range want {
+			c, _ := inPlaceOf(before, have)
+			acts = append(acts, restoreState(before, c)...)
+		}
+		return acts
+	}
+	for _, before := range want {
+		acts = append(acts, i.load(now, before.ImageID)...)
+	}
+	if i.canUseCompose(now, service, want) {
+		first := want[0]
+		if now.Names[first.Image] != first.ImageID {
+			acts = append(acts, Act{Do: TagImage, Name: first.Image, ID: first.ImageID, Service: service, Why: "compose finds the image by that name"})
+		}
+		start := slices.ContainsFunc(want, func(c Container) bool { return isUp(c.State) })
+		return append(acts, Act{Do: ComposeUp, Service: service, Count: len(want), Start: start, Why: "its container is not that of before the run"})
+	}
+	for _, c := range surplus {
+		acts = append(acts, Act{Do: RemoveContainer, Container: c, Service: service, Why: "the run has created it"})
+	}
+	for _, before := range want {
+		c, found := inPlaceOf(before, have)
+		if found && len(now.Differences(before, c)) == 0 {
+			continue
+		}
+		if CanBeNamed(before.Image) && now.Names[before.Image] != before.ImageID {
+			acts = append(acts, Act{Do: TagImage, Name: before.Image, ID: before.ImageID, Service: service, Why: "the container is created by that name"})
+		}
+		acts = append(acts, Act{Do: ReplaceContainer, Container: c, Before: before, Service: service, Why: strings.Join(now.Differences(before, c), ", ")})
+	}
+	return acts
+}
+
+// canUseCompose says that compose, with the files as they are now, can make the
+// containers of before. It cannot if they name the services that they depend on: a
+// rollback touches no other service, and told so, compose leaves the names out.
+func (i *Image) canUseCompose(now ImageNow, service string, want []Container) bool {
+	if len(i.Compose) == 0 || len(want) == 0 || now.Tried[service] {
+		return false
+	}
+	hash := now.Hashes[service]
+	for _, c := range want {
+		if c.ConfigHash == "" || c.DependsOn != "" || hash != "" && hash != c.ConfigHash || !CanBeNamed(c.Image) || c.Image != want[0].Image || c.ImageID != want[0].ImageID {
+			return false
+		}
+	}
+	return true
+}
+
+// CanBeNamed says that an image name is one that can be given to an image: not an
+// id, and no digest.
+func CanBeNamed(name string) bool {
+	return name != "" && !strings.HasPrefix(name, "sha256:") && !strings.Contains(name, "@")
+}
+
+// load returns the act that brings an image back, nothing if it is there.
+func (i *Image) load(now ImageNow, id string) []Act {
+	if now.Images[id] {
+		return nil
+	}
+	now.Images[id] = true // one act is enough
+	return []Act{{Do: LoadImage, ID: id, Why: "the engine has the image no more"}}
+}
+
+// inPlaceOf finds the container that is now in the place of one of before: itself,
+// otherwise the one of the same name.
+func inPlaceOf(before Container, have []Container) (Container, bool) {
+	for _, c := range have {
+		if c.ID == before.ID {
+			return c, true
+		}
+	}
+	for _, c := range have {
+		if c.Name == before.Name {
+			return c, true
+		}
+	}
+	return Container{}, false
+}
+
+// InPlaceOf finds the container that is now in the place of one of before.
+func (i *Image) InPlaceOf(before Container, now Project) (Container, bool) {
+	return inPlaceOf(before, now.Of(before.Service))
+}
+
+// Differences lists what differs between a container of before and the one that is
+// in its place now. It is empty for the same container, and for one that was made
+// like it.
+func (n ImageNow) Differences(before, now Container) []string {
+	if now.ID == before.ID {
+		return nil
+	}
+	var differing []string
+	if now.ID == "" {
+		return []string{"it is missing"}
+	}
+	if now.ImageID != before.ImageID {
+		differing = append(differing, fmt.Sprintf("image %s instead of %s", now.ImageID, before.ImageID))
+	}
+	if now.ConfigHash != before.ConfigHash {
+		differing = append(differing, fmt.Sprintf("configuration %s instead of %s", cmp.Or(now.ConfigHash, "unknown to compose"), cmp.Or(before.ConfigHash, "unknown to compose")))
+	}
+	if !maps.Equal(now.Volumes, before.Volumes) {
+		differing = append(differing, "other volumes")
+	}
+	return append(differing, n.Differing[now.ID]...)
+}
+
+// restoreState returns the acts after which a container runs, or does not, as one
+// did before.
+func restoreState(before, now Container) []Act {
+	act := Act{Container: now, Service: now.Service, Why: "it was " + before.State + " before the run"}
+	switch {
+	case before.State == "paused" && now.State == "paused":
+		return nil
+	case before.State == "paused" && isUp(now.State):
+		act.Do = PauseContainer
+	case isUp(before.State) && !isUp(now.State):
+		if before.State == "restarting" {
+			return nil // it has ended by itself before, and does again
+		}
+		if now.ID != before.ID && now.hasEnded() {
+			return nil // it was started and has ended by itself
+		}
+		act.Do = StartContainer
+	case !isUp(before.State) && isUp(now.State):
+		act.Do = StopContainer
+	default:
+		return nil
+	}
+	return []Act{act}
+}
+
+// hasEnded says that a container was started once and runs no more.
+func (c Container) hasEnded() bool { return !c.StartedAt.IsZero() && !isUp(c.State) }
+
+// String is the line about an act in a log.
+func (a Act) String() string {
+	switch a.Do {
+	case LoadImage:
+		return "Loading image " + a.ID + ": " + a.Why
+	case MendContainer:
+		return a.Repair.String()
+	case TagImage:
+		return "Naming image " + a.ID + " " + a.Name + ": " + a.Why
+	case UntagImage:
+		return "Removing the image name " + a.Name + ": " + a.Why
+	case ComposeUp:
+		return "Replacing the container of service " + a.Service + ": " + a.Why
+	case ReplaceContainer:
+		return "Creating container " + a.Before.Name + " again: " + a.Why
+	case StartContainer:
+		return "Starting container " + a.Container.Name + ": " + a.Why
+	case StopContainer:
+		return "Stopping container " + a.Container.Name + ": " + a.Why
+	case PauseContainer:
+		return "Pausing container " + a.Container.Name + ": " + a.Why
+	case RemoveContainer:
+		return "Removing container " + a.Container.Name + ": " + a.Why
+	case RemoveNetwork:
+		return "Removing network " + a.Network.Name + ": " + a.Why
+	}
+	return a.Do
+}
+
+// Equal returns what the target has and had before the run: the ids of the images
+// and compose's hashes of the configurations, as one text each. With what has
+// changed, it returns the differences.
+func (i *Image) Equal(now ImageNow) (images, configurations string, differences []string) {
+	var ids, hashes []string
+	for _, before := range i.Before.Containers {
+		if !i.isOurs(before.Service) {
+			continue
+		}
+		c, _ := inPlaceOf(before, now.Project.Of(before.Service))
+		for _, difference := range now.Differences(before, c) {
+			differences = append(differences, fmt.Sprintf("container %s: %s", before.Name, difference))
+		}
+		if isUp(before.State) && c.ID != "" && !isUp(c.State) && before.State != "restarting" {
+			differences = append(differences, fmt.Sprintf("container %s: it was %s, is %s", before.Name, before.State, c.State))
+		}
+		if i.IsTarget(before.Service) {
+			ids, hashes = append(ids, before.ImageID), append(hashes, cmp.Or(before.ConfigHash, "of no compose file"))
+		}
+	}
+	for _, c := range now.Project.Containers {
+		if i.IsTarget(c.Service) && len(i.Before.Of(c.Service)) == 0 {
+			differences = append(differences, fmt.Sprintf("container %s: it was not there", c.Name))
+		}
+	}
+	for _, name := range i.Names {
+		if now.Names[name.Name] != name.ID && !now.Kept[name.Name] {
+			differences = append(differences, fmt.Sprintf("image name %s: it stands for %s instead of %s", name.Name, cmp.Or(now.Names[name.Name], "no image"), cmp.Or(name.ID, "no image")))
+		}
+	}
+	return joined(ids), joined(hashes), differences
+}
+
+// joined writes different texts, "none" for none.
+func joined(texts []string) string {
+	slices.Sort(texts)
+	return cmp.Or(strings.Join(slices.Compact(texts), ", "), "none")
+}

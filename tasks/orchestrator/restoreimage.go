@@ -1,0 +1,332 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+)
+
+// restoreRounds bounds how often a rollback looks and acts. Four are enough when
+// nobody else changes the project: load and mend, compose, create again, names.
+const restoreRounds = 12
+
+// An imageOutcome is what a rollback has done for images and containers.
+type imageOutcome struct {
+	// ByCommands says that nothing could be recorded before the change, so that only
+	// the plan's own commands can undo it. Reason says why.
+	ByCommands bool
+	Reason     string
+	// Untouched says that the run has changed no image and no container.
+	Untouched bool
+	// Images and Configuration are the ids and hashes that are as before the run.
+	Images, Configuration string
+}
+
+// restoreImage brings images and containers back to what they were before the run,
+// without a build and without a registry. The workspace must be as before already:
+// compose reads its files.
+//
+//   - It can be repeated after a kill at any point: it looks, decides, and acts.
+//   - It returns a failure if something is not as before in the end. The text names
+//     what, and the commands for doing it by hand.
+func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOutcome, *Failure) {
+	image := s.record.Image
+	switch {
+	case image == nil && s.ranElsewhere:
+		return imageOutcome{ByCommands: true, Reason: "a worker that keeps no record has run steps of this run"}, nil
+	case image == nil:
+		return imageOutcome{Untouched: true}, nil
+	case !image.EngineSeen:
+		return imageOutcome{ByCommands: true, Reason: "the docker engine could not be read when the run began to change images"}, nil
+	case !image.Ready:
+		return imageOutcome{Untouched: true}, nil
+	}
+	r := &imageRestore{stepRun: s, log: log, tried: map[string]bool{}, kept: map[string]bool{}}
+	var now change.ImageNow
+	var failed error
+	for range restoreRounds {
+		failed = s.untilEngineAnswers(ctx, func() (err error) {
+			now, err = r.look(ctx)
+			return err
+		})
+		if failed != nil {
+			break
+		}
+		acts := image.Restore(now)
+		if len(acts) == 0 {
+			break
+		}
+		if failed = r.do(ctx, acts); failed != nil && !errors.Is(failed, compose.ErrUnreachable) {
+			break
+		}
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return imageOutcome{}, commandError(fmt.Sprintf("Bringing back %s of project %s was ended: %s", image.Describe(), image.Project, cause))
+	}
+	if failed != nil {
+		return imageOutcome{}, commandError(fmt.Sprintf("%s of project %s cannot be brought back: %s. %s", capital(image.Describe()), image.Project, failed, r.byHand()))
+	}
+	images, configuration, differences := image.Equal(now)
+	if len(differences) > 0 {
+		return imageOutcome{}, commandError(fmt.Sprintf("%s of project %s is not as before the run: %s. %s",
+			capital(image.Describe()), image.Project, strings.Join(differences, "; "), r.byHand()))
+	}
+	image.Restored = true
+	if failure := s.saveRecord(ctx); failure != nil {
+		return imageOutcome{}, failure
+	}
+	return imageOutcome{Images: images, Configuration: configuration}, nil
+}
+
+func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
+
+// An imageRestore is the part of a rollback that acts on images and containers.
+type imageRestore struct {
+	*stepRun
+	log *artifacts.Log
+	// tried and kept are those of [change.ImageNow].
+	tried, kept map[string]bool
+}
+
+// target is the plan's compose command line without a subcommand.
+func (r *imageRestore) target() compose.Target {
+	return compose.Target{Prefix: r.record.Image.Compose}
+}
+
+// look returns what a rollback has to know before it acts.
+func (r *imageRestore) look(ctx context.Context) (change.ImageNow, error) {
+	image := r.record.Image
+	now := change.ImageNow{
+		Images: map[string]bool{}, Names: map[string]string{}, Differing: map[string][]string{}, Hashes: map[string]string{}, Tried: r.tried, Kept: r.kept,
+	}
+	project, err := r.config.Engine.Project(ctx, image.Project)
+	if err != nil {
+		return now, err
+	}
+	now.Project = change.ProjectOf(project)
+	names := map[string]bool{}
+	ids := map[string]bool{}
+	for _, name := range image.Names {
+		names[name.Name] = true
+		ids[name.ID] = true
+	}
+	for _, before := range image.Before.Containers {
+		names[before.Image] = true
+		ids[before.ImageID] = true
+		c, found := image.InPlaceOf(before, now.Project)
+		switch {
+		case !found || c.ID != before.ID && len(now.Differences(before, c)) > 0:
+			r.askCompose(ctx, &now, before.Service)
+		case c.ID != before.ID:
+			if now.Differing[c.ID], err = r.compare(ctx, before, c); err != nil {
+				return now, err
+			}
+		}
+	}
+	for name := range names {
+		if !change.CanBeNamed(name) {
+			continue
+		}
+		found, err := r.config.Engine.InspectImage(ctx, name)
+		if err != nil && !errors.Is(err, compose.ErrNotFound) {
+			return now, err
+		}
+		now.Names[name] = found.ID
+	}
+	for id := range ids {
+		if id == "" {
+			continue
+		}
+		_, err := r.config.Engine.InspectImage(ctx, id)
+		if err != nil && !errors.Is(err, compose.ErrNotFound) {
+			return now, err
+		}
+		now.Images[id] = err == nil
+	}
+	return now, nil
+}
+
+// askCompose asks which configuration of a service the files have now. If compose
+// cannot read them, it is of no use for the service.
+func (r *imageRestore) askCompose(ctx context.Context, now *change.ImageNow, service string) {
+	if r.tried[service] || now.Hashes[service] != "" || len(r.record.Image.Compose) == 0 {
+		return
+	}
+	text, err := r.query(ctx, r.record.Image.Workspace, r.target().HashCommand(service))
+	if err != nil {
+		r.stepRun.log.Warn("compose cannot read the project's files, containers are created without it", "service", service, "error", err)
+		r.tried[service] = true
+		return
+	}
+	now.Hashes[service] = compose.ParseHash(text, service)
+}
+
+// compare lists what differs in the configuration of a container from that of the
+// one of before, as far as that is recorded.
+func (r *imageRestore) compare(ctx context.Context, before, now change.Container) ([]string, error) {
+	recorded, err := r.recordedBefore(ctx, before)
+	if err != nil || recorded == nil {
+		return nil, err
+	}
+	found, _, err := r.config.Engine.InspectContainer(ctx, now.ID)
+	if errors.Is(err, compose.ErrNotFound) {
+		return []string{"it was removed just now"}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return recorded.Differences(found), nil
+}
+
+// recordedBefore returns the configuration of a container of before, nil if it is
+// not recorded.
+func (r *imageRestore) recordedBefore(ctx context.Context, before change.Container) (*compose.Inspection, error) {
+	for _, pin := range r.record.Image.Pins {
+		if pin.Container == before.ID {
+			return r.recordedContainer(ctx, pin)
+		}
+	}
+	return nil, nil
+}
+
+// do carries out acts in their order. It returns the first error.
+func (r *imageRestore) do(ctx context.Context, acts []change.Act) error {
+	for _, act := range acts {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if act.Do != change.MendContainer { // its line is written after it
+			r.log.Line("[" + act.String() + "]")
+		}
+		over := stall.FromContext(ctx).Wait()
+		err := r.doOne(ctx, act)
+		over()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *imageRestore) doOne(ctx context.Context, act change.Act) error {
+	engine := r.config.Engine
+	switch act.Do {
+	case change.LoadImage:
+		i := slices.IndexFunc(r.record.Image.Pins, func(pin change.Pin) bool { return pin.ImageID == act.ID })
+		if i < 0 {
+			return fmt.Errorf("the engine has no image %s any more, and it was not pinned", act.ID)
+		}
+		return r.loadArchive(ctx, r.record.Image.Pins[i])
+	case change.MendContainer:
+		return r.repair(ctx, r.log, act.Repair)
+	case change.TagImage:
+		return engine.TagImage(ctx, act.ID, act.Name)
+	case change.UntagImage:
+		if err := engine.UntagImage(ctx, act.Name); err != nil {
+			return r.keep(act.Name, err)
+		}
+		return nil
+	case change.ComposeUp:
+		r.tried[act.Service] = true
+		return r.composeUp(ctx, act)
+	case change.ReplaceContainer:
+		return r.replace(ctx, act)
+	case change.StartContainer:
+		return engine.StartContainer(ctx, act.Container.ID)
+	case change.StopContainer:
+		return engine.StopContainer(ctx, act.Container.ID)
+	case change.PauseContainer:
+		return engine.PauseContainer(ctx, act.Container.ID)
+	case change.RemoveContainer:
+		return engine.RemoveContainer(ctx, act.Container.ID)
+	case change.RemoveNetwork:
+		if err := engine.RemoveNetwork(ctx, act.Network.ID); err != nil {
+			return r.keep(act.Network.ID, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown act %q", act.Do)
+}
+
+// keep leaves something in the engine that it refuses to remove.
+func (r *imageRestore) keep(id string, err error) error {
+	if errors.Is(err, compose.ErrUnreachable) {
+		return err
+	}
+	r.kept[id] = true
+	r.log.Line("[Left as it is: " + err.Error() + "]")
+	return nil
+}
+
+// composeUp lets compose replace a service's containers. Its exit code decides
+// nothing: the next look shows what it has done.
+func (r *imageRestore) composeUp(ctx context.Context, act change.Act) error {
+	command := r.target().BackCommand(act.Service, act.Count, act.Start)
+	r.log.Line("$ " + formatCommand(command))
+	output := r.log.Output()
+	code, failure := r.runner.run(ctx, r.record.Image.Workspace, command, output.Stdout, output.Stderr, nil)
+	output.Close()
+	switch {
+	case context.Cause(ctx) != nil:
+		return context.Cause(ctx)
+	case failure != nil:
+		r.log.Line("[" + failure.Error() + "]")
+	case code != 0:
+		r.log.Line(fmt.Sprintf("[The command failed with code %d]", code))
+	}
+	return nil
+}
+
+// replace puts a container like one of before in the place of the present one. The
+// new one exists before the old one is stopped.
+func (r *imageRestore) replace(ctx context.Context, act change.Act) error {
+	recorded, err := r.recordedBefore(ctx, act.Before)
+	if err != nil {
+		return err
+	}
+	if recorded == nil {
+		return fmt.Errorf("the configuration of container %s is not recorded any more: somebody has removed its pin", act.Before.Name)
+	}
+	engine := r.config.Engine
+	if act.Container.ID == "" {
+		_, err := engine.CreateContainer(ctx, act.Before.Name, *recorded)
+		return err // the next look starts it
+	}
+	id, err := engine.CreateContainer(ctx, change.TemporaryName(act.Container.ID, act.Before.Name), *recorded)
+	if err != nil {
+		return err
+	}
+	if err := engine.StopContainer(ctx, act.Container.ID); err != nil {
+		return err
+	}
+	if err := engine.RemoveContainer(ctx, act.Container.ID); err != nil {
+		return err
+	}
+	return engine.RenameContainer(ctx, id, act.Before.Name)
+}
+
+// byHand says with which commands an operator can do what the rollback could not.
+func (r *imageRestore) byHand() string {
+	image := r.record.Image
+	var lines []string
+	for _, before := range image.Before.Containers {
+		if !image.IsTarget(before.Service) {
+			continue
+		}
+		if change.CanBeNamed(before.Image) {
+			lines = append(lines, "docker tag "+before.ImageID+" "+before.Image)
+		}
+		lines = append(lines, formatCommand(append(r.target().BackCommand(before.Service, len(image.Before.Of(before.Service)), true), "--force-recreate")))
+	}
+	if len(lines) == 0 {
+		return "See the log for what was done"
+	}
+	return "By hand, in " + image.Workspace + ": " + strings.Join(slices.Compact(lines), " && ")
+}
