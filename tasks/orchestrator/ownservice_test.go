@@ -79,7 +79,7 @@ const ownCommand = "docker compose --project-name moonmind up -d --no-deps orche
 // restarts that service.
 func newOwnEnv(t *testing.T) (*testEnv, *fakeHelpers) {
 	b := newTestEnv(t)
-	b.program("docker", `case "$*" in *config*) echo '{"name": "moonmind", "services": {"orchestrator": {}}}';; *) echo "the worker has run $*"; exit 9;; esac`)
+	b.program("docker", `case "$*" in *config*) echo '{"name": "moonmind", "services": {"orchestrator": {}}}';; *' ls --quiet') ;; *) echo "the worker has run $*"; exit 9;; esac`)
 	f := &fakeHelpers{own: &compose.OwnContainer{ID: strings.Repeat("a", 64), Name: "moonmind-orchestrator-1", Project: "moonmind", Service: "orchestrator", ImageID: "sha256:old"}}
 	b.config.Helpers, b.config.OwnContainers, b.config.Program = f, []string{f.own.ID}, "/mm-orchestrator"
 	b.steps.run.TargetService = "orchestrator"

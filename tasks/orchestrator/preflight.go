@@ -62,7 +62,7 @@ const lockPatience = time.Second
 // may be long ago, when the run has waited for its workspace or for an approval,
 // and a Python worker may have carried it out.
 func (s *stepRun) preflight(ctx context.Context, log *artifacts.Log, workspace string) *Failure {
-	if s.record.Files != nil || s.record.Image != nil || s.journal.found != nil {
+	if s.record.Files != nil || s.record.Image != nil || s.record.Helper != nil || s.ranElsewhere || s.journal.found != nil {
 		return nil
 	}
 	began := time.Now()
