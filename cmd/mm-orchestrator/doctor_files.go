@@ -117,7 +117,7 @@ func (d *doctor) git(ctx context.Context) []verdict {
 	case changed != "":
 		return note("Commit what you want to keep: runs deploy these changes, and a rollback may undo them", "%s has %d changed or untracked files", path, strings.Count(changed, "\x00"))
 	}
-	return list
+	return ok("%s is a clean work tree", path)
 }
 
 // artifacts checks that a worker can write the directories of runs, and that the

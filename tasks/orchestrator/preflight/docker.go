@@ -12,7 +12,7 @@ import (
 // LookAtEngine looks whether the docker engine answers this process.
 func (s Subject) LookAtEngine() Look {
 	cure := "Start the engine, mount its socket, or set " + s.SettingName("DOCKER_HOST") + "; this user needs access to it"
-	return Look{Name: lookEngine, At: "the docker engine at " + s.Engine.Place(), Late: Refuse, LateCure: "Restart the engine, or set " + s.SettingName("DOCKER_HOST"),
+	return Look{Name: lookEngine, Remote: true, At: "the docker engine at " + s.Engine.Place(), Late: Refuse, LateCure: "Restart the engine, or set " + s.SettingName("DOCKER_HOST"),
 		Do: func(ctx context.Context) []Result {
 			if err := s.Engine.Ping(ctx); err != nil {
 				return refuse(cure, "%s", oneLine(err.Error()))
@@ -48,7 +48,7 @@ func (s Subject) composeFailure(argv []string, err error) []Result {
 // the options of the command line: those may name another engine than ours.
 // `compose ls` needs no compose file.
 func (s Subject) LookAtComposeEngine() Look {
-	return Look{Name: lookComposeEngine, At: "the docker engine that the compose program uses", Late: Refuse,
+	return Look{Name: lookComposeEngine, Remote: true, At: "the docker engine that the compose program uses", Late: Refuse,
 		LateCure: "If the docker engine hangs, restart it; docker ps shows whether it answers",
 		Do: func(ctx context.Context) []Result {
 			for _, project := range s.Projects {
@@ -186,7 +186,7 @@ func (s Subject) services(ctx context.Context, project Project) (defined, missin
 // LookAtTarget looks whether the containers that the run will replace can be
 // inspected, with their images: a rollback needs both.
 func (s Subject) LookAtTarget() Look {
-	return Look{Name: lookTarget, At: "the docker engine's list of containers", Late: Note, LateCure: "If the docker engine hangs, restart it; docker ps shows whether it answers",
+	return Look{Name: lookTarget, Remote: true, At: "the docker engine's list of containers", Late: Note, LateCure: "If the docker engine hangs, restart it; docker ps shows whether it answers",
 		Do: func(ctx context.Context) []Result {
 			if err := s.Engine.Ping(ctx); err != nil {
 				return ok("no engine to ask") // the look at the engine says so

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 )
 
 // LookAtWorkspace looks whether the workspace is a directory that can be written.
@@ -149,8 +150,11 @@ func (s Subject) LookAtDisk() Look {
 			}
 			if s.Engine != nil {
 				// The engine may be in another container or on another machine: then
-				// its directory is not here.
-				if dir, err := s.Engine.RootDirectory(ctx); err == nil && filepath.IsAbs(dir) {
+				// its directory is not here. If it hangs, another look says so.
+				asked, cancel := context.WithTimeout(ctx, time.Second)
+				dir, err := s.Engine.RootDirectory(asked)
+				cancel()
+				if err == nil && filepath.IsAbs(dir) {
 					if info, err := os.Stat(dir); err == nil && info.IsDir() {
 						places = append(places, place{"the docker engine", dir})
 					}
@@ -182,7 +186,7 @@ func (s Subject) LookAtDisk() Look {
 			case len(results) > 0:
 				return results
 			case least == ^uint64(0):
-				return ok("workspace, images and artifacts are on one file system")
+				return ok("runs write to the file system of the artifacts only")
 			}
 			return ok("%s free where workspace and images are", mebibytes(least))
 		}}

@@ -5,13 +5,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
 // Limit is how long the looks before a run may take together.
 const Limit = 2 * time.Second
+
+// busyFactor is how many times longer looks may take on a machine that has too much
+// to do.
+const busyFactor = 4
 
 // stopTime is the part of the limit in which the programs of looks that have not
 // answered are ended.
@@ -59,6 +67,9 @@ type Look struct {
 	// what to do about it.
 	Late     Status
 	LateCure string
+	// Remote says that it waits for the docker engine. A busy machine is no reason to
+	// wait longer for that.
+	Remote bool
 	// Do returns at least one result, the most important one first. Run sets their
 	// names. It must return soon after ctx has ended.
 	Do func(ctx context.Context) []Result
@@ -74,10 +85,17 @@ var errLimit = errors.New("the looks took longer than their limit")
 //     by then has the result of a late look. If ctx ends, all that is left is
 //     late at once.
 //   - Time in which this process does not run (a stopped container, a suspended
-//     machine) is not counted, because nothing could answer in it.
+//     machine) is not counted, because nothing could answer in it. While the
+//     machine has too much to do, a look that only needs that machine has up to four
+//     times as long: a run must not be refused for being slow.
 //   - A look that hangs in the kernel, as on a network file system whose server is
 //     gone, is left behind: nothing can end it.
 func Run(ctx context.Context, limit time.Duration, looks []Look) []Result {
+	return run(ctx, limit, isBusy, looks)
+}
+
+func run(ctx context.Context, limit time.Duration, busy func() bool, looks []Look) []Result {
+	began := time.Now()
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	type answer struct {
@@ -86,26 +104,33 @@ func Run(ctx context.Context, limit time.Duration, looks []Look) []Result {
 	}
 	answers := make(chan answer, len(looks)) // a look that is left behind can still write to it
 	usable := map[string]chan bool{}         // each gets one value, for each look that needs it
+	var local atomic.Int32                   // how many looks that are not remote have no answer
 	for _, look := range looks {
 		usable[look.Name] = make(chan bool, len(looks))
+		if !look.Remote {
+			local.Add(1)
+		}
 	}
 	for i, look := range looks {
 		go func() {
 			results := look.run(work, usable)
 			if work.Err() != nil && results[0].Status != OK {
 				// Its programs were ended: what it says about them is not the cause.
-				results = []Result{look.late(limit)}
+				results = []Result{look.late(limit, began)}
 			}
 			good := results[0].Status == OK || results[0].Status == Note
 			for range looks {
 				usable[look.Name] <- good
+			}
+			if !look.Remote {
+				local.Add(-1)
 			}
 			answers <- answer{i, results}
 		}()
 	}
 	all := make([][]Result, len(looks))
 	left := len(looks)
-	over, stop := clock(limit - min(stopTime, limit/4))
+	over, stop := clock(limit-min(stopTime, limit/4), func() bool { return local.Load() > 0 && busy() })
 	defer stop()
 	ended := ctx.Done()
 	for end := (<-chan time.Time)(nil); left > 0; {
@@ -132,7 +157,7 @@ func Run(ctx context.Context, limit time.Duration, looks []Look) []Result {
 	var list []Result
 	for i, look := range looks {
 		if all[i] == nil {
-			all[i] = []Result{look.late(limit)}
+			all[i] = []Result{look.late(limit, began)}
 		}
 		for _, result := range all[i] {
 			result.Look = look.Name
@@ -160,21 +185,24 @@ func (l Look) run(ctx context.Context, usable map[string]chan bool) []Result {
 	return l.Do(ctx)
 }
 
-func (l Look) late(limit time.Duration) Result {
-	return Result{Status: cmp.Or(l.Late, Note), Found: fmt.Sprintf("%s gives no answer within %v s", l.At, limit.Seconds()), Cure: l.LateCure, Late: true}
+func (l Look) late(limit time.Duration, began time.Time) Result {
+	// Not less than the limit, which is what the documentation says.
+	took := max(limit, time.Since(began).Round(time.Second))
+	return Result{Status: cmp.Or(l.Late, Note), Found: fmt.Sprintf("%s gives no answer within %v s", l.At, took.Seconds()), Cure: l.LateCure, Late: true}
 }
 
 // tick is the resolution of clock.
 const tick = 25 * time.Millisecond
 
-// clock returns a channel that is closed when this process has run for limit. A
-// pause of the whole process counts as little, however long it was.
-func clock(limit time.Duration) (over <-chan struct{}, stop func()) {
+// clock returns a channel that is closed when this process has run for limit, or
+// for longer while the machine is busy. A pause of the whole process counts as
+// little, however long it was.
+func clock(limit time.Duration, busy func() bool) (over <-chan struct{}, stop func()) {
 	closed, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		ticker := time.NewTicker(tick)
 		defer ticker.Stop()
-		for spent, last := time.Duration(0), time.Now(); spent < limit; {
+		for spent, last := time.Duration(0), time.Now(); spent < limit || spent < busyFactor*limit && busy(); {
 			select {
 			case <-stopped:
 				return
@@ -187,6 +215,19 @@ func clock(limit time.Duration) (over <-chan struct{}, stop func()) {
 		close(closed)
 	}()
 	return closed, func() { close(stopped) }
+}
+
+// isBusy says whether more than twice as many threads want to run as there are
+// processors. It is false where the system does not show that.
+func isBusy() bool {
+	text, err := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(text))
+	if err != nil || len(fields) < 4 {
+		return false
+	}
+	runnable, _, _ := strings.Cut(fields[3], "/")
+	n, err := strconv.Atoi(runnable)
+	return err == nil && n > 2*runtime.NumCPU()
 }
 
 // Refusals are the results because of which a run must not begin; notes are the

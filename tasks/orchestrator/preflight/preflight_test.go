@@ -34,6 +34,8 @@ func hangs(name string, late Status) Look {
 	}}
 }
 
+func never() bool { return false }
+
 func texts(results []Result) string {
 	var lines []string
 	for _, r := range results {
@@ -77,14 +79,41 @@ func TestHangingLooksAreLate(t *testing.T) {
 	waits := answers("waits", ok("z")...)
 	waits.At, waits.Needs = "the one that waits", []string{"stuck"}
 	began := time.Now()
-	got := Run(t.Context(), 400*time.Millisecond, []Look{answers("quick", ok("a")...), hangs("engine", Refuse), hangs("list", ""), stuck, waits})
-	if took := time.Since(began); took < 200*time.Millisecond || took > 2*time.Second {
+	got := run(t.Context(), 400*time.Millisecond, never, []Look{answers("quick", ok("a")...), hangs("engine", Refuse), hangs("list", ""), stuck, waits})
+	if took := time.Since(began); took < 300*time.Millisecond || took > 2*time.Second {
 		t.Errorf("took %s", took)
 	}
 	same(t, texts(got), "quick ok: a\nengine refuse: the engine gives no answer within 0.4 s. Mend it\nlist note: the list gives no answer within 0.4 s. Mend it\n"+
 		"stuck note: the kernel gives no answer within 0.4 s\nwaits note: the one that waits gives no answer within 0.4 s")
 	close(release)
 	<-left
+}
+
+// On a machine with too much to do, a look has more time, but not without end.
+func TestABusyMachineHasMoreTime(t *testing.T) {
+	t.Parallel()
+	const limit = 200 * time.Millisecond
+	slow := Look{Name: "slow", At: "slow", Do: func(ctx context.Context) []Result {
+		select {
+		case <-ctx.Done():
+			return refuse("", "ended")
+		case <-time.After(3 * limit / 2):
+			return ok("done")
+		}
+	}}
+	always := func() bool { return true }
+	got := run(t.Context(), limit, always, []Look{slow, hangs("git", Refuse)})
+	if got[0].Status != OK || !got[1].Late {
+		t.Errorf("%+v", got)
+	}
+	// For the engine it does not wait longer.
+	engine := hangs("engine", Refuse)
+	engine.Remote = true
+	began := time.Now()
+	run(t.Context(), 10*limit, always, []Look{answers("git", ok("x")...), engine})
+	if took := time.Since(began); took > 20*limit {
+		t.Errorf("took %s", took)
+	}
 }
 
 func TestTheEndOfTheContextEndsTheLooks(t *testing.T) {
@@ -139,7 +168,7 @@ const stoppedLimit = time.Second
 
 // beStopped is the process of TestAStoppedProcessLosesNoTime.
 func beStopped() {
-	fmt.Println(texts(Run(context.Background(), stoppedLimit, []Look{{Name: "slow", At: "stdin", Do: func(context.Context) []Result {
+	fmt.Println(texts(run(context.Background(), stoppedLimit, never, []Look{{Name: "slow", At: "stdin", Do: func(context.Context) []Result {
 		fmt.Println("looks")
 		if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 			return refuse("", "%v", err)
