@@ -1,8 +1,8 @@
 # The worker's image: one static program, docker compose, git.
 #
-#   docker compose build worker      everything is built in containers
-#   make image                       Go programs are built on this machine, for
-#                                    where containers reach no module proxy
+#   docker compose build orchestrator   everything is built in containers
+#   make image                          Go programs are built on this machine, for
+#                                       where containers reach no module proxy
 
 ARG BUILD_IMAGE=golang:1.26-bookworm
 ARG BASE_IMAGE=debian:bookworm-slim

@@ -124,4 +124,4 @@ bin/docker-compose: tools/compose/go.sum
 
 .PHONY: image
 image: build bin/docker-compose $(DEVENV) ## Build the worker's image, mm-orchestrator:local
-	@VERSION=$(VERSION) $(DEVENV) run -images -only compose -- bin/docker-compose build worker
+	@VERSION=$(VERSION) $(DEVENV) run -images -only compose -- bin/docker-compose build orchestrator
