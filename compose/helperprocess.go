@@ -164,6 +164,7 @@ type keptService interface {
 	mendInterrupted(ctx context.Context, before ServiceState) error
 	startAny(ctx context.Context, project, service string) error
 	LogTail(ctx context.Context, id string, lines int) (string, error)
+	Ping(ctx context.Context) error
 }
 
 // helperProcess is one process of a helper.
@@ -270,26 +271,55 @@ func (h *helperProcess) run(ctx context.Context) error {
 	return h.emit(HelperEvent{Kind: HelperDone})
 }
 
-// runCommand runs the task's command. If an earlier process was killed while it
-// ran, it first mends what compose does not survive.
+// runCommand runs the task's command, again and again until it has ended by itself.
+// If an earlier process was killed while it ran, or the engine has ended meanwhile,
+// it first mends what compose does not survive.
 func (h *helperProcess) runCommand(ctx context.Context) error {
-	if h.state.Begun {
-		for {
-			err := h.service.mendInterrupted(ctx, h.task.Before)
-			if err == nil {
-				break
-			}
-			if err := h.emit(HelperEvent{Kind: HelperNote, Text: err.Error()}); err != nil {
-				return err
-			}
-			if err := pause(ctx, time.Second); err != nil {
+	for {
+		if h.state.Begun {
+			if err := h.mend(ctx); err != nil {
 				return err
 			}
 		}
+		if err := h.emit(HelperEvent{Kind: HelperCommandBegun}); err != nil {
+			return err
+		}
+		code, err := h.execute(ctx)
+		if err != nil {
+			return err
+		}
+		if code == 0 || h.service.Ping(ctx) == nil {
+			return h.emit(HelperEvent{Kind: HelperCommandEnded, Code: code})
+		}
+		if err := h.emit(HelperEvent{Kind: HelperNote, Text: "the command has failed and the engine does not answer: it runs again when the engine does"}); err != nil {
+			return err
+		}
 	}
-	if err := h.emit(HelperEvent{Kind: HelperCommandBegun}); err != nil {
-		return err
+}
+
+// mend retries until the engine answers and what an interrupted command has left is
+// mended.
+func (h *helperProcess) mend(ctx context.Context) error {
+	last := ""
+	for {
+		err := h.service.mendInterrupted(ctx, h.task.Before)
+		if err == nil {
+			return nil
+		}
+		if text := err.Error(); text != last && ctx.Err() == nil {
+			last = text
+			if err := h.emit(HelperEvent{Kind: HelperNote, Text: text}); err != nil {
+				return err
+			}
+		}
+		if err := pause(ctx, h.interval); err != nil {
+			return err
+		}
 	}
+}
+
+// execute runs the task's command once and returns its exit code.
+func (h *helperProcess) execute(ctx context.Context) (int, error) {
 	argv := h.task.Command
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = h.task.Workspace, append([]string{}, h.task.Environ...)
@@ -299,15 +329,12 @@ func (h *helperProcess) runCommand(ctx context.Context) error {
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
 	if cause := context.Cause(ctx); cause != nil {
-		return cause // the next process runs it again
+		return 0, cause // the next process runs it again
 	}
-	code := -1
-	if cmd.ProcessState != nil {
-		code = cmd.ProcessState.ExitCode()
-	} else if err := h.emit(HelperEvent{Kind: HelperOutput, Text: err.Error() + "\n", Stderr: true}); err != nil {
-		return err
+	if cmd.ProcessState == nil {
+		return -1, h.emit(HelperEvent{Kind: HelperOutput, Text: err.Error() + "\n", Stderr: true})
 	}
-	return h.emit(HelperEvent{Kind: HelperCommandEnded, Code: code})
+	return cmd.ProcessState.ExitCode(), nil
 }
 
 // eventWriter makes events of a command's output.

@@ -20,6 +20,7 @@ type fakeService struct {
 	refusals   int // how often PutBack fails before it succeeds
 	putBacks   int
 	mended     int
+	silent     int   // how often the engine does not answer
 	unseen     error // of composed
 }
 
@@ -56,6 +57,16 @@ func (f *fakeService) mendInterrupted(context.Context, ServiceState) error {
 }
 
 func (f *fakeService) LogTail(context.Context, string, int) (string, error) { return "the reason", nil }
+
+func (f *fakeService) Ping(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.silent > 0 {
+		f.silent--
+		return ErrUnreachable
+	}
+	return nil
+}
 
 func (f *fakeService) startAny(context.Context, string, string) error { return nil }
 
@@ -225,6 +236,16 @@ func (k *killAt) Write(p []byte) (int, error) {
 		k.kill()
 	}
 	return len(p), nil
+}
+
+func TestHelperRepeatsACommandThatLostTheEngine(t *testing.T) {
+	t.Parallel()
+	e := newHelperEnv(t, "exit 1")
+	e.service.silent = 2
+	state, err := e.process(t.Context())
+	if want := "command begun, command begun, command begun, command ended, done"; err != nil || e.kinds() != want || e.service.mended != 2 || state.Code != 1 {
+		t.Errorf("%v, events %s, mended %d times, want %s", err, e.kinds(), e.service.mended, want)
+	}
 }
 
 func TestHelperWaitsForTheEngine(t *testing.T) {

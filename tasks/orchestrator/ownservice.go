@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
@@ -299,7 +300,7 @@ func (h *helped) show(state compose.HelperState) {
 			if event.Kind != compose.HelperNote {
 				text = string(event.Kind) + ": " + text
 			}
-			fmt.Fprintf(h.stderr, "\n[Helper: %s]\n", strings.TrimSpace(text))
+			fmt.Fprintf(h.stderr, "[Helper: %s]\n", strings.TrimSpace(text))
 		}
 	}
 }
@@ -381,4 +382,78 @@ func (s *stepRun) endHelpers(ctx context.Context) *Failure {
 			return failure
 		}
 	}
+}
+
+// byHelper lets a helper bring the worker's own service back to what it was before
+// the run, if an act of the rollback stops this worker. It returns false if the act
+// does not.
+func (r *imageRestore) byHelper(ctx context.Context, act change.Act) (bool, error) {
+	h := r.ownRestore()
+	if err := h.findOwn(ctx); err != nil || h.own == nil || !stopsWorker(act, *h.own) || h.own.Project != r.record.Image.Project {
+		return false, err
+	}
+	if h.acts() {
+		return true, fmt.Errorf("helper %s has put back the worker's own service, and it is not as before: %s", r.record.Helper.Name, act)
+	}
+	before := compose.ServiceState{Project: h.own.Project, Service: h.own.Service}
+	for _, c := range r.record.Image.Before.Of(h.own.Service) {
+		recorded, err := r.recordedBefore(ctx, c)
+		if err != nil {
+			return true, err
+		}
+		if recorded == nil {
+			return true, fmt.Errorf("the configuration of container %s is not recorded any more: somebody has removed its pin", c.Name)
+		}
+		before.Containers = append(before.Containers, compose.KeptContainer{Inspection: *recorded, Container: compose.Container{
+			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash, State: c.State, StartedAt: c.StartedAt,
+		}})
+	}
+	if len(before.Containers) == 0 {
+		return true, fmt.Errorf("service %s, in which this worker runs, had no container before the run: remove it by hand", h.own.Service)
+	}
+	h.before = &before
+	if last := r.record.Helper; last != nil && last.Image == before.Containers[0].Container.ImageID {
+		h.image = last.Image // it has shown that it can do that
+	}
+	r.stepRun.log.Warn("the rollback stops this worker: a helper container brings the old container back", "container", h.own.String())
+	r.log.Line("[A helper container brings service " + h.own.Service + " back, in which this worker runs]")
+	if failure := h.record(ctx); failure != nil {
+		return true, failure
+	}
+	return true, h.await(ctx, r.log)
+}
+
+// ownRestore is what a helper does for the rollback.
+func (r *imageRestore) ownRestore() *helped {
+	return &helped{stepRun: r.stepRun, workspace: r.record.Image.Workspace}
+}
+
+// awaitHelper waits for the end of a helper that an earlier worker has started for
+// this rollback.
+func (r *imageRestore) awaitHelper(ctx context.Context) error {
+	h := r.ownRestore()
+	if !h.acts() {
+		return nil
+	}
+	return h.await(ctx, r.log)
+}
+
+func (h *helped) await(ctx context.Context, log *artifacts.Log) error {
+	output := log.Output()
+	h.stdout, h.stderr = output.Stdout, output.Stderr
+	_, failure := h.follow(ctx)
+	output.Close()
+	return errorOf(failure)
+}
+
+// stopsWorker says that an act of a rollback may stop the container that this
+// worker runs in.
+func stopsWorker(act change.Act, own compose.OwnContainer) bool {
+	switch act.Do {
+	case change.ComposeUp:
+		return act.Service == own.Service
+	case change.ReplaceContainer, change.StopContainer, change.PauseContainer, change.RemoveContainer:
+		return act.Container.ID == own.ID
+	}
+	return false
 }

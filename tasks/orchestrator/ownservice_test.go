@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -20,6 +21,7 @@ type fakeHelpers struct {
 
 	mu        sync.Mutex
 	tasks     []compose.HelperTask // of StartHelper
+	images    []string             // of the helpers
 	started   bool
 	state     compose.HelperState
 	confirmed func() // called by Confirm, with mu locked
@@ -38,7 +40,7 @@ func (f *fakeHelpers) ServiceState(_ context.Context, project, service string) (
 func (f *fakeHelpers) StartHelper(_ context.Context, own compose.OwnContainer, program string, task compose.HelperTask) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.tasks, f.started = append(f.tasks, task), true
+	f.tasks, f.images, f.started = append(f.tasks, task), append(f.images, own.ImageID), true
 	return nil
 }
 
@@ -280,5 +282,67 @@ func TestHelperIsRemovedAfterASuccess(t *testing.T) {
 	f.state.Done = true
 	if failure := s.endHelpers(t.Context()); failure != nil || f.removed != 1 {
 		t.Errorf("%v, removed %d", failure, f.removed)
+	}
+}
+
+func TestRollbackOfTheOwnServiceIsLeftToAHelper(t *testing.T) {
+	t.Parallel()
+	own := strings.Repeat("b", 64)
+	before := change.Container{ID: strings.Repeat("a", 64), Name: "moonmind-orchestrator-1", Service: "orchestrator", ImageID: "sha256:old", Image: "local", ConfigHash: "h", State: "running"}
+	for name, test := range map[string]struct {
+		act   change.Act
+		stops bool
+	}{
+		"compose replaces the service":     {change.Act{Do: change.ComposeUp, Service: "orchestrator"}, true},
+		"compose replaces another one":     {change.Act{Do: change.ComposeUp, Service: "api"}, false},
+		"the container is replaced":        {change.Act{Do: change.ReplaceContainer, Container: change.Container{ID: own}, Before: before}, true},
+		"the container is removed":         {change.Act{Do: change.RemoveContainer, Container: change.Container{ID: own}}, true},
+		"another container is replaced":    {change.Act{Do: change.ReplaceContainer, Container: change.Container{ID: "c"}}, false},
+		"the image gets its name back":     {change.Act{Do: change.TagImage, Name: "local", ID: "sha256:old"}, false},
+		"a container of before is missing": {change.Act{Do: change.ReplaceContainer, Before: before}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, f := newOwnEnv(t)
+			f.own.ID = own
+			engine := &fakeEngine{pins: map[string]compose.Pin{"pin": {ImageID: "sha256:old", Inspection: new(compose.Inspection)}}}
+			b.config.Engine = engine
+			o, err := New(b.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &stepRun{Orchestrator: o, log: o.log, runner: o.runner, runID: testRun, step: store.StepRollback,
+				journal: o.openJournal(o.log, store.Start{Claim: store.Claim{RunID: testRun, Step: store.StepRollback, Attempt: 1}}, nil)}
+			defer s.journal.close()
+			s.record.Helper = &change.Helper{Name: "restart", Step: "restart", Attempt: 1, Image: "sha256:old"}
+			s.record.Image = &change.Image{Project: "moonmind", Before: change.Project{Containers: []change.Container{before}}, Pins: []change.Pin{{Name: "pin", Container: before.ID}}}
+			if s.dir, err = artifacts.Open(t.TempDir(), o.config.Redactor); err != nil {
+				t.Fatal(err)
+			}
+			log, err := s.dir.Log("rollback.log")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Discard()
+			f.state = compose.HelperState{PuttingBack: true, PutBack: true, Done: true}
+			r := &imageRestore{stepRun: s, log: log}
+			stops, err := r.byHelper(t.Context(), test.act)
+			if err != nil || stops != test.stops || len(f.tasks) > 0 != test.stops {
+				t.Fatalf("%t, %v, helpers %+v", stops, err, f.tasks)
+			}
+			if !stops {
+				return
+			}
+			task := f.tasks[0]
+			if len(task.Command) > 0 || len(task.Before.Containers) != 1 || task.Before.Containers[0].Container.ID != before.ID || task.Before.Containers[0].Container.ConfigHash != "h" {
+				t.Errorf("task %+v", task)
+			}
+			if !s.record.Helper.Acts("rollback", 1, 0) || f.images[0] != "sha256:old" {
+				t.Errorf("record %+v, images %v", s.record.Helper, f.images)
+			}
+			if _, err := r.byHelper(t.Context(), test.act); err == nil {
+				t.Error("a helper that was of no use is started again and again")
+			}
+		})
 	}
 }

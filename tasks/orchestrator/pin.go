@@ -119,8 +119,16 @@ func (s *stepRun) untilEngineAnswers(ctx context.Context, try func() error) erro
 			s.log.Warn("docker engine does not answer any more, waiting for it", "error", err)
 			logged = true
 		}
-		if !pauseFor(ctx, enginePause) {
-			return context.Cause(ctx)
+		over := stall.FromContext(ctx).Wait()
+		timer := time.NewTimer(enginePause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		over()
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
 		}
 	}
 }
