@@ -4,48 +4,17 @@ package stack
 
 import (
 	"bytes"
-	"context"
-	"encoding/json"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
 // otherUser is the owner of the workspace, who differs from the worker's user as
 // a developer does on a real host.
 const otherUser = 1000
-
-// deployment is the compose project under test.
-type deployment struct {
-	t         *testing.T
-	name      string
-	workspace string
-}
-
-func (d deployment) compose(args ...string) string {
-	d.t.Helper()
-	out, err := d.command(args...).CombinedOutput()
-	if err != nil {
-		d.t.Fatalf("docker compose %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func (d deployment) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(devenv.Compose(d.t), append([]string{"--project-name", d.name}, args...)...)
-	cmd.Dir = d.workspace
-	cmd.Env = append(os.Environ(), "WORKSPACE_ROOT="+d.workspace)
-	return cmd
-}
 
 func run(t *testing.T, dir, program string, args ...string) {
 	t.Helper()
@@ -110,70 +79,23 @@ func edit(t *testing.T, workspace string) {
 // the engine, use a health URL that exists, and write the artifacts to where the
 // rows say they are.
 func TestDeploymentCompletesARun(t *testing.T) {
-	d := deployment{t: t, name: fmt.Sprintf("mm-stack-%d", os.Getpid()), workspace: workspace(t)}
-	t.Cleanup(func() {
-		if t.Failed() {
-			out, _ := d.command("logs", "--tail", "40", "worker", "migrate").CombinedOutput()
-			t.Logf("logs:\n%s", out)
-		}
-		if out, err := d.command("down", "--volumes", "--timeout", "5").CombinedOutput(); err != nil {
-			t.Errorf("down: %v: %s", err, out)
-		}
-		// "down --rmi local" does not remove images of the classic builder.
-		if out, err := exec.Command("docker", "image", "rm", d.name+"-api").CombinedOutput(); err != nil {
-			t.Errorf("remove the sample's image: %v: %s", err, out)
-		}
-	})
-	d.compose("up", "--detach", "--wait", "--wait-timeout", "180")
+	d := newDeployment(t, "run", workspace(t), "-api")
+	d.up()
 	edit(t, d.workspace)
-	others := d.compose("ps", "--quiet", "rabbitmq", "postgres", "worker")
+	others := d.compose("ps", "--quiet", "rabbitmq", "postgres", "orchestrator")
 	before := d.compose("ps", "--quiet", "api")
 
-	database := "postgres:password@" + d.compose("port", "postgres", "5432") + "/moonmind"
-	artifacts := filepath.Join(d.workspace, "var", "artifacts", "spec_workflows")
-	producer := exec.CommandContext(t.Context(), devenv.Celery(t, "5.7.0"),
-		filepath.Join("..", "..", "testdata", "producers", "submit_run.py"),
-		"--service", "api", "--project", d.name, "--artifacts", artifacts,
-		"--set", `patch.allowlist=["deploy/api/**"]`)
-	producer.Env = append(os.Environ(),
-		"CELERY_BROKER_URL=amqp://moonmind:password@"+d.compose("port", "rabbitmq", "5672")+"//",
-		"CELERY_RESULT_BACKEND=db+postgresql+psycopg2://"+database)
-	var stderr bytes.Buffer
-	producer.Stderr = &stderr
-	out, err := producer.Output()
-	if err != nil {
-		t.Fatalf("producer: %v: %s", err, stderr.String())
-	}
-	var submitted struct {
-		RunID string `json:"run_id"`
-	}
-	if err := json.Unmarshal(out, &submitted); err != nil {
-		t.Fatalf("producer said %q: %v", out, err)
-	}
-
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, "postgres://"+database)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	status := ""
-	for tick := time.NewTicker(200 * time.Millisecond); status != "succeeded"; <-tick.C {
-		if err := conn.QueryRow(ctx, "SELECT status::text FROM orchestrator_runs WHERE id = $1", submitted.RunID).Scan(&status); err != nil {
-			t.Fatalf("run is %q: %v", status, err)
-		}
-		if status == "failed" || status == "rolled_back" {
-			var steps string
-			conn.QueryRow(ctx, "SELECT string_agg(plan_step || ' ' || status || ' ' || coalesce(message, ''), '; ') FROM spec_workflow_task_states").Scan(&steps)
-			t.Fatalf("run %s: %s", status, steps)
-		}
+	artifacts := d.artifacts()
+	run := d.submit("--service", "api", "--set", `patch.allowlist=["deploy/api/**"]`)
+	conn := d.connect()
+	if status := d.await(conn, run, 2*time.Minute); status != "succeeded" {
+		t.Fatalf("run %s: %s", status, d.steps(run))
 	}
 
 	if after := d.compose("ps", "--quiet", "api"); after == before {
 		t.Error("the service was not recreated")
 	}
-	if now := d.compose("ps", "--quiet", "rabbitmq", "postgres", "worker"); now != others {
+	if now := d.compose("ps", "--quiet", "rabbitmq", "postgres", "orchestrator"); now != others {
 		t.Error("the restart of one service changed others")
 	}
 	answer := d.compose("exec", "-T", "api", "python3", "-c",
@@ -188,7 +110,7 @@ func TestDeploymentCompletesARun(t *testing.T) {
 		}
 	}
 	results := 0
-	if err := conn.QueryRow(ctx, "SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'").Scan(&results); err != nil || results != 5 {
+	if err := conn.QueryRow(t.Context(), "SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'").Scan(&results); err != nil || results != 5 {
 		t.Errorf("%d successful results, %v; want one for each of 5 steps", results, err)
 	}
 }
