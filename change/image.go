@@ -20,6 +20,8 @@ type Image struct {
 	EngineSeen bool `json:"engineSeen"`
 	// At is the time of the record.
 	At time.Time `json:"at"`
+	// Again says that an earlier attempt of the run was rolled back.
+	Again bool `json:"again,omitempty"`
 	// Project is the compose project. Services are those that the plan's commands
 	// act on, nil for all of it.
 	Project  string   `json:"project,omitempty"`

@@ -155,6 +155,7 @@ func (s *stepRun) pinImage(ctx context.Context) *Failure {
 	if failure != nil {
 		return failure
 	}
+	image.Again = known != nil && (known.Restored || known.Again)
 	s.record.Image, s.record.Undone = image, false
 	if failure := s.saveRecord(ctx); failure != nil || !image.EngineSeen {
 		return failure

@@ -202,18 +202,23 @@ func (s *stepRun) proveReplacement(ctx context.Context, log *artifacts.Log, comm
 			return nil
 		}
 	}
-	if s.changedNothing() {
-		log.Line(fmt.Sprintf("[Nothing to replace: the run has changed no file, and container %s has the image and the configuration of before]", c.Name))
+	if !s.mustReplace() {
+		log.Line(fmt.Sprintf("[Nothing to replace: container %s runs image %s in its present configuration already]", c.Name, shortImage(c.ImageID)))
 		return nil
 	}
 	return commandError(fmt.Sprintf("The restart has replaced nothing: container %s is the one from before the run, with image %s. "+
-		"The files that the run has changed are neither in the image nor in the service's configuration. If the service reads them only when it starts, add --force-recreate to the plan's restart command",
+		"What the run has changed is neither in the image nor in the service's configuration. If the service reads it only when it starts, add --force-recreate to the plan's restart command",
 		c.Name, shortImage(c.ImageID)))
 }
 
-// changedNothing says that the run has changed no file of the workspace, as far as
-// the record tells.
-func (s *stepRun) changedNothing() bool { return true }
+// mustReplace says that the run deploys something that the containers of before
+// cannot have: its own commands have altered files, or an earlier attempt of the run
+// was rolled back. Edits that were there before the run may have been deployed
+// before it too.
+func (s *stepRun) mustReplace() bool {
+	files := s.record.Files
+	return s.record.Image.Again || files != nil && files.Change != "" && !files.Edits
+}
 
 // shortImage is an image id as docker shows it.
 func shortImage(id string) string {

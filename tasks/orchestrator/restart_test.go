@@ -1,0 +1,182 @@
+package orchestrator
+
+import (
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+var plainLayout = layout{files: map[string]string{"compose.yaml": "services:\n  web: {build: ./web}" + otherService}}
+
+func TestRestartMustReplaceTheContainer(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, plainLayout, composePrograms(t)["newest"])
+	before := c.state()
+	up := []string{"up", "-d", "--no-deps", "web"}
+
+	// A run that deploys nothing new.
+	c.succeed("build")
+	if log := c.artifact("build.log"); !strings.Contains(log, "[The build has made no new image: "+c.project+"-web is sha256:") {
+		t.Errorf("build.log is %s", log)
+	}
+	c.succeed("restart")
+	if log := c.artifact("restart.log"); !strings.Contains(log, "[Nothing to replace: container "+c.project+"-web-1 runs image sha256:") {
+		t.Errorf("restart.log is %s", log)
+	}
+	c.isAsBefore(before, c.state())
+
+	// A command that leaves the container as it is.
+	undo := c.change()
+	c.succeed("build")
+	c.setPlan([]string{"build", "web"}, slices.Insert(slices.Clone(up), 1, "--no-recreate"))
+	failure, _ := c.fail("restart")
+	if !strings.HasPrefix(failure.Error(), "After the restart, container "+c.project+"-web-1 still runs image sha256:") {
+		t.Error(failure)
+	}
+
+	// A repeat of a restart that has replaced it: the record knows the containers of
+	// before.
+	c.setPlan([]string{"build", "web"}, up)
+	c.succeed("restart")
+	c.succeed("restart")
+	if c.container("web").ID == before.Of("web")[0].ID {
+		t.Error("web was not replaced")
+	}
+
+	// A retry after a rollback, with a command that does nothing.
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Fatal(failure)
+	}
+	c.isAsBefore(before, c.state())
+	failure, _ = c.fail("restart")
+	if !strings.HasPrefix(failure.Error(), "The restart has replaced nothing: container "+c.project+"-web-1 is the one from before the run") {
+		t.Error(failure)
+	}
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Fatal(failure)
+	}
+	c.isAsBefore(before, c.state())
+}
+
+// TestOtherServicesAreBroughtBackToo has a plan without --no-deps: compose replaces
+// the dependency too, whose configuration has changed, and starts one that had
+// never run.
+func TestOtherServicesAreBroughtBackToo(t *testing.T) {
+	t.Parallel()
+	file := "services:\n  web: {build: ./web, depends_on: [other, job]}\n  job: {build: ./other}\n  other: {build: ./other, stop_grace_period: 1s, environment: {LEVEL: info}}\n"
+	c := newLayoutEnv(t, layout{
+		files: map[string]string{"compose.yaml": file}, command: []string{"up", "-d", "web"},
+		change:  map[string]string{"web/behaviour": "ok 2", "compose.yaml": strings.Replace(file, "info", "debug", 1)},
+		prepare: func(c *layoutEnv) { c.compose(c.t.Context(), "rm", "-sf", "job") },
+	}, composePrograms(t)["newest"])
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	failure, _ := c.fail("restart")
+	for _, part := range []string{"Restart of service web changed other services of project " + c.project + " too: ", "job (container ", " is new)", "other (container ", " was removed)"} {
+		if !strings.Contains(failure.Error(), part) {
+			t.Errorf("%s is not in: %v", part, failure)
+		}
+	}
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Fatal(failure)
+	}
+	c.layout.target = "web other job"
+	c.isAsBefore(before, c.state())
+}
+
+// TestInterruptedUpIsMended kills `docker compose up` at random moments. Its repeat
+// must then succeed, or its rollback.
+func TestInterruptedUpIsMended(t *testing.T) {
+	t.Parallel()
+	rounds := 3
+	if everyLayout {
+		rounds = 25
+	}
+	for version, program := range composePrograms(t) {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, layout{files: map[string]string{
+				"compose.yaml": "services:\n  web: {build: ./web, volumes: [/anonymous]}" + otherService}}, program)
+			left := map[string]int{}
+			var longest time.Duration
+			for round := range rounds {
+				c.steps.change.Record = nil
+				before := c.state()
+				undo := c.change()
+				c.file("web/behaviour", "ok "+time.Now().String())
+				c.succeed("build")
+				started := time.Now()
+				// The first round shows how long the command takes.
+				c.interruptUp(time.Duration(rand.Int64N(int64(longest) + 1)))
+				if round == 0 {
+					longest = 2 * time.Second
+				} else {
+					longest = max(longest, time.Since(started))
+				}
+				left[c.whatIsLeft(before)]++
+				if round%2 == 0 {
+					c.succeed("restart")
+					after := c.state()
+					c.othersAre(before, after)
+					web := after.Of("web")
+					if len(web) != 1 || web[0].Name != c.project+"-web-1" || web[0].State != "running" || web[0].ImageID == before.Of("web")[0].ImageID ||
+						web[0].Volumes["/anonymous"] != before.Of("web")[0].Volumes["/anonymous"] {
+						t.Errorf("web is %+v", web)
+					}
+				}
+				undo()
+				if _, failure := c.restoreImage(t.Context()); failure != nil {
+					t.Fatalf("%v\n%s", failure, c.artifact("rollback.log"))
+				}
+				c.isAsBefore(before, c.state())
+				if t.Failed() {
+					t.Fatalf("round %d, interrupted as %v\n%s", round, left, c.artifact("rollback.log"))
+				}
+			}
+			t.Logf("interrupted `up` left: %v", left)
+		})
+	}
+}
+
+// interruptUp starts the plan's restart command and kills it after a time; at once
+// for a time of 0, which still lets it begin.
+func (c *layoutEnv) interruptUp(after time.Duration) {
+	c.t.Helper()
+	cmd := exec.Command(c.program, slices.Concat(c.prefix[2:], []string{"up", "-d", "--no-deps", "web"})...)
+	cmd.Dir, cmd.Env = c.workspace, c.config.Environ
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	timer := time.AfterFunc(after, func() { cmd.Process.Signal(os.Kill) })
+	cmd.Wait()
+	timer.Stop()
+}
+
+// whatIsLeft describes the target after an interrupted `up`.
+func (c *layoutEnv) whatIsLeft(before projectState) string {
+	var parts []string
+	for _, container := range c.state().Of("web") {
+		part := "new"
+		if _, found := change.ProjectOf(before.Project).ByID(container.ID); found {
+			part = "old"
+		}
+		if _, temporary := change.FinalName(container.Name); temporary {
+			part += " (temporary name)"
+		}
+		parts = append(parts, part+" "+container.State)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
+
+var _ Engine = (*compose.Engine)(nil)
