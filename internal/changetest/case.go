@@ -38,18 +38,17 @@ type Disturbance string
 // The disturbances.
 const (
 	Nothing Disturbance = "nothing"
-	// Pruned: docker image prune --all, of the images that are this project's.
-	Pruned Disturbance = "images pruned"
-	// SystemPruned: stopped containers are removed as well, as docker system prune
-	// does. The worker saves images to disk.
-	SystemPruned Disturbance = "system pruned"
-	BaseGone     Disturbance = "base gone"    // the image that others are built FROM has lost its name
-	NoNetwork    Disturbance = "no network"   // what builds download cannot be had
-	RollbackCut  Disturbance = "killed again" // the worker is killed in the rollback, once or twice
+	// Pruned: docker image prune --all, of the images that are this project's. In
+	// half of the cases stopped containers are removed as well, as docker system
+	// prune does, and the worker saves images to disk.
+	Pruned      Disturbance = "pruned"
+	BaseGone    Disturbance = "base gone"    // the image that others are built FROM has lost its name
+	NoNetwork   Disturbance = "no network"   // what builds download cannot be had
+	RollbackCut Disturbance = "killed again" // the worker is killed in the rollback, once or twice
 )
 
 // Disturbances are all.
-var Disturbances = []Disturbance{Nothing, Pruned, SystemPruned, BaseGone, NoNetwork, RollbackCut}
+var Disturbances = []Disturbance{Nothing, Pruned, BaseGone, NoNetwork, RollbackCut}
 
 // A Case is one run that fails. Seed and number alone define it.
 type Case struct {
@@ -73,10 +72,15 @@ func NewCase(seed uint64, number int) Case {
 	n := number % Cases
 	f, round := n%len(faults), n/len(faults)
 	c.Step, c.Fault = faults[f].step, faults[f].fault
-	// The lengths have no common factor, so that the rounds meet all pairs.
-	c.Workspace = WorkspaceKinds[(f+round)%len(WorkspaceKinds)]
-	c.Disturbance = Disturbances[(f+round)%len(Disturbances)]
+	kinds := len(WorkspaceKinds)
+	c.Workspace = WorkspaceKinds[(f+round)%kinds]
+	c.Disturbance = Disturbances[(f+f/kinds+round/kinds+2*(round%kinds))%len(Disturbances)]
 	return c
+}
+
+// prunesContainers says that the containers that keep images are pruned as well.
+func (c Case) prunesContainers() bool {
+	return c.Disturbance == Pruned && (c.Number%len(faults)+c.Number/len(faults))%2 == 1
 }
 
 func (c Case) random() *rand.Rand { return rand.New(rand.NewPCG(c.Seed, uint64(c.Number))) }

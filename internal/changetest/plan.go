@@ -202,14 +202,14 @@ func (p *Project) Plan(commands [][]string) map[string]map[string]any {
 // fails.
 func (p *Project) disturbance(c Case, docker string) []command.Act {
 	switch c.Disturbance {
-	case Pruned, SystemPruned:
+	case Pruned:
 		// A filter keeps prune away from what others have in the same engine.
 		prune := func(what, label string, options ...string) command.Act {
 			args := append([]string{docker, what, "prune", "--force", "--filter", "label=" + label + "=" + p.Name}, options...)
 			return command.Act{Do: command.Exec, Args: args}
 		}
 		images := []command.Act{prune("image", Label, "--all"), prune("image", baseLabel, "--all")}
-		if c.Disturbance == Pruned {
+		if !c.prunesContainers() {
 			return images
 		}
 		return append([]command.Act{prune("container", "mm-orchestrator.project"), prune("container", "com.docker.compose.project")}, images...)

@@ -103,7 +103,7 @@ func (p *Project) files() map[string]string {
     depends_on: [other]
     volumes: ["data:/data"]
     networks: [front, back]
-    healthcheck: {test: ["CMD", "/service", "check"], interval: 1s, timeout: 3s, retries: 2}
+    healthcheck: {test: ["CMD", "/service", "check"], interval: 2s, timeout: 5s, retries: 2}
   other:
     build: other
     stop_grace_period: 1s

@@ -82,7 +82,7 @@ func (l *Lane) run(ctx context.Context, r *Result) error {
 		return err
 	}
 	var settings []string
-	if r.Case.Disturbance == SystemPruned {
+	if r.Case.prunesContainers() {
 		settings = append(settings, "MM_ORCHESTRATOR_PIN_DIRECTORY="+filepath.Join(l.folder, "pins"))
 	}
 	if err := l.worker.use(settings...); err != nil {
