@@ -137,16 +137,51 @@ func (r *Repository) findTree(ctx context.Context, revision string) (string, err
 	return strings.TrimSpace(out.String()), nil
 }
 
+// Edited returns the differences of those paths that are not as HEAD has them, in
+// the work tree or in the index.
+func Edited(list []Difference) []Difference {
+	edited := map[string]bool{}
+	for _, d := range list {
+		switch {
+		case d.Kind == EntryDiffers && (d.Before == nil) != (d.After == nil),
+			d.Before != nil && (d.Before.Kind != d.After.Kind || d.Before.Blob != d.After.Blob || d.Before.Mode&0o100 != d.After.Mode&0o100),
+			d.Kind == IndexDiffers && !sameIndex(d.IndexBefore, d.IndexAfter):
+			edited[d.Path] = true
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(d Difference) bool { return !edited[d.Path] })
+}
+
+// DiffToHead writes what these paths are in a tree, compared with HEAD.
+func (r *Repository) DiffToHead(ctx context.Context, tree string, paths []string, into io.Writer) error {
+	items, err := r.listTree(ctx, "HEAD")
+	if err != nil {
+		return err
+	}
+	wanted := map[string]bool{}
+	for _, path := range paths {
+		wanted[path] = true
+	}
+	items = slices.DeleteFunc(items, func(item treeItem) bool { return !wanted[item.path] })
+	head, err := r.writeTrees(ctx, buildTrees(r.format, items))
+	if err != nil {
+		return err
+	}
+	return r.Diff(ctx, head, tree, into)
+}
+
 // SetAsideEdits stores the edits at these paths as they are now under two refs: the
 // work tree's, and, where those differ from them and from HEAD, the index's. The
 // commands bring back both, also that a file was removed.
-func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *State, edits []Difference) (Aside, error) {
-	var changed, all []string
+//
+// all are the paths that the commands name: also those that an earlier call has set
+// aside, after which the edits were taken back.
+func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *State, edits []Difference, all []string) (Aside, error) {
+	var changed []string
 	var staged []treeItem
 	for _, d := range edits {
 		if d.Kind == EntryDiffers {
-			all = append(all, d.Path)
-			if d.After != nil && (d.Before == nil || d.Before.Blob != d.After.Blob || d.Before.Kind != d.After.Kind || d.Before.Mode&0o100 != d.After.Mode&0o100) {
+			if d.After != nil {
 				changed = append(changed, d.Path)
 			}
 			continue

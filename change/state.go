@@ -184,6 +184,9 @@ func (s *State) find(path string) *Entry {
 	return &s.Entries[at]
 }
 
+// Find returns the entry of a path, nil for none.
+func (s *State) Find(path string) *Entry { return s.find(path) }
+
 // gitDir returns the git directory of that path, nil for none.
 func (s *State) gitDir(path string) *GitDir {
 	for i := range s.GitDirs {

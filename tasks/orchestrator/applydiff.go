@@ -19,6 +19,9 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 		return nil
 	}
 	refused := func(err error) *Failure {
+		if failure := f.keepChange(ctx, f.before, nil); failure != nil {
+			return failure
+		}
 		return commandError("Plan parameter diff cannot be applied, and nothing was changed: " + err.Error())
 	}
 	// The parameter's end may have been trimmed.
@@ -28,6 +31,9 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 	}
 	list := patch.Judge(f.rules())
 	if violations := change.Violations(list); len(violations) > 0 {
+		if failure := f.keepChange(ctx, f.before, nil); failure != nil {
+			return failure
+		}
 		return allowListViolation(cut(f.violationText(violations)))
 	}
 	now, failure := f.look(ctx)
@@ -35,7 +41,7 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 		return failure
 	}
 	if err := f.repository.Apply(ctx, patch, now); err != nil {
-		return refused(err)
+		return commandError("Plan parameter diff cannot be applied: " + err.Error())
 	}
 	var names []string
 	for _, d := range list {

@@ -40,6 +40,10 @@ func (s *stepRun) outcome(succeeded success, failure *Failure) store.Outcome {
 	if s.dir != nil {
 		s.dir.Close()
 	}
+	if s.elsewhere != "" {
+		s.logElsewhere()
+		files, payload = nil, nil
+	}
 	outcome.Message = cut(s.clean(outcome.Message))
 	for _, file := range files {
 		outcome.Artifacts = append(outcome.Artifacts, store.Artifact{

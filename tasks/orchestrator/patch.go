@@ -164,13 +164,15 @@ func (f *runFiles) judgePatch(ctx context.Context, log *artifacts.Log, diffName 
 		}
 	} else {
 		all := change.Judge(f.before, after, f.rules(log.Path(), diffName))
+		// Also that it has altered nothing: otherwise a rollback would take all that
+		// differs for the run's doing.
+		if failure = f.keepChange(ctx, after, all); failure != nil {
+			return own, failure
+		}
 		if !slices.ContainsFunc(all, isChange) {
 			return own, nil
 		}
 		own.list = all
-		if failure = f.keepChange(ctx, after, all); failure != nil {
-			return own, failure
-		}
 	}
 	if own.diff, failure = f.writeChange(ctx, after, own.list, diffName); failure != nil {
 		return own, failure

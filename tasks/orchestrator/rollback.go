@@ -3,14 +3,19 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
-// rollback runs the plan's strategies (docs/moonmind.md#rollback). If one of them
-// fails, the log keeps the output of those before (docs/moonmind.md#c8) and ends
-// with the same lines as the Python worker's.
+// rollback takes back what the run has changed, and nothing else: its files, then
+// its image and containers. In the end the log says that all is as before the run;
+// if something is not, the step fails and names it (docs/moonmind.md#rollback).
+//
+// The plan's own commands run instead where the configuration asks for that, and
+// for a part of which the run has no record.
 func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	strategies, failure := s.params.list("strategies")
 	if failure != nil {
@@ -24,18 +29,19 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	if failure != nil {
 		return success{}, failure
 	}
+	byCommands := s.planRollback()
+	if !byCommands.all() {
+		strategies = byCommands.of(strategies)
+	}
 	log, failure := s.startLog(name, workspace, commandsOf(strategies))
 	if failure != nil {
 		return success{}, failure
 	}
 	defer log.Discard()
-	if len(strategies) == 0 {
-		log.Line("No rollback actions executed.")
-	}
-	for _, value := range strategies {
-		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
-			return success{}, s.failInLog(log, failure)
-		}
+	outcome, failure := s.takeBack(ctx, log, workspace, byCommands, strategies)
+	if failure != nil {
+		failure.files = append(failure.files, outcome.files...)
+		return success{}, s.failInLog(log, failure)
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
@@ -43,7 +49,104 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 		return success{}, artifactError(err)
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
-	return success{message: "Rollback executed", files: []artifacts.File{file}}, nil
+	return success{message: "Rollback executed", files: append(outcome.files, file)}, nil
+}
+
+// byCommands says which parts of a rollback are left to the plan's own commands,
+// and why; "" for a part that is brought back from the record.
+type byCommands struct{ files, image string }
+
+func (b byCommands) all() bool { return b.files != "" && b.image != "" }
+
+// planRollback decides, from the record alone, which parts the plan's commands undo.
+func (s *stepRun) planRollback() byCommands {
+	if s.config.RollbackCommands {
+		return byCommands{"configured", "configured"}
+	}
+	var b byCommands
+	if s.ranElsewhere {
+		const elsewhere = "a worker that keeps no record has run steps of this run"
+		if s.record.Files == nil {
+			b.files = elsewhere
+		}
+		if s.record.Image == nil {
+			b.image = elsewhere
+		}
+	}
+	if files := s.record.Files; files != nil && files.Missing != "" {
+		b.files = "the workspace could not be captured before the run: " + files.Missing
+	}
+	if image := s.record.Image; image != nil {
+		b.image = "the image of before cannot be brought back without the plan's commands"
+	}
+	return b
+}
+
+// of returns the strategies with only the commands of the parts that are left to
+// them: git undoes files, everything else the image.
+func (b byCommands) of(strategies []any) []any {
+	var kept []any
+	for _, value := range strategies {
+		strategy, isMapping := value.(map[string]any)
+		if !isMapping {
+			continue
+		}
+		commands, failure := parameters(strategy).list("commands")
+		if failure != nil {
+			continue
+		}
+		commands = slices.DeleteFunc(slices.Clone(commands), func(value any) bool {
+			command, failure := parseCommand(value)
+			if failure != nil || len(command) == 0 {
+				return true
+			}
+			if command[0] == "git" {
+				return b.files == ""
+			}
+			return b.image == ""
+		})
+		if len(commands) > 0 {
+			strategy = maps.Clone(strategy)
+			strategy["commands"] = commands
+			kept = append(kept, strategy)
+		}
+	}
+	return kept
+}
+
+// takeBack does the parts of a rollback.
+func (s *stepRun) takeBack(ctx context.Context, log *artifacts.Log, workspace string, by byCommands, strategies []any) (filesOutcome, *Failure) {
+	if len(strategies) == 0 && by.all() {
+		log.Line("No rollback actions executed.")
+	}
+	var outcome filesOutcome
+	if by.files == "" {
+		s.removeStaleLocks(ctx, log, workspace)
+		var failure *Failure
+		if outcome, failure = s.restoreFiles(ctx, log); failure != nil {
+			return outcome, failure
+		}
+	} else if !by.all() {
+		log.Line("[Files are brought back by the plan's commands: " + by.files + "]")
+	}
+	for _, value := range strategies {
+		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
+			return outcome, failure
+		}
+	}
+	if by.files == "" && outcome.Untouched && by.image == "" && s.record.Image == nil {
+		log.Line("[The run has changed nothing: there is nothing to take back.]")
+	}
+	if by.files == "" {
+		log.Line(outcome.Tree())
+	}
+	if s.record.Files != nil {
+		s.record.Files.Restored = true
+	}
+	if s.record.Files != nil || s.record.Image != nil {
+		s.record.Undone = true
+	}
+	return outcome, s.saveRecord(ctx)
 }
 
 // commandsOf returns the commands of strategies in their order, up to the first

@@ -99,7 +99,16 @@ func (s *stepRun) runCommandStep(ctx context.Context, step commandStep) (artifac
 			return s.runInLog(ctx, log, workspace, headline, step.command)
 		}
 	}
-	if failure := run(log, workspace, "$ "+formatCommand(step.command)); failure != nil {
+	watched, failure := s.beforeDeployment(ctx)
+	if failure != nil {
+		log.Line(failure.Error())
+		return artifacts.File{}, s.attachLog(log, failure)
+	}
+	failure = run(log, workspace, "$ "+formatCommand(step.command))
+	if failed := s.afterDeployment(ctx, log, watched, step.command); failed != nil {
+		return artifacts.File{}, s.failInLog(log, failed)
+	}
+	if failure != nil {
 		s.explain(ctx, workspace, step.command, failure)
 		return artifacts.File{}, s.attachLog(log, failure)
 	}

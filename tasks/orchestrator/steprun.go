@@ -48,6 +48,8 @@ type stepRun struct {
 	recorded json.RawMessage
 	// ranElsewhere is [store.ChangeState].RunElsewhere.
 	ranElsewhere bool
+	// elsewhere is the directory that stands for the run's; "" if that is used.
+	elsewhere string
 }
 
 // work runs a step and returns its outcome, also for a panic or a bad plan
@@ -100,7 +102,12 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 		return artifactError(err)
 	}
 	if s.dir, err = artifacts.Open(place.Dir, s.config.Redactor); err != nil {
-		return artifactError(err)
+		if s.step != store.StepRollback {
+			return artifactError(err)
+		}
+		if failure := s.openElsewhere(err); failure != nil {
+			return failure
+		}
 	}
 	s.place = place
 	faultpoint.Hit(faultpoint.ArtifactsOpened, s.runID, string(s.step))
