@@ -37,6 +37,11 @@ var intendedDifferences = []struct {
 		},
 	},
 	{
+		`files\.rollback\.log\.\d+`,
+		"a rollback brings back what the run has changed from its record, without the plan's commands (docs/moonmind.md#c1)",
+		func(want, got any) bool { return want != nil && got == nil },
+	},
+	{
 		`artifacts\.\d verify\.log\.(checksum|size_bytes)`,
 		"the log differs as described above, so its size and checksum differ",
 		func(_, got any) bool { return got != nil },

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -261,8 +262,11 @@ func (c *composeEnv) rolledBack(other string) {
 	c.succeed("verify")
 	same(c.t, "version", c.version(), "version 1")
 	same(c.t, "container of other", c.container("other").ID, other)
-	if log := c.artifact("rollback.log"); !strings.HasPrefix(log, "Executing rollback strategy: git-revert\ngit reset --hard HEAD\nHEAD is now at ") {
-		c.t.Errorf("rollback.log is %s", log)
+	log := c.artifact("rollback.log")
+	for _, line := range []string{`tree: as before the run \(\d files? restored, \d set aside\)`, `image: as before the run \(sha256:[^\n]*\)`, `configuration: as before the run \([0-9a-f][^\n]*\)`} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).MatchString(log) {
+			c.t.Errorf("rollback.log is %s\nwant the line %s", log, line)
+		}
 	}
 }
 

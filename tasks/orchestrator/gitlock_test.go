@@ -20,6 +20,7 @@ func (b *testEnv) rollbackAgain(ago time.Duration) {
 	began := time.Now().Add(-ago)
 	b.steps.run.StartedAt = &began
 	b.plan(resetPlan)
+	b.config.RollbackCommands = true
 	b.steps.decision = store.Start{
 		Run: b.steps.run, PreviousWorker: "orchestrator@first",
 		Claim: store.Claim{RunID: testRun, Step: store.StepRollback, Attempt: 1, TaskID: "task-1", Starts: 2, StartedAt: time.Now()},
@@ -34,6 +35,7 @@ func TestARollbackKilledInGitResetIsTakenOver(t *testing.T) {
 		b := newTestEnv(t)
 		b.workspace, b.config.Workspace = workspace, workspace
 		b.plan(resetPlan)
+		b.config.RollbackCommands = true
 		b.fail("rollback")
 		return
 	}

@@ -20,7 +20,7 @@ import (
 // there is one, and does not end while the file hold exists.
 func newCountingEnv(t *testing.T) *testEnv {
 	b := newTestEnv(t)
-	b.config.Programs = []string{"a", "b", "c"}
+	b.config.Programs, b.config.RollbackCommands = []string{"a", "b", "c"}, true
 	here := `cd "$(dirname "$0")"; echo "$(basename "$0") works"; echo x >> $(basename "$0").starts`
 	b.program("a", here)
 	b.program("b", here+`; while [ -e hold ]; do sleep 0.02; done; [ ! -e code ] || exit "$(cat code)"`)

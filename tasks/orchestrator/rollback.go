@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -63,21 +64,12 @@ func (s *stepRun) planRollback() byCommands {
 	if s.config.RollbackCommands {
 		return byCommands{"configured", "configured"}
 	}
-	var b byCommands
-	if s.ranElsewhere {
-		const elsewhere = "a worker that keeps no record has run steps of this run"
-		if s.record.Files == nil {
-			b.files = elsewhere
-		}
-		if s.record.Image == nil {
-			b.image = elsewhere
-		}
-	}
-	if files := s.record.Files; files != nil && files.Missing != "" {
+	b := byCommands{image: s.imageByCommands()}
+	switch files := s.record.Files; {
+	case files == nil && s.ranElsewhere:
+		b.files = "a worker that keeps no record has run steps of this run"
+	case files != nil && files.Missing != "":
 		b.files = "the workspace could not be captured before the run: " + files.Missing
-	}
-	if image := s.record.Image; image != nil {
-		b.image = "the image of before cannot be brought back without the plan's commands"
 	}
 	return b
 }
@@ -114,31 +106,46 @@ func (b byCommands) of(strategies []any) []any {
 	return kept
 }
 
-// takeBack does the parts of a rollback.
+// takeBack does the parts of a rollback, and says in the log what is as before.
 func (s *stepRun) takeBack(ctx context.Context, log *artifacts.Log, workspace string, by byCommands, strategies []any) (filesOutcome, *Failure) {
-	if len(strategies) == 0 && by.all() {
+	var files filesOutcome
+	var image imageOutcome
+	switch {
+	case by.all() && len(strategies) == 0:
 		log.Line("No rollback actions executed.")
+	case by.all():
+	case by.files != "":
+		log.Line("[The plan's commands bring back the files: " + by.files + "]")
+	case by.image != "":
+		log.Line("[The plan's commands bring back the image: " + by.image + "]")
 	}
-	var outcome filesOutcome
+	var failure *Failure
 	if by.files == "" {
 		s.removeStaleLocks(ctx, log, workspace)
-		var failure *Failure
-		if outcome, failure = s.restoreFiles(ctx, log); failure != nil {
-			return outcome, failure
+		if files, failure = s.restoreFiles(ctx, log); failure != nil {
+			return files, failure
 		}
-	} else if !by.all() {
-		log.Line("[Files are brought back by the plan's commands: " + by.files + "]")
 	}
 	for _, value := range strategies {
 		if failure := s.strategy(ctx, log, workspace, value); failure != nil {
-			return outcome, failure
+			return files, failure
 		}
 	}
-	if by.files == "" && outcome.Untouched && by.image == "" && s.record.Image == nil {
+	// compose reads the workspace's files.
+	if by.image == "" {
+		if image, failure = s.restoreImage(ctx, log); failure != nil {
+			return files, failure
+		}
+	}
+	if by.files == "" && by.image == "" && files.Untouched && image.Untouched {
 		log.Line("[The run has changed nothing: there is nothing to take back.]")
 	}
 	if by.files == "" {
-		log.Line(outcome.Tree())
+		log.Line(files.Tree())
+	}
+	if by.image == "" && !image.Untouched {
+		log.Line("image: as before the run (" + cmp.Or(image.Images, "none") + ")")
+		log.Line("configuration: as before the run (" + cmp.Or(image.Configuration, "none") + ")")
 	}
 	if s.record.Files != nil {
 		s.record.Files.Restored = true
@@ -146,7 +153,7 @@ func (s *stepRun) takeBack(ctx context.Context, log *artifacts.Log, workspace st
 	if s.record.Files != nil || s.record.Image != nil {
 		s.record.Undone = true
 	}
-	return outcome, s.saveRecord(ctx)
+	return files, s.saveRecord(ctx)
 }
 
 // commandsOf returns the commands of strategies in their order, up to the first

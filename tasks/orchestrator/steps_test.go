@@ -156,6 +156,7 @@ func TestAFailedVerifyAndItsRollbackRecordWhatTheReferenceRunHas(t *testing.T) {
 	defer service.Close()
 	r := readReference(t, "verify_times_out.json")
 	b.asReference(r, service.URL+"/nothing")
+	b.config.RollbackCommands = true
 	failure, outcome := b.fail("verify")
 	same(t, "text", failure.Error(), "Health check for "+service.URL+"/nothing timed out after 3s")
 	same(t, "class", failure.Module+"."+failure.Type, "moonmind.workflows.orchestrator.command_runner.CommandExecutionError")
@@ -394,6 +395,7 @@ func TestRollback(t *testing.T) {
 	t.Run("nothing to do", func(t *testing.T) {
 		t.Parallel()
 		b := newTestEnv(t)
+		b.config.RollbackCommands = true
 		b.plan(`[{"name": "rollback"}]`)
 		_, outcome := b.succeed("rollback")
 		same(t, "log", b.artifact("rollback.log"), "No rollback actions executed.")
@@ -405,6 +407,7 @@ func TestRollback(t *testing.T) {
 		t.Parallel()
 		for _, log := range []string{"rollback.log", "mine.log"} {
 			b := newTestEnv(t)
+			b.config.RollbackCommands = true
 			b.program("docker", `echo "no space left on device" >&2; exit 1`)
 			b.program("git", `echo "HEAD is now at 91c0aa4"`)
 			b.plan(`[{"name": "rollback", "parameters": {"logArtifact": "` + log + `", "strategies": [

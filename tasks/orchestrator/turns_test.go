@@ -70,7 +70,7 @@ func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) {
 	})
 	config := r.config
 	config.Steps, config.Node, config.Logger = s, name, workertest.Logger(t)
-	config.SweepInterval = 100 * time.Millisecond
+	config.SweepInterval, config.RollbackCommands = 100*time.Millisecond, true
 	o, err := New(config)
 	if err != nil {
 		t.Fatal(err)
