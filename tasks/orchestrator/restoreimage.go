@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,22 @@ import (
 // nobody else changes the project: load and mend, compose, create again, names.
 const restoreRounds = 12
 
+// imageByCommands says why only the plan's own commands can undo what the run has
+// done to images and containers: nothing could be recorded before it. It is "" if
+// restoreImage does that.
+func (s *stepRun) imageByCommands() string {
+	image := s.record.Image
+	switch {
+	case image == nil && s.ranElsewhere:
+		return "a worker that keeps no record has run steps of this run"
+	case image != nil && !image.EngineSeen:
+		return "the docker engine could not be read when the run began to change images"
+	}
+	return ""
+}
+
 // An imageOutcome is what a rollback has done for images and containers.
 type imageOutcome struct {
-	// ByCommands says that nothing could be recorded before the change, so that only
-	// the plan's own commands can undo it. Reason says why.
-	ByCommands bool
-	Reason     string
 	// Untouched says that the run has changed no image and no container.
 	Untouched bool
 	// Images and Configuration are the ids and hashes that are as before the run.
@@ -33,42 +44,20 @@ type imageOutcome struct {
 // without a build and without a registry. The workspace must be as before already:
 // compose reads its files.
 //
+//   - It must not be called if imageByCommands gives a reason.
 //   - It can be repeated after a kill at any point: it looks, decides, and acts.
 //   - It returns a failure if something is not as before in the end. The text names
 //     what, and the commands for doing it by hand.
 func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOutcome, *Failure) {
 	image := s.record.Image
-	switch {
-	case image == nil && s.ranElsewhere:
-		return imageOutcome{ByCommands: true, Reason: "a worker that keeps no record has run steps of this run"}, nil
-	case image == nil:
-		return imageOutcome{Untouched: true}, nil
-	case !image.EngineSeen:
-		return imageOutcome{ByCommands: true, Reason: "the docker engine could not be read when the run began to change images"}, nil
-	case !image.Ready:
+	if image == nil || !image.Ready {
 		return imageOutcome{Untouched: true}, nil
 	}
 	r := &imageRestore{stepRun: s, log: log, tried: map[string]bool{}, kept: map[string]bool{}}
 	var now change.ImageNow
 	failed := r.awaitHelper(ctx)
-	for range restoreRounds {
-		if failed != nil {
-			break
-		}
-		failed = s.untilEngineAnswers(ctx, func() (err error) {
-			now, err = r.look(ctx)
-			return err
-		})
-		if failed != nil {
-			break
-		}
-		acts := image.Restore(now)
-		if len(acts) == 0 {
-			break
-		}
-		if failed = r.do(ctx, acts); failed != nil && !errors.Is(failed, compose.ErrUnreachable) {
-			break
-		}
+	if failed == nil {
+		now, failed = r.settle(ctx)
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		return imageOutcome{}, commandError(fmt.Sprintf("Bringing back %s of project %s was ended: %s", image.Describe(), image.Project, cause))
@@ -96,6 +85,32 @@ type imageRestore struct {
 	log *artifacts.Log
 	// tried and kept are those of [change.ImageNow].
 	tried, kept map[string]bool
+}
+
+// settle looks and acts until nothing is left to do. An act that fails is decided
+// again from what is there then: somebody else may have removed its container.
+func (r *imageRestore) settle(ctx context.Context) (change.ImageNow, error) {
+	var now change.ImageNow
+	var last error
+	for range restoreRounds {
+		err := r.untilEngineAnswers(ctx, func() (err error) {
+			now, err = r.look(ctx)
+			return err
+		})
+		if err != nil {
+			return now, err
+		}
+		acts := r.record.Image.Restore(now)
+		if len(acts) == 0 {
+			return now, nil
+		}
+		err = r.do(ctx, acts)
+		if err != nil && last != nil && !errors.Is(err, compose.ErrUnreachable) {
+			return now, err
+		}
+		last = err
+	}
+	return now, cmp.Or(last, errors.New("something changes them again and again"))
 }
 
 // target is the plan's compose command line without a subcommand.
