@@ -70,9 +70,6 @@ type State interface {
 	Containers(ctx context.Context, project, service string) ([]Container, error)
 	// LogTail returns the last lines of the log of the container with this id.
 	LogTail(ctx context.Context, id string, lines int) (string, error)
-	// ImageID returns the id of the image that a name or id stands for now, or
-	// [ErrNoImage].
-	ImageID(ctx context.Context, name string) (string, error)
 	// Neighbourhood lists all running containers, and where they can be reached.
 	Neighbourhood(ctx context.Context) (Neighbourhood, error)
 }

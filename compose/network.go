@@ -2,7 +2,6 @@ package compose
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -96,13 +95,16 @@ type Neighbourhood struct {
 	Containers []Neighbour
 	// Gateways are the addresses at which containers reach the engine's machine.
 	Gateways []netip.Addr
+	// Local says that the engine is asked through a socket of this machine, and not
+	// through a network.
+	Local bool
 }
 
 // Neighbourhood implements [State].
 func (e *Engine) Neighbourhood(ctx context.Context) (Neighbourhood, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	var n Neighbourhood
+	n := Neighbourhood{Local: !strings.HasPrefix(e.host, "tcp:") && !strings.HasPrefix(e.host, "http")}
 	list, err := e.client.ContainerList(ctx, client.ContainerListOptions{})
 	if err != nil {
 		return n, e.failed("list containers", err)
@@ -134,21 +136,4 @@ func (e *Engine) Neighbourhood(ctx context.Context) (Neighbourhood, error) {
 		}
 	}
 	return n, nil
-}
-
-// ErrNoImage says that the engine has no image of a name.
-var ErrNoImage = errors.New("no such image")
-
-// ImageID implements [State].
-func (e *Engine) ImageID(ctx context.Context, name string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	inspected, err := e.client.ImageInspect(ctx, name)
-	if errdefs.IsNotFound(err) {
-		return "", ErrNoImage
-	}
-	if err != nil {
-		return "", e.failed("inspect image "+name, err)
-	}
-	return inspected.ID, nil
 }

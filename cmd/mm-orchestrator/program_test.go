@@ -203,6 +203,7 @@ func (s testEnv) env() environment {
 		"CELERY_RESULT_BACKEND=db+" + strings.Replace(s.database, "postgres://", "postgresql://", 1),
 		"WORKSPACE_ROOT=" + s.workspace,
 		"MM_ORCHESTRATOR_LISTEN=127.0.0.1:0",
+		"MM_ORCHESTRATOR_QUIET_PERIOD=200ms",
 		"MM_ORCHESTRATOR_LOG_FORMAT=json",
 		"MM_ORCHESTRATOR_WAIT=0",
 	}

@@ -55,9 +55,13 @@ type configuration struct {
 	AllowedPrograms []string
 	// HealthURLs replace the health URLs of plans, by service.
 	HealthURLs map[string]string
-	StepLimit  time.Duration
-	MaxStarts  int
-	LostGrace  time.Duration
+	// QuietPeriod is how long a service has to stay well.
+	QuietPeriod time.Duration
+	// RunningIsEnough names services that need no health check.
+	RunningIsEnough []string
+	StepLimit       time.Duration
+	MaxStarts       int
+	LostGrace       time.Duration
 
 	// Rollback is restore or commands.
 	Rollback   string
@@ -482,6 +486,25 @@ var settings = []setting{
 				}
 				c.HealthURLs[strings.TrimSpace(service)] = address
 			}
+			return nil
+		},
+	},
+	{
+		flag: "quiet-period", form: "duration", topic: topicSteps,
+		vars: names("MM_ORCHESTRATOR_QUIET_PERIOD"),
+		def:  "10s",
+		help: "How long a service has to stay as it is, with every check good, before verify calls it healthy. It counts from the start of the service's containers, or from the last check that failed; " +
+			"so verify does not wait for a service that has been up longer. A service that ends and is started again within this time is not healthy. Docker itself considers a container to be up after 10 s.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.QuietPeriod }, 100*time.Millisecond),
+	},
+	{
+		flag: "running-is-enough", form: "service,…", topic: topicSteps,
+		vars: names("MM_ORCHESTRATOR_RUNNING_IS_ENOUGH"),
+		def:  "celery-worker,orchestrator",
+		help: "Services that verify calls healthy when they run for the quiet period, although neither the plan nor the container has a health check. For any other service, such a run fails, because nothing proves that the service works. " +
+			"A plan can say so too, by \"runningIsEnough\": true among the parameters of verify. Empty means none.",
+		read: func(c *configuration, text string) error {
+			c.RunningIsEnough = splitList(text)
 			return nil
 		},
 	},

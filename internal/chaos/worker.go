@@ -73,6 +73,7 @@ func (l *lane) newWorker(name string) (*workerProcess, error) {
 		"WORKSPACE_ROOT=" + l.workspace,
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=" + filepath.Base(l.config.programs.ledger),
 		"MM_ORCHESTRATOR_LISTEN=",
+		"MM_ORCHESTRATOR_QUIET_PERIOD=100ms",
 		fmt.Sprintf("MM_ORCHESTRATOR_SHUTDOWN_GRACE=%s", shutdownGrace),
 		"ORCHESTRATOR_HOSTNAME=orchestrator@" + name,
 		// The ledger shows a rollback only by the plan's commands.

@@ -193,6 +193,10 @@ func (d *demo) prepare(ctx context.Context) error {
 	return nil
 }
 
+// quietPeriod is the worker's MM_ORCHESTRATOR_QUIET_PERIOD: shorter than the
+// default of 10 s, since the demo's services end at once or not at all.
+const quietPeriod = "3s"
+
 // startWorker migrates the database and starts the worker.
 func (d *demo) startWorker(ctx context.Context) error {
 	since := time.Now()
@@ -206,6 +210,7 @@ func (d *demo) startWorker(ctx context.Context) error {
 		"CELERY_RESULT_BACKEND="+resultBackend(d.database),
 		"MM_ORCHESTRATOR_DATABASE_URL="+d.database,
 		"MM_ORCHESTRATOR_LISTEN="+listen,
+		"MM_ORCHESTRATOR_QUIET_PERIOD="+quietPeriod,
 		"WORKSPACE_ROOT="+d.project.Dir,
 	)
 	if host := os.Getenv("DOCKER_HOST"); host != "" {

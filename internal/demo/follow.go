@@ -126,7 +126,7 @@ func (d *demo) note(ctx context.Context, run string, state store.StepState, befo
 		return "only api was recreated", nil
 	case store.StepVerify:
 		attempt, code := lastAttempt(text("verify.log"))
-		return fmt.Sprintf("%s from %s on attempt %s", code, d.project.HealthURL(), attempt), nil
+		return fmt.Sprintf("%s from %s on attempt %s, then %s without a fault", code, d.project.HealthURL(), attempt, quietPeriod), nil
 	case store.StepRollback:
 		changed, err := d.project.Git(ctx, "status", "--porcelain")
 		if err != nil {

@@ -26,7 +26,7 @@ func TestDemoShowsARepairAndARollback(t *testing.T) {
 		`(?m)^  patch +✓ .*api_service/requirements\.txt  \+1 −0$`,
 		`(?m)^  build +✓ .*api → sha256:[0-9a-f]{6} +\(was sha256:[0-9a-f]{6}\)$`,
 		`(?m)^  restart +✓ .*only api was recreated$`,
-		`(?m)^  verify +✓ .*200 from http://127\.0\.0\.1:\d+/health on attempt \d+$`,
+		`(?m)^  verify +✓ .*200 from http://127\.0\.0\.1:\d+/health on attempt \d+, then 3s without a fault$`,
 		`(?m)^succeeded in \d+\.\d s$`,
 		`(?m)^  service +api: container [0-9a-f]{12} running, healthy; GET .*: 200 OK$`,
 		`(?m)^  results +celery_taskmeta: 5 × SUCCESS, read back by AsyncResult in celery 5\.7\.0$`,

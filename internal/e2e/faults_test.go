@@ -91,7 +91,7 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 	t.Run("and restored while the command runs", func(t *testing.T) {
 		t.Parallel()
 		f := newProxiedStack(t)
-		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
+		run := f.submit(newest, f.recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toBroker.cut()
 		f.toBroker.restore()
@@ -103,7 +103,7 @@ func TestBrokerLostDuringAStep(t *testing.T) {
 	t.Run("and restored after the command has ended", func(t *testing.T) {
 		t.Parallel()
 		f := newProxiedStack(t)
-		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
+		run := f.submit(newest, f.recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toBroker.cut()
 		f.open("build")
@@ -136,7 +136,7 @@ func TestBrokerLostBetweenSteps(t *testing.T) {
 			f := newProxiedStack(t)
 			c.act = f.toBroker.cut
 			f.toBroker.set(c)
-			run := f.submit(newest, recordingPlan(f.commandLog)...)
+			run := f.submit(newest, f.recordingPlan(f.commandLog)...)
 			f.await("the cut", func() (bool, error) { return f.toBroker.isCut(), nil })
 			f.toBroker.restore()
 			f.requireOneCleanRun(run)
@@ -152,7 +152,7 @@ func TestDatabaseLost(t *testing.T) {
 	t.Run("while a command runs", func(t *testing.T) {
 		t.Parallel()
 		f := newProxiedStack(t)
-		run := f.submit(newest, recordingPlan(f.commandLog, "build")...)
+		run := f.submit(newest, f.recordingPlan(f.commandLog, "build")...)
 		f.awaitCommand("build")
 		f.toDatabase.cut()
 		f.open("build")
@@ -169,7 +169,7 @@ func TestDatabaseLost(t *testing.T) {
 			f := newProxiedStack(t)
 			c.act = f.toDatabase.cut
 			f.toBroker.set(c)
-			run := f.submit(newest, recordingPlan(f.commandLog)...)
+			run := f.submit(newest, f.recordingPlan(f.commandLog)...)
 			f.await("the cut", func() (bool, error) { return f.toDatabase.isCut(), nil })
 			f.await("the worker to notice", func() (bool, error) { return strings.Contains(f.worker.log(), f.toDatabase.addr), nil })
 			f.toDatabase.restore()
@@ -200,7 +200,7 @@ func TestDatabaseRestarted(t *testing.T) {
 		server.Start()
 		close(restarted)
 	}})
-	run := f.submit(newest, recordingPlan(f.commandLog, "restart")...)
+	run := f.submit(newest, f.recordingPlan(f.commandLog, "restart")...)
 	<-restarted
 	f.reconnect()
 	f.awaitCommand("restart")
@@ -232,7 +232,7 @@ func TestKilledWorkerIsReplaced(t *testing.T) {
 	t.Parallel()
 	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{})
-	run := s.submit(newest, recordingPlan(commandLog, "build")...)
+	run := s.submit(newest, s.recordingPlan(commandLog, "build")...)
 	s.await("the command of build", func() (bool, error) { return slices.Contains(lines(t, commandLog), "build"), nil })
 	s.kill()
 	if err := os.WriteFile(gate(commandLog, "build"), nil, 0o644); err != nil {

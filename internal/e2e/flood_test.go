@@ -58,7 +58,7 @@ func TestLargeOutputWithSecretsNeitherFillsMemoryNorLeaksSecrets(t *testing.T) {
 		{1, "rolled_back", 48 << 20, 32 << 20},
 	} {
 		command := append([]string{"flood", strconv.FormatInt(c.print, 10), strconv.Itoa(c.code)}, names...)
-		run := s.submit(newest, append(withoutDocker(), set("build.command", command))...)
+		run := s.submit(newest, append(s.withoutDocker(), set("build.command", command))...)
 		if row := s.awaitRun(run.RunID); row["status"] != c.status {
 			t.Errorf("the run is %s, want %s", row["status"], c.status)
 		}

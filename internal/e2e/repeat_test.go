@@ -17,7 +17,7 @@ const succeeded = "analyze:succeeded patch:succeeded build:succeeded restart:suc
 func TestRetriedRunEndsInTheRowsThatTheAPIReset(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, stackConfig{})
-	run := s.submit(newest, append(withoutDocker(),
+	run := s.submit(newest, append(s.withoutDocker(),
 		set("build.command", []string{"git", "rev-parse", "--verify", "repaired"}))...)
 	first := s.awaitRun(run.RunID)
 	if first["status"] != "rolled_back" {
@@ -67,7 +67,7 @@ func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	t.Parallel()
 	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
-	run := s.submit(newest, recordingPlan(commandLog)...)
+	run := s.submit(newest, s.recordingPlan(commandLog)...)
 	first := s.take()
 	s.publish(first)
 	s.startWorker()
@@ -95,7 +95,7 @@ func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 	t.Parallel()
 	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
-	run := s.submit(newest, recordingPlan(commandLog)...)
+	run := s.submit(newest, s.recordingPlan(commandLog)...)
 	first := s.take()
 	s.startWorker()
 	s.startWorker()
@@ -124,7 +124,7 @@ func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 
 // recordingPlan returns options for a run whose commands write their names to a
 // file. The commands of the steps in gates wait until the step's gate exists.
-func recordingPlan(file string, gates ...string) []string {
+func (s *stack) recordingPlan(file string, gates ...string) []string {
 	command := func(step string) []string {
 		words := []string{"record", file, step}
 		if slices.Contains(gates, step) {
@@ -132,7 +132,7 @@ func recordingPlan(file string, gates ...string) []string {
 		}
 		return words
 	}
-	return append(withoutDocker(),
+	return append(s.withoutDocker(),
 		set("patch.commands", [][]string{command("patch")}),
 		set("build.command", command("build")),
 		set("restart.command", command("restart")),

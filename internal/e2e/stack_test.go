@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -220,7 +222,8 @@ func workerEnvironment(t *testing.T, broker, database, workspace string) []strin
 		"POSTGRES_DB=" + strings.TrimPrefix(server.Path, "/"),
 		"WORKSPACE_ROOT=" + workspace,
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=record,flood",
-		"MM_ORCHESTRATOR_LISTEN=", // tests run side by side
+		"MM_ORCHESTRATOR_LISTEN=",         // tests run side by side
+		"MM_ORCHESTRATOR_QUIET_PERIOD=1s", // tests are short
 	}
 	for _, name := range []string{"DOCKER_HOST", "GOCOVERDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
@@ -460,12 +463,15 @@ func set(path string, value any) string {
 }
 
 // withoutDocker returns options for a run that succeeds in a workspace without
-// compose: its build and restart are git commands.
-func withoutDocker() []string {
+// compose: its build and restart are git commands, and the test itself answers its
+// health check.
+func (s *stack) withoutDocker() []string {
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.t.Cleanup(server.Close)
 	return []string{
 		set("build.command", []string{"git", "--version"}),
 		set("restart.command", []string{"git", "rev-parse", "HEAD"}),
-		set("verify.healthcheck", nil),
+		set("verify.healthcheck.url", server.URL), set("verify.healthcheck.intervalSeconds", 0.5),
 		set("rollback.strategies", []any{map[string]any{"type": "git-revert", "commands": []any{[]string{"git", "reset", "--hard", "HEAD"}}}}),
 	}
 }

@@ -18,10 +18,10 @@ func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 			t.Run(version, func(t *testing.T) {
 				t.Parallel()
 				s := newStack(t, stackConfig{})
-				good := s.submit(version, withoutDocker()...)
+				good := s.submit(version, s.withoutDocker()...)
 				s.awaitRun(good.RunID)
 				s.requireReadableSuccess(version, good)
-				bad := s.submit(version, append(withoutDocker(),
+				bad := s.submit(version, append(s.withoutDocker(),
 					set("build.command", []string{"git", "rev-parse", "--verify", "no-such-branch"}))...)
 				s.awaitRun(bad.RunID)
 				s.requireReadableFailure(version, bad)

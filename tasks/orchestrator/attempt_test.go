@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -42,6 +43,9 @@ func TestMetricsFollowTheRun(t *testing.T) {
 	b := newTestEnv(t)
 	metrics := &recordedMetrics{}
 	b.config.Metrics = metrics
+	b.config.Engine = &fakeEngine{containers: func(int, string) ([]compose.Container, error) {
+		return []compose.Container{{ID: "1", State: "running", Health: "healthy"}}, nil
+	}}
 	b.plan(`[{"name": "analyze"}, {"name": "verify"}]`)
 	b.succeed("analyze")
 	b.succeed("verify")

@@ -157,9 +157,13 @@ type Config struct {
 	// FinishTimeout bounds one attempt to record the end of a step; attempts
 	// are repeated until one succeeds or the worker stops. Defaults to 30 s.
 	FinishTimeout time.Duration
-	// StableTime is how long a container without any health check must stay up to
-	// count as running. Defaults to 2 s.
-	StableTime time.Duration
+	// QuietPeriod is how long a service has to stay as it is, with all checks
+	// good, before verify calls it healthy. It should be longer than the pauses of
+	// a restart policy. Defaults to 10 s.
+	QuietPeriod time.Duration
+	// RunningIsEnough names services that are healthy when they run for the
+	// quiet period, if neither the plan nor the container has a health check.
+	RunningIsEnough []string
 	// StateTimeout is how long verify waits for a container to become
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration
@@ -224,7 +228,7 @@ func (c Config) WithDefaults() Config {
 	c.KillGrace = cmp.Or(c.KillGrace, 10*time.Second)
 	c.HandBackDelay = cmp.Or(c.HandBackDelay, 5*time.Second)
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
-	c.StableTime = cmp.Or(c.StableTime, 2*time.Second)
+	c.QuietPeriod = cmp.Or(c.QuietPeriod, 10*time.Second)
 	c.StateTimeout = cmp.Or(c.StateTimeout, 120*time.Second)
 	return c
 }
@@ -249,7 +253,7 @@ func (c Config) Validate() error {
 	}
 	for name, limit := range map[string]time.Duration{
 		"StepTimeLimit": c.StepTimeLimit, "KeepChanges": c.KeepChanges, "HelperWindow": c.HelperWindow, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
-		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "StableTime": c.StableTime, "StateTimeout": c.StateTimeout,
+		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "QuietPeriod": c.QuietPeriod, "StateTimeout": c.StateTimeout,
 	} {
 		if limit < 0 {
 			return fmt.Errorf("orchestrator: %s is %s, must not be negative", name, limit)

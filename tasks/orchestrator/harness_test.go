@@ -236,7 +236,6 @@ type fakeEngine struct {
 	Engine
 	containers func(call int, service string) ([]compose.Container, error)
 	log        string
-	images     map[string]string // ids by name
 	neighbours compose.Neighbourhood
 	pins       map[string]compose.Pin
 	mu         sync.Mutex
@@ -251,14 +250,6 @@ func (f *fakeEngine) Containers(_ context.Context, _, service string) ([]compose
 }
 
 func (f *fakeEngine) LogTail(context.Context, string, int) (string, error) { return f.log, nil }
-
-func (f *fakeEngine) ImageID(_ context.Context, name string) (string, error) {
-	id, found := f.images[name]
-	if !found {
-		return "", compose.ErrNoImage
-	}
-	return id, nil
-}
 
 func (f *fakeEngine) Neighbourhood(context.Context) (compose.Neighbourhood, error) {
 	return f.neighbours, nil
@@ -348,7 +339,7 @@ func newTestEnv(t testing.TB, environ ...string) *testEnv {
 			"GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1",
 			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.test", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.test",
 		}, environ...),
-		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, StableTime: 50 * time.Millisecond,
+		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, QuietPeriod: 50 * time.Millisecond,
 	}
 	return b
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
@@ -30,16 +32,31 @@ func newHealthClient(environ []string) healthClient {
 	return healthClient{proxies: newProxies(environ)}
 }
 
-// status makes one request and returns the status code. limit bounds each of
-// connect, TLS handshake, write, answer and body.
-func (c healthClient) status(ctx context.Context, method, asked string, limit time.Duration) (int, error) {
+// An httpAnswer is the answer to a request.
+type httpAnswer struct {
+	status int
+	// from is where the connection leads to, the zero value if that is not known.
+	from netip.AddrPort
+	// proxy says that this is a proxy.
+	proxy bool
+}
+
+// ask makes one request. limit bounds each of connect, TLS handshake, write,
+// answer and body.
+func (c healthClient) ask(ctx context.Context, method, asked string, limit time.Duration) (httpAnswer, error) {
+	var answer httpAnswer
 	target, err := url.Parse(asked)
 	if err != nil {
-		return 0, unwrapURL(err)
+		return answer, unwrapURL(err)
 	}
 	if target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
-		return 0, pythonText("Request URL is missing an 'http://' or 'https://' protocol.")
+		return answer, pythonText("Request URL is missing an 'http://' or 'https://' protocol.")
 	}
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if tcp, is := info.Conn.RemoteAddr().(*net.TCPAddr); is {
+			answer.from = tcp.AddrPort()
+		}
+	}})
 	// The limit of the whole request: a body may come slowly, but not for ever.
 	ctx, cancel := context.WithTimeout(ctx, 4*limit)
 	defer cancel()
@@ -54,7 +71,10 @@ func (c healthClient) status(ctx context.Context, method, asked string, limit ti
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, method, asked, nil)
 	if err != nil {
-		return 0, err
+		return answer, err
+	}
+	if proxy, _ := c.proxies.proxyOf(request); proxy != nil {
+		answer.proxy = true
 	}
 	// RoundTrip does not do this, as http.Client would.
 	if password, _ := target.User.Password(); target.User.Username() != "" || password != "" {
@@ -64,13 +84,14 @@ func (c healthClient) status(ctx context.Context, method, asked string, limit ti
 	request.Header.Set("Accept", "*/*")
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return 0, requestError(err)
+		return answer, requestError(err)
 	}
 	defer response.Body.Close()
 	if _, err := io.Copy(io.Discard, io.LimitReader(response.Body, bodyLimit)); err != nil {
-		return 0, requestError(err)
+		return answer, requestError(err)
 	}
-	return response.StatusCode, nil
+	answer.status = response.StatusCode
+	return answer, nil
 }
 
 // shownURL is a health check's URL as rows and logs show it: as the Python worker

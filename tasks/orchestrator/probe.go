@@ -25,7 +25,8 @@ const PlannedHealthStatus = 200
 // environ, and returns the status of the answer. limit bounds each phase of the
 // request: connect, TLS handshake, answer.
 func ProbeHealth(ctx context.Context, environ []string, address string, limit time.Duration) (status int, err error) {
-	return newHealthClient(environ).status(ctx, "GET", address, limit)
+	answer, err := newHealthClient(environ).ask(ctx, "GET", address, limit)
+	return answer.status, err
 }
 
 // SkillModule is the Python module that a plan with a skill runs by `python -m`

@@ -70,9 +70,9 @@ func TestHealthChecksGoThroughTheProxyAndFollowNoRedirect(t *testing.T) {
 	}))
 	defer proxy.Close()
 	client := newHealthClient([]string{"HTTP_PROXY=" + strings.Replace(proxy.URL, "http://", "http://u:p@", 1)})
-	code, err := client.status(t.Context(), "GET", "http://api:5000/health", time.Minute)
-	if code != http.StatusFound || err != nil {
-		t.Errorf("%d, %v", code, err)
+	answer, err := client.ask(t.Context(), "GET", "http://api:5000/health", time.Minute)
+	if answer.status != http.StatusFound || !answer.proxy || err != nil {
+		t.Errorf("%+v, %v", answer, err)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestErrorsOfRequestsReadAsPythons(t *testing.T) {
 		if address == slow.URL {
 			limit = 300 * time.Millisecond
 		}
-		_, err := newHealthClient(nil).status(t.Context(), "GET", address, limit)
+		_, err := newHealthClient(nil).ask(t.Context(), "GET", address, limit)
 		if !strings.HasPrefix(fmt.Sprint(err), want) {
 			t.Errorf("%s: %v, want %s", address, err, want)
 		}

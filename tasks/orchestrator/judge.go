@@ -1,0 +1,412 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+)
+
+// logTail is how many lines of a container's log a verdict has.
+const logTail = 20
+
+// steadyPause bounds the pause between two looks during the quiet period, in
+// which a fault may be short.
+const steadyPause = time.Second
+
+// maxPhase bounds each phase of a request, such as connect or answer.
+const maxPhase = 10 * time.Second
+
+// engineLimit bounds the requests to the engine for one look.
+const engineLimit = 5 * time.Second
+
+// A judge watches a service until it can say whether the service is healthy.
+type judge struct {
+	run *stepRun
+	log *artifacts.Log
+	requirements
+	sources sourceFinder
+	evidence
+	// logged is the last line about the containers, loggedReply the last about a
+	// request.
+	logged, loggedReply string
+	// warned says that an engine that does not answer is in the log.
+	warned bool
+	// from are the sources of the good replies, to be listed once.
+	from []string
+	// pass counts the good replies, for the summary.
+	pass int
+}
+
+// judgeService watches the service until it is clear whether it is healthy, at
+// most until the deadline of the requirements and the rest of the quiet period.
+// The log gets what was looked at and found. If ctx ends, the verdict is
+// not proven.
+func (s *stepRun) judgeService(ctx context.Context, log *artifacts.Log, r requirements) verdict {
+	j := &judge{run: s, log: log, requirements: r}
+	if s.config.Engine != nil {
+		j.sources = newSourceFinder(s.config)
+	}
+	v := j.watch(ctx)
+	if ctx.Err() != nil {
+		return verdict{ended: true, reason: context.Cause(ctx).Error()}
+	}
+	return j.conclude(ctx, v)
+}
+
+// watch looks at the service, again and again, until decide has concluded.
+func (j *judge) watch(ctx context.Context) verdict {
+	longest := steadyPause
+	if j.check != nil {
+		longest = j.check.interval
+	}
+	pause := backoff{next: min(firstPause, longest), most: longest}
+	for {
+		l := look{}
+		if j.check != nil {
+			j.ask(ctx, &l)
+		}
+		j.see(ctx, &l)
+		if ctx.Err() != nil {
+			return verdict{}
+		}
+		if l.reply != nil {
+			j.locate(ctx, &l)
+			j.logReply(*l.reply)
+		}
+		l.at = j.run.config.Now()
+		j.evidence = j.with(l, j.requirements)
+		j.logContainers()
+		v, done := decide(j.evidence, j.requirements, l.at)
+		if done {
+			return v
+		}
+		end := j.deadline
+		if wrong := j.wrong(j.requirements); wrong.health == healthy {
+			end = latest(end, j.steadySince.Add(j.quiet))
+			pause.most, pause.next = min(longest, steadyPause), min(pause.next, longest, steadyPause)
+		} else {
+			pause.most = longest
+		}
+		pause.wait(ctx, j.run.config.Now, end)
+		if ctx.Err() != nil {
+			return verdict{}
+		}
+	}
+}
+
+// ask makes one request, which ends at the deadline or with the quiet period.
+func (j *judge) ask(ctx context.Context, l *look) {
+	end := j.deadline
+	if j.firstGood != nil {
+		end = latest(end, j.steadySince.Add(j.quiet))
+	}
+	limit := maxPhase
+	if j.check.interval > 0 {
+		limit = min(j.check.interval, maxPhase)
+	}
+	// If the deadline has passed already, which only the first attempt meets, limit
+	// alone bounds it.
+	if left := end.Sub(j.run.config.Now()); left > 0 || j.replies > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, max(left, lastPause))
+		defer cancel()
+	}
+	answer, err := j.run.client.ask(ctx, j.check.method, j.check.url, limit)
+	r := &reply{attempt: j.replies + 1}
+	if err != nil {
+		r.text = err.Error()
+	} else {
+		r.text, r.expected = fmt.Sprintf("status=%d", answer.status), answer.status == j.check.expected
+		r.from, r.proxy = answer.from, answer.proxy
+	}
+	l.reply = r
+}
+
+// see lists the containers and the images that they should run.
+func (j *judge) see(ctx context.Context, l *look) {
+	engine := j.run.config.Engine
+	if engine == nil || j.otherEngine {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineLimit)
+	defer cancel()
+	var containers []compose.Container
+	var err error
+	for _, service := range j.services {
+		var some []compose.Container
+		if some, err = engine.Containers(ctx, j.project, service); err != nil {
+			break
+		}
+		containers = append(containers, some...)
+	}
+	if err != nil {
+		if !j.warned && ctx.Err() == nil {
+			j.warned = true
+			j.run.log.Warn("container state is unknown, verification relies on HTTP alone", "error", err)
+			j.log.Line("[The docker engine does not answer, so that the containers of service " + j.service + " cannot be seen: " + err.Error() + "]")
+		}
+		return
+	}
+	l.engine, l.containers, l.images = true, containers, map[string]string{}
+	for _, c := range containers {
+		l.images[c.ID] = j.wantedImage(ctx, c)
+	}
+}
+
+// wantedImage returns the id of the image that a container should run, "" if
+// nothing says which.
+func (j *judge) wantedImage(ctx context.Context, c compose.Container) string {
+	if j.image != "" || c.Image == "" {
+		return j.image
+	}
+	named, err := j.run.config.Engine.InspectImage(ctx, c.Image)
+	if err != nil || named.ID == c.ImageID {
+		return named.ID
+	}
+	// An engine may have two ids for one image, that of a list of images for several
+	// platforms and that of an image in it.
+	if same, err := j.run.config.Engine.InspectImage(ctx, c.ImageID); err == nil && same.ID == named.ID {
+		return c.ImageID
+	}
+	return named.ID
+}
+
+// locate finds out whether an expected reply came from the target.
+func (j *judge) locate(ctx context.Context, l *look) {
+	r := l.reply
+	if !r.expected {
+		return
+	}
+	from := ""
+	switch {
+	case !l.engine || len(l.containers) == 0:
+	case r.proxy:
+		from = "asked through a proxy, so that the worker cannot tell which container answered"
+	case !r.from.IsValid():
+	default:
+		found := j.sources.find(ctx, l.containers, r.from)
+		from = found.text
+		switch {
+		case found.elsewhere && j.urlIsConfigured:
+			from += "; it counts because the configuration names this URL"
+		case found.elsewhere:
+			r.elsewhere = found.text
+		}
+	}
+	if r.elsewhere == "" {
+		j.pass++
+		if from != "" && !slices.Contains(j.from, from) {
+			j.from = append(j.from, from)
+		}
+	}
+}
+
+// logReply logs an attempt with Python's words. After the first good reply, only
+// those that differ from the one before are logged.
+func (j *judge) logReply(r reply) {
+	line := r.text + r.elsewhere
+	if j.firstGood != nil && line == j.loggedReply {
+		return
+	}
+	j.loggedReply = line
+	j.log.Line(fmt.Sprintf("Attempt %d: %s", r.attempt, r.text))
+	if r.elsewhere != "" {
+		j.log.Line("[" + r.elsewhere + "]")
+	}
+}
+
+// logContainers logs what is wrong with the containers, once for each change. A
+// health check of docker's that is not finished is not logged.
+func (j *judge) logContainers() {
+	var lines []string
+	for _, c := range j.last.containers {
+		if p := problemOf(c, j.last, j.requirements); p.text != "" {
+			lines = append(lines, p.text)
+		}
+	}
+	line := strings.Join(lines, "\n")
+	switch {
+	case line == j.logged || !j.last.engine:
+		return
+	case line == "":
+		j.log.Line("Containers of service " + j.service + " are healthy")
+	default:
+		j.log.Line(line)
+	}
+	j.logged = line
+}
+
+// conclude completes the reason of a verdict, and logs it with the evidence.
+func (j *judge) conclude(ctx context.Context, v verdict) verdict {
+	if v.health == sick && j.check != nil && j.firstGood == nil && !j.last.at.Before(j.deadline) {
+		j.log.Line("Health check timed out before reaching expected status")
+	}
+	if v.health != healthy {
+		details := j.details(ctx, v.about)
+		if details != "" {
+			j.log.Line(details)
+		}
+		if v.reason != "" && details != "" {
+			v.reason += "\n"
+		}
+		v.reason += details
+	}
+	for _, line := range j.found() {
+		j.log.Line("[" + line + "]")
+	}
+	line := "[Verdict: " + v.health.String()
+	if v.reason != "" {
+		reason, _, _ := strings.Cut(v.reason, "\n")
+		line += ": " + reason
+	}
+	j.log.Line(line + "]")
+	return v
+}
+
+// details is what there is to say about containers, with the output of their
+// health checks and the end of their logs.
+func (j *judge) details(ctx context.Context, about []finding) string {
+	var lines []string
+	for _, f := range about {
+		c, line := f.container, f.text
+		if output := lastLines(j.run.clean(c.HealthOutput)); c.HealthExit != 0 && output != "" {
+			line += fmt.Sprintf(". Its health check ended with code %d and printed:\n%s\n", c.HealthExit, output)
+		} else {
+			line += ". "
+		}
+		if output := lastLines(j.run.clean(j.logOf(ctx, c))); output != "" {
+			line += "Last lines of its log:\n" + output
+		}
+		lines = append(lines, strings.TrimSuffix(strings.TrimRight(line, " \n"), "."))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (j *judge) logOf(ctx context.Context, c compose.Container) string {
+	ctx, cancel := context.WithTimeout(ctx, engineLimit)
+	defer cancel()
+	tail, err := j.run.config.Engine.LogTail(ctx, c.ID, logTail)
+	if err != nil && !errors.Is(err, compose.ErrUnreachable) {
+		j.run.log.Warn("log of a container cannot be read", "error", err)
+	}
+	return tail
+}
+
+// lastLines returns the last lines of an output, as many as a message has room
+// for.
+func lastLines(output string) string {
+	lines := strings.Split(artifacts.Trim(output), "\n")
+	output = strings.Join(lines[max(0, len(lines)-logTail):], "\n")
+	if over := len(output) - lastLinesLimit; over > 0 {
+		output = "…" + strings.ToValidUTF8(output[over:], "")
+	}
+	return output
+}
+
+// lastLinesLimit bounds lastLines, in bytes.
+const lastLinesLimit = 4 << 10
+
+// found lists what was looked at and what it showed.
+func (j *judge) found() []string {
+	var lines []string
+	now := j.run.config.Now()
+	for _, c := range j.last.containers {
+		line := fmt.Sprintf("Container %s (%.12s): %s", c.Name, c.ID, strings.TrimPrefix(describe(c), "Container "+c.Name+" is "))
+		if c.State == "running" {
+			line += fmt.Sprintf(" for %s", now.Sub(c.StartedAt).Round(time.Second))
+		}
+		line += ", image " + shortID(c.ImageID)
+		switch want := j.last.images[c.ID]; {
+		case want == c.ImageID && j.image != "":
+			line += " as required"
+		case want == c.ImageID:
+			line += " as " + c.Image + " says"
+		case want != "":
+			line += ", not " + shortID(want)
+		}
+		if c.Health == "" {
+			line += ", no health check of its own"
+		}
+		lines = append(lines, line)
+	}
+	if len(j.last.containers) == 0 && j.last.engine {
+		lines = append(lines, capitalized(j.absent(j.requirements)))
+	}
+	if j.replies > 0 {
+		line := fmt.Sprintf("HTTP: %d of %d attempts had status %d", j.pass, j.replies, j.check.expected)
+		for _, from := range j.from {
+			line += "; " + from
+		}
+		lines = append(lines, line)
+	}
+	if j.pass > 0 || len(j.last.containers) > 0 {
+		line := fmt.Sprintf("No fault for the quiet period of %s", j.quiet)
+		if lasted := now.Sub(j.steadySince); lasted < j.quiet {
+			line = fmt.Sprintf("No fault for %s, less than the quiet period of %s", lasted.Round(100*time.Millisecond), j.quiet)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// describe writes a container's state on one line.
+func describe(c compose.Container) string {
+	text := "Container " + c.Name + " is " + c.State
+	switch {
+	case c.State == "running" && c.Health != "":
+		text = "Container " + c.Name + " is " + c.Health
+	case c.State == "exited" || c.State == "dead" || c.State == "restarting":
+		text += fmt.Sprintf(" (exit code %d)", c.ExitCode)
+	}
+	if c.Restarts > 0 {
+		text += fmt.Sprintf(", restarted %d times", c.Restarts)
+	}
+	if c.OOMKilled {
+		text += ", its memory was exhausted"
+	}
+	if c.Error != "" {
+		text += ": " + c.Error
+	}
+	return text
+}
+
+// backoff makes pauses that double from next to most.
+type backoff struct{ next, most time.Duration }
+
+// firstPause is the first pause between two attempts. Pauses double up to the
+// plan's interval.
+const firstPause = 500 * time.Millisecond
+
+// lastPause is twice the shortest pause, and the least limit of a request.
+const lastPause = 100 * time.Millisecond
+
+// wait sleeps for the next pause, up to a quarter less, so that the workers of
+// several machines do not ask in step, or for half of the time before the deadline
+// if that is less. So attempts continue until the deadline. It returns false if
+// the deadline has passed, or if ctx ends.
+func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.Time) bool {
+	left := deadline.Sub(now())
+	if left <= 0 {
+		return false
+	}
+	pause := b.next - time.Duration(rand.Int64N(int64(b.next)/4+1))
+	b.next = min(2*b.next, b.most)
+	pause = min(pause, max(left/2, lastPause/2))
+	defer stall.FromContext(ctx).Wait()()
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

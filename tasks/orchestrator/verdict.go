@@ -1,0 +1,485 @@
+package orchestrator
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+// A health is what verify concludes about a service.
+type health int
+
+const (
+	// unproven says that what was seen proves neither of the other two. It is
+	// the zero value: nothing counts as healthy because a conclusion is missing.
+	unproven health = iota
+	// healthy says that everything that the requirements name was seen.
+	healthy
+	// sick says that something was seen that a healthy service does not have.
+	sick
+)
+
+func (h health) String() string {
+	return [...]string{unproven: "not proven", healthy: "healthy", sick: "sick"}[h]
+}
+
+// A verdict is a conclusion and its reason.
+type verdict struct {
+	health
+	// reason is one line or more. It is "" if about says everything, or for
+	// healthy.
+	reason string
+	// about are the containers that the reason is about.
+	about []finding
+	// ended says that the step was ended before a conclusion; the reason is why.
+	ended bool
+}
+
+// A finding is what there is to say about a container.
+type finding struct {
+	container compose.Container
+	text      string
+}
+
+// Requirements are what a service has to show, from the plan and the
+// configuration.
+type requirements struct {
+	// project and services name the containers. All of them count. service is the
+	// services in one word, for messages.
+	project, service string
+	services         []string
+	// check is the HTTP health check, nil for none.
+	check *healthCheck
+	// urlIsConfigured says that the configuration replaces the URL of the plan. An
+	// operator who sets it vouches for whatever answers there.
+	urlIsConfigured bool
+	// runningIsEnough says that a service with neither a URL nor a health check of
+	// its own is healthy when it runs.
+	runningIsEnough bool
+	// composed says that the plan manages the service by compose commands, so that
+	// there has to be a container.
+	composed bool
+	// deployed says that the plan builds the image or recreates the container, so
+	// that the container has to run the image that its image name stands for.
+	deployed bool
+	// image is the id of the image that has to run, "" for the one that the
+	// containers' image name stands for.
+	image string
+	// before are the target's containers before the run. If one of them was not
+	// well, the same condition again is enough. Nil means no such comparison, an empty list that there were none.
+	before []compose.Container
+	// begun is when verification began. The service has to be well at deadline;
+	// what is left of the quiet period then may follow.
+	begun, deadline time.Time
+	// quiet is how long everything has to stay as it is.
+	quiet time.Duration
+	// engineWasSeen says that the engine has answered earlier in the run, so that
+	// its silence is an outage and not a deployment without one.
+	engineWasSeen bool
+	// otherEngine says that compose uses an engine that the worker cannot ask.
+	otherEngine bool
+}
+
+// finalAfter is how long a state has to last that only a person or a command
+// changes, such as exited: a container that is just being replaced has it too.
+func (r requirements) finalAfter() time.Duration { return min(r.quiet, 5*time.Second) }
+
+// A reply is what one request brought.
+type reply struct {
+	// attempt counts from 1.
+	attempt int
+	// from is where the connection leads to, to a proxy if proxy is set.
+	from  netip.AddrPort
+	proxy bool
+	// text is "status=200" or an error.
+	text string
+	// expected says that the status is the expected one.
+	expected bool
+	// elsewhere says who else than the target has answered, "" for the target, or
+	// if the worker cannot tell.
+	elsewhere string
+}
+
+func (r reply) good() bool { return r.expected && r.elsewhere == "" }
+
+// A look is what was seen at one moment.
+type look struct {
+	at time.Time
+	// engine says that the engine has answered; then containers are the target's.
+	engine     bool
+	containers []compose.Container
+	// images has the id that the image name of a container stands for, by the
+	// container's id. It is "" if it cannot be found.
+	images map[string]string
+	// reply is nil if nothing was asked.
+	reply *reply
+}
+
+// A run of a container, from its start to its end.
+type containerRun struct {
+	startedAt time.Time
+	restarts  int
+	// since is startedAt, or when the run was first seen if that is earlier: the
+	// engine's clock may be fast.
+	since time.Time
+}
+
+// Evidence is what has been seen so far.
+type evidence struct {
+	last look
+	// steadySince is the moment from which nothing wrong has been seen: zero, the
+	// latest start of a container, or when something wrong was seen last.
+	steadySince time.Time
+	// finalSince is since when a container has a state that does not change by
+	// itself, zero for no such state.
+	finalSince time.Time
+	// engineSeen and existed say that the engine has answered, and that there was a
+	// container.
+	engineSeen, existed bool
+	// runs are the containers of the last look that had some.
+	runs map[string]containerRun
+	// replaced counts how often a container was seen to start again or vanish.
+	replaced int
+	// replies counts requests. firstGood is the first good one, lastBad the last bad
+	// one after it.
+	replies            int
+	firstGood, lastBad *reply
+	// elsewhere is the last reply with the expected status that did not come from
+	// the target.
+	elsewhere *reply
+}
+
+// with returns the evidence and a further look.
+func (e evidence) with(l look, r requirements) evidence {
+	previous := e.last.at
+	e.last = l
+	switch {
+	case l.engine:
+		e.engineSeen = true
+		e = e.withContainers(l, previous, r)
+	case e.engineSeen || r.engineWasSeen:
+		e.steadySince = l.at
+	}
+	if len(l.containers) == 0 {
+		// Nothing says since when the service is up.
+		e.steadySince = latest(e.steadySince, r.begun)
+	}
+	if l.reply != nil {
+		e = e.withReply(l, *l.reply)
+	}
+	return e
+}
+
+func (e evidence) withReply(l look, answer reply) evidence {
+	e.replies++
+	switch {
+	case answer.good():
+		if e.firstGood == nil {
+			e.firstGood = &answer
+		}
+		return e
+	case answer.expected:
+		e.elsewhere = &answer
+	}
+	if e.firstGood != nil {
+		e.lastBad = &answer
+	}
+	e.steadySince = l.at
+	return e
+}
+
+func (e evidence) withContainers(l look, previous time.Time, r requirements) evidence {
+	e.existed = e.existed || len(l.containers) > 0
+	runs, final := map[string]containerRun{}, len(l.containers) == 0 && r.composed
+	if final {
+		e.steadySince = l.at
+	}
+	first := e.runs == nil
+	for _, c := range l.containers {
+		was, known := e.runs[c.ID]
+		same := known && was.startedAt.Equal(c.StartedAt) && was.restarts == c.Restarts
+		is := was
+		if !same {
+			is = containerRun{startedAt: c.StartedAt, restarts: c.Restarts, since: earliest(c.StartedAt, l.at)}
+			switch {
+			case c.StartedAt.IsZero():
+				is.since = l.at
+			case !first:
+				is.since = latest(is.since, previous) // whatever the engine's clock says
+			}
+		}
+		runs[c.ID] = is
+		if !same && !first {
+			e.replaced++
+		}
+		e.steadySince = latest(e.steadySince, is.since)
+		problem := problemOf(c, l, r)
+		if problem.text != "" {
+			e.steadySince = l.at
+		}
+		final = final || problem.final
+	}
+	for id := range e.runs {
+		if _, still := runs[id]; !still {
+			e.replaced++
+			e.steadySince = l.at
+		}
+	}
+	if len(l.containers) > 0 {
+		e.runs = runs
+	}
+	switch {
+	case !final:
+		e.finalSince = time.Time{}
+	case e.finalSince.IsZero():
+		e.finalSince = l.at
+	}
+	return e
+}
+
+// A problem is what is wrong with a container.
+type problem struct {
+	// text is "" for nothing.
+	text string
+	// final says that it does not end by itself.
+	final bool
+}
+
+// problemOf says what is wrong with a container now. A health check that has not
+// succeeded yet is no problem.
+func problemOf(c compose.Container, l look, r requirements) problem {
+	switch c.State {
+	case "running":
+	case "restarting":
+		return problem{text: describe(c)}
+	default:
+		return problem{text: describe(c), final: true}
+	}
+	if c.Health == "unhealthy" {
+		return problem{text: describe(c)}
+	}
+	if want := l.images[c.ID]; want != "" && want != c.ImageID && (r.deployed || r.image != "") {
+		return problem{final: true, text: fmt.Sprintf("Container %s runs image %s, but %s", c.Name, shortID(c.ImageID), imageName(c, r)+" "+shortID(want))}
+	}
+	return problem{}
+}
+
+func imageName(c compose.Container, r requirements) string {
+	if r.image != "" {
+		return "the image to be run is"
+	}
+	return "the image " + c.Image + " is"
+}
+
+// shortID shortens an image's id as the docker program does.
+func shortID(id string) string {
+	const length = len("sha256:") + 12
+	return id[:min(length, len(id))]
+}
+
+// decide concludes from the evidence. It returns false while further looks may
+// change the conclusion.
+//
+// The service is healthy if nothing wrong was seen for the quiet period, nor is
+// now. A bad reply begins the period again, also one before the first good reply:
+// so a service that answers once and then ends is not healthy. Its containers'
+// start times count, so that a service that has been up for longer has no wait.
+func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
+	steadyUntil := e.steadySince.Add(r.quiet)
+	wrong := e.wrong(r)
+	if wrong.health == healthy {
+		if pending := e.pending(); pending.health != healthy {
+			// Docker has not finished its first health checks.
+			return pending, !now.Before(r.deadline) && !now.Before(steadyUntil)
+		}
+		if !now.Before(steadyUntil) {
+			return wrong, true
+		}
+	}
+	if r.before != nil && !well(r.before) && e.last.engine && condition(e.last.containers) == condition(r.before) {
+		return verdict{health: healthy, reason: fmt.Sprintf("as before: %s was %s before the run", r.service, condition(r.before))}, true
+	}
+	switch {
+	case wrong.health == unproven && e.unprovable(r) && (len(e.last.containers) > 0 || !r.composed || now.Sub(r.begun) >= r.finalAfter()):
+		return wrong, true
+	case !e.finalSince.IsZero() && now.Sub(e.finalSince) >= r.finalAfter():
+		if r.check != nil && e.firstGood == nil && now.Before(r.deadline) {
+			wrong.reason = strings.Replace(wrong.reason, r.check.timedOut(), r.check.givenUp(now.Sub(r.begun)), 1)
+		}
+		return wrong, true
+	case wrong.health != healthy:
+		return wrong, !now.Before(r.deadline)
+	case steadyUntil.After(r.deadline.Add(r.quiet)):
+		// There has been a fault after which the rest of the time is too short.
+		return e.unsteady(r), true
+	}
+	return e.unsteady(r), false
+}
+
+// wrong says what is wrong now. It is healthy for nothing.
+func (e evidence) wrong(r requirements) verdict {
+	v := verdict{health: sick}
+	for _, c := range e.last.containers {
+		if p := problemOf(c, e.last, r); p.text != "" {
+			v.about = append(v.about, finding{c, p.text})
+		}
+	}
+	noContainer := e.last.engine && len(e.last.containers) == 0 && r.composed
+	switch {
+	case r.check != nil && (e.last.reply == nil || !e.last.reply.expected):
+		if e.firstGood != nil {
+			about := v.about
+			v = e.unsteady(r)
+			if len(about) > 0 {
+				v.about = about
+			}
+		} else {
+			v.reason = r.check.timedOut()
+		}
+		if noContainer {
+			v.reason += "\n" + capitalized(e.absent(r))
+		}
+		return v
+	case len(v.about) > 0:
+		return v
+	case noContainer && e.existed:
+		return verdict{health: sick, reason: capitalized(e.absent(r))}
+	case noContainer:
+		return verdict{reason: e.absent(r)}
+	case !e.last.engine && (e.engineSeen || r.engineWasSeen):
+		return verdict{reason: "the docker engine does not answer any more, so that the containers of service " + r.service + " cannot be seen"}
+	case r.check != nil && !e.last.reply.good():
+		return verdict{reason: e.last.reply.text + ", but " + e.last.reply.elsewhere}
+	case e.unprovable(r):
+		return verdict{reason: e.whyUnprovable(r)}
+	}
+	return verdict{health: healthy}
+}
+
+// capitalized makes a sentence of a clause.
+func capitalized(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
+
+// absent says that there is no container.
+func (e evidence) absent(r requirements) string {
+	text := fmt.Sprintf("docker has no container of service %s in project %s", r.service, r.project)
+	if e.existed {
+		text += " any more"
+	}
+	return text
+}
+
+// unprovable says that nothing that can be seen would prove that the service is
+// healthy.
+func (e evidence) unprovable(r requirements) bool {
+	if r.check != nil {
+		return false
+	}
+	if !e.last.engine || len(e.last.containers) == 0 {
+		return true
+	}
+	if r.runningIsEnough || r.before != nil {
+		return false
+	}
+	return slices.ContainsFunc(e.last.containers, func(c compose.Container) bool { return c.Health == "" })
+}
+
+func (e evidence) whyUnprovable(r requirements) string {
+	switch {
+	case !e.last.engine:
+		return fmt.Sprintf("the plan has no health check, and the worker has no docker engine to see the containers of service %s", r.service)
+	case len(e.last.containers) == 0:
+		return "the plan has no health check, and " + e.absent(r)
+	}
+	return fmt.Sprintf("service %s runs, but neither the plan nor the container has a health check. Give it one, or say that running is enough: "+
+		"in the plan by \"runningIsEnough\": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH", r.service)
+}
+
+// pending names the containers whose first health checks are not finished.
+func (e evidence) pending() verdict {
+	v := verdict{health: healthy}
+	for _, c := range e.last.containers {
+		if c.Health != "starting" {
+			continue
+		}
+		is, text := unproven, describe(c)+", since docker has not finished its first health check"
+		if c.HealthExit != 0 {
+			is, text = sick, describe(c)
+		}
+		if v.health == healthy || is == sick {
+			v.health = is
+		}
+		v.about = append(v.about, finding{c, text})
+	}
+	return v
+}
+
+// unsteady says that something was wrong that is not now, too near to the end to
+// be sure that it does not come again.
+func (e evidence) unsteady(r requirements) verdict {
+	v := verdict{health: sick}
+	if e.lastBad != nil {
+		v.reason = fmt.Sprintf("Service %s did not stay healthy for %s: after %s (attempt %d) came %s (attempt %d)",
+			r.service, r.quiet, e.firstGood.text, e.firstGood.attempt, cmp.Or(e.lastBad.elsewhere, e.lastBad.text), e.lastBad.attempt)
+	} else {
+		v.reason = fmt.Sprintf("Containers of service %s did not stay up for %s", r.service, r.quiet)
+	}
+	for _, c := range e.last.containers {
+		if c.Restarts > 0 || !e.runs[c.ID].startedAt.Before(r.begun) {
+			v.about = append(v.about, finding{c, describe(c)})
+		}
+	}
+	return v
+}
+
+// well says that every container runs and that docker does not call it unhealthy.
+// No container is not well.
+func well(containers []compose.Container) bool {
+	return len(containers) > 0 && !slices.ContainsFunc(containers, func(c compose.Container) bool {
+		return c.State != "running" || c.Health == "unhealthy"
+	})
+}
+
+// condition is the state of a service's containers in a few words, which is
+// compared between before a run and after its rollback.
+func condition(containers []compose.Container) string {
+	if len(containers) == 0 {
+		return "absent"
+	}
+	var all []string
+	for _, c := range containers {
+		text := c.State
+		switch {
+		case c.State == "running" && c.Health != "":
+			text += " and " + c.Health
+		case c.State == "exited":
+			text += fmt.Sprintf(" (%d)", c.ExitCode)
+		case c.State == "restarting":
+			text = "in a restart loop"
+		}
+		all = append(all, text)
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
+}
+
+// latest returns the later of two times.
+func latest(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// earliest returns the earlier of two times: a start time in the future is that of
+// an engine whose clock is fast.
+func earliest(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
