@@ -64,8 +64,8 @@ func (e *HandBackError) Error() string { return e.Reason }
 //   - [ErrStop] means that the message must have no effect: it is obsolete, or it
 //     is parked in the database because the step has to wait.
 //   - A [*HandBackError] means that the message must be delivered again: the
-//     database cannot begin or record the step now, or this worker was
-//     isolated from database and broker.
+//     database cannot begin or record the step now, this worker was isolated
+//     from database and broker, or the step leaves its rest to the next worker.
 //   - The cause of ctx means the same, unless that is a time limit.
 //
 // isLimit says that a cause is a time limit of the message, which is recorded as
@@ -96,6 +96,8 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		return Result{}, o.beginError(ctx, log, runID, err)
 	}
 	faultpoint.Hit(faultpoint.StepDecided, runID, string(step))
+	var result Result
+	var parkedReady bool
 	switch decision := decision.(type) {
 	case store.Start:
 		a := &attempt{Orchestrator: o, request: request, begun: decision, isLimit: isLimit, log: log.With("attempt", decision.Claim.Attempt)}
@@ -103,25 +105,21 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	case store.Done:
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, returning its recorded outcome", "status", string(decision.Outcome.Status))
-		if decision.ParkedReady {
-			o.publishReady(ctx, log)
-		}
-		return answer(decision.Outcome)
+		parkedReady = decision.ParkedReady
+		result, err = answer(decision.Outcome)
 	case store.Parked:
 		log.Info("step has to wait, its message is parked", "why", string(decision.Why), "reason", decision.Reason)
-		if decision.ParkedReady {
-			o.publishReady(ctx, log)
-		}
-		return Result{}, ErrStop
+		parkedReady, err = decision.ParkedReady, ErrStop
 	case store.Stop:
 		log.Warn("step not run", "reason", decision.Reason)
-		if decision.ParkedReady {
-			o.publishReady(ctx, log)
-		}
-		return Result{}, ErrStop
+		parkedReady, err = decision.ParkedReady, ErrStop
 	default:
 		return Result{}, fmt.Errorf("cannot start step %s of run %s: unknown decision %T", step, runID, decision)
 	}
+	if parkedReady {
+		o.publishReady(ctx, log)
+	}
+	return result, err
 }
 
 // beginError turns an error of BeginStep into that of Execute.
