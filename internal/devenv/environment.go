@@ -22,7 +22,8 @@ type Config struct {
 	// the variables that name them.
 	Images bool
 	// Only limits the parts to those named: engine, compose, python, broker,
-	// database, compiler. Defaults to all of them.
+	// database, compiler, oldest-compose. Defaults to all but the last, a compose
+	// program of the oldest supported release.
 	Only []string
 	// Celeries are the Celery releases to make Python environments of. Defaults
 	// to all that tests use.
@@ -148,6 +149,7 @@ func (b *startup) startAll(ctx context.Context) error {
 		{"broker", b.broker},
 		{"database", b.database},
 		{"compiler", b.compiler},
+		{partOldestCompose, b.oldestComposeProgram},
 	}
 	parts = slices.DeleteFunc(parts, func(p part) bool { return !b.wants(p.name) })
 	if b.Images {
@@ -183,7 +185,7 @@ func (b *startup) startAll(ctx context.Context) error {
 // those of `make services-up`.
 func (b *startup) takeGiven() {
 	kept := b.cache.keptServices()
-	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose} {
+	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose, EnvOldestCompose} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
 			continue // Newest asks for other servers
 		}
@@ -198,7 +200,10 @@ func (b *startup) takeGiven() {
 }
 
 // partNames are the values that Config.Only accepts.
-var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler"}
+var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler", partOldestCompose}
+
+// partOldestCompose is only provided if it is named.
+const partOldestCompose = "oldest-compose"
 
 // Validate returns an error that names the wrong field and value.
 func (c Config) Validate() error {
@@ -221,7 +226,7 @@ func (c Config) Validate() error {
 // wants reports whether this run needs the part. It needs the engine also for
 // servers that can only run as containers.
 func (b *startup) wants(part string) bool {
-	if len(b.Only) == 0 || slices.Contains(b.Only, part) {
+	if len(b.Only) == 0 && part != partOldestCompose || slices.Contains(b.Only, part) {
 		return true
 	}
 	if part != "engine" {

@@ -49,34 +49,10 @@ func (n *newest) of(ctx context.Context, b *startup, wanted image) image {
 	return wanted
 }
 
-// unstableVersions downloads the suite's index into a folder of its own, so that
-// the host's apt configuration stays unchanged.
+// unstableVersions reads the versions of the packages from the suite's index.
 func (b *startup) unstableVersions(ctx context.Context, w *work) (map[string]string, error) {
-	mirror, err := debianMirror(ctx)
+	apt, err := b.aptOf(ctx, w, unstable)
 	if err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(b.dir, "apt-"+unstable)
-	lists := filepath.Join(dir, "lists")
-	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
-		return nil, err
-	}
-	sources := filepath.Join(dir, "sources.list")
-	if err := os.WriteFile(sources, []byte("deb "+mirror+" "+unstable+" main\n"), 0o644); err != nil {
-		return nil, err
-	}
-	apt := func(program string, args ...string) *exec.Cmd {
-		cmd := exec.Command(program, append([]string{
-			"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
-			"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache=",
-			// apt's own user may not write to the folder.
-			"-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none",
-			// The index of a mirror's unstable suite may be weeks old.
-			"-o", "Acquire::Check-Valid-Until=false", "-q"}, args...)...)
-		cmd.Env = append(os.Environ(), "LC_ALL=C")
-		return cmd
-	}
-	if err := b.run(ctx, w, apt("apt-get", "-o", "APT::Update::Error-Mode=any", "update")); err != nil {
 		return nil, err
 	}
 	text, err := captured(ctx, apt("apt-cache", append([]string{"madison"}, newestPackages...)...))
@@ -100,4 +76,36 @@ func (b *startup) unstableVersions(ctx context.Context, w *work) (map[string]str
 		}
 	}
 	return versions, nil
+}
+
+// aptOf downloads the index of a suite of Debian into a folder of its own, so that
+// the host's apt configuration stays unchanged, and returns what makes commands of
+// apt for that suite.
+func (b *startup) aptOf(ctx context.Context, w *work, suite string) (func(program string, args ...string) *exec.Cmd, error) {
+	mirror, err := debianMirror(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(b.dir, "apt-"+suite)
+	lists := filepath.Join(dir, "lists")
+	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
+		return nil, err
+	}
+	sources := filepath.Join(dir, "sources.list")
+	if err := os.WriteFile(sources, []byte("deb "+mirror+" "+suite+" main\n"), 0o644); err != nil {
+		return nil, err
+	}
+	apt := func(program string, args ...string) *exec.Cmd {
+		cmd := exec.Command(program, append([]string{
+			"-o", "Dir::Etc::SourceList=" + sources, "-o", "Dir::Etc::SourceParts=/dev/null",
+			"-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache::PkgCache=", "-o", "Dir::Cache::SrcPkgCache=",
+			// apt's own user may not write to the folder.
+			"-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none",
+			// The index of a mirror's unstable suite may be weeks old.
+			"-o", "Acquire::Check-Valid-Until=false", "-q"}, args...)...)
+		cmd.Env = append(os.Environ(), "LC_ALL=C")
+		cmd.Dir = dir
+		return cmd
+	}
+	return apt, b.run(ctx, w, apt("apt-get", "-o", "APT::Update::Error-Mode=any", "update"))
 }

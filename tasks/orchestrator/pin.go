@@ -119,16 +119,8 @@ func (s *stepRun) untilEngineAnswers(ctx context.Context, try func() error) erro
 			s.log.Warn("docker engine does not answer any more, waiting for it", "error", err)
 			logged = true
 		}
-		over := stall.FromContext(ctx).Wait()
-		timer := time.NewTimer(enginePause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		over()
-		if cause := context.Cause(ctx); cause != nil {
-			return cause
+		if !pauseFor(ctx, enginePause) {
+			return context.Cause(ctx)
 		}
 	}
 }

@@ -18,19 +18,23 @@ const firstRetryPause = 100 * time.Millisecond
 // interrupt write, which bounds itself.
 func retryWrite(ctx context.Context, longest time.Duration, write func() (done bool)) bool {
 	for pause := min(firstRetryPause, longest); !write(); pause = min(2*pause, longest) {
-		over := stall.FromContext(ctx).Wait()
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		over()
-		if ctx.Err() != nil {
+		if !pauseFor(ctx, pause) {
 			return false
 		}
 	}
 	return true
+}
+
+// pauseFor waits for d, or until ctx ends. It says whether ctx goes on.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	defer stall.FromContext(ctx).Wait()()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // mayRecover says that the same write may succeed later: the database is
