@@ -23,6 +23,10 @@ type Record struct {
 	// Helper is the last helper container that was started for the run, nil for
 	// none.
 	Helper *Helper `json:"helper,omitempty"`
+	// Submission names the chain of steps for which the workspace is ready, by the id
+	// of its first task: patch ran in it, or its first step has found or made the
+	// run's change again.
+	Submission string `json:"submission,omitempty"`
 	// Undone says that a rollback has brought all of it back to the state before
 	// the run, and has checked that. The step that changes something again clears
 	// it first.

@@ -194,7 +194,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, Change: seen.Change, Revocation: seen.Revocation}, nil
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, RootTaskID: request.RootTaskID, Change: seen.Change, Revocation: seen.Revocation}, nil
 	}
 	v := decide(*seen, request)
 	if v.recheck != nil {
@@ -234,7 +234,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
 	}
-	start := Start{Claim: claim, Run: run, RunStarted: started, PreviousWorker: v.previousWorker, Revocation: seen.Revocation}
+	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation}
 	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}

@@ -111,6 +111,8 @@ type Start struct {
 	// PreviousWorker is the node name of the worker that ran the attempt last. It is
 	// "" if there is none, or if the answer to an earlier try was lost.
 	PreviousWorker string
+	// RootTaskID is that of the request.
+	RootTaskID string
 	// Change is what is known about the change of the run.
 	Change ChangeState
 	// Revocation is an operator's request to end the run, nil for none. CheckClaim

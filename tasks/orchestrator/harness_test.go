@@ -46,6 +46,8 @@ type fakeSteps struct {
 	// and may refuse it.
 	recorded []store.Progress
 	record   func(context.Context) error
+	// attempt is that of the claim, 1 if it is 0.
+	attempt int
 	// change is what the database knows about the change of the run. recordChange,
 	// unless nil, is called before a record is kept and may refuse it.
 	change       store.ChangeState
@@ -87,8 +89,9 @@ func (f *fakeSteps) BeginStep(_ context.Context, r store.BeginRequest) (store.De
 		Run:        f.run,
 		OwnedAt:    time.Now(),
 		RunStarted: r.Step == store.StepAnalyze,
+		RootTaskID: r.RootTaskID,
 		Change:     f.change,
-		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: 1, TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
+		Claim:      store.Claim{RunID: r.RunID, Step: r.Step, Attempt: max(1, f.attempt), TaskID: r.TaskID, Starts: 1, StartedAt: time.Now()},
 	}, nil
 }
 

@@ -203,6 +203,9 @@ func (s *stepRun) startLog(name, workspace string, commands [][]string) (*artifa
 		s.log.Info("step continues where the previous worker has left it", "commands", j.skipped, "log_found", j.continued, "worker", j.previousWorker)
 		log.Line(note)
 	}
+	for _, note := range s.notes {
+		log.Line(note)
+	}
 	return log, nil
 }
 

@@ -28,6 +28,9 @@ func (s *stepRun) loadRecord(known store.ChangeState) *Failure {
 //   - If another worker has taken the step over, it ends the step's work.
 //   - A record that has not changed is not written again.
 func (s *stepRun) saveRecord(ctx context.Context) *Failure {
+	if s.step == store.StepPatch {
+		s.record.Submission = s.submission
+	}
 	text, err := s.record.Encode()
 	if err != nil {
 		return unexpected(err)

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -50,6 +51,10 @@ type stepRun struct {
 	ranElsewhere bool
 	// elsewhere is the directory that stands for the run's; "" if that is used.
 	elsewhere string
+	// submission names the chain that the step belongs to, see change.Record.
+	submission string
+	// notes are lines for the beginning of the step's log.
+	notes []string
 }
 
 // work runs a step and returns its outcome, also for a panic or a bad plan
@@ -59,6 +64,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
 		runner:    o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
 		afterKill: afterKill(begun.Claim), runStartedAt: begun.Claim.StartedAt,
+		submission: cmp.Or(begun.RootTaskID, begun.Claim.TaskID),
 	}
 	if begun.Run.StartedAt != nil {
 		s.runStartedAt = *begun.Run.StartedAt
@@ -143,6 +149,9 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 		return success{}, failure
 	}
 	if failure := s.beginWithoutHelpers(ctx); failure != nil {
+		return success{}, failure
+	}
+	if failure := s.resume(ctx); failure != nil {
 		return success{}, failure
 	}
 	result, failure := performers[s.step](s, ctx)
