@@ -264,7 +264,9 @@ func helperOptions(own Inspection, image, program string, task HelperTask) clien
 	config.StopSignal, config.StopTimeout = "SIGTERM", nil
 	config.ExposedPorts, config.Volumes, config.OnBuild, config.Shell = nil, nil, nil, nil
 	config.Tty, config.OpenStdin, config.StdinOnce, config.AttachStdin, config.AttachStdout, config.AttachStderr = false, false, false, false, false, false
-	config.Labels = map[string]string{labelHelper: task.RunID, labelStep: task.Step}
+	config.Labels = map[string]string{
+		labelHelper: task.RunID, labelStep: task.Step, labelPinProject: task.Before.Project, labelPinService: task.Before.Service,
+	}
 	for name := range own.config.Labels {
 		// An image that compose has built passes its labels on. With them, compose
 		// and this program would take the helper for a container of the service.

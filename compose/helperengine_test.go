@@ -26,7 +26,7 @@ func TestHelperSurvivesTheEngine(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	for trial := range 3 * *kills {
+	for trial := range max(*kills, 6) {
 		way := []string{"its program is killed", "the power fails", "it is stopped"}[trial%3]
 		t.Run(way, func(t *testing.T) {
 			confirmed := trial%2 == 0

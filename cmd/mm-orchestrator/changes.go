@@ -336,7 +336,7 @@ func (f *removeChangesFlags) remove(ctx context.Context, p *program, c *configur
 	defer engine.Close()
 	steps, err := orchestrator.New(orchestrator.Config{
 		Steps: db, Queue: c.Queue, Workspace: c.Workspace, Environ: c.ChildEnvironment(p.env), Logger: discardLogger(), Redactor: p.redactor(),
-		SettingName: c.name, Engine: engine,
+		SettingName: c.name, Engine: engine, Helpers: engine,
 	})
 	if err != nil {
 		return &configError{err.Error()}

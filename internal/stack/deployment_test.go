@@ -57,7 +57,7 @@ func newDeployment(t *testing.T, purpose, workspace string, images ...string) *d
 		if out, err := d.command("down", "--volumes", "--remove-orphans", "--timeout", "5").CombinedOutput(); err != nil {
 			t.Errorf("down: %v: %s", err, out)
 		}
-		// Pins outlive their runs, and keep images.
+		// Pins outlive their runs, and keep images. So do helpers of a run that hangs.
 		pins, err := exec.Command("docker", "ps", "--all", "--quiet", "--filter", "label=mm-orchestrator.project="+d.name).Output()
 		if ids := strings.Fields(string(pins)); err == nil && len(ids) > 0 {
 			_, err = exec.Command("docker", append([]string{"rm", "--force"}, ids...)...).Output()

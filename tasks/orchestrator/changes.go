@@ -58,6 +58,12 @@ func (o *Orchestrator) RemoveChange(ctx context.Context, filter store.ChangeFilt
 				return nil, err
 			}
 		}
+		if record.Helper != nil && o.config.Helpers != nil && !options.DryRun {
+			// They have ended long ago.
+			if err := o.config.Helpers.RemoveHelpers(ctx, c.RunID); err != nil {
+				return nil, err
+			}
+		}
 		if record.Files != nil {
 			dir := cmp.Or(record.Files.Top, workspacePath(c))
 			if err := o.removeRefs(ctx, c.RunID, dir, options, &removed); err != nil {

@@ -52,6 +52,10 @@ type Helpers interface {
 // helperPause is the time between two looks at a helper.
 const helperPause = 250 * time.Millisecond
 
+// helperRefusal is how long the engine may refuse requests about a helper, before
+// the step fails. It refuses some while it stops or starts.
+const helperRefusal = 15 * time.Second
+
 // runCommand runs a command of the step as [runner.run] does, or has a helper run
 // it if it stops this worker.
 func (s *stepRun) runCommand(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
@@ -207,52 +211,71 @@ func (h *helped) start(ctx context.Context) error {
 // follow waits until the helper has run the command, and this worker may go on. It
 // copies the output.
 func (h *helped) follow(ctx context.Context) (int, *Failure) {
-	recorded := h.stepRun.record.Helper
-	helpers := h.config.Helpers
+	state, failure := h.wait(ctx, h.start)
+	return state.Code, failure
+}
+
+// errNotStarted says that a helper has never run, and is not to be started.
+var errNotStarted = errors.New("the helper has not been started")
+
+// wait waits until the helper needs this worker no more: it has done its work, or
+// knows that this worker goes on with it. A helper that does not exist, or has never
+// run, is started by start. If that returns errNotStarted, wait returns the zero
+// state.
+//
+// A failure says that the service could not be replaced, or that the wait has ended.
+func (h *helped) wait(ctx context.Context, start func(context.Context) error) (compose.HelperState, *Failure) {
+	name, helpers := h.stepRun.record.Helper.Name, h.config.Helpers
 	if helpers == nil {
-		return 0, commandError("Helper container " + recorded.Name + " acts for this step, and this worker has no docker engine to ask it. Run a worker that reaches the engine")
+		return compose.HelperState{}, commandError("Helper container " + name + " acts for this run, and this worker has no docker engine to ask it. Run a worker that reaches the engine")
 	}
-	log := h.log.With("helper", recorded.Name)
-	last, confirmed := "", false
+	log := h.log.With("helper", name)
+	refusedSince, last, confirmed := time.Time{}, "", false
 	for {
-		state, err := helpers.ReadHelper(ctx, recorded.Name)
-		if errors.Is(err, compose.ErrNoHelper) {
-			err = h.start(ctx)
-		} else if err == nil && !state.Done {
-			if err = helpers.ResumeHelper(ctx, recorded.Name); errors.Is(err, compose.ErrNoHelper) {
-				err = h.start(ctx) // created, and never started
+		state, err := helpers.ReadHelper(ctx, name)
+		missing := errors.Is(err, compose.ErrNoHelper)
+		if err == nil && !state.Done {
+			err = helpers.ResumeHelper(ctx, name)
+			missing = errors.Is(err, compose.ErrNoHelper) // created, and never started
+		}
+		if missing {
+			if err = start(ctx); errors.Is(err, errNotStarted) {
+				return compose.HelperState{}, nil
 			}
 		}
-		if cause := context.Cause(ctx); cause != nil {
-			return 0, endedFailure(h.shownCommand(), cause)
-		}
-		if err != nil && !errors.Is(err, compose.ErrUnreachable) {
-			return 0, commandError(fmt.Sprintf("Helper container %s, which runs %s: %s", recorded.Name, formatCommand(h.shownCommand()), err))
-		}
-		if text := fmt.Sprint(err); err != nil && text != last {
-			log.Warn("helper cannot be asked now, retrying", "error", err)
-			last = text
+		if err == nil {
+			err = h.findOwn(ctx)
 		}
 		h.show(state)
-		if err := h.findOwn(ctx); err != nil && err.Error() != last {
-			log.Warn("cannot find out which container this worker runs in, retrying", "error", err)
+		switch cause := context.Cause(ctx); {
+		case cause != nil:
+			return state, endedFailure(h.shownCommand(), cause)
+		case err == nil:
+			refusedSince = time.Time{}
+			decision, failure := helperDecision(state, h.own != nil && h.own.ID == h.stepRun.record.Helper.Container)
+			switch decision {
+			case helperEnd, helperFailed:
+				return state, failure
+			case helperConfirm:
+				if !confirmed {
+					log.Info("the step goes on in this worker: telling the helper")
+				}
+				// Repeated until the helper says that it knows: it may have been killed.
+				confirmed = helpers.Confirm(ctx, name, h.config.Node) == nil
+			}
+		case errors.Is(err, compose.ErrUnreachable):
+			refusedSince = time.Time{}
+		case refusedSince.IsZero():
+			refusedSince = time.Now()
+		case time.Since(refusedSince) > helperRefusal:
+			return state, commandError(fmt.Sprintf("Helper container %s, which runs %s: %s", name, formatCommand(h.shownCommand()), err))
+		}
+		if err != nil && err.Error() != last {
+			log.Warn("helper cannot be asked now, retrying", "error", err)
 			last = err.Error()
 		}
-		replaced := h.own != nil && h.own.ID == recorded.Container
-		switch decision, failure := helperDecision(state, replaced); decision {
-		case helperFailed:
-			return 0, failure
-		case helperEnd:
-			return state.Code, nil
-		case helperConfirm:
-			if !confirmed {
-				log.Info("the step goes on in this worker: telling the helper")
-			}
-			// Repeated until the helper says that it knows: it may have been killed.
-			confirmed = helpers.Confirm(ctx, recorded.Name, h.config.Node) == nil
-		}
 		if failure := h.pause(ctx); failure != nil {
-			return 0, failure
+			return state, failure
 		}
 	}
 }
@@ -349,39 +372,32 @@ func (s *stepRun) beginWithoutHelpers(ctx context.Context) *Failure {
 }
 
 // leaveHelpers ends the helpers of the run after the success of a step that proves
-// that the service runs.
-func (s *stepRun) leaveHelpers(ctx context.Context) *Failure {
+// that the service runs. If it cannot, they end by themselves.
+func (s *stepRun) leaveHelpers(ctx context.Context) {
 	if s.step != store.StepVerify && s.step != store.StepRollback {
-		return nil
+		return
 	}
-	return s.endHelpers(ctx)
+	if failure := s.endHelpers(ctx); failure != nil {
+		s.log.Warn("helper containers of the run remain: they end by themselves, and docker rm removes them", "error", failure)
+	}
 }
 
 // endHelpers ends the helpers of the run: the work is done, or goes on without
-// them. It first waits for one that is putting a container back.
+// them. It first waits until no helper is in the middle of something: without it,
+// nobody would bring that to its end if this worker is stopped.
 func (s *stepRun) endHelpers(ctx context.Context) *Failure {
-	recorded := s.record.Helper
-	if recorded == nil || s.config.Helpers == nil {
+	if s.record.Helper == nil || s.config.Helpers == nil {
 		return nil
 	}
-	for {
-		state, err := s.config.Helpers.ReadHelper(ctx, recorded.Name)
-		switch {
-		case errors.Is(err, compose.ErrNoHelper), err == nil && (state.Done || !state.PuttingBack):
-			if err := s.config.Helpers.RemoveHelpers(ctx, s.runID); err != nil {
-				s.log.Warn("helper containers of the run remain: remove them with docker rm --force", "error", err)
-			}
-			return nil
-		case err == nil:
-			err = s.config.Helpers.ResumeHelper(ctx, recorded.Name)
-		}
-		if err != nil && !errors.Is(err, compose.ErrUnreachable) {
-			s.log.Warn("helper cannot be asked", "helper", recorded.Name, "error", err)
-		}
-		if failure := s.pause(ctx); failure != nil {
-			return failure
-		}
+	h := &helped{stepRun: s, stdout: io.Discard, stderr: io.Discard}
+	state, failure := h.wait(ctx, func(context.Context) error { return errNotStarted })
+	if failure != nil && !state.Done && !state.NotPutBack {
+		return failure
 	}
+	if err := s.config.Helpers.RemoveHelpers(ctx, s.runID); err != nil {
+		s.log.Warn("helper containers of the run remain: remove them with docker rm --force", "error", err)
+	}
+	return nil
 }
 
 // byHelper lets a helper bring the worker's own service back to what it was before

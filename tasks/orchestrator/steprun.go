@@ -156,7 +156,7 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	}
 	result, failure := performers[s.step](s, ctx)
 	if failure == nil {
-		failure = s.leaveHelpers(ctx)
+		s.leaveHelpers(ctx)
 	}
 	return result, failure
 }
