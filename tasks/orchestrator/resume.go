@@ -2,17 +2,17 @@ package orchestrator
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
-// resume prepares a retry that does not begin with patch: the workspace must have
-// the change of the run, as patch has left it. A rollback since has taken it back,
-// and then resume makes it again.
+// resume prepares a retry. If it does not begin with patch, the workspace must have
+// the change of the run, as patch has left it. A rollback since may have taken it
+// back, and then resume makes it again.
 //
 // It acts once for each chain of steps, in the first of them: what somebody edits
 // while a chain runs is not the retry's business. It does not compare all of the
@@ -23,6 +23,12 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 	}
 	undone := s.record.Undone || s.record.Image != nil && s.record.Image.Restored
 	switch s.step {
+	case store.StepPatch:
+		// Violations of an earlier attempt are no matter of this one.
+		if files := s.record.Files; files != nil && files.Violated && files.ViolationsUndone {
+			files.Change, files.Violated, files.ViolationsUndone = "", false, false
+		}
+		return nil
 	case store.StepVerify:
 		if undone {
 			return commandError("The run was rolled back, so that the service is as before the run: there is nothing of the run to verify. Retry the run from build, or from patch")
@@ -37,7 +43,7 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 		return nil
 	}
 	if s.record.Files != nil {
-		if failure := s.resumeFiles(ctx, *s.record.Files); failure != nil {
+		if failure := s.resumeFiles(ctx); failure != nil {
 			return failure
 		}
 	}
@@ -49,74 +55,60 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 }
 
 // resumeFiles makes the change in the workspace again.
-func (s *stepRun) resumeFiles(ctx context.Context, files change.Files) *Failure {
-	if files.Change == "" {
+func (s *stepRun) resumeFiles(ctx context.Context) *Failure {
+	if s.record.Files.Change == "" {
 		return nil
 	}
-	failed := func(err error) *Failure {
-		if cause := context.Cause(ctx); cause != nil {
-			return commandError("The step was ended before it could look for the change of the run: " + cause.Error())
-		}
-		return commandError(fmt.Sprintf("The workspace cannot be compared with what the run has changed before: %s. Retry the run from patch", err))
+	f, failure := s.openFiles(ctx)
+	if failure != nil {
+		return failure
 	}
-	repository, err := change.Open(ctx, s.runner.git, files.Workspace, s.captureOptions())
-	if err != nil {
-		return failed(err)
+	list, failure := f.loadChange(ctx)
+	if failure != nil {
+		return failure
 	}
-	list, err := repository.LoadChange(ctx, files.Change)
-	if err != nil {
-		return failed(err)
-	}
-	base, err := repository.Load(ctx, files.Baseline)
-	if err != nil {
-		return failed(err)
-	}
-	now, err := repository.Observe(ctx, base)
-	if err != nil {
-		return failed(err)
+	now, failure := f.look(ctx)
+	if failure != nil {
+		return failure
 	}
 	list = change.Permitted(list)
-	if drift := change.Foreign(now, list); len(drift) > 0 {
-		if names := pathsOf(drift); !s.config.AllowDrift {
+	if drift := f.shownPaths(change.Foreign(now, list)); len(drift) > 0 {
+		names := cut(strings.Join(drift, ", "))
+		if !s.config.AllowDrift {
 			return commandError(fmt.Sprintf("Files that the run has changed were edited since: %s. Retry the run from patch; or restore them; or set %s to true to use them as they are",
-				strings.Join(names, ", "), s.config.SettingName("MM_ORCHESTRATOR_ALLOW_DRIFT")))
+				names, s.config.SettingName("MM_ORCHESTRATOR_ALLOW_DRIFT")))
 		}
-		s.notes = append(s.notes, fmt.Sprintf("[Edited since the run has changed them, and used as they are: %s]", strings.Join(pathsOf(drift), ", ")))
-		s.log.Warn("retry uses files that somebody has edited since", "files", pathsOf(drift))
+		s.notes = append(s.notes, fmt.Sprintf("[Edited since the run has changed them, and used as they are: %s]", names))
+		s.log.Warn("retry uses files that somebody has edited since", "files", drift)
 	}
 	missing := change.Missing(now, list)
 	if len(missing) == 0 {
 		return nil
 	}
 	// From now on a rollback has something to take back.
-	s.record.Undone = false
+	s.record.Files.Restored, s.record.Undone = false, false
 	if failure := s.saveRecord(ctx); failure != nil {
 		return failure
 	}
-	done, err := repository.Reapply(ctx, now, missing)
-	if err != nil {
-		return commandError(fmt.Sprintf("The change of the run, which a rollback has taken back, cannot be made again: %s", errors.Join(err, context.Cause(ctx))))
+	if _, err := f.repository.Reapply(ctx, now, missing); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return commandError(fmt.Sprintf("The change of the run, which a rollback has taken back, cannot be made again: %s", err))
 	}
-	s.notes = append(s.notes, fmt.Sprintf("[The run was rolled back; its change is made again: %s]", strings.Join(pathsOf(missing), ", ")))
-	s.log.Info("change of the run made again for a retry", "files", done)
+	names := f.shownPaths(missing)
+	s.notes = append(s.notes, fmt.Sprintf("[The run was rolled back; its change is made again: %s]", cut(strings.Join(names, ", "))))
+	s.log.Info("change of the run made again for a retry", "files", names)
 	return nil
 }
 
-// pathsOf lists the files that differ, each once.
-func pathsOf(list []change.Difference) []string {
+// shownPaths lists what differs as messages name it, each path once.
+func (f *runFiles) shownPaths(list []change.Difference) []string {
 	var paths []string
-	seen := map[string]bool{}
 	for _, d := range list {
-		if !seen[d.Path] {
-			seen[d.Path] = true
-			paths = append(paths, d.Path)
+		if path := f.clean(f.shownPath(d)); !slices.Contains(paths, path) {
+			paths = append(paths, path)
 		}
 	}
 	return paths
-}
-
-// captureOptions say which part of the repository belongs to the state of the
-// workspace.
-func (s *stepRun) captureOptions() change.Options {
-	return change.Options{MaxFile: s.config.BaselineFileLimit, MaxFiles: s.config.BaselineLimit}
 }
