@@ -86,35 +86,8 @@ func (s *stepRun) runCommandStep(ctx context.Context, step commandStep) (artifac
 		return artifacts.File{}, failure
 	}
 	defer log.Discard()
-	if failure := s.preflight(ctx, log, workspace); failure != nil {
-		return artifacts.File{}, s.attachLog(log, failure)
-	}
-	if failure := step.before(log); failure != nil {
-		log.Line(failure.Error())
-		return artifacts.File{}, s.attachLog(log, failure)
-	}
-	run := step.run
-	if run == nil {
-		run = func(log *artifacts.Log, workspace, headline string) *Failure {
-			return s.runInLog(ctx, log, workspace, headline, step.command)
-		}
-	}
-	watched, failure := s.beforeDeployment(ctx)
-	if failure != nil {
-		log.Line(failure.Error())
-		return artifacts.File{}, s.attachLog(log, failure)
-	}
-	failure = run(log, workspace, "$ "+formatCommand(step.command))
-	if failed := s.afterDeployment(ctx, log, watched, step.command); failed != nil {
-		return artifacts.File{}, s.failInLog(log, failed)
-	}
-	if failure != nil {
-		s.explain(ctx, workspace, step.command, failure)
-		return artifacts.File{}, s.attachLog(log, failure)
-	}
-	if failure := step.after(log); failure != nil {
-		log.Line(failure.Error())
-		return artifacts.File{}, s.attachLog(log, failure)
+	if failure := s.deploy(ctx, log, workspace, step); failure != nil {
+		return artifacts.File{}, failure
 	}
 	faultpoint.Hit(faultpoint.ArtifactBefore, s.runID, string(s.step))
 	file, err := log.Finish()
@@ -123,6 +96,42 @@ func (s *stepRun) runCommandStep(ctx context.Context, step commandStep) (artifac
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return file, nil
+}
+
+// deploy runs the command, with all that is looked at and recorded before and after
+// it. The failure has the log.
+func (s *stepRun) deploy(ctx context.Context, log *artifacts.Log, workspace string, step commandStep) *Failure {
+	fail := func(failure *Failure) *Failure {
+		log.Line(failure.Error())
+		return s.attachLog(log, failure)
+	}
+	if failure := s.preflight(ctx, log, workspace); failure != nil {
+		return s.attachLog(log, failure) // its line is in the log
+	}
+	if failure := step.before(log); failure != nil {
+		return fail(failure)
+	}
+	watched, failure := s.beforeDeployment(ctx)
+	if failure != nil {
+		return fail(failure)
+	}
+	headline := "$ " + formatCommand(step.command)
+	if step.run != nil {
+		failure = step.run(log, workspace, headline)
+	} else {
+		failure = s.runInLog(ctx, log, workspace, headline, step.command)
+	}
+	if violation := s.afterDeployment(ctx, log, watched, step.command); violation != nil {
+		return s.failInLog(log, violation)
+	}
+	if failure != nil {
+		s.explain(ctx, workspace, step.command, failure)
+		return s.attachLog(log, failure)
+	}
+	if failure := step.after(log); failure != nil {
+		return fail(failure)
+	}
+	return nil
 }
 
 // commandParameter reads the step's command. Without one, or for a value that is
