@@ -347,6 +347,15 @@ func TestABrokenEnvironmentRefusesTheRun(t *testing.T) {
 			same(t, "log", b.artifact("patch.log")+" (see patch.log)", failure.Error())
 			same(t, "artifacts", paths(outcome), "metrics:patch.log")
 			same(t, "the state after", tree(t, filepath.Dir(b.workspace), b.base), before)
+
+			// The rollback that follows has nothing to take back, and no need of what is
+			// broken. Above all it does not run the plan's commands.
+			b.succeed("rollback")
+			const nothing = "[The run has changed nothing: there is nothing to take back.]\ntree: as before the run (0 files restored, 0 set aside)"
+			if log := b.artifact("rollback.log"); !strings.HasSuffix(log, nothing) { // before it, what is to do about a lock
+				t.Errorf("rollback.log is\n%s", log)
+			}
+			same(t, "the state after the rollback", tree(t, filepath.Dir(b.workspace), b.base), before)
 		})
 	}
 }
@@ -462,6 +471,9 @@ func (b *brokenEnv) begin() {
 			{"name": "build", "parameters": {"command": ` + line("build", b.service) + `}},
 			{"name": "restart", "parameters": {"command": ` + line("up", "-d", "--no-deps", b.service) + `}}]`)
 	}
+	b.plan(strings.TrimSuffix(string(b.steps.run.Steps), "]") + `, {"name": "rollback", "parameters": {"strategies": [
+		{"type": "git-revert", "commands": [["git", "reset", "--hard", "HEAD"]]},
+		{"type": "rebuild", "commands": [` + line("build", b.service) + `, ` + line("up", "-d", "--no-deps", b.service) + `]}]}}]`)
 }
 
 // shown replaces what differs in each run.
