@@ -12,8 +12,8 @@ type Helper struct {
 	Step    string `json:"step"`
 	Attempt int    `json:"attempt"`
 	Command int    `json:"command"`
-	// Container is the id of the worker's container that is to be replaced, and
-	// Image the id of its image.
+	// Container is the id of the worker's container that is to be replaced, Image
+	// that of the helper's image.
 	Container string `json:"container"`
 	Image     string `json:"image"`
 	// At is the time of the record, before the helper is started.

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,10 +62,7 @@ const helperRefusal = 15 * time.Second
 func (s *stepRun) runCommand(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
 	if !h.acts() {
-		why, failure := h.reason(ctx)
-		if failure != nil {
-			return 0, failure
-		}
+		why := h.reason(ctx)
 		if why == "" {
 			return s.runner.run(ctx, workspace, command, stdout, stderr, exited)
 		}
@@ -117,16 +115,16 @@ func (h *helped) findOwn(ctx context.Context) error {
 }
 
 // reason says why the command stops this worker, "" if it does not.
-func (h *helped) reason(ctx context.Context) (string, *Failure) {
+func (h *helped) reason(ctx context.Context) string {
 	if h.config.Helpers == nil || len(h.config.OwnContainers) == 0 || !compose.MayStop(h.command) {
-		return "", nil
+		return ""
 	}
 	if err := h.findOwn(ctx); err != nil || h.own == nil {
 		if err != nil {
 			// Without the engine the command fails too, or uses another engine.
 			h.log.Warn("cannot find out whether the command stops this worker", "error", err)
 		}
-		return "", nil
+		return ""
 	}
 	model := compose.Model{}
 	if ask, isCompose := compose.ModelCommand(h.command); isCompose {
@@ -144,7 +142,7 @@ func (h *helped) reason(ctx context.Context) (string, *Failure) {
 			model.Name = h.own.Project
 		}
 	}
-	return h.own.StoppedBy(h.command, model), nil
+	return h.own.StoppedBy(h.command, model)
 }
 
 // modelLimit bounds compose's description of a project, in bytes.
@@ -164,7 +162,7 @@ func (h *helped) record(ctx context.Context) *Failure {
 	h.stepRun.record.Helper = &change.Helper{
 		Name: fmt.Sprintf("%s%s-%s-%d-%d", compose.HelperPrefix, h.runID, h.step, attempt, h.number),
 		Step: string(h.step), Attempt: attempt, Command: h.number,
-		Container: h.own.ID, Image: h.own.ImageID, At: h.config.Now().UTC(),
+		Container: h.own.ID, Image: cmp.Or(h.image, h.own.ImageID), At: h.config.Now().UTC(),
 	}
 	return h.saveRecord(ctx)
 }
@@ -411,32 +409,40 @@ func (r *imageRestore) byHelper(ctx context.Context, act change.Act) (bool, erro
 	if h.acts() {
 		return true, fmt.Errorf("helper %s has put back the worker's own service, and it is not as before: %s", r.record.Helper.Name, act)
 	}
-	before := compose.ServiceState{Project: h.own.Project, Service: h.own.Service}
-	for _, c := range r.record.Image.Before.Of(h.own.Service) {
-		recorded, err := r.recordedBefore(ctx, c)
-		if err != nil {
-			return true, err
-		}
-		if recorded == nil {
-			return true, fmt.Errorf("the configuration of container %s is not recorded any more: somebody has removed its pin", c.Name)
-		}
-		before.Containers = append(before.Containers, compose.KeptContainer{Inspection: *recorded, Container: compose.Container{
-			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash, State: c.State, StartedAt: c.StartedAt,
-		}})
-	}
-	if len(before.Containers) == 0 {
-		return true, fmt.Errorf("service %s, in which this worker runs, had no container before the run: remove it by hand", h.own.Service)
-	}
-	h.before = &before
-	if last := r.record.Helper; last != nil && last.Image == before.Containers[0].Container.ImageID {
-		h.image = last.Image // it has shown that it can do that
+	if err := r.prepare(ctx, h); err != nil {
+		return true, err
 	}
 	r.stepRun.log.Warn("the rollback stops this worker: a helper container brings the old container back", "container", h.own.String())
 	r.log.Line("[A helper container brings service " + h.own.Service + " back, in which this worker runs]")
 	if failure := h.record(ctx); failure != nil {
 		return true, failure
 	}
-	return true, h.await(ctx, r.log)
+	return true, h.await(ctx, r.log, h.start)
+}
+
+// prepare tells a helper what to put back.
+func (r *imageRestore) prepare(ctx context.Context, h *helped) error {
+	before := compose.ServiceState{Project: h.own.Project, Service: h.own.Service}
+	for _, c := range r.record.Image.Before.Of(h.own.Service) {
+		recorded, err := r.recordedBefore(ctx, c)
+		if err != nil {
+			return err
+		}
+		if recorded == nil {
+			return fmt.Errorf("the configuration of container %s is not recorded any more: somebody has removed its pin", c.Name)
+		}
+		before.Containers = append(before.Containers, compose.KeptContainer{Inspection: *recorded, Container: compose.Container{
+			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash, State: c.State, StartedAt: c.StartedAt,
+		}})
+	}
+	if len(before.Containers) == 0 {
+		return fmt.Errorf("service %s, in which this worker runs, had no container before the run: remove it by hand", h.own.Service)
+	}
+	h.before = &before
+	if last := r.record.Helper; last != nil && last.Image == before.Containers[0].Container.ImageID {
+		h.image = last.Image // a helper has run in it
+	}
+	return nil
 }
 
 // ownRestore is what a helper does for the rollback.
@@ -444,20 +450,32 @@ func (r *imageRestore) ownRestore() *helped {
 	return &helped{stepRun: r.stepRun, workspace: r.record.Image.Workspace}
 }
 
-// awaitHelper waits for the end of a helper that an earlier worker has started for
-// this rollback.
+// awaitHelper waits for the end of a helper that an earlier worker has recorded for
+// this rollback. If that worker was killed before it could start the helper, this
+// one does, unless it runs elsewhere and needs none.
 func (r *imageRestore) awaitHelper(ctx context.Context) error {
 	h := r.ownRestore()
 	if !h.acts() {
 		return nil
 	}
-	return h.await(ctx, r.log)
+	return h.await(ctx, r.log, func(ctx context.Context) error {
+		if err := h.findOwn(ctx); err != nil {
+			return err
+		}
+		if h.own == nil || h.own.ID != r.record.Helper.Container {
+			return errNotStarted
+		}
+		if err := r.prepare(ctx, h); err != nil {
+			return err
+		}
+		return h.start(ctx)
+	})
 }
 
-func (h *helped) await(ctx context.Context, log *artifacts.Log) error {
+func (h *helped) await(ctx context.Context, log *artifacts.Log, start func(context.Context) error) error {
 	output := log.Output()
 	h.stdout, h.stderr = output.Stdout, output.Stderr
-	_, failure := h.follow(ctx)
+	_, failure := h.wait(ctx, start)
 	output.Close()
 	return errorOf(failure)
 }

@@ -326,6 +326,9 @@ func TestRollbackOfTheOwnServiceIsLeftToAHelper(t *testing.T) {
 			defer log.Discard()
 			f.state = compose.HelperState{PuttingBack: true, PutBack: true, Done: true}
 			r := &imageRestore{stepRun: s, log: log}
+			if err := r.awaitHelper(t.Context()); err != nil || len(f.tasks) > 0 {
+				t.Errorf("%v, helpers %+v", err, f.tasks)
+			}
 			stops, err := r.byHelper(t.Context(), test.act)
 			if err != nil || stops != test.stops || len(f.tasks) > 0 != test.stops {
 				t.Fatalf("%t, %v, helpers %+v", stops, err, f.tasks)
@@ -339,6 +342,11 @@ func TestRollbackOfTheOwnServiceIsLeftToAHelper(t *testing.T) {
 			}
 			if !s.record.Helper.Acts("rollback", 1, 0) || f.images[0] != "sha256:old" {
 				t.Errorf("record %+v, images %v", s.record.Helper, f.images)
+			}
+			// A worker that was killed after the record is replaced by another one.
+			f.tasks, f.started = nil, false
+			if err := r.awaitHelper(t.Context()); err != nil || len(f.tasks) != 1 || f.tasks[0].Before.Containers[0].Container.ID != before.ID {
+				t.Errorf("%v, helpers %+v", err, f.tasks)
 			}
 			if _, err := r.byHelper(t.Context(), test.act); err == nil {
 				t.Error("a helper that was of no use is started again and again")
