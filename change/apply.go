@@ -56,7 +56,7 @@ func (r *Repository) patchTo(ctx context.Context, before *State, tree string) (*
 	if err != nil {
 		return nil, err
 	}
-	items, err := r.listTree(ctx, tree)
+	items, err := r.listWholeTree(ctx, tree)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +70,9 @@ func (r *Repository) patchTo(ctx context.Context, before *State, tree string) (*
 		have[item.path] = item
 	}
 	for _, item := range items {
+		if item.mode == submoduleMode {
+			return nil, fmt.Errorf("%s would become a submodule", item.path)
+		}
 		was, found := have[item.path]
 		delete(have, item.path)
 		if found && was == item {

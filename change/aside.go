@@ -230,15 +230,25 @@ func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *S
 	if err := r.setRefs(ctx, map[string]string{index: tree}); err != nil {
 		return Aside{}, err
 	}
-	words := make([]string, 0, len(all))
-	for _, path := range all {
-		words = append(words, shellQuote(path))
+	known := map[string]bool{} // to git, once they are back
+	items, err := r.listTree(ctx, "HEAD")
+	if err != nil {
+		return Aside{}, err
 	}
-	command := "git --literal-pathspecs -C " + shellQuote(r.Top) + " restore --source="
+	for _, item := range slices.Concat(items, staged) {
+		known[item.path] = true
+	}
+	command := func(ref, into string, paths []string) string {
+		words := make([]string, 0, len(paths))
+		for _, path := range paths {
+			words = append(words, shellQuote(path))
+		}
+		return fmt.Sprintf("git --literal-pathspecs -C %s restore --source=%s %s -- %s", shellQuote(r.Top), ref, into, strings.Join(words, " "))
+	}
 	aside.Paths = all
-	aside.Commands = []string{
-		command + aside.Ref + " --worktree -- " + strings.Join(words, " "),
-		command + index + " --staged -- " + strings.Join(words, " "),
+	aside.Commands = []string{command(aside.Ref, "--worktree", all)}
+	if paths := slices.DeleteFunc(slices.Clone(all), func(path string) bool { return !known[path] }); len(paths) > 0 {
+		aside.Commands = append(aside.Commands, command(index, "--staged", paths))
 	}
 	return aside, nil
 }
@@ -324,9 +334,8 @@ func shellQuote(text string) string {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
-// listTree returns the files of the tree that a revision stands for; none if there
-// is no such revision.
-func (r *Repository) listTree(ctx context.Context, ref string) ([]treeItem, error) {
+// listWholeTree is listTree with submodules.
+func (r *Repository) listWholeTree(ctx context.Context, ref string) ([]treeItem, error) {
 	out, err := r.findTree(ctx, ref)
 	if err != nil || out == "" {
 		return nil, err
@@ -339,12 +348,22 @@ func (r *Repository) listTree(ctx context.Context, ref string) ([]treeItem, erro
 	for line := range strings.SplitSeq(list.String(), "\x00") {
 		head, path, found := strings.Cut(line, "\t")
 		fields := strings.Fields(head)
-		if found && len(fields) == 3 && fields[1] == "blob" {
+		if found && len(fields) == 3 {
 			items = append(items, treeItem{path, fields[0], fields[2]})
 		}
 	}
 	return items, nil
 }
+
+// listTree returns the files of the tree that a revision stands for; none if there
+// is no such revision.
+func (r *Repository) listTree(ctx context.Context, revision string) ([]treeItem, error) {
+	items, err := r.listWholeTree(ctx, revision)
+	return slices.DeleteFunc(items, func(item treeItem) bool { return item.mode == submoduleMode }), err
+}
+
+// submoduleMode is the mode of a submodule in a tree.
+const submoduleMode = "160000"
 
 // Trees stores two trees, with the files and links of these differences before
 // and after, and returns their ids. after needs to be the state as it is now.

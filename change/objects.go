@@ -208,7 +208,7 @@ func parseObjects(stream io.Reader, ids []string, each func(i int, kind string, 
 		if err != nil {
 			return fmt.Errorf("git cat-file answers %q", line)
 		}
-		content := &io.LimitedReader{R: in, N: size}
+		content := &wholeReader{in: in, left: size}
 		if err := each(i, fields[1], size, content); err != nil {
 			return err
 		}
@@ -220,6 +220,27 @@ func parseObjects(stream io.Reader, ids []string, each func(i int, kind string, 
 		}
 	}
 	return nil
+}
+
+// wholeReader reads so many bytes. If its reader ends before, that is an error: half
+// an object must not pass for a whole one.
+type wholeReader struct {
+	in   io.Reader
+	left int64
+}
+
+func (w *wholeReader) Read(p []byte) (int, error) {
+	if w.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := w.in.Read(p[:min(int64(len(p)), w.left)])
+	if w.left -= int64(n); w.left > 0 && errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if w.left == 0 && err != nil {
+		err = nil
+	}
+	return n, err
 }
 
 // readObject returns the content of a small object.

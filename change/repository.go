@@ -114,9 +114,20 @@ func (r *Repository) run(ctx context.Context, command GitCommand) error {
 		if strings.Contains(text, "not a git repository") {
 			return fmt.Errorf("%w: %s", ErrNotInRepository, text)
 		}
-		return fmt.Errorf("git %s failed with code %d: %s", command.Args[0], code, text)
+		return fmt.Errorf("git %s failed with code %d: %s", subcommand(command.Args), code, text)
 	}
 	return nil
+}
+
+// subcommand returns the first argument that is no global option of git.
+func subcommand(args []string) string {
+	for len(args) > 1 && strings.HasPrefix(args[0], "-") {
+		if args[0] == "-c" && len(args) > 2 {
+			args = args[1:]
+		}
+		args = args[1:]
+	}
+	return args[0]
 }
 
 // limited keeps the beginning of what is written to it.

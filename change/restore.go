@@ -93,7 +93,7 @@ func sameEntry(a, b *Entry) bool {
 func Foreign(now *State, list []Difference) []Difference {
 	var foreign []Difference
 	for _, d := range list {
-		if d.Kind != EntryDiffers || d.SideEffect {
+		if d.Kind != EntryDiffers || d.SideEffect || isFolder(d.Before) && isFolder(now.find(d.Path)) {
 			continue
 		}
 		if current := now.find(d.Path); !sameEntry(current, d.Before) && !sameEntry(current, d.After) {

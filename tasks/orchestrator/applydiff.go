@@ -24,8 +24,10 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 		}
 		return commandError("Plan parameter diff cannot be applied, and nothing was changed: " + err.Error())
 	}
-	// The parameter's end may have been trimmed.
-	patch, err := f.repository.PlanPatch(ctx, f.before, strings.TrimRight(diff, "\n")+"\n")
+	if !strings.HasSuffix(diff, "\n") {
+		diff += "\n" // trimmed by whoever wrote the plan
+	}
+	patch, err := f.repository.PlanPatch(ctx, f.before, diff)
 	if err != nil {
 		return refused(err)
 	}

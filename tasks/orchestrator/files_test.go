@@ -108,3 +108,238 @@ func TestWhatAPatchMustNotAlterIsTakenBack(t *testing.T) {
 	}
 	b.git("cat-file", "-e", "refs/mm-orchestrator/runs/"+testRun+"/violations:policy.txt")
 }
+
+// deployPlan is patchPlan with a build, which needs no engine, and a rollback.
+func deployPlan(t testing.TB, script, build string) string {
+	t.Helper()
+	plan := strings.TrimSuffix(patchPlan(t, script, ""), "]")
+	text, err := json.Marshal(build)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan + `, {"name": "build", "parameters": {"command": ["do", ` + string(text) + `]}}, {"name": "rollback"}]`
+}
+
+// noEngine is the line of a rollback after a build for which there was no engine.
+const noEngine = "[The run's record cannot bring back images and containers: the docker engine could not be read when the run began to change images. The plan has no commands for it]\n"
+
+// commandsIn returns the commands in a log that bring back what was set aside.
+func commandsIn(log string) []string {
+	var commands []string
+	for line := range strings.Lines(log) {
+		if _, command, found := strings.Cut(strings.TrimSuffix(strings.TrimSpace(line), "]"), "run: "); found {
+			commands = append(commands, command)
+		}
+	}
+	return commands
+}
+
+// shell runs a script in the workspace.
+func (b *testEnv) shell(script string) {
+	b.t.Helper()
+	cmd := exec.Command("sh", "-ec", script)
+	cmd.Dir, cmd.Env = b.workspace, b.config.Environ
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+}
+
+// A rollback takes the run's change back and leaves what others have done.
+func TestRollbackTakesBackTheChangeAndNothingElse(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	before := b.status()
+	b.plan(deployPlan(t, "echo two >> api_service/requirements.txt; echo three > api_service/requirements-new.txt; git add api_service/requirements.txt; chmod 755 api_service/Dockerfile", "exit 1"))
+	b.succeed("patch")
+	b.fail("build")
+	b.file("meanwhile.txt", "by somebody\n")
+	b.file("policy.txt", "edited again\n")
+	b.succeed("rollback")
+	same(t, "status", strings.Replace(b.status(), "?? meanwhile.txt\n", "", 1), before)
+	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
+	same(t, "policy.txt", b.text("policy.txt"), "edited again\n")
+	same(t, "log", b.artifact("rollback.log"), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
+	// Again, as after a kill.
+	b.succeed("rollback")
+	same(t, "log", b.artifact("rollback.log"), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
+}
+
+// Somebody has edited a file of the run's change since: that version is set aside.
+func TestRollbackSetsAsideWhatOthersHaveEdited(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	b.plan(deployPlan(t, "echo two >> api_service/requirements.txt; echo new > 'api_service/requirements a b.txt'", "exit 1"))
+	b.succeed("patch")
+	b.fail("build")
+	b.file("api_service/requirements.txt", "mine\n")
+	b.file("api_service/requirements a b.txt", "mine too\n")
+	b.succeed("rollback")
+	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
+	log := b.artifact("rollback.log")
+	if !strings.HasPrefix(log, noEngine+"[Edited by somebody since the run altered them, and set aside: api_service/requirements a b.txt, api_service/requirements.txt]\n") ||
+		!strings.HasSuffix(log, "\ntree: as before the run (2 files restored, 2 set aside)") {
+		t.Errorf("log %s", log)
+	}
+	for _, command := range commandsIn(log) {
+		b.shell(command)
+	}
+	same(t, "file", b.text("api_service/requirements.txt"), "mine\n")
+	same(t, "file", b.text("api_service/requirements a b.txt"), "mine too\n")
+}
+
+// Edits that the run has deployed go back to HEAD; the log's commands bring them
+// back, in the work tree and in the index.
+func TestRollbackSetsAsideDeployedEdits(t *testing.T) {
+	t.Parallel()
+	setup := func(t *testing.T) *testEnv {
+		b := newTestEnv(t)
+		b.program("do", `eval "$1"`)
+		b.config.Programs = []string{"do"}
+		for _, name := range []string{"Dockerfile", "requirements.txt", "requirements-gone.txt", "requirements-mode.txt", "requirements-link.txt", "requirements-staged.txt"} {
+			b.file("api_service/"+name, "committed\n")
+		}
+		b.repository()
+		b.shell(`cd api_service
+echo edited >> requirements.txt
+echo staged >> requirements-staged.txt && git add requirements-staged.txt && echo more >> requirements-staged.txt
+rm requirements-gone.txt
+chmod 755 requirements-mode.txt
+ln -sf Dockerfile requirements-link.txt
+echo new > 'requirements-new file.txt'
+echo new > requirements-added.txt && git add requirements-added.txt`)
+		b.plan(deployPlan(t, "git status --short", "exit 1"))
+		return b
+	}
+	t.Run("deployed", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		before := b.status()
+		b.succeed("patch")
+		b.fail("build")
+		_, outcome := b.succeed("rollback")
+		same(t, "status", b.status(), "")
+		same(t, "file", b.text("api_service/requirements.txt"), "committed\n")
+		same(t, "artifacts", paths(outcome), "patch_diff:aside.diff rollback_log:rollback.log")
+		log := b.artifact("rollback.log")
+		if !strings.HasSuffix(log, "\ntree: as before the run (7 files restored, 7 set aside)") {
+			t.Errorf("log %s", log)
+		}
+		// Killed after that, and repeated.
+		b.succeed("rollback")
+		same(t, "log", b.artifact("rollback.log"), log)
+		for _, command := range commandsIn(log) {
+			b.shell(command)
+		}
+		same(t, "status", b.status(), before)
+		same(t, "file", b.text("api_service/requirements-staged.txt"), "committed\nstaged\nmore\n")
+		b.git("reset", "-q", "--hard")
+		b.shell("rm 'api_service/requirements-new file.txt'")
+		b.git("apply", filepath.Join(b.base, testRun, "aside.diff"))
+		same(t, "file", b.text("api_service/requirements-new file.txt"), "new\n")
+		same(t, "file", b.text("api_service/requirements-staged.txt"), "committed\nstaged\nmore\n")
+	})
+	t.Run("not deployed", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		before := b.status()
+		b.succeed("patch")
+		b.succeed("rollback")
+		same(t, "status", b.status(), before)
+	})
+	t.Run("refused", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		b.file("policy.txt", "x\n")
+		before := b.status()
+		failure, _ := b.fail("patch")
+		same(t, "text", failure.Error(), "policy.txt is not allow-listed")
+		b.succeed("rollback")
+		same(t, "status", b.status(), before)
+		same(t, "log", b.artifact("rollback.log"), "[The run has changed nothing: there is nothing to take back.]\ntree: as before the run (0 files restored, 0 set aside)")
+	})
+}
+
+// A patch that ends in the middle of its commands is taken back as a whole.
+func TestRollbackOfAPatchThatWasCutOff(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	before := b.status()
+	b.plan(strings.Replace(deployPlan(t, "echo two >> api_service/requirements.txt; echo x >> policy.txt; sleep 60", "true"), `"parameters": {"commands"`, `"parameters": {"timeoutSeconds": 1, "commands"`, 1))
+	failure, _ := b.fail("patch")
+	if !strings.Contains(failure.Error(), "took longer than its limit") {
+		t.Fatal(failure)
+	}
+	b.succeed("rollback")
+	same(t, "status", b.status(), before)
+	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
+	log := b.artifact("rollback.log")
+	if !strings.HasSuffix(log, "\ntree: as before the run (2 files restored, 2 set aside)") {
+		t.Errorf("log %s", log)
+	}
+}
+
+// A command that fails has altered something all the same.
+func TestRollbackOfAFailedPatch(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	before := b.status()
+	b.plan(deployPlan(t, "echo two >> api_service/requirements.txt; exit 3", "true"))
+	_, outcome := b.fail("patch")
+	same(t, "artifacts", paths(outcome), "patch_diff:patch.diff metrics:patch.log")
+	b.succeed("rollback")
+	same(t, "status", b.status(), before)
+	same(t, "log", b.artifact("rollback.log"), "tree: as before the run (1 file restored, 0 set aside)")
+}
+
+func TestRollbackWithoutTheRunsDirectory(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	before := b.status()
+	b.plan(deployPlan(t, "echo two >> api_service/requirements.txt", "exit 1"))
+	b.succeed("patch")
+	b.fail("build")
+	dir := filepath.Join(b.base, testRun)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, outcome := b.succeed("rollback")
+	same(t, "status", b.status(), before)
+	same(t, "artifacts", paths(outcome), "")
+	if logged := b.logged.String(); !strings.Contains(logged, "tree: as before the run (1 file restored, 0 set aside)") {
+		t.Errorf("logged %s", logged)
+	}
+}
+
+// What a build alters is judged too, and taken back.
+func TestABuildMustNotAlterTheWorkspace(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	b.plan(deployPlan(t, "git status --short", "echo x >> policy.txt; echo y > built.txt; echo z >> api_service/Dockerfile"))
+	b.shell("git checkout -q policy.txt && git reset -q --hard && rm notes.txt")
+	b.succeed("patch")
+	b.file("policy.txt", "edited after the baseline\n")
+	failure, _ := b.fail("build")
+	same(t, "text", failure.Error(), "built.txt is not allow-listed; policy.txt is not allow-listed")
+	same(t, "policy.txt", b.text("policy.txt"), "edited after the baseline\n")
+	b.succeed("rollback")
+	same(t, "status", b.status(), " M policy.txt\n")
+}
+
+// A service writes files of its own into the workspace when compose starts it.
+func TestFilesOfAServiceAreNotBlamedOnCompose(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	b.git("commit", "-q", "-a", "-m", "x")
+	b.shell("rm notes.txt")
+	b.program("docker", `cd "`+b.workspace+`"; mkdir -p data; echo x >> data/log; [ ! -e edit ] || echo x >> policy.txt`)
+	b.plan(`[{"name": "patch"}, {"name": "build"}, {"name": "rollback"}]`)
+	b.succeed("patch")
+	b.succeed("build")
+	b.file("edit", "")
+	failure, _ := b.fail("build")
+	same(t, "text", failure.Error(), "policy.txt is not allow-listed")
+	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
+}

@@ -59,6 +59,17 @@ type byCommands struct{ files, image string }
 
 func (b byCommands) all() bool { return b.files != "" && b.image != "" }
 
+// part is the part that is left to the plan's commands, if it is one of the two.
+func (b byCommands) part() string {
+	switch {
+	case b.files != "" && b.image == "":
+		return "the workspace's files"
+	case b.files == "" && b.image != "":
+		return "images and containers"
+	}
+	return ""
+}
+
 // planRollback decides, from the record alone, which parts the plan's commands undo.
 func (s *stepRun) planRollback() byCommands {
 	if s.config.RollbackCommands {
@@ -110,14 +121,14 @@ func (b byCommands) of(strategies []any) []any {
 func (s *stepRun) takeBack(ctx context.Context, log *artifacts.Log, workspace string, by byCommands, strategies []any) (filesOutcome, *Failure) {
 	var files filesOutcome
 	var image imageOutcome
-	switch {
+	switch part := by.part(); {
 	case by.all() && len(strategies) == 0:
 		log.Line("No rollback actions executed.")
-	case by.all():
-	case by.files != "":
-		log.Line("[The plan's commands bring back the files: " + by.files + "]")
-	case by.image != "":
-		log.Line("[The plan's commands bring back the image: " + by.image + "]")
+	case part == "":
+	case len(strategies) == 0:
+		log.Line(fmt.Sprintf("[The run's record cannot bring back %s: %s. The plan has no commands for it]", part, cmp.Or(by.files, by.image)))
+	default:
+		log.Line(fmt.Sprintf("[The plan's commands bring back %s: %s]", part, cmp.Or(by.files, by.image)))
 	}
 	var failure *Failure
 	if by.files == "" {
