@@ -134,16 +134,6 @@ func commandsIn(log string) []string {
 	return commands
 }
 
-// shell runs a script in the workspace.
-func (b *testEnv) shell(script string) {
-	b.t.Helper()
-	cmd := exec.Command("sh", "-ec", script)
-	cmd.Dir, cmd.Env = b.workspace, b.config.Environ
-	if out, err := cmd.CombinedOutput(); err != nil {
-		b.t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-}
-
 // A rollback takes the run's change back and leaves what others have done.
 func TestRollbackTakesBackTheChangeAndNothingElse(t *testing.T) {
 	t.Parallel()
