@@ -260,7 +260,7 @@ func (r Repair) String() string {
 	if r.Name == "" {
 		return fmt.Sprintf("Removed container %s: an interrupted `docker compose up` had left it beside the one that it was to replace", r.Container.Name)
 	}
-	return fmt.Sprintf("Renamed container %s to %s: an `docker compose up` was interrupted before it did that", r.Container.Name, r.Name)
+	return fmt.Sprintf("Renamed container %s to %s: a `docker compose up` was interrupted before it did that", r.Container.Name, r.Name)
 }
 
 // shortID is an id as docker shows it.

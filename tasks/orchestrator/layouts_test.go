@@ -42,7 +42,7 @@ type layout struct {
 	change map[string]string
 	// prepare runs after the project was started.
 	prepare func(c *layoutEnv)
-	// unequalID says that the target had no container before the run.
+	// absent says that the target had no container before the run.
 	absent bool
 	// often says that the layout is also part of `go test`.
 	often bool
@@ -58,7 +58,7 @@ var layouts = []layout{
 			"  other: {build: ./other, healthcheck: {test: [CMD, /server, check], interval: 300ms}}\n"}},
 	{name: "depends_on with restart", files: map[string]string{
 		"compose.yaml": "services:\n  front: {build: ./other, depends_on: {web: {condition: service_started, restart: true}}}\n  web: {build: ./web}\n"}},
-	{name: "one-shot dependency", often: true, files: map[string]string{
+	{name: "one-shot dependency", files: map[string]string{
 		"other/behaviour": "done",
 		"compose.yaml":    "services:\n  web: {build: ./web, depends_on: {other: {condition: service_completed_successfully}}}" + otherService}},
 	{name: "shared image", often: true, files: map[string]string{
@@ -75,7 +75,7 @@ var layouts = []layout{
 	{name: "include", files: map[string]string{
 		"more/compose.yaml": "services:\n  web: {build: ../web, environment: {A: '1'}}\n",
 		"compose.yaml":      "include: [more/compose.yaml]\nservices:" + otherService}},
-	{name: "several files", often: true, files: map[string]string{
+	{name: "several files", files: map[string]string{
 		"a.yaml": "services:\n  web: {build: ./web}" + otherService,
 		"b.yaml": "services:\n  web: {environment: {FROM: b}}\n"},
 		options: []string{"-f", "a.yaml", "--file=b.yaml"}},
@@ -98,7 +98,7 @@ var layouts = []layout{
 		"data/file": "x", "real/file": "y",
 		"compose.yaml": "services:\n  web: {build: ./web, volumes: ['./data:/data:ro', './linked:/linked', '$PWD/data:/pwd']}" + otherService},
 		links: map[string]string{"linked": "real"}},
-	{name: "one-shot target", often: true, files: map[string]string{
+	{name: "one-shot target", files: map[string]string{
 		"web/behaviour": "done",
 		"compose.yaml":  "services:\n  web: {build: ./web}" + otherService},
 		change: map[string]string{"web/behaviour": "exit"}},
@@ -111,7 +111,7 @@ var layouts = []layout{
 	{name: "anonymous volumes", often: true, files: map[string]string{
 		"web/Dockerfile": "VOLUME /image\n",
 		"compose.yaml":   "services:\n  web: {build: ./web, volumes: [/short, {type: volume, target: /long}, 'named:/named']}" + otherService + "volumes: {named: {}}\n"}},
-	{name: "networks", often: true, files: map[string]string{
+	{name: "networks", files: map[string]string{
 		"compose.yaml": "services:\n  web:\n    build: ./web\n    networks: {front: {aliases: [www], ipv4_address: SUBNET.9}, back: {aliases: [inner], priority: 9}}\n" +
 			"  other: {build: ./other, networks: [back]}\nnetworks: {front: {ipam: {config: [{subnet: SUBNET.0/24}]}}, back: {}}\n"}},
 	{name: "secrets and configs", files: map[string]string{

@@ -98,7 +98,7 @@ func TestOtherServicesAreBroughtBackToo(t *testing.T) {
 // must then succeed, or its rollback.
 func TestInterruptedUpIsMended(t *testing.T) {
 	t.Parallel()
-	rounds := 3
+	rounds := 2
 	if everyLayout {
 		rounds = 25
 	}

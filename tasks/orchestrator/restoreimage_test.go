@@ -1,0 +1,136 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+)
+
+var errKilled = errors.New("the worker of this test was killed")
+
+// killedEngine kills the worker after its n-th act on the engine: the act is done,
+// and nothing that follows it.
+type killedEngine struct {
+	Engine
+	left int
+	kill context.CancelCauseFunc
+}
+
+func (e *killedEngine) acted(err error) error {
+	if e.left--; e.left == 0 {
+		e.kill(errKilled)
+		return errKilled
+	}
+	return err
+}
+
+func (e *killedEngine) CreateContainer(ctx context.Context, name string, from compose.Inspection) (string, error) {
+	id, err := e.Engine.CreateContainer(ctx, name, from)
+	return id, e.acted(err)
+}
+
+func (e *killedEngine) StartContainer(ctx context.Context, id string) error {
+	return e.acted(e.Engine.StartContainer(ctx, id))
+}
+
+func (e *killedEngine) StopContainer(ctx context.Context, id string) error {
+	return e.acted(e.Engine.StopContainer(ctx, id))
+}
+
+func (e *killedEngine) RenameContainer(ctx context.Context, id, name string) error {
+	return e.acted(e.Engine.RenameContainer(ctx, id, name))
+}
+
+func (e *killedEngine) RemoveContainer(ctx context.Context, id string) error {
+	return e.acted(e.Engine.RemoveContainer(ctx, id))
+}
+
+func (e *killedEngine) TagImage(ctx context.Context, id, name string) error {
+	return e.acted(e.Engine.TagImage(ctx, id, name))
+}
+
+// TestARollbackThatIsKilledIsRepeated kills the worker after each act of a rollback,
+// and once during compose. The next worker brings all of it back.
+func TestARollbackThatIsKilledIsRepeated(t *testing.T) {
+	t.Parallel()
+	for name, l := range map[string]layout{
+		"through the engine": {files: map[string]string{
+			"compose.yaml": "services:\n  web: {build: ./web, depends_on: [other], volumes: [/anonymous]}" + otherService}},
+		"by compose": {files: map[string]string{
+			"compose.yaml": "services:\n  web: {build: ./web, volumes: [/anonymous]}" + otherService}},
+	} {
+		if !everyLayout && name == "by compose" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, l, composePrograms(t)["newest"])
+			before := c.state()
+			killed := false
+			first := 1
+			if !everyLayout {
+				first = 4 // the old container is gone, the new one has not its name yet
+			}
+			for act, finished := first, false; !finished && (everyLayout || act == first); act++ {
+				c.steps.change.Record = nil
+				undo := c.change()
+				c.file("web/behaviour", fmt.Sprint("ok ", time.Now()))
+				c.succeed("build")
+				c.succeed("restart")
+				undo()
+				ctx, kill := context.WithCancelCause(t.Context())
+				c.config.Engine = &killedEngine{Engine: c.engine, left: act, kill: kill}
+				_, failure := c.restoreImage(ctx)
+				kill(nil)
+				c.config.Engine = c.engine
+				finished = failure == nil
+				killed = killed || !finished
+				if _, failure := c.restoreImage(t.Context()); failure != nil {
+					t.Fatalf("killed after act %d: %v\n%s", act, failure, c.artifact("rollback.log"))
+				}
+				if c.isAsBefore(before, c.state()); t.Failed() {
+					t.Fatalf("killed after act %d:\n%s", act, c.artifact("rollback.log"))
+				}
+				before = c.state()
+			}
+			if !killed {
+				t.Error("no act was seen")
+			}
+		})
+	}
+}
+
+// TestRollbackDuringWhichComposeIsKilled ends compose at random moments of a
+// rollback, with all that runs in it.
+func TestRollbackDuringWhichComposeIsKilled(t *testing.T) {
+	t.Parallel()
+	rounds := 1
+	if everyLayout {
+		rounds = 12
+	}
+	c := newLayoutEnv(t, plainLayout, composePrograms(t)["newest"])
+	before := c.state()
+	for round := range rounds {
+		c.steps.change.Record = nil
+		undo := c.change()
+		c.file("web/behaviour", fmt.Sprint("ok ", time.Now()))
+		c.succeed("build")
+		c.succeed("restart")
+		undo()
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Duration(round+1)*1500*time.Millisecond/time.Duration(rounds), errKilled)
+		_, failure := c.restoreImage(ctx)
+		cancel()
+		if failure != nil {
+			if _, failure = c.restoreImage(t.Context()); failure != nil {
+				t.Fatalf("round %d: %v\n%s", round, failure, c.artifact("rollback.log"))
+			}
+		}
+		if c.isAsBefore(before, c.state()); t.Failed() {
+			t.Fatalf("round %d:\n%s", round, c.artifact("rollback.log"))
+		}
+	}
+}
