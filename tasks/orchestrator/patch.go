@@ -163,7 +163,11 @@ func (f *runFiles) judgePatch(ctx context.Context, log *artifacts.Log, diffName 
 			return own, failure
 		}
 	} else {
-		all := change.Judge(f.before, after, f.rules(log.Path(), diffName))
+		written := []string{log.Path(), diffName}
+		if f.journal.claim.Attempt > 1 {
+			written = append(written, f.ownNames()...) // by the steps of the attempt before
+		}
+		all := change.Judge(f.before, after, f.rules(written...))
 		// Also that it has altered nothing: otherwise a rollback would take all that
 		// differs for the run's doing.
 		if failure = f.keepChange(ctx, after, all); failure != nil {

@@ -43,8 +43,8 @@ func counted(n int, what string) string {
 func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOutcome, *Failure) {
 	files := s.record.Files
 	switch {
-	case files == nil:
-		return filesOutcome{Untouched: true}, nil
+	case files == nil, files.Restored && s.journal.claim.Starts == 1:
+		return filesOutcome{Untouched: true}, nil // nothing since the last rollback, see undoneBefore
 	case files.Edits && !files.Deployed:
 		log.Line("[The run has altered no file. The uncommitted edits that it was to deploy stay in place, because nothing was deployed.]")
 		return filesOutcome{Untouched: true}, nil

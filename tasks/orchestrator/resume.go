@@ -28,6 +28,7 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 		if files := s.record.Files; files != nil && files.Violated && files.ViolationsUndone {
 			files.Change, files.Violated, files.ViolationsUndone = "", false, false
 		}
+		s.record.Undone = false // captureBaseline records it
 		return nil
 	case store.StepVerify:
 		if undone {
@@ -50,7 +51,7 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 	if s.record.Files == nil && s.record.Image == nil {
 		return nil // nothing is known, and nothing is to be recorded
 	}
-	s.record.Submission = s.submission
+	s.record.Submission, s.record.Undone = s.submission, false
 	return s.saveRecord(ctx)
 }
 

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"os/exec"
 	"strings"
 	"testing"
@@ -212,4 +213,152 @@ func TestRetryThatCannotRecord(t *testing.T) {
 	b.steps.recordChange = func(context.Context) error { return store.ErrRefused }
 	b.fail("build")
 	same(t, "status", b.shell(`git status --short`), "?? notes.txt\n")
+}
+
+// chain runs a step of the chain whose first task has the id root. It returns the
+// failure, nil if the step has succeeded.
+func (b *testEnv) chain(root, step string) *Failure {
+	b.t.Helper()
+	o, err := New(b.config)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	_, err = o.Execute(b.t.Context(), Request{RunID: testRun, Step: step, TaskID: root + "-" + step, RootTaskID: root}, nil)
+	var failure *Failure
+	if err != nil && !errors.As(err, &failure) {
+		b.t.Fatal(err)
+	}
+	return failure
+}
+
+// chains is a repository with a plan whose patch runs the program "repair", and whose
+// build fails while the file "broken" is beside the workspace.
+func chains(t *testing.T) *testEnv {
+	t.Helper()
+	b := newTestEnv(t)
+	b.repository()
+	b.file("svc/a", "a\n")
+	b.file("svc/b", "b\n")
+	b.file("other", "o\n")
+	b.git("add", ".")
+	b.git("commit", "-q", "-m", "y")
+	b.program("repair", `echo repaired >> svc/a; echo new > svc/new`)
+	b.program("docker", `[ "$1" != build ] || { cat svc/*; [ ! -e ../broken ]; }`)
+	b.config.Programs = []string{"repair"}
+	b.chainPlan(`[["repair"]]`)
+	return b
+}
+
+func (b *testEnv) chainPlan(commands string) {
+	b.plan(`[{"name":"patch","parameters":{"commands":` + commands + `,"allowlist":["svc/*"]}},
+		{"name":"build","parameters":{"command":["docker","build"]}},
+		{"name":"restart","parameters":{"command":["docker","up"]}},
+		{"name":"verify","parameters":{}},
+		{"name":"rollback","parameters":{"strategies":[{"type":"rebuild","commands":[["docker","rebuild"]]}]}}]`)
+}
+
+func (b *testEnv) runChain(root string, want map[string]bool, steps ...string) {
+	b.t.Helper()
+	for _, step := range steps {
+		if failure := b.chain(root, step); (failure == nil) != want[step] {
+			b.t.Fatalf("%s of chain %s: %v", step, root, failure)
+		}
+	}
+}
+
+// TestRetriedRun: from patch to rollback, and again.
+func TestRetriedRun(t *testing.T) {
+	t.Parallel()
+	const before = "a\nb\no\n"
+	files := `cat svc/a svc/b other; test ! -e svc/new || cat svc/new`
+	begin := func(t *testing.T) *testEnv {
+		b := chains(t)
+		b.shell(`touch ../broken`)
+		b.runChain("one", map[string]bool{"patch": true, "rollback": true}, "patch", "build", "rollback")
+		same(t, "files after the rollback", b.shell(files), before)
+		b.steps.attempt = 2
+		return b
+	}
+	t.Run("from build", func(t *testing.T) {
+		t.Parallel()
+		b := begin(t)
+		b.shell(`rm ../broken; echo theirs >> other`)
+		b.runChain("two", map[string]bool{"build": true, "restart": true}, "build", "restart")
+		same(t, "files", b.shell(files), "a\nrepaired\nb\no\ntheirs\nnew\n")
+		if log := b.artifact("build.log"); !strings.HasPrefix(log, "[The run was rolled back; its change is made again: svc/a, svc/new]\n$ docker build\na\nrepaired\nb\nnew") {
+			t.Error(log)
+		}
+		// It fails after all, and is taken back once more.
+		b.runChain("two", map[string]bool{"rollback": true}, "rollback")
+		same(t, "files after the second rollback", b.shell(files), before+"theirs\n")
+		if log := b.artifact("rollback.log"); !strings.Contains(log, "tree: as before the run (2 files restored, 0 set aside)") {
+			t.Error(log)
+		}
+	})
+	t.Run("from build, refused", func(t *testing.T) {
+		t.Parallel()
+		b := begin(t)
+		b.shell(`echo mine >> svc/a`)
+		failure := b.chain("two", "build")
+		if failure == nil || !strings.HasPrefix(failure.Error(), "Files that the run has changed were edited since: svc/a. ") {
+			t.Fatal(failure)
+		}
+		b.runChain("two", map[string]bool{"rollback": true}, "rollback")
+		same(t, "files", b.shell(files), "a\nmine\nb\no\n")
+		same(t, "log", b.artifact("rollback.log"), "[A rollback has taken back what the run had changed, and the run has changed nothing since: there is nothing to take back.]")
+	})
+	t.Run("from patch", func(t *testing.T) {
+		t.Parallel()
+		b := begin(t)
+		b.shell(`echo mine >> svc/a; echo mine >> svc/b`)
+		b.runChain("two", map[string]bool{"patch": true, "rollback": true}, "patch", "build")
+		same(t, "files", b.shell(files), "a\nmine\nrepaired\nb\nmine\no\nnew\n")
+		// To the state before this attempt.
+		b.runChain("two", map[string]bool{"rollback": true}, "rollback")
+		same(t, "files after the rollback", b.shell(files), "a\nmine\nb\nmine\no\n")
+	})
+	t.Run("from patch, not rolled back before", func(t *testing.T) {
+		t.Parallel()
+		b := chains(t)
+		b.shell(`touch ../broken`)
+		b.runChain("one", map[string]bool{"patch": true}, "patch", "build")
+		b.steps.attempt = 2
+		b.runChain("two", map[string]bool{"patch": true, "rollback": true}, "patch", "build", "rollback")
+		same(t, "files", b.shell(files), before)
+	})
+}
+
+// TestRetriedRunOfEdits: what the run deploys are the operator's uncommitted edits.
+func TestRetriedRunOfEdits(t *testing.T) {
+	t.Parallel()
+	b := chains(t)
+	b.chainPlan(`[["git","status","--short"]]`)
+	b.shell(`touch ../broken; echo edited >> svc/a; git add svc/a; echo more >> svc/a; echo mine > svc/new`)
+	status := b.shell(`git status --short --untracked-files=all; git diff; git diff --cached`)
+	b.runChain("one", map[string]bool{"patch": true, "rollback": true}, "patch", "build", "rollback")
+	same(t, "status after the rollback", b.shell(`git status --short`), "")
+	b.steps.attempt = 2
+	b.shell(`rm ../broken`)
+	b.runChain("two", map[string]bool{"build": true}, "build")
+	same(t, "edits", b.shell(`git status --short --untracked-files=all; git diff; git diff --cached`), status)
+	if log := b.artifact("build.log"); !strings.HasPrefix(log, "[The run was rolled back; its change is made again: svc/a, svc/new]\n") {
+		t.Error(log)
+	}
+}
+
+// TestRetriedPatchAfterViolations, which a run without a rollback has only undone.
+func TestRetriedPatchAfterViolations(t *testing.T) {
+	t.Parallel()
+	b := chains(t)
+	b.program("repair", `echo repaired >> svc/a; [ ! -e ../broken ] || echo bad >> other`)
+	b.shell(`touch ../broken`)
+	if failure := b.chain("one", "patch"); failure == nil || !strings.Contains(failure.Error(), "other is not allow-listed") {
+		t.Fatal(failure)
+	}
+	b.steps.attempt = 2
+	b.shell(`rm ../broken`)
+	b.runChain("two", map[string]bool{"patch": true, "build": true, "rollback": true}, "patch", "build")
+	same(t, "files", b.shell(`cat svc/a other`), "a\nrepaired\nrepaired\no\n")
+	b.runChain("two", map[string]bool{"rollback": true}, "rollback")
+	same(t, "files after the rollback", b.shell(`cat svc/a other`), "a\no\n")
 }

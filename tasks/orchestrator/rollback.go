@@ -31,7 +31,11 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 		return success{}, failure
 	}
 	byCommands := s.planRollback()
-	if !byCommands.all() {
+	undone := s.undoneBefore()
+	switch {
+	case undone:
+		strategies = nil
+	case !byCommands.all():
 		strategies = byCommands.of(strategies)
 	}
 	log, failure := s.startLog(name, workspace, commandsOf(strategies))
@@ -39,7 +43,12 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 		return success{}, failure
 	}
 	defer log.Discard()
-	outcome, failure := s.takeBack(ctx, log, workspace, byCommands, strategies)
+	var outcome filesOutcome
+	if undone {
+		log.Line("[A rollback has taken back what the run had changed, and the run has changed nothing since: there is nothing to take back.]")
+	} else {
+		outcome, failure = s.takeBack(ctx, log, workspace, byCommands, strategies)
+	}
 	if failure != nil {
 		failure.files = append(failure.files, outcome.files...)
 		return success{}, s.failInLog(log, failure)
@@ -51,6 +60,14 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	}
 	faultpoint.Hit(faultpoint.ArtifactWritten, s.runID, string(s.step))
 	return success{message: "Rollback executed", files: append(outcome.files, file)}, nil
+}
+
+// undoneBefore says that an earlier rollback has taken back everything, and that no
+// step has changed anything since: the retry was refused. What somebody has edited
+// or deployed since that rollback is not the run's. A rollback that was killed is
+// no earlier one, and is done again.
+func (s *stepRun) undoneBefore() bool {
+	return s.record.Undone && !s.config.RollbackCommands && s.journal.claim.Starts == 1
 }
 
 // byCommands says which parts of a rollback are left to the plan's own commands,
