@@ -55,18 +55,30 @@ func (o *Orchestrator) LogLooks(ctx context.Context) {
 const lockPatience = time.Second
 
 // preflight looks whether all that the run needs is there, before its first
-// effect: it does nothing in a run that has had one. The failure says all that is
-// wrong, and how to mend it; then the run has changed nothing.
+// effect, and before the first one after a rollback has taken all back: it does
+// nothing in a run that has had one. The failure says all that is wrong, and how
+// to mend it; then the run has changed nothing.
 //
 // It belongs to the first step that changes something, and not to analyze: that
 // may be long ago, when the run has waited for its workspace or for an approval,
 // and a Python worker may have carried it out.
 func (s *stepRun) preflight(ctx context.Context, log *artifacts.Log, workspace string) *Failure {
-	if s.record.Files != nil || s.record.Image != nil || s.record.Helper != nil || s.ranElsewhere || s.journal.found != nil {
+	none := s.record.Files == nil && s.record.Image == nil && s.record.Helper == nil && !s.ranElsewhere
+	if !none && !s.record.Undone || s.journal.found != nil {
 		return nil
 	}
+	failure := s.look(ctx, workspace, s.step == store.StepPatch)
+	if failure != nil && context.Cause(ctx) == nil {
+		log.Line(failure.Error())
+	}
+	return failure
+}
+
+// look looks at all that the rest of the run needs, from this step on; files says
+// that this step changes files of the workspace.
+func (s *stepRun) look(ctx context.Context, workspace string, files bool) *Failure {
 	began := time.Now()
-	results := preflight.Run(ctx, preflight.Limit, s.looks(workspace))
+	results := preflight.Run(ctx, preflight.Limit, s.looks(workspace, files))
 	if cause := context.Cause(ctx); cause != nil {
 		return commandError("The step was ended before its first command: " + cause.Error())
 	}
@@ -77,14 +89,11 @@ func (s *stepRun) preflight(ctx context.Context, log *artifacts.Log, workspace s
 	if len(refused) == 0 {
 		return nil
 	}
-	failure := commandError(cut(preflight.Refusal(refused)))
 	s.log.Warn("run refused before it changed anything", "reasons", len(refused), "took", time.Since(began).Round(time.Millisecond))
-	log.Line(failure.Error())
-	return failure
+	return commandError(cut(preflight.Refusal(refused)))
 }
 
-// looks are those that matter for the rest of the run, from this step on.
-func (s *stepRun) looks(workspace string) []preflight.Look {
+func (s *stepRun) looks(workspace string, files bool) []preflight.Look {
 	subject := Subject(s.config)
 	subject.Workspace, subject.ArtifactDirectory = workspace, s.dir.Dir()
 	subject.Owner, subject.LockPatience, subject.Removable = s.runner.owner, lockPatience, s.removes
@@ -94,7 +103,7 @@ func (s *stepRun) looks(workspace string) []preflight.Look {
 	subject.Projects, commands = s.projects(steps)
 
 	looks := []preflight.Look{subject.LookAtWorkspace(), subject.LookAtArtifacts(), subject.LookAtDisk()}
-	if s.step == store.StepPatch {
+	if files {
 		looks = append(looks, subject.LooksAtGit()...)
 		looks = append(looks, s.lookAtPrograms(commands))
 	}

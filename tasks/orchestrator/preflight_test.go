@@ -532,3 +532,27 @@ func tree(t testing.TB, root, without string) string {
 	}
 	return text.String()
 }
+
+// A retry after a rollback begins again: from whichever step, it is refused in the
+// middle of a merge, and its rollback leaves the merge as it is.
+func TestARetryAfterARollbackLooksAgain(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"patch", "build", "restart"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			b := &brokenEnv{testEnv: newTestEnv(t), t: t}
+			b.retried(true)
+			b.plan(`[{"name":"patch","parameters":{"commands":[["git","status"]]}},` + strings.TrimPrefix(string(b.steps.run.Steps), "["))
+			b.conflict()
+			b.stops("merge", "other")
+			before := tree(t, filepath.Dir(b.workspace), b.base)
+			failure, _ := b.fail(step)
+			if !strings.HasPrefix(failure.Error(), "Run refused before it changed anything: a merge is in progress in "+b.workspace) {
+				t.Error(failure)
+			}
+			same(t, "the state after", tree(t, filepath.Dir(b.workspace), b.base), before)
+			b.succeed("rollback")
+			same(t, "the state after the rollback", tree(t, filepath.Dir(b.workspace), b.base), before)
+		})
+	}
+}

@@ -86,6 +86,9 @@ func (s *stepRun) resumeFiles(ctx context.Context) *Failure {
 	if len(missing) == 0 {
 		return nil
 	}
+	if failure := s.look(ctx, s.record.Files.Workspace, true); failure != nil {
+		return failure
+	}
 	// From now on a rollback has something to take back.
 	s.record.Files.Restored, s.record.Undone = false, false
 	if failure := s.saveRecord(ctx); failure != nil {
