@@ -209,6 +209,7 @@ func (l *Lane) environment() ([]string, error) {
 		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=" + program,
 		"MM_ORCHESTRATOR_LISTEN=",
 		"MM_ORCHESTRATOR_SHUTDOWN_GRACE=5s",
+		"MM_ORCHESTRATOR_QUIET_PERIOD=1s", // the services of the cases end at once or not at all
 		"ORCHESTRATOR_HOSTNAME=orchestrator@" + l.project.Name,
 		"GOMAXPROCS=2",
 	}, l.project.Environment()...)

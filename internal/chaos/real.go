@@ -123,6 +123,7 @@ exec '%s' "$@"
 		"WORKSPACE_ROOT=" + project.Workspace,
 		"DOCKER_HOST=" + os.Getenv("DOCKER_HOST"),
 		"MM_ORCHESTRATOR_ROLLBACK=restore",
+		"MM_ORCHESTRATOR_QUIET_PERIOD=1s",
 	}, project.Environment()...)
 	return nil
 }
