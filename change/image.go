@@ -32,6 +32,9 @@ type Image struct {
 	Workspace string   `json:"workspace,omitempty"`
 	// Before is the project before the run.
 	Before Project `json:"before"`
+	// Answered says that the plan's health check had the expected answer before the
+	// run.
+	Answered bool `json:"answered,omitempty"`
 	// Names are the image names that the run may give to other images.
 	Names []ImageName `json:"names,omitempty"`
 	// Pins keep the images of before.

@@ -148,6 +148,9 @@ func (s *stepRun) pinImage(ctx context.Context) *Failure {
 		return failure
 	}
 	image.Again = known != nil && (known.Restored || known.Again)
+	if image.EngineSeen {
+		image.Answered = s.answered(ctx)
+	}
 	s.record.Image, s.record.Undone = image, false
 	if failure := s.saveRecord(ctx); failure != nil || !image.EngineSeen {
 		return failure

@@ -165,6 +165,11 @@ func (s *stepRun) takeBack(ctx context.Context, log *artifacts.Log, workspace st
 			return files, failure
 		}
 	}
+	if by.image == "" && !image.Untouched {
+		if failure := s.judgeRestored(ctx, log); failure != nil {
+			return files, failure
+		}
+	}
 	if by.files == "" && by.image == "" && files.Untouched && image.Untouched {
 		log.Line("[The run has changed nothing: there is nothing to take back.]")
 	}
