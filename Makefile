@@ -65,9 +65,9 @@ demo-stop: ## End a demo that waits in another terminal
 	@bin/demo -stop
 
 .PHONY: test-stack
-test-stack: image $(DEVENV) ## Start docker-compose.yaml, let its worker complete runs, and replace itself; as root
+test-stack: image $(DEVENV) ## Start docker-compose.yaml, let its worker complete runs, one for itself too; as root: KILLS=…
 	@$(DEVENV) run -images -only compose,python -- go test -tags stack -timeout 30m -p 1 \
-		-run '^Test(Deployment|OwnService|HelperIsKilled|HelperSurvives)' ./internal/stack ./compose
+		-run '^Test(Deployment|OwnService|HelperIsKilled|HelperSurvives)' ./internal/stack ./compose $(if $(KILLS),-kills $(KILLS))
 
 .PHONY: services-up
 services-up: $(DEVENV) ## Start the services, leave them running, print export lines

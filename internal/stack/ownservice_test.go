@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-var kills = flag.Int("kills", 12, "how many helpers are killed, each at a random moment of a run for the worker's own service")
+var kills = flag.Int("kills", 4, "how many helpers are killed, each at a random moment of a run for the worker's own service")
 
 // override makes the workspace's own Dockerfile that of the worker's image.
 const override = `services:
