@@ -88,12 +88,14 @@ type changeLine struct {
 	// Keeps has files, image and set-aside.
 	Keeps []string `json:"keeps"`
 	// Undone says that a rollback has taken the change back.
-	Undone       bool            `json:"undone"`
-	RunElsewhere bool            `json:"run_elsewhere"`
-	Record       json.RawMessage `json:"record,omitempty"`
+	Undone       bool `json:"undone"`
+	RunElsewhere bool `json:"run_elsewhere"`
+	// ByHand says how the change is taken back by hand.
+	ByHand []orchestrator.HandStep `json:"by_hand,omitempty"`
+	Record json.RawMessage         `json:"record,omitempty"`
 }
 
-func (c *configuration) changeLine(found store.Change) (changeLine, change.Record, error) {
+func (c *configuration) changeLine(found store.Change) (changeLine, error) {
 	line := changeLine{
 		RunID: found.RunID, Service: found.TargetService, Status: string(found.RunStatus), Queue: found.Queue,
 		Workspace: strings.TrimPrefix(found.Workspace, found.Queue+":"), Over: found.Over, LastAt: found.LastAt,
@@ -101,9 +103,9 @@ func (c *configuration) changeLine(found store.Change) (changeLine, change.Recor
 	}
 	record, err := change.Decode(found.Record)
 	if err != nil {
-		return line, record, err
+		return line, err
 	}
-	line.Undone = record.Undone
+	line.Undone, line.ByHand = record.Undone, orchestrator.ByHand(found.RunID, record)
 	switch {
 	case found.Reduced:
 		line.Keeps = append(line.Keeps, "set-aside")
@@ -119,7 +121,7 @@ func (c *configuration) changeLine(found store.Change) (changeLine, change.Recor
 		until := found.LastAt.Add(c.KeepChanges)
 		line.KeptUntil = &until
 	}
-	return line, record, nil
+	return line, nil
 }
 
 // keeps says in words what is kept.
@@ -175,7 +177,7 @@ func (f *changesFlags) run(ctx context.Context, p *program, in input) (err error
 	lines := make([]changeLine, 0, len(list))
 	for _, found := range list {
 		// A record of a newer version is listed without what only that can read.
-		line, record, err := c.changeLine(found)
+		line, err := c.changeLine(found)
 		if wanted != nil {
 			if err != nil {
 				return err
@@ -183,7 +185,7 @@ func (f *changesFlags) run(ctx context.Context, p *program, in input) (err error
 			if f.json {
 				return runPrinter{out: p.stdout, redactor: p.redactor()}.json(line)
 			}
-			return p.printChange(line, record)
+			return p.printChange(line)
 		}
 		lines = append(lines, line)
 	}
@@ -227,7 +229,7 @@ func findChange(list []store.Change, prefix store.IDPrefix, db *store.Store) (st
 	return store.Change{}, errors.New(text.String())
 }
 
-func (p *program) printChange(l changeLine, record change.Record) error {
+func (p *program) printChange(l changeLine) error {
 	head := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	for _, line := range [][2]string{
 		{"run", l.RunID}, {"service", dash(oneLine(l.Service, 200))}, {"status", dash(l.Status)}, {"last step", clock(&l.LastAt)}, {"kept until", l.keptUntil()},
@@ -235,7 +237,16 @@ func (p *program) printChange(l changeLine, record change.Record) error {
 	} {
 		fmt.Fprintf(head, "%s\t%s\n", line[0], line[1])
 	}
-	return head.Flush()
+	if err := head.Flush(); err != nil {
+		return err
+	}
+	for _, step := range l.ByHand {
+		fmt.Fprintf(p.stdout, "\nTo %s, in %s:\n", step.What, oneLine(step.Directory, 4096))
+		for _, command := range step.Commands {
+			fmt.Fprintf(p.stdout, "    %s\n", oneLine(command, 4096))
+		}
+	}
+	return nil
 }
 
 type removeChangesFlags struct {

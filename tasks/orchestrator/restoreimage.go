@@ -335,22 +335,3 @@ func (r *imageRestore) replace(ctx context.Context, act change.Act) error {
 	}
 	return engine.RenameContainer(ctx, id, act.Before.Name)
 }
-
-// byHand says with which commands an operator can do what the rollback could not.
-func (r *imageRestore) byHand() string {
-	image := r.record.Image
-	var lines []string
-	for _, before := range image.Before.Containers {
-		if !image.IsTarget(before.Service) {
-			continue
-		}
-		if change.CanBeNamed(before.Image) {
-			lines = append(lines, "docker tag "+before.ImageID+" "+before.Image)
-		}
-		lines = append(lines, formatCommand(append(r.target().BackCommand(before.Service, len(image.Before.Of(before.Service)), true), "--force-recreate")))
-	}
-	if len(lines) == 0 {
-		return "See the log for what was done"
-	}
-	return "By hand, in " + image.Workspace + ": " + strings.Join(slices.Compact(lines), " && ")
-}
