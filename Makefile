@@ -29,7 +29,7 @@ test-newest: $(DEVENV) ## The same with the newest RabbitMQ and PostgreSQL, as c
 
 .PHONY: test-change
 test-change: $(DEVENV) ## Take back every change, in 550 cases, and all other tests of changes: SEED=… CASE=… LANES=…
-	@$(DEVENV) run -only engine,compose,oldest-compose,broker,database -- env MM_TEST_CHANGE=all MM_TEST_CHANGE_SEED=$(SEED) MM_TEST_CHANGE_CASE=$(CASE) MM_TEST_CHANGE_LANES=$(LANES) \
+	@$(DEVENV) run -only engine,newest-engine,compose,oldest-compose,broker,database -- env MM_TEST_CHANGE=all MM_TEST_CHANGE_SEED=$(SEED) MM_TEST_CHANGE_CASE=$(CASE) MM_TEST_CHANGE_LANES=$(LANES) \
 		go test -v -timeout 120m -p 1 $(if $(CASE),-run TestEveryChangeIsTakenBack ./internal/changetest,./internal/changetest ./change/... ./compose/... ./tasks/orchestrator/...)
 
 CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-minutes $(MINUTES)) \

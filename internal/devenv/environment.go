@@ -22,8 +22,9 @@ type Config struct {
 	// the variables that name them.
 	Images bool
 	// Only limits the parts to those named: engine, compose, python, broker,
-	// database, compiler, oldest-compose. Defaults to all but the last, a compose
-	// program of the oldest supported release.
+	// database, compiler, oldest-compose, newest-engine. Defaults to all but the last
+	// two: a compose program of the oldest supported release, and the programs of the
+	// newest docker engine.
 	Only []string
 	// Celeries are the Celery releases to make Python environments of. Defaults
 	// to all that tests use.
@@ -150,6 +151,7 @@ func (b *startup) startAll(ctx context.Context) error {
 		{"database", b.database},
 		{"compiler", b.compiler},
 		{partOldestCompose, b.oldestComposeProgram},
+		{partNewestEngine, b.newestEngine},
 	}
 	parts = slices.DeleteFunc(parts, func(p part) bool { return !b.wants(p.name) })
 	if b.Images {
@@ -185,7 +187,7 @@ func (b *startup) startAll(ctx context.Context) error {
 // those of `make services-up`.
 func (b *startup) takeGiven() {
 	kept := b.cache.keptServices()
-	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose, EnvOldestCompose} {
+	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose, EnvOldestCompose, EnvNewestEngine} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
 			continue // Newest asks for other servers
 		}
@@ -200,10 +202,13 @@ func (b *startup) takeGiven() {
 }
 
 // partNames are the values that Config.Only accepts.
-var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler", partOldestCompose}
+var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler", partOldestCompose, partNewestEngine}
 
-// partOldestCompose is only provided if it is named.
-const partOldestCompose = "oldest-compose"
+// Parts that are only provided if they are named.
+const (
+	partOldestCompose = "oldest-compose"
+	partNewestEngine  = "newest-engine"
+)
 
 // Validate returns an error that names the wrong field and value.
 func (c Config) Validate() error {
@@ -226,7 +231,7 @@ func (c Config) Validate() error {
 // wants reports whether this run needs the part. It needs the engine also for
 // servers that can only run as containers.
 func (b *startup) wants(part string) bool {
-	if len(b.Only) == 0 && part != partOldestCompose || slices.Contains(b.Only, part) {
+	if len(b.Only) == 0 && part != partOldestCompose && part != partNewestEngine || slices.Contains(b.Only, part) {
 		return true
 	}
 	if part != "engine" {

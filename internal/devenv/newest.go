@@ -86,7 +86,10 @@ func (b *startup) aptOf(ctx context.Context, w *work, suite string) (func(progra
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(b.dir, "apt-"+suite)
+	dir, err := os.MkdirTemp(b.dir, "apt-"+suite+"-")
+	if err != nil {
+		return nil, err
+	}
 	lists := filepath.Join(dir, "lists")
 	if err := os.MkdirAll(filepath.Join(lists, "partial"), 0o755); err != nil {
 		return nil, err

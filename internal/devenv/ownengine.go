@@ -22,8 +22,10 @@ type OwnEngine struct {
 	// Host is its address, in the form of DOCKER_HOST.
 	Host string
 
-	dir    string
-	server *child
+	// programs is a folder with dockerd and containerd, "" for those installed.
+	programs string
+	dir      string
+	server   *child
 }
 
 // ownEngineScript runs the engine until the file stop appears. As the first process
@@ -36,7 +38,19 @@ done`
 
 // StartOwnEngine starts an engine with the installed dockerd and returns once it
 // answers, usually after 2 s. It must be called as root. The caller must call Close.
-func StartOwnEngine(ctx context.Context) (*OwnEngine, error) {
+func StartOwnEngine(ctx context.Context) (*OwnEngine, error) { return startOwnEngine(ctx, "") }
+
+// StartNewestEngine is StartOwnEngine with the newest engine, which only `make
+// test-change` provides.
+func StartNewestEngine(ctx context.Context) (*OwnEngine, error) {
+	programs, err := required(EnvNewestEngine, "the newest docker engine")
+	if err != nil {
+		return nil, err
+	}
+	return startOwnEngine(ctx, programs)
+}
+
+func startOwnEngine(ctx context.Context, programs string) (*OwnEngine, error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("private docker engine: only root can start one: run this test with sudo")
 	}
@@ -49,7 +63,7 @@ func StartOwnEngine(ctx context.Context) (*OwnEngine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("private docker engine: %w", err)
 	}
-	e := &OwnEngine{Host: "unix://" + filepath.Join(dir, "docker.sock"), dir: dir}
+	e := &OwnEngine{Host: "unix://" + filepath.Join(dir, "docker.sock"), programs: programs, dir: dir}
 	if err := e.Start(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -59,8 +73,11 @@ func StartOwnEngine(ctx context.Context) (*OwnEngine, error) {
 // Start starts the engine, also after Stop or PowerOff.
 func (e *OwnEngine) Start(ctx context.Context) error {
 	_ = os.Remove(filepath.Join(e.dir, "stop"))
-	server, err := childOf(exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-		"sh", "-c", ownEngineScript, "sh", e.dir), syscall.SIGKILL)
+	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", ownEngineScript, "sh", e.dir)
+	if e.programs != "" {
+		cmd.Env = append(os.Environ(), "PATH="+e.programs+string(os.PathListSeparator)+os.Getenv("PATH"))
+	}
+	server, err := childOf(cmd, syscall.SIGKILL)
 	if err != nil {
 		return fmt.Errorf("private docker engine: %w", err)
 	}

@@ -21,6 +21,7 @@ const (
 	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and those of the other releases
 	EnvCompose       = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
 	EnvOldestCompose = "MM_TEST_COMPOSE_OLDEST" // path of the oldest docker-compose program that is supported, for `make test-change`
+	EnvNewestEngine  = "MM_TEST_ENGINE_NEWEST"  // folder with the newest dockerd and containerd, for `make test-change`
 	howToGetOne      = "run `make test`, or `make services-up` and the export lines that it prints"
 	serviceTimeout   = 15 * time.Second
 )

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,17 +15,14 @@ import (
 // remove what it did not make.
 var onOwnEngine = os.Getenv("MM_TEST_ON_OWN_ENGINE") != ""
 
-// repeatOnOwnEngine runs tests of this package in another process, with an engine
-// of their own. It returns false in that process.
-func repeatOnOwnEngine(t *testing.T, tests string) bool {
+// runOnOwnEngine runs tests of this package in another process, with an engine of
+// their own that start has started.
+func runOnOwnEngine(t *testing.T, start func(context.Context) (*devenv.OwnEngine, error), tests string) {
 	t.Helper()
-	if onOwnEngine {
-		return false
-	}
 	if !everyLayout {
 		t.Skip("`make test-change` runs it, with a docker engine of its own")
 	}
-	engine, err := devenv.StartOwnEngine(t.Context())
+	engine, err := start(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,14 +31,22 @@ func repeatOnOwnEngine(t *testing.T, tests string) bool {
 			t.Error(err)
 		}
 	}()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+tests, "-test.v", "-test.timeout=30m")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run="+tests, "-test.v", "-test.timeout=60m")
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+engine.Host, "MM_TEST_ON_OWN_ENGINE=yes")
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
 		t.Errorf("tests on an engine of their own: %v", err)
 	}
-	return true
+}
+
+// TestOnTheNewestEngine runs the tests with the newest docker engine.
+func TestOnTheNewestEngine(t *testing.T) {
+	t.Parallel()
+	if onOwnEngine {
+		return
+	}
+	runOnOwnEngine(t, devenv.StartNewestEngine, "^(TestLayouts|TestInterruptedUpIsMended|TestARollbackThatIsKilledIsRepeated|TestOtherServicesAreBroughtBackToo|TestPruningTakesNoImageAway)$")
 }
 
 // TestPruningTakesNoImageAway removes all that docker lets an operator remove with
@@ -48,7 +54,8 @@ func repeatOnOwnEngine(t *testing.T, tests string) bool {
 // without a registry and without a build.
 func TestPruningTakesNoImageAway(t *testing.T) {
 	t.Parallel()
-	if repeatOnOwnEngine(t, "^TestPruningTakesNoImageAway$") {
+	if !onOwnEngine {
+		runOnOwnEngine(t, devenv.StartOwnEngine, "^TestPruningTakesNoImageAway$")
 		return
 	}
 	// One after the other: each of them prunes the whole engine.

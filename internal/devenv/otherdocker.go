@@ -34,7 +34,7 @@ func (b *startup) oldestComposeProgram(ctx context.Context) error {
 	}
 	w := b.progress.start("downloading", "compose "+wanted+"x")
 	defer w.failed()
-	unpacked, err := b.unpackPackage(ctx, w, suiteOfOldestCompose, "docker-compose")
+	unpacked, err := b.unpackPackages(ctx, w, suiteOfOldestCompose, "docker-compose")
 	if err == nil {
 		err = copyFile(filepath.Join(unpacked, "usr", "libexec", "docker", "cli-plugins", "docker-compose"), target)
 	}
@@ -53,24 +53,72 @@ func (b *startup) oldestComposeProgram(ctx context.Context) error {
 	return nil
 }
 
-// unpackPackage downloads a package of a suite of Debian and unpacks it into a
-// folder of its own.
-func (b *startup) unpackPackage(ctx context.Context, w *work, suite, name string) (string, error) {
+// newestEngine provides the programs of the newest docker engine, of Debian's
+// unstable suite, without installing them. They run beside the host's own runc.
+func (b *startup) newestEngine(ctx context.Context) error {
+	if b.given(EnvNewestEngine) {
+		return nil
+	}
+	unlock, err := b.cache.lock(ctx, "newest-engine")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	w := b.progress.start("downloading", "newest docker engine")
+	defer w.failed()
+	target := b.cache.path("newest-engine")
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return err
+	}
+	unpacked, err := b.unpackPackages(ctx, w, unstable, "docker.io", "containerd")
+	if err != nil {
+		return fmt.Errorf("%w; set %s to a folder with dockerd and containerd", err, EnvNewestEngine)
+	}
+	for _, folder := range []string{"bin", "sbin"} {
+		programs, err := os.ReadDir(filepath.Join(unpacked, "usr", folder))
+		if err != nil {
+			return err
+		}
+		for _, program := range programs {
+			if !program.Type().IsRegular() {
+				continue // a link to a program of another package
+			}
+			if err := copyFile(filepath.Join(unpacked, "usr", folder, program.Name()), filepath.Join(target, program.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	version, err := output(ctx, filepath.Join(target, "dockerd"), "--version")
+	if err != nil {
+		return err
+	}
+	b.export(EnvNewestEngine, target)
+	w.done(version)
+	return nil
+}
+
+// unpackPackages downloads packages of a suite of Debian and unpacks them into one
+// folder of their own.
+func (b *startup) unpackPackages(ctx context.Context, w *work, suite string, names ...string) (string, error) {
 	apt, err := b.aptOf(ctx, w, suite)
 	if err != nil {
 		return "", err
 	}
-	download := apt("apt-get", "download", name)
+	download := apt("apt-get", append([]string{"download"}, names...)...)
 	if err := b.run(ctx, w, download); err != nil {
 		return "", err
 	}
-	found, err := filepath.Glob(filepath.Join(download.Dir, name+"_*.deb"))
-	if err != nil || len(found) == 0 {
-		return "", fmt.Errorf("apt has downloaded no package %s: %w", name, err)
+	found, err := filepath.Glob(filepath.Join(download.Dir, "*.deb"))
+	if err != nil {
+		return "", err
 	}
-	folder := filepath.Join(download.Dir, name)
-	_, err = output(ctx, "dpkg", "-x", found[0], folder)
-	return folder, err
+	folder := filepath.Join(download.Dir, "unpacked")
+	for _, archive := range found {
+		if _, err := output(ctx, "dpkg", "-x", archive, folder); err != nil {
+			return "", err
+		}
+	}
+	return folder, nil
 }
 
 // copyFile copies a program; a reader of the target never sees half of it.
