@@ -12,9 +12,23 @@
 //   - attempt.go runs the step once: it starts the watch, lets the step work, and
 //     records the end or gives up the claim.
 //   - watch.go ends the work for one of its causes, isolation.go judges one of them.
-//   - steprun.go has what an execution of a step needs, and calls the step: a file
-//     for each, such as patch.go.
+//   - steprun.go has what an execution of a step needs, and calls the step. Each step
+//     has a file, such as patch.go.
+//   - command.go runs a step's commands with their log, journal.go records which of
+//     them have ended, and runner.go starts the programs.
 //   - outcome.go turns the end of the work into what is recorded.
+//
+// What a step does about the change of its run, in the order of a run:
+//
+//   - preflight.go looks, before the first effect, whether all is there.
+//   - record.go loads and saves the record of the change: each act is recorded
+//     before it is done.
+//   - files.go and pin.go keep what was before: the workspace, and the image.
+//   - judge.go looks at the service, and verdict.go says whether it is healthy.
+//   - restorefiles.go and restoreimage.go put back what was before.
+//   - resume.go makes the change again for a retry, and changes.go removes what is
+//     kept of runs that are over.
+//   - ownservice.go leaves to a helper container what would stop this worker.
 //
 // Besides, sweep.go publishes parked messages and ends lost runs, and leave.go
 // returns parked messages when the last worker of a queue stops.

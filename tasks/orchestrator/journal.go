@@ -179,36 +179,6 @@ func (j *journal) catchUp() {
 	})
 }
 
-// startLog starts the log of a step that runs commands, or continues the log of
-// the previous worker. In a step that was started before, it writes a note.
-func (s *stepRun) startLog(name, workspace string, commands [][]string) (*artifacts.Log, *Failure) {
-	j := s.journal
-	j.setCommands(workspace, commands)
-	var log *artifacts.Log
-	err := artifacts.ErrNoLog
-	if j.skipped > 0 {
-		log, err = s.dir.Continue(name, j.found.LogSize, j.found.LogEnd)
-		j.continued = err == nil
-	}
-	if errors.Is(err, artifacts.ErrNoLog) {
-		log, err = s.dir.Log(name)
-	}
-	if err != nil {
-		return nil, artifactError(err)
-	}
-	if j.continued {
-		j.excerpt = log.Excerpt(j.found.LogSize)
-	}
-	if note := j.note(s.record.Helper.ActsIn(string(s.step), j.claim.Attempt)); note != "" {
-		s.log.Info("step continues where the previous worker has left it", "commands", j.skipped, "log_found", j.continued, "worker", j.previousWorker)
-		log.Line(note)
-	}
-	for _, note := range s.notes {
-		log.Line(note)
-	}
-	return log, nil
-}
-
 // note is the line about earlier workers in the step's log, "" for none. helped
 // says that a helper acts for the step.
 func (j *journal) note(helped bool) string {
@@ -239,39 +209,3 @@ func (j *journal) note(helped bool) string {
 // isLogged says that the log already has the lines before the next command, and
 // its output.
 func (j *journal) isLogged() bool { return j.continued && j.next < j.skipped }
-
-// command runs the step's next command and appends a headline and the output to
-// the log. It does not run a command whose end is recorded; it returns the
-// recorded exit code instead. Exit code and excerpt are valid only without a
-// failure.
-func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, headline string, command []string) (int, artifacts.Excerpt, *Failure) {
-	j := s.journal
-	if !j.isLogged() {
-		log.Line(headline)
-	}
-	j.next++
-	if j.next <= j.skipped {
-		code := 0
-		if j.next == j.skipped {
-			code = j.found.ExitCode
-		}
-		if !j.continued {
-			log.Line(fmt.Sprintf("[ended before with code %d]", code))
-		}
-		return code, j.excerpt, nil
-	}
-	if context.Cause(ctx) == nil {
-		s.removeStaleLocks(ctx, log, workspace)
-	}
-	output, size := log.Output(), log.Size()
-	if cause := context.Cause(ctx); cause != nil {
-		return 0, output.Close(), endedFailure(command, cause)
-	}
-	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step), faultpoint.Number(j.next))
-	code, failure := s.runCommand(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.recordExit(code, size) })
-	excerpt := output.Close()
-	if failure == nil && code != 0 {
-		j.recordOutput(log.Size())
-	}
-	return code, excerpt, failure
-}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
@@ -157,6 +158,18 @@ func (p parameters) number(name string, missing float64) (float64, *Failure) {
 		return 0, valueError(fmt.Sprintf("Plan parameter %s must be a number, not %q", name, text))
 	}
 	return number, nil
+}
+
+// timeLimit reads the step's own time limit, 0 for none.
+func (p parameters) timeLimit() (time.Duration, *Failure) {
+	seconds, failure := p.number("timeoutSeconds", 0)
+	if failure != nil {
+		return 0, failure
+	}
+	if seconds < 0 || seconds > largest {
+		return 0, valueError("Plan parameter timeoutSeconds must be a number of seconds")
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
 }
 
 // largest is the largest number of a plan's parameters. The limit keeps durations

@@ -120,8 +120,8 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 	return nil
 }
 
-// perform does the same checks as the Python worker, in the same order, and runs
-// the step.
+// perform does the same checks as the Python worker, in the same order, loads what
+// is known about the change of the run, and runs the step.
 func (s *stepRun) perform(ctx context.Context, run store.Run, known store.ChangeState) (success, *Failure) {
 	if failure := s.open(run); failure != nil {
 		return success{}, failure
@@ -130,17 +130,12 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	if s.profile, failure = findProfile(run.TargetService); failure != nil {
 		return success{}, failure
 	}
-	limit, failure := s.params.number("timeoutSeconds", 0)
-	switch {
-	case failure != nil:
+	limit, failure := s.params.timeLimit()
+	if failure != nil {
 		return success{}, failure
-	case limit < 0 || limit > largest:
-		return success{}, valueError("Plan parameter timeoutSeconds must be a number of seconds")
-	case limit > 0:
-		var cancel context.CancelFunc
-		ctx, cancel = withTimeLimit(ctx, time.Duration(limit*float64(time.Second)))
-		defer cancel()
 	}
+	ctx, cancel := withTimeLimit(ctx, limit)
+	defer cancel()
 	if endReasonOf(ctx) == revoked {
 		// Revoked between two steps: do not begin this one.
 		return success{}, commandError(context.Cause(ctx).Error())
