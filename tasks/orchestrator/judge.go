@@ -11,7 +11,6 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 )
 
 // logTail is how many lines of a container's log a verdict has.
@@ -400,13 +399,5 @@ func (b *backoff) wait(ctx context.Context, now func() time.Time, deadline time.
 	pause := b.next - time.Duration(rand.Int64N(int64(b.next)/4+1))
 	b.next = min(2*b.next, b.most)
 	pause = min(pause, max(left/2, lastPause/2))
-	defer stall.FromContext(ctx).Wait()()
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return pauseFor(ctx, pause)
 }
