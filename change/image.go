@@ -92,11 +92,9 @@ type Network struct {
 	ID   string `json:"id"`
 }
 
-// A Volume is a named volume of a project. Created tells it from another one that
-// had the same name.
+// A Volume is a named volume of a project.
 type Volume struct {
-	Name    string    `json:"name"`
-	Created time.Time `json:"created"`
+	Name string `json:"name"`
 }
 
 // An ImageName is which image a name stood for.
@@ -134,7 +132,7 @@ func ProjectOf(project compose.Project) Project {
 		p.Networks = append(p.Networks, Network{network.Name, network.ID})
 	}
 	for _, volume := range project.Volumes {
-		p.Volumes = append(p.Volumes, Volume{volume.Name, volume.Created})
+		p.Volumes = append(p.Volumes, Volume{volume.Name})
 	}
 	return p
 }

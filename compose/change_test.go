@@ -123,7 +123,7 @@ func TestProjectsAreRead(t *testing.T) {
 	if volumes := web[0].Volumes; volumes["/data"] != p.name+"_data" || len(volumes["/anonymous"]) != 64 || len(volumes) != 2 {
 		t.Errorf("volumes of web: %v", volumes)
 	}
-	if len(project.Networks) != 3 || project.Networks[0].Name != p.name+"_back" || len(project.Volumes) != 1 || project.Volumes[0].Created.IsZero() {
+	if len(project.Networks) != 3 || project.Networks[0].Name != p.name+"_back" || len(project.Volumes) != 1 || project.Volumes[0].Name != p.name+"_data" {
 		t.Errorf("networks %v, volumes %v", project.Networks, project.Volumes)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/client"
 )
@@ -27,12 +26,9 @@ type ProjectNetwork struct {
 	ID   string
 }
 
-// A ProjectVolume is a named volume of a project. Created tells it from another one that
-// had the same name.
-type ProjectVolume struct {
-	Name    string
-	Created time.Time
-}
+// A ProjectVolume is a named volume of a project. The engine's time of creation is
+// left out: older engines tell the time of the last change in it.
+type ProjectVolume struct{ Name string }
 
 // Of returns the containers of a service.
 func (p Project) Of(service string) []Container {
@@ -77,7 +73,7 @@ func (e *Engine) Project(ctx context.Context, name string) (Project, error) {
 		return Project{}, e.failed("list volumes of project "+name, err)
 	}
 	for _, volume := range volumes.Items {
-		project.Volumes = append(project.Volumes, ProjectVolume{Name: volume.Name, Created: parseTime(volume.CreatedAt)})
+		project.Volumes = append(project.Volumes, ProjectVolume{Name: volume.Name})
 	}
 	slices.SortFunc(project.Networks, func(a, b ProjectNetwork) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))

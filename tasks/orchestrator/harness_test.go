@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -263,8 +264,15 @@ func (f *fakeEngine) Project(ctx context.Context, name string) (compose.Project,
 	return compose.Project{Name: name, Containers: containers}, err
 }
 
-func (f *fakeEngine) InspectContainer(context.Context, string) (compose.Inspection, compose.Container, error) {
-	return compose.Inspection{}, compose.Container{}, nil
+// InspectContainer knows the containers of the project, and none beside them.
+func (f *fakeEngine) InspectContainer(_ context.Context, id string) (compose.Inspection, compose.Container, error) {
+	containers, err := f.containers(0, "")
+	for _, container := range containers {
+		if container.ID == id {
+			return compose.Inspection{}, container, err
+		}
+	}
+	return compose.Inspection{}, compose.Container{}, cmp.Or(err, compose.ErrNotFound)
 }
 
 // InspectImage finds an image of every name, whose id is that name.

@@ -351,7 +351,7 @@ func (c *layoutEnv) isAsBefore(before, after projectState) {
 			lines = append(lines, "network "+network.Name+" "+network.ID)
 		}
 		for _, volume := range s.Volumes {
-			lines = append(lines, fmt.Sprint("volume ", volume.Name, " ", volume.Created))
+			lines = append(lines, "volume "+volume.Name)
 		}
 		for _, name := range slices.Sorted(maps.Keys(s.images)) {
 			lines = append(lines, name+" is "+s.images[name])

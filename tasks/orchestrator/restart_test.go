@@ -179,4 +179,50 @@ func (c *layoutEnv) whatIsLeft(before projectState) string {
 	return strings.Join(parts, ", ")
 }
 
+// TestAnEngineThatComposeDoesNotUse lets a run go on without knowing its containers:
+// nothing is recorded of them, and a rollback is left to the plan's commands.
+func TestAnEngineThatComposeDoesNotUse(t *testing.T) {
+	t.Parallel()
+	api, foreign := strings.Repeat("aa", 32), strings.Repeat("bb", 32)
+	known := []compose.Container{{ID: api, Service: "api", State: "running"}}
+	for name, test := range map[string]struct {
+		docker     string
+		containers []compose.Container
+		err        error
+		warning    string
+		seen       bool
+	}{
+		"the same":            {docker: composeStandIn + "\ncase \"$*\" in *' ps '*) echo " + api + ";; esac", containers: known, seen: true},
+		"no container at all": {docker: composeStandIn, seen: true},
+		"another engine":      {docker: composeStandIn + "\ncase \"$*\" in *' ps '*) echo " + foreign + ";; esac", containers: known, warning: "it has container bbbbbbbbbbbb, which the worker's engine does not know"},
+		"an empty engine":     {docker: composeStandIn, containers: known, warning: "it has no container of project moonmind"},
+		"no configuration":    {docker: "echo hello", containers: known, warning: "is not a configuration"},
+		"no list":             {docker: composeStandIn + "\ncase \"$*\" in *' ps '*) echo hello;; esac", containers: known, warning: "prints no list of containers"},
+		"no engine":           {docker: composeStandIn, err: compose.ErrUnreachable, warning: "docker engine is unreachable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newTestEnv(t)
+			b.program("docker", test.docker)
+			b.config.Engine = &fakeEngine{containers: func(int, string) ([]compose.Container, error) { return test.containers, test.err }}
+			b.plan(`[{"name": "build"}]`)
+			b.succeed("build")
+			record, err := change.Decode(b.steps.change.Record)
+			if err != nil || record.Image == nil || record.Image.EngineSeen != test.seen || record.Image.Ready != test.seen {
+				t.Fatalf("%s, %v", b.steps.change.Record, err)
+			}
+			if warned := strings.Contains(b.logged.String(), "so a rollback runs the plan's commands"); warned == test.seen || !strings.Contains(b.logged.String(), test.warning) {
+				t.Errorf("logged: %s", b.logged)
+			}
+			o, err := New(b.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if reason := (&stepRun{Orchestrator: o, record: record}).imageByCommands(); (reason == "") != test.seen {
+				t.Errorf("the plan's commands roll back because: %q", reason)
+			}
+		})
+	}
+}
+
 var _ Engine = (*compose.Engine)(nil)
