@@ -21,6 +21,8 @@ type scenario struct {
 	// script is the plan's command, with a turn for each execution.
 	script command.Script
 	traps  []command.Trap
+	// scripts are the commands of other steps in place of compose, by step.
+	scripts map[string]command.Script
 	// parameters are those of the plan's steps.
 	parameters map[string]map[string]any
 	// killIn is the step in which the harness kills the worker, "" for none, some
@@ -109,7 +111,11 @@ func (p *Project) newScenario(c Case, random *rand.Rand, docker string) scenario
 		s.change = []command.Act{add(dockerfile, "COPY nothing-of-this-name /x\n")}
 		trap("build", command.Trap{After: finally("build")})
 	case "build violation":
-		trap("build", command.Trap{Before: p.violation(random), After: finally("build")})
+		if random.IntN(2) == 0 {
+			s.ownCommand("build", append(p.violation(random), disturb...))
+		} else {
+			trap("build", command.Trap{Before: p.trackedViolation(random), After: finally("build")})
+		}
 	case "restart error":
 		if random.IntN(2) == 0 {
 			trap("restart", command.Trap{Before: finally("restart", fail)})
@@ -137,7 +143,11 @@ func (p *Project) newScenario(c Case, random *rand.Rand, docker string) scenario
 		s.change = []command.Act{add(dockerfile, "ENTRYPOINT [\"/nothing-of-this-name\"]\n")}
 		trap("restart", command.Trap{After: finally("restart")})
 	case "restart violation":
-		trap("restart", command.Trap{Before: p.violation(random), After: finally("restart")})
+		if random.IntN(2) == 0 {
+			s.ownCommand("restart", append(p.violation(random), disturb...))
+		} else {
+			trap("restart", command.Trap{Before: p.trackedViolation(random), After: finally("restart")})
+		}
 	case "verify error":
 		s.change = []command.Act{add(requirements, fmt.Sprintf("# case %d\n", c.Number))}
 		healthcheck["expectedStatus"] = 418
@@ -245,11 +255,49 @@ func (s *scenario) cutRollback(random *rand.Rand) {
 	s.traps = append(s.traps, trap)
 }
 
+// ownCommand makes the command of a step one that is not compose.
+func (s *scenario) ownCommand(step string, acts []command.Act) {
+	if s.scripts == nil {
+		s.scripts = map[string]command.Script{}
+	}
+	s.scripts[step] = command.Script{Turns: [][]command.Act{acts}}
+}
+
+// runGit is an act: git without the operator's hooks.
+func runGit(args ...string) command.Act {
+	return command.Act{Do: command.Exec, Args: append([]string{"git", "-c", "user.name=run", "-c", "user.email=run@localhost", "-c", "core.hooksPath=/dev/null"}, args...)}
+}
+
+// trackedViolation is a violation of files that git tracks, or of the repository. A
+// compose command is judged by these alone: containers write other files.
+func (p *Project) trackedViolation(random *rand.Rand) []command.Act {
+	all := [][]command.Act{
+		{add(guide, "of the run\n")},
+		{{Do: command.Chmod, Path: "README.md", Mode: 0o755}},
+		{{Do: command.Chmod, Path: "docs", Mode: 0o700}},
+		{{Do: command.Remove, Path: "data"}},
+		{{Do: command.Symlink, Path: "scripts/link.sh", Target: "/etc/hostname"}},
+		{write1(".git/hooks/post-checkout", "#!/bin/sh\nexit 1\n"), {Do: command.Chmod, Path: ".git/hooks/post-checkout", Mode: 0o755}},
+		{runGit("config", "core.pager", "false")},
+		{runGit("commit", "--quiet", "--all", "--message", "of the run")},
+		{runGit("update-ref", "refs/heads/of-the-run", "HEAD")},
+		{runGit("update-index", "--assume-unchanged", "data/crlf.txt")},
+		{runGit("rm", "--quiet", "--force", "docs/with space.txt")},
+	}
+	return choose(random, all)
+}
+
+// choose returns one to three of the lists.
+func choose(random *rand.Rand, all [][]command.Act) (acts []command.Act) {
+	for range 1 + random.IntN(3) {
+		acts = append(acts, all[random.IntN(len(all))]...)
+	}
+	return acts
+}
+
 // violation returns acts that alter what the allow-list does not have.
 func (p *Project) violation(random *rand.Rand) []command.Act {
-	git := func(args ...string) command.Act {
-		return command.Act{Do: command.Exec, Args: append([]string{"git", "-c", "user.name=run", "-c", "user.email=run@localhost", "-c", "core.hooksPath=/dev/null"}, args...)}
-	}
+	git := runGit
 	all := [][]command.Act{
 		{add(guide, "of the run\n")},
 		{write1("new/file.txt", "of the run\n")},
@@ -276,11 +324,7 @@ func (p *Project) violation(random *rand.Rand) []command.Act {
 		{{Do: command.Exec, Args: []string{"git", "init", "--quiet", "nested"}}, write1("nested/file.txt", "of the run\n")},
 		{write1(".git/info/exclude", "*\n"), write1("hidden.txt", "of the run\n")},
 	}
-	var acts []command.Act
-	for range 1 + random.IntN(3) {
-		acts = append(acts, all[random.IntN(len(all))]...)
-	}
-	return acts
+	return choose(random, all)
 }
 
 // plan writes script and traps, and returns the plan as the API would store it.
@@ -302,6 +346,13 @@ func (s scenario) plan(folder string) ([]byte, error) {
 			return nil, err
 		}
 		s.parameters["patch"]["commands"] = [][]string{{program, "act", path}}
+	}
+	for step, script := range s.scripts {
+		path := filepath.Join(folder, step+".json")
+		if err := writeJSON(path, script); err != nil {
+			return nil, err
+		}
+		s.parameters[step]["command"] = []string{program, "act", path}
 	}
 	var steps []any
 	for _, step := range []string{"analyze", "patch", "build", "restart", "verify", "rollback"} {
