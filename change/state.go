@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -247,9 +248,15 @@ func idBytes(format string) int {
 	return 20
 }
 
-// Tracks returns a function that says whether git tracks the file at a path.
+// Tracks returns a function that says whether git tracks the file at a path, or a
+// file in the folder at it.
 func (s *State) Tracks() func(path string) bool {
-	tracked := s.tracked()
+	tracked := map[string]bool{}
+	for at := range s.tracked() {
+		for ; at != "." && at != "/" && !tracked[at]; at = path.Dir(at) {
+			tracked[at] = true
+		}
+	}
 	return func(path string) bool { return tracked[path] }
 }
 

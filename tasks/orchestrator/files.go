@@ -341,16 +341,21 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 	}
 	_, isCompose := compose.ParseTarget(command)
 	isTracked := w.before.Tracks()
-	var list []change.Difference
+	var list, side []change.Difference
 	for _, d := range change.Judge(w.before, after, f.rules(log.Path())) {
 		container := isCompose && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path)
-		if isChange(d) && !container {
+		switch {
+		case container:
+		case isChange(d):
 			list = append(list, d)
+		default:
+			side = append(side, d)
 		}
 	}
 	if len(list) == 0 {
 		return nil
 	}
+	list = append(list, side...)
 	var known []change.Difference
 	if f.record.Files.Change != "" {
 		var err error

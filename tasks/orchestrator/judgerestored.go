@@ -75,6 +75,9 @@ func (s *stepRun) judgeRestored(ctx context.Context, log *artifacts.Log) *Failur
 	if image.Answered {
 		r.check = s.plannedCheck()
 	}
+	// The plan's time may be too short for docker's first health check. A rollback
+	// that fails leaves more to do by hand than one that waits.
+	r.deadline = latest(r.deadline, r.begun.Add(s.config.StateTimeout))
 	v := s.judgeService(ctx, log, r)
 	switch {
 	case v.health == healthy:

@@ -170,10 +170,24 @@ func (f *runFiles) takeEditsBack(ctx context.Context, log *artifacts.Log, now *c
 	if failure != nil {
 		return filesOutcome{}, failure
 	}
+	// A later step may have altered what is no edit: that is brought back as it was.
 	var paths []string
+	var others []change.Difference
 	for _, d := range recorded {
-		if d.Kind == change.EntryDiffers {
+		switch {
+		case d.Violation != "" && f.record.Files.ViolationsUndone:
+		case d.Violation != "", d.Kind == change.EntryDiffers && d.GitDir != "":
+			others = append(others, d)
+		case d.Kind == change.EntryDiffers:
 			paths = append(paths, d.Path)
+		}
+	}
+	if len(others) > 0 {
+		if _, err := f.repository.Restore(ctx, f.before, now, others); err != nil {
+			return filesOutcome{}, f.notRestored(ctx, err, others)
+		}
+		if now, failure = f.look(ctx); failure != nil {
+			return filesOutcome{}, failure
 		}
 	}
 	failed := func(what string, err error) (filesOutcome, *Failure) {
