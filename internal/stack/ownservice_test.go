@@ -204,35 +204,46 @@ func TestOwnServiceIsReplaced(t *testing.T) {
 	})
 }
 
-// TestHelperIsKilled kills the helper, or the engine's program of it, at random
-// moments of runs for the worker's own service. Each run must end, with the new
-// version or the old one running.
+// TestHelperIsKilled kills the helper, its standby or the worker at random moments
+// of runs for the worker's own service. Each run must end, with the new version or
+// the old one running.
 func TestHelperIsKilled(t *testing.T) {
 	d := newSelfDeployment(t, "kill")
 	version := 1
 	for trial := range *kills {
+		worker := d.worker()
 		d.edit()
 		run := d.submit("--service", "orchestrator")
-		name := ""
-		for deadline := time.Now().Add(time.Minute); name == "" && time.Now().Before(deadline); {
-			for _, helper := range d.helpers(run) {
-				if !strings.HasSuffix(helper, "-standby") {
-					name = helper
-				}
-			}
-		}
-		wait := time.Duration(mathrand.Int64N(int64(8 * time.Second)))
+		helper := d.awaitHelper(run)
+		victim := []string{helper, worker.id, helper, helper + "-standby"}[trial%4]
+		wait := time.Duration(mathrand.Int64N(int64(5 * time.Second)))
 		timer := time.NewTimer(wait)
 		<-timer.C
-		out, err := exec.Command("docker", "kill", name).CombinedOutput()
-		t.Logf("trial %d: killed %s %s after its creation: %v %s", trial, name, wait, err, strings.TrimSpace(string(out)))
+		// It may have ended already.
+		out, err := exec.Command("docker", "kill", victim).CombinedOutput()
+		t.Logf("trial %d: killed %s %s after the helper's creation: %v %s", trial, victim, wait, err, strings.TrimSpace(string(out)))
 		status := d.await(d.conn, run, 4*time.Minute)
-		switch status {
-		case "succeeded":
+		if status == "succeeded" {
 			version = d.version
 			d.commit()
 		}
 		d.check(run, version)
 		t.Logf("trial %d: %s", trial, status)
 	}
+}
+
+// awaitHelper waits for the helper of a run, and returns its name.
+func (d *selfDeployment) awaitHelper(run string) string {
+	d.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); <-tick.C {
+		for _, helper := range d.helpers(run) {
+			if !strings.HasSuffix(helper, "-standby") {
+				return helper
+			}
+		}
+	}
+	d.t.Fatalf("no helper for run %s: %s", run, d.steps(run))
+	return ""
 }
