@@ -53,8 +53,8 @@ func TestOnTheNewestEngine(t *testing.T) {
 // one command, at each point of a run. The image of before comes back all the same,
 // without a registry and without a build.
 func TestPruningTakesNoImageAway(t *testing.T) {
-	t.Parallel()
-	if !onOwnEngine {
+	if !onOwnEngine { // there, no other test may run meanwhile
+		t.Parallel()
 		runOnOwnEngine(t, devenv.StartOwnEngine, "^TestPruningTakesNoImageAway$")
 		return
 	}
