@@ -63,8 +63,8 @@ const lockPatience = time.Second
 // may be long ago, when the run has waited for its workspace or for an approval,
 // and a Python worker may have carried it out.
 func (s *stepRun) preflight(ctx context.Context, log *artifacts.Log, workspace string) *Failure {
-	none := s.record.Files == nil && s.record.Image == nil && s.record.Helper == nil && !s.ranElsewhere
-	if !none && !s.record.Undone || s.journal.found != nil {
+	files, image := s.record.Files, s.record.Image
+	if files != nil && !files.Restored || image != nil && !image.Restored || s.record.Helper != nil || s.ranElsewhere || s.journal.found != nil {
 		return nil
 	}
 	failure := s.look(ctx, workspace, s.step == store.StepPatch)

@@ -542,6 +542,12 @@ func TestARetryAfterARollbackLooksAgain(t *testing.T) {
 			t.Parallel()
 			b := &brokenEnv{testEnv: newTestEnv(t), t: t}
 			b.retried(true)
+			record := b.recordedChange()
+			record.Files.Restored = true
+			var err error
+			if b.steps.change.Record, err = record.Encode(); err != nil {
+				t.Fatal(err)
+			}
 			b.plan(`[{"name":"patch","parameters":{"commands":[["git","status"]]}},` + strings.TrimPrefix(string(b.steps.run.Steps), "["))
 			b.conflict()
 			b.stops("merge", "other")
