@@ -25,7 +25,7 @@ const bodyLimit = 1 << 20
 
 // A healthClient makes requests as httpx does by default: it follows no
 // redirects, verifies TLS, uses the proxies of the environment, sends a user and
-// password in the URL as basic authentication, and has one limit for each phase.
+// password in the URL as basic authentication, and has one limit for each wait.
 type healthClient struct{ proxies proxies }
 
 func newHealthClient(environ []string) healthClient {
@@ -41,47 +41,43 @@ type httpAnswer struct {
 	proxy bool
 }
 
-// ask makes one request. limit bounds each of connect, TLS handshake, write,
-// answer and body.
+// ask makes one request. limit bounds connecting, the TLS handshake, and each wait
+// for more of the answer, as httpx's timeout does. ctx bounds the whole.
 func (c healthClient) ask(ctx context.Context, method, asked string, limit time.Duration) (httpAnswer, error) {
 	var answer httpAnswer
-	target, err := url.Parse(asked)
+	target, err := parseHTTPX(asked)
 	if err != nil {
-		return answer, unwrapURL(err)
-	}
-	if target.Scheme != "http" && target.Scheme != "https" || target.Host == "" {
-		return answer, pythonText("Request URL is missing an 'http://' or 'https://' protocol.")
+		return answer, err
 	}
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
 		if tcp, is := info.Conn.RemoteAddr().(*net.TCPAddr); is {
 			answer.from = tcp.AddrPort()
 		}
 	}})
-	// The limit of the whole request: a body may come slowly, but not for ever.
-	ctx, cancel := context.WithTimeout(ctx, 4*limit)
-	defer cancel()
+	proxy := c.proxies.proxyOf(target)
+	answer.proxy = proxy != nil
+	dialer := net.Dialer{Timeout: limit}
 	transport := &http.Transport{
-		Proxy:                 c.proxies.proxyOf,
-		DialContext:           (&net.Dialer{Timeout: limit}).DialContext,
-		TLSHandshakeTimeout:   limit,
-		ResponseHeaderTimeout: limit,
-		DisableKeepAlives:     true,
-		ForceAttemptHTTP2:     false,
+		Proxy: http.ProxyURL(proxy),
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return impatientConn{conn, limit}, nil
+		},
+		TLSHandshakeTimeout: limit,
+		DisableCompression:  true, // only the status counts
 	}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, method, asked, nil)
-	if err != nil {
-		return answer, err
+	request := (&http.Request{
+		Method: method, URL: target.request(proxy != nil), Host: target.netloc(),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Accept": {"*/*"}, "Accept-Encoding": {"gzip, deflate"}, "Connection": {"keep-alive"}, "User-Agent": {"mm-orchestrator"}},
+	}).WithContext(ctx)
+	if target.username != "" || target.password != "" {
+		request.SetBasicAuth(target.username, target.password)
 	}
-	if proxy, _ := c.proxies.proxyOf(request); proxy != nil {
-		answer.proxy = true
-	}
-	// RoundTrip does not do this, as http.Client would.
-	if password, _ := target.User.Password(); target.User.Username() != "" || password != "" {
-		request.SetBasicAuth(target.User.Username(), password)
-	}
-	request.Header.Set("User-Agent", "mm-orchestrator")
-	request.Header.Set("Accept", "*/*")
 	response, err := transport.RoundTrip(request)
 	if err != nil {
 		return answer, requestError(err)
@@ -92,6 +88,19 @@ func (c healthClient) ask(ctx context.Context, method, asked string, limit time.
 	}
 	answer.status = response.StatusCode
 	return answer, nil
+}
+
+// An impatientConn is a connection that limits the wait for each read.
+type impatientConn struct {
+	net.Conn
+	limit time.Duration
+}
+
+func (c impatientConn) Read(p []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.limit)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
 }
 
 // shownURL is a health check's URL as rows and logs show it: as the Python worker

@@ -16,9 +16,9 @@ import (
 // logTail is how many lines of a container's log a verdict has.
 const logTail = 20
 
-// steadyPause bounds the pause between two looks during the quiet period, in
-// which a fault may be short.
-const steadyPause = time.Second
+// steadyPause bounds the pause between two looks during the quiet period, in which a
+// fault may be short.
+func (r requirements) steadyPause() time.Duration { return min(time.Second, r.quiet/8) }
 
 // maxPhase bounds each phase of a request, such as connect or answer.
 const maxPhase = 10 * time.Second
@@ -62,7 +62,7 @@ func (s *stepRun) judgeService(ctx context.Context, log *artifacts.Log, r requir
 
 // watch looks at the service, again and again, until decide has concluded.
 func (j *judge) watch(ctx context.Context) verdict {
-	longest := steadyPause
+	longest := j.steadyPause()
 	if j.check != nil {
 		longest = j.check.interval
 	}
@@ -90,7 +90,8 @@ func (j *judge) watch(ctx context.Context) verdict {
 		end := j.deadline
 		if wrong := j.wrong(j.requirements); wrong.health == healthy {
 			end = latest(end, j.steadySince.Add(j.quiet))
-			pause.most, pause.next = min(longest, steadyPause), min(pause.next, longest, steadyPause)
+			pause.most = min(longest, j.steadyPause())
+			pause.next = min(pause.next, pause.most)
 		} else {
 			pause.most = longest
 		}
@@ -111,13 +112,12 @@ func (j *judge) ask(ctx context.Context, l *look) {
 	if j.check.interval > 0 {
 		limit = min(j.check.interval, maxPhase)
 	}
-	// If the deadline has passed already, which only the first attempt meets, limit
-	// alone bounds it.
-	if left := end.Sub(j.run.config.Now()); left > 0 || j.replies > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, max(left, lastPause))
-		defer cancel()
+	left := end.Sub(j.run.config.Now())
+	if left <= 0 && j.replies == 0 {
+		left = 2 * limit // there is at least one attempt
 	}
+	ctx, cancel := context.WithTimeout(ctx, max(left, lastPause))
+	defer cancel()
 	answer, err := j.run.client.ask(ctx, j.check.method, j.check.url, limit)
 	r := &reply{attempt: j.replies + 1}
 	if err != nil {
@@ -258,6 +258,9 @@ func (j *judge) conclude(ctx context.Context, v verdict) verdict {
 		}
 		v.reason += details
 	}
+	if v.health != healthy {
+		j.logOthers(ctx, v.about)
+	}
 	for _, line := range j.found() {
 		j.log.Line("[" + line + "]")
 	}
@@ -289,8 +292,21 @@ func (j *judge) details(ctx context.Context, about []finding) string {
 	return strings.Join(lines, "\n")
 }
 
+// logOthers writes the end of the logs of containers that the reason is not about:
+// they run, and may say why the service does not answer.
+func (j *judge) logOthers(ctx context.Context, about []finding) {
+	for _, c := range j.last.containers {
+		if slices.ContainsFunc(about, func(f finding) bool { return f.container.ID == c.ID }) {
+			continue
+		}
+		for line := range strings.Lines(lastLines(j.run.clean(j.logOf(ctx, c)))) {
+			j.log.Line("[Log of " + c.Name + ": " + strings.TrimRight(line, "\r\n") + "]")
+		}
+	}
+}
+
 func (j *judge) logOf(ctx context.Context, c compose.Container) string {
-	ctx, cancel := context.WithTimeout(ctx, engineLimit)
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // the deadline is near
 	defer cancel()
 	tail, err := j.run.config.Engine.LogTail(ctx, c.ID, logTail)
 	if err != nil && !errors.Is(err, compose.ErrUnreachable) {

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
 )
@@ -100,29 +99,28 @@ func parseException(entry string) exception {
 	return e
 }
 
-func (e exception) covers(target *url.URL) bool {
-	host := strings.ToLower(target.Hostname())
-	if e.scheme != "" && e.scheme != target.Scheme {
+func (e exception) covers(target httpxURL) bool {
+	if e.scheme != "" && e.scheme != target.scheme {
 		return false
 	}
-	if e.port != "" && e.port != target.Port() {
+	if e.port != "" && e.port != target.port {
 		return false
 	}
-	if e.subdomains && strings.HasSuffix(host, "."+e.host) {
+	if e.subdomains && strings.HasSuffix(target.host, "."+e.host) {
 		return true
 	}
-	return !e.notHost && host == e.host
+	return !e.notHost && target.host == e.host
 }
 
-// proxyOf is the function of [http.Transport.Proxy].
-func (p proxies) proxyOf(request *http.Request) (*url.URL, error) {
+// proxyOf returns the proxy for a URL, nil for none.
+func (p proxies) proxyOf(target httpxURL) *url.URL {
 	for _, e := range p.except {
-		if e.covers(request.URL) {
-			return nil, nil
+		if e.covers(target) {
+			return nil
 		}
 	}
-	if proxy := p.byScheme[request.URL.Scheme]; proxy != nil {
-		return proxy, nil
+	if proxy := p.byScheme[target.scheme]; proxy != nil {
+		return proxy
 	}
-	return p.byScheme["all"], nil
+	return p.byScheme["all"]
 }

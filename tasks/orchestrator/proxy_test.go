@@ -41,16 +41,12 @@ func TestProxiesAreChosenAsHTTPXDoes(t *testing.T) {
 	} {
 		p := newProxies(strings.Fields(test.environ))
 		for target, want := range test.want {
-			request, err := http.NewRequest(http.MethodGet, target, nil)
+			parsed, err := parseHTTPX(target)
 			if err != nil {
 				t.Fatal(err)
 			}
 			got := ""
-			proxy, err := p.proxyOf(request)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if proxy != nil {
+			if proxy := p.proxyOf(parsed); proxy != nil {
 				got = proxy.String()
 			}
 			if got != want {
@@ -96,9 +92,9 @@ func TestErrorsOfRequestsReadAsPythons(t *testing.T) {
 		closed.URL:                     "[Errno 111] Connection refused",
 		"http://no-such-host.invalid/": "[Errno -2] Name or service not known",
 		"None":                         "Request URL is missing an 'http://' or 'https://' protocol.",
-		"ftp://x/":                     "Request URL is missing an 'http://' or 'https://' protocol.",
+		"ftp://x/":                     "Request URL has an unsupported protocol 'ftp://'.",
 		secure.URL:                     "[SSL: CERTIFICATE_VERIFY_FAILED]",
-		"http://[::1":                  "missing ']' in host",
+		"http://[::1":                  "Invalid port: ':1'",
 	} {
 		limit := time.Minute // more than a busy machine needs
 		if address == slow.URL {

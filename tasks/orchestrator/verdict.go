@@ -294,7 +294,6 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 	wrong := e.wrong(r)
 	if wrong.health == healthy {
 		if pending := e.pending(); pending.health != healthy {
-			// Docker has not finished its first health checks.
 			return pending, !now.Before(r.deadline) && !now.Before(steadyUntil)
 		}
 		if !now.Before(steadyUntil) {
@@ -340,6 +339,9 @@ func (e evidence) wrong(r requirements) verdict {
 			}
 		} else {
 			v.reason = r.check.timedOut()
+			if len(v.about) == 0 {
+				v.about = restarted(e.last.containers)
+			}
 		}
 		if noContainer {
 			v.reason += "\n" + capitalized(e.absent(r))
@@ -359,6 +361,16 @@ func (e evidence) wrong(r requirements) verdict {
 		return verdict{reason: e.whyUnprovable(r)}
 	}
 	return verdict{health: healthy}
+}
+
+// restarted are the containers that the engine has started again.
+func restarted(containers []compose.Container) (all []finding) {
+	for _, c := range containers {
+		if c.Restarts > 0 {
+			all = append(all, finding{c, describe(c)})
+		}
+	}
+	return all
 }
 
 // capitalized makes a sentence of a clause.
@@ -399,15 +411,18 @@ func (e evidence) whyUnprovable(r requirements) string {
 		"in the plan by \"runningIsEnough\": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH", r.service)
 }
 
-// pending names the containers whose first health checks are not finished.
+// pending names the containers whose first health checks are not finished, and
+// those that docker still calls healthy after a check that has failed.
 func (e evidence) pending() verdict {
 	v := verdict{health: healthy}
 	for _, c := range e.last.containers {
-		if c.Health != "starting" {
-			continue
-		}
 		is, text := unproven, describe(c)+", since docker has not finished its first health check"
-		if c.HealthExit != 0 {
+		switch {
+		case c.Health == "healthy" && c.HealthExit != 0:
+			is, text = sick, describe(c)+", but its last health check has failed"
+		case c.Health != "starting":
+			continue
+		case c.HealthExit != 0:
 			is, text = sick, describe(c)
 		}
 		if v.health == healthy || is == sick {

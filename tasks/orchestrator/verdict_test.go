@@ -94,6 +94,8 @@ func TestVerdicts(t *testing.T) {
 			want: "not proven: \nContainer web is starting, since docker has not finished its first health check"},
 		{name: "starting, with a failed check", moments: []moment{{at: 30, reply: ok, containers: list(with(docker("starting"), func(c *compose.Container) { c.HealthExit = 1 }))}},
 			want: "sick: \nContainer web is starting"},
+		{name: "healthy, but the last check has failed", moments: []moment{{at: 30, reply: ok, containers: list(with(docker("healthy"), func(c *compose.Container) { c.HealthExit = 1 }))}},
+			want: "sick: \nContainer web is healthy, but its last health check has failed"},
 		{name: "another image", moments: []moment{{at: 0.1, reply: ok, containers: list(with(web(-60, 0), func(c *compose.Container) { c.ImageID, c.Image = "sha256:old", "p-web" }))}, {at: 6, reply: ok, containers: list(with(web(-60, 0), func(c *compose.Container) { c.ImageID, c.Image = "sha256:old", "p-web" }))}},
 			want: "sick: \nContainer web runs image sha256:old, but the image p-web is sha256:new"},
 		{name: "another image than the one to restore", change: func(r *requirements) { r.image = "sha256:new" }, moments: []moment{{at: 0.1, reply: ok, containers: list(with(web(-60, 0), func(c *compose.Container) { c.ImageID = "sha256:old" }))}, {at: 6, reply: ok, containers: list(with(web(-60, 0), func(c *compose.Container) { c.ImageID = "sha256:old" }))}},
