@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,9 +60,11 @@ type configuration struct {
 	QuietPeriod time.Duration
 	// RunningIsEnough names services that need no health check.
 	RunningIsEnough []string
-	StepLimit       time.Duration
-	MaxStarts       int
-	LostGrace       time.Duration
+	// AppChecks are commands that check a service, by the service.
+	AppChecks map[string][]string
+	StepLimit time.Duration
+	MaxStarts int
+	LostGrace time.Duration
 
 	// Rollback is restore or commands.
 	Rollback   string
@@ -505,6 +508,28 @@ var settings = []setting{
 			"A plan can say so too, by \"runningIsEnough\": true among the parameters of verify. Empty means none.",
 		read: func(c *configuration, text string) error {
 			c.RunningIsEnough = splitList(text)
+			return nil
+		},
+	},
+	{
+		flag: "app-check", form: "JSON", topic: topicSteps,
+		vars:        names("MM_ORCHESTRATOR_APP_CHECK"),
+		defaultNote: "none",
+		help: "Commands that check what a health check does not see, such as a login: a JSON object with one command for each service, as a list of words, " +
+			"for example {\"api\": [\"docker\", \"compose\", \"-p\", \"moonmind\", \"exec\", \"-T\", \"api\", \"./check\"]}. verify runs it in the workspace when everything else is good, without a shell, for at most 30 s. " +
+			"Exit code 0 means healthy; any other is tried again until the plan's timeout. The program must be one that plans may run.",
+		read: func(c *configuration, text string) error {
+			if text == "" {
+				return nil
+			}
+			if err := json.Unmarshal([]byte(text), &c.AppChecks); err != nil {
+				return errors.New(`it must have the form {"service": ["program", "argument"]}`)
+			}
+			for service, command := range c.AppChecks {
+				if len(command) == 0 || command[0] == "" {
+					return fmt.Errorf("the command of service %s is empty", service)
+				}
+			}
 			return nil
 		},
 	},

@@ -164,6 +164,9 @@ type Config struct {
 	// RunningIsEnough names services that are healthy when they run for the
 	// quiet period, if neither the plan nor the container has a health check.
 	RunningIsEnough []string
+	// AppChecks are commands that check a service, by the service, in addition to
+	// everything else. They run like commands of plans.
+	AppChecks map[string][]string
 	// StateTimeout is how long verify waits for a container to become
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration

@@ -84,6 +84,15 @@ func (j *judge) watch(ctx context.Context) verdict {
 		j.evidence = j.with(l, j.requirements)
 		j.logContainers()
 		v, done := decide(j.evidence, j.requirements, l.at)
+		if done && v.health == healthy && v.reason == "" {
+			problem := j.checkApp(ctx)
+			if now := j.run.config.Now(); problem != "" && now.Before(j.deadline) {
+				// The application may need more time than its server.
+				j.steadySince, done = now.Add(-j.quiet), false
+			} else if problem != "" {
+				v = verdict{health: sick, reason: problem, about: restarted(l.containers)}
+			}
+		}
 		if done {
 			return v
 		}
