@@ -156,7 +156,10 @@ func (j *judge) see(ctx context.Context, l *look) {
 		containers = append(containers, some...)
 	}
 	if err != nil {
-		if !j.warned && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			j.engineWasSeen = true // it is there, and slow
+		}
+		if !j.warned && context.Cause(ctx) != context.Canceled {
 			j.warned = true
 			j.run.log.Warn("container state is unknown, verification relies on HTTP alone", "error", err)
 			j.log.Line("[The docker engine does not answer, so that the containers of service " + j.service + " cannot be seen: " + err.Error() + "]")

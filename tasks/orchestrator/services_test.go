@@ -32,7 +32,7 @@ import (
 // services. Faults that sick services have come back within the quiet period; slow
 // ones are well before the timeout, also on a busy machine.
 const (
-	serviceQuiet = 3 * time.Second
+	serviceQuiet = 4 * time.Second
 	sickTimeout  = 6
 	slowTimeout  = 20
 )
@@ -512,7 +512,7 @@ func sickServices() []service {
 		{name: "200, first check is due in an hour", check: time.Hour, want: "is not proven to be healthy", often: true},
 		{name: "200, no program for the health check", check: 300 * time.Millisecond, config: func(c *container.Config, _ *container.HostConfig) { c.Healthcheck.Test = []string{"CMD", "/nothing"} }},
 		{name: "paused", with: now("pause"), want: "paused", often: true},
-		{name: "paused after a second", with: after(time.Second, "pause")},
+		{name: "paused while it is watched", with: after(500*time.Millisecond, "pause")},
 		{name: "memory exhausted, in a loop", env: "LIFE=500ms|MEMORY=1", restart: "always", config: memory(32 << 20)},
 		{name: "memory exhausted", env: "LIFE=1s|MEMORY=1", config: memory(32 << 20), want: "memory was exhausted"},
 		{name: "cannot be started", want: "is created", config: func(c *container.Config, _ *container.HostConfig) { c.Entrypoint = []string{"/nothing"} }},
@@ -526,22 +526,22 @@ func sickServices() []service {
 		{name: "one of two ends", more: 1, env2: "LIFE=1s"},
 		{name: "one of three restarts", more: 2, env2: "LIFE=1500ms", restart: "always"},
 		{name: "one of two is unhealthy", more: 1, env2: "CHECK=1", check: 300 * time.Millisecond},
-		{name: "killed after two seconds", with: after(2*time.Second, "kill"), want: "exit code 137"},
-		{name: "stopped after two seconds, in spite of its policy", with: after(2*time.Second, "stop"), restart: "always"},
-		{name: "removed after two seconds", with: after(2*time.Second, "remove"), want: "any more"},
-		{name: "restarted all the time", with: after(1500*time.Millisecond, "restart", "restart", "restart", "restart", "restart"), want: "did not stay"},
+		{name: "killed while it is watched", with: after(500*time.Millisecond, "kill"), want: "exit code 137"},
+		{name: "stopped in spite of its policy", with: after(500*time.Millisecond, "stop"), restart: "always"},
+		{name: "removed while it is watched", with: after(500*time.Millisecond, "remove"), want: "any more"},
+		{name: "restarted all the time", with: after(time.Second, "restart", "restart", "restart", "restart", "restart", "restart"), want: "did not stay"},
 		{name: "neither a URL nor a health check", url: "-", want: "neither the plan nor the container has a health check", often: true},
 		{name: "no URL, unhealthy", url: "-", env: "CHECK=1", check: 300 * time.Millisecond},
 		{name: "no URL, restart loop", url: "-", env: "LIFE=1s", restart: "always", parameters: `"runningIsEnough": true`},
-		{name: "no URL, ends", url: "-", env: "LIFE=2s", parameters: `"runningIsEnough": true`},
+		{name: "no URL, ends", url: "-", env: "LIFE=1s", parameters: `"runningIsEnough": true`},
 		{name: "no URL, no container", url: "-", with: now("remove"), parameters: `"runningIsEnough": true`},
 	}
-	for _, life := range []string{"20ms", "300ms", "1s", "1500ms", "2s"} {
+	for _, life := range []string{"20ms", "300ms", "700ms", "1s", "1500ms"} {
 		for _, policy := range []string{"always", "on-failure"} {
 			all = append(all, service{name: "restart loop, " + policy + ", " + life, env: "LIFE=" + life, restart: policy})
 		}
 	}
-	for _, life := range []string{"20ms", "1s", "2s"} {
+	for _, life := range []string{"20ms", "500ms", "1s"} {
 		for _, exit := range []string{"0", "3"} {
 			all = append(all, service{name: "ends after " + life + " with code " + exit, env: "LIFE=" + life + "|EXIT=" + exit, want: "(exit code " + exit + "). Last lines of its log:\n", often: life == "1s"})
 		}
