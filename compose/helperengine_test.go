@@ -13,8 +13,10 @@ import (
 )
 
 // TestHelperSurvivesTheEngine ends the engine at random moments of a replacement,
-// in three ways. Afterwards the helper must go on: the new service runs if somebody
-// confirms that the work goes on, and otherwise the old one. It needs root.
+// in three ways. Afterwards the helper must go on: the old service runs if nobody
+// confirms that the work goes on, and otherwise the new one or the old one. An engine
+// whose program was killed ends its containers when it starts again, and does not
+// always start them: then the helper puts the old one back. It needs root.
 func TestHelperSurvivesTheEngine(t *testing.T) {
 	ctx := t.Context()
 	own, err := devenv.StartOwnEngine(ctx)
@@ -53,10 +55,11 @@ func TestHelperSurvivesTheEngine(t *testing.T) {
 				h.must(h.engine.Confirm(t.Context(), h.task.Name, "orchestrator@new"))
 			}
 			state := h.await("ended", func(s compose.HelperState) bool { return s.Done })
-			if state.PutBack == confirmed {
-				t.Errorf("put back %t: %s", state.PutBack, state.Why)
+			t.Logf("confirmed %t, put back %t: %s", confirmed, state.PutBack, state.Why)
+			if !state.PutBack && !confirmed {
+				t.Error("without a successor, the old container was not put back")
 			}
-			h.runs(map[bool]string{true: "new", false: "old"}[confirmed])
+			h.runs(map[bool]string{true: "old", false: "new"}[state.PutBack])
 		})
 	}
 }
