@@ -130,6 +130,7 @@ var ownTableNotes = map[string]string{
 	"claims":      ": which worker ran which step, and the recorded outcomes that answer redelivered messages",
 	"holds":       ": which run holds which workspace",
 	"revocations": ": revocations of runs that no worker has carried out yet",
+	"changes":     ": what is kept to take back the changes of runs; first run `mm-orchestrator changes remove --over-for 0` on each host, or nobody removes the refs and containers that the rows name",
 }
 
 // migrateResults creates Celery's tables in a separate database.
