@@ -5,8 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -102,6 +105,7 @@ func (r *Repository) Edits(ctx context.Context, state *State, paths []string) ([
 		staged := Difference{Kind: IndexDiffers, Path: name}
 		if item, found := committed[name]; found {
 			d.Before = &Entry{Path: name, Kind: File, Mode: 0o644, Blob: item.id}
+			d.Before.UID, d.Before.GID = state.owner(name)
 			mode := uint32(0o100644)
 			switch item.mode {
 			case "100755":
@@ -276,6 +280,9 @@ func (r *Repository) ResetEdits(ctx context.Context, now *State, edits []Differe
 			return err
 		}
 	}
+	if err := r.giveBack(now, edits); err != nil {
+		return err
+	}
 	if added.Len() == 0 {
 		return nil
 	}
@@ -294,6 +301,44 @@ func (r *Repository) ResetEdits(ctx context.Context, now *State, edits []Differe
 			if err != nil || root.Remove(name) != nil {
 				break
 			}
+		}
+	}
+	return nil
+}
+
+// owner returns who owns the file at a path, or would own a new one.
+func (s *State) owner(name string) (uid, gid int) {
+	if os.Geteuid() == 0 {
+		for ; name != "/"; name = path.Dir(name) {
+			if e := s.find(name); e != nil {
+				return e.UID, e.GID
+			}
+			if name == "." {
+				break
+			}
+		}
+	}
+	return os.Geteuid(), os.Getegid()
+}
+
+// giveBack gives files that git has written as root to their owners.
+func (r *Repository) giveBack(now *State, edits []Difference) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	folders := r.folders()
+	defer folders.close()
+	for _, d := range edits {
+		if d.Kind != EntryDiffers || d.Before == nil {
+			continue
+		}
+		root, name, err := folders.at(d.Path)
+		if err == nil {
+			uid, gid := now.owner(d.Path)
+			err = root.Lchown(name, uid, gid)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
 	return nil

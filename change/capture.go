@@ -34,7 +34,52 @@ func (r *Repository) Capture(ctx context.Context, run, name string) (*State, str
 		paths = append(paths, e.Path)
 	}
 	id, err := r.store(ctx, state, paths, Ref(run, name))
+	if err == nil {
+		err = r.keepCommits(state, Ref(run, name))
+	}
 	return state, id, err
+}
+
+// keepCommits makes git gc keep what the references and stashes name, should the
+// run remove them. The ref's log does that: a ref to a commit would show up in git
+// log --all.
+func (r *Repository) keepCommits(state *State, ref string) error {
+	var ids []string
+	add := func(id string) {
+		if len(id) == 2*idBytes(r.format) && !slices.Contains(ids, id) && strings.Trim(id, "0") != "" {
+			ids = append(ids, id)
+		}
+	}
+	for _, dir := range state.GitDirs {
+		if path := r.absolute(dir.Path); path != r.commonDir && path != r.gitDir {
+			continue
+		}
+		for _, id := range dir.Refs {
+			add(id)
+		}
+	}
+	if stashes, err := os.ReadFile(filepath.Join(r.commonDir, "logs/refs/stash")); err == nil {
+		for line := range strings.Lines(string(stashes)) {
+			if fields := strings.Fields(line); len(fields) > 1 {
+				add(fields[1])
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	slices.Sort(ids)
+	var log strings.Builder
+	previous := strings.Repeat("0", 2*idBytes(r.format))
+	for _, id := range ids {
+		fmt.Fprintf(&log, "%s %s mm-orchestrator <mm-orchestrator@localhost> %d +0000\tkept for a rollback\n", previous, id, state.TakenAt.Unix())
+		previous = id
+	}
+	path := filepath.Join(r.commonDir, "logs", ref)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(log.String()), 0o644)
 }
 
 // storedName is the name of a description in the tree of a NAME-state ref.

@@ -77,6 +77,8 @@ var gitWays = []escape{
 	{"stash with untracked files", `git rm -q --cached lib/later.py; git stash -q -u`},
 	{"drop the stash", `git stash drop -q`},
 	{"clear the stash", `git stash clear`},
+	{"clear the stash for good", `git stash clear; git gc -q --prune=now`},
+	{"delete a branch for good", `git branch -q unmerged "$(git commit-tree -m x HEAD^{tree})"; git branch -q -D other unmerged; git gc -q --prune=now`},
 	{"another stash", `git stash store -m x "$(git stash create)" || git stash store -m x "$(git rev-parse stash@{0})"; git reflog delete --updateref --rewrite stash@{0}; git reflog expire --expire=now refs/stash`},
 	{"pop the stash", `git checkout -q -f HEAD -- docs/d.txt; git stash pop -q || true`},
 	{"notes", `git notes add -m x`},

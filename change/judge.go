@@ -123,7 +123,7 @@ func (j *judgement) entry(d *Difference) string {
 		case e == nil:
 		case e.Kind != File && e.Kind != Link && e.Kind != Folder:
 			return "a " + string(e.Kind)
-		case e.Unread != "":
+		case e.Kind == File && e.Unread != "":
 			return e.Unread
 		}
 	}

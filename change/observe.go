@@ -64,6 +64,12 @@ func (r *Repository) Observe(ctx context.Context, base *State) (*State, error) {
 	return w.state, nil
 }
 
+// Why an Entry is Unread.
+const (
+	mayNotBeRead = "not readable for this user"
+	tooLarge     = "too large to be kept"
+)
+
 // area says how the names in a folder are treated.
 type area struct {
 	// git is the path of the git directory that the folder lies in, "" for none.
@@ -112,6 +118,10 @@ func (w *walk) folder(ctx context.Context, handle *os.Root, at string, where are
 		return context.Cause(ctx)
 	}
 	list, err := handle.Open(".")
+	if errors.Is(err, fs.ErrPermission) {
+		w.state.Entries[len(w.state.Entries)-1].Unread = mayNotBeRead
+		return nil
+	}
 	if err != nil {
 		return w.unreadable(at, err)
 	}
@@ -152,9 +162,13 @@ func (w *walk) folder(ctx context.Context, handle *os.Root, at string, where are
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			w.state.Entries[len(w.state.Entries)-1].Unread = w.unreadable(child, err).Error()
+		if errors.Is(err, fs.ErrPermission) {
+			// The data of a service, for instance. This user cannot alter it either.
+			w.state.Entries[len(w.state.Entries)-1].Unread = mayNotBeRead
 			continue
+		}
+		if err != nil {
+			return w.unreadable(child, err)
 		}
 		err = w.folder(ctx, inner, child, w.areaOf(inner, child, name, at, where))
 		_ = inner.Close()
@@ -382,7 +396,7 @@ func (w *walk) readFiles(ctx context.Context) error {
 		inGit := gitDir != nil
 		if !tracked[e.Path] && (!inGit || strings.HasPrefix(e.Path, gitDir.Path+"/objects/")) {
 			if e.Size > w.repository.options.MaxFile || kept+e.Size > w.repository.options.MaxFiles {
-				e.Unread = "too large to be kept"
+				e.Unread = tooLarge
 				continue
 			}
 			kept += e.Size
@@ -415,7 +429,7 @@ func (w *walk) readFile(e, base *Entry, inGit bool) error {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
 		case errors.Is(err, fs.ErrPermission):
-			e.Unread = "may not be read"
+			e.Unread = mayNotBeRead
 			return nil
 		case err != nil:
 			return w.unreadable(e.Path, err)

@@ -213,7 +213,7 @@ func (s *State) Head() string {
 func (s *State) Unread() []string {
 	var list []string
 	for _, e := range s.Entries {
-		if e.Unread != "" {
+		if e.Unread == tooLarge {
 			list = append(list, e.Path)
 		}
 	}

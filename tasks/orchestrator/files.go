@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
@@ -217,6 +218,49 @@ func (f *runFiles) look(ctx context.Context) (*change.State, *Failure) {
 
 func isChange(d change.Difference) bool { return !d.SideEffect }
 
+// settleTime is how long a file must stay as it is to count as written by the
+// step's commands, which have ended.
+const settleTime = 300 * time.Millisecond
+
+// withoutLive drops what is still being altered although the step's commands and all
+// their processes have ended: data and logs of a service, for instance. Only files
+// that git does not track can be that. after is the state that the list is about.
+func (f *runFiles) withoutLive(ctx context.Context, log *artifacts.Log, after *change.State, list []change.Difference) ([]change.Difference, *Failure) {
+	isTracked := f.before.Tracks()
+	mayBeLive := func(d change.Difference) bool {
+		return d.Kind == change.EntryDiffers && d.GitDir == "" && d.Violation != "" && !isTracked(d.Path)
+	}
+	if !slices.ContainsFunc(list, mayBeLive) {
+		return list, nil
+	}
+	timer := time.NewTimer(settleTime)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	now, failure := f.look(ctx)
+	if failure != nil {
+		return nil, failure
+	}
+	moving := map[string]bool{}
+	for _, d := range change.Compare(after, now) {
+		moving[d.Path] = true
+	}
+	var live []string
+	list = slices.DeleteFunc(list, func(d change.Difference) bool {
+		drop := mayBeLive(d) && moving[d.Path]
+		if drop {
+			live = append(live, f.shownPath(d))
+		}
+		return drop
+	})
+	if len(live) > 0 {
+		log.Line(fmt.Sprintf("[Left alone, because another program still writes them: %s]", cut(strings.Join(f.shown(live), ", "))))
+	}
+	return list, nil
+}
+
 // keepChange stores what the run has altered, and records it.
 func (f *runFiles) keepChange(ctx context.Context, after *change.State, list []change.Difference) *Failure {
 	id, err := f.repository.StoreChange(ctx, f.runID, changeRef, after, list)
@@ -351,6 +395,9 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 		default:
 			side = append(side, d)
 		}
+	}
+	if list, failure = f.withoutLive(ctx, log, after, list); failure != nil {
+		return failure
 	}
 	if len(list) == 0 {
 		return nil

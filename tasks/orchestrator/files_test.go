@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 // newDirty returns a workspace with a service, and with work that somebody has left
@@ -123,6 +126,22 @@ func deployPlan(t testing.TB, script, build string) string {
 // noEngine is the line of a rollback after a build for which there was no engine.
 const noEngine = "[The run's record cannot bring back images and containers: the docker engine could not be read when the run began to change images. The plan has no commands for it]\n"
 
+// rollbackKilled makes the next rollback one that another worker has begun.
+func (b *testEnv) rollbackKilled() {
+	b.steps.decision = store.Start{
+		Run: b.steps.run, PreviousWorker: "orchestrator@first", Change: b.steps.change,
+		Claim: store.Claim{RunID: testRun, Step: store.StepRollback, Attempt: 1, TaskID: "task-1", Starts: 2, StartedAt: time.Now()},
+	}
+}
+
+// withoutNote is a log without the note about earlier workers.
+func withoutNote(log string) string {
+	if strings.HasPrefix(log, "[Worker orchestrator@first ") {
+		_, log, _ = strings.Cut(log, "\n")
+	}
+	return log
+}
+
 // commandsIn returns the commands in a log that bring back what was set aside.
 func commandsIn(log string) []string {
 	var commands []string
@@ -149,9 +168,9 @@ func TestRollbackTakesBackTheChangeAndNothingElse(t *testing.T) {
 	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
 	same(t, "policy.txt", b.text("policy.txt"), "edited again\n")
 	same(t, "log", b.artifact("rollback.log"), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
-	// Again, as after a kill.
+	b.rollbackKilled()
 	b.succeed("rollback")
-	same(t, "log", b.artifact("rollback.log"), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
+	same(t, "log", withoutNote(b.artifact("rollback.log")), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
 }
 
 // Somebody has edited a file of the run's change since: that version is set aside.
@@ -214,9 +233,9 @@ echo new > requirements-added.txt && git add requirements-added.txt`)
 		if !strings.HasSuffix(log, "\ntree: as before the run (7 files restored, 7 set aside)") {
 			t.Errorf("log %s", log)
 		}
-		// Killed after that, and repeated.
+		b.rollbackKilled()
 		b.succeed("rollback")
-		same(t, "log", b.artifact("rollback.log"), log)
+		same(t, "log", withoutNote(b.artifact("rollback.log")), log)
 		for _, command := range commandsIn(log) {
 			b.shell(command)
 		}
@@ -254,7 +273,7 @@ func TestRollbackOfAPatchThatWasCutOff(t *testing.T) {
 	t.Parallel()
 	b := newDirty(t)
 	before := b.status()
-	b.plan(strings.Replace(deployPlan(t, "echo two >> api_service/requirements.txt; echo x >> policy.txt; sleep 60", "true"), `"parameters": {"commands"`, `"parameters": {"timeoutSeconds": 1, "commands"`, 1))
+	b.plan(strings.Replace(deployPlan(t, "echo two >> api_service/requirements.txt; echo x >> policy.txt; sleep 60", "true"), `"parameters": {"commands"`, `"parameters": {"timeoutSeconds": 5, "commands"`, 1))
 	failure, _ := b.fail("patch")
 	if !strings.Contains(failure.Error(), "took longer than its limit") {
 		t.Fatal(failure)
@@ -332,4 +351,25 @@ func TestFilesOfAServiceAreNotBlamedOnCompose(t *testing.T) {
 	failure, _ := b.fail("build")
 	same(t, "text", failure.Error(), "policy.txt is not allow-listed")
 	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
+}
+
+// A service that writes into the workspace all the time is not the run's doing.
+func TestFilesThatOthersKeepWritingAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	writer := exec.Command("sh", "-c", "while :; do echo x >> service.log; sleep 0.02; done")
+	writer.Dir = b.workspace
+	if err := writer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = writer.Process.Kill(); _ = writer.Wait() })
+	awaitFile(t, filepath.Join(b.workspace, "service.log"))
+	b.plan(deployPlan(t, "echo two >> api_service/requirements.txt; sleep 0.2", "exit 1"))
+	b.succeed("patch")
+	if log := b.artifact("patch.log"); !strings.HasSuffix(log, "\n[Left alone, because another program still writes them: service.log]") {
+		t.Errorf("log %s", log)
+	}
+	b.fail("build")
+	b.succeed("rollback")
+	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
 }

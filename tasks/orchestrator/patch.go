@@ -168,6 +168,9 @@ func (f *runFiles) judgePatch(ctx context.Context, log *artifacts.Log, diffName 
 			written = append(written, f.ownNames()...) // by the steps of the attempt before
 		}
 		all := change.Judge(f.before, after, f.rules(written...))
+		if all, failure = f.withoutLive(ctx, log, after, all); failure != nil {
+			return own, failure
+		}
 		// Also that it has altered nothing: otherwise a rollback would take all that
 		// differs for the run's doing.
 		if failure = f.keepChange(ctx, after, all); failure != nil {

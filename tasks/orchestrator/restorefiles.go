@@ -64,6 +64,9 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 	if files.Change == "" {
 		// The worker was killed, or the step ended, while the run's commands ran.
 		list = change.Judge(f.before, now, f.rules(f.ownNames()...))
+		if list, failure = f.withoutLive(ctx, log, now, list); failure != nil {
+			return filesOutcome{}, failure
+		}
 		foreign = slices.DeleteFunc(slices.Clone(list), func(d change.Difference) bool { return d.SideEffect })
 	} else {
 		if list, failure = f.loadChange(ctx); failure != nil {
