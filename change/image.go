@@ -256,6 +256,22 @@ func (p Project) Repairs(act func(service string) bool) []Repair {
 	return repairs
 }
 
+// Mended returns the project as it is once its repairs are done for the services that
+// act accepts. A run records that as the state before it: what an interrupted `up` had
+// left even then is nothing to bring back.
+func (p Project) Mended(act func(service string) bool) Project {
+	p.Containers = slices.Clone(p.Containers)
+	for _, repair := range p.Repairs(act) {
+		i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.ID == repair.Container.ID })
+		if repair.Name == "" {
+			p.Containers = slices.Delete(p.Containers, i, i+1)
+		} else {
+			p.Containers[i].Name = repair.Name
+		}
+	}
+	return p
+}
+
 // String is the note about a repair in a log.
 func (r Repair) String() string {
 	if r.Name == "" {

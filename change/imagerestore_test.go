@@ -256,6 +256,11 @@ func TestRepairs(t *testing.T) {
 		if !maps.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", name, got, test.want)
 		}
+		project := Project{Containers: test.containers}
+		mended := project.Mended(func(service string) bool { return service == "web" })
+		if repairs := mended.Repairs(func(string) bool { return true }); len(repairs) > 0 || len(project.Containers) != len(test.containers) {
+			t.Errorf("%s: mended, and to be mended again: %v", name, repairs)
+		}
 	}
 	if repairs := (Project{Containers: []Container{temporary("t", "aaaaaaaaaaaa_p-web-1", "running", 1)}}).Repairs(func(string) bool { return false }); len(repairs) > 0 {
 		t.Errorf("a service that is not the run's: %v", repairs)

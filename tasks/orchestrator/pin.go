@@ -195,7 +195,7 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 	}
 	image.EngineSeen, image.Project, image.Services = true, config.Name, plan.Services
 	image.Compose, image.Workspace = plan.Prefix, plan.workspace
-	image.Before = change.ProjectOf(project)
+	image.Before = change.ProjectOf(project).Mended(image.IsTarget)
 	if err := s.planPins(ctx, image, config); err != nil {
 		return nil, commandError("The image of before cannot be pinned, so the run could not be taken back: " + err.Error())
 	}
