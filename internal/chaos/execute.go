@@ -278,7 +278,7 @@ func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() err
 		return true, l.restartDead(o.trial)
 	}
 	ended := time.Time{}
-	err := until(ctx, string(s.Point)+" of "+s.Step, func() (bool, error) {
+	err := l.untilOfRun(ctx, string(s.Point)+" of "+s.Step, func() (bool, error) {
 		if l.fired() {
 			return true, nil
 		}

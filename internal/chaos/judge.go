@@ -52,7 +52,7 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 	var status string
 	var idle time.Time // since when no worker has done anything
 	moments := -1
-	err := until(ctx, "the run to end", func() (complete bool, err error) {
+	err := l.untilOfRun(ctx, "the run to end", func() (complete bool, err error) {
 		if status, complete, err = l.status(ctx, o.run.ID); complete || err != nil {
 			return complete, err
 		}

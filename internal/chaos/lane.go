@@ -332,7 +332,19 @@ func (l *lane) clearTraps() {
 
 // until polls. The pause is short, because the waiting times are measured.
 func until(ctx context.Context, what string, done func() (bool, error)) error {
-	deadline := time.Now().Add(waitTimeout)
+	return untilWithin(ctx, waitTimeout, what, done)
+}
+
+// untilOfRun is until for what the current trial's run does.
+func (l *lane) untilOfRun(ctx context.Context, what string, done func() (bool, error)) error {
+	if l.trial.Kind == Real {
+		return untilWithin(ctx, realTimeout, what, done)
+	}
+	return until(ctx, what, done)
+}
+
+func untilWithin(ctx context.Context, limit time.Duration, what string, done func() (bool, error)) error {
+	deadline := time.Now().Add(limit)
 	for {
 		ok, err := done()
 		if err != nil {
@@ -342,7 +354,7 @@ func until(ctx context.Context, what string, done func() (bool, error)) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("waited %s for %s without success", waitTimeout, what)
+			return fmt.Errorf("waited %s for %s without success", limit, what)
 		}
 		select {
 		case <-ctx.Done():

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/changetest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/defects"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
@@ -70,6 +71,9 @@ var proofs = []defectProof{
 		{Point: faultpoint.SettleAfter, Step: "patch", Do: kill, PurgeMessage: true}}}}},
 	{"lost-beside-foreign", []Trial{{Kind: Foreign, Shape: quick, Stages: []stage{{Point: faultpoint.CommandBefore, Step: "build", Do: kill, ToForeign: true}}}}},
 	{"python-ignored", []Trial{{Kind: Mixed}}},
+	{"baseline-repeated", []Trial{{Kind: Real, Workspace: changetest.Clean, Shape: shape{Real: true, FailAt: "build"}, Stages: []stage{
+		{Point: faultpoint.CommandAfter, Step: "patch", Do: kill}}}}},
+	{"image-kept", []Trial{{Kind: Real, Workspace: changetest.Clean, Shape: shape{Real: true, FailAt: "verify"}}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 

@@ -39,6 +39,10 @@ const realRound = 3
 // realTrials is how many trials of kind Real reach every place.
 var realTrials = (len(realPlaces)*realRound + realRound - 2) / (realRound - 1)
 
+// realTimeout bounds the waits for a run of kind Real: builds and containers take
+// their time on a busy machine.
+const realTimeout = 5 * time.Minute
+
 // realKinds are the workspaces of trials of kind Real.
 var realKinds = []changetest.WorkspaceKind{changetest.Clean, changetest.Deployed, changetest.Beside, changetest.Submodule}
 
