@@ -35,9 +35,6 @@ const chosen = 22
 // must be as before the run, and nothing of the operator's may be lost.
 func TestEveryChangeIsTakenBack(t *testing.T) {
 	t.Parallel()
-	if os.Getenv(envAll) == "" && os.Getenv(envCase) == "" {
-		t.Skip("run by make test-change")
-	}
 	c := Campaign{Name: fmt.Sprintf("mmct%d", os.Getpid()), Folder: os.Getenv(envFolder), Seed: 1, Lanes: 4, For: 90 * time.Second, Output: progress{t}}
 	if c.Folder == "" {
 		c.Folder = t.TempDir()

@@ -27,8 +27,9 @@ const (
 	exchange = "moonmind.jobs"
 )
 
-// waitTimeout bounds every wait for the worker.
-const waitTimeout = 2 * time.Minute
+// waitTimeout bounds every wait for the worker. An engine on a busy machine can take
+// a minute for what it does in a second otherwise.
+const waitTimeout = 5 * time.Minute
 
 // Programs are the paths of the programs that lanes run.
 type Programs struct {
