@@ -141,6 +141,8 @@ type evidence struct {
 	// engineSeen and existed say that the engine has answered, and that there was a
 	// container.
 	engineSeen, existed bool
+	// seen is the last look at which the engine has answered.
+	seen look
 	// runs are the containers of the last look that had some.
 	runs map[string]containerRun
 	// replaced counts how often a container was seen to start again or vanish.
@@ -160,7 +162,7 @@ func (e evidence) with(l look, r requirements) evidence {
 	e.last = l
 	switch {
 	case l.engine:
-		e.engineSeen = true
+		e.engineSeen, e.seen = true, l
 		e = e.withContainers(l, previous, r)
 	case e.engineSeen || r.engineWasSeen:
 		e.steadySince = l.at
@@ -323,8 +325,8 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 // wrong says what is wrong now. It is healthy for nothing.
 func (e evidence) wrong(r requirements) verdict {
 	v := verdict{health: sick}
-	for _, c := range e.last.containers {
-		if p := problemOf(c, e.last, r); p.text != "" {
+	for _, c := range e.seen.containers {
+		if p := problemOf(c, e.seen, r); p.text != "" {
 			v.about = append(v.about, finding{c, p.text})
 		}
 	}

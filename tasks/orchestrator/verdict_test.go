@@ -116,6 +116,8 @@ func TestVerdicts(t *testing.T) {
 		{name: "engine does not answer any more", moments: []moment{{at: 0.1, reply: ok, containers: list(web(-1, 0))}, {at: 12, reply: ok, silent: true}}, open: true},
 		{name: "engine does not answer to the end", moments: []moment{{at: 0.1, reply: ok, containers: list(web(-1, 0))}, {at: 30, reply: ok, silent: true}},
 			want: "not proven: the docker engine does not answer any more, so that the containers of service web cannot be seen"},
+		{name: "exited, and then the engine does not answer", moments: []moment{{at: 1, reply: "refused", containers: list(in("exited"))}, {at: 30, reply: "refused", silent: true}},
+			want: "sick: Health check for http://web/ timed out after 30s\nContainer web is exited (exit code 1)"},
 		{name: "engine answered earlier in the run", change: func(r *requirements) { r.engineWasSeen = true }, moments: []moment{{at: 30, reply: ok, silent: true}},
 			want: "not proven: the docker engine does not answer any more, so that the containers of service web cannot be seen"},
 		{name: "engine answers again", moments: []moment{{at: 0.1, reply: ok, containers: list(web(-1, 0))}, {at: 12, reply: ok, silent: true}, {at: 22, reply: ok, containers: list(web(-1, 0))}}, want: "healthy"},
