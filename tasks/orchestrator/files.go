@@ -373,7 +373,8 @@ func (s *stepRun) beforeDeployment(ctx context.Context) (watchedCommand, *Failur
 //
 // A compose command starts containers, which may write files of their own to the
 // workspace: of its effects, only those on files that git tracks, and on the
-// repository, count.
+// repository, count. So do those on what was in a folder that is gone: it comes back
+// with all that was in it.
 func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w watchedCommand, command []string) *Failure {
 	if w.files == nil || context.Cause(ctx) != nil {
 		return nil
@@ -386,8 +387,13 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 	_, isCompose := compose.ParseTarget(command)
 	isTracked := w.before.Tracks()
 	var list, side []change.Difference
-	for _, d := range change.Judge(w.before, after, f.rules(log.Path())) {
-		container := isCompose && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path)
+	var gone []string                                                      // folders with tracked files that the command has removed
+	for _, d := range change.Judge(w.before, after, f.rules(log.Path())) { // sorted: a folder comes before what is in it
+		container := isCompose && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path) &&
+			!slices.ContainsFunc(gone, func(dir string) bool { return below(dir, d.Path) })
+		if !container && d.Before != nil && d.Before.Kind == change.Folder && d.After == nil {
+			gone = append(gone, d.Path)
+		}
 		switch {
 		case container:
 		case isChange(d):

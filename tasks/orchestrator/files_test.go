@@ -353,6 +353,23 @@ func TestFilesOfAServiceAreNotBlamedOnCompose(t *testing.T) {
 	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
 }
 
+// A folder that a compose command removes comes back with the files in it that git
+// does not track.
+func TestARemovedFolderComesBackWhole(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	b.file("data/tracked", "x")
+	b.git("add", "data")
+	b.git("commit", "-q", "-a", "-m", "x")
+	b.shell("rm notes.txt")
+	b.program("docker", `rm -r "`+b.workspace+`/data"`)
+	b.plan(`[{"name": "patch"}, {"name": "build"}, {"name": "rollback"}]`)
+	b.succeed("patch")
+	b.file("data/untracked", "of the operator")
+	b.fail("build")
+	same(t, "untracked file", b.text("data/untracked"), "of the operator")
+}
+
 // A service that writes into the workspace all the time is not the run's doing.
 func TestFilesThatOthersKeepWritingAreLeftAlone(t *testing.T) {
 	t.Parallel()
