@@ -275,7 +275,7 @@ func (p *Project) trackedViolation(random *rand.Rand) []command.Act {
 		{add(guide, "of the run\n")},
 		{{Do: command.Chmod, Path: "README.md", Mode: 0o755}},
 		{{Do: command.Chmod, Path: "docs", Mode: 0o700}},
-		{{Do: command.Remove, Path: "data/blob.bin"}},
+		{{Do: command.Remove, Path: "data"}},
 		{{Do: command.Symlink, Path: "scripts/link.sh", Target: "/etc/hostname"}},
 		{write1(".git/hooks/post-checkout", "#!/bin/sh\nexit 1\n"), {Do: command.Chmod, Path: ".git/hooks/post-checkout", Mode: 0o755}},
 		{runGit("config", "core.pager", "false")},
