@@ -91,7 +91,7 @@ func (s Subject) workTree(ctx context.Context) (workTree, []Result) {
 
 // LookAtTrust looks whether git trusts the repository without our telling it to.
 func (s Subject) LookAtTrust() Look {
-	return Look{Name: lookTrust, At: "git in " + s.Workspace, Needs: []string{lookGit},
+	return Look{Name: lookTrust, At: "git in " + s.Workspace, Needs: []string{lookGit}, After: []string{lookGitLock},
 		Do: func(ctx context.Context) []Result {
 			_, err := s.run(ctx, s.Workspace, s.Environ, []string{"git", "rev-parse", "--git-dir"})
 			if err == nil || !strings.Contains(err.Error(), "safe.directory") {
@@ -115,7 +115,8 @@ func ownerOf(path string) int {
 	return int(stat.Uid)
 }
 
-// lookAtGitLocks looks for lock files that make git commands fail.
+// lookAtGitLocks looks for lock files that make git commands fail. The other looks
+// that run git come after it: it would take their git for the one that has the lock.
 func (s Subject) lookAtGitLocks(tree *workTree) Look {
 	return Look{Name: lookGitLock, At: "git in " + s.Workspace, Needs: []string{lookGit}, Late: Refuse, LateCure: slowGit,
 		Do: func(ctx context.Context) []Result {
@@ -199,7 +200,7 @@ var operations = []struct{ file, name, cure string }{
 // run would deploy files with conflict markers, and the person could not continue
 // where they were: a rollback that takes files back to HEAD ends a merge.
 func (s Subject) lookAtGitState(tree *workTree) Look {
-	return Look{Name: lookGitState, At: "git in " + s.Workspace, Needs: []string{lookGit}, Late: Refuse, LateCure: slowGit,
+	return Look{Name: lookGitState, At: "git in " + s.Workspace, Needs: []string{lookGit}, After: []string{lookGitLock}, Late: Refuse, LateCure: slowGit,
 		Do: func(ctx context.Context) []Result {
 			if tree.top == "" {
 				return ok("no repository")

@@ -62,6 +62,9 @@ type Look struct {
 	// Needs names the looks without which this one makes no sense. Those that are not
 	// among the looks of a Run do not count.
 	Needs []string
+	// After names looks that must have ended before this one begins, whatever they
+	// have found.
+	After []string
 	// Late is the result if there is no answer within the limit: Note where the
 	// run itself will find out, Refuse where the run would hang too. LateCure says
 	// what to do about it.
@@ -80,7 +83,7 @@ var errLimit = errors.New("the looks took longer than their limit")
 
 // Run runs the looks and returns their results in the order of the looks.
 //
-//   - A look waits for the one that it needs; all others run at the same time.
+//   - A look waits for those of Needs and After; all others run at the same time.
 //   - Run returns within limit, with a result of each look. What did not answer
 //     by then has the result of a late look. If ctx ends, all that is left is
 //     late at once.
@@ -168,14 +171,14 @@ func run(ctx context.Context, limit time.Duration, busy func() bool, looks []Loo
 }
 
 func (l Look) run(ctx context.Context, usable map[string]chan bool) []Result {
-	for _, name := range l.Needs {
+	for _, name := range slices.Concat(l.Needs, l.After) {
 		needed, is := usable[name]
 		if !is {
 			continue
 		}
 		select {
 		case good := <-needed:
-			if !good {
+			if !good && slices.Contains(l.Needs, name) {
 				return []Result{{Status: Skip, Found: "needs the check " + name}}
 			}
 		case <-ctx.Done():

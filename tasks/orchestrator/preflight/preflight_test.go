@@ -67,6 +67,15 @@ func TestResultsAreInTheOrderOfTheLooks(t *testing.T) {
 	same(t, texts(got), "last ok: z\nfirst note: a. c\nfirst ok: b\nbad refuse: broken. mend\non the bad skip: needs the check bad\non that skip: needs the check on the bad")
 }
 
+// A look of After only has to have ended.
+func TestALookBeginsAfterAnother(t *testing.T) {
+	t.Parallel()
+	ended := false // read and written without a lock: the race detector finds an overlap
+	first := Look{Name: "first", Do: func(context.Context) []Result { ended = true; return refuse("mend", "broken") }}
+	second := Look{Name: "second", After: []string{"first", "not here"}, Do: func(context.Context) []Result { return ok("%v", ended) }}
+	same(t, texts(Run(t.Context(), time.Minute, []Look{second, first})), "second ok: true\nfirst refuse: broken. mend")
+}
+
 // Whatever hangs, Run ends within its limit, with a result of each look.
 func TestHangingLooksAreLate(t *testing.T) {
 	t.Parallel()
