@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -13,15 +16,19 @@ func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	documents := make(map[string]map[string]any)
+	// The same for all, since the plans are compared.
+	service := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(service.Close)
+	healthy := set("verify.healthcheck.url", service.URL)
 	t.Run("celery", func(t *testing.T) {
 		for _, version := range versions {
 			t.Run(version, func(t *testing.T) {
 				t.Parallel()
 				s := newStack(t, stackConfig{})
-				good := s.submit(version, s.withoutDocker()...)
+				good := s.submit(version, append(s.withoutDocker(), healthy)...)
 				s.awaitRun(good.RunID)
 				s.requireReadableSuccess(version, good)
-				bad := s.submit(version, append(s.withoutDocker(),
+				bad := s.submit(version, append(s.withoutDocker(), healthy,
 					set("build.command", []string{"git", "rev-parse", "--verify", "no-such-branch"}))...)
 				s.awaitRun(bad.RunID)
 				s.requireReadableFailure(version, bad)
@@ -38,10 +45,17 @@ func TestEveryCeleryVersionGivesTheSameRowsAndReadsThem(t *testing.T) {
 	}
 	for _, version := range versions[1:] {
 		for _, d := range differences(documents[versions[0]], documents[version]) {
+			if attempts.MatchString(d.Path) {
+				continue
+			}
 			t.Errorf("celery %s against %s: %s", version, versions[0], d)
 		}
 	}
 }
+
+// attempts matches differences of verify.log, which has the number of requests that
+// were made while the service had to stay healthy.
+var attempts = regexp.MustCompile(`^good\.(files\.verify\.log|artifacts\.\d verify\.log\.(checksum|size_bytes))`)
 
 func (s *stack) requireReadableSuccess(version string, run submission) {
 	s.t.Helper()
