@@ -266,6 +266,9 @@ func (f *fakeEngine) Project(ctx context.Context, name string) (compose.Project,
 
 // InspectContainer knows the containers of the project, and none beside them.
 func (f *fakeEngine) InspectContainer(_ context.Context, id string) (compose.Inspection, compose.Container, error) {
+	if f.containers == nil {
+		return compose.Inspection{}, compose.Container{ID: id}, nil
+	}
 	containers, err := f.containers(0, "")
 	for _, container := range containers {
 		if container.ID == id {
