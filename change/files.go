@@ -15,6 +15,9 @@ type Files struct {
 	// Change is the id of what the run has altered, for LoadChange; "" while that is
 	// not known. Then everything that differs from the baseline counts as the run's.
 	Change string `json:"change,omitempty"`
+	// Altered says that this change is not empty: the run's commands, or the edits that
+	// it deploys, have altered something.
+	Altered bool `json:"altered,omitempty"`
 	// Violated says that the change has violations; ViolationsUndone, that they are
 	// undone.
 	Violated         bool `json:"violated,omitempty"`

@@ -268,6 +268,7 @@ func (f *runFiles) keepChange(ctx context.Context, after *change.State, list []c
 		return commandError("What the step has altered in the workspace cannot be stored: " + err.Error())
 	}
 	files := f.record.Files
+	files.Altered = slices.ContainsFunc(list, isChange)
 	files.Change, files.Violated, files.ViolationsUndone = id, len(change.Violations(list)) > 0, false
 	return f.saveRecord(ctx)
 }

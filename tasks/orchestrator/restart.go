@@ -217,7 +217,7 @@ func (s *stepRun) proveReplacement(ctx context.Context, log *artifacts.Log, comm
 // before it too.
 func (s *stepRun) mustReplace() bool {
 	files := s.record.Files
-	return s.record.Image.Again || files != nil && files.Change != "" && !files.Edits
+	return s.record.Image.Again || files != nil && files.Altered && !files.Edits
 }
 
 // shortImage is an image id as docker shows it.
