@@ -105,7 +105,7 @@ func (l GitLock) User() (pid int, known bool) {
 			continue
 		}
 		at, err := os.Readlink(filepath.Join(proc, "cwd"))
-		if err == nil && (below(l.workTree, at) || below(dir, at)) {
+		if err == nil && (Below(l.workTree, at) || Below(dir, at)) {
 			return n, true
 		}
 		hidden = hidden || errors.Is(err, fs.ErrPermission)
@@ -126,8 +126,8 @@ func (l GitLock) Unchanged() bool {
 	return err == nil && os.SameFile(now, l.info) && now.ModTime().Equal(l.ModTime)
 }
 
-// below says whether path is dir or lies in it.
-func below(dir, path string) bool {
+// Below says whether path is dir or lies in it.
+func Below(dir, path string) bool {
 	relative, err := filepath.Rel(dir, path)
 	return err == nil && filepath.IsLocal(relative)
 }

@@ -108,7 +108,7 @@ func (w *walk) gitDir(path, workTree string) area {
 func (w *walk) isExcluded(path string) bool {
 	options := w.repository.options
 	return options.Excluded != nil && options.Excluded(path) && !slices.ContainsFunc(options.Include, func(dir string) bool {
-		return below(dir, path) || below(path, dir) // in it, or on the way to it
+		return Below(dir, path) || Below(path, dir) // in it, or on the way to it
 	})
 }
 

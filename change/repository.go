@@ -160,7 +160,7 @@ func (r *Repository) roots() []string {
 	candidates := append([]string{r.Top, r.commonDir, r.gitDir}, r.options.Include...)
 	var roots []string
 	for _, dir := range candidates {
-		inOther := slices.ContainsFunc(roots, func(root string) bool { return below(root, dir) })
+		inOther := slices.ContainsFunc(roots, func(root string) bool { return Below(root, dir) })
 		if info, err := os.Stat(dir); !inOther && err == nil && info.IsDir() {
 			roots = append(roots, dir)
 		}
@@ -187,7 +187,7 @@ func (f *folders) close() {
 func (f *folders) at(path string) (*os.Root, string, error) {
 	path = f.repository.absolute(path)
 	for _, dir := range f.repository.roots() {
-		if !below(dir, path) {
+		if !Below(dir, path) {
 			continue
 		}
 		if f.open[dir] == nil {

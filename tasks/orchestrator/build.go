@@ -10,6 +10,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // build builds the service's image (docs/moonmind.md#build), after the image of
@@ -69,12 +70,12 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 	defer cancel()
-	output := limitedBuffer{limit: serviceListLimit}
-	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &limitedBuffer{}, nil)
-	if unlisted != nil || code != 0 || output.full {
+	output := processes.Head{Limit: serviceListLimit}
+	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &processes.Head{}, nil)
+	if unlisted != nil || code != 0 || output.Full {
 		return
 	}
-	services := compose.ParseServices(string(output.kept))
+	services := compose.ParseServices(string(output.Kept))
 	if len(services) == 0 || slices.Contains(services, line.Service()) {
 		return
 	}
@@ -84,19 +85,4 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	}
 	failure.Arg += fmt.Sprintf("\nService %q is not in the compose file of project %s. Services there: %s. The plan was made for another project, or COMPOSE_FILE points elsewhere",
 		line.Service(), project, strings.Join(services, ", "))
-}
-
-// limitedBuffer keeps the beginning of what is written to it and never fails.
-type limitedBuffer struct {
-	kept  []byte
-	limit int
-	// full says that bytes beyond the limit were dropped.
-	full bool
-}
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	keep := p[:min(len(p), b.limit-len(b.kept))]
-	b.full = b.full || len(keep) < len(p)
-	b.kept = append(b.kept, keep...)
-	return len(p), nil
 }

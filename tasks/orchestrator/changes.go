@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -89,7 +90,7 @@ func workspacePath(c store.Change) string { return strings.TrimPrefix(c.Workspac
 
 func (o *Orchestrator) removeRefs(ctx context.Context, run, dir string, options RemoveOptions, removed *RemovedChange) error {
 	if _, err := os.Stat(dir); err != nil {
-		return fmt.Errorf("refs of run %s cannot be removed: workspace %s cannot be used: %s", run, dir, reason(err))
+		return fmt.Errorf("refs of run %s cannot be removed: workspace %s cannot be used: %s", run, dir, preflight.Reason(err))
 	}
 	git := o.runner.of(processes.Owner{}).git
 	refs, err := change.ListRefs(ctx, git, dir, run)
@@ -144,7 +145,7 @@ func (o *Orchestrator) removePins(ctx context.Context, run string, image *change
 			continue
 		}
 		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("the saved images in %s cannot be removed: %s", dir, reason(err))
+			return fmt.Errorf("the saved images in %s cannot be removed: %s", dir, preflight.Reason(err))
 		}
 	}
 	return nil

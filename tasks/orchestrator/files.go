@@ -66,7 +66,7 @@ func (s *stepRun) openRepository(ctx context.Context, workspace string) (*runFil
 func (s *stepRun) isForeignArtifact() func(path string) bool {
 	workspace := artifacts.Resolve(s.config.Workspace)
 	root, err := s.config.Artifacts.Root()
-	if err != nil || below(root, workspace) {
+	if err != nil || change.Below(root, workspace) {
 		root = ""
 	}
 	runs := ""
@@ -74,7 +74,7 @@ func (s *stepRun) isForeignArtifact() func(path string) bool {
 		runs = artifacts.Resolve(filepath.Dir(s.place.Dir))
 	}
 	return func(path string) bool {
-		if root != "" && below(root, path) {
+		if root != "" && change.Below(root, path) {
 			return true
 		}
 		relative, err := filepath.Rel(runs, path)
@@ -107,7 +107,7 @@ func (f *runFiles) absolute(path string) string {
 }
 
 func (f *runFiles) inRunDir(path string) bool {
-	return f.place.Dir != "" && below(artifacts.Resolve(f.place.Dir), f.absolute(path))
+	return f.place.Dir != "" && change.Below(artifacts.Resolve(f.place.Dir), f.absolute(path))
 }
 
 // isOwn says that the worker writes a file of the run's directory itself: an
@@ -391,7 +391,7 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 	var gone []string                                                      // folders with tracked files that the command has removed
 	for _, d := range change.Judge(w.before, after, f.rules(log.Path())) { // sorted: a folder comes before what is in it
 		container := isCompose && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path) &&
-			!slices.ContainsFunc(gone, func(dir string) bool { return below(dir, d.Path) })
+			!slices.ContainsFunc(gone, func(dir string) bool { return change.Below(dir, d.Path) })
 		if !container && d.Before != nil && d.Before.Kind == change.Folder && d.After == nil {
 			gone = append(gone, d.Path)
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // removeStaleLocks removes the lock files that a killed git of this run has left
@@ -24,17 +26,17 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 		return
 	}
 	git := func(args ...string) (string, error) {
-		var out, errs limitedBuffer
-		out.limit, errs.limit = listLimit, messageLimit
+		var out, errs processes.Head
+		out.Limit, errs.Limit = listLimit, messageLimit
 		command := append([]string{"git"}, args...)
 		code, failure := s.runner.runOwnGit(ctx, workspace, command, &out, &errs)
 		switch {
 		case failure != nil:
 			return "", failure
 		case code != 0:
-			return "", exitFailure(command, code, string(errs.kept))
+			return "", exitFailure(command, code, string(errs.Kept))
 		}
-		return strings.TrimSpace(string(out.kept)), nil
+		return strings.TrimSpace(string(out.Kept)), nil
 	}
 	locks, err := change.ListGitLocks(git, workspace)
 	if err != nil {
@@ -54,7 +56,7 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 				continue // another git has it now
 			}
 			if err := os.Remove(lock.Path); err != nil {
-				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, reason(err), lock.Path))
+				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, preflight.Reason(err), lock.Path))
 				continue
 			}
 			s.log.Warn("removed a lock file that a killed git has left", "path", lock.Path)

@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // A command that stops the worker's own container would end the worker in the
@@ -128,13 +129,13 @@ func (h *helped) reason(ctx context.Context) string {
 	}
 	model := compose.Model{}
 	if ask, isCompose := compose.ModelCommand(h.command); isCompose {
-		output := limitedBuffer{limit: modelLimit}
+		output := processes.Head{Limit: modelLimit}
 		ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 		defer cancel()
-		code, failure := h.runner.run(ctx, h.workspace, ask, &output, &limitedBuffer{}, nil)
+		code, failure := h.runner.run(ctx, h.workspace, ask, &output, &processes.Head{}, nil)
 		var err error
 		if failure == nil && code == 0 {
-			model, err = compose.ParseModel(output.kept)
+			model, err = compose.ParseModel(output.Kept)
 		}
 		if failure != nil || code != 0 || err != nil {
 			// The command itself will say what is wrong with the files.

@@ -12,6 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // changes are the files that differ from HEAD according to git, relative to the
@@ -512,7 +513,7 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *
 }
 
 func (s *stepRun) listFiles(ctx context.Context, workspace string, command []string) ([]string, *Failure) {
-	list := limitedBuffer{limit: listLimit}
+	list := processes.Head{Limit: listLimit}
 	errors := artifacts.NewCapture(s.config.Redactor)
 	code, failure := s.runner.runOwnGit(ctx, workspace, command, &list, errors.Stderr)
 	text := errors.Close().Text("")
@@ -521,11 +522,11 @@ func (s *stepRun) listFiles(ctx context.Context, workspace string, command []str
 		return nil, failure
 	case code != 0:
 		return nil, exitFailure(command, code, text)
-	case list.full:
+	case list.Full:
 		return nil, commandError("Command " + formatCommand(command) + " lists more changed files than can be checked")
 	}
 	var names []string
-	for name := range strings.SplitSeq(string(list.kept), "\x00") {
+	for name := range strings.SplitSeq(string(list.Kept), "\x00") {
 		if name != "" {
 			names = append(names, name)
 		}
@@ -541,12 +542,12 @@ func (s *stepRun) artifactFilter() func(path string) bool {
 	workspace := artifacts.Resolve(s.config.Workspace)
 	runs := filepath.Dir(s.place.Dir)
 	root, err := s.config.Artifacts.Root()
-	if err != nil || below(root, workspace) {
+	if err != nil || change.Below(root, workspace) {
 		root = ""
 	}
 	return func(path string) bool {
 		path = artifacts.Resolve(filepath.Dir(path))
-		if root != "" && below(root, path) {
+		if root != "" && change.Below(root, path) {
 			return true
 		}
 		relative, err := filepath.Rel(runs, path)
@@ -557,10 +558,4 @@ func (s *stepRun) artifactFilter() func(path string) bool {
 		id, err := store.ParseRunID(first)
 		return err == nil && id == first
 	}
-}
-
-// below says whether path is dir or lies in it.
-func below(dir, path string) bool {
-	relative, err := filepath.Rel(dir, path)
-	return err == nil && filepath.IsLocal(relative)
 }

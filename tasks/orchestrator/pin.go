@@ -19,6 +19,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 const (
@@ -93,17 +94,17 @@ func (s *stepRun) deployment() (deployment, bool) {
 func (s *stepRun) query(ctx context.Context, workspace string, command []string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	output, errors := limitedBuffer{limit: queryLimit}, limitedBuffer{limit: queryLimit}
+	output, errors := processes.Head{Limit: queryLimit}, processes.Head{Limit: queryLimit}
 	code, failure := s.runner.run(ctx, workspace, command, &output, &errors, nil)
 	switch {
 	case failure != nil:
 		return "", failure
 	case code != 0:
-		return "", exitFailure(command, code, artifacts.Trim(string(errors.kept)))
-	case output.full:
+		return "", exitFailure(command, code, artifacts.Trim(string(errors.Kept)))
+	case output.Full:
 		return "", fmt.Errorf("%s prints more than %d bytes", formatCommand(command), queryLimit)
 	}
-	return string(output.kept), nil
+	return string(output.Kept), nil
 }
 
 // untilEngineAnswers calls try until the engine answers, at most for engineWait.

@@ -16,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -118,26 +119,13 @@ func (r *runner) startCmd(ctx context.Context, command []string, cmd *exec.Cmd, 
 		// find has seen the program itself, so its interpreter is missing.
 		return 0, commandError("Command not found: " + command[0])
 	default:
-		return 0, commandError(fmt.Sprintf("Command %s could not be run: %s", formatCommand(command), reason(err)))
+		return 0, commandError(fmt.Sprintf("Command %s could not be run: %s", formatCommand(command), preflight.Reason(err)))
 	}
 }
 
 // endedFailure is the failure of a step whose command was ended for cause.
 func endedFailure(command []string, cause error) *Failure {
 	return commandError(fmt.Sprintf("Command %s was ended: %s", formatCommand(command), cause))
-}
-
-// reason is the text of an operating system error without call and path.
-func reason(err error) string {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return path.Err.Error()
-	}
-	var call *os.SyscallError
-	if errors.As(err, &call) {
-		return call.Err.Error()
-	}
-	return err.Error()
 }
 
 // checkWorkspace reports a missing workspace. The Python worker reports
@@ -148,7 +136,7 @@ func (r *runner) checkWorkspace(workspace string) *Failure {
 	case errors.Is(err, fs.ErrNotExist):
 		return commandError("Workspace " + workspace + " does not exist. Mount the repository there, or set " + r.setting("WORKSPACE_ROOT") + " to where it is")
 	case err != nil:
-		return commandError("Workspace " + workspace + " cannot be used: " + reason(err))
+		return commandError("Workspace " + workspace + " cannot be used: " + preflight.Reason(err))
 	case !info.IsDir():
 		return commandError("Workspace " + workspace + " is not a directory")
 	}

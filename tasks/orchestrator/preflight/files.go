@@ -33,7 +33,7 @@ func because(err error) string {
 	if errors.Is(err, fs.ErrPermission) {
 		return ""
 	}
-	return ": " + reason(err)
+	return ": " + Reason(err)
 }
 
 // Workspace says whether a workspace is a directory.
@@ -47,7 +47,7 @@ func Workspace(path string, setting func(variable string) string) Result {
 	case errors.Is(err, fs.ErrPermission):
 		results = refuse("Run as its owner, or change its permissions", "workspace %s is not accessible for user %d", path, os.Getuid())
 	case err != nil:
-		results = refuse(cure, "workspace %s cannot be used: %s", path, reason(err))
+		results = refuse(cure, "workspace %s cannot be used: %s", path, Reason(err))
 	case !info.IsDir():
 		results = refuse(cure, "workspace %s is not a directory", path)
 	default:
@@ -56,8 +56,11 @@ func Workspace(path string, setting func(variable string) string) Result {
 	return results[0]
 }
 
-// reason is the text of an operating system error without call and path.
-func reason(err error) string {
+// Reason is the text of an operating system error without call and path.
+func Reason(err error) string {
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		return path.Err.Error()
+	}
 	if errno := syscall.Errno(0); errors.As(err, &errno) {
 		return errno.Error()
 	}
@@ -81,7 +84,7 @@ func (s Subject) LookAtArtifacts() Look {
 			info, err := os.Stat(at)
 			switch {
 			case err != nil:
-				return refuse(cure, "artifact directory %s cannot be used: %s", dir, reason(err))
+				return refuse(cure, "artifact directory %s cannot be used: %s", dir, Reason(err))
 			case !info.IsDir():
 				return refuse(cure, "artifact directory %s cannot be used: %s is not a directory", dir, at)
 			}
@@ -92,14 +95,14 @@ func (s Subject) LookAtArtifacts() Look {
 			const more = "Free disk space: logs, images and builds need it"
 			switch {
 			case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-				return refuse(more, "%s%s cannot be written: %s", dir, created, reason(err))
+				return refuse(more, "%s%s cannot be written: %s", dir, created, Reason(err))
 			case err != nil:
 				return refuse(cure, "artifact directory %s is not writable for user %d%s", at, os.Getuid(), because(err))
 			}
 			free, err := freeSpace(at)
 			switch {
 			case err != nil:
-				return refuse(cure, "free space of artifact directory %s is unknown: %s", dir, reason(err))
+				return refuse(cure, "free space of artifact directory %s is unknown: %s", dir, Reason(err))
 			case free < s.DiskReserve:
 				return refuse(more, "%s%s has %s free, less than the %s required by %s", dir, created, mebibytes(free), mebibytes(s.DiskReserve), s.SettingName("MM_ORCHESTRATOR_DISK_RESERVE"))
 			case free < 1<<30:

@@ -112,7 +112,7 @@ func (s Subject) run(ctx context.Context, dir string, environ, argv []string) (s
 		// would find files of their own.
 		dir = "/"
 	}
-	stdout, stderr := &limited{limit: outputLimit}, &limited{limit: outputLimit}
+	stdout, stderr := &processes.Head{Limit: outputLimit}, &processes.Head{Limit: outputLimit}
 	// Never nil: package exec would use this process's own environment.
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: dir, Env: append([]string{}, environ...), Stdout: stdout, Stderr: stderr}
 	err := processes.Runner{Grace: programGrace, Logger: s.Logger}.Run(ctx, s.Owner, cmd, nil)
@@ -120,28 +120,17 @@ func (s Subject) run(ctx context.Context, dir string, environ, argv []string) (s
 		if cause := context.Cause(ctx); cause != nil {
 			return "", cause
 		}
-		if text := strings.TrimSpace(string(stderr.kept)); text != "" {
+		if text := strings.TrimSpace(string(stderr.Kept)); text != "" {
 			err = errors.New(text)
 		}
 		return "", err
 	}
-	return strings.TrimSpace(string(stdout.kept)), nil
+	return strings.TrimSpace(string(stdout.Kept)), nil
 }
 
 // git runs a git command of our own in the workspace.
 func (s Subject) git(ctx context.Context, args ...string) (string, error) {
 	return s.run(ctx, s.Workspace, change.GitEnviron(s.Environ, "*"), append([]string{"git"}, args...))
-}
-
-// limited keeps the beginning of what is written to it.
-type limited struct {
-	kept  []byte
-	limit int
-}
-
-func (b *limited) Write(p []byte) (int, error) {
-	b.kept = append(b.kept, p[:min(len(p), b.limit-len(b.kept))]...)
-	return len(p), nil
 }
 
 // oneLine shortens what another program has printed, for the middle of a
