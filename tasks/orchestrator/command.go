@@ -172,6 +172,9 @@ func (s *stepRun) deploy(ctx context.Context, log *artifacts.Log, workspace stri
 		log.Line(failure.Error())
 		return s.attachLog(log, failure)
 	}
+	if failure := s.runner.check(workspace, step.command); failure != nil {
+		return fail(failure)
+	}
 	if failure := s.preflight(ctx, log, workspace); failure != nil {
 		return s.attachLog(log, failure) // its line is in the log
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -111,6 +112,9 @@ type Config struct {
 	// docker-compose and the skill executor. A command may run if its first word
 	// is one of them.
 	Programs []string
+	// Permissions allow command lines of git, docker and docker-compose that the rules
+	// of package programs refuse.
+	Permissions []programs.Permission
 	// Compose says how `docker compose` is started on this machine.
 	Compose compose.Program
 	// Engine is the docker engine. With nil, steps check no containers, and a

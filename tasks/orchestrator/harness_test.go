@@ -22,6 +22,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -354,6 +355,8 @@ func newTestEnv(t testing.TB, environ ...string) *testEnv {
 			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.test", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.test",
 		}, environ...),
 		Queue: "q", KillGrace: 2 * time.Second, HandBackDelay: time.Second, QuietPeriod: 50 * time.Millisecond,
+		// Scripts in place of docker have subcommands of their own.
+		Permissions: []programs.Permission{{Command: "docker", Options: []string{"*"}}},
 	}
 	return b
 }

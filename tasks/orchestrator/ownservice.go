@@ -61,11 +61,14 @@ const helperRefusal = 15 * time.Second
 // runCommand runs a command of the step as [runner.run] does, or has a helper run
 // it if it stops this worker.
 func (s *stepRun) runCommand(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
+	if failure := s.runner.check(workspace, command); failure != nil {
+		return 0, failure
+	}
 	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
 	if !h.acts() {
 		why := h.reason(ctx)
 		if why == "" {
-			return s.runner.run(ctx, workspace, command, stdout, stderr, exited)
+			return s.runner.runTrusted(ctx, workspace, command, stdout, stderr, exited)
 		}
 		s.log.Warn("the command stops this worker: a helper container runs it", "reason", why, "container", h.own.String())
 		fmt.Fprintf(stderr, "[A helper container runs the command, because %s]\n", why)

@@ -104,6 +104,12 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 		return success{}, failure
 	}
 	defer log.Discard()
+	for _, command := range commands {
+		if failure := s.runner.check(workspace, command); failure != nil {
+			log.Line(failure.Error())
+			return success{}, s.attachLog(log, failure)
+		}
+	}
 	if failure := s.preflight(ctx, log, workspace); failure != nil {
 		return success{}, s.attachLog(log, failure)
 	}

@@ -185,6 +185,10 @@ func (s *stepRun) lookAtPrograms(commands []plannedCommand) preflight.Look {
 		var found []string
 		for _, planned := range commands {
 			program := s.runner.compose.Resolve(planned.command)[0]
+			if failure := s.runner.check(planned.dir, planned.command); failure != nil {
+				results = append(results, preflight.Result{Status: preflight.Refuse, Found: "step " + string(planned.step) + " of the plan cannot be run: " + failure.Error()})
+				continue
+			}
 			if _, failure := s.runner.find(planned.command, program, planned.dir); failure != nil {
 				if _, isCompose := compose.ParseTarget(planned.command); isCompose {
 					continue // the look at compose says so

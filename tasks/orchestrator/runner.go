@@ -13,9 +13,9 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
-	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -41,6 +41,8 @@ type runner struct {
 	owner   processes.Owner
 	// setting is Config.SettingName.
 	setting func(variable string) string
+	// target is what the plan's commands are for, without a command line.
+	target programs.Line
 }
 
 func newRunner(config Config) *runner {
@@ -59,6 +61,7 @@ func newRunner(config Config) *runner {
 		environ: config.Environ,
 		setting: config.SettingName,
 		program: processes.Runner{Grace: config.KillGrace, Logger: config.Logger},
+		target:  programs.Line{Workspace: config.Workspace, Resolve: artifacts.Resolve, Permit: config.Permissions},
 	}
 }
 
@@ -68,21 +71,51 @@ func (r runner) of(owner processes.Owner) *runner {
 	return &r
 }
 
-// run runs a command in the workspace and copies its output to the two writers,
+// check refuses a command of a plan that the rules of its program do not allow
+// (docs/policy.md#programs). It starts nothing. Like the Python worker, it reports a
+// missing program before.
+func (r *runner) check(workspace string, command []string) *Failure {
+	line := r.target
+	line.Argv, line.Dir = command, workspace
+	refusal := programs.Judge(line)
+	if refusal == nil {
+		return nil
+	}
+	if failure := r.checkWorkspace(workspace); failure != nil {
+		return failure
+	}
+	if _, failure := r.find(command, r.compose.Resolve(command)[0], workspace); failure != nil {
+		return failure
+	}
+	return commandError(fmt.Sprintf("Command not allowed: %s (%s): %s. To permit it, the service's programs in the policy file need %s",
+		formatCommand(command), refusal.Rule, refusal.Why, refusal.Entry()))
+}
+
+// run runs a command of a plan as [runner.runTrusted] does, if the rules of its program
+// allow it.
+func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
+	if failure := r.check(workspace, command); failure != nil {
+		return 0, failure
+	}
+	return r.runTrusted(ctx, workspace, command, stdout, stderr, exited)
+}
+
+// runTrusted runs a command in the workspace and copies its output to the two writers,
 // which must not fail. It returns the exit code as [processes.ExitCode] does. A
 // failure means that the program could not be started or did not end by itself.
-// If it ended by itself, run calls exited, unless nil, at that moment; see
+// If it ended by itself, runTrusted calls exited, unless nil, at that moment; see
 // [processes.Runner.Run].
-func (r *runner) run(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
+func (r *runner) runTrusted(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	if len(command) == 0 {
 		return 0, commandError("Command sequence must not be empty")
 	}
 	// Never nil: package exec would use this process's own environment.
 	environ := append([]string{}, r.environ...)
+	argv := r.compose.Resolve(command)
 	if command[0] == "git" {
-		environ = trustWorkspace(environ, workspace)
+		argv, environ = planGit(command, environ, workspace)
 	}
-	return r.start(ctx, workspace, command, r.compose.Resolve(command), environ, stdout, stderr, exited)
+	return r.start(ctx, workspace, command, argv, environ, stdout, stderr, exited)
 }
 
 // start runs a command as run says, with these arguments and this environment.
@@ -199,14 +232,6 @@ func getenv(environ []string, name string) string {
 		}
 	}
 	return ""
-}
-
-// trustWorkspace lets git work in a repository that another user owns
-// (docs/moonmind.md#f10). It sets this in the environment rather than by an
-// argument, so that logs show the command as the plan has it.
-func trustWorkspace(environ []string, workspace string) []string {
-	top, _ := repository(workspace)
-	return change.WithGitSettings(environ, [][2]string{{"safe.directory", top}})
 }
 
 // repository returns the top of the work tree that a directory is in, and
