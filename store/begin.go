@@ -38,7 +38,10 @@ const (
 //   - The first step of a run takes the workspace, and FinishStep passes it on
 //     when the run ends. Until then the steps of other runs are [Parked]. Among
 //     those that wait, high priority comes first, then the run queued first.
-//   - Any decision but Start writes to no table of MoonMind's.
+//   - A run that needs an approval, and has none that covers the step, goes back to
+//     where MoonMind's API approves it: awaiting_approval, without a token. The state
+//     row of the step says why, and the answer is [Stop] with Refused set.
+//   - Any other decision but Start writes to no table of MoonMind's.
 //   - BeginStep takes over a claim whose holder is dead. The holder's lock must
 //     be free for Config.TakeoverGrace; BeginStep waits for that. If the message
 //     was redelivered and the holder still has its lock, BeginStep waits up to
@@ -194,7 +197,9 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	if mine != nil {
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
-		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, RootTaskID: request.RootTaskID, Change: seen.Change, Revocation: seen.Revocation}, nil
+		approval := judgeApproval(seen.Run, seen.Approval, approvalRequest{step: request.Step, attempt: mine.Attempt, submission: request.submission()})
+		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, RootTaskID: request.RootTaskID, Change: seen.Change, Revocation: seen.Revocation,
+			Approval: seen.Approval.start(approval)}, nil
 	}
 	v := decide(*seen, request)
 	if v.recheck != nil {
@@ -220,6 +225,19 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		}
 		return Stop{Reason: v.stop, ParkedReady: parkedReady}, nil
 	}
+	if v.refused != "" {
+		return s.refuse(ctx, tx, request, *seen, v)
+	}
+	if v.approval.met {
+		// Also for a step that has to wait: what is changed meanwhile is not covered.
+		batch := &pgx.Batch{}
+		if err := queueMet(batch, seen.Run.ID, clean(request.Queue), *v.approval.approval); err != nil {
+			return nil, err
+		}
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return nil, err
+		}
+	}
 	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
 	if err != nil {
 		return nil, err
@@ -233,8 +251,13 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	started := run.Status == RunPending
 	if started {
 		run.Status, run.StartedAt, run.CompletedAt = RunRunning, &claim.StartedAt, nil
+		// A run that goes on after its pause has started before it.
+		if r := seen.Approval.Record; request.Step == StepVerify && r.pausedFor(claim.Attempt) && r.RunStartedAt != nil {
+			run.StartedAt = r.RunStartedAt
+		}
 	}
-	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation}
+	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation,
+		Approval: seen.Approval.start(v.approval)}
 	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
@@ -372,10 +395,34 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 		return rows.Err()
 	})
 	queueRevocation(batch, request.RunID, &seen.Revocation)
+	approval := queueApproval(batch, request.RunID, clean(request.Queue))
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&seen.HoldsWorkspace)
 	})
-	return mine, tx.SendBatch(ctx, batch).Close()
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, err
+	}
+	service := serviceOf(seen.Run)
+	if request.GateService != nil {
+		service = request.GateService(seen.Run)
+	}
+	seen.Approval, err = approval.finish(ctx, tx, seen.Run, service, s.now())
+	return mine, err
+}
+
+// refuse puts a run back to where it waits for an approval.
+func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, seen beginState, v verdict) (Decision, error) {
+	n := notApproved{
+		run: seen.Run, step: request.Step, attempt: seen.attempt(), queue: clean(request.Queue), gates: seen.Approval.Gates,
+		message: notApprovedText(request.Step, v.refused, seen.Approval.Gates), presented: effectsOf(seen.Run, seen.Approval.Gates),
+		paused: request.Step == StepVerify && seen.Approval.Record.pausedFor(seen.attempt()), deadClaims: v.deadClaims,
+	}
+	if shown := seen.Approval.Record.Presented; n.paused && shown != nil {
+		n.presented.Files, n.presented.Images = shown.Files, shown.Images
+	}
+	stop := Stop{Reason: n.message, Refused: true}
+	err := writeNotApproved(ctx, tx, n, &stop.ParkedReady)
+	return stop, err
 }
 
 // takeWorkspace gives the workspace to the run and returns nil, or parks the
@@ -460,7 +507,7 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request
 		            SELECT s.plan_step::text FROM spec_workflow_task_states AS s
 		            WHERE s.orchestrator_run_id = r.id AND s.attempt > 1 AND (s.plan_step_status = 'pending' OR s.plan_step::text = $3)))
 		        ELSE r.metrics_snapshot END
-		WHERE r.id = $1 AND r.status = 'pending'`, claim.RunID, claim.StartedAt, string(claim.Step))
+		WHERE r.id = $1 AND r.status = 'pending'`, claim.RunID, start.Run.StartedAt, string(claim.Step))
 	// progress: RETURNING reads the row under its lock, after which the previous
 	// holder can record nothing. An attempt that has ended and starts again, as a
 	// rollback may, starts at its first command.

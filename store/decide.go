@@ -100,6 +100,8 @@ type beginState struct {
 	HoldsWorkspace bool
 	// Change is what is recorded about the change of the run.
 	Change ChangeState
+	// Approval is what is known about the approval of the run.
+	Approval approvalRow
 	// JustRedelivered says that the broker delivered the message again a moment
 	// ago (deathLag). The database may not have noticed yet that the previous
 	// worker has died, so that holderAlive is not to be trusted.
@@ -115,8 +117,8 @@ func (s beginState) attempt() int {
 	return s.State.Attempt
 }
 
-// verdict is the answer of decide. Exactly one of done, busy, recheck, stop and
-// start is set.
+// verdict is the answer of decide. Exactly one of done, busy, recheck, stop, refused
+// and start is set.
 type verdict struct {
 	// done: the step has ended with this outcome. Answer Done.
 	done *Outcome
@@ -127,8 +129,13 @@ type verdict struct {
 	recheck *claimRow
 	// stop: the message must have no effect, for this reason. Answer Stop.
 	stop string
+	// refused: the run has no approval that covers the step, for this reason. Put the
+	// run back to where it waits for one, and answer Stop.
+	refused string
 	// start: start the step, if the run can have its workspace.
 	start bool
+	// approval, with refused or start, is what judgeApproval says.
+	approval approvalVerdict
 
 	// starts, with start: how often the attempt will have been started, this
 	// start included. handedBack: after how many of them the worker released it.
@@ -136,7 +143,7 @@ type verdict struct {
 	handedBack int
 	// previousWorker, with start: the worker that ran the attempt last, or "".
 	previousWorker string
-	// deadClaims, with stop or start: the tokens of claims to take from holders
+	// deadClaims, with stop, refused or start: the tokens of claims to take from holders
 	// that are dead. A worker that was wrongly taken for dead can then record
 	// nothing, finds its claim lost and ends its commands, and other steps of the
 	// run no longer wait for it.
@@ -166,14 +173,20 @@ type verdict struct {
 //     This rule stands before rule 5, since the message must be kept while the
 //     step runs: its redelivery is the sign that the worker has died.
 //  5. The message must have no effect: stop. That is so for
-//     a. every step of a run that waits for approval (docs/moonmind.md#a1);
+//     a. every step of a run that waits for approval (docs/moonmind.md#a1), also of
+//     one that has paused before verify;
 //     b. a rollback that is not due. It is due while the run is failed and not
 //     completed; otherwise the run was retried since, or needs no rollback;
 //     c. every other step of a run that has ended or failed.
 //  6. Another step of the run has a holder: busy. An example is a retry that the
 //     API accepts while the rollback still runs. See below for the holders that
 //     count.
-//  7. Otherwise: start.
+//  7. The run needs an approval that covers the step, and has none: refused
+//     (judgeApproval). The rule stands after those that wait for other workers: it
+//     changes the run's row, which must not happen while a step of it runs. A run that
+//     has to pause before verify starts that step: the pause records what the worker
+//     sees (CheckApproval).
+//  8. Otherwise: start.
 //
 // Which holders count: for rules 3 and 4, those that may be alive. A suspected
 // one gives recheck in place of busy, and so does one that is alive if the
@@ -225,8 +238,14 @@ func decide(s beginState, request BeginRequest) verdict {
 	if !others.start {
 		return others
 	}
-	// Rule 7.
 	v.deadClaims = append(v.deadClaims, others.deadClaims...)
+	// Rule 7.
+	approval := judgeApproval(s.Run, s.Approval, approvalRequest{step: request.Step, attempt: s.attempt(), submission: request.submission()})
+	if approval.refuse != "" {
+		return verdict{refused: approval.refuse, approval: approval, deadClaims: v.deadClaims}
+	}
+	v.approval = approval
+	// Rule 8.
 	return v
 }
 

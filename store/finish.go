@@ -93,7 +93,11 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		}
 		end := conclude(before, claim.Step, outcome)
 		finished = end.finished(before)
-		err = writeFinish(ctx, tx, claim, outcome, end, record, &finished.ParkedReady)
+		queue := ""
+		if issued := s.issuedClaim(claim.Token); issued != nil {
+			queue = issued.queue
+		}
+		err = writeFinish(ctx, tx, claim, queue, outcome, end, record, &finished.ParkedReady)
 		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
 		return err
 	})
@@ -285,7 +289,7 @@ func (c runChange) finished(before finishState) Finished {
 
 // writeFinish writes everything in one round trip. It sets parkedReady if parked
 // messages may be published after the commit.
-func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, end runChange, record []byte, parkedReady *bool) error {
+func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outcome Outcome, end runChange, record []byte, parkedReady *bool) error {
 	types := make([]string, len(outcome.Artifacts))
 	paths := make([]string, len(outcome.Artifacts))
 	checksums := make([]string, len(outcome.Artifacts))
@@ -383,6 +387,15 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, outcome Outcome, e
 		WHERE run_id = $1 AND step = $2 AND attempt = $3`,
 		claim.RunID, string(claim.Step), claim.Attempt, outcome.FinishedAt, string(record))
 
+	if left := outcome.LeftBehind; left != nil {
+		text, err := json.Marshal(left)
+		if err != nil {
+			return err
+		}
+		batch.Queue(`
+			INSERT INTO mm_orchestrator.approvals AS a (run_id, queue, left_behind) VALUES ($1, $2, $3::text::json)
+			ON CONFLICT (run_id, queue) DO UPDATE SET left_behind = EXCLUDED.left_behind`, claim.RunID, queue, string(text))
+	}
 	// The workspace is locked last: see lockHold.
 	if end.releaseHold {
 		queueRelease(batch, claim.RunID)
@@ -416,7 +429,7 @@ func failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker stri
 	if err != nil {
 		return false, failure(ErrInvalid, "cannot record that step %s of run %s has failed: %v", claim.Step, claim.RunID, err)
 	}
-	err = writeFinish(ctx, tx, *claim, outcome, end, record, &parkedReady)
+	err = writeFinish(ctx, tx, *claim, "", outcome, end, record, &parkedReady)
 	return parkedReady, err
 }
 

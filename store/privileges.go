@@ -25,7 +25,7 @@ type Privilege struct {
 
 // The columns of MoonMind's tables that the start and the end of a step write.
 var (
-	runColumnsWritten      = []string{"status", "started_at", "completed_at", "artifact_root", "metrics_snapshot", "updated_at"}
+	runColumnsWritten      = []string{"status", "started_at", "completed_at", "artifact_root", "metrics_snapshot", "approval_token", "approval_gate_id", "updated_at"}
 	stateColumnsWritten    = []string{"status", "plan_step_status", "celery_state", "celery_task_id", "message", "payload", "artifact_refs", "started_at", "finished_at"}
 	stateColumnsKey        = []string{"id", "orchestrator_run_id", "plan_step", "attempt", "task_name"}
 	artifactColumnsWritten = []string{"checksum", "size_bytes"}
@@ -47,6 +47,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 	}
 	list := slices.Concat(
 		[]Privilege{
+			{"", "approval_gates", "SELECT", nil},
 			{"", "orchestrator_action_plans", "SELECT", nil},
 			{"", "orchestrator_runs", "SELECT", nil},
 			{"", "orchestrator_runs", "UPDATE", runColumnsWritten},
@@ -64,6 +65,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("revocations", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("workers", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("changes", "SELECT", "INSERT", "UPDATE", "DELETE"),
+		own("approvals", "SELECT", "INSERT", "UPDATE"),
 		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)

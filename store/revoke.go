@@ -60,7 +60,8 @@ type Revoked struct {
 //     run itself, without rollback. The state row of the next step has the reason,
 //     and BeginStep answers that step's message with the failure. It does the same
 //     for a run that awaits approval and of which no live worker runs a step,
-//     since no message of such a run can start a step or a rollback.
+//     since no message of such a run can start a step or a rollback. One that has
+//     paused before verify is rolled back instead: EndUnapproved does that.
 //   - A rollback cannot be revoked.
 //   - For any other run that has not ended, RevokeRun records the request:
 //     BeginStep and CheckClaim return it until the run has failed. A second call
@@ -75,7 +76,7 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	token := rand.Int64N(1<<62) + 1
 	err := s.inTx(ctx, "revoke run "+r.RunID, func(tx pgx.Tx) error {
 		revoked = Revoked{Revocation: r}
-		run, started, err := s.lockForRevoke(ctx, tx, &revoked)
+		run, started, paused, err := s.lockForRevoke(ctx, tx, &revoked)
 		if err != nil {
 			return err
 		}
@@ -86,7 +87,7 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 		case run.Status == RunSucceeded, run.Status == RunFailed, run.Status == RunRolledBack:
 			revoked.TooLate = true
 			return nil
-		case !started, run.Status == RunAwaitingApproval && !revoked.Alive:
+		case !started, run.Status == RunAwaitingApproval && !revoked.Alive && !paused:
 			revoked.Ended = true
 			return s.failNextStep(ctx, tx, run, &revoked, token)
 		}
@@ -102,8 +103,9 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 }
 
 // lockForRevoke takes the locks of begin and finish, for all steps. started says
-// whether any worker, of this program or another, has ever started a step.
-func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, started bool, err error) {
+// whether any worker, of this program or another, has ever started a step, paused
+// whether the run has paused before verify.
+func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, started, paused bool, err error) {
 	batch := &pgx.Batch{}
 	batch.Queue(lockStates, revoked.RunID, Steps())
 	batch.Queue(lockRun, revoked.RunID)
@@ -117,6 +119,9 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		SELECT EXISTS (SELECT FROM mm_orchestrator.claims WHERE run_id = $1)
 		    OR EXISTS (SELECT FROM spec_workflow_task_states WHERE orchestrator_run_id = $1 AND started_at IS NOT NULL)`,
 		revoked.RunID).QueryRow(func(row pgx.Row) error { return row.Scan(&started) })
+	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.approvals WHERE run_id = $1 AND paused_at IS NOT NULL)`, revoked.RunID).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&paused)
+	})
 	batch.Queue(`
 		SELECT c.step, c.worker, c.started_at, `+holderLives+` FROM mm_orchestrator.claims AS c
 		WHERE c.run_id = $1 AND c.outcome IS NULL AND c.holder IS NOT NULL
@@ -131,7 +136,7 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		return rows.Err()
 	})
 	err = tx.SendBatch(ctx, batch).Close()
-	return run, started, err
+	return run, started, paused, err
 }
 
 // failNextStep records, in place of a worker, that the next step of a run has

@@ -83,6 +83,9 @@ type BeginRequest struct {
 	// the name of the queue and the path of a repository. It must be the same for
 	// all steps of a run, and in all workers that share the workspace. Required.
 	Workspace func(Run) string
+	// GateService names the service whose approval gate applies. Defaults to the target
+	// service in lower case.
+	GateService func(Run) string
 	// Queue is the queue that the message came from, and goes back to after it was
 	// parked.
 	Queue string
@@ -118,6 +121,18 @@ type Start struct {
 	// Revocation is an operator's request to end the run, nil for none. CheckClaim
 	// returns one that comes later.
 	Revocation *Revocation
+	// Approval is nil if the run needs none.
+	Approval *StartApproval
+}
+
+// StartApproval says what a step of a run that needs an approval has to look at.
+type StartApproval struct {
+	// Check: call CheckApproval before the step's first effect. In verify: before
+	// anything.
+	Check bool
+	// Violation, unless "", is why the step must fail: the plan was changed while the
+	// run was carried out.
+	Violation string
 }
 
 // ChangeState is what the database knows about the change of a run.
@@ -157,6 +172,9 @@ type Parked struct {
 // after which the run was retried.
 type Stop struct {
 	Reason string
+	// Refused says that BeginStep has put the run back to awaiting_approval, because
+	// no approval covers the step.
+	Refused bool
 	// ParkedReady: see Done.
 	ParkedReady bool
 }
@@ -205,6 +223,9 @@ type Outcome struct {
 	Traceback   string `json:"traceback,omitempty"`
 	// FinishedAt is when the work of the step ended.
 	FinishedAt time.Time `json:"finished_at"`
+	// LeftBehind is what a step that changes something has left, nil if it is not
+	// known. FinishStep keeps it for the next look at the run's approval.
+	LeftBehind *Effects `json:"-"`
 	// NothingFollows says that no message of the run follows from the step's: no
 	// next link after a success, no error callback after a failure. The run then
 	// gives up its workspace, even if steps of its plan are left. It is not

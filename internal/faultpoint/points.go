@@ -140,6 +140,12 @@ const (
 	// run changes is written and committed.
 	ChangeBefore   Point = "change.before"
 	ChangeRecorded Point = "change.recorded"
+	// ApprovalBefore: a step is about to check its approval against the workspace.
+	// ApprovalChecked: it may act, and has done nothing. ApprovalRefused: the run
+	// waits for an approval, and its message is not acknowledged.
+	ApprovalBefore  Point = "approval.before"
+	ApprovalChecked Point = "approval.checked"
+	ApprovalRefused Point = "approval.refused"
 	// ResultWritten: the Celery result is written and not committed.
 	ResultWritten Point = "result.written"
 	// ResultCommitted: other sessions see the result.
