@@ -28,3 +28,6 @@ func derivedUUID(name []byte) string {
 	u[8] = u[8]&0x3F | 0x80
 	return u.String()
 }
+
+// NewID returns a random task id, as Celery makes them.
+func NewID() string { return newUUID() }

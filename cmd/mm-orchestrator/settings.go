@@ -71,6 +71,8 @@ type configuration struct {
 	AllowDrift bool
 	// KeepChanges is how long the record of an ended run's change is kept.
 	KeepChanges time.Duration
+	// ApprovalWait is how long a run waits before verify for an approval.
+	ApprovalWait time.Duration
 	// HelperWindow is how long a helper waits for a new worker.
 	HelperWindow time.Duration
 	// PinDirectory is where images are saved, "" for nowhere.
@@ -580,6 +582,14 @@ var settings = []setting{
 		help: "How long the worker keeps what is needed to take back the change of a run, after the run has ended: the record in the database, the content in git, and the container that keeps the old image. " +
 			"A retry of a run that was rolled back needs it too. Work of somebody else that a rollback has set aside is kept until `mm-orchestrator changes remove`.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.KeepChanges }, time.Minute),
+	},
+	{
+		flag: "approval-wait", form: "duration", topic: topicChanges,
+		vars: names("MM_ORCHESTRATOR_APPROVAL_WAIT"),
+		def:  "1h",
+		help: "How long a run whose gate requires pre-verify may wait before verify for its approval. Until then it keeps its workspace, with what it has deployed, and other runs of the workspace wait. " +
+			"After that the run fails and is rolled back.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.ApprovalWait }, time.Second),
 	},
 	{
 		flag: "helper-window", form: "duration", topic: topicChanges,

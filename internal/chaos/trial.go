@@ -293,6 +293,8 @@ var leftOut = []struct {
 		"which step reaches it depends on which run is first: kind crowd kills in any step"},
 	{[]faultpoint.Point{faultpoint.ChangeBefore, faultpoint.ChangeRecorded}, nil,
 		"a step whose programs are stand-ins records no change"},
+	{[]faultpoint.Point{faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused}, nil,
+		"the harness's service has no approval gate: tests of store and tasks/orchestrator end a worker there"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
 }
 

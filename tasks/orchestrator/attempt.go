@@ -38,10 +38,14 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 		processes.EndOtherWorkersPrograms(a.log, claim.RunID)
 	}
 	stall.FromContext(ctx).Progress("working")
-	outcome := a.work(watch.work, a.log, a.begun, journal)
+	outcome, refused := a.work(watch.work, a.log, a.begun, journal)
 	journal.close()
 	cause := watch.stop()
 	faultpoint.Hit(faultpoint.StepWorked, claim.RunID, string(claim.Step))
+	if refused != nil {
+		a.logRefused(ctx, refused)
+		return Result{}, ErrStop
+	}
 	// A step that has succeeded in spite of a cause is recorded.
 	if outcome.Status == store.StepFailed {
 		switch cause.reason {
@@ -92,6 +96,18 @@ func (a *attempt) logEnd(ctx context.Context, outcome store.Outcome, finished st
 		a.log.Error("step failed", append(attributes, "error", outcome.Message)...)
 	}
 	if finished.ParkedReady {
+		a.publishReady(ctx, a.log)
+	}
+}
+
+// logRefused also publishes the messages that may go on, now that the run waits.
+func (a *attempt) logRefused(ctx context.Context, refused *store.NotApproved) {
+	if refused.Paused {
+		a.log.Info("run pauses before verify, until it is approved", "reason", refused.Message)
+	} else {
+		a.log.Warn("step not run, the run's approval does not cover it", "reason", refused.Message)
+	}
+	if refused.ParkedReady {
 		a.publishReady(ctx, a.log)
 	}
 }

@@ -185,6 +185,9 @@ func (s *stepRun) deploy(ctx context.Context, log *artifacts.Log, workspace stri
 	if failure != nil {
 		return fail(failure)
 	}
+	if failure := s.checkApproval(ctx, true); failure != nil {
+		return fail(failure)
+	}
 	headline := "$ " + formatCommand(step.command)
 	if step.run != nil {
 		failure = step.run(log, workspace, headline)

@@ -27,6 +27,7 @@ type Steps interface {
 	ReleaseClaim(ctx context.Context, claim store.Claim) error
 	LockConfirmedAt() time.Time
 	CheckClaim(ctx context.Context, claim store.Claim) (*store.Revocation, error)
+	CheckApproval(ctx context.Context, claim store.Claim, check store.ApprovalCheck) (*store.NotApproved, error)
 
 	RegisterWorker(ctx context.Context, queue string) error
 	CountOtherConsumers(ctx context.Context, queue string, own int, maxAge time.Duration) (int, error)
@@ -41,6 +42,8 @@ type Steps interface {
 	PassPending(ctx context.Context, suspect store.Suspect) error
 	FailLost(ctx context.Context, suspect store.Suspect, rollback store.RollbackMessage) (*store.LostRun, error)
 	FreeClaims(ctx context.Context, suspect store.Suspect) error
+	PresentAwaiting(ctx context.Context, queue string, service func(store.Run) string, look store.Look) error
+	EndUnapproved(ctx context.Context, queue string, rollback store.RollbackMessage) ([]store.Unapproved, error)
 
 	ListChanges(ctx context.Context, filter store.ChangeFilter) ([]store.Change, error)
 	RemoveChange(ctx context.Context, filter store.ChangeFilter, remove func(context.Context, store.Change) (left json.RawMessage, err error)) error
@@ -175,6 +178,11 @@ type Config struct {
 	// healthy when the plan has no health check. Defaults to 120 s.
 	StateTimeout time.Duration
 
+	// ApprovalWait is how long a run may wait before verify for an approval, with its
+	// workspace and all that it has deployed. After that it fails and is rolled back.
+	// Defaults to 1 h.
+	ApprovalWait time.Duration
+
 	// RollbackCommands makes a rollback run the commands of the plan, as MoonMind
 	// does, instead of undoing what the run has changed.
 	RollbackCommands bool
@@ -237,6 +245,7 @@ func (c Config) WithDefaults() Config {
 	c.FinishTimeout = cmp.Or(c.FinishTimeout, 30*time.Second)
 	c.QuietPeriod = cmp.Or(c.QuietPeriod, 10*time.Second)
 	c.StateTimeout = cmp.Or(c.StateTimeout, 120*time.Second)
+	c.ApprovalWait = cmp.Or(c.ApprovalWait, time.Hour)
 	return c
 }
 
@@ -260,7 +269,7 @@ func (c Config) Validate() error {
 	}
 	for name, limit := range map[string]time.Duration{
 		"StepTimeLimit": c.StepTimeLimit, "KeepChanges": c.KeepChanges, "HelperWindow": c.HelperWindow, "KillGrace": c.KillGrace, "IsolatedAfter": c.IsolatedAfter, "HandBackDelay": c.HandBackDelay,
-		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "QuietPeriod": c.QuietPeriod, "StateTimeout": c.StateTimeout,
+		"SweepInterval": c.SweepInterval, "LostGrace": c.LostGrace, "FinishTimeout": c.FinishTimeout, "QuietPeriod": c.QuietPeriod, "StateTimeout": c.StateTimeout, "ApprovalWait": c.ApprovalWait,
 	} {
 		if limit < 0 {
 			return fmt.Errorf("orchestrator: %s is %s, must not be negative", name, limit)

@@ -172,6 +172,18 @@ func (f *fakeSteps) CheckClaim(context.Context, store.Claim) (*store.Revocation,
 	return f.revoked, nil
 }
 
+func (f *fakeSteps) CheckApproval(context.Context, store.Claim, store.ApprovalCheck) (*store.NotApproved, error) {
+	return nil, nil
+}
+
+func (f *fakeSteps) PresentAwaiting(context.Context, string, func(store.Run) string, store.Look) error {
+	return nil
+}
+
+func (f *fakeSteps) EndUnapproved(context.Context, string, store.RollbackMessage) ([]store.Unapproved, error) {
+	return nil, nil
+}
+
 func (f *fakeSteps) RegisterWorker(context.Context, string) error { return nil }
 
 func (f *fakeSteps) LeaveQueue(context.Context, string) (store.Departure, error) {

@@ -114,6 +114,9 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 		return success{}, s.attachLog(log, failure)
 	}
 	files, failure := s.captureBaseline(ctx, log, workspace)
+	if failure == nil {
+		failure = s.checkApproval(ctx, planned != "" || len(commands) > 0)
+	}
 	if failure == nil && planned != "" {
 		failure = s.applyDiff(ctx, log, files, planned)
 	}

@@ -27,6 +27,7 @@ type stepRun struct {
 	log     *slog.Logger
 	journal *journal
 	runID   string
+	run     store.Run
 	step    store.Step
 	// runStartedAt is when the run began, or this step if that is not known.
 	runStartedAt time.Time
@@ -53,15 +54,20 @@ type stepRun struct {
 	elsewhere string
 	// submission names the chain that the step belongs to, see change.Record.
 	submission string
+	// approval says whether the run's approval is to be checked; nil if it needs none.
+	// refused is set when it does not cover the step.
+	approval *store.StartApproval
+	refused  *store.NotApproved
 	// notes are lines for the beginning of the step's log.
 	notes []string
 }
 
 // work runs a step and returns its outcome, also for a panic or a bad plan
-// (docs/moonmind.md#r13).
-func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) store.Outcome {
+// (docs/moonmind.md#r13). If the run's approval does not cover the step, the step has
+// no outcome, and its claim is released.
+func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.Start, journal *journal) (store.Outcome, *store.NotApproved) {
 	s := &stepRun{
-		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, step: begun.Claim.Step,
+		Orchestrator: o, log: log, journal: journal, runID: begun.Run.ID, run: begun.Run, step: begun.Claim.Step, approval: begun.Approval,
 		runner:    o.runner.of(processes.Owner{Run: begun.Run.ID, Step: string(begun.Claim.Step)}),
 		afterKill: afterKill(begun.Claim), runStartedAt: begun.Claim.StartedAt,
 		submission: cmp.Or(begun.RootTaskID, begun.Claim.TaskID),
@@ -71,11 +77,15 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	}
 	deaths := begun.Claim.Deaths()
 	if deaths < o.config.MaxStarts {
-		return s.outcome(s.performSafely(ctx, begun))
+		result, failure := s.performSafely(ctx, begun)
+		left := s.leaveBehind(ctx)
+		outcome := s.outcome(result, failure)
+		outcome.LeftBehind = left
+		return outcome, s.refused
 	}
 	failure := unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
 		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
-	return s.outcome(success{}, s.keepLog(begun.Run, failure))
+	return s.outcome(success{}, s.keepLog(begun.Run, failure)), nil
 }
 
 // performSafely turns a panic of perform into a failure.
@@ -144,6 +154,11 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 		return success{}, failure
 	}
 	if failure := s.beginWithoutHelpers(ctx); failure != nil {
+		return success{}, failure
+	}
+	// A retry of build or restart makes the run's change again, in resume.
+	again := (s.step == store.StepBuild || s.step == store.StepRestart) && s.journal.claim.Attempt > 1
+	if failure := s.checkApproval(ctx, again); failure != nil {
 		return success{}, failure
 	}
 	if failure := s.resume(ctx); failure != nil {

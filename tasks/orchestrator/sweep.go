@@ -42,6 +42,8 @@ const publishTimeout = 10 * time.Second
 //     retry continue instead. It does none of this while the queue has a consumer
 //     that is no worker of this program, while anybody has locked a row of the
 //     run, or while a Python worker is at a step of any run (foreign.go).
+//   - It records what the runs that wait for an approval would do, and ends those that
+//     have waited before verify for too long.
 //   - It removes what is kept to take back the changes of runs that have been over
 //     for KeepChanges.
 //
@@ -95,6 +97,8 @@ type sweeper struct {
 	// foreign are the consumers of the queue that are no workers of this program.
 	foreign foreignConsumers
 	changes oldChanges
+	// approvals is what the runs that wait for an approval were seen with.
+	approvals approvals
 }
 
 // suspect is a run that holds a workspace and seems lost. It must seem so at every
@@ -138,7 +142,8 @@ func repairOf(w store.WorkspaceState) repair {
 	case store.RunRunning, store.RunFailed, store.RunPending:
 		return repairIdle
 	}
-	// A run that waits for approval keeps its workspace, with what it has done.
+	// A run that waits for approval before verify keeps its workspace, with what it has
+	// done: see sweepApprovals.
 	return repairNothing
 }
 
@@ -177,7 +182,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	if parked {
 		problems = append(problems, s.publishParked(ctx))
 	}
-	problems = append(problems, s.removeOldChanges(ctx))
+	problems = append(problems, s.sweepApprovals(ctx), s.removeOldChanges(ctx))
 	return errors.Join(problems...)
 }
 
