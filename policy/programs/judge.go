@@ -20,6 +20,9 @@ type Line struct {
 	Workspace, Dir string
 	// Project and Service are those of compose that it is for. Empty means any.
 	Project, Service string
+	// AnyProject lets compose act on other projects too. Containers that docker starts
+	// and stops by name must still be those of Project.
+	AnyProject bool
 	// Resolve returns a path with its symbolic links followed, as far as it exists.
 	// Nil means that links are not followed.
 	Resolve func(path string) string

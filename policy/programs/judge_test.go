@@ -109,6 +109,17 @@ func TestNoTarget(t *testing.T) {
 	}
 }
 
+func TestAnyProject(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{"docker compose -p other up -d api": "", "docker stop other-api-1": "docker.other-container"} {
+		l := line(split(text))
+		l.AnyProject = true
+		if rule := ruleOf(l); rule != want {
+			t.Errorf("%s is refused by %q, want %q", text, rule, want)
+		}
+	}
+}
+
 // What permits a refused word is what the refusal says.
 func TestRefusalsSayWhatPermits(t *testing.T) {
 	t.Parallel()

@@ -42,7 +42,7 @@ func (j *judge) value(is kind, name, value string) *Refusal {
 		}
 		return j.argument(target, name)
 	case project:
-		if j.Project == "" || value == j.Project {
+		if j.Project == "" || j.AnyProject || value == j.Project {
 			return nil
 		}
 		refusal := j.refuse("other-project", value, "the run is for project %s, not for %s", j.Project, value)
