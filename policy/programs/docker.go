@@ -1,7 +1,7 @@
 package programs
 
 // builds are the options of an image build.
-const builds = `-t|--tag= -f|--file=path --target= --build-arg=text --label=text --no-cache --no-cache-filter= --pull --progress= -q|--quiet --platform=
+const builds = `-t|--tag= -f|--file=path --target= --build-arg=assignment --label=text --no-cache --no-cache-filter= --pull --progress= -q|--quiet --platform=
 	--network=network --rm --force-rm --compress -m|--memory= --memory-swap= --shm-size= --cpu-period= --cpu-quota= --cpuset-cpus= -c|--cpu-shares=
 	--load --check --ulimit=`
 
@@ -58,7 +58,7 @@ var compose = &program{
 	name: "docker compose", style: composeStyle,
 	globals: options(composeGlobals),
 	commands: map[string]command{
-		"build": {options: options(`--build-arg=text -m|--memory= --no-cache --pull --progress= -q|--quiet --with-dependencies --check --parallel --compress
+		"build": {options: options(`--build-arg=assignment -m|--memory= --no-cache --pull --progress= -q|--quiet --with-dependencies --check --parallel --compress
 			--force-rm --no-rm`, dryRun), arguments: target},
 		"up": {options: options(`-d|--detach --no-deps --build --no-build --force-recreate --no-recreate --pull= --quiet-pull --quiet-build --wait --wait-timeout= -t|--timeout=
 			--scale=scale --no-start --no-color --no-log-prefix --timestamps --always-recreate-deps --abort-on-container-exit

@@ -277,7 +277,7 @@ func isText(argv []string, at int) bool {
 			for _, c := range p.commands {
 				for option, is := range c.options {
 					short := len(option) == 2 && strings.HasPrefix(name, "-") && !strings.HasPrefix(name, "--") && strings.Contains(name, option[1:])
-					if is == text && (name == option || short) {
+					if (is == text || is == assignment) && (name == option || short) {
 						return true
 					}
 				}

@@ -64,7 +64,7 @@ type special struct {
 // says that the option takes a value, =text, =path and so on what it is, and ? that
 // it takes a joined value or none.
 func options(tables ...string) map[string]kind {
-	kinds := map[string]kind{"": plain, "text": text, "path": path, "project": project, "setting": setting, "network": network, "scale": scale}
+	kinds := map[string]kind{"": plain, "text": text, "path": path, "project": project, "setting": setting, "network": network, "scale": scale, "assignment": assignment}
 	all := map[string]kind{}
 	for _, word := range strings.Fields(strings.Join(tables, " ")) {
 		names, value, takes := strings.Cut(word, "=")

@@ -9,21 +9,22 @@ import (
 type kind int
 
 const (
-	flag      kind = iota // an option without a value
-	optional              // an option whose value, if any, is joined to it; judged as plain
-	plain                 // a word, and a path only below the workspace
-	text                  // any text: the program uses it as neither a path nor a name
-	free                  // what an operator has permitted
-	path                  // a file or folder below the workspace
-	project               // the name of the run's compose project
-	setting               // name=value of a git setting
-	network               // a network of a build
-	none                  // no arguments
-	services              // names of services
-	target                // the name of the service that the run is for: the command changes it
-	scale                 // a service that the run is for, = and a number
-	container             // the name of a container of the project
-	folder                // the context of a build
+	flag       kind = iota // an option without a value
+	optional               // an option whose value, if any, is joined to it; judged as plain
+	plain                  // a word, and a path only below the workspace
+	text                   // any text: the program uses it as neither a path nor a name
+	free                   // what an operator has permitted
+	path                   // a file or folder below the workspace
+	project                // the name of the run's compose project
+	setting                // name=value of a git setting
+	assignment             // name=value, whatever the value is
+	network                // a network of a build
+	none                   // no arguments
+	services               // names of services
+	target                 // the name of the service that the run is for: the command changes it
+	scale                  // a service that the run is for, = and a number
+	container              // the name of a container of the project
+	folder                 // the context of a build
 )
 
 // value judges an option's value.
@@ -48,6 +49,11 @@ func (j *judge) value(is kind, name, value string) *Refusal {
 		refusal := j.refuse("other-project", value, "the run is for project %s, not for %s", j.Project, value)
 		refusal.Option = name + "="
 		return refusal
+	case assignment:
+		if strings.Contains(value, "=") {
+			return nil
+		}
+		return j.refuse("build-reads", value, "without a value, %s %s takes that of the worker's environment", name, value)
 	case network:
 		if value == "none" || value == "default" {
 			return nil

@@ -112,7 +112,7 @@ func (r *runner) runTrusted(ctx context.Context, workspace string, command []str
 	// Never nil: package exec would use this process's own environment.
 	environ := append([]string{}, r.environ...)
 	argv := r.compose.Resolve(command)
-	if command[0] == "git" {
+	if filepath.Base(command[0]) == "git" {
 		argv, environ = planGit(command, environ, workspace)
 	}
 	return r.start(ctx, workspace, command, argv, environ, stdout, stderr, exited)
