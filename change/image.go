@@ -45,6 +45,10 @@ type Image struct {
 
 	// RestartBegun is the time from which on the run may have replaced containers.
 	RestartBegun *time.Time `json:"restartBegun,omitempty"`
+	// Compared says that the other services were compared with Before after the
+	// last restart command. Until then, Touched and Appeared may lack something: the
+	// command has failed, or its worker was killed.
+	Compared bool `json:"compared,omitempty"`
 	// Touched are other services that the restart has changed although it must not.
 	// Appeared are containers of other services that it has created.
 	Touched  []string `json:"touched,omitempty"`
@@ -323,6 +327,12 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, touched, appear
 	}
 	slices.Sort(changes)
 	return changes, touched, appeared
+}
+
+// AddOthers adds to the record what OtherChanges has found.
+func (i *Image) AddOthers(touched, appeared []string) {
+	i.Touched = slices.Compact(slices.Sorted(slices.Values(append(i.Touched, touched...))))
+	i.Appeared = slices.Compact(slices.Sorted(slices.Values(append(i.Appeared, appeared...))))
 }
 
 // wasStopped says that a container that does not run has not just ended by itself:

@@ -56,9 +56,9 @@ func (s *stepRun) beforeRestart(ctx context.Context, log *artifacts.Log) *Failur
 	if image == nil || !image.EngineSeen || s.journal.skipped > 0 {
 		return nil // nothing can be seen, or an earlier worker has run the command
 	}
-	if image.RestartBegun == nil {
+	if image.RestartBegun == nil || image.Compared {
 		now := s.config.Now().UTC()
-		image.RestartBegun = &now
+		image.RestartBegun, image.Compared = cmp.Or(image.RestartBegun, &now), false
 		if failure := s.saveRecord(ctx); failure != nil {
 			return failure
 		}
@@ -123,6 +123,10 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 			return s.othersChanged(ctx, changes, touched, appeared)
 		}
 		if changes, _, _ = image.OtherChanges(now, true); len(changes) == 0 {
+			image.Compared = true
+			if failure := s.saveRecord(ctx); failure != nil {
+				return failure
+			}
 			return s.proveReplacement(ctx, log, command, now)
 		}
 		// Only the health of others is left, which may depend on the target.
@@ -154,8 +158,8 @@ func (s *stepRun) projectNow(ctx context.Context) (change.Project, error) {
 // has changed.
 func (s *stepRun) othersChanged(ctx context.Context, changes, touched, appeared []string) *Failure {
 	image := s.record.Image
-	image.Touched = slices.Compact(slices.Sorted(slices.Values(append(image.Touched, touched...))))
-	image.Appeared = slices.Compact(slices.Sorted(slices.Values(append(image.Appeared, appeared...))))
+	image.AddOthers(touched, appeared)
+	image.Compared = true
 	if failure := s.saveRecord(ctx); failure != nil {
 		return failure
 	}

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -68,30 +69,60 @@ func TestRestartMustReplaceTheContainer(t *testing.T) {
 
 // TestOtherServicesAreBroughtBackToo has a plan without --no-deps: compose replaces
 // the dependency too, whose configuration has changed, and starts one that had
-// never run.
+// never run. They are brought back, also if nobody has compared them after the
+// command.
 func TestOtherServicesAreBroughtBackToo(t *testing.T) {
 	t.Parallel()
 	file := "services:\n  web: {build: ./web, depends_on: [other, job]}\n  job: {build: ./other}\n  other: {build: ./other, stop_grace_period: 1s, environment: {LEVEL: info}}\n"
-	c := newLayoutEnv(t, layout{
-		files: map[string]string{"compose.yaml": file}, command: []string{"up", "-d", "web"},
-		change:  map[string]string{"web/behaviour": "ok 2", "compose.yaml": strings.Replace(file, "info", "debug", 1)},
-		prepare: func(c *layoutEnv) { c.compose(c.t.Context(), "rm", "-sf", "job") },
-	}, composePrograms(t)["newest"])
-	before := c.state()
-	undo := c.change()
-	c.succeed("build")
-	failure, _ := c.fail("restart")
-	for _, part := range []string{"Restart of service web changed other services of project " + c.project + " too: ", "job (container ", " is new)", "other (container ", " was removed)"} {
-		if !strings.Contains(failure.Error(), part) {
-			t.Errorf("%s is not in: %v", part, failure)
-		}
+	changed := strings.Replace(file, "info", "debug", 1)
+	for name, test := range map[string]struct {
+		file   string   // of the run
+		killed bool     // the worker, between the command and its proof
+		failed []string // what the failure of the restart says
+		logged []string // what the rollback says
+	}{
+		"the restart compares": {file: changed, failed: []string{"Restart of service web changed other services of project PROJECT too: ", "job (container ", " is new)", "other (container ", " was removed)"}},
+		"the worker is killed before it compares": {file: changed, killed: true,
+			logged: []string{"[The restart has failed or was cut off. Other services were changed since it began, and are brought back too: ", "job (container ", " is new)", "other (container ", " was removed)"}},
+		"the command fails": {file: strings.Replace(changed, "web: {", "web: {command: [/missing], ", 1), failed: []string{"failed with code 1"},
+			logged: []string{"Other services were changed since it began, and are brought back too: ", "job (container "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, layout{
+				files: map[string]string{"compose.yaml": file}, command: []string{"up", "-d", "web"},
+				change:  map[string]string{"web/behaviour": "ok 2", "compose.yaml": test.file},
+				prepare: func(c *layoutEnv) { c.compose(c.t.Context(), "rm", "-sf", "job") },
+			}, composePrograms(t)["newest"])
+			before := c.state()
+			undo := c.change()
+			c.succeed("build")
+			if test.killed {
+				ctx, kill := context.WithCancelCause(t.Context())
+				c.steps.record = func(context.Context) error { kill(errKilled); return nil }
+				c.executeIn(ctx, "restart")
+				c.steps.record = nil
+			} else {
+				failure, _ := c.fail("restart")
+				for _, part := range test.failed {
+					if part = strings.ReplaceAll(part, "PROJECT", c.project); !strings.Contains(failure.Error(), part) {
+						t.Errorf("%s is not in: %v", part, failure)
+					}
+				}
+			}
+			undo()
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Fatal(failure)
+			}
+			for _, part := range test.logged {
+				if log := c.artifact("rollback.log"); !strings.Contains(log, part) {
+					t.Errorf("%s is not in rollback.log: %s", part, log)
+				}
+			}
+			c.layout.target = "web other job"
+			c.isAsBefore(before, c.state())
+		})
 	}
-	undo()
-	if _, failure := c.restoreImage(t.Context()); failure != nil {
-		t.Fatal(failure)
-	}
-	c.layout.target = "web other job"
-	c.isAsBefore(before, c.state())
 }
 
 // TestInterruptedUpIsMended kills `docker compose up` at random moments. Its repeat

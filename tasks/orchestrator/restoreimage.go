@@ -57,6 +57,9 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 	var now change.ImageNow
 	failed := r.awaitHelper(ctx)
 	if failed == nil {
+		failed = errorOf(r.compareOthers(ctx))
+	}
+	if failed == nil {
 		now, failed = r.settle(ctx)
 	}
 	if cause := context.Cause(ctx); cause != nil {
@@ -85,6 +88,27 @@ type imageRestore struct {
 	log *artifacts.Log
 	// tried and kept are those of [change.ImageNow].
 	tried, kept map[string]bool
+}
+
+// compareOthers finds out which other services a restart has changed, if that was not
+// compared after its command. What somebody else has changed of them since the
+// command began cannot be told from that.
+func (r *imageRestore) compareOthers(ctx context.Context) *Failure {
+	image := r.record.Image
+	if image.RestartBegun == nil || image.Compared {
+		return nil
+	}
+	now, err := r.projectNow(ctx)
+	if err != nil {
+		return commandError("the containers of other services cannot be seen: " + err.Error())
+	}
+	changes, touched, appeared := image.OtherChanges(now, false)
+	if len(changes) > 0 {
+		r.log.Line(fmt.Sprintf("[The restart has failed or was cut off. Other services were changed since it began, and are brought back too: %s]", strings.Join(changes, ", ")))
+	}
+	image.AddOthers(touched, appeared)
+	image.Compared = true
+	return r.saveRecord(ctx)
 }
 
 // settle looks and acts until nothing is left to do. An act that fails is decided
