@@ -31,6 +31,9 @@ type Record struct {
 	// the run, and has checked that. The step that changes something again clears
 	// it first.
 	Undone bool `json:"undone,omitempty"`
+	// Refused says that a step was refused before it changed anything, when there
+	// was nothing to take back. The next step that begins clears it first.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // Encode returns the record as the database keeps it.

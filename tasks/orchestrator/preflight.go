@@ -65,13 +65,30 @@ const lockPatience = time.Second
 func (s *stepRun) preflight(ctx context.Context, log *artifacts.Log, workspace string) *Failure {
 	files, image := s.record.Files, s.record.Image
 	if files != nil && !files.Restored || image != nil && !image.Restored || s.record.Helper != nil || s.ranElsewhere || s.journal.found != nil {
-		return nil
+		return s.recordRefused(ctx, false)
 	}
 	failure := s.look(ctx, workspace, s.step == store.StepPatch)
-	if failure != nil && context.Cause(ctx) == nil {
+	if failure == nil {
+		return s.recordRefused(ctx, false)
+	}
+	if context.Cause(ctx) == nil {
 		log.Line(failure.Error())
+		if unrecorded := s.recordRefused(ctx, true); unrecorded != nil {
+			s.log.Error("the run is refused, and its rollback will run the plan's commands", "error", unrecorded)
+		}
 	}
 	return failure
+}
+
+// recordRefused records whether the run was refused when there was nothing to take
+// back. Only a rollback by the plan's commands has to know: any other finds nothing
+// in the record.
+func (s *stepRun) recordRefused(ctx context.Context, refused bool) *Failure {
+	if !s.config.RollbackCommands || s.record.Refused == refused {
+		return nil
+	}
+	s.record.Refused = refused
+	return s.saveRecord(ctx)
 }
 
 // look looks at all that the rest of the run needs, from this step on; files says

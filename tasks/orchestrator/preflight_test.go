@@ -562,3 +562,43 @@ func TestARetryAfterARollbackLooksAgain(t *testing.T) {
 		})
 	}
 }
+
+// The plan's commands would delete the operator's edits, which a refused run has not
+// touched. A run that is not refused, or no more, is rolled back by them.
+func TestRefusedRunsAreNotRolledBackByCommands(t *testing.T) {
+	t.Parallel()
+	b := &brokenEnv{testEnv: newTestEnv(t), t: t}
+	b.config.RollbackCommands = true
+	b.repository()
+	b.plan(`[{"name": "patch", "parameters": {"commands": [["git", "status"]], "allowlist": ["notes"]}},` + strings.TrimPrefix(resetPlan, "["))
+	b.conflict()
+	b.stops("merge", "other")
+	b.file("notes", "the operator's\n")
+	b.git("add", "notes")
+	before := tree(t, filepath.Dir(b.workspace), b.base)
+	failure, _ := b.fail("patch")
+	if !strings.HasPrefix(failure.Error(), "Run refused before it changed anything: a merge is in progress in ") {
+		t.Error(failure)
+	}
+	b.succeed("rollback")
+	same(t, "rollback.log", b.artifact("rollback.log"), "[The run was refused before it changed anything, so that the plan's commands are not run: there is nothing to take back.]")
+	same(t, "the state after", tree(t, filepath.Dir(b.workspace), b.base), before)
+
+	b.git("merge", "--abort")
+	b.file("notes", "of the run\n")
+	b.git("add", "notes")
+	b.steps.attempt = 2
+	b.succeed("patch")
+	b.succeed("rollback")
+	if log := b.artifact("rollback.log"); !strings.Contains(log, "git reset --hard HEAD\nHEAD is now at ") {
+		t.Errorf("rollback.log is %s", log)
+	}
+	// This retry is refused too, since the run was rolled back.
+	b.steps.attempt = 3
+	b.stops("merge", "other")
+	b.file("README", "the operator's\n")
+	before = tree(t, filepath.Dir(b.workspace), b.base)
+	b.fail("patch")
+	b.succeed("rollback")
+	same(t, "the state after a refused retry", tree(t, filepath.Dir(b.workspace), b.base), before)
+}

@@ -45,7 +45,7 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 	files := s.record.Files
 	switch {
 	case files == nil, files.Restored && s.journal.claim.Starts == 1:
-		return filesOutcome{Untouched: true}, nil // nothing since the last rollback, see undoneBefore
+		return filesOutcome{Untouched: true}, nil // nothing since the last rollback, see nothingToTakeBack
 	case files.Edits && !files.Deployed:
 		log.Line("[The run has altered no file. The uncommitted edits that it was to deploy stay in place, because nothing was deployed.]")
 		return filesOutcome{Untouched: true}, nil

@@ -51,7 +51,7 @@ type imageOutcome struct {
 func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOutcome, *Failure) {
 	image := s.record.Image
 	if image == nil || !image.Ready || image.Restored && s.journal.claim.Starts == 1 {
-		return imageOutcome{Untouched: true}, nil // or nothing since the last rollback, see undoneBefore
+		return imageOutcome{Untouched: true}, nil // or nothing since the last rollback, see nothingToTakeBack
 	}
 	r := &imageRestore{stepRun: s, log: log, tried: map[string]bool{}, kept: map[string]bool{}}
 	var now change.ImageNow

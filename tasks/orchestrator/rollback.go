@@ -31,9 +31,9 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 		return success{}, failure
 	}
 	byCommands := s.planRollback()
-	undone := s.undoneBefore()
+	nothing := s.nothingToTakeBack()
 	switch {
-	case undone:
+	case nothing != "":
 		strategies = nil
 	case !byCommands.all():
 		strategies = byCommands.of(strategies)
@@ -44,8 +44,8 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	}
 	defer log.Discard()
 	var outcome filesOutcome
-	if undone {
-		log.Line("[A rollback has taken back what the run had changed, and the run has changed nothing since: there is nothing to take back.]")
+	if nothing != "" {
+		log.Line("[" + nothing + ": there is nothing to take back.]")
 	} else {
 		outcome, failure = s.takeBack(ctx, log, workspace, byCommands, strategies)
 	}
@@ -62,12 +62,22 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	return success{message: "Rollback executed", files: append(outcome.files, file)}, nil
 }
 
-// undoneBefore says that an earlier rollback has taken back everything, and that no
-// step has changed anything since: the retry was refused. What somebody has edited
-// or deployed since that rollback is not the run's. A rollback that was killed is
-// no earlier one, and is done again.
-func (s *stepRun) undoneBefore() bool {
-	return s.record.Undone && !s.config.RollbackCommands && s.journal.claim.Starts == 1
+// nothingToTakeBack says why there is nothing to take back, before anything is looked
+// at; "" if there may be something.
+//
+// An earlier rollback has taken back everything, and no step has changed anything
+// since, because the retry was refused: what somebody has edited or deployed since
+// is not the run's. A rollback that was killed is no earlier one, and is done again.
+//
+// The plan's commands would take back even what a refused run has not changed.
+func (s *stepRun) nothingToTakeBack() string {
+	switch {
+	case s.config.RollbackCommands && s.record.Refused:
+		return "The run was refused before it changed anything, so that the plan's commands are not run"
+	case !s.config.RollbackCommands && s.record.Undone && s.journal.claim.Starts == 1:
+		return "A rollback has taken back what the run had changed, and the run has changed nothing since"
+	}
+	return ""
 }
 
 // byCommands says which parts of a rollback are left to the plan's own commands,

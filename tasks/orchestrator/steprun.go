@@ -162,6 +162,11 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 		return success{}, failure
 	}
 	if failure := s.resume(ctx); failure != nil {
+		if s.record.Undone && context.Cause(ctx) == nil {
+			if unrecorded := s.recordRefused(ctx, true); unrecorded != nil {
+				s.log.Error("the retry is refused, and its rollback will run the plan's commands", "error", unrecorded)
+			}
+		}
 		return success{}, failure
 	}
 	result, failure := performers[s.step](s, ctx)
