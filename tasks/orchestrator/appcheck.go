@@ -13,12 +13,17 @@ import (
 // appCheckLimit bounds one run of an application check.
 const appCheckLimit = 30 * time.Second
 
+// appCheckGrace is the time between SIGTERM and SIGKILL when a check is ended: the
+// verification has to end too.
+const appCheckGrace = 100 * time.Millisecond
+
 // appCheckOutput bounds how much of its output is kept, in bytes.
 const appCheckOutput = 64 << 10
 
 // checkApp runs the operator's check of the service, if there is one. It is run like
 // a command of a plan: without a shell, only an allowed program, ended with all its
-// processes at its limit. It returns "" for success, else what is wrong.
+// processes at its limit and when ctx ends. It returns "" for success, else what is
+// wrong.
 func (j *judge) checkApp(ctx context.Context) string {
 	command := j.run.config.AppChecks[j.run.profile.service]
 	if len(command) == 0 {
@@ -27,16 +32,17 @@ func (j *judge) checkApp(ctx context.Context) string {
 	limited, cancel := context.WithTimeoutCause(ctx, appCheckLimit, fmt.Errorf("it took longer than %s", appCheckLimit))
 	defer cancel()
 	output := &tailBuffer{limit: appCheckOutput}
-	code, failure := j.run.runner.runTrusted(limited, artifacts.Resolve(j.run.config.Workspace), command, output, output, nil)
+	runner := *j.run.runner
+	runner.program.Grace = min(runner.program.Grace, appCheckGrace)
+	code, failure := runner.runTrusted(limited, artifacts.Resolve(j.run.config.Workspace), command, output, output, nil)
 	problem := ""
 	switch {
-	case ctx.Err() != nil:
-		return ""
+	case failure == nil && code == 0:
 	case limited.Err() != nil:
 		problem = context.Cause(limited).Error()
 	case failure != nil:
 		problem = failure.Error()
-	case code != 0:
+	default:
 		problem = fmt.Sprintf("it ended with code %d", code)
 	}
 	text := j.run.clean(formatCommand(command))

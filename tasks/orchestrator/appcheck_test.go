@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTheApplicationIsChecked(t *testing.T) {
@@ -38,5 +39,21 @@ func TestTheApplicationIsChecked(t *testing.T) {
 				t.Errorf("log\n%s\nwant %s", log, test.log)
 			}
 		})
+	}
+}
+
+// A quiet period that ends after the deadline has room for a check that is slow.
+func TestASlowApplicationCheckRunsInTheQuietPeriod(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(server.Close)
+	b := newTestEnv(t)
+	b.program("check", "sleep 2")
+	b.config.Programs, b.config.QuietPeriod = []string{"check"}, 6*time.Second
+	b.config.AppChecks = map[string][]string{"api": {"check"}}
+	b.plan(`[{"name": "verify", "parameters": {"healthcheck": {"url": "` + server.URL + `", "timeoutSeconds": 1, "intervalSeconds": 0.2}}}]`)
+	b.succeed("verify")
+	if log := b.artifact("verify.log"); strings.Count(log, "[Application check check: it succeeded]\n") != 1 {
+		t.Errorf("log\n%s", log)
 	}
 }

@@ -26,6 +26,15 @@ const maxPhase = 10 * time.Second
 // engineLimit bounds the requests to the engine for one look.
 const engineLimit = 5 * time.Second
 
+// A verification ends at most a second after its time is over, whatever does not
+// answer. These parts of the second are for the last request, for the last look with
+// it and the application check, and for the logs of containers.
+const (
+	lastRequest = 350 * time.Millisecond
+	lastLook    = 700 * time.Millisecond
+	lastLogs    = 150 * time.Millisecond
+)
+
 // A judge watches a service until it can say whether the service is healthy.
 type judge struct {
 	run *stepRun
@@ -42,7 +51,21 @@ type judge struct {
 	from []string
 	// pass counts the good replies, for the summary.
 	pass int
+	// appGoodAt is when the application check began that has succeeded last.
+	appGoodAt time.Time
 }
+
+// end is when the time for the verification is over, as far as can be said now: the
+// deadline, or the end of a quiet period that has begun before it.
+func (j *judge) end() time.Time {
+	if j.wrong(j.requirements).health == healthy {
+		return latest(j.deadline, earliest(j.steadySince, j.deadline).Add(j.quiet))
+	}
+	return j.deadline
+}
+
+// errTimeOver says that the time for a verification is over.
+var errTimeOver = errors.New("it had not ended when the time for the verification was over")
 
 // judgeService watches the service until it is clear whether it is healthy, at
 // most until the deadline of the requirements and the rest of the quiet period.
@@ -68,37 +91,12 @@ func (j *judge) watch(ctx context.Context) verdict {
 	}
 	pause := backoff{next: min(firstPause, longest), most: longest}
 	for {
-		l := look{}
-		if j.check != nil {
-			j.ask(ctx, &l)
-		}
-		j.see(ctx, &l)
-		if ctx.Err() != nil {
-			return verdict{}
-		}
-		if l.reply != nil {
-			j.locate(ctx, &l)
-			j.logReply(*l.reply)
-		}
-		l.at = j.run.config.Now()
-		j.evidence = j.with(l, j.requirements)
-		j.logContainers()
-		v, done := decide(j.evidence, j.requirements, l.at)
-		if done && v.health == healthy && v.reason == "" {
-			problem := j.checkApp(ctx)
-			if now := j.run.config.Now(); problem != "" && now.Before(j.deadline) {
-				// The application may need more time than its server.
-				j.steadySince, done = now.Add(-j.quiet), false
-			} else if problem != "" {
-				v = verdict{health: sick, reason: problem, about: restarted(l.containers)}
-			}
-		}
-		if done {
+		v, done := j.lookOnce(ctx)
+		if done || ctx.Err() != nil {
 			return v
 		}
-		end := j.deadline
-		if wrong := j.wrong(j.requirements); wrong.health == healthy {
-			end = latest(end, j.steadySince.Add(j.quiet))
+		end := j.end()
+		if j.wrong(j.requirements).health == healthy {
 			pause.most = min(longest, j.steadyPause())
 			pause.next = min(pause.next, pause.most)
 		} else {
@@ -111,21 +109,69 @@ func (j *judge) watch(ctx context.Context) verdict {
 	}
 }
 
-// ask makes one request, which ends at the deadline or with the quiet period.
-func (j *judge) ask(ctx context.Context, l *look) {
-	end := j.deadline
-	if j.firstGood != nil {
-		end = latest(end, j.steadySince.Add(j.quiet))
+// lookOnce looks at the service, and concludes. It returns false while further looks
+// may change the conclusion.
+func (j *judge) lookOnce(ctx context.Context) (verdict, bool) {
+	begun := j.run.config.Now()
+	within, cancel := context.WithTimeoutCause(ctx, latest(j.end(), begun).Add(lastLook).Sub(begun), errTimeOver)
+	defer cancel()
+	l := look{}
+	if j.check != nil {
+		j.ask(within, &l)
 	}
+	j.see(within, &l)
+	if ctx.Err() != nil {
+		return verdict{}, false
+	}
+	if l.reply != nil {
+		j.locate(within, &l)
+		j.logReply(*l.reply)
+	}
+	l.at = j.run.config.Now()
+	j.evidence = j.with(l, j.requirements)
+	j.logContainers()
+	v, done := decide(j.evidence, j.requirements, l.at)
+	if !j.isAppDue(v, done) {
+		return v, done
+	}
+	begun = j.run.config.Now()
+	problem := j.checkApp(within)
+	now := j.run.config.Now()
+	switch {
+	case ctx.Err() != nil:
+		return verdict{}, false
+	case problem == "":
+		j.appGoodAt = begun
+	case !done && now.Before(j.end()):
+	case done && now.Before(j.deadline):
+		// The application may need more time than its server.
+		j.steadySince, done = now.Add(-j.quiet), false
+	default:
+		v, done = verdict{health: sick, reason: problem, about: restarted(l.containers)}, true
+	}
+	return v, done
+}
+
+// isAppDue says that the application check is to be run now: the conclusion depends
+// on it, or the quiet period, half of which is over, leaves no time for it at its end.
+func (j *judge) isAppDue(v verdict, done bool) bool {
+	steadyUntil := j.steadySince.Add(j.quiet)
+	switch {
+	case j.appGoodAt.After(j.steadySince):
+		return false
+	case done:
+		return v.health == healthy && v.reason == ""
+	}
+	return j.wrong(j.requirements).health == healthy && steadyUntil.After(j.deadline) && !j.last.at.Before(steadyUntil.Add(-j.quiet/2))
+}
+
+// ask makes one request, which ends at the end of the verification.
+func (j *judge) ask(ctx context.Context, l *look) {
 	limit := maxPhase
 	if j.check.interval > 0 {
 		limit = min(j.check.interval, maxPhase)
 	}
-	left := end.Sub(j.run.config.Now())
-	if left <= 0 && j.replies == 0 {
-		left = 2 * limit // there is at least one attempt
-	}
-	ctx, cancel := context.WithTimeout(ctx, max(left, lastPause))
+	ctx, cancel := context.WithTimeout(ctx, max(j.end().Sub(j.run.config.Now()), lastRequest))
 	defer cancel()
 	answer, err := j.run.client.ask(ctx, j.check.method, j.check.url, limit)
 	r := &reply{attempt: j.replies + 1}
@@ -203,6 +249,8 @@ func (j *judge) locate(ctx context.Context, l *look) {
 		from = "asked through a proxy, so that the worker cannot tell which container answered"
 	case !r.from.IsValid():
 	default:
+		ctx, cancel := context.WithTimeout(ctx, engineLimit)
+		defer cancel()
 		found := j.sources.find(ctx, l.containers, r.from)
 		from = found.text
 		switch {
@@ -260,6 +308,9 @@ func (j *judge) conclude(ctx context.Context, v verdict) verdict {
 	if v.health == sick && j.check != nil && j.firstGood == nil && !j.last.at.Before(j.deadline) {
 		j.log.Line("Health check timed out before reaching expected status")
 	}
+	now := j.run.config.Now()
+	ctx, cancel := context.WithTimeout(ctx, latest(j.end().Add(lastLook), now.Add(lastLogs)).Sub(now))
+	defer cancel()
 	if v.health != healthy {
 		details := j.details(ctx, v.about)
 		if details != "" {
@@ -412,7 +463,7 @@ type backoff struct{ next, most time.Duration }
 // plan's interval.
 const firstPause = 500 * time.Millisecond
 
-// lastPause is twice the shortest pause, and the least limit of a request.
+// lastPause is twice the shortest pause.
 const lastPause = 100 * time.Millisecond
 
 // wait sleeps for the next pause, up to a quarter less, so that the workers of

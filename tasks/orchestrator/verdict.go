@@ -296,7 +296,7 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 	wrong := e.wrong(r)
 	if wrong.health == healthy {
 		if pending := e.pending(); pending.health != healthy {
-			return pending, !now.Before(r.deadline) && !now.Before(steadyUntil)
+			return pending, !now.Before(r.deadline) && (!now.Before(steadyUntil) || steadyUntil.After(r.deadline.Add(r.quiet)))
 		}
 		if !now.Before(steadyUntil) {
 			return wrong, true
