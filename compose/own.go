@@ -99,6 +99,8 @@ type ModelService struct {
 	DependsOn map[string]struct {
 		// Restart says that compose restarts this service with the other.
 		Restart bool `json:"restart"`
+		// Condition is what this one waits for, such as service_started.
+		Condition string `json:"condition"`
 	} `json:"depends_on"`
 	// NetworkMode, IPC and PID are "service:NAME" for a service whose namespace
 	// this one shares. VolumesFrom names services in the same way as compose files

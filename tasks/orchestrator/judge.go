@@ -51,6 +51,8 @@ type judge struct {
 	from []string
 	// pass counts the good replies, for the summary.
 	pass int
+	// oneShotsSought says that findOneShots has been called.
+	oneShotsSought bool
 	// appGoodAt is when the application check began that has succeeded last.
 	appGoodAt time.Time
 }
@@ -213,6 +215,7 @@ func (j *judge) see(ctx context.Context, l *look) {
 		return
 	}
 	l.engine, l.containers, l.images = true, containers, map[string]string{}
+	j.findOneShots(ctx)
 	for _, c := range containers {
 		l.images[c.ID] = j.wantedImage(ctx, c)
 	}

@@ -61,6 +61,9 @@ type requirements struct {
 	// runningIsEnough says that a service with neither a URL nor a health check of
 	// its own is healthy when it runs.
 	runningIsEnough bool
+	// oneShots are the services that have to complete: to end by themselves with exit
+	// code 0. Then nothing else is needed.
+	oneShots []string
 	// composed says that the plan manages the service by compose commands, so that
 	// there has to be a container.
 	composed bool
@@ -83,6 +86,14 @@ type requirements struct {
 	engineWasSeen bool
 	// otherEngine says that compose uses an engine that the worker cannot ask.
 	otherEngine bool
+}
+
+func (r requirements) isOneShot(service string) bool { return slices.Contains(r.oneShots, service) }
+
+// hasCompleted says that a container is one of a one-shot service, and has done its
+// work.
+func (r requirements) hasCompleted(c compose.Container) bool {
+	return r.isOneShot(c.Service) && c.State == "exited" && c.ExitCode == 0 && c.Error == "" && !c.OOMKilled
 }
 
 // finalAfter is how long a state has to last that only a person or a command
@@ -255,14 +266,14 @@ type problem struct {
 // problemOf says what is wrong with a container now. A health check that has not
 // succeeded yet is no problem.
 func problemOf(c compose.Container, l look, r requirements) problem {
-	switch c.State {
-	case "running":
-	case "restarting":
+	switch {
+	case c.State == "running", r.hasCompleted(c):
+	case c.State == "restarting":
 		return problem{text: describe(c)}
 	default:
 		return problem{text: describe(c), final: true}
 	}
-	if c.Health == "unhealthy" {
+	if c.State == "running" && c.Health == "unhealthy" {
 		return problem{text: describe(c)}
 	}
 	if want := l.images[c.ID]; want != "" && want != c.ImageID && (r.deployed || r.image != "") {
@@ -295,7 +306,7 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 	steadyUntil := e.steadySince.Add(r.quiet)
 	wrong := e.wrong(r)
 	if wrong.health == healthy {
-		if pending := e.pending(); pending.health != healthy {
+		if pending := e.pending(r); pending.health != healthy {
 			return pending, !now.Before(r.deadline) && (!now.Before(steadyUntil) || steadyUntil.After(r.deadline.Add(r.quiet)))
 		}
 		if !now.Before(steadyUntil) {
@@ -399,7 +410,7 @@ func (e evidence) unprovable(r requirements) bool {
 	if r.runningIsEnough || r.before != nil {
 		return false
 	}
-	return slices.ContainsFunc(e.last.containers, func(c compose.Container) bool { return c.Health == "" })
+	return slices.ContainsFunc(e.last.containers, func(c compose.Container) bool { return c.Health == "" && !r.isOneShot(c.Service) })
 }
 
 func (e evidence) whyUnprovable(r requirements) string {
@@ -410,16 +421,21 @@ func (e evidence) whyUnprovable(r requirements) string {
 		return "the plan has no health check, and " + e.absent(r)
 	}
 	return fmt.Sprintf("service %s runs, but neither the plan nor the container has a health check. Give it one, or say that running is enough: "+
-		"in the plan by \"runningIsEnough\": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH", r.service)
+		"in the plan by \"runningIsEnough\": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH. If it has to do its work and end, \"oneShot\": true says so", r.service)
 }
 
-// pending names the containers whose first health checks are not finished, and
-// those that docker still calls healthy after a check that has failed.
-func (e evidence) pending() verdict {
+// pending names the containers whose first health checks are not finished, those that
+// docker still calls healthy after a check that has failed, and those of one-shot
+// services that have not completed.
+func (e evidence) pending(r requirements) verdict {
 	v := verdict{health: healthy}
 	for _, c := range e.last.containers {
 		is, text := unproven, describe(c)+", since docker has not finished its first health check"
 		switch {
+		case r.hasCompleted(c):
+			continue
+		case r.isOneShot(c.Service):
+			text = describe(c) + ", and has to complete"
 		case c.Health == "healthy" && c.HealthExit != 0:
 			is, text = sick, describe(c)+", but its last health check has failed"
 		case c.Health != "starting":

@@ -37,6 +37,11 @@ func TestVerdicts(t *testing.T) {
 	docker := func(health string) compose.Container {
 		return with(web(-5, 0), func(c *compose.Container) { c.Health = health })
 	}
+	// setup is a container of a one-shot service.
+	setup := func(state string, code int) compose.Container {
+		return with(web(-1, 0), func(c *compose.Container) { c.Service, c.State, c.ExitCode = "web", state, code })
+	}
+	oneShot := func(r *requirements) { r.oneShots = []string{"web"} }
 	list := func(all ...compose.Container) []compose.Container { return all }
 	const ok = "200"
 	for _, test := range []struct {
@@ -128,6 +133,15 @@ func TestVerdicts(t *testing.T) {
 		{name: "no URL, running is enough, not long", change: func(r *requirements) { r.runningIsEnough = true }, moments: []moment{{at: 0.1, reply: "-", containers: list(web(-6, 0))}}, open: true},
 		{name: "no URL, no container", change: func(r *requirements) { r.runningIsEnough = true }, moments: []moment{{at: 0.1, reply: "-"}, {at: 6, reply: "-"}}, want: "not proven: docker has no container"},
 		{name: "no URL, no engine", change: func(r *requirements) { r.runningIsEnough = true }, moments: []moment{{at: 0.1, reply: "-", silent: true}, {at: 6, reply: "-", silent: true}}, want: "not proven: the plan has no health check, and the worker has no docker engine"},
+		{name: "one-shot, completed", change: oneShot, moments: []moment{{at: 0.1, reply: "-", containers: list(setup("exited", 0))}, {at: 9.1, reply: "-", containers: list(setup("exited", 0))}}, want: "healthy"},
+		{name: "one-shot, completed later", change: oneShot, moments: []moment{{at: 0.1, reply: "-", containers: list(setup("running", 0))}, {at: 20, reply: "-", containers: list(setup("running", 0))}, {at: 21, reply: "-", containers: list(setup("exited", 0))}}, want: "healthy"},
+		{name: "one-shot, not completed", change: oneShot, moments: []moment{{at: 30, reply: "-", containers: list(setup("running", 0))}}, want: "not proven: \nContainer web is running, and has to complete"},
+		{name: "one-shot, failed", change: oneShot, moments: []moment{{at: 0.1, reply: "-", containers: list(setup("exited", 1))}, {at: 5.2, reply: "-", containers: list(setup("exited", 1))}}, want: "sick: \nContainer web is exited (exit code 1)"},
+		{name: "one-shot, never started", change: oneShot, moments: []moment{{at: 0.1, reply: "-", containers: list(setup("created", 0))}, {at: 5.2, reply: "-", containers: list(setup("created", 0))}}, want: "sick: \nContainer web is created"},
+		{name: "one-shot, starts again and again", change: oneShot, moments: []moment{{at: 30, reply: "-", containers: list(setup("restarting", 0))}}, want: "sick: \nContainer web is restarting (exit code 0)"},
+		{name: "one-shot, another image", change: oneShot, moments: []moment{{at: 0.1, reply: "-", containers: list(with(setup("exited", 0), func(c *compose.Container) { c.ImageID = "sha256:old" }))}, {at: 5.2, reply: "-", containers: list(with(setup("exited", 0), func(c *compose.Container) { c.ImageID = "sha256:old" }))}},
+			want: "sick: \nContainer web runs image sha256:old"},
+		{name: "completed, but nobody wants that", moments: []moment{{at: 0.1, reply: "-", containers: list(setup("exited", 0))}, {at: 5.2, reply: "-", containers: list(setup("exited", 0))}}, want: "sick: \nContainer web is exited (exit code 0)"},
 		{name: "as sick as before", change: func(r *requirements) { r.before = list(in("exited")) }, moments: []moment{{at: 0.1, reply: "refused", containers: list(in("exited"))}}, want: "healthy: as before: web was exited (1) before the run"},
 		{name: "absent as before", change: func(r *requirements) { r.before = []compose.Container{} }, moments: []moment{{at: 0.1, reply: "refused"}}, want: "healthy: as before: web was absent before the run"},
 		{name: "as unhealthy as before", change: func(r *requirements) { r.before = list(docker("unhealthy")) }, moments: []moment{{at: 0.1, reply: "503", containers: list(docker("unhealthy"))}}, want: "healthy: as before: web was running and unhealthy before the run"},

@@ -138,6 +138,9 @@ func (s *stepRun) requirements(params parameters) (requirements, *Failure) {
 	r.runningIsEnough = !falsy(params["runningIsEnough"]) || !slices.ContainsFunc(r.services, func(service string) bool {
 		return !slices.Contains(s.config.RunningIsEnough, service)
 	})
+	if !falsy(params["oneShot"]) {
+		r.oneShots = r.services
+	}
 	r.deadline = r.begun.Add(s.config.StateTimeout)
 	if check != nil {
 		r.deadline = r.begun.Add(time.Duration(check.timeout) * time.Second)

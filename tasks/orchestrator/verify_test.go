@@ -71,7 +71,7 @@ func TestVerifyChecksContainers(t *testing.T) {
 		{name: "no such container, and no compose command"},
 		{name: "no health check at all", nohttp: true, states: []compose.Container{plain},
 			text: "Service api is not proven to be healthy: service api runs, but neither the plan nor the container has a health check. Give it one, or say that running is enough: " +
-				`in the plan by "runningIsEnough": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH`},
+				`in the plan by "runningIsEnough": true among the parameters of verify, or by MM_ORCHESTRATOR_RUNNING_IS_ENOUGH. If it has to do its work and end, "oneShot": true says so`},
 		{name: "running is enough", nohttp: true, enough: true, states: []compose.Container{plain}},
 		{name: "no health check, docker says healthy", nohttp: true, states: []compose.Container{well}},
 		{name: "no health check, no engine", nohttp: true, err: compose.ErrUnreachable, warned: true,
