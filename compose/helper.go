@@ -104,6 +104,9 @@ const (
 	HelperCommandEnded HelperEventKind = "command ended"
 	// HelperConfirmed says that the helper knows that its work was taken over.
 	HelperConfirmed HelperEventKind = "confirmed"
+	// HelperStartedAgain says why the new container is started again, once: an engine
+	// that was killed leaves it exited.
+	HelperStartedAgain HelperEventKind = "started again"
 	// HelperPuttingBack comes before the first act of putting the service back.
 	// From then on no confirmation counts.
 	HelperPuttingBack HelperEventKind = "putting back"
@@ -126,10 +129,10 @@ type HelperState struct {
 	Begun, Ended bool
 	Code         int
 	EndedAt      time.Time
-	// Confirmed, PuttingBack, PutBack, NotPutBack and Done are true after the event
-	// of that name.
-	Confirmed, PuttingBack, PutBack, NotPutBack, Done bool
-	ConfirmedAt                                       time.Time
+	// Confirmed, StartedAgain, PuttingBack, PutBack, NotPutBack and Done are true after
+	// the event of that name.
+	Confirmed, StartedAgain, PuttingBack, PutBack, NotPutBack, Done bool
+	ConfirmedAt                                                     time.Time
 	// Why is the reason for putting back; or, with NotPutBack, why not.
 	Why string
 }
@@ -143,6 +146,8 @@ func (s *HelperState) add(e HelperEvent) {
 		s.Ended, s.Code, s.EndedAt = true, e.Code, e.At
 	case HelperConfirmed:
 		s.Confirmed, s.ConfirmedAt = true, e.At
+	case HelperStartedAgain:
+		s.StartedAgain = true
 	case HelperPuttingBack:
 		s.PuttingBack, s.Why = true, e.Text
 	case HelperPutBack:

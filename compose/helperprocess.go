@@ -353,7 +353,7 @@ func (w eventWriter) Write(p []byte) (int, error) {
 // await waits until the service needs the helper no more, and returns "", or until
 // it must be put back, and returns why.
 func (h *helperProcess) await(ctx context.Context) (why string, err error) {
-	var downSince time.Time
+	var downSince, startedAgain time.Time
 	for {
 		if !h.state.Confirmed {
 			if by, err := os.ReadFile(filepath.Join(h.folder, confirmedFile)); err == nil {
@@ -372,7 +372,15 @@ func (h *helperProcess) await(ctx context.Context) (why string, err error) {
 				downSince = time.Now()
 			}
 			seen.downLong = seen.down != "" && time.Since(downSince) >= h.hopelessAfter
-			if done, why := h.decide(seen, time.Now()); done {
+			done, why := h.decide(seen, time.Now())
+			switch {
+			case done && h.state.Confirmed && !h.state.StartedAgain && why != "" && why == seen.down:
+				if err := h.startAgain(ctx, why); err != nil {
+					return "", err
+				}
+				downSince, startedAgain = time.Time{}, time.Now()
+			case done && why == "" && time.Since(startedAgain) < h.hopelessAfter: // it may end again
+			case done:
 				return why, nil
 			}
 		}
@@ -380,6 +388,19 @@ func (h *helperProcess) await(ctx context.Context) (why string, err error) {
 			return "", err
 		}
 	}
+}
+
+// startAgain starts the new container, whose worker has gone on with the step: it ran,
+// so that something else than its version may have ended it, such as a kill of the
+// engine.
+func (h *helperProcess) startAgain(ctx context.Context, why string) error {
+	if err := h.emit(HelperEvent{Kind: HelperStartedAgain, Text: why}); err != nil {
+		return err
+	}
+	if err := h.service.startAny(ctx, h.task.Before.Project, h.task.Before.Service); err != nil && ctx.Err() == nil {
+		return h.emit(HelperEvent{Kind: HelperNote, Text: err.Error()})
+	}
+	return context.Cause(ctx)
 }
 
 // seen is what a helper sees of its service.

@@ -22,6 +22,8 @@ type fakeService struct {
 	mended     int
 	silent     int   // how often the engine does not answer
 	unseen     error // of composed
+	startable  bool  // startAny starts what is exited
+	starts     int
 }
 
 var oldContainer = Container{ID: "old", Name: "p-worker-1", State: "running", ImageID: "sha256:old", StartedAt: time.Unix(1, 0)}
@@ -68,7 +70,17 @@ func (f *fakeService) Ping(context.Context) error {
 	return nil
 }
 
-func (f *fakeService) startAny(context.Context, string, string) error { return nil }
+func (f *fakeService) startAny(context.Context, string, string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.starts++
+	for i, c := range f.containers {
+		if f.startable && c.State == "exited" {
+			f.containers[i].State, f.containers[i].StartedAt = "running", time.Now()
+		}
+	}
+	return nil
+}
 
 // helperEnv is the folder of a helper whose command is a shell script.
 type helperEnv struct {
@@ -150,7 +162,7 @@ func TestHelperDecides(t *testing.T) {
 		"a new container that exits":                  {"echo a", []Container{exited}, false, replaced + "putting back, put back, done", "container p-worker-1 is exited (exit code 3)"},
 		"a new container that restarts for ever":      {"echo a", []Container{looping}, false, replaced + "putting back, put back, done", "container p-worker-1 does not stay up: the engine has restarted it 5 times, its last exit code is 1"},
 		"no container":                                {"echo a", nil, false, replaced + "putting back, put back, done", "the service has no container"},
-		"a worker that goes on, and then exits":       {"echo a", []Container{exited}, true, replaced + "confirmed, putting back, put back, done", "container p-worker-1 is exited (exit code 3)"},
+		"a worker that goes on, and then exits":       {"echo a", []Container{exited}, true, replaced + "confirmed, started again, putting back, put back, done", "container p-worker-1 is exited (exit code 3)"},
 		"nothing to do":                               {"echo a", []Container{oldContainer}, false, replaced + "done", ""},
 		"the same container, restarted":               {"echo a", []Container{restarted}, true, replaced + "confirmed, done", ""},
 		"a command that fails before it did anything": {"echo no >&2; exit 3", []Container{oldContainer}, false, replaced + "done", ""},
@@ -256,5 +268,19 @@ func TestHelperWaitsForTheEngine(t *testing.T) {
 	defer cancel()
 	if _, err := e.process(ctx); !errors.Is(err, context.DeadlineExceeded) || e.service.putBacks > 0 {
 		t.Errorf("%v, put back %d times while nothing was known", err, e.service.putBacks)
+	}
+}
+
+// The engine is killed after the new worker has confirmed, and does not start its
+// container again. The helper does, once, and also if it was killed itself meanwhile.
+func TestHelperStartsAConfirmedContainerAgain(t *testing.T) {
+	t.Parallel()
+	e := newHelperEnv(t, "true")
+	e.service.set(Container{ID: "new", Name: "p-worker-1", State: "exited", ExitCode: 137})
+	e.service.startable = true
+	e.write(confirmedFile, "orchestrator@new\n")
+	state, err := e.process(t.Context())
+	if want := "command begun, command ended, confirmed, started again, done"; err != nil || e.kinds() != want || e.service.starts != 1 || state.PutBack {
+		t.Errorf("%v, events %s, started %d times, want %s", err, e.kinds(), e.service.starts, want)
 	}
 }

@@ -320,7 +320,7 @@ func (h *helped) show(state compose.HelperState) {
 			} else {
 				io.WriteString(h.stdout, event.Text)
 			}
-		case compose.HelperNote, compose.HelperPuttingBack, compose.HelperNotPutBack:
+		case compose.HelperNote, compose.HelperStartedAgain, compose.HelperPuttingBack, compose.HelperNotPutBack:
 			text := event.Text
 			if event.Kind != compose.HelperNote {
 				text = string(event.Kind) + ": " + text
