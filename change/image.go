@@ -53,6 +53,9 @@ type Image struct {
 	// Appeared are containers of other services that it has created.
 	Touched  []string `json:"touched,omitempty"`
 	Appeared []string `json:"appeared,omitempty"`
+	// Volumes are named volumes of the project that a rollback has found and that were
+	// not there before the run. It keeps them: they may have data.
+	Volumes []string `json:"volumes,omitempty"`
 	// Restored says that a rollback has brought all of it back. The next step that
 	// changes something again makes a new record.
 	Restored bool `json:"restored,omitempty"`
@@ -333,6 +336,17 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, touched, appear
 func (i *Image) AddOthers(touched, appeared []string) {
 	i.Touched = slices.Compact(slices.Sorted(slices.Values(append(i.Touched, touched...))))
 	i.Appeared = slices.Compact(slices.Sorted(slices.Values(append(i.Appeared, appeared...))))
+}
+
+// NewVolumes are the named volumes that the project had not before the restart.
+func (i *Image) NewVolumes(now Project) []string {
+	var added []string
+	for _, volume := range now.Volumes {
+		if i.RestartBegun != nil && !slices.Contains(i.Before.Volumes, volume) {
+			added = append(added, volume.Name)
+		}
+	}
+	return added
 }
 
 // wasStopped says that a container that does not run has not just ended by itself:

@@ -34,8 +34,17 @@ func ByHand(runID string, record change.Record) []HandStep {
 	if commands := imageByHand(record.Image); len(commands) > 0 {
 		steps = append(steps, HandStep{"bring back the image and the container of before the run", record.Image.Workspace, commands})
 	}
+	if image := record.Image; image != nil && len(image.Volumes) > 0 {
+		step := HandStep{What: "remove the volumes, with their data, that were not there before the run", Directory: image.Workspace}
+		for _, name := range image.Volumes {
+			step.Commands = append(step.Commands, formatCommand(removeVolume(name)))
+		}
+		steps = append(steps, step)
+	}
 	return steps
 }
+
+func removeVolume(name string) []string { return []string{"docker", "volume", "rm", name} }
 
 // imageByHand returns the commands that bring back image and containers. There are
 // none if the run's target had no container.

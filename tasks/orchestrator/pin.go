@@ -148,7 +148,9 @@ func (s *stepRun) pinImage(ctx context.Context) *Failure {
 	if failure != nil {
 		return failure
 	}
-	image.Again = known != nil && (known.Restored || known.Again)
+	if known != nil {
+		image.Again, image.Volumes = known.Restored || known.Again, known.Volumes
+	}
 	if image.EngineSeen {
 		image.Answered = s.answered(ctx)
 	}

@@ -73,6 +73,12 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 		return imageOutcome{}, commandError(fmt.Sprintf("%s of project %s is not as before the run: %s. %s",
 			capital(image.Describe()), image.Project, strings.Join(differences, "; "), r.byHand()))
 	}
+	for _, name := range image.NewVolumes(now.Project) {
+		if !slices.Contains(image.Volumes, name) {
+			image.Volumes = append(image.Volumes, name)
+		}
+		log.Line(fmt.Sprintf("[Volume %s was not there before the run. It is kept, since it may have data. To remove it: %s]", name, formatCommand(removeVolume(name))))
+	}
 	image.Restored = true
 	if failure := s.saveRecord(ctx); failure != nil {
 		return imageOutcome{}, failure

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,4 +136,42 @@ func TestRollbackDuringWhichComposeIsKilled(t *testing.T) {
 			t.Fatalf("round %d:\n%s", round, c.artifact("rollback.log"))
 		}
 	}
+}
+
+// TestNewVolumesAreKeptAndNamed has a run that gives the service a network and a volume.
+// A rollback removes the network. It keeps the volume, whose data nobody has anywhere
+// else, and names it with the command that removes it.
+func TestNewVolumesAreKeptAndNamed(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{
+		files: map[string]string{"compose.yaml": "services:\n  web: {build: ./web, volumes: ['old:/old']}" + otherService + "volumes: {old: {}}\n"},
+		change: map[string]string{"compose.yaml": "services:\n  web: {build: ./web, networks: [default, new], volumes: ['old:/old', 'data:/data']}" + otherService +
+			"networks: {new: {}}\nvolumes: {old: {}, data: {}}\n"},
+	}, composePrograms(t)["newest"])
+	name := c.project + "_data"
+	t.Cleanup(func() {
+		if out, err := exec.Command("docker", "volume", "rm", name).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	c.succeed("restart")
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Fatal(failure)
+	}
+	after := c.state()
+	if !slices.Contains(after.Volumes, compose.ProjectVolume{Name: name}) {
+		t.Errorf("volumes are %v", after.Volumes)
+	}
+	if log := c.artifact("rollback.log"); strings.Count(log, "[Volume ") != 1 ||
+		!strings.Contains(log, "[Volume "+name+" was not there before the run. It is kept, since it may have data. To remove it: docker volume rm "+name+"]") {
+		t.Errorf("rollback.log is %s", log)
+	}
+	steps := ByHand(c.steps.run.ID, c.recordedChange())
+	same(t, "by hand", strings.Join(steps[len(steps)-1].Commands, "\n"), "docker volume rm "+name)
+	after.Volumes = before.Volumes
+	c.isAsBefore(before, after)
 }
