@@ -314,7 +314,10 @@ func (f *runFiles) undoViolations(ctx context.Context, log *artifacts.Log, list 
 		log.Line(fmt.Sprintf("[Taken back: %s (%s)]", f.shownPath(d), d.Violation))
 	}
 	if aside.Ref != "" {
-		log.Line(fmt.Sprintf("[The run's version of these files is in %s]", aside.Ref))
+		log.Line(fmt.Sprintf("[These files as they were, also what somebody else may have edited meanwhile, are in %s]", aside.Ref))
+		for _, command := range aside.Commands {
+			log.Line("[To bring that version back, run: " + command + "]")
+		}
 	}
 	f.record.Files.ViolationsUndone = true
 	if failure := f.saveRecord(ctx); failure != nil {

@@ -112,6 +112,52 @@ func TestWhatAPatchMustNotAlterIsTakenBack(t *testing.T) {
 	b.git("cat-file", "-e", "refs/mm-orchestrator/runs/"+testRun+"/violations:policy.txt")
 }
 
+// What somebody edits while a command of patch runs cannot be told from what the
+// command alters, and is taken back with it. It is not lost: outside of the allow-list,
+// patch.log has the command that brings it back, inside, patch.diff has it.
+func TestEditsDuringAPatchAreNotLost(t *testing.T) {
+	t.Parallel()
+	b := newDirty(t)
+	started := filepath.Join(b.bin, "started")
+	script := "echo two >> api_service/requirements.txt; touch " + started + "; until [ -e " + started + ".edited ]; do sleep 0.02; done"
+	b.plan(strings.TrimSuffix(patchPlan(t, script, ""), "]") + `, {"name": "rollback"}]`)
+	ended := make(chan struct{})
+	go func() { // somebody else
+		defer close(ended)
+		for t.Context().Err() == nil {
+			if _, err := os.Stat(started); err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		for name, text := range map[string]string{"policy.txt": "policy, edited again\n", "it's new.txt": "new\n", "api_service/Dockerfile": "FROM other\n"} {
+			if err := os.WriteFile(filepath.Join(b.workspace, name), []byte(text), 0o644); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.WriteFile(started+".edited", nil, 0o644); err != nil {
+			t.Error(err)
+		}
+	}()
+	b.fail("patch")
+	<-ended
+	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
+	_, command, found := strings.Cut(b.artifact("patch.log"), "[To bring that version back, run: ")
+	command, _, _ = strings.Cut(command, "]\n")
+	if !found {
+		t.Fatalf("patch.log is %s", b.artifact("patch.log"))
+	}
+	b.succeed("rollback")
+	same(t, "Dockerfile after the rollback", b.text("api_service/Dockerfile"), "FROM scratch\n")
+	b.git("apply", "--include=api_service/Dockerfile", filepath.Join(b.base, b.steps.run.ID, "patch.diff"))
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = b.config.Environ
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", command, err, out)
+	}
+	same(t, "edits brought back", b.text("policy.txt")+b.text("it's new.txt")+b.text("api_service/Dockerfile"), "policy, edited again\nnew\nFROM other\n")
+}
+
 // deployPlan is patchPlan with a build, which needs no engine, and a rollback.
 func deployPlan(t testing.TB, script, build string) string {
 	t.Helper()
