@@ -1,31 +1,36 @@
 package artifacts
 
-import "io"
+import (
+	"cmp"
+	"io"
+	"slices"
+)
 
-// A RedactingWriter forwards text with every secret replaced by [Mask]. It also
-// finds a secret that is spread over several writes.
+// A RedactingWriter forwards text with every secret replaced by [Mask]. What it writes
+// does not depend on how the text is cut into writes.
 //
-//   - It buffers only bytes that may be the beginning of a secret, at most as
-//     many as the longest secret has.
+//   - It buffers only bytes that may be the beginning of a secret; their number has a
+//     limit that depends on the longest secret only.
 //   - Close writes the buffered bytes; it does not close the next writer.
 //   - It must be used by one goroutine at a time.
 type RedactingWriter struct {
-	redactor *Redactor
-	next     io.Writer
-	// pending are the buffered bytes.
-	pending []byte
-	// masked counts the bytes at the beginning of pending that belong to a
-	// secret whose Mask has been written.
+	matcher *matcher
+	next    io.Writer
+	// text is the text from before up to the buffered bytes' end; from is where
+	// these begin. What stands before it has been written and only helps to judge.
+	text []byte
+	from int
+	// masked is the end of a secret whose Mask has been written.
 	masked int
-	out    []byte
+	// later are parts to mask that begin after from, in order.
+	later []span
+	out   []byte
+	room  *room
 }
 
 // Writer returns a writer that redacts text and writes it to next.
 func (r *Redactor) Writer(next io.Writer) *RedactingWriter {
-	if r == nil {
-		r = &Redactor{}
-	}
-	return &RedactingWriter{redactor: r, next: next}
+	return &RedactingWriter{matcher: r.matcher(), next: next, room: new(room)}
 }
 
 // chunk limits the memory that a large Write needs, in bytes.
@@ -33,14 +38,14 @@ const chunk = 32 << 10
 
 // Write implements io.Writer.
 func (w *RedactingWriter) Write(p []byte) (int, error) {
-	if w.redactor.longest == 0 {
+	if w.matcher == nil {
 		return w.next.Write(p)
 	}
 	written := 0
 	for len(p) > 0 {
 		part := p[:min(len(p), chunk)]
 		p = p[len(part):]
-		w.pending = append(w.pending, part...)
+		w.text = append(w.text, part...)
 		if err := w.pass(false); err != nil {
 			return written, err
 		}
@@ -50,43 +55,62 @@ func (w *RedactingWriter) Write(p []byte) (int, error) {
 }
 
 // Close writes the buffered bytes.
-func (w *RedactingWriter) Close() error { return w.pass(true) }
+func (w *RedactingWriter) Close() error {
+	if w.matcher == nil {
+		return nil
+	}
+	return w.pass(true)
+}
 
-// pass writes all bytes that cannot become part of a secret. At the end of the
-// text that holds for all bytes.
+// pass writes all bytes that cannot become part of a secret. At the end of the text
+// that holds for all bytes.
 func (w *RedactingWriter) pass(end bool) error {
 	w.out = w.out[:0]
-	i := 0
-scan:
-	for ; i < len(w.pending); i++ {
-		rest := w.pending[i:]
-		reach := 0
-		for _, secret := range w.redactor.secrets[rest[0]] {
-			if len(secret) <= reach {
-				break
-			}
-			if len(rest) >= len(secret) {
-				if string(rest[:len(secret)]) == secret {
-					reach = len(secret)
-				}
-			} else if !end && secret[:len(rest)] == string(rest) {
-				break scan
-			}
+	// The text of a detector may begin in what has been written.
+	for i := max(0, w.from-gramSize+1); ; i++ {
+		var v verdict
+		i, w.later, v = w.matcher.find(w.room, w.text, i, end, w.later)
+		slices.SortFunc(w.later, func(a, b span) int { return cmp.Or(a.from-b.from, b.to-a.to) })
+		for len(w.later) > 0 && (w.later[0].from <= i || v == absent) {
+			w.mask(w.later[0])
+			w.later = slices.Delete(w.later, 0, 1)
 		}
-		if reach > 0 {
-			if i >= w.masked {
-				w.out = append(w.out, Mask...)
-			}
-			w.masked = max(w.masked, i+reach)
-		} else if i >= w.masked {
-			w.out = append(w.out, rest[0])
+		if v != present {
+			w.copy(i)
+			break
 		}
 	}
-	w.pending = append(w.pending[:0], w.pending[i:]...)
-	w.masked = max(0, w.masked-i)
+	// Keep what helps to judge the buffered bytes.
+	if drop := w.from - lookBehind; drop > 0 {
+		w.text = append(w.text[:0], w.text[drop:]...)
+		w.from -= drop
+		w.masked = max(0, w.masked-drop)
+		for k := range w.later {
+			w.later[k].from -= drop
+			w.later[k].to -= drop
+		}
+	}
 	if len(w.out) == 0 {
 		return nil
 	}
 	_, err := w.next.Write(w.out)
 	return err
+}
+
+// mask writes the text before a secret, and a Mask unless the secret overlaps with one
+// that is masked.
+func (w *RedactingWriter) mask(s span) {
+	w.copy(s.from)
+	if s.from >= w.masked {
+		w.out = append(w.out, Mask...)
+	}
+	w.masked = max(w.masked, s.to)
+}
+
+// copy writes the text up to a position, without what is masked.
+func (w *RedactingWriter) copy(to int) {
+	if from := max(w.from, w.masked); from < to {
+		w.out = append(w.out, w.text[from:to]...)
+	}
+	w.from = max(w.from, to)
 }

@@ -1,16 +1,14 @@
 package artifacts
 
 import (
-	"bytes"
-	"cmp"
-	"encoding/base64"
-	"encoding/json"
-	"fmt"
-	"net/url"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
-	"unicode/utf16"
+	"sync"
+	"sync/atomic"
+
+	"encoding/base64"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
@@ -23,157 +21,174 @@ const Mask = "***"
 // because a broker URL contains guest:guest@ would make logs unreadable.
 const shortPassword = 8
 
-// sensitiveName matches the names of variables whose values are secret; the
-// rule is MoonMind's (docs/moonmind.md#secrets).
-var sensitiveName = regexp.MustCompile(`(?i)(?:^|[^a-z0-9])(?:token|secret|password|key|credential|auth)(?:$|[^a-z0-9])`)
-
-// A Redactor replaces secrets by [Mask]. It is immutable and may be used by
-// several goroutines. The nil Redactor knows no secrets.
+// A Redactor replaces secrets by [Mask]. It may be used by several goroutines. The nil
+// Redactor knows no secrets.
 //
 // MoonMind's rules (docs/moonmind.md#secrets) are the minimum: the values of
 // variables whose names say that they are secret, each as it is, in standard
-// base64, and form-encoded. In addition, a Redactor replaces:
+// base64, and form-encoded. In addition (docs/moonmind.md#c19), a Redactor replaces:
 //
-//   - the passwords in URLs of any variable (docs/moonmind.md#c19), as any
-//     parser of URLs may read them;
+//   - the values of variables with other names that say so, and of those that
+//     [Rules] name;
+//   - the passwords in URLs of any variable, as any parser of URLs may read them;
+//   - what files with secrets contain, see [Redactor.Refresh];
+//   - of secrets with several lines each line;
 //   - each secret in the form in which [NewTextWriter] leaves it, and without
 //     the white space around it;
-//   - each secret in the forms in which programs print it (see spellings).
+//   - each secret in the forms in which programs print it: in URLs, JSON, shells, XML,
+//     base64, hexadecimal, over several lines, with the control sequences of terminals
+//     in it;
+//   - passwords in URLs, credentials of HTTP headers and private keys that are in no
+//     variable.
 //
 // Secrets that overlap in a text are replaced by one Mask. MoonMind replaces
 // one form after the other, which leaves the ends of overlapping secrets
 // readable. In all other cases the result is the same.
 type Redactor struct {
-	// secrets by their first byte, the longest first.
-	secrets [256][]string
-	longest int
+	environ []string
+	rules   Rules
+
+	current atomic.Pointer[matcher]
+
+	mu sync.Mutex
+	// state says which files were read, and in which versions. Guarded by mu.
+	state string
+	// remembered are the secrets that files have or had, because what was started
+	// with an earlier version still prints its secrets. Guarded by mu.
+	remembered map[string]struct{}
+}
+
+// Rules add to what a [Redactor] takes for secret.
+type Rules struct {
+	// Names are names of variables whose values are secret. In them, * and ? stand
+	// for other characters; case does not matter.
+	Names []string
+	// Files are paths of files each of whose lines is a secret. Of a line NAME=value
+	// the value is one too.
+	Files []string
+	// Workspace is a directory whose .env and .env.* files hold variables as the
+	// environment does. Empty means none.
+	Workspace string
+	// CommonWords are values that are masked only where they stand as a value, after
+	// an equals sign or a colon, and not wherever a text has that word. With none,
+	// every secret is masked everywhere, as MoonMind does.
+	CommonWords []string
+}
+
+// CommonWords are words that occur in texts of all kinds and, by carelessness or as
+// defaults, as values of variables whose names say that they are secret.
+var CommonWords = []string{
+	"admin", "auto", "basic", "bearer", "changeme", "default", "disabled", "enabled", "example", "false", "guest", "jwt", "local", "none", "null", "oauth", "off", "on",
+	"password", "postgres", "root", "secret", "test", "token", "true", "user",
 }
 
 // NewRedactor returns a Redactor for the secrets in an environment of
-// NAME=value strings.
-func NewRedactor(environ []string) *Redactor {
-	forms := map[string]struct{}{}
-	add := func(secret string) {
-		for _, form := range []string{secret, plainText(secret), Trim(secret), Trim(plainText(secret))} {
-			for _, spelling := range spellings(form) {
-				forms[spelling] = struct{}{}
-			}
+// NAME=value strings, and for those that the rules add.
+func NewRedactor(environ []string, rules ...Rules) *Redactor {
+	r := &Redactor{environ: slices.Clone(environ), remembered: map[string]struct{}{}}
+	for _, more := range rules {
+		r.rules.Names = append(r.rules.Names, more.Names...)
+		r.rules.Files = append(r.rules.Files, more.Files...)
+		r.rules.CommonWords = append(r.rules.CommonWords, more.CommonWords...)
+		if more.Workspace != "" {
+			r.rules.Workspace = more.Workspace
 		}
 	}
-	for _, variable := range environ {
-		name, value, found := strings.Cut(variable, "=")
-		if !found || value == "" {
-			continue
-		}
-		if sensitiveName.MatchString(name) {
-			add(value)
-		}
-		for _, login := range address.Logins(value) {
-			if len(login.Password) >= shortPassword {
-				add(login.Password)
-			} else {
-				for _, spelling := range spellings(login.Password) {
-					forms[":"+spelling+"@"] = struct{}{}
-				}
-			}
-			if login.User != "" {
-				// The header of a request with this login.
-				forms[base64.StdEncoding.EncodeToString([]byte(login.User+":"+login.Password))] = struct{}{}
-			}
-		}
-	}
-	r := &Redactor{}
-	for form := range forms {
-		first := form[0]
-		r.secrets[first] = append(r.secrets[first], form)
-		r.longest = max(r.longest, len(form))
-	}
-	for _, list := range r.secrets {
-		slices.SortFunc(list, func(a, b string) int {
-			return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b))
-		})
+	r.compile()
+	if len(rules) > 0 {
+		r.Refresh()
 	}
 	return r
 }
 
-// spellings are a secret as it is and as programs write it: in base64, in
-// URLs, in JSON, in Python's and the shell's quotes.
-func spellings(secret string) []string {
-	if secret == "" {
+// compile makes the matcher.
+func (r *Redactor) compile() {
+	f := &forms{patterns: map[string]*pattern{}, guarded: map[string]bool{}}
+	for _, word := range r.rules.CommonWords {
+		f.guarded[strings.ToLower(word)] = true
+	}
+	for _, variable := range r.environ {
+		if name, value, found := strings.Cut(variable, "="); found {
+			f.variable(name, value, r.rules.Names)
+		}
+	}
+	for value := range r.remembered {
+		f.secret(value)
+	}
+	r.current.Store(newMatcher(append(slices.Collect(maps.Values(f.patterns)), detectors...)))
+}
+
+// variable adds the secrets in the value of a variable.
+func (f *forms) variable(name, value string, names []string) {
+	if isSecret(name, value, names) {
+		f.secret(value)
+	}
+	for _, login := range address.Logins(value) {
+		if len(login.Password) >= shortPassword {
+			f.secret(login.Password)
+		} else {
+			for _, spelling := range spellings(login.Password) {
+				f.put(":"+spelling+"@", false)
+			}
+		}
+		if login.User != "" {
+			// The header of a request with this login.
+			f.put(base64.StdEncoding.EncodeToString([]byte(login.User+":"+login.Password)), false)
+		}
+	}
+	for _, token := range urlSecrets(value, names) {
+		f.secret(token)
+	}
+}
+
+var (
+	userToken = regexp.MustCompile(`://([^/@:\s]{16,})@`)
+	urlQuery  = regexp.MustCompile(`[?&]([A-Za-z0-9_.-]+)=([^&#\s]{6,})`)
+)
+
+// urlSecrets are the secrets in a URL that are no password: a token instead of the
+// user, and parameters with names that say so.
+func urlSecrets(value string, names []string) (found []string) {
+	if !strings.Contains(value, "://") {
 		return nil
 	}
-	query := url.QueryEscape(secret)                   // quote_plus
-	component := strings.ReplaceAll(query, "+", "%20") // quote with safe=''
-	path := strings.ReplaceAll(component, "%2F", "/")  // quote with its defaults
-	found := []string{
-		secret, base64.StdEncoding.EncodeToString([]byte(secret)), base64.URLEncoding.EncodeToString([]byte(secret)),
-		query, component, path, strings.ReplaceAll(query, "%2F", "/"), url.PathEscape(secret),
-		// As addresses are shown and written here, and by JavaScript.
-		strings.ReplaceAll(component, "~", "%7E"), encodeURIComponent.Replace(component),
-		strings.Trim(url.UserPassword("", secret).String(), ":"),
-		strings.ReplaceAll(secret, "'", `'\''`),
-		strings.ReplaceAll(secret, `\`, `\\`), strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(secret),
+	for _, match := range userToken.FindAllStringSubmatch(value, -1) {
+		found = append(found, match[1])
 	}
-	for _, form := range found {
-		found = append(found, lowerEscapes(form))
-	}
-	for _, ascii := range []bool{false, true} {
-		for _, html := range []bool{false, true} {
-			text := jsonText(secret, ascii, html)
-			found = append(found, text, strings.ReplaceAll(text, "/", `\/`))
+	for _, match := range urlQuery.FindAllStringSubmatch(value, -1) {
+		if isSecret(match[1], match[2], names) {
+			found = append(found, match[2])
 		}
 	}
 	return found
 }
 
-// encodeURIComponent leaves what JavaScript's function leaves.
-var encodeURIComponent = strings.NewReplacer("%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*")
-
-// lowerEscapes writes the digits of percent-encoding in lower case.
-func lowerEscapes(text string) string {
-	out := []byte(text)
-	for i := 0; i+2 < len(out); i++ {
-		if out[i] == '%' {
-			copy(out[i+1:i+3], strings.ToLower(string(out[i+1:i+3])))
-		}
+// matcher returns the matcher in force, nil for none.
+func (r *Redactor) matcher() *matcher {
+	if r == nil {
+		return nil
 	}
-	return string(out)
-}
-
-// jsonText is what stands between the quotes of a JSON text: with everything
-// but ASCII escaped, as Python does, and with <, > and & escaped, as Go does.
-func jsonText(text string, ascii, html bool) string {
-	var buffer bytes.Buffer
-	encoder := json.NewEncoder(&buffer)
-	encoder.SetEscapeHTML(html)
-	_ = encoder.Encode(text) // a string
-	quoted := strings.TrimSuffix(buffer.String(), "\n")
-	quoted = quoted[1 : len(quoted)-1]
-	if !ascii {
-		return quoted
-	}
-	var out strings.Builder
-	for _, r := range quoted {
-		if r < 0x80 {
-			out.WriteRune(r)
-			continue
-		}
-		for _, unit := range utf16.Encode([]rune{r}) {
-			fmt.Fprintf(&out, `\u%04x`, unit)
-		}
-	}
-	return out.String()
+	return r.current.Load()
 }
 
 // String returns the text with every secret replaced.
 func (r *Redactor) String(text string) string {
-	if r == nil || r.longest == 0 || text == "" {
+	m := r.matcher()
+	if m == nil || text == "" {
+		return text
+	}
+	all := []byte(text)
+	work := rooms.Get().(*room)
+	defer rooms.Put(work)
+	if _, _, v := m.find(work, all, 0, true, nil); v == absent {
 		return text
 	}
 	var out strings.Builder
-	w := r.Writer(&out)
+	w := &RedactingWriter{matcher: m, next: &out, text: all, room: work}
 	// A strings.Builder does not fail.
-	_, _ = w.Write([]byte(text))
 	_ = w.Close()
 	return out.String()
 }
+
+// rooms are for texts that are redacted at once.
+var rooms = sync.Pool{New: func() any { return new(room) }}

@@ -1,0 +1,289 @@
+package artifacts
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+)
+
+// Limits on files with secrets, because the workspace's are written by others.
+const (
+	maxSecretFile  = 1 << 20
+	maxSecretFiles = 32
+	maxRemembered  = 2000
+)
+
+// A secretFile is a file whose contents are secret, all or in part.
+type secretFile struct {
+	path string
+	kind fileKind
+}
+
+type fileKind int
+
+const (
+	// variables are lines NAME=value, of which names tell the secret ones.
+	variables fileKind = iota
+	// secretLines are secrets, one a line.
+	secretLines
+	// oneSecret is a secret, a JSON document with secrets, or lines NAME=value.
+	oneSecret
+	// urls are URLs with logins, as git stores them.
+	urls
+	// pgpass and netrc are the password files of PostgreSQL and of FTP and HTTP
+	// clients.
+	pgpass
+	netrc
+)
+
+// exampleFile matches files that only show which variables there are.
+var exampleFile = regexp.MustCompile(`(?i)\.(?:example|sample|template|tmpl|dist|defaults?)$`)
+
+// files returns the files that may have secrets:
+//
+//   - those that the rules name, and the .env files of the workspace;
+//   - those that a variable names: PGPASSFILE, NETRC, GOOGLE_APPLICATION_CREDENTIALS, and
+//     NAME_FILE where the value of NAME would be secret;
+//   - those of docker, git, curl, psql and the AWS tools, which the commands of plans use.
+func (r *Redactor) files() (list []secretFile) {
+	for _, path := range r.rules.Files {
+		list = append(list, secretFile{path, secretLines})
+	}
+	if r.rules.Workspace != "" {
+		found, _ := filepath.Glob(filepath.Join(globEscape.Replace(r.rules.Workspace), ".env.*")) // the pattern is valid
+		found = slices.DeleteFunc(found, exampleFile.MatchString)
+		list = append(list, secretFile{filepath.Join(r.rules.Workspace, ".env"), variables})
+		for _, path := range found[:min(len(found), maxSecretFiles)] {
+			list = append(list, secretFile{path, variables})
+		}
+	}
+	home, docker := "", ""
+	for _, variable := range r.environ {
+		name, value, _ := strings.Cut(variable, "=")
+		base, isFile := strings.CutSuffix(strings.ToUpper(name), "_FILE")
+		switch {
+		case name == "HOME":
+			home = value
+		case name == "DOCKER_CONFIG":
+			docker = value
+		case !filepath.IsAbs(value):
+		case name == "PGPASSFILE":
+			list = append(list, secretFile{value, pgpass})
+		case name == "NETRC":
+			list = append(list, secretFile{value, netrc})
+		case name == "GOOGLE_APPLICATION_CREDENTIALS", isFile && isSecret(base, "a value", r.rules.Names):
+			list = append(list, secretFile{value, oneSecret})
+		}
+	}
+	if filepath.IsAbs(home) {
+		list = append(list, secretFile{filepath.Join(home, ".pgpass"), pgpass}, secretFile{filepath.Join(home, ".netrc"), netrc},
+			secretFile{filepath.Join(home, ".git-credentials"), urls}, secretFile{filepath.Join(home, ".aws/credentials"), variables})
+		if docker == "" {
+			docker = filepath.Join(home, ".docker")
+		}
+	}
+	if filepath.IsAbs(docker) {
+		list = append(list, secretFile{filepath.Join(docker, "config.json"), oneSecret})
+	}
+	return list
+}
+
+var globEscape = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`)
+
+// Refresh reads the files with secrets again if they have changed since. It remembers
+// what they had before. Files that cannot be read have no secrets. A step calls it at
+// its beginning and before each command, because files change while the worker runs.
+func (r *Redactor) Refresh() {
+	if r == nil || r.rules.Workspace == "" && len(r.rules.Files) == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	files := r.files()
+	var state strings.Builder
+	for _, file := range files {
+		if info, err := os.Stat(file.path); err == nil {
+			inode, changed := uint64(0), syscall.Timespec{}
+			if system, ok := info.Sys().(*syscall.Stat_t); ok {
+				inode, changed = system.Ino, system.Ctim
+			}
+			fmt.Fprintf(&state, "%s %d %d %d %v\n", file.path, info.Size(), inode, info.ModTime().UnixNano(), changed)
+		}
+	}
+	if state.String() == r.state {
+		return
+	}
+	r.state = state.String()
+	known := len(r.remembered)
+	for _, file := range files {
+		text, err := readSecretFile(file.path)
+		if err != nil {
+			continue
+		}
+		for _, secret := range file.secrets(text, r.rules.Names) {
+			if len(secret) >= minAddedSecret && !slices.Contains(harmless, strings.ToLower(secret)) && len(r.remembered) < maxRemembered {
+				r.remembered[secret] = struct{}{}
+			}
+		}
+	}
+	if len(r.remembered) > known {
+		r.compile()
+	}
+}
+
+// readSecretFile reads a regular file. Opening anything else could block for ever.
+func readSecretFile(path string) (string, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSecretFile {
+		return "", fmt.Errorf("%s is no file of at most %d bytes", path, maxSecretFile)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, maxSecretFile))
+	return string(text), err
+}
+
+// secrets are the secrets in the text of a file.
+func (f secretFile) secrets(text string, names []string) (found []string) {
+	switch f.kind {
+	case variables:
+		return variableSecrets(text, names)
+	case secretLines:
+		if strings.Contains(text, "-----BEGIN ") {
+			found = append(found, Trim(text))
+		}
+		for line := range strings.SplitSeq(plainText(text), "\n") {
+			if line = Trim(line); line != "" && !commonLine.MatchString(line) {
+				found = append(found, line)
+			}
+		}
+		for _, variable := range parseVariables(text) {
+			found = append(found, variable.values...)
+		}
+	case oneSecret:
+		trimmed := Trim(text)
+		switch {
+		case json.Valid([]byte(trimmed)) && strings.HasPrefix(trimmed, "{"):
+			return documentSecrets(trimmed)
+		case !strings.Contains(trimmed, "\n"), strings.Contains(trimmed, "-----BEGIN "):
+			return []string{trimmed}
+		}
+		return variableSecrets(text, names)
+	case urls:
+		for _, login := range address.Logins(text) {
+			found = append(found, login.Password)
+		}
+	case pgpass:
+		for line := range strings.Lines(text) {
+			// The fifth field; a colon in a field is written as \:.
+			fields := strings.Split(strings.ReplaceAll(Trim(line), `\:`, "\x00"), ":")
+			if len(fields) == 5 && !strings.HasPrefix(line, "#") {
+				found = append(found, strings.ReplaceAll(strings.ReplaceAll(fields[4], "\x00", ":"), `\\`, `\`))
+			}
+		}
+	case netrc:
+		words := strings.Fields(text)
+		for i, word := range words[:max(0, len(words)-1)] {
+			if word == "password" {
+				found = append(found, strings.Trim(words[i+1], `"`))
+			}
+		}
+	}
+	return found
+}
+
+// documentSecrets are the secrets in a JSON document.
+func documentSecrets(text string) []string {
+	f := &forms{patterns: map[string]*pattern{}}
+	var found []string
+	f.each = func(secret string) { found = append(found, secret) }
+	f.document(text)
+	return found
+}
+
+// variableSecrets are the secrets among variables: by their names, and logins in URLs.
+func variableSecrets(text string, names []string) (found []string) {
+	for _, variable := range parseVariables(text) {
+		for _, value := range variable.values {
+			if isSecret(variable.name, value, names) {
+				found = append(found, value)
+			}
+			for _, login := range address.Logins(value) {
+				if len(login.Password) >= shortPassword {
+					found = append(found, login.Password)
+				}
+			}
+			found = append(found, urlSecrets(value, names)...)
+		}
+	}
+	return found
+}
+
+// A fileVariable is a variable in a file. values are its value as programs may read it:
+// with and without quotes and escapes.
+type fileVariable struct {
+	name   string
+	values []string
+}
+
+var fileVariableName = regexp.MustCompile(`(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*[=:][ \t]*`)
+
+// parseVariables reads files as docker compose, shells and others do. A quoted value may
+// have several lines.
+func parseVariables(text string) (list []fileVariable) {
+	text = strings.ReplaceAll(text, "\r\n", "\n")
+	for text != "" {
+		match := fileVariableName.FindStringSubmatchIndex(text)
+		if match == nil {
+			return list
+		}
+		name := text[match[2]:match[3]]
+		text = text[match[1]:]
+		line, _, _ := strings.Cut(text, "\n")
+		rest := len(line)
+		values := []string{Trim(line)}
+		if line != "" && (line[0] == '"' || line[0] == '\'') {
+			if end := closingQuote(text); end > 0 {
+				quoted := text[1:end]
+				values = append(values, quoted)
+				if line[0] == '"' {
+					values = append(values, strings.NewReplacer(`\n`, "\n", `\r`, "\r", `\t`, "\t", `\"`, `"`, `\\`, `\`, `\$`, "$", "$$", "$").Replace(quoted))
+				}
+				rest = max(rest, end)
+			}
+		} else if value, _, commented := strings.Cut(line, " #"); commented {
+			values = append(values, Trim(value))
+		}
+		slices.Sort(values)
+		list = append(list, fileVariable{name, slices.Compact(values)})
+		text = text[rest:]
+	}
+	return list
+}
+
+// closingQuote returns where the quote ends that a text begins with, or 0.
+func closingQuote(text string) int {
+	for i := 1; i < min(len(text), wholeUpTo); i++ {
+		switch {
+		case text[i] == '\\' && text[0] == '"':
+			i++
+		case text[i] == text[0]:
+			return i
+		}
+	}
+	return 0
+}
