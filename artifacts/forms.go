@@ -36,24 +36,19 @@ type forms struct {
 }
 
 // put adds one spelling of a secret.
-func (f *forms) put(text string, guarded bool) {
-	if text == "" {
-		return
+func (f *forms) put(text string) {
+	if _, found := f.patterns[text]; text != "" && !found {
+		f.patterns[text] = &pattern{text: text, folded: len(text) >= foldedFrom, guarded: f.guarded[strings.ToLower(text)]}
 	}
-	if known, found := f.patterns[text]; found {
-		known.guarded = known.guarded && guarded
-		return
-	}
-	f.patterns[text] = &pattern{text: text, folded: len(text) >= foldedFrom, guarded: guarded}
 }
 
 // long adds a spelling that is also found when a line break comes after its first
 // bytes.
 func (f *forms) long(text string) {
-	f.put(text, false)
+	f.put(text)
 	if len(text) >= cutFrom && len(text) <= wholeUpTo && strings.IndexByte(text, '\n') < 0 {
 		for n := 1; n < gramSize; n++ {
-			f.put(text[n:], false)
+			f.put(text[n:])
 		}
 	}
 }
@@ -141,10 +136,9 @@ func (f *forms) member(value string) {
 
 // whole adds a text in all its spellings and encodings.
 func (f *forms) whole(secret string) {
-	guarded := f.guarded[strings.ToLower(Trim(secret))]
 	for _, form := range []string{secret, plainText(secret), Trim(secret), Trim(plainText(secret))} {
 		for _, spelling := range spellings(form) {
-			f.put(spelling, guarded && spelling == form)
+			f.put(spelling)
 		}
 		f.encodings(form)
 	}
@@ -157,7 +151,7 @@ func (f *forms) encodings(secret string) {
 		return
 	}
 	for _, alphabet := range []*base64.Encoding{base64.StdEncoding, base64.URLEncoding} {
-		f.put(alphabet.EncodeToString([]byte(secret)), false)
+		f.put(alphabet.EncodeToString([]byte(secret)))
 		if len(secret) < encodedFrom {
 			continue
 		}
@@ -184,8 +178,8 @@ func (f *forms) encodings(secret string) {
 			}
 			out.WriteString(digits[i : i+2])
 		}
-		f.put(out.String(), false)
-		f.put(strings.ToUpper(out.String()), false)
+		f.put(out.String())
+		f.put(strings.ToUpper(out.String()))
 	}
 }
 

@@ -306,6 +306,10 @@ func TestNoFormOfASecretLeaks(t *testing.T) {
 	for name, secret := range secrets {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			contexts := contexts
+			if len(secret) > 400 {
+				contexts = contexts[:3] // they take longer, and their lines are secrets like the others
+			}
 			random := rand.New(rand.NewPCG(1, uint64(len(secret))))
 			for _, form := range spell(secret, random) {
 				for i, context := range contexts {

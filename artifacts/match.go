@@ -403,7 +403,7 @@ func (s *states) add(position int) {
 // returns where it ends.
 func (p *pattern) spelled(all *readings, text []byte, i int, end bool) (int, verdict) {
 	limit := i + 24*len(p.text) + 1024 // bounds what a writer buffers
-	var ring [5]states // by position in the pattern modulo 5: an escape has at most 4 bytes
+	var ring [5]states                 // by position in the pattern modulo 5: an escape has at most 4 bytes
 	ring[0].add(i)
 	open := false
 	for at := range len(p.text) {

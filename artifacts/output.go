@@ -61,6 +61,7 @@ func (l *Log) Output() *Output { return newOutput(l, l.run.redactor) }
 func NewCapture(redactor *Redactor) *Output { return newOutput(nil, redactor) }
 
 func newOutput(l *Log, redactor *Redactor) *Output {
+	redactor.Refresh() // an earlier command may have written secrets into files
 	o := &Output{log: l, first: -1}
 	for which := range o.streams {
 		s := &stream{output: o, which: which}

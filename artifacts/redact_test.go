@@ -204,11 +204,14 @@ func TestLogLinesCarryNoSecret(t *testing.T) {
 	var out bytes.Buffer
 	r := artifacts.NewRedactor([]string{"GITHUB_TOKEN=p@ss w/d"})
 	logger := slog.New(r.Handler(slog.NewJSONHandler(&out, nil))).
-		With("header", "Bearer p@ss w/d").WithGroup("g")
+		With("header", "Bearer p@ss w/d").WithGroup("g p@ss w/d")
 	logger.Info("using p@ss w/d",
 		"error", errors.New("refused p%40ss+w%2Fd"),
 		"list", []string{"a", base64.StdEncoding.EncodeToString([]byte("p@ss w/d"))},
-		slog.Group("inner", "x", "p@ss w/d"),
+		slog.Group("inner", "x", "p@ss w/d"), slog.Group("group p@ss w/d", "key p@ss w/d", 1),
+		"pointer", &struct{ Inner *struct{ Text string } }{&struct{ Text string }{"p@ss w/d"}},
+		"bytes", json.RawMessage(`{"text": "p@ss w\/d"}`), "url", &url.URL{Scheme: "http", Host: "h", Path: "/p@ss w/d"},
+		"func", func() string { return "p@ss w/d" },
 		"count", 3)
 	for _, form := range []string{"p@ss w/d", url.QueryEscape("p@ss w/d"), base64.StdEncoding.EncodeToString([]byte("p@ss w/d"))} {
 		if strings.Contains(out.String(), form) {
@@ -223,7 +226,10 @@ func TestLogLinesCarryNoSecret(t *testing.T) {
 func FuzzRedactionDoesNotDependOnWrites(f *testing.F) {
 	f.Add("abcabcdefabc", 3)
 	f.Add("p%40ss+w%2Fd cEBzcyB3L2Q= p@ss w/d", 5)
-	r := artifacts.NewRedactor([]string{"A_TOKEN=abc", "B_TOKEN=abcdef", "C_TOKEN=p@ss w/d", "D_TOKEN=cab"})
+	f.Add("a%62c\\u0061bc &#97;bc a\x1b[1mb\x1b[0mc http://u:p@h Authorization: Basic abcabcabc", 1)
+	f.Add("long-token-\n#1 0.1 0123456789\nlong-token\b-0123456789 bG9uZy10b2tlbi0wMTIzNDU2Nzg5", 1)
+	r := artifacts.NewRedactor([]string{"A_TOKEN=abc", "B_TOKEN=abcdef", "C_TOKEN=p@ss w/d", "D_TOKEN=cab", "E_TOKEN=long-token-0123456789", "F_KEY=first line\nsecond line\n", `G_KEY=a\b"%41&amp;`, "H_TOKEN=password"},
+		artifacts.Rules{CommonWords: []string{"password"}})
 	f.Fuzz(func(t *testing.T, text string, size int) {
 		if size < 1 {
 			return
@@ -231,6 +237,9 @@ func FuzzRedactionDoesNotDependOnWrites(f *testing.F) {
 		whole := r.String(text)
 		if got := inPieces(r, text, size); got != whole {
 			t.Errorf("%q by %d: %q, at once %q", text, size, got, whole)
+		}
+		if again := r.String(whole); again != whole {
+			t.Errorf("%q became %q, redacted again %q", text, whole, again)
 		}
 		for _, secret := range []string{"abc", "p@ss w/d", "cab"} {
 			if strings.Contains(whole, secret) {

@@ -57,6 +57,7 @@ func Open(dir string, redactor *Redactor) (*Run, error) {
 		root.Close()
 		return nil, &PathError{"Artifact run directory cannot be a symlink"}
 	}
+	redactor.Refresh()
 	r := &Run{dir: dir, root: root, redactor: redactor}
 	probe, err := r.spool()
 	if err != nil {
@@ -223,6 +224,7 @@ func (r *Run) Document(name string) (*Document, error) {
 		return nil, fmt.Errorf("artifact %s: %w", name, err)
 	}
 	log := &Log{run: r, name: name, file: file, hash: sha256.New()}
+	r.redactor.Refresh()
 	redact := r.redactor.Writer(appender{log})
 	return &Document{log: log, temporary: temporary, redact: redact, text: NewTextWriter(redact)}, nil
 }

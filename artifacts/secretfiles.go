@@ -49,21 +49,14 @@ var exampleFile = regexp.MustCompile(`(?i)\.(?:example|sample|template|tmpl|dist
 
 // files returns the files that may have secrets:
 //
-//   - those that the rules name, and the .env files of the workspace;
+//   - those that the rules name;
 //   - those that a variable names: PGPASSFILE, NETRC, GOOGLE_APPLICATION_CREDENTIALS, and
 //     NAME_FILE where the value of NAME would be secret;
-//   - those of docker, git, curl, psql and the AWS tools, which the commands of plans use.
+//   - those of docker, git, curl, psql and the AWS tools, which the commands of plans use;
+//   - the .env files of the workspace.
 func (r *Redactor) files() (list []secretFile) {
 	for _, path := range r.rules.Files {
 		list = append(list, secretFile{path, secretLines})
-	}
-	if r.rules.Workspace != "" {
-		found, _ := filepath.Glob(filepath.Join(globEscape.Replace(r.rules.Workspace), ".env.*")) // the pattern is valid
-		found = slices.DeleteFunc(found, exampleFile.MatchString)
-		list = append(list, secretFile{filepath.Join(r.rules.Workspace, ".env"), variables})
-		for _, path := range found[:min(len(found), maxSecretFiles)] {
-			list = append(list, secretFile{path, variables})
-		}
 	}
 	home, docker := "", ""
 	for _, variable := range r.environ {
@@ -92,6 +85,15 @@ func (r *Redactor) files() (list []secretFile) {
 	}
 	if filepath.IsAbs(docker) {
 		list = append(list, secretFile{filepath.Join(docker, "config.json"), oneSecret})
+	}
+	// The last, because others write it: it cannot push out the operator's secrets.
+	if r.rules.Workspace != "" {
+		found, _ := filepath.Glob(filepath.Join(globEscape.Replace(r.rules.Workspace), ".env.*")) // the pattern is valid
+		found = slices.DeleteFunc(found, exampleFile.MatchString)
+		list = append(list, secretFile{filepath.Join(r.rules.Workspace, ".env"), variables})
+		for _, path := range found[:min(len(found), maxSecretFiles)] {
+			list = append(list, secretFile{path, variables})
+		}
 	}
 	return list
 }

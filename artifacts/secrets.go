@@ -1,14 +1,13 @@
 package artifacts
 
 import (
+	"encoding/base64"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-
-	"encoding/base64"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
@@ -128,12 +127,12 @@ func (f *forms) variable(name, value string, names []string) {
 			f.secret(login.Password)
 		} else {
 			for _, spelling := range spellings(login.Password) {
-				f.put(":"+spelling+"@", false)
+				f.put(":" + spelling + "@")
 			}
 		}
 		if login.User != "" {
 			// The header of a request with this login.
-			f.put(base64.StdEncoding.EncodeToString([]byte(login.User+":"+login.Password)), false)
+			f.put(base64.StdEncoding.EncodeToString([]byte(login.User + ":" + login.Password)))
 		}
 	}
 	for _, token := range urlSecrets(value, names) {

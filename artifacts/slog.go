@@ -2,12 +2,14 @@ package artifacts
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 )
 
-// Handler returns a slog handler that redacts the message and every attribute
-// before it passes them to next, so that no log line contains a secret.
+// Handler returns a slog handler that redacts the message, the keys and values of every
+// attribute and the names of groups before it passes them to next, so that no log line
+// contains a secret.
 func (r *Redactor) Handler(next slog.Handler) slog.Handler {
 	return redactingHandler{redactor: r, next: next}
 }
@@ -39,33 +41,42 @@ func (h redactingHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 func (h redactingHandler) WithGroup(name string) slog.Handler {
-	return redactingHandler{redactor: h.redactor, next: h.next.WithGroup(name)}
+	return redactingHandler{redactor: h.redactor, next: h.next.WithGroup(h.redactor.String(name))}
 }
 
 func (h redactingHandler) attr(a slog.Attr) slog.Attr {
 	value := a.Value.Resolve()
+	key := h.redactor.String(a.Key)
 	switch value.Kind() {
 	case slog.KindString:
-		return slog.String(a.Key, h.redactor.String(value.String()))
+		return slog.String(key, h.redactor.String(value.String()))
 	case slog.KindGroup:
 		attrs := value.Group()
 		clean := make([]slog.Attr, len(attrs))
 		for i, inner := range attrs {
 			clean[i] = h.attr(inner)
 		}
-		return slog.Attr{Key: a.Key, Value: slog.GroupValue(clean...)}
+		return slog.Attr{Key: key, Value: slog.GroupValue(clean...)}
 	case slog.KindAny:
 		switch v := value.Any().(type) {
 		case error:
-			return slog.String(a.Key, h.redactor.String(v.Error()))
+			return slog.String(key, h.redactor.String(v.Error()))
 		default:
-			// A value that prints without a secret is passed on unchanged,
-			// so that a JSON handler writes its structure.
-			text := fmt.Sprintf("%+v", v)
+			// A value that prints without a secret is passed on unchanged, so that a
+			// JSON handler writes its structure. That handler follows pointers and
+			// knows MarshalJSON, which fmt does not.
+			text := fmt.Sprintf("%+v", v) // its String method, if there is one
 			if clean := h.redactor.String(text); clean != text {
-				return slog.String(a.Key, clean)
+				return slog.String(key, clean)
+			}
+			encoded, err := json.Marshal(v)
+			if err != nil {
+				return slog.String(key, text)
+			}
+			if clean := h.redactor.String(string(encoded)); clean != string(encoded) {
+				return slog.String(key, clean)
 			}
 		}
 	}
-	return a
+	return slog.Attr{Key: key, Value: value}
 }

@@ -1,0 +1,139 @@
+package artifacts_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The workspace's .env counts like the environment, in each version that it has had.
+func TestSecretsOfTheWorkspace(t *testing.T) {
+	t.Parallel()
+	workspace := t.TempDir()
+	env := filepath.Join(workspace, ".env")
+	write(t, env, "# comment\nexport APP_SECRET='one-one-1 x'\nDEBUG=nothing-secret\nDB_URL=postgres://mm:two-two-22@db/x # main\nTOKEN=\"three\\\"33\"\nKEY=\"line-one-1111\nline-two-2222\"\nSHORT_KEY=e\nB_KEY=true\n")
+	write(t, filepath.Join(workspace, ".env.production"), "APP_TOKEN: four-4444\n")
+	write(t, filepath.Join(workspace, ".env.example"), "APP_TOKEN=placeholder\n")
+	r := artifacts.NewRedactor(nil, artifacts.Rules{Workspace: workspace})
+	const text = "one-one-1 x|nothing-secret|two-two-22|three\"33|#1 0.1 line-one-1111|#1 0.2 line-two-2222|true|e|four-4444|placeholder"
+	if got, want := r.String(text), "***|nothing-secret|***|***|#1 0.1 ***|#1 0.2 ***|true|e|***|placeholder"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	// A command of a plan writes a new file while the worker runs.
+	write(t, env, "APP_SECRET=five-5555\n")
+	r.Refresh()
+	if got := r.String("one-one-1 x five-5555"); got != "*** ***" {
+		t.Errorf("after a change: %q", got)
+	}
+	if err := os.Remove(env); err != nil {
+		t.Fatal(err)
+	}
+	r.Refresh()
+	if got := r.String("five-5555"); got != "***" {
+		t.Errorf("after the removal: %q", got)
+	}
+}
+
+// A run's artifacts read the files again before each command.
+func TestOutputKnowsSecretsThatCommandsWrite(t *testing.T) {
+	t.Parallel()
+	workspace := t.TempDir()
+	run, err := artifacts.Open(filepath.Join(t.TempDir(), "run"), artifacts.NewRedactor(nil, artifacts.Rules{Workspace: workspace}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer run.Close()
+	log, err := run.Log("patch.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Discard()
+	write(t, filepath.Join(workspace, ".env"), "NEW_TOKEN=brand-new-1\n")
+	output := log.Output()
+	fmt.Fprintln(output.Stdout, "it is brand-new-1")
+	output.Close()
+	text, err := os.ReadFile(filepath.Join(run.Dir(), "patch.log"))
+	if err != nil || string(text) != "it is ***" {
+		t.Errorf("%q, %v", text, err)
+	}
+	write(t, filepath.Join(workspace, ".env"), "NEW_TOKEN=brand-new-2\n")
+	if file, err := run.Write("patch.diff", "+NEW_TOKEN=brand-new-2\n"); err != nil || file.SizeBytes != int64(len("+NEW_TOKEN=***\n")) {
+		t.Errorf("%+v, %v", file, err)
+	}
+}
+
+func TestFilesWithSecrets(t *testing.T) {
+	t.Parallel()
+	home, extra := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(home, ".pgpass"), "db:5432:*:mm:pg\\:pass-1\n")
+	write(t, filepath.Join(home, ".netrc"), "machine h login mm password netrc-22\n")
+	write(t, filepath.Join(home, ".git-credentials"), "https://mm:gitpass-333@h\n")
+	write(t, filepath.Join(home, ".aws/credentials"), "[default]\nregion = eu-central-1\naws_secret_access_key = awskey-4444\n")
+	write(t, filepath.Join(home, ".docker/config.json"), `{"auths": {"r.example": {"auth": "`+base64.StdEncoding.EncodeToString([]byte("mm:docker-55555"))+`"}}}`)
+	write(t, filepath.Join(extra, "account.json"), `{"type": "service_account", "private_key_id": "id-666666", "client_email": "mm@example.org"}`)
+	write(t, filepath.Join(extra, "password"), "filepass-7777777\n")
+	write(t, filepath.Join(extra, "list"), "listed-88888888\nANY_NAME=named-9\n")
+	r := artifacts.NewRedactor([]string{
+		"HOME=" + home, "GOOGLE_APPLICATION_CREDENTIALS=" + filepath.Join(extra, "account.json"), "POSTGRES_PASSWORD_FILE=" + filepath.Join(extra, "password"), "REGISTRY_LOGIN=by-name-10",
+	}, artifacts.Rules{Workspace: t.TempDir(), Files: []string{filepath.Join(extra, "list"), filepath.Join(extra, "missing")}, Names: []string{"registry_*"}})
+	for _, secret := range []string{"pg:pass-1", "netrc-22", "gitpass-333", "awskey-4444", "docker-55555", "id-666666", "filepass-7777777", "listed-88888888", "named-9", "by-name-10"} {
+		if got := r.String("is " + secret + "."); got != "is ***." {
+			t.Errorf("%s: %q", secret, got)
+		}
+	}
+	const clean = "eu-central-1 mm@example.org service_account machine login"
+	if got := r.String(clean); got != clean {
+		t.Errorf("%q became %q", clean, got)
+	}
+}
+
+// The workspace belongs to others: whatever its .env is, the redactor neither waits nor
+// fails, and reads no more than its limits say.
+func TestHostileFiles(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(path string) error{
+		"pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"loop":      func(path string) error { return os.Symlink(path, path) },
+		"device":    func(path string) error { return os.Symlink("/dev/zero", path) },
+		"large":     func(path string) error { return os.WriteFile(path, make([]byte, 2<<20), 0o600) },
+		"no text": func(path string) error {
+			return os.WriteFile(path, []byte("A_KEY=\xff\xfe\x00\x00\nB_KEY=\"never closed\n\n=\n"), 0o600)
+		},
+		"many": func(path string) error {
+			var text strings.Builder
+			for i := range 40000 {
+				fmt.Fprintf(&text, "A%d_KEY=value%d\n", i, i)
+			}
+			return os.WriteFile(path, []byte(text.String()), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			workspace := t.TempDir()
+			if err := prepare(filepath.Join(workspace, ".env")); err != nil {
+				t.Fatal(err)
+			}
+			r := artifacts.NewRedactor([]string{"MY_TOKEN=mine-mine"}, artifacts.Rules{Workspace: workspace})
+			if got := r.String("it is mine-mine"); got != "it is ***" {
+				t.Errorf("%q", got)
+			}
+		})
+	}
+}
