@@ -43,6 +43,7 @@ func (f *configFlags) run(_ context.Context, p *program, in input) error {
 			// Effective values cannot be derived from an invalid configuration.
 			line.Value = v.setting.redact(v.text)
 		}
+		line.Value = p.redactor().String(line.Value) // a secret in the wrong setting
 		report.Settings = append(report.Settings, line)
 	}
 	report.WithoutEffect = append(report.WithoutEffect, unused(p.env)...)

@@ -134,7 +134,7 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	environ := c.ChildEnvironment(p.env)
-	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(append(environ, flagSecrets(values)...))}
+	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(append(environ, flagSecrets(values)...), c.redaction())}
 	if !f.json {
 		d.out = p.stdout
 	}

@@ -25,3 +25,24 @@ func readableDuration(_ []string, a slog.Attr) slog.Attr {
 	}
 	return a
 }
+
+// redaction are the rules for the redactor of a worker.
+func (c *configuration) redaction() artifacts.Rules {
+	rules := c.Redaction
+	rules.Workspace = c.Workspace
+	return rules
+}
+
+// environmentRules are the same rules for commands that do not read all settings, and
+// for errors in settings. A setting that is wrong adds none.
+func environmentRules(env environment) artifacts.Rules {
+	c := &configuration{}
+	for i := range settings {
+		if s := &settings[i]; s.topic == topicSecrets || s.flag == "workspace" {
+			if v := find(s, env, nil); v.set {
+				_ = s.read(c, v.text)
+			}
+		}
+	}
+	return c.redaction()
+}

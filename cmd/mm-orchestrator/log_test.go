@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
@@ -29,6 +33,36 @@ func TestLogFormats(t *testing.T) {
 		log.Debug("not shown")
 		if !strings.HasSuffix(strings.TrimSpace(out.String()), tt.want) {
 			t.Errorf("%+v: %s", tt, out.String())
+		}
+	}
+}
+
+// The settings about secrets and the workspace's .env count for the worker's redactor and
+// for the output of every command.
+func TestRedactionSettings(t *testing.T) {
+	t.Parallel()
+	workspace, list := t.TempDir(), filepath.Join(t.TempDir(), "list")
+	for path, text := range map[string]string{filepath.Join(workspace, ".env"): "APP_TOKEN=from-the-workspace\n", list: "from-the-list\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := environment{
+		"MM_ORCHESTRATOR_REDACT_NAMES=ACME_*", "MM_ORCHESTRATOR_REDACT_FILES=" + list, "MM_ORCHESTRATOR_REDACT_COMMON_WORDS=guard",
+		"WORKSPACE_ROOT=" + workspace, "ACME_LOGIN=by-its-name", "DB_PASSWORD=guest",
+	}
+	for name, redactor := range map[string]*artifacts.Redactor{
+		"worker":  artifacts.NewRedactor(env, mustLoad(t, env).redaction()),
+		"command": (&program{env: env}).redactor(),
+	} {
+		const text = "from-the-workspace from-the-list by-its-name a guest password=guest"
+		if got, want := redactor.String(text), "*** *** *** a guest password=***"; got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	for _, wrong := range []string{"REDACT_NAMES=A=B", "REDACT_NAMES=*", "REDACT_NAMES=[", "REDACT_FILES=relative", "REDACT_COMMON_WORDS=perhaps"} {
+		if _, _, err := resolve(environment{"MM_ORCHESTRATOR_" + wrong}, addSettingFlags(pflag.NewFlagSet("test", pflag.ContinueOnError), topicSecrets)); err == nil || !strings.Contains(err.Error(), "MM_ORCHESTRATOR_REDACT_") {
+			t.Errorf("%s: %v", wrong, err)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
@@ -30,6 +31,9 @@ type program struct {
 	terminal bool
 	// args is the command line, for the redactor; written by main.
 	args []string
+	// made is what redactor has made. Guarded by making.
+	made   *artifacts.Redactor
+	making sync.Mutex
 }
 
 // main runs the command and returns the exit code.
@@ -53,11 +57,16 @@ func (p *program) printError(err error) {
 
 // redactor knows the secrets of the environment and of the command line.
 func (p *program) redactor() *artifacts.Redactor {
-	known := slices.Clone(p.env)
-	for _, arg := range p.args {
-		known = append(known, "ARGUMENT="+arg)
+	p.making.Lock()
+	defer p.making.Unlock()
+	if p.made == nil {
+		known := slices.Clone(p.env)
+		for _, arg := range p.args {
+			known = append(known, "ARGUMENT="+arg)
+		}
+		p.made = artifacts.NewRedactor(known, environmentRules(p.env))
 	}
-	return artifacts.NewRedactor(known)
+	return p.made
 }
 
 func isTerminal(f *os.File) bool {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -137,7 +136,7 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 		report.Messages = append(report.Messages, parkedMessageOf(row))
 	}
 	if f.json {
-		return runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}.json(report)
+		return runPrinter{out: p.stdout, redactor: p.redactor()}.json(report)
 	}
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(p.stdout, "no parked messages")
@@ -301,7 +300,7 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 
 func (f *returnParkedFlags) print(p *program, report returnedReport, otherQueues map[string]int) error {
 	if f.json {
-		return runPrinter{out: p.stdout, redactor: artifacts.NewRedactor(p.env)}.json(report)
+		return runPrinter{out: p.stdout, redactor: p.redactor()}.json(report)
 	}
 	verb := "returned"
 	if f.dryRun {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -65,7 +64,7 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	request := store.Revocation{RunID: id, Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.operator()}
+	request := store.Revocation{RunID: id, Reason: p.redactor().String(f.reason), By: p.operator()}
 	revoked, err := db.RevokeRun(ctx, request)
 	switch {
 	case err != nil:

@@ -241,8 +241,8 @@ type runPrinter struct {
 
 func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 	line := runLine{
-		ID: run.ID, TargetService: run.TargetService, Status: string(run.Status), Priority: run.Priority,
-		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: run.ArtifactRoot,
+		ID: run.ID, TargetService: s.redactor.String(run.TargetService), Status: string(run.Status), Priority: run.Priority,
+		Instruction: s.redactor.String(run.Instruction), ArtifactRoot: s.redactor.String(run.ArtifactRoot),
 		QueuedAt: run.QueuedAt, StartedAt: run.StartedAt, CompletedAt: run.CompletedAt,
 	}
 	working := func(w store.Working) *workingLine {
@@ -263,7 +263,7 @@ func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 func (s runPrinter) detail(d store.RunDetail) runDetail {
 	out := runDetail{Run: s.line(d.Run, d.Activity), Steps: []stepLine{}, Artifacts: []artifactLine{}}
 	if r := d.Revocation; r != nil {
-		out.Revocation = &revocationLine{By: r.By, Reason: s.redactor.String(r.Reason), At: r.At}
+		out.Revocation = &revocationLine{By: s.redactor.String(r.By), Reason: s.redactor.String(r.Reason), At: r.At}
 	}
 	for _, state := range d.States {
 		out.Steps = append(out.Steps, stepLine{
@@ -272,7 +272,7 @@ func (s runPrinter) detail(d store.RunDetail) runDetail {
 		})
 	}
 	for _, a := range d.Artifacts {
-		out.Artifacts = append(out.Artifacts, artifactLine{Type: a.Type, Path: a.Path, SizeBytes: a.SizeBytes, Checksum: a.Checksum, CreatedAt: a.CreatedAt})
+		out.Artifacts = append(out.Artifacts, artifactLine{Type: a.Type, Path: s.redactor.String(a.Path), SizeBytes: a.SizeBytes, Checksum: a.Checksum, CreatedAt: a.CreatedAt})
 	}
 	return out
 }

@@ -63,13 +63,14 @@ const (
 	topicFiles    topic = "Workspace and artifacts"
 	topicSteps    topic = "Steps"
 	topicChanges  topic = "Changes and rollback"
+	topicSecrets  topic = "Secrets"
 	topicStart    topic = "Start"
 	topicProcess  topic = "Process"
 	topicMetrics  topic = "Metrics and health"
 )
 
 // topics are all topics, in the order of the help texts.
-var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicChanges, topicStart, topicProcess, topicMetrics}
+var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicChanges, topicSecrets, topicStart, topicProcess, topicMetrics}
 
 // redact removes the secrets from a value of s.
 func (s setting) redact(text string) string {

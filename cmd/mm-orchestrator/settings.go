@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -79,6 +80,9 @@ type configuration struct {
 	PinDirectory string
 	// BaselineFileLimit and BaselineLimit are in MiB.
 	BaselineFileLimit, BaselineLimit int
+
+	// Redaction adds to what the redactor takes for secret.
+	Redaction artifacts.Rules
 
 	Node          string
 	LogLevel      slog.Level
@@ -622,6 +626,59 @@ var settings = []setting{
 		read: readNumber(func(c *configuration) *int { return &c.BaselineLimit }, 0, 1<<20),
 	},
 
+	{
+		flag: "redact-names", form: "name,…", topic: topicSecrets,
+		vars:        names("MM_ORCHESTRATOR_REDACT_NAMES"),
+		defaultNote: "no others",
+		help: "Variables whose values are secret although their names do not say so: names separated by commas, in which * and ? stand for other characters. " +
+			"Values of secret variables are replaced by *** in logs, diffs, rows, results and in all that the commands print.",
+		read: func(c *configuration, text string) error {
+			c.Redaction.Names = splitList(text)
+			for _, name := range c.Redaction.Names {
+				if _, err := path.Match(name, ""); err != nil || strings.Contains(name, "=") {
+					return fmt.Errorf("%q is no name of a variable; only * and ? stand for other characters", name)
+				}
+				if strings.Trim(name, "*?") == "" {
+					return fmt.Errorf("%q would match every variable, and hide what the logs say", name)
+				}
+			}
+			return nil
+		},
+	},
+	{
+		flag: "redact-files", form: "path,…", topic: topicSecrets,
+		vars:        names("MM_ORCHESTRATOR_REDACT_FILES"),
+		defaultNote: "no others",
+		help: "Files with further secrets, as absolute paths separated by commas: each line is a secret, and of a line NAME=value the value is one too. The worker reads them again when they change, and ignores a file that is missing. " +
+			"It also reads .env and .env.* in the workspace, files that variables such as POSTGRES_PASSWORD_FILE, PGPASSFILE and GOOGLE_APPLICATION_CREDENTIALS name, and the logins of docker, git, curl, psql and the AWS tools in HOME.",
+		read: func(c *configuration, text string) error {
+			c.Redaction.Files = splitList(text)
+			for _, file := range c.Redaction.Files {
+				if !filepath.IsAbs(file) {
+					return fmt.Errorf("%s is not an absolute path", file)
+				}
+			}
+			return nil
+		},
+	},
+	{
+		flag: "redact-common-words", form: "mask|guard", topic: topicSecrets,
+		vars: names("MM_ORCHESTRATOR_REDACT_COMMON_WORDS"),
+		def:  "mask",
+		help: "What happens to common words such as disabled, password or guest that a secret variable has as its value: mask replaces them wherever they stand, as MoonMind does; guard only where they stand as a value, after = or :. " +
+			"docs/operations.md has the list of words.",
+		read: func(c *configuration, text string) error {
+			switch text {
+			case "mask":
+				c.Redaction.CommonWords = nil
+			case "guard":
+				c.Redaction.CommonWords = artifacts.CommonWords
+			default:
+				return errors.New("it must be mask or guard")
+			}
+			return nil
+		},
+	},
 	{
 		flag: "wait", form: "duration", topic: topicStart,
 		vars: names("MM_ORCHESTRATOR_WAIT"),

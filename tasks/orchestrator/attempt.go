@@ -59,7 +59,7 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 			a.log.Info("step is given back", "reason", cause)
 			return Result{}, a.handBack(ctx, cause)
 		case revoked:
-			outcome = revokedOutcome(outcome, cause)
+			outcome = revokedOutcome(outcome, endCause{cause.reason, errors.New(a.clean(cause.Error()))})
 		}
 	}
 	finished, err := a.finish(ctx, &outcome)

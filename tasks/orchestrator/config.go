@@ -108,7 +108,8 @@ type Config struct {
 	// Environ is the environment of commands, as NAME=value. Secrets in it
 	// are redacted everywhere; proxy variables in it are honoured by verify.
 	Environ []string
-	// Redactor defaults to one made from Environ.
+	// Redactor defaults to one made from Environ and the files with secrets that it
+	// and Workspace have.
 	Redactor *artifacts.Redactor
 
 	// Programs are those that plans may run in addition to git, docker,
@@ -219,7 +220,7 @@ func (c Config) WithDefaults() Config {
 		c.Logger = slog.Default()
 	}
 	if c.Redactor == nil {
-		c.Redactor = artifacts.NewRedactor(c.Environ)
+		c.Redactor = artifacts.NewRedactor(c.Environ, artifacts.Rules{Workspace: c.Workspace})
 	}
 	if c.Metrics == nil {
 		c.Metrics = noMetrics{}

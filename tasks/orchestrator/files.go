@@ -171,7 +171,7 @@ func (s *stepRun) captureBaseline(ctx context.Context, log *artifacts.Log, works
 			return nil, ended()
 		}
 		s.log.Warn("workspace cannot be captured: a rollback runs the plan's own commands", "workspace", workspace, "error", err)
-		s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Missing: s.clean(cut(err.Error()))}, false
+		s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Missing: cut(s.clean(err.Error()))}, false
 		return nil, s.saveRecord(ctx)
 	}
 	state, id, err := f.repository.Capture(ctx, s.runID, baselineRef)

@@ -40,6 +40,14 @@ func (o *Orchestrator) executePlanStep(ctx context.Context, args stepArgs) (Resu
 		request.NoErrback = len(embed.Errbacks) == 0 && embed.Chord == nil
 	}
 	result, err := o.Execute(ctx, request, isTimeLimit)
+	var failure *Failure
+	if errors.As(err, &failure) {
+		// Most failures have been recorded and are clean; those of a message that
+		// no step was begun for are not.
+		clean := *failure
+		clean.Arg, clean.Traceback = o.clean(failure.Arg), o.clean(failure.traceback())
+		err = &clean
+	}
 	return result, workerError(err)
 }
 

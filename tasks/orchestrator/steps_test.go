@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -544,9 +545,17 @@ func TestNoSecretGetsOut(t *testing.T) {
 			forms = append(forms, secret, base64.StdEncoding.EncodeToString([]byte(secret)), url.QueryEscape(secret))
 		}
 	}
+	// Secrets that MoonMind misses: by their names, in a file, in no variable, over several
+	// lines behind prefixes, and with a colour in it.
+	const key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKCAQEAx8aB1\nq2ZrL0uT5cGQ3N1bJpWsXy\n-----END RSA PRIVATE KEY-----"
+	environ = append(environ, "PGPASSWORD=Pg-pass/word 1", "DEPLOY_SSH_KEY="+key)
+	printed := append(slices.Clone(forms), "Pg-pass/word 1", "Pg%2dpass%2Fword%201", "Pg-\x1b[31mpass/word 1", "\n#12 0.345 "+strings.ReplaceAll(key, "\n", "\n#12 0.345 "),
+		"from-dot-env-1", "https://mm:Geheim-99@h/", base64.StdEncoding.EncodeToString([]byte("{from-dot-env-1}")))
+	forms = append(forms, "Pg-pass", "pass/word", "MIIEowIBAA", "q2ZrL0uT5c", "Pg%2dpass", "from-dot-env", "Geheim-99", "ZnJvbS1kb3QtZW52", "yb20tZG90LWVud")
 	b := newTestEnv(t, environ...)
 	b.repository()
-	all := strings.Join(forms, " ")
+	b.file(".env", "APP_SECRET=from-dot-env-1\n")
+	all := strings.Join(printed, " ")
 	b.file("pyproject.toml", all+"\n")
 	b.git("add", ".")
 	if err := os.WriteFile(filepath.Join(b.bin, "all"), []byte(all), 0o644); err != nil {
