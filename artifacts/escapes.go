@@ -182,7 +182,7 @@ func (r *readings) backslash(i int) {
 	for run < len(r.text) && run-i < maxBackslash && r.text[run] == '\\' {
 		run++
 	}
-	for n := 2; n <= run-i; n *= 2 {
+	for n := 2; n <= min(run-i, 4); n *= 2 {
 		r.byte('\\', i+n)
 	}
 	c, found := r.peek(run)

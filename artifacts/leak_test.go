@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
@@ -346,5 +347,26 @@ func TestNoFormOfASecretLeaks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Texts that look like a secret everywhere do not stop the worker: neither the secrets nor
+// the texts come from its operator only.
+func TestHostileTextsTakeNoLongTime(t *testing.T) {
+	t.Parallel()
+	ab := strings.Repeat("ab", 10) + "x"
+	for _, tt := range []struct{ secret, text string }{
+		{strings.Repeat("a", 300) + "b", "a"}, {strings.Repeat(`\`, 30) + "x", `\`}, {strings.Repeat("%25", 20) + "x", "%25"}, {strings.Repeat("&amp;", 20) + "x", "&amp;"},
+		{ab, "ab\n"}, {ab, "ab\x1b[1m"}, {ab, "\x1b"}, {ab, "ab\b"}, {ab, `\u0061\u0062`}, {ab, "://ab:"}, {ab, "-----BEGIN PRIVATE KEY-----"}, {ab, "Authorization: Bearer "},
+	} {
+		r := artifacts.NewRedactor([]string{"MY_TOKEN=" + tt.secret})
+		text := strings.Repeat(tt.text, (128<<10)/len(tt.text))
+		begin := time.Now()
+		_ = r.String(text)
+		// Ordinary text takes a thousandth of that. The worst of these takes less than
+		// a second on a machine that has nothing else to do.
+		if took := time.Since(begin); took > 20*time.Second {
+			t.Errorf("%.10q: %v for %d bytes", tt.text, took, len(text))
+		}
 	}
 }

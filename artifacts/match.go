@@ -51,6 +51,12 @@ type pattern struct {
 	folded bool
 	// guarded: the pattern is a common word, which is masked only as a value.
 	guarded bool
+	// special is where the first byte of text is that may stand for something else
+	// than itself. Set by newMatcher.
+	special int
+	// literal: the pattern is only found as it is, because it has so many backslashes
+	// in a row that they could be read in too many ways. Set by newMatcher.
+	literal bool
 	// detect judges a text that begins with text, see detector.
 	detect detector
 }
@@ -85,6 +91,7 @@ func newMatcher(patterns []*pattern) *matcher {
 		*list = append(*list, p)
 	}
 	for _, p := range patterns {
+		p.prepare()
 		if p.detect != nil && len(p.text) == gramSize-1 {
 			m.starts.add(p.text)
 			for last := range 256 {
@@ -252,6 +259,9 @@ func (m *matcher) at(room *room, text []byte, i int, end, slow bool, spans []spa
 // A gramReader reads the first four bytes that a text spells, in each of its readings.
 type gramReader struct {
 	found []uint32
+	// left is how many more steps may be taken: texts that consist of escapes only
+	// have very many readings.
+	left int
 	// levels have the readings of the escapes in front.
 	levels [maxReadings]readings
 }
@@ -265,10 +275,14 @@ type room struct {
 // read reports whether that depends on text that has not been read yet, and the text
 // so far may be the beginning of a pattern.
 func (g *gramReader) read(m *matcher, text []byte, i int, end bool) (open bool) {
-	g.found = g.found[:0]
+	g.found, g.left = g.found[:0], maxSteps
 	var prefix [gramSize]byte
 	return g.extend(m, text, i, end, prefix, 0, 0)
 }
+
+// maxSteps limits the escapes that are read to judge one position, in all readings of
+// its beginning.
+const maxSteps = 40
 
 // maxReadings limits the escapes in a beginning: interruptions have no bytes.
 const maxReadings = 12
@@ -299,7 +313,7 @@ func (g *gramReader) extend(m *matcher, text []byte, i int, end bool, prefix [gr
 
 // branch follows all readings of an escape.
 func (g *gramReader) branch(m *matcher, text []byte, i int, end bool, prefix [gramSize]byte, n, depth int) (open bool) {
-	if depth == maxReadings {
+	if g.left--; depth == maxReadings || g.left < 0 {
 		return false
 	}
 	all := &g.levels[depth]
@@ -332,15 +346,12 @@ func (p *pattern) match(room *room, text []byte, i int, end bool) (span, verdict
 	if len(rest) >= len(p.text) && string(rest[:len(p.text)]) == p.text {
 		return p.accept(text, span{i, i + len(p.text)}, end)
 	}
-	same, special := 0, false
-	for same < min(len(rest), len(p.text)) && rest[same] == p.text[same] {
-		special = special || interrupts[rest[same]]
-		same++
-	}
+	same := commonPrefix(rest, p.text)
+	special := p.special < same
 	if same == len(rest) && !end {
 		return span{}, undecided
 	}
-	if len(p.text) < escapedFrom || !special && (same == len(rest) || !interrupts[rest[same]]) {
+	if p.literal || !special && (same == len(rest) || !interrupts[rest[same]]) {
 		return span{}, absent
 	}
 	to, v := p.spelled(&room.readings, text, i, end)
@@ -348,6 +359,33 @@ func (p *pattern) match(room *room, text []byte, i int, end bool) (span, verdict
 		return span{}, v
 	}
 	return p.accept(text, span{i, to}, end)
+}
+
+func (p *pattern) prepare() {
+	if p.detect != nil {
+		return // shared between matchers
+	}
+	p.literal = len(p.text) < escapedFrom || strings.Contains(p.text, `\\\\\\\\`)
+	p.special = len(p.text)
+	for i := range len(p.text) {
+		if interrupts[p.text[i]] {
+			p.special = i
+			return
+		}
+	}
+}
+
+// commonPrefix returns how many bytes two texts have in common at their beginning.
+func commonPrefix(text []byte, pattern string) int {
+	n := min(len(text), len(pattern))
+	i := 0
+	for i+16 <= n && string(text[i:i+16]) == pattern[i:i+16] {
+		i += 16
+	}
+	for i < n && text[i] == pattern[i] {
+		i++
+	}
+	return i
 }
 
 // interrupts are the bytes that may stand for something else than themselves.
@@ -406,6 +444,7 @@ func (p *pattern) spelled(all *readings, text []byte, i int, end bool) (int, ver
 	var ring [5]states                 // by position in the pattern modulo 5: an escape has at most 4 bytes
 	ring[0].add(i)
 	open := false
+	left := 4*len(p.text) + 4*maxSteps // escapes that are read
 	for at := range len(p.text) {
 		now := &ring[at%5]
 		// The list grows in the loop, by positions after interruptions.
@@ -423,6 +462,9 @@ func (p *pattern) spelled(all *readings, text []byte, i int, end bool) (int, ver
 					ring[(at+1)%5].add(position + 1)
 				}
 				continue
+			}
+			if left--; left < 0 {
+				return 0, absent
 			}
 			all.read(text, position, end, p.folded)
 			open = open || all.open
