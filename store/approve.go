@@ -366,7 +366,7 @@ func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, 
 	claim := Claim{RunID: id, Step: StepVerify, Attempt: attempt, TaskID: parent, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
 	end := conclude(finishState{status: run.Status, startedAt: run.StartedAt, hasRollback: run.HasRollback}, claim.Step, outcome)
 	lost.Finished = end.finished(finishState{status: run.Status})
-	parkedReady, err := failInPlace(ctx, tx, &claim, root, clean(s.config.Worker), outcome, end)
+	parkedReady, err := s.failInPlace(ctx, tx, &claim, root, clean(s.config.Worker), outcome, end)
 	if err != nil {
 		return nil, err
 	}

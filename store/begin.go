@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -530,23 +531,55 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request
 		start.Progress, err = parseProgress(text)
 		return err
 	})
+	texts, err := s.auditTexts(claim, startRecords(*start)...)
+	if err != nil {
+		return err
+	}
+	texts.queue(batch, nil)
 	return tx.SendBatch(ctx, batch).Close()
+}
+
+// startRecords are those of the audit trail about the start of a step.
+func startRecords(start Start) []audit.Record {
+	claim, run := start.Claim, start.Run
+	var records []audit.Record
+	if start.RunStarted {
+		records = append(records, audit.Record{
+			ID: claimRecord(audit.RunStarted, claim.Token), Kind: audit.RunStarted, At: claim.StartedAt,
+			Text: fmt.Sprintf("service %s, priority %s", cut(run.TargetService, 200), run.Priority),
+		})
+	}
+	step := audit.Record{ID: claimRecord(audit.StepStarted, claim.Token), Kind: audit.StepStarted, At: claim.StartedAt}
+	if start.PreviousWorker != "" {
+		step.Text = fmt.Sprintf("worker %s has left the step unfinished", start.PreviousWorker)
+	}
+	return append(records, step)
 }
 
 // ReleaseClaim gives up a claim whose step will not be finished here: the worker
 // stops, or FinishStep failed. The next delivery of the step, to any worker, may
 // start it at once. The state row stays in_progress until then.
 //
+// The records are appended to the run's audit trail with it.
+//
 // It may be called twice, and after the claim was lost. Within this Store the
 // claim is free even after an error; the Store then retries until the database
 // answers, or until Close.
-func (s *Store) ReleaseClaim(ctx context.Context, claim Claim) error {
+func (s *Store) ReleaseClaim(ctx context.Context, claim Claim, records ...audit.Record) error {
 	s.unregister(claim.Token)
-	err := s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
+	texts, err := s.auditTexts(claim, records...)
+	if err != nil {
+		return err
+	}
+	err = s.retry(ctx, "release step "+string(claim.Step)+" of run "+claim.RunID, func(ctx context.Context) error {
 		_, err := s.pool.Exec(ctx, `
-			UPDATE mm_orchestrator.claims SET holder = NULL, handed_back = handed_back + 1
-			WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND holder IS NOT NULL`,
-			claim.RunID, string(claim.Step), claim.Attempt, claim.Token)
+			WITH released AS (
+			    UPDATE mm_orchestrator.claims SET holder = NULL, handed_back = handed_back + 1
+			    WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND holder IS NOT NULL
+			    RETURNING run_id
+			)
+			SELECT a.new_length FROM released, mm_orchestrator.audit_append(released.run_id, $5, $6) AS a`,
+			claim.RunID, string(claim.Step), claim.Attempt, claim.Token, texts.ids, texts.bodies)
 		return err
 	})
 	if err != nil {

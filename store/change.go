@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -56,8 +57,14 @@ func queueStartChange(batch *pgx.Batch, start *Start, queue, workspace string) {
 //   - It is one transaction. After ErrUnavailable the record may have been
 //     written: call it again, with the same record or a later one.
 //   - ErrInvalid for a record that is no JSON object.
-func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMessage) error {
-	record, err := cleanJSON(record)
+//   - records are appended to the run's audit trail in the same statement: the intent
+//     of what the caller is about to do, for instance. See Record.
+func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMessage, records ...audit.Record) error {
+	texts, err := s.auditTexts(claim, records...)
+	if err != nil {
+		return err
+	}
+	record, err = cleanJSON(record)
 	if err != nil {
 		return err
 	}
@@ -80,12 +87,15 @@ func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMe
 				    SELECT run_id FROM mm_orchestrator.claims
 				    WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL
 				    FOR NO KEY UPDATE
+				), written AS (
+				    INSERT INTO mm_orchestrator.changes AS c (run_id, queue, workspace, record)
+				    SELECT run_id, $6, $7, $5::text::json FROM mine
+				    ON CONFLICT (run_id) DO UPDATE
+				    SET record = EXCLUDED.record, reduced_at = NULL, updated_at = GREATEST(now(), c.updated_at)
+				    RETURNING run_id
 				)
-				INSERT INTO mm_orchestrator.changes AS c (run_id, queue, workspace, record)
-				SELECT run_id, $6, $7, $5::text::json FROM mine
-				ON CONFLICT (run_id) DO UPDATE
-				SET record = EXCLUDED.record, reduced_at = NULL, updated_at = GREATEST(now(), c.updated_at)`,
-				claim.RunID, string(claim.Step), claim.Attempt, claim.Token, string(record), issued.queue, issued.workspace)
+				SELECT a.new_length FROM written, mm_orchestrator.audit_append(written.run_id, $8, $9) AS a`,
+				claim.RunID, string(claim.Step), claim.Attempt, claim.Token, string(record), issued.queue, issued.workspace, texts.ids, texts.bodies)
 			return tag.RowsAffected() > 0, err
 		}
 		recorded, err := write()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -51,6 +53,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 	if err != nil {
 		return Finished{}, failure(ErrInvalid, "cannot record the outcome of step %s of run %s: %v", claim.Step, claim.RunID, err)
 	}
+	outcome.Audit = withIDs(outcome.Audit)
 	faultpoint.Hit(faultpoint.FinishBefore, claim.RunID, string(claim.Step))
 	var finished Finished
 	superseded := false
@@ -80,6 +83,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 			end := conclude(before, claim.Step, outcome)
 			finished = end.finished(before)
 			batch := &pgx.Batch{}
+			auditTexts{runID: claim.RunID, ids: []string{}, bodies: []string{}}.queue(batch, &finished.AuditHead)
 			queueParkedReady(batch, claim.RunID, &finished.ParkedReady)
 			return tx.SendBatch(ctx, batch).Close()
 		case before.attempt != claim.Attempt:
@@ -97,7 +101,7 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		if issued := s.issuedClaim(claim.Token); issued != nil {
 			queue = issued.queue
 		}
-		err = writeFinish(ctx, tx, claim, queue, outcome, end, record, &finished.ParkedReady)
+		err = s.writeFinish(ctx, tx, claim, queue, outcome, end, record, &finished)
 		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
 		return err
 	})
@@ -287,9 +291,32 @@ func (c runChange) finished(before finishState) Finished {
 	return f
 }
 
-// writeFinish writes everything in one round trip. It sets parkedReady if parked
-// messages may be published after the commit.
-func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outcome Outcome, end runChange, record []byte, parkedReady *bool) error {
+// endRecords are those of the audit trail about the end of a step.
+func endRecords(claim Claim, outcome Outcome, end runChange) []audit.Record {
+	step := audit.Record{
+		ID: claimRecord(audit.StepEnded, claim.Token), Kind: audit.StepEnded, At: outcome.FinishedAt, Status: string(outcome.Status), Text: outcome.Message,
+		DurationMS: max(0, outcome.FinishedAt.Sub(claim.StartedAt).Milliseconds()),
+	}
+	for _, a := range outcome.Artifacts {
+		step.Artifacts = append(step.Artifacts, audit.Artifact{Type: a.Type, Path: a.Path, SHA256: a.Checksum, SizeBytes: a.SizeBytes})
+	}
+	records := append(slices.Clone(outcome.Audit), step)
+	if !end.completedAt.IsZero() {
+		records = append(records, audit.Record{
+			ID: claimRecord(audit.RunEnded, claim.Token), Kind: audit.RunEnded, At: outcome.FinishedAt, Status: string(end.status),
+			DurationMS: max(0, end.completedAt.Sub(end.runStarted).Milliseconds()),
+		})
+	}
+	return records
+}
+
+// writeFinish writes everything in one round trip. It sets finished.AuditHead, and
+// finished.ParkedReady if parked messages may be published after the commit.
+func (s *Store) writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outcome Outcome, end runChange, record []byte, finished *Finished) error {
+	texts, err := s.auditTexts(claim, endRecords(claim, outcome, end)...)
+	if err != nil {
+		return err
+	}
 	types := make([]string, len(outcome.Artifacts))
 	paths := make([]string, len(outcome.Artifacts))
 	checksums := make([]string, len(outcome.Artifacts))
@@ -396,13 +423,14 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outc
 			INSERT INTO mm_orchestrator.approvals AS a (run_id, queue, left_behind) VALUES ($1, $2, $3::text::json)
 			ON CONFLICT (run_id, queue) DO UPDATE SET left_behind = EXCLUDED.left_behind`, claim.RunID, queue, string(text))
 	}
+	texts.queue(batch, &finished.AuditHead)
 	// The workspace is locked last: see lockHold.
 	if end.releaseHold {
 		queueRelease(batch, claim.RunID)
 	} else {
 		queueTouchHold(batch, claim.RunID, "")
 	}
-	queueParkedReady(batch, claim.RunID, parkedReady)
+	queueParkedReady(batch, claim.RunID, &finished.ParkedReady)
 	return tx.SendBatch(ctx, batch).Close()
 }
 
@@ -410,7 +438,7 @@ func writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outc
 // the newest attempt (docs/moonmind.md#r5), at least claim.Attempt, which it sets.
 // The token in the claim's row is replaced, so that a previous holder can record
 // nothing any more.
-func failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker string, outcome Outcome, end runChange) (parkedReady bool, err error) {
+func (s *Store) failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker string, outcome Outcome, end runChange) (parkedReady bool, err error) {
 	err = tx.QueryRow(ctx, `
 		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
 		WHERE orchestrator_run_id = $1 AND plan_step::text = $2`, claim.RunID, string(claim.Step), claim.Attempt).Scan(&claim.Attempt)
@@ -429,8 +457,9 @@ func failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker stri
 	if err != nil {
 		return false, failure(ErrInvalid, "cannot record that step %s of run %s has failed: %v", claim.Step, claim.RunID, err)
 	}
-	err = writeFinish(ctx, tx, *claim, "", outcome, end, record, &parkedReady)
-	return parkedReady, err
+	var finished Finished
+	err = s.writeFinish(ctx, tx, *claim, "", outcome, end, record, &finished)
+	return finished.ParkedReady, err
 }
 
 // snapshotEntry is {"status": …, "durationMs": …} with a float as Python writes

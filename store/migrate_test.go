@@ -230,7 +230,8 @@ func TestSharedTablesAreMoonMinds(t *testing.T) {
 		(SELECT count(*) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid
 		 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0) AS columns,
 		(SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n') AS constraints,
-		(SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal) AS triggers,
+		(SELECT count(*) FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+		 WHERE c.relnamespace = 'public'::regnamespace AND NOT t.tgisinternal) AS triggers,
 		(SELECT count(*) FROM pg_type WHERE typnamespace = 'public'::regnamespace AND typtype = 'e') AS enums`)
 	equal(t, "objects", rows, []storetest.Row{{"tables": 13, "columns": 135, "constraints": 43, "triggers": 4, "enums": 18}})
 

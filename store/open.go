@@ -53,6 +53,8 @@ type Config struct {
 	TakeoverGrace time.Duration
 	// Now is the clock. Defaults to time.Now.
 	Now func() time.Time
+	// Redact removes secrets from the texts of audit records. Defaults to none.
+	Redact func(string) string
 	// Logger is for what happens between calls, such as the loss of the worker's
 	// session. By default nothing is logged.
 	Logger *slog.Logger

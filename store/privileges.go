@@ -66,6 +66,8 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("workers", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("changes", "SELECT", "INSERT", "UPDATE", "DELETE"),
 		own("approvals", "SELECT", "INSERT", "UPDATE"),
+		own("audit", "SELECT", "INSERT"),
+		own("audit_heads", "SELECT", "INSERT", "UPDATE"),
 		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)

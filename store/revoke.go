@@ -167,7 +167,7 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 	}
 	end := runChange{status: RunFailed, completedAt: r.At, runStarted: r.At, releaseHold: true}
 	// The sweep of a worker publishes parked messages.
-	if _, err := failInPlace(ctx, tx, &claim, "", r.By, outcome, end); err != nil {
+	if _, err := s.failInPlace(ctx, tx, &claim, "", r.By, outcome, end); err != nil {
 		return err
 	}
 	// No task has run the step, so it has no task id and no start.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -226,6 +227,9 @@ type Outcome struct {
 	// LeftBehind is what a step that changes something has left, nil if it is not
 	// known. FinishStep keeps it for the next look at the run's approval.
 	LeftBehind *Effects `json:"-"`
+	// Audit are records for the run's trail that are not written yet. They come before
+	// those of the step's end.
+	Audit []audit.Record `json:"-"`
 	// NothingFollows says that no message of the run follows from the step's: no
 	// next link after a success, no error callback after a failure. The run then
 	// gives up its workspace, even if steps of its plan are left. It is not
@@ -254,4 +258,6 @@ type Finished struct {
 	Duration time.Duration
 	// ParkedReady says that parked messages may be published now: see TakeParked.
 	ParkedReady bool
+	// AuditHead is that of the run's audit trail, with the records of this end.
+	AuditHead audit.Head
 }

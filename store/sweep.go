@@ -415,7 +415,7 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, los
 	before := finishState{status: seen.run.Status, startedAt: seen.run.StartedAt, hasRollback: seen.run.HasRollback}
 	end := conclude(before, claim.Step, outcome)
 	lost.Finished = end.finished(before)
-	parkedReady, err := failInPlace(ctx, tx, &claim, seen.root, clean(s.config.Worker), outcome, end)
+	parkedReady, err := s.failInPlace(ctx, tx, &claim, seen.root, clean(s.config.Worker), outcome, end)
 	lost.Finished.ParkedReady = parkedReady
 	return err
 }

@@ -116,7 +116,7 @@ func (d *databases) close() {
 
 // openDatabases opens the databases that a worker writes to, checks them, and
 // creates or upgrades the tables if the configuration allows it.
-func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *databases, err error) {
+func openDatabases(ctx context.Context, c *configuration, redact func(string) string, log *slog.Logger) (_ *databases, err error) {
 	d := &databases{}
 	defer func() {
 		if err != nil {
@@ -125,7 +125,7 @@ func openDatabases(ctx context.Context, c *configuration, log *slog.Logger) (_ *
 	}()
 	report := func(what string, err error) { log.Warn("start is delayed", "what", what, "error", err) }
 	open := func(where address.Database, role databaseRole) (*store.Store, error) {
-		s, err := openStore(ctx, store.Config{URL: where.URL(), Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log}, role, c.Wait, report)
+		s, err := openStore(ctx, store.Config{URL: where.URL(), Worker: c.Node, Connections: c.connectionsPerStore(), Logger: log, Redact: redact}, role, c.Wait, report)
 		if err == nil {
 			d.opened = append(d.opened, s)
 		}

@@ -53,7 +53,7 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry}, c.tablesDatabase(), 0, p.reportWait)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry, Redact: p.redactor().String}, c.tablesDatabase(), 0, p.reportWait)
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		log.Warn("variable has no effect", "variable", variable.Variable, "reason", variable.Reason)
 	}
 
-	db, err := openDatabases(ctx, c, log)
+	db, err := openDatabases(ctx, c, redactor.String, log)
 	if err != nil {
 		return nilIfStopped(ctx, err)
 	}

@@ -70,7 +70,7 @@ func within(path string, folders ...string) bool {
 
 // shared are the packages of this module that every package may import. They
 // contain no domain logic and import no other package of this module.
-var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall"}
+var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall", "audit"}
 
 // Packages of other modules, grouped by purpose.
 var (
@@ -95,6 +95,8 @@ type rule struct {
 // The direction of imports: cmd → api, tasks → store, change, compose, artifacts, worker
 // → protocol. The first rule whose folder matches applies.
 var rules = []rule{
+	{folder: "audit", never: join(amqp, sql, docker, []string{"os/exec", "net/http"}),
+		why: "audit defines and checks records: whoever has a trail can check it, wherever it is kept"},
 	{folder: "protocol", never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "protocol converts bytes: reading and testing it needs neither a server nor another package of this project"},
 	{folder: "compose", never: join(amqp, sql),

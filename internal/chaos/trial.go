@@ -237,6 +237,7 @@ var places = slices.Concat(
 		faultpoint.TaskReturned, faultpoint.ResultBefore, faultpoint.ResultWritten, faultpoint.ResultCommitted, faultpoint.ResultStored,
 		faultpoint.SettleBefore, faultpoint.SettleAfter),
 	at([]string{"analyze", "patch", "build", "restart", "rollback"}, nil, false, faultpoint.ArtifactBefore, faultpoint.ArtifactWritten),
+	at(withCommand, nil, false, faultpoint.AuditBefore, faultpoint.AuditRecorded),
 	at(withCommand, nil, false, aroundCommand...),
 	// The same for each of several commands, and for those that are left after a
 	// kill.
@@ -283,7 +284,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.OtherConsumersKnown}, nil, "the query runs beside the step: a short step may end before the answer"},
 	{[]faultpoint.Point{faultpoint.Isolated}, nil, "needs a fault of both servers: kind partition"},
 	{[]faultpoint.Point{faultpoint.DeliveryDropped}, nil, "needs a connection that is lost between two lines, after which no delivery is left"},
-	{[]faultpoint.Point{faultpoint.CommandBefore, faultpoint.CommandAfter, faultpoint.CommandRecorded}, []string{"analyze", "verify"}, "these steps have no command"},
+	{append([]faultpoint.Point{faultpoint.AuditBefore, faultpoint.AuditRecorded}, aroundCommand...), []string{"analyze", "verify"}, "these steps have no command"},
 	{[]faultpoint.Point{faultpoint.ArtifactBefore, faultpoint.ArtifactWritten}, []string{"verify"}, "its log is written at once"},
 	{[]faultpoint.Point{faultpoint.PublishBefore, faultpoint.PublishSent, faultpoint.PublishConfirmed}, []string{"rollback"}, "nothing follows it"},
 	{[]faultpoint.Point{faultpoint.LaterBefore, faultpoint.LaterStored}, []string{"analyze", "rollback"}, "no plan lets these steps fail"},

@@ -140,6 +140,11 @@ const (
 	// run changes is written and committed.
 	ChangeBefore   Point = "change.before"
 	ChangeRecorded Point = "change.recorded"
+	// AuditBefore and AuditRecorded are before and after records are appended to the
+	// audit trail on their own: what they announce has not happened. The subject ends
+	// with the kind of the first.
+	AuditBefore   Point = "audit.before"
+	AuditRecorded Point = "audit.recorded"
 	// ApprovalBefore: a step is about to check its approval against the workspace.
 	// ApprovalChecked: it may act, and has done nothing. ApprovalRefused: the run
 	// waits for an approval, and its message is not acknowledged.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -50,14 +51,14 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 	if outcome.Status == store.StepFailed {
 		switch cause.reason {
 		case workerStops:
-			a.release(ctx)
+			a.release(ctx, releasedRecords(outcome, "the worker stops")...)
 			return Result{}, cause.err
 		case isolated:
 			a.log.Error("worker was isolated, commands of the step were killed, handing the message back", "error", cause)
-			return Result{}, a.handBack(ctx, cause)
+			return Result{}, a.handBack(ctx, cause, releasedRecords(outcome, cause.Error())...)
 		case givenBack:
 			a.log.Info("step is given back", "reason", cause)
-			return Result{}, a.handBack(ctx, cause)
+			return Result{}, a.handBack(ctx, cause, releasedRecords(outcome, cause.Error())...)
 		case revoked:
 			outcome = revokedOutcome(outcome, endCause{cause.reason, errors.New(a.clean(cause.Error()))})
 		}
@@ -89,7 +90,8 @@ func (a *attempt) logEnd(ctx context.Context, outcome store.Outcome, finished st
 	case !succeeded:
 		a.config.Metrics.RunStatus(string(finished.Status))
 	}
-	attributes := []any{"took", took.Round(time.Millisecond), "run_status", string(finished.Status)}
+	attributes := []any{"took", took.Round(time.Millisecond), "run_status", string(finished.Status),
+		"audit_length", finished.AuditHead.Length, "audit_head", finished.AuditHead.Hash}
 	if succeeded {
 		a.log.Info("step succeeded", append(attributes, "message", outcome.Message)...)
 	} else {
@@ -138,7 +140,7 @@ func (a *attempt) finish(ctx context.Context, outcome *store.Outcome) (finished 
 	})
 	switch {
 	case !ended:
-		a.release(ctx)
+		a.release(ctx, releasedRecords(*outcome, "the end of the step could not be recorded before the worker stopped")...)
 		return store.Finished{}, context.Cause(until)
 	case err == nil:
 		faultpoint.Hit(faultpoint.FinishAfter, a.begun.Claim.RunID, string(a.begun.Claim.Step))
@@ -148,7 +150,7 @@ func (a *attempt) finish(ctx context.Context, outcome *store.Outcome) (finished 
 		a.publishReady(ctx, a.log) // the retry waits for this end
 		return store.Finished{}, ErrStop
 	}
-	a.release(ctx)
+	a.release(ctx, releasedRecords(*outcome, "the end of the step cannot be recorded: "+err.Error())...)
 	a.log.Error("end of step cannot be recorded, handing the message back", "error", err)
 	return store.Finished{}, &HandBackError{After: a.config.HandBackDelay, Reason: err.Error()}
 }
@@ -165,7 +167,7 @@ func (a *attempt) record(ctx context.Context, outcome *store.Outcome) (store.Fin
 	failure := unexpected(fmt.Errorf("the end of the step (%s: %s) cannot be recorded: %w", outcome.Status, cut(outcome.Message), err))
 	*outcome = store.Outcome{
 		Status: store.StepFailed, Message: a.clean(failure.Error()), FinishedAt: outcome.FinishedAt,
-		ErrorType: failure.Type, ErrorModule: failure.Module, Traceback: a.clean(failure.traceback()),
+		ErrorType: failure.Type, ErrorModule: failure.Module, Traceback: a.clean(failure.traceback()), Audit: outcome.Audit,
 	}
 	return a.finishStep(ctx, outcome)
 }
@@ -185,13 +187,13 @@ func (a *attempt) finishStep(ctx context.Context, outcome *store.Outcome) (store
 // released would make the step wait until this worker ends. Until then the
 // message stays unacknowledged, if its connection has survived. If another
 // worker has taken the step over, the release changes nothing.
-func (a *attempt) handBack(ctx context.Context, cause endCause) error {
+func (a *attempt) handBack(ctx context.Context, cause endCause, records ...audit.Record) error {
 	until, cancel := a.untilWorkerStops(ctx)
 	defer cancel()
 	var err error
 	if !retryWrite(until, a.config.HandBackDelay, func() bool {
 		stall.FromContext(ctx).Progress("releasing its claim")
-		err = a.releaseClaim(ctx)
+		err = a.releaseClaim(ctx, records...)
 		return err == nil
 	}) {
 		a.log.Warn("claim on step cannot be released", "error", err)
@@ -202,18 +204,18 @@ func (a *attempt) handBack(ctx context.Context, cause endCause) error {
 
 // release tries once to give up the claim on a step that this worker will not
 // finish.
-func (a *attempt) release(ctx context.Context) {
-	if err := a.releaseClaim(ctx); err != nil {
+func (a *attempt) release(ctx context.Context, records ...audit.Record) {
+	if err := a.releaseClaim(ctx, records...); err != nil {
 		a.log.Warn("claim on step cannot be released", "error", err)
 	}
 }
 
-func (a *attempt) releaseClaim(ctx context.Context) error {
+func (a *attempt) releaseClaim(ctx context.Context, records ...audit.Record) error {
 	ctx, cancel := a.writeContext(ctx)
 	defer cancel()
 	claim := a.begun.Claim
 	faultpoint.Hit(faultpoint.ReleaseBefore, claim.RunID, string(claim.Step))
-	err := a.config.Steps.ReleaseClaim(ctx, claim)
+	err := a.config.Steps.ReleaseClaim(ctx, claim, records...)
 	faultpoint.Hit(faultpoint.ReleaseAfter, claim.RunID, string(claim.Step))
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -54,6 +55,9 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 		code := 0
 		if j.next == j.skipped {
 			code = j.found.ExitCode
+			ended := s.commandEnded(workspace, command, code, j.found.EndedAt)
+			ended.Command.Found = true
+			s.audit(ended)
 		}
 		if !j.continued {
 			log.Line(fmt.Sprintf("[ended before with code %d]", code))
@@ -67,9 +71,22 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, output.Close(), endedFailure(command, cause)
 	}
+	if failure := s.auditBefore(ctx, s.commandRecord(audit.CommandStarted, j.next, workspace, command)); failure != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			failure = endedFailure(command, cause)
+		}
+		return 0, output.Close(), failure
+	}
+	started := s.config.Now()
 	faultpoint.Hit(faultpoint.CommandBefore, s.runID, string(s.step), faultpoint.Number(j.next))
 	code, failure := s.runCommand(ctx, workspace, command, output.Stdout, output.Stderr, func(code int) { j.recordExit(code, size) })
 	excerpt := output.Close()
+	ended := s.commandEnded(workspace, command, code, j.endedAt(s.config.Now()))
+	ended.DurationMS, ended.Command.OutputBytes = max(0, ended.At.Sub(started).Milliseconds()), log.Size()-size
+	if failure != nil {
+		ended.Command.Exit, ended.Command.Ended = nil, cut(failure.Error())
+	}
+	s.audit(ended)
 	if failure == nil && code != 0 {
 		j.recordOutput(log.Size())
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -22,9 +23,10 @@ import (
 type Steps interface {
 	BeginStep(ctx context.Context, request store.BeginRequest) (store.Decision, error)
 	RecordProgress(ctx context.Context, claim store.Claim, progress store.Progress) error
-	RecordChange(ctx context.Context, claim store.Claim, record json.RawMessage) error
+	RecordChange(ctx context.Context, claim store.Claim, record json.RawMessage, records ...audit.Record) error
+	Record(ctx context.Context, claim store.Claim, records ...audit.Record) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
-	ReleaseClaim(ctx context.Context, claim store.Claim) error
+	ReleaseClaim(ctx context.Context, claim store.Claim, records ...audit.Record) error
 	LockConfirmedAt() time.Time
 	CheckClaim(ctx context.Context, claim store.Claim) (*store.Revocation, error)
 	CheckApproval(ctx context.Context, claim store.Claim, check store.ApprovalCheck) (*store.NotApproved, error)

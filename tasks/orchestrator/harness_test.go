@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -58,6 +59,8 @@ type fakeSteps struct {
 	// onRelease, unless nil, is called before each.
 	releaseErrs []error
 	onRelease   func()
+	// trail has the records of the audit trail.
+	trail []audit.Record
 	// silent says that the database has not answered since the step began.
 	silent bool
 	// takenOver says that another worker has the step. Nil means false.
@@ -105,6 +108,7 @@ func (f *fakeSteps) FinishStep(_ context.Context, claim store.Claim, outcome sto
 		f.finishErrs = f.finishErrs[1:]
 		return store.Finished{}, err
 	}
+	f.trail = append(f.trail, outcome.Audit...)
 	f.finished = append(f.finished, outcome)
 	switch {
 	case outcome.Status == store.StepFailed:
@@ -127,7 +131,7 @@ func (f *fakeSteps) RecordProgress(ctx context.Context, _ store.Claim, progress 
 	return nil
 }
 
-func (f *fakeSteps) RecordChange(ctx context.Context, _ store.Claim, record json.RawMessage) error {
+func (f *fakeSteps) RecordChange(ctx context.Context, _ store.Claim, record json.RawMessage, records ...audit.Record) error {
 	if f.recordChange != nil {
 		if err := f.recordChange(ctx); err != nil {
 			return err
@@ -136,10 +140,18 @@ func (f *fakeSteps) RecordChange(ctx context.Context, _ store.Claim, record json
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.change.Record = record
+	f.trail = append(f.trail, records...)
 	return nil
 }
 
-func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim) error {
+func (f *fakeSteps) Record(_ context.Context, _ store.Claim, records ...audit.Record) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.trail = append(f.trail, records...)
+	return nil
+}
+
+func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim, ...audit.Record) error {
 	if f.onRelease != nil {
 		f.onRelease()
 	}

@@ -104,6 +104,16 @@ func (j *journal) recordExit(code int, logSize int64) {
 	j.put(store.Progress{Commands: j.next, Digest: j.digest(j.next), ExitCode: code, EndedAt: time.Now().UTC(), LogSize: logSize})
 }
 
+// endedAt is when the command at next has ended by itself, or otherwise.
+func (j *journal) endedAt(otherwise time.Time) time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.latest.Commands == j.next {
+		return j.latest.EndedAt
+	}
+	return otherwise
+}
+
 // recordOutput records that the log has the complete output of the command at
 // next, which failed. A later worker then reports the failure with the same text.
 func (j *journal) recordOutput(logEnd int64) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -38,14 +39,27 @@ func (s *stepRun) saveRecord(ctx context.Context) *Failure {
 	if bytes.Equal(text, s.recorded) {
 		return nil
 	}
+	failure := s.write(ctx, func(attempt context.Context, records []audit.Record) error {
+		return s.config.Steps.RecordChange(attempt, s.journal.claim, text, records...)
+	})
+	if failure == nil {
+		s.recorded = text
+	}
+	return failure
+}
+
+// write calls to with the records of the audit trail that are not written yet, until the
+// database has taken them. See saveRecord for how it waits and ends.
+func (s *stepRun) write(ctx context.Context, to func(attempt context.Context, records []audit.Record) error) *Failure {
 	if cause := context.Cause(ctx); cause != nil {
 		return recordEnded(cause)
 	}
 	logged := false
+	var err error
 	retryWrite(ctx, maxRecordPause, func() bool {
 		attempt, cancel := context.WithTimeout(ctx, s.config.FinishTimeout)
 		defer cancel()
-		err = s.config.Steps.RecordChange(attempt, s.journal.claim, text)
+		err = to(attempt, s.unwritten)
 		if !mayRecover(err) || ctx.Err() != nil {
 			return true
 		}
@@ -57,7 +71,7 @@ func (s *stepRun) saveRecord(ctx context.Context) *Failure {
 	})
 	switch cause := context.Cause(ctx); {
 	case err == nil:
-		s.recorded = text
+		s.unwritten = nil
 		return nil
 	case cause != nil:
 		return recordEnded(cause)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -58,6 +59,8 @@ type stepRun struct {
 	// refused is set when it does not cover the step.
 	approval *store.StartApproval
 	refused  *store.NotApproved
+	// unwritten are records of the audit trail that are not written yet.
+	unwritten []audit.Record
 	// notes are lines for the beginning of the step's log.
 	notes []string
 }
@@ -80,7 +83,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 		result, failure := s.performSafely(ctx, begun)
 		left := s.leaveBehind(ctx)
 		outcome := s.outcome(result, failure)
-		outcome.LeftBehind = left
+		outcome.LeftBehind, outcome.Audit = left, s.unwritten
 		return outcome, s.refused
 	}
 	failure := unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
