@@ -117,6 +117,8 @@ var rules = []rule{
 		why: "change compares and restores: steps decide when, and store records it"},
 	{folder: "policy/programs", never: join(amqp, sql, docker, []string{"os/exec"}),
 		why: "programs decides about command lines and starts none: its rules are tested without git and docker"},
+	{folder: "policy", ours: []string{"policy"}, never: join(amqp, sql, docker, []string{"net/http", "os/exec"}),
+		why: "policy reads one file and says what is allowed: steps apply it, and an operator checks it without servers"},
 	{folder: "tasks", ours: []string{"tasks", "policy", "store", "change", "compose", "artifacts", "metrics", "worker", "protocol"}, never: nil,
 		why: "tasks combine store, compose and artifacts into steps; cmd combines tasks"},
 	{folder: "api", ours: []string{"api", "store", "artifacts", "metrics", "protocol", "tasks", "worker"}, never: nil,
