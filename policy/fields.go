@@ -67,8 +67,9 @@ var Fields = []Field{
 	{"services.NAME.overrides.until", formDay, "The last day (UTC) or the moment at which the exception ends. Without it, the exception has no end."},
 	{"services.NAME.overrides.allowList", formList, "Globs that are added to the service's list and to the plan's."},
 	{"services.NAME.overrides.programs", formList, "Programs that are added."},
-	{"services.NAME.overrides.command", formText, "A command that may have more options than the rules for git and docker allow, such as \"docker build\"."},
-	{"services.NAME.overrides.options", formList, "The options of command that are permitted. One that takes a value ends in =."},
+	{"services.NAME.overrides.command", formText, "A command that may do more than the rules for git and docker allow: a program, or one with its subcommand, such as docker build. A refusal names the entry that permits what was refused."},
+	{"services.NAME.overrides.options", formList, "The options and arguments of command that are permitted. An option that takes a value ends in =. \"*\" permits all."},
+	{"services.NAME.overrides.directories", formList, "Absolute paths of other workspaces in which command may run."},
 	{"services.NAME.overrides.limits", "", "Limits that replace the service's, with the same fields."},
 	{"services.NAME.overrides.verify", "", "What replaces the service's verify, with the same fields."},
 	{"services.NAME.overrides.approval", "", "What replaces the service's approval, with the same fields."},
@@ -84,7 +85,6 @@ var Fields = []Field{
 var pending = []string{
 	"services.NAME.limits.STEP.idle", "services.NAME.limits.STEP.output", "services.NAME.limits.STEP.disk",
 	"services.NAME.limits.run.time", "services.NAME.limits.run.output", "services.NAME.limits.run.disk",
-	"services.NAME.approval.wait", "services.NAME.overrides.command", "services.NAME.overrides.options",
 	"redaction.commonWords", "redaction.words", "redaction.add",
 }
 

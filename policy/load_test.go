@@ -106,7 +106,10 @@ func TestErrors(t *testing.T) {
 		"a program more":             {"services: {api: {programs: [git, make]}}\n", `p.yaml:1:34: services.api.programs: "make" is more than the built-in service has, and needs a reason. Put it under services.api.overrides: - {reason: why it is needed, programs: ["make"]}`},
 		"override without reason":    {"services:\n  api:\n    overrides:\n      - allowList: [a]\n", `p.yaml:4:9: services.api.overrides[1]: reason is missing. Say why this service needs an exception: reason: a sentence or a ticket`},
 		"override, empty reason":     {"services: {api: {overrides: [{reason: \"  \", allowList: [a]}]}}\n", `p.yaml:1:39: services.api.overrides[1].reason: it is empty. Write a value, or remove the field`},
-		"override of nothing":        {"services: {api: {overrides: [{reason: x}]}}\n", `p.yaml:1:30: services.api.overrides[1]: it changes nothing. Add what it allows: allowList, programs, limits or verify`},
+		"options without command":    {"services: {api: {overrides: [{reason: x, options: [a]}]}}\n", `p.yaml:1:30: services.api.overrides[1]: options and directories need a command. Add the command that they belong to, such as command: docker build`},
+		"no command with rules":      {"services: {api: {overrides: [{reason: x, command: make all}]}}\n", `p.yaml:1:51: services.api.overrides[1].command: "make all" is no command with rules. Write git, docker, docker-compose, or one of them with a subcommand, such as docker build. Other programs belong under programs`},
+		"a relative directory":       {"services: {api: {overrides: [{reason: x, command: git, directories: [a]}]}}\n", `p.yaml:1:70: services.api.overrides[1].directories: "a": it is no absolute path. Write the path from /`},
+		"override of nothing":        {"services: {api: {overrides: [{reason: x}]}}\n", `p.yaml:1:30: services.api.overrides[1]: it changes nothing. Add what it allows: allowList, programs, command, limits or verify`},
 		"override, no list":          {"services: {api: {overrides: {reason: x}}}\n", `p.yaml:1:29: services.api.overrides: it must be a list, not fields. Begin each override with a dash: - reason: …`},
 		"no such day":                {"services: {api: {overrides: [{reason: x, until: 2027-02-30, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "2027-02-30" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
 		"another order of a day":     {"services: {api: {overrides: [{reason: x, until: 31.01.2027, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "31.01.2027" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
@@ -334,6 +337,14 @@ func TestEveryFieldIsRead(t *testing.T) {
 		}
 		isPending := contains(pending, f.Path)
 		value, known := values[f.Form]
+		switch {
+		case strings.HasSuffix(f.Path, ".command"):
+			value = "git push"
+		case strings.HasSuffix(f.Path, ".options"):
+			value = "[a], command: git"
+		case strings.HasSuffix(f.Path, ".directories"):
+			value = "[/a], command: git"
+		}
 		if !known {
 			t.Errorf("%s: no value for the form %q", f.Path, f.Form)
 		}
@@ -374,7 +385,7 @@ func TestEveryFieldIsRead(t *testing.T) {
 		}
 		s := p.Services["web"]
 		if field, is := strings.CutPrefix(parts[2], "overrides."); is {
-			if len(s.Overrides) != 1 || !contains(s.Overrides[0].Fields(), field) {
+			if len(s.Overrides) != 1 || !contains(s.Overrides[0].Fields(), field) && !(field == "options" && s.Overrides[0].Options != nil) && !(field == "directories" && s.Overrides[0].Directories != nil) {
 				t.Errorf("%s is not set: %+v", path, s.Overrides)
 			}
 		} else if _, set := s.Origins[parts[2]]; !set {

@@ -143,10 +143,11 @@ type Override struct {
 	Until time.Time
 	// Origin is where it begins in the file.
 	Origin Origin
-	// Command and Options permit a command line that the rules of package
+	// Command, Options and Directories permit a command line that the rules of package
 	// policy/programs refuse. They have the meaning of its type Permission.
-	Command string
-	Options []string
+	Command     string
+	Options     []string
+	Directories []string
 
 	// values has what it adds or replaces, by its Origins.
 	values Service

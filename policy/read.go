@@ -713,9 +713,19 @@ func (r *reader) override(node, value ast.Node, field string) Override {
 		case "programs":
 			r.programs(f, at, &o.values)
 		case "command":
-			o.Command, _ = r.text(f, at)
+			var good bool
+			if o.Command, good = r.text(f, at); good && !judged(o.Command) {
+				r.fail(f.value, at, quoted(o.Command)+" is no command with rules", "Write git, docker, docker-compose, or one of them with a subcommand, such as docker build. Other programs belong under programs")
+			}
 		case "options":
 			o.Options, _ = r.list(f, at, anyText)
+		case "directories":
+			o.Directories, _ = r.list(f, at, func(path string) (string, string) {
+				if !filepath.IsAbs(path) {
+					return "it is no absolute path", "Write the path from /"
+				}
+				return "", ""
+			})
 		default:
 			r.shared(f, field, &o.values)
 		}
@@ -723,12 +733,18 @@ func (r *reader) override(node, value ast.Node, field string) Override {
 	switch {
 	case !has["reason"]:
 		r.fail(node, field, "reason is missing", "Say why this service needs an exception: reason: a sentence or a ticket")
-	case has["options"] && !has["command"]:
-		r.fail(node, field, "options need a command", "Add the command that they belong to, such as command: docker build")
+	case (has["options"] || has["directories"]) && !has["command"]:
+		r.fail(node, field, "options and directories need a command", "Add the command that they belong to, such as command: docker build")
 	case len(o.Fields()) == 0 && len(r.errs) == before:
-		r.fail(node, field, "it changes nothing", "Add what it allows: "+oneOf([]string{"allowList", "programs", "limits", "verify"}))
+		r.fail(node, field, "it changes nothing", "Add what it allows: "+oneOf([]string{"allowList", "programs", "command", "limits", "verify"}))
 	}
 	return o
+}
+
+// judged says that a command begins with a program whose command lines have rules.
+func judged(command string) bool {
+	first, _, _ := strings.Cut(command, " ")
+	return slices.Contains([]string{"git", "docker", "docker-compose"}, first)
 }
 
 // moment reads a day, whose end counts, or a time.

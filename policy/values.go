@@ -40,7 +40,13 @@ func (o Override) Values() []Value {
 		values = append(values, Value{"programs", program.Name})
 	}
 	if o.Command != "" {
-		values = append(values, Value{"command", strings.TrimSpace(o.Command + " " + strings.Join(o.Options, " "))})
+		values = append(values, Value{"command", o.Command})
+		for _, option := range o.Options {
+			values = append(values, Value{"options", option})
+		}
+		for _, directory := range o.Directories {
+			values = append(values, Value{"directories", directory})
+		}
 	}
 	return append(values, Values(o.values)...)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -87,14 +88,15 @@ var checks = []check{
 	{"parked", "privileges", (*doctor).parked},
 	{"results", "database", (*doctor).results},
 	{"clock", "database", (*doctor).clock},
+	{"policy", "", (*doctor).policy},
 	{"docker", "", (*doctor).docker},
 	{"workspace", "", look("workspace")},
 	{"git", "", (*doctor).git},
 	{"git-lock", "", look("git-lock")},
 	{"git-state", "", look("git-state")},
 	{"compose", "", look("compose", "compose-engine")},
-	{"services", "", look("services")},
-	{"verify", "", (*doctor).verify},
+	{"services", "policy", look("services")},
+	{"verify", "policy", (*doctor).verify},
 	{"skills", "workspace", (*doctor).skills},
 	{"artifacts", "", (*doctor).artifacts},
 	{"disk", "", look("disk")},
@@ -124,6 +126,8 @@ type doctor struct {
 	// no client of the docker engine.
 	looked    map[string][]preflight.Result
 	engineErr error
+	// policyErr is what is wrong with the policy file.
+	policyErr error
 }
 
 func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
@@ -137,6 +141,9 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(append(environ, flagSecrets(values)...), c.redaction())}
 	if !f.json {
 		d.out = p.stdout
+	}
+	if d.policyErr = c.loadPolicy(); d.policyErr != nil {
+		c.Policy = policy.Default()
 	}
 	d.look(ctx)
 	d.runChecks(ctx)

@@ -56,7 +56,7 @@ func (d *doctor) look(ctx context.Context) {
 	c := d.config
 	config := orchestrator.Config{
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: d.environ, Redactor: d.redactor, Logger: discardLogger(),
-		Compose: compose.Program{Standalone: c.ComposeProgram}, SettingName: c.name, DiskReserve: uint64(c.DiskReserve) << 20,
+		Compose: compose.Program{Standalone: c.ComposeProgram}, SettingName: c.name, Policy: c.Policy, DiskReserve: uint64(c.DiskReserve) << 20,
 	}
 	engine, err := compose.NewEngine(d.config.EngineConfig())
 	if d.engineErr = err; err == nil {

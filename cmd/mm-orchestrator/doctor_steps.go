@@ -48,13 +48,16 @@ func lastLine(text string) string {
 // verify checks the health URLs that runs ask in their last step.
 func (d *doctor) verify(ctx context.Context) []verdict {
 	var list []verdict
-	for _, service := range orchestrator.Services() {
-		planned, replacement := orchestrator.PlannedHealthURL(service), d.config.HealthURLs[service]
+	effective := d.config.Policy.With(d.config.policySettings())
+	for _, name := range effective.Names() {
+		found, _ := effective.Find(name, time.Now())
+		service, origin := found.ComposeService, found.Origins["verify.healthURL"]
+		planned, replacement := orchestrator.PlannedHealthURL(name), found.Verify.HealthURL
 		target := cmp.Or(replacement, planned)
 		if target == "" {
 			continue // verify inspects the containers instead
 		}
-		cure := "Correct " + d.config.name("MM_ORCHESTRATOR_HEALTH_URL")
+		cure := "Correct " + origin.String()
 		if replacement == "" {
 			cure = fmt.Sprintf("Set %s, which MoonMind serves; otherwise verify fails, and with it every run for %s", d.config.assign("MM_ORCHESTRATOR_HEALTH_URL", service+"=http://api:5000/healthz"), service)
 		}

@@ -117,7 +117,7 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 	log.Info("worker ready",
 		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
 		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
-		"workspace", c.Workspace, "compose_project", orchestrator.ComposeProject, "artifact_root", root,
+		"workspace", c.Workspace, "compose_project", strings.Join(c.Policy.Projects(), " "), "policy", cmp.Or(c.Profiles, "built-in"), "artifact_root", root,
 		"docker", cmp.Or(address.MaskURL(c.DockerHost), "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
 }
 

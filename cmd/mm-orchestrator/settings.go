@@ -19,6 +19,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 // configuration is the effective configuration: flags, environment and defaults.
@@ -54,6 +55,10 @@ type configuration struct {
 	DockerTLSVerify string
 	DockerCertPath  string
 	ComposeProgram  string
+	// Profiles is the path of the policy file, "" for the built-in policy; Policy is
+	// what it says.
+	Profiles        string
+	Policy          *policy.Policy
 	AllowedPrograms []string
 	// HealthURLs replace the health URLs of plans, by service.
 	HealthURLs map[string]string
@@ -128,6 +133,42 @@ func (c *configuration) Database() address.Database {
 		return c.DatabaseURL
 	}
 	return c.Postgres.address()
+}
+
+// loadPolicy reads the policy file, if there is one.
+func (c *configuration) loadPolicy() error {
+	if c.Profiles == "" {
+		c.Policy = policy.Default()
+		return nil
+	}
+	var err error
+	if c.Policy, err = policy.Load(c.Profiles); err != nil {
+		return c.policyError(err)
+	}
+	return nil
+}
+
+// policyError says what to do about a policy file that has mistakes.
+func (c *configuration) policyError(err error) error {
+	return &configError{fmt.Sprintf("the policy file that %s names cannot be used:\n%v\nCorrect it, and try it with: mm-orchestrator policy check %s", c.name(policy.VariableFile), err, c.Profiles)}
+}
+
+// policySettings are the settings for all services, for package policy.
+func (c *configuration) policySettings() policy.Settings {
+	return policy.Settings{
+		Programs: c.AllowedPrograms, HealthURLs: c.HealthURLs, AppChecks: c.AppChecks, RunningIsEnough: c.RunningIsEnough,
+		QuietPeriod: c.QuietPeriod, StepTimeLimit: c.StepLimit,
+		Name: func(variable string) string {
+			if value, _ := c.effective(variable); value.source == fromDefault {
+				return variable + " (default)"
+			}
+			return c.name(variable)
+		},
+		Default: func(variable string) bool {
+			value, found := c.effective(variable)
+			return !found || value.source == fromDefault
+		},
+	}
 }
 
 // checkFiles reads the TLS files that the brokers' addresses name, so that a
@@ -460,6 +501,20 @@ var settings = []setting{
 				return errors.New("it must be an absolute path")
 			}
 			c.ComposeProgram = text
+			return nil
+		},
+	},
+	{
+		flag: "profiles", form: "file", topic: topicSteps,
+		vars:        names(policy.VariableFile),
+		defaultNote: "the built-in policy: MoonMind's three services",
+		help: "The absolute path of the policy file: which services runs may repair, and for each the files, programs, limits and checks. What the file says about a service counts more than the settings for all services. " +
+			"The file is read at the start; with a mistake in it the program ends with exit code 78 and names every mistake with its line. `mm-orchestrator policy check` does the same without a worker, docs/policy.md explains the fields.",
+		read: func(c *configuration, text string) error {
+			if !filepath.IsAbs(text) {
+				return errors.New("it must be an absolute path")
+			}
+			c.Profiles = text
 			return nil
 		},
 	},

@@ -47,6 +47,9 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err := c.checkWorkspace(); err != nil {
 		return err
 	}
+	if err := c.loadPolicy(); err != nil {
+		return err
+	}
 	environ := c.ChildEnvironment(p.env)
 	redactor := artifacts.NewRedactor(append(slices.Clone(environ), flagSecrets(values)...), c.redaction())
 	log := newLogger(p.stderr, c, p.terminal, redactor)
@@ -100,7 +103,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
-		Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
+		Policy: c.Policy, Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
 		HealthURLs: c.HealthURLs, QuietPeriod: c.QuietPeriod, RunningIsEnough: c.RunningIsEnough, AppChecks: c.AppChecks, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
 		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, ApprovalWait: c.ApprovalWait, PinDirectory: c.pinDirectory(),
 		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
@@ -131,7 +134,10 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		}
 	}
 	serve := service{worker: w, sweep: steps.Sweep, look: steps.LogLooks, statsd: statsd, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
-	return c.cureBroker(serve.run(ctx, func() { c.logStart(log, db.tables, listener) }))
+	return c.cureBroker(serve.run(ctx, func() {
+		c.logStart(log, db.tables, listener)
+		steps.LogPolicy()
+	}))
 }
 
 // listen listens at the configured address. If that is the default and in use,

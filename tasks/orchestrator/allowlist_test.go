@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 func TestAllowListVectors(t *testing.T) {
@@ -31,7 +32,7 @@ func TestAllowListVectors(t *testing.T) {
 		t.Fatal(err)
 	}
 	workspace := artifacts.Resolve(t.TempDir())
-	for _, patterns := range [][]string{vectors.Profile, profiles["api"].allowlist} {
+	for _, patterns := range [][]string{vectors.Profile, policy.Default().Services["api"].AllowList} {
 		list := newAllowlist(workspace, patterns)
 		for _, vector := range vectors.Against {
 			if got := list.allows(vector.Path); got != vector.Allowed {
@@ -57,7 +58,7 @@ func TestAllowListJudgesLinksByTheirOwnName(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	list := newAllowlist(workspace, profiles["api"].allowlist)
+	list := newAllowlist(workspace, policy.Default().Services["api"].AllowList)
 	for path, want := range map[string]bool{
 		"evil": false, "api_service/Dockerfile": true, "poetry.lock": true, workspace + "/pyproject.toml": true,
 		"folder/pyproject.toml": true, "away/pyproject.toml": false,

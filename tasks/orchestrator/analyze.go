@@ -22,7 +22,7 @@ func (s *stepRun) analyze(context.Context) (success, *Failure) {
 	if failure != nil {
 		return success{}, failure
 	}
-	lines := []string{"Instruction: " + instructionLine(instruction), "Target service: " + s.profile.service}
+	lines := []string{"Instruction: " + instructionLine(instruction), "Target service: " + s.profile.ComposeService}
 	if notes != "" {
 		lines = append(lines, notes)
 	}

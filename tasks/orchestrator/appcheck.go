@@ -25,7 +25,7 @@ const appCheckOutput = 64 << 10
 // processes at its limit and when ctx ends. It returns "" for success, else what is
 // wrong.
 func (j *judge) checkApp(ctx context.Context) string {
-	command := j.run.config.AppChecks[j.run.profile.service]
+	command := j.run.profile.Verify.AppCheck
 	if len(command) == 0 {
 		return ""
 	}

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -18,18 +19,26 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// gateService names the service whose approval gate applies to a run: the compose
-// service of its target.
-func gateService(run store.Run) string {
-	if p, failure := findProfile(run.TargetService); failure == nil {
-		return p.service
+// GateService returns a function that names the service whose approval gate applies to
+// a run: the compose service of its target. With a nil policy the built-in one counts.
+func GateService(p *policy.Policy) func(store.Run) string {
+	if p == nil {
+		p = policy.Default()
 	}
-	return strings.ToLower(strings.TrimSpace(run.TargetService))
+	return func(run store.Run) string {
+		if service, known := p.Services[strings.ToLower(strings.TrimSpace(run.TargetService))]; known {
+			return service.ComposeService
+		}
+		return strings.ToLower(strings.TrimSpace(run.TargetService))
+	}
 }
+
+func (o *Orchestrator) gateService(run store.Run) string { return GateService(o.policy)(run) }
 
 // checkApproval asks whether the run's approval covers what the step is about to do.
 // Call it immediately before the first effect. After a failure the step must do
@@ -46,7 +55,7 @@ func (s *stepRun) checkApproval(ctx context.Context, acts bool) *Failure {
 	case !a.Check:
 		return nil
 	}
-	check := store.ApprovalCheck{Acts: acts, Wait: s.config.ApprovalWait, Service: gateService(s.run)}
+	check := store.ApprovalCheck{Acts: acts, Wait: cmp.Or(s.profile.ApprovalWait, s.config.ApprovalWait), Service: s.gateService(s.run)}
 	var failure *Failure
 	if check.Files, check.Images, failure = s.effects(ctx, s.step == store.StepVerify); failure != nil {
 		return failure
@@ -362,7 +371,7 @@ func (s *sweeper) sweepApprovals(ctx context.Context) error {
 		s.approvals.looked[workspace] = files
 		return files
 	}
-	err := s.config.Steps.PresentAwaiting(ctx, s.config.Queue, gateService, look)
+	err := s.config.Steps.PresentAwaiting(ctx, s.config.Queue, s.gateService, look)
 	if fresh {
 		took := time.Since(began)
 		s.approvals.next = time.Now().Add(max(lookInterval, lookShare*took))

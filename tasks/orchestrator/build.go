@@ -16,7 +16,7 @@ import (
 // build builds the service's image (docs/moonmind.md#build), after the image of
 // before has been pinned.
 func (s *stepRun) build(ctx context.Context) (success, *Failure) {
-	command, failure := s.commandParameter(compose.BuildCommand(s.profile.project, s.profile.service))
+	command, failure := s.commandParameter(compose.BuildCommand(s.profile.ComposeProject, s.profile.ComposeService))
 	if failure != nil {
 		return success{}, failure
 	}
@@ -71,7 +71,7 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 	defer cancel()
 	output := processes.Head{Limit: serviceListLimit}
-	code, unlisted := s.runner.run(ctx, workspace, line.ServicesCommand(), &output, &processes.Head{}, nil)
+	code, unlisted := s.runner.forOwn().run(ctx, workspace, line.ServicesCommand(), &output, &processes.Head{}, nil)
 	if unlisted != nil || code != 0 || output.Full {
 		return
 	}

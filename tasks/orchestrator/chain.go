@@ -74,6 +74,3 @@ func ChainMessage(run store.Run, queue, node string, now time.Time, newID func()
 // Workspace returns the name of a run's workspace, as [store.BeginRequest] has it. root
 // is the configured workspace.
 func Workspace(queue, root string, run store.Run) string { return workspaceOf(queue, root, run) }
-
-// GateService names the service whose approval gate applies to a run.
-func GateService(run store.Run) string { return gateService(run) }

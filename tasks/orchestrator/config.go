@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -114,9 +115,12 @@ type Config struct {
 	// and Workspace have.
 	Redactor *artifacts.Redactor
 
-	// Programs are those that plans may run in addition to git, docker,
-	// docker-compose and the skill executor. A command may run if its first word
-	// is one of them.
+	// Policy says what runs may do to which service. Defaults to policy.Default().
+	// Programs, HealthURLs, StepTimeLimit, QuietPeriod, RunningIsEnough and AppChecks
+	// are for all services of which the policy's file does not say the same.
+	Policy *policy.Policy
+	// Programs are those that plans may run in addition to those of the policy and
+	// the skill executor. A command may run if its first word is one of them.
 	Programs []string
 	// Permissions allow command lines of git, docker and docker-compose that the rules
 	// of package programs refuse.
@@ -220,6 +224,9 @@ type Config struct {
 func (c Config) WithDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Policy == nil {
+		c.Policy = policy.Default()
 	}
 	if c.Redactor == nil {
 		c.Redactor = artifacts.NewRedactor(c.Environ, artifacts.Rules{Workspace: c.Workspace})

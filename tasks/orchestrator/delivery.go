@@ -89,7 +89,7 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 	ctx = activity.Context(ctx)
 	decision, err := o.config.Steps.BeginStep(ctx, store.BeginRequest{
 		RunID: runID, Step: step, TaskID: request.TaskID, RootTaskID: request.RootTaskID,
-		Queue: o.config.Queue, Message: request.Delivery, GateService: gateService,
+		Queue: o.config.Queue, Message: request.Delivery, GateService: o.gateService,
 		Workspace: func(run store.Run) string { return workspaceOf(o.config.Queue, o.config.Workspace, run) },
 	})
 	if err != nil {

@@ -56,7 +56,7 @@ func (s *stepRun) openRepository(ctx context.Context, workspace string) (*runFil
 	if failure != nil {
 		return nil, failure
 	}
-	f.allowed = newAllowlist(workspace, patterns)
+	f.allowed = s.newAllowlist(workspace, patterns)
 	return f, nil
 }
 

@@ -96,7 +96,7 @@ func planGit(command, environ []string, workspace string) (argv, with []string) 
 func (r *runner) runOwnGit(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer) (int, *Failure) {
 	top, _ := repository(workspace)
 	argv := slices.Concat(command[:2], change.GitOptions(command[1]), command[2:])
-	return r.start(ctx, workspace, command, argv, change.GitEnviron(r.environ, top), stdout, stderr, nil)
+	return r.forOwn().start(ctx, workspace, command, argv, change.GitEnviron(r.environ, top), stdout, stderr, nil)
 }
 
 // git runs a git command of package change: a [change.Git]. It trusts every work
@@ -105,7 +105,7 @@ func (r *runner) git(ctx context.Context, command change.GitCommand) (int, error
 	argv := append([]string{"git"}, command.Args...)
 	environ := slices.Concat(change.GitEnviron(r.environ, "*"), command.Env)
 	cmd := &exec.Cmd{Args: argv, Dir: command.Dir, Env: environ, Stdin: command.Stdin, Stdout: command.Stdout, Stderr: command.Stderr}
-	code, failure := r.startCmd(ctx, argv, cmd, nil)
+	code, failure := r.forOwn().startCmd(ctx, argv, cmd, nil)
 	if failure != nil {
 		return 0, failure
 	}

@@ -518,3 +518,9 @@ func same(t testing.TB, what, got, want string) {
 		t.Errorf("%s is\n%s\nwant\n%s", what, got, want)
 	}
 }
+
+// bare returns an Orchestrator for tests of a part that needs only its configuration.
+func bare(config Config) *Orchestrator {
+	config = config.WithDefaults()
+	return &Orchestrator{config: config, policy: config.effectivePolicy()}
+}

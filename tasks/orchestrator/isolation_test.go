@@ -128,7 +128,7 @@ func TestIsolation(t *testing.T) {
 					return c.others[since], nil
 				}
 				a := &attempt{
-					Orchestrator: &Orchestrator{config: Config{Steps: steps}.WithDefaults()}, log: slog.New(slog.DiscardHandler),
+					Orchestrator: bare(Config{Steps: steps}), log: slog.New(slog.DiscardHandler),
 					request: Request{StillUnacked: stillUnacked, OtherConsumers: otherConsumers}, begun: store.Start{OwnedAt: begun},
 				}
 				watch := a.startWatch(t.Context())

@@ -37,7 +37,7 @@ func (s *stepRun) plannedCheck() *healthCheck {
 	if failure != nil || check == nil {
 		return nil
 	}
-	if configured := s.config.HealthURLs[s.profile.service]; configured != "" {
+	if configured := s.profile.Verify.HealthURL; configured != "" {
 		check.url = configured
 	}
 	return check

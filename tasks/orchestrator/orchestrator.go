@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 // Orchestrator executes the steps of runs.
@@ -12,6 +13,8 @@ type Orchestrator struct {
 	log    *slog.Logger
 	runner *runner
 	client healthClient
+	// policy has the settings for all services.
+	policy *policy.Policy
 	// broker is nil before Register.
 	broker   Broker
 	stalls   stall.Detector
@@ -30,5 +33,6 @@ func New(config Config) (*Orchestrator, error) {
 		log:    slog.New(config.Redactor.Handler(config.Logger.Handler())),
 		runner: newRunner(config),
 		client: newHealthClient(config.Environ),
+		policy: config.effectivePolicy(),
 	}, nil
 }

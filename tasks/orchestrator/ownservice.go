@@ -13,6 +13,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -64,6 +65,11 @@ func (s *stepRun) runCommand(ctx context.Context, workspace string, command []st
 	if failure := s.runner.check(workspace, command); failure != nil {
 		return 0, failure
 	}
+	s.logPermissions(workspace, command, stderr)
+	if o, only := s.overrideOfProgram(command); only {
+		s.log.Warn("override of the policy used", "program", command[0], "reason", o.Reason, "at", o.Origin.String())
+		fmt.Fprintf(stderr, "[%s may run by an override of the policy, %s]\n", command[0], o)
+	}
 	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
 	if !h.acts() {
 		why := h.reason(ctx)
@@ -81,6 +87,14 @@ func (s *stepRun) runCommand(ctx context.Context, workspace string, command []st
 		exited(code)
 	}
 	return code, failure
+}
+
+// overrideOfProgram returns the override without which a command could not run.
+func (s *stepRun) overrideOfProgram(command []string) (policy.Override, bool) {
+	if len(command) == 0 || isSkillExecutor(command) {
+		return policy.Override{}, false
+	}
+	return s.profile.OverrideOfProgram(command[0])
 }
 
 // A helped command is one that a helper runs, or that may need one.
@@ -135,7 +149,7 @@ func (h *helped) reason(ctx context.Context) string {
 		output := processes.Head{Limit: modelLimit}
 		ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 		defer cancel()
-		code, failure := h.runner.run(ctx, h.workspace, ask, &output, &processes.Head{}, nil)
+		code, failure := h.runner.forOwn().run(ctx, h.workspace, ask, &output, &processes.Head{}, nil)
 		var err error
 		if failure == nil && code == 0 {
 			model, err = compose.ParseModel(output.Kept)

@@ -11,6 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -251,6 +252,7 @@ func (s *stepRun) patched(ctx context.Context, log *artifacts.Log, files *runFil
 		}
 	}
 	slices.Sort(validated)
+	s.logOverrides(log, files.allowed, validated)
 	only := func(paths []string) []string {
 		return slices.DeleteFunc(paths, func(path string) bool { return !slices.Contains(validated, printable(path)) })
 	}
@@ -322,7 +324,7 @@ func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *r
 		return success{}, failure
 	}
 	validated := changed.all()
-	allowed := newAllowlist(workspace, patterns)
+	allowed := s.newAllowlist(workspace, patterns)
 	var violations []string
 	for _, path := range validated {
 		if !allowed.allows(path) || files != nil && files.isRepository(path) {
@@ -335,6 +337,7 @@ func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *r
 		failure.files = append([]artifacts.File{diff}, failure.files...)
 		return success{}, failure
 	}
+	s.logOverrides(log, allowed, validated)
 	var described []changedFile
 	if files != nil && len(validated) > 0 {
 		if described, failure = files.keepEdits(ctx, validated); failure != nil {
@@ -391,19 +394,36 @@ func (s *stepRun) patchSuccess(log *artifacts.Log, diff artifacts.File, changed 
 	}}, nil
 }
 
-// patchPatterns returns the allow-list of the plan's patch step, or the profile's if
-// the plan has none.
+// logOverrides says in the step's log which overrides of the policy allow files of
+// the change, and why they are there.
+func (s *stepRun) logOverrides(log *artifacts.Log, allowed *allowlist, paths []string) {
+	files := map[policy.Origin][]string{}
+	for _, path := range paths {
+		if o := allowed.override(path); o != nil {
+			files[o.Origin] = append(files[o.Origin], printable(path))
+		}
+	}
+	for _, o := range s.profile.Overrides {
+		if by := files[o.Origin]; len(by) > 0 {
+			log.Line("[" + s.clean(cut("Allowed by an override of the policy, "+o.String()+": "+strings.Join(by, ", "))) + "]")
+			s.log.Warn("override of the policy used", "files", len(by), "reason", o.Reason, "at", o.Origin.String())
+		}
+	}
+}
+
+// patchPatterns returns the allow-list of the plan's patch step, or the policy's if
+// the plan has none, without what overrides add.
 func (s *stepRun) patchPatterns() ([]string, *Failure) {
 	params := s.params
 	if s.step != store.StepPatch {
 		var failure *Failure
 		if params, failure = s.plan.find(store.StepPatch); failure != nil {
-			return s.profile.allowlist, nil
+			return s.profile.Listed(), nil
 		}
 	}
 	listed, failure := params.list("allowlist")
 	if failure != nil || len(listed) == 0 {
-		return s.profile.allowlist, failure
+		return s.profile.Listed(), failure
 	}
 	var patterns []string
 	for _, value := range listed {

@@ -48,8 +48,8 @@ type deployment struct {
 func (s *stepRun) deployment() (deployment, bool) {
 	var all []deployment
 	for step, missing := range map[store.Step][]string{
-		store.StepRestart: compose.UpCommand(s.profile.project, s.profile.service),
-		store.StepBuild:   compose.BuildCommand(s.profile.project, s.profile.service),
+		store.StepRestart: compose.UpCommand(s.profile.ComposeProject, s.profile.ComposeService),
+		store.StepBuild:   compose.BuildCommand(s.profile.ComposeProject, s.profile.ComposeService),
 	} {
 		params, failure := s.plan.find(step)
 		if failure != nil {
@@ -95,7 +95,7 @@ func (s *stepRun) query(ctx context.Context, workspace string, command []string)
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
 	output, errors := processes.Head{Limit: queryLimit}, processes.Head{Limit: queryLimit}
-	code, failure := s.runner.run(ctx, workspace, command, &output, &errors, nil)
+	code, failure := s.runner.forOwn().run(ctx, workspace, command, &output, &errors, nil)
 	switch {
 	case failure != nil:
 		return "", failure

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -52,8 +53,8 @@ func (p plan) find(step store.Step) (parameters, *Failure) {
 
 // target returns the compose project and service that a plan is about: what its
 // commands name, else its parameters, else the profile.
-func (p plan) target(known profile) (project, service string) {
-	project, service = known.project, known.service
+func (p plan) target(known policy.Service) (project, service string) {
+	project, service = known.ComposeProject, known.ComposeService
 	for _, step := range []store.Step{store.StepRestart, store.StepBuild, store.StepVerify} {
 		found, failure := p.find(step)
 		if failure != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 )
@@ -30,9 +31,26 @@ func Subject(config Config) preflight.Subject {
 	if engine, isReal := config.Engine.(preflight.Engine); isReal {
 		s.Engine = engine
 	}
-	target, _ := compose.ParseTarget(compose.BuildCommand(ComposeProject, Services()[0]))
-	s.Projects = []preflight.Project{{Target: target, Dir: s.Workspace, Services: Services()}}
+	s.Projects = policyProjects(config.Policy, s.Workspace)
 	return s
+}
+
+// policyProjects are the compose projects of the policy's services, with these.
+func policyProjects(p *policy.Policy, workspace string) []preflight.Project {
+	var projects []preflight.Project
+	for _, name := range p.Names() {
+		service := p.Services[name]
+		at := slices.IndexFunc(projects, func(known preflight.Project) bool { return known.Target.Project == service.ComposeProject })
+		if at < 0 {
+			at = len(projects)
+			target, _ := compose.ParseTarget(compose.BuildCommand(service.ComposeProject, service.ComposeService))
+			projects = append(projects, preflight.Project{Target: target, Dir: workspace})
+		}
+		if !slices.Contains(projects[at].Services, service.ComposeService) {
+			projects[at].Services = append(projects[at].Services, service.ComposeService)
+		}
+	}
+	return projects
 }
 
 // LogLooks looks at all that a worker needs for any run, and logs what would make
@@ -155,9 +173,9 @@ func (s *stepRun) projects(steps []store.Step) (projects []preflight.Project, co
 		var missing []string
 		switch step {
 		case store.StepBuild:
-			missing = compose.BuildCommand(s.profile.project, s.profile.service)
+			missing = compose.BuildCommand(s.profile.ComposeProject, s.profile.ComposeService)
 		case store.StepRestart:
-			missing = compose.UpCommand(s.profile.project, s.profile.service)
+			missing = compose.UpCommand(s.profile.ComposeProject, s.profile.ComposeService)
 		default:
 			continue
 		}

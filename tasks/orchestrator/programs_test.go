@@ -16,13 +16,13 @@ func TestRefusedCommandsStartNothing(t *testing.T) {
 	for _, test := range []struct{ step, want string }{
 		{`{"name": "build", "parameters": {"command": ["docker", "run", "-v", "/:/host", "alpine"]}}`,
 			"Command not allowed: docker run -v /:/host alpine (docker.runs): docker run starts a program of the plan's choice, with the machine's folders if the plan wants them. " +
-				`To permit it, the service's programs in the policy file need {command: docker run, options: ["*"], reason: …} (see build.log)`},
+				`To permit it, the service's overrides in the policy file need {command: docker run, options: ["*"], reason: …} (see build.log)`},
 		{`{"name": "restart", "parameters": {"command": ["docker", "compose", "-f", "/etc/x", "up", "-d", "api"]}}`,
 			"Command not allowed: docker compose -f /etc/x up -d api (path.outside): /etc/x is not below the workspace WORKSPACE. " +
-				`To permit it, the service's programs in the policy file need {command: docker compose, options: ["*"], reason: …} (see restart.log)`},
+				`To permit it, the service's overrides in the policy file need {command: docker compose, options: ["*"], reason: …} (see restart.log)`},
 		{`{"name": "patch", "parameters": {"commands": [["docker", "ps"], ["git", "-c", "alias.x=!docker ps", "x"]]}}`,
 			"Command not allowed: git -c alias.x=!docker ps x (git.setting): setting alias.x can make git start a program or work elsewhere. " +
-				`To permit it, the service's programs in the policy file need {command: git, options: ["-c="], reason: …} (see patch.log)`},
+				`To permit it, the service's overrides in the policy file need {command: git, options: ["-c="], reason: …} (see patch.log)`},
 	} {
 		b := newTestEnv(t)
 		b.config.Permissions = nil
@@ -102,6 +102,7 @@ func TestSettingsOfTheRepositoryStartNothing(t *testing.T) {
 			command := strings.Fields(test.command)
 			if judged {
 				r := newRunner(b.config.WithDefaults())
+				r.allowed = []string{"git"}
 				if _, failure := r.run(t.Context(), b.workspace, command, &lockedBuffer{}, &lockedBuffer{}, nil); failure != nil {
 					t.Errorf("%s: %s", test.command, failure)
 				}
@@ -133,6 +134,7 @@ func TestVariablesOfGitDoNotReachPlans(t *testing.T) {
 		"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=status.short", "GIT_CONFIG_VALUE_0=true")
 	var out lockedBuffer
 	r := newRunner(b.config.WithDefaults())
+	r.allowed = []string{"git"}
 	code, failure := r.run(t.Context(), b.workspace, []string{"git", "status"}, &out, &out, nil)
 	if failure != nil || code != 0 {
 		t.Fatal(code, failure, out.String())

@@ -21,7 +21,7 @@ const othersPatience = 60 * time.Second
 // restart replaces the service's container, and no other
 // (docs/moonmind.md#restart). It succeeds only if the engine shows that.
 func (s *stepRun) restart(ctx context.Context) (success, *Failure) {
-	command, failure := s.commandParameter(compose.UpCommand(s.profile.project, s.profile.service))
+	command, failure := s.commandParameter(compose.UpCommand(s.profile.ComposeProject, s.profile.ComposeService))
 	if failure != nil {
 		return success{}, failure
 	}

@@ -20,9 +20,6 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
-// defaultPrograms are programs that every plan may run.
-var defaultPrograms = []string{"docker", "docker-compose", "git"}
-
 // isSkillExecutor says that a command is the skill executor, the only Python
 // program that plans run (docs/moonmind.md#skill-plans).
 func isSkillExecutor(command []string) bool {
@@ -34,7 +31,10 @@ func isSkillExecutor(command []string) bool {
 // A runner runs the commands of plans. A command is a list of arguments; no shell
 // is involved, and only allowed programs are started.
 type runner struct {
+	// allowed are the programs that the policy lets plans start. own says that the
+	// command is the worker's own, for which the policy does not count.
 	allowed []string
+	own     bool
 	compose compose.Program
 	environ []string
 	program processes.Runner
@@ -56,13 +56,18 @@ func newRunner(config Config) *runner {
 		}
 	}
 	return &runner{
-		allowed: append(slices.Clone(defaultPrograms), config.Programs...),
 		compose: program,
 		environ: config.Environ,
 		setting: config.SettingName,
 		program: processes.Runner{Grace: config.KillGrace, Logger: config.Logger},
 		target:  programs.Line{Workspace: config.Workspace, Resolve: artifacts.Resolve, Permit: config.Permissions},
 	}
+}
+
+// forOwn returns the runner for commands that the worker runs of itself.
+func (r runner) forOwn() *runner {
+	r.own = true
+	return &r
 }
 
 // of returns the runner for one step.
@@ -87,7 +92,7 @@ func (r *runner) check(workspace string, command []string) *Failure {
 	if _, failure := r.find(command, r.compose.Resolve(command)[0], workspace); failure != nil {
 		return failure
 	}
-	return commandError(fmt.Sprintf("Command not allowed: %s (%s): %s. To permit it, the service's programs in the policy file need %s",
+	return commandError(fmt.Sprintf("Command not allowed: %s (%s): %s. To permit it, the service's overrides in the policy file need %s",
 		formatCommand(command), refusal.Rule, refusal.Why, refusal.Entry()))
 }
 
@@ -191,7 +196,7 @@ func (r *runner) find(command []string, program, workspace string) (string, *Fai
 		}
 		return "", commandError(text)
 	}
-	if !skill && !slices.Contains(r.allowed, command[0]) {
+	if !r.own && !skill && !slices.Contains(r.allowed, command[0]) {
 		return "", commandError(fmt.Sprintf("Command not allowed: %s. Plans may run %s; %s allows more",
 			command[0], strings.Join(r.allowed, ", "), r.setting("MM_ORCHESTRATOR_ALLOWED_PROGRAMS")))
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -42,8 +43,8 @@ type stepRun struct {
 	place  artifacts.Directory
 	dir    *artifacts.Run
 
-	// profile is that of the run's target service; perform sets it.
-	profile profile
+	// profile is what the policy says about the run's target service; perform sets it.
+	profile policy.Service
 
 	// record is what is recorded about the change of the run; saveRecord writes it.
 	// recorded is its text in the database, nil for nothing.
@@ -140,9 +141,11 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 		return success{}, failure
 	}
 	var failure *Failure
-	if s.profile, failure = findProfile(run.TargetService); failure != nil {
+	if s.profile, failure = s.findProfile(run.TargetService); failure != nil {
 		return success{}, failure
 	}
+	s.runner.allowed, s.runner.target.Permit = s.profile.ProgramNames(), s.permissions(-1)
+	s.noteOverrides()
 	limit, failure := s.params.timeLimit()
 	if failure != nil {
 		return success{}, failure

@@ -82,6 +82,9 @@ func (s *stepRun) verify(ctx context.Context) (success, *Failure) {
 		return success{}, artifactError(err)
 	}
 	defer log.Discard()
+	for _, note := range s.notes {
+		log.Line(note)
+	}
 	if r.check == nil {
 		log.Line("No healthcheck configured; skipping HTTP verification.")
 	} else if r.urlIsConfigured {
@@ -122,7 +125,7 @@ func (s *stepRun) requirements(params parameters) (requirements, *Failure) {
 	if failure != nil {
 		return requirements{}, failure
 	}
-	r := requirements{check: check, begun: s.config.Now(), quiet: s.config.QuietPeriod}
+	r := requirements{check: check, begun: s.config.Now(), quiet: s.profile.Verify.QuietPeriod}
 	r.project, r.service = s.plan.target(s.profile)
 	r.services = []string{r.service}
 	if image := s.record.Image; image != nil {
@@ -136,7 +139,7 @@ func (s *stepRun) requirements(params parameters) (requirements, *Failure) {
 	}
 	r.composed, r.deployed = s.plan.composes()
 	r.runningIsEnough = !falsy(params["runningIsEnough"]) || !slices.ContainsFunc(r.services, func(service string) bool {
-		return !slices.Contains(s.config.RunningIsEnough, service)
+		return !s.runningIsEnough(service)
 	})
 	if !falsy(params["oneShot"]) {
 		r.oneShots = r.services
@@ -144,14 +147,22 @@ func (s *stepRun) requirements(params parameters) (requirements, *Failure) {
 	r.deadline = r.begun.Add(s.config.StateTimeout)
 	if check != nil {
 		r.deadline = r.begun.Add(time.Duration(check.timeout) * time.Second)
-		r.urlIsConfigured = s.config.HealthURLs[s.profile.service] != ""
+		r.urlIsConfigured = s.profile.Verify.HealthURL != ""
 	}
 	return r, nil
 }
 
+// runningIsEnough says that the policy asks for no health check of a service.
+func (s *stepRun) runningIsEnough(service string) bool {
+	if service == s.profile.ComposeService {
+		return s.profile.Verify.RunningIsEnough
+	}
+	return s.policy.RunningIsEnough(service, s.config.Now())
+}
+
 // replaceURL puts the configured URL in the place of the plan's, and says so.
 func (s *stepRun) replaceURL(log *artifacts.Log, check *healthCheck) {
-	replaced := s.config.HealthURLs[s.profile.service]
+	replaced := s.profile.Verify.HealthURL
 	if replaced == check.url {
 		return
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 func TestVerifyChecksContainers(t *testing.T) {
@@ -261,7 +262,7 @@ func TestTheTargetIsWhatThePlanNames(t *testing.T) {
 		if failure != nil {
 			t.Fatal(failure)
 		}
-		project, service := p.target(profiles["api"])
+		project, service := p.target(*policy.Default().Services["api"])
 		same(t, steps, project+" "+service, want)
 	}
 }

@@ -101,6 +101,15 @@ type watch struct {
 	stopped                  chan struct{} // closed at the end of look
 }
 
+// stepTimeLimit is how long the policy lets the step take.
+func (a *attempt) stepTimeLimit() time.Duration {
+	service, known := a.policy.Find(a.begun.Run.TargetService, a.config.Now())
+	if !known {
+		return a.config.StepTimeLimit
+	}
+	return service.Limits.For(string(a.begun.Claim.Step)).Time
+}
+
 // startWatch begins the watch of a step's work, whose context is watch.work. The
 // caller must call stop when the work has ended.
 func (a *attempt) startWatch(ctx context.Context) *watch {
@@ -113,7 +122,7 @@ func (a *attempt) startWatch(ctx context.Context) *watch {
 			brokerConfirmedAt: a.begun.OwnedAt,
 		},
 	}
-	work, cancelLimit := withTimeLimit(ctx, a.config.StepTimeLimit)
+	work, cancelLimit := withTimeLimit(ctx, a.stepTimeLimit())
 	work, w.end = context.WithCancelCause(work)
 	w.cancelLimit, w.work = cancelLimit, processes.KillWhen(work, w.killed)
 	w.revoke(a.begun.Revocation)

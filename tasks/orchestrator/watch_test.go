@@ -137,7 +137,7 @@ func TestWatchHasOneCause(t *testing.T) {
 				ctx, end := context.WithCancelCause(t.Context())
 				defer end(nil)
 				a := &attempt{
-					Orchestrator: &Orchestrator{config: Config{Steps: steps, StepTimeLimit: time.Hour}.WithDefaults()},
+					Orchestrator: bare(Config{Steps: steps, StepTimeLimit: time.Hour}),
 					log:          slog.New(slog.DiscardHandler), isLimit: isTimeLimit,
 					begun: store.Start{OwnedAt: time.Now(), Claim: store.Claim{RunID: testRun, Step: test.step}},
 				}
@@ -198,7 +198,7 @@ func TestWatchAsksOnceEachHalfSecond(t *testing.T) {
 			return false
 		}}
 		a := &attempt{
-			Orchestrator: &Orchestrator{config: Config{Steps: steps}.WithDefaults()}, log: slog.New(slog.DiscardHandler),
+			Orchestrator: bare(Config{Steps: steps}), log: slog.New(slog.DiscardHandler),
 			begun: store.Start{OwnedAt: time.Now()},
 		}
 		watch := a.startWatch(t.Context())

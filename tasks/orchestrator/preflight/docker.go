@@ -140,17 +140,24 @@ func (s Subject) LookAtServices() Look {
 func (s Subject) LookAtAllServices() Look {
 	return Look{Name: lookServices, At: "compose's list of services", Needs: []string{lookWorkspace, lookCompose},
 		Do: func(ctx context.Context) []Result {
-			project := s.Projects[0]
-			defined, missing, results := s.services(ctx, project)
-			switch {
-			case results != nil:
-				return results
-			case len(missing) == len(project.Services):
-				return refuse("Point COMPOSE_FILE or "+s.SettingName("WORKSPACE_ROOT")+" to MoonMind's compose file", "the compose file defines none of the services that runs can repair (%s); it defines %s", strings.Join(missing, ", "), strings.Join(defined, ", "))
-			case len(missing) > 0:
-				return note("Runs for the missing services fail; ignore this if there are no such runs", "the compose file defines %s, but not %s", strings.Join(defined, ", "), strings.Join(missing, ", "))
+			if len(s.Projects) == 0 {
+				return note("Remove enabled: false from a service of the policy", "the policy refuses runs for every service")
 			}
-			return ok("project %s has %s", project.Target.Project, strings.Join(project.Services, ", "))
+			var all []Result
+			for _, project := range s.Projects {
+				defined, missing, results := s.services(ctx, project)
+				switch {
+				case results != nil:
+				case len(missing) == len(project.Services):
+					results = refuse("Point COMPOSE_FILE or "+s.SettingName("WORKSPACE_ROOT")+" to MoonMind's compose file", "the compose file defines none of the services that runs can repair (%s); it defines %s", strings.Join(missing, ", "), strings.Join(defined, ", "))
+				case len(missing) > 0:
+					results = note("Runs for the missing services fail; ignore this if there are no such runs", "the compose file defines %s, but not %s", strings.Join(defined, ", "), strings.Join(missing, ", "))
+				default:
+					results = ok("project %s has %s", project.Target.Project, strings.Join(project.Services, ", "))
+				}
+				all = append(all, results...)
+			}
+			return all
 		}}
 }
 
