@@ -35,6 +35,10 @@ const (
 // must return soon after ctx is done.
 type Probe func(ctx context.Context) error
 
+// A Remark is what /readyz says besides ok, such as that the queue is paused; "" for
+// nothing. It is subject to the rules for a [Probe].
+type Remark func(ctx context.Context) string
+
 // ListenerConfig configures a [Listener].
 type ListenerConfig struct {
 	// Address is host:port. Defaults to DefaultAddress.
@@ -49,6 +53,9 @@ type ListenerConfig struct {
 	Health Probe
 	// Ready is the probe of /readyz. Defaults to Health.
 	Ready Probe
+	// Remark is added to the answer of /readyz if Ready has succeeded. Defaults to
+	// none.
+	Remark Remark
 	// Logger logs errors of connections. Defaults to slog.Default().
 	Logger *slog.Logger
 }
@@ -136,8 +143,8 @@ func Listen(ctx context.Context, cfg ListenerConfig) (*Listener, error) {
 		MaxRequestsInFlight: maxScrapes,
 		Timeout:             probeTimeout,
 	}))
-	mux.HandleFunc("GET /healthz", answer(cfg.Health))
-	mux.HandleFunc("GET /readyz", answer(cfg.Ready))
+	mux.HandleFunc("GET /healthz", answer(cfg.Health, nil))
+	mux.HandleFunc("GET /readyz", answer(cfg.Ready, cfg.Remark))
 	l.server = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: headerTimeout,
@@ -176,8 +183,8 @@ func (l *Listener) Serve(ctx context.Context) error {
 // Close frees the address. It is for a listener whose Serve was not called.
 func (l *Listener) Close() error { return l.socket.Close() }
 
-// answer responds with 200 and "ok", or with 503 and the reason.
-func answer(probe Probe) http.HandlerFunc {
+// answer responds with 200, "ok" and the remark, or with 503 and the reason.
+func answer(probe Probe, remark Remark) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
 		defer cancel()
@@ -190,5 +197,11 @@ func answer(probe Probe) http.HandlerFunc {
 			return
 		}
 		fmt.Fprintln(w, "ok")
+		if remark == nil {
+			return
+		}
+		if text := remark(ctx); text != "" {
+			fmt.Fprintln(w, text)
+		}
 	}
 }

@@ -17,6 +17,7 @@ const (
 	nameRunStatuses   = "mm_orchestrator_run_status_total"
 	nameRunSeconds    = "mm_orchestrator_run_duration_seconds"
 	nameStatsDDropped = "mm_orchestrator_statsd_dropped_total"
+	namePaused        = "mm_orchestrator_paused"
 )
 
 // Label values come from these sets only; any other value in a message or row
@@ -30,7 +31,8 @@ var (
 // durationBuckets cover a short git command and a build of an hour, in seconds.
 var durationBuckets = []float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600}
 
-// Recorder counts runs and steps, both in StatsD and in Prometheus. Its methods
+// Recorder counts runs and steps, both in StatsD and in Prometheus, and says in
+// Prometheus whether the queue is paused. Its methods
 // may be called from any goroutine and on a nil *Recorder; they neither block
 // nor fail.
 type Recorder struct {
@@ -40,6 +42,7 @@ type Recorder struct {
 	stepSeconds  *prometheus.HistogramVec
 	runStatuses  *prometheus.CounterVec
 	runSeconds   *prometheus.HistogramVec
+	paused       prometheus.Gauge
 }
 
 // NewRecorder returns a recorder that sends to statsd and registers its
@@ -60,13 +63,16 @@ func NewRecorder(statsd *StatsD, reg prometheus.Registerer) (*Recorder, error) {
 			Name: nameRunSeconds, Help: "How long a run took from its first step to its end, by final status.", Buckets: durationBuckets,
 		}, []string{"status"}),
 	}
+	r.paused = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: namePaused, Help: "1 while the queue is paused (mm-orchestrator pause), otherwise 0.",
+	})
 	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: nameStatsDDropped, Help: "StatsD datagrams that were not sent: the server could not be reached, or the queue was full.",
 	}, func() float64 { return float64(statsd.Dropped()) })
 	if reg == nil {
 		return r, nil
 	}
-	for _, c := range []prometheus.Collector{r.stepsStarted, r.stepSeconds, r.runStatuses, r.runSeconds, dropped} {
+	for _, c := range []prometheus.Collector{r.stepsStarted, r.stepSeconds, r.runStatuses, r.runSeconds, r.paused, dropped} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -114,6 +120,18 @@ func (r *Recorder) RunFinished(status string, took time.Duration) {
 	r.statsd.RunFinished(status, took)
 	r.runStatuses.WithLabelValues(oneOf(statusLabels, status)).Inc()
 	r.runSeconds.WithLabelValues(oneOf(statusLabels, status)).Observe(took.Seconds())
+}
+
+// Paused records whether the queue is paused. MoonMind has no StatsD metric for it.
+func (r *Recorder) Paused(paused bool) {
+	if r == nil {
+		return
+	}
+	value := 0.0
+	if paused {
+		value = 1
+	}
+	r.paused.Set(value)
 }
 
 func oneOf(known []string, label string) string {

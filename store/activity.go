@@ -14,6 +14,18 @@ type Activity struct {
 	// WaitingForStep is a step that waits for another step of the run, such as a
 	// step that was retried while the rollback runs.
 	WaitingForStep *WaitingForStep
+	// Paused is a step that waits for the end of a pause of its queue.
+	Paused *Paused
+}
+
+// Paused is a step's wait for the end of a pause.
+type Paused struct {
+	// Step is the step whose message is parked.
+	Step  Step
+	Since time.Time
+	Queue string
+	// Keeps is the workspace that the run keeps meanwhile, "" for none.
+	Keeps string
 }
 
 // WaitingForStep is a step's wait for another step of its run.
@@ -92,17 +104,28 @@ const activityOf = `
 	    FROM mm_orchestrator.parked AS p
 	    WHERE p.run_id = r.id AND p.step <> working.step AND ` + runGoesOn + `
 	    ORDER BY p.rank, p.parked_at, p.id
-	    LIMIT 1) AS behind ON true`
+	    LIMIT 1) AS behind ON true
+	LEFT JOIN LATERAL (
+	    SELECT p.step, p.parked_at, p.queue, CASE WHEN h.run_id = r.id THEN p.workspace ELSE '' END AS keeps
+	    FROM mm_orchestrator.parked AS p
+	    JOIN mm_orchestrator.holds AS h ON h.workspace = p.workspace
+	    WHERE p.run_id = r.id AND ` + isPaused + `
+	    ORDER BY p.rank, p.id
+	    LIMIT 1) AS paused ON true`
 
 const activityColumns = `
 	working.step, working.attempt, working.worker, working.started_at, working.starts, working.alive,
 	waiting.step, waiting.parked_at, waiting.workspace, COALESCE(waiting.holder::text, ''), waiting.place::int,
-	behind.step, behind.parked_at`
+	behind.step, behind.parked_at,
+	paused.step, paused.parked_at, paused.queue, paused.keeps`
 
 // activityRow scans the columns activityColumns, which are NULL for what a run does
 // not do.
 type activityRow struct {
 	step, waitingStep, behindStep    *Step
+	pausedStep                       *Step
+	pausedSince                      *time.Time
+	pausedQueue, keeps               *string
 	attempt, starts                  *int
 	worker, workspace                *string
 	startedAt, parkedAt, behindSince *time.Time
@@ -115,6 +138,7 @@ func (a *activityRow) targets() []any {
 	return []any{
 		&a.step, &a.attempt, &a.worker, &a.startedAt, &a.starts, &a.alive,
 		&a.waitingStep, &a.parkedAt, &a.workspace, &a.holder, &a.place, &a.behindStep, &a.behindSince,
+		&a.pausedStep, &a.pausedSince, &a.pausedQueue, &a.keeps,
 	}
 }
 
@@ -127,6 +151,12 @@ func (a *activityRow) activity() (found Activity) {
 	}
 	if a.waitingStep != nil {
 		found.Waiting = &Waiting{Step: *a.waitingStep, Since: a.parkedAt.UTC(), Workspace: *a.workspace, Holder: a.holder, Place: *a.place}
+	}
+	if a.pausedStep != nil {
+		found.Paused = &Paused{Step: *a.pausedStep, Since: a.pausedSince.UTC(), Queue: *a.pausedQueue, Keeps: *a.keeps}
+		if found.Waiting != nil && found.Waiting.Holder == "" {
+			found.Waiting = nil // the workspace is free: it waits for nothing but the end of the pause
+		}
 	}
 	return found
 }

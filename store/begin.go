@@ -39,6 +39,8 @@ const (
 //   - The first step of a run takes the workspace, and FinishStep passes it on
 //     when the run ends. Until then the steps of other runs are [Parked]. Among
 //     those that wait, high priority comes first, then the run queued first.
+//   - While the queue is paused, steps that need not run now are [Parked]: see
+//     PauseQueue.
 //   - A run that needs an approval, and has none that covers the step, goes back to
 //     where MoonMind's API approves it: awaiting_approval, without a token. The state
 //     row of the step says why, and the answer is [Stop] with Refused set.
@@ -239,7 +241,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 			return nil, err
 		}
 	}
-	parked, err := s.takeWorkspace(ctx, tx, request, seen.Run, v.busy)
+	parked, err := s.takeWorkspace(ctx, tx, request, *seen, v)
 	if err != nil {
 		return nil, err
 	}
@@ -397,6 +399,15 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 	})
 	queueRevocation(batch, request.RunID, &seen.Revocation)
 	approval := queueApproval(batch, request.RunID, clean(request.Queue))
+	queuePause(batch, clean(request.Queue), &seen.Pause)
+	batch.Queue(`SELECT `+runHasBegun+` FROM orchestrator_runs AS r WHERE r.id = $1`, request.RunID).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := rows.Scan(&seen.HasBegun); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
 	batch.Queue(`SELECT EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, request.RunID).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&seen.HoldsWorkspace)
 	})
@@ -427,9 +438,10 @@ func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, see
 }
 
 // takeWorkspace gives the workspace to the run and returns nil, or parks the
-// message: because busy, a claim on a step of the run, is not nil, or because
-// another run has the workspace.
-func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, run Run, busy *claimRow) (*Parked, error) {
+// message: because the verdict is busy or paused, or because another run has the
+// workspace.
+func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, seen beginState, v verdict) (*Parked, error) {
+	run, busy := seen.Run, v.busy
 	workspace := clean(request.Workspace(run))
 	hold, err := lockHold(ctx, tx, workspace, clean(request.Queue), run.ID)
 	if err != nil {
@@ -447,6 +459,19 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		parked.Reason = fmt.Sprintf("worker %s runs step %s of this run since %s", busy.Worker, busy.Step, busy.StartedAt.Format(time.RFC3339))
 		if busy.Holder == holderSuspected {
 			parked.Reason += "; that worker is not connected to the database, and the broker has not yet redelivered the message of its step"
+		}
+	case v.paused != nil:
+		p.why = ParkedPaused
+		parked.Reason = v.paused.Text()
+		if len(v.deadClaims) > 0 {
+			queueFreeClaims(batch, run.ID, v.deadClaims)
+		}
+		// A run that has begun keeps its workspace, with what it has done there.
+		if hold.RunID == run.ID && seen.HasBegun {
+			queueTouchHold(batch, run.ID, request.RootTaskID)
+		} else if hold.RunID == run.ID {
+			queueRelease(batch, run.ID)
+			queueParkedReady(batch, run.ID, &parked.ParkedReady)
 		}
 	case a.wait:
 		parked.Reason = fmt.Sprintf("run %s has the workspace %s", hold.RunID, workspace)

@@ -96,6 +96,10 @@ type beginState struct {
 	OtherClaims []claimRow
 	// Revocation is the request to end the run, nil for none.
 	Revocation *Revocation
+	// Pause is the open pause of the message's queue, nil for none.
+	Pause *Pause
+	// HasBegun says that the present submission of the run has begun.
+	HasBegun bool
 	// HoldsWorkspace says that the run holds a workspace.
 	HoldsWorkspace bool
 	// Change is what is recorded about the change of the run.
@@ -117,8 +121,8 @@ func (s beginState) attempt() int {
 	return s.State.Attempt
 }
 
-// verdict is the answer of decide. Exactly one of done, busy, recheck, stop, refused
-// and start is set.
+// verdict is the answer of decide. Exactly one of done, busy, recheck, stop, refused,
+// paused and start is set.
 type verdict struct {
 	// done: the step has ended with this outcome. Answer Done.
 	done *Outcome
@@ -132,9 +136,11 @@ type verdict struct {
 	// refused: the run has no approval that covers the step, for this reason. Put the
 	// run back to where it waits for one, and answer Stop.
 	refused string
+	// paused: the step has to wait for the end of this pause. Park the message.
+	paused *Pause
 	// start: start the step, if the run can have its workspace.
 	start bool
-	// approval, with refused or start, is what judgeApproval says.
+	// approval, with refused, paused or start, is what judgeApproval says.
 	approval approvalVerdict
 
 	// starts, with start: how often the attempt will have been started, this
@@ -143,8 +149,8 @@ type verdict struct {
 	handedBack int
 	// previousWorker, with start: the worker that ran the attempt last, or "".
 	previousWorker string
-	// deadClaims, with stop, refused or start: the tokens of claims to take from holders
-	// that are dead. A worker that was wrongly taken for dead can then record
+	// deadClaims, with stop, refused, paused or start: the tokens of claims to take from
+	// holders that are dead. A worker that was wrongly taken for dead can then record
 	// nothing, finds its claim lost and ends its commands, and other steps of the
 	// run no longer wait for it.
 	deadClaims []int64
@@ -186,7 +192,10 @@ type verdict struct {
 //     changes the run's row, which must not happen while a step of it runs. A run that
 //     has to pause before verify starts that step: the pause records what the worker
 //     sees (CheckApproval).
-//  8. Otherwise: start.
+//  8. The queue is paused, and the step has to wait for that: paused. pausedBy says
+//     which steps do. The rule is the last one: a message that has no effect, shows
+//     that a worker has died, or has no approval is not kept for the end of the pause.
+//  9. Otherwise: start.
 //
 // Which holders count: for rules 3 and 4, those that may be alive. A suspected
 // one gives recheck in place of busy, and so does one that is alive if the
@@ -246,6 +255,10 @@ func decide(s beginState, request BeginRequest) verdict {
 	}
 	v.approval = approval
 	// Rule 8.
+	if pause := s.pausedBy(request.Step); pause != nil {
+		return verdict{paused: pause, approval: approval, deadClaims: v.deadClaims}
+	}
+	// Rule 9.
 	return v
 }
 

@@ -15,6 +15,7 @@ func TestDecide(t *testing.T) {
 	row := func(attempt int, status, task string) *stateRow {
 		return &stateRow{Attempt: attempt, PlanStepStatus: status, CeleryTaskID: task}
 	}
+	finish, park := &Pause{Queue: "q", Mode: PauseFinish, Reason: "x"}, &Pause{Queue: "q", Mode: PausePark, Reason: "x"}
 	good, bad := &Outcome{Status: StepSucceeded, Message: "claim"}, &Outcome{Status: StepFailed, Message: "claim"}
 	claim := func(attempt int, task string, outcome *Outcome, holder holderState) claimRow {
 		return claimRow{Attempt: attempt, TaskID: task, Starts: 1, Outcome: outcome, Holder: holder}
@@ -85,6 +86,19 @@ func TestDecide(t *testing.T) {
 		{"rollback again, retried since, its worker suspected", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderSuspected)}}, StepRollback, "t", "recheck", 2},
 		{"rollback again, retried since, its worker dead", beginState{Run: run(RunPending), State: row(2, "pending", ""), StepClaims: claims{claim(1, "t", nil, holderDead)}}, StepRollback, "t", "is pending", 2},
 		{"a Python worker started it and died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t")}, StepBuild, "t", "start 1", 1},
+		{"paused, a new run", beginState{Run: run(RunPending), State: row(1, "pending", ""), Pause: finish}, StepAnalyze, "t", "paused", 1},
+		{"paused, a new run, park", beginState{Run: run(RunPending), State: row(1, "pending", ""), Pause: park}, StepAnalyze, "t", "paused", 1},
+		{"paused, a run that has begun", beginState{Run: run(RunRunning), State: row(1, "pending", ""), Pause: finish, HasBegun: true}, StepBuild, "t", "start 1", 1},
+		{"paused, a run that has begun, park", beginState{Run: run(RunRunning), State: row(1, "pending", ""), Pause: park, HasBegun: true}, StepBuild, "t", "paused", 1},
+		{"paused, its worker died", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}, Pause: park, HasBegun: true}, StepBuild, "t", "start 2", 1},
+		{"paused, a live worker has it", beginState{Run: run(RunRunning), State: row(1, "in_progress", "t"), StepClaims: claims{claim(1, "t", nil, holderAlive)}, Pause: park, HasBegun: true}, StepBuild, "t", "busy", 1},
+		{"paused, an old attempt's worker died", beginState{Run: run(RunPending), State: row(2, "pending", "t"), StepClaims: claims{claim(1, "t", nil, holderDead)}, Pause: finish}, StepBuild, "u", "paused", 2},
+		{"paused, rollback due", beginState{Run: run(RunFailed), State: row(1, "pending", ""), Pause: park, HasBegun: true}, StepRollback, "t", "start 1", 1},
+		{"paused, step has ended", beginState{Run: run(RunRunning), State: row(1, "succeeded", "t"), StepClaims: claims{claim(1, "t", good, holderNone)}, Pause: park, HasBegun: true}, StepBuild, "t", "done", 1},
+		{"paused, run has ended", beginState{Run: ended(RunSucceeded), State: row(1, "pending", ""), Pause: park, HasBegun: true}, StepBuild, "t", "has ended", 1},
+		{"paused, waits for approval", beginState{Run: run(RunAwaitingApproval), State: row(1, "pending", ""), Pause: finish}, StepBuild, "t", "approval", 1},
+		{"paused, retried after its end", beginState{Run: Run{ID: "r", Status: RunPending, CompletedAt: &now}, State: row(2, "pending", ""), Pause: finish}, StepPatch, "t", "paused", 2},
+		{"paused and revoked", beginState{Run: run(RunRunning), State: row(1, "pending", ""), Pause: park, HasBegun: true, Revocation: &Revocation{}}, StepBuild, "t", "start 1", 1},
 	} {
 		v := decide(c.seen, BeginRequest{Step: c.step, TaskID: c.task})
 		got := v.stop
@@ -97,20 +111,22 @@ func TestDecide(t *testing.T) {
 			got = "busy"
 		case v.recheck != nil:
 			got = "recheck"
+		case v.paused != nil:
+			got = "paused"
 		case v.start:
 			got = "start " + itoa(v.starts)
 		}
 		if !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
-		// Start and stop take the claims of dead holders; other verdicts take none.
+		// Start, stop and paused take the claims of dead holders; other verdicts take none.
 		dead := 0
 		for _, claim := range append(c.seen.StepClaims, c.seen.OtherClaims...) {
 			if claim.Outcome == nil && claim.Holder == holderDead && (claim.Step == "" || c.step == StepRollback && claim.SameSubmission && v.start) {
 				dead++
 			}
 		}
-		if (v.start || v.stop != "") && len(v.deadClaims) != dead {
+		if (v.start || v.stop != "" || v.paused != nil) && len(v.deadClaims) != dead {
 			t.Errorf("%s: %d claims are freed, %d are dead", c.name, len(v.deadClaims), dead)
 		}
 		if c.seen.attempt() != c.attempts {

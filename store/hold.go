@@ -49,7 +49,8 @@ func (t turn) precedes(other turn) bool {
 type holdRow struct {
 	// RunID is the run that holds the workspace, "" for none.
 	RunID string
-	// Next is the first of the other runs that wait for it, nil for none.
+	// Next is the first of the other runs that wait for it, nil for none. A run that
+	// waits for the end of a pause is none of them.
 	Next *turn
 }
 
@@ -116,7 +117,7 @@ func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (h
 		SELECT p.run_id::text, p.rank, p.queued_at
 		FROM mm_orchestrator.parked AS p
 		JOIN orchestrator_runs AS r ON r.id = p.run_id
-		WHERE p.workspace = $1 AND p.run_id <> $2 AND `+runGoesOn+`
+		WHERE p.workspace = $1 AND p.run_id <> $2 AND `+runGoesOn+` AND NOT `+isPaused+`
 		ORDER BY p.rank, p.queued_at, p.run_id
 		LIMIT 1`, workspace, runID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
@@ -155,7 +156,7 @@ func queueRelease(batch *pgx.Batch, runID string) {
 
 // grantToNext is the SET of an UPDATE of holds AS h whose rows are locked. It
 // passes over runs that have ended, whose messages have no effect and need no
-// workspace.
+// workspace, and over those that wait for the end of a pause.
 const grantToNext = `
 		(run_id, root_task_id) = (
 		    SELECT n.run_id, COALESCE(n.root_task_id, '')
@@ -164,7 +165,7 @@ const grantToNext = `
 		        SELECT p.run_id, p.root_task_id
 		        FROM mm_orchestrator.parked AS p
 		        JOIN orchestrator_runs AS r ON r.id = p.run_id
-		        WHERE p.workspace = h.workspace AND p.run_id IS DISTINCT FROM h.run_id AND ` + runGoesOn + `
+		        WHERE p.workspace = h.workspace AND p.run_id IS DISTINCT FROM h.run_id AND ` + runGoesOn + ` AND NOT ` + isPaused + `
 		        ORDER BY p.rank, p.queued_at, p.run_id
 		        LIMIT 1) AS n ON true),
 		since = clock_timestamp(), seen_at = clock_timestamp()`

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -26,6 +25,8 @@ const (
 	// ParkedLost: no producer sent it. FailLost made it, as the rollback of a run
 	// whose own messages were lost.
 	ParkedLost ParkedWhy = "lost"
+	// ParkedPaused: the queue is paused.
+	ParkedPaused ParkedWhy = "paused"
 )
 
 // ParkedMessage is a parked message that the caller is to publish.
@@ -93,13 +94,13 @@ const takenLease = 30 * time.Second
 const takeLimit = 8
 
 // TakeParked reserves messages of a queue that can be published now, and returns
-// them in the order of their ids. It takes at most 8, those with the earliest
-// turns; call it until there are none.
+// them in the order of turns, and those of one run in the order of their ids. It
+// takes at most 8, those with the earliest turns; call it until there are none.
 //
 // A message can be published if its run holds the workspace, or if its run has
 // ended or was deleted, since the message then has no effect. It cannot while
 // BeginStep would park it again by the rules of decide: while a live worker has a
-// claim on a step of the run, or a dead one on another step.
+// claim on a step of the run, or a dead one on another step, or the queue is paused.
 //
 // The caller publishes each message and then calls DropParked, or KeepParked if
 // it could not. A message is reserved for one worker at a time. Another worker
@@ -130,6 +131,7 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			    LEFT JOIN orchestrator_runs AS r ON r.id = p.run_id
 			    WHERE p.queue = $1
 			      AND (h.run_id = p.run_id OR NOT `+runGoesOn+`)
+			      AND NOT `+isPaused+`
 			      AND NOT EXISTS (SELECT FROM mm_orchestrator.claims AS c
 			                      WHERE c.run_id = p.run_id AND c.outcome IS NULL AND c.holder IS NOT NULL
 			                        AND (`+runGoesOn+` AND c.step <> p.step AND NOT (p.step = 'rollback' AND c.root_task_id = p.root_task_id)
@@ -140,18 +142,21 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			    ORDER BY p.rank, p.queued_at, p.run_id, p.id
 			    LIMIT $4
 			    FOR UPDATE OF p SKIP LOCKED
+			), taken AS (
+			    UPDATE mm_orchestrator.parked AS p
+			    SET taken_by = $2, taken_at = clock_timestamp()
+			    FROM ready
+			    WHERE p.id = ready.id
+			    RETURNING p.*
 			)
-			UPDATE mm_orchestrator.parked AS p
-			SET taken_by = $2, taken_at = clock_timestamp()
-			FROM ready
-			WHERE p.id = ready.id
-			RETURNING p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body`,
+			SELECT p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body
+			FROM taken AS p
+			ORDER BY min(p.rank) OVER (PARTITION BY p.run_id), p.queued_at, p.run_id, p.id`,
 			queue, s.workerLock.key, takenLease.Seconds(), takeLimit, s.takenIDs())
 		if err != nil {
 			return err
 		}
 		taken, err = pgx.CollectRows(rows, scanParked)
-		slices.SortFunc(taken, func(a, b ParkedMessage) int { return cmp.Compare(a.ID, b.ID) })
 		return err
 	})
 	if err != nil {

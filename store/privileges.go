@@ -68,6 +68,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("approvals", "SELECT", "INSERT", "UPDATE"),
 		own("audit", "SELECT", "INSERT"),
 		own("audit_heads", "SELECT", "INSERT", "UPDATE"),
+		own("pauses", "SELECT", "INSERT", "UPDATE"),
 		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)

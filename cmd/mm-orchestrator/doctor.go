@@ -86,6 +86,7 @@ var checks = []check{
 	{"privileges", "database", (*doctor).privileges},
 	{"tables", "privileges", (*doctor).tables},
 	{"parked", "privileges", (*doctor).parked},
+	{"pause", "privileges", (*doctor).pause},
 	{"results", "database", (*doctor).results},
 	{"clock", "database", (*doctor).clock},
 	{"policy", "", (*doctor).policy},

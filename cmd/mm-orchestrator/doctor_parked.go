@@ -58,3 +58,26 @@ func (d *doctor) parked(ctx context.Context) []verdict {
 	}
 	return verdicts
 }
+
+// pause notes the open pauses of queues, under which no new run begins.
+func (d *doctor) pause(ctx context.Context) []verdict {
+	pauses, err := d.db.ListPauses(ctx, store.PauseFilter{})
+	if errors.Is(err, store.ErrSchema) {
+		return ok("none: the schema mm_orchestrator has no pauses yet")
+	}
+	if err != nil {
+		return failed(err)
+	}
+	if len(pauses) == 0 {
+		return ok("no queue is paused")
+	}
+	verdicts := make([]verdict, len(pauses))
+	for i, pause := range pauses {
+		command := "mm-orchestrator resume"
+		if pause.Queue != d.config.Queue {
+			command += " --queue " + pause.Queue
+		}
+		verdicts[i] = verdict{statusNote, pause.Text() + "; no new run begins", "To end the pause, run `" + command + "`"}
+	}
+	return verdicts
+}

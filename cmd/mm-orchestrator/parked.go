@@ -15,7 +15,6 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
-	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 var parkedCommand = &command{
@@ -23,10 +22,10 @@ var parkedCommand = &command{
 	synonyms: []string{"waiting", "messages", "queue"},
 	summary:  "list parked messages: those of runs that wait for their workspace",
 	about: "Lists parked messages. While one run holds a workspace, workers take the messages of other runs for it from the queue and keep them in the database. A worker publishes each message when its run's turn comes. " +
-		"The last worker that stops publishes all of them, so that a Python worker finds them in the queue. This command only reads.\n\n" +
+		"The last worker that stops publishes all of them, so that a Python worker finds them in the queue, but not while the queue is paused (`mm-orchestrator pause`). This command only reads.\n\n" +
 		"If messages are listed and no worker of this program is alive, the last one crashed. The next worker that starts will publish them. Before a Python worker takes over, " +
 		"return them to the queue with `mm-orchestrator parked return`.\n\n" +
-		"Messages are listed in the order of their turns: rollbacks first, then high priority, then the oldest run. Times are UTC. With --json the output has the keys workers and messages; " +
+		"Messages are listed in the order of their turns: rollbacks first, then high priority, then the oldest run. Times are UTC. With --json the output has the keys workers, messages and pauses; " +
 		"fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator parked", "which messages wait, and is a worker alive to publish them?"},
@@ -70,6 +69,8 @@ var returnParkedCommand = &command{
 type parkedReport struct {
 	Workers  []parkedWorker  `json:"workers"`
 	Messages []parkedMessage `json:"messages"`
+	// Pauses are the open ones, of all queues.
+	Pauses []pauseLine `json:"pauses"`
 }
 
 type parkedWorker struct {
@@ -83,7 +84,7 @@ type parkedMessage struct {
 	RunID  string `json:"run_id"`
 	Step   string `json:"step"`
 	TaskID string `json:"task_id"`
-	// Why is the reason for parking: workspace, busy or lost.
+	// Why is the reason for parking: workspace, busy, lost or paused.
 	Why       string    `json:"why"`
 	Workspace string    `json:"workspace,omitempty"`
 	Holder    string    `json:"held_by,omitempty"`
@@ -101,6 +102,8 @@ func (m parkedMessage) reason() string {
 		return "a worker was running the step"
 	case m.Why == string(store.ParkedLost):
 		return "rollback of a lost run"
+	case m.Why == string(store.ParkedPaused):
+		return "the queue was paused"
 	case m.Holder == "" || m.Holder == m.RunID:
 		return "waits for the workspace, which is free"
 	}
@@ -124,11 +127,19 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
+	pauses, err := db.ListPauses(ctx, store.PauseFilter{})
+	if err != nil {
+		return err
+	}
 	workers, err := db.ListWorkers(ctx, "")
 	if err != nil {
 		return err
 	}
-	report := parkedReport{Workers: []parkedWorker{}, Messages: []parkedMessage{}}
+	show := runPrinter{out: p.stdout, redactor: p.redactor()}
+	report := parkedReport{Workers: []parkedWorker{}, Messages: []parkedMessage{}, Pauses: []pauseLine{}}
+	for _, pause := range pauses {
+		report.Pauses = append(report.Pauses, show.pause(pause))
+	}
 	for _, w := range workers {
 		report.Workers = append(report.Workers, parkedWorker{w.Queue, w.Node, w.Since})
 	}
@@ -136,7 +147,10 @@ func (f *parkedFlags) run(ctx context.Context, p *program, in input) (err error)
 		report.Messages = append(report.Messages, parkedMessageOf(row))
 	}
 	if f.json {
-		return runPrinter{out: p.stdout, redactor: p.redactor()}.json(report)
+		return show.json(report)
+	}
+	for _, pause := range report.Pauses {
+		fmt.Fprintln(p.stdout, pause.text())
 	}
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(p.stdout, "no parked messages")
@@ -270,19 +284,11 @@ func liveWorkers(ctx context.Context, db *store.Store, queue string) ([]store.Li
 // those that were published, also with an error.
 func (p *program) returnParked(ctx context.Context, c *configuration, db *store.Store, parked []store.ParkedRow) ([]parkedMessage, error) {
 	returned := []parkedMessage{}
-	config, err := c.worker(nil, discardLogger())
-	if err != nil {
-		return returned, err
-	}
-	w, err := worker.New(config)
-	if err != nil {
-		return returned, &configError{err.Error()}
-	}
 	rows := map[int64]store.ParkedRow{}
 	for _, row := range parked {
 		rows[row.ID] = row
 	}
-	err = w.WithConnection(ctx, func(publish func(context.Context, protocol.Publishing) error) error {
+	err := p.withBroker(ctx, c, func(publish func(context.Context, protocol.Publishing) error) error {
 		_, err := orchestrator.ReturnParked(ctx, db, c.Queue, publish, func(m store.ParkedMessage) {
 			row, known := rows[m.ID]
 			if !known {
@@ -290,12 +296,9 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 			}
 			returned = append(returned, parkedMessageOf(row))
 		})
-		if errors.Is(err, worker.ErrUnroutable) {
-			return &curedError{err, fmt.Sprintf("The queue %q does not exist: start the worker that will consume it, which declares it, and run this again", c.Queue)}
-		}
 		return err
 	})
-	return returned, c.cureBroker(err)
+	return returned, err
 }
 
 func (f *returnParkedFlags) print(p *program, report returnedReport, otherQueues map[string]int) error {

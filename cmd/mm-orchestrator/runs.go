@@ -28,7 +28,8 @@ var runsCommand = &command{
 	about: "Lists runs, newest first, or shows one run with its artifacts and the latest attempt of each step. RUN is the id of a run or its first 4 or more digits, if only one run matches. This command only reads; `mm-orchestrator runs revoke` stops a run.\n\n" +
 		"Under each active run, a line says what it is doing: which step is running, since when, on which worker, and how often the attempt was started; " +
 		"or which run it is waiting for, because both use the same workspace, and its position in the queue for it; " +
-		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running.\n\n" +
+		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running; " +
+		"or that the queue is paused (`mm-orchestrator pause`), and whether the run keeps its workspace meanwhile. While a queue is paused, the first line says so, since when, by whom and why.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator runs", "the newest 20 runs"},
@@ -101,9 +102,22 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 		case f.json:
 			return show.json(show.detail(detail))
 		}
+		if w := detail.Activity.Paused; w != nil {
+			pauses, err := db.ListPauses(ctx, store.PauseFilter{Queue: w.Queue})
+			if err != nil {
+				return err
+			}
+			for _, pause := range pauses {
+				fmt.Fprintln(p.stdout, show.pause(pause).text())
+			}
+		}
 		return show.run(show.detail(detail))
 	}
 	runs, err := db.ListRuns(ctx, store.RunFilter{Status: store.RunStatus(f.status), TargetService: f.service, Limit: f.limit})
+	if err != nil {
+		return err
+	}
+	pauses, err := db.ListPauses(ctx, store.PauseFilter{})
 	if err != nil {
 		return err
 	}
@@ -113,6 +127,9 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	}
 	if f.json {
 		return show.json(lines)
+	}
+	for _, pause := range pauses {
+		fmt.Fprintln(p.stdout, show.pause(pause).text())
 	}
 	return show.list(lines)
 }
@@ -164,11 +181,21 @@ type runLine struct {
 	QueuedAt      time.Time  `json:"queued_at"`
 	StartedAt     *time.Time `json:"started_at"`
 	CompletedAt   *time.Time `json:"completed_at"`
-	// Working, Waiting and WaitingForStep say what an active run is doing;
+	// Working, Waiting, WaitingForStep and Paused say what an active run is doing;
 	// each is missing if it does not apply.
 	Working        *workingLine        `json:"working,omitempty"`
 	Waiting        *waitingLine        `json:"waiting,omitempty"`
 	WaitingForStep *waitingForStepLine `json:"waiting_for_step,omitempty"`
+	Paused         *pausedLine         `json:"paused,omitempty"`
+}
+
+// pausedLine is a step that waits for the end of a pause.
+type pausedLine struct {
+	Step  string    `json:"step"`
+	Since time.Time `json:"since"`
+	Queue string    `json:"queue"`
+	// Keeps is the workspace that the run keeps meanwhile.
+	Keeps string `json:"keeps_workspace,omitempty"`
 }
 
 type workingLine struct {
@@ -256,6 +283,9 @@ func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 	}
 	if w := activity.Waiting; w != nil {
 		line.Waiting = &waitingLine{Step: string(w.Step), Workspace: w.Workspace, Holder: w.Holder, Place: w.Place, Since: w.Since}
+	}
+	if w := activity.Paused; w != nil {
+		line.Paused = &pausedLine{Step: string(w.Step), Since: w.Since, Queue: w.Queue, Keeps: w.Keeps}
 	}
 	return line
 }
@@ -346,6 +376,13 @@ func (r runLine) activity() (lines []string) {
 		}
 		lines = append(lines, fmt.Sprintf("waiting since %s for %s, %s in line", clock(&w.Since), holder, ordinal(w.Place)))
 	}
+	if w := r.Paused; w != nil {
+		text := fmt.Sprintf("%s waiting since %s: queue %s is paused", w.Step, clock(&w.Since), oneLine(w.Queue, 40))
+		if w.Keeps != "" {
+			text += ", keeps its workspace"
+		}
+		lines = append(lines, text)
+	}
 	return lines
 }
 
@@ -380,6 +417,8 @@ func (s runPrinter) run(d runDetail) error {
 	}
 	if w := d.Run.Waiting; w != nil {
 		fmt.Fprintf(head, "workspace\t%s\n", oneLine(w.Workspace, 4096))
+	} else if w := d.Run.Paused; w != nil && w.Keeps != "" {
+		fmt.Fprintf(head, "workspace\t%s\n", oneLine(w.Keeps, 4096))
 	}
 	if err := head.Flush(); err != nil {
 		return err

@@ -128,6 +128,13 @@ func runWorker(ctx context.Context, p *program, in input) error {
 				}
 			}),
 			Ready: redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
+			Remark: func(ctx context.Context) string {
+				pause, err := db.tables.FindPause(ctx, c.Queue)
+				if err != nil || pause == nil {
+					return ""
+				}
+				return "paused: " + redactor.String(oneLine(pause.Text(), 1000))
+			},
 		})
 		if err != nil {
 			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}

@@ -37,6 +37,7 @@ func (m *recordedMetrics) StepFinished(step string, ok bool, _ time.Duration) {
 }
 func (m *recordedMetrics) RunStatus(status string)                    { m.record("status", status) }
 func (m *recordedMetrics) RunFinished(status string, _ time.Duration) { m.record("run", status) }
+func (m *recordedMetrics) Paused(bool)                                {}
 
 func TestMetricsFollowTheRun(t *testing.T) {
 	t.Parallel()

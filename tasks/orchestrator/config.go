@@ -47,6 +47,7 @@ type Steps interface {
 	FreeClaims(ctx context.Context, suspect store.Suspect) error
 	PresentAwaiting(ctx context.Context, queue string, service func(store.Run) string, look store.Look) error
 	EndUnapproved(ctx context.Context, queue string, rollback store.RollbackMessage) ([]store.Unapproved, error)
+	FindPause(ctx context.Context, queue string) (*store.Pause, error)
 
 	ListChanges(ctx context.Context, filter store.ChangeFilter) ([]store.Change, error)
 	RemoveChange(ctx context.Context, filter store.ChangeFilter, remove func(context.Context, store.Change) (left json.RawMessage, err error)) error
@@ -61,6 +62,8 @@ type Metrics interface {
 	RunStatus(status string)
 	// RunFinished: the run has ended in status.
 	RunFinished(status string, took time.Duration)
+	// Paused says whether the queue is paused.
+	Paused(paused bool)
 }
 
 // Engine is the docker engine as steps use it. [compose.Engine] implements it, and
@@ -297,3 +300,4 @@ func (noMetrics) StepStarted(string)                       {}
 func (noMetrics) StepFinished(string, bool, time.Duration) {}
 func (noMetrics) RunStatus(string)                         {}
 func (noMetrics) RunFinished(string, time.Duration)        {}
+func (noMetrics) Paused(bool)                              {}

@@ -195,6 +195,7 @@ func (f *fakeSteps) PresentAwaiting(context.Context, string, func(store.Run) str
 func (f *fakeSteps) EndUnapproved(context.Context, string, store.RollbackMessage) ([]store.Unapproved, error) {
 	return nil, nil
 }
+func (f *fakeSteps) FindPause(context.Context, string) (*store.Pause, error) { return nil, nil }
 
 func (f *fakeSteps) RegisterWorker(context.Context, string) error { return nil }
 

@@ -42,13 +42,31 @@ const (
 //   - It calls returned, unless nil, for each message.
 //   - After an error the other messages stay parked.
 func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, publish func(context.Context, protocol.Publishing) error, returned func(store.ParkedMessage)) (int, error) {
-	count := 0
 	newest, err := messages.NewestParked(ctx, queue)
 	if err != nil || newest == 0 {
 		return 0, err
 	}
+	return publishTaken(ctx, messages, func() ([]store.ParkedMessage, error) { return messages.TakeAllParked(ctx, queue, newest) }, publish, returned)
+}
+
+// PublishParked is like ReturnParked, but publishes only messages whose turn has come,
+// as a worker does. It is for a command that has ended what they waited for, and may
+// run beside workers.
+func PublishParked(ctx context.Context, messages interface {
+	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
+	DropParked(ctx context.Context, id int64) error
+}, queue string, publish func(context.Context, protocol.Publishing) error, published func(store.ParkedMessage)) (int, error) {
+	return publishTaken(ctx, messages, func() ([]store.ParkedMessage, error) { return messages.TakeParked(ctx, queue) }, publish, published)
+}
+
+// publishTaken publishes what take returns, until that is nothing. It returns how many
+// it has published.
+func publishTaken(ctx context.Context, messages interface {
+	DropParked(ctx context.Context, id int64) error
+}, take func() ([]store.ParkedMessage, error), publish func(context.Context, protocol.Publishing) error, published func(store.ParkedMessage)) (int, error) {
+	count := 0
 	for {
-		batch, err := messages.TakeAllParked(ctx, queue, newest)
+		batch, err := take()
 		if err != nil || len(batch) == 0 {
 			return count, err
 		}
@@ -67,8 +85,8 @@ func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, pu
 				return count, fmt.Errorf("the message of task %s (step %s of run %s) is in the queue, and still in the database too: %w", m.TaskID, m.Step, m.RunID, err)
 			}
 			count++
-			if returned != nil {
-				returned(m)
+			if published != nil {
+				published(m)
 			}
 		}
 	}
@@ -94,8 +112,10 @@ const ReturnCommand = "mm-orchestrator parked return"
 
 // Leave ends the sweep and removes the worker from the list of those that consume
 // the queue. The last of them returns the parked messages to the queue, where a
-// Python worker, or the next one of this program, finds them. Call it when no
-// step runs any more and none can begin.
+// Python worker, or the next one of this program, finds them. While the queue is
+// paused it leaves them in the database: a Python worker, which knows nothing of the
+// pause, would begin their runs. Call it when no step runs any more and none can
+// begin.
 //
 // ctx bounds it. It logs what it could not do, with the command that does it
 // later. It returns attributes for the log line "worker has stopped", none if
@@ -120,6 +140,18 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 		return []any{"parked", departure.Parked, "left_to", nodes}
 	}
 	count := 0
+	if departure.Parked > 0 {
+		pause, err := o.findPause(ctx)
+		if err != nil {
+			o.log.Error("cannot find out whether the queue is paused, parked messages stay in the database: before a Python worker takes over, run `"+ReturnCommand+"`", "parked", departure.Parked, "error", err)
+			return []any{"parked", departure.Parked}
+		}
+		if pause != nil {
+			o.log.Warn("queue is paused: parked messages stay in the database. `mm-orchestrator resume` returns them to the queue; before a Python worker takes over, run `"+ReturnCommand+"`",
+				"parked", departure.Parked, "since", pause.Since, "by", pause.By, "reason", pause.Reason)
+			return []any{"parked", departure.Parked, "paused", true}
+		}
+	}
 	if departure.Parked > 0 {
 		count, err = ReturnParked(ctx, o.config.Steps, o.config.Queue, o.broker.Publish, o.logReturned)
 	}

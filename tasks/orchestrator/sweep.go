@@ -99,6 +99,8 @@ type sweeper struct {
 	changes oldChanges
 	// approvals is what the runs that wait for an approval were seen with.
 	approvals approvals
+	// pause is that of the queue at the last sweep, nil for none.
+	pause *store.Pause
 }
 
 // suspect is a run that holds a workspace and seems lost. It must seem so at every
@@ -164,7 +166,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	problems := []error{foreignErr}
+	problems := []error{foreignErr, s.lookForPause(ctx)}
 	parked, still := false, map[string]suspect{}
 	for _, w := range list {
 		parked = parked || w.Parked+w.Waiting > 0
