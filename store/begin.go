@@ -202,7 +202,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
 		approval := judgeApproval(seen.Run, seen.Approval, approvalRequest{step: request.Step, attempt: mine.Attempt, submission: request.submission()})
 		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, RootTaskID: request.RootTaskID, Change: seen.Change, Revocation: seen.Revocation,
-			Approval: seen.Approval.start(approval)}, nil
+			RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(approval)}, nil
 	}
 	v := decide(*seen, request)
 	if v.recheck != nil {
@@ -260,7 +260,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		}
 	}
 	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation,
-		Approval: seen.Approval.start(v.approval)}
+		RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(v.approval)}
 	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
@@ -400,6 +400,9 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 	queueRevocation(batch, request.RunID, &seen.Revocation)
 	approval := queueApproval(batch, request.RunID, clean(request.Queue))
 	queuePause(batch, clean(request.Queue), &seen.Pause)
+	if request.Step == StepRollback {
+		queueRollbackRequest(batch, request.RunID, &seen.RollbackRequest)
+	}
 	batch.Queue(`SELECT `+runHasBegun+` FROM orchestrator_runs AS r WHERE r.id = $1`, request.RunID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
 			if err := rows.Scan(&seen.HasBegun); err != nil {

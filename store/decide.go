@@ -100,6 +100,9 @@ type beginState struct {
 	Pause *Pause
 	// HasBegun says that the present submission of the run has begun.
 	HasBegun bool
+	// RollbackRequest is the request for this rollback, nil for none. decide does not
+	// look at it: RequestRollback makes the rollback due by the state of the run.
+	RollbackRequest *RollbackRequest
 	// HoldsWorkspace says that the run holds a workspace.
 	HoldsWorkspace bool
 	// Change is what is recorded about the change of the run.

@@ -27,6 +27,8 @@ const (
 	ParkedLost ParkedWhy = "lost"
 	// ParkedPaused: the queue is paused.
 	ParkedPaused ParkedWhy = "paused"
+	// ParkedRequested: RequestRollback made it.
+	ParkedRequested ParkedWhy = "requested"
 )
 
 // ParkedMessage is a parked message that the caller is to publish.

@@ -69,6 +69,7 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("audit", "SELECT", "INSERT"),
 		own("audit_heads", "SELECT", "INSERT", "UPDATE"),
 		own("pauses", "SELECT", "INSERT", "UPDATE"),
+		own("rollback_requests", "SELECT", "INSERT"),
 		// Every role has these by default, but they can be revoked from PUBLIC.
 		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)

@@ -115,6 +115,8 @@ type RunDetail struct {
 	Activity
 	// Revocation is an operator's request that no worker has carried out yet, or nil.
 	Revocation *Revocation
+	// RollbackRequest is the newest request to roll the run back after its end, or nil.
+	RollbackRequest *RollbackRequest
 	// Snapshot is metrics_snapshot, or nil.
 	Snapshot json.RawMessage
 	// States are the newest attempts of the steps, in plan order.
@@ -179,6 +181,7 @@ func readDetail(ctx context.Context, tx pgx.Tx, runID string, detail *RunDetail)
 	})
 	queueActivity(batch, runID, &detail.Activity)
 	queueRevocation(batch, runID, &detail.Revocation)
+	queueRollbackRequest(batch, runID, &detail.RollbackRequest)
 	batch.Queue(`SELECT metrics_snapshot::text FROM orchestrator_runs WHERE id = $1`, runID).QueryRow(func(row pgx.Row) error {
 		var snapshot *string
 		if err := row.Scan(&snapshot); err != nil {

@@ -122,6 +122,9 @@ type Start struct {
 	// Revocation is an operator's request to end the run, nil for none. CheckClaim
 	// returns one that comes later.
 	Revocation *Revocation
+	// RollbackRequest is an operator's request for this rollback, nil for none and for
+	// every other step.
+	RollbackRequest *RollbackRequest
 	// Approval is nil if the run needs none.
 	Approval *StartApproval
 }

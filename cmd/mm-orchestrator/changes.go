@@ -12,8 +12,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/change"
-	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
@@ -340,18 +338,11 @@ func (f *removeChangesFlags) checkRun(c *configuration, found store.Change) erro
 }
 
 func (f *removeChangesFlags) remove(ctx context.Context, p *program, c *configuration, db *store.Store, filter store.ChangeFilter, list []store.Change) error {
-	engine, err := compose.NewEngine(c.EngineConfig())
+	steps, closeEngine, err := p.openSteps(c, db)
 	if err != nil {
-		return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
+		return err
 	}
-	defer engine.Close()
-	steps, err := orchestrator.New(orchestrator.Config{
-		Steps: db, Queue: c.Queue, Workspace: c.Workspace, Environ: c.ChildEnvironment(p.env), Logger: discardLogger(), Redactor: p.redactor(),
-		SettingName: c.name, Engine: engine, Helpers: engine,
-	})
-	if err != nil {
-		return &configError{err.Error()}
-	}
+	defer closeEngine()
 	lines, failed := []removedLine{}, 0
 	for _, found := range list {
 		filter.RunID = found.RunID

@@ -105,7 +105,7 @@ func TestCommandLines(t *testing.T) {
 		{"status", 2, `there is no command "status"; did you mean runs?`},
 		{"docs", 2, `did you mean help settings?`},
 		{"init", 2, `did you mean migrate?`},
-		{"rollback", 2, `did you mean runs revoke?`},
+		{"rollback", 2, `did you mean runs rollback?`},
 		{"settings", 2, `there is no command "settings"; did you mean help settings?`},
 		{"frobnicate", 2, `there is no command "frobnicate"; there are worker, doctor,`},
 		{"--jsno runs", 2, "there is no flag --jsno; see mm-orchestrator --help"},

@@ -84,7 +84,7 @@ type parkedMessage struct {
 	RunID  string `json:"run_id"`
 	Step   string `json:"step"`
 	TaskID string `json:"task_id"`
-	// Why is the reason for parking: workspace, busy, lost or paused.
+	// Why is the reason for parking: workspace, busy, lost, paused or requested.
 	Why       string    `json:"why"`
 	Workspace string    `json:"workspace,omitempty"`
 	Holder    string    `json:"held_by,omitempty"`
@@ -104,6 +104,8 @@ func (m parkedMessage) reason() string {
 		return "rollback of a lost run"
 	case m.Why == string(store.ParkedPaused):
 		return "the queue was paused"
+	case m.Why == string(store.ParkedRequested):
+		return "rollback that an operator has requested"
 	case m.Holder == "" || m.Holder == m.RunID:
 		return "waits for the workspace, which is free"
 	}

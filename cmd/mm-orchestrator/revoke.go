@@ -17,7 +17,7 @@ var revokeCommand = &command{
 	name:     "revoke",
 	args:     "RUN",
 	words:    1,
-	synonyms: []string{"cancel", "stop", "abort", "kill", "rollback"},
+	synonyms: []string{"cancel", "stop", "abort", "kill"},
 	summary:  "stop a run and roll it back",
 	about: "Stops a run. If a step is running, its processes are killed, the step fails with the reason, and the run is rolled back. " +
 		"A run that has not started, or that waits for approval, fails at once without rollback. A run between two steps fails when its next step begins. A rollback cannot be revoked.\n\n" +

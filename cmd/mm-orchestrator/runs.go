@@ -25,7 +25,7 @@ var runsCommand = &command{
 	args:     "[RUN]",
 	words:    1,
 	summary:  "list runs, or show a run with its steps and artifacts",
-	about: "Lists runs, newest first, or shows one run with its artifacts and the latest attempt of each step. RUN is the id of a run or its first 4 or more digits, if only one run matches. This command only reads; `mm-orchestrator runs revoke` stops a run.\n\n" +
+	about: "Lists runs, newest first, or shows one run with its artifacts and the latest attempt of each step. RUN is the id of a run or its first 4 or more digits, if only one run matches. This command only reads; `mm-orchestrator runs revoke` stops a run, and `mm-orchestrator runs rollback` takes back one that has succeeded.\n\n" +
 		"Under each active run, a line says what it is doing: which step is running, since when, on which worker, and how often the attempt was started; " +
 		"or which run it is waiting for, because both use the same workspace, and its position in the queue for it; " +
 		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running; " +
@@ -39,7 +39,7 @@ var runsCommand = &command{
 	wordHints: map[string]string{"list": "`mm-orchestrator runs` lists runs", "ls": "`mm-orchestrator runs` lists runs",
 		"show": "`mm-orchestrator runs RUN` shows one", "view": "`mm-orchestrator runs RUN` shows one"},
 	topics:      []topic{topicDatabase},
-	subcommands: []*command{revokeCommand},
+	subcommands: []*command{revokeCommand, rollbackCommand},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &runsFlags{}
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
@@ -226,8 +226,10 @@ type runDetail struct {
 	Run runLine `json:"run"`
 	// Revocation is set while a requested revocation is not carried out yet.
 	Revocation *revocationLine `json:"revocation,omitempty"`
-	Steps      []stepLine      `json:"steps"`
-	Artifacts  []artifactLine  `json:"artifacts"`
+	// RollbackRequest is set if an operator has had the run rolled back after its end.
+	RollbackRequest *revocationLine `json:"rollback_request,omitempty"`
+	Steps           []stepLine      `json:"steps"`
+	Artifacts       []artifactLine  `json:"artifacts"`
 }
 
 type revocationLine struct {
@@ -294,6 +296,9 @@ func (s runPrinter) detail(d store.RunDetail) runDetail {
 	out := runDetail{Run: s.line(d.Run, d.Activity), Steps: []stepLine{}, Artifacts: []artifactLine{}}
 	if r := d.Revocation; r != nil {
 		out.Revocation = &revocationLine{By: s.redactor.String(r.By), Reason: s.redactor.String(r.Reason), At: r.At}
+	}
+	if r := d.RollbackRequest; r != nil {
+		out.RollbackRequest = &revocationLine{By: r.By, Reason: s.redactor.String(r.Reason), At: r.At}
 	}
 	for _, state := range d.States {
 		out.Steps = append(out.Steps, stepLine{
@@ -406,8 +411,12 @@ func (s runPrinter) run(d runDetail) error {
 	if r := d.Revocation; r != nil {
 		revoked = oneLine(fmt.Sprintf("%s, not carried out yet. %s", clock(&r.At), store.Revocation{Reason: r.Reason, By: r.By}.Text()), 2000)
 	}
+	requested := ""
+	if r := d.RollbackRequest; r != nil {
+		requested = oneLine(store.RollbackRequest{Reason: r.Reason, By: r.By, At: r.At}.Text(), 2000)
+	}
 	for _, line := range [][2]string{
-		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.activity(), "; ")}, {"revoked", revoked}, {"priority", d.Run.Priority},
+		{"run", d.Run.ID}, {"service", oneLine(d.Run.TargetService, 200)}, {"status", d.Run.Status}, {"now", strings.Join(d.Run.activity(), "; ")}, {"revoked", revoked}, {"rollback", requested}, {"priority", d.Run.Priority},
 		{"queued", clock(&d.Run.QueuedAt)}, {"started", clock(d.Run.StartedAt)}, {"completed", clock(d.Run.CompletedAt)},
 		{"artifacts", dash(oneLine(d.Run.ArtifactRoot, 4096))}, {"instruction", oneLine(d.Run.Instruction, 2000)},
 	} {

@@ -79,6 +79,9 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	if begun.Run.StartedAt != nil {
 		s.runStartedAt = *begun.Run.StartedAt
 	}
+	if r := begun.RollbackRequest; r != nil {
+		s.notes = append(s.notes, "[Rollback "+r.Text()+"]")
+	}
 	deaths := begun.Claim.Deaths()
 	if deaths < o.config.MaxStarts {
 		result, failure := s.performSafely(ctx, begun)

@@ -322,7 +322,7 @@ func runOf(m *protocol.Message) string {
 // rollbackMessage makes the message that the worker of a failed step would have
 // published (docs/moonmind.md#the-chain): protocol 2, with a new task id and no
 // message that follows it.
-func (s *sweeper) rollbackMessage(run store.Run, rootTaskID, parentTaskID string) (string, protocol.Delivery, error) {
+func (o *Orchestrator) rollbackMessage(run store.Run, rootTaskID, parentTaskID string) (string, protocol.Delivery, error) {
 	args := make([]json.RawMessage, 2)
 	for i, text := range []string{run.ID, string(store.StepRollback)} {
 		var err error
@@ -331,7 +331,7 @@ func (s *sweeper) rollbackMessage(run store.Run, rootTaskID, parentTaskID string
 		}
 	}
 	message, _, err := protocol.NewSignature(TaskExecutePlanStep, args, nil).Apply(protocol.ApplyOptions{
-		RootID: rootTaskID, ParentID: parentTaskID, Origin: s.config.Node, Now: s.config.Now(),
+		RootID: rootTaskID, ParentID: parentTaskID, Origin: o.config.Node, Now: o.config.Now(),
 	})
 	if err != nil {
 		return "", protocol.Delivery{}, err
