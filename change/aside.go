@@ -213,7 +213,7 @@ func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *S
 			return Aside{}, err
 		}
 	}
-	index := aside.Ref + "-index"
+	index := aside.Ref + asideIndexEnd
 	earlier, err := r.listTree(ctx, index)
 	if err != nil {
 		return Aside{}, err

@@ -134,6 +134,7 @@ func TestCommandLines(t *testing.T) {
 		{"help runs revok", 2, `runs has no command "revok"`},
 		{"help setings", 2, `did you mean help settings?`},
 		{"help settings worksapce", 2, `there is no setting "worksapce"; did you mean workspace?`},
+		{"help settings workspace database", 2, `help settings does not take "database"`},
 		{"help settings frobnicate", 2, "`mm-orchestrator help settings` lists them"},
 		{"completion", 2, "completion needs the name of a shell: bash, zsh or fish"},
 		{"completion tcsh", 2, `no completion for "tcsh"`},

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -82,12 +83,15 @@ func TestHelp(t *testing.T) {
 			checkWidth(t, got.stdout)
 		})
 	}
-	for _, cmd := range commands() {
-		check(cmd.name)
-		for _, sub := range cmd.subcommands {
-			check(cmd.name, sub.name)
+	var walk func(above []string, list []*command)
+	walk = func(above []string, list []*command) {
+		for _, cmd := range list {
+			path := append(slices.Clone(above), cmd.name)
+			check(path...)
+			walk(path, cmd.subcommands)
 		}
 	}
+	walk(nil, commands())
 	overview := invoke(t, nil, "--help")
 	golden(t, filepath.Join("testdata", "help", "overview.txt"), []byte(overview.stdout))
 	settings := invoke(t, nil, "help", "settings")

@@ -17,7 +17,7 @@ func helpCommand() *command {
 	return &command{
 		name:     "help",
 		args:     "[COMMAND | settings [NAME]]",
-		words:    2,
+		words:    3,
 		synonyms: []string{"man"},
 		summary:  "explain a command or the settings",
 		about:    "Explains a command. `help settings` explains all settings; with NAME only those of a topic, or those whose variable or flag contains NAME.",
@@ -42,12 +42,16 @@ func helpCommand() *command {
 				}
 				return names
 			}
-			for _, cmd := range commands() {
-				for _, sub := range cmd.subcommands {
-					if cmd.name == words[0] {
-						names = append(names, sub.name)
-					}
+			list := commands()
+			for _, word := range words {
+				at := slices.IndexFunc(list, func(cmd *command) bool { return cmd.name == word })
+				if at < 0 {
+					return nil
 				}
+				list = list[at].subcommands
+			}
+			for _, cmd := range list {
+				names = append(names, cmd.name)
 			}
 			return names
 		},
@@ -63,6 +67,8 @@ func runHelp(_ context.Context, p *program, in input) error {
 	case len(in.words) == 0:
 		writeOverview(p.stdout)
 		return nil
+	case in.words[0] == settingsTopic && len(in.words) > 2:
+		return &usageError{fmt.Sprintf("help settings does not take %q; %s", maskedWord(in.words[2], in.words...), seeHelp(in.parsed))}
 	case in.words[0] == settingsTopic:
 		return writeSettings(p.stdout, in.words[1:])
 	}

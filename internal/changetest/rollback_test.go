@@ -169,7 +169,7 @@ func TestWhatStandsInTheWayOfARollbackByHand(t *testing.T) {
 	}
 	own := docker("image", "inspect", "--format", "{{.Id}}", image)
 	docker("tag", s.project.base(), image)
-	refused("image name "+s.project.Name+"-api was given to another image since")
+	refused("image name " + s.project.Name + "-api was given to another image since")
 	docker("tag", own, image)
 	ref := "refs/mm-orchestrator/runs/" + s.run + "/baseline"
 	id, err := Git(t.Context(), s.project.Workspace, "rev-parse", ref)
@@ -213,5 +213,68 @@ func TestWhatStandsInTheWayOfARollbackByHand(t *testing.T) {
 	s.takenBack()
 	if kept, err := Git(t.Context(), s.project.Workspace, "show", "refs/mm-orchestrator/runs/"+s.run+"/aside:"+requirements); err != nil || !strings.HasSuffix(strings.TrimSpace(kept), "# somebody's edit") {
 		t.Errorf("set aside: %q, %v", kept, err)
+	}
+}
+
+// Edits that a run has deployed, and that its rollback has set aside, come back by
+// `runs set-aside restore`, with what was staged of them. What somebody has edited
+// since is not overwritten, unless it is set aside first.
+func TestWhatWasSetAsideComesBackByHand(t *testing.T) {
+	t.Parallel()
+	s := newSucceeding(t, "aside")
+	s.succeed(Deployed)
+	if text, ok := s.command("runs", "set-aside"); !ok || text != "nothing is set aside\n" {
+		t.Errorf("before the rollback: %q", text)
+	}
+	if text, ok := s.command("runs", "rollback", s.run); !ok {
+		t.Fatal(text)
+	}
+	if text, ok := s.command("runs", "set-aside", s.run[:8]); !ok || !strings.HasPrefix(text, "run "+s.run+", in "+s.project.Workspace+"\n") ||
+		!strings.Contains(text, "  aside  replaced  "+requirements+"\n") {
+		t.Errorf("it lists %q", text)
+	}
+	edit := add(requirements, "# since\n")
+	if err := edit.In(s.project.Workspace); err != nil {
+		t.Fatal(err)
+	}
+	before, err := Take(t.Context(), s.watch.subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, ok := s.command("runs", "set-aside", "restore", s.run); ok || !strings.Contains(text, "nothing was changed, because these files were edited since they were set aside: "+requirements+". Keep them, or add --overwrite") {
+		t.Errorf("it prints %q", text)
+	}
+	after, err := Take(t.Context(), s.watch.subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range Differences(before, after, nil) {
+		t.Errorf("the refused command has changed: %s", line)
+	}
+	if text, ok := s.command("runs", "set-aside", "restore", s.run, "--overwrite"); !ok || !strings.Contains(text, "edited since, and set aside as aside-2: "+requirements+"\nbrought back: "+requirements+"\n") {
+		t.Errorf("it prints %q", text)
+	}
+	again, err := Take(t.Context(), s.watch.subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range Differences(s.watch.before, again, func(name string) bool {
+		return !strings.HasPrefix(name, "file ") && !strings.HasPrefix(name, "git ") || strings.HasPrefix(name, "file .git")
+	}) {
+		t.Errorf("after the edits are back: %s", line)
+	}
+	if text, ok := s.command("runs", "set-aside", "restore", s.run); !ok || text != "there already: "+requirements+"\n" {
+		t.Errorf("again: %q", text)
+	}
+	if text, ok := s.command("runs", "set-aside", "restore", s.run, "aside-2", "--file", requirements); !ok || text != "brought back: "+requirements+"\n" {
+		t.Errorf("the edit since: %q", text)
+	}
+	if text, err := os.ReadFile(filepath.Join(s.project.Workspace, requirements)); err != nil || !strings.HasSuffix(string(text), "# since\n") {
+		t.Errorf("%q, %v", text, err)
+	}
+	for _, c := range [][]string{{"no-such"}, {"aside", "--file", "no/such"}} {
+		if text, ok := s.command(append([]string{"runs", "set-aside", "restore", s.run}, c...)...); ok || !strings.Contains(text, "was set aside in run "+s.run+" under the name") && !strings.Contains(text, "was not set aside in run") {
+			t.Errorf("%s: %q", c, text)
+		}
 	}
 }
