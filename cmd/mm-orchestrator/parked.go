@@ -100,8 +100,10 @@ func (m parkedMessage) reason() string {
 	switch {
 	case m.Why == string(store.ParkedBusy):
 		return "a worker was running the step"
-	case m.Why == string(store.ParkedLost):
+	case m.Why == string(store.ParkedLost) && m.Step == string(store.StepRollback):
 		return "rollback of a lost run"
+	case m.Why == string(store.ParkedLost):
+		return "first step of a run that was approved here"
 	case m.Why == string(store.ParkedPaused):
 		return "the queue was paused"
 	case m.Why == string(store.ParkedRequested):

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -122,7 +121,7 @@ func (f *pauseFlags) run(ctx context.Context, p *program, in input) (err error) 
 	if f.list {
 		return f.printList(ctx, db, c.Queue, show)
 	}
-	request := store.Pause{Queue: c.Queue, Mode: store.PauseFinish, Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.askedBy(f.by)}
+	request := store.Pause{Queue: c.Queue, Mode: store.PauseFinish, Reason: p.redactor().String(f.reason), By: p.askedBy(f.by)}
 	if f.park {
 		request.Mode = store.PausePark
 	}

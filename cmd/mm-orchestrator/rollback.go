@@ -139,13 +139,16 @@ func (p *program) lookForObstacles(ctx context.Context, db *store.Store, steps *
 // openSteps returns what a command uses to look at the workspace and the engine, as a
 // worker does, and a function that closes the engine's connections.
 func (p *program) openSteps(c *configuration, db *store.Store) (*orchestrator.Orchestrator, func(), error) {
+	if err := c.loadPolicy(); err != nil {
+		return nil, nil, err
+	}
 	engine, err := compose.NewEngine(c.EngineConfig())
 	if err != nil {
 		return nil, nil, &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
 	}
 	steps, err := orchestrator.New(orchestrator.Config{
 		Steps: db, Queue: c.Queue, Node: c.Node, Workspace: c.Workspace, Environ: c.ChildEnvironment(p.env), Logger: discardLogger(), Redactor: p.redactor(),
-		SettingName: c.name, Engine: engine, Helpers: engine, RollbackCommands: c.Rollback == "commands",
+		SettingName: c.name, Policy: c.Policy, Engine: engine, Helpers: engine, RollbackCommands: c.Rollback == "commands",
 	})
 	if err != nil {
 		_ = engine.Close()

@@ -44,6 +44,8 @@ type configuration struct {
 	Postgres    postgresSettings
 	DatabaseURL address.Database
 	AutoMigrate bool
+	// MasterKey encrypts the tokens of approvals.
+	MasterKey secret.String
 
 	// Workspace is absolute.
 	Workspace        string
@@ -377,6 +379,17 @@ var settings = []setting{
 		help: "Its password. Empty means none.",
 		read: func(c *configuration, text string) error {
 			c.Postgres.Password = secret.New(text)
+			return nil
+		},
+	},
+	{
+		form: "text", secret: true, topic: topicDatabase,
+		vars:        names("ENCRYPTION_MASTER_KEY"),
+		defaultNote: "none: runs are approved by MoonMind's API only",
+		help: "The key with which MoonMind's API encrypts the tokens of approvals. Only `mm-orchestrator runs approve` needs it, and it must be the value that the API has. " +
+			"The worker never reads a token.",
+		read: func(c *configuration, text string) error {
+			c.MasterKey = secret.New(text)
 			return nil
 		},
 	},
@@ -926,7 +939,6 @@ type withoutEffect struct {
 }
 
 var withoutEffects = []withoutEffect{
-	{[]string{"ENCRYPTION_MASTER_KEY"}, "this program never decrypts approval tokens"},
 	{[]string{"DEFAULT_QUEUE", "CELERY_DEFAULT_QUEUE", "DEFAULT_ROUTING_KEY", "CELERY_DEFAULT_ROUTING_KEY"}, "for the Spec workflow worker; this one reads ORCHESTRATOR_CELERY_QUEUE and ORCHESTRATOR_CELERY_ROUTING_KEY"},
 	{[]string{"WORKER_PREFETCH_MULTIPLIER", "CELERY_WORKER_PREFETCH_MULTIPLIER"}, "the orchestrator reads ORCHESTRATOR_PREFETCH instead"},
 	{[]string{"TASK_SERIALIZER", "CELERY_TASK_SERIALIZER", "RESULT_SERIALIZER", "CELERY_RESULT_SERIALIZER", "ACCEPT_CONTENT", "CELERY_ACCEPT_CONTENT"},
