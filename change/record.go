@@ -7,7 +7,11 @@ import (
 
 // Version is the format of a [Record] that this program writes. It rises with
 // every field that an older program would lose when it writes the record again.
-const Version = 1
+const Version = 2
+
+// plainVersion is the format of a record without Usage, which older programs can read
+// and write.
+const plainVersion = 1
 
 // A Record says what a run changes. It has ids and refs, never content, and no
 // names of files, which need not be valid UTF-8.
@@ -34,11 +38,16 @@ type Record struct {
 	// Refused says that a step was refused before it changed anything, when there
 	// was nothing to take back. The next step that begins clears it first.
 	Refused bool `json:"refused,omitempty"`
+	// Usage is nil for a run without limits.
+	Usage *Usage `json:"usage,omitempty"`
 }
 
 // Encode returns the record as the database keeps it.
 func (r Record) Encode() (json.RawMessage, error) {
-	r.Version = Version
+	r.Version = plainVersion
+	if r.Usage != nil {
+		r.Version = Version
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
 		return nil, fmt.Errorf("the record of a change cannot be encoded: %w", err)
@@ -50,7 +59,7 @@ func (r Record) Encode() (json.RawMessage, error) {
 // of a newer version: to act on a part of it could destroy what the rest protects.
 func Decode(text json.RawMessage) (Record, error) {
 	if len(text) == 0 {
-		return Record{Version: Version}, nil
+		return Record{Version: plainVersion}, nil
 	}
 	var version struct {
 		Version int `json:"version"`

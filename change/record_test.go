@@ -10,9 +10,10 @@ import (
 func TestRecordComesBack(t *testing.T) {
 	t.Parallel()
 	for _, want := range []Record{
-		{Version: Version},
-		{Version: Version, Files: &Files{}, Undone: true},
-		{Version: Version, Files: &Files{}, Image: &Image{}},
+		{Version: 1},
+		{Version: 1, Files: &Files{}, Undone: true},
+		{Version: 1, Files: &Files{}, Image: &Image{}},
+		{Version: 2, Files: &Files{}, Usage: &Usage{Attempt: 1, Output: 5}},
 	} {
 		text, err := want.Encode()
 		if err != nil {
@@ -22,7 +23,7 @@ func TestRecordComesBack(t *testing.T) {
 			t.Errorf("%s is %+v, %v; want %+v", text, got, err, want)
 		}
 	}
-	if got, err := Decode(nil); err != nil || !reflect.DeepEqual(got, Record{Version: Version}) {
+	if got, err := Decode(nil); err != nil || !reflect.DeepEqual(got, Record{Version: 1}) {
 		t.Errorf("nothing is %+v, %v", got, err)
 	}
 }

@@ -74,42 +74,9 @@ var Fields = []Field{
 	{"services.NAME.overrides.verify", "", "What replaces the service's verify, with the same fields."},
 	{"services.NAME.overrides.approval", "", "What replaces the service's approval, with the same fields."},
 	{"redaction", "", "What is masked in logs, rows and files besides what is always masked."},
-	{"redaction.commonWords", "guard or mask", "What happens to a secret that is a common word, such as password. guard masks it only as a value after its name, mask everywhere. Defaults to guard."},
+	{"redaction.commonWords", "guard or mask", "What happens to a secret that is a common word, such as password. guard masks it only where it stands as a value, mask everywhere. Defaults to MM_ORCHESTRATOR_REDACT_COMMON_WORDS."},
 	{"redaction.words", formList, "The common words, instead of the built-in list."},
-	{"redaction.add", formList, "Names of environment variables whose values are secret, besides those that the worker knows by their names."},
-}
-
-// pending are fields that this version reads but does not apply. A file that has one
-// is refused, so that nobody relies on it. Who makes the worker apply a field removes
-// it here.
-var pending = []string{
-	"services.NAME.limits.STEP.idle", "services.NAME.limits.STEP.output", "services.NAME.limits.STEP.disk",
-	"services.NAME.limits.run.time", "services.NAME.limits.run.output", "services.NAME.limits.run.disk",
-	"redaction.commonWords", "redaction.words", "redaction.add",
-}
-
-// Applied says that the worker applies the field. Files that have another one are
-// refused.
-func (f Field) Applied() bool {
-	for _, path := range pending {
-		if path == f.Path {
-			return false
-		}
-	}
-	// A field of fields is applied if one of them is.
-	if f.Form != "" {
-		return true
-	}
-	any := false
-	for _, below := range Fields {
-		if strings.HasPrefix(below.Path, f.Path+".") {
-			any = true
-			if below.Applied() {
-				return true
-			}
-		}
-	}
-	return !any && !strings.HasSuffix(f.Path, ".approval")
+	{"redaction.add", formList, "Names of environment variables whose values are secret, besides those that the worker knows by their names and those in MM_ORCHESTRATOR_REDACT_NAMES."},
 }
 
 // children are the names of the fields directly below a path of Fields.

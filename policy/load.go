@@ -31,7 +31,7 @@ var builtIn string
 func BuiltInText() string { return builtIn }
 
 var parsedDefault = sync.OnceValue(func() *Policy {
-	r := &reader{policy: &Policy{Services: map[string]*Service{}, Redaction: Redaction{CommonWords: GuardCommonWords}}}
+	r := &reader{policy: &Policy{Services: map[string]*Service{}}}
 	r.read(builtIn)
 	if len(r.errs) > 0 {
 		panic("policy: the built-in profiles.yaml: " + r.errs.Error())

@@ -77,56 +77,55 @@ func TestTheExampleInTheBuiltInFileIsValid(t *testing.T) {
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ text, want string }{
-		"misspelled field":           {"services:\n  api:\n    allow_list: [a]\n", `p.yaml:3:5: services.api: there is no field "allow_list". Did you mean allowList? Known here: enabled, compose, allowList, programs, limits, verify, approval, overrides`},
-		"misspelled top":             {"service: {}\n", `p.yaml:1:1: there is no field "service". Did you mean services? Known here: services, redaction`},
-		"field one level too high":   {"services:\n  api:\n    quietPeriod: 3s\n", `p.yaml:3:5: services.api: there is no field "quietPeriod". quietPeriod belongs under services.NAME.verify. Known here: enabled, compose, allowList, programs, limits, verify, approval, overrides`},
-		"misspelled step":            {"services: {api: {limits: {biuld: {time: 1m}}}}\n", `p.yaml:1:27: services.api.limits: there is no field "biuld". Did you mean build? Known here: everyStep, analyze, patch, build, restart, verify, rollback, run`},
-		"no unit":                    {"services:\n  api:\n    verify:\n      quietPeriod: 30\n", `p.yaml:4:20: services.api.verify.quietPeriod: "30" has no unit. Write 30s for seconds, 30m for minutes or 30h for hours`},
-		"no duration":                {"services: {api: {verify: {quietPeriod: soon}}}\n", `p.yaml:1:40: services.api.verify.quietPeriod: "soon" is no duration. Write it as 90s, 15m, 1h30m or 48h`},
-		"too short":                  {"services: {api: {verify: {quietPeriod: 1ms}}}\n", `p.yaml:1:40: services.api.verify.quietPeriod: "1ms" is too short. The least is 100ms`},
-		"negative":                   {"services: {api: {limits: {build: {time: -5m}}}}\n", `p.yaml:1:41: services.api.limits.build.time: "-5m" is too short. The least is 1s`},
-		"too long":                   {"services: {api: {limits: {build: {time: 99999h}}}}\n", `p.yaml:1:41: services.api.limits.build.time: "99999h" is too long. The most is 87600h`},
-		"not a boolean":              {"services: {api: {enabled: yes}}\n", `p.yaml:1:27: services.api.enabled: it must be true or false, not the text "yes". Write true or false, without quotes`},
-		"not a list":                 {"services:\n  web:\n    allowList: web/**\n", `p.yaml:3:16: services.web.allowList: it must be a list, not the text "web/**". Write [one, two], or one on each line after a dash`},
-		"not a text":                 {"services:\n  web:\n    allowList:\n      - [a]\n", `p.yaml:4:9: services.web.allowList: it must be a text, not a list. Write one value after the colon; put it in quotes if it begins with [`},
-		"not fields":                 {"services:\n  api: 5\n", `p.yaml:2:8: services.api: it must be fields, not the number 5. Write each field on a line of its own, indented, as name: value`},
-		"list of services":           {"services:\n  - api\n", `p.yaml:2:3: services: it must be services by their names, not a list. Write each field on a line of its own, indented, as name: value`},
-		"no value":                   {"services:\n  api:\n    verify:\n      healthURL:\n", `p.yaml:4:7: services.api.verify.healthURL: it has no value. Write a value after the colon, or remove the field`},
-		"no fields":                  {"services:\n  api:\n", `p.yaml:2:3: services.api: it has no fields. Write what differs from the built-in policy, or remove the service`},
-		"an alias":                   {"services:\n  web:\n    allowList:\n      - *.toml\n", `p.yaml:4:9: services.web.allowList: a text that begins with * has a meaning in YAML. Put it in quotes: "*…"`},
-		"an anchor":                  {"services:\n  web: &w\n    allowList: [a]\n", `p.yaml:2:8: services.web: a value that begins with & has a meaning in YAML, which is not supported here. Put it in quotes, or write the value out where it is needed`},
-		"a tag":                      {"services:\n  web: {allowList: [!a b]}\n", `p.yaml:2:21: services.web.allowList: a value that begins with ! has a meaning in YAML, which is not supported here. Put it in quotes`},
-		"a field twice":              {"services:\n  api: {enabled: true}\n  API: {enabled: false}\n", `p.yaml:3:3: services: "API" is there twice, first in line 2. Keep one`},
-		"a value twice":              {"services: {web: {allowList: [a, b, a]}}\n", `p.yaml:1:36: services.web.allowList: "a" is there twice. Keep one`},
-		"an absolute glob":           {"services: {web: {allowList: [/etc/*]}}\n", `p.yaml:1:30: services.web.allowList: "/etc/*": it begins with a slash. Write the path from the top of the workspace`},
-		"a glob that leaves":         {"services: {web: {allowList: [a/../../b]}}\n", `p.yaml:1:30: services.web.allowList: "a/../../b": it has ... Runs can only change files of the workspace`},
-		"a relative program":         {"services: {web: {allowList: [a], programs: [bin/x]}}\n", `p.yaml:1:45: services.web.programs: "bin/x": it is neither a name nor an absolute path. Write the name, or the path from /`},
-		"a command as program":       {"services: {web: {allowList: [a], programs: [git push]}}\n", `p.yaml:1:45: services.web.programs: "git push": it has a blank. Write only the program; options are those of plans`},
-		"more without a reason":      {"services:\n  api:\n    allowList:\n      - pyproject.toml\n      - secrets/*\n", `p.yaml:5:9: services.api.allowList: "secrets/*" is more than the built-in service has, and needs a reason. Put it under services.api.overrides: - {reason: why it is needed, allowList: ["secrets/*"]}`},
-		"a program more":             {"services: {api: {programs: [git, make]}}\n", `p.yaml:1:34: services.api.programs: "make" is more than the built-in service has, and needs a reason. Put it under services.api.overrides: - {reason: why it is needed, programs: ["make"]}`},
-		"override without reason":    {"services:\n  api:\n    overrides:\n      - allowList: [a]\n", `p.yaml:4:9: services.api.overrides[1]: reason is missing. Say why this service needs an exception: reason: a sentence or a ticket`},
-		"override, empty reason":     {"services: {api: {overrides: [{reason: \"  \", allowList: [a]}]}}\n", `p.yaml:1:39: services.api.overrides[1].reason: it is empty. Write a value, or remove the field`},
-		"options without command":    {"services: {api: {overrides: [{reason: x, options: [a]}]}}\n", `p.yaml:1:30: services.api.overrides[1]: options and directories need a command. Add the command that they belong to, such as command: docker build`},
-		"no command with rules":      {"services: {api: {overrides: [{reason: x, command: make all}]}}\n", `p.yaml:1:51: services.api.overrides[1].command: "make all" is no command with rules. Write git, docker, docker-compose, or one of them with a subcommand, such as docker build. Other programs belong under programs`},
-		"a relative directory":       {"services: {api: {overrides: [{reason: x, command: git, directories: [a]}]}}\n", `p.yaml:1:70: services.api.overrides[1].directories: "a": it is no absolute path. Write the path from /`},
-		"override of nothing":        {"services: {api: {overrides: [{reason: x}]}}\n", `p.yaml:1:30: services.api.overrides[1]: it changes nothing. Add what it allows: allowList, programs, command, limits or verify`},
-		"override, no list":          {"services: {api: {overrides: {reason: x}}}\n", `p.yaml:1:29: services.api.overrides: it must be a list, not fields. Begin each override with a dash: - reason: …`},
-		"no such day":                {"services: {api: {overrides: [{reason: x, until: 2027-02-30, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "2027-02-30" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
-		"another order of a day":     {"services: {api: {overrides: [{reason: x, until: 31.01.2027, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "31.01.2027" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
-		"new service, no list":       {"services:\n  web:\n    enabled: true\n", `p.yaml:2:3: services.web: allowList is missing. Add the globs of the files that its patches may change: allowList: ["web/**"]`},
-		"misspelled service":         {"services:\n  celery_worker:\n    enabled: true\n", `p.yaml:2:3: services.celery_worker: allowList is missing. Did you mean celery-worker? A service of your own needs the globs of the files that its patches may change`},
-		"a name of a service":        {"services:\n  a b: {allowList: [a]}\n", `p.yaml:2:3: services: "a b" is no name: it may have letters, digits, dots, dashes and underscores. Write the target service of runs, such as api`},
-		"a compose option":           {"services: {api: {compose: {project: --help}}}\n", `p.yaml:1:37: services.api.compose.project: "--help" is no name: it may have letters, digits, dots, dashes and underscores. Write the name that docker compose has`},
-		"no URL":                     {"services: {api: {verify: {healthURL: api/healthz}}}\n", `p.yaml:1:38: services.api.verify.healthURL: it is no URL that verify can ask. Write http://host:port/path`},
-		"an empty check":             {"services: {api: {verify: {appCheck: []}}}\n", `p.yaml:1:37: services.api.verify.appCheck: the command is empty. Write the program and its arguments, or remove the field`},
-		"a check that cannot run":    {"services:\n  api:\n    programs: [git]\n    verify: {appCheck: [docker, ps]}\n", `p.yaml:2:3: services.api.verify.appCheck: "docker" is no program that plans may start. Use one of git, or add it under overrides`},
-		"several documents":          {"services: {api: {enabled: true}}\n---\nservices: {}\n", `p.yaml:3:1: the file has more than one document. Remove the line ---`},
-		"a tab":                      {"services:\n\tapi: {}\n", `p.yaml:2:1: a tab in the indentation. Use spaces`},
-		"a control character":        {"services:\n  api: \x01\n", `p.yaml:2:8: a control character (U+0001). Remove it`},
-		"not UTF-8":                  {"services:\n  \xff: 1\n", `p.yaml:2:1: a character that is not UTF-8. Save the file as UTF-8`},
-		"too large":                  {strings.Repeat("# comment\n", 7000), `p.yaml: it is larger than 64 KiB. Is it the right file? A policy needs a few KiB`},
-		"too deep":                   {"services: " + strings.Repeat("[", 5000), `p.yaml:1:1: it is nested too deeply. No field is more than 6 levels deep`},
-		"a field of a later version": {"services: {api: {limits: {build: {idle: 5m}}}}\n", `p.yaml:1:35: services.api.limits.build.idle: this version does not apply it. Remove the field`},
+		"misspelled field":         {"services:\n  api:\n    allow_list: [a]\n", `p.yaml:3:5: services.api: there is no field "allow_list". Did you mean allowList? Known here: enabled, compose, allowList, programs, limits, verify, approval, overrides`},
+		"misspelled top":           {"service: {}\n", `p.yaml:1:1: there is no field "service". Did you mean services? Known here: services, redaction`},
+		"field one level too high": {"services:\n  api:\n    quietPeriod: 3s\n", `p.yaml:3:5: services.api: there is no field "quietPeriod". quietPeriod belongs under services.NAME.verify. Known here: enabled, compose, allowList, programs, limits, verify, approval, overrides`},
+		"misspelled step":          {"services: {api: {limits: {biuld: {time: 1m}}}}\n", `p.yaml:1:27: services.api.limits: there is no field "biuld". Did you mean build? Known here: everyStep, analyze, patch, build, restart, verify, rollback, run`},
+		"no unit":                  {"services:\n  api:\n    verify:\n      quietPeriod: 30\n", `p.yaml:4:20: services.api.verify.quietPeriod: "30" has no unit. Write 30s for seconds, 30m for minutes or 30h for hours`},
+		"no duration":              {"services: {api: {verify: {quietPeriod: soon}}}\n", `p.yaml:1:40: services.api.verify.quietPeriod: "soon" is no duration. Write it as 90s, 15m, 1h30m or 48h`},
+		"too short":                {"services: {api: {verify: {quietPeriod: 1ms}}}\n", `p.yaml:1:40: services.api.verify.quietPeriod: "1ms" is too short. The least is 100ms`},
+		"negative":                 {"services: {api: {limits: {build: {time: -5m}}}}\n", `p.yaml:1:41: services.api.limits.build.time: "-5m" is too short. The least is 1s`},
+		"too long":                 {"services: {api: {limits: {build: {time: 99999h}}}}\n", `p.yaml:1:41: services.api.limits.build.time: "99999h" is too long. The most is 87600h`},
+		"not a boolean":            {"services: {api: {enabled: yes}}\n", `p.yaml:1:27: services.api.enabled: it must be true or false, not the text "yes". Write true or false, without quotes`},
+		"not a list":               {"services:\n  web:\n    allowList: web/**\n", `p.yaml:3:16: services.web.allowList: it must be a list, not the text "web/**". Write [one, two], or one on each line after a dash`},
+		"not a text":               {"services:\n  web:\n    allowList:\n      - [a]\n", `p.yaml:4:9: services.web.allowList: it must be a text, not a list. Write one value after the colon; put it in quotes if it begins with [`},
+		"not fields":               {"services:\n  api: 5\n", `p.yaml:2:8: services.api: it must be fields, not the number 5. Write each field on a line of its own, indented, as name: value`},
+		"list of services":         {"services:\n  - api\n", `p.yaml:2:3: services: it must be services by their names, not a list. Write each field on a line of its own, indented, as name: value`},
+		"no value":                 {"services:\n  api:\n    verify:\n      healthURL:\n", `p.yaml:4:7: services.api.verify.healthURL: it has no value. Write a value after the colon, or remove the field`},
+		"no fields":                {"services:\n  api:\n", `p.yaml:2:3: services.api: it has no fields. Write what differs from the built-in policy, or remove the service`},
+		"an alias":                 {"services:\n  web:\n    allowList:\n      - *.toml\n", `p.yaml:4:9: services.web.allowList: a text that begins with * has a meaning in YAML. Put it in quotes: "*…"`},
+		"an anchor":                {"services:\n  web: &w\n    allowList: [a]\n", `p.yaml:2:8: services.web: a value that begins with & has a meaning in YAML, which is not supported here. Put it in quotes, or write the value out where it is needed`},
+		"a tag":                    {"services:\n  web: {allowList: [!a b]}\n", `p.yaml:2:21: services.web.allowList: a value that begins with ! has a meaning in YAML, which is not supported here. Put it in quotes`},
+		"a field twice":            {"services:\n  api: {enabled: true}\n  API: {enabled: false}\n", `p.yaml:3:3: services: "API" is there twice, first in line 2. Keep one`},
+		"a value twice":            {"services: {web: {allowList: [a, b, a]}}\n", `p.yaml:1:36: services.web.allowList: "a" is there twice. Keep one`},
+		"an absolute glob":         {"services: {web: {allowList: [/etc/*]}}\n", `p.yaml:1:30: services.web.allowList: "/etc/*": it begins with a slash. Write the path from the top of the workspace`},
+		"a glob that leaves":       {"services: {web: {allowList: [a/../../b]}}\n", `p.yaml:1:30: services.web.allowList: "a/../../b": it has ... Runs can only change files of the workspace`},
+		"a relative program":       {"services: {web: {allowList: [a], programs: [bin/x]}}\n", `p.yaml:1:45: services.web.programs: "bin/x": it is neither a name nor an absolute path. Write the name, or the path from /`},
+		"a command as program":     {"services: {web: {allowList: [a], programs: [git push]}}\n", `p.yaml:1:45: services.web.programs: "git push": it has a blank. Write only the program; options are those of plans`},
+		"more without a reason":    {"services:\n  api:\n    allowList:\n      - pyproject.toml\n      - secrets/*\n", `p.yaml:5:9: services.api.allowList: "secrets/*" is more than the built-in service has, and needs a reason. Put it under services.api.overrides: - {reason: why it is needed, allowList: ["secrets/*"]}`},
+		"a program more":           {"services: {api: {programs: [git, make]}}\n", `p.yaml:1:34: services.api.programs: "make" is more than the built-in service has, and needs a reason. Put it under services.api.overrides: - {reason: why it is needed, programs: ["make"]}`},
+		"override without reason":  {"services:\n  api:\n    overrides:\n      - allowList: [a]\n", `p.yaml:4:9: services.api.overrides[1]: reason is missing. Say why this service needs an exception: reason: a sentence or a ticket`},
+		"override, empty reason":   {"services: {api: {overrides: [{reason: \"  \", allowList: [a]}]}}\n", `p.yaml:1:39: services.api.overrides[1].reason: it is empty. Write a value, or remove the field`},
+		"options without command":  {"services: {api: {overrides: [{reason: x, options: [a]}]}}\n", `p.yaml:1:30: services.api.overrides[1]: options and directories need a command. Add the command that they belong to, such as command: docker build`},
+		"no command with rules":    {"services: {api: {overrides: [{reason: x, command: make all}]}}\n", `p.yaml:1:51: services.api.overrides[1].command: "make all" is no command with rules. Write git, docker, docker-compose, or one of them with a subcommand, such as docker build. Other programs belong under programs`},
+		"a relative directory":     {"services: {api: {overrides: [{reason: x, command: git, directories: [a]}]}}\n", `p.yaml:1:70: services.api.overrides[1].directories: "a": it is no absolute path. Write the path from /`},
+		"override of nothing":      {"services: {api: {overrides: [{reason: x}]}}\n", `p.yaml:1:30: services.api.overrides[1]: it changes nothing. Add what it allows: allowList, programs, command, limits or verify`},
+		"override, no list":        {"services: {api: {overrides: {reason: x}}}\n", `p.yaml:1:29: services.api.overrides: it must be a list, not fields. Begin each override with a dash: - reason: …`},
+		"no such day":              {"services: {api: {overrides: [{reason: x, until: 2027-02-30, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "2027-02-30" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
+		"another order of a day":   {"services: {api: {overrides: [{reason: x, until: 31.01.2027, allowList: [a]}]}}\n", `p.yaml:1:49: services.api.overrides[1].until: "31.01.2027" is no day. Write it as 2027-01-31 (to the end of that day, UTC) or as 2027-01-31T06:00:00Z`},
+		"new service, no list":     {"services:\n  web:\n    enabled: true\n", `p.yaml:2:3: services.web: allowList is missing. Add the globs of the files that its patches may change: allowList: ["web/**"]`},
+		"misspelled service":       {"services:\n  celery_worker:\n    enabled: true\n", `p.yaml:2:3: services.celery_worker: allowList is missing. Did you mean celery-worker? A service of your own needs the globs of the files that its patches may change`},
+		"a name of a service":      {"services:\n  a b: {allowList: [a]}\n", `p.yaml:2:3: services: "a b" is no name: it may have letters, digits, dots, dashes and underscores. Write the target service of runs, such as api`},
+		"a compose option":         {"services: {api: {compose: {project: --help}}}\n", `p.yaml:1:37: services.api.compose.project: "--help" is no name: it may have letters, digits, dots, dashes and underscores. Write the name that docker compose has`},
+		"no URL":                   {"services: {api: {verify: {healthURL: api/healthz}}}\n", `p.yaml:1:38: services.api.verify.healthURL: it is no URL that verify can ask. Write http://host:port/path`},
+		"an empty check":           {"services: {api: {verify: {appCheck: []}}}\n", `p.yaml:1:37: services.api.verify.appCheck: the command is empty. Write the program and its arguments, or remove the field`},
+		"a check that cannot run":  {"services:\n  api:\n    programs: [git]\n    verify: {appCheck: [docker, ps]}\n", `p.yaml:2:3: services.api.verify.appCheck: "docker" is no program that plans may start. Use one of git, or add it under overrides`},
+		"several documents":        {"services: {api: {enabled: true}}\n---\nservices: {}\n", `p.yaml:3:1: the file has more than one document. Remove the line ---`},
+		"a tab":                    {"services:\n\tapi: {}\n", `p.yaml:2:1: a tab in the indentation. Use spaces`},
+		"a control character":      {"services:\n  api: \x01\n", `p.yaml:2:8: a control character (U+0001). Remove it`},
+		"not UTF-8":                {"services:\n  \xff: 1\n", `p.yaml:2:1: a character that is not UTF-8. Save the file as UTF-8`},
+		"too large":                {strings.Repeat("# comment\n", 7000), `p.yaml: it is larger than 64 KiB. Is it the right file? A policy needs a few KiB`},
+		"too deep":                 {"services: " + strings.Repeat("[", 5000), `p.yaml:1:1: it is nested too deeply. No field is more than 6 levels deep`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -335,7 +334,6 @@ func TestEveryFieldIsRead(t *testing.T) {
 		if f.Form == "" || f.Path == "services.NAME.overrides.reason" || f.Path == "services.NAME.overrides.until" {
 			continue
 		}
-		isPending := contains(pending, f.Path)
 		value, known := values[f.Form]
 		switch {
 		case strings.HasSuffix(f.Path, ".command"):
@@ -366,12 +364,6 @@ func TestEveryFieldIsRead(t *testing.T) {
 			}
 		}
 		p, err := Parse("p.yaml", text)
-		if isPending {
-			if err == nil || !strings.Contains(err.Error(), "this version does not apply it") {
-				t.Errorf("%s: %v", text, err)
-			}
-			continue
-		}
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 			continue

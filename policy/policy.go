@@ -116,7 +116,7 @@ type Verify struct {
 // Redaction says what is masked in everything that is written.
 type Redaction struct {
 	// CommonWords is GuardCommonWords or MaskCommonWords: what happens to a secret
-	// that is a common word.
+	// that is a common word. "" leaves it to the setting for all workers.
 	CommonWords string
 	// Words are the common words, nil for those of package artifacts.
 	Words []string

@@ -535,23 +535,11 @@ func (r *reader) shared(f entry, field string, s *Service) {
 		}
 	case "approval":
 		for _, e := range r.fields(f.value, field, "services.NAME.approval") {
-			if r.isPending(e, field, "services.NAME.approval."+e.name) {
-				continue
-			}
 			if d, good := r.duration(e, field+"."+e.name, time.Second); good {
 				s.ApprovalWait, s.Origins["approval.wait"] = d, r.origin(e.key)
 			}
 		}
 	}
-}
-
-// isPending tells about a field that this version does not apply.
-func (r *reader) isPending(e entry, field, path string) bool {
-	if !slices.Contains(pending, path) {
-		return false
-	}
-	r.fail(e.key, field+"."+e.name, "this version does not apply it", "Remove the field")
-	return true
 }
 
 func (r *reader) limits(e entry, field string, s *Service) {
@@ -565,9 +553,6 @@ func (r *reader) limits(e entry, field string, s *Service) {
 	}
 	limits := StepLimits{}
 	for _, f := range r.fields(e.value, field, path) {
-		if r.isPending(f, field, path+"."+f.name) {
-			continue
-		}
 		var d time.Duration
 		var n int64
 		good := true
@@ -700,9 +685,6 @@ func (r *reader) override(node, value ast.Node, field string) Override {
 	for _, f := range r.fields(value, field, "services.NAME.overrides") {
 		has[f.name] = true
 		at := field + "." + f.name
-		if r.isPending(f, field, "services.NAME.overrides."+f.name) {
-			continue
-		}
 		switch f.name {
 		case "reason":
 			o.Reason, _ = r.text(f, at)
@@ -768,9 +750,6 @@ func (r *reader) redaction(e entry) {
 	to.Origins = map[string]Origin{}
 	for _, f := range r.fields(e.value, "redaction", "redaction") {
 		field := "redaction." + f.name
-		if r.isPending(f, "redaction", field) {
-			continue
-		}
 		to.Origins[f.name] = r.origin(f.key)
 		switch f.name {
 		case "commonWords":

@@ -107,8 +107,11 @@ func (s *stepRun) runInLog(ctx context.Context, log *artifacts.Log, workspace, h
 		failure.Arg += ": " + text
 	}
 	failure.output = text
-	if excerpt.Empty() {
+	switch cause := context.Cause(ctx); {
+	case excerpt.Empty():
 		log.Line(failure.Error())
+	case cause != nil && endReasonOf(ctx) == timeLimit:
+		log.Line("[The command was ended: " + s.clean(cause.Error()) + "]")
 	}
 	return failure
 }

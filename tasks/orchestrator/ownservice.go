@@ -70,6 +70,16 @@ func (s *stepRun) runCommand(ctx context.Context, workspace string, command []st
 		s.log.Warn("override of the policy used", "program", command[0], "reason", o.Reason, "at", o.Origin.String())
 		fmt.Fprintf(stderr, "[%s may run by an override of the policy, %s]\n", command[0], o)
 	}
+	stdout, stderr, ended := s.meter.command(stdout, stderr)
+	code, failure := s.runOrHelp(ctx, workspace, command, stdout, stderr, exited)
+	if err := ended(); err != nil && failure == nil {
+		failure = endedFailure(command, err)
+	}
+	return code, failure
+}
+
+// runOrHelp is runCommand without its rules and limits.
+func (s *stepRun) runOrHelp(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
 	if !h.acts() {
 		why := h.reason(ctx)

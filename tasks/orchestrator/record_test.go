@@ -111,7 +111,7 @@ func TestARecordOfANewerVersion(t *testing.T) {
 	b.plan(`[{"name":"patch","parameters":{"commands":[["touch-it"]],"allowlist":["*"]}}]`)
 	b.steps.change.Record = json.RawMessage(`{"version":99}`)
 	failure, _ := b.fail("patch")
-	if !strings.Contains(failure.Error(), "a newer mm-orchestrator has recorded what the run changes (format 99, this program knows 1)") {
+	if !strings.Contains(failure.Error(), "a newer mm-orchestrator has recorded what the run changes (format 99, this program knows 2)") {
 		t.Error(failure)
 	}
 	if _, err := os.Stat(filepath.Join(b.workspace, "it")); err == nil {

@@ -325,7 +325,9 @@ func (r *imageRestore) composeUp(ctx context.Context, act change.Act) error {
 	command := r.target().BackCommand(act.Service, act.Count, act.Start)
 	r.log.Line("$ " + formatCommand(command))
 	output := r.log.Output()
-	code, failure := r.runner.forOwn().runTrusted(ctx, r.record.Image.Workspace, command, output.Stdout, output.Stderr, nil)
+	stdout, stderr, ended := r.meter.command(output.Stdout, output.Stderr)
+	code, failure := r.runner.forOwn().runTrusted(ctx, r.record.Image.Workspace, command, stdout, stderr, nil)
+	_ = ended() // the context has ended too
 	output.Close()
 	switch {
 	case context.Cause(ctx) != nil:

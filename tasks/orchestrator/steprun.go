@@ -62,6 +62,8 @@ type stepRun struct {
 	refused  *store.NotApproved
 	// unwritten are records of the audit trail that are not written yet.
 	unwritten []audit.Record
+	// meter measures what the step takes of its limits; perform sets it.
+	meter *meter
 	// notes are lines for the beginning of the step's log.
 	notes []string
 }
@@ -178,6 +180,11 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 		}
 		return success{}, failure
 	}
+	ctx, stopMeter, failure := s.startMeter(ctx)
+	if failure != nil {
+		return success{}, failure
+	}
+	defer stopMeter()
 	result, failure := performers[s.step](s, ctx)
 	if failure == nil {
 		s.leaveHelpers(ctx)

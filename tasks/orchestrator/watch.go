@@ -101,13 +101,19 @@ type watch struct {
 	stopped                  chan struct{} // closed at the end of look
 }
 
-// stepTimeLimit is how long the policy lets the step take.
-func (a *attempt) stepTimeLimit() time.Duration {
+// withPolicyTime ends the work at the time that the policy lets the step take.
+func (a *attempt) withPolicyTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	step := a.begun.Claim.Step
 	service, known := a.policy.Find(a.begun.Run.TargetService, a.config.Now())
 	if !known {
-		return a.config.StepTimeLimit
+		return withTimeLimit(ctx, a.config.StepTimeLimit)
 	}
-	return service.Limits.For(string(a.begun.Claim.Step)).Time
+	limit := service.Limits.For(string(step)).Time
+	if limit <= 0 || !limitOrigin(service, step, "time").IsFile() {
+		return withTimeLimit(ctx, limit)
+	}
+	return context.WithTimeoutCause(ctx, limit, endCause{timeLimit,
+		fmt.Errorf("the step took longer than %s (%s)", shortDuration(limit), limitName(service, step, "time"))})
 }
 
 // startWatch begins the watch of a step's work, whose context is watch.work. The
@@ -122,7 +128,7 @@ func (a *attempt) startWatch(ctx context.Context) *watch {
 			brokerConfirmedAt: a.begun.OwnedAt,
 		},
 	}
-	work, cancelLimit := withTimeLimit(ctx, a.stepTimeLimit())
+	work, cancelLimit := a.withPolicyTime(ctx)
 	work, w.end = context.WithCancelCause(work)
 	w.cancelLimit, w.work = cancelLimit, processes.KillWhen(work, w.killed)
 	w.revoke(a.begun.Revocation)
