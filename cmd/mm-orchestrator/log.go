@@ -3,8 +3,10 @@ package main
 import (
 	"io"
 	"log/slog"
+	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 // newLogger logs to w, as text on a terminal and as JSON otherwise, unless the
@@ -26,10 +28,26 @@ func readableDuration(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// redaction are the rules for the redactor of a worker.
+// redaction are the rules for the redactor of a worker: the settings, and what the
+// policy says, which counts where both say something.
 func (c *configuration) redaction() artifacts.Rules {
 	rules := c.Redaction
 	rules.Workspace = c.Workspace
+	if c.Policy == nil {
+		return rules
+	}
+	more := c.Policy.Redaction
+	rules.Names = append(slices.Clone(rules.Names), more.Add...)
+	words := artifacts.CommonWords
+	if more.Words != nil {
+		words = more.Words
+	}
+	switch {
+	case more.CommonWords == policy.MaskCommonWords:
+		rules.CommonWords = nil
+	case more.CommonWords == policy.GuardCommonWords, more.Words != nil && rules.CommonWords != nil:
+		rules.CommonWords = words
+	}
 	return rules
 }
 
@@ -38,11 +56,15 @@ func (c *configuration) redaction() artifacts.Rules {
 func environmentRules(env environment) artifacts.Rules {
 	c := &configuration{}
 	for i := range settings {
-		if s := &settings[i]; s.topic == topicSecrets || s.flag == "workspace" {
+		if s := &settings[i]; s.topic == topicSecrets || s.flag == "workspace" || s.flag == "profiles" {
 			if v := find(s, env, nil); v.set {
 				_ = s.read(c, v.text)
 			}
 		}
+	}
+	if c.Profiles != "" {
+		// With mistakes in it, the file adds nothing, and a worker does not start.
+		c.Policy, _ = policy.Load(c.Profiles)
 	}
 	return c.redaction()
 }

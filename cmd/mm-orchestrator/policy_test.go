@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
@@ -124,9 +125,6 @@ func TestPolicyPageHasTheFields(t *testing.T) {
 		if form == "" {
 			form = "fields"
 		}
-		if !f.Applied() {
-			continue
-		}
 		table.WriteString("| `" + f.Path + "` | " + cell(form) + " | " + cell(f.Help) + " |\n")
 	}
 	table.WriteString("\n")
@@ -177,5 +175,30 @@ func TestPolicyPageShowsValidCommands(t *testing.T) {
 	}
 	if tried < 3 {
 		t.Errorf("only %d command lines were tried", tried)
+	}
+}
+
+func TestThePolicyAddsToRedaction(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"redaction: {add: [DEPLOY_PIN], commonWords: guard}\n": "*** a guest of X_TOKEN=*** by ***",
+		"redaction: {commonWords: mask}\n":                     "4711-0815 a *** of X_TOKEN=*** by ***",
+		"redaction: {commonWords: guard, words: [other-word]}": "4711-0815 a *** of X_TOKEN=*** by other-word",
+		"redaction: {words: [other-word]}\n":                   "4711-0815 a *** of X_TOKEN=*** by ***",
+		"redaction: {add: [deploy_pin], words: [other-word]}":  "*** a *** of X_TOKEN=*** by ***",
+	} {
+		env := environment{"MM_ORCHESTRATOR_PROFILES=" + policyFile(t, text), "DEPLOY_PIN=4711-0815", "X_TOKEN=guest", "Y_TOKEN=other-word"}
+		c := mustLoad(t, env)
+		if err := c.loadPolicy(); err != nil {
+			t.Fatal(err)
+		}
+		for name, redactor := range map[string]*artifacts.Redactor{
+			"worker":  artifacts.NewRedactor(env, c.redaction()),
+			"command": (&program{env: env}).redactor(),
+		} {
+			if got := redactor.String("4711-0815 a guest of X_TOKEN=guest by other-word"); got != want {
+				t.Errorf("%s, %s: %s, want %s", text, name, got, want)
+			}
+		}
 	}
 }
