@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -56,6 +57,7 @@ func (s *Store) Approve(ctx context.Context, r ApproveRequest, chain func(Run) (
 	case len(r.Token) == 0:
 		return Approved{}, failure(ErrInvalid, "an approval needs a token")
 	}
+	records := withIDs([]audit.Record{{Kind: audit.ApprovalGiven, By: r.Approver.ID}})
 	var approved Approved
 	err := s.inTx(ctx, "approve run "+r.RunID, func(tx pgx.Tx) error {
 		approved = Approved{}
@@ -74,6 +76,16 @@ func (s *Store) Approve(ctx context.Context, r ApproveRequest, chain func(Run) (
 		}
 		approved = Approved{Run: run, Gates: a.Gates, GrantedAt: now, ExpiresAt: a.expiry(approval), Paused: a.Record.PausedAt != nil}
 		if err := writeApproval(ctx, tx, run, a, r, approved); err != nil {
+			return err
+		}
+		records[0].Approval = &audit.Approval{Approver: r.Approver.ID, Role: r.Approver.Role, GrantedAt: approved.GrantedAt, ExpiresAt: approved.ExpiresAt}
+		texts, err := s.auditTexts(Claim{RunID: run.ID}, records...)
+		if err != nil {
+			return err
+		}
+		batch := &pgx.Batch{}
+		texts.queue(batch, nil)
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 			return err
 		}
 		taskID, message, err := chain(run)

@@ -241,6 +241,11 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 			return nil, err
 		}
 	}
+	if v.paused != nil && seen.HasBegun {
+		if err := s.recordPaused(ctx, tx, claim, *v.paused); err != nil {
+			return nil, err
+		}
+	}
 	parked, err := s.takeWorkspace(ctx, tx, request, *seen, v)
 	if err != nil {
 		return nil, err

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 )
 
 // PauseMode says what a pause means for runs that have begun.
@@ -120,6 +122,20 @@ func queuePause(batch *pgx.Batch, queue string, into **Pause) {
 		}
 		return rows.Err()
 	})
+}
+
+// recordPaused records that a run which has begun waits before this step. Other runs
+// have no trail yet.
+func (s *Store) recordPaused(ctx context.Context, tx pgx.Tx, claim Claim, pause Pause) error {
+	// The ID: a message that is delivered again while it is parked is no second pause.
+	id := fmt.Sprintf("%s-%s-%d-%d", audit.Paused, claim.Step, claim.Attempt, pause.Since.UnixMicro())
+	texts, err := s.auditTexts(claim, audit.Record{ID: id, Kind: audit.Paused, By: pause.By, Text: pause.Text()})
+	if err != nil {
+		return err
+	}
+	batch := &pgx.Batch{}
+	texts.queue(batch, nil)
+	return tx.SendBatch(ctx, batch).Close()
 }
 
 // PauseQueue pauses a queue: p.Queue, Mode, Reason and By. If the queue is paused

@@ -91,7 +91,10 @@ func TestPauseParksRunsBetweenSteps(t *testing.T) {
 	pauseQueue(t, s, store.PausePark, "x")
 	finish(t, s, claim, good(store.StepAnalyze))
 	waits(t, s, shared("w", run, store.StepPatch, "patch"), store.ParkedPaused)
+	waits(t, s, shared("w", run, store.StepPatch, "patch"), store.ParkedPaused) // delivered again
 	waits(t, s, shared("w", next, store.StepAnalyze, "next"), store.ParkedPaused)
+	equal(t, "audit", d.Rows(t, `SELECT run_id, record::json ->> 'step' AS step, record::json ->> 'by' AS by FROM mm_orchestrator.audit WHERE record::json ->> 'kind' = 'paused'`),
+		[]storetest.Row{{"run_id": run, "step": "patch", "by": "ops@box"}})
 	again := starts(t, s, shared("w2", stopped, store.StepAnalyze, "stopped"))
 	equal(t, "starts", again.Starts, 2)
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 )
 
 // A RollbackRequest is an operator's request to roll back a run that has ended.
@@ -61,12 +63,14 @@ type RequestedRollback struct {
 //   - A second call before the rollback has ended changes nothing.
 //   - What the engine and the workspace have is for the caller to look at.
 //   - Without message it only looks.
-//   - ErrNotFound if there is no such run; ErrInvalid for a malformed run id.
+//   - ErrNotFound if there is no such run; ErrInvalid for a malformed run id; ErrLocked if
+//     another run takes the workspace at this moment.
 func (s *Store) RequestRollback(ctx context.Context, queue string, request RollbackRequest, message RollbackMessage) (RequestedRollback, error) {
 	if !isUUID(request.RunID) {
 		return RequestedRollback{}, notARun(request.RunID)
 	}
 	request.Reason, request.By, request.At = headOf(strings.TrimSpace(clean(request.Reason))), cut(clean(request.By), 255), s.now()
+	records := withIDs([]audit.Record{{Kind: audit.RollbackRequested, By: request.By, Text: request.Reason}})
 	var result RequestedRollback
 	err := s.inTx(ctx, "roll back run "+request.RunID, func(tx pgx.Tx) error {
 		result = RequestedRollback{RollbackRequest: request}
@@ -81,17 +85,25 @@ func (s *Store) RequestRollback(ctx context.Context, queue string, request Rollb
 		if result.Obstacles = seen.obstacles(clean(queue)); len(result.Obstacles) > 0 {
 			return nil
 		}
+		result.PreviousStatus, result.CompletedAt = seen.run.Status, *seen.run.CompletedAt
+		if message == nil {
+			return nil
+		}
+		texts, err := s.auditTexts(Claim{RunID: seen.run.ID}, records...)
+		if err != nil {
+			return err
+		}
+		batch := &pgx.Batch{}
+		texts.queue(batch, nil)
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
 		hold, err := lockHold(ctx, tx, seen.workspace, clean(queue), seen.run.ID)
 		if err != nil {
 			return err
 		}
 		if hold.RunID != "" && hold.RunID != seen.run.ID {
-			result.Obstacles = []string{fmt.Sprintf("run %s holds the workspace %s: wait for its end", hold.RunID, seen.workspace)}
-			return nil
-		}
-		result.PreviousStatus, result.CompletedAt = seen.run.Status, *seen.run.CompletedAt
-		if message == nil {
-			return nil
+			return failure(ErrLocked, "run %s has just taken the workspace %s: run %s is not rolled back, and nothing was changed", hold.RunID, seen.workspace, seen.run.ID)
 		}
 		return writeRollbackRequest(ctx, tx, seen, clean(queue), result.RollbackRequest, message)
 	})
@@ -106,6 +118,8 @@ type endedRun struct {
 	recorded         bool
 	reduced          bool
 	ranElsewhere     bool
+	// holder is the other run that holds the workspace, "" for none.
+	holder string
 	// active says that a worker has a claim on a step, or that a message is parked.
 	active bool
 	// request is the newest request for the run, nil for none.
@@ -135,10 +149,11 @@ func readEnded(ctx context.Context, tx pgx.Tx, runID string) (endedRun, error) {
 	})
 	// Locked: RemoveChange removes what the record names under this lock.
 	batch.Queue(`
-		SELECT queue, workspace, record IS NOT NULL, reduced_at IS NOT NULL, ran_elsewhere
-		FROM mm_orchestrator.changes WHERE run_id = $1 FOR UPDATE`, runID).Query(func(rows pgx.Rows) error {
+		SELECT c.queue, c.workspace, c.record IS NOT NULL, c.reduced_at IS NOT NULL, c.ran_elsewhere,
+		       COALESCE((SELECT h.run_id::text FROM mm_orchestrator.holds AS h WHERE h.workspace = c.workspace AND h.run_id <> c.run_id), '')
+		FROM mm_orchestrator.changes AS c WHERE c.run_id = $1 FOR UPDATE`, runID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			if err := rows.Scan(&seen.queue, &seen.workspace, &seen.recorded, &seen.reduced, &seen.ranElsewhere); err != nil {
+			if err := rows.Scan(&seen.queue, &seen.workspace, &seen.recorded, &seen.reduced, &seen.ranElsewhere, &seen.holder); err != nil {
 				return err
 			}
 		}
@@ -200,6 +215,9 @@ func (seen endedRun) obstacles(queue string) []string {
 		add("a worker that keeps no record, in Python or of an older version, has run steps of it")
 	case seen.queue != queue:
 		add("it belongs to queue %s, and this is queue %s: run this where the workers of that queue run, or add --queue %s", seen.queue, queue, seen.queue)
+	}
+	if seen.holder != "" {
+		add("run %s holds the workspace %s: wait for its end", seen.holder, seen.workspace)
 	}
 	if seen.active {
 		add("a worker still has a step or a message of it")

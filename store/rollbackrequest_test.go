@@ -80,6 +80,8 @@ func TestSucceededRunIsRolledBackByRequest(t *testing.T) {
 	if again := requestRollback(t, other, "q", run); !again.Already || again.By != "ann@box" || again.Reason != "slower" {
 		t.Errorf("a second request: %+v", again)
 	}
+	equal(t, "audit", d.Rows(t, `SELECT record::json ->> 'by' AS by, record::json ->> 'text' AS text FROM mm_orchestrator.audit WHERE run_id = $1 AND record::json ->> 'kind' = 'rollback-requested'`, run),
+		[]storetest.Row{{"by": "ann@box", "text": "slower"}})
 	equal(t, "published", taken(t, s, "q"), "requested-"+run)
 	start, is := ask(t, other, shared("w", run, store.StepRollback, "requested-"+run)).(store.Start)
 	if !is || start.RollbackRequest == nil || start.RollbackRequest.Reason != "slower" || string(start.Change.Record) != `{"version":1}` {

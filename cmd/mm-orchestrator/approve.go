@@ -31,7 +31,7 @@ var approveCommand = &command{
 		{"mm-orchestrator runs approve 6f1c2f0e --by ops-417 --role sre", "approve it"},
 		{"mm-orchestrator runs approve 6f1c2f0e --dry-run", "what would the approval cover?"},
 	},
-	topics: []topic{topicBroker, topicDatabase, topicFiles},
+	topics: []topic{topicBroker, topicDatabase, topicFiles, topicSteps},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &approveFlags{}
 		fs.StringVar(&f.by, "by", "", "The identity of who approves, as `text`. Required.")

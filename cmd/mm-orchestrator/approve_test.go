@@ -73,6 +73,9 @@ func TestApproveByHand(t *testing.T) {
 	if out := approve(exitFailure, run, "--by", "somebody", "--role", "sre"); !strings.Contains(out, "only a run that waits for approval can be approved") {
 		t.Errorf("by another: %q", out)
 	}
+	if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.audit WHERE record::json ->> 'kind' = 'approval-given' AND record::json -> 'approval' ->> 'role' = 'sre' AND record::json ->> 'by' = 'ops-417'`); n != 1 {
+		t.Errorf("%d audit records of the approval, want one", n)
+	}
 	if n := s.queryInt(t, `SELECT count(*) FROM mm_orchestrator.claims WHERE starts = 1`); n != 1 {
 		t.Errorf("%d steps were run, want one, once", n)
 	}

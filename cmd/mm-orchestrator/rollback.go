@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -82,7 +81,7 @@ func (f *rollbackFlags) run(ctx context.Context, p *program, in input) (err erro
 	if err != nil {
 		return err
 	}
-	request := store.RollbackRequest{RunID: id, Reason: artifacts.NewRedactor(p.env).String(f.reason), By: p.askedBy(f.by)}
+	request := store.RollbackRequest{RunID: id, Reason: p.redactor().String(f.reason), By: p.askedBy(f.by)}
 	requested, err := db.RequestRollback(ctx, c.Queue, request, f.message(steps, len(obstacles) > 0))
 	if err != nil {
 		return err

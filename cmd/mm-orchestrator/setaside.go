@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
@@ -253,6 +254,11 @@ func (f *restoreSetAsideFlags) run(ctx context.Context, p *program, in input) (e
 		return err
 	}
 	defer closeEngine()
+	options.Begin = func(paths []string) error {
+		return db.RecordByHand(ctx, found.RunID, audit.Record{
+			Kind: audit.BroughtBack, By: p.operator(), Text: options.Name + ": " + strings.Join(oneLines(paths), ", "),
+		})
+	}
 	back, err := steps.RestoreSetAside(ctx, found, options)
 	if err != nil {
 		return err

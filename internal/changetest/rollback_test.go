@@ -263,6 +263,10 @@ func TestWhatWasSetAsideComesBackByHand(t *testing.T) {
 	}) {
 		t.Errorf("after the edits are back: %s", line)
 	}
+	var records int
+	if err := s.pool.QueryRow(t.Context(), `SELECT count(*) FROM mm_orchestrator.audit WHERE record::json ->> 'kind' = 'brought-back' AND record::json ->> 'text' = 'aside: ' || $1`, requirements).Scan(&records); err != nil || records != 1 {
+		t.Errorf("%d audit records of what was brought back, %v", records, err)
+	}
 	if text, ok := s.command("runs", "set-aside", "restore", s.run); !ok || text != "there already: "+requirements+"\n" {
 		t.Errorf("again: %q", text)
 	}

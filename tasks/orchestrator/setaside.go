@@ -102,6 +102,9 @@ type RestoreOptions struct {
 	// Name is that of the tree. Files are the only paths to bring back; nil for all.
 	Name  string
 	Files []string
+	// Begin is called before the first file is written, with the paths. After an error
+	// of it nothing is changed. May be nil.
+	Begin func(paths []string) error
 	// Overwrite sets aside what was edited since, instead of refusing.
 	Overwrite bool
 }
@@ -147,10 +150,15 @@ func (o *Orchestrator) RestoreSetAside(ctx context.Context, c store.Change, opti
 		}
 		paths = append(paths, file.Path)
 	}
-	if len(back.Edited) > 0 {
-		if !options.Overwrite {
-			return back, nil
+	if len(back.Edited) > 0 && !options.Overwrite {
+		return back, nil
+	}
+	if options.Begin != nil && len(paths) > len(back.Present) {
+		if err := options.Begin(slices.DeleteFunc(slices.Clone(paths), func(path string) bool { return slices.Contains(back.Present, path) })); err != nil {
+			return back, err
 		}
+	}
+	if len(back.Edited) > 0 {
 		if back.SetAside, err = f.repository.SetAsideAgain(ctx, c.RunID, f.now, back.Edited); err != nil {
 			return back, fmt.Errorf("what was edited since cannot be set aside, so that nothing was changed: %w", err)
 		}
