@@ -1,6 +1,7 @@
 package artifacts
 
 import (
+	"bufio"
 	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
@@ -120,6 +121,31 @@ func (r *Run) spool() (*os.File, error) {
 		return nil, err
 	}
 	return file, nil
+}
+
+// WriteExact writes a file that is no artifact, whole or not at all, and without
+// redaction: what is written must have passed it already.
+func (r *Run) WriteExact(name string, write func(io.Writer) error) error {
+	name, err := r.name(name)
+	if err != nil {
+		return err
+	}
+	file, temporary, err := r.temporary(name)
+	if err != nil {
+		return fmt.Errorf("file %s: %w", name, err)
+	}
+	defer file.Close()
+	buffered := bufio.NewWriter(file)
+	if err = write(buffered); err == nil {
+		err = errors.Join(buffered.Flush(), file.Sync())
+	}
+	if err == nil {
+		err = r.root.Rename(temporary, name)
+	}
+	if err != nil {
+		r.root.Remove(temporary)
+	}
+	return err
 }
 
 // Log starts a text artifact that can be read while it is written. It replaces

@@ -294,7 +294,7 @@ func cut(text string) string {
 	if len(text) <= maxText {
 		return text
 	}
-	end := maxText
+	end := maxText - 64 // so that the result is not cut again
 	for !utf8.RuneStart(text[end]) {
 		end--
 	}
@@ -342,4 +342,108 @@ func Decode(text []byte) (Record, error) {
 		return r, errors.New("it is no record: seq or kind is missing")
 	}
 	return r, nil
+}
+
+// Summary is the record in one line of words, without its step and its time.
+func (r Record) Summary() string {
+	var parts []string
+	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
+	if r.Status != "" {
+		add("%s", r.Status)
+	}
+	if c := r.Command; c != nil {
+		add("%s", strings.Join(c.Argv, " "))
+		switch {
+		case c.Exit != nil && *c.Exit < 0:
+			add("(signal %d)", -*c.Exit)
+		case c.Exit != nil:
+			add("(exit %d)", *c.Exit)
+		case c.Ended != "":
+			add("(%s)", c.Ended)
+		}
+		if c.OutputBytes > 0 {
+			add("(%d bytes)", c.OutputBytes)
+		}
+		if c.Found {
+			add("(found by a later worker)")
+		}
+	}
+	if f := r.File; f != nil {
+		add("%s: %s -> %s", f.Path, f.Before, f.After)
+	}
+	if i := r.Image; i != nil {
+		if i.Name != "" {
+			add("%s:", i.Name)
+		}
+		add("%s", short(i.Before))
+		if i.After != "" {
+			add("-> %s", short(i.After))
+		}
+	}
+	if c := r.Container; c != nil {
+		if c.Service != "" {
+			add("service %s", c.Service)
+		}
+		if c.After != "" {
+			add("container %s (%s) -> %s (%s)", short(c.Before), short(c.ImageBefore), short(c.After), short(c.ImageAfter))
+		} else if c.Before != "" {
+			add("container %s", short(c.Before))
+		}
+	}
+	if a := r.Approval; a != nil {
+		if a.Approver != "" {
+			add("by %s (%s)", a.Approver, a.Role)
+		}
+		if a.Requirement != "" {
+			add("gate %s", a.Requirement)
+		}
+		if !a.ExpiresAt.IsZero() {
+			add("until %s", a.ExpiresAt.UTC().Format(time.RFC3339))
+		}
+		if a.Digest != "" {
+			add("covers %s", short(a.Digest))
+		}
+	}
+	if rule := r.Rule; rule != nil {
+		add("rule %s", rule.Name)
+		if rule.Limit != "" {
+			add("(%s)", rule.Limit)
+		}
+	}
+	if r.By != "" {
+		add("by %s", r.By)
+	}
+	if r.Text != "" {
+		add("%s", r.Text)
+	}
+	if r.DurationMS > 0 {
+		add("in %s", time.Duration(r.DurationMS)*time.Millisecond)
+	}
+	return strings.Join(parts, " ")
+}
+
+// String is the mode and the beginning of the checksum.
+func (v *Version) String() string {
+	if v == nil {
+		return "none"
+	}
+	return strings.TrimSpace(v.Mode + " " + short(v.SHA256))
+}
+
+// short is the beginning of a digest or an id.
+func short(digest string) string {
+	algorithm, rest, found := strings.Cut(digest, ":")
+	if !found {
+		algorithm, rest = "", digest
+	}
+	if len(rest) > 12 {
+		rest = rest[:12]
+	}
+	switch {
+	case digest == "":
+		return "none"
+	case algorithm != "":
+		return algorithm + ":" + rest
+	}
+	return rest
 }

@@ -2,14 +2,18 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -163,8 +167,9 @@ type notApproved struct {
 	message string
 	// presented is what the next approval would cover.
 	presented Effects
-	// paused says that the run keeps its workspace, and what it has done.
-	paused bool
+	// paused says that the run keeps its workspace, and what it has done. pauses says
+	// that the pause begins with this.
+	paused, pauses bool
 	// claim is that of the step, nil if it has none.
 	claim *Claim
 	// deadClaims are freed.
@@ -174,7 +179,7 @@ type notApproved struct {
 // writeNotApproved puts a run back to where MoonMind's API approves it: it awaits
 // approval, without a token. The step's row says why. It is the only place that does
 // so, whether BeginStep has found the reason or the step itself.
-func writeNotApproved(ctx context.Context, tx pgx.Tx, n notApproved, parkedReady *bool) error {
+func (s *Store) writeNotApproved(ctx context.Context, tx pgx.Tx, n notApproved, parkedReady *bool) error {
 	presented, err := json.Marshal(n.presented)
 	if err != nil {
 		return err
@@ -218,6 +223,11 @@ func writeNotApproved(ctx context.Context, tx pgx.Tx, n notApproved, parkedReady
 		SET presented = EXCLUDED.presented, presented_at = EXCLUDED.presented_at,
 		    refusal = EXCLUDED.refusal, refused_step = EXCLUDED.refused_step, refused_at = EXCLUDED.refused_at`,
 		n.run.ID, n.queue, string(presented), headOf(n.message), string(n.step))
+	texts, err := s.auditTexts(Claim{RunID: n.run.ID, Step: n.step, Attempt: n.attempt}, n.record())
+	if err != nil {
+		return err
+	}
+	texts.queue(batch, nil)
 	if n.paused {
 		queueTouchHold(batch, n.run.ID, "")
 	} else {
@@ -225,6 +235,41 @@ func writeNotApproved(ctx context.Context, tx pgx.Tx, n notApproved, parkedReady
 	}
 	queueParkedReady(batch, n.run.ID, parkedReady)
 	return tx.SendBatch(ctx, batch).Close()
+}
+
+// record is the one of the audit trail.
+func (n notApproved) record() audit.Record {
+	kind := audit.ApprovalRefused
+	if n.pauses {
+		kind = audit.Paused
+	}
+	return audit.Record{Kind: kind, Text: n.message, Approval: &audit.Approval{Requirement: requirementOf(n.gates), Digest: n.presented.digest()}}
+}
+
+// grantedRecord is the record of the audit trail about an approval that a run acts under.
+func grantedRecord(approval Approval, gates []Gate) audit.Record {
+	digest := approval.Effects.digest()
+	return audit.Record{
+		ID: string(audit.ApprovalGranted) + "-" + approval.Key + "-" + digest, Kind: audit.ApprovalGranted,
+		Approval: &audit.Approval{Approver: approval.Approver.ID, Role: approval.Approver.Role, GrantedAt: approval.GrantedAt, ExpiresAt: approval.ExpiresAt,
+			Requirement: requirementOf(gates), Digest: digest},
+	}
+}
+
+func requirementOf(gates []Gate) string {
+	var all []string
+	for _, g := range gates {
+		all = append(all, g.Requirement)
+	}
+	slices.Sort(all)
+	return strings.Join(slices.Compact(all), ", ")
+}
+
+// digest identifies the effects.
+func (e Effects) digest() string {
+	text, _ := json.Marshal(e) // texts and lists of them always encode
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // notApprovedText is the message of a step that was refused.
@@ -301,7 +346,7 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 			}
 			n.message = notApprovedText(claim.Step, v.refuse, a.Gates)
 			not = &NotApproved{Message: n.message}
-			return writeNotApproved(ctx, tx, n, &not.ParkedReady)
+			return s.writeNotApproved(ctx, tx, n, &not.ParkedReady)
 		case v.pause:
 			if left := a.Record.LeftBehind; left != nil {
 				n.presented.Files, n.presented.Images = left.Files, left.Images
@@ -309,7 +354,7 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 			not = &NotApproved{Paused: true}
 			return s.writePause(ctx, tx, n, a, issued.workspace, check.Wait, not)
 		}
-		return s.writePassed(ctx, tx, claim, issued.queue, submission, v, now, check.Acts)
+		return s.writePassed(ctx, tx, claim, issued.queue, submission, a.Gates, v, now, check.Acts)
 	})
 	if err != nil {
 		return nil, err
@@ -396,16 +441,16 @@ func (s *Store) writePause(ctx context.Context, tx pgx.Tx, n notApproved, a appr
 	if err != nil {
 		return err
 	}
-	n.paused = true
+	n.paused, n.pauses = true, true
 	n.message = fmt.Sprintf("The run is deployed and waits before verify for an approval by %s, from %s until %s. Without one it fails then, and is rolled back",
 		whom(n.gates), since.UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339))
 	not.Message = n.message
-	return writeNotApproved(ctx, tx, n, &not.ParkedReady)
+	return s.writeNotApproved(ctx, tx, n, &not.ParkedReady)
 }
 
 // writePassed records that the approval covers the step, and from when on the run is
 // carried out under it.
-func (s *Store) writePassed(ctx context.Context, tx pgx.Tx, claim Claim, queue, submission string, v approvalVerdict, now Effects, acts bool) error {
+func (s *Store) writePassed(ctx context.Context, tx pgx.Tx, claim Claim, queue, submission string, gates []Gate, v approvalVerdict, now Effects, acts bool) error {
 	if !v.check {
 		return nil
 	}
@@ -419,6 +464,11 @@ func (s *Store) writePassed(ctx context.Context, tx pgx.Tx, claim Claim, queue, 
 		if err := queueMet(batch, claim.RunID, queue, approval); err != nil {
 			return err
 		}
+		texts, err := s.auditTexts(claim, grantedRecord(approval, gates))
+		if err != nil {
+			return err
+		}
+		texts.queue(batch, nil)
 	}
 	switch {
 	case claim.Step == StepVerify:

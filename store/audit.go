@@ -171,6 +171,18 @@ func (s *Store) RecordByHand(ctx context.Context, runID string, records ...audit
 	})
 }
 
+// appendByHand appends records in a transaction that does what an operator wants. It
+// comes after the locks of the run, and before that of the workspace.
+func (s *Store) appendByHand(ctx context.Context, tx pgx.Tx, runID string, records ...audit.Record) error {
+	texts, err := s.auditTexts(Claim{RunID: runID}, records...)
+	if err != nil {
+		return err
+	}
+	batch := &pgx.Batch{}
+	texts.queue(batch, nil)
+	return tx.SendBatch(ctx, batch).Close()
+}
+
 // A Trail is the audit trail of a run.
 type Trail struct {
 	RunID string

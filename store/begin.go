@@ -237,6 +237,11 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		if err := queueMet(batch, seen.Run.ID, clean(request.Queue), *v.approval.approval); err != nil {
 			return nil, err
 		}
+		texts, err := s.auditTexts(Claim{RunID: seen.Run.ID, Step: request.Step, Attempt: seen.attempt()}, grantedRecord(*v.approval.approval, seen.Approval.Gates))
+		if err != nil {
+			return nil, err
+		}
+		texts.queue(batch, nil)
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 			return nil, err
 		}
@@ -441,7 +446,7 @@ func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, see
 		n.presented.Files, n.presented.Images = shown.Files, shown.Images
 	}
 	stop := Stop{Reason: n.message, Refused: true}
-	err := writeNotApproved(ctx, tx, n, &stop.ParkedReady)
+	err := s.writeNotApproved(ctx, tx, n, &stop.ParkedReady)
 	return stop, err
 }
 

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 )
 
 // A Revocation is an operator's request to end a run.
@@ -74,6 +76,7 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	r.Reason, r.By, r.At = headOf(strings.TrimSpace(clean(r.Reason))), cut(clean(r.By), 255), s.now()
 	var revoked Revoked
 	token := rand.Int64N(1<<62) + 1
+	id := claimRecord(audit.Revoked, token)
 	err := s.inTx(ctx, "revoke run "+r.RunID, func(tx pgx.Tx) error {
 		revoked = Revoked{Revocation: r}
 		run, started, paused, err := s.lockForRevoke(ctx, tx, &revoked)
@@ -89,7 +92,10 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 			return nil
 		case !started, run.Status == RunAwaitingApproval && !revoked.Alive && !paused:
 			revoked.Ended = true
-			return s.failNextStep(ctx, tx, run, &revoked, token)
+			return s.failNextStep(ctx, tx, run, &revoked, token, id)
+		}
+		if err := s.appendByHand(ctx, tx, run.ID, revokedRecord(r, id)); err != nil {
+			return err
 		}
 		_, err = tx.Exec(ctx, `
 			INSERT INTO mm_orchestrator.revocations (run_id, reason, revoked_by, revoked_at)
@@ -100,6 +106,11 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 		return err
 	})
 	return revoked, err
+}
+
+// revokedRecord is the record of the audit trail.
+func revokedRecord(r Revocation, id string) audit.Record {
+	return audit.Record{ID: id, Kind: audit.Revoked, At: r.At, By: r.By, Text: r.Reason}
 }
 
 // lockForRevoke takes the locks of begin and finish, for all steps. started says
@@ -141,7 +152,7 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 
 // failNextStep records, in place of a worker, that the next step of a run has
 // failed, and with it the run.
-func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *Revoked, token int64) error {
+func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *Revoked, token int64, id string) error {
 	r := revoked.Revocation
 	done, err := succeededSteps(ctx, tx, run.ID)
 	if err != nil {
@@ -153,13 +164,18 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 		}
 	}
 	outcome := Outcome{
-		Status: StepFailed, Message: r.Text(), FinishedAt: r.At,
+		Status: StepFailed, Message: r.Text(), FinishedAt: r.At, Audit: []audit.Record{revokedRecord(r, id)},
 		ErrorType: "TaskRevokedError", ErrorModule: "celery.exceptions",
 		Traceback: "Traceback (most recent call last):\ncelery.exceptions.TaskRevokedError: " + r.Text() + "\n",
 	}
 	claim := Claim{RunID: run.ID, Step: nextStep(run.Steps, done), Attempt: 1, Token: token, Starts: 1, StartedAt: r.At}
 	if claim.Step == "" {
-		_, err := tx.Exec(ctx, `
+		err := s.appendByHand(ctx, tx, run.ID, revokedRecord(r, id),
+			audit.Record{ID: claimRecord(audit.RunEnded, token), Kind: audit.RunEnded, At: r.At, Status: string(RunFailed)})
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
 			UPDATE orchestrator_runs
 			SET status = 'failed', started_at = COALESCE(started_at, $2), completed_at = $2, updated_at = now()
 			WHERE id = $1`, run.ID, r.At)

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -405,6 +406,7 @@ func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, los
 	outcome := Outcome{
 		Status: StepFailed, Message: lost.Message, ErrorType: "RuntimeError", ErrorModule: "builtins",
 		Traceback: "Traceback (most recent call last):\nRuntimeError: " + lost.Message + "\n", FinishedAt: now,
+		Audit: []audit.Record{{Kind: audit.Lost, At: now, Text: lost.Message}},
 	}
 	if open := seen.open; open != nil && seen.openStep == lost.Step {
 		claim.Attempt, claim.TaskID, claim.Starts = open.Attempt, open.TaskID, open.Starts

@@ -285,7 +285,7 @@ func (p *program) openCommand(ctx context.Context, in input) (*configuration, *s
 	if err != nil {
 		return nil, nil, err
 	}
-	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry}, c.tablesDatabase(), 0, p.reportWait)
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry, Redact: p.redactor().String}, c.tablesDatabase(), 0, p.reportWait)
 	return c, db, err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
@@ -106,7 +107,7 @@ func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
 	if status != want {
 		o.report(wrong, "the run is %s, want %s by its plan", status, want)
 	}
-	for _, check := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables, l.judgeLost} {
+	for _, check := range []func(context.Context, *outcome) error{l.judgeStates, l.judgeResults, l.judgeArtifacts, l.judgeTables, l.judgeTrail, l.judgeLost} {
 		if err := check(ctx, o); err != nil {
 			o.report(harness, "%v", err)
 		}
@@ -277,12 +278,13 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 	return err
 }
 
-// unregistered says that a file may exist without a row. A killed worker leaves its
+// unregistered says that a file may exist without a row. The audit trail of a run has
+// none. A killed worker leaves its
 // temporary files. A patch step whose workers were all killed leaves their diff, and
 // a lost step also its log. A retried run keeps the files of its first attempt.
 func (o *outcome) unregistered(name string) bool {
 	step, _, _ := strings.Cut(name, ".")
-	return strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
+	return name == "audit.jsonl" || strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
 		o.cutShort(step) && (name == "patch.diff" || o.lost && name == step+".log") || o.run.before != nil
 }
 
@@ -302,6 +304,67 @@ func (l *lane) judgeTables(ctx context.Context, o *outcome) error {
 		return nil
 	})
 	return err
+}
+
+// judgeTrail checks that the run's audit trail is whole, that it announces every command
+// which has started, and that it ends with the run. A Python worker keeps no trail.
+func (l *lane) judgeTrail(ctx context.Context, o *outcome) error {
+	head := audit.Head{}
+	err := l.pool.QueryRow(ctx, `SELECT length, head FROM mm_orchestrator.audit_heads WHERE run_id = $1`, o.run.ID).Scan(&head.Length, &head.Hash)
+	if errors.Is(err, pgx.ErrNoRows) && o.trial.Kind == Mixed {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	rows, err := l.pool.Query(ctx, `SELECT seq, record, hash FROM mm_orchestrator.audit WHERE run_id = $1 ORDER BY seq`, o.run.ID)
+	if err != nil {
+		return err
+	}
+	type command struct {
+		step   string
+		number int
+	}
+	announced := map[command]int{}
+	v := audit.NewVerifier(o.run.ID, audit.Start(), &head)
+	var last audit.Record
+	var text string
+	var e audit.Entry
+	_, err = pgx.ForEachRow(rows, []any{&e.Seq, &text, &e.Hash}, func() error {
+		e.Text = []byte(text)
+		v.Add(e)
+		if r, err := audit.Decode(e.Text); err == nil {
+			last = r
+			if r.Kind == audit.CommandStarted {
+				announced[command{r.Step, r.Command.Number}]++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, finding := range v.End().Findings {
+		o.report(wrong, "audit trail: %s", finding)
+	}
+	if o.trial.Kind == Mixed {
+		return nil
+	}
+	if last.Kind != audit.RunEnded {
+		o.report(wrong, "audit trail ends with %s of %s, not with the end of the run", last.Kind, last.Step)
+	}
+	started := map[command]int{}
+	for _, r := range o.ledger {
+		if r.Event == ledger.Start {
+			started[command{r.Step, r.Command}]++
+		}
+	}
+	for c, n := range started {
+		if announced[c] < n {
+			o.report(wrong, "audit trail announces command %d of %s %d times, and it ran %d times", c.number, c.step, announced[c], n)
+		}
+	}
+	return nil
 }
 
 // judgeLeft checks that nothing is left in the tables after all runs have ended.

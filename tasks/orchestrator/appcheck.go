@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 )
 
 // appCheckLimit bounds one run of an application check.
@@ -44,6 +45,16 @@ func (j *judge) checkApp(ctx context.Context) string {
 		problem = failure.Error()
 	default:
 		problem = fmt.Sprintf("it ended with code %d", code)
+	}
+	ended := j.run.commandRecord(audit.CommandEnded, 0, j.run.config.Workspace, command)
+	if ended.Text = "application check"; problem == "" || failure == nil && limited.Err() == nil {
+		ended.Command.Exit = &code
+	} else {
+		ended.Command.Ended = problem
+	}
+	if last := fmt.Sprint(code, problem); last != j.appRecorded {
+		j.appRecorded = last
+		j.run.audit(ended)
 	}
 	text := j.run.clean(formatCommand(command))
 	if problem == "" {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 )
 
@@ -19,7 +20,7 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 		return nil
 	}
 	refused := func(err error) *Failure {
-		if failure := f.keepChange(ctx, f.before, nil); failure != nil {
+		if failure := f.keepChange(ctx, f.before, nil, nil); failure != nil {
 			return failure
 		}
 		return commandError("Plan parameter diff cannot be applied, and nothing was changed: " + err.Error())
@@ -33,13 +34,18 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 	}
 	list := patch.Judge(f.rules())
 	if violations := change.Violations(list); len(violations) > 0 {
-		if failure := f.keepChange(ctx, f.before, nil); failure != nil {
+		violation := allowListViolation(cut(f.violationText(violations)))
+		s.audit(refusedRecord(audit.Refused, "allow-list", violation))
+		if failure := f.keepChange(ctx, f.before, nil, nil); failure != nil {
 			return failure
 		}
-		return allowListViolation(cut(f.violationText(violations)))
+		return violation
 	}
 	now, failure := f.look(ctx)
 	if failure != nil {
+		return failure
+	}
+	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.FilesChanging, Text: "apply the plan's diff"}); failure != nil {
 		return failure
 	}
 	if err := f.repository.Apply(ctx, patch, now); err != nil {

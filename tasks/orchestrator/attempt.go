@@ -68,6 +68,9 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	a.logEnd(ctx, outcome, finished)
+	if finished.RunEnded {
+		a.writeTrail(ctx)
+	}
 	return answer(outcome)
 }
 

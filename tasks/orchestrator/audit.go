@@ -3,10 +3,14 @@ package orchestrator
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -80,4 +84,116 @@ func fileRecords(kind audit.Kind, files []changedFile) []audit.Record {
 // releasedRecords are those of a step that is given up: what is not written yet, and why.
 func releasedRecords(outcome store.Outcome, reason string) []audit.Record {
 	return append(outcome.Audit, audit.Record{Kind: audit.StepReleased, Text: cut(reason)})
+}
+
+// auditChange adds records about the files that the run has altered.
+func (f *runFiles) auditChange(ctx context.Context, list []change.Difference) *Failure {
+	files, failure := f.describe(ctx, list)
+	if failure == nil {
+		f.audit(fileRecords(audit.FileChanged, files)...)
+	}
+	return failure
+}
+
+// auditViolations adds the records about what the run must not have altered, and that it
+// is taken back next.
+func (f *runFiles) auditViolations(violations []change.Difference) {
+	if len(violations) > 0 {
+		f.audit(refusedRecord(audit.Refused, "allow-list", allowListViolation(cut(f.violationText(violations)))),
+			audit.Record{Kind: audit.FilesChanging, Text: "take back what the run must not alter"})
+	}
+}
+
+// auditRefused adds the record about a command that may not run.
+func (s *stepRun) auditRefused(workspace string, command []string, failure *Failure) {
+	r := s.commandRecord(audit.CommandRefused, 0, workspace, command)
+	r.Text = cut(failure.Error())
+	s.audit(r)
+}
+
+// auditRestored adds records about files that are as before again. list is the change
+// that was taken back.
+func (f *runFiles) auditRestored(ctx context.Context, list []change.Difference) {
+	files, failure := f.describe(ctx, list)
+	if failure != nil {
+		// They are restored all the same.
+		f.audit(audit.Record{Kind: audit.FileRestored, Text: "what was restored cannot be described: " + cut(failure.Error())})
+		return
+	}
+	for i := range files {
+		files[i].Before, files[i].After = files[i].After, files[i].Before
+	}
+	f.audit(fileRecords(audit.FileRestored, files)...)
+}
+
+// auditHealth adds the record about a verdict.
+func (s *stepRun) auditHealth(r requirements, v verdict) {
+	record := audit.Record{Kind: audit.Health, Status: "not healthy", Text: cut(v.reason), Container: &audit.Container{Service: r.service}}
+	switch {
+	case v.ended:
+		record.Status = "ended"
+	case v.health == healthy:
+		record.Status = "healthy"
+	case v.health == unproven:
+		record.Status = "not proven"
+	}
+	s.audit(record)
+}
+
+// auditPins adds records about the images that are kept.
+func (s *stepRun) auditPins(image *change.Image) {
+	for _, pin := range image.Pins {
+		s.audit(audit.Record{Kind: audit.ImagePinned, Text: "pin " + pin.Name, Image: &audit.Image{Before: pin.ImageID, Digests: pin.RepoDigests},
+			Container: &audit.Container{Service: pin.Service, Before: pin.Container}})
+	}
+}
+
+// auditContainers adds a record for each container of now that was not there before,
+// and for each service that has none any more.
+func (s *stepRun) auditContainers(before, now change.Project) {
+	for _, service := range before.Services() {
+		if len(now.Of(service)) == 0 {
+			for _, c := range before.Of(service) {
+				s.audit(audit.Record{Kind: audit.ContainerReplaced, Container: &audit.Container{Service: service, Before: c.ID, ImageBefore: c.ImageID}})
+			}
+		}
+	}
+	for _, c := range now.Containers {
+		if _, same := before.ByID(c.ID); same {
+			continue
+		}
+		r := audit.Container{Service: c.Service, After: c.ID, ImageAfter: c.ImageID}
+		for _, old := range before.Of(c.Service) {
+			if old.Number == c.Number {
+				r.Before, r.ImageBefore = old.ID, old.ImageID
+			}
+		}
+		s.audit(audit.Record{Kind: audit.ContainerReplaced, Container: &r})
+	}
+}
+
+// trailFile has the audit trail of a run that has ended, in the run's directory.
+const trailFile = "audit.jsonl"
+
+// writeTrail writes the audit trail of the run to the run's directory. It is no artifact
+// of the run, and the database has the trail anyway.
+func (a *attempt) writeTrail(ctx context.Context) {
+	ctx, cancel := a.writeContext(ctx)
+	defer cancel()
+	place, err := a.config.Artifacts.ForRun(a.begun.Run.ArtifactRoot, a.begun.Run.ID)
+	if err == nil {
+		var dir *artifacts.Run
+		if dir, err = artifacts.Open(place.Dir, a.config.Redactor); err == nil {
+			defer dir.Close()
+			err = dir.WriteExact(trailFile, func(file io.Writer) error {
+				return a.config.Steps.ReadTrail(ctx, a.begun.Run.ID, func(store.Trail) error { return nil }, func(e audit.Entry) error {
+					_, err := fmt.Fprintf(file, "%s\n", e.Text)
+					return err
+				})
+			})
+		}
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		a.log.Warn("the audit trail cannot be written to the run's directory; `mm-orchestrator audit show --json` prints it", "error", err)
+	}
 }

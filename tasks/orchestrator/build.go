@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -50,6 +51,8 @@ func (s *stepRun) noteUnchangedImages(ctx context.Context, log *artifacts.Log) {
 			log.Line("[There is no image " + name.Name + " after the build either]")
 		case now.ID == name.ID:
 			log.Line("[The build has made no new image: " + name.Name + " is " + name.ID + " as before]")
+		default:
+			s.audit(audit.Record{Kind: audit.ImageBuilt, Image: &audit.Image{Name: name.Name, Before: name.ID, After: now.ID}})
 		}
 	}
 }

@@ -193,6 +193,7 @@ func (s *stepRun) deploy(ctx context.Context, log *artifacts.Log, workspace stri
 		return s.attachLog(log, failure)
 	}
 	if failure := s.runner.check(workspace, step.command); failure != nil {
+		s.auditRefused(workspace, step.command, failure)
 		return fail(failure)
 	}
 	if failure := s.preflight(ctx, log, workspace); failure != nil {

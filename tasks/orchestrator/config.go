@@ -27,6 +27,7 @@ type Steps interface {
 	RecordChange(ctx context.Context, claim store.Claim, record json.RawMessage, records ...audit.Record) error
 	Record(ctx context.Context, claim store.Claim, records ...audit.Record) error
 	FinishStep(ctx context.Context, claim store.Claim, outcome store.Outcome) (store.Finished, error)
+	ReadTrail(ctx context.Context, runID string, begin func(store.Trail) error, entry func(audit.Entry) error) error
 	ReleaseClaim(ctx context.Context, claim store.Claim, records ...audit.Record) error
 	LockConfirmedAt() time.Time
 	CheckClaim(ctx context.Context, claim store.Claim) (*store.Revocation, error)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -34,6 +35,8 @@ type runFiles struct {
 	// top and inside are those of the function repository.
 	top, inside string
 	allowed     *allowlist
+	// sums are the SHA-256 of blobs, as far as they were asked for.
+	sums map[string]string
 }
 
 // openRepository finds the repository that a folder of the workspace lies in.
@@ -261,12 +264,17 @@ func (f *runFiles) withoutLive(ctx context.Context, log *artifacts.Log, after *c
 	return list, nil
 }
 
-// keepChange stores what the run has altered, and records it.
-func (f *runFiles) keepChange(ctx context.Context, after *change.State, list []change.Difference) *Failure {
+// keepChange stores what the run has altered, and records it. step is the part of it
+// that is this step's.
+func (f *runFiles) keepChange(ctx context.Context, after *change.State, list, step []change.Difference) *Failure {
 	id, err := f.repository.StoreChange(ctx, f.runID, changeRef, after, list)
 	if err != nil {
 		return commandError("What the step has altered in the workspace cannot be stored: " + err.Error())
 	}
+	if failure := f.auditChange(ctx, step); failure != nil {
+		return failure
+	}
+	f.auditViolations(change.Violations(step))
 	files := f.record.Files
 	files.Altered = slices.ContainsFunc(list, isChange)
 	files.Change, files.Violated, files.ViolationsUndone = id, len(change.Violations(list)) > 0, false
@@ -318,6 +326,10 @@ func (f *runFiles) undoViolations(ctx context.Context, log *artifacts.Log, list 
 		for _, command := range aside.Commands {
 			log.Line("[To bring that version back, run: " + command + "]")
 		}
+	}
+	f.auditRestored(ctx, violations)
+	if aside.Ref != "" {
+		f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("the run's version of %s, in %s", counted(len(aside.Paths), "file"), aside.Ref)})
 	}
 	f.record.Files.ViolationsUndone = true
 	if failure := f.saveRecord(ctx); failure != nil {
@@ -423,7 +435,7 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 			known = slices.DeleteFunc(known, func(d change.Difference) bool { return d.Violation != "" })
 		}
 	}
-	if failure := f.keepChange(ctx, after, mergeChanges(known, list)); failure != nil {
+	if failure := f.keepChange(ctx, after, mergeChanges(known, list), list); failure != nil {
 		return failure
 	}
 	if len(change.Violations(list)) == 0 {

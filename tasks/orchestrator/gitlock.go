@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -59,6 +60,7 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, preflight.Reason(err), lock.Path))
 				continue
 			}
+			s.audit(audit.Record{Kind: audit.FileRestored, Text: "removed a lock file that a killed git has left: " + lock.Path})
 			s.log.Warn("removed a lock file that a killed git has left", "path", lock.Path)
 			log.Line(fmt.Sprintf("[Removed %s, which a git that was killed has left: no git uses it.]", lock.Path))
 		}

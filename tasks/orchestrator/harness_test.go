@@ -151,6 +151,10 @@ func (f *fakeSteps) Record(_ context.Context, _ store.Claim, records ...audit.Re
 	return nil
 }
 
+func (f *fakeSteps) ReadTrail(context.Context, string, func(store.Trail) error, func(audit.Entry) error) error {
+	return store.ErrNotFound
+}
+
 func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim, ...audit.Record) error {
 	if f.onRelease != nil {
 		f.onRelease()

@@ -55,6 +55,8 @@ type judge struct {
 	oneShotsSought bool
 	// appGoodAt is when the application check began that has succeeded last.
 	appGoodAt time.Time
+	// appRecorded is how the check has ended that is in the audit trail.
+	appRecorded string
 }
 
 // end is when the time for the verification is over, as far as can be said now: the
@@ -80,9 +82,12 @@ func (s *stepRun) judgeService(ctx context.Context, log *artifacts.Log, r requir
 	}
 	v := j.watch(ctx)
 	if ctx.Err() != nil {
-		return verdict{ended: true, reason: context.Cause(ctx).Error()}
+		v = verdict{ended: true, reason: context.Cause(ctx).Error()}
+	} else {
+		v = j.conclude(ctx, v)
 	}
-	return j.conclude(ctx, v)
+	s.auditHealth(r, v)
+	return v
 }
 
 // watch looks at the service, again and again, until decide has concluded.

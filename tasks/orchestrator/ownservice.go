@@ -63,6 +63,7 @@ const helperRefusal = 15 * time.Second
 // it if it stops this worker.
 func (s *stepRun) runCommand(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	if failure := s.runner.check(workspace, command); failure != nil {
+		s.auditRefused(workspace, command, failure)
 		return 0, failure
 	}
 	s.logPermissions(workspace, command, stderr)

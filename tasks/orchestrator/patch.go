@@ -3,12 +3,14 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
@@ -107,6 +109,7 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 	defer log.Discard()
 	for _, command := range commands {
 		if failure := s.runner.check(workspace, command); failure != nil {
+			s.auditRefused(workspace, command, failure)
 			log.Line(failure.Error())
 			return success{}, s.attachLog(log, failure)
 		}
@@ -184,7 +187,7 @@ func (f *runFiles) judgePatch(ctx context.Context, log *artifacts.Log, diffName 
 		}
 		// Also that it has altered nothing: otherwise a rollback would take all that
 		// differs for the run's doing.
-		if failure = f.keepChange(ctx, after, all); failure != nil {
+		if failure = f.keepChange(ctx, after, all, all); failure != nil {
 			return own, failure
 		}
 		if !slices.ContainsFunc(all, isChange) {
@@ -278,10 +281,15 @@ func (f *runFiles) describe(ctx context.Context, list []change.Difference) ([]ch
 			}
 		}
 	}
-	sums, err := f.repository.SHA256(ctx, blobs)
+	blobs = slices.DeleteFunc(blobs, func(blob string) bool { return f.sums[blob] != "" })
+	found, err := f.repository.SHA256(ctx, blobs)
 	if err != nil {
 		return nil, commandError("The checksums of the changed files cannot be computed: " + err.Error())
 	}
+	if f.sums == nil {
+		f.sums = map[string]string{}
+	}
+	maps.Copy(f.sums, found)
 	version := func(e *change.Entry) *fileVersion {
 		if e == nil {
 			return nil
@@ -290,7 +298,7 @@ func (f *runFiles) describe(ctx context.Context, list []change.Difference) ([]ch
 		if e.Kind == change.Link {
 			mode = "120000"
 		}
-		return &fileVersion{SHA256: sums[e.Blob], Mode: mode}
+		return &fileVersion{SHA256: f.sums[e.Blob], Mode: mode}
 	}
 	var all []changedFile
 	for _, d := range list {
@@ -333,6 +341,7 @@ func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *r
 	}
 	if len(violations) > 0 {
 		failure := allowListViolation(cut(strings.Join(violations, "; ")))
+		s.audit(refusedRecord(audit.Refused, "allow-list", failure))
 		s.fallbackLog(failure)
 		failure.files = append([]artifacts.File{diff}, failure.files...)
 		return success{}, failure
@@ -370,7 +379,7 @@ func (f *runFiles) keepEdits(ctx context.Context, paths []string) ([]changedFile
 		return nil, commandError("The edits that the run deploys cannot be compared with HEAD: " + err.Error())
 	}
 	f.record.Files.Edits = true
-	if failure := f.keepChange(ctx, now, list); failure != nil {
+	if failure := f.keepChange(ctx, now, list, list); failure != nil {
 		return nil, failure
 	}
 	return f.describe(ctx, list)

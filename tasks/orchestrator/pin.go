@@ -162,6 +162,7 @@ func (s *stepRun) pinImage(ctx context.Context) *Failure {
 		return failure
 	}
 	image.Ready = true
+	s.auditPins(image)
 	return s.saveRecord(ctx)
 }
 

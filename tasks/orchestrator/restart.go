@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
@@ -91,6 +92,9 @@ func (s *stepRun) mendContainers(ctx context.Context, log *artifacts.Log) error 
 }
 
 func (s *stepRun) repair(ctx context.Context, log *artifacts.Log, repair change.Repair) error {
+	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.ContainerChanging, Text: repair.String()}); failure != nil {
+		return failure
+	}
 	var err error
 	if repair.Name == "" {
 		err = s.config.Engine.RemoveContainer(ctx, repair.Container.ID)
@@ -113,10 +117,15 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 	patience = cmp.Or(patience, othersPatience)
 	deadline := s.config.Now().Add(patience)
 	pause := backoff{next: 100 * time.Millisecond, most: time.Second}
+	seen := false
 	for {
 		now, err := s.projectNow(ctx)
 		if err != nil {
 			return notProven(err)
+		}
+		if !seen {
+			s.auditContainers(image.Before, now)
+			seen = true
 		}
 		changes, touched, appeared := image.OtherChanges(now, false)
 		if len(changes) > 0 {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -58,6 +59,9 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 	if failure != nil {
 		return filesOutcome{}, failure
 	}
+	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.FilesChanging, Text: "bring back what the run has altered in " + f.top}); failure != nil {
+		return filesOutcome{}, failure
+	}
 	if files.Edits {
 		return f.takeEditsBack(ctx, log, now)
 	}
@@ -100,12 +104,13 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 		}
 		return filesOutcome{}, f.notRestored(ctx, errors.New("not as before the run: "+cut(strings.Join(s.shown(names), ", "))), list)
 	}
+	f.auditRestored(ctx, list)
 	return outcome, nil
 }
 
 // ownNames are the names of artifacts that the worker writes in any step.
 func (s *stepRun) ownNames() []string {
-	names := []string{"analyze.log", "patch.log", "patch.diff", "build.log", "restart.log", "verify.log", "rollback.log", asideDiff}
+	names := []string{"analyze.log", "patch.log", "patch.diff", "build.log", "restart.log", "verify.log", "rollback.log", asideDiff, trailFile}
 	for _, entry := range s.plan {
 		object, _ := entry.(map[string]any)
 		params, _ := object["parameters"].(map[string]any)
@@ -157,6 +162,7 @@ func (f *runFiles) setAside(ctx context.Context, log *artifacts.Log, now *change
 	for i, name := range names {
 		names[i] = f.shownPath(change.Difference{Path: name})
 	}
+	f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("%s, in %s: %s", why, aside.Ref, cut(strings.Join(names, ", ")))})
 	log.Line(fmt.Sprintf("[%s, and set aside: %s]", why, cut(strings.Join(f.shown(names), ", "))))
 	for _, command := range aside.Commands {
 		log.Line("[To bring that version back, run: " + command + "]")
@@ -223,6 +229,7 @@ func (f *runFiles) takeEditsBack(ctx context.Context, log *artifacts.Log, now *c
 		names = append(names, f.shownPath(change.Difference{Path: path}))
 	}
 	log.Line(fmt.Sprintf("[The uncommitted edits that the run has deployed are set aside: %s]", cut(strings.Join(f.shown(names), ", "))))
+	f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("the uncommitted edits that the run has deployed, in %s: %s", aside.Ref, cut(strings.Join(names, ", ")))})
 	for _, command := range aside.Commands {
 		log.Line("[To bring them back, run: " + command + "]")
 	}
@@ -238,6 +245,7 @@ func (f *runFiles) takeEditsBack(ctx context.Context, log *artifacts.Log, now *c
 	if left := change.Edited(edits); len(left) > 0 && !f.sameToGit(ctx, paths) {
 		return failed("The workspace is not as HEAD has it", errors.New(left[0].Path))
 	}
+	f.auditRestored(ctx, recorded)
 	return outcome, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
@@ -80,6 +81,7 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 		log.Line(fmt.Sprintf("[Volume %s was not there before the run. It is kept, since it may have data. To remove it: %s]", name, formatCommand(removeVolume(name))))
 	}
 	image.Restored = true
+	s.audit(audit.Record{Kind: audit.ContainerRestored, Text: "images " + cmp.Or(images, "none") + "; configuration " + cmp.Or(configuration, "none")})
 	if failure := s.saveRecord(ctx); failure != nil {
 		return imageOutcome{}, failure
 	}
@@ -246,6 +248,13 @@ func (r *imageRestore) recordedBefore(ctx context.Context, before change.Contain
 
 // do carries out acts in their order. It returns the first error.
 func (r *imageRestore) do(ctx context.Context, acts []change.Act) error {
+	var intents []audit.Record
+	for _, act := range acts {
+		intents = append(intents, audit.Record{Kind: audit.ContainerChanging, Text: act.String(), Container: &audit.Container{Service: act.Service, Before: act.Container.ID}})
+	}
+	if failure := r.auditBefore(ctx, intents...); failure != nil {
+		return failure
+	}
 	for _, act := range acts {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
@@ -329,6 +338,11 @@ func (r *imageRestore) composeUp(ctx context.Context, act change.Act) error {
 	code, failure := r.runner.forOwn().runTrusted(ctx, r.record.Image.Workspace, command, stdout, stderr, nil)
 	_ = ended() // the context has ended too
 	output.Close()
+	record := r.commandRecord(audit.CommandEnded, 0, r.record.Image.Workspace, command)
+	if record.Command.Exit = &code; failure != nil {
+		record.Command.Exit, record.Command.Ended = nil, cut(failure.Error())
+	}
+	r.audit(record)
 	switch {
 	case context.Cause(ctx) != nil:
 		return context.Cause(ctx)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -91,6 +92,7 @@ func (s *stepRun) resumeFiles(ctx context.Context) *Failure {
 	}
 	// From now on a rollback has something to take back.
 	s.record.Files.Restored, s.record.Undone = false, false
+	s.audit(audit.Record{Kind: audit.FilesChanging, Text: "make the change of the run again, which a rollback has taken back"})
 	if failure := s.saveRecord(ctx); failure != nil {
 		return failure
 	}
@@ -99,6 +101,9 @@ func (s *stepRun) resumeFiles(ctx context.Context) *Failure {
 			err = cause
 		}
 		return commandError(fmt.Sprintf("The change of the run, which a rollback has taken back, cannot be made again: %s", err))
+	}
+	if failure := f.auditChange(ctx, missing); failure != nil {
+		return failure
 	}
 	names := f.shownPaths(missing)
 	s.notes = append(s.notes, fmt.Sprintf("[The run was rolled back; its change is made again: %s]", cut(strings.Join(names, ", "))))

@@ -31,6 +31,8 @@ type liveEnv struct {
 	db    *storetest.Database
 	runs  int
 	names map[string]string // run id by name
+	// fromRecord says that rollbacks do not run the plan's commands.
+	fromRecord bool
 	// publish is a worker that consumes a queue of its own.
 	publish func(protocol.Publishing)
 }
@@ -67,10 +69,11 @@ func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) {
 	t.Helper()
 	s := r.db.Open(t, func(c *store.Config) {
 		c.Worker, c.Connections, c.TakeoverGrace = name, slots+1, 10*time.Millisecond
+		c.Redact = r.config.Redactor.String
 	})
 	config := r.config
 	config.Steps, config.Node, config.Logger = s, name, workertest.Logger(t)
-	config.SweepInterval, config.RollbackCommands = 100*time.Millisecond, true
+	config.SweepInterval, config.RollbackCommands = 100*time.Millisecond, !r.fromRecord
 	o, err := New(config)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,213 @@
+package orchestrator
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+// trail reads the audit trail of a run from the database, checks it, and returns its
+// records and its text.
+func (r *liveEnv) trail(t *testing.T, run string) ([]audit.Record, string) {
+	t.Helper()
+	var records []audit.Record
+	var text strings.Builder
+	var v *audit.Verifier
+	err := r.db.Open(t).ReadTrail(t.Context(), run, func(trail store.Trail) error {
+		v = audit.NewVerifier(run, trail.Removed, &trail.Head)
+		return nil
+	}, func(e audit.Entry) error {
+		v.Add(e)
+		text.Write(append(e.Text, '\n'))
+		record, err := audit.Decode(e.Text)
+		records = append(records, record)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report := v.End(); !report.Good() {
+		t.Errorf("the trail is broken: %v", report.Findings)
+	}
+	return records, text.String()
+}
+
+// brief lists the step, the kind and the main thing of records.
+func brief(records []audit.Record) []string {
+	var lines []string
+	for _, r := range records {
+		line := strings.TrimSpace(r.Step + " " + string(r.Kind))
+		switch {
+		case r.Command != nil:
+			line += " " + strings.Join(r.Command.Argv, " ")
+			if r.Command.Exit != nil {
+				line += fmt.Sprint(" ", *r.Command.Exit)
+			}
+		case r.File != nil:
+			line += " " + r.File.Path
+		case r.Approval != nil:
+			line += " " + r.Approval.Approver
+		case r.Status != "":
+			line += " " + r.Status
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+const audited = `
+cd "$(dirname "$0")"
+echo "begin $2 $1" >> ledger
+case $1 in patch) echo "2 $SECRET_TOKEN" > "$WORKSPACE/services/api.py"; echo new > "$WORKSPACE/services/new.py"; echo "the token is $SECRET_TOKEN";; esac
+while [ -e "hold-$2-$1" ]; do sleep 0.02; done
+echo "end $2 $1" >> ledger
+[ ! -e "fail-$2-$1" ]`
+
+const auditedPlan = `[
+	{"name": "analyze", "parameters": {}},
+	{"name": "patch", "parameters": {"commands": [["docker", "patch", "run", "--token=hunter2hunter2"]], "allowlist": ["services/**"]}},
+	{"name": "build", "parameters": {"command": ["docker", "build", "run"]}},
+	{"name": "restart", "parameters": {"command": ["docker", "restart", "run"]}},
+	{"name": "rollback", "parameters": {"strategies": [{"type": "t", "commands": [["docker", "rollback", "run"]]}]}}
+]`
+
+// auditedEnv is an approvalEnv whose patch alters files, one of them with a secret.
+func newAuditedEnv(t *testing.T) *approvalEnv {
+	t.Helper()
+	e := newApprovalEnv(t, "pre-run")
+	e.fromRecord = true
+	e.file("services/api.py", "1\n")
+	e.git("add", ".")
+	e.git("commit", "-q", "-m", "y")
+	e.config.Environ = append(e.config.Environ, "SECRET_TOKEN=hunter2hunter2", "WORKSPACE="+e.workspace)
+	e.config.Redactor = artifacts.NewRedactor(e.config.Environ)
+	e.program("docker", audited)
+	return e
+}
+
+// start submits the run with an approval, and publishes its chain.
+func (e *approvalEnv) start(t *testing.T) {
+	t.Helper()
+	e.runs++
+	e.id = fmt.Sprintf("00000000-0000-4000-8000-%012d", e.runs)
+	e.db.Create(t, storetest.Seed{ID: e.id, Plan: []byte(auditedPlan), ArtifactRoot: filepath.Join(e.base, e.id)})
+	e.set(t, `status = 'awaiting_approval', metrics_snapshot = '{"approval": {"required": true, "requirement": "pre-run", "status": "awaiting"}}'`)
+	e.db.Approve(t, e.id)
+	e.names["run"] = e.id
+	e.publish(e.chain(t, "run", "analyze", "patch", "build", "restart"))
+}
+
+// TestTrailOfARolledBackRun: every effect is in the trail, with the files' checksums, and
+// no secret is.
+func TestTrailOfARolledBackRun(t *testing.T) {
+	t.Parallel()
+	e := newAuditedEnv(t)
+	e.mark(t, "fail-run-restart")
+	e.worker(t, "one", 1, false)
+	e.start(t)
+	e.await(t, "the run is rolled back", func() bool { return e.status(t) == "rolled_back" })
+	file := filepath.Join(e.base, e.id, "audit.jsonl")
+	ended := time.Now()
+	e.await(t, "the trail is in the run's directory", func() bool { _, err := os.Stat(file); return err == nil })
+	if took := time.Since(ended); took > time.Second {
+		t.Errorf("audit.jsonl is there %s after the end", took)
+	}
+	records, text := e.trail(t, e.id)
+	want := []string{
+		"analyze approval-granted ops-417", "analyze run-started", "analyze step-started", "analyze approval-granted ops-417", "analyze step-ended succeeded",
+		"patch step-started", "patch command-started docker patch run --token=***", "patch command-ended docker patch run --token=*** 0",
+		"patch file-changed services/api.py", "patch file-changed services/new.py", "patch step-ended succeeded",
+		"build step-started", "build command-started docker build run", "build command-ended docker build run 0", "build step-ended succeeded",
+		"restart step-started", "restart command-started docker restart run", "restart command-ended docker restart run 1", "restart step-ended failed",
+		"rollback step-started", "rollback files-changing", "rollback file-restored services/api.py", "rollback file-restored services/new.py",
+		"rollback command-started docker rollback run", "rollback command-ended docker rollback run 0", // the engine was not seen
+		"rollback step-ended succeeded", "rollback run-ended rolled_back",
+	}
+	got := brief(records)
+	if !slices.Equal(got, want) {
+		t.Errorf("trail is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, r := range records {
+		if r.File != nil && r.Kind == audit.FileChanged && r.File.Path == "services/api.py" {
+			// sha256sum of "1\n", and of the file with the secret.
+			same(t, "before", r.File.Before.SHA256, "4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865")
+			same(t, "mode", r.File.After.Mode, "100644")
+		}
+		if r.Kind == audit.CommandEnded && r.Step == "patch" && (r.Command.OutputBytes == 0 || r.Command.Number != 1 || r.Command.Dir != e.workspace) {
+			t.Errorf("end of the patch's command: %+v", r.Command)
+		}
+	}
+	if strings.Contains(text, "hunter2") {
+		t.Errorf("the trail has a secret:\n%s", text)
+	}
+	written, err := os.ReadFile(file)
+	if err != nil || string(written) != text {
+		t.Errorf("audit.jsonl differs from the database: %v\n%s", err, written)
+	}
+	logged := fmt.Sprintf("audit_length=%d", len(records))
+	if log := e.logged.String(); log != "" && !strings.Contains(log, logged) {
+		t.Errorf("the log does not have %s", logged)
+	}
+}
+
+// TestTrailIsCompleteAfterAKill: the worker that runs a command dies. The trail has the
+// intent, and what its successor does.
+func TestTrailIsCompleteAfterAKill(t *testing.T) {
+	t.Parallel()
+	e := newAuditedEnv(t)
+	e.worker(t, "one", 1, false)
+	e.start(t)
+	e.await(t, "the run ends", func() bool { return e.count(t, unfinished) == 0 })
+
+	// The same run again, in the database: a worker begins patch, announces its command
+	// and dies.
+	e.runs++
+	id := fmt.Sprintf("00000000-0000-4000-8000-%012d", e.runs)
+	e.git("checkout", "-q", ".")
+	e.git("clean", "-q", "-d", "-f", "services")
+	plan := bytes.ReplaceAll([]byte(auditedPlan), []byte(`"run"`), []byte(`"second"`))
+	e.db.Create(t, storetest.Seed{ID: id, Plan: plan, ArtifactRoot: filepath.Join(e.base, id)})
+	e.id = id
+	e.set(t, `status = 'awaiting_approval', metrics_snapshot = '{"approval": {"required": true, "requirement": "pre-run", "status": "awaiting"}}'`)
+	e.db.Approve(t, id)
+	e.names["second"] = id
+	dying := e.db.Open(t, func(c *store.Config) { c.Worker, c.TakeoverGrace = "dying", 10*time.Millisecond })
+	e.run(t, dying, "second", "analyze")
+	claim := e.begin(t, dying, "second", "patch").(store.Start).Claim
+	command := audit.Command{Number: 1, Argv: []string{"docker", "patch", "second"}, Dir: e.workspace}
+	if err := dying.Record(t.Context(), claim, audit.Record{Kind: audit.CommandStarted, Command: &command}); err != nil {
+		t.Fatal(err)
+	}
+	dying.Close()
+	_, _ = e.trail(t, id) // good as it is
+	e.publish(e.chain(t, "second", "patch", "build", "restart"))
+	e.await(t, "the second run ends", func() bool { return e.count(t, unfinished) == 0 })
+	records, _ := e.trail(t, id)
+	var starts, ends int
+	for _, r := range records {
+		switch {
+		case r.Step != "patch":
+		case r.Kind == audit.CommandStarted:
+			starts++
+		case r.Kind == audit.CommandEnded:
+			ends++
+		case r.Kind == audit.StepStarted && r.Start == 2 && r.Text != "worker dying has left the step unfinished":
+			t.Errorf("second start: %+v", r)
+		}
+	}
+	if starts != 2 || ends != 1 {
+		text, _ := json.Marshal(brief(records))
+		t.Errorf("patch has %d starts of a command and %d ends, want 2 and 1: %s", starts, ends, text)
+	}
+}
