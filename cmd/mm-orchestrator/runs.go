@@ -39,7 +39,7 @@ var runsCommand = &command{
 	wordHints: map[string]string{"list": "`mm-orchestrator runs` lists runs", "ls": "`mm-orchestrator runs` lists runs",
 		"show": "`mm-orchestrator runs RUN` shows one", "view": "`mm-orchestrator runs RUN` shows one"},
 	topics:      []topic{topicDatabase},
-	subcommands: []*command{approveCommand, revokeCommand, rollbackCommand, setAsideCommand},
+	subcommands: []*command{approveCommand, revokeCommand, rollbackCommand, setAsideCommand, exportCommand},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &runsFlags{}
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
