@@ -295,3 +295,15 @@ func (f *auditFlags) report(p *program, run string, r audit.Report) error {
 	}
 	return &brokenTrail{name + " is broken:" + strings.Join(texts, "") + more}
 }
+
+// readKeepAudit reads how long audit trails are kept: for ever, or for a day at least.
+func readKeepAudit(c *configuration, text string) error {
+	read := readDuration(func(c *configuration) *time.Duration { return &c.KeepAudit }, 0)
+	if err := read(c, text); err != nil {
+		return err
+	}
+	if c.KeepAudit > 0 && c.KeepAudit < 24*time.Hour {
+		return errors.New("it must be 24h or more, or 0 for ever")
+	}
+	return nil
+}

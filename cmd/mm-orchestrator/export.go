@@ -475,6 +475,8 @@ var indexTemplate = template.Must(template.New("index").Funcs(template.FuncMap{
 			return fmt.Sprintf("%d MiB", n>>20)
 		case n >= 10<<10:
 			return fmt.Sprintf("%d KiB", n>>10)
+		case n == 1:
+			return "1 byte"
 		}
 		return fmt.Sprintf("%d bytes", n)
 	},

@@ -79,6 +79,8 @@ type configuration struct {
 	AllowDrift bool
 	// KeepChanges is how long the record of an ended run's change is kept.
 	KeepChanges time.Duration
+	// KeepAudit is how long an audit trail is kept after its last record, 0 for ever.
+	KeepAudit time.Duration
 	// ApprovalWait is how long a run waits before verify for an approval.
 	ApprovalWait time.Duration
 	// HelperWindow is how long a helper waits for a new worker.
@@ -654,6 +656,15 @@ var settings = []setting{
 		help: "How long the worker keeps what is needed to take back the change of a run, after the run has ended: the record in the database, the content in git, and the container that keeps the old image. " +
 			"A retry of a run that was rolled back needs it too. Work of somebody else that a rollback has set aside is kept until `mm-orchestrator changes remove`.",
 		read: readDuration(func(c *configuration) *time.Duration { return &c.KeepChanges }, time.Minute),
+	},
+	{
+		flag: "keep-audit", form: "duration", topic: topicChanges,
+		vars:        names("MM_ORCHESTRATOR_KEEP_AUDIT"),
+		def:         "0s",
+		defaultNote: "0s: for ever",
+		help: "How long the audit trail of a run is kept after its last record, at least 24h. 0 means for ever. Of a trail that the worker has removed, its length, its last hash and the time of the removal are kept. " +
+			"Files, such as audit.jsonl in the run's directory, are not removed.",
+		read: readKeepAudit,
 	},
 	{
 		flag: "approval-wait", form: "duration", topic: topicChanges,

@@ -105,7 +105,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
 		Policy: c.Policy, Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
 		HealthURLs: c.HealthURLs, QuietPeriod: c.QuietPeriod, RunningIsEnough: c.RunningIsEnough, AppChecks: c.AppChecks, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
-		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, ApprovalWait: c.ApprovalWait, PinDirectory: c.pinDirectory(),
+		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, KeepAudit: c.KeepAudit, ApprovalWait: c.ApprovalWait, PinDirectory: c.pinDirectory(),
 		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
 		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
 	})

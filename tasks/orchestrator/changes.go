@@ -206,6 +206,22 @@ func (s *sweeper) removeOldChanges(ctx context.Context) error {
 			log.Info("removed what was kept to take back the change of a run", "over_since", c.LastAt, "refs", len(removed.Refs), "pins", len(removed.Pins), "set_aside", len(removed.SetAside))
 		}
 	}
+	if err := s.removeOldTrails(ctx); err != nil {
+		return err
+	}
 	s.changes.next = now.Add(changesInterval)
 	return nil
+}
+
+// removeOldTrails removes audit trails that are older than KeepAudit, at most
+// changesAtOnce of them.
+func (s *sweeper) removeOldTrails(ctx context.Context) error {
+	if s.config.KeepAudit == 0 {
+		return nil
+	}
+	removed, err := s.config.Steps.RemoveOldTrails(ctx, s.config.KeepAudit, changesAtOnce)
+	for _, run := range removed {
+		s.log.Info("removed the audit trail of a run, as configured", "run_id", run, "kept_for", s.config.KeepAudit)
+	}
+	return err
 }

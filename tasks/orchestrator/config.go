@@ -51,6 +51,7 @@ type Steps interface {
 	FindPause(ctx context.Context, queue string) (*store.Pause, error)
 
 	ListChanges(ctx context.Context, filter store.ChangeFilter) ([]store.Change, error)
+	RemoveOldTrails(ctx context.Context, keep time.Duration, limit int) ([]string, error)
 	RemoveChange(ctx context.Context, filter store.ChangeFilter, remove func(context.Context, store.Change) (left json.RawMessage, err error)) error
 }
 
@@ -203,6 +204,9 @@ type Config struct {
 	// KeepChanges is how long after its end a run's record is kept, with the refs
 	// and the pin that it names. Defaults to 7 days.
 	KeepChanges time.Duration
+	// KeepAudit is how long an audit trail is kept after its last record, at least a
+	// day. Defaults to 0: for ever.
+	KeepAudit time.Duration
 	// PinDirectory is a folder in which the images that a rollback needs are also
 	// saved as files. Empty means that only containers keep them in the engine.
 	PinDirectory string

@@ -255,6 +255,10 @@ func (f *fakeSteps) ListChanges(context.Context, store.ChangeFilter) ([]store.Ch
 	return nil, nil
 }
 
+func (f *fakeSteps) RemoveOldTrails(context.Context, time.Duration, int) ([]string, error) {
+	return nil, nil
+}
+
 func (f *fakeSteps) RemoveChange(context.Context, store.ChangeFilter, func(context.Context, store.Change) (json.RawMessage, error)) error {
 	return store.ErrNotFound
 }
