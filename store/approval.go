@@ -67,11 +67,13 @@ type Effects struct {
 type Files struct {
 	// Head is the tree of the commit that is checked out, and "" without a commit.
 	Head string `json:"head"`
-	// Digest is a SHA-256 over Head and all edits.
-	Digest string `json:"digest"`
+	// Digest is a SHA-256 over Head and all edits, Tracked one without the files that
+	// git does not track: a service that runs may write such files at any time.
+	Digest  string `json:"digest"`
+	Tracked string `json:"tracked"`
 	// Edits has the digest of each file that differs from that commit. It is nil if
 	// there are too many of them.
-	Edits map[string]string `json:"edits,omitempty"`
+	Edits map[string]string `json:"edits"`
 	// Problem says why the workspace could not be read. Then the other fields are "".
 	Problem string `json:"problem,omitempty"`
 }
@@ -79,20 +81,23 @@ type Files struct {
 // maxEdits is how many files Files.Edits names.
 const maxEdits = 500
 
-// NewFiles returns the Files with these edits.
-func NewFiles(head string, edits map[string]string) *Files {
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%s\x00", head)
-	for _, path := range slices.Sorted(maps.Keys(edits)) {
-		fmt.Fprintf(sum, "%s\x00%s\x00", path, edits[path])
+// NewFiles returns the Files with these edits: a digest for each path of a file that
+// git tracks, and of one that it does not track.
+func NewFiles(head string, tracked, untracked map[string]string) *Files {
+	digest := func(edits map[string]string) string {
+		sum := sha256.New()
+		fmt.Fprintf(sum, "%s\x00", head)
+		for _, path := range slices.Sorted(maps.Keys(edits)) {
+			fmt.Fprintf(sum, "%s\x00%s\x00", path, edits[path])
+		}
+		return hex.EncodeToString(sum.Sum(nil))
 	}
-	f := &Files{Head: head, Digest: hex.EncodeToString(sum.Sum(nil)), Edits: map[string]string{}}
-	if len(edits) > maxEdits {
-		f.Edits = nil
-		return f
-	}
-	for path, digest := range edits {
-		f.Edits[clean(path)] = digest
+	all := map[string]string{}
+	maps.Copy(all, untracked)
+	maps.Copy(all, tracked)
+	f := &Files{Head: head, Digest: digest(all), Tracked: digest(tracked)}
+	if len(all) <= maxEdits {
+		f.Edits = all
 	}
 	return f
 }
@@ -127,10 +132,11 @@ func (e Effects) rowDifferences(now Effects) []string {
 const maxNamed = 8
 
 // fileDifferences says in words how the workspace and the images of now differ from e.
-// What is not known of one of them does not differ.
-func (e Effects) fileDifferences(now Effects) []string {
+// What is not known of one of them does not differ. deployed says that only files count
+// that git tracks.
+func (e Effects) fileDifferences(now Effects, deployed bool) []string {
 	var all []string
-	if e.Files != nil && now.Files != nil && *e.Files.identity() != *now.Files.identity() {
+	if e.Files != nil && now.Files != nil && !e.Files.equal(*now.Files, deployed) {
 		all = append(all, e.Files.difference(*now.Files))
 	}
 	if e.Images != nil && !slices.Equal(e.Images, now.Images) {
@@ -139,10 +145,12 @@ func (e Effects) fileDifferences(now Effects) []string {
 	return all
 }
 
-// filesIdentity is what is compared of Files.
-type filesIdentity struct{ head, digest, problem string }
-
-func (f *Files) identity() *filesIdentity { return &filesIdentity{f.Head, f.Digest, f.Problem} }
+func (f Files) equal(other Files, deployed bool) bool {
+	if deployed {
+		return f.Head == other.Head && f.Tracked == other.Tracked && f.Problem == other.Problem
+	}
+	return f.Head == other.Head && f.Digest == other.Digest && f.Problem == other.Problem
+}
 
 func (f Files) difference(now Files) string {
 	switch {
@@ -248,10 +256,16 @@ type approvalVerdict struct {
 	// check: the approval is good as far as rows tell. The worker has to call
 	// CheckApproval before the step's first effect.
 	check bool
+	// guard: the run is being carried out. The worker has to call CheckApproval before
+	// the step's first effect, to see that nobody else has changed the workspace since
+	// the last step.
+	guard bool
 	// violation: the plan or the service was changed while the run was carried out.
 	// The step must fail.
 	violation string
-	// approval, with check, is what covers the run. It is to be recorded if met is set.
+	// approval, with check, is what covers the run. It is to be recorded if met is set,
+	// also with refuse: if somebody brings the approval back, it covers no more than it
+	// did.
 	approval *Approval
 	met      bool
 }
@@ -302,7 +316,7 @@ func judgeApproval(run Run, a approvalRow, r approvalRequest) approvalVerdict {
 		}
 		return v
 	case before && r.step != StepVerify:
-		return approvalVerdict{violation: a.violation(run)}
+		return approvalVerdict{violation: a.violation(run), guard: r.step == StepBuild || r.step == StepRestart}
 	case pause && r.step == StepVerify && !before:
 		return approvalVerdict{pause: true}
 	case pause && r.step == StepVerify:
@@ -318,7 +332,7 @@ func (a approvalRow) start(v approvalVerdict) *StartApproval {
 	if len(a.Gates) == 0 {
 		return nil
 	}
-	return &StartApproval{Check: v.check || v.pause || v.refuse != "", Violation: v.violation}
+	return &StartApproval{Check: v.check || v.pause || v.guard || v.refuse != "", Violation: v.violation}
 }
 
 func (r approvalRecord) pausedFor(attempt int) bool {
@@ -359,14 +373,17 @@ func (a approvalRow) judge(run Run, paused bool) approvalVerdict {
 	approval.Effects = now
 	if shown := a.Record.Presented; shown != nil {
 		if changed := shown.rowDifferences(now); len(changed) > 0 {
-			return approvalVerdict{refuse: "changed after the run was approved: " + strings.Join(changed, "; ")}
+			approval.Effects = *shown
+			return approvalVerdict{refuse: "changed after the run was approved: " + strings.Join(changed, "; "), approval: &approval, met: true}
 		}
 		if at := a.Record.PresentedAt; at.After(approval.GrantedAt.Add(clockTolerance)) {
-			return approvalVerdict{refuse: fmt.Sprintf("what the run does was changed at %s, after the approval of %s", at.Format(time.RFC3339), approval.GrantedAt.Format(time.RFC3339))}
+			approval.Effects = Effects{}
+			return approvalVerdict{approval: &approval, met: true, refuse: fmt.Sprintf("what the run does was changed at %s, after the approval of %s", at.Format(time.RFC3339), approval.GrantedAt.Format(time.RFC3339))}
 		}
 		approval.Effects.Files, approval.Effects.Images = shown.Files, shown.Images
 	} else if a.PlanNewer {
-		return approvalVerdict{refuse: "changed after the run was approved: the plan was changed"}
+		approval.Effects = Effects{}
+		return approvalVerdict{approval: &approval, met: true, refuse: "changed after the run was approved: the plan was changed"}
 	}
 	return approvalVerdict{check: true, approval: &approval, met: true}
 }

@@ -298,6 +298,9 @@ type NotApproved struct {
 	// Paused says that the run has come to its pause before verify, with nothing
 	// refused.
 	Paused bool
+	// Violation says that the run does not wait, and that the caller still has the
+	// claim: the step must fail with Message, and is rolled back.
+	Violation bool
 	// ParkedReady says that parked messages may be published: see TakeParked.
 	ParkedReady bool
 }
@@ -347,6 +350,13 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 			n.message = notApprovedText(claim.Step, v.refuse, a.Gates)
 			not = &NotApproved{Message: n.message}
 			return s.writeNotApproved(ctx, tx, n, &not.ParkedReady)
+		case v.guard:
+			if left := a.Record.LeftBehind; left != nil && claim.Starts == 1 {
+				if changed := (Effects{Files: left.Files}).fileDifferences(now, true); len(changed) > 0 {
+					not = &NotApproved{Violation: true, Message: "Changed by somebody else while the run was carried out: " + strings.Join(changed, "; ") + ". The approval does not cover that"}
+				}
+			}
+			return nil
 		case v.pause:
 			if left := a.Record.LeftBehind; left != nil {
 				n.presented.Files, n.presented.Images = left.Files, left.Images
@@ -358,6 +368,9 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 	})
 	if err != nil {
 		return nil, err
+	}
+	if not != nil && not.Violation {
+		return not, nil
 	}
 	if not != nil {
 		s.unregister(claim.Token)
@@ -371,11 +384,11 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 // differs says how the workspace differs from what is approved, or "". A run that is
 // retried may also find it as its own last step has left it.
 func (approval *Approval) differs(known approvalRecord, now Effects, paused bool) string {
-	changed := approval.Effects.fileDifferences(now)
+	changed := approval.Effects.fileDifferences(now, paused)
 	if len(changed) == 0 {
 		return ""
 	}
-	if left := known.LeftBehind; left != nil && !paused && left.Files != nil && now.Files != nil && *left.Files.identity() == *now.Files.identity() {
+	if left := known.LeftBehind; left != nil && !paused && left.Files != nil && now.Files != nil && left.Files.equal(*now.Files, false) {
 		return ""
 	}
 	if paused {

@@ -245,7 +245,7 @@ func (s *Store) PresentAwaiting(ctx context.Context, queue string, service func(
 				now.Files = before.Files
 			}
 		}
-		if before != nil && len(before.rowDifferences(now)) == 0 && len(before.fileDifferences(now)) == 0 && (before.Files != nil || now.Files == nil) {
+		if before != nil && len(before.rowDifferences(now)) == 0 && len(before.fileDifferences(now, false)) == 0 && (before.Files != nil || now.Files == nil) {
 			continue
 		}
 		if err := s.present(ctx, queue, w.run, now); err != nil {

@@ -228,9 +228,6 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		}
 		return Stop{Reason: v.stop, ParkedReady: parkedReady}, nil
 	}
-	if v.refused != "" {
-		return s.refuse(ctx, tx, request, *seen, v)
-	}
 	if v.approval.met {
 		// Also for a step that has to wait: what is changed meanwhile is not covered.
 		batch := &pgx.Batch{}
@@ -245,6 +242,9 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 			return nil, err
 		}
+	}
+	if v.refused != "" {
+		return s.refuse(ctx, tx, request, *seen, v)
 	}
 	if v.paused != nil && seen.HasBegun {
 		if err := s.recordPaused(ctx, tx, claim, *v.paused); err != nil {

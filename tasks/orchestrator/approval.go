@@ -77,7 +77,11 @@ func (s *stepRun) checkApproval(ctx context.Context, acts bool) *Failure {
 	})
 	switch cause := context.Cause(ctx); {
 	case s.refused != nil:
-		return commandError(s.refused.Message)
+		failure = commandError(s.refused.Message)
+		if s.refused.Violation {
+			s.refused = nil
+		}
+		return failure
 	case err == nil && cause == nil:
 		s.approval.Check = !acts && s.step != store.StepVerify
 		return nil
@@ -141,10 +145,8 @@ func (s *stepRun) leaveBehind(ctx context.Context) *store.Effects {
 	if s.approval == nil || !changes || s.refused != nil || context.Cause(ctx) != nil {
 		return nil
 	}
-	files, images, failure := s.effects(ctx, s.step == store.StepRestart)
-	if failure != nil {
-		return nil
-	}
+	// Without files, if the worker cannot look: what an earlier step has left is of no use.
+	files, images, _ := s.effects(ctx, s.step == store.StepRestart)
 	return &store.Effects{Files: files, Images: images}
 }
 
@@ -181,16 +183,13 @@ type workspaceLook struct {
 const maxNesting = 3
 
 func (l workspaceLook) files(ctx context.Context, dir string, depth int) (*store.Files, error) {
-	top, err := l.text(ctx, dir, nil, "rev-parse", "--show-toplevel")
+	paths, err := l.text(ctx, dir, nil, "rev-parse", "--show-toplevel", "--git-path", "index")
 	if err != nil {
 		return nil, err
 	}
-	index, err := l.text(ctx, top, nil, "rev-parse", "--git-path", "index")
-	if err != nil {
-		return nil, err
-	}
+	top, index, _ := strings.Cut(paths, "\n")
 	if !filepath.IsAbs(index) {
-		index = filepath.Join(top, index)
+		index = filepath.Join(dir, index)
 	}
 	scratch, err := os.MkdirTemp("", "mm-orchestrator-index-")
 	if err != nil {
@@ -222,16 +221,12 @@ func (l workspaceLook) files(ctx context.Context, dir string, depth int) (*store
 	if err != nil {
 		return nil, err
 	}
-	flagged, err := l.git(ctx, top, own, "ls-files", "-t", "-z")
+	listed, err := l.git(ctx, top, own, "ls-files", "-t", "-z", "--cached", "--others", "--exclude-standard")
 	if err != nil {
 		return nil, err
 	}
-	untracked, err := l.git(ctx, dir, own, "ls-files", "--others", "--exclude-standard", "-z")
-	if err != nil {
-		return nil, err
-	}
-	edits := map[string]string{}
-	add := func(from, name string) error {
+	tracked, others := map[string]string{}, map[string]string{}
+	add := func(edits map[string]string, from, name string) error {
 		path := filepath.Join(from, name)
 		if name == "" || l.isArtifact(path) {
 			return nil
@@ -247,26 +242,29 @@ func (l workspaceLook) files(ctx context.Context, dir string, depth int) (*store
 		return nil
 	}
 	for name := range strings.SplitSeq(string(changed), "\x00") {
-		if err := add(top, name); err != nil {
+		if err := add(tracked, top, name); err != nil {
 			return nil, err
 		}
 	}
-	for entry := range strings.SplitSeq(string(flagged), "\x00") {
-		// A file with the flag skip-worktree is never compared.
-		name, isSkipped := strings.CutPrefix(entry, "S ")
-		if _, err := os.Lstat(filepath.Join(top, name)); !isSkipped || err != nil {
-			continue
+	for entry := range strings.SplitSeq(string(listed), "\x00") {
+		tag, name, _ := strings.Cut(entry, " ")
+		switch path := filepath.Join(top, name); tag {
+		case "?":
+			if !change.Below(artifacts.Resolve(dir), path) {
+				continue
+			}
+			err = add(others, top, name)
+		case "S":
+			// A file with the flag skip-worktree is never compared.
+			if _, missing := os.Lstat(path); missing == nil {
+				err = add(tracked, top, name)
+			}
 		}
-		if err := add(top, name); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}
-	for name := range strings.SplitSeq(string(untracked), "\x00") {
-		if err := add(dir, name); err != nil {
-			return nil, err
-		}
-	}
-	return store.NewFiles(head, edits), nil
+	return store.NewFiles(head, tracked, others), nil
 }
 
 // digest returns what identifies an entry of the workspace. An entry that is gone, or

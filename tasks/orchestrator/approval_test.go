@@ -22,7 +22,7 @@ type approvalEnv struct {
 
 const approvedPlan = `[
 	{"name": "analyze", "parameters": {}},
-	{"name": "patch", "parameters": {"commands": [["docker", "patch", "run"]]}},
+	{"name": "patch", "parameters": {"commands": [["docker", "patch", "run"]], "allowlist": ["*"]}},
 	{"name": "build", "parameters": {"command": ["docker", "build", "run"]}},
 	{"name": "restart", "parameters": {"command": ["docker", "restart", "run"]}},
 	{"name": "verify", "parameters": {"runningIsEnough": true}},
@@ -80,9 +80,6 @@ func (e *approvalEnv) status(t *testing.T) string {
 	status, _ := e.db.Run(t, e.id)["status"].(string)
 	return status
 }
-
-// acted says whether a command of the run has run.
-func (e *approvalEnv) acted() bool { return len(e.ledger()) > 0 }
 
 func (e *approvalEnv) message(t *testing.T, step store.Step) string {
 	t.Helper()

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -81,7 +80,7 @@ func TestChainMessageOfAPlanWithoutSteps(t *testing.T) {
 	t.Parallel()
 	for _, plan := range []string{`[]`, `{}`, `[{"name": "rollback"}]`, `["x"]`, `nonsense`} {
 		if _, _, err := ChainMessage(store.Run{ID: testRun, Steps: json.RawMessage(plan)}, "q", "n", time.Now(), nil); err == nil {
-			t.Error(fmt.Sprintf("%s: no error", plan))
+			t.Errorf("%s: no error", plan)
 		}
 	}
 }
