@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -78,6 +79,31 @@ func (s *stepRun) fallbackLog(failure *Failure) {
 	failure.files, failure.log = []artifacts.File{file}, file.Path
 }
 
+// failInLog ends the log of a failed step with the lines of the fallback log
+// (docs/moonmind.md#fallback-log). The payload names the fallback log, which is
+// another file only if the plan gives the step's log another name.
+func (s *stepRun) failInLog(log *artifacts.Log, failure *Failure) *Failure {
+	fallback := string(s.step) + ".log"
+	if log.Path() == fallback {
+		log.Line(string(s.step) + " step failed while executing orchestrator command.")
+		log.Line(failure.Error())
+	}
+	file, err := log.Finish()
+	if err != nil {
+		s.log.Error("log of the failed step cannot be written", "error", err)
+		return failure
+	}
+	if log.Path() == fallback {
+		failure.files, failure.log = append(failure.files, file), file.Path
+		return failure
+	}
+	others := failure.files
+	failure.files = nil
+	s.fallbackLog(failure)
+	failure.files = append(append(failure.files, others...), file)
+	return failure
+}
+
 // keepLog finishes the log that dead workers have left of a step, if there is
 // one, and registers it with the failure.
 func (s *stepRun) keepLog(run store.Run, failure *Failure) *Failure {
@@ -112,6 +138,21 @@ func revokedOutcome(outcome store.Outcome, cause endCause) store.Outcome {
 	failure := Failure{Type: "TaskRevokedError", Module: "celery.exceptions", Arg: cut(text)}
 	outcome.Message, outcome.ErrorType, outcome.ErrorModule, outcome.Traceback = failure.Arg, failure.Type, failure.Module, failure.traceback()
 	return outcome
+}
+
+// messageLimit bounds a message, in bytes; the list of files in it may be long.
+const messageLimit = 16 << 10
+
+// cut shortens a text to messageLimit.
+func cut(text string) string {
+	if len(text) <= messageLimit {
+		return text
+	}
+	end := messageLimit
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + " … and more"
 }
 
 // cutTraceback shortens a traceback and keeps its end, which has the exception.

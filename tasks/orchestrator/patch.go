@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
@@ -61,9 +60,6 @@ type fileVersion struct {
 	// Mode has the file's type and permissions, as git and stat write them.
 	Mode string `json:"mode"`
 }
-
-// messageLimit bounds a message, in bytes; the list of files in it may be long.
-const messageLimit = 16 << 10
 
 // patch applies the plan's diff, runs its commands, and judges what they have
 // altered. If they alter nothing, the change of the run is the edits that somebody
@@ -455,18 +451,6 @@ func (s *stepRun) shown(paths []string) []string {
 }
 
 func printable(path string) string { return strings.ToValidUTF8(path, "\uFFFD") }
-
-// cut shortens a text to messageLimit.
-func cut(text string) string {
-	if len(text) <= messageLimit {
-		return text
-	}
-	end := messageLimit
-	for !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + " … and more"
-}
 
 // diffHead begins the diff artifact with all changes of tracked files since HEAD, or
 // since the index if there is no commit yet.

@@ -256,28 +256,3 @@ func (s *stepRun) strategy(ctx context.Context, log *artifacts.Log, workspace st
 	}
 	return nil
 }
-
-// failInLog ends the log of a failed step with the lines of the fallback log
-// (docs/moonmind.md#fallback-log). The payload names the fallback log, which is
-// another file only if the plan gives the step's log another name.
-func (s *stepRun) failInLog(log *artifacts.Log, failure *Failure) *Failure {
-	fallback := string(s.step) + ".log"
-	if log.Path() == fallback {
-		log.Line(string(s.step) + " step failed while executing orchestrator command.")
-		log.Line(failure.Error())
-	}
-	file, err := log.Finish()
-	if err != nil {
-		s.log.Error("log of the failed step cannot be written", "error", err)
-		return failure
-	}
-	if log.Path() == fallback {
-		failure.files, failure.log = append(failure.files, file), file.Path
-		return failure
-	}
-	others := failure.files
-	failure.files = nil
-	s.fallbackLog(failure)
-	failure.files = append(append(failure.files, others...), file)
-	return failure
-}
