@@ -91,6 +91,22 @@ func (s *stepRun) mendContainers(ctx context.Context, log *artifacts.Log) error 
 	})
 }
 
+// nameContainers gives the target's containers their names, if compose has left a
+// temporary one: it starts a container that an interrupted `docker compose up` had
+// created, without renaming it. The engine may create that container after
+// mendContainers has looked, since the request of a command that was killed goes on.
+func (s *stepRun) nameContainers(ctx context.Context, log *artifacts.Log, now change.Project) error {
+	for _, repair := range now.Repairs(s.record.Image.IsTarget) {
+		if repair.Name == "" {
+			continue
+		}
+		if err := s.untilEngineAnswers(ctx, func() error { return s.repair(ctx, log, repair) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *stepRun) repair(ctx context.Context, log *artifacts.Log, repair change.Repair) error {
 	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.ContainerChanging, Text: repair.String()}); failure != nil {
 		return failure
@@ -135,6 +151,9 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 			image.Compared = true
 			if failure := s.saveRecord(ctx); failure != nil {
 				return failure
+			}
+			if err := s.nameContainers(ctx, log, now); err != nil {
+				return notProven(err)
 			}
 			return s.proveReplacement(ctx, log, command, now)
 		}

@@ -184,6 +184,28 @@ func TestInterruptedUpIsMended(t *testing.T) {
 	}
 }
 
+// TestARestartLeavesNoTemporaryName has a container with the name that compose leaves if
+// it finds, and only starts, what an interrupted `up` had created.
+func TestARestartLeavesNoTemporaryName(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, plainLayout, composePrograms(t)["newest"])
+	before := c.state()
+	old := before.Of("web")[0]
+	c.change()
+	c.succeed("build")
+	c.steps.record = func(ctx context.Context) error { // after the command
+		c.steps.record = nil
+		return c.engine.RenameContainer(ctx, c.container("web").ID, change.TemporaryName(old.ID, old.Name))
+	}
+	c.succeed("restart")
+	if web := c.container("web"); web.Name != old.Name || web.ID == old.ID {
+		t.Errorf("web is %+v", web)
+	}
+	if log := c.artifact("restart.log"); !strings.Contains(log, "[Renamed container "+change.TemporaryName(old.ID, old.Name)+" to "+old.Name+": ") {
+		t.Errorf("restart.log is %s", log)
+	}
+}
+
 // interruptUp starts the plan's restart command and kills it after a time; at once
 // for a time of 0, which still lets it begin.
 func (c *layoutEnv) interruptUp(after time.Duration) {
