@@ -301,9 +301,6 @@ func cut(text string) string {
 	return fmt.Sprintf("%s… (cut here; %d bytes in all)", text[:end], len(text))
 }
 
-// timeLayout is that of every time in a record.
-const timeLayout = "2006-01-02T15:04:05.000000Z07:00"
-
 // Body encodes a record without Seq and Prev, which only the database knows:
 // [Join] adds them.
 func (r Record) Body() ([]byte, error) {
