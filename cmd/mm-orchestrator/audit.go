@@ -43,7 +43,7 @@ var auditShowCommand = &command{
 	synonyms: []string{"list", "ls", "print", "cat", "view"},
 	summary:  "print the audit trail of a run",
 	about: "Prints one line for each record. RUN is the id of a run or its beginning, as for `mm-orchestrator runs`; of a run that was deleted, the whole id.\n\n" +
-		"With --json it prints the records as they are stored, one in each line; this is what `mm-orchestrator audit verify --file` reads. This command does not check them.",
+		"With --json it prints the records as they are stored, one in each line; this is what `mm-orchestrator audit verify --copy` reads. This command does not check them.",
 	examples: []example{
 		{"mm-orchestrator audit show 6f1c2f0e", "what was done, when and by whom"},
 		{"mm-orchestrator audit show 6f1c2f0e --json > audit.jsonl", "the records, to keep them elsewhere"},
@@ -64,17 +64,17 @@ var auditVerifyCommand = &command{
 	summary:  "check that the audit trail of a run was not altered",
 	about: "Checks that no record of the audit trail was edited, removed, moved, repeated or cut off, and names the records that were. It compares the trail with its head, the number of its records and the last hash, which the database keeps.\n\n" +
 		"Who can write to the database can write a whole trail anew. That shows only against a head from elsewhere: the worker's log has one in each line about the end of a step (audit_length and audit_head). Give it with --head.\n\n" +
-		"With --file it checks a copy, such as audit.jsonl in the run's directory, and with --head as well it needs no database. RUN is the id of a run or its beginning, as for `mm-orchestrator runs`.\n\n" +
+		"With --copy it checks a copy, such as a file of MM_ORCHESTRATOR_AUDIT_DIR or of `mm-orchestrator runs export`, and with --head as well it needs no database. RUN is the id of a run or its beginning, as for `mm-orchestrator runs`.\n\n" +
 		"Exit code 0: the trail is good. 1: it is broken, or there is none.",
 	examples: []example{
 		{"mm-orchestrator audit verify 6f1c2f0e", "the trail in the database"},
-		{"mm-orchestrator audit verify 6f1c2f0e --file audit.jsonl", "a copy, with the head in the database"},
+		{"mm-orchestrator audit verify 6f1c2f0e --copy audit.jsonl", "a copy, with the head in the database"},
 	},
 	topics: []topic{topicDatabase},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &auditFlags{}
 		fs.StringVar(&f.head, "head", "", "A head that was noted, as `LENGTH:HASH`. Default: only that of the database.")
-		fs.StringVar(&f.file, "file", "", "Check this `file` in place of the database; - is the standard input. Default: the database.")
+		fs.StringVar(&f.file, "copy", "", "Check this `file` in place of the database; - is the standard input. Default: the database.")
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
 		return f.verify
 	},

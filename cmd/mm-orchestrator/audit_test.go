@@ -122,9 +122,9 @@ func TestAuditCommands(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	command(exitOK, "audit", "verify", run, "--file", file)
+	command(exitOK, "audit", "verify", run, "--copy", file)
 	command(exitOK, "audit", "verify", run, "--head", head)
-	offline := start(t, environment{}, "audit", "verify", "--file", file, "--head", head) // no database
+	offline := start(t, environment{}, "audit", "verify", "--copy", file, "--head", head) // no database
 	if offline.exit() != exitOK {
 		t.Errorf("verify of a file with a head, without a database: %s", offline.stderr.String())
 	}
@@ -134,13 +134,13 @@ func TestAuditCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	edited := slices.IndexFunc(strings.Split(text, "\n"), func(line string) bool { return strings.Contains(line, `"exit":1`) }) + 1
-	if out := command(exitFailure, "audit", "verify", run, "--file", file); !strings.Contains(out, fmt.Sprintf("record %d is edited", edited)) {
+	if out := command(exitFailure, "audit", "verify", run, "--copy", file); !strings.Contains(out, fmt.Sprintf("record %d is edited", edited)) {
 		t.Errorf("an edited copy: %s", out)
 	}
 	if err := os.WriteFile(file, []byte(text[:strings.LastIndex(strings.TrimSpace(text), "\n")+1]), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out := command(exitFailure, "audit", "verify", run, "--file", file); !strings.Contains(out, "record 11 is missing at the end") {
+	if out := command(exitFailure, "audit", "verify", run, "--copy", file); !strings.Contains(out, "record 11 is missing at the end") {
 		t.Errorf("a cut copy: %s", out)
 	}
 	if out := command(exitFailure, "audit", "verify", run, "--head", "12:"+strings.Repeat("0", 64)); !strings.Contains(out, "record 12 is missing at the end") {

@@ -561,7 +561,7 @@ head, which must be that of audit.head, and no other line:
 
 With mm-orchestrator:
 
-    mm-orchestrator audit verify %[1]s --file audit.jsonl --head "$(cat audit.head)"
+    mm-orchestrator audit verify %[1]s --copy audit.jsonl --head "$(cat audit.head)"
 
 A head that was noted elsewhere says more than the one in this archive: the
 worker's log has one at each end of a step, as audit_length and audit_head.

@@ -81,6 +81,8 @@ type configuration struct {
 	KeepChanges time.Duration
 	// KeepAudit is how long an audit trail is kept after its last record, 0 for ever.
 	KeepAudit time.Duration
+	// AuditDirectory is where copies of audit trails are written, "" for nowhere.
+	AuditDirectory string
 	// ApprovalWait is how long a run waits before verify for an approval.
 	ApprovalWait time.Duration
 	// HelperWindow is how long a helper waits for a new worker.
@@ -663,8 +665,16 @@ var settings = []setting{
 		def:         "0s",
 		defaultNote: "0s: for ever",
 		help: "How long the audit trail of a run is kept after its last record, at least 24h. 0 means for ever. Of a trail that the worker has removed, its length, its last hash and the time of the removal are kept. " +
-			"Files, such as audit.jsonl in the run's directory, are not removed.",
+			"Copies, such as those in the directory of --audit-dir, are not removed.",
 		read: readKeepAudit,
+	},
+	{
+		flag: "audit-dir", form: "directory", topic: topicChanges,
+		vars:        names("MM_ORCHESTRATOR_AUDIT_DIR"),
+		defaultNote: "no copies are written",
+		help: "A directory in which the worker writes a copy of the audit trail of each run that has ended, as RUN.jsonl. " +
+			"Put it where the database's owner cannot write. Relative paths are relative to the workspace.",
+		read: readText(func(c *configuration) *string { return &c.AuditDirectory }),
 	},
 	{
 		flag: "approval-wait", form: "duration", topic: topicChanges,

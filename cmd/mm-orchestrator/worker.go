@@ -105,7 +105,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
 		Policy: c.Policy, Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
 		HealthURLs: c.HealthURLs, QuietPeriod: c.QuietPeriod, RunningIsEnough: c.RunningIsEnough, AppChecks: c.AppChecks, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
-		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, KeepAudit: c.KeepAudit, ApprovalWait: c.ApprovalWait, PinDirectory: c.pinDirectory(),
+		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, KeepAudit: c.KeepAudit, ApprovalWait: c.ApprovalWait, PinDirectory: c.inWorkspace(c.PinDirectory), AuditDirectory: c.inWorkspace(c.AuditDirectory),
 		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
 		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
 	})
@@ -163,12 +163,12 @@ func listen(ctx context.Context, log *slog.Logger, cfg metrics.ListenerConfig) (
 	return listener, err
 }
 
-// pinDirectory is the absolute path of PinDirectory, "" for none.
-func (c *configuration) pinDirectory() string {
-	if c.PinDirectory == "" || filepath.IsAbs(c.PinDirectory) {
-		return c.PinDirectory
+// inWorkspace is the absolute path of a directory of the settings, "" for none.
+func (c *configuration) inWorkspace(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
 	}
-	return filepath.Join(c.Workspace, c.PinDirectory)
+	return filepath.Join(c.Workspace, path)
 }
 
 // baselineBytes converts a limit in MiB to bytes for a field of

@@ -278,13 +278,12 @@ func (l *lane) judgeArtifacts(ctx context.Context, o *outcome) error {
 	return err
 }
 
-// unregistered says that a file may exist without a row. The audit trail of a run has
-// none. A killed worker leaves its
+// unregistered says that a file may exist without a row. A killed worker leaves its
 // temporary files. A patch step whose workers were all killed leaves their diff, and
 // a lost step also its log. A retried run keeps the files of its first attempt.
 func (o *outcome) unregistered(name string) bool {
 	step, _, _ := strings.Cut(name, ".")
-	return name == "audit.jsonl" || strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
+	return strings.HasPrefix(name, ".") && len(o.hits) > 0 ||
 		o.cutShort(step) && (name == "patch.diff" || o.lost && name == step+".log") || o.run.before != nil
 }
 

@@ -172,28 +172,26 @@ func (s *stepRun) auditContainers(before, now change.Project) {
 	}
 }
 
-// trailFile has the audit trail of a run that has ended, in the run's directory.
-const trailFile = "audit.jsonl"
-
-// writeTrail writes the audit trail of the run to the run's directory. It is no artifact
-// of the run, and the database has the trail anyway.
+// writeTrail writes the audit trail of a run that has ended to RUN.jsonl in the
+// configured directory. The database has the trail anyway.
 func (a *attempt) writeTrail(ctx context.Context) {
+	if a.config.AuditDirectory == "" {
+		return
+	}
 	ctx, cancel := a.writeContext(ctx)
 	defer cancel()
-	place, err := a.config.Artifacts.ForRun(a.begun.Run.ArtifactRoot, a.begun.Run.ID)
+	run := a.begun.Run.ID
+	dir, err := artifacts.Open(a.config.AuditDirectory, a.config.Redactor)
 	if err == nil {
-		var dir *artifacts.Run
-		if dir, err = artifacts.Open(place.Dir, a.config.Redactor); err == nil {
-			defer dir.Close()
-			err = dir.WriteExact(trailFile, func(file io.Writer) error {
-				return a.config.Steps.ReadTrail(ctx, a.begun.Run.ID, func(store.Trail) error { return nil }, func(e audit.Entry) error {
-					_, err := fmt.Fprintf(file, "%s\n", e.Text)
-					return err
-				})
+		defer dir.Close()
+		err = dir.WriteExact(run+".jsonl", func(file io.Writer) error {
+			return a.config.Steps.ReadTrail(ctx, run, func(store.Trail) error { return nil }, func(e audit.Entry) error {
+				_, err := fmt.Fprintf(file, "%s\n", e.Text)
+				return err
 			})
-		}
+		})
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		a.log.Warn("the audit trail cannot be written to the run's directory; `mm-orchestrator audit show --json` prints it", "error", err)
+		a.log.Warn("the copy of the audit trail cannot be written; `mm-orchestrator audit show --json` prints it", "directory", a.config.AuditDirectory, "error", err)
 	}
 }

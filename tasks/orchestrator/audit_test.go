@@ -92,6 +92,7 @@ func newAuditedEnv(t *testing.T) *approvalEnv {
 	e.git("commit", "-q", "-m", "y")
 	e.config.Environ = append(e.config.Environ, "SECRET_TOKEN=hunter2hunter2", "WORKSPACE="+e.workspace)
 	e.config.Redactor = artifacts.NewRedactor(e.config.Environ)
+	e.config.AuditDirectory = filepath.Join(t.TempDir(), "audit")
 	e.program("docker", audited)
 	return e
 }
@@ -117,11 +118,11 @@ func TestTrailOfARolledBackRun(t *testing.T) {
 	e.worker(t, "one", 1, false)
 	e.start(t)
 	e.await(t, "the run is rolled back", func() bool { return e.status(t) == "rolled_back" })
-	file := filepath.Join(e.base, e.id, "audit.jsonl")
+	file := filepath.Join(e.config.AuditDirectory, e.id+".jsonl")
 	ended := time.Now()
-	e.await(t, "the trail is in the run's directory", func() bool { _, err := os.Stat(file); return err == nil })
+	e.await(t, "the copy of the trail is there", func() bool { _, err := os.Stat(file); return err == nil })
 	if took := time.Since(ended); took > time.Second {
-		t.Errorf("audit.jsonl is there %s after the end", took)
+		t.Errorf("the copy is there %s after the end", took)
 	}
 	records, text := e.trail(t, e.id)
 	want := []string{
@@ -153,7 +154,7 @@ func TestTrailOfARolledBackRun(t *testing.T) {
 	}
 	written, err := os.ReadFile(file)
 	if err != nil || string(written) != text {
-		t.Errorf("audit.jsonl differs from the database: %v\n%s", err, written)
+		t.Errorf("the copy differs from the database: %v\n%s", err, written)
 	}
 	logged := fmt.Sprintf("audit_length=%d", len(records))
 	if log := e.logged.String(); log != "" && !strings.Contains(log, logged) {

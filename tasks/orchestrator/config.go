@@ -207,6 +207,9 @@ type Config struct {
 	// KeepAudit is how long an audit trail is kept after its last record, at least a
 	// day. Defaults to 0: for ever.
 	KeepAudit time.Duration
+	// AuditDirectory is a folder in which the worker writes the audit trail of each
+	// run that has ended, as RUN.jsonl. Empty means that it writes none.
+	AuditDirectory string
 	// PinDirectory is a folder in which the images that a rollback needs are also
 	// saved as files. Empty means that only containers keep them in the engine.
 	PinDirectory string

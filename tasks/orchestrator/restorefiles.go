@@ -110,7 +110,7 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 
 // ownNames are the names of artifacts that the worker writes in any step.
 func (s *stepRun) ownNames() []string {
-	names := []string{"analyze.log", "patch.log", "patch.diff", "build.log", "restart.log", "verify.log", "rollback.log", asideDiff, trailFile}
+	names := []string{"analyze.log", "patch.log", "patch.diff", "build.log", "restart.log", "verify.log", "rollback.log", asideDiff}
 	for _, entry := range s.plan {
 		object, _ := entry.(map[string]any)
 		params, _ := object["parameters"].(map[string]any)
