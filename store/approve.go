@@ -370,7 +370,11 @@ func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, 
 	lost := &LostRun{Step: StepVerify, Message: "The run waited before verify for an approval from " + since.UTC().Format(time.RFC3339) + " until " +
 		until.UTC().Format(time.RFC3339) + " and got none. Retry the run to begin again"}
 	outcome := Outcome{Status: StepFailed, ErrorType: "RuntimeError", ErrorModule: "builtins", FinishedAt: now}
-	if revocation != nil {
+	if revocation == nil {
+		outcome.Audit = []audit.Record{{
+			Kind: audit.LimitReached, At: now, Text: lost.Message, Rule: &audit.Rule{Name: "approval.wait", Limit: until.Sub(since).Round(time.Second).String()},
+		}}
+	} else {
 		lost.Message, outcome.ErrorType, outcome.ErrorModule = revocation.Text(), "TaskRevokedError", "celery.exceptions"
 	}
 	outcome.Message = lost.Message

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,6 +139,40 @@ func (s *Store) recordPaused(ctx context.Context, tx pgx.Tx, claim Claim, pause 
 	return tx.SendBatch(ctx, batch).Close()
 }
 
+// recordResumed records the end of a pause for the runs of which recordPaused has
+// recorded that they wait, and which have not gone on since.
+func (s *Store) recordResumed(ctx context.Context, tx pgx.Tx, pause Pause) error {
+	since := strconv.FormatInt(pause.Since.UnixMicro(), 10)
+	// In the order of their ids: the heads of their trails are locked.
+	rows, err := tx.Query(ctx, `
+		SELECT DISTINCT p.run_id::text, p.step FROM mm_orchestrator.parked AS p
+		WHERE p.queue = $1 AND p.why = $2
+		  AND EXISTS (SELECT FROM mm_orchestrator.audit AS a WHERE a.run_id = p.run_id AND a.id LIKE $3)
+		ORDER BY 1, 2`, pause.Queue, string(ParkedPaused), string(audit.Paused)+"-%-"+since)
+	if err != nil {
+		return err
+	}
+	waiting, err := pgx.CollectRows(rows, pgx.RowToStructByPos[struct {
+		Run  string
+		Step Step
+	}])
+	if err != nil || len(waiting) == 0 {
+		return err
+	}
+	batch := &pgx.Batch{}
+	for _, w := range waiting {
+		texts, err := s.auditTexts(Claim{RunID: w.Run, Step: w.Step}, audit.Record{
+			ID: fmt.Sprintf("%s-%s-%s", audit.Resumed, w.Step, since), Kind: audit.Resumed, By: pause.ResumedBy,
+			Text: fmt.Sprintf("the pause of queue %s has ended, which began at %s", pause.Queue, pause.Since.Format(time.RFC3339)),
+		})
+		if err != nil {
+			return err
+		}
+		texts.queue(batch, nil)
+	}
+	return tx.SendBatch(ctx, batch).Close()
+}
+
 // PauseQueue pauses a queue: p.Queue, Mode, Reason and By. If the queue is paused
 // already, the pause gets the new mode and reason and keeps Since and By; already
 // is true then. It returns the pause.
@@ -198,6 +233,15 @@ func (s *Store) ResumeQueue(ctx context.Context, queue, by string) (*Pause, erro
 			}
 			return rows.Err()
 		})
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return err
+		}
+		if ended != nil {
+			if err := s.recordResumed(ctx, tx, *ended); err != nil {
+				return err
+			}
+		}
+		batch = &pgx.Batch{}
 		// All holds, not only those that are free: a run that ends at this moment may
 		// have found the queue paused, and have passed its workspace on to none.
 		batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE queue = $1 ORDER BY workspace FOR UPDATE`, queue)

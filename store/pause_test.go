@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
@@ -131,6 +132,12 @@ func TestPauseParksRunsBetweenSteps(t *testing.T) {
 	resumeQueue(t, s)
 	equal(t, "published", taken(t, s, "q"), "patch")
 	starts(t, s, shared("w", run, store.StepPatch, "patch"))
+	records := goodTrail(t, s, run, audit.RunStarted, audit.StepStarted, audit.StepEnded, audit.Paused, audit.Resumed, audit.StepStarted)
+	if r := records[4]; r.By != "lead@box" || r.Step != "patch" || !strings.HasPrefix(r.Text, "the pause of queue q has ended, which began at 2") {
+		t.Errorf("resumed: %+v", r)
+	}
+	// A run that the pause has not stopped has no such record.
+	goodTrail(t, s, stopped, audit.RunStarted, audit.StepStarted, audit.StepStarted, audit.StepEnded, audit.StepStarted)
 }
 
 // What must not wait for the end of a pause, and what does.

@@ -59,6 +59,8 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 		case givenBack:
 			a.log.Info("step is given back", "reason", cause)
 			return Result{}, a.handBack(ctx, cause, releasedRecords(outcome, cause.Error())...)
+		case timeLimit:
+			outcome.Audit = append(outcome.Audit, messageLimitRecords(cause)...)
 		case revoked:
 			outcome = revokedOutcome(outcome, endCause{cause.reason, errors.New(a.clean(cause.Error()))})
 		}

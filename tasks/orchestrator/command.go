@@ -86,6 +86,9 @@ func (s *stepRun) command(ctx context.Context, log *artifacts.Log, workspace, he
 	if failure != nil {
 		ended.Command.Exit, ended.Command.Ended = nil, cut(failure.Error())
 	}
+	if failure != nil {
+		s.auditLimit(ctx)
+	}
 	s.audit(ended)
 	if failure == nil && code != 0 {
 		j.recordOutput(log.Size())

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -36,6 +38,7 @@ type meter struct {
 	run    policy.RunLimits
 	used   change.Usage // by the steps before
 	named  func(limit string) string
+	rule   func(limit, value string) audit.Rule
 	end    func(error)
 	began  time.Time
 	dirs   []string
@@ -72,6 +75,7 @@ func (s *stepRun) startMeter(ctx context.Context) (context.Context, func(), *Fai
 		m.dirs = append(m.dirs, s.place.Dir)
 	}
 	m.named = func(limit string) string { return limitName(s.profile, s.step, limit) }
+	m.rule = func(limit, value string) audit.Rule { return limitRule(s.profile, s.step, limit, value) }
 	attempt := s.journal.claim.Attempt
 	if usage := s.record.Usage; usage != nil && usage.Attempt == attempt {
 		m.used = *usage
@@ -160,20 +164,57 @@ func limitName(service policy.Service, step store.Step, limit string) string {
 	return fmt.Sprintf("limit %s of %s, service %s, %s", field, of, service.Name, limitOrigin(service, step, limit))
 }
 
-// limitOrigin says where a limit of the policy comes from.
-func limitOrigin(service policy.Service, step store.Step, limit string) policy.Origin {
-	if origin, own := service.Origins["limits."+string(step)+"."+limit]; own {
-		return origin
+// limitField is the field of the policy file that has a limit of a step or of the run.
+func limitField(service policy.Service, step store.Step, limit string) string {
+	field := "limits." + string(step) + "." + limit
+	if _, own := service.Origins[field]; own {
+		return field
 	}
 	if strings.HasPrefix(limit, "run.") {
-		return service.Origins["limits."+limit]
+		return "limits." + limit
 	}
-	return service.Origins["limits.everyStep."+limit]
+	return "limits.everyStep." + limit
 }
 
-// exceed ends the step's work, unless a limit has ended it before.
-func (m *meter) exceed(limit, format string, args ...any) {
-	err := fmt.Errorf("%s (%s)", fmt.Sprintf(format, args...), m.named(limit))
+// limitOrigin says where a limit of the policy comes from.
+func limitOrigin(service policy.Service, step store.Step, limit string) policy.Origin {
+	return service.Origins[limitField(service, step, limit)]
+}
+
+// limitRule is a limit in the audit trail.
+func limitRule(service policy.Service, step store.Step, limit, value string) audit.Rule {
+	return audit.Rule{Name: limitField(service, step, limit), Limit: value}
+}
+
+// A limitError says which limit has ended the work of a step.
+type limitError struct {
+	rule audit.Rule
+	text string
+}
+
+func (e *limitError) Error() string { return e.text }
+
+// auditLimit adds the record about the limit that has ended the step, once.
+func (s *stepRun) auditLimit(ctx context.Context) {
+	var limit *limitError
+	if !s.limitAudited && errors.As(context.Cause(ctx), &limit) {
+		s.limitAudited = true
+		s.audit(audit.Record{Kind: audit.LimitReached, Rule: &limit.rule, Text: cut(limit.text)})
+	}
+}
+
+// messageLimitRecords are those about a time limit of the message that has ended a step.
+func messageLimitRecords(cause endCause) []audit.Record {
+	var limit *limitError
+	if cause.reason != timeLimit || errors.As(cause.err, &limit) {
+		return nil // auditLimit has added it
+	}
+	return []audit.Record{{Kind: audit.LimitReached, Rule: &audit.Rule{Name: "time limit of the message"}, Text: cut(cause.Error())}}
+}
+
+// exceed ends the step's work, unless a limit has ended it before. value is the limit's.
+func (m *meter) exceed(limit, value, format string, args ...any) {
+	err := &limitError{m.rule(limit, value), fmt.Sprintf("%s (%s)", fmt.Sprintf(format, args...), m.named(limit))}
 	if m.exceeded == nil {
 		m.exceeded = err
 		m.end(err)
@@ -189,7 +230,7 @@ func (m *meter) watchTime() {
 	case <-timer.C:
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.exceed("run.time", "the steps of the run took longer than %s", shortDuration(m.run.Time))
+		m.exceed("run.time", shortDuration(m.run.Time), "the steps of the run took longer than %s", shortDuration(m.run.Time))
 	}
 }
 
@@ -209,7 +250,7 @@ func (m *meter) watchIdle() {
 		if m.commands == 0 {
 			left = m.step.Idle
 		} else if left < 0 {
-			m.exceed("idle", "no output for %s", shortDuration(m.step.Idle))
+			m.exceed("idle", shortDuration(m.step.Idle), "no output for %s", shortDuration(m.step.Idle))
 			left = m.step.Idle
 		}
 		m.mu.Unlock()
@@ -243,9 +284,9 @@ func (m *meter) checkDisk() error {
 	defer m.mu.Unlock()
 	switch {
 	case m.step.Disk > 0 && grown > m.step.Disk:
-		m.exceed("disk", "workspace and artifacts have grown by %s, more than %s", sizeText(grown), sizeText(m.step.Disk))
+		m.exceed("disk", sizeText(m.step.Disk), "workspace and artifacts have grown by %s, more than %s", sizeText(grown), sizeText(m.step.Disk))
 	case m.run.Disk > 0 && m.used.Disk+grown > m.run.Disk:
-		m.exceed("run.disk", "workspace and artifacts have grown by %s in the run, more than %s", sizeText(m.used.Disk+grown), sizeText(m.run.Disk))
+		m.exceed("run.disk", sizeText(m.run.Disk), "workspace and artifacts have grown by %s in the run, more than %s", sizeText(m.used.Disk+grown), sizeText(m.run.Disk))
 	}
 	return m.exceeded
 }
@@ -295,13 +336,13 @@ func (m *meter) count(size int) int {
 	if m.step.Output > 0 {
 		if within := max(0, m.step.Output-m.output); within < left {
 			left = within
-			m.exceed("output", "it wrote more than %s", sizeText(m.step.Output))
+			m.exceed("output", sizeText(m.step.Output), "it wrote more than %s", sizeText(m.step.Output))
 		}
 	}
 	if m.run.Output > 0 {
 		if within := max(0, m.run.Output-m.used.Output-m.output); within < left {
 			left = within
-			m.exceed("run.output", "the commands of the run wrote more than %s", sizeText(m.run.Output))
+			m.exceed("run.output", sizeText(m.run.Output), "the commands of the run wrote more than %s", sizeText(m.run.Output))
 		}
 	}
 	m.output += int64(size)

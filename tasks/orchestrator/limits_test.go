@@ -1,6 +1,8 @@
 package orchestrator
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -76,28 +79,39 @@ func TestLimitsOfAStep(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		limit, script, want string
-		inLog               string
+		// rule is that of the audit trail.
+		rule audit.Rule
 	}{
 		"idle": {limit: "build: {idle: 1s}", script: background + "echo begun; sleep 60",
-			want: "Command do build was ended: no output for 1s (limit idle of step build, service api, profiles.yaml:4): begun (see build.log)"},
+			want: "Command do build was ended: no output for 1s (limit idle of step build, service api, profiles.yaml:4): begun (see build.log)",
+			rule: audit.Rule{Name: "limits.build.idle", Limit: "1s"}},
 		"idle of every step": {limit: "everyStep: {idle: 1s}", script: background + "sleep 60",
-			want: "Command do build was ended: no output for 1s (limit idle of step build, service api, profiles.yaml:4) (see build.log)"},
+			want: "Command do build was ended: no output for 1s (limit idle of step build, service api, profiles.yaml:4) (see build.log)",
+			rule: audit.Rule{Name: "limits.everyStep.idle", Limit: "1s"}},
 		"output": {limit: "build: {output: 1KiB}", script: background + "yes; sleep 60",
-			want: "Command do build was ended: it wrote more than 1 KiB (limit output of step build, service api, profiles.yaml:4): "},
+			want: "Command do build was ended: it wrote more than 1 KiB (limit output of step build, service api, profiles.yaml:4): ",
+			rule: audit.Rule{Name: "limits.build.output", Limit: "1 KiB"}},
 		"output to stderr": {limit: "build: {output: 1KiB}", script: background + "yes >&2",
-			want: "Command do build was ended: it wrote more than 1 KiB (limit output of step build, service api, profiles.yaml:4): "},
+			want: "Command do build was ended: it wrote more than 1 KiB (limit output of step build, service api, profiles.yaml:4): ",
+			rule: audit.Rule{Name: "limits.build.output", Limit: "1 KiB"}},
 		"disk": {limit: "build: {disk: 1MiB}", script: background + "dd if=/dev/zero of=svc/big bs=1k count=1028 2>/dev/null; sync svc/big; sleep 60",
-			want: "Command do build was ended: workspace and artifacts have grown by "},
+			want: "Command do build was ended: workspace and artifacts have grown by ",
+			rule: audit.Rule{Name: "limits.build.disk", Limit: "1 MiB"}},
 		"disk by a child": {limit: "build: {disk: 1MiB}", script: "(dd if=/dev/zero of=svc/big bs=1M count=2 2>/dev/null; sync svc/big) & " + background + "sleep 60",
-			want: ", more than 1 MiB (limit disk of step build, service api, profiles.yaml:4) (see build.log)"},
+			want: ", more than 1 MiB (limit disk of step build, service api, profiles.yaml:4) (see build.log)",
+			rule: audit.Rule{Name: "limits.build.disk", Limit: "1 MiB"}},
 		"time": {limit: "build: {time: 1s}", script: background + "sleep 60",
-			want: "Command do build was ended: the step took longer than 1s (limit time of step build, service api, profiles.yaml:4) (see build.log)"},
+			want: "Command do build was ended: the step took longer than 1s (limit time of step build, service api, profiles.yaml:4) (see build.log)",
+			rule: audit.Rule{Name: "limits.build.time", Limit: "1s"}},
 		"time of the run": {limit: "run: {time: 1s}", script: background + "sleep 60",
-			want: "Command do build was ended: the steps of the run took longer than 1s (limit time of the run, service api, profiles.yaml:4) (see build.log)"},
+			want: "Command do build was ended: the steps of the run took longer than 1s (limit time of the run, service api, profiles.yaml:4) (see build.log)",
+			rule: audit.Rule{Name: "limits.run.time", Limit: "1s"}},
 		"output of the run": {limit: "run: {output: 1KiB}", script: background + "yes",
-			want: "Command do build was ended: the commands of the run wrote more than 1 KiB (limit output of the run, service api, profiles.yaml:4): "},
+			want: "Command do build was ended: the commands of the run wrote more than 1 KiB (limit output of the run, service api, profiles.yaml:4): ",
+			rule: audit.Rule{Name: "limits.run.output", Limit: "1 KiB"}},
 		"disk of the run": {limit: "run: {disk: 1MiB}", script: background + "dd if=/dev/zero of=svc/big bs=1M count=2 2>/dev/null; sync svc/big; sleep 60",
-			want: "more than 1 MiB (limit disk of the run, service api, profiles.yaml:4) (see build.log)"},
+			want: "more than 1 MiB (limit disk of the run, service api, profiles.yaml:4) (see build.log)",
+			rule: audit.Rule{Name: "limits.run.disk", Limit: "1 MiB"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,6 +126,7 @@ func TestLimitsOfAStep(t *testing.T) {
 			if log := b.artifact("build.log"); !strings.Contains(log, "(limit ") {
 				t.Errorf("the log does not say it: %s", log)
 			}
+			b.limitInTrail(test.rule, "(limit ")
 		})
 	}
 }
@@ -170,7 +185,8 @@ func TestIdleIsExact(t *testing.T) {
 			m := &meter{
 				step: policy.StepLimits{Idle: 10 * time.Second}, now: time.Now, began: began,
 				stopped: make(chan struct{}), woken: make(chan struct{}, 1), named: func(string) string { return "" },
-				end: func(error) { ended = time.Since(began) },
+				rule: func(string, string) audit.Rule { return audit.Rule{} },
+				end:  func(error) { ended = time.Since(began) },
 			}
 			m.watching.Go(m.watchIdle)
 			time.Sleep(time.Hour) // without a command nothing is idle
@@ -363,4 +379,66 @@ func TestAnEndedPatchIsRolledBack(t *testing.T) {
 	b.succeed("rollback")
 	same(t, "file", b.text("svc/file"), "x\n")
 	same(t, "status", b.status(), "")
+}
+
+// limitInTrail fails the test unless the trail says once that this limit was reached, and
+// then that the command has ended without an exit code.
+func (b *testEnv) limitInTrail(rule audit.Rule, text string) {
+	b.t.Helper()
+	var kinds []string
+	for _, r := range b.steps.trail {
+		switch {
+		case r.Kind == audit.LimitReached && (*r.Rule != rule || !strings.Contains(r.Text, text)):
+			b.t.Errorf("limit in the trail: %+v, %s; want %+v, %s", *r.Rule, r.Text, rule, text)
+		case r.Kind == audit.CommandEnded && (r.Command.Exit != nil || r.Command.Ended == ""):
+			b.t.Errorf("end in the trail: %+v", r.Command)
+		}
+		kinds = append(kinds, string(r.Kind))
+	}
+	if got := strings.Join(kinds, " "); !strings.Contains(got, "command-started limit-reached command-ended") || strings.Count(got, "limit-reached") != 1 {
+		b.t.Errorf("trail has %s", got)
+	}
+}
+
+// The limits that are not of the policy file are in the trail too: of the plan, of the
+// setting, of the message and of the workers that may die.
+func TestOtherLimitsInTheTrail(t *testing.T) {
+	t.Parallel()
+	t.Run("the plan", func(t *testing.T) {
+		t.Parallel()
+		b := newLimitsEnv(t, "sleep 60", "everyStep: {time: 1h}")
+		b.plan(`[{"name":"build","parameters":{"command":["do","build"],"timeoutSeconds":0.5}}]`)
+		b.fail("build")
+		b.limitInTrail(audit.Rule{Name: "timeoutSeconds", Limit: "500ms"}, "the step took longer than its limit of 500ms")
+	})
+	t.Run("the message", func(t *testing.T) {
+		t.Parallel()
+		b := newLimitsEnv(t, "sleep 60", "everyStep: {time: 1h}")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Millisecond, errors.New("time limit (0.5s) exceeded"))
+		defer cancel()
+		o, err := New(b.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = o.Execute(ctx, Request{RunID: b.steps.run.ID, Step: "build", TaskID: "task-1"}, func(error) bool { return true })
+		var failure *Failure
+		if !errors.As(err, &failure) {
+			t.Fatal(err)
+		}
+		last := b.steps.trail[len(b.steps.trail)-1]
+		if last.Kind != audit.LimitReached || last.Rule.Name != "time limit of the message" || last.Text != "time limit (0.5s) exceeded" {
+			t.Errorf("last record %+v", last)
+		}
+	})
+	t.Run("the starts", func(t *testing.T) {
+		t.Parallel()
+		b := newLimitsEnv(t, "true", "everyStep: {time: 1h}")
+		b.steps.decision = store.Start{
+			Claim: store.Claim{RunID: b.steps.run.ID, Step: store.StepBuild, Attempt: 1, TaskID: "task-1", Starts: 4, StartedAt: time.Now()}, Run: b.steps.run,
+		}
+		b.fail("build")
+		if last := b.steps.trail[len(b.steps.trail)-1]; last.Kind != audit.LimitReached || *last.Rule != (audit.Rule{Name: "MM_ORCHESTRATOR_MAX_STARTS", Limit: "3"}) {
+			t.Errorf("last record %+v", last)
+		}
+	})
 }

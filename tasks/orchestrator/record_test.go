@@ -65,7 +65,7 @@ func TestSaveRecordWaitsForTheDatabase(t *testing.T) {
 func TestSaveRecordEndsWithTheStep(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
-	ctx, cancel := withTimeLimit(t.Context(), 50*time.Millisecond)
+	ctx, cancel := withTimeLimit(t.Context(), 50*time.Millisecond, "timeoutSeconds")
 	defer cancel()
 	b.steps.recordChange = func(context.Context) error { return store.ErrUnavailable }
 	s := b.recordingStep(nil)

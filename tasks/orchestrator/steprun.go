@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,6 +63,8 @@ type stepRun struct {
 	refused  *store.NotApproved
 	// unwritten are records of the audit trail that are not written yet.
 	unwritten []audit.Record
+	// limitAudited says that audit has the limit that has ended the step.
+	limitAudited bool
 	// meter measures what the step takes of its limits; perform sets it.
 	meter *meter
 	// notes are lines for the beginning of the step's log.
@@ -94,7 +97,12 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 	}
 	failure := unexpected(fmt.Errorf("step %s was started %d times and its worker died each time; it is not started again. "+
 		"Look for what ends the worker (memory, a signal) in its log and the kernel's, then retry the run", begun.Claim.Step, deaths))
-	return s.outcome(success{}, s.keepLog(begun.Run, failure)), nil
+	outcome := s.outcome(success{}, s.keepLog(begun.Run, failure))
+	outcome.Audit = []audit.Record{{
+		Kind: audit.LimitReached, Text: cut(s.clean(failure.Error())),
+		Rule: &audit.Rule{Name: "MM_ORCHESTRATOR_MAX_STARTS", Limit: strconv.Itoa(o.config.MaxStarts)},
+	}}
+	return outcome, nil
 }
 
 // performSafely turns a panic of perform into a failure.
@@ -155,7 +163,7 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	if failure != nil {
 		return success{}, failure
 	}
-	ctx, cancel := withTimeLimit(ctx, limit)
+	ctx, cancel := withTimeLimit(ctx, limit, "timeoutSeconds")
 	defer cancel()
 	if endReasonOf(ctx) == revoked {
 		// Revoked between two steps: do not begin this one.
@@ -188,7 +196,9 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	result, failure := performers[s.step](s, ctx)
 	if failure == nil {
 		s.leaveHelpers(ctx)
+		return result, nil
 	}
+	s.auditLimit(ctx)
 	return result, failure
 }
 

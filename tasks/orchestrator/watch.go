@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -60,12 +61,15 @@ func endReasonOf(work context.Context) endReason {
 	return cause.reason
 }
 
-// withTimeLimit ends the work of a step at a limit, if that is not 0.
-func withTimeLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+// withTimeLimit ends the work of a step at a limit, if that is not 0. field is where the
+// limit is set.
+func withTimeLimit(ctx context.Context, limit time.Duration, field string) (context.Context, context.CancelFunc) {
 	if limit <= 0 {
 		return ctx, func() {}
 	}
-	return context.WithTimeoutCause(ctx, limit, endCause{timeLimit, fmt.Errorf("the step took longer than its limit of %s", limit)})
+	return context.WithTimeoutCause(ctx, limit, endCause{timeLimit, &limitError{
+		rule: audit.Rule{Name: field, Limit: shortDuration(limit)}, text: fmt.Sprintf("the step took longer than its limit of %s", limit),
+	}})
 }
 
 // A watch ends the work of a step as soon as this worker must not go on with it:
@@ -106,14 +110,16 @@ func (a *attempt) withPolicyTime(ctx context.Context) (context.Context, context.
 	step := a.begun.Claim.Step
 	service, known := a.policy.Find(a.begun.Run.TargetService, a.config.Now())
 	if !known {
-		return withTimeLimit(ctx, a.config.StepTimeLimit)
+		return withTimeLimit(ctx, a.config.StepTimeLimit, "MM_ORCHESTRATOR_STEP_TIME_LIMIT")
 	}
-	limit := service.Limits.For(string(step)).Time
-	if limit <= 0 || !limitOrigin(service, step, "time").IsFile() {
-		return withTimeLimit(ctx, limit)
+	limit, origin := service.Limits.For(string(step)).Time, limitOrigin(service, step, "time")
+	if limit <= 0 || !origin.IsFile() {
+		return withTimeLimit(ctx, limit, origin.String())
 	}
-	return context.WithTimeoutCause(ctx, limit, endCause{timeLimit,
-		fmt.Errorf("the step took longer than %s (%s)", shortDuration(limit), limitName(service, step, "time"))})
+	return context.WithTimeoutCause(ctx, limit, endCause{timeLimit, &limitError{
+		rule: limitRule(service, step, "time", shortDuration(limit)),
+		text: fmt.Sprintf("the step took longer than %s (%s)", shortDuration(limit), limitName(service, step, "time")),
+	}})
 }
 
 // startWatch begins the watch of a step's work, whose context is watch.work. The
