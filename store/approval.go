@@ -305,9 +305,10 @@ func judgeApproval(run Run, a approvalRow, r approvalRequest) approvalVerdict {
 	switch {
 	case r.step == StepRollback || !before && !pause:
 		return approvalVerdict{}
-	case pause && r.step == StepVerify && a.Record.PassedFor != "" && a.Record.PassedFor == r.submission:
+	case r.step == StepVerify && a.Record.PassedFor != "" && a.Record.PassedFor == r.submission:
 		return approvalVerdict{violation: a.violation(run)}
-	case pause && r.step == StepVerify && a.Record.pausedFor(r.attempt):
+	case r.step == StepVerify && a.Record.pausedFor(r.attempt):
+		// Whatever the gate requires by now: nobody has approved what was deployed.
 		return a.judge(run, true)
 	case before && !acted:
 		v := a.judge(run, false)
@@ -339,6 +340,18 @@ func (r approvalRecord) pausedFor(attempt int) bool {
 	return r.PausedAt != nil && r.PausedAttempt == attempt
 }
 
+// presentedInPause is what an approval of a paused run covers: what was deployed by
+// which plan, and not what became of it since. Only a gate may change, as an operator
+// changes it for all runs.
+func (r approvalRecord) presentedInPause(now Effects) Effects {
+	if r.Presented == nil {
+		return now
+	}
+	deployed := *r.Presented
+	deployed.Gates = now.Gates
+	return deployed
+}
+
 // violation says how plan and service differ from what was approved, or "".
 func (a approvalRow) violation(run Run) string {
 	if a.Record.Approved == nil {
@@ -364,9 +377,13 @@ func (a approvalRow) judge(run Run, paused bool) approvalVerdict {
 		return approvalVerdict{refuse: reason}
 	}
 	now := effectsOf(run, a.Gates)
+	when := "changed after the run was approved: "
+	if paused {
+		when = "changed while the run was paused: "
+	}
 	if known := a.Record.Approved; known != nil && known.Key == approval.Key {
 		if changed := known.Effects.rowDifferences(now); len(changed) > 0 {
-			return approvalVerdict{refuse: "changed after the run was approved: " + strings.Join(changed, "; ")}
+			return approvalVerdict{refuse: when + strings.Join(changed, "; ")}
 		}
 		return approvalVerdict{check: true, approval: known}
 	}
@@ -374,7 +391,7 @@ func (a approvalRow) judge(run Run, paused bool) approvalVerdict {
 	if shown := a.Record.Presented; shown != nil {
 		if changed := shown.rowDifferences(now); len(changed) > 0 {
 			approval.Effects = *shown
-			return approvalVerdict{refuse: "changed after the run was approved: " + strings.Join(changed, "; "), approval: &approval, met: true}
+			return approvalVerdict{refuse: when + strings.Join(changed, "; "), approval: &approval, met: true}
 		}
 		if at := a.Record.PresentedAt; at.After(approval.GrantedAt.Add(clockTolerance)) {
 			approval.Effects = Effects{}

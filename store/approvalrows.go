@@ -124,7 +124,7 @@ func (a *approvalReader) finish(ctx context.Context, tx pgx.Tx, run Run, service
 		WHERE o.approval_token = $1 AND o.id <> $2
 		UNION ALL
 		SELECT m.run_id::text, NULL FROM mm_orchestrator.approvals AS m
-		WHERE m.approval_key = $3 AND m.run_id <> $2`, a.Token, run.ID, approval.Key)
+		WHERE (m.approval_key = $3 OR m.spent_key = $3) AND m.run_id <> $2`, a.Token, run.ID, approval.Key)
 	if err != nil {
 		return a.approvalRow, err
 	}
@@ -342,10 +342,8 @@ func (s *Store) CheckApproval(ctx context.Context, claim Claim, check ApprovalCh
 		n := notApproved{run: run, step: claim.Step, attempt: claim.Attempt, queue: issued.queue, gates: a.Gates, presented: now, paused: paused, claim: &claim}
 		switch {
 		case v.refuse != "":
-			if paused && a.Record.Presented != nil {
-				// What was deployed is what an approval is about, and not what became
-				// of it since.
-				n.presented.Files, n.presented.Images = a.Record.Presented.Files, a.Record.Presented.Images
+			if paused {
+				n.presented = a.Record.presentedInPause(now)
 			}
 			n.message = notApprovedText(claim.Step, v.refuse, a.Gates)
 			not = &NotApproved{Message: n.message}

@@ -239,7 +239,7 @@ func (s *Store) PresentAwaiting(ctx context.Context, queue string, service func(
 		now, before := effectsOf(w.run, apply), w.record.Presented
 		switch {
 		case w.record.PausedAt != nil && before != nil:
-			now.Files, now.Images = before.Files, before.Images // what was deployed
+			now = w.record.presentedInPause(now)
 		default:
 			if now.Files = look(ctx, w.run); now.Files == nil && before != nil {
 				now.Files = before.Files

@@ -442,8 +442,8 @@ func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, see
 		message: notApprovedText(request.Step, v.refused, seen.Approval.Gates), presented: effectsOf(seen.Run, seen.Approval.Gates),
 		paused: request.Step == StepVerify && seen.Approval.Record.pausedFor(seen.attempt()), deadClaims: v.deadClaims,
 	}
-	if shown := seen.Approval.Record.Presented; n.paused && shown != nil {
-		n.presented.Files, n.presented.Images = shown.Files, shown.Images
+	if n.paused {
+		n.presented = seen.Approval.Record.presentedInPause(n.presented)
 	}
 	stop := Stop{Reason: n.message, Refused: true}
 	err := s.writeNotApproved(ctx, tx, n, &stop.ParkedReady)

@@ -197,11 +197,7 @@ func (l workspaceLook) files(ctx context.Context, dir string, depth int) (*store
 	}
 	defer os.RemoveAll(scratch)
 	copied := filepath.Join(scratch, "index")
-	if data, err := os.ReadFile(index); err == nil {
-		if err := os.WriteFile(copied, data, 0o600); err != nil {
-			return nil, err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := copyIndex(copied, index); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	own := []string{"GIT_INDEX_FILE=" + copied}
@@ -265,6 +261,24 @@ func (l workspaceLook) files(ctx context.Context, dir string, depth int) (*store
 		}
 	}
 	return store.NewFiles(head, tracked, others), nil
+}
+
+// copyIndex copies git's index with its time: git compares a file's content, in place of
+// size and time, if the file is not older than the index. A copy that looks newer would
+// hide an edit that was made in the moment in which git wrote the index.
+func copyIndex(to, from string) error {
+	info, err := os.Stat(from) // before the content: an older time only costs comparisons
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(to, data, 0o600); err != nil {
+		return err
+	}
+	return os.Chtimes(to, time.Time{}, info.ModTime())
 }
 
 // digest returns what identifies an entry of the workspace. An entry that is gone, or

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // approvalEnv is a liveEnv with a repository and a service that has an approval gate.
@@ -137,5 +138,47 @@ func TestARunPausesBeforeVerify(t *testing.T) {
 	}
 	if _, err := os.Stat(e.workspace); err != nil {
 		t.Error(err)
+	}
+}
+
+// Git takes a file for unchanged if its size and time are those of the index, unless
+// the index is not newer than the file. A copy of the index must not look newer.
+func TestAnEditInTheMomentOfACheckoutIsSeen(t *testing.T) {
+	t.Parallel()
+	e := newTestEnv(t)
+	e.file("api.py", "1\n")
+	e.repository()
+	// As a file system with coarse times leaves it: the file is edited, to the same
+	// size, in the moment in which git has written file and index.
+	api, index := filepath.Join(e.workspace, "api.py"), filepath.Join(e.workspace, ".git/index")
+	moment := time.Now().Add(-time.Hour).Truncate(time.Second)
+	at := func(path string) {
+		t.Helper()
+		if err := os.Chtimes(path, moment, moment); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e.git("config", "core.trustctime", "false")
+	e.git("config", "core.checkStat", "minimal")
+	e.file("api.py", "1\n")
+	at(api)
+	e.git("update-index", "--refresh")
+	e.file("api.py", "2\n")
+	at(api)
+	at(index)
+	o, err := New(e.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := &stepRun{Orchestrator: o, log: o.log, runID: testRun, runner: o.runner.of(processes.Owner{Run: testRun, Step: "approval"})}
+	if look.place, err = e.config.Artifacts.ForRun("", testRun); err != nil {
+		t.Fatal(err)
+	}
+	files, err := look.workspaceFiles(t.Context(), e.workspace)
+	if err != nil || files.Problem != "" {
+		t.Fatal(files, err)
+	}
+	if _, seen := files.Edits["api.py"]; !seen {
+		t.Errorf("the edit was not seen: %v", files.Edits)
 	}
 }
