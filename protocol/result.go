@@ -55,6 +55,20 @@ type Result struct {
 	Stamps json.RawMessage
 	// DateDone is the time of the end; zero in a state that is not final.
 	DateDone time.Time
+
+	// ReplyTo and CorrelationID are those of the task's message: where a backend
+	// that sends outcomes as messages sends this one. They are "" for a task that
+	// never ran.
+	ReplyTo       string
+	CorrelationID string
+	// RootID, ParentID and Group are those of the task's message, or "".
+	RootID   string
+	ParentID string
+	Group    string
+
+	// Unreadable is set by a backend that reads: the stored value or exception has
+	// no form in JSON, and is left out. It is nil in what a worker stores.
+	Unreadable error
 }
 
 // Exception is a Python exception as Celery stores it, in the three keys

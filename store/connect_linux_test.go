@@ -8,6 +8,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
+// tcpUserTimeout is TCP_USER_TIMEOUT, which package syscall does not name.
+const tcpUserTimeout = 0x12
+
 // keepalives* and tcp_user_timeout are options of the sockets, of the pool's
 // connections and of the worker's session alike.
 func TestOptionsOfSockets(t *testing.T) {

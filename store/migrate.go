@@ -12,14 +12,12 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/results/postgres"
 )
 
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
-
-// migrationLock is the key of the advisory lock that keeps two migrations of one
-// database from running at once. It must never change: older versions use it too.
-const migrationLock = 0x6d6d5f6d69677261 // "mm_migra"
 
 // MigrateOptions says what Migrate does besides the schema mm_orchestrator.
 type MigrateOptions struct {
@@ -27,7 +25,7 @@ type MigrateOptions struct {
 	// Existing tables are compared and never changed.
 	SharedTables bool
 	// ResultTables, if set, creates Celery's tables or adds columns to them, like
-	// [Results.EnsureResultTable].
+	// [postgres.Backend.EnsureTables].
 	ResultTables *ResultsConfig
 	// DryRun only makes the plan, and changes nothing.
 	DryRun bool
@@ -37,75 +35,13 @@ type MigrateOptions struct {
 }
 
 // ReportStep is one step of a migration.
-type ReportStep struct {
-	// What is the step in words: "create table celery_taskmeta".
-	What string
-	// SQL is what the step runs.
-	SQL string
-	// ByOwner says that our role lacks the right, so that the owner of the table
-	// has to run SQL. Migrate skips such a step.
-	ByOwner bool
-	// Done says that Migrate has run the step, and committed it if it returned no
-	// error.
-	Done bool
-}
+type ReportStep = postgres.Step
 
 // Report is what a migration does or did, in order. Without steps there is nothing
 // to do.
-type Report struct{ Steps []ReportStep }
+type Report = postgres.Report
 
-// Lines is the report in words, one line for each step.
-func (r Report) Lines() []string {
-	lines := make([]string, len(r.Steps))
-	for i, step := range r.Steps {
-		switch {
-		case step.ByOwner:
-			lines[i] = "the owner must " + step.What + ": " + step.SQL
-		case step.Done:
-			lines[i] = step.What + ": done"
-		default:
-			lines[i] = step.What
-		}
-	}
-	return lines
-}
-
-func (r *Report) run(ctx context.Context, tx pgx.Tx) error {
-	for i := range r.Steps {
-		step := &r.Steps[i]
-		if step.ByOwner {
-			continue
-		}
-		// The simple protocol, as a file has many statements.
-		if _, err := tx.Conn().PgConn().Exec(ctx, step.SQL).ReadAll(); err != nil {
-			return translate(step.What, err)
-		}
-		step.Done = true
-	}
-	return nil
-}
-
-// rehearse runs the steps and rolls them back.
-func (r Report) rehearse(ctx context.Context, tx pgx.Tx) error {
-	inner, err := tx.Begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer inner.Rollback(ctx)
-	steps := Report{Steps: append([]ReportStep(nil), r.Steps...)}
-	return steps.run(ctx, inner)
-}
-
-// lockMigrations waits until no other migration runs. After that it bounds the wait
-// for any lock: all sessions that come after a waiting ALTER TABLE wait as well,
-// readers too. When the bound is reached, the whole transaction is retried.
-func lockMigrations(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
-		return err
-	}
-	_, err := tx.Exec(ctx, `SELECT set_config('lock_timeout', '3s', true)`)
-	return err
-}
+func lockMigrations(ctx context.Context, tx pgx.Tx) error { return postgres.LockTables(ctx, tx) }
 
 // Migrate brings the database to what this program needs, in one transaction.
 //
@@ -143,7 +79,7 @@ func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, er
 			if err := config.Validate(); err != nil {
 				return err
 			}
-			steps, err := planResultTables(ctx, tx, config)
+			steps, err := postgres.PlanTables(ctx, tx, config)
 			if err != nil {
 				return err
 			}
@@ -153,9 +89,9 @@ func (s *Store) Migrate(ctx context.Context, options MigrateOptions) (Report, er
 		case options.DryRun:
 			return nil
 		case options.Rehearse:
-			return report.rehearse(ctx, tx)
+			return report.Rehearse(ctx, tx)
 		}
-		return report.run(ctx, tx)
+		return report.Run(ctx, tx)
 	})
 	if err != nil {
 		return Report{}, err
@@ -226,7 +162,7 @@ func (s *Store) RemoveOwnSchema(ctx context.Context, dryRun bool) (Removal, erro
 		if err := checkUnused(ctx, tx, removal.Tables, dryRun); err != nil || dryRun {
 			return err
 		}
-		return removal.run(ctx, tx)
+		return removal.Run(ctx, tx)
 	})
 	if err != nil {
 		return Removal{}, err

@@ -305,7 +305,7 @@ func TestRoleThatOwnsNothing(t *testing.T) {
 		}
 	})
 	results := storetest.Results(t, s, "")
-	report, err := results.EnsureResultTable(t.Context())
+	report, err := results.EnsureTables(t.Context())
 	want := `the owner must add the columns that Celery 5.7 needs to "celery_taskmeta": ALTER TABLE "celery_taskmeta" ADD COLUMN IF NOT EXISTS children bytea, ADD COLUMN IF NOT EXISTS stamps bytea`
 	if err != nil || !slices.Equal(report.Lines(), []string{want}) {
 		t.Errorf("%q, %v", report.Lines(), err)

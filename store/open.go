@@ -2,10 +2,7 @@ package store
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -110,6 +108,7 @@ type Store struct {
 	config     Config
 	place      string
 	pool       *pgxpool.Pool
+	db         *database.DB
 	workerLock *workerLock
 
 	mu sync.Mutex
@@ -147,29 +146,32 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, failure(ErrInvalid, "cannot read the database address %s: %s", address.MaskDatabase(config.URL.Reveal()), err)
 	}
-	c, err := newConnection(where, config)
+	c, err := database.NewConnection(where, database.Options{
+		ApplicationName: applicationName(config.Worker), Connections: config.Connections, ConnectTimeout: config.ConnectTimeout,
+	})
 	if err != nil {
 		return nil, err
 	}
-	for _, ignored := range c.ignored {
-		config.Logger.Warn("option of the database address has no effect", "database", c.place, "option", ignored.Option, "reason", ignored.Why)
+	for _, ignored := range c.Ignored {
+		config.Logger.Warn("option of the database address has no effect", "database", c.Place, "option", ignored.Option, "reason", ignored.Why)
 	}
 	s := &Store{
 		config:          config,
-		place:           c.place,
+		place:           c.Place,
 		ownClaims:       map[int64]*issuedClaim{},
 		pendingReleases: map[int64]string{},
 		taken:           map[int64]bool{},
 		taking:          make(chan struct{}, 1),
 	}
-	s.pool, err = pgxpool.NewWithConfig(ctx, c.pool)
+	s.pool, err = pgxpool.NewWithConfig(ctx, c.Pool)
 	if err != nil {
-		return nil, hideAddress(where, translate("open the database "+s.place, err))
+		return nil, database.HideAddress(where, translate("open the database "+s.place, err))
 	}
+	s.db = &database.DB{Pool: s.pool, Place: s.place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor, Translate: translate}
 	s.workerLock = newWorkerLock(c, config, s.atWork)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()
-		return nil, hideAddress(where, translate("reach the database "+s.place, err))
+		return nil, database.HideAddress(where, translate("reach the database "+s.place, err))
 	}
 	return s, nil
 }
@@ -210,69 +212,20 @@ func applicationName(worker string) string {
 	return strings.ToValidUTF8(name[:min(len(name), 63)], "")
 }
 
-// pinSettings puts the temporary schema last in the search_path. The shared
-// tables are found by the role's own search_path, as Python finds them, but
-// never among temporary tables, where PostgreSQL would otherwise look first. It
-// also makes commits durable for a role with synchronous_commit off: a step
-// whose record was lost would run again.
-func pinSettings(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `SELECT set_config(name, value, false)
-		FROM (VALUES ('search_path', current_setting('search_path') || ', pg_temp', current_setting('search_path') NOT LIKE '%pg_temp%'),
-		             ('synchronous_commit', 'on', current_setting('synchronous_commit') = 'off')) AS wanted (name, value, needed)
-		WHERE needed`, pgx.QueryExecModeExec)
-	return err
-}
-
 // retry repeats a call until it succeeds, fails for good, or Config.RetryFor is
 // over. The call must be safe to repeat when the answer to a commit was lost.
 func (s *Store) retry(ctx context.Context, doing string, call func(context.Context) error) error {
-	deadline := time.Now().Add(s.config.RetryFor)
-	for n := 0; ; n++ {
-		try, cancel := context.WithTimeout(ctx, s.config.TryTimeout)
-		err := translate(doing, call(try))
-		late := try.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil && (late || errors.Is(err, ErrUnavailable)):
-			return fmt.Errorf("cannot %s: %w", doing, ctx.Err())
-		case late:
-			err = failure(ErrUnavailable, "cannot %s: no answer from %s within %s", doing, s.place, s.config.TryTimeout)
-		case !errors.Is(err, ErrUnavailable):
-			return err
-		}
-		wait := backoff(n)
-		if time.Now().Add(wait).After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("cannot %s: %w; last: %v", doing, ctx.Err(), err)
-		case <-time.After(wait + rand.N(wait/4+1)):
-		}
-	}
-}
-
-// backoff is the wait before try n+1: 50 ms, doubled each time, at most 1 s. So
-// calls succeed within 2 s of the server being available again.
-func backoff(n int) time.Duration {
-	return min(50*time.Millisecond<<min(n, 10), time.Second)
+	return s.db.Retry(ctx, doing, call)
 }
 
 // inTx runs one transaction (READ COMMITTED), repeated by retry.
 func (s *Store) inTx(ctx context.Context, doing string, do func(pgx.Tx) error) error {
-	return s.retry(ctx, doing, func(ctx context.Context) error { return s.transaction(ctx, do) })
+	return s.db.InTx(ctx, doing, do)
 }
 
-// transaction runs one transaction (READ COMMITTED) that locks rows. The server
-// ends it when no statement comes for Config.TryTimeout, after which we have
-// given it up too. Otherwise, if the network fails silently, the session would
-// keep its locks for the two hours of TCP's keepalive. The setting is local to
-// the transaction, as a session may be shared behind a pooler.
+// transaction runs one transaction (READ COMMITTED) that locks rows.
 func (s *Store) transaction(ctx context.Context, do func(pgx.Tx) error) error {
-	begin := "begin; SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(s.config.TryTimeout.Milliseconds(), 1), 10)
-	return pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{BeginQuery: begin}, do)
+	return s.db.Transaction(ctx, do)
 }
 
 func (s *Store) register(token int64) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 )
 
 // A lost answer can leave a claim behind. The commit that took the claim may have
@@ -52,7 +54,7 @@ func (s *Store) releasePending(ctx context.Context, done chan struct{}) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(backoff(n)):
+		case <-time.After(database.Backoff(n)):
 			n++
 		}
 	}

@@ -12,12 +12,12 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
-	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
-var _ worker.ResultBackend = (*store.Results)(nil)
+var _ results.Backend = (*store.Results)(nil)
 
 var doneAt = time.Date(2026, 11, 22, 19, 35, 40, 590168000, time.FixedZone("east", 5*3600))
 
@@ -213,15 +213,15 @@ func TestTablesOfEveryCelery(t *testing.T) {
 			r := success("a", "7")
 			r.Children = json.RawMessage(`[]`)
 			save(t, results, r)
-			plan, err := results.PlanResultTable(t.Context())
+			plan, err := results.PlanTables(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			report, err := results.EnsureResultTable(t.Context())
+			report, err := results.EnsureTables(t.Context())
 			if err != nil || len(report.Steps) != 5 || len(plan.Steps) != 5 {
 				t.Errorf("%v, %v", report.Lines(), err)
 			}
-			if report, err := results.EnsureResultTable(t.Context()); err != nil || len(report.Steps) != 0 {
+			if report, err := results.EnsureTables(t.Context()); err != nil || len(report.Steps) != 0 {
 				t.Errorf("again: %v, %v", report.Lines(), err)
 			}
 			r.TaskID = "b"
@@ -241,7 +241,7 @@ func TestNoResultTable(t *testing.T) {
 	if _, err := results.Store(t.Context(), success("a", "1")); !errors.Is(err, store.ErrSchema) || !strings.Contains(err.Error(), "migrate") {
 		t.Errorf("%v", err)
 	}
-	if _, err := results.EnsureResultTable(t.Context()); err != nil {
+	if _, err := results.EnsureTables(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	save(t, results, success("a", "1"))
@@ -292,7 +292,7 @@ func TestCeleryReadsOurRows(t *testing.T) {
 			if version == "5.4.0" || version == "5.7.0" {
 				read("unknown") // makes the tables in its own shape
 			}
-			report, err := pickled.EnsureResultTable(t.Context())
+			report, err := pickled.EnsureTables(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -6,7 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"unicode/utf8"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 )
 
 // maxMessage bounds spec_workflow_task_states.message, in bytes. The column has no
@@ -14,29 +15,11 @@ import (
 // the API sends it whenever a client reads the run.
 const maxMessage = 32 << 10
 
-// clean makes text valid for a column of type text: UTF-8 without NUL bytes.
-func clean(text string) string {
-	if utf8.ValidString(text) && !strings.Contains(text, "\x00") {
-		return text
-	}
-	return strings.ReplaceAll(strings.ToValidUTF8(text, "�"), "\x00", "")
-}
+// clean makes text valid for a column of type text.
+func clean(text string) string { return database.Clean(text) }
 
 // cut cleans text and keeps at most its first characters, as counted by varchar(n).
-func cut(text string, characters int) string {
-	text = clean(text)
-	if len(text) <= characters {
-		return text
-	}
-	n := 0
-	for i := range text {
-		if n == characters {
-			return text[:i]
-		}
-		n++
-	}
-	return text
-}
+func cut(text string, characters int) string { return database.Cut(text, characters) }
 
 // headOf cuts a long message, and adds how long it was.
 func headOf(message string) string {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
+
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -75,8 +77,8 @@ type workerLock struct {
 	done      chan struct{} // closed by the loop when it returns
 }
 
-func newWorkerLock(c *connection, config Config, atWork func() bool) *workerLock {
-	connect := c.pool.ConnConfig.Copy()
+func newWorkerLock(c *database.Connection, config Config, atWork func() bool) *workerLock {
+	connect := c.Pool.ConnConfig.Copy()
 	dial := connect.DialFunc
 	connect.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, reconnectTimeout)
@@ -85,7 +87,7 @@ func newWorkerLock(c *connection, config Config, atWork func() bool) *workerLock
 	}
 	return &workerLock{
 		connect:  connect,
-		balance:  c.balance,
+		balance:  c.Balance,
 		log:      config.Logger,
 		key:      rand.Int64N(1<<62) + 1,
 		atWork:   atWork,
@@ -155,7 +157,7 @@ func (l *workerLock) loop(ctx context.Context) {
 			// consider this worker dead.
 			select {
 			case <-ctx.Done():
-			case <-time.After(min(backoff(n), reconnectPause)):
+			case <-time.After(min(database.Backoff(n), reconnectPause)):
 			}
 			continue
 		}

@@ -83,6 +83,11 @@ func (s *Store) ListWorkers(ctx context.Context, queue string) ([]LiveWorker, er
 	return list, err
 }
 
+// querier is a pool, a connection or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
 func listWorkers(ctx context.Context, q querier, queue string) ([]LiveWorker, error) {
 	rows, err := q.Query(ctx, withActivity+`
 		SELECT w.key, w.queue, w.node, w.registered_at

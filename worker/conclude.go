@@ -10,6 +10,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 )
 
 // conclude records the outcome of a task (it publishes and stores) and then
@@ -258,6 +259,8 @@ func (w *Worker) row(m *protocol.Message, state string) protocol.Result {
 		Queue:      m.RoutingKey,
 		Retries:    &retries,
 		Stamps:     protocol.StampsJSON(m),
+		ReplyTo:    m.Properties.ReplyTo, CorrelationID: m.Properties.CorrelationID,
+		RootID: m.RootID, ParentID: m.ParentID, Group: m.Group,
 	}
 }
 
@@ -308,7 +311,7 @@ func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) (err error)
 }
 
 // store stores results, with retries until RecordTimeout. A result that the
-// backend can never store (see Permanent) is logged and counts as written.
+// backend can never store (see results.Permanent) is logged and counts as written.
 func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
 	written := make([]bool, len(rows))
 	for i := range written {
@@ -322,7 +325,7 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 		defer cancel()
 		got, err := w.cfg.Results.Store(ctx, rows...)
 		switch {
-		case IsPermanent(err):
+		case results.IsPermanent(err):
 			w.cfg.Logger.Error("result cannot be stored: its task counts as recorded without it", "task_id", rows[0].TaskID, "task", rows[0].Task, "error", err)
 			return nil
 		case err == nil && len(got) == len(rows):

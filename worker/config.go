@@ -15,6 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 )
 
 // Config configures a [Worker]. Queues, routes and defaults must be equal to
@@ -70,9 +71,10 @@ type Config struct {
 	// celery@HOSTNAME.
 	Node string
 
-	// Results stores the results. Nil means that none are stored: AsyncResult.get
-	// then waits until its own timeout.
-	Results ResultBackend
+	// Results stores the results, for instance a backend of package
+	// results/postgres. Nil means that none are stored: AsyncResult.get then waits
+	// until its own timeout.
+	Results results.Backend
 	// TrackStarted stores a STARTED row when a task begins.
 	TrackStarted bool
 	// StoreErrorsEvenIfIgnored stores FAILURE rows even for tasks whose results

@@ -143,27 +143,6 @@ func (r Reject) Error() string {
 	return text
 }
 
-// Permanent marks an error of a [ResultBackend] as permanent: the result can
-// never be written, and a retry is of no use. The worker logs it and continues
-// as if the result were stored.
-func Permanent(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &permanentError{err}
-}
-
-// IsPermanent reports whether err was marked by [Permanent].
-func IsPermanent(err error) bool {
-	var permanent *permanentError
-	return errors.As(err, &permanent)
-}
-
-type permanentError struct{ err error }
-
-func (e *permanentError) Error() string { return e.err.Error() }
-func (e *permanentError) Unwrap() error { return e.err }
-
 // ConnectError is the reason why the worker cannot connect to a broker. It
 // matches its Kind with errors.Is. With several brokers the errors of all are
 // joined.

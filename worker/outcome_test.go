@@ -16,6 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
@@ -294,7 +295,7 @@ func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
 	stop := workertest.Start(t, w)
 	r.results.Fail(func(rows []protocol.Result) error {
 		if rows[0].Task == "shop.mail" {
-			return worker.Permanent(errors.New("id is too long"))
+			return results.Permanent(errors.New("id is too long"))
 		}
 		return nil
 	})

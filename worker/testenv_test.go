@@ -165,7 +165,7 @@ func (r *testEnv) result(id string, states ...string) protocol.Result {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
-	row, err := r.results.Wait(ctx, id, states...)
+	row, err := r.results.WaitState(ctx, id, states...)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -11,8 +11,8 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 // slowAnswer is how long an attempt to connect may take before it is reported.
@@ -92,7 +92,7 @@ type databases struct {
 	// tables is the database of MoonMind's tables and of schema mm_orchestrator.
 	tables *store.Store
 	// results is nil when Celery results are not stored.
-	results worker.ResultBackend
+	results results.Backend
 	opened  []*store.Store
 }
 
@@ -166,7 +166,7 @@ func openDatabases(ctx context.Context, c *configuration, redact func(string) st
 			return nil, err
 		}
 	}
-	d.results = resultBackend{backend}
+	d.results = backend
 	return d, nil
 }
 
@@ -216,13 +216,13 @@ func prepareResults(ctx context.Context, backend *store.Results, home *store.Sto
 		return cureAccess(err)
 	}
 	if !c.AutoMigrate {
-		report, err := backend.PlanResultTable(ctx)
+		report, err := backend.PlanTables(ctx)
 		if err == nil {
 			err = c.checkPrepared(home, report)
 		}
 		return err
 	}
-	report, err := backend.EnsureResultTable(ctx)
+	report, err := backend.EnsureTables(ctx)
 	switch {
 	case errors.Is(err, store.ErrRefused):
 		return &curedError{err, c.cureMigration()}
@@ -247,20 +247,6 @@ func logReport(log *slog.Logger, db *store.Store, report store.Report) {
 	if lines := report.Lines(); len(lines) > 0 {
 		log.Info("prepared the database", "database", db.Place(), "steps", strings.Join(lines, "; "))
 	}
-}
-
-// resultBackend marks errors as permanent if no retry can succeed: values that
-// the table can never store. An operator can repair everything else, such as a
-// dropped table or a revoked privilege, while the message waits.
-type resultBackend struct{ results *store.Results }
-
-// Store implements worker.ResultBackend.
-func (b resultBackend) Store(ctx context.Context, results ...protocol.Result) ([]bool, error) {
-	written, err := b.results.Store(ctx, results...)
-	if errors.Is(err, store.ErrInvalid) {
-		err = worker.Permanent(err)
-	}
-	return written, err
 }
 
 // nilIfStopped returns nil if ctx has ended: the operation failed because the

@@ -197,7 +197,7 @@ func (d *doctor) results(ctx context.Context) []verdict {
 	if err := backend.CheckPrivileges(ctx); err != nil {
 		return failed(cureAccess(err))
 	}
-	plan, err := backend.PlanResultTable(ctx)
+	plan, err := backend.PlanTables(ctx)
 	switch {
 	case err != nil:
 		return failed(err)
@@ -206,7 +206,7 @@ func (d *doctor) results(ctx context.Context) []verdict {
 	case !slices.ContainsFunc(plan.Steps, func(step store.ReportStep) bool { return !step.ByOwner }):
 		return note("Run these statements as the owner of the tables", "celery_taskmeta at %s, written as %s without the columns that Celery 5.7 needs; %s", home.Place(), d.config.ResultEncoding, strings.Join(plan.Lines(), "; "))
 	case d.config.AutoMigrate:
-		if err := backend.RehearseResultTable(ctx); err != nil {
+		if err := backend.RehearseTables(ctx); err != nil {
 			return fail("Run `mm-orchestrator migrate` as the owner of the database", "at %s; the worker would create Celery's tables at its start, but may not: %v", home.Place(), err)
 		}
 		return ok("at %s; the worker will %s", home.Place(), strings.Join(plan.Lines(), "; "))

@@ -149,7 +149,7 @@ func (p *program) migrateResults(ctx context.Context, c *configuration, config s
 	if err != nil {
 		return err
 	}
-	report, err := results.EnsureResultTable(ctx)
+	report, err := results.EnsureTables(ctx)
 	if err != nil {
 		return err
 	}

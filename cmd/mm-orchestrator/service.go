@@ -16,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/metrics"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -187,7 +188,7 @@ func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
 }
 
 // worker is the engine's configuration.
-func (c *configuration) worker(results worker.ResultBackend, log *slog.Logger) (worker.Config, error) {
+func (c *configuration) worker(results results.Backend, log *slog.Logger) (worker.Config, error) {
 	if err := c.checkFiles(); err != nil {
 		return worker.Config{}, err
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Results is a worker.ResultBackend in memory. Like the other backends it never
+// Results is a results.Backend in memory. Like the other backends it never
 // overwrites SUCCESS. The zero value is ready for use. Its methods may be called
 // by many goroutines at once.
 type Results struct {
@@ -22,7 +22,7 @@ type Results struct {
 	changed chan struct{}
 }
 
-// Store implements worker.ResultBackend.
+// Store implements results.Backend.
 func (r *Results) Store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -104,12 +104,32 @@ func (r *Results) History(taskID string) []string {
 	return slices.Clone(r.history[taskID])
 }
 
-// Wait waits until a task has one of the states, and returns its result. Without
-// states it waits for SUCCESS, FAILURE or REVOKED. It returns an error when ctx
-// ends first.
-func (r *Results) Wait(ctx context.Context, taskID string, states ...string) (protocol.Result, error) {
+// Load implements results.Backend.
+func (r *Results) Load(ctx context.Context, taskIDs ...string) ([]protocol.Result, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	rows := make([]protocol.Result, len(taskIDs))
+	for i, id := range taskIDs {
+		row, stored := r.Find(id)
+		if !stored {
+			row = protocol.Result{TaskID: id, State: protocol.StatePending}
+		}
+		rows[i] = row
+	}
+	return rows, nil
+}
+
+// Wait implements results.Backend: it waits until a task has ended.
+func (r *Results) Wait(ctx context.Context, taskID string) (protocol.Result, error) {
+	return r.WaitState(ctx, taskID, protocol.StateSuccess, protocol.StateFailure, protocol.StateRevoked)
+}
+
+// WaitState waits until a task has one of the states, and returns its result.
+// Without states it waits as Wait does. It returns an error when ctx ends first.
+func (r *Results) WaitState(ctx context.Context, taskID string, states ...string) (protocol.Result, error) {
 	if len(states) == 0 {
-		states = []string{protocol.StateSuccess, protocol.StateFailure, protocol.StateRevoked}
+		return r.Wait(ctx, taskID)
 	}
 	var found protocol.Result
 	err := r.WaitFor(ctx, func() bool {

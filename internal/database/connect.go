@@ -1,4 +1,4 @@
-package store
+package database
 
 import (
 	"context"
@@ -20,29 +20,41 @@ import (
 )
 
 // dialTimeout bounds one TCP connection. It is short, so that a network that works
-// again is noticed soon: see reconnectTimeout. Config.ConnectTimeout also covers
-// the handshake.
+// again is noticed soon. Options.ConnectTimeout also covers the handshake.
 const dialTimeout = 2 * time.Second
 
-// connection is how to connect to a database.
-type connection struct {
-	pool *pgxpool.Config
-	// balance puts the hosts of a configuration into random order if
+// Connection is how to connect to a database.
+type Connection struct {
+	// Pool is the configuration of the driver.
+	Pool *pgxpool.Config
+	// Balance puts the hosts of a configuration into random order if
 	// load_balance_hosts asks for it.
-	balance func(*pgx.ConnConfig)
-	place   string
-	// ignored are options that have no effect.
-	ignored []address.Ignored
+	Balance func(*pgx.ConnConfig)
+	// Place is host, port and name of the database, without user and password.
+	Place string
+	// Ignored are options that have no effect.
+	Ignored []address.Ignored
 }
 
-// newConnection turns an address into a configuration of the driver. Options of
+// Options are what a program adds to an address.
+type Options struct {
+	// ApplicationName is the name in pg_stat_activity, unless the address has one.
+	ApplicationName string
+	// Connections is the most connections that are open at the same time.
+	Connections int
+	// ConnectTimeout bounds one attempt to connect, unless the address says
+	// otherwise by connect_timeout.
+	ConnectTimeout time.Duration
+}
+
+// NewConnection turns an address into a configuration of the driver. Options of
 // libpq that the driver does not know are applied here.
-func newConnection(d address.Database, config Config) (*connection, error) {
+func NewConnection(d address.Database, config Options) (*Connection, error) {
 	parsed, err := pgxpool.ParseConfig(driverText(d))
 	if err != nil {
-		return nil, failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), driverReason(err))
+		return nil, Failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), driverReason(err))
 	}
-	c := &connection{pool: parsed, balance: func(*pgx.ConnConfig) {}}
+	c := &Connection{Pool: parsed, Balance: func(*pgx.ConnConfig) {}}
 	connect := parsed.ConnConfig
 	options := maps.Clone(d.Options)
 	if options == nil {
@@ -58,14 +70,14 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 			continue
 		}
 		if _, err := address.CheckOption(name, value); err != nil {
-			return nil, failure(ErrInvalid, "the service file of database address %s cannot be used: %s", d.Masked(), err)
+			return nil, Failure(ErrInvalid, "the service file of database address %s cannot be used: %s", d.Masked(), err)
 		}
 		options[name] = value
 	}
 	if connect.KerberosSrvName != "" {
 		options["krbsrvname"] = connect.KerberosSrvName
 	}
-	c.ignored = address.Database{Options: options}.Ignored()
+	c.Ignored = address.Database{Options: options}.Ignored()
 
 	parsed.MaxConns = int32(config.Connections)
 	parsed.MinConns = 0
@@ -75,7 +87,7 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 		connect.ConnectTimeout = time.Duration(seconds) * time.Second
 	}
 	if connect.RuntimeParams["application_name"] == "" {
-		connect.RuntimeParams["application_name"] = applicationName(config.Worker)
+		connect.RuntimeParams["application_name"] = config.ApplicationName
 		if name := options["fallback_application_name"]; name != "" {
 			connect.RuntimeParams["application_name"] = name
 		}
@@ -84,14 +96,14 @@ func newConnection(d address.Database, config Config) (*connection, error) {
 		return nil, err
 	}
 	if connect.DialFunc, err = dialer(options); err != nil {
-		return nil, failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
+		return nil, Failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
 	}
 	if err := applyTLS(connect, options); err != nil {
-		return nil, failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
+		return nil, Failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), err)
 	}
-	c.place = place(connect.Host, connect.Port, connect.Database)
+	c.Place = Place(connect.Host, connect.Port, connect.Database)
 	if d.Hidden {
-		c.place = d.Masked()
+		c.Place = d.Masked()
 	}
 	return c, nil
 }
@@ -133,11 +145,11 @@ func driverReason(err error) string {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
 		if inner := errors.Unwrap(parse); inner != nil {
-			return oneLine(inner.Error())
+			return OneLine(inner.Error())
 		}
 		// "cannot parse `…`: reason"
 		if i := strings.LastIndex(parse.Error(), "`: "); i >= 0 {
-			return oneLine(parse.Error()[i+3:])
+			return OneLine(parse.Error()[i+3:])
 		}
 	}
 	return "it needs the form postgresql://user:password@host:port/database"
@@ -151,8 +163,8 @@ func parsedInt(text string) int {
 
 // applyHosts applies hostaddr, the IP addresses of the hosts, and
 // load_balance_hosts.
-func (c *connection) applyHosts(options map[string]string) error {
-	connect := c.pool.ConnConfig
+func (c *Connection) applyHosts(options map[string]string) error {
+	connect := c.Pool.ConnConfig
 	var hosts []string
 	all := destinations(connect)
 	for i, destination := range all {
@@ -165,7 +177,7 @@ func (c *connection) applyHosts(options map[string]string) error {
 	if list := options["hostaddr"]; list != "" {
 		addresses := strings.Split(list, ",")
 		if len(addresses) != len(hosts) {
-			return failure(ErrInvalid, "the database's address has %d hosts, and option hostaddr has %d addresses: give one for each host", len(hosts), len(addresses))
+			return Failure(ErrInvalid, "the database's address has %d hosts, and option hostaddr has %d addresses: give one for each host", len(hosts), len(addresses))
 		}
 		known := map[string][]string{}
 		for i, host := range hosts {
@@ -173,7 +185,7 @@ func (c *connection) applyHosts(options map[string]string) error {
 				continue
 			}
 			if net.ParseIP(addresses[i]) == nil {
-				return failure(ErrInvalid, "option hostaddr of the database's address is no IP address: names belong into the host")
+				return Failure(ErrInvalid, "option hostaddr of the database's address is no IP address: names belong into the host")
 			}
 			known[host] = append(known[host], addresses[i])
 		}
@@ -193,8 +205,8 @@ func (c *connection) applyHosts(options map[string]string) error {
 			rand.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
 			return found, err
 		}
-		c.balance = shuffleHosts
-		c.pool.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
+		c.Balance = shuffleHosts
+		c.Pool.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
 			shuffleHosts(connect)
 			return nil
 		}
@@ -279,18 +291,18 @@ func (e *peerError) Error() string {
 	return fmt.Sprintf("the server is run by user %q, and option requirepeer asks for %q", e.got, e.want)
 }
 
-// place is host, port and name of a database, for logs and errors. It has neither
+// Place is host, port and name of a database, for logs and errors. It has neither
 // user nor password.
-func place(host string, port uint16, database string) string {
+func Place(host string, port uint16, database string) string {
 	if strings.HasPrefix(host, "/") {
 		return host + "/" + database
 	}
 	return net.JoinHostPort(host, strconv.Itoa(int(port))) + "/" + database
 }
 
-// hideAddress keeps the host of an address out of an error if another @ follows
+// HideAddress keeps the host of an address out of an error if another @ follows
 // it: what looks like the host may then be a part of the password.
-func hideAddress(d address.Database, err error) error {
+func HideAddress(d address.Database, err error) error {
 	var own *Error
 	if !d.Hidden || !errors.As(err, &own) {
 		return err

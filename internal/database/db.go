@@ -1,0 +1,100 @@
+package database
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// DB is a pool of connections with limits on how long a call may try.
+type DB struct {
+	Pool *pgxpool.Pool
+	// Place names the database in errors.
+	Place string
+	// TryTimeout bounds one try of a call. A server that does not answer in this
+	// time counts as unavailable.
+	TryTimeout time.Duration
+	// RetryFor is how long one call retries when the connection breaks or the
+	// server is unavailable.
+	RetryFor time.Duration
+	// Translate replaces the package's function of this name, if set.
+	Translate func(doing string, err error) error
+}
+
+func (d *DB) translate(doing string, err error) error {
+	if d.Translate != nil {
+		return d.Translate(doing, err)
+	}
+	return Translate(doing, err)
+}
+
+// Retry repeats a call until it succeeds, fails for good, or RetryFor is
+// over. The call must be safe to repeat when the answer to a commit was lost.
+func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context) error) error {
+	deadline := time.Now().Add(d.RetryFor)
+	for n := 0; ; n++ {
+		try, cancel := context.WithTimeout(ctx, d.TryTimeout)
+		err := d.translate(doing, call(try))
+		late := try.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && (late || errors.Is(err, ErrUnavailable)):
+			return fmt.Errorf("cannot %s: %w", doing, ctx.Err())
+		case late:
+			err = Failure(ErrUnavailable, "cannot %s: no answer from %s within %s", doing, d.Place, d.TryTimeout)
+		case !errors.Is(err, ErrUnavailable):
+			return err
+		}
+		wait := Backoff(n)
+		if time.Now().Add(wait).After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cannot %s: %w; last: %v", doing, ctx.Err(), err)
+		case <-time.After(wait + rand.N(wait/4+1)):
+		}
+	}
+}
+
+// Backoff is the wait before try n+1: 50 ms, doubled each time, at most 1 s. So
+// calls succeed within 2 s of the server being available again.
+func Backoff(n int) time.Duration {
+	return min(50*time.Millisecond<<min(n, 10), time.Second)
+}
+
+// InTx runs one transaction (READ COMMITTED), repeated by Retry.
+func (d *DB) InTx(ctx context.Context, doing string, do func(pgx.Tx) error) error {
+	return d.Retry(ctx, doing, func(ctx context.Context) error { return d.Transaction(ctx, do) })
+}
+
+// Transaction runs one transaction (READ COMMITTED) that locks rows. The server
+// ends it when no statement comes for TryTimeout, after which we have
+// given it up too. Otherwise, if the network fails silently, the session would
+// keep its locks for the two hours of TCP's keepalive. The setting is local to
+// the transaction, as a session may be shared behind a pooler.
+func (d *DB) Transaction(ctx context.Context, do func(pgx.Tx) error) error {
+	begin := "begin; SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(d.TryTimeout.Milliseconds(), 1), 10)
+	return pgx.BeginTxFunc(ctx, d.Pool, pgx.TxOptions{BeginQuery: begin}, do)
+}
+
+// pinSettings puts the temporary schema last in the search_path. The shared
+// tables are found by the role's own search_path, as Python finds them, but
+// never among temporary tables, where PostgreSQL would otherwise look first. It
+// also makes commits durable for a role with synchronous_commit off: a step
+// whose record was lost would run again.
+func pinSettings(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SELECT set_config(name, value, false)
+		FROM (VALUES ('search_path', current_setting('search_path') || ', pg_temp', current_setting('search_path') NOT LIKE '%pg_temp%'),
+		             ('synchronous_commit', 'on', current_setting('synchronous_commit') = 'off')) AS wanted (name, value, needed)
+		WHERE needed`, pgx.QueryExecModeExec)
+	return err
+}
