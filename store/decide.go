@@ -194,7 +194,9 @@ type verdict struct {
 //     (judgeApproval). The rule stands after those that wait for other workers: it
 //     changes the run's row, which must not happen while a step of it runs. A run that
 //     has to pause before verify starts that step: the pause records what the worker
-//     sees (CheckApproval).
+//     sees (CheckApproval). If another chain of the run has begun to change something
+//     under an approval, the answer is stop instead: that chain goes on, and the change
+//     must not be left in a workspace that is free.
 //  8. The queue is paused, and the step has to wait for that: paused. pausedBy says
 //     which steps do. The rule is the last one: a message that has no effect, shows
 //     that a worker has died, or has no approval is not kept for the end of the pause.
@@ -253,6 +255,9 @@ func decide(s beginState, request BeginRequest) verdict {
 	v.deadClaims = append(v.deadClaims, others.deadClaims...)
 	// Rule 7.
 	approval := judgeApproval(s.Run, s.Approval, approvalRequest{step: request.Step, attempt: s.attempt(), submission: request.submission()})
+	if approval.refuse != "" && s.carriedOut() {
+		return verdict{stop: "step " + string(request.Step) + " is not one of the chain that run " + s.Run.ID + " is carried out by, and " + approval.refuse, deadClaims: v.deadClaims}
+	}
 	if approval.refuse != "" {
 		return verdict{refused: approval.refuse, approval: approval, deadClaims: v.deadClaims}
 	}
@@ -338,6 +343,12 @@ func ofSameSubmission(claims []claimRow) []claimRow {
 		}
 	}
 	return same
+}
+
+// carriedOut says that a chain of the run has begun to change something under an
+// approval, and has not ended.
+func (s beginState) carriedOut() bool {
+	return s.Run.Status == RunRunning && s.HoldsWorkspace && s.Approval.Record.ActedFor != "" && s.Approval.Record.PausedAt == nil
 }
 
 func (s beginState) claimOf(attempt int) *claimRow {

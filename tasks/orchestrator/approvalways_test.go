@@ -200,7 +200,7 @@ func statement(sql string) func(*ways) { return func(w *ways) { w.exec(sql) } }
 
 // step is one message.
 func (w *ways) step(chain, step string) error {
-	_, err := w.o.Execute(w.t.Context(), Request{RunID: w.id, Step: step, TaskID: chain + "-" + step, RootTaskID: chain, NoNext: true}, nil)
+	_, err := w.o.Execute(w.t.Context(), Request{RunID: w.id, Step: step, TaskID: chain + "-" + step, RootTaskID: chain, NoNext: step == "verify"}, nil)
 	return err
 }
 
