@@ -219,6 +219,8 @@ func wrapperRepr(o Object) (string, bool) {
 		}
 	case "bytes":
 		return "b'" + printable(textOf(value)) + "'", true
+	case "datetime", "date", "time":
+		return timeRepr(name, textOf(value))
 	}
 	return "", false
 }

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -300,29 +299,11 @@ func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint
 	return priority
 }
 
-// send declares the message's queue, as Celery does, and publishes the message on
-// the current session, once.
+// send is sendOn on the current session.
 func (w *Worker) send(ctx context.Context, o outgoing) error {
 	s, err := w.link.get(ctx)
 	if err != nil {
 		return err
 	}
-	if o.destination.queue.Name != "" {
-		err := s.declare(o.destination.queue)
-		var mismatch *MismatchError
-		switch {
-		case errors.As(err, &mismatch):
-			// The queue exists with other properties, but may still receive the
-			// message. If it does not, the broker returns the message.
-			s.acceptDeclaration(o.destination.queue.Name)
-			w.cfg.Logger.Info("publishing to a queue whose declaration differs", "queue", o.destination.queue.Name, "error", err)
-		case err != nil:
-			return err
-		}
-	}
-	if err := s.publisher.publish(ctx, o.message); err != nil {
-		return err
-	}
-	w.metrics.published.Inc()
-	return nil
+	return w.sendOn(ctx, s, o)
 }

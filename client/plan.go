@@ -1,0 +1,249 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+)
+
+// plan is what a Send publishes, and the result that it returns.
+type plan struct {
+	messages []message
+	result   *Result
+}
+
+type message struct {
+	publishing  protocol.Publishing
+	destination protocol.Destination
+}
+
+// planner makes the messages of one Send.
+type planner struct {
+	client *Client
+	// parent and root are those of the task whose handler sends, or "".
+	parent, root string
+	messages     []message
+}
+
+// member is the place of a task in a group.
+type member struct {
+	group string
+	index int
+}
+
+func (c *Client) plan(ctx context.Context, s Signature, call []Option) (plan, error) {
+	given := options{}.with(call)
+	if s.err == nil {
+		s.err = given.err
+	}
+	if s.err != nil {
+		return plan{}, invalid("%w", s.err)
+	}
+	p := planner{client: c}
+	if task := worker.TaskFromContext(ctx); task != nil {
+		p.parent, p.root = task.ID, task.RootID
+		if p.root == "" {
+			p.root = task.ID
+		}
+	}
+	if s.kind != kindTask && len(given.stamps) > 0 {
+		for _, stamp := range given.stamps {
+			s.options.stamps = set(s.options.stamps, stamp.Key, stamp.Value)
+		}
+		given.stamps = nil
+	}
+	result, err := p.send(s.inherit(), given, nil)
+	return plan{p.messages, result}, err
+}
+
+// send adds the messages that start a signature. of is its place in a group, or nil.
+func (p *planner) send(s Signature, call options, of *member) (*Result, error) {
+	switch s.kind {
+	case kindChain:
+		return p.sendChain(s, call, of)
+	case kindGroup:
+		return p.sendGroup(s, call)
+	}
+	result := p.freeze(&s, call.textOf("task_id"), of)
+	return result, p.publish(s, call.without("task_id"), nil)
+}
+
+// freeze gives a task its id and the address of its result, as Python's freeze does,
+// and returns its result. id is used unless the task has one.
+func (p *planner) freeze(s *Signature, id string, of *member) *Result {
+	if own := s.options.textOf("task_id"); own != "" && id == "" {
+		id = own
+	}
+	if id == "" {
+		id = protocol.NewID()
+	}
+	set := func(name string, value any) { s.options.put(option{name: name, value: encode(value)}) }
+	s.options = s.options.with(nil)
+	set("task_id", id)
+	if s.options.value("reply_to") == nil {
+		set("reply_to", p.client.replyTo)
+	}
+	if of != nil {
+		if of.group != "" && s.options.value("group_id") == nil {
+			set("group_id", of.group)
+		}
+		set("group_index", of.index)
+	}
+	return &Result{ID: id, client: p.client}
+}
+
+// sendChain sends the first task of a chain. All others stand in its message.
+func (p *planner) sendChain(s Signature, call options, of *member) (*Result, error) {
+	call = call.over(s.options)
+	steps := flatten(s.parts, kindChain)
+	for i, step := range steps[:len(steps)-1] {
+		if step.kind == kindGroup {
+			return nil, invalid("a group that another task follows is a chord, which this package cannot send: task %d of a chain of %d is a group", i+1, len(steps))
+		}
+	}
+	last := len(steps) - 1
+	callbacks, errbacks := call.list("link"), call.list("link_error")
+	id := call.textOf("task_id")
+	call = call.without("link").without("link_error").without("task_id")
+
+	var previous *Result
+	for i := range steps {
+		place, preset := (*member)(nil), ""
+		if i == last {
+			place, preset = of, id
+		}
+		var result *Result
+		if steps[i].kind == kindGroup {
+			if len(callbacks) > 0 {
+				return nil, invalid("a group cannot have callbacks: link them to its tasks")
+			}
+			if last == 0 {
+				if preset != "" {
+					call.put(option{name: "task_id", value: encode(preset)})
+				}
+				return p.sendGroup(steps[i], call.add("link_error", errbacks))
+			}
+			result = p.freezeGroup(&steps[i], preset, errbacks)
+		} else {
+			result = p.freeze(&steps[i], preset, place)
+			steps[i].options = steps[i].options.add("link_error", errbacks)
+			if i == last {
+				steps[i].options = steps[i].options.add("link", callbacks)
+			}
+		}
+		result.Parent = previous
+		previous = result
+	}
+	rest := []protocol.Signature{}
+	for _, step := range slices.Backward(steps[1:]) {
+		parsed, err := protocol.ParseSignature(step.text())
+		if err != nil {
+			return nil, err
+		}
+		rest = append(rest, parsed)
+	}
+	return previous, p.publish(steps[0], call, rest)
+}
+
+// flatten returns the parts with those of nested chains or groups in their place.
+func flatten(parts []Signature, of kind) []Signature {
+	var flat []Signature
+	for _, part := range parts {
+		switch {
+		case part.kind == of, part.kind == kindGroup && len(part.parts) == 1:
+			// Celery unrolls a group of one task, too.
+			flat = append(flat, flatten(part.parts, of)...)
+		default:
+			flat = append(flat, part)
+		}
+	}
+	return flat
+}
+
+// freezeGroup gives the tasks of a group at a chain's end their ids.
+func (p *planner) freezeGroup(s *Signature, id string, errbacks []Signature) *Result {
+	if id == "" {
+		id = protocol.NewID()
+	}
+	s.options = s.options.with(nil)
+	s.options.put(option{name: "task_id", value: encode(id)})
+	null := json.RawMessage("null")
+	s.options.put(option{name: "root_id", value: null})
+	s.options.put(option{name: "parent_id", value: null})
+	result := &Result{ID: id, client: p.client, group: true}
+	s.parts = flatten(s.parts, kindGroup)
+	for i := range s.parts {
+		part := p.freezePart(&s.parts[i], &member{index: i}, errbacks)
+		result.Members = append(result.Members, part)
+	}
+	return result
+}
+
+// freezePart freezes a member of a group, which may be a chain.
+func (p *planner) freezePart(s *Signature, of *member, errbacks []Signature) *Result {
+	if s.kind != kindChain {
+		result := p.freeze(s, "", of)
+		s.options = s.options.add("link_error", errbacks)
+		return result
+	}
+	s.parts = flatten(s.parts, kindChain)
+	var previous *Result
+	for i := range s.parts {
+		place := (*member)(nil)
+		if i == len(s.parts)-1 {
+			place = of
+		}
+		result := p.freezePart(&s.parts[i], place, errbacks)
+		result.Parent = previous
+		previous = result
+	}
+	return previous
+}
+
+// sendGroup sends every task of a group.
+func (p *planner) sendGroup(s Signature, call options) (*Result, error) {
+	call = call.over(s.options)
+	if len(call.list("link")) > 0 {
+		return nil, invalid("a group cannot have callbacks: link them to its tasks")
+	}
+	errbacks, id := call.list("link_error"), call.textOf("task_id")
+	call = call.without("link_error").without("task_id")
+	if id == "" {
+		id = protocol.NewID()
+	}
+	result := &Result{ID: id, client: p.client, group: true}
+	for i, part := range flatten(s.parts, kindGroup) {
+		own := call
+		if part.kind == kindTask {
+			part.options = part.options.add("link_error", errbacks)
+		} else {
+			own = own.add("link_error", errbacks)
+		}
+		sent, err := p.send(part, own, &member{id, i})
+		if err != nil {
+			return nil, err
+		}
+		result.Members = append(result.Members, sent)
+	}
+	return result, nil
+}
+
+// publish adds the message of a task. rest are the later tasks of its chain, the next
+// one last.
+func (p *planner) publish(s Signature, call options, rest []protocol.Signature) error {
+	merged := call.over(s.options)
+	// The arguments are given as those of a call, which argsrepr shows as a tuple.
+	signature := protocol.NewSignature(s.task, nil, s.kwargs, merged.members()...)
+	publishing, destination, err := signature.Apply(protocol.ApplyOptions{
+		Args: s.args, Chain: rest, ParentID: p.parent, RootID: p.root,
+		ReplyTo: p.client.replyTo, Origin: p.client.config.Origin, Now: p.client.config.Now(),
+	})
+	if err != nil {
+		return invalid("%w", err)
+	}
+	p.messages = append(p.messages, message{publishing, destination})
+	return nil
+}
