@@ -387,10 +387,10 @@ func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, 
 		return nil, err
 	}
 	lost.Finished.ParkedReady = parkedReady
+	if err := endPause(ctx, tx, id, queue); err != nil {
+		return nil, err
+	}
 	batch = &pgx.Batch{}
-	batch.Queue(`
-		UPDATE mm_orchestrator.approvals SET paused_at = NULL, wait_until = NULL, paused_attempt = NULL, passed_for = ''
-		WHERE run_id = $1 AND queue = $2`, id, queue)
 	if run.HasRollback {
 		taskID, message, err := rollback(run, root, parent)
 		if err != nil {
@@ -407,6 +407,19 @@ func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, 
 		lost.RollbackSent = true
 	}
 	return lost, tx.SendBatch(ctx, batch).Close()
+}
+
+// endPause records that a run no longer waits before verify. The API has removed the
+// run's start when it has approved it.
+func endPause(ctx context.Context, tx pgx.Tx, runID, queue string) error {
+	_, err := tx.Exec(ctx, `
+		WITH paused AS (
+		    UPDATE mm_orchestrator.approvals SET paused_at = NULL, wait_until = NULL, paused_attempt = NULL, passed_for = ''
+		    WHERE run_id = $1 AND queue = $2
+		    RETURNING run_id, run_started_at
+		)
+		UPDATE orchestrator_runs AS r SET started_at = COALESCE(r.started_at, p.run_started_at) FROM paused AS p WHERE r.id = p.run_id`, runID, queue)
+	return err
 }
 
 // A PendingApproval is what a run that waits for an approval shows an operator.

@@ -24,6 +24,9 @@ type WorkspaceState struct {
 	// has not ended.
 	RunStatus RunStatus
 	RunGoesOn bool
+	// Paused says that the run has paused before verify, with its change deployed. It
+	// is pending when it is approved, and until verify begins.
+	Paused bool
 	// Working says that a live worker runs a step of the run.
 	Working bool
 	// Blocked says that a parked message of the run waits for another step of it.
@@ -54,6 +57,9 @@ func runVersion(id string) string {
 		      UNION ALL
 		      SELECT s.id::text || ' ' || s.xmin::text FROM spec_workflow_task_states AS s WHERE s.orchestrator_run_id = ` + id + `) AS v), '')`
 }
+
+// hasPaused is SQL for WorkspaceState.Paused, over a row h of holds.
+const hasPaused = `EXISTS (SELECT FROM mm_orchestrator.approvals AS a WHERE a.run_id = h.run_id AND a.queue = h.queue AND a.paused_at IS NOT NULL)`
 
 // longStep is SQL for WorkspaceState.LongStep. PostgreSQL may hide the start of
 // another role's transaction. Such a transaction counts as long.
@@ -97,6 +103,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, unacked []stri
 		batch.Queue(`
 			WITH long_step AS MATERIALIZED (`+longStep+`)
 			SELECT h.workspace, COALESCE(h.run_id::text, ''), COALESCE(r.status::text, ''), `+runGoesOn+`,
+			       `+hasPaused+`,
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c
 			               JOIN mm_orchestrator.parked AS b ON b.run_id = c.run_id AND b.step <> c.step
@@ -113,7 +120,7 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, unacked []stri
 			for rows.Next() {
 				var w WorkspaceState
 				var idle float64
-				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Working, &w.Blocked, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version, &w.LongStep)
+				err := rows.Scan(&w.Workspace, &w.RunID, &w.RunStatus, &w.RunGoesOn, &w.Paused, &w.Working, &w.Blocked, &w.Parked, &w.Waiting, &w.SeenAt, &idle, &w.Version, &w.LongStep)
 				if err != nil {
 					return err
 				}
@@ -144,7 +151,8 @@ func (s *Store) PassWorkspace(ctx context.Context, workspace, runID string) erro
 }
 
 // PassPending takes the workspace from a lost run that is still pending and gives
-// it to the first run that waits, or to none. The conditions are those of
+// it to the first run that waits, or to none. It changes nothing if the run has paused
+// before verify, as its change is in the workspace. The other conditions are those of
 // FailLost, ErrLocked included.
 func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
 	if !isUUID(suspect.RunID) {
@@ -158,7 +166,7 @@ func (s *Store) PassPending(ctx context.Context, suspect Suspect) error {
 			UPDATE mm_orchestrator.holds AS h SET `+grantToNext+`
 			WHERE h.workspace = $1 AND h.run_id = $2 AND h.seen_at < clock_timestamp() - make_interval(secs => $3::float8)
 			  AND EXISTS (SELECT FROM orchestrator_runs AS r WHERE r.id = h.run_id AND r.status = 'pending')
-			  AND `+runVersion("h.run_id")+` = $4`,
+			  AND NOT `+hasPaused+` AND `+runVersion("h.run_id")+` = $4`,
 			suspect.Workspace, suspect.RunID, suspect.Grace.Seconds(), suspect.Version)
 		return err
 	})
@@ -238,7 +246,8 @@ type RollbackMessage func(run Run, rootTaskID, parentTaskID string) (taskID stri
 //   - no worker of this program has had a message or a step of it for the grace,
 //   - no live worker has a claim on a step of it,
 //   - no message of it is parked,
-//   - it is running, or failed and not yet rolled back,
+//   - it is running, or failed and not yet rolled back, or was approved after its
+//     pause before verify,
 //   - and neither the run nor its states have changed since it was suspected.
 //
 // If the run is running and all steps of its plan have succeeded, FailLost only
@@ -280,6 +289,8 @@ type lostState struct {
 	open *claimRow
 	// openStep is the step of open.
 	openStep Step
+	// paused says that the run has paused before verify, and was approved.
+	paused bool
 }
 
 func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostState, error) {
@@ -301,11 +312,11 @@ func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostState, error
 		SELECT COALESCE(h.run_id::text, '') = $2, h.root_task_id, h.seen_at < clock_timestamp() - make_interval(secs => $3::float8),
 		       EXISTS (SELECT FROM mm_orchestrator.claims AS c WHERE c.run_id = h.run_id AND c.outcome IS NULL AND `+holderLives+`),
 		       EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id),
-		       `+runVersion("h.run_id")+` = $4
+		       `+runVersion("h.run_id")+` = $4, `+hasPaused+`
 		FROM mm_orchestrator.holds AS h
 		WHERE h.workspace = $1`, suspect.Workspace, runID, suspect.Grace.Seconds(), suspect.Version).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
-			if err := rows.Scan(&holds, &seen.root, &idle, &working, &parked, &unchanged); err != nil {
+			if err := rows.Scan(&holds, &seen.root, &idle, &working, &parked, &unchanged, &seen.paused); err != nil {
 				return err
 			}
 		}
@@ -330,16 +341,20 @@ func readLost(ctx context.Context, tx pgx.Tx, suspect Suspect) (lostState, error
 	}
 	var err error
 	seen.done, err = succeededSteps(ctx, tx, runID)
+	seen.paused = seen.paused && seen.run.Status == RunPending
 	seen.isLost = seen.run.ID != "" && holds && idle && !working && !parked && unchanged && goesOn(seen.run) &&
-		(seen.run.Status == RunRunning || seen.run.Status == RunFailed)
+		(seen.run.Status == RunRunning || seen.run.Status == RunFailed || seen.paused)
 	return seen, err
 }
 
-// lostStep returns the step of a running run that was lost, and the message for
+// lostStep returns the step of a run that was lost, and has not failed before, and the message for
 // its state row. The step is "" if all steps of the plan have succeeded. It is
 // pure.
 func (seen lostState) lostStep() (step Step, message string) {
 	const end = "its message is in no queue, and no worker has it. Retry the run to begin again"
+	if seen.paused {
+		return StepVerify, "run was lost: step verify did not begin after the approval; " + end
+	}
 	if seen.open != nil && seen.openStep != StepRollback && !seen.done[seen.openStep] {
 		return seen.openStep, fmt.Sprintf("run was lost: step %s was in progress on worker %s, which is not connected to the database; %s", seen.openStep, seen.open.Worker, end)
 	}
@@ -361,7 +376,12 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect 
 	if err != nil {
 		return nil, err
 	}
-	if run.Status == RunRunning {
+	if seen.paused {
+		if err := endPause(ctx, tx, run.ID, suspect.Queue); err != nil {
+			return nil, err
+		}
+	}
+	if run.Status == RunRunning || seen.paused {
 		step, message := seen.lostStep()
 		if step == "" {
 			_, err := releaseIfComplete(ctx, tx, run)

@@ -39,7 +39,11 @@ type Database struct {
 // Empty creates an empty database. It is dropped when the test ends.
 func Empty(t testing.TB) *Database {
 	t.Helper()
-	address := devenv.Database(t)
+	return at(t, devenv.Database(t))
+}
+
+func at(t testing.TB, address string) *Database {
+	t.Helper()
 	d := &Database{URL: address, OwnerURL: address}
 	config, err := pgxpool.ParseConfig(address)
 	if err != nil {
@@ -56,7 +60,17 @@ func Empty(t testing.TB) *Database {
 // New creates a database with MoonMind's tables, ours and Celery's.
 func New(t testing.TB) *Database {
 	t.Helper()
-	d := Empty(t)
+	return Empty(t).fill(t)
+}
+
+// At is New in the database with this address: of a server that the test restarts.
+func At(t testing.TB, address string) *Database {
+	t.Helper()
+	return at(t, address).fill(t)
+}
+
+func (d *Database) fill(t testing.TB) *Database {
+	t.Helper()
 	options := store.MigrateOptions{SharedTables: true, ResultTables: &store.ResultsConfig{}}
 	if _, err := d.Open(t).Migrate(t.Context(), options); err != nil {
 		t.Fatal(err)

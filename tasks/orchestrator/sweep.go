@@ -231,7 +231,7 @@ func (s *sweeper) endLost(ctx context.Context, w store.WorkspaceState, found sto
 		}
 		s.log.Warn("a step was lost with its worker, the other steps of its run continue", "run_id", found.RunID)
 		return s.publishParked(ctx)
-	case w.RunStatus == store.RunPending:
+	case w.RunStatus == store.RunPending && !w.Paused:
 		return s.config.Steps.PassPending(ctx, found)
 	}
 	faultpoint.Hit(faultpoint.LostBefore, found.RunID)

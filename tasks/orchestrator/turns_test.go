@@ -33,6 +33,7 @@ type liveEnv struct {
 	names map[string]string // run id by name
 	// fromRecord says that rollbacks do not run the plan's commands.
 	fromRecord bool
+	workers    []*worker.Worker
 	// publish is a worker that consumes a queue of its own.
 	publish func(protocol.Publishing)
 }
@@ -64,8 +65,9 @@ func newLiveEnv(t *testing.T) *liveEnv {
 	return r
 }
 
-// worker starts a worker with its own connections. sweep says whether it sweeps.
-func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) {
+// worker starts a worker with its own connections. sweep says whether it sweeps. stop
+// ends it before the test's end, without waiting for running tasks.
+func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) (stop func()) {
 	t.Helper()
 	s := r.db.Open(t, func(c *store.Config) {
 		c.Worker, c.Connections, c.TakeoverGrace = name, slots+1, 10*time.Millisecond
@@ -83,14 +85,21 @@ func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) {
 		t.Fatal(err)
 	}
 	o.Register(w)
-	workertest.Start(t, w)
-	if !sweep {
-		return
-	}
-	ctx, stop := context.WithCancel(context.Background())
+	end := workertest.Start(t, w)
+	r.workers = append(r.workers, w)
+	ctx, endSweep := context.WithCancel(context.Background())
 	var group sync.WaitGroup
-	group.Go(func() { o.Sweep(ctx) })
-	t.Cleanup(func() { stop(); group.Wait() })
+	if sweep {
+		group.Go(func() { o.Sweep(ctx) })
+	}
+	stop = func() {
+		endSweep()
+		group.Wait()
+		_ = end() // an error of it fails the test at its end
+		s.Close()
+	}
+	t.Cleanup(func() { endSweep(); group.Wait() })
+	return stop
 }
 
 // create makes a run with a plan of build, restart and rollback. Each is one
