@@ -482,7 +482,7 @@ func (a approvalRow) checkTerms(run Run, approval Approval, paused bool) string 
 		return fmt.Sprintf("the approval is from the future: it was granted at %s, and now it is %s. Synchronise the clocks of API and worker", granted.Format(time.RFC3339), a.Now.Format(time.RFC3339))
 	case granted.Before(run.QueuedAt.Add(-clockTolerance)):
 		return fmt.Sprintf("the approval of %s is older than the run, which was queued at %s", granted.Format(time.RFC3339), run.QueuedAt.Format(time.RFC3339))
-	case paused && a.Record.SpentKey == approval.Key,
+	case paused && a.Record.SpentKey != "" && a.Record.SpentKey == approval.Key,
 		paused && granted.Before(a.Record.PausedAt.Add(-clockTolerance)):
 		return fmt.Sprintf("the approval of %s is older than the pause before verify, which began at %s", granted.Format(time.RFC3339), a.Record.PausedAt.Format(time.RFC3339))
 	case a.CopiedFrom != "":
