@@ -45,17 +45,17 @@ func (s *stepRun) applyDiff(ctx context.Context, log *artifacts.Log, f *runFiles
 	if failure != nil {
 		return failure
 	}
-	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.FilesChanging, Text: "apply the plan's diff"}); failure != nil {
-		return failure
-	}
-	if err := f.repository.Apply(ctx, patch, now); err != nil {
-		return commandError("Plan parameter diff cannot be applied: " + err.Error())
-	}
 	var names []string
 	for _, d := range list {
 		if !isFolder(d) {
 			names = append(names, f.shownPath(d))
 		}
+	}
+	if failure := s.auditBefore(ctx, audit.Record{Kind: audit.FilesChanging, Text: "apply the plan's diff to " + cut(strings.Join(names, ", "))}); failure != nil {
+		return failure
+	}
+	if err := f.repository.Apply(ctx, patch, now); err != nil {
+		return commandError("Plan parameter diff cannot be applied: " + err.Error())
 	}
 	log.Line("[Applied the plan's diff to " + cut(strings.Join(s.shown(names), ", ")) + "]")
 	s.record.Files.Applied = true

@@ -393,6 +393,7 @@ func (s *sweeper) sweepApprovals(ctx context.Context) error {
 		s.log.Error("run was not approved in time", "run_id", run.RunID, "step", string(run.Step), "rollback", run.RollbackSent, "error", run.Message)
 		s.config.Metrics.StepFinished(string(run.Step), false, 0)
 		if run.Finished.RunEnded {
+			s.writeTrail(ctx, s.log, run.RunID)
 			s.config.Metrics.RunFinished(string(run.Finished.Status), run.Finished.Duration)
 		} else {
 			s.config.Metrics.RunStatus(string(run.Finished.Status))

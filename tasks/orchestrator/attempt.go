@@ -71,7 +71,7 @@ func (a *attempt) run(ctx context.Context) (Result, error) {
 	}
 	a.logEnd(ctx, outcome, finished)
 	if finished.RunEnded {
-		a.writeTrail(ctx)
+		a.writeTrail(ctx, a.log, a.begun.Run.ID)
 	}
 	return answer(outcome)
 }

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -114,16 +117,22 @@ func (s *stepRun) auditRefused(workspace string, command []string, failure *Fail
 // auditRestored adds records about files that are as before again. list is the change
 // that was taken back.
 func (f *runFiles) auditRestored(ctx context.Context, list []change.Difference) {
+	back := slices.Clone(list)
+	for i := range back {
+		back[i].Before, back[i].After = back[i].After, back[i].Before
+	}
+	f.auditFiles(ctx, audit.FileRestored, back)
+}
+
+// auditFiles adds records about files. Where their checksums cannot be had, one record
+// names them: that ends no rollback.
+func (f *runFiles) auditFiles(ctx context.Context, kind audit.Kind, list []change.Difference) {
 	files, failure := f.describe(ctx, list)
 	if failure != nil {
-		// They are restored all the same.
-		f.audit(audit.Record{Kind: audit.FileRestored, Text: "what was restored cannot be described: " + cut(failure.Error())})
+		f.audit(audit.Record{Kind: kind, Text: cut(strings.Join(f.shownPaths(list), ", ") + ". " + failure.Error())})
 		return
 	}
-	for i := range files {
-		files[i].Before, files[i].After = files[i].After, files[i].Before
-	}
-	f.audit(fileRecords(audit.FileRestored, files)...)
+	f.audit(fileRecords(kind, files)...)
 }
 
 // auditHealth adds the record about a verdict.
@@ -174,24 +183,40 @@ func (s *stepRun) auditContainers(before, now change.Project) {
 
 // writeTrail writes the audit trail of a run that has ended to RUN.jsonl in the
 // configured directory. The database has the trail anyway.
-func (a *attempt) writeTrail(ctx context.Context) {
-	if a.config.AuditDirectory == "" {
+func (o *Orchestrator) writeTrail(ctx context.Context, log *slog.Logger, run string) {
+	if o.config.AuditDirectory == "" {
 		return
 	}
-	ctx, cancel := a.writeContext(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.config.FinishTimeout)
 	defer cancel()
-	run := a.begun.Run.ID
-	dir, err := artifacts.Open(a.config.AuditDirectory, a.config.Redactor)
+	dir, err := artifacts.Open(o.config.AuditDirectory, o.config.Redactor)
 	if err == nil {
 		defer dir.Close()
 		err = dir.WriteExact(run+".jsonl", func(file io.Writer) error {
-			return a.config.Steps.ReadTrail(ctx, run, func(store.Trail) error { return nil }, func(e audit.Entry) error {
+			return o.config.Steps.ReadTrail(ctx, run, func(store.Trail) error { return nil }, func(e audit.Entry) error {
 				_, err := fmt.Fprintf(file, "%s\n", e.Text)
 				return err
 			})
 		})
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		a.log.Warn("the copy of the audit trail cannot be written; `mm-orchestrator audit show --json` prints it", "directory", a.config.AuditDirectory, "error", err)
+		log.Warn("the copy of the audit trail cannot be written; `mm-orchestrator audit show --json` prints it", "directory", o.config.AuditDirectory, "error", err)
+	}
+}
+
+// writeTrailAgain writes the copy of a run's trail for a worker that was killed after
+// the run's end was recorded. A run that has not ended gets none.
+func (o *Orchestrator) writeTrailAgain(ctx context.Context, log *slog.Logger, run string) {
+	if o.config.AuditDirectory == "" {
+		return
+	}
+	var last audit.Kind
+	err := o.config.Steps.ReadTrail(ctx, run, func(store.Trail) error { return nil }, func(e audit.Entry) error {
+		r, err := audit.Decode(e.Text)
+		last = r.Kind
+		return err
+	})
+	if err == nil && last == audit.RunEnded {
+		o.writeTrail(ctx, log, run)
 	}
 }

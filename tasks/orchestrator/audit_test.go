@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
@@ -57,7 +58,7 @@ func brief(records []audit.Record) []string {
 		case r.File != nil:
 			line += " " + r.File.Path
 		case r.Approval != nil:
-			line += " " + r.Approval.Approver
+			line = strings.TrimSpace(line + " " + r.Approval.Approver)
 		case r.Status != "":
 			line += " " + r.Status
 		}
@@ -211,4 +212,56 @@ func TestTrailIsCompleteAfterAKill(t *testing.T) {
 		text, _ := json.Marshal(brief(records))
 		t.Errorf("patch has %d starts of a command and %d ends, want 2 and 1: %s", starts, ends, text)
 	}
+}
+
+// TestTrailOfAPauseBeforeVerify: who approved a run that has paused is in the trail, and
+// that nobody did in time.
+func TestTrailOfAPauseBeforeVerify(t *testing.T) {
+	t.Parallel()
+	pause := func(wait time.Duration) *approvalEnv {
+		e := newApprovalEnv(t, "pre-verify")
+		e.config.ApprovalWait = wait
+		e.worker(t, "one", 1, true)
+		e.submit(t, "pending")
+		e.send(t)
+		return e
+	}
+	of := func(e *approvalEnv, kinds ...audit.Kind) (found []audit.Record) {
+		records, _ := e.trail(t, e.id)
+		for _, r := range records {
+			if slices.Contains(kinds, r.Kind) {
+				found = append(found, r)
+			}
+		}
+		return found
+	}
+	t.Run("approved", func(t *testing.T) {
+		t.Parallel()
+		e := pause(time.Hour)
+		e.await(t, "the run pauses", func() bool { return e.status(t) == "awaiting_approval" })
+		_, err := e.db.Open(t).Approve(t.Context(), store.ApproveRequest{
+			RunID: e.id, Approver: store.Approver{ID: "ops-417", Role: "sre"}, Token: []byte("token"), Queue: e.config.Queue,
+			Workspace: func(run store.Run) string { return Workspace(e.config.Queue, e.workspace, run) },
+		}, func(run store.Run) (string, protocol.Delivery, error) {
+			return ChainMessage(run, e.config.Queue, "node", time.Now(), nil)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.await(t, "the run ends", func() bool { return slices.Contains([]string{"succeeded", "rolled_back"}, e.status(t)) })
+		got := brief(of(e, audit.Paused, audit.ApprovalGiven, audit.ApprovalGranted, audit.RunEnded))
+		if len(got) != 4 || !slices.Equal(got[:3], []string{"verify paused", "approval-given ops-417", "verify approval-granted ops-417"}) {
+			t.Errorf("trail has %q", got)
+		}
+	})
+	t.Run("not in time", func(t *testing.T) {
+		t.Parallel()
+		e := pause(time.Second)
+		e.await(t, "the run ends", func() bool { return slices.Contains([]string{"succeeded", "rolled_back"}, e.status(t)) })
+		got := of(e, audit.Paused, audit.LimitReached, audit.RunEnded)
+		if len(got) != 3 || got[1].Kind != audit.LimitReached || *got[1].Rule != (audit.Rule{Name: "approval.wait", Limit: "1s"}) || got[1].Step != "verify" ||
+			!strings.Contains(got[1].Text, "waited before verify for an approval from 2") || got[2].Status != "rolled_back" {
+			t.Errorf("trail has %+v", got)
+		}
+	})
 }

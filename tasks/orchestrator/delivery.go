@@ -106,6 +106,7 @@ func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit fun
 		faultpoint.Hit(faultpoint.StepAnswered, runID, string(step))
 		log.Info("step has ended before, returning its recorded outcome", "status", string(decision.Outcome.Status))
 		parkedReady = decision.ParkedReady
+		o.writeTrailAgain(ctx, log, runID)
 		result, err = answer(decision.Outcome)
 	case store.Parked:
 		log.Info("step has to wait, its message is parked", "why", string(decision.Why), "reason", decision.Reason)

@@ -309,6 +309,12 @@ func (f *runFiles) undoViolations(ctx context.Context, log *artifacts.Log, list 
 	if err != nil {
 		return failed(err)
 	}
+	if aside.Ref != "" {
+		f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("the run's version of %s, in %s", cut(strings.Join(f.shownPaths(left), ", ")), aside.Ref)})
+	}
+	if failure := f.auditBefore(ctx); failure != nil {
+		return failed(failure)
+	}
 	if _, err := f.repository.Restore(ctx, f.before, now, violations); err != nil {
 		return failed(err)
 	}
@@ -328,9 +334,6 @@ func (f *runFiles) undoViolations(ctx context.Context, log *artifacts.Log, list 
 		}
 	}
 	f.auditRestored(ctx, violations)
-	if aside.Ref != "" {
-		f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("the run's version of %s, in %s", counted(len(aside.Paths), "file"), aside.Ref)})
-	}
 	f.record.Files.ViolationsUndone = true
 	if failure := f.saveRecord(ctx); failure != nil {
 		return failure

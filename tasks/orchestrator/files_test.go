@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -324,9 +325,21 @@ func TestRollbackOfAPatchThatWasCutOff(t *testing.T) {
 	if !strings.Contains(failure.Error(), "took longer than its limit") {
 		t.Fatal(failure)
 	}
+	b.steps.trail = nil
 	b.succeed("rollback")
 	same(t, "status", b.status(), before)
 	same(t, "policy.txt", b.text("policy.txt"), "policy, edited\n")
+	// The trail has what was found, also where the workspace does not show it any more.
+	want := []string{"files-changing", "set-aside", "file-changed api_service/requirements.txt", "file-changed policy.txt",
+		"file-restored api_service/requirements.txt", "file-restored policy.txt"}
+	if got := brief(b.steps.trail); !slices.Equal(got, want) {
+		t.Errorf("trail %q, want %q", got, want)
+	}
+	for _, r := range b.steps.trail {
+		if r.File != nil && (r.File.Before.SHA256 == "" || r.File.After.SHA256 == "" || r.File.Before.SHA256 == r.File.After.SHA256) {
+			t.Errorf("%s of %s: from %s to %s", r.Kind, r.File.Path, r.File.Before, r.File.After)
+		}
+	}
 	log := b.artifact("rollback.log")
 	if !strings.HasSuffix(log, "\ntree: as before the run (2 files restored, 2 set aside)") {
 		t.Errorf("log %s", log)

@@ -56,6 +56,9 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 			if !lock.Unchanged() {
 				continue // another git has it now
 			}
+			if s.auditBefore(ctx, audit.Record{Kind: audit.FilesChanging, Text: "remove a lock file that a killed git has left: " + lock.Path}) != nil {
+				return // the step ends
+			}
 			if err := os.Remove(lock.Path); err != nil {
 				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, preflight.Reason(err), lock.Path))
 				continue

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -151,6 +152,9 @@ func (s *stepRun) pinImage(ctx context.Context) *Failure {
 		image.Answered = s.answered(ctx)
 	}
 	s.record.Image, s.record.Undone = image, false
+	if image.EngineSeen {
+		s.audit(audit.Record{Kind: audit.ContainerChanging, Text: "keep " + image.Describe() + " of project " + image.Project + " until the run is over"})
+	}
 	if failure := s.saveRecord(ctx); failure != nil || !image.EngineSeen {
 		return failure
 	}

@@ -91,6 +91,14 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 	if outcome.SetAside, failure = f.setAside(ctx, log, now, foreign); failure != nil {
 		return filesOutcome{}, failure
 	}
+	if files.Change == "" {
+		// Nothing has recorded what the run has altered, and nothing shows it any more
+		// once it is brought back. What was set aside can be described.
+		f.auditFiles(ctx, audit.FileChanged, list)
+	}
+	if failure := f.auditBefore(ctx); failure != nil {
+		return filesOutcome{}, failure
+	}
 	if _, err := f.repository.Restore(ctx, f.before, now, list); err != nil {
 		return filesOutcome{}, f.notRestored(ctx, err, list)
 	}
@@ -232,6 +240,9 @@ func (f *runFiles) takeEditsBack(ctx context.Context, log *artifacts.Log, now *c
 	f.audit(audit.Record{Kind: audit.SetAside, Text: fmt.Sprintf("the uncommitted edits that the run has deployed, in %s: %s", aside.Ref, cut(strings.Join(names, ", ")))})
 	for _, command := range aside.Commands {
 		log.Line("[To bring them back, run: " + command + "]")
+	}
+	if failure := f.auditBefore(ctx); failure != nil {
+		return filesOutcome{}, failure
 	}
 	if err := f.repository.ResetEdits(ctx, now, edits); err != nil {
 		return failed("The deployed edits are set aside, but their files cannot be brought back to HEAD", err)

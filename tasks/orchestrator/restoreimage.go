@@ -81,6 +81,7 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 		log.Line(fmt.Sprintf("[Volume %s was not there before the run. It is kept, since it may have data. To remove it: %s]", name, formatCommand(removeVolume(name))))
 	}
 	image.Restored = true
+	s.auditContainers(image.Before, now.Project)
 	s.audit(audit.Record{Kind: audit.ContainerRestored, Text: "images " + cmp.Or(images, "none") + "; configuration " + cmp.Or(configuration, "none")})
 	if failure := s.saveRecord(ctx); failure != nil {
 		return imageOutcome{}, failure

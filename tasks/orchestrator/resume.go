@@ -92,7 +92,7 @@ func (s *stepRun) resumeFiles(ctx context.Context) *Failure {
 	}
 	// From now on a rollback has something to take back.
 	s.record.Files.Restored, s.record.Undone = false, false
-	s.audit(audit.Record{Kind: audit.FilesChanging, Text: "make the change of the run again, which a rollback has taken back"})
+	s.audit(audit.Record{Kind: audit.FilesChanging, Text: "make the change of the run again, which a rollback has taken back: " + cut(strings.Join(f.shownPaths(missing), ", "))})
 	if failure := s.saveRecord(ctx); failure != nil {
 		return failure
 	}

@@ -247,6 +247,7 @@ func (s *sweeper) endLost(ctx context.Context, w store.WorkspaceState, found sto
 		log.Error("run was lost", "step", string(lost.Step), "rollback", lost.RollbackSent, "error", lost.Message)
 		s.config.Metrics.StepFinished(string(lost.Step), false, 0)
 		if lost.Finished.RunEnded {
+			s.writeTrail(ctx, log, found.RunID)
 			s.config.Metrics.RunFinished(string(lost.Finished.Status), lost.Finished.Duration)
 		} else {
 			s.config.Metrics.RunStatus(string(lost.Finished.Status))
