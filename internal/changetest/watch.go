@@ -62,6 +62,19 @@ func (p *Project) Watch(ctx context.Context, kind WorkspaceKind, random *rand.Ra
 	return w, err
 }
 
+// Before returns the state before the run: without the edits that it deploys, and with
+// them.
+func (w *Watch) Before() (head, before State) { return w.head, w.before }
+
+// After returns what TakenBack or Changed has seen.
+func (w *Watch) After() State { return w.after }
+
+// Look takes the state now.
+func (w *Watch) Look(ctx context.Context) (State, error) { return Take(ctx, w.subject) }
+
+// Target is the name of the target's container.
+func (w *Watch) Target() string { return w.target() }
+
 // An End says how far a run has come.
 type End struct {
 	// Built and Restarted say that the step has begun.

@@ -58,7 +58,10 @@ type outcome struct {
 	// mixed is set for a mixed trial.
 	mixed *mixed
 	// watch is set for trials of kind Real.
-	watch   *changetest.Watch
+	watch *changetest.Watch
+	// kills are what was there right after each kill of a trial of kind Real, before
+	// that worker was started again.
+	kills   []atKill
 	moments []moment
 	ledger  []ledger.Record
 	took    time.Duration
@@ -275,6 +278,9 @@ func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() err
 		victim.kill()
 		h.over = time.Now()
 		o.hits = append(o.hits, h)
+		if err := l.lookAtKill(ctx, o, s); err != nil {
+			return false, err
+		}
 		return true, l.restartDead(o.trial)
 	}
 	ended := time.Time{}
@@ -326,6 +332,9 @@ func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() err
 		case <-victim.exited:
 		case <-time.After(waitTimeout):
 			return false, errors.New("the worker did not end after SIGKILL")
+		}
+		if err := l.lookAtKill(ctx, o, s); err != nil {
+			return false, err
 		}
 		if s.PurgeMessage {
 			if err := l.purge(ctx); err != nil {

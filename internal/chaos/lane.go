@@ -338,7 +338,12 @@ func until(ctx context.Context, what string, done func() (bool, error)) error {
 // untilOfRun is until for what the current trial's run does.
 func (l *lane) untilOfRun(ctx context.Context, what string, done func() (bool, error)) error {
 	if l.trial.Kind == Real {
-		return untilWithin(ctx, realTimeout, what, done)
+		return untilWithin(ctx, realTimeout, what, func() (bool, error) {
+			if err := l.approvePaused(ctx); err != nil {
+				return false, err
+			}
+			return done()
+		})
 	}
 	return until(ctx, what, done)
 }

@@ -30,8 +30,24 @@ var realPlaces = func() (all []place) {
 			all = append(all, p)
 		}
 	}
+	// What a step records before it acts, one after the other.
+	for _, p := range at(withCommand, nil, false, faultpoint.AuditBefore, faultpoint.AuditRecorded, faultpoint.ChangeBefore, faultpoint.ChangeRecorded) {
+		for p.occurrence = 1; p.occurrence <= 2 || p.occurrence == 3 && p.step != "build"; p.occurrence++ {
+			all = append(all, p)
+		}
+	}
+	for _, gate := range []string{preRun, preVerify} {
+		for _, p := range at([]string{"patch", "build", "restart", "verify"}, nil, false, faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused) {
+			if p.gate = gate; (gate == preVerify) == (p.step == "verify") && (p.point != faultpoint.ApprovalRefused || p.step == "verify") {
+				all = append(all, p)
+			}
+		}
+	}
 	return all
 }()
+
+// The requirements of approval gates.
+const preRun, preVerify = "pre-run", "pre-verify"
 
 // One in realRound trials of kind Real kills at any time, the others at a place.
 const realRound = 3
@@ -50,6 +66,8 @@ var realKinds = []changetest.WorkspaceKind{changetest.Clean, changetest.Deployed
 func (t *Trial) real(random *rand.Rand, turn int) {
 	t.Workspace = realKinds[random.IntN(len(realKinds))]
 	t.Shape.Real, t.Shape.FailAt = true, ""
+	t.Standby = random.IntN(2) == 0
+	t.Gate = []string{"", preRun, preVerify}[random.IntN(3)]
 	if random.IntN(4) > 0 {
 		t.Shape.FailAt = []string{"patch", "build", "restart", "verify"}[random.IntN(4)]
 	}
@@ -59,6 +77,9 @@ func (t *Trial) real(random *rand.Rand, turn int) {
 		order := rand.New(rand.NewPCG(t.Seed, 1)).Perm(len(realPlaces))
 		p := realPlaces[order[(turn-turn/realRound)%len(order)]]
 		t.shapeFor(p, random)
+		if p.gate != "" {
+			t.Gate = p.gate
+		}
 		t.Stages = []stage{p.stage(kill)}
 	}
 	if random.IntN(3) == 0 {
@@ -74,6 +95,9 @@ type realProject struct {
 	// settings are those of the workers.
 	settings []string
 	scripts  string
+	// acts is the file with the calls of docker that change something, trails the folder
+	// with the workers' copies of audit trails.
+	acts, trails string
 	// up says that the containers are as they must be before a trial.
 	up bool
 }
@@ -97,7 +121,7 @@ func (l *lane) makeReal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.real = &realProject{Project: project, engine: engine, scripts: filepath.Join(folder, "scripts")}
+	l.real = &realProject{Project: project, engine: engine, scripts: filepath.Join(folder, "scripts"), acts: filepath.Join(folder, "acts"), trails: filepath.Join(folder, "trails")}
 	l.remove = append(l.remove, func(ctx context.Context) error {
 		return errors.Join(project.Close(ctx), engine.Close())
 	})
@@ -110,11 +134,14 @@ func (l *lane) makeReal(ctx context.Context) error {
 	}
 	// The ledger gets what build and restart do, and nothing that looks only.
 	script := fmt.Sprintf(`#!/bin/sh
+case " $* " in
+*' up '* | *' build '* | *' rm '* | *' create '* | *' start '* | *' stop '*) echo "$MM_ORCHESTRATOR_STEP $*" >> '%s' ;;
+esac
 case "$MM_ORCHESTRATOR_STEP $*" in
 */build/*' build '* | */restart/*' up '*) exec '%s' '%s' - - 1 run docker '%s' "$@" ;;
 esac
 exec '%s' "$@"
-`, l.config.programs.ledger, l.ledger, docker, docker)
+`, l.real.acts, l.config.programs.ledger, l.ledger, docker, docker)
 	bin := filepath.Join(folder, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return err
@@ -128,6 +155,8 @@ exec '%s' "$@"
 		"DOCKER_HOST=" + os.Getenv("DOCKER_HOST"),
 		"MM_ORCHESTRATOR_ROLLBACK=restore",
 		"MM_ORCHESTRATOR_QUIET_PERIOD=1s",
+		"MM_ORCHESTRATOR_AUDIT_DIR=" + l.real.trails,
+		"ENCRYPTION_MASTER_KEY=" + encryptionKey,
 	}, project.Environment()...)
 	return nil
 }
@@ -141,6 +170,9 @@ func (l *lane) watchReal(ctx context.Context, o *outcome) (err error) {
 		l.real.up = true
 	}
 	if err := l.real.engine.RemovePins(ctx, l.real.Name); err != nil {
+		return err
+	}
+	if err := l.setGate(ctx, o.trial.Gate); err != nil {
 		return err
 	}
 	random := rand.New(rand.NewPCG(o.trial.Seed, uint64(o.trial.Number)))
@@ -196,6 +228,9 @@ func (l *lane) judgeReal(ctx context.Context, o *outcome, status string) error {
 		differences, err = o.watch.Changed(ctx)
 	} else {
 		differences, err = o.watch.TakenBack(ctx, changetest.EndOf(strings.Join(rows, " "), filepath.Join(l.artifacts, o.run.ID)))
+	}
+	if err == nil {
+		err = l.judgeRealTrail(ctx, o, status)
 	}
 	for i, line := range differences {
 		if i == 10 {

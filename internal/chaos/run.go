@@ -235,6 +235,9 @@ func (l *lane) create(ctx context.Context, s shape) (run, error) {
 		priority = "high"
 	}
 	r.created, err = moonmind.Create(ctx, l.pool, moonmind.Run{ID: r.ID, Queue: l.queue, Plan: plan, ArtifactRoot: filepath.Join(l.artifacts, r.ID), Priority: priority})
+	if err == nil && s.Real {
+		err = l.approve(ctx, r.ID)
+	}
 	return r, err
 }
 

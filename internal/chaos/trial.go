@@ -105,8 +105,9 @@ type Trial struct {
 	// LostStep is the step that fails because its message is lost; "" if the
 	// rollback's message is lost, or none.
 	LostStep string
-	// Workspace is that of Real.
+	// Workspace is that of Real, Gate the requirement of its approval gate, "" for none.
 	Workspace changetest.WorkspaceKind
+	Gate      string
 }
 
 // A stage is one fault.
@@ -198,6 +199,9 @@ func (t Trial) String() string {
 	if t.Variant != "" {
 		stages = append(stages, t.Variant)
 	}
+	if t.Gate != "" {
+		stages = append(stages, t.Gate+" approval")
+	}
 	ends := "succeeds"
 	if t.Shape.FailAt != "" {
 		ends = "fails at " + t.Shape.FailAt
@@ -219,6 +223,11 @@ type place struct {
 	// command is the number of the command that the point is about, if there
 	// are several.
 	command int
+	// occurrence is the number of the hit, 0 for the first.
+	occurrence int
+	// gate is the requirement of the approval gate without which the program does not
+	// reach the point, "" for any.
+	gate string
 	// before are stages without which the program does not reach the point.
 	before []stage
 	// failed says that only a step that fails reaches the point.
@@ -293,9 +302,9 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.ParkWritten, faultpoint.ParkCommitted, faultpoint.ParkedTaken, faultpoint.ParkedPublished}, nil,
 		"which step reaches it depends on which run is first: kind crowd kills in any step"},
 	{[]faultpoint.Point{faultpoint.ChangeBefore, faultpoint.ChangeRecorded}, nil,
-		"a step whose programs are stand-ins records no change"},
+		"a step whose programs are stand-ins records no change: kind real kills there"},
 	{[]faultpoint.Point{faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused}, nil,
-		"the harness's service has no approval gate: tests of store and tasks/orchestrator end a worker there"},
+		"the service has no approval gate: kind real kills there"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
 }
 
@@ -316,7 +325,7 @@ func ofCommand(number int, places []place) []place {
 
 // stage makes the stage of a fault at the place.
 func (p place) stage(do action) stage {
-	return stage{Point: p.point, Step: p.step, Command: p.command, Do: do}
+	return stage{Point: p.point, Step: p.step, Command: p.command, Occurrence: p.occurrence, Do: do}
 }
 
 // place is the name of the stage's place in reports.
@@ -327,6 +336,9 @@ func (s stage) place() string {
 	}
 	if s.Command > 0 {
 		name += fmt.Sprintf(" command %d", s.Command)
+	}
+	if s.Occurrence > 0 {
+		name += fmt.Sprintf(", time %d", s.Occurrence)
 	}
 	return name
 }
