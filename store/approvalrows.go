@@ -38,6 +38,20 @@ func scanGate(row pgx.CollectableRow) (Gate, error) {
 	return g, err
 }
 
+// ListGates returns the gates that require an approval, by their service.
+func (s *Store) ListGates(ctx context.Context) ([]Gate, error) {
+	var gates []Gate
+	err := s.retry(ctx, "read the approval gates", func(ctx context.Context) error {
+		rows, err := s.pool.Query(ctx, selectGates)
+		if err != nil {
+			return err
+		}
+		gates, err = pgx.CollectRows(rows, scanGate)
+		return err
+	})
+	return gates, err
+}
+
 // An approvalReader collects what queueApproval reads.
 type approvalReader struct {
 	approvalRow

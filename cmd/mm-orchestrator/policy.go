@@ -17,6 +17,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
+	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 var policyCommand = &command{
@@ -45,14 +46,15 @@ var checkPolicyCommand = &command{
 	words:    1,
 	summary:  "check a policy file, and say what it means",
 	about: "Reads FILE, or the file that --profiles or MM_ORCHESTRATOR_PROFILES names, or else the built-in policy, as a worker does at its start. It prints every mistake with file, line and column, what is wrong and how to correct it. " +
-		"Of a file without mistakes it prints what it means: the services, the overrides with their reasons, settings that do not count because the file says something else, and what else is worth a look. It opens no connection.\n\n" +
+		"Of a file without mistakes it prints what it means: the services, the overrides with their reasons, settings that do not count because the file says something else, and what else is worth a look. " +
+		"If a database is configured, it also says which approval gates there belong to no service of the policy, as after a service was renamed. Otherwise it opens no connection.\n\n" +
 		"Exit code 0: a worker would start with it. 78: it would not.\n\n" +
 		"With --json it prints {\"file\", \"ok\", \"errors\": [{\"line\", \"column\", \"field\", \"problem\", \"cure\"}], \"services\", \"notes\"}; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator policy check /etc/mm-orchestrator/profiles.yaml", "before the worker is restarted"},
 		{"docker compose run --rm --no-deps orchestrator policy check", "the file that the worker's container would read"},
 	},
-	topics: []topic{topicFiles, topicSteps},
+	topics: []topic{topicFiles, topicSteps, topicDatabase},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &policyFlags{}
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
@@ -126,7 +128,7 @@ type policyOverride struct {
 	Values []string   `json:"values"`
 }
 
-func (f *policyFlags) check(_ context.Context, p *program, in input) error {
+func (f *policyFlags) check(ctx context.Context, p *program, in input) error {
 	c, _, err := resolve(p.env, in.settings)
 	if err != nil {
 		return err
@@ -164,6 +166,7 @@ func (f *policyFlags) check(_ context.Context, p *program, in input) error {
 		report.Services = append(report.Services, p.policyService(effective.Services[name], now))
 	}
 	report.OK, report.Notes = true, append(report.Notes, c.policyNotes(now)...)
+	report.Notes = append(report.Notes, p.gateNotes(ctx, c, effective)...)
 	if f.json {
 		return runPrinter{out: p.stdout, redactor: p.redactor()}.json(report)
 	}
@@ -253,6 +256,60 @@ func (c *configuration) policyNotes(now time.Time) []string {
 		if service, _ := c.Policy.Find(name, now); c.alterable(service) {
 			notes = append(notes, fmt.Sprintf("runs for service %s may change the policy file itself: put it outside of the workspace %s", name, c.Workspace))
 		}
+	}
+	return notes
+}
+
+// gateWait bounds how long `policy check` waits for the database.
+const gateWait = 5 * time.Second
+
+// gateNotes says which approval gates belong to no service of the policy, if a database
+// is configured. A policy is right without a database that answers.
+func (p *program) gateNotes(ctx context.Context, c *configuration, effective *policy.Policy) []string {
+	host, _ := c.effective("POSTGRES_HOST")
+	if c.DatabaseURL.IsZero() && host.source == fromDefault {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, gateWait)
+	defer cancel()
+	db, err := openStore(ctx, store.Config{URL: c.Database().URL(), RetryFor: interactiveRetry, Redact: p.redactor().String}, c.tablesDatabase(), 0, p.reportWait)
+	var gates []store.Gate
+	if err == nil {
+		defer db.Close()
+		gates, err = db.ListGates(ctx)
+	}
+	if err != nil {
+		return []string{fmt.Sprintf("the approval gates in the database were not checked: %v", err)}
+	}
+	return strayGates(effective, gates)
+}
+
+// strayGates says in words which gates belong to no service of a policy.
+func strayGates(effective *policy.Policy, gates []store.Gate) []string {
+	var composed, gated, notes []string
+	for _, s := range effective.Services {
+		composed = append(composed, s.ComposeService)
+	}
+	for _, g := range gates {
+		gated = append(gated, g.Service)
+	}
+	for _, g := range gates {
+		if slices.Contains(composed, g.Service) {
+			continue
+		}
+		note := fmt.Sprintf("no run needs the approval (%s) of the gate for %q in approval_gates: no service of the policy has that compose service", g.Requirement, g.Service)
+		switch s, renamed := effective.Services[strings.ToLower(g.Service)]; {
+		case renamed && !slices.Contains(gated, s.ComposeService):
+			note += fmt.Sprintf(". That of service %s is %s: set the gate's service_name to %[2]s, or runs for %[1]s go without an approval", s.Name, s.ComposeService)
+		case renamed:
+			note += fmt.Sprintf(". That of service %s is %s, which has a gate of its own: remove this one", s.Name, s.ComposeService)
+		default:
+			note += ". Correct its service_name"
+			if meant := nearest(g.Service, composed); meant != "" {
+				note += ": did you mean " + meant + "?"
+			}
+		}
+		notes = append(notes, note)
 	}
 	return notes
 }

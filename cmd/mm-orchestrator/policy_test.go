@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -200,5 +201,41 @@ func TestThePolicyAddsToRedaction(t *testing.T) {
 				t.Errorf("%s, %s: %s, want %s", text, name, got, want)
 			}
 		}
+	}
+}
+
+// A gate that belongs to no service of the policy lets runs go without an approval.
+func TestPolicyCheckTellsStrayGates(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	for _, gate := range []string{"api", "orchestrator", "celery-woker"} {
+		s.exec(t, fmt.Sprintf(`INSERT INTO approval_gates (id, service_name, requirement, approver_roles, valid_for_minutes) VALUES (gen_random_uuid(), '%s', 'pre-run', '{sre}', 60)`, gate))
+	}
+	s.exec(t, `INSERT INTO approval_gates (id, service_name, requirement, approver_roles, valid_for_minutes) VALUES (gen_random_uuid(), 'nothing', 'none', '{}', 60)`)
+	path := policyFile(t, "services:\n  api:\n    compose: {service: web}\n")
+	got := invoke(t, s.env(), "policy", "check", path)
+	for _, want := range []string{
+		`note: no run needs the approval (pre-run) of the gate for "api" in approval_gates: no service of the policy has that compose service. That of service api is web: set the gate's service_name to web, or runs for api go without an approval`,
+		`note: no run needs the approval (pre-run) of the gate for "celery-woker" in approval_gates: no service of the policy has that compose service. Correct its service_name: did you mean celery-worker?`,
+	} {
+		if !strings.Contains(got.stdout, want) {
+			t.Errorf("no %q in\n%s", want, got.stdout)
+		}
+	}
+	if got.code != exitOK || strings.Count(got.stdout, "approval_gates") != 2 {
+		t.Errorf("exit %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	s.exec(t, `INSERT INTO approval_gates (id, service_name, requirement, approver_roles, valid_for_minutes) VALUES (gen_random_uuid(), 'web', 'pre-run', '{sre}', 60)`)
+	if got := invoke(t, s.env(), "policy", "check", path); !strings.Contains(got.stdout, "That of service api is web, which has a gate of its own: remove this one") {
+		t.Errorf("exit %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	// A policy needs no database: not one that is configured and does not answer, and
+	// none.
+	got = invoke(t, environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://x:x@127.0.0.1:1/x"}, "policy", "check", path)
+	if got.code != exitOK || !strings.Contains(got.stdout, "note: the approval gates in the database were not checked: ") {
+		t.Errorf("without an answer: exit %d\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	if got := invoke(t, nil, "policy", "check", path); got.code != exitOK || strings.Contains(got.stdout, "approval") {
+		t.Errorf("without a database: exit %d\n%s%s", got.code, got.stdout, got.stderr)
 	}
 }

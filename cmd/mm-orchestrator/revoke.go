@@ -20,7 +20,7 @@ var revokeCommand = &command{
 	synonyms: []string{"cancel", "stop", "abort", "kill"},
 	summary:  "stop a run and roll it back",
 	about: "Stops a run. If a step is running, its processes are killed, the step fails with the reason, and the run is rolled back. " +
-		"A run that has not started, or that waits for approval, fails at once without rollback. A run between two steps fails when its next step begins. A rollback cannot be revoked.\n\n" +
+		"A run that has not started, or that waits for approval before it has changed anything, fails at once without rollback. One that waits before verify for its approval is rolled back. A run between two steps fails when its next step begins. A rollback cannot be revoked.\n\n" +
 		"The command waits for the result for as long as --wait says, and prints it. " +
 		"RUN is the id of a run or its beginning, as for `mm-orchestrator runs`.\n\n" +
 		"Exit code 0: the run has failed as requested, or is rolled back. 1: it had ended before, is already being rolled back, or no worker has stopped it yet.",
@@ -85,6 +85,8 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 		fmt.Fprintf(p.stdout, "run %s: worker %s, which ran step %s, is dead; the run fails when another worker takes the step over\n", request.RunID, revoked.Worker, revoked.Step)
 	case revoked.Step != "":
 		fmt.Fprintf(p.stdout, "run %s: asked worker %s to stop step %s, running since %s\n", request.RunID, revoked.Worker, revoked.Step, clock(&revoked.Since))
+	case revoked.PreviousStatus == store.RunAwaitingApproval:
+		fmt.Fprintf(p.stdout, "run %s waits before verify for its approval: verify fails, and the run is rolled back\n", request.RunID)
 	default:
 		fmt.Fprintf(p.stdout, "run %s is between two steps (%s): it fails when the next step begins\n", request.RunID, revoked.PreviousStatus)
 	}
