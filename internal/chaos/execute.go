@@ -146,6 +146,13 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 	if err := l.runTrialWorkers(ctx, t.Standby); err != nil {
 		return err
 	}
+	if t.Kind == Approval {
+		if err := l.carryOutGated(ctx, t, o); err != nil {
+			return err
+		}
+		l.judgeAll(ctx, o)
+		return nil
+	}
 	// The ids are needed for the first trap, which must be set before the
 	// message is there: the stages wait for the run.
 	prepare := func(r run) error {

@@ -219,8 +219,10 @@ func (l *lane) judgeResults(ctx context.Context, o *outcome) error {
 		}
 		known := false
 		for r := &o.run; r != nil; r = r.before {
-			for _, task := range r.Tasks {
-				known = known || task == id
+			for _, tasks := range []map[string]string{r.Tasks, r.earlier} {
+				for _, task := range tasks {
+					known = known || task == id
+				}
 			}
 		}
 		if !known {

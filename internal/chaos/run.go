@@ -83,6 +83,8 @@ type run struct {
 	created time.Time
 	// before is the first attempt of a run that was retried.
 	before *run
+	// earlier are the tasks of the chain before the run's pause.
+	earlier map[string]string
 }
 
 func (r run) root() string { return r.Tasks["analyze"] }

@@ -54,6 +54,9 @@ const (
 	// Restart stops or kills the broker, the database, or both at a named point,
 	// and starts them again after a while. It uses servers of its own.
 	Restart Kind = "restart"
+	// Approval kills a worker where it checks the approval of a run, where the run
+	// pauses before verify, and where it goes on. It runs only on request.
+	Approval Kind = "approval"
 	// Rollback makes runs fail for every reason, in turn, and checks that each is
 	// rolled back exactly once. It runs only on request.
 	Rollback Kind = "rollback"
@@ -79,7 +82,7 @@ var Kinds = []Kind{
 }
 
 // onRequest are the kinds that no campaign uses by default. Each shows one promise.
-var onRequest = []Kind{Rollback, Rush, Mixed, Real}
+var onRequest = []Kind{Approval, Rollback, Rush, Mixed, Real}
 
 // retriedEarly is the variant of Duplicate that retries a run while its rollback
 // runs. The API allows that for a failed run.
@@ -100,11 +103,14 @@ type Trial struct {
 	Stages []stage
 	// Variant is that of Duplicate, or what else is done to a run from outside.
 	Variant string
-	// Case is that of Rollback or Lost.
+	// Case is that of Rollback or Lost, and the gate's requirement of Approval.
 	Case string
 	// LostStep is the step that fails because its message is lost; "" if the
 	// rollback's message is lost, or none.
 	LostStep string
+	// AfterPause, of Approval, says that the worker is killed when the run is approved
+	// that has paused before verify.
+	AfterPause bool
 	// Workspace is that of Real, Gate the requirement of its approval gate, "" for none.
 	Workspace changetest.WorkspaceKind
 	Gate      string
@@ -304,7 +310,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.ChangeBefore, faultpoint.ChangeRecorded}, nil,
 		"a step whose programs are stand-ins records no change: kind real kills there"},
 	{[]faultpoint.Point{faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused}, nil,
-		"the service has no approval gate: kind real kills there"},
+		"only a run with an approval gate reaches them: kinds approval and real"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
 }
 
@@ -409,6 +415,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.duplicate()
 	case Poison:
 		t.poison(random)
+	case Approval:
+		t.approval(random, turnOf(number, kinds))
 	case Rollback:
 		t.rollBack(random, turnOf(number, kinds))
 	case Partition:

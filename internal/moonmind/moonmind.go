@@ -105,7 +105,9 @@ type Beginner interface {
 }
 
 // Create inserts the rows of a run for service "api", as POST /orchestrator/runs
-// does, and returns the run's queued_at. The API publishes the message after that.
+// does, and returns the run's queued_at. If the service has a gate that requires an
+// approval, the run waits for it, and the API publishes nothing. Otherwise it publishes
+// the message after that.
 func Create(ctx context.Context, database Beginner, run Run) (created time.Time, err error) {
 	if run.Priority == "" {
 		run.Priority = "normal"
@@ -116,8 +118,13 @@ func Create(ctx context.Context, database Beginner, run Run) (created time.Time,
 			    INSERT INTO orchestrator_action_plans (id, steps, service_context)
 			    VALUES (gen_random_uuid(), $2::text::jsonb, jsonb_build_object('service', 'api', 'queue', $5::text)) RETURNING id
 			)
-			INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id)
-			SELECT $1, 'Keep going', 'api', $4::text::orchestratorrunpriority, 'pending', '{}', $3, plan.id FROM plan RETURNING queued_at`,
+			INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id, approval_gate_id)
+			SELECT $1, 'Keep going', 'api', $4::text::orchestratorrunpriority, CASE WHEN waits THEN 'awaiting_approval' ELSE 'pending' END::orchestratorrunstatus,
+			       CASE WHEN waits THEN jsonb_build_object('approval', jsonb_build_object('required', true, 'requirement', gate.requirement::text, 'status', 'awaiting')) ELSE '{}' END,
+			       $3, plan.id, gate.id
+			FROM plan LEFT JOIN approval_gates AS gate ON gate.service_name = 'api'
+			CROSS JOIN LATERAL (SELECT COALESCE(gate.requirement <> 'none', false) AS waits) AS w
+			RETURNING queued_at`,
 			run.ID, string(run.Plan), run.ArtifactRoot, run.Priority, run.Queue).Scan(&created)
 		if err != nil {
 			return err
@@ -134,3 +141,47 @@ func Create(ctx context.Context, database Beginner, run Run) (created time.Time,
 	}
 	return created, nil
 }
+
+// SetGate makes an approval gate for service "api", as an operator does: no code of
+// MoonMind inserts one. Role sre may approve. requirement is none, pre-run or pre-verify.
+func SetGate(ctx context.Context, database Beginner, requirement string) error {
+	err := pgx.BeginFunc(ctx, database, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			INSERT INTO approval_gates (id, service_name, requirement, approver_roles, valid_for_minutes)
+			VALUES (gen_random_uuid(), 'api', $1::text::orchestratorapprovalrequirement, '{sre}', 60)
+			ON CONFLICT (service_name) DO UPDATE SET requirement = EXCLUDED.requirement`, requirement)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("setting the approval gate of service api: %w", err)
+	}
+	return nil
+}
+
+// Approve writes the run's row as POST …/approvals does: the encrypted token, the
+// snapshot, and the status. The API publishes a new chain after that. It answers 409 for
+// a run that does not wait, and so does Approve with an error.
+func Approve(ctx context.Context, database Beginner, run string) error {
+	err := pgx.BeginFunc(ctx, database, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			UPDATE orchestrator_runs AS r
+			SET status = 'pending', approval_token = convert_to($2, 'UTF8'), started_at = NULL, completed_at = NULL,
+			    metrics_snapshot = metrics_snapshot || jsonb_build_object('approval', jsonb_build_object('required', true, 'requirement', g.requirement::text,
+			        'status', 'granted', 'approver', jsonb_build_object('id', 'ops-417', 'role', 'sre'),
+			        'grantedAt', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+			        'expiresAt', to_char((clock_timestamp() + make_interval(mins => g.valid_for_minutes)) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'))),
+			    updated_at = now()
+			FROM approval_gates AS g WHERE r.id = $1 AND g.id = r.approval_gate_id AND r.status = 'awaiting_approval'`, run, encryptedToken)
+		if err == nil && tag.RowsAffected() != 1 {
+			err = fmt.Errorf("run %s does not wait for an approval", run)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("approving a run: %w", err)
+	}
+	return nil
+}
+
+// encryptedToken is what the API's EncryptedType makes of a token.
+const encryptedToken = "OJXrXNBco1aQW3TEaXw7FRM215/hRt8RoJgsvGfOH1A="

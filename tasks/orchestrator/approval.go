@@ -114,7 +114,7 @@ func (s *stepRun) effects(ctx context.Context, images bool) (*store.Files, []str
 		}
 	}
 	var found []string
-	err = s.untilEngineAnswers(ctx, func() error {
+	look := func() error {
 		now, err := s.config.Engine.Project(ctx, project)
 		if err != nil {
 			return err
@@ -127,7 +127,16 @@ func (s *stepRun) effects(ctx context.Context, images bool) (*store.Files, []str
 		}
 		slices.Sort(found)
 		return nil
-	})
+	}
+	if image := s.record.Image; image == nil || !image.EngineSeen {
+		// The run is not carried out by this engine, if there is one at all: do not
+		// wait for it.
+		if err := look(); err != nil {
+			found = nil
+		}
+		return files, found, nil
+	}
+	err = s.untilEngineAnswers(ctx, look)
 	switch cause := context.Cause(ctx); {
 	case cause != nil:
 		return nil, nil, recordEnded(cause)

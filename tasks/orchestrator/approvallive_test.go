@@ -2,11 +2,13 @@ package orchestrator
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -97,6 +99,26 @@ func TestAPausedRunHoldsNothingButItsWorkspace(t *testing.T) {
 	e.create(t, "other", "normal", e.base)
 	e.publish(e.chain(t, "other", "build"))
 	e.await(t, "another run is carried out", func() bool { return slices.Contains(e.ledger(), "end other build") })
+}
+
+// A run that has no docker engine does not wait for one to be looked at.
+func TestAPauseNeedsNoEngine(t *testing.T) {
+	t.Parallel()
+	e := newApprovalEnv(t, "pre-verify")
+	engine, err := compose.NewEngine(compose.EngineConfig{Host: "unix://" + filepath.Join(t.TempDir(), "none.sock")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = engine.Close() })
+	e.config.Engine = engine
+	e.worker(t, "one", 1, true)
+	e.pauseRun(t)
+	e.db.Approve(t, e.id)
+	e.send(t)
+	e.await(t, "verify goes on", func() bool {
+		return e.count(t, `SELECT count(*) AS n FROM mm_orchestrator.approvals WHERE passed_for <> ''`) == 1
+	})
+	same(t, "commands", e.begun(), "patch build restart")
 }
 
 // While the run waits, and when its approval is met, its messages may come several
