@@ -106,8 +106,16 @@ fuzz-targets:
 		done; \
 	done
 
+BENCH_VARIABLES = $(if $(BENCH),BENCH=$(BENCH)) $(if $(CASES),CASES=$(CASES)) $(if $(ROUNDS),ROUNDS=$(ROUNDS)) $(if $(CONTENDERS),CONTENDERS=$(CONTENDERS))
+BENCH_FLAGS = $(if $(filter short,$(BENCH)),-short) $(if $(CASES),-cases $(CASES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(CONTENDERS),-contenders $(CONTENDERS)) $(if $(OUT),-out $(OUT))
+
 .PHONY: bench
-bench: $(DEVENV) ## Run the benchmarks
+bench: $(DEVENV) ## Compare with Celery and with the floor: BENCH=short CASES=… ROUNDS=… OUT=…
+	@go build -o bin/bench ./internal/bench/program
+	@$(DEVENV) run -only python,broker,database -celery 5.7.0 -- env MM_BENCH_VARIABLES="$(strip $(BENCH_VARIABLES))" bin/bench $(BENCH_FLAGS)
+
+.PHONY: bench-go
+bench-go: $(DEVENV) ## Run the Go benchmarks
 	@$(DEVENV) run -- go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: build

@@ -144,6 +144,16 @@ func (s *OwnServer) Stop() error { return s.host.stop() }
 // Kill ends the server as a power failure would.
 func (s *OwnServer) Kill() error { return s.host.kill() }
 
+// PID is the process of the server, whose child processes belong to it, or 0 if it
+// runs in a container.
+func (s *OwnServer) PID() int {
+	h, ok := s.host.(*processHost)
+	if !ok || h.server == nil {
+		return 0
+	}
+	return h.server.cmd.Process.Pid
+}
+
 // Close ends the server and removes its data.
 func (s *OwnServer) Close() error {
 	var failures []error

@@ -1,0 +1,231 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+// ContenderVerb is the first argument of the program when it is the process of a
+// contender.
+const ContenderVerb = "contender"
+
+// Config says what to measure.
+type Config struct {
+	// Cases are names of cases. Defaults to all.
+	Cases []string
+	// Contenders are those that take part: floor, ours, celery. Defaults to all. Ours
+	// always does.
+	Contenders []string
+	// Rounds is how often each case is measured. Defaults to 10, or 3 if Short.
+	Rounds int
+	// Short measures for 0.7 s instead of 3 s.
+	Short bool
+	// Seconds is how long one sample takes, if not as Short says.
+	Seconds float64
+	// Folder receives the report: a page, JSON and a plot.
+	Folder string
+	// Command is the command line for the report.
+	Command string
+	// Output receives a line for each sample.
+	Output io.Writer
+}
+
+// The contenders, in the order of the report.
+const (
+	floor  = "floor"
+	ours   = "ours"
+	celery = "celery"
+)
+
+// A Case is one thing that is measured of several contenders.
+type Case struct {
+	Name  string
+	Title string
+	// What says what is measured, and what is batched in it.
+	What string
+	// Contenders are those that have this case, in the order of the report.
+	Contenders []string
+	// Measures are the values of a sample.
+	Measures []Measure
+
+	// prepare makes pilots. It may be nil.
+	prepare func(context.Context, *harness) error
+	measure func(context.Context, *harness, string) (Sample, error)
+}
+
+// Measure is one value of a sample.
+type Measure struct {
+	Name string `json:"name,omitempty"`
+	Unit string `json:"unit"`
+	// Lower says that less is better.
+	Lower bool `json:"lower_is_better"`
+}
+
+// Sample is what one contender did in one round.
+type Sample struct {
+	Values []float64 `json:"values"`
+	// CPU is the processor time for each task in milliseconds, of "worker", "broker"
+	// and "database". Servers in containers are left out.
+	CPU map[string]float64 `json:"cpu_ms_per_task,omitempty"`
+	// Database is what the database did for each task: "transactions", "WAL flushes"
+	// and "WAL bytes".
+	Database map[string]float64 `json:"database_per_task,omitempty"`
+}
+
+// harness is what the cases share. One goroutine uses it.
+type harness struct {
+	Config
+	servers  *servers
+	folder   string // removed at the end
+	program  string // this program
+	python   string
+	celery   string // the path of the Celery worker's program
+	seconds  float64
+	sequence int // of the next sample; makes names and ids unique
+
+	// pilots are the rates of pilots by setting and contender.
+	pilots map[pilotKey]pilot
+	// choices are the lines of the report about pilots.
+	choices []Choice
+}
+
+// List prints the cases.
+func List(w io.Writer) {
+	for _, c := range cases() {
+		fmt.Fprintf(w, "%-22s %s\n", c.Name, c.Title)
+	}
+}
+
+// Run measures and writes the report. The Python environments must exist
+// (`devenv run -only python`).
+func Run(ctx context.Context, config Config) (err error) {
+	if config.Rounds == 0 {
+		config.Rounds = 10
+		if config.Short {
+			config.Rounds = 3
+		}
+	}
+	chosen, err := choose(config.Cases)
+	if err != nil {
+		return err
+	}
+	h := &harness{Config: config, seconds: 3, pilots: map[pilotKey]pilot{}}
+	if config.Short {
+		h.seconds = 0.7
+	}
+	if config.Seconds > 0 {
+		h.seconds = config.Seconds
+	}
+	for _, name := range config.Contenders {
+		if name != floor && name != ours && name != celery {
+			return fmt.Errorf("there is no contender %q; there are %s, %s, %s", name, floor, ours, celery)
+		}
+	}
+	if h.has(celery) {
+		h.python = devenv.CeleryPython(os.Getenv(devenv.EnvPythonRoot), celeryRelease)
+		if _, err := os.Stat(h.python); err != nil {
+			return fmt.Errorf("no Python with Celery %s: %w; run `make bench`", celeryRelease, err)
+		}
+	}
+	if h.program, err = os.Executable(); err != nil {
+		return err
+	}
+	if h.folder, err = os.MkdirTemp("", "mm-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(h.folder)
+	if h.celery, err = writeCelery(h.folder); err != nil {
+		return err
+	}
+	others, err := busyShare(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(h.Output, "starting RabbitMQ and PostgreSQL")
+	if h.servers, err = startServers(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.servers.close()) }()
+	report := Report{Began: time.Now().UTC().Truncate(time.Second), Command: config.Command, Rounds: config.Rounds, SecondsPerSample: h.seconds, Others: others}
+	if report.Machine, err = h.machine(ctx); err != nil {
+		return err
+	}
+	for _, c := range chosen {
+		c.Contenders = slices.DeleteFunc(c.Contenders, func(name string) bool { return !h.has(name) })
+		fmt.Fprintf(h.Output, "\n%s: %s\n", c.Name, c.Title)
+		samples, err := h.run(ctx, c)
+		if err != nil {
+			return fmt.Errorf("case %s: %w", c.Name, err)
+		}
+		report.add(c, samples)
+	}
+	report.Pilots = h.choices
+	report.Ended = time.Now().UTC().Truncate(time.Second)
+	if err := report.write(config.Folder); err != nil {
+		return err
+	}
+	fmt.Fprintf(h.Output, "\n%s\nThe report is in %s.\n", report.table(), filepath.Join(config.Folder, markdownFile))
+	return nil
+}
+
+// has reports whether a contender takes part.
+func (h *harness) has(name string) bool {
+	return len(h.Contenders) == 0 || name == ours || slices.Contains(h.Contenders, name)
+}
+
+func choose(names []string) ([]Case, error) {
+	all := cases()
+	if len(names) == 0 {
+		return all, nil
+	}
+	var chosen []Case
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(c Case) bool { return c.Name == name })
+		if i < 0 {
+			var known []string
+			for _, c := range all {
+				known = append(known, c.Name)
+			}
+			return nil, fmt.Errorf("there is no case %q; there are %s", name, strings.Join(known, ", "))
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
+}
+
+// run measures all rounds of a case. The contenders take turns, and each round
+// begins with the next one.
+func (h *harness) run(ctx context.Context, c Case) (map[string][]Sample, error) {
+	if c.prepare != nil {
+		if err := c.prepare(ctx, h); err != nil {
+			return nil, fmt.Errorf("pilot: %w", err)
+		}
+	}
+	samples := map[string][]Sample{}
+	for round := range h.Rounds {
+		line := fmt.Sprintf("  round %2d", round+1)
+		for i := range c.Contenders {
+			name := c.Contenders[(round+i)%len(c.Contenders)]
+			sample, err := c.measure(ctx, h, name)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			samples[name] = append(samples[name], sample)
+			line += "   " + name
+			for j, m := range c.Measures {
+				line += " " + format(sample.Values[j]) + " " + strings.TrimSpace(m.Unit+" "+m.Name)
+			}
+		}
+		fmt.Fprintln(h.Output, line)
+	}
+	return samples, nil
+}

@@ -1,0 +1,131 @@
+package bench
+
+import (
+	"encoding/json"
+	"encoding/xml"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/bench/contender"
+)
+
+// TestMain runs the test's program as a contender when the harness starts it so.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == ContenderVerb {
+		spec, err := contender.FromEnvironment()
+		if err == nil {
+			err = map[string]func(contender.Spec) error{floor: contender.Floor, ours: contender.Ours}[os.Args[2]](spec)
+		}
+		if err != nil {
+			os.Stderr.WriteString(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestEachCaseCanBeMeasured(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	err := Run(t.Context(), Config{Contenders: []string{floor, ours}, Rounds: 2, Seconds: 0.05, Folder: folder, Command: "make bench", Output: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(folder, jsonFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var report Report
+	if err := json.Unmarshal(text, &report); err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, o := range report.Results {
+		found = append(found, o.Case)
+		for _, name := range o.Names {
+			if p := o.Contenders[name]; len(p.Rounds) != 2 || p.Min <= 0 {
+				t.Errorf("%s of %s: %+v", o.Title, name, p)
+			}
+		}
+		if o.Contenders[ours].Database != nil && o.Contenders[ours].Database["transactions"] < 1 {
+			t.Errorf("%s: results are stored in %v", o.Title, o.Contenders[ours].Database)
+		}
+	}
+	for _, c := range cases() {
+		if !slices.Contains(found, c.Name) {
+			t.Errorf("the report lacks the case %s", c.Name)
+		}
+	}
+	plot, err := os.Open(filepath.Join(folder, plotFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plot.Close()
+	for decoder := xml.NewDecoder(plot); ; {
+		if _, err := decoder.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatalf("the plot is no XML: %v", err)
+		}
+	}
+}
+
+func TestRatiosAreMadeOfOneRound(t *testing.T) {
+	t.Parallel()
+	var r Report
+	sample := func(v float64) Sample { return Sample{Values: []float64{v}, CPU: map[string]float64{"worker": v}} }
+	r.add(Case{Name: "x", Title: "x", Contenders: []string{floor, ours}, Measures: []Measure{{Unit: "tasks/s"}}}, map[string][]Sample{
+		floor: {sample(100), sample(10), sample(40)},
+		ours:  {sample(50), sample(9), sample(10)},
+	})
+	o := r.Results[0]
+	if got := o.Ratios[floor]; !slices.Equal(got.Rounds, []float64{0.5, 0.9, 0.25}) || got.Median != 0.5 || got.Min != 0.25 || got.Max != 0.9 {
+		t.Errorf("ratios are %+v", got)
+	}
+	if got := o.Contenders[ours].CPU["worker"]; got != 10 {
+		t.Errorf("processor time is %v, want the median", got)
+	}
+	if table := r.table(); !strings.Contains(table, "| x (more is better) | **40.0** tasks/s (10.0–100) | **10.0** tasks/s (9.00–50.0) | – | **0.50** (0.25–0.90) | – |") {
+		t.Errorf("table:\n%s", table)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		values []float64
+		want   float64
+	}{{[]float64{3}, 3}, {[]float64{4, 1}, 2.5}, {[]float64{9, 1, 2}, 2}, {[]float64{9, 1, 2, 4}, 3}, {[]float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 5.5}} {
+		if got := median(c.values); got != c.want {
+			t.Errorf("median of %v is %v, want %v", c.values, got, c.want)
+		}
+	}
+}
+
+// The floor publishes as many bytes as a worker that takes one task out of the chain.
+func TestFloorsChainGetsShorterAsARealOne(t *testing.T) {
+	t.Parallel()
+	id := (&ids{prefix: "00000001"}).new()
+	m := chainOf(3, "q", id, true)
+	var body [3]json.RawMessage
+	if err := json.Unmarshal(m.Body, &body); err != nil {
+		t.Fatal(err)
+	}
+	var embed struct{ Chain []json.RawMessage }
+	if err := json.Unmarshal(body[2], &embed); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(embed.Chain[0]) + 1; m.Headers[contender.HeaderCut] != int32(n) || m.Headers[contender.HeaderLeft] != int32(2) {
+		t.Errorf("headers are %v, want a cut of %d", m.Headers, n)
+	}
+	if err := m.Headers.Validate(); err != nil || m.DeliveryMode != amqp.Persistent {
+		t.Error(err, m.DeliveryMode)
+	}
+}

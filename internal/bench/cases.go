@@ -1,0 +1,404 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/bench/contender"
+)
+
+// cases are all cases in the order of the report.
+func cases() []Case {
+	all := []string{floor, ours, celery}
+	rate := []Measure{{Unit: "tasks/s"}}
+	throughput := func(name, title, what string, s setting) Case {
+		return Case{
+			Name: name, Title: title, What: what, Contenders: all, Measures: rate,
+			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, s) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				pilot := h.pilots[pilotKey{s, name}]
+				return h.throughput(ctx, name, pilot.how, s, max(20, int(pilot.rate*h.seconds)))
+			},
+		}
+	}
+	one, four := setting{slots: 1, prefetch: 1}, setting{slots: 4, prefetch: 64}
+	oneStored, fourStored := one, four
+	oneStored.results, fourStored.results = true, true
+	newTable := oneStored
+	newTable.newTable = true
+	return []Case{
+		throughput("prefetch-1-result", "prefetch 1, result committed",
+			"A full queue of tasks that do nothing. One message at a time; its result is committed before it is acknowledged. Nothing is batched.", oneStored),
+		throughput("prefetch-1", "prefetch 1, no result",
+			"A full queue of tasks that do nothing, one message at a time, acknowledged after the task. Nothing is batched.", one),
+		throughput("prefetch-64-result", "prefetch 64, 4 slots, result committed",
+			"The same with 4 tasks at once and 64 messages sent ahead. PostgreSQL may flush several commits together.", fourStored),
+		throughput("prefetch-64", "prefetch 64, 4 slots, no result",
+			"The same without results. The broker sends messages ahead.", four),
+		throughput("new-result-table", "prefetch 1, result committed, new table",
+			"As the first case, in a result table that is empty and was never analyzed.", newTable),
+		{
+			Name: "chain-hop", Title: "chain hop", Contenders: all, Measures: []Measure{{Unit: "ms", Lower: true}},
+			What:    "The time from one task of a chain to the next: the next message confirmed, the result committed, the acknowledgement, the delivery. One chain of 10 tasks at a time, prefetch 1.",
+			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				return h.chainHop(ctx, name, h.pilots[pilotKey{oneStored, name}].how, oneStored)
+			},
+		},
+		{
+			Name: "pick-up", Title: "pick-up at half load", Contenders: all,
+			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
+			What:     "The time from before a message is published until its task runs, at half of the contender's own rate with prefetch 1 and results. Messages are published at fixed times, whether or not the worker keeps up.",
+			prepare:  func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				pilot := h.pilots[pilotKey{oneStored, name}]
+				return h.pickUp(ctx, name, pilot.how, oneStored, pilot.rate/2)
+			},
+		},
+	}
+}
+
+// setting is how the workers of a case are set up.
+type setting struct {
+	slots, prefetch   int
+	results, newTable bool
+}
+
+func (s setting) String() string {
+	text := fmt.Sprintf("%d slots, prefetch %d", s.slots, s.prefetch)
+	if s.slots == 1 {
+		text = fmt.Sprintf("1 slot, prefetch %d", s.prefetch)
+	}
+	if s.results {
+		text += ", results"
+	}
+	if s.newTable {
+		text += " in a new table"
+	}
+	return text
+}
+
+// how is how Celery's worker is set up.
+type how struct {
+	pool, driver string
+	slots        int
+}
+
+func (w how) String() string {
+	text := w.pool
+	if w.driver != "" {
+		text += ", " + w.driver
+	}
+	if w.pool == "solo" {
+		text += ", 1 slot"
+	}
+	return text
+}
+
+type pilotKey struct {
+	setting   setting
+	contender string
+}
+
+// pilot is the outcome of short samples.
+type pilot struct {
+	rate float64
+	how  how
+}
+
+// Choice is a pilot of Celery, for the report.
+type Choice struct {
+	Setting string  `json:"setting"`
+	How     string  `json:"how"`
+	Rate    float64 `json:"tasks_per_second"`
+	Best    bool    `json:"best"`
+}
+
+// makePilots finds out how many tasks fill a sample of each contender, and in which
+// of its pools Celery is fastest.
+func (h *harness) makePilots(ctx context.Context, s setting) error {
+	for key := range h.pilots {
+		if key.setting == s {
+			return nil
+		}
+	}
+	for _, name := range []string{floor, ours} {
+		if !h.has(name) {
+			continue
+		}
+		rate, err := h.pilotRate(ctx, name, how{slots: s.slots}, s)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		h.pilots[pilotKey{s, name}] = pilot{rate: rate, how: how{slots: s.slots}}
+	}
+	if !h.has(celery) {
+		return nil
+	}
+	drivers := []string{""}
+	if s.results {
+		drivers = []string{"psycopg2", "psycopg"}
+	}
+	best, at := pilot{}, len(h.choices)
+	for _, pool := range []string{"solo", "prefork", "threads"} {
+		for _, driver := range drivers {
+			w := how{pool: pool, driver: driver, slots: s.slots}
+			if pool == "solo" {
+				w.slots = 1
+			}
+			rate, err := h.pilotRate(ctx, celery, w, s)
+			if err != nil {
+				return fmt.Errorf("celery (%s): %w", w, err)
+			}
+			fmt.Fprintf(h.Output, "  pilot: celery (%s): %s tasks/s\n", w, format(rate))
+			h.choices = append(h.choices, Choice{Setting: s.String(), How: w.String(), Rate: rate})
+			if rate > best.rate {
+				best = pilot{rate: rate, how: w}
+			}
+		}
+	}
+	for i := range h.choices[at:] {
+		h.choices[at+i].Best = h.choices[at+i].How == best.how.String()
+	}
+	h.pilots[pilotKey{s, celery}] = best
+	return nil
+}
+
+// pilotRate is measured twice: the first sample says how many tasks the second
+// needs.
+func (h *harness) pilotRate(ctx context.Context, name string, w how, s setting) (rate float64, err error) {
+	tasks := 20
+	for range 2 {
+		sample, err := h.throughput(ctx, name, w, s, tasks)
+		if err != nil {
+			return 0, err
+		}
+		rate = sample.Values[0]
+		tasks = max(20, int(rate*min(1, h.seconds)))
+	}
+	return rate, nil
+}
+
+// running is a sample while its contender runs.
+type running struct {
+	*process
+	queue  string
+	ids    ids
+	work   databaseWork
+	tasks  int // how many were sent
+	stored bool
+}
+
+// open begins a sample with a new queue, into which before publishes, and starts the
+// contender.
+func (h *harness) open(ctx context.Context, name string, w how, s setting, before func(*running) error) (*running, error) {
+	h.sequence++
+	r := &running{queue: fmt.Sprintf("bench-%d", h.sequence), ids: ids{prefix: fmt.Sprintf("%08x", h.sequence)}, stored: s.results}
+	if err := h.servers.declare(r.queue); err != nil {
+		return nil, err
+	}
+	if s.newTable {
+		if _, err := h.servers.db.Exec(ctx, `
+			ALTER TABLE celery_taskmeta RENAME TO kept;
+			CREATE TABLE celery_taskmeta (LIKE kept INCLUDING ALL)`); err != nil {
+			return nil, err
+		}
+	}
+	if err := before(r); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.work, err = h.servers.work(ctx); err != nil {
+		return nil, err
+	}
+	r.process, err = h.start(name, contender.Spec{
+		Broker: h.servers.broker.URL, Database: h.servers.database.URL, Queue: r.queue,
+		Slots: w.slots, Prefetch: s.prefetch, Results: s.results, Pool: w.pool, Driver: w.driver,
+	})
+	return r, err
+}
+
+// finish stops the contender, checks that it has done all of its work, and adds to
+// the sample what the database did.
+func (h *harness) finish(ctx context.Context, r *running, s setting, sample *Sample) error {
+	if err := r.stop(); err != nil {
+		return err
+	}
+	left, err := h.servers.remove(r.queue)
+	if err != nil {
+		return err
+	}
+	if left != 0 {
+		return fmt.Errorf("%d messages are left in the queue", left)
+	}
+	if s.results {
+		n, err := h.servers.stored(ctx, r.ids.prefix)
+		if err != nil {
+			return err
+		}
+		if n != r.tasks {
+			return fmt.Errorf("%d results of %d tasks are stored: %s", n, r.tasks, r.output)
+		}
+		work, err := h.servers.work(ctx)
+		if err != nil {
+			return err
+		}
+		sample.Database = work.since(r.work, r.tasks)
+	}
+	if s.newTable {
+		_, err := h.servers.db.Exec(ctx, `DROP TABLE celery_taskmeta; ALTER TABLE kept RENAME TO celery_taskmeta`)
+		return err
+	}
+	if s.results {
+		return h.servers.tidy(ctx, r.ids.prefix)
+	}
+	return nil
+}
+
+// task is the next message of a sample.
+func (r *running) task(task string, argument int64) amqp.Publishing {
+	r.tasks++
+	return message(task, r.ids.new(), argument, nil, r.stored)
+}
+
+// warmUp is how many tasks run before a measurement begins.
+func warmUp(tasks int) int { return max(5, tasks/10) }
+
+// throughput lets a contender empty a queue: first some tasks to warm up, then a
+// mark, then those that are measured, then a mark.
+func (h *harness) throughput(ctx context.Context, name string, w how, s setting, tasks int) (sample Sample, err error) {
+	r, err := h.open(ctx, name, w, s, func(r *running) error {
+		var messages []amqp.Publishing
+		for _, n := range []int{warmUp(tasks), tasks} {
+			for range n {
+				messages = append(messages, r.task(contender.Noop, 3))
+			}
+			messages = append(messages, r.task(contender.Mark, 0))
+		}
+		return h.servers.publish(ctx, r.queue, messages...)
+	})
+	if err != nil {
+		return sample, err
+	}
+	defer r.end(&err)
+	begin, err := r.mark(ctx)
+	if err != nil {
+		return sample, err
+	}
+	before := h.usage(r.process)
+	end, err := r.mark(ctx)
+	if err != nil {
+		return sample, err
+	}
+	sample.CPU = h.usage(r.process).perTask(before, tasks)
+	sample.Values = []float64{float64(tasks) / end.Sub(begin).Seconds()}
+	return sample, h.finish(ctx, r, s, &sample)
+}
+
+const chainLength = 10
+
+// chainHop runs one chain after the other and takes the median of their times.
+func (h *harness) chainHop(ctx context.Context, name string, w how, s setting) (sample Sample, err error) {
+	r, err := h.open(ctx, name, w, s, func(*running) error { return nil })
+	if err != nil {
+		return sample, err
+	}
+	defer r.end(&err)
+	chain := func() (time.Duration, error) {
+		if err := h.servers.publish(ctx, r.queue, chainOf(chainLength, r.queue, r.ids.new(), s.results)); err != nil {
+			return 0, err
+		}
+		r.tasks += chainLength
+		begin, err := r.mark(ctx)
+		if err != nil {
+			return 0, err
+		}
+		end, err := r.mark(ctx)
+		return end.Sub(begin), err
+	}
+	for range 3 { // to warm up
+		if _, err := chain(); err != nil {
+			return sample, err
+		}
+	}
+	var hops []float64
+	before, measured := h.usage(r.process), r.tasks
+	for began := time.Now(); len(hops) < 3 || time.Since(began).Seconds() < h.seconds; {
+		took, err := chain()
+		if err != nil {
+			return sample, err
+		}
+		hops = append(hops, took.Seconds()*1000/(chainLength-1))
+	}
+	sample.CPU = h.usage(r.process).perTask(before, r.tasks-measured)
+	sample.Values = []float64{percentile(hops, 50)}
+	return sample, h.finish(ctx, r, s, &sample)
+}
+
+// pickUp publishes at a fixed rate.
+func (h *harness) pickUp(ctx context.Context, name string, w how, s setting, rate float64) (sample Sample, err error) {
+	r, err := h.open(ctx, name, w, s, func(r *running) error {
+		messages := []amqp.Publishing{}
+		for range warmUp(0) {
+			messages = append(messages, r.task(contender.Noop, 3))
+		}
+		return h.servers.publish(ctx, r.queue, append(messages, r.task(contender.Mark, 0))...)
+	})
+	if err != nil {
+		return sample, err
+	}
+	defer r.end(&err)
+	if _, err := r.mark(ctx); err != nil {
+		return sample, err
+	}
+	channel, err := h.servers.conn.Channel() // without confirms: nothing waits
+	if err != nil {
+		return sample, err
+	}
+	defer channel.Close()
+	tasks := max(50, int(rate*h.seconds*1.5))
+	before := h.usage(r.process)
+	began := time.Now()
+	for i := range tasks {
+		time.Sleep(time.Until(began.Add(time.Duration(float64(i) / rate * float64(time.Second)))))
+		if err := channel.PublishWithContext(ctx, "", r.queue, true, false, r.task(contender.Timed, time.Now().UnixNano())); err != nil {
+			return sample, err
+		}
+	}
+	// Through the same channel, so that it arrives last.
+	if err := channel.PublishWithContext(ctx, "", r.queue, true, false, r.task(contender.Mark, 0)); err != nil {
+		return sample, err
+	}
+	if _, err := r.mark(ctx); err != nil {
+		return sample, err
+	}
+	sample.CPU = h.usage(r.process).perTask(before, tasks)
+	if err := h.finish(ctx, r, s, &sample); err != nil {
+		return sample, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.ages) != tasks {
+		return sample, fmt.Errorf("%d of %d tasks have run", len(r.ages), tasks)
+	}
+	ages := make([]float64, len(r.ages))
+	for i, age := range r.ages {
+		ages[i] = age.Seconds() * 1000
+	}
+	sample.Values = []float64{percentile(ages, 50), percentile(ages, 99)}
+	return sample, nil
+}
+
+// percentile returns the smallest value that p percent of the values do not exceed.
+func percentile(values []float64, p float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	if len(sorted) == 0 {
+		return math.NaN()
+	}
+	return sorted[max(0, int(math.Ceil(p/100*float64(len(sorted))))-1)]
+}

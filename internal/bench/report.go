@@ -1,0 +1,263 @@
+package bench
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	markdownFile = "results.md"
+	jsonFile     = "results.json"
+	plotFile     = "results.svg"
+)
+
+// Report is the content of results.json.
+type Report struct {
+	Began            time.Time `json:"began"`
+	Ended            time.Time `json:"ended"`
+	Command          string    `json:"command"`
+	Rounds           int       `json:"rounds"`
+	SecondsPerSample float64   `json:"seconds_per_sample"`
+	Machine          []Fact    `json:"machine"`
+	// Others is the share of the processors that other programs used before the run,
+	// in percent.
+	Others  float64   `json:"busy_percent_before"`
+	Pilots  []Choice  `json:"celery_pilots"`
+	Results []Outcome `json:"results"`
+}
+
+// Outcome is one measure of a case.
+type Outcome struct {
+	Case    string  `json:"case"`
+	Title   string  `json:"title"`
+	What    string  `json:"what"`
+	Measure Measure `json:"measure"`
+	// Contenders by name, in the order of Names.
+	Names      []string               `json:"names"`
+	Contenders map[string]Performance `json:"contenders"`
+	// Ratios of ours to the other contenders, round by round.
+	Ratios map[string]Spread `json:"ratios_of_ours"`
+	second bool              // not the first measure of its case
+}
+
+// Performance is what a contender did in all rounds.
+type Performance struct {
+	Spread
+	CPU      map[string]float64 `json:"cpu_ms_per_task,omitempty"`
+	Database map[string]float64 `json:"database_per_task,omitempty"`
+}
+
+// Spread are the values of all rounds.
+type Spread struct {
+	Rounds []float64 `json:"rounds"`
+	Median float64   `json:"median"`
+	Min    float64   `json:"min"`
+	Max    float64   `json:"max"`
+}
+
+func spread(values []float64) Spread {
+	s := Spread{Rounds: values, Median: median(values), Min: math.Inf(1), Max: math.Inf(-1)}
+	for _, v := range values {
+		s.Min, s.Max = min(s.Min, v), max(s.Max, v)
+	}
+	return s
+}
+
+func median(values []float64) float64 {
+	if n := len(values); n%2 == 0 {
+		return (percentile(values, 50) + percentile(values, 50+100/float64(n))) / 2
+	}
+	return percentile(values, 50)
+}
+
+// add adds the samples of a case.
+func (r *Report) add(c Case, samples map[string][]Sample) {
+	for i, m := range c.Measures {
+		o := Outcome{Case: c.Name, Title: strings.TrimSpace(c.Title + " " + m.Name), What: c.What, Measure: m, Names: c.Contenders,
+			Contenders: map[string]Performance{}, Ratios: map[string]Spread{}, second: i > 0}
+		for _, name := range c.Contenders {
+			var values []float64
+			for _, s := range samples[name] {
+				values = append(values, s.Values[i])
+			}
+			o.Contenders[name] = Performance{
+				Spread:   spread(values),
+				CPU:      medians(samples[name], func(s Sample) map[string]float64 { return s.CPU }),
+				Database: medians(samples[name], func(s Sample) map[string]float64 { return s.Database }),
+			}
+		}
+		for _, name := range c.Contenders {
+			if name == ours {
+				continue
+			}
+			var ratios []float64
+			for round, value := range o.Contenders[ours].Rounds {
+				ratios = append(ratios, value/o.Contenders[name].Rounds[round])
+			}
+			o.Ratios[name] = spread(ratios)
+		}
+		r.Results = append(r.Results, o)
+	}
+}
+
+// medians returns the median of each value of all samples.
+func medians(samples []Sample, of func(Sample) map[string]float64) map[string]float64 {
+	values := map[string][]float64{}
+	for _, s := range samples {
+		for name, v := range of(s) {
+			values[name] = append(values[name], v)
+		}
+	}
+	result := map[string]float64{}
+	for name, v := range values {
+		result[name] = median(v)
+	}
+	return result
+}
+
+// write writes the three files.
+func (r *Report) write(folder string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string]string{jsonFile: string(text) + "\n", markdownFile: r.markdown(), plotFile: r.plot()} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// busyLimit is the share of the processors, in percent, above which the report says
+// that the machine had something else to do.
+const busyLimit = 10
+
+// table is the main table of the report.
+func (r *Report) table() string {
+	var b strings.Builder
+	b.WriteString("| case | floor | ours | Celery | ours ÷ floor | ours ÷ Celery |\n|---|---:|---:|---:|---:|---:|\n")
+	for _, o := range r.Results {
+		fmt.Fprintf(&b, "| %s (%s)", o.Title, o.better())
+		for _, name := range []string{floor, ours, celery} {
+			p, measured := o.Contenders[name]
+			b.WriteString(" | " + cell(p.Spread, measured, o.Measure.Unit))
+		}
+		for _, name := range []string{floor, celery} {
+			ratio, measured := o.Ratios[name]
+			b.WriteString(" | " + cell(ratio, measured, ""))
+		}
+		b.WriteString(" |\n")
+	}
+	return b.String()
+}
+
+func (o Outcome) better() string {
+	if o.Measure.Lower {
+		return "less is better"
+	}
+	return "more is better"
+}
+
+func cell(s Spread, measured bool, unit string) string {
+	if !measured {
+		return "–"
+	}
+	return strings.TrimSpace(fmt.Sprintf("**%s** %s", format(s.Median), unit)) + fmt.Sprintf(" (%s–%s)", format(s.Min), format(s.Max))
+}
+
+// format writes a number with three significant digits, and all of those before the
+// point.
+func format(v float64) string {
+	switch size := math.Abs(v); {
+	case math.IsNaN(v):
+		return "?"
+	case size >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case size >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+func (r *Report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Results\n\n`%s`, %s, %d rounds of %s s for each contender. How it is measured: [README.md](README.md).\n\n",
+		r.Command, r.Began.Format("2006-01-02 15:04 MST"), r.Rounds, format(r.SecondsPerSample))
+	b.WriteString("| machine | |\n|---|---|\n")
+	for _, f := range r.Machine {
+		fmt.Fprintf(&b, "| %s | %s |\n", f.Name, f.Value)
+	}
+	fmt.Fprintf(&b, "| processors used by other programs before the run | %.0f %% |\n\n", r.Others)
+	if r.Others > busyLimit {
+		b.WriteString("**Other programs ran on this machine at the same time: do not quote these figures.**\n\n")
+	}
+	fmt.Fprintf(&b, "![Each contender relative to the floor](%s)\n\n", plotFile)
+	b.WriteString("Medians of all rounds, with the least and the greatest value. A ratio is made of two values of one round.\n\n" + r.table())
+	b.WriteString("\n## What each case is\n\n")
+	for _, o := range r.Results {
+		if !o.second {
+			fmt.Fprintf(&b, "- **%s** (`%s`): %s\n", o.Title, o.Case, o.What)
+		}
+	}
+	b.WriteString("\n## Processor time and database work\n\nFor each task. Transactions, flushes and bytes contain the start of the contender.\n\n" +
+		"| case | contender | worker, ms | broker, ms | database, ms | transactions | WAL flushes | WAL bytes |\n|---|---|---:|---:|---:|---:|---:|---:|\n")
+	for _, o := range r.Results {
+		if o.second {
+			continue
+		}
+		for _, name := range o.Names {
+			p := o.Contenders[name]
+			fmt.Fprintf(&b, "| %s | %s", o.Case, name)
+			for _, part := range []string{"worker", "broker", "database"} {
+				b.WriteString(" | " + optional(p.CPU, part, "%.3f"))
+			}
+			b.WriteString(" | " + optional(p.Database, "transactions", "%.2f") + " | " + optional(p.Database, "WAL flushes", "%.2f") +
+				" | " + optional(p.Database, "WAL bytes", "%.0f") + " |\n")
+		}
+	}
+	b.WriteString("\n## Which Celery\n\nThe fastest setting of a pilot is the contender.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n")
+	for _, c := range r.Pilots {
+		mark := ""
+		if c.Best {
+			mark = "used"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Setting, c.How, format(c.Rate), mark)
+	}
+	b.WriteString("\n## Round by round\n\n| case | contender | values |\n|---|---|---|\n")
+	for _, o := range r.Results {
+		for _, name := range o.Names {
+			fmt.Fprintf(&b, "| %s | %s, %s | %s |\n", o.Title, name, o.Measure.Unit, list(o.Contenders[name].Rounds))
+		}
+		for _, name := range []string{floor, celery} {
+			if ratio, measured := o.Ratios[name]; measured {
+				fmt.Fprintf(&b, "| | ours ÷ %s | %s |\n", name, list(ratio.Rounds))
+			}
+		}
+	}
+	return b.String()
+}
+
+func optional(values map[string]float64, name, verb string) string {
+	v, measured := values[name]
+	if !measured {
+		return "–"
+	}
+	return fmt.Sprintf(verb, v)
+}
+
+func list(values []float64) string {
+	texts := make([]string, len(values))
+	for i, v := range values {
+		texts[i] = format(v)
+	}
+	return strings.Join(texts, ", ")
+}
