@@ -151,7 +151,8 @@ const (
 	ApprovalBefore  Point = "approval.before"
 	ApprovalChecked Point = "approval.checked"
 	ApprovalRefused Point = "approval.refused"
-	// ResultWritten: the Celery result is written and not committed.
+	// ResultWritten: the Celery result is sent to the database, and whether it is
+	// committed is not known.
 	ResultWritten Point = "result.written"
 	// ResultCommitted: other sessions see the result.
 	ResultCommitted Point = "result.committed"

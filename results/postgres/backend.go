@@ -36,10 +36,11 @@ type Backend struct {
 	config Config
 	db     *database.DB
 	owned  bool // Close closes the pool
+	// prepares says that the pool's sessions keep prepared statements.
+	prepares bool
 
-	mu      sync.Mutex
-	columns map[string]bool // of the task table; nil until read
-	readAt  time.Time
+	mu    sync.Mutex
+	known *knownTable // nil until read
 }
 
 var _ results.Backend = (*Backend)(nil)
@@ -106,8 +107,9 @@ func New(pool *pgxpool.Pool, config Config) (*Backend, error) {
 
 func newBackend(pool *pgxpool.Pool, place string, config Config) (*Backend, error) {
 	return &Backend{
-		config: config,
-		db:     &database.DB{Pool: pool, Place: place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor},
+		config:   config,
+		db:       &database.DB{Pool: pool, Place: place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor},
+		prepares: pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement,
 	}, nil
 }
 
@@ -120,7 +122,7 @@ func (b *Backend) prepare(ctx context.Context) error {
 	}
 	report, err := b.EnsureTables(ctx)
 	if errors.Is(err, ErrRefused) {
-		if _, known := b.knownColumns(ctx, false); known == nil {
+		if _, unknown := b.knownTable(ctx, false); unknown == nil {
 			logOwnerSteps(b.config.Logger, b.Place(), plan)
 			return nil
 		}
@@ -149,13 +151,13 @@ func (b *Backend) Place() string { return b.db.Place }
 // starts meanwhile adds columns that we should fill.
 const columnsKnownFor = time.Minute
 
-// knownColumns returns the columns of the task table, from the cache unless reread
-// is set.
-func (b *Backend) knownColumns(ctx context.Context, reread bool) (map[string]bool, error) {
+// knownTable returns the columns of the task table and its statements, from the
+// cache unless reread is set.
+func (b *Backend) knownTable(ctx context.Context, reread bool) (*knownTable, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.columns != nil && !reread && time.Since(b.readAt) < columnsKnownFor {
-		return b.columns, nil
+	if b.known != nil && !reread && time.Since(b.known.readAt) < columnsKnownFor {
+		return b.known, nil
 	}
 	columns, err := readColumns(ctx, b.db.Pool, b.table())
 	if err != nil {
@@ -164,14 +166,16 @@ func (b *Backend) knownColumns(ctx context.Context, reread bool) (map[string]boo
 	if len(columns) == 0 {
 		return nil, database.Failure(ErrSchema, "result table %s does not exist in %s", b.config.Table, b.Place())
 	}
-	b.columns, b.readAt = columns, time.Now()
-	return columns, nil
+	known := &knownTable{columns: columns, readAt: time.Now()}
+	known.statements(b.table(), qualified(b.config.Schema, "task_id_sequence"))
+	b.known = known
+	return known, nil
 }
 
-func (b *Backend) forgetColumns() {
+func (b *Backend) forgetTable() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.columns = nil
+	b.known = nil
 }
 
 // table is the quoted name of the task table.

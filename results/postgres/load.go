@@ -26,14 +26,14 @@ func (b *Backend) Load(ctx context.Context, taskIDs ...string) ([]results.Outcom
 	}
 	var found map[string]results.Outcome
 	err := b.db.Retry(ctx, doing, func(ctx context.Context) error {
-		columns, err := b.knownColumns(ctx, false)
+		table, err := b.knownTable(ctx, false)
 		if err != nil {
 			return err
 		}
-		found, err = b.read(ctx, columns, taskIDs)
+		found, err = b.read(ctx, table.columns, taskIDs)
 		if err != nil {
 			// The table may have been recreated with other columns.
-			b.forgetColumns()
+			b.forgetTable()
 		}
 		return err
 	})

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -38,7 +39,8 @@ type resultRow struct {
 	stamps         []byte
 }
 
-// Store writes all results in one transaction, and returns for each, in the same
+// Store writes all results in one transaction, which is one statement if there is one
+// result, and returns for each, in the same
 // order, whether it was written. A stored SUCCESS is never overwritten, not even by
 // another SUCCESS, as in Celery 5.7 (docs/celery.md#publish-store-acknowledge);
 // written is false then. Two results for one task id in one call are written in
@@ -60,23 +62,18 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 	if len(outcomes) == 1 {
 		doing = "store the result of task " + rows[0].taskID
 	}
-	rounds := distinct(rows)
 	for reread := false; ; reread = true {
 		err = b.db.Retry(ctx, doing, func(ctx context.Context) error {
-			columns, err := b.knownColumns(ctx, reread)
+			table, err := b.knownTable(ctx, reread)
 			if err != nil {
 				return err
 			}
 			written = make([]bool, len(rows))
-			return b.db.Transaction(ctx, func(tx pgx.Tx) error {
-				for _, round := range rounds {
-					if err := b.write(ctx, tx, columns, rows, round, written); err != nil {
-						return err
-					}
-				}
-				faultpoint.Hit(faultpoint.ResultWritten, rows[0].taskID)
-				return nil
-			})
+			if len(rows) == 1 {
+				written[0], err = b.writeOne(ctx, table, rows[0])
+				return err
+			}
+			return b.db.Transaction(ctx, func(tx pgx.Tx) error { return write(ctx, tx, table, rows, written) })
 		})
 		// The table may have been recreated with other columns since they were read.
 		if !reread && errors.Is(err, ErrSchema) {
@@ -150,100 +147,105 @@ func jsonOrNull(text json.RawMessage) []byte {
 	return text
 }
 
-// distinct splits the rows, by index, into rounds without repeated task ids, since
-// one statement cannot write a row twice. It keeps the order of rows with the same
-// task id.
-func distinct(rows []resultRow) [][]int {
-	var rounds [][]int
-	seen := map[string]int{}
-	for i, row := range rows {
-		n := seen[row.taskID]
-		seen[row.taskID]++
-		if n == len(rounds) {
-			rounds = append(rounds, nil)
+// writeOne writes a row in one statement, which is a transaction of its own: one
+// round trip and one flush.
+func (b *Backend) writeOne(ctx context.Context, table *knownTable, row resultRow) (bool, error) {
+	statement, arguments := table.upsert, row.arguments(table.columns)
+	if !results.IsFinal(row.status) {
+		statement = table.update
+		// A prepared statement keeps its plan until the table is analyzed again. A plan
+		// that was made for a small table would still scan it when it is large.
+		if b.prepares {
+			arguments = append([]any{pgx.QueryExecModeCacheDescribe}, arguments...)
 		}
-		rounds[n] = append(rounds[n], i)
 	}
-	return rounds
+	answer, err := b.db.Pool.Query(ctx, statement, arguments...)
+	if err != nil {
+		return false, err
+	}
+	faultpoint.Hit(faultpoint.ResultWritten, row.taskID)
+	answer.Close()
+	return answer.CommandTag().RowsAffected() == 1, answer.Err()
 }
 
-// write writes the rows of one round in one statement, and marks those that were
-// written.
-//
-// The statement first updates, so that an existing row uses no number of the
-// sequence, and then inserts the other rows. If another worker inserts a row in
-// between, ON CONFLICT updates it under the same condition. date_done is sent with
-// its zone and converted to UTC, so that the session's TimeZone does not matter.
-func (b *Backend) write(ctx context.Context, tx pgx.Tx, columns map[string]bool, rows []resultRow, round []int, written []bool) error {
-	n := len(round)
-	ids, statuses := make([]string, n), make([]string, n)
-	values, done, tracebacks := make([][]byte, n), make([]*time.Time, n), make([]*string, n)
-	children, names := make([][]byte, n), make([]*string, n)
-	args, kwargs, workers := make([][]byte, n), make([][]byte, n), make([]*string, n)
-	retries, queues, stamps := make([]*int32, n), make([]*string, n), make([][]byte, n)
-	index := make(map[string]int, n)
-	for k, i := range round {
-		row := rows[i]
-		index[row.taskID] = i
-		ids[k], statuses[k], values[k], done[k], tracebacks[k] = row.taskID, row.status, row.result, row.dateDone, row.traceback
-		children[k], names[k], args[k], kwargs[k], workers[k] = row.children, row.name, row.args, row.kwargs, row.worker
-		retries[k], queues[k], stamps[k] = row.retries, row.queue, row.stamps
+// write writes several rows in their order, in one round trip, and marks those that
+// were written.
+func write(ctx context.Context, tx pgx.Tx, table *knownTable, rows []resultRow, written []bool) error {
+	batch := &pgx.Batch{}
+	for i, row := range rows {
+		batch.Queue(table.upsert, row.arguments(table.columns)...).Exec(func(tag pgconn.CommandTag) error {
+			written[i] = tag.RowsAffected() == 1
+			return nil
+		})
 	}
-	stored, err := tx.Query(ctx, b.statement(columns), ids, statuses, values, done, tracebacks, children, names, args, kwargs, workers, retries, queues, stamps)
-	if err != nil {
-		return err
-	}
-	var id string
-	_, err = pgx.ForEachRow(stored, []any{&id}, func() error {
-		written[index[id]] = true
-		return nil
-	})
-	return err
+	return tx.SendBatch(ctx, batch).Close()
 }
 
 // optionalColumns are those of result_extended and of Celery 5.7, which a table need
 // not have.
 var optionalColumns = []string{"children", "name", "args", "kwargs", "worker", "retries", "queue", "stamps"}
 
-// statement returns the SQL of write for a table with these columns. All 13 arrays
-// are always sent; those of missing columns are not used.
-func (b *Backend) statement(columns map[string]bool) string {
+// arguments returns the parameters of the statements for a table with these optional
+// columns.
+func (r resultRow) arguments(columns map[string]bool) []any {
+	arguments := []any{r.taskID, r.status, r.result, r.dateDone, r.traceback}
+	for i, value := range []any{r.children, r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps} {
+		if columns[optionalColumns[i]] {
+			arguments = append(arguments, value)
+		}
+	}
+	return arguments
+}
+
+// knownTable is what is known of the task table.
+type knownTable struct {
+	columns map[string]bool
+	readAt  time.Time
+
+	// upsert writes a row unless a SUCCESS is stored. It finds the row by the unique
+	// index alone, so that its plan depends on no statistics. If the row exists, a
+	// number of the sequence is lost.
+	upsert string
+	// update does the same and takes a number only for a new row. It is for states
+	// that a task may report any number of times: id is an integer of 32 bits in
+	// Celery's table, and all its numbers could be used up. With upsert for final
+	// states alone, at most one number is lost each time that a task runs.
+	update string
+}
+
+// statements sets the SQL for a table with these columns. date_done is sent with its
+// zone and converted to UTC, so that the session's TimeZone does not matter.
+func (t *knownTable) statements(table, sequence string) {
 	names := []string{"status", "result", "date_done", "traceback"}
 	for _, name := range optionalColumns {
-		if columns[name] {
+		if t.columns[name] {
 			names = append(names, name)
 		}
 	}
-	set, insert, source := make([]string, len(names)), make([]string, len(names)), make([]string, len(names))
+	values, set := make([]string, len(names)), make([]string, len(names))
 	for i, name := range names {
-		source[i] = "given." + name
-		if name == "date_done" {
-			source[i] = "given.date_done AT TIME ZONE 'UTC'"
+		// The casts are for sessions that prepare nothing: they do not ask the server
+		// for the types.
+		cast := map[string]string{
+			"status": "text", "date_done": "timestamptz", "traceback": "text", "name": "text", "worker": "text", "queue": "text", "retries": "integer",
+		}[name]
+		if cast == "" {
+			cast = "bytea"
 		}
-		set[i], insert[i] = name+" = "+source[i], name+" = EXCLUDED."+name
+		values[i] = "$" + strconv.Itoa(i+2) + "::" + cast
+		if name == "date_done" {
+			values[i] += " AT TIME ZONE 'UTC'"
+		}
+		set[i] = name + " = EXCLUDED." + name
 	}
-	table := b.table()
-	sequence := qualified(b.config.Schema, "task_id_sequence")
-	return `
-		WITH given AS (
-		    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::timestamptz[], $5::text[], $6::bytea[], $7::text[],
-		                         $8::bytea[], $9::bytea[], $10::text[], $11::integer[], $12::text[], $13::bytea[])
-		         WITH ORDINALITY
-		         AS t (task_id, status, result, date_done, traceback, children, name, args, kwargs, worker, retries, queue, stamps, place)
-		), updated AS (
-		    UPDATE ` + table + ` AS stored SET ` + strings.Join(set, ", ") + `
-		    FROM given
-		    WHERE stored.task_id = given.task_id AND stored.status IS DISTINCT FROM 'SUCCESS'
-		    RETURNING stored.task_id
-		), inserted AS (
-		    INSERT INTO ` + table + ` AS stored (id, task_id, ` + strings.Join(names, ", ") + `)
-		    SELECT nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'), given.task_id, ` + strings.Join(source, ", ") + `
-		    FROM given
-		    WHERE NOT EXISTS (SELECT FROM ` + table + ` AS known WHERE known.task_id = given.task_id)
-		    ORDER BY given.place
-		    ON CONFLICT (task_id) DO UPDATE SET ` + strings.Join(insert, ", ") + `
-		    WHERE stored.status IS DISTINCT FROM 'SUCCESS'
-		    RETURNING stored.task_id
-		)
-		SELECT task_id FROM updated UNION ALL SELECT task_id FROM inserted`
+	number := "nextval('" + strings.ReplaceAll(sequence, "'", "''") + "')"
+	insert := func(id string) string {
+		return `
+			INSERT INTO ` + table + ` AS stored (id, task_id, ` + strings.Join(names, ", ") + `)
+			VALUES (` + id + `, $1::text, ` + strings.Join(values, ", ") + `)
+			ON CONFLICT (task_id) DO UPDATE SET ` + strings.Join(set, ", ") + `
+			WHERE stored.status IS DISTINCT FROM 'SUCCESS'`
+	}
+	t.upsert = insert(number)
+	t.update = insert("COALESCE((SELECT id FROM " + table + " WHERE task_id = $1::text), " + number + ")")
 }

@@ -136,7 +136,7 @@ func (b *Backend) EnsureTables(ctx context.Context) (Report, error) {
 		}
 		return report.Run(ctx, tx)
 	})
-	b.forgetColumns()
+	b.forgetTable()
 	if err != nil {
 		return Report{}, err
 	}
