@@ -139,9 +139,8 @@ func (c *Client) Send(ctx context.Context, s Signature, options ...Option) (*Res
 }
 
 // Messages returns the messages that Send would publish, in order, and publishes
-// nothing. Exchange and RoutingKey are empty: the routes choose them from what the
-// signature asks for. It is for tests, and for programs that publish in another way,
-// for instance from an outbox table in their database.
+// nothing. It is for tests, and for programs that publish later, for instance from an
+// outbox table in their database by [worker.Worker.Publish]. That declares no queue.
 func (c *Client) Messages(ctx context.Context, s Signature, options ...Option) ([]protocol.Publishing, *Result, error) {
 	p, err := c.plan(ctx, s, options)
 	if err != nil {
@@ -149,7 +148,9 @@ func (c *Client) Messages(ctx context.Context, s Signature, options ...Option) (
 	}
 	messages := make([]protocol.Publishing, len(p.messages))
 	for i, m := range p.messages {
-		messages[i] = m.publishing
+		if messages[i], err = c.worker.Routed(m.publishing, m.destination); err != nil {
+			return nil, nil, err
+		}
 	}
 	return messages, p.result, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
+	"github.com/moonladderstudios/mm-orchestrator/results/postgres"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
@@ -296,4 +298,41 @@ func TestAGroupCollectsAndAnEarlierRevokedTaskEndsTheWait(t *testing.T) {
 	if err := c.Result("unknown").Get(short, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
+}
+
+// An id that celery_taskmeta can never hold costs its own result, and nothing else:
+// the worker tries once, and what follows is sent.
+func TestAnIDThatTheTableCannotHold(t *testing.T) {
+	t.Parallel()
+	backend, err := postgres.Open(t.Context(), devenv.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(backend.Close)
+	env := newTestEnv(t, backend)
+	w, err := worker.New(worker.Config{Broker: env.url, Queues: []string{"orders"}, Results: backend, Logger: workertest.Logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var runs atomic.Int32
+	worker.Handle(w, "shop.add", func(_ context.Context, in struct {
+		X int `celery:"x"`
+		Y int `celery:"y"`
+	}) (int, error) {
+		runs.Add(1)
+		return in.X + in.Y, nil
+	})
+	workertest.Start(t, w)
+	followed := protocol.NewID()
+	_, err = env.client.Send(t.Context(), add(1, 2), client.TaskID(strings.Repeat("x", 200)), client.Link(add(10).With(client.TaskID(followed))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "callback", get[int](t, env.client.Result(followed)), 13)
+	second, err := env.client.Send(t.Context(), add(1, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "next task", get[int](t, second), 2)
+	equal(t, "runs", runs.Load(), int32(3))
 }

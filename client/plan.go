@@ -215,20 +215,32 @@ func (p *planner) sendGroup(s Signature, call options) (*Result, error) {
 		id = protocol.NewID()
 	}
 	result := &Result{ID: id, client: p.client, group: true}
-	for i, part := range flatten(s.parts, kindGroup) {
+	return result, p.sendMembers(s.parts, call, errbacks, result)
+}
+
+// sendMembers sends the tasks of a group. Those of a group within it are its own, but
+// are counted apart, as Celery does.
+func (p *planner) sendMembers(parts []Signature, call options, errbacks []Signature, group *Result) error {
+	for i, part := range parts {
 		own := call
-		if part.kind == kindTask {
+		switch part.kind {
+		case kindGroup:
+			if err := p.sendMembers(part.parts, call, errbacks, group); err != nil {
+				return err
+			}
+			continue
+		case kindTask:
 			part.options = part.options.add("link_error", errbacks)
-		} else {
+		default:
 			own = own.add("link_error", errbacks)
 		}
-		sent, err := p.send(part, own, &member{id, i})
+		sent, err := p.send(part, own, &member{group.ID, i})
 		if err != nil {
-			return nil, err
+			return err
 		}
-		result.Members = append(result.Members, sent)
+		group.Members = append(group.Members, sent)
 	}
-	return result, nil
+	return nil
 }
 
 // publish adds the message of a task. rest are the later tasks of its chain, the next

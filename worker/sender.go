@@ -43,12 +43,28 @@ func (s *Sender) Close() { s.session.close() }
 // when the connection was lost. After ErrUnreachable the message may or may not be in
 // the queue.
 func (s *Sender) Send(ctx context.Context, m protocol.Publishing, own protocol.Destination) error {
-	to, err := s.worker.routes.resolve(m.Task, own)
+	o, err := s.worker.routed(m, own)
 	if err != nil {
-		return &unsendableError{task: m.Task, id: m.TaskID, err: err}
+		return err
+	}
+	return s.worker.sendOn(ctx, s.session, o)
+}
+
+// Routed returns a task message with the exchange and routing key to which Send would
+// publish it: for a program that stores messages and publishes them later, by
+// [Worker.Publish].
+func (w *Worker) Routed(m protocol.Publishing, own protocol.Destination) (protocol.Publishing, error) {
+	o, err := w.routed(m, own)
+	return o.message, err
+}
+
+func (w *Worker) routed(m protocol.Publishing, own protocol.Destination) (outgoing, error) {
+	to, err := w.routes.resolve(m.Task, own)
+	if err != nil {
+		return outgoing{}, &unsendableError{task: m.Task, id: m.TaskID, err: err}
 	}
 	m.Exchange, m.RoutingKey = to.exchange, to.routingKey
-	return s.worker.sendOn(ctx, s.session, outgoing{message: m, destination: to})
+	return outgoing{message: m, destination: to}, nil
 }
 
 // Broadcast declares an exchange as Celery declares that of its remote control,
