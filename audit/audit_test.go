@@ -379,3 +379,32 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// A summary says what a record has in one text, without a word twice.
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	exit, signal := 1, -9
+	at := time.Date(2026, 11, 27, 14, 15, 51, 0, time.UTC)
+	for _, test := range []struct {
+		record audit.Record
+		want   string
+	}{
+		{audit.Record{Kind: audit.StepStarted, Worker: "w", Text: "worker v has left the step unfinished"}, "on worker w: worker v has left the step unfinished"},
+		{audit.Record{Kind: audit.CommandStarted, Command: &audit.Command{Argv: []string{"git", "status"}}}, "git status"},
+		{audit.Record{Kind: audit.CommandEnded, DurationMS: 1500, Command: &audit.Command{Argv: []string{"git"}, Exit: &exit, OutputBytes: 17}}, "git (exit 1, 17 bytes, 1.5s)"},
+		{audit.Record{Kind: audit.CommandEnded, Command: &audit.Command{Argv: []string{"git"}, Exit: &signal, Found: true}}, "git (signal 9, found by a later worker)"},
+		{audit.Record{Kind: audit.CommandEnded, Command: &audit.Command{Argv: []string{"git"}, Ended: "it was ended"}}, "git (it was ended)"},
+		{audit.Record{Kind: audit.FileChanged, File: &audit.File{Path: "a", After: &audit.Version{Mode: "100644", SHA256: strings.Repeat("ab", 32)}}}, "a: none -> 100644 abababababab"},
+		{audit.Record{Kind: audit.ImageBuilt, Image: &audit.Image{Name: "web", Before: "sha256:aaaaaaaaaaaabb", After: "sha256:b"}}, "web: sha256:aaaaaaaaaaaa -> sha256:b"},
+		{audit.Record{Kind: audit.ContainerReplaced, Container: &audit.Container{Service: "web", Before: "c1", ImageBefore: "i1"}}, "service web, container c1 (i1) -> none (none)"},
+		{audit.Record{Kind: audit.ContainerChanging, Container: &audit.Container{Service: "web"}, Text: "tag it"}, "service web: tag it"},
+		{audit.Record{Kind: audit.ApprovalGiven, By: "ann", Approval: &audit.Approval{Approver: "ann", Role: "sre", ExpiresAt: at}}, "by ann (sre), until 2026-11-27T14:15:51Z"},
+		{audit.Record{Kind: audit.LimitReached, Rule: &audit.Rule{Name: "limits.build.idle", Limit: "10m"}, Text: "no output for 10m"}, "limits.build.idle 10m: no output for 10m"},
+		{audit.Record{Kind: audit.Revoked, By: "ann", Text: "wrong branch"}, "by ann: wrong branch"},
+		{audit.Record{Kind: audit.StepEnded, Status: "failed", DurationMS: 326, Text: "no"}, "failed, after 326ms: no"},
+	} {
+		if got := test.record.Summary(); got != test.want {
+			t.Errorf("%s: %q, want %q", test.record.Kind, got, test.want)
+		}
+	}
+}

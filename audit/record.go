@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -341,7 +342,7 @@ func Decode(text []byte) (Record, error) {
 	return r, nil
 }
 
-// Summary is the record in one line of words, without its step and its time.
+// Summary is the record in words, without its step and its time.
 func (r Record) Summary() string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
@@ -349,39 +350,31 @@ func (r Record) Summary() string {
 		add("%s", r.Status)
 	}
 	if c := r.Command; c != nil {
-		add("%s", strings.Join(c.Argv, " "))
-		switch {
-		case c.Exit != nil && *c.Exit < 0:
-			add("(signal %d)", -*c.Exit)
-		case c.Exit != nil:
-			add("(exit %d)", *c.Exit)
-		case c.Ended != "":
-			add("(%s)", c.Ended)
-		}
-		if c.OutputBytes > 0 {
-			add("(%d bytes)", c.OutputBytes)
-		}
-		if c.Found {
-			add("(found by a later worker)")
-		}
+		add("%s", strings.Join(append(slices.Clone(c.Argv), c.outcome(r.DurationMS)...), " "))
+	} else if r.DurationMS > 0 {
+		add("after %s", time.Duration(r.DurationMS)*time.Millisecond)
+	}
+	if r.Kind == StepStarted && r.Worker != "" {
+		add("on worker %s", r.Worker)
 	}
 	if f := r.File; f != nil {
 		add("%s: %s -> %s", f.Path, f.Before, f.After)
 	}
 	if i := r.Image; i != nil {
+		text := short(i.Before)
 		if i.Name != "" {
-			add("%s:", i.Name)
+			text = i.Name + ": " + text
 		}
-		add("%s", short(i.Before))
 		if i.After != "" {
-			add("-> %s", short(i.After))
+			text += " -> " + short(i.After)
 		}
+		parts = append(parts, text)
 	}
 	if c := r.Container; c != nil {
 		if c.Service != "" {
 			add("service %s", c.Service)
 		}
-		if c.After != "" {
+		if c.After != "" || r.Kind == ContainerReplaced {
 			add("container %s (%s) -> %s (%s)", short(c.Before), short(c.ImageBefore), short(c.After), short(c.ImageAfter))
 		} else if c.Before != "" {
 			add("container %s", short(c.Before))
@@ -402,21 +395,42 @@ func (r Record) Summary() string {
 		}
 	}
 	if rule := r.Rule; rule != nil {
-		add("rule %s", rule.Name)
-		if rule.Limit != "" {
-			add("(%s)", rule.Limit)
-		}
+		add("%s", strings.TrimSpace(rule.Name+" "+rule.Limit))
 	}
-	if r.By != "" {
+	if r.By != "" && (r.Approval == nil || r.Approval.Approver != r.By) {
 		add("by %s", r.By)
 	}
-	if r.Text != "" {
-		add("%s", r.Text)
+	text := strings.Join(parts, ", ")
+	if text != "" && r.Text != "" {
+		text += ": "
 	}
-	if r.DurationMS > 0 {
-		add("in %s", time.Duration(r.DurationMS)*time.Millisecond)
+	return text + r.Text
+}
+
+// outcome says in brackets how a command has ended, nothing before that.
+func (c *Command) outcome(durationMS int64) []string {
+	var parts []string
+	switch {
+	case c.Exit != nil && *c.Exit < 0:
+		parts = append(parts, fmt.Sprintf("signal %d", -*c.Exit))
+	case c.Exit != nil:
+		parts = append(parts, fmt.Sprintf("exit %d", *c.Exit))
+	case c.Ended != "":
+		parts = append(parts, c.Ended)
 	}
-	return strings.Join(parts, " ")
+	if c.OutputBytes > 0 {
+		parts = append(parts, fmt.Sprintf("%d bytes", c.OutputBytes))
+	}
+	if durationMS > 0 {
+		parts = append(parts, (time.Duration(durationMS) * time.Millisecond).String())
+	}
+	if c.Found {
+		parts = append(parts, "found by a later worker")
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	return []string{"(" + strings.Join(parts, ", ") + ")"}
 }
 
 // String is the mode and the beginning of the checksum.

@@ -581,7 +581,12 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request
 func startRecords(start Start) []audit.Record {
 	claim, run := start.Claim, start.Run
 	var records []audit.Record
-	if start.RunStarted {
+	switch {
+	case start.RunStarted && run.StartedAt != nil && !run.StartedAt.Equal(claim.StartedAt):
+		records = append(records, audit.Record{
+			ID: claimRecord(audit.Resumed, claim.Token), Kind: audit.Resumed, At: claim.StartedAt, Text: "the run goes on after its pause before verify",
+		})
+	case start.RunStarted:
 		records = append(records, audit.Record{
 			ID: claimRecord(audit.RunStarted, claim.Token), Kind: audit.RunStarted, At: claim.StartedAt,
 			Text: fmt.Sprintf("service %s, priority %s", cut(run.TargetService, 200), run.Priority),

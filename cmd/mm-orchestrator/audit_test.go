@@ -106,8 +106,8 @@ func TestAuditCommands(t *testing.T) {
 		return p.stdout.String() + p.stderr.String()
 	}
 	shown := command(exitOK, "audit", "show", "6f1c2f0e")
-	for _, line := range []string{"run-started          service api, priority normal", "command-ended        git apply <img src=x> (exit 1) in 1.5s", "file-changed         services/api.py: none -> 100644 aaaaaaaaaaaa",
-		"approval-granted     by ops-<b>417</b> (sre) gate pre-run", "run-ended            rolled_back"} {
+	for _, line := range []string{"run-started          service api, priority normal", "command-ended        git apply <img src=x> (exit 1, 1.5s)", "file-changed         services/api.py: none -> 100644 aaaaaaaaaaaa",
+		"approval-granted     by ops-<b>417</b> (sre), gate pre-run", "run-ended            rolled_back"} {
 		if !strings.Contains(shown, line) {
 			t.Errorf("show lacks %q:\n%s", line, shown)
 		}

@@ -449,6 +449,7 @@ type indexRecord struct {
 type indexPage struct {
 	runDetail
 	Exported  time.Time
+	Failed    *stepLine // the first step that has failed
 	Plan      string
 	Files     []exportedFile
 	Approvals []indexRecord
@@ -468,7 +469,8 @@ var indexTemplate = template.Must(template.New("index").Funcs(template.FuncMap{
 		}
 		return "-"
 	},
-	"took": took,
+	"exactly": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") },
+	"took":    took,
 	"size": func(n int64) string {
 		switch {
 		case n >= 10<<20:
@@ -490,6 +492,9 @@ func (e *exporter) writeIndex() error {
 		plan.Write(text)
 	}
 	page := indexPage{runDetail: rows.runDetail, Exported: e.now, Plan: plan.String(), Files: e.files, Trail: e.trail}
+	if i := slices.IndexFunc(page.Steps, func(s stepLine) bool { return s.Status == "failed" }); i >= 0 {
+		page.Failed = &stepLine{Step: page.Steps[i].Step, Message: oneLine(page.Steps[i].Message, 300)}
+	}
 	shown, failed := int64(0), error(nil)
 	page.Hidden = func() int64 { return max(0, e.trail.Report.Records-shown) }
 	page.Records = func(yield func(indexRecord) bool) {

@@ -249,9 +249,10 @@ func TestTrailOfAPauseBeforeVerify(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.await(t, "the run ends", func() bool { return slices.Contains([]string{"succeeded", "rolled_back"}, e.status(t)) })
-		got := brief(of(e, audit.Paused, audit.ApprovalGiven, audit.ApprovalGranted, audit.RunEnded))
-		if len(got) != 4 || !slices.Equal(got[:3], []string{"verify paused", "approval-given ops-417", "verify approval-granted ops-417"}) {
-			t.Errorf("trail has %q", got)
+		got := brief(of(e, audit.RunStarted, audit.Paused, audit.ApprovalGiven, audit.ApprovalGranted, audit.Resumed, audit.RunEnded))
+		want := []string{"analyze run-started", "verify paused", "approval-given ops-417", "verify approval-granted ops-417", "verify resumed"}
+		if len(got) != len(want)+1 || !slices.Equal(got[:len(want)], want) {
+			t.Errorf("trail has %q, want %q and the end", got, want)
 		}
 	})
 	t.Run("not in time", func(t *testing.T) {
