@@ -28,8 +28,8 @@ const (
 
 // A Finding is a place where a trail is broken.
 type Finding struct {
-	// Seq is the record, To the last one of several that are missing; otherwise it is
-	// the same.
+	// Seq is the record, To the last one of several that follow each other; otherwise it
+	// is the same.
 	Seq, To int64
 	Fault   Fault
 	// Text says more.
@@ -126,11 +126,18 @@ func (v *Verifier) Expect(name string, head Head) {
 }
 
 func (v *Verifier) find(fault Fault, from, to int64, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if n := len(v.report.Findings); n > 0 && (fault == OutOfOrder || fault == Repeated) {
+		if last := &v.report.Findings[n-1]; last.Fault == fault && last.To == from-1 && last.Text == text {
+			last.To = to
+			return
+		}
+	}
 	if len(v.report.Findings) == maxFindings {
 		v.report.More++
 		return
 	}
-	v.report.Findings = append(v.report.Findings, Finding{from, to, fault, fmt.Sprintf(format, args...)})
+	v.report.Findings = append(v.report.Findings, Finding{from, to, fault, text})
 }
 
 // Add checks the next record.
@@ -168,9 +175,9 @@ func (v *Verifier) Add(e Entry) {
 		v.next, v.tip, v.tip2 = record.Seq, "", ""
 		v.inOrder(e, record, false)
 	case v.fillGap(record.Seq):
-		v.find(OutOfOrder, record.Seq, record.Seq, "it stands after record %d", v.next-1)
+		v.find(OutOfOrder, record.Seq, record.Seq, "found after record %d", v.next-1)
 	default:
-		v.find(Repeated, record.Seq, record.Seq, "it stands again after record %d", v.next-1)
+		v.find(Repeated, record.Seq, record.Seq, "found again after record %d", v.next-1)
 	}
 }
 

@@ -177,9 +177,11 @@ func (f *auditFlags) verify(ctx context.Context, p *program, in input) (err erro
 				run = ""
 			}
 		}
-		v := audit.NewVerifier(run, audit.Start(), nil)
-		v.Expect("--head", *noted)
-		return f.verifyFile(p, run, v)
+		return f.verifyFile(p, run, func(bool) *audit.Verifier {
+			v := audit.NewVerifier(run, audit.Start(), nil)
+			v.Expect("--head", *noted)
+			return v
+		})
 	}
 	db, id, err := openTrail(ctx, p, in)
 	if err != nil {
@@ -188,7 +190,9 @@ func (f *auditFlags) verify(ctx context.Context, p *program, in input) (err erro
 	defer db.Close()
 	defer func() { err = explainSchemaError(ctx, db, err) }()
 	var v *audit.Verifier
-	begin := func(trail store.Trail) error {
+	var trail store.Trail
+	begin := func(found store.Trail) error {
+		trail = found
 		v = audit.NewVerifier(id, trail.Removed, &trail.Head)
 		if noted != nil && noted.Length > trail.Removed.Length {
 			v.Expect("--head", *noted)
@@ -204,7 +208,14 @@ func (f *auditFlags) verify(ctx context.Context, p *program, in input) (err erro
 	})
 	switch {
 	case errors.Is(err, errFileInstead):
-		return f.verifyFile(p, id, v)
+		return f.verifyFile(p, id, func(whole bool) *audit.Verifier {
+			if !whole || trail.Removed.Length == 0 {
+				return v
+			}
+			v := audit.NewVerifier(id, audit.Start(), &trail.Head)
+			v.Expect("the head of the records that were removed", trail.Removed)
+			return v
+		})
 	case err != nil:
 		return err
 	}
@@ -214,7 +225,9 @@ func (f *auditFlags) verify(ctx context.Context, p *program, in input) (err erro
 // errFileInstead ends the reading of a trail of which only the head is needed.
 var errFileInstead = errors.New("a file is checked")
 
-func (f *auditFlags) verifyFile(p *program, run string, v *audit.Verifier) error {
+// verifyFile checks a copy. It may be whole, also if the retention has removed the
+// beginning of the trail from the database.
+func (f *auditFlags) verifyFile(p *program, run string, verifier func(whole bool) *audit.Verifier) error {
 	var file io.Reader = os.Stdin
 	if f.file != "-" {
 		opened, err := os.Open(f.file)
@@ -224,7 +237,10 @@ func (f *auditFlags) verifyFile(p *program, run string, v *audit.Verifier) error
 		defer opened.Close()
 		file = opened
 	}
-	report, err := audit.VerifyFile(file, v)
+	buffered := bufio.NewReader(file)
+	const first = `{"seq":1,`
+	beginning, _ := buffered.Peek(len(first))
+	report, err := audit.VerifyFile(buffered, verifier(string(beginning) == first))
 	if err != nil {
 		return err
 	}
