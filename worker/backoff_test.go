@@ -28,31 +28,3 @@ func TestWorkerRedialsAtLeastEverySecond(t *testing.T) {
 		}
 	}
 }
-
-func TestRecentOutcomesAreBounded(t *testing.T) {
-	a := newExecutions(2)
-	d := &delivery{redelivered: true}
-	for _, id := range []string{"a", "b", "c"} {
-		e, known, _ := a.begin(d, identity{id: id})
-		if known != matchNone {
-			t.Fatalf("%s is already known", id)
-		}
-		a.end(e, settlementAck)
-	}
-	if known, _ := a.attach(d, identity{id: "a"}); known != matchNone {
-		t.Error("the oldest is still known")
-	}
-	if known, v := a.attach(d, identity{id: "c"}); known != matchEnded || v != settlementAck {
-		t.Errorf("the newest is %v %v", known, v)
-	}
-	if known, _ := a.attach(&delivery{}, identity{id: "c"}); known != matchNone {
-		t.Error("a message that was sent again counts as a redelivery")
-	}
-	set := newIDSet(2)
-	for _, id := range []string{"a", "b", "c", "c"} {
-		set.add(id)
-	}
-	if set.has("a") || !set.has("b") || !set.has("c") || len(set.index) != 2 {
-		t.Errorf("set is %v", set.index)
-	}
-}

@@ -28,26 +28,25 @@ import (
 //
 // A fault of broker or result backend is retried until RecordTimeout, and then
 // the message is requeued. It never turns finished work into a failure.
-func (w *Worker) conclude(e *execution, m *protocol.Message, r registration, o outcome, slot *slot) {
-	log := w.taskLog(m)
-	v, err := w.recordSafely(m, r, &o)
+func (w *Worker) conclude(a *attempt) {
+	o := &a.outcome
+	log := w.taskLog(a.message)
+	s, err := w.recordSafely(a)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
-		slot.release()
 		log.Info("task is requeued after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
-		w.pause(e, o.reject.After)
+		w.pause(a, o.reject.After)
 	case err != nil:
 		w.metrics.handedBack.Inc()
 		log.Error("message is requeued: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
-		slot.release()
-		w.pause(e, w.handBackPause())
-		v = settlementRequeue
+		w.pause(a, w.handBackPause())
+		s = settlementRequeue
 	}
-	w.metrics.taskEnded(m.Task, o.kind, o.duration)
-	logOutcome(log, o)
-	for _, d := range w.executions.end(e, v) {
-		d.settle(e.settlementOf(d, v))
+	if o.kind != outcomeRevoked && o.kind != outcomeExpired {
+		w.metrics.taskEnded(a.message.Task, o.kind, o.duration)
+		logOutcome(log, *o)
 	}
+	a.end(s)
 }
 
 // rejection returns the failure that is stored for a task whose handler rejected
@@ -77,38 +76,38 @@ func logOutcome(log interface {
 	}
 }
 
-// pause delays an execution, without a slot, until the pause is over or the
-// worker stops. It does not end with the session: the task's deliveries on a
-// later one are settled, too.
-func (w *Worker) pause(e *execution, d time.Duration) {
-	w.executions.mu.Lock()
-	sub := e.deliveries[0].sub
-	w.executions.mu.Unlock()
-	defer sub.delay()()
-	defer e.first.activity.Wait()()
-	sleep(w.lifecycle.receive, d)
+// pause delays an attempt, without a slot, until the pause is over or the worker
+// stops. It does not end with a connection: the deliveries of a later one are
+// delayed and settled, too.
+func (w *Worker) pause(a *attempt, pause time.Duration) {
+	a.pause()
+	defer a.first.activity.Wait()()
+	sleep(w.lifecycle.receive, pause)
 }
 
 // recordSafely calls record and returns a panic, for example of the result
 // backend, as an error: the work is done, so that its message must not be lost.
-func (w *Worker) recordSafely(m *protocol.Message, r registration, o *outcome) (v settlement, err error) {
+func (w *Worker) recordSafely(a *attempt) (s settlement, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			v, err = settlementRequeue, fmt.Errorf("panic: %v\n%s", p, goStack())
+			s, err = settlementRequeue, fmt.Errorf("panic: %v\n%s", p, goStack())
 		}
 	}()
-	return w.record(m, r, o)
+	return w.record(a)
 }
 
 // record publishes and stores, and returns how to settle the deliveries. It
 // changes the outcome to a failure when a follow-up has no valid message.
-func (w *Worker) record(m *protocol.Message, r registration, o *outcome) (settlement, error) {
+func (w *Worker) record(a *attempt) (settlement, error) {
+	m, r, o := a.message, a.registration, &a.outcome
 	var impossible, err error
 	switch o.kind {
 	case outcomeSuccess:
 		impossible, err = w.recordSuccess(m, r, o.value)
 	case outcomeRetry:
 		impossible, err = w.recordRetry(m, r, *o)
+	case outcomeRevoked, outcomeExpired:
+		err = w.recordRevoked(m, r, o.kind)
 	}
 	if impossible != nil {
 		duration := o.duration
@@ -129,6 +128,22 @@ func (w *Worker) record(m *protocol.Message, r registration, o *outcome) (settle
 		return settlementIgnored, nil
 	}
 	return settlementAck, err
+}
+
+// recordRevoked stores REVOKED for a task that does not run because it is revoked
+// or expired. Nothing follows it.
+func (w *Worker) recordRevoked(m *protocol.Message, r registration, outcome string) error {
+	w.taskLog(m).Info("task does not run", "why", outcome)
+	exception := protocol.NewException("celery.exceptions", "TaskRevokedError", outcome)
+	row := w.row(m, protocol.StateRevoked)
+	row.Exception, row.DateDone = &exception, w.cfg.Now()
+	if !w.ignoresResult(m, r) {
+		if _, err := w.store(w.lifecycle.record, row); err != nil {
+			return err
+		}
+	}
+	w.metrics.tasks.WithLabelValues(m.Task, outcome).Inc()
+	return nil
 }
 
 // recordSuccess publishes the callbacks and the next task of the chain, then

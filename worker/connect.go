@@ -65,6 +65,10 @@ type session struct {
 	lost     chan struct{}
 	lostOnce sync.Once
 	lostErr  error // set before lost is closed
+	// gone is set when the registry has ended the deliveries; guarded by
+	// registry.mu.
+	gone     bool
+	registry *registry
 
 	raw net.Conn
 }
@@ -120,6 +124,7 @@ func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, err
 		conn:     conn,
 		raw:      raw,
 		log:      w.cfg.Logger,
+		registry: w.registry,
 		declared: map[string]bool{},
 		probes:   probes{turn: make(chan struct{}, 1)},
 		lost:     make(chan struct{}),
@@ -325,9 +330,24 @@ func (s *session) watch() {
 
 func closeReason(what string, err *amqp.Error, ok bool) error {
 	if !ok || err == nil {
-		return fmt.Errorf("%s closed", what)
+		return &closedError{what: what}
 	}
-	return fmt.Errorf("broker closed the %s: %d %s", what, err.Code, err.Reason)
+	return &closedError{what: what, code: err.Code, reason: err.Reason}
+}
+
+// closedError says that a connection or a channel was closed. Code is 0 if there is no
+// reason.
+type closedError struct {
+	what   string
+	code   int
+	reason string
+}
+
+func (e *closedError) Error() string {
+	if e.code == 0 {
+		return e.what + " closed"
+	}
+	return fmt.Sprintf("broker closed the %s: %d %s", e.what, e.code, e.reason)
 }
 
 // fail marks the session as lost, with the first error as the reason, and wakes
@@ -336,7 +356,17 @@ func (s *session) fail(err error) {
 	s.lostOnce.Do(func() {
 		s.lostErr = err
 		close(s.lost)
+		s.registry.lose(s)
 	})
+}
+
+// failAfter ends the session when ctx ends, until end is called.
+func (s *session) failAfter(ctx context.Context) (end func()) {
+	stop := context.AfterFunc(ctx, func() {
+		s.fail(context.Cause(ctx))
+		_ = s.raw.Close()
+	})
+	return func() { stop() }
 }
 
 func (s *session) isLost() bool {

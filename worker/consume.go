@@ -22,8 +22,11 @@ type subscription struct {
 	queue   Queue
 	worker  *Worker
 
+	delayed int // messages that wait without a slot; guarded by registry.mu
+	// unadjusted is set when delayed has changed and adjust has not been called.
+	unadjusted atomic.Bool
+
 	mu            sync.Mutex         // guards all below
-	delayed       int                // messages that wait without a slot
 	overflow      []overflowConsumer // oldest first
 	overflowLimit int                // the sum of their limits
 	next          int                // number of the next tag
@@ -148,46 +151,27 @@ func (sub *subscription) receive(deliveries <-chan amqp.Delivery) {
 	}
 }
 
-// delay counts a message as delayed until release is called.
-func (sub *subscription) delay() (release func()) {
-	sub.worker.metrics.delayed.Inc()
-	sub.mu.Lock()
-	sub.delayed++
-	sub.addOverflowConsumer()
-	sub.mu.Unlock()
-	return sync.OnceFunc(func() {
-		sub.worker.metrics.delayed.Dec()
-		sub.mu.Lock()
-		sub.delayed--
-		sub.removeOverflowConsumers()
-		sub.mu.Unlock()
-	})
-}
-
-// addOverflowConsumer adds a consumer when there are more delayed messages
-// than the overflow consumers have limits for. The caller has locked sub.mu.
-func (sub *subscription) addOverflowConsumer() {
-	if sub.stopped || sub.session.isLost() || sub.delayed <= sub.overflowLimit || sub.delayed > sub.worker.cfg.MaxETA {
+// adjust adds or cancels overflow consumers, so that their limits are about the
+// number of delayed messages. Each move to or from delayed is followed by a call.
+func (sub *subscription) adjust() {
+	if !sub.unadjusted.Swap(false) {
 		return
 	}
-	limit := min(max(1, sub.overflowLimit), overflowLimitMax)
-	tag, err := sub.start(limit)
-	if err != nil {
-		return // the session is lost: keepConnected reports it and replaces it
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	delayed := sub.worker.registry.delayedOn(sub)
+	for !sub.stopped && !sub.session.isLost() && min(delayed, sub.worker.cfg.MaxETA) > sub.overflowLimit {
+		limit := min(max(1, sub.overflowLimit), overflowLimitMax)
+		tag, err := sub.start(limit)
+		if err != nil {
+			return // the session is lost: keepConnected reports it and replaces it
+		}
+		sub.overflow = append(sub.overflow, overflowConsumer{tag, limit})
+		sub.overflowLimit += limit
 	}
-	sub.overflow = append(sub.overflow, overflowConsumer{tag, limit})
-	sub.overflowLimit += limit
-}
-
-// removeOverflowConsumers cancels the newest overflow consumers as long as the
-// delayed messages do not need them. The caller has locked sub.mu.
-func (sub *subscription) removeOverflowConsumers() {
 	for len(sub.overflow) > 0 && !sub.session.isLost() {
 		last := sub.overflow[len(sub.overflow)-1]
-		if sub.delayed > sub.overflowLimit-last.limit {
-			return
-		}
-		if err := sub.cancel(last.tag); err != nil {
+		if delayed > sub.overflowLimit-last.limit || sub.cancel(last.tag) != nil {
 			return
 		}
 		sub.overflow = sub.overflow[:len(sub.overflow)-1]

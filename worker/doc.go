@@ -29,8 +29,11 @@
 //   - A fault of the broker or of the result backend never turns finished work
 //     into a failure. The worker retries, and in the end requeues the message.
 //   - The delivery limit of a quorum queue does not drop a message that the worker
-//     requeues, nor that of a running task: the worker replaces it by a copy in
-//     time.
+//     requeues, that of a running task, or one that waits while connections are
+//     lost: the worker replaces it by a copy in time.
+//   - The messages of a queue start in the order in which the broker delivers them;
+//     a delayed one takes its place when its delay ends. Free slots go to the queues
+//     in turn.
 //   - A stored SUCCESS is kept: a repeated run that fails publishes no error
 //     callbacks and stores nothing.
 //   - A malformed message neither ends the worker nor is delivered for ever.
@@ -56,7 +59,12 @@
 //
 // # Files
 //
-// A delivery passes through connect.go, declare.go, consume.go, receive.go,
-// attach.go, run.go, bind.go, conclude.go, publish.go and requeue.go. shutdown.go
-// has Run, health.go the health checks, and wire.go what amqp091-go lacks.
+// A delivery goes through the files in this order: connect.go, declare.go,
+// consume.go, receive.go (it is read, and waits for its ETA and for a slot), run.go
+// and bind.go (its handler runs), conclude.go (the outcome is published and
+// stored), publish.go, and requeue.go if it goes back to its queue. delivery.go
+// has the states of a delivery with all moves between them, registry.go owns the
+// deliveries, the slots and the memory of what has ended, and attempt.go is one run
+// of a task. shutdown.go has Run, health.go the health checks, and wire.go what
+// amqp091-go lacks.
 package worker

@@ -17,7 +17,7 @@ func (w *Worker) Health() error {
 	if err := w.Ready(); err != nil {
 		return err
 	}
-	if n := w.givenUp.Load(); n >= int64(w.cfg.Slots) {
+	if n := w.registry.handlersGivenUp(); n >= w.cfg.Slots {
 		return fmt.Errorf("all %d slots are occupied by handlers that ignore their hard time limit: restart the worker", n)
 	}
 	return nil

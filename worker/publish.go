@@ -274,7 +274,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 		m := f.Publishing
 		m.Exchange, m.RoutingKey = to.exchange, to.routingKey
 		m.Properties.Priority = w.priority(m, f.Destination)
-		if r, known := w.registry[m.Task]; known && m.Headers["ignore_result"] == nil {
+		if r, known := w.tasks[m.Task]; known && m.Headers["ignore_result"] == nil {
 			// Null would mean the same, but Celery's workers write the value that
 			// they know.
 			m.Headers["ignore_result"] = r.ignoreResult
@@ -293,7 +293,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 // are equal.
 func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint8 {
 	priority := m.Properties.Priority
-	if _, known := w.registry[m.Task]; known && own.Queue != "" && priority != nil && *priority == 0 {
+	if _, known := w.tasks[m.Task]; known && own.Queue != "" && priority != nil && *priority == 0 {
 		return nil
 	}
 	return priority

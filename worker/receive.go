@@ -4,51 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
-	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
-
-// delivery is one message from the broker. It can be settled (acknowledged,
-// rejected or requeued) once, and only as long as its session is not lost.
-type delivery struct {
-	session     *session
-	sub         *subscription
-	tag         uint64
-	redelivered bool
-	acker       amqp.Acknowledger
-	wire        protocol.Delivery // the message as the broker delivered it
-	activity    *stall.Activity   // reports the progress of its goroutine to Stuck
-	settled     atomic.Bool
-	copied      atomic.Bool // a copy of the message may be in its queue
-}
-
-// settle settles the delivery with the broker, unless that was done already or
-// the session is lost. In the latter case the broker delivers the message again.
-func (d *delivery) settle(v settlement) {
-	faultpoint.Hit(faultpoint.SettleBefore, d.wire.Properties.CorrelationID)
-	if d.session.isLost() || d.settled.Swap(true) {
-		return
-	}
-	var err error
-	switch v {
-	case settlementAck, settlementIgnored:
-		err = d.acker.Ack(d.tag, false)
-	case settlementReject:
-		err = d.acker.Reject(d.tag, false)
-	case settlementRequeue:
-		err = d.requeue()
-	}
-	if err != nil {
-		d.session.fail(fmt.Errorf("settling a delivery: %w", err))
-	}
-	faultpoint.Hit(faultpoint.SettleAfter, d.wire.Properties.CorrelationID)
-}
 
 // wireDelivery converts amqp091-go's delivery (see wire.go for how it marks a
 // priority of 0).
@@ -84,23 +46,29 @@ func (w *Worker) received(sub *subscription, message amqp.Delivery) {
 	faultpoint.Hit(faultpoint.ConsumerTook, message.CorrelationId)
 	w.metrics.received.Inc()
 	d := &delivery{
-		session:     sub.session,
+		registry:    w.registry,
 		sub:         sub,
 		tag:         message.DeliveryTag,
 		redelivered: message.Redelivered,
 		acker:       message.Acknowledger,
 		wire:        wireDelivery(message),
+		changed:     make(chan struct{}, 1),
 	}
-	w.lifecycle.deliveries.Add(1)
-	go func() {
-		defer w.lifecycle.deliveries.Done()
-		d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
-		defer d.activity.End()
-		w.handle(d)
-	}()
+	switch d.receive() {
+	case stateReceived:
+		go func() {
+			defer w.registry.handlers.Done()
+			d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
+			defer d.activity.End()
+			w.handle(d)
+		}()
+	case stateSettling:
+		d.tell()
+	}
 }
 
-// handle decodes a delivery, runs its task, and settles it.
+// handle reads a delivery, waits for its ETA and for a slot, runs its task, and
+// settles it.
 func (w *Worker) handle(d *delivery) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -110,43 +78,54 @@ func (w *Worker) handle(d *delivery) {
 	}()
 
 	faultpoint.Hit(faultpoint.DeliveryReceived, d.wire.Properties.CorrelationID)
+	eta, proceed := w.read(d)
+	if !proceed {
+		return
+	}
+	if !w.waitForETA(d, eta) {
+		faultpoint.Hit(faultpoint.DeliveryDropped, d.id.id)
+		return
+	}
+	a := w.waitForSlot(d)
+	if a == nil {
+		return
+	}
+	w.execute(a)
+}
+
+// read decodes a delivery. It returns false if no task has to run for it: the
+// delivery is settled then, or has joined the attempt of its task.
+func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
 	head, err := protocol.DecodeHeader(d.wire, acceptContent)
 	if err != nil {
 		w.malformed(d, err)
-		return
+		return nil, false
 	}
-	registered, known := w.registry[head.Task]
-	if !known {
+	if _, known := w.tasks[head.Task]; !known {
 		w.unregistered(d, head)
-		return
+		return nil, false
 	}
-	message, err := protocol.Decode(d.wire, acceptContent)
+	m, err := protocol.Decode(d.wire, acceptContent)
 	if err != nil {
 		w.malformed(d, err)
-		return
+		return nil, false
 	}
-	faultpoint.Hit(faultpoint.DeliveryDecoded, message.ID, message.ArgsRepr)
-	id := identify(message, d.wire.Body)
-	if w.handleRepeated(d, message, id) {
-		return
+	faultpoint.Hit(faultpoint.DeliveryDecoded, m.ID, m.ArgsRepr)
+	if found := d.read(m, identify(m, d.wire.Body)); found != matchNone {
+		w.repeated(d, m, found)
+		return nil, false
 	}
-	defer w.unacked.add(message)()
-	if !w.waitForETA(d, message) || !w.takeSlot(d) {
-		faultpoint.Hit(faultpoint.DeliveryDropped, message.ID)
-		return
+	if why := w.mayNotRun(m); why != "" {
+		d.refuse()
+		if err := w.recordRevoked(m, w.tasks[m.Task], why); err != nil {
+			w.handBack(d, err)
+			return nil, false
+		}
+		d.settle(settlementAck)
+		return nil, false
 	}
-	faultpoint.Hit(faultpoint.SlotTaken, message.ID, message.ArgsRepr)
-	slot := &slot{worker: w}
-	defer slot.release()
-	if w.revokedOrExpired(d, message) {
-		return
-	}
-	execution, found, v := w.executions.begin(d, id)
-	if found != matchNone {
-		w.attachOrSettle(d, message, found, v)
-		return
-	}
-	w.execute(execution, message, registered, d, slot)
+	w.renewReturned(d)
+	return m.ETA, true
 }
 
 // reportPanic logs a panic of this package or of package protocol. The message is
@@ -160,34 +139,24 @@ func (w *Worker) reportPanic(p any) {
 // can run code or need Python.
 var acceptContent = []string{"application/json"}
 
-// handleRepeated handles a delivery whose task runs in this process or has ended
-// in it. It returns false for any other delivery.
-func (w *Worker) handleRepeated(d *delivery, m *protocol.Message, id identity) bool {
-	known, v := w.executions.attach(d, id)
-	if known == matchNone {
-		return false
-	}
-	w.attachOrSettle(d, m, known, v)
-	return true
-}
-
-// attachOrSettle settles a delivery of a task that has ended. One of a running
-// task is attached already and is settled with the task.
-func (w *Worker) attachOrSettle(d *delivery, m *protocol.Message, known match, v settlement) {
+// repeated handles a delivery whose task runs in this process, or has ended in it.
+func (w *Worker) repeated(d *delivery, m *protocol.Message, found match) {
 	w.metrics.attached.Inc()
-	if known == matchRunning {
+	if found == matchRunning {
 		faultpoint.Hit(faultpoint.TaskAttached, m.ID, m.ArgsRepr)
 		w.taskLog(m).Info("repeated delivery joins the running task")
+		d.sub.adjust() // the attempt may pause
 		d.renew()
 		return
 	}
 	w.taskLog(m).Info("repeated delivery of a task that has ended is settled without running it again")
-	d.settle(v)
+	d.tell()
 }
 
 // malformed handles a message that cannot be decoded, as the table in
 // docs/celery.md#bad-messages says.
 func (w *Worker) malformed(d *delivery, err error) {
+	d.refuse()
 	var bad *protocol.MalformedError
 	if !errors.As(err, &bad) {
 		bad = &protocol.MalformedError{Reason: protocol.ReasonUnknown, Detail: err.Error()}
@@ -227,11 +196,12 @@ func (w *Worker) malformed(d *delivery, err error) {
 
 // unregistered handles a message whose task has no handler in this worker.
 func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
+	d.refuse()
 	w.metrics.bad.WithLabelValues(badUnregistered).Inc()
 	log := w.taskLog(head).With("queue", d.sub.queue.Name)
 	if w.cfg.Unregistered == RequeueUnregistered {
 		log.Warn("task is not registered in this worker: its message is requeued after a pause", "pause", requeueUnregisteredPause)
-		w.pauseDelivery(d, requeueUnregisteredPause)
+		w.delay(d, requeueUnregisteredPause)
 		d.settle(settlementRequeue)
 		return
 	}
@@ -260,103 +230,78 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 // delivered.
 const requeueUnregisteredPause = 5 * time.Second
 
-// revokedOrExpired handles a task that is revoked or expired before it runs
-// (docs/celery.md#receipt-and-start): it stores REVOKED, acknowledges, and
-// publishes nothing. It returns false for any other task.
-func (w *Worker) revokedOrExpired(d *delivery, m *protocol.Message) bool {
-	var why, outcome string
+// mayNotRun returns why a task does not run: it is revoked or expired
+// (docs/celery.md#receipt-and-start). It returns "" for any other task.
+func (w *Worker) mayNotRun(m *protocol.Message) (outcome string) {
 	switch {
-	case w.revoked.has(m.ID):
-		why, outcome = "revoked", outcomeRevoked
+	case w.registry.isRevoked(m.ID):
+		return outcomeRevoked
 	case m.Expires != nil && !w.cfg.Now().Before(*m.Expires):
-		why, outcome = "expired", outcomeExpired
-	default:
-		return false
+		return outcomeExpired
 	}
-	w.taskLog(m).Info("task does not run", "why", why)
-	exception := protocol.NewException("celery.exceptions", "TaskRevokedError", why)
-	row := w.row(m, protocol.StateRevoked)
-	row.Exception = &exception
-	row.DateDone = w.cfg.Now()
-	if !w.ignoresResult(m, w.registry[m.Task]) {
-		if _, err := w.store(w.lifecycle.record, row); err != nil {
-			w.handBack(d, err)
-			return true
-		}
-	}
-	w.metrics.tasks.WithLabelValues(m.Task, outcome).Inc()
-	d.settle(settlementAck)
-	return true
+	return ""
 }
 
 // waitForETA delays a message until its ETA, unacknowledged and without a slot.
-// It returns false when the delivery is settled or its session is lost.
-func (w *Worker) waitForETA(d *delivery, m *protocol.Message) bool {
-	if w.revokedOrExpired(d, m) {
-		return false
-	}
-	if m.ETA == nil {
+// It returns false when the delivery has left meanwhile.
+func (w *Worker) waitForETA(d *delivery, eta *time.Time) bool {
+	if eta == nil {
 		return true
 	}
-	wait := m.ETA.Sub(w.cfg.Now())
-	if wait <= 0 {
-		return true
-	}
-	release := d.sub.delay()
-	defer release()
-	defer d.activity.Wait()()
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-d.session.lost: // the broker delivers the message again
-		return false
-	case <-w.lifecycle.receive.Done():
-		d.settle(settlementRequeue)
-		return false
-	}
+	wait := eta.Sub(w.cfg.Now())
+	return wait <= 0 || w.delay(d, wait)
 }
 
-// takeSlot waits for a free slot. It returns false when the session is lost, or
-// when the worker stops and has requeued the message.
-func (w *Worker) takeSlot(d *delivery) bool {
-	if w.lifecycle.receive.Err() != nil {
-		d.settle(settlementRequeue)
-		return false
-	}
-	defer d.activity.Wait()()
-	select {
-	case w.slots <- struct{}{}:
-	case <-d.session.lost:
-		return false
-	case <-w.lifecycle.receive.Done():
-		d.settle(settlementRequeue)
-		return false
-	}
-	if d.session.isLost() {
-		<-w.slots
-		return false
-	}
-	w.metrics.running.Inc()
-	return true
-}
-
-// pauseDelivery delays a delivery, without a slot, until the pause is over, the
-// session is lost, or the worker stops.
-func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
+// delay lets a delivery wait without a slot. It returns false when the delivery has
+// left meanwhile: with its connection, at a shutdown, or replaced by a copy.
+func (w *Worker) delay(d *delivery, pause time.Duration) bool {
 	if pause <= 0 {
-		return
+		return true
 	}
-	defer d.sub.delay()()
+	d.delay()
 	defer d.activity.Wait()()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-d.session.lost:
-	case <-w.lifecycle.receive.Done():
+	for {
+		switch d.now() {
+		case stateDelayed:
+		case stateSettling:
+			d.tell()
+			return false
+		default:
+			return false
+		}
+		select {
+		case <-timer.C:
+			return true
+		case <-d.changed:
+		}
 	}
+}
+
+// waitForSlot waits in line for a slot. It returns nil when the delivery has left
+// meanwhile, or has joined the attempt of an equal message.
+func (w *Worker) waitForSlot(d *delivery) *attempt {
+	d.wait()
+	endWait := d.activity.Wait()
+	for d.now() == stateWaiting {
+		<-d.changed
+	}
+	endWait()
+	a, found := d.granted()
+	switch {
+	case found == matchNone && a == nil:
+		faultpoint.Hit(faultpoint.DeliveryDropped, d.id.id)
+		d.tell() // at a shutdown
+		return nil
+	case a == nil || a.first != d:
+		head, err := protocol.DecodeHeader(d.wire, acceptContent)
+		if err == nil {
+			w.repeated(d, head, found)
+		}
+		return nil
+	}
+	return a
 }
 
 // handBack requeues a message whose outcome could not be recorded. It pauses
@@ -364,7 +309,7 @@ func (w *Worker) pauseDelivery(d *delivery, pause time.Duration) {
 func (w *Worker) handBack(d *delivery, err error) {
 	w.metrics.handedBack.Inc()
 	w.cfg.Logger.Error("message is requeued: its outcome could not be recorded", "queue", d.sub.queue.Name, "error", err)
-	w.pauseDelivery(d, w.handBackPause())
+	w.delay(d, w.handBackPause())
 	d.settle(settlementRequeue)
 }
 

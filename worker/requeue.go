@@ -87,15 +87,25 @@ func (d *delivery) renew() {
 	}
 }
 
+// renewReturned replaces a message that is to wait, and that has waited in this
+// process when an earlier connection was lost: the queue has counted a return for
+// which the message is not to blame. Any other message may have crashed a worker,
+// which the limit should end.
+func (w *Worker) renewReturned(d *delivery) {
+	if d.returns() > 0 && w.registry.wasReturned(d) {
+		w.registry.handlers.Go(d.renew)
+	}
+}
+
 // replace publishes a copy of the message to the delivery's queue only. It returns
 // true when the broker has confirmed the copy.
 func (d *delivery) replace() bool {
 	w := d.sub.worker
-	d.copied.Store(true)
+	d.markCopied()
 	ctx, cancel := context.WithTimeout(w.lifecycle.record, copyTimeout)
 	defer cancel()
 	err := d.sendCopy(ctx)
-	if err != nil && !d.session.isLost() {
+	if err != nil && !d.sub.session.isLost() {
 		w.cfg.Logger.Warn("message cannot be replaced by a copy: its queue may drop it at its delivery limit",
 			"queue", d.sub.queue.Name, "task_id", clip(d.wire.Properties.CorrelationID), "count", d.wire.Headers[headerCount], "error", err)
 	}
@@ -115,5 +125,5 @@ func (d *delivery) sendCopy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return d.session.publishOnOwnChannel(ctx, m, out)
+	return d.sub.session.publishOnOwnChannel(ctx, m, out)
 }

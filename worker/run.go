@@ -36,60 +36,39 @@ type failure struct {
 	text string
 }
 
-// slot is the right of one delivery to run a task. It is released once: at the
-// end, before a pause, or when a handler returns for which the worker no longer
-// waits. Only the goroutine of the delivery uses it.
-type slot struct {
-	worker   *Worker
-	released bool
-}
-
-func (s *slot) release() {
-	if s.released {
-		return
-	}
-	s.released = true
-	s.worker.metrics.running.Dec()
-	<-s.worker.slots
-}
-
-// releaseAfter releases the slot when the handler returns, and counts the handler
-// as given up until then.
-func (s *slot) releaseAfter(returned <-chan outcome) {
-	s.released = true
-	w := s.worker
-	w.givenUp.Add(1)
-	w.metrics.givenUp.Inc()
-	go func() {
-		<-returned
-		w.givenUp.Add(-1)
-		w.metrics.givenUp.Dec()
-		w.metrics.running.Dec()
-		<-w.slots
-	}()
-}
-
-// execute runs a task in its slot, records the outcome and settles the
-// deliveries. A panic of this package rejects them, since the message probably
+// execute runs the task of an attempt in its slot, records the outcome and settles
+// the deliveries. A panic of this package rejects them, since the message probably
 // causes it again.
-func (w *Worker) execute(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) {
+func (w *Worker) execute(a *attempt) {
+	defer a.releaseSlot()
 	defer func() {
 		if p := recover(); p != nil {
-			for _, d := range w.executions.end(e, settlementReject) {
-				d.settle(settlementReject)
-			}
+			a.end(settlementReject)
 			w.reportPanic(p)
 		}
 	}()
-	faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
-	o := w.run(e, m, r, d, slot)
-	d.activity.Progress("recording the outcome of its task")
-	faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
-	w.conclude(e, m, r, o, slot)
+	m, err := a.begin()
+	if err != nil {
+		faultpoint.Hit(faultpoint.DeliveryDropped, a.id)
+		a.end(settlementRequeue)
+		return
+	}
+	a.registration = w.tasks[m.Task]
+	faultpoint.Hit(faultpoint.SlotTaken, m.ID, m.ArgsRepr)
+	if why := w.mayNotRun(m); why != "" {
+		a.outcome = outcome{kind: why}
+	} else {
+		faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
+		a.outcome = w.run(a)
+		faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
+	}
+	a.first.activity.Progress("recording the outcome of its task")
+	w.conclude(a)
 }
 
 // run runs a task's handler and returns the outcome.
-func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *delivery, slot *slot) outcome {
+func (w *Worker) run(a *attempt) outcome {
+	m, r, d := a.message, a.registration, a.first
 	if err := w.canFollow(m); err != nil {
 		return failureOutcome(err)
 	}
@@ -98,7 +77,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 		w.storeStarted(m)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire,
-		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, e) },
+		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, a) },
 		otherConsumers: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
 	var ended atomic.Bool
 	defer ended.Store(true)
@@ -115,7 +94,7 @@ func (w *Worker) run(e *execution, m *protocol.Message, r registration, d *deliv
 	began := w.cfg.Now()
 	// A handler may take any time: it does not count as stuck.
 	endWait := d.activity.Wait()
-	o := runHandler(w.lifecycle.work, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), slot.releaseAfter)
+	o := runHandler(w.lifecycle.work, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
 	endWait()
 	o.duration = w.cfg.Now().Sub(began)
 	return o
@@ -142,7 +121,7 @@ type Outcome struct {
 // returns the outcome. It publishes, stores and acknowledges nothing. It is for
 // tests, and needs no Run. The error says that the task is not registered.
 func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, error) {
-	r, known := w.registry[m.Task]
+	r, known := w.tasks[m.Task]
 	if !known {
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}

@@ -26,8 +26,6 @@ type lifecycle struct {
 
 	endReceive, endGiveUp, endRecord context.CancelFunc
 	endWork                          context.CancelCauseFunc
-
-	deliveries sync.WaitGroup // goroutines that handle one delivery each
 }
 
 func (l *lifecycle) begin(parent context.Context) {
@@ -88,8 +86,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		cancel()
 		<-stopped
 		// Deliveries of one queue may have arrived before another queue failed.
+		w.registry.close()
 		w.lifecycle.end()
-		w.lifecycle.deliveries.Wait()
+		w.registry.handlers.Wait()
 		if ctx.Err() != nil || w.stopping() {
 			return nil
 		}
@@ -116,7 +115,7 @@ func (w *Worker) freeze() error {
 	if w.frozen {
 		return errors.New("worker: Run was called twice; make a new worker")
 	}
-	if len(w.registry) == 0 {
+	if len(w.tasks) == 0 {
 		return errors.New("worker: no task is registered")
 	}
 	w.frozen = true
@@ -135,18 +134,24 @@ func (w *Worker) stopping() bool {
 // drain shuts down in the order that Run documents.
 func (w *Worker) drain() {
 	timeout := max(w.cfg.ShutdownTimeout, 0)
-	w.cfg.Logger.Info("worker is stopping: it starts no more tasks and waits for running ones", "tasks", w.executions.count(), "at_most", timeout)
+	w.cfg.Logger.Info("worker is stopping: it starts no more tasks and waits for running ones", "tasks", w.registry.attempts(), "at_most", timeout)
 	limit := time.Now().Add(timeout + w.cfg.StopTimeout)
+	w.registry.drain()
 	w.lifecycle.endReceive()
-	<-w.receivingEnded
+	// Messages are requeued when the consumers are cancelled, so that the broker does
+	// not deliver them to this worker again.
+	if !waitFor(w.receivingEnded, callTimeout, w.stopNow) && w.stopping() {
+		waitFor(w.receivingEnded, w.cfg.StopTimeout/10, nil)
+	}
+	w.registry.close()
 
 	idle := make(chan struct{})
 	go func() {
-		w.lifecycle.deliveries.Wait()
+		w.registry.handlers.Wait()
 		close(idle)
 	}()
 	if !waitFor(idle, timeout, w.stopNow) {
-		if n := w.executions.count(); n > 0 {
+		if n := w.registry.attempts(); n > 0 {
 			w.cfg.Logger.Warn("worker is stopping now: running tasks are cancelled", "tasks", n, "at_most", w.cfg.StopTimeout)
 		}
 		limit = time.Now().Add(w.cfg.StopTimeout)
@@ -161,7 +166,7 @@ func (w *Worker) drain() {
 			}
 		}
 	}
-	if n := w.givenUp.Load(); n > 0 {
+	if n := w.registry.handlersGivenUp(); n > 0 {
 		w.cfg.Logger.Error("handlers ignore the end of their context: the worker stops without them", "handlers", n)
 	}
 	w.cfg.Logger.Info("worker has stopped", w.beforeStopped(limit)...)
@@ -251,19 +256,23 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	// Set the session before the first delivery arrives: its outcome may have to
 	// be published before all queues have their consumers.
 	w.link.connected(s, w.cfg.Now())
+	// A broker that does not answer must not delay the end of ctx.
+	endWatch := s.failAfter(ctx)
 	subscriptions, err := w.consume(s)
+	endWatch()
 	if err != nil {
 		w.link.set(nil, false, err, w.cfg.Now())
 		s.close()
 		return nil, nil, err
 	}
 	w.link.set(s, true, nil, w.cfg.Now())
+	w.faults.consuming()
 	faultpoint.Hit(faultpoint.ConnectionRestored)
 	w.metrics.connected.Set(1)
 	// The program itself logs its start, so that only a reconnection is worth a
 	// line.
 	level := slog.LevelDebug
-	if count := w.sessions.Add(1); count > 1 {
+	if count := w.sessions.Add(1); count > 1 && w.faults.changed("consuming", nil) {
 		level = slog.LevelInfo
 	}
 	w.cfg.Logger.Log(context.Background(), level, "consuming", "broker", s.broker, "queues", w.cfg.Queues, "slots", w.cfg.Slots, "node", w.cfg.Node)
@@ -281,9 +290,11 @@ func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
 		case <-s.lost:
 			w.lostSession(s)
 		case <-w.lifecycle.receive.Done():
+			endWatch := s.failAfter(w.lifecycle.record)
 			for _, sub := range subscriptions {
 				sub.stop()
 			}
+			endWatch()
 			w.metrics.connected.Set(0)
 			if !s.isLost() {
 				s.consumers.Wait()
@@ -311,36 +322,39 @@ func (w *Worker) lostSession(s *session) {
 	w.metrics.reconnects.Inc()
 	err := fmt.Errorf("%w: connection to %s lost: %w", ErrUnreachable, s.broker, s.lostErr)
 	w.link.set(nil, false, err, w.cfg.Now())
-	w.cfg.Logger.Warn("connection to the broker lost: running tasks go on", "broker", s.broker, "error", s.lostErr)
+	if w.faults.changed("lost", s.lostErr) {
+		w.cfg.Logger.Warn("connection to the broker lost: running tasks go on", "broker", s.broker, "error", s.lostErr)
+	}
 	s.close()
 }
 
 // reconnect tries until it succeeds. It returns false when the record phase has
-// ended.
+// ended. Sessions that die at once count as failures: the next one follows after a
+// pause.
 func (w *Worker) reconnect(closeReceivingEnded func()) (*session, []*subscription, bool) {
-	last := ""
-	for failures := 1; ; failures++ {
+	for {
 		if w.lifecycle.record.Err() != nil {
 			return nil, nil, false
 		}
 		if w.lifecycle.receive.Err() != nil {
 			closeReceivingEnded() // later attempts do not consume
 		}
+		if pause := w.faults.pause(); pause > 0 {
+			// The end of the receive phase shortens the current pause.
+			until := w.lifecycle.receive
+			if until.Err() != nil {
+				until = w.lifecycle.record
+			}
+			sleep(until, pause)
+		}
 		s, subscriptions, err := w.reconnectOnce()
 		if err == nil {
 			return s, subscriptions, true
 		}
 		w.link.set(nil, false, err, w.cfg.Now())
-		if text := err.Error(); text != last && w.lifecycle.record.Err() == nil {
+		if w.faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
 			w.cfg.Logger.Warn("cannot reconnect to the broker yet: retrying", "error", err)
-			last = text
 		}
-		// The end of the receive phase shortens the current pause.
-		until := w.lifecycle.receive
-		if until.Err() != nil {
-			until = w.lifecycle.record
-		}
-		sleep(until, redialPause(failures))
 	}
 }
 

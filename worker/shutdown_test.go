@@ -277,3 +277,27 @@ func TestBeforeStoppedIsLimitedInTime(t *testing.T) {
 		})
 	}
 }
+
+// StopNow ends Run within its timeouts, although the broker does not answer.
+func TestStopNowDoesNotWaitForTheBroker(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	p, through := workertest.NewProxy(t, r.url)
+	cfg := r.config()
+	cfg.Broker, cfg.StopTimeout, cfg.Heartbeat = through, 100*time.Millisecond, time.Minute
+	w := newWorker(t, cfg)
+	registerShop(w)
+	cancel, ended := running(t, w)
+	p.Stall()
+	cancel()
+	w.StopNow()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(15 * time.Second):
+		t.Error("Run waits for the broker")
+	}
+	p.Cut()
+}

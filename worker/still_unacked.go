@@ -28,11 +28,11 @@ func (t *Task) StillUnacked(ctx context.Context) error {
 	return t.stillUnacked(ctx)
 }
 
-// stillUnacked sends a query on the channel that delivered the execution's message.
+// stillUnacked sends a query on the channel that delivered the attempt's message.
 // An answer proves that the channel is open, and so that the broker counts the
 // delivery as unacknowledged.
-func (w *Worker) stillUnacked(ctx context.Context, e *execution) error {
-	s := w.executions.sessionOf(e)
+func (w *Worker) stillUnacked(ctx context.Context, a *attempt) error {
+	s := a.session()
 	if s == nil {
 		return errNoDelivery
 	}
@@ -56,17 +56,4 @@ func (w *Worker) stillUnacked(ctx context.Context, e *execution) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// sessionOf returns the session of an unsettled delivery of the execution of which
-// there is no copy in the queue, or nil.
-func (a *executions) sessionOf(e *execution) *session {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, d := range e.deliveries {
-		if !d.session.isLost() && !d.copied.Load() {
-			return d.session
-		}
-	}
-	return nil
 }

@@ -22,7 +22,7 @@ import (
 //   - Inspect, WithConnection and RunTask need no Run.
 type Worker struct {
 	cfg        Config
-	registry   map[string]registration
+	tasks      map[string]registration
 	middleware []Middleware
 	routes     router
 	metrics    *workerMetrics
@@ -36,13 +36,10 @@ type Worker struct {
 	stopNow     chan struct{}
 	stopNowOnce sync.Once
 
-	executions     executions
-	unacked        messageSet
+	registry       *registry
 	stalls         stall.Detector
-	revoked        *idSet
 	link           link
-	slots          chan struct{} // one element for each slot that is taken
-	givenUp        atomic.Int64  // handlers that the worker no longer waits for; each keeps its slot
+	faults         connectionFaults
 	lifecycle      lifecycle     // begun by Run
 	sessions       atomic.Int64  // how many sessions have consumed so far
 	receivingEnded chan struct{} // closed when no goroutine receives any more
@@ -64,17 +61,14 @@ func New(cfg Config) (*Worker, error) {
 	}
 	return &Worker{
 		cfg:            cfg,
-		registry:       map[string]registration{},
+		tasks:          map[string]registration{},
 		routes:         newRouter(cfg),
 		metrics:        metrics,
 		replyTo:        newID(),
 		origin:         fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
 		started:        make(chan struct{}),
 		stopNow:        make(chan struct{}),
-		executions:     newExecutions(rememberedOutcomes),
-		unacked:        messageSet{messages: map[*protocol.Message]struct{}{}},
-		revoked:        newIDSet(rememberedRevocations),
-		slots:          make(chan struct{}, cfg.Slots),
+		registry:       newRegistry(cfg.Slots, metrics),
 		receivingEnded: make(chan struct{}),
 	}, nil
 }
@@ -88,14 +82,14 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	if w.frozen {
 		panic(fmt.Sprintf("worker: task %q registered after Run", name))
 	}
-	if _, taken := w.registry[name]; taken || name == "" || handler == nil {
+	if _, taken := w.tasks[name]; taken || name == "" || handler == nil {
 		panic(fmt.Sprintf("worker: task %q cannot be registered: it needs a name that is not registered yet, and a handler", name))
 	}
 	r := registration{handler: handler}
 	for _, option := range options {
 		option(&r)
 	}
-	w.registry[name] = r
+	w.tasks[name] = r
 }
 
 // Use adds middleware to every handler, including handlers that are registered
@@ -136,8 +130,8 @@ func Typed[In, Out any](name string, fn func(ctx context.Context, in In) (Out, e
 func (w *Worker) Tasks() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names := make([]string, 0, len(w.registry))
-	for name := range w.registry {
+	names := make([]string, 0, len(w.tasks))
+	for name := range w.tasks {
 		names = append(names, name)
 	}
 	slices.Sort(names)
@@ -159,7 +153,7 @@ func (w *Worker) StopNow() { w.stopNowOnce.Do(func() { close(w.stopNow) }) }
 // continue. The worker remembers the last 50000 ids.
 func (w *Worker) Revoke(taskIDs ...string) {
 	for _, id := range taskIDs {
-		w.revoked.add(id)
+		w.registry.revoke(id)
 	}
 }
 

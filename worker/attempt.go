@@ -1,0 +1,157 @@
+package worker
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// attempt is one run of a task in this process, from the moment it has a slot until
+// all its deliveries are settled. When a connection is lost meanwhile, the tag of
+// the first delivery is invalid, and a later delivery of the same message, which
+// has joined, is acknowledged in its place.
+type attempt struct {
+	identity
+	registry     *registry
+	first        *delivery         // the one that started it
+	message      *protocol.Message // written at the start, before the handler
+	registration registration      // likewise
+	outcome      outcome           // written when the handler has ended
+
+	// Guarded by registry.mu.
+	deliveries []*delivery
+	paused     bool // it waits without a slot before it requeues its message
+	hasSlot    bool // from the grant until the slot is free for another attempt
+}
+
+// begin returns the message, which it decodes if it was kept as bytes. It is an error
+// when the connection is lost already: the broker delivers the message again,
+// perhaps to another worker.
+func (a *attempt) begin() (*protocol.Message, error) {
+	m := a.message
+	if m == nil {
+		var err error
+		if m, err = protocol.Decode(a.first.wire, acceptContent); err != nil {
+			return nil, err
+		}
+	}
+	a.registry.mu.Lock()
+	defer a.registry.mu.Unlock()
+	for _, d := range a.deliveries {
+		if d.state != stateGone {
+			a.message = m
+			return m, nil
+		}
+	}
+	return nil, errors.New("its connection is lost")
+}
+
+// releaseSlot frees the slot for another attempt. Further calls do nothing.
+func (a *attempt) releaseSlot() {
+	a.registry.mu.Lock()
+	defer a.registry.mu.Unlock()
+	a.freeSlot()
+}
+
+// freeSlot is releaseSlot for a caller that has locked registry.mu.
+func (a *attempt) freeSlot() {
+	if !a.hasSlot {
+		return
+	}
+	a.hasSlot = false
+	a.registry.free++
+	a.registry.metrics.running.Dec()
+	a.registry.grant()
+}
+
+// giveUp lets the attempt go on without its handler. The handler keeps the slot
+// until it returns.
+func (a *attempt) giveUp(returned <-chan outcome) {
+	r := a.registry
+	r.mu.Lock()
+	a.hasSlot = false
+	r.givenUp++
+	r.mu.Unlock()
+	r.metrics.givenUp.Inc()
+	go func() {
+		<-returned
+		r.metrics.givenUp.Dec()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.givenUp--
+		r.free++
+		r.metrics.running.Dec()
+		r.grant()
+	}()
+}
+
+// pause frees the slot and delays the deliveries, and those that join from now on.
+func (a *attempt) pause() {
+	for _, d := range a.delay() {
+		d.sub.adjust()
+	}
+}
+
+func (a *attempt) delay() (delayed []*delivery) {
+	a.registry.mu.Lock()
+	defer a.registry.mu.Unlock()
+	a.paused = true
+	for _, d := range a.deliveries {
+		if d.state == stateRunning {
+			d.move(stateDelayed, stateRunning)
+			delayed = append(delayed, d)
+		}
+	}
+	a.freeSlot()
+	return delayed
+}
+
+// hasRunning reports whether a delivery other than d uses the part of its consumer's
+// limit that belongs to the slot. The caller has locked registry.mu.
+func (a *attempt) hasRunning(d *delivery) bool {
+	return slices.ContainsFunc(a.deliveries, func(other *delivery) bool {
+		return other != d && other.state == stateRunning && !other.copied
+	})
+}
+
+// end settles all deliveries and ends the attempt. After Ignore only the first
+// delivery is acknowledged. The handler may have stored its message, and a delivery
+// that has joined may be the copy that was published from there, the only one left:
+// it is requeued and runs.
+func (a *attempt) end(s settlement) {
+	for _, d := range a.choose(s) {
+		d.tell()
+	}
+}
+
+func (a *attempt) choose(s settlement) []*delivery {
+	r := a.registry
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.running, a.identity)
+	r.ended.add(a.identity, s)
+	for _, d := range a.deliveries {
+		switch {
+		case d.state != stateRunning && d.state != stateDelayed:
+		case s == settlementIgnored && d != a.first:
+			d.choose(settlementRequeue)
+		default:
+			d.choose(s)
+		}
+	}
+	return a.deliveries
+}
+
+// session returns the session of an unsettled delivery of which there is no copy
+// in the queue, or nil.
+func (a *attempt) session() *session {
+	a.registry.mu.Lock()
+	defer a.registry.mu.Unlock()
+	for _, d := range a.deliveries {
+		if (d.state == stateRunning || d.state == stateDelayed) && !d.copied {
+			return d.sub.session
+		}
+	}
+	return nil
+}

@@ -1,0 +1,334 @@
+package worker
+
+import (
+	"container/list"
+	"crypto/sha256"
+	"slices"
+	"sync"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+// registry owns every delivery and every attempt of a worker, and the slots. Whatever
+// else asks what is unacknowledged, delayed or running, what has just ended, or
+// what is revoked, asks it. One mutex guards all of it, and is never locked during
+// a call of the broker, the result backend or a handler.
+//
+// Slots: a free slot goes to the queues in turn, so that a full queue does not keep
+// another waiting, and within a queue to the message that the broker delivered
+// first. A message that is still being read keeps its place.
+type registry struct {
+	metrics *workerMetrics
+	// handlers counts the goroutines of deliveries. None is added once the registry
+	// is closed.
+	handlers sync.WaitGroup
+
+	mu       sync.Mutex // guards all below
+	open     map[*delivery]struct{}
+	running  map[identity]*attempt
+	ended    endedTasks
+	returned *recentSet[identity] // messages that waited when their connection was lost
+	revoked  *recentSet[string]   // ids of tasks
+	free     int                  // slots
+	givenUp  int                  // handlers that the worker no longer waits for; each keeps its slot
+	lines    map[string][]*delivery
+	queues   []string // in the order in which they got a line
+	last     int      // the index in queues of the one that got the last slot
+	draining bool     // no task starts any more
+	closed   bool     // nothing is received any more
+}
+
+const (
+	// rememberedOutcomes is how many ended tasks a worker remembers, about 200
+	// bytes each.
+	rememberedOutcomes = 4096
+	// rememberedReturns is how many messages a worker remembers that waited when
+	// their connection was lost.
+	rememberedReturns = 4096
+	// rememberedRevocations is Celery's REVOKES_MAX.
+	rememberedRevocations = 50000
+)
+
+func newRegistry(slots int, metrics *workerMetrics) *registry {
+	return &registry{
+		metrics:  metrics,
+		open:     map[*delivery]struct{}{},
+		running:  map[identity]*attempt{},
+		ended:    newEndedTasks(rememberedOutcomes),
+		returned: newRecentSet[identity](rememberedReturns),
+		revoked:  newRecentSet[string](rememberedRevocations),
+		free:     slots,
+		lines:    map[string][]*delivery{},
+		last:     -1,
+	}
+}
+
+// identity is equal for two deliveries of the same message. A retry has the
+// same task id but a higher count of retries.
+type identity struct {
+	id      string
+	retries int
+	body    [sha256.Size]byte
+}
+
+func identify(m *protocol.Message, body []byte) identity {
+	return identity{id: m.ID, retries: m.Retries, body: sha256.Sum256(body)}
+}
+
+// match says which known task a delivery belongs to.
+type match int
+
+const (
+	// matchNone: its task neither runs here nor is remembered.
+	matchNone match = iota
+	// matchRunning: its task runs here. The delivery has joined the attempt and is
+	// settled with it.
+	matchRunning
+	// matchEnded: its task has ended here. The delivery is settling alike, and the
+	// caller tells the broker.
+	matchEnded
+)
+
+// join lets a delivery join the attempt of its task if that runs here, and decides
+// how it is settled if the task has ended. A remembered outcome is used only for a
+// message that the broker marks as redelivered, or for a copy that a worker
+// published in place of one: a producer that sends the same task again after its
+// end wants it to run. The caller has locked r.mu.
+func (r *registry) join(d *delivery, from state) match {
+	if a, ok := r.running[d.id]; ok {
+		// Deliveries that are settled or gone need nothing any more. Dropping them
+		// bounds the list.
+		a.deliveries = slices.DeleteFunc(a.deliveries, func(d *delivery) bool { return !d.state.open() })
+		a.deliveries = append(a.deliveries, d)
+		d.attempt, d.message, d.match = a, nil, matchRunning
+		if a.paused || a.hasRunning(d) {
+			d.move(stateDelayed, from)
+		} else {
+			d.move(stateRunning, from)
+		}
+		r.grant()
+		return matchRunning
+	}
+	if s, ok := r.ended.find(d.id); ok && d.repeats() {
+		d.match = matchEnded
+		d.choose(s)
+		return matchEnded
+	}
+	return matchNone
+}
+
+// grant gives free slots to deliveries in line. The caller has locked r.mu. Every
+// move that can make one of them the next calls it.
+func (r *registry) grant() {
+	for r.free > 0 && !r.draining {
+		d := r.next()
+		if d == nil {
+			return
+		}
+		if r.join(d, stateWaiting) == matchNone {
+			d.move(stateRunning, stateWaiting)
+			a := &attempt{identity: d.id, registry: r, first: d, deliveries: []*delivery{d}, message: d.message, hasSlot: true}
+			d.attempt = a
+			r.running[d.id] = a
+			r.free--
+			r.metrics.running.Inc()
+		}
+		d.wake()
+	}
+}
+
+// next returns the delivery whose turn it is, or nil.
+func (r *registry) next() *delivery {
+	for i := range r.queues {
+		at := (r.last + 1 + i) % len(r.queues)
+		if line := r.lines[r.queues[at]]; len(line) > 0 && line[0].state == stateWaiting {
+			r.last = at
+			return line[0]
+		}
+	}
+	return nil
+}
+
+func (r *registry) joinLine(d *delivery) {
+	name := d.sub.queue.Name
+	if _, known := r.lines[name]; !known {
+		r.queues = append(r.queues, name)
+	}
+	r.lines[name] = append(r.lines[name], d)
+}
+
+func (r *registry) leaveLine(d *delivery) {
+	line := r.lines[d.sub.queue.Name]
+	if i := slices.Index(line, d); i >= 0 {
+		r.lines[d.sub.queue.Name] = slices.Delete(line, i, i+1)
+	}
+}
+
+// drain ends the granting of slots.
+func (r *registry) drain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.draining = true
+}
+
+// close requeues what waits and lets nothing in any more. Attempts continue, and
+// handlers becomes zero at their end.
+func (r *registry) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.draining, r.closed = true, true
+	for d := range r.open {
+		if d.attempt == nil && (d.state == stateDelayed || d.state == stateWaiting) {
+			d.choose(settlementRequeue)
+			d.wake()
+		}
+	}
+}
+
+// delayedOn returns how many deliveries of a subscription are delayed.
+func (r *registry) delayedOn(sub *subscription) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return sub.delayed
+}
+
+// attempts returns how many tasks run or record their outcome.
+func (r *registry) attempts() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.running)
+}
+
+// handlersGivenUp returns how many handlers the worker no longer waits for.
+func (r *registry) handlersGivenUp() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.givenUp
+}
+
+// wasReturned reports whether the message waited in this process, without having
+// begun, when a connection was lost.
+func (r *registry) wasReturned(d *delivery) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.returned.has(d.id)
+}
+
+func (r *registry) revoke(taskID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.revoked.add(taskID)
+}
+
+func (r *registry) isRevoked(taskID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.revoked.has(taskID)
+}
+
+// unacked returns the messages of all deliveries that have been read and are not
+// settled, and the deliveries of those that are kept as bytes.
+func (r *registry) unacked() (messages []*protocol.Message, kept []*delivery) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.running {
+		if a.message != nil {
+			messages = append(messages, a.message)
+		}
+	}
+	for d := range r.open {
+		switch {
+		case d.attempt != nil && (d.attempt.message != nil || d.attempt.first != d):
+		case d.message != nil:
+			messages = append(messages, d.message)
+		case d.id != identity{}:
+			kept = append(kept, d)
+		}
+	}
+	return messages, kept
+}
+
+// Unacked lists the messages that this worker has received and not yet settled:
+// those that wait for a slot or are delayed, those whose tasks run, and those
+// whose outcome is being recorded. [Worker.QueueDepth] does not count them. The
+// order is arbitrary. Delayed messages are decoded for each call.
+func (w *Worker) Unacked() []*protocol.Message {
+	list, kept := w.registry.unacked()
+	for _, d := range kept {
+		if m, err := protocol.Decode(d.wire, acceptContent); err == nil {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// endedTasks remembers how the tasks that ended last were settled.
+type endedTasks struct {
+	settlements map[identity]*list.Element
+	order       *list.List // of endedTask, oldest first
+	limit       int
+}
+
+type endedTask struct {
+	identity
+	settlement settlement
+}
+
+func newEndedTasks(limit int) endedTasks {
+	return endedTasks{settlements: map[identity]*list.Element{}, order: list.New(), limit: limit}
+}
+
+func (e *endedTasks) find(id identity) (settlement, bool) {
+	element, ok := e.settlements[id]
+	if !ok {
+		return 0, false
+	}
+	e.order.MoveToBack(element)
+	return element.Value.(endedTask).settlement, true
+}
+
+// add remembers the settlement of a task that was acknowledged or rejected with an
+// outcome. Any other settlement makes it forget an earlier one of an equal
+// message: this one comes again, marked as redelivered, and must run.
+func (e *endedTasks) add(id identity, s settlement) {
+	if old, ok := e.settlements[id]; ok {
+		e.order.Remove(old)
+		delete(e.settlements, id)
+	}
+	if s != settlementAck && s != settlementReject {
+		return
+	}
+	e.settlements[id] = e.order.PushBack(endedTask{id, s})
+	if e.order.Len() > e.limit {
+		oldest := e.order.Remove(e.order.Front()).(endedTask)
+		delete(e.settlements, oldest.identity)
+	}
+}
+
+// recentSet is a set of the elements that were added last, up to its size.
+type recentSet[T comparable] struct {
+	index map[T]bool
+	ring  []T
+	next  int
+	size  int
+}
+
+func newRecentSet[T comparable](size int) *recentSet[T] {
+	return &recentSet[T]{index: map[T]bool{}, size: size}
+}
+
+func (s *recentSet[T]) add(element T) {
+	if s.index[element] {
+		return
+	}
+	if len(s.ring) < s.size {
+		s.ring = append(s.ring, element)
+	} else {
+		delete(s.index, s.ring[s.next])
+		s.ring[s.next] = element
+		s.next = (s.next + 1) % s.size
+	}
+	s.index[element] = true
+}
+
+func (s *recentSet[T]) has(element T) bool { return s.index[element] }

@@ -1,0 +1,437 @@
+package worker
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// fakeBroker counts what the broker is told about each delivery tag.
+type fakeBroker struct{ told map[uint64]string }
+
+func (b fakeBroker) tell(tag uint64, what string) error {
+	if b.told[tag] != "" {
+		return fmt.Errorf("delivery %d was %s before it was %s", tag, b.told[tag], what)
+	}
+	b.told[tag] = what
+	return nil
+}
+func (b fakeBroker) Ack(tag uint64, _ bool) error { return b.tell(tag, "acknowledged") }
+func (b fakeBroker) Reject(tag uint64, requeue bool) error {
+	return b.tell(tag, "rejected")
+}
+func (b fakeBroker) Nack(tag uint64, _, requeue bool) error { return b.tell(tag, "requeued") }
+
+// registryTest is a registry whose deliveries come from the test.
+type registryTest struct {
+	t       testing.TB
+	worker  *Worker
+	broker  fakeBroker
+	session *session
+	subs    map[string]*subscription
+	tag     uint64
+}
+
+func newRegistryTest(t testing.TB, slots int) *registryTest {
+	metrics, err := newMetrics(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &registryTest{t: t, broker: fakeBroker{map[uint64]string{}}}
+	r.worker = &Worker{registry: newRegistry(slots, metrics), metrics: metrics, cfg: Config{MaxETA: 1000}}
+	r.connect()
+	return r
+}
+
+// connect replaces the session.
+func (r *registryTest) connect() {
+	if r.session != nil {
+		r.session.fail(fmt.Errorf("cut"))
+	}
+	r.session = &session{lost: make(chan struct{}), registry: r.worker.registry}
+	r.subs = map[string]*subscription{}
+}
+
+// deliver hands a message to the registry.
+func (r *registryTest) deliver(queue string, redelivered bool) *delivery {
+	sub := r.subs[queue]
+	if sub == nil {
+		sub = &subscription{session: r.session, queue: Queue{Name: queue}, worker: r.worker, stopped: true}
+		r.subs[queue] = sub
+	}
+	r.tag++
+	d := &delivery{registry: r.worker.registry, sub: sub, tag: r.tag, redelivered: redelivered, acker: r.broker, changed: make(chan struct{}, 1)}
+	d.receive()
+	return d
+}
+
+func (r *registryTest) expect(d *delivery, want state) {
+	r.t.Helper()
+	if got := d.now(); got != want {
+		r.t.Fatalf("delivery %d is %v, want %v", d.tag, got, want)
+	}
+}
+
+// A queue's messages start in the order in which the broker has delivered them, also
+// when a later one is read first; one that was delayed goes to the end.
+func TestMessagesStartInTheBrokersOrder(t *testing.T) {
+	t.Parallel()
+	r := newRegistryTest(t, 1)
+	var all []*delivery
+	for range 4 {
+		all = append(all, r.deliver("q", false))
+	}
+	for i, d := range slices.Backward(all) {
+		d.read(nil, identity{id: fmt.Sprint(i)})
+		if i == 1 {
+			d.delay()
+		} else {
+			d.wait()
+		}
+	}
+	all[1].wait()
+	for _, i := range []int{0, 2, 3, 1} {
+		r.expect(all[i], stateRunning)
+		all[i].attempt.end(settlementAck)
+		all[i].attempt.releaseSlot()
+	}
+}
+
+// A queue with many messages does not keep the message of another queue waiting for
+// more than one of them.
+func TestSlotsGoToTheQueuesInTurn(t *testing.T) {
+	t.Parallel()
+	r := newRegistryTest(t, 1)
+	start := func(queue, id string) *delivery {
+		d := r.deliver(queue, false)
+		d.read(nil, identity{id: id})
+		d.wait()
+		return d
+	}
+	var full []*delivery
+	for i := range 10 {
+		full = append(full, start("full", fmt.Sprint(i)))
+	}
+	other := start("other", "x")
+	r.expect(full[0], stateRunning)
+	full[0].attempt.releaseSlot()
+	r.expect(other, stateRunning)
+	r.expect(full[1], stateWaiting)
+}
+
+func TestRecentOutcomesAreBounded(t *testing.T) {
+	t.Parallel()
+	r := newRegistryTest(t, 1)
+	r.worker.registry.ended = newEndedTasks(2)
+	for _, id := range []string{"a", "b", "c"} {
+		d := r.deliver("q", true)
+		if known := d.read(nil, identity{id: id}); known != matchNone {
+			t.Fatalf("%s is already known", id)
+		}
+		d.wait()
+		d.attempt.end(settlementAck)
+		d.attempt.releaseSlot()
+	}
+	if known := r.deliver("q", true).read(nil, identity{id: "a"}); known != matchNone {
+		t.Error("the oldest is still known")
+	}
+	if d := r.deliver("q", true); d.read(nil, identity{id: "c"}) != matchEnded || d.settlement != settlementAck {
+		t.Errorf("the newest is %v", d.now())
+	}
+	if known := r.deliver("q", false).read(nil, identity{id: "c"}); known != matchNone {
+		t.Error("a message that was sent again counts as a redelivery")
+	}
+	set := newRecentSet[string](2)
+	for _, id := range []string{"a", "b", "c", "c"} {
+		set.add(id)
+	}
+	if set.has("a") || !set.has("b") || !set.has("c") || len(set.index) != 2 {
+		t.Errorf("set is %v", set.index)
+	}
+}
+
+// expected is what a simple model, which keeps no numbers and no lines, expects of
+// a delivery.
+type expected struct {
+	*delivery
+	state   state
+	queue   string
+	task    identity
+	place   int // in line: the smallest of its queue is the first
+	attempt *expectedAttempt
+	session *session
+}
+
+type expectedAttempt struct {
+	first           *expected
+	paused, hasSlot bool
+}
+
+type model struct {
+	all     []*expected
+	running map[identity]*expectedAttempt
+	ended   map[identity]bool
+	queues  []string
+	turn    string // the queue that got the last slot
+	slots   int
+	place   int
+	closed  bool
+}
+
+func (m *model) free() int {
+	n := m.slots
+	for _, a := range m.running {
+		if a.hasSlot {
+			n--
+		}
+	}
+	return n
+}
+
+// head is the first delivery in a queue's line.
+func (m *model) head(queue string) *expected {
+	var head *expected
+	for _, e := range m.all {
+		if e.queue == queue && (e.state == stateReceived || e.state == stateWaiting) && (head == nil || e.place < head.place) {
+			head = e
+		}
+	}
+	return head
+}
+
+func (m *model) join(e *expected) bool {
+	if a := m.running[e.task]; a != nil {
+		state := stateRunning
+		for _, other := range m.all {
+			if a.paused || other.attempt == a && other.state == stateRunning {
+				state = stateDelayed
+			}
+		}
+		e.attempt, e.state = a, state
+		return true
+	}
+	if m.ended[e.task] && e.redelivered {
+		e.state = stateSettling
+		return true
+	}
+	return false
+}
+
+func (m *model) grant() {
+	for m.free() > 0 && !m.closed {
+		var next *expected
+		at := slices.Index(m.queues, m.turn) + 1
+		for i := range m.queues {
+			if head := m.head(m.queues[(at+i)%len(m.queues)]); head != nil && head.state == stateWaiting {
+				next = head
+				break
+			}
+		}
+		if next == nil {
+			return
+		}
+		m.turn = next.queue
+		if !m.join(next) {
+			next.attempt, next.state = &expectedAttempt{first: next, hasSlot: true}, stateRunning
+			m.running[next.task] = next.attempt
+		}
+	}
+}
+
+func (m *model) check(t *testing.T, r *registry, step string) {
+	t.Helper()
+	open, delayed := 0, map[*subscription]int{}
+	for _, e := range m.all {
+		if got := e.delivery.now(); got != e.state {
+			t.Fatalf("after %s: delivery %d is %v, the model expects %v", step, e.tag, got, e.state)
+		}
+		if e.state.open() {
+			open++
+		}
+		if e.state == stateDelayed {
+			delayed[e.sub]++
+		}
+	}
+	for _, e := range m.all {
+		if n := r.delayedOn(e.sub); n != delayed[e.sub] {
+			t.Fatalf("after %s: %d delayed, the model expects %d", step, n, delayed[e.sub])
+		}
+	}
+	if len(r.open) != open || r.free != m.free() || r.attempts() != len(m.running) {
+		t.Fatalf("after %s: %d open, %d slots free, %d attempts; the model expects %d, %d, %d",
+			step, len(r.open), r.free, r.attempts(), open, m.free(), len(m.running))
+	}
+}
+
+// Random events move deliveries, attempts and slots as a simple model says. In the
+// end nothing is left, and the broker was told once about each delivery whose
+// connection was not lost.
+func TestRegistryMovesAsItsModel(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(300) {
+		random := rand.New(rand.NewPCG(seed, 10))
+		slots := 1 + random.IntN(3)
+		rt := newRegistryTest(t, slots)
+		r := rt.worker.registry
+		m := &model{running: map[identity]*expectedAttempt{}, ended: map[identity]bool{}, slots: slots}
+		pick := func(states ...state) *expected {
+			var found []*expected
+			for _, e := range m.all {
+				if slices.Contains(states, e.state) {
+					found = append(found, e)
+				}
+			}
+			if len(found) == 0 {
+				return nil
+			}
+			return found[random.IntN(len(found))]
+		}
+		endAttempt := func(e *expected, s settlement) {
+			a := e.attempt
+			actual := a.first.delivery.attempt
+			actual.end(s)
+			actual.releaseSlot()
+			delete(m.running, a.first.task)
+			m.ended[a.first.task] = s == settlementAck
+			for _, e := range m.all {
+				if e.attempt == a && (e.state == stateRunning || e.state == stateDelayed) {
+					e.state = stateSettled
+				}
+			}
+			m.grant()
+		}
+		for range 120 {
+			var step string
+			switch random.IntN(12) {
+			case 0, 1, 2:
+				step = "a delivery"
+				queue := fmt.Sprintf("q%d", random.IntN(2))
+				d := rt.deliver(queue, random.IntN(2) == 0)
+				if !slices.Contains(m.queues, queue) {
+					m.queues = append(m.queues, queue)
+				}
+				m.place++
+				m.all = append(m.all, &expected{delivery: d, state: stateReceived, queue: queue, place: m.place, session: rt.session,
+					task: identity{id: fmt.Sprint(random.IntN(6))}})
+			case 3, 4, 5:
+				if e := pick(stateReceived); e != nil {
+					step = "reading and waiting"
+					found := e.read(nil, e.task)
+					if m.join(e) != (found != matchNone) {
+						t.Fatalf("seed %d: read found %v", seed, found)
+					}
+					m.grant()
+					if found == matchEnded {
+						e.tell()
+						e.state = stateSettled
+					} else if found == matchNone {
+						e.wait()
+						e.state = stateWaiting
+						m.grant()
+					}
+				}
+			case 6:
+				if e := pick(stateReceived); e != nil {
+					step = "a delay"
+					found := e.read(nil, e.task)
+					m.join(e)
+					m.grant()
+					if found == matchEnded {
+						e.tell()
+						e.state = stateSettled
+					} else if found == matchNone {
+						e.delivery.delay()
+						e.state = stateDelayed
+						m.grant()
+					}
+				}
+			case 7:
+				if e := pick(stateDelayed); e != nil && e.attempt == nil {
+					step = "the end of a delay"
+					e.wait()
+					m.place++
+					e.state, e.place = stateWaiting, m.place
+					m.grant()
+				}
+			case 8:
+				if e := pick(stateReceived); e != nil {
+					step = "a refusal"
+					e.refuse()
+					e.state = stateRefused
+					m.grant()
+					e.settle(settlementReject)
+					e.state = stateSettled
+				}
+			case 9:
+				if e := pick(stateRunning); e != nil && !e.attempt.paused {
+					step = "a pause"
+					e.attempt.first.delivery.attempt.pause()
+					e.attempt.paused, e.attempt.hasSlot = true, false
+					for _, other := range m.all {
+						if other.attempt == e.attempt && other.state == stateRunning {
+							other.state = stateDelayed
+						}
+					}
+					m.grant()
+				}
+			case 10:
+				if e := pick(stateRunning, stateGone); e != nil && e.attempt != nil && m.running[e.task] == e.attempt {
+					step = "the end of a task"
+					endAttempt(e, []settlement{settlementAck, settlementRequeue}[random.IntN(2)])
+				}
+			case 11:
+				if random.IntN(4) == 0 {
+					step = "a lost connection"
+					old := rt.session
+					rt.connect()
+					for _, e := range m.all {
+						if e.session == old && e.state.open() {
+							e.state = stateGone
+						}
+					}
+					m.grant()
+				}
+			}
+			// A delivery whose task has ended while it waited is settled by its own
+			// goroutine.
+			for _, e := range m.all {
+				if e.state == stateSettling {
+					e.tell()
+					e.state = stateSettled
+				}
+			}
+			m.check(t, r, fmt.Sprintf("%s (seed %d)", step, seed))
+		}
+		r.close()
+		m.closed = true
+		for _, e := range m.all {
+			switch {
+			case e.attempt == nil && (e.state == stateWaiting || e.state == stateDelayed):
+				e.tell()
+				e.state = stateSettled
+			case e.state == stateReceived:
+				e.read(nil, e.task)
+				if m.join(e); e.state == stateReceived {
+					e.wait()
+				}
+				if e.attempt == nil {
+					e.tell()
+					e.state = stateSettled
+				}
+			}
+		}
+		for _, a := range m.running {
+			endAttempt(a.first, settlementAck)
+		}
+		m.check(t, r, fmt.Sprintf("the shutdown (seed %d)", seed))
+		if len(r.open) != 0 || r.free != slots {
+			t.Fatalf("seed %d: %d deliveries are open and %d of %d slots are free", seed, len(r.open), r.free, slots)
+		}
+		for _, e := range m.all {
+			if told := rt.broker.told[e.tag]; (told == "") != (e.state == stateGone) {
+				t.Fatalf("seed %d: delivery %d is %v and was %q", seed, e.tag, e.state, told)
+			}
+		}
+	}
+}
