@@ -27,7 +27,9 @@ import (
 //   - reject with requeue, and ignore: publish and store nothing.
 //
 // A fault of broker or result backend is retried until RecordTimeout, and then
-// the message is requeued. It never turns finished work into a failure.
+// the message is requeued. It never turns finished work into a failure, with one
+// exception: a follow-up that no queue takes, though the broker answers. The task
+// then fails with this reason, and its error callbacks are published.
 func (w *Worker) conclude(a *attempt) {
 	o := &a.outcome
 	log := w.taskLog(a.message)
@@ -161,7 +163,7 @@ func (w *Worker) recordSuccess(m *protocol.Message, r registration, value json.R
 	row := w.row(m, protocol.StateSuccess)
 	row.Value, row.Children, row.DateDone = value, plan.Children, w.cfg.Now()
 	if err := w.publishAll(m, messages); err != nil {
-		return nil, err
+		return nobodyTakes(err)
 	}
 	if w.ignoresResult(m, r) {
 		return nil, nil
@@ -202,7 +204,29 @@ func (w *Worker) recordFailure(m *protocol.Message, r registration, f failure) e
 	if err != nil {
 		return nil // as above
 	}
-	return w.publishAll(m, messages)
+	for i := range messages {
+		err := w.publishAll(m, messages[i:i+1])
+		if lost, _ := nobodyTakes(err); lost != nil {
+			w.taskLog(m).Error("error callback is lost: no queue has taken it", "callback", messages[i].message.Task, "error", lost)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nobodyTakes splits the error of a publication. It is impossible if no queue has
+// taken the message during all of RecordTimeout: then the task fails with this
+// reason, rather than that its handler runs again and again. After any other error
+// the message is requeued.
+func nobodyTakes(err error) (impossible, other error) {
+	var tried *triedError
+	if errors.As(err, &tried) && errors.Is(err, ErrUnroutable) {
+		return err, nil
+	}
+	return nil, err
 }
 
 // laterRows returns failures for the later tasks of a failed task's chain. They
@@ -249,7 +273,7 @@ func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (im
 		}
 	}
 	if err := w.publishAll(m, []outgoing{to}); err != nil {
-		return nil, err
+		return nobodyTakes(err)
 	}
 	if w.ignoresResult(m, r) {
 		return nil, nil
@@ -364,13 +388,29 @@ func (w *Worker) publishAll(m *protocol.Message, messages []outgoing) error {
 	return nil
 }
 
+// triedError is the last error of a call that was tried for all of RecordTimeout.
+type triedError struct {
+	what string
+	time time.Duration
+	err  error
+}
+
+func (e *triedError) Error() string {
+	return fmt.Sprintf("%s: tried for %v: %v", e.what, e.time, e.err)
+}
+func (e *triedError) Unwrap() error { return e.err }
+
 // retry calls try until it succeeds, ctx ends, or RecordTimeout is used up. Time
-// without a connection does not count: the message could not be requeued either.
-// retry logs the first failure and returns the last.
+// without a connection does not count, since the message could not be requeued
+// either, and for a publication neither does time in which the broker accepts no
+// messages. retry logs the first failure and returns the last.
 func (w *Worker) retry(ctx context.Context, what string, try func(context.Context) error) error {
-	left := w.cfg.RecordTimeout
+	connected := &w.link.usable
+	if what == "publish" {
+		connected = &w.publishing.usable
+	}
+	began := connected.elapsed()
 	for failures := 1; ; failures++ {
-		began := time.Now()
 		err := try(ctx)
 		if err == nil {
 			return nil
@@ -387,10 +427,8 @@ func (w *Worker) retry(ctx context.Context, what string, try func(context.Contex
 			w.cfg.Logger.Warn("task's outcome cannot be recorded yet: retrying", "doing", what, "error", err)
 		}
 		pause := jitter(min(backoff(failures), retryPauseMax))
-		if !errors.Is(err, ErrUnreachable) {
-			if left -= time.Since(began) + pause; left <= 0 {
-				return fmt.Errorf("%s: tried for %v: %w", what, w.cfg.RecordTimeout, err)
-			}
+		if connected.elapsed()-began+pause >= w.cfg.RecordTimeout {
+			return &triedError{what, w.cfg.RecordTimeout, err}
 		}
 		if !sleep(ctx, pause) {
 			return fmt.Errorf("%s: %w", what, err)

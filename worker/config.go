@@ -115,7 +115,8 @@ type Config struct {
 	Heartbeat time.Duration
 	// RecordTimeout is how long a connected worker tries to publish a task's
 	// follow-up messages and to store its result before it requeues the task's
-	// message. Time without a connection does not count. Defaults to 5 min.
+	// message. Time without a connection does not count, nor does time in which
+	// the broker accepts no messages. Defaults to 5 min.
 	RecordTimeout time.Duration
 	// ShutdownTimeout is how long running tasks may continue after Run's context
 	// has ended. Defaults to 1 h; negative cancels them at once.

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -34,56 +33,84 @@ const (
 	callTimeout = 30 * time.Second
 )
 
-// session is one connection to a broker with all that depends on it: the
-// channel that consumes, the channel that publishes, and the validity of every
-// delivery tag. It is never repaired: when any part fails, the whole session is
-// lost, and the worker makes a new one.
-type session struct {
+// connection is one connection to a broker. It is never repaired: when any part of
+// it fails, all of it is lost, and the worker makes a new one.
+//
+// The worker has two: a session consumes and acknowledges, and a publisher
+// publishes. The broker stops reading from connections that publish while it
+// lacks memory or disk space; acknowledgements must go on then.
+type connection struct {
 	broker string // host:port/vhost, for logs and errors
 	conn   *amqp.Connection
+	raw    net.Conn
 	log    *slog.Logger
 
-	// consumeChannel carries consumers and acknowledgements. consumeMu
+	// declared has the queues that the worker has declared on this connection. Whoever
+	// has the turn reads and writes it.
+	declaring chan struct{}
+	declared  map[string]bool
+
+	// unblocked is nil unless the broker has sent connection.blocked. It is closed
+	// when the broker accepts messages again.
+	blockedMu sync.Mutex
+	unblocked chan struct{}
+	onBlocked func(blocked bool) // nil, or called after each change
+
+	lost     chan struct{}
+	lostOnce sync.Once
+	lostErr  error  // set before lost is closed
+	onLost   func() // nil, or called once after lost is closed
+}
+
+// session is a connection that consumes: with it, every delivery tag is valid.
+type session struct {
+	*connection
+
+	// consumeChannel carries consumers and acknowledgements. consumeTurn
 	// serialises its synchronous methods, which amqp091-go does not do.
 	consumeChannel *amqp.Channel
-	consumeMu      sync.Mutex
+	consumeTurn    chan struct{}
 	consumers      sync.WaitGroup // goroutines that receive
 
-	publisher publisher
-	// declared has the queues that the worker has declared on this connection;
-	// guarded by declareMu.
-	declareMu sync.Mutex
-	declared  map[string]bool
 	// subscriptions has the consumed queues by name; guarded by
 	// subscriptionsMu.
 	subscriptionsMu sync.Mutex
 	subscriptions   map[string]*subscription
 	probes          probes
 
-	blocked atomic.Bool // the broker has sent connection.blocked
-
-	lost     chan struct{}
-	lostOnce sync.Once
-	lostErr  error // set before lost is closed
 	// gone is set when the registry has ended the deliveries; guarded by
 	// registry.mu.
-	gone     bool
-	registry *registry
-
-	raw net.Conn
+	gone bool
 }
 
-// connect tries each broker once, in order. Its error joins those of all.
+// connect makes a connection that consumes.
 func (w *Worker) connect(ctx context.Context) (*session, error) {
+	c, err := w.dialAny(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	s := &session{connection: c, consumeTurn: make(chan struct{}, 1), probes: probes{turn: make(chan struct{}, 1)}}
+	c.onLost = func() { w.registry.lose(s) }
+	s.consumeChannel, err = ask(ctx, c, callOptions{what: "channel.open"}, c.conn.Channel)
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", c.broker, ErrUnreachable, err)
+	}
+	s.watch(s.consumeChannel)
+	return s, nil
+}
+
+// dialAny tries each broker once, in order. Its error joins those of all.
+func (w *Worker) dialAny(ctx context.Context, purpose string) (*connection, error) {
 	var failures []error
 	brokers, err := w.cfg.brokers()
 	if err != nil {
 		return nil, err
 	}
 	for _, broker := range brokers {
-		s, err := w.dial(ctx, broker)
+		c, err := w.dial(ctx, broker, purpose)
 		if err == nil {
-			return s, nil
+			return c, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -93,7 +120,7 @@ func (w *Worker) connect(ctx context.Context) (*session, error) {
 	return nil, errors.Join(failures...)
 }
 
-func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, error) {
+func (w *Worker) dial(ctx context.Context, broker address.Broker, purpose string) (*connection, error) {
 	raw, err := w.dialRaw(ctx, broker)
 	if err != nil {
 		return nil, err
@@ -112,33 +139,22 @@ func (w *Worker) dial(ctx context.Context, broker address.Broker) (*session, err
 		Properties: amqp.Table{
 			"product":         "mm-orchestrator worker",
 			"platform":        "golang",
-			"connection_name": w.cfg.Node,
+			"connection_name": w.cfg.Node + purpose,
 		},
 	})
 	if err != nil {
 		_ = raw.Close()
 		return nil, handshakeError(err, broker)
 	}
-	s := &session{
-		broker:   broker.Place(),
-		conn:     conn,
-		raw:      raw,
-		log:      w.cfg.Logger,
-		registry: w.registry,
-		declared: map[string]bool{},
-		probes:   probes{turn: make(chan struct{}, 1)},
-		lost:     make(chan struct{}),
-	}
-	s.publisher.init(s)
-	answered := s.guard("channel.open")
-	s.consumeChannel, err = conn.Channel()
-	answered()
-	if err != nil {
-		s.close()
-		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", broker.Place(), ErrUnreachable, err)
-	}
-	s.watch()
-	return s, nil
+	return &connection{
+		broker:    broker.Place(),
+		conn:      conn,
+		raw:       raw,
+		log:       w.cfg.Logger,
+		declaring: make(chan struct{}, 1),
+		declared:  map[string]bool{},
+		lost:      make(chan struct{}),
+	}, nil
 }
 
 func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, error) {
@@ -286,47 +302,76 @@ func handshakeError(err error, broker address.Broker) error {
 		Cure: "See RabbitMQ's log for the reason"}
 }
 
-// watch starts a goroutine that ends the session when the connection or
-// consumeChannel is closed or a consumer is cancelled. The goroutine ends with
-// the connection.
-func (s *session) watch() {
-	connClosed := s.conn.NotifyClose(make(chan *amqp.Error, 1))
-	channelClosed := s.consumeChannel.NotifyClose(make(chan *amqp.Error, 1))
-	// When the broker cancels a consumer, connection and channel stay open:
-	// without this the worker would receive nothing any more and not notice
-	// (docs/celery.md#consuming).
-	cancelled := s.consumeChannel.NotifyCancel(make(chan string, 1))
-	blocked := s.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+// watch starts a goroutine that ends the connection when the broker closes it, closes
+// consuming or cancels one of its consumers; consuming may be nil. The goroutine
+// ends with the connection.
+func (c *connection) watch(consuming *amqp.Channel) {
+	connClosed := c.conn.NotifyClose(make(chan *amqp.Error, 1))
+	blocked := c.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	var channelClosed chan *amqp.Error
+	var cancelled chan string
+	if consuming != nil {
+		channelClosed = consuming.NotifyClose(make(chan *amqp.Error, 1))
+		// When the broker cancels a consumer, connection and channel stay open:
+		// without this the worker would receive nothing any more and not notice
+		// (docs/celery.md#consuming).
+		cancelled = consuming.NotifyCancel(make(chan string, 1))
+	}
 	go func() {
 		for {
 			select {
 			case err, ok := <-connClosed:
-				s.fail(closeReason("connection", err, ok))
+				c.fail(closeReason("connection", err, ok))
 				return
 			case err, ok := <-channelClosed:
-				s.fail(closeReason("channel", err, ok))
+				c.fail(closeReason("channel", err, ok))
 				channelClosed, cancelled = nil, nil
 			case tag, ok := <-cancelled:
 				if !ok {
 					cancelled = nil
 					continue
 				}
-				s.fail(fmt.Errorf("broker cancelled consumer %s: its queue was deleted or moved", tag))
+				c.fail(fmt.Errorf("broker cancelled consumer %s: its queue was deleted or moved", tag))
 			case b, ok := <-blocked:
 				if !ok {
 					blocked = nil
 					continue
 				}
-				s.blocked.Store(b.Active)
+				c.setBlocked(b.Active)
 				if b.Active {
-					s.log.Warn("broker accepts no messages", "broker", s.broker, "reason", b.Reason)
+					c.log.Warn("broker accepts no messages", "broker", c.broker, "reason", b.Reason)
 				} else {
-					s.log.Info("broker accepts messages again", "broker", s.broker)
+					c.log.Info("broker accepts messages again", "broker", c.broker)
 				}
 			}
 		}
 	}()
 }
+
+func (c *connection) setBlocked(blocked bool) {
+	c.blockedMu.Lock()
+	switch {
+	case blocked && c.unblocked == nil:
+		c.unblocked = make(chan struct{})
+	case !blocked && c.unblocked != nil:
+		close(c.unblocked)
+		c.unblocked = nil
+	}
+	c.blockedMu.Unlock()
+	if c.onBlocked != nil {
+		c.onBlocked(blocked)
+	}
+}
+
+// waitUnblocked returns nil, or a channel that is closed when the broker accepts
+// messages again.
+func (c *connection) waitUnblocked() <-chan struct{} {
+	c.blockedMu.Lock()
+	defer c.blockedMu.Unlock()
+	return c.unblocked
+}
+
+func (c *connection) isBlocked() bool { return c.waitUnblocked() != nil }
 
 func closeReason(what string, err *amqp.Error, ok bool) error {
 	if !ok || err == nil {
@@ -350,113 +395,113 @@ func (e *closedError) Error() string {
 	return fmt.Sprintf("broker closed the %s: %d %s", e.what, e.code, e.reason)
 }
 
-// fail marks the session as lost, with the first error as the reason, and wakes
+// fail marks the connection as lost, with the first error as the reason, and wakes
 // everything that waits for an answer of it.
-func (s *session) fail(err error) {
-	s.lostOnce.Do(func() {
-		s.lostErr = err
-		close(s.lost)
-		s.registry.lose(s)
+func (c *connection) fail(err error) {
+	c.lostOnce.Do(func() {
+		c.lostErr = err
+		close(c.lost)
+		if c.onLost != nil {
+			c.onLost()
+		}
 	})
 }
 
-// failAfter ends the session when ctx ends, until end is called.
-func (s *session) failAfter(ctx context.Context) (end func()) {
-	stop := context.AfterFunc(ctx, func() {
-		s.fail(context.Cause(ctx))
-		_ = s.raw.Close()
-	})
-	return func() { stop() }
-}
-
-func (s *session) isLost() bool {
+func (c *connection) isLost() bool {
 	select {
-	case <-s.lost:
+	case <-c.lost:
 		return true
 	default:
 		return false
 	}
 }
 
-// call runs a synchronous method of consumeChannel.
-func (s *session) call(what string, method func() error) error {
-	s.consumeMu.Lock()
-	defer s.consumeMu.Unlock()
-	defer s.guard(what)()
-	return method()
+// callOptions describe a call of the broker.
+type callOptions struct {
+	what string
+	// turn, if set, serialises the calls that use it.
+	turn chan struct{}
+	// patient means that the broker may take any time. Otherwise the connection
+	// counts as lost when there is no answer within callTimeout, during which the
+	// broker was not blocked. amqp091-go itself waits for an answer as long as
+	// heartbeats arrive.
+	patient bool
 }
 
-// guard ends the session unless done is called within callTimeout. amqp091-go
-// itself waits for an answer as long as heartbeats arrive.
-func (s *session) guard(what string) (done func()) {
-	timer := time.AfterFunc(callTimeout, func() {
-		s.fail(fmt.Errorf("broker did not answer %s within %v", what, callTimeout))
-		_ = s.raw.Close()
-	})
-	return func() { timer.Stop() }
+// call is ask for a method that only returns an error.
+func (c *connection) call(ctx context.Context, o callOptions, method func() error) error {
+	_, err := ask(ctx, c, o, func() (struct{}, error) { return struct{}{}, method() })
+	return err
 }
 
-// close closes the connection, with the AMQP handshake if it is still open, and
-// waits for the goroutines that receive.
-func (s *session) close() {
-	s.fail(errors.New("closed by the worker"))
-	if !s.conn.IsClosed() {
-		_ = s.conn.CloseDeadline(time.Now().Add(2 * time.Second))
+// ask runs a synchronous method of amqp091-go, which takes no context. It returns
+// when the method does, when ctx ends or when the connection is lost. In the latter
+// two cases the method continues in the background, and keeps the turn, until the
+// broker answers or the connection is closed: it must not write what the caller
+// reads.
+func ask[T any](ctx context.Context, c *connection, o callOptions, method func() (T, error)) (T, error) {
+	var none T
+	if o.turn != nil {
+		select {
+		case o.turn <- struct{}{}:
+		case <-c.lost:
+			return none, c.lostErr
+		case <-ctx.Done():
+			return none, context.Cause(ctx)
+		}
 	}
-	_ = s.raw.Close()
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		r.value, r.err = method()
+		if o.turn != nil {
+			<-o.turn
+		}
+		done <- r
+	}()
+	timer := time.NewTimer(callTimeout)
+	defer timer.Stop()
+	for {
+		select {
+		case r := <-done:
+			return r.value, r.err
+		case <-c.lost:
+			return none, c.lostErr
+		case <-ctx.Done():
+			return none, context.Cause(ctx)
+		case <-timer.C:
+			if o.patient || c.isBlocked() {
+				timer.Reset(callTimeout)
+				continue
+			}
+			err := fmt.Errorf("broker did not answer %s within %v", o.what, callTimeout)
+			c.fail(err)
+			_ = c.raw.Close()
+			return none, err
+		}
+	}
+}
+
+// close closes the connection, with the AMQP handshake if it is still open.
+func (c *connection) close() {
+	c.fail(errors.New("closed by the worker"))
+	if !c.conn.IsClosed() {
+		_ = c.conn.CloseDeadline(time.Now().Add(2 * time.Second))
+	}
+	_ = c.raw.Close()
+}
+
+// close closes the connection and waits for the goroutines that receive.
+func (s *session) close() {
+	s.connection.close()
 	s.consumers.Wait()
 }
 
-// link holds the current session, and lets goroutines wait for the next one.
-type link struct {
-	mu           sync.Mutex
-	session      *session      // nil while disconnected
-	changed      chan struct{} // closed at the next change
-	hasConsumers bool          // every queue has its consumer on the session
-	since        time.Time     // when hasConsumers changed last
-	err          error         // why there are no consumers: the last failure
-}
-
-func (l *link) set(s *session, hasConsumers bool, err error, now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.hasConsumers != hasConsumers || l.since.IsZero() {
-		l.since = now
-	}
-	l.session, l.hasConsumers, l.err = s, hasConsumers, err
-	if l.changed != nil {
-		close(l.changed)
-	}
-	l.changed = make(chan struct{})
-}
-
-// connected sets a session that has no consumers yet. It keeps the last error,
-// so that Ready reports the reason during an attempt too, and not only between
-// two attempts.
-func (l *link) connected(s *session, now time.Time) {
-	l.mu.Lock()
-	err := l.err
-	l.mu.Unlock()
-	l.set(s, false, err, now)
-}
-
-// get waits for a session that is not lost. It returns the cause of ctx when
-// that ends first.
-func (l *link) get(ctx context.Context) (*session, error) {
-	for {
-		l.mu.Lock()
-		if l.changed == nil {
-			l.changed = make(chan struct{})
-		}
-		s, changed := l.session, l.changed
-		l.mu.Unlock()
-		if s != nil && !s.isLost() {
-			return s, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
+// callConsuming runs a synchronous method of consumeChannel.
+func (s *session) callConsuming(ctx context.Context, what string, method func() error) error {
+	return s.call(ctx, callOptions{what: what, turn: s.consumeTurn}, method)
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -56,14 +57,14 @@ const overflowLimitMax = 16
 
 // consume declares the queues and starts one consumer on each. They receive
 // until the session is lost or the worker cancels them.
-func (w *Worker) consume(s *session) ([]*subscription, error) {
+func (w *Worker) consume(ctx context.Context, s *session) ([]*subscription, error) {
 	var subscriptions []*subscription
 	for _, name := range w.cfg.Queues {
 		queue, err := w.routes.queue(name)
 		if err != nil {
 			return nil, err
 		}
-		if err := s.declare(queue); err != nil {
+		if _, err := s.declare(ctx, queue); err != nil {
 			return nil, err
 		}
 		sub := &subscription{session: s, queue: queue, worker: w}
@@ -74,7 +75,7 @@ func (w *Worker) consume(s *session) ([]*subscription, error) {
 	// that fails ends the session, and with it every delivery.
 	for _, sub := range subscriptions {
 		sub.mu.Lock()
-		_, err := sub.start(w.cfg.Prefetch)
+		_, err := sub.start(ctx, w.cfg.Prefetch)
 		sub.mu.Unlock()
 		if err != nil {
 			return nil, err
@@ -101,7 +102,7 @@ func (s *session) subscriptionOf(queue string) *subscription {
 }
 
 // start adds a consumer. The caller has locked sub.mu.
-func (sub *subscription) start(limit int) (tag string, err error) {
+func (sub *subscription) start(ctx context.Context, limit int) (tag string, err error) {
 	s := sub.session
 	sub.next++
 	sub.consumerChanges.Add(1)
@@ -110,13 +111,11 @@ func (sub *subscription) start(limit int) (tag string, err error) {
 	if err != nil {
 		return "", err
 	}
-	var deliveries <-chan amqp.Delivery
-	err = s.call("basic.consume", func() error {
+	deliveries, err := ask(ctx, s.connection, callOptions{what: "basic.consume", turn: s.consumeTurn}, func() (<-chan amqp.Delivery, error) {
 		if err := s.consumeChannel.Qos(limit, 0, false); err != nil {
-			return err
+			return nil, err
 		}
-		deliveries, err = s.consumeChannel.Consume(sub.queue.Name, tag, false, false, false, false, arguments)
-		return err
+		return s.consumeChannel.Consume(sub.queue.Name, tag, false, false, false, false, arguments)
 	})
 	if err != nil {
 		s.fail(err)
@@ -162,7 +161,7 @@ func (sub *subscription) adjust() {
 	delayed := sub.worker.registry.delayedOn(sub)
 	for !sub.stopped && !sub.session.isLost() && min(delayed, sub.worker.cfg.MaxETA) > sub.overflowLimit {
 		limit := min(max(1, sub.overflowLimit), overflowLimitMax)
-		tag, err := sub.start(limit)
+		tag, err := sub.start(sub.worker.lifecycle.record, limit)
 		if err != nil {
 			return // the session is lost: keepConnected reports it and replaces it
 		}
@@ -190,7 +189,12 @@ func (sub *subscription) cancel(tag string) error {
 			break
 		}
 	}
-	return sub.session.call("basic.cancel", func() error { return sub.session.consumeChannel.Cancel(tag, false) })
+	s := sub.session
+	err := s.callConsuming(sub.worker.lifecycle.record, "basic.cancel", func() error { return s.consumeChannel.Cancel(tag, false) })
+	if err != nil {
+		s.fail(err)
+	}
+	return err
 }
 
 // stop cancels every consumer.

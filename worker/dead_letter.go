@@ -71,18 +71,21 @@ func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
 // declareDeadLetterQueue is called when the queue does not exist. A queue that
 // exists is used whatever its properties are.
 func (w *Worker) declareDeadLetterQueue(ctx context.Context) error {
-	s, err := w.link.get(ctx)
+	p, err := w.publishing.get(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.guard("queue.declare")()
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return s.connectionError("declaring", err)
+	err = p.call(ctx, callOptions{what: "queue.declare"}, func() error {
+		ch, err := p.conn.Channel()
+		if err != nil {
+			return err
+		}
+		defer ch.Close()
+		_, err = ch.QueueDeclare(w.cfg.DeadLetterQueue, true, false, false, false, nil)
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		err = p.declareError(Queue{Name: w.cfg.DeadLetterQueue}, err)
 	}
-	defer ch.Close()
-	if _, err := ch.QueueDeclare(w.cfg.DeadLetterQueue, true, false, false, false, nil); err != nil {
-		return s.declareError(Queue{Name: w.cfg.DeadLetterQueue}, err)
-	}
-	return nil
+	return err
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -10,38 +11,50 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// declare declares exchange, queue and binding, once per session, as every
+// declare declares exchange, queue and binding, once per connection, as every
 // Celery process does before it uses a queue
-// (docs/celery.md#queues-and-exchanges). The error is a *MismatchError when the
-// queue or the exchange exists with other properties. Additional bindings do no
-// harm.
-func (s *session) declare(q Queue) error {
-	s.declareMu.Lock()
-	defer s.declareMu.Unlock()
-	if s.declared[q.Name] {
-		return nil
+// (docs/celery.md#queues-and-exchanges). It reports whether it has done so now. The
+// error is a *MismatchError when the queue or the exchange exists with other
+// properties. Additional bindings do no harm.
+func (c *connection) declare(ctx context.Context, q Queue) (declared bool, err error) {
+	declared, err = ask(ctx, c, callOptions{what: "a declaration", turn: c.declaring}, func() (bool, error) {
+		if c.declared[q.Name] {
+			return false, nil
+		}
+		// The broker closes the channel when it refuses a declaration, so that each
+		// has a channel of its own.
+		ch, err := c.conn.Channel()
+		if err != nil {
+			return false, err
+		}
+		defer ch.Close()
+		if err := declareOn(ch, q); err != nil {
+			return true, err
+		}
+		c.declared[q.Name] = true
+		return true, nil
+	})
+	if err != nil && ctx.Err() == nil {
+		err = c.declareError(q, err)
 	}
-	defer s.guard("a declaration")()
-	// The broker closes the channel when it refuses a declaration, so that each
-	// has a channel of its own.
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return s.connectionError("declaring", err)
-	}
-	defer ch.Close()
-	if err := declareOn(ch, q); err != nil {
-		return s.declareError(q, err)
-	}
-	s.declared[q.Name] = true
-	return nil
+	return declared, err
 }
 
 // acceptDeclaration uses a queue with the properties that it has at the broker,
-// for the rest of the session.
-func (s *session) acceptDeclaration(name string) {
-	s.declareMu.Lock()
-	defer s.declareMu.Unlock()
-	s.declared[name] = true
+// for the rest of the connection.
+func (c *connection) acceptDeclaration(ctx context.Context, name string) error {
+	return c.call(ctx, callOptions{turn: c.declaring}, func() error {
+		c.declared[name] = true
+		return nil
+	})
+}
+
+// undeclare forgets that a queue was declared.
+func (c *connection) undeclare(ctx context.Context, name string) {
+	_ = c.call(ctx, callOptions{turn: c.declaring}, func() error {
+		delete(c.declared, name)
+		return nil
+	})
 }
 
 func declareOn(ch *amqp.Channel, q Queue) error {
@@ -68,14 +81,14 @@ func declareOn(ch *amqp.Channel, q Queue) error {
 
 // connectionError wraps a failure of the connection as ErrUnreachable, which
 // callers retry on the next session.
-func (s *session) connectionError(what string, err error) error {
-	return fmt.Errorf("%w: %s: %s: %w", ErrUnreachable, s.broker, what, err)
+func (c *connection) connectionError(what string, err error) error {
+	return fmt.Errorf("%w: %s: %s: %w", ErrUnreachable, c.broker, what, err)
 }
 
-func (s *session) declareError(q Queue, err error) error {
+func (c *connection) declareError(q Queue, err error) error {
 	var refused *amqp.Error
 	if !errors.As(err, &refused) {
-		return s.connectionError(fmt.Sprintf("declaring queue %q", q.Name), err)
+		return c.connectionError(fmt.Sprintf("declaring queue %q", q.Name), err)
 	}
 	switch refused.Code {
 	case amqp.PreconditionFailed:
@@ -88,15 +101,15 @@ func (s *session) declareError(q Queue, err error) error {
 		return &MismatchError{What: "queue", Name: q.Name, Cure: cure, Broker: brokerText(refused)}
 	case amqp.AccessRefused:
 		return fmt.Errorf("%w: declaring queue %q at %s: give the user configure, write and read permission on it and on exchange %q (RabbitMQ: %s)",
-			ErrPermission, q.Name, s.broker, q.Exchange, brokerText(refused))
+			ErrPermission, q.Name, c.broker, q.Exchange, brokerText(refused))
 	case amqp.ResourceLocked:
 		return &MismatchError{What: "queue", Name: q.Name, Exists: "as an exclusive queue of another connection", Want: "a shared queue",
 			Cure: "Stop that connection, or delete the queue.", Broker: brokerText(refused)}
 	}
 	if refused.Server {
-		return fmt.Errorf("declaring queue %q at %s was refused (RabbitMQ: %s)", q.Name, s.broker, brokerText(refused))
+		return fmt.Errorf("declaring queue %q at %s was refused (RabbitMQ: %s)", q.Name, c.broker, brokerText(refused))
 	}
-	return s.connectionError(fmt.Sprintf("declaring queue %q", q.Name), refused)
+	return c.connectionError(fmt.Sprintf("declaring queue %q", q.Name), refused)
 }
 
 func brokerText(err *amqp.Error) string { return fmt.Sprintf("%d %s", err.Code, err.Reason) }

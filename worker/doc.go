@@ -28,6 +28,12 @@
 //     without running the task again.
 //   - A fault of the broker or of the result backend never turns finished work
 //     into a failure. The worker retries, and in the end requeues the message.
+//   - A follow-up that no queue takes within Config.RecordTimeout makes its task
+//     fail with this reason; the handler does not run again. A queue or exchange of
+//     the worker's configuration that was deleted is declared again.
+//   - Messages are published on a connection of their own: while the broker accepts
+//     none, the worker goes on to receive and to acknowledge. Each call of the
+//     broker ends with its context.
 //   - The delivery limit of a quorum queue does not drop a message that the worker
 //     requeues, that of a running task, or one that waits while connections are
 //     lost: the worker replaces it by a copy in time.

@@ -49,6 +49,20 @@ func (w *Worker) Block() error {
 	if err != nil {
 		return err
 	}
-	s.blocked.Store(true)
+	s.setBlocked(true)
 	return nil
 }
+
+// BlockPublisher does the same to the connection that publishes, until unblock is
+// called.
+func (w *Worker) BlockPublisher() (unblock func(), err error) {
+	p, err := w.publishing.get(w.lifecycle.record)
+	if err != nil {
+		return nil, err
+	}
+	p.setBlocked(true)
+	return func() { p.setBlocked(false) }, nil
+}
+
+// PublishFaults is how many attempts to publish a follow-up have failed.
+func (w *Worker) PublishFaults() int { return count(w.metrics.faults.WithLabelValues("publish")) }

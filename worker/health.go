@@ -40,10 +40,10 @@ func (w *Worker) Ready() error {
 	w.link.mu.Lock()
 	defer w.link.mu.Unlock()
 	switch {
-	case w.link.hasConsumers && !w.link.session.isLost():
+	case w.link.hasConsumers && !w.link.current.isLost():
 		return nil
 	case w.link.hasConsumers:
-		return fmt.Errorf("not consuming: connection lost: %w", w.link.session.lostErr)
+		return fmt.Errorf("not consuming: connection lost: %w", w.link.current.lostErr)
 	case w.link.err == errStopping:
 		return errStopping
 	case w.link.err == nil:

@@ -14,7 +14,7 @@ func TestReadyKeepsTheReasonDuringAnAttempt(t *testing.T) {
 	now := time.Date(2026, 11, 27, 3, 0, 0, 0, time.UTC)
 	w := &Worker{started: make(chan struct{}), cfg: Config{Now: func() time.Time { return now }}}
 	close(w.started)
-	s := &session{lost: make(chan struct{})}
+	s := &session{connection: &connection{lost: make(chan struct{})}}
 	w.link.set(s, true, nil, now)
 	if err := w.Ready(); err != nil {
 		t.Fatalf("with consumers: %v", err)

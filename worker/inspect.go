@@ -59,13 +59,13 @@ func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 		if err != nil {
 			return found, err
 		}
-		inspected, err := s.inspect(queue)
+		inspected, err := ask(ctx, s.connection, callOptions{what: "an inspection"}, func() (QueueInspection, error) { return s.inspect(queue) })
 		if err != nil {
 			return found, err
 		}
 		found.Queues = append(found.Queues, inspected)
 	}
-	found.PublishErr = s.inspectPublishing(ctx)
+	found.PublishErr = s.call(ctx, callOptions{what: "an inspection"}, func() error { return s.inspectPublishing(ctx) })
 	if errors.Is(found.PublishErr, ErrUnreachable) {
 		return found, found.PublishErr
 	}
@@ -75,7 +75,6 @@ func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 // inspectPublishing checks the permission to write to the default exchange. It
 // publishes a message that no queue can receive, so that the broker returns it.
 func (s *session) inspectPublishing(ctx context.Context) error {
-	defer s.guard("an inspection")()
 	ch, err := s.conn.Channel()
 	if err != nil {
 		return s.connectionError("an inspection", err)
@@ -110,7 +109,6 @@ func (s *session) inspect(q Queue) (QueueInspection, error) {
 	if err != nil {
 		return found, err
 	}
-	defer s.guard("an inspection")()
 	// Each call has a channel of its own, because the broker closes a channel when
 	// it refuses a declaration.
 	call := func(method func(ch *amqp.Channel) error) error {

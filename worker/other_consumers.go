@@ -50,16 +50,17 @@ type QueueConsumers struct {
 // a connection that answers still has its consumers.
 func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
 	var found QueueConsumers
-	s := w.link.current()
-	if s == nil {
+	s, connected := w.link.now()
+	if !connected {
 		return found, errNotConnected
 	}
 	sub := s.subscriptionOf(queue)
 	before := sub.own()
-	all, err := s.consumersOf(ctx, queue)
+	state, err := s.queueState(ctx, queue)
 	if err != nil {
 		return found, err
 	}
+	all := state.Consumers
 	// The answer may or may not include a consumer that was added or cancelled
 	// during the call.
 	if sub.own() != before {
@@ -68,16 +69,6 @@ func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsume
 	found.Own = min(all, int(before.consumers))
 	found.Other = all - found.Own
 	return found, nil
-}
-
-// current returns the session that is not lost, or nil. It does not wait.
-func (l *link) current() *session {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.session == nil || l.session.isLost() {
-		return nil
-	}
-	return l.session
 }
 
 // ownConsumers is a snapshot of a subscription's counters. If two snapshots are
@@ -100,54 +91,29 @@ type probes struct {
 	channel *amqp.Channel // nil before the first query and after a refusal; owned by whoever has the turn
 }
 
-// consumersOf returns how many consumers a queue has. When ctx ends first, the
-// query continues in the background until the broker answers or the session is
-// lost.
-func (s *session) consumersOf(ctx context.Context, queue string) (int, error) {
-	select {
-	case s.probes.turn <- struct{}{}:
-	case <-s.lost:
-		return 0, errNotConnected
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
+// queueState asks the broker how many consumers and ready messages a queue has. The
+// broker may take any time: when ctx ends first, the query continues in the
+// background until the broker answers or the session is lost.
+func (s *session) queueState(ctx context.Context, queue string) (amqp.Queue, error) {
+	state, err := ask(ctx, s.connection, callOptions{what: "queue.declare", turn: s.probes.turn, patient: true}, func() (amqp.Queue, error) {
+		return s.probe(queue)
+	})
+	if err != nil && s.isLost() {
+		return state, errNotConnected
 	}
-	type answer struct {
-		consumers int
-		err       error
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		consumers, err := s.probe(queue)
-		<-s.probes.turn
-		answers <- answer{consumers, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.consumers, a.err
-	case <-s.lost:
-		return 0, errNotConnected
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	}
+	return state, err
 }
 
-// probe runs one query. It has no time limit of its own, unlike other calls: a
-// broker that has just stopped reading (connection.blocked) is no reason to end
-// the session. It ends with the connection at the latest.
-func (s *session) probe(queue string) (consumers int, err error) {
-	if s.blocked.Load() {
-		return 0, errBrokerBlocked
-	}
+// probe runs one query.
+func (s *session) probe(queue string) (state amqp.Queue, err error) {
 	if s.probes.channel == nil {
 		if s.probes.channel, err = s.conn.Channel(); err != nil {
 			s.probes.channel = nil
-			return 0, err
+			return state, err
 		}
 	}
-	state, err := s.probes.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
-	if err != nil {
+	if state, err = s.probes.channel.QueueDeclarePassive(queue, true, false, false, false, nil); err != nil {
 		s.probes.channel = nil
-		return 0, err
 	}
-	return state.Consumers, nil
+	return state, err
 }

@@ -309,30 +309,25 @@ func TestPermanentFaultsOfTheBackendAreNotRetried(t *testing.T) {
 	}
 }
 
-func TestMessageIsRequeuedWhenAFollowUpIsUnroutable(t *testing.T) {
+func TestTaskFailsWhenAFollowUpIsUnroutable(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
-	var log lines
 	cfg := r.config()
 	cfg.RecordTimeout = 200 * time.Millisecond
-	cfg.Logger = log.logger()
 	w := newWorker(t, cfg)
 	registerShop(w)
 	stop := workertest.Start(t, w)
 	id := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("link", json.RawMessage(
 		`{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "amq.topic", "routing_key": "nobody"}, "subtask_type": null, "immutable": true}`))))
-	eventually(t, "the message is requeued", func() bool { return strings.Contains(log.text(), "message is requeued") })
-	if text := log.text(); !strings.Contains(text, `to exchange \"amq.topic\" with routing key \"nobody\"`) {
-		t.Errorf("the log does not name exchange and routing key: %s", text)
-	}
-	if _, stored := r.results.Find(id); stored {
-		t.Error("a result was stored although the follow-up was not published")
+	row := r.result(id)
+	if text := row.Exception.Repr(); row.State != protocol.StateFailure || !strings.Contains(text, `to exchange "amq.topic" with routing key "nobody"`) {
+		t.Errorf("%s %s, want a FAILURE that names exchange and routing key", row.State, text)
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	if n := r.depth("orders"); n != 1 {
-		t.Errorf("%d messages are in the queue, want the requeued one", n)
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages are in the queue, want none", n)
 	}
 }
 

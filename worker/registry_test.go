@@ -49,7 +49,9 @@ func (r *registryTest) connect() {
 	if r.session != nil {
 		r.session.fail(fmt.Errorf("cut"))
 	}
-	r.session = &session{lost: make(chan struct{}), registry: r.worker.registry}
+	s := &session{connection: &connection{lost: make(chan struct{})}}
+	s.onLost = func() { r.worker.registry.lose(s) }
+	r.session = s
 	r.subs = map[string]*subscription{}
 }
 

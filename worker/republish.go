@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -22,19 +23,15 @@ import (
 // error the message may or may not be in the queue, so that a retry may publish
 // it twice.
 func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
-	s, err := w.link.get(ctx)
+	p, err := w.publishing.get(ctx)
 	if err != nil {
 		return err
 	}
-	return w.publishOn(ctx, s, m)
+	return w.publishOn(ctx, p, m)
 }
 
-func (w *Worker) publishOn(ctx context.Context, s *session, m protocol.Publishing) error {
-	out, err := amqpPublishing(m)
-	if err != nil {
-		return err
-	}
-	if err := s.publishOnOwnChannel(ctx, m, out); err != nil {
+func (w *Worker) publishOn(ctx context.Context, p *publisher, m protocol.Publishing) error {
+	if err := p.publish(ctx, m); err != nil {
 		return err
 	}
 	w.metrics.published.Inc()
@@ -47,64 +44,12 @@ func (w *Worker) publishOn(ctx context.Context, s *session, m protocol.Publishin
 // only publishes, and needs no Run. It returns the error of the connection, as
 // Run does, or that of do.
 func (w *Worker) WithConnection(ctx context.Context, do func(publish func(context.Context, protocol.Publishing) error) error) error {
-	s, err := w.connect(ctx)
+	p, err := w.connectPublisher(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	return do(func(ctx context.Context, m protocol.Publishing) error { return w.publishOn(ctx, s, m) })
-}
-
-// publishOnOwnChannel publishes on a channel that is opened for this message. The
-// shared channel matches returned messages by task id, which a message that the
-// application made may lack.
-func (s *session) publishOnOwnChannel(ctx context.Context, m protocol.Publishing, out amqp.Publishing) error {
-	leave, err := s.publisher.enter(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	opened := s.guard("channel.open")
-	ch, err := s.conn.Channel()
-	if err == nil {
-		err = ch.Confirm(false)
-	}
-	opened()
-	if err != nil {
-		return s.connectionError("publishing", err)
-	}
-	defer ch.Close()
-	returns := ch.NotifyReturn(make(chan amqp.Return, 1))
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	confirm, err := ch.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
-	if err != nil {
-		return s.connectionError("publishing", err)
-	}
-	if err := s.publisher.await(ctx, confirm); err != nil {
-		return err
-	}
-	unroutable := func(code int, reason string) error {
-		return fmt.Errorf("%w: task %s (id %s) to exchange %q with routing key %q (RabbitMQ: %d %s)",
-			ErrUnroutable, m.Task, m.TaskID, m.Exchange, m.RoutingKey, code, reason)
-	}
-	select {
-	case back, ok := <-returns: // precedes its confirm
-		if ok {
-			return unroutable(int(back.ReplyCode), back.ReplyText)
-		}
-	default:
-	}
-	if confirm.Acked() {
-		return nil
-	}
-	select {
-	case err := <-closed:
-		if err != nil && err.Server && !s.isLost() {
-			return unroutable(err.Code, err.Reason)
-		}
-	default:
-	}
-	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+	defer p.close()
+	return do(func(ctx context.Context, m protocol.Publishing) error { return w.publishOn(ctx, p, m) })
 }
 
 // QueueDepth returns how many messages are ready in a queue. It does not count
@@ -116,15 +61,15 @@ func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer s.guard("queue.declare")()
-	ch, err := s.conn.Channel()
-	if err != nil {
+	found, err := s.queueState(ctx, name)
+	var refused *amqp.Error
+	switch {
+	case errors.As(err, &refused):
+		return 0, s.declareError(Queue{Name: name}, err)
+	case err != nil && ctx.Err() != nil:
+		return 0, err
+	case err != nil:
 		return 0, s.connectionError(fmt.Sprintf("counting the messages of queue %q", name), err)
 	}
-	defer ch.Close()
-	q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
-	if err != nil {
-		return 0, s.declareError(Queue{Name: name}, err)
-	}
-	return q.Messages, nil
+	return found.Messages, nil
 }

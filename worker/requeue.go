@@ -121,9 +121,9 @@ func (d *delivery) sendCopy(ctx context.Context) error {
 		TaskID: d.wire.Properties.CorrelationID, RoutingKey: d.sub.queue.Name,
 		Headers: headers, Properties: d.wire.Properties, Body: d.wire.Body,
 	}
-	out, err := amqpPublishing(m)
+	p, err := d.sub.worker.publishing.get(ctx)
 	if err != nil {
 		return err
 	}
-	return d.sub.session.publishOnOwnChannel(ctx, m, out)
+	return p.publish(ctx, m)
 }

@@ -2,9 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -16,25 +13,25 @@ import (
 // Many goroutines may use a Sender at once. It is never repaired: once [Sender.Lost]
 // is closed, every call fails, and the program opens another one.
 type Sender struct {
-	worker  *Worker
-	session *session
+	worker    *Worker
+	publisher *publisher
 }
 
 // Sender connects once, to the first of Config.Broker that answers. The caller must
 // call Close.
 func (w *Worker) Sender(ctx context.Context) (*Sender, error) {
-	s, err := w.connect(ctx)
+	p, err := w.connectPublisher(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &Sender{worker: w, session: s}, nil
+	return &Sender{worker: w, publisher: p}, nil
 }
 
 // Lost is closed when the connection is lost or closed.
-func (s *Sender) Lost() <-chan struct{} { return s.session.lost }
+func (s *Sender) Lost() <-chan struct{} { return s.publisher.lost }
 
 // Close closes the connection.
-func (s *Sender) Close() { s.session.close() }
+func (s *Sender) Close() { s.publisher.close() }
 
 // Send chooses the destination of a task message by what it asks for itself, by
 // Config.TaskRoutes, or by Config.DefaultQueue, declares the queue as Celery does,
@@ -47,7 +44,7 @@ func (s *Sender) Send(ctx context.Context, m protocol.Publishing, own protocol.D
 	if err != nil {
 		return err
 	}
-	return s.worker.sendOn(ctx, s.session, o)
+	return s.worker.sendOn(ctx, s.publisher, o)
 }
 
 // Routed returns a task message with the exchange and routing key to which Send would
@@ -71,50 +68,20 @@ func (w *Worker) routed(m protocol.Publishing, own protocol.Destination) (outgoi
 // celery.pidbox: of type fanout and not durable. It publishes the message there. The
 // error is ErrUnroutable when no worker listens.
 func (s *Sender) Broadcast(ctx context.Context, m protocol.Publishing) error {
-	err := s.session.onChannel("exchange.declare", func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclare(m.Exchange, "fanout", false, false, false, false, nil)
-	})
-	if err != nil {
-		return s.session.declareError(Queue{Name: m.Exchange, Exchange: m.Exchange}, err)
-	}
-	return s.worker.publishOn(ctx, s.session, m)
-}
-
-// onChannel calls do with a channel that is closed afterwards.
-func (s *session) onChannel(what string, do func(*amqp.Channel) error) error {
-	defer s.guard(what)()
-	ch, err := s.conn.Channel()
-	if err != nil {
-		return err
-	}
-	defer ch.Close()
-	return do(ch)
-}
-
-// sendOn declares the message's queue, as Celery does, and publishes the message,
-// once.
-func (w *Worker) sendOn(ctx context.Context, s *session, o outgoing) error {
-	if o.destination.queue.Name != "" {
-		err := s.declare(o.destination.queue)
-		var mismatch *MismatchError
-		switch {
-		case errors.As(err, &mismatch):
-			// The queue exists with other properties, but may still receive the
-			// message. If it does not, the broker returns the message.
-			s.acceptDeclaration(o.destination.queue.Name)
-			w.cfg.Logger.Info("publishing to a queue whose declaration differs", "queue", o.destination.queue.Name, "error", err)
-		case err != nil:
+	p := s.publisher
+	err := p.call(ctx, callOptions{what: "exchange.declare"}, func() error {
+		ch, err := p.conn.Channel()
+		if err != nil {
 			return err
 		}
-	}
-	if err := s.publisher.publish(ctx, o.message); err != nil {
-		if s.conn.IsClosed() && !errors.Is(err, ErrUnreachable) && ctx.Err() == nil {
-			// amqp091-go answers open confirms as refused before it says that the
-			// connection is lost.
-			return s.connectionError("publishing", err)
-		}
+		defer ch.Close()
+		return ch.ExchangeDeclare(m.Exchange, "fanout", false, false, false, false, nil)
+	})
+	switch {
+	case err != nil && ctx.Err() != nil:
 		return err
+	case err != nil:
+		return p.declareError(Queue{Name: m.Exchange, Exchange: m.Exchange}, err)
 	}
-	w.metrics.published.Inc()
-	return nil
+	return s.worker.publishOn(ctx, p, m)
 }

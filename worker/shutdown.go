@@ -97,6 +97,7 @@ func (w *Worker) Run(ctx context.Context) error {
 
 	var connections sync.WaitGroup
 	connections.Go(func() { w.keepConnected(first, subscriptions) })
+	connections.Go(w.keepPublishing)
 	select {
 	case <-ctx.Done():
 	case <-w.stopNow:
@@ -256,10 +257,7 @@ func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscripti
 	// Set the session before the first delivery arrives: its outcome may have to
 	// be published before all queues have their consumers.
 	w.link.connected(s, w.cfg.Now())
-	// A broker that does not answer must not delay the end of ctx.
-	endWatch := s.failAfter(ctx)
-	subscriptions, err := w.consume(s)
-	endWatch()
+	subscriptions, err := w.consume(ctx, s)
 	if err != nil {
 		w.link.set(nil, false, err, w.cfg.Now())
 		s.close()
@@ -290,11 +288,9 @@ func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
 		case <-s.lost:
 			w.lostSession(s)
 		case <-w.lifecycle.receive.Done():
-			endWatch := s.failAfter(w.lifecycle.record)
 			for _, sub := range subscriptions {
 				sub.stop()
 			}
-			endWatch()
 			w.metrics.connected.Set(0)
 			if !s.isLost() {
 				s.consumers.Wait()

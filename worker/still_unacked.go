@@ -36,24 +36,16 @@ func (w *Worker) stillUnacked(ctx context.Context, a *attempt) error {
 	if s == nil {
 		return errNoDelivery
 	}
-	if s.blocked.Load() {
-		// The query would get no answer, and guard would end the session.
+	if s.isBlocked() {
 		return errBrokerBlocked
 	}
-	answer := make(chan error, 1)
-	go func() {
-		// RabbitMQ answers channel.flow without doing anything.
-		answer <- s.call("channel.flow", func() error { return s.consumeChannel.Flow(true) })
-	}()
-	select {
-	case err := <-answer:
-		if err != nil || s.isLost() {
-			return errNoDelivery
-		}
+	// RabbitMQ answers channel.flow without doing anything.
+	err := s.callConsuming(ctx, "channel.flow", func() error { return s.consumeChannel.Flow(true) })
+	switch {
+	case err == nil && !s.isLost():
 		return nil
-	case <-s.lost:
-		return errNoDelivery
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case err != nil && ctx.Err() != nil:
+		return err
 	}
+	return errNoDelivery
 }

@@ -38,7 +38,8 @@ type Worker struct {
 
 	registry       *registry
 	stalls         stall.Detector
-	link           link
+	link           sessionLink
+	publishing     link[*publisher]
 	faults         connectionFaults
 	lifecycle      lifecycle     // begun by Run
 	sessions       atomic.Int64  // how many sessions have consumed so far

@@ -1,0 +1,388 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+)
+
+const (
+	// confirmTimeout is how long a broker may leave a message unconfirmed before
+	// the connection counts as lost. Time while it accepts no messages
+	// (connection.blocked) does not count.
+	confirmTimeout = 60 * time.Second
+	// unconfirmedMax bounds the messages that wait for their confirm at the same
+	// time. It is also the buffer for returned messages, so that amqp091-go's
+	// reader never blocks on it.
+	unconfirmedMax = 64
+	// maxHeaderBytes is what fits into one frame besides the other properties:
+	// AMQP does not split a content header.
+	maxHeaderBytes = 131072 - 8 - 2048
+)
+
+// publisher is a connection that publishes, and waits for the broker's confirm of each
+// message. What the broker says about a message is known for this message alone:
+//
+//   - Most messages share a channel. A message that comes back is matched by its
+//     returnKey, which is the task's id; a message has a channel of its own if it
+//     has none, or while another one with the same key is in flight.
+//   - A missing exchange makes the broker close the channel. Then every message that
+//     was in flight is published again on a channel of its own, and so are all later
+//     messages to the exchange of such a message.
+type publisher struct {
+	*connection
+	unconfirmed chan struct{} // one element for each message that waits for its confirm
+
+	mu       sync.Mutex // guards all below
+	channel  *amqp.Channel
+	returns  chan amqp.Return
+	returned map[string]amqp.Return // by returnKey: what the broker returned as unroutable
+	waiting  map[string]bool        // by returnKey: the messages that wait for their confirm on channel
+	missing  map[string]bool        // exchanges that were missing
+}
+
+// connectPublisher makes a connection that publishes.
+func (w *Worker) connectPublisher(ctx context.Context) (*publisher, error) {
+	c, err := w.dialAny(ctx, " (publishing)")
+	if err != nil {
+		return nil, err
+	}
+	p := &publisher{
+		connection:  c,
+		unconfirmed: make(chan struct{}, unconfirmedMax),
+		returned:    map[string]amqp.Return{},
+		waiting:     map[string]bool{},
+		missing:     map[string]bool{},
+	}
+	p.watch(nil)
+	return p, nil
+}
+
+// publish publishes one message as mandatory and waits for the broker's confirm.
+// The error is ErrUnroutable when no queue received it and an *unsendableError
+// when AMQP cannot carry it. After any other error a retry may succeed. When ctx
+// ends first, the message may or may not reach the queue.
+func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
+	out, err := amqpPublishing(m)
+	if err != nil {
+		return err
+	}
+	if err := p.enter(ctx); err != nil {
+		return err
+	}
+	// A write can block as long as the broker reads nothing. It continues in the
+	// background when ctx ends.
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-p.unconfirmed }()
+		done <- p.publishAndWait(m, out)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// enter waits until the broker accepts messages and fewer than unconfirmedMax wait for
+// their confirm. The caller takes its element out of p.unconfirmed in the end.
+func (p *publisher) enter(ctx context.Context) error {
+	for {
+		unblocked := p.waitUnblocked()
+		if unblocked == nil {
+			break
+		}
+		select {
+		case <-unblocked:
+		case <-ctx.Done():
+			return fmt.Errorf("the broker accepts no messages (it lacks memory or disk space): %w", context.Cause(ctx))
+		case <-p.lost:
+			return p.connectionError("publishing", p.lostErr)
+		}
+	}
+	select {
+	case p.unconfirmed <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-p.lost:
+		return p.connectionError("publishing", p.lostErr)
+	}
+}
+
+// publishAndWait publishes on the shared channel, or on one of its own if what the
+// broker says would not be known for this message alone.
+func (p *publisher) publishAndWait(m protocol.Publishing, out amqp.Publishing) error {
+	confirm, channel, err := p.send(m, out)
+	switch {
+	case err != nil && (p.isLost() || p.conn.IsClosed()):
+		return p.connectionError("publishing", err)
+	case confirm == nil:
+		return p.publishOnOwnChannel(m, out)
+	}
+	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
+	back, returned, err := p.outcome(returnKey(out.MessageId, out.CorrelationId), confirm)
+	switch {
+	case err != nil:
+		return err
+	case returned:
+		return unroutable(m, int(back.ReplyCode), back.ReplyText)
+	case confirm.Acked():
+		return nil
+	case channel.IsClosed() && !p.isLost():
+		return p.publishOnOwnChannel(m, out)
+	}
+	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+}
+
+func unroutable(m protocol.Publishing, code int, reason string) error {
+	return fmt.Errorf("%w: task %s (id %s) to exchange %q with routing key %q: declare or bind a queue there, or correct the route (RabbitMQ: %d %s)",
+		ErrUnroutable, m.Task, m.TaskID, m.Exchange, m.RoutingKey, code, reason)
+}
+
+// send writes a message to the shared channel. Without a confirmation the message
+// needs a channel of its own.
+func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.DeferredConfirmation, *amqp.Channel, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := returnKey(out.MessageId, out.CorrelationId)
+	if key == "" || p.waiting[key] || p.missing[m.Exchange] {
+		return nil, nil, nil
+	}
+	channel, err := p.open()
+	if err != nil {
+		return nil, nil, err
+	}
+	p.waiting[key] = true
+	confirm, err := channel.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
+	if err != nil {
+		delete(p.waiting, key)
+		return nil, nil, err
+	}
+	return confirm, channel, nil
+}
+
+// returnKey identifies a message among those in flight.
+func returnKey(messageID, correlationID string) string { return cmp.Or(messageID, correlationID) }
+
+// open returns the shared channel. It opens a new one when the broker has closed the
+// last one because of a message. The caller has locked p.mu.
+func (p *publisher) open() (*amqp.Channel, error) {
+	if p.channel != nil && !p.channel.IsClosed() {
+		return p.channel, nil
+	}
+	channel, err := p.openConfirming()
+	if err != nil {
+		return nil, err
+	}
+	p.channel = channel
+	p.returns = channel.NotifyReturn(make(chan amqp.Return, unconfirmedMax))
+	return channel, nil
+}
+
+func (p *publisher) openConfirming() (*amqp.Channel, error) {
+	return ask(context.Background(), p.connection, callOptions{what: "channel.open"}, func() (*amqp.Channel, error) {
+		ch, err := p.conn.Channel()
+		if err != nil {
+			return nil, err
+		}
+		return ch, ch.Confirm(false)
+	})
+}
+
+// outcome waits for the confirm of a message on the shared channel, and reports whether
+// the broker has returned the message. The broker sends a return before the
+// confirm, so that the return is in the channel by then.
+func (p *publisher) outcome(key string, confirm *amqp.DeferredConfirmation) (back amqp.Return, returned bool, err error) {
+	err = p.await(confirm)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for more := true; more; {
+		select {
+		case r, ok := <-p.returns:
+			switch {
+			case !ok:
+				p.returns = nil
+			case p.waiting[returnKey(r.MessageId, r.CorrelationId)]:
+				p.returned[returnKey(r.MessageId, r.CorrelationId)] = r
+			}
+		default:
+			more = false
+		}
+	}
+	back, returned = p.returned[key]
+	delete(p.waiting, key)
+	delete(p.returned, key)
+	return back, returned, err
+}
+
+// await waits for a confirm. Without one within confirmTimeout it ends the
+// connection, unless the broker is blocked.
+func (p *publisher) await(confirm *amqp.DeferredConfirmation) error {
+	timer := time.NewTimer(confirmTimeout)
+	defer timer.Stop()
+	for {
+		select {
+		case <-confirm.Done():
+			return nil
+		case <-p.lost:
+			return p.connectionError("publishing", p.lostErr)
+		case <-timer.C:
+			if p.isBlocked() {
+				timer.Reset(confirmTimeout)
+				continue
+			}
+			err := fmt.Errorf("no confirm within %v", confirmTimeout)
+			p.fail(err)
+			_ = p.raw.Close()
+			return p.connectionError("publishing", err)
+		}
+	}
+}
+
+// publishOnOwnChannel publishes on a channel that is opened for this message.
+func (p *publisher) publishOnOwnChannel(m protocol.Publishing, out amqp.Publishing) error {
+	ch, err := p.openConfirming()
+	if err != nil {
+		return p.connectionError("publishing", err)
+	}
+	defer ch.Close()
+	returns := ch.NotifyReturn(make(chan amqp.Return, 1))
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	confirm, err := ch.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
+	if err != nil {
+		return p.connectionError("publishing", err)
+	}
+	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
+	if err := p.await(confirm); err != nil {
+		return err
+	}
+	select {
+	case back, ok := <-returns: // precedes its confirm
+		if ok {
+			return unroutable(m, int(back.ReplyCode), back.ReplyText)
+		}
+	default:
+	}
+	if confirm.Acked() {
+		p.exchangeMissing(m.Exchange, false)
+		return nil
+	}
+	select {
+	case err := <-closed:
+		if err != nil && err.Server && !p.isLost() {
+			p.exchangeMissing(m.Exchange, true)
+			return unroutable(m, err.Code, err.Reason)
+		}
+	default:
+	}
+	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+}
+
+func (p *publisher) exchangeMissing(exchange string, missing bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if missing {
+		p.missing[exchange] = true
+	} else {
+		delete(p.missing, exchange)
+	}
+}
+
+// keepPublishing keeps a connection for publishing, from Run's start until the
+// lifecycle's record phase ends.
+func (w *Worker) keepPublishing() {
+	var faults connectionFaults
+	for w.lifecycle.record.Err() == nil {
+		if !sleep(w.lifecycle.record, faults.pause()) {
+			return
+		}
+		p, err := w.connectPublisher(w.lifecycle.record)
+		if err != nil {
+			if faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
+				w.cfg.Logger.Warn("cannot connect to the broker for publishing yet: retrying", "error", err)
+			}
+			continue
+		}
+		p.onBlocked = func(blocked bool) { w.publishing.usable.run(!blocked && !p.isLost()) }
+		w.publishing.set(p)
+		faults.consuming()
+		select {
+		case <-p.lost:
+			if faults.changed("lost", p.lostErr) {
+				w.cfg.Logger.Warn("connection for publishing lost", "broker", p.broker, "error", p.lostErr)
+			}
+		case <-w.lifecycle.record.Done():
+		}
+		w.publishing.unset()
+		p.close()
+	}
+}
+
+// unsendableError says that AMQP cannot carry a message: a retry is of no use.
+type unsendableError struct {
+	task, id string
+	err      error
+}
+
+func (e *unsendableError) Error() string {
+	return fmt.Sprintf("task %s (id %s) cannot be published: %v", e.task, e.id, e.err)
+}
+
+func (e *unsendableError) Unwrap() error { return e.err }
+
+// amqpPublishing converts a message for amqp091-go. It refuses everything because
+// of which the library or the broker would close the connection.
+func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
+	unsendable := func(err error) error { return &unsendableError{task: m.Task, id: m.TaskID, err: err} }
+	for name, text := range map[string]string{
+		"exchange": m.Exchange, "routing key": m.RoutingKey, "content type": m.Properties.ContentType,
+		"content encoding": m.Properties.ContentEncoding, "correlation id": m.Properties.CorrelationID,
+		"reply address": m.Properties.ReplyTo, "expiration": m.Properties.Expiration,
+		"message id": m.Properties.MessageID, "type": m.Properties.Type, "application id": m.Properties.AppID,
+	} {
+		if len(text) > 255 {
+			return amqp.Publishing{}, unsendable(fmt.Errorf("its %s is longer than 255 bytes", name))
+		}
+	}
+	headers, err := amqpTable(m.Headers)
+	if err != nil {
+		return amqp.Publishing{}, unsendable(err)
+	}
+	if size := fieldSize(headers); size > maxHeaderBytes {
+		return amqp.Publishing{}, unsendable(fmt.Errorf("its headers take %d bytes, more than the %d of an AMQP frame", size, maxHeaderBytes))
+	}
+	mode := m.Properties.DeliveryMode
+	if mode != amqp.Transient {
+		mode = amqp.Persistent
+	}
+	out := amqp.Publishing{
+		Headers:         headers,
+		ContentType:     m.Properties.ContentType,
+		ContentEncoding: m.Properties.ContentEncoding,
+		DeliveryMode:    mode,
+		CorrelationId:   m.Properties.CorrelationID,
+		ReplyTo:         m.Properties.ReplyTo,
+		Expiration:      m.Properties.Expiration,
+		MessageId:       m.Properties.MessageID,
+		Type:            m.Properties.Type,
+		AppId:           m.Properties.AppID,
+		Timestamp:       m.Properties.Timestamp,
+		Body:            m.Body,
+	}
+	if p := m.Properties.Priority; p != nil {
+		if out.Priority = *p; *p == 0 {
+			out.Priority = 1
+			out.DeliveryMode |= priorityZero
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,210 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// linkTo returns an option that makes shop.add, to be published to an exchange, the
+// callback of a task.
+func linkTo(option, id, exchange, queue string) protocol.Member {
+	options := fmt.Sprintf(`{"task_id": %q, "queue": %q}`, id, queue)
+	if exchange != "" {
+		options = fmt.Sprintf(`{"task_id": %q, "exchange": %q, "routing_key": "x"}`, id, exchange)
+	}
+	return workertest.Option(option, json.RawMessage(
+		`[{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": `+options+`, "subtask_type": null, "immutable": true}]`))
+}
+
+// No exchange takes a task's callback. The task runs once and fails with the reason,
+// its error callback runs, and no other task's publications suffer.
+func TestFollowUpThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.Slots, cfg.RecordTimeout = 4, time.Second
+	var log lines
+	cfg.Logger = log.logger()
+	w := newWorker(t, cfg)
+	registerShop(w)
+	var runs atomic.Int32
+	w.Register("shop.once", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		runs.Add(1)
+		return 1, nil
+	}))
+	r.stop = workertest.Start(t, w)
+	bad := r.send(workertest.Message("orders", "shop.once", nil, nil, linkTo("link", "never", "no-exchange", ""), linkTo("link_error", "told", "", "orders")))
+	for n := range 100 {
+		r.send(chainOf("shop.onok", fmt.Sprintf("next-%d", n)))
+	}
+	row := r.result(bad)
+	if row.State != protocol.StateFailure || !strings.Contains(row.Exception.Repr(), "no-exchange") {
+		t.Errorf("task is %s %v, want FAILURE with the name of the exchange", row.State, row.Exception)
+	}
+	r.result("told")
+	for n := range 100 {
+		r.result(fmt.Sprintf("next-%d", n))
+	}
+	if n := runs.Load(); n != 1 {
+		t.Errorf("the handler ran %d times, want once", n)
+	}
+	for line := range strings.Lines(log.text()) {
+		if strings.Contains(line, "cannot be recorded yet") && !strings.Contains(line, "no-exchange") {
+			t.Errorf("another publication is blamed: %s", line)
+		}
+	}
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("orders"); n != 0 {
+		t.Errorf("%d messages remain", n)
+	}
+}
+
+// Queue and exchange of a destination are deleted after the worker has declared them.
+func TestDeletedDestinationIsDeclaredAgain(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels", Exchange: "post", RoutingKey: "parcel"}}
+	w := newWorker(t, cfg)
+	registerShop(w)
+	workertest.Start(t, w)
+	send := func() {
+		t.Helper()
+		before := 0
+		if q, err := r.conn.Channel(); err == nil {
+			if state, err := q.QueueDeclarePassive("parcels", true, false, false, false, nil); err == nil {
+				before = state.Messages
+			}
+			_ = q.Close()
+		}
+		id := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linkTo("link", "next", "", "parcels")))
+		if row := r.result(id); row.State != protocol.StateSuccess {
+			t.Errorf("task is %s %v", row.State, row.Exception)
+		}
+		if n := r.depth("parcels"); n != before+1 {
+			t.Errorf("%d messages in parcels, want %d", n, before+1)
+		}
+	}
+	send()
+	for what, remove := range map[string]func() error{
+		"queue":    func() error { _, err := r.channel.QueueDelete("parcels", false, false, false); return err },
+		"exchange": func() error { return r.channel.ExchangeDelete("post", false, false) },
+	} {
+		if err := remove(); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		send()
+	}
+}
+
+// The broker does not read from the connection that publishes. Publish ends with its
+// context, and tasks, acknowledgements and queries go on.
+func TestBlockedPublisherDelaysNothingElse(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	w := newWorker(t, r.config())
+	registerShop(w)
+	r.stop = workertest.Start(t, w)
+	if err := w.Publish(t.Context(), protocol.Publishing{TaskID: "a", RoutingKey: "orders", Body: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	unblock, err := w.BlockPublisher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	err = w.Publish(ctx, protocol.Publishing{TaskID: "b", RoutingKey: "orders", Body: []byte("x")})
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
+		t.Errorf("Publish returned %v after %v", err, time.Since(began))
+	}
+	r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
+	eventually(t, "the message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
+	if n, err := w.QueueDepth(t.Context(), "orders"); n != 0 || err != nil {
+		t.Errorf("depth %d, %v", n, err)
+	}
+	id := r.send(chainOf("shop.onok", "next-1"))
+	unblock()
+	r.result(id)
+	r.result("next-1")
+}
+
+// A network that stalls ends no call later than its context.
+func TestCallsEndWithTheirContext(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	p, through := workertest.NewProxy(t, r.url)
+	cfg := r.config()
+	cfg.Broker, cfg.Heartbeat = through, time.Minute
+	w := newWorker(t, cfg)
+	registerShop(w)
+	workertest.Start(t, w)
+	if _, err := w.QueueDepth(t.Context(), "orders"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Publish(t.Context(), protocol.Publishing{TaskID: "a", RoutingKey: "orders", Body: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	p.Stall()
+	for name, call := range map[string]func(context.Context) error{
+		"Publish": func(ctx context.Context) error {
+			return w.Publish(ctx, protocol.Publishing{RoutingKey: "orders", Body: []byte("x")})
+		},
+		"QueueDepth":     func(ctx context.Context) error { _, err := w.QueueDepth(ctx, "orders"); return err },
+		"QueueConsumers": func(ctx context.Context) error { _, err := w.QueueConsumers(ctx, "orders"); return err },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		began := time.Now()
+		if err := call(ctx); err == nil || time.Since(began) > 10*time.Second {
+			t.Errorf("%s returned %v after %v", name, err, time.Since(began))
+		}
+		cancel()
+	}
+	p.Cut()
+}
+
+// The time of an outage does not count: what the broker refuses at its end is tried
+// again, and the handler does not run again.
+func TestOutageDoesNotUseUpTheRecordTimeout(t *testing.T) {
+	t.Parallel()
+	const recordTimeout = 2 * time.Second
+	r, p, w, g, _ := startBehindProxy(t, func(c *worker.Config) { c.RecordTimeout, c.Slots = recordTimeout, 2 })
+	late := r.send(workertest.Message("orders", "shop.gated", nil, nil, linkTo("link", "next-2", "late", "")))
+	receive(t, "the second task begins", g.began)
+	p.Cut()
+	waitUnready(t, w)
+	close(g.release)
+	receive(t, "a task ends", g.ended)
+	receive(t, "a task ends", g.ended)
+	time.Sleep(recordTimeout + 500*time.Millisecond) // the outage itself is tested
+	faults := w.PublishFaults()
+	p.Restore()
+	eventually(t, "the broker has refused the message", func() bool { return w.PublishFaults() > faults })
+	if err := r.channel.ExchangeDeclare("late", "fanout", true, false, false, false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.channel.QueueBind("orders", "x", "late", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if row := r.result(late); row.State != protocol.StateSuccess {
+		t.Errorf("task is %s %v, want SUCCESS", row.State, row.Exception)
+	}
+	r.result("next-2")
+	r.result("next-1")
+	if n := g.runs.Load(); n != 2 {
+		t.Errorf("the two tasks ran %d times", n)
+	}
+}
