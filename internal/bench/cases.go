@@ -60,6 +60,25 @@ func cases() []Case {
 				return h.pickUp(ctx, name, pilot.how, oneStored, pilot.rate/2)
 			},
 		},
+		{
+			Name: "ready", Title: "start to first task", Contenders: all, Measures: []Measure{{Unit: "ms", Lower: true}},
+			What:    "The time from the start of the process until it runs a task that waits in the queue. With results.",
+			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				return h.ready(ctx, name, h.pilots[pilotKey{oneStored, name}].how, oneStored)
+			},
+		},
+		{
+			Name: "memory", Title: "memory", Contenders: all,
+			Measures: []Measure{{Name: "at rest", Unit: "MB", Lower: true}, {Name: "after many messages", Unit: "MB", Lower: true}},
+			What: "The memory of the process and its children, pages that they share counted once, after the first task and after as many tasks as the case \"prefetch 64, 4 slots, result committed\" " +
+				"runs in ten samples. With 4 slots, prefetch 64 and results.",
+			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, fourStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				pilot := h.pilots[pilotKey{fourStored, name}]
+				return h.memory(ctx, name, pilot.how, fourStored, max(100, int(10*pilot.rate*h.seconds)))
+			},
+		},
 	}
 }
 
@@ -233,7 +252,9 @@ func (h *harness) finish(ctx context.Context, r *running, s setting, sample *Sam
 	if err != nil {
 		return err
 	}
-	if left != 0 {
+	// Several slots may take messages in another order than that of the queue, so
+	// that the last mark may overtake a few tasks, which go back to the queue now.
+	if left >= s.slots {
 		return fmt.Errorf("%d messages are left in the queue", left)
 	}
 	if s.results {
@@ -241,8 +262,8 @@ func (h *harness) finish(ctx context.Context, r *running, s setting, sample *Sam
 		if err != nil {
 			return err
 		}
-		if n != r.tasks {
-			return fmt.Errorf("%d results of %d tasks are stored: %s", n, r.tasks, r.output)
+		if n < r.tasks-left {
+			return fmt.Errorf("%d results of %d tasks are stored: %s", n, r.tasks-left, r.output)
 		}
 		work, err := h.servers.work(ctx)
 		if err != nil {
@@ -392,6 +413,64 @@ func (h *harness) pickUp(ctx context.Context, name string, w how, s setting, rat
 	}
 	sample.Values = []float64{percentile(ages, 50), percentile(ages, 99)}
 	return sample, nil
+}
+
+// ready starts a contender for a queue with one task.
+func (h *harness) ready(ctx context.Context, name string, w how, s setting) (sample Sample, err error) {
+	var began time.Time
+	r, err := h.open(ctx, name, w, s, func(r *running) error {
+		err := h.servers.publish(ctx, r.queue, r.task(contender.Mark, 0))
+		began = time.Now()
+		return err
+	})
+	if err != nil {
+		return sample, err
+	}
+	defer r.end(&err)
+	at, err := r.mark(ctx)
+	if err != nil {
+		return sample, err
+	}
+	sample.CPU = h.usage(r.process).perTask(usage{}, 1)
+	delete(sample.CPU, "broker") // they have worked before, too
+	delete(sample.CPU, "database")
+	sample.Values = []float64{at.Sub(began).Seconds() * 1000}
+	return sample, h.finish(ctx, r, s, &sample)
+}
+
+// memory compares a contender's memory before and after it has worked.
+func (h *harness) memory(ctx context.Context, name string, w how, s setting, tasks int) (sample Sample, err error) {
+	r, err := h.open(ctx, name, w, s, func(r *running) error {
+		return h.servers.publish(ctx, r.queue, r.task(contender.Mark, 0))
+	})
+	if err != nil {
+		return sample, err
+	}
+	defer r.end(&err)
+	send := func(n int) error {
+		var messages []amqp.Publishing
+		for range n {
+			messages = append(messages, r.task(contender.Noop, 3))
+		}
+		return h.servers.publish(ctx, r.queue, append(messages, r.task(contender.Mark, 0))...)
+	}
+	measure := func() error {
+		if _, err := r.mark(ctx); err != nil {
+			return err
+		}
+		sample.Values = append(sample.Values, memoryOf(r.pid())/1e6)
+		return nil
+	}
+	if err := measure(); err != nil {
+		return sample, err
+	}
+	if err := send(tasks); err != nil {
+		return sample, err
+	}
+	if err := measure(); err != nil {
+		return sample, err
+	}
+	return sample, h.finish(ctx, r, s, &sample)
 }
 
 // percentile returns the smallest value that p percent of the values do not exceed.

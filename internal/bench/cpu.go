@@ -11,14 +11,16 @@ import (
 // architectures.
 const ticks = 100
 
-// usage is the processor time of several process trees, in seconds, by name.
-type usage map[string]float64
+// proc is a line of /proc/PID/stat.
+type proc struct {
+	parent int
+	// seconds is the processor time, with that of children that have ended.
+	seconds float64
+}
 
-// measureUsage reads the processor time that the processes and all their
-// descendants have used, those that have ended included. Without /proc, and for
-// process 0, there is none.
-func measureUsage(roots map[string]int) usage {
-	parents, used := map[int]int{}, map[int]float64{}
+// processes reads all processes. Without /proc there are none.
+func processes() map[int]proc {
+	found := map[int]proc{}
 	files, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -27,32 +29,44 @@ func measureUsage(roots map[string]int) usage {
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		// The name in parentheses may contain anything.
-		_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')'):]), " ")
-		fields := strings.Fields(rest)
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 		if len(fields) < 15 {
 			continue
 		}
-		parents[pid], _ = strconv.Atoi(fields[1])
-		for _, field := range fields[11:15] { // utime, stime, and those of children that have ended
+		var p proc
+		p.parent, _ = strconv.Atoi(fields[1])
+		for _, field := range fields[11:15] { // utime, stime, and those of children
 			n, _ := strconv.Atoi(field)
-			used[pid] += float64(n) / ticks
+			p.seconds += float64(n) / ticks
 		}
+		found[pid] = p
 	}
-	names := map[int]string{}
-	for name, pid := range roots {
-		if pid != 0 {
-			names[pid] = name
-		}
-	}
-	total := usage{}
-	for pid, seconds := range used {
-		for at := pid; at > 1; at = parents[at] {
-			if name, ok := names[at]; ok {
-				total[name] += seconds
+	return found
+}
+
+// eachBelow calls do for each process that is one of the roots or below it, with the
+// root.
+func eachBelow(roots map[int]string, do func(pid int, p proc, root string)) {
+	all := processes()
+	for pid, p := range all {
+		for at := pid; at > 1; at = all[at].parent {
+			if root, ok := roots[at]; ok {
+				do(pid, p, root)
 				break
 			}
 		}
 	}
+}
+
+// usage is the processor time of several process trees, in seconds, by name. What
+// descendants have used that ended is included.
+type usage map[string]float64
+
+// usage is that of a contender and of the servers. A server in a container has none.
+func (h *harness) usage(p *process) usage {
+	total := usage{}
+	eachBelow(map[int]string{p.pid(): "worker", h.servers.broker.PID(): "broker", h.servers.database.PID(): "database"},
+		func(_ int, p proc, name string) { total[name] += p.seconds })
 	return total
 }
 
@@ -65,7 +79,13 @@ func (u usage) perTask(before usage, n int) map[string]float64 {
 	return each
 }
 
-// usage is that of a contender and of the servers.
-func (h *harness) usage(p *process) usage {
-	return measureUsage(map[string]int{"worker": p.pid(), "broker": h.servers.broker.PID(), "database": h.servers.database.PID()})
+// memoryOf returns the memory of a process and its descendants in bytes. A page that
+// several of them use is counted once.
+func memoryOf(root int) (bytes float64) {
+	eachBelow(map[int]string{root: ""}, func(pid int, _ proc, _ string) {
+		kilobytes, _, _ := strings.Cut(firstOf("/proc/"+strconv.Itoa(pid)+"/smaps_rollup", "Pss"), " ")
+		n, _ := strconv.ParseFloat(kilobytes, 64)
+		bytes += n * 1024
+	})
+	return bytes
 }
