@@ -271,6 +271,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	}
 	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation,
 		RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(v.approval)}
+	start.afterPause = request.Step == StepVerify && seen.Approval.Record.pausedFor(claim.Attempt)
 	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
@@ -593,7 +594,7 @@ func startRecords(start Start) []audit.Record {
 		})
 	}
 	step := audit.Record{ID: claimRecord(audit.StepStarted, claim.Token), Kind: audit.StepStarted, At: claim.StartedAt}
-	if start.PreviousWorker != "" {
+	if start.PreviousWorker != "" && !start.afterPause {
 		step.Text = fmt.Sprintf("worker %s has left the step unfinished", start.PreviousWorker)
 	}
 	return append(records, step)

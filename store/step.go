@@ -115,6 +115,8 @@ type Start struct {
 	// PreviousWorker is the node name of the worker that ran the attempt last. It is
 	// "" if there is none, or if the answer to an earlier try was lost.
 	PreviousWorker string
+	// afterPause says that the run has paused before this step, for its approval.
+	afterPause bool
 	// RootTaskID is that of the request.
 	RootTaskID string
 	// Change is what is known about the change of the run.

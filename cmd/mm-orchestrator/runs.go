@@ -17,6 +17,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
 )
 
 var runsCommand = &command{
@@ -29,6 +30,7 @@ var runsCommand = &command{
 		"Under each active run, a line says what it is doing: which step is running, since when, on which worker, and how often the attempt was started; " +
 		"or which run it is waiting for, because both use the same workspace, and its position in the queue for it; " +
 		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running; " +
+		"or whose approval it is waiting for, and until when; " +
 		"or that the queue is paused (`mm-orchestrator pause`), and whether the run keeps its workspace meanwhile. While a queue is paused, the first line says so, since when, by whom and why.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
@@ -99,8 +101,13 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 		switch {
 		case err != nil:
 			return err
-		case f.json:
-			return show.json(show.detail(detail))
+		}
+		shown := show.detail(detail)
+		if err := show.approvals(ctx, db, &shown.Run); err != nil {
+			return err
+		}
+		if f.json {
+			return show.json(shown)
 		}
 		if w := detail.Activity.Paused; w != nil {
 			pauses, err := db.ListPauses(ctx, store.PauseFilter{Queue: w.Queue})
@@ -111,7 +118,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 				fmt.Fprintln(p.stdout, show.pause(pause).text())
 			}
 		}
-		return show.run(show.detail(detail))
+		return show.run(shown)
 	}
 	runs, err := db.ListRuns(ctx, store.RunFilter{Status: store.RunStatus(f.status), TargetService: f.service, Limit: f.limit})
 	if err != nil {
@@ -124,6 +131,13 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	lines := make([]runLine, 0, len(runs))
 	for _, run := range runs {
 		lines = append(lines, show.line(run.Run, run.Activity))
+	}
+	waiting := make([]*runLine, len(lines))
+	for i := range lines {
+		waiting[i] = &lines[i]
+	}
+	if err := show.approvals(ctx, db, waiting...); err != nil {
+		return err
 	}
 	if f.json {
 		return show.json(lines)
@@ -181,12 +195,24 @@ type runLine struct {
 	QueuedAt      time.Time  `json:"queued_at"`
 	StartedAt     *time.Time `json:"started_at"`
 	CompletedAt   *time.Time `json:"completed_at"`
-	// Working, Waiting, WaitingForStep and Paused say what an active run is doing;
-	// each is missing if it does not apply.
+	// Working, Waiting, WaitingForStep, Paused and Approval say what an active run is
+	// doing; each is missing if it does not apply.
 	Working        *workingLine        `json:"working,omitempty"`
 	Waiting        *waitingLine        `json:"waiting,omitempty"`
 	WaitingForStep *waitingForStepLine `json:"waiting_for_step,omitempty"`
 	Paused         *pausedLine         `json:"paused,omitempty"`
+	Approval       *approvalLine       `json:"waiting_for_approval,omitempty"`
+}
+
+// approvalLine is a run that waits for an approval.
+type approvalLine struct {
+	// Roles are those that may approve.
+	Roles []string  `json:"roles"`
+	Since time.Time `json:"since"`
+	// Until is when a run that is deployed, and waits before verify, is rolled back.
+	Until *time.Time `json:"until,omitempty"`
+	// Refused is the step that was refused, "" for none; its message has the reason.
+	Refused string `json:"refused_step,omitempty"`
 }
 
 // pausedLine is a step that waits for the end of a pause.
@@ -292,6 +318,33 @@ func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 	return line
 }
 
+// approvals adds what runs that wait for an approval wait for. The gate is that of the
+// run's row, or of the built-in policy: this command reads no policy file.
+func (s runPrinter) approvals(ctx context.Context, db *store.Store, lines ...*runLine) error {
+	var ids []string
+	for _, line := range lines {
+		if line.Status == string(store.RunAwaitingApproval) {
+			ids = append(ids, line.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	pending, err := db.ListPendingApprovals(ctx, orchestrator.GateService(nil), ids...)
+	if err != nil {
+		return err
+	}
+	for _, line := range lines {
+		if p, waits := pending[line.ID]; waits {
+			line.Approval = &approvalLine{Roles: p.Roles, Since: p.Since, Until: p.Until, Refused: string(p.Step)}
+			if p.Until != nil {
+				line.Approval.Refused = ""
+			}
+		}
+	}
+	return nil
+}
+
 func (s runPrinter) detail(d store.RunDetail) runDetail {
 	out := runDetail{Run: s.line(d.Run, d.Activity), Steps: []stepLine{}, Artifacts: []artifactLine{}}
 	if r := d.Revocation; r != nil {
@@ -385,6 +438,20 @@ func (r runLine) activity() (lines []string) {
 		text := fmt.Sprintf("%s waiting since %s: queue %s is paused", w.Step, clock(&w.Since), oneLine(w.Queue, 40))
 		if w.Keeps != "" {
 			text += ", keeps its workspace"
+		}
+		lines = append(lines, text)
+	}
+	if w := r.Approval; w != nil {
+		whose := "an approval"
+		if len(w.Roles) > 0 {
+			whose += " by " + oneLine(strings.Join(w.Roles, " or "), 40)
+		}
+		text := fmt.Sprintf("waiting since %s for %s", clock(&w.Since), whose)
+		if w.Refused != "" {
+			text += ": " + w.Refused + " was refused"
+		}
+		if w.Until != nil {
+			text = fmt.Sprintf("deployed, waiting since %s for %s, until %s", clock(&w.Since), whose, clock(w.Until))
 		}
 		lines = append(lines, text)
 	}
