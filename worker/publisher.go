@@ -137,10 +137,23 @@ func (p *publisher) publishAndWait(m protocol.Publishing, out amqp.Publishing) e
 		return unroutable(m, int(back.ReplyCode), back.ReplyText)
 	case confirm.Acked():
 		return nil
-	case channel.IsClosed() && !p.isLost():
+	}
+	if err := p.lostMeanwhile(); err != nil {
+		return err
+	}
+	if channel.IsClosed() {
 		return p.publishOnOwnChannel(m, out)
 	}
 	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
+}
+
+// lostMeanwhile returns an error if the connection is lost. amqp091-go answers open
+// confirms as refused before it says so.
+func (p *publisher) lostMeanwhile() error {
+	if p.isLost() || p.conn.IsClosed() {
+		return p.connectionError("publishing", amqp.ErrClosed)
+	}
+	return nil
 }
 
 func unroutable(m protocol.Publishing, code int, reason string) error {
@@ -276,9 +289,12 @@ func (p *publisher) publishOnOwnChannel(m protocol.Publishing, out amqp.Publishi
 		p.exchangeMissing(m.Exchange, false)
 		return nil
 	}
+	if err := p.lostMeanwhile(); err != nil {
+		return err
+	}
 	select {
 	case err := <-closed:
-		if err != nil && err.Server && !p.isLost() {
+		if err != nil && err.Server {
 			p.exchangeMissing(m.Exchange, true)
 			return unroutable(m, err.Code, err.Reason)
 		}
