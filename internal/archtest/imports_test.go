@@ -111,7 +111,7 @@ var rules = []rule{
 		why: "results says what a backend is: each backend is a package of its own, so that a program links only the one that it uses"},
 	{folder: "client", ours: []string{"worker", "results", "protocol"}, never: join(sql, docker),
 		why: "client is a library for any tasks: it shares routes and connections with worker, and reads results through results.Backend"},
-	{folder: "worker/workertest", ours: []string{"worker", "protocol"}, never: join(sql, docker),
+	{folder: "worker/workertest", ours: []string{"worker", "client", "results", "protocol"}, never: join(sql, docker),
 		why: "workertest runs the handlers of any user of the worker library"},
 	{folder: "worker", ours: []string{"results", "protocol"}, never: join(sql, docker),
 		why: "worker is a library for any tasks: results go through results.Backend, the domain through Handler"},

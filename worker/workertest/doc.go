@@ -1,9 +1,9 @@
 // Package workertest helps to test handlers and workers. [Call] runs a handler
-// without a broker, [Start] runs a worker for the duration of a test, [Results]
+// without a broker, [Run] a chain, a group or another canvas with all that follows, [Start] runs a worker for the duration of a test, [Results]
 // keeps results in memory, [Message] makes task messages, and [Proxy] injects
 // network faults between a worker and its broker.
 //
-// Call needs no server: a [worker.Config] with any valid Broker and Queues is
+// Call and Run need no server: a [worker.Config] with any valid Broker and Queues is
 // enough. Start and Proxy need a RabbitMQ; give each test a virtual host of its
 // own.
 package workertest
