@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"testing"
 
@@ -90,5 +91,36 @@ func TestRealTrailWithEveryAlteration(t *testing.T) {
 				found(fmt.Sprintf("records %d and %d swapped", from+1, to+1), join(swapped...), audit.OutOfOrder, from+1)
 			}
 		}
+	}
+}
+
+// TestDocsHaveEveryKind: the table of docs/audit.md and the constants are the same.
+func TestDocsHaveEveryKind(t *testing.T) {
+	t.Parallel()
+	source, err := os.ReadFile("record.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds, described []string
+	for _, m := range regexp.MustCompile(`(?m)^\t[A-Z][A-Za-z]+ +Kind = "([a-z-]+)"`).FindAllStringSubmatch(string(source), -1) {
+		kinds = append(kinds, m[1])
+	}
+	docs, err := os.ReadFile("../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := bytes.Cut(docs, []byte("### Kinds of records\n"))
+	table, _, _ = bytes.Cut(table, []byte("\n\nThree things"))
+	for line := range bytes.Lines(table) {
+		if cells := bytes.Split(line, []byte("|")); len(cells) > 3 {
+			for _, m := range regexp.MustCompile("`([a-z-]+)`").FindAllSubmatch(cells[1], -1) {
+				described = append(described, string(m[1]))
+			}
+		}
+	}
+	slices.Sort(kinds)
+	slices.Sort(described)
+	if len(kinds) < 25 || !slices.Equal(kinds, described) {
+		t.Errorf("kinds are\n%q, described are\n%q", kinds, described)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -124,6 +125,10 @@ func TestLostRunIsFailedAndRolledBackOnce(t *testing.T) {
 			if lost == nil || lost.Step != c.step || !lost.RollbackSent || lost.Finished.Status != store.RunFailed || lost.Finished.RunEnded ||
 				!strings.Contains(lost.Message, "run was lost: "+c.words) {
 				t.Fatalf("%+v", lost)
+			}
+			records := goodTrail(t, s, run)
+			if r := records[len(records)-2]; r.Kind != audit.Lost || r.Step != string(c.step) || r.Text != lost.Message || records[len(records)-1].Kind != audit.StepEnded {
+				t.Errorf("record of the loss: %+v", r)
 			}
 			if again := failLost(t, s, run, 0); again != nil {
 				t.Errorf("again: %+v", again)

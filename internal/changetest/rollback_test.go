@@ -105,6 +105,24 @@ func (s *succeeding) takenBack() {
 	}
 }
 
+// audited checks the run's audit trail as an auditor does, and that it has these kinds
+// of records.
+func (s *succeeding) audited(kinds ...string) {
+	s.t.Helper()
+	text, ok := s.command("audit", "show", s.run)
+	for _, kind := range kinds {
+		if !ok || !strings.Contains(text, "  "+kind+" ") {
+			s.t.Errorf("audit show has no %s:\n%s", kind, text)
+		}
+	}
+	archive := filepath.Join(s.t.TempDir(), "run.zip")
+	for _, args := range [][]string{{"audit", "verify", s.run}, {"runs", "export", s.run, "-o", archive}} {
+		if text, ok := s.command(args...); !ok {
+			s.t.Errorf("%q: %s", args, text)
+		}
+	}
+}
+
 // A run that has succeeded is taken back by `runs rollback`, in every kind of work
 // tree, as a failed one is.
 func TestSucceededRunIsTakenBackByHand(t *testing.T) {
@@ -131,6 +149,11 @@ func TestSucceededRunIsTakenBackByHand(t *testing.T) {
 		s.takenBack()
 		if text, ok := s.command("runs", "rollback", s.run); ok || !strings.Contains(text, "it is rolled back already") {
 			t.Errorf("%s: again: %s", kind, text)
+		}
+		s.audited("run-started", "command-started", "command-ended", "file-changed", "image-pinned", "image-built", "container-replaced", "health",
+			"rollback-requested", "files-changing", "file-restored", "container-changing", "container-restored", "run-ended")
+		if kind == Deployed {
+			s.audited("set-aside")
 		}
 	}
 }

@@ -166,6 +166,9 @@ func TestAStoppingWorkerHandsTheStepBack(t *testing.T) {
 	if !errors.Is(err, worker.ErrShutdown) || len(b.steps.finished) > 0 || b.steps.released != 1 {
 		t.Errorf("%v, recorded %d, released %d", err, len(b.steps.finished), b.steps.released)
 	}
+	if got := brief(b.steps.trail); len(got) == 0 || got[len(got)-1] != "step-released" || b.steps.trail[len(got)-1].Text != "the worker stops" {
+		t.Errorf("trail %q", got)
+	}
 	child, err := strconv.Atoi(awaitFile(t, filepath.Join(b.bin, "child")))
 	if err != nil {
 		t.Fatal(err)

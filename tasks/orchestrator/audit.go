@@ -111,6 +111,9 @@ func (f *runFiles) auditViolations(violations []change.Difference) {
 func (s *stepRun) auditRefused(workspace string, command []string, failure *Failure) {
 	r := s.commandRecord(audit.CommandRefused, 0, workspace, command)
 	r.Text = cut(failure.Error())
+	if failure.rule != "" {
+		r.Rule = &audit.Rule{Name: failure.rule}
+	}
 	s.audit(r)
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/policy/programs"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -98,15 +99,21 @@ func newAuditedEnv(t *testing.T) *approvalEnv {
 	return e
 }
 
-// start submits the run with an approval, and publishes its chain.
-func (e *approvalEnv) start(t *testing.T) {
+// createApproved submits the run with an approval.
+func (e *approvalEnv) createApproved(t *testing.T, plan string) {
 	t.Helper()
 	e.runs++
 	e.id = fmt.Sprintf("00000000-0000-4000-8000-%012d", e.runs)
-	e.db.Create(t, storetest.Seed{ID: e.id, Plan: []byte(auditedPlan), ArtifactRoot: filepath.Join(e.base, e.id)})
+	e.db.Create(t, storetest.Seed{ID: e.id, Plan: []byte(plan), ArtifactRoot: filepath.Join(e.base, e.id)})
 	e.set(t, `status = 'awaiting_approval', metrics_snapshot = '{"approval": {"required": true, "requirement": "pre-run", "status": "awaiting"}}'`)
 	e.db.Approve(t, e.id)
 	e.names["run"] = e.id
+}
+
+// start submits the run and publishes its chain.
+func (e *approvalEnv) start(t *testing.T) {
+	t.Helper()
+	e.createApproved(t, auditedPlan)
 	e.publish(e.chain(t, "run", "analyze", "patch", "build", "restart"))
 }
 
@@ -265,4 +272,89 @@ func TestTrailOfAPauseBeforeVerify(t *testing.T) {
 			t.Errorf("trail has %+v", got)
 		}
 	})
+}
+
+// TestTrailOfWhatWasRefused: what the worker did not do is in the trail, with who or what
+// has refused it.
+func TestTrailOfWhatWasRefused(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		plan func(string) string
+		// arrange is called before the run's message is published, act when the run has
+		// begun to build.
+		arrange, act func(*testing.T, *approvalEnv)
+		status       string
+		kind         audit.Kind
+		check        func(audit.Record) bool
+	}{
+		"without an approval": {
+			arrange: func(t *testing.T, e *approvalEnv) { e.set(t, "approval_token = NULL") },
+			status:  "awaiting_approval", kind: audit.ApprovalRefused,
+			check: func(r audit.Record) bool {
+				return r.Step == "analyze" && strings.Contains(r.Text, "approv") && r.Approval.Requirement == "pre-run"
+			},
+		},
+		"a command": {
+			plan: func(plan string) string {
+				return strings.Replace(plan, `["docker", "build", "run"]`, `["docker", "run", "-v", "/:/host", "--env=SECRET_TOKEN=hunter2hunter2", "x"]`, 1)
+			},
+			arrange: func(_ *testing.T, e *approvalEnv) {
+				e.config.Permissions = []programs.Permission{{Command: "docker patch", Options: []string{"*"}}}
+			},
+			status: "rolled_back", kind: audit.CommandRefused,
+			check: func(r audit.Record) bool {
+				return r.Step == "patch" && r.Rule.Name == "docker.runs" && slices.Equal(r.Command.Argv[:2], []string{"docker", "run"}) && strings.Contains(r.Text, "Command not allowed")
+			},
+		},
+		"a file": {
+			plan:   func(plan string) string { return strings.Replace(plan, `"services/**"`, `"other/**"`, 1) },
+			status: "rolled_back", kind: audit.Refused,
+			check: func(r audit.Record) bool {
+				return r.Step == "patch" && r.Rule.Name == "allow-list" && strings.Contains(r.Text, "services/new.py is not allow-listed")
+			},
+		},
+		"by an operator": {
+			arrange: func(t *testing.T, e *approvalEnv) { e.mark(t, "hold-run-build") },
+			act: func(t *testing.T, e *approvalEnv) {
+				if _, err := e.db.Open(t).RevokeRun(t.Context(), store.Revocation{RunID: e.id, By: "ann", Reason: "wrong branch"}); err != nil {
+					t.Fatal(err)
+				}
+			},
+			status: "rolled_back", kind: audit.Revoked,
+			check: func(r audit.Record) bool { return r.By == "ann" && r.Text == "wrong branch" },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newAuditedEnv(t)
+			plan := auditedPlan
+			if test.plan != nil {
+				plan = test.plan(plan)
+			}
+			e.createApproved(t, plan)
+			if test.arrange != nil {
+				test.arrange(t, e)
+			}
+			e.worker(t, "one", 1, false)
+			e.publish(e.chain(t, "run", "analyze", "patch", "build", "restart"))
+			if test.act != nil {
+				e.await(t, "the build begins", func() bool { return slices.Contains(e.ledger(), "begin run build") })
+				test.act(t, e)
+			}
+			e.await(t, "the run is "+test.status, func() bool { return e.status(t) == test.status })
+			records, text := e.trail(t, e.id)
+			i := slices.IndexFunc(records, func(r audit.Record) bool { return r.Kind == test.kind })
+			if i < 0 || !test.check(records[i]) {
+				t.Errorf("trail has %q", brief(records))
+			}
+			if strings.Contains(text, "hunter2") {
+				t.Errorf("the trail has a secret:\n%s", text)
+			}
+			for _, r := range records {
+				if r.Kind == audit.CommandStarted && r.Step == "build" && test.kind != audit.Revoked {
+					t.Errorf("a command was started: %+v", r)
+				}
+			}
+		})
+	}
 }

@@ -26,6 +26,8 @@ type Failure struct {
 	// other fields.
 	Traceback string
 
+	// rule is the one that has refused a command, "" for none.
+	rule string
 	// files are registered with the failed step.
 	files []artifacts.File
 	// log is the file that the payload names, or "".

@@ -155,7 +155,7 @@ func (f *fakeSteps) ReadTrail(context.Context, string, func(store.Trail) error, 
 	return store.ErrNotFound
 }
 
-func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim, ...audit.Record) error {
+func (f *fakeSteps) ReleaseClaim(_ context.Context, _ store.Claim, records ...audit.Record) error {
 	if f.onRelease != nil {
 		f.onRelease()
 	}
@@ -167,6 +167,7 @@ func (f *fakeSteps) ReleaseClaim(context.Context, store.Claim, ...audit.Record) 
 		return err
 	}
 	f.released++
+	f.trail = append(f.trail, records...)
 	return nil
 }
 

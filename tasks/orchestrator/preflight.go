@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
@@ -125,17 +126,31 @@ func (s *stepRun) look(ctx context.Context, workspace string, files bool) *Failu
 		return nil
 	}
 	s.log.Warn("run refused before it changed anything", "reasons", len(refused), "took", time.Since(began).Round(time.Millisecond))
-	return commandError(cut(preflight.Refusal(refused)))
+	failure := commandError(cut(preflight.Refusal(refused)))
+	if files {
+		_, commands := s.projects(stepsFrom(s.step))
+		for _, planned := range commands {
+			if failure := s.runner.check(planned.dir, planned.command); failure != nil && failure.rule != "" {
+				s.auditRefused(planned.dir, planned.command, failure)
+			}
+		}
+	}
+	s.audit(refusedRecord(audit.Refused, "preflight", failure))
+	return failure
+}
+
+// stepsFrom are the steps that change something, from this one on.
+func stepsFrom(step store.Step) []store.Step {
+	steps := []store.Step{store.StepPatch, store.StepBuild, store.StepRestart}
+	return steps[max(0, slices.Index(steps, step)):]
 }
 
 func (s *stepRun) looks(workspace string, files bool) []preflight.Look {
 	subject := Subject(s.config)
 	subject.Workspace, subject.ArtifactDirectory = workspace, s.dir.Dir()
 	subject.Owner, subject.LockPatience, subject.Removable = s.runner.owner, lockPatience, s.removes
-	steps := []store.Step{store.StepPatch, store.StepBuild, store.StepRestart}
-	steps = steps[max(0, slices.Index(steps, s.step)):]
 	var commands []plannedCommand
-	subject.Projects, commands = s.projects(steps)
+	subject.Projects, commands = s.projects(stepsFrom(s.step))
 
 	looks := []preflight.Look{subject.LookAtWorkspace(), subject.LookAtArtifacts(), subject.LookAtDisk()}
 	if files {

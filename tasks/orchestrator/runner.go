@@ -92,8 +92,10 @@ func (r *runner) check(workspace string, command []string) *Failure {
 	if _, failure := r.find(command, r.compose.Resolve(command)[0], workspace); failure != nil {
 		return failure
 	}
-	return commandError(fmt.Sprintf("Command not allowed: %s (%s): %s. To permit it, the service's overrides in the policy file need %s",
+	failure := commandError(fmt.Sprintf("Command not allowed: %s (%s): %s. To permit it, the service's overrides in the policy file need %s",
 		formatCommand(command), refusal.Rule, refusal.Why, refusal.Entry()))
+	failure.rule = refusal.Rule
+	return failure
 }
 
 // run runs a command of a plan as [runner.runTrusted] does, if the rules of its program
