@@ -28,7 +28,7 @@ func load[T any](t *testing.T, name string) T {
 }
 
 // begin begins a step that must start.
-func begin(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Start {
+func begin(t testing.TB, s *store.Store, run string, step store.Step, task string) store.Start {
 	t.Helper()
 	decision := decide(t, s, run, step, task)
 	start, ok := decision.(store.Start)
@@ -39,7 +39,7 @@ func begin(t *testing.T, s *store.Store, run string, step store.Step, task strin
 }
 
 // decide begins a step and returns what was decided.
-func decide(t *testing.T, s *store.Store, run string, step store.Step, task string) store.Decision {
+func decide(t testing.TB, s *store.Store, run string, step store.Step, task string) store.Decision {
 	t.Helper()
 	request := alone(run, step, task)
 	request.RootTaskID = "root"
@@ -62,7 +62,7 @@ func isBusy(decision store.Decision) bool {
 }
 
 // finish finishes a step that was begun.
-func finish(t *testing.T, s *store.Store, claim store.Claim, outcome store.Outcome) store.Finished {
+func finish(t testing.TB, s *store.Store, claim store.Claim, outcome store.Outcome) store.Finished {
 	t.Helper()
 	if outcome.FinishedAt.IsZero() {
 		outcome.FinishedAt = claim.StartedAt.Add(27404 * time.Microsecond)

@@ -10,15 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -278,45 +277,40 @@ func TestExport(t *testing.T) {
 	}
 }
 
-// peak measures the memory in use while an archive is written.
-type peak struct{ writes, most uint64 }
-
-func (p *peak) Write(b []byte) (int, error) {
-	if p.writes++; p.writes%4 == 0 {
-		var now runtime.MemStats
-		runtime.ReadMemStats(&now)
-		p.most = max(p.most, now.HeapAlloc)
-	}
-	return len(b), nil
-}
-
-// A log of 256 MiB does not grow the memory of an export.
-func TestExportStreams(t *testing.T) {
-	dir := t.TempDir()
+// A run with a log of 200 MiB is exported by a process that needs a fraction of that.
+func TestExportOfALargeLogNeedsLittleMemory(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	run, dir := s.auditedRun(t)
+	s.exec(t, `DELETE FROM orchestrator_run_artifacts WHERE path <> 'analyze.log'`)
+	const size = 200 << 20
 	file, err := os.Create(filepath.Join(dir, "build.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	line := []byte(strings.Repeat("0123456789abcdef", 63) + " line of a log\n")
-	for range 1024 {
-		if _, err := file.Write(line); err != nil {
+	sum := sha256.New()
+	lines := []byte(strings.Repeat("#12 3.141 compiling a module of the service, as builds do\n", 18000))
+	for written := 0; written < size; {
+		part := lines[:min(len(lines), size-written)]
+		if _, err := io.MultiWriter(file, sum).Write(part); err != nil {
 			t.Fatal(err)
 		}
+		written += len(part)
 	}
-	if err := file.Truncate(256 << 20); err != nil {
-		t.Fatal(err)
+	s.exec(t, fmt.Sprintf(`INSERT INTO orchestrator_run_artifacts (id, run_id, artifact_type, path, checksum, size_bytes)
+		VALUES (gen_random_uuid(), '%s', 'build_log', 'build.log', '%s', %d)`, run, hex.EncodeToString(sum.Sum(nil)), size))
+	output := filepath.Join(t.TempDir(), "run.zip")
+	p := start(t, append(s.env(), "A_TOKEN=hunter2hunter2"), "runs", "export", run, "-o", output)
+	if p.exit() != exitOK {
+		t.Fatalf("exit %d: %s", p.code, p.stderr.String())
 	}
-	var to peak
-	e := &exporter{ctx: t.Context(), dir: dir, redactor: artifacts.NewRedactor([]string{"A_TOKEN=hunter2hunter2"}), names: map[string]bool{}, zip: zip.NewWriter(&to)}
-	f := exportedFile{artifactLine: artifactLine{Path: "build.log"}}
-	if err := e.writeArtifact(&f, store.RegisteredArtifact{Artifact: store.Artifact{Path: "build.log", SizeBytes: 256 << 20}}); err != nil {
-		t.Fatal(err)
+	usage, known := p.cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	if !known {
+		t.Skip("this system does not tell how much memory a process has used")
 	}
-	if !f.Good || to.writes < 40 {
-		t.Errorf("%+v, %d writes", f, to.writes)
-	}
-	if to.most > 48<<20 {
-		t.Errorf("%d MiB were in use", to.most>>20)
+	t.Logf("at most %d MiB were in use", usage.Maxrss>>10)
+	if usage.Maxrss > 100<<10 { // in KiB
+		t.Errorf("%d MiB were in use", usage.Maxrss>>10)
 	}
 }
