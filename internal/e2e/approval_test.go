@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -103,7 +104,7 @@ func TestARepairWaitsForItsApprovalBeforeVerify(t *testing.T) {
 		t.Errorf("after the approval the service has container %.12s, was %.12s (%v)", now.ID, deployed.ID, err)
 	}
 	trail := s.output("audit", "show", run.RunID)
-	for _, words := range []string{"verify          paused               gate pre-verify covers ", "approval-granted     by ops-417 (sre) gate pre-verify until 2", "the run goes on after its pause"} {
+	for _, words := range []string{" paused ", " gate pre-verify, ", " approval-granted ", " by ops-417 (sre), ", "the run goes on after its pause"} {
 		if !strings.Contains(trail, words) {
 			t.Errorf("the audit trail does not say %q", words)
 		}
@@ -175,5 +176,51 @@ func TestARepairNeedsAnApprovalThatCoversIt(t *testing.T) {
 	s.awaitHealth("healthy")
 	s.output("runs", run.RunID)
 	s.output("policy", "check")
+	s.requireEmptyQueue()
+}
+
+// While a run waits before verify, somebody deploys another image. The approval is about
+// the one that the run has deployed. Revoked, the run takes the service back to where it
+// was before.
+func TestAnotherImageDuringThePause(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, stackConfig{Project: true, Healthy: true})
+	if err := moonmind.SetGate(t.Context(), s.conn, "pre-verify"); err != nil {
+		t.Fatal(err)
+	}
+	const dockerfile = "api_service/Dockerfile"
+	before, _ := s.containers()
+	if err := s.project.Append(dockerfile, "LABEL deployed=by-the-run"); err != nil {
+		t.Fatal(err)
+	}
+	run := s.submit(newest)
+	s.awaitApproval(run.RunID, "verify")
+	deployed := read(t, filepath.Join(s.project.Dir, dockerfile))
+	if err := s.project.Append(dockerfile, "LABEL deployed=by-somebody-else"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.project.Compose(t.Context(), "up", "--build", "--detach", "--no-deps", "api"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.project.Dir, dockerfile), []byte(deployed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.approve(run.RunID)
+	var message string
+	s.await("the approval to be refused", func() (bool, error) {
+		message = s.awaitApproval(run.RunID, "verify")
+		return strings.HasPrefix(message, "Step verify "), nil
+	})
+	if want := "was not run: changed after the run was deployed: the service runs other images: api sha256:"; !strings.Contains(message, want) {
+		t.Errorf("message of verify is %q, want %q", message, want)
+	}
+	s.output("runs", "revoke", run.RunID, "--reason", "somebody else deploys too")
+	s.await("the run to be rolled back", func() (bool, error) {
+		rows, err := s.rows(`SELECT to_jsonb(r) FROM orchestrator_runs r WHERE id = $1 AND status = 'rolled_back'`, run.RunID)
+		return len(rows) == 1, err
+	})
+	if now := s.awaitHealth("healthy"); now.Image != before.Image {
+		t.Errorf("after the rollback the service has image %.19s, had %.19s", now.Image, before.Image)
+	}
 	s.requireEmptyQueue()
 }

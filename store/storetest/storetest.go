@@ -283,8 +283,8 @@ func (d *Database) Approve(t testing.TB, run string) {
 	d.exec(t, `
 		UPDATE orchestrator_runs
 		SET status = 'pending', approval_token = 'OJXrXNBco1aQW3TEaXw7FRM215/hRt8RoJgsvGfOH1A=', started_at = NULL, completed_at = NULL,
-		    metrics_snapshot = metrics_snapshot || jsonb_build_object('approval', jsonb_build_object('required', true, 'requirement', 'pre-run',
-		        'status', 'granted', 'approver', jsonb_build_object('id', 'ops-417', 'role', 'sre'),
+		    metrics_snapshot = metrics_snapshot || jsonb_build_object('approval', jsonb_build_object('required', true,
+		        'requirement', COALESCE((SELECT g.requirement::text FROM approval_gates AS g WHERE g.id = approval_gate_id), 'pre-run'), 'status', 'granted', 'approver', jsonb_build_object('id', 'ops-417', 'role', 'sre'),
 		        'grantedAt', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
 		        'expiresAt', to_char((clock_timestamp() + interval '1 hour') AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'))),
 		    updated_at = now()

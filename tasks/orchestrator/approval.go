@@ -399,7 +399,7 @@ func (s *sweeper) sweepApprovals(ctx context.Context) error {
 	}
 	ended, endErr := s.config.Steps.EndUnapproved(ctx, s.config.Queue, s.rollbackMessage)
 	for _, run := range ended {
-		s.log.Error("run was not approved in time", "run_id", run.RunID, "step", string(run.Step), "rollback", run.RollbackSent, "error", run.Message)
+		s.log.Error("run has ended while it waited for its approval", "run_id", run.RunID, "step", string(run.Step), "rollback", run.RollbackSent, "error", run.Message)
 		s.config.Metrics.StepFinished(string(run.Step), false, 0)
 		if run.Finished.RunEnded {
 			s.writeTrail(ctx, s.log, run.RunID)
