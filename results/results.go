@@ -3,7 +3,8 @@
 // Package results/postgres is Celery's db+postgresql:// backend.
 //
 // An [Outcome] is Celery's "meta" of a task (docs/celery.md#states-and-exceptions).
-// A backend stores what it has a place for, and leaves the rest out:
+// A backend stores what it has a place for, and leaves the rest out. So far there is
+// db+postgresql; the other columns are what Celery's backends of that name store:
 //
 //	                     db+postgresql     django-db     redis            rpc
 //	value, exception     yes               yes           yes              yes
@@ -11,7 +12,7 @@
 //	task, args, worker   result_extended   yes           result_extended  result_extended
 //	group, parent        no                no            yes              yes
 //	reply_to             no                no            no               destination
-//	expiry               [postgres]        by Django     EXPIRE           of the queue
+//	expiry               Cleanup           by Django     EXPIRE           of the queue
 //
 // # Guarantees of every backend
 //
@@ -21,8 +22,6 @@
 //   - Many goroutines may call all methods at once.
 //   - An error that no retry can mend, such as an id that is longer than the column,
 //     is marked by [Permanent]. Every other error is worth a retry.
-//
-// [postgres]: https://pkg.go.dev/github.com/moonladderstudios/mm-orchestrator/results/postgres#Backend.Cleanup
 package results
 
 import (
