@@ -92,6 +92,9 @@ type harness struct {
 	seconds  float64
 	sequence int // of the next sample; makes names and ids unique
 
+	// plan is what the case "plan" needs; nil before its first sample.
+	plan *planCase
+
 	// pilots are the rates of pilots by setting and contender.
 	pilots map[pilotKey]pilot
 	// choices are the lines of the report about pilots.
@@ -154,7 +157,7 @@ func Run(ctx context.Context, config Config) (err error) {
 	if h.servers, err = startServers(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, h.servers.close()) }()
+	defer func() { err = errors.Join(err, h.plan.close(), h.servers.close()) }()
 	report := Report{Began: time.Now().UTC().Truncate(time.Second), Command: config.Command, Rounds: config.Rounds, SecondsPerSample: h.seconds, Others: others}
 	if report.Machine, err = h.machine(ctx); err != nil {
 		return err

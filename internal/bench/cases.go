@@ -51,6 +51,18 @@ func cases() []Case {
 			},
 		},
 		{
+			Name: "plan", Title: "run of a plan with six steps", Contenders: []string{floor, ours}, Measures: []Measure{{Unit: "ms", Lower: true}},
+			What: "The program, from before the first message of a run is published until the run is recorded as succeeded. Four commands in its steps do nothing; verify asks a healthy address, and the 100 ms for which it watches the service are subtracted; the rollback is skipped. " +
+				"For the floor: five steps, each with a committed beginning, a command, a log on disk, a committed end, and what a chain hop has (`internal/bench/contender/step.go`).",
+			prepare: func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				if name == floor {
+					return h.floorPlans(ctx)
+				}
+				return h.plans(ctx)
+			},
+		},
+		{
 			Name: "pick-up", Title: "pick-up at half load", Contenders: all,
 			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
 			What:     "The time from before a message is published until its task runs, at half of the contender's own rate with prefetch 1 and results. Messages are published at fixed times, whether or not the worker keeps up.",
@@ -86,6 +98,7 @@ func cases() []Case {
 type setting struct {
 	slots, prefetch   int
 	results, newTable bool
+	folder            string // for the logs of the floor's steps
 }
 
 func (s setting) String() string {
@@ -237,7 +250,7 @@ func (h *harness) open(ctx context.Context, name string, w how, s setting, befor
 	}
 	r.process, err = h.start(name, contender.Spec{
 		Broker: h.servers.broker.URL, Database: h.servers.database.URL, Queue: r.queue,
-		Slots: w.slots, Prefetch: s.prefetch, Results: s.results, Pool: w.pool, Driver: w.driver,
+		Slots: w.slots, Prefetch: s.prefetch, Results: s.results, Pool: w.pool, Driver: w.driver, Folder: s.folder,
 	})
 	return r, err
 }

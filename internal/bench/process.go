@@ -37,13 +37,17 @@ type process struct {
 	ages []time.Duration
 }
 
+func newProcess(name string) *process {
+	return &process{name: name, exited: make(chan struct{}), marks: make(chan time.Time, 100), output: &tail{}}
+}
+
 // start starts a contender.
 func (h *harness) start(name string, spec contender.Spec) (p *process, err error) {
 	spec.Pipe = filepath.Join(h.folder, fmt.Sprintf("pipe-%d", h.sequence))
 	if err := syscall.Mkfifo(spec.Pipe, 0o600); err != nil {
 		return nil, err
 	}
-	p = &process{name: name, exited: make(chan struct{}), marks: make(chan time.Time, 100), output: &tail{}}
+	p = newProcess(name)
 	// Opened for reading and writing, it neither waits for a writer nor ends with
 	// the first one.
 	if p.pipe, err = os.OpenFile(spec.Pipe, os.O_RDWR, 0); err != nil {
@@ -56,23 +60,28 @@ func (h *harness) start(name string, spec contender.Spec) (p *process, err error
 	if command.Env, err = spec.Environ(); err != nil {
 		return nil, err
 	}
-	command.Dir = h.folder
+	go p.read()
+	return p, p.begin(command, h.folder)
+}
+
+// begin starts the process of a command.
+func (p *process) begin(command *exec.Cmd, folder string) (err error) {
+	command.Dir = folder
 	command.Stdout, command.Stderr = p.output, p.output
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	command.WaitDelay = time.Second
 	if p.stdin, err = command.StdinPipe(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := command.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	p.command = command
 	go func() {
 		_ = command.Wait() // stop looks at the state
 		close(p.exited)
 	}()
-	go p.read()
-	return p, nil
+	return nil
 }
 
 // read reads what the contender writes until stop closes the pipe.
@@ -112,7 +121,9 @@ func (p *process) pid() int { return p.command.Process.Pid }
 
 // stop ends the process in an orderly way, so that it acknowledges what it has done.
 func (p *process) stop() error {
-	defer p.pipe.Close()
+	if p.pipe != nil {
+		defer p.pipe.Close()
+	}
 	defer p.stdin.Close()
 	defer func() { _ = syscall.Kill(-p.pid(), syscall.SIGKILL) }() // child processes
 	_ = p.command.Process.Signal(syscall.SIGTERM)

@@ -100,8 +100,14 @@ func slot(s Spec, conn *amqp.Connection, deliveries <-chan amqp.Delivery, p pipe
 			return err
 		}
 		defer database.Close(ctx)
-		if _, err := database.Prepare(ctx, "store", insertResult); err != nil {
-			return err
+		statements := map[string]string{"store": insertResult}
+		if s.Folder != "" {
+			statements["begin"], statements["finish"] = beginStep, finishStep
+		}
+		for name, statement := range statements {
+			if _, err := database.Prepare(ctx, name, statement); err != nil {
+				return err
+			}
 		}
 	}
 	for d := range deliveries {
@@ -111,6 +117,8 @@ func slot(s Spec, conn *amqp.Connection, deliveries <-chan amqp.Delivery, p pipe
 			err = p.age(sentAt(d.Body))
 		case task == Mark:
 			err = p.mark()
+		case task == Step:
+			err = step(ctx, database, s.Folder, d, left)
 		}
 		if err == nil && left > 0 {
 			err = next(ctx, publishing, s.Queue, d, left)
@@ -148,7 +156,9 @@ func next(ctx context.Context, channel *amqp.Channel, queue string, d amqp.Deliv
 		headers[name] = value
 	}
 	headers[HeaderLeft] = left - 1
-	headers["task"] = Noop
+	if headers["task"] != Step {
+		headers["task"] = Noop
+	}
 	if left == 1 {
 		headers["task"] = Mark
 	}

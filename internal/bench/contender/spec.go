@@ -19,6 +19,8 @@ type Spec struct {
 	Slots, Prefetch int
 	// Results stores and commits a result for each task.
 	Results bool
+	// Folder is for the logs of steps; "" if there are none.
+	Folder string
 	// Pipe is the path of the named pipe.
 	Pipe string
 	// Pool and Driver are Celery's pool and the Python driver of its result backend.
