@@ -169,11 +169,12 @@ func (b *Backend) writeOne(ctx context.Context, table *knownTable, row resultRow
 }
 
 // write writes several rows in their order, in one round trip, and marks those that
-// were written.
+// were written. There may be several for one task, so that it takes no number for a
+// row that exists.
 func write(ctx context.Context, tx pgx.Tx, table *knownTable, rows []resultRow, written []bool) error {
 	batch := &pgx.Batch{}
 	for i, row := range rows {
-		batch.Queue(table.upsert, row.arguments(table.columns)...).Exec(func(tag pgconn.CommandTag) error {
+		batch.Queue(table.update, row.arguments(table.columns)...).Exec(func(tag pgconn.CommandTag) error {
 			written[i] = tag.RowsAffected() == 1
 			return nil
 		})
