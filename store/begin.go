@@ -251,7 +251,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 			return nil, err
 		}
 	}
-	parked, err := s.takeWorkspace(ctx, tx, request, *seen, v)
+	parked, writes, err := s.takeWorkspace(ctx, tx, request, *seen, v)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +272,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation,
 		RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(v.approval)}
 	start.afterPause = request.Step == StepVerify && seen.Approval.Record.pausedFor(claim.Attempt)
-	if err := s.writeStart(ctx, tx, &start, request, v.deadClaims); err != nil {
+	if err := s.writeStart(ctx, tx, writes, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
@@ -451,22 +451,23 @@ func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, see
 	return stop, err
 }
 
-// takeWorkspace gives the workspace to the run and returns nil, or parks the
-// message: because the verdict is busy or paused, or because another run has the
-// workspace.
-func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, seen beginState, v verdict) (*Parked, error) {
+// takeWorkspace parks the message: because the verdict is busy or paused, or because
+// another run has the workspace. Otherwise parked is nil, and writes gives the
+// workspace to the run. writeStart sends it with its own statements, in one round
+// trip.
+func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, seen beginState, v verdict) (parked *Parked, writes *pgx.Batch, err error) {
 	run, busy := seen.Run, v.busy
 	workspace := clean(request.Workspace(run))
 	hold, err := lockHold(ctx, tx, workspace, clean(request.Queue), run.ID)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p := parkedInsert{
 		workspace: workspace, queue: clean(request.Queue), turn: turnOf(run, request.Step), step: request.Step,
 		taskID: request.TaskID, root: request.RootTaskID, why: ParkedWorkspace, message: request.Message,
 	}
 	batch := &pgx.Batch{}
-	parked := &Parked{}
+	parked = &Parked{}
 	switch a := admit(hold, p.turn); {
 	case busy != nil:
 		p.why = ParkedBusy
@@ -500,13 +501,14 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 		parked = nil
 		queueTouchHold(batch, run.ID, request.RootTaskID)
 	}
-	if parked != nil {
-		parked.Why = p.why
-		if err := queuePark(batch, p); err != nil {
-			return nil, err
-		}
+	if parked == nil {
+		return nil, batch, nil
 	}
-	return parked, tx.SendBatch(ctx, batch).Close()
+	parked.Why = p.why
+	if err := queuePark(batch, p); err != nil {
+		return nil, nil, err
+	}
+	return parked, nil, tx.SendBatch(ctx, batch).Close()
 }
 
 // writeStart records a start (docs/moonmind.md#start-of-a-step, but without the
@@ -514,14 +516,13 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 // it resets the state row of the newest attempt, sets a pending run to running,
 // takes the claim, and takes deadClaims, also those of earlier attempts, from
 // their holders. It sets start.Progress, for an attempt that was started before,
-// and start.Change.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, start *Start, request BeginRequest, deadClaims []int64) error {
+// and start.Change. batch has what takeWorkspace has left to be written.
+func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, batch *pgx.Batch, start *Start, request BeginRequest, deadClaims []int64) error {
 	claim := start.Claim
-	batch := &pgx.Batch{}
 	if len(deadClaims) > 0 {
 		queueFreeClaims(batch, claim.RunID, deadClaims)
 	}
-	// First: it compares the state rows with the claims, which are written below.
+	// Before the claims are written, with which it compares the state rows.
 	queueStartChange(batch, start, clean(request.Queue), clean(request.Workspace(start.Run)))
 	// artifact_refs: SQL NULL in a row that Python would insert, [] in one that
 	// the API seeded, as both leave them.
