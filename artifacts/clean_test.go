@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
 
 // cleanLogs is output of go build, go test, apt, docker build and git, some of it behind
@@ -35,7 +36,7 @@ func cleanLogs(t testing.TB) []byte {
 func TestCleanLogsAreUnchanged(t *testing.T) {
 	t.Parallel()
 	environ := append(sampleSecrets(50), "GUEST_URL=amqp://guest:guest@rabbitmq//", "AUTH_PROVIDER=keycloak-oidc", "SSH_AUTH_SOCK=/run/user/1000/ssh-agent.sock")
-	for name, secret := range corpusSecrets() {
+	for name, secret := range leaktest.Secrets() {
 		environ = append(environ, name+"="+secret)
 	}
 	r := artifacts.NewRedactor(environ)

@@ -63,6 +63,9 @@ func (r *readings) read(text []byte, i int, end, folded bool) {
 		r.sequence(i + 1)
 	case '\r':
 		r.interruption(i + 1)
+		if next, found := r.peek(i + 1); found && next != '\n' {
+			r.byte('\n', i+1) // as Python reads it
+		}
 	case '\b':
 		r.interruption(i + 1)
 		// Printed twice to be bold.

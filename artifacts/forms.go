@@ -20,7 +20,7 @@ const (
 	lineFrom    = 8
 	// cutFrom is the length of a pattern from which it is also found without its
 	// first bytes, because a line break may stand between them and the rest.
-	cutFrom = 24
+	cutFrom = foldedFrom
 	// wholeUpTo is the longest secret that is one pattern; of longer ones each part
 	// of partLength bytes is a pattern.
 	wholeUpTo, partLength = 16 << 10, 1 << 10

@@ -2,301 +2,21 @@ package artifacts_test
 
 import (
 	"bytes"
-	"encoding/base64"
-	"encoding/hex"
-	"encoding/json"
-	"fmt"
-	"html"
-	"maps"
+	"io"
 	"math/rand/v2"
-	"net/url"
-	"regexp"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
-
-// leaks reports what is left of a secret in a text. It shares nothing with the
-// redactor: it decodes the text in each way that a reader would try and looks for the
-// secret, and of a long one for any piece of it.
-func leaks(text, secret string) string {
-	var pieces []string
-	// What all keys have is no secret.
-	for _, line := range strings.Split(common.ReplaceAllString(secret, "\n"), "\n") {
-		const least = 12
-		if len(line) <= least {
-			if len(line) >= 8 || !strings.Contains(secret, "\n") {
-				pieces = append(pieces, line)
-			}
-			continue
-		}
-		for i := 0; i+least <= len(line); i++ {
-			pieces = append(pieces, line[i:i+least])
-		}
-	}
-	for _, view := range views(text) {
-		for _, piece := range pieces {
-			if strings.Contains(view, piece) {
-				return piece
-			}
-		}
-	}
-	return ""
-}
-
-var (
-	common     = regexp.MustCompile(`-----[A-Z ]+-----|\r|\\n|  "type".*|  "project".*|  "private_key(_id)?": "`)
-	controls   = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\a\x1b]*(?:\a|\x1b\\\\)|[\r\b]")
-	bold       = regexp.MustCompile(`(.)` + "\b" + `.`)
-	lineStarts = regexp.MustCompile(`\\?\r?\n(?:#\d+ (?:\d+\.\d+ )?|[a-z0-9-]+ *\| |[0-9T:.Z-]{19,} |[ \t]+|[+>-] ?)*`)
-	base64Runs = regexp.MustCompile(`[A-Za-z0-9+/_-]{8,}`)
-	hexRuns    = regexp.MustCompile(`(?:[0-9A-Fa-f]{2}[ :]?){6,}`)
-	escapes    = regexp.MustCompile(`\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([0-7]{3})|(.))`)
-)
-
-func views(text string) []string {
-	found := map[string]bool{text: true}
-	strip := func(text string) string { return controls.ReplaceAllString(text, "") }
-	oneLine := func(text string) string { return lineStarts.ReplaceAllString(text, "") }
-	quotes := strings.NewReplacer(`'\''`, "'", `'"'"'`, "'", "''", "'").Replace
-	for _, steps := range [][]func(string) string{
-		{strip}, {strip, oneLine}, {func(text string) string { return bold.ReplaceAllString(text, "$1") }}, {strip, html.UnescapeString, html.UnescapeString}, {strip, unpercent, unpercent},
-		{strip, unescape, unescape}, {unescape, strip}, {quotes}, {unpercent, oneLine}, {unescape, oneLine},
-	} {
-		view := text
-		for _, step := range steps {
-			view = step(view)
-			found[view] = true
-		}
-	}
-	for view := range maps.Clone(found) {
-		for _, run := range base64Runs.FindAllString(view, -1) {
-			run = strings.NewReplacer("-", "+", "_", "/").Replace(run)
-			for cut := range 4 {
-				if cut < len(run) {
-					part := run[cut:]
-					decoded, _ := base64.RawStdEncoding.DecodeString(part[:len(part)/4*4])
-					found[string(decoded)] = true
-				}
-			}
-		}
-		for _, run := range hexRuns.FindAllString(view, -1) {
-			run = strings.NewReplacer(" ", "", ":", "").Replace(run)
-			for cut := range 2 {
-				decoded, _ := hex.DecodeString(run[cut : cut+(len(run)-cut)/2*2])
-				found[string(decoded)] = true
-			}
-		}
-	}
-	return slices.Collect(maps.Keys(found))
-}
-
-func unpercent(text string) string {
-	var out strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '%' && i+2 < len(text) {
-			if value, err := hex.DecodeString(text[i+1 : i+3]); err == nil {
-				out.Write(value)
-				i += 2
-				continue
-			}
-		}
-		out.WriteByte(text[i])
-	}
-	return out.String()
-}
-
-func unescape(text string) string {
-	return escapes.ReplaceAllStringFunc(text, func(escape string) string {
-		letter := strings.TrimLeft(escape, `\`)
-		switch {
-		case letter == "":
-			return `\`
-		case letter == "n":
-			return "\n"
-		case letter == "t":
-			return "\t"
-		case len(letter) == 1:
-			return letter
-		}
-		var value rune
-		switch letter[0] {
-		case 'u':
-			fmt.Sscanf(letter[1:], "%x", &value)
-		case 'x':
-			fmt.Sscanf(letter[1:], "%x", &value)
-			return string([]byte{byte(value)})
-		default:
-			fmt.Sscanf(letter, "%o", &value)
-			return string([]byte{byte(value)})
-		}
-		return string(value)
-	})
-}
-
-// corpusSecrets are secrets of each kind, by the variable that has them.
-func corpusSecrets() map[string]string {
-	random := rand.New(rand.NewPCG(9, 9))
-	word := func(alphabet string, n int) string {
-		var out strings.Builder
-		for range n {
-			out.WriteByte(alphabet[random.IntN(len(alphabet))])
-		}
-		return out.String()
-	}
-	const letters = "abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
-	const base = letters + "01lIO+/"
-	var key, long strings.Builder
-	key.WriteString("-----BEGIN RSA PRIVATE KEY-----\n")
-	for range 7 {
-		key.WriteString(word(base, 64) + "\n")
-	}
-	key.WriteString(word(base, 26) + "==\n-----END RSA PRIVATE KEY-----\n")
-	long.WriteString("eyJ" + word(letters, 300))
-	account, _ := json.MarshalIndent(map[string]string{"type": "service_account", "project": "demo", "private_key": key.String(), "private_key_id": word("0123456789abcdef", 40)}, "", "  ")
-	return map[string]string{
-		"GITHUB_TOKEN": "ghp_" + word(letters, 36), "PGPASSWORD": `p@ss/w"d' &<x>\$%41+~é ` + word(letters, 8), "DB_PASS": word(letters, 12), "HEX_KEY": word("0123456789abcdef", 64),
-		"JWT": long.String(), "SSH_KEY": key.String(), "CRLF_KEY": strings.ReplaceAll(key.String(), "\n", "\r\n"), "SERVICE_SECRET": string(account),
-		"SLASHES_SECRET": word(base, 22) + "/+/" + word(base, 15), "UNICODE_SECRET": "naïve-геheim-𝄞-" + word(letters, 8),
-	}
-}
-
-// A spelled is a text that has a secret in it, and how.
-type spelled struct{ how, text string }
-
-// spell writes a secret as programs write it.
-func spell(secret string, random *rand.Rand) (list []spelled) {
-	add := func(how, text string) { list = append(list, spelled{how, text}) }
-	each := func(write func(c byte) string) string {
-		var out strings.Builder
-		for i := range len(secret) {
-			out.WriteString(write(secret[i]))
-		}
-		return out.String()
-	}
-	runes := func(write func(r rune) string) string {
-		var out strings.Builder
-		for _, r := range secret {
-			out.WriteString(write(r))
-		}
-		return out.String()
-	}
-	plain := strings.ReplaceAll(secret, "\r\n", "\n")
-	add("as it is", secret)
-	add("query", url.QueryEscape(secret))
-	add("path", url.PathEscape(secret))
-	add("lower hex", strings.ToLower(url.QueryEscape("é/@"))+each(func(c byte) string { return fmt.Sprintf("%%%02x", c) }))
-	add("every byte", each(func(c byte) string { return fmt.Sprintf("%%%02X", c) }))
-	add("some bytes", each(func(c byte) string {
-		if random.IntN(3) == 0 || strings.IndexByte("%+ &", c) >= 0 || c >= 0x80 || c < ' ' {
-			return fmt.Sprintf("%%%02x", c)
-		}
-		return string([]byte{c})
-	}))
-	add("twice", url.QueryEscape(url.QueryEscape(secret)))
-	add("twice, every byte", each(func(c byte) string { return fmt.Sprintf("%%25%02X", c) }))
-	quoted, _ := json.Marshal(secret)
-	add("json", string(quoted))
-	again, _ := json.Marshal(string(quoted))
-	add("json in json", string(again))
-	add("json, escaped slash", strings.ReplaceAll(string(quoted), "/", `\/`))
-	add("json, lower", runes(func(r rune) string {
-		if r > 0xffff {
-			return string(r)
-		}
-		return fmt.Sprintf(`\u%04x`, r)
-	}))
-	add("json, upper", runes(func(r rune) string {
-		if r > 0xffff {
-			return string(r)
-		}
-		return fmt.Sprintf(`\u%04X`, r)
-	}))
-	add("ascii", fmt.Sprintf("%+q", secret))
-	add("c, hex", each(func(c byte) string { return fmt.Sprintf(`\x%02x`, c) }))
-	add("c, octal", each(func(c byte) string { return fmt.Sprintf(`\%03o`, c) }))
-	add("go", fmt.Sprintf("%q", secret))
-	add("python", "'"+strings.NewReplacer(`\`, `\\`, "'", `\'`, "\n", `\n`, "\r", `\r`).Replace(secret)+"'")
-	add("shell", "'"+strings.ReplaceAll(secret, "'", `'\''`)+"'")
-	add("shlex", "'"+strings.ReplaceAll(secret, "'", `'"'"'`)+"'")
-	add("printf %q", each(func(c byte) string {
-		if strings.IndexByte(" \"'\\$&<>~`*?[](){}|;!#", c) >= 0 {
-			return `\` + string([]byte{c})
-		}
-		return string([]byte{c})
-	}))
-	add("yaml", "'"+strings.ReplaceAll(secret, "'", "''")+"'")
-	add("xml", html.EscapeString(secret))
-	add("xml twice", html.EscapeString(html.EscapeString(secret)))
-	add("xml, decimal", runes(func(r rune) string { return fmt.Sprintf("&#%d;", r) }))
-	add("xml, hex", runes(func(r rune) string { return fmt.Sprintf("&#x%X;", r) }))
-	for offset := range 3 {
-		for name, alphabet := range map[string]*base64.Encoding{"std": base64.StdEncoding, "url": base64.URLEncoding, "raw std": base64.RawStdEncoding, "raw url": base64.RawURLEncoding} {
-			text := alphabet.EncodeToString([]byte("{{{{"[:offset+1] + secret + "}"))
-			add(fmt.Sprintf("base64 %s at %d", name, offset), text)
-			add(fmt.Sprintf("base64 %s at %d, alone", name, offset), alphabet.EncodeToString([]byte(secret)))
-			if name == "std" {
-				add(fmt.Sprintf("base64 over lines at %d", offset), fold(text, 76, "\n"))
-				add(fmt.Sprintf("base64 over lines behind prefixes at %d", offset), fold(text, 64, "\n#12 0.345 "))
-				add(fmt.Sprintf("base64 in a url at %d", offset), url.QueryEscape(text))
-			}
-		}
-	}
-	add("hex", hex.EncodeToString([]byte(secret)))
-	add("HEX", strings.ToUpper(hex.EncodeToString([]byte(secret))))
-	if len(secret) < 1000 {
-		add("hex, spaces", strings.TrimSpace(each(func(c byte) string { return fmt.Sprintf("%02x ", c) })))
-		add("hex, colons", strings.Trim(each(func(c byte) string { return fmt.Sprintf("%02X:", c) }), ":"))
-	}
-	add("hex over lines", fold(hex.EncodeToString([]byte(secret)), 60, "\n"))
-	for _, colour := range []string{"\x1b[31m", "\x1b[0;1;38;5;12m", "\x1b]8;;http://x\x1b\\", "\x1b]0;t\a", "\x1b(B", "\r", "\b", `\u001b[1m`} {
-		at := 1 + random.IntN(len(secret)-2)
-		if secret[at]&0xc0 == 0x80 || secret[at] == '\n' || secret[at-1] == '\n' {
-			at = 1
-		}
-		add(fmt.Sprintf("%q at %d", colour, at), secret[:at]+colour+secret[at:])
-		add(fmt.Sprintf("%q at 1", colour), secret[:1]+colour+secret[1:])
-		add(fmt.Sprintf("%q everywhere", colour), runes(func(r rune) string { return colour + string(r) }))
-	}
-	if !strings.ContainsFunc(secret, func(r rune) bool { return r >= 0x80 || r < ' ' }) {
-		add("bold", each(func(c byte) string { return string([]byte{c, '\b', c}) }))
-	}
-	for name, prefix := range map[string]string{"buildkit": "#12 0.345 ", "buildkit without time": "#7 ", "compose": "web-1  | ", "time": "2026-01-02T03:04:05.678901Z ", "compose with time": "api-1 | 2026-01-02T03:04:05Z ", "diff": "+", "indentation": "    "} {
-		if strings.Contains(plain, "\n") {
-			add("lines, "+name, prefix+strings.ReplaceAll(strings.TrimSuffix(plain, "\n"), "\n", "\n"+prefix))
-			add("lines, crlf, "+name, prefix+strings.ReplaceAll(strings.TrimSuffix(plain, "\n"), "\n", "\r\n"+prefix))
-		} else if len(secret) >= 40 {
-			add("folded, "+name, fold(secret, 20, "\n"+prefix))
-		}
-	}
-	return list
-}
-
-// fold cuts a text into lines.
-func fold(text string, width int, lineBreak string) string {
-	var out strings.Builder
-	for i := 0; i < len(text); {
-		n := min(width, len(text)-i)
-		for i+n < len(text) && text[i+n]&0xc0 == 0x80 {
-			n++
-		}
-		if i > 0 {
-			out.WriteString(lineBreak)
-		}
-		out.WriteString(text[i : i+n])
-		i += n
-	}
-	return out.String()
-}
 
 // Every form of every secret is masked in every place, however the text is cut.
 func TestNoFormOfASecretLeaks(t *testing.T) {
 	t.Parallel()
-	secrets := corpusSecrets()
+	secrets := leaktest.Secrets()
 	var environ []string
 	for name, secret := range secrets {
 		environ = append(environ, name+"="+secret)
@@ -311,14 +31,15 @@ func TestNoFormOfASecretLeaks(t *testing.T) {
 			if len(secret) > 400 {
 				contexts = contexts[:3] // they take longer, and their lines are secrets like the others
 			}
+			search := leaktest.NewSearch(map[string]string{name: secret})
 			random := rand.New(rand.NewPCG(1, uint64(len(secret))))
-			for _, form := range spell(secret, random) {
+			for _, form := range leaktest.Spell(secret, random) {
 				for i, context := range contexts {
-					text := context[0] + form.text + context[1]
+					text := context[0] + form.Text + context[1]
 					got := r.String(text)
-					if left := leaks(got, secret); left != "" {
+					if _, left := search.Find(got); left != "" {
 						if failures.Add(1) < 60 {
-							t.Errorf("%s in %q…: %q is left of\n%.300q in\n%.300q", form.how, context[0], left, text, got)
+							t.Errorf("%s in %q…: %q is left of\n%.300q in\n%.300q", form.How, context[0], left, text, got)
 						}
 						continue
 					}
@@ -334,19 +55,63 @@ func TestNoFormOfASecretLeaks(t *testing.T) {
 						_, _ = w.Write([]byte(text[cut:]))
 						_ = w.Close()
 						if out.String() != got {
-							t.Fatalf("%s in %q…, cut at %d: %q, at once %q", form.how, context[0], cut, out.String(), got)
+							t.Fatalf("%s in %q…, cut at %d: %q, at once %q", form.How, context[0], cut, out.String(), got)
 						}
 					}
 					size := 1 + len(text)/50
 					if pieces := inPieces(r, text, size); pieces != got {
-						t.Fatalf("%s in %q…, by %d: %q, at once %q", form.how, context[0], size, pieces, got)
+						t.Fatalf("%s in %q…, by %d: %q, at once %q", form.How, context[0], size, pieces, got)
 					}
 					if again := r.String(got); again != got {
-						t.Errorf("%s in %q…: %q, redacted again %q", form.how, context[0], got, again)
+						t.Errorf("%s in %q…: %q, redacted again %q", form.How, context[0], got, again)
 					}
 				}
 			}
 		})
+	}
+}
+
+// A program that rewrites a line prints carriage returns, which become line breaks in the
+// log. A secret that they interrupt is masked all the same, also if it is short.
+func TestCarriageReturnsInSecrets(t *testing.T) {
+	t.Parallel()
+	for _, secret := range []string{"hunter2!", "Ge@heim/88 w7Kq", "tok_Zr5uTq8LmW2xNv4B"} {
+		for at := 1; at < len(secret); at++ {
+			text := "a " + secret[:at] + "\r" + secret[at:] + " b\r\nc"
+			for size := 1; size <= len(text); size++ {
+				o := artifacts.NewCapture(artifacts.NewRedactor([]string{"MY_TOKEN=" + secret}))
+				for rest := text; rest != ""; rest = rest[min(size, len(rest)):] {
+					_, _ = io.WriteString(o.Stdout, rest[:min(size, len(rest))])
+				}
+				if got := o.Close().Text(""); got != "a *** b\nc" {
+					t.Fatalf("%q by %d: %q", text, size, got)
+				}
+			}
+		}
+	}
+}
+
+// A long secret is found over two lines wherever it is cut.
+func TestSecretsOverTwoLines(t *testing.T) {
+	t.Parallel()
+	const secret = "tok_Zr5uTq8LmW2xNv4B"
+	r := artifacts.NewRedactor([]string{"MY_TOKEN=" + secret})
+	for at := 1; at < len(secret); at++ {
+		got := r.String(secret[:at] + "\n" + secret[at:])
+		if _, left := leaktest.NewSearch(map[string]string{"": secret}).Find(got); left != "" {
+			t.Errorf("cut at %d: %q", at, got)
+		}
+	}
+}
+
+// Passwords of URLs are read as old SQLAlchemy does too, which takes + for a space.
+func TestPlusInThePasswordOfAURL(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{"X=https://mm:Ge%40heim%2F88+w7Kq@h/"})
+	for _, text := range []string{"Ge@heim/88 w7Kq", "Ge@heim/88+w7Kq", "Ge%40heim%2F88+w7Kq", "Ge%40heim/88%20w7Kq"} {
+		if got := r.String("a " + text + " b"); got != "a *** b" {
+			t.Errorf("%q: %q", text, got)
+		}
 	}
 }
 

@@ -65,8 +65,8 @@ func newOutput(l *Log, redactor *Redactor) *Output {
 	o := &Output{log: l, first: -1}
 	for which := range o.streams {
 		s := &stream{output: o, which: which}
-		s.redact = redactor.Writer(s)
-		s.text = NewTextWriter(&trimmer{next: s.redact})
+		s.redact = redactor.Writer(&lineWriter{next: s})
+		s.text = &TextWriter{next: &trimmer{next: s.redact}, keepCR: true}
 		o.streams[which] = s
 	}
 	o.Stdout, o.Stderr = o.streams[stdout].text, o.streams[stderr].text

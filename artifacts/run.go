@@ -251,8 +251,8 @@ func (r *Run) Document(name string) (*Document, error) {
 	}
 	log := &Log{run: r, name: name, file: file, hash: sha256.New()}
 	r.redactor.Refresh()
-	redact := r.redactor.Writer(appender{log})
-	return &Document{log: log, temporary: temporary, redact: redact, text: NewTextWriter(redact)}, nil
+	redact := r.redactor.Writer(&lineWriter{next: appender{log}})
+	return &Document{log: log, temporary: temporary, redact: redact, text: &TextWriter{next: redact, keepCR: true}}, nil
 }
 
 // Write implements io.Writer. It never fails: [Document.Finish] returns the

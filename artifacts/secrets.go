@@ -125,6 +125,10 @@ func (f *forms) variable(name, value string, names []string) {
 	for _, login := range address.Logins(value) {
 		if len(login.Password) >= shortPassword {
 			f.secret(login.Password)
+			if strings.Contains(login.Password, "+") {
+				// Written by urllib.parse.quote_plus, and read so by old SQLAlchemy.
+				f.secret(strings.ReplaceAll(login.Password, "+", " "))
+			}
 		} else {
 			for _, spelling := range spellings(login.Password) {
 				f.put(":" + spelling + "@")

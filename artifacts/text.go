@@ -23,7 +23,9 @@ type TextWriter struct {
 	partial []byte
 	// afterCR says that the last byte was "\r", already written as "\n".
 	afterCR bool
-	out     []byte
+	// keepCR leaves "\r" to a lineWriter.
+	keepCR bool
+	out    []byte
 }
 
 // NewTextWriter returns a TextWriter that writes to next.
@@ -58,12 +60,12 @@ func (w *TextWriter) pass(end bool) error {
 		in = in[size:]
 		switch {
 		case r == '\n' && w.afterCR, r == 0:
-		case r == '\r':
+		case r == '\r' && !w.keepCR:
 			w.out = append(w.out, '\n')
 		default:
 			w.out = utf8.AppendRune(w.out, r)
 		}
-		w.afterCR = r == '\r'
+		w.afterCR = r == '\r' && !w.keepCR
 	}
 	w.partial = append(w.partial[:0], in...)
 	if len(w.out) == 0 {
@@ -71,6 +73,37 @@ func (w *TextWriter) pass(end bool) error {
 	}
 	_, err := w.next.Write(w.out)
 	return err
+}
+
+// A lineWriter converts line breaks as a TextWriter does. It stands behind the
+// redactor, which has to see a "\r" in a secret: a progress bar rewrites its line with it.
+type lineWriter struct {
+	next    io.Writer
+	afterCR bool
+	out     []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	text := p
+	if w.afterCR || bytes.IndexByte(p, '\r') >= 0 {
+		w.out = w.out[:0]
+		for _, c := range p {
+			switch {
+			case c == '\r':
+				w.out = append(w.out, '\n')
+			case c != '\n' || !w.afterCR:
+				w.out = append(w.out, c)
+			}
+			w.afterCR = c == '\r'
+		}
+		text = w.out
+	}
+	if len(text) > 0 {
+		if _, err := w.next.Write(text); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
 }
 
 // plainText converts a whole text as a TextWriter does.

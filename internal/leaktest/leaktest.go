@@ -1,0 +1,336 @@
+// Package leaktest has secrets of each kind, spells them as programs print them, and
+// finds what is left of them in a text. It is for tests, and shares nothing with the
+// redactor that they test.
+package leaktest
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"html"
+	"math/rand/v2"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// window is the length of the pieces of a secret that count as a leak, in bytes.
+const window = 12
+
+// A Search looks for many secrets in texts. It decodes a text in each way that a
+// reader would try, and looks for the secrets, and of long ones for any piece of them.
+type Search struct {
+	// filter has the hashes of the first four bytes of all windows.
+	filter  [1 << 16]bool
+	windows map[[window]byte]string
+	short   map[string]string
+}
+
+// NewSearch returns a Search for secrets, which have names.
+func NewSearch(secrets map[string]string) *Search {
+	s := &Search{windows: map[[window]byte]string{}, short: map[string]string{}}
+	for name, secret := range secrets {
+		// What all keys have is no secret.
+		for _, line := range strings.Split(common.ReplaceAllString(secret, "\n"), "\n") {
+			if len(line) <= window {
+				if len(line) >= 8 || !strings.Contains(secret, "\n") && line != "" {
+					s.short[line] = name
+				}
+				continue
+			}
+			for i := 0; i+window <= len(line); i++ {
+				s.windows[[window]byte([]byte(line[i:i+window]))] = name
+				s.filter[gram(line[i:])] = true
+			}
+		}
+	}
+	return s
+}
+
+func gram(text string) uint16 {
+	return uint16(binary.LittleEndian.Uint32([]byte(text[:4])) * 0x9E3779B1 >> 16)
+}
+
+// Find returns the name of a secret that is left in a text, and what is left of it.
+func (s *Search) Find(text string) (name, piece string) {
+	for _, view := range views(text) {
+		for short, name := range s.short {
+			if strings.Contains(view, short) {
+				return name, short
+			}
+		}
+		for i := 0; i+window <= len(view); i++ {
+			if s.filter[gram(view[i:])] {
+				if name, found := s.windows[[window]byte([]byte(view[i:i+window]))]; found {
+					return name, view[i : i+window]
+				}
+			}
+		}
+	}
+	return "", ""
+}
+
+// views are what a reader can make of a text.
+func views(text string) []string {
+	found := []string{text}
+	seen := map[string]bool{text: true}
+	add := func(view string) {
+		if !seen[view] {
+			seen[view] = true
+			found = append(found, view)
+		}
+	}
+	strip := func(text string) string { return controls.ReplaceAllString(text, "") }
+	oneLine := func(text string) string { return lineStarts.ReplaceAllString(text, "") }
+	quotes := strings.NewReplacer(`'\''`, "'", `'"'"'`, "'", "''", "'").Replace
+	for _, steps := range [][]func(string) string{
+		{strip}, {strip, oneLine}, {func(text string) string { return bold.ReplaceAllString(text, "$1") }}, {strip, html.UnescapeString, html.UnescapeString}, {strip, unpercent, unpercent},
+		{strip, unescape, unescape}, {unescape, strip}, {quotes}, {unpercent, oneLine}, {unescape, oneLine},
+	} {
+		view := text
+		for _, step := range steps {
+			view = step(view)
+			add(view)
+		}
+	}
+	for _, view := range found {
+		var in64 [4]strings.Builder
+		for _, run := range base64Runs.FindAllString(view, -1) {
+			run = strings.NewReplacer("-", "+", "_", "/").Replace(run)
+			for cut := range 4 {
+				if cut < len(run) {
+					part := run[cut:]
+					decoded, _ := base64.RawStdEncoding.DecodeString(part[:len(part)/4*4])
+					in64[cut].Write(append(decoded, 0))
+				}
+			}
+		}
+		var in16 [2]strings.Builder
+		for _, run := range hexRuns.FindAllString(view, -1) {
+			run = strings.NewReplacer(" ", "", ":", "").Replace(run)
+			for cut := range 2 {
+				decoded, _ := hex.DecodeString(run[cut : cut+(len(run)-cut)/2*2])
+				in16[cut].Write(append(decoded, 0))
+			}
+		}
+		for i := range in64 {
+			add(in64[i].String())
+		}
+		for i := range in16 {
+			add(in16[i].String())
+		}
+	}
+	return found
+}
+
+var (
+	common     = regexp.MustCompile(`-----[A-Z ]+-----|\r|\\n|  "type".*|  "project".*|  "private_key(_id)?": "`)
+	controls   = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\a\x1b]*(?:\a|\x1b\\\\)|[\r\b]")
+	bold       = regexp.MustCompile(`(.)` + "\b" + `.`)
+	lineStarts = regexp.MustCompile(`\\?\r?\n(?:#\d+ (?:\d+\.\d+ )?|[a-z0-9-]+ *\| |[0-9T:.Z-]{19,} |[ \t]+|[+>-] ?)*`)
+	base64Runs = regexp.MustCompile(`[A-Za-z0-9+/_-]{8,}`)
+	hexRuns    = regexp.MustCompile(`(?:[0-9A-Fa-f]{2}[ :]?){6,}`)
+	escapes    = regexp.MustCompile(`\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([0-7]{3})|(.))`)
+)
+
+func unpercent(text string) string {
+	var out strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '%' && i+2 < len(text) {
+			if value, err := hex.DecodeString(text[i+1 : i+3]); err == nil {
+				out.Write(value)
+				i += 2
+				continue
+			}
+		}
+		out.WriteByte(text[i])
+	}
+	return out.String()
+}
+
+func unescape(text string) string {
+	return escapes.ReplaceAllStringFunc(text, func(escape string) string {
+		letter := strings.TrimLeft(escape, `\`)
+		switch {
+		case letter == "":
+			return `\`
+		case letter == "n":
+			return "\n"
+		case letter == "t":
+			return "\t"
+		case len(letter) == 1:
+			return letter
+		}
+		var value rune
+		switch letter[0] {
+		case 'u':
+			fmt.Sscanf(letter[1:], "%x", &value)
+		case 'x':
+			fmt.Sscanf(letter[1:], "%x", &value)
+			return string([]byte{byte(value)})
+		default:
+			fmt.Sscanf(letter, "%o", &value)
+			return string([]byte{byte(value)})
+		}
+		return string(value)
+	})
+}
+
+// Secrets are secrets of each kind, by the variable that has them.
+func Secrets() map[string]string {
+	random := rand.New(rand.NewPCG(9, 9))
+	word := func(alphabet string, n int) string {
+		var out strings.Builder
+		for range n {
+			out.WriteByte(alphabet[random.IntN(len(alphabet))])
+		}
+		return out.String()
+	}
+	const letters = "abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+	const base = letters + "01lIO+/"
+	var key, long strings.Builder
+	key.WriteString("-----BEGIN RSA PRIVATE KEY-----\n")
+	for range 7 {
+		key.WriteString(word(base, 64) + "\n")
+	}
+	key.WriteString(word(base, 26) + "==\n-----END RSA PRIVATE KEY-----\n")
+	long.WriteString("eyJ" + word(letters, 300))
+	account, _ := json.MarshalIndent(map[string]string{"type": "service_account", "project": "demo", "private_key": key.String(), "private_key_id": word("0123456789abcdef", 40)}, "", "  ")
+	return map[string]string{
+		"GITHUB_TOKEN": "ghp_" + word(letters, 36), "PGPASSWORD": `p@ss/w"d' &<x>\$%41+~é ` + word(letters, 8), "DB_PASS": word(letters, 12), "HEX_KEY": word("0123456789abcdef", 64),
+		"JWT": long.String(), "SSH_KEY": key.String(), "CRLF_KEY": strings.ReplaceAll(key.String(), "\n", "\r\n"), "SERVICE_SECRET": string(account),
+		"SLASHES_SECRET": word(base, 22) + "/+/" + word(base, 15), "UNICODE_SECRET": "naïve-геheim-𝄞-" + word(letters, 8),
+	}
+}
+
+// A Spelled is a text that has a secret in it, and how.
+type Spelled struct {
+	How, Text string
+}
+
+// Spell writes a secret as programs write it.
+func Spell(secret string, random *rand.Rand) (list []Spelled) {
+	add := func(how, text string) { list = append(list, Spelled{how, text}) }
+	each := func(write func(c byte) string) string {
+		var out strings.Builder
+		for i := range len(secret) {
+			out.WriteString(write(secret[i]))
+		}
+		return out.String()
+	}
+	runes := func(write func(r rune) string) string {
+		var out strings.Builder
+		for _, r := range secret {
+			out.WriteString(write(r))
+		}
+		return out.String()
+	}
+	plain := strings.ReplaceAll(secret, "\r\n", "\n")
+	add("as it is", secret)
+	add("query", url.QueryEscape(secret))
+	add("path", url.PathEscape(secret))
+	add("lower hex", strings.ToLower(url.QueryEscape("é/@"))+each(func(c byte) string { return fmt.Sprintf("%%%02x", c) }))
+	add("every byte", each(func(c byte) string { return fmt.Sprintf("%%%02X", c) }))
+	add("some bytes", each(func(c byte) string {
+		if random.IntN(3) == 0 || strings.IndexByte("%+ &", c) >= 0 || c >= 0x80 || c < ' ' {
+			return fmt.Sprintf("%%%02x", c)
+		}
+		return string([]byte{c})
+	}))
+	add("twice", url.QueryEscape(url.QueryEscape(secret)))
+	add("twice, every byte", each(func(c byte) string { return fmt.Sprintf("%%25%02X", c) }))
+	quoted, _ := json.Marshal(secret)
+	add("json", string(quoted))
+	again, _ := json.Marshal(string(quoted))
+	add("json in json", string(again))
+	add("json, escaped slash", strings.ReplaceAll(string(quoted), "/", `\/`))
+	add("json, lower", runes(func(r rune) string {
+		if r > 0xffff {
+			return string(r)
+		}
+		return fmt.Sprintf(`\u%04x`, r)
+	}))
+	add("json, upper", runes(func(r rune) string {
+		if r > 0xffff {
+			return string(r)
+		}
+		return fmt.Sprintf(`\u%04X`, r)
+	}))
+	add("ascii", fmt.Sprintf("%+q", secret))
+	add("c, hex", each(func(c byte) string { return fmt.Sprintf(`\x%02x`, c) }))
+	add("c, octal", each(func(c byte) string { return fmt.Sprintf(`\%03o`, c) }))
+	add("go", fmt.Sprintf("%q", secret))
+	add("python", "'"+strings.NewReplacer(`\`, `\\`, "'", `\'`, "\n", `\n`, "\r", `\r`).Replace(secret)+"'")
+	add("shell", "'"+strings.ReplaceAll(secret, "'", `'\''`)+"'")
+	add("shlex", "'"+strings.ReplaceAll(secret, "'", `'"'"'`)+"'")
+	add("printf %q", each(func(c byte) string {
+		if strings.IndexByte(" \"'\\$&<>~`*?[](){}|;!#", c) >= 0 {
+			return `\` + string([]byte{c})
+		}
+		return string([]byte{c})
+	}))
+	add("yaml", "'"+strings.ReplaceAll(secret, "'", "''")+"'")
+	add("xml", html.EscapeString(secret))
+	add("xml twice", html.EscapeString(html.EscapeString(secret)))
+	add("xml, decimal", runes(func(r rune) string { return fmt.Sprintf("&#%d;", r) }))
+	add("xml, hex", runes(func(r rune) string { return fmt.Sprintf("&#x%X;", r) }))
+	for offset := range 3 {
+		for name, alphabet := range map[string]*base64.Encoding{"std": base64.StdEncoding, "url": base64.URLEncoding, "raw std": base64.RawStdEncoding, "raw url": base64.RawURLEncoding} {
+			text := alphabet.EncodeToString([]byte("{{{{"[:offset+1] + secret + "}"))
+			add(fmt.Sprintf("base64 %s at %d", name, offset), text)
+			add(fmt.Sprintf("base64 %s at %d, alone", name, offset), alphabet.EncodeToString([]byte(secret)))
+			if name == "std" {
+				add(fmt.Sprintf("base64 over lines at %d", offset), fold(text, 76, "\n"))
+				add(fmt.Sprintf("base64 over lines behind prefixes at %d", offset), fold(text, 64, "\n#12 0.345 "))
+				add(fmt.Sprintf("base64 in a url at %d", offset), url.QueryEscape(text))
+			}
+		}
+	}
+	add("hex", hex.EncodeToString([]byte(secret)))
+	add("HEX", strings.ToUpper(hex.EncodeToString([]byte(secret))))
+	if len(secret) < 1000 {
+		add("hex, spaces", strings.TrimSpace(each(func(c byte) string { return fmt.Sprintf("%02x ", c) })))
+		add("hex, colons", strings.Trim(each(func(c byte) string { return fmt.Sprintf("%02X:", c) }), ":"))
+	}
+	add("hex over lines", fold(hex.EncodeToString([]byte(secret)), 60, "\n"))
+	for _, colour := range []string{"\x1b[31m", "\x1b[0;1;38;5;12m", "\x1b]8;;http://x\x1b\\", "\x1b]0;t\a", "\x1b(B", "\r", "\b", `\u001b[1m`} {
+		at := 1 + random.IntN(len(secret)-2)
+		if secret[at]&0xc0 == 0x80 || secret[at] == '\n' || secret[at-1] == '\n' {
+			at = 1
+		}
+		add(fmt.Sprintf("%q at %d", colour, at), secret[:at]+colour+secret[at:])
+		add(fmt.Sprintf("%q at 1", colour), secret[:1]+colour+secret[1:])
+		add(fmt.Sprintf("%q everywhere", colour), runes(func(r rune) string { return colour + string(r) }))
+	}
+	if !strings.ContainsFunc(secret, func(r rune) bool { return r >= 0x80 || r < ' ' }) {
+		add("bold", each(func(c byte) string { return string([]byte{c, '\b', c}) }))
+	}
+	for name, prefix := range map[string]string{"buildkit": "#12 0.345 ", "buildkit without time": "#7 ", "compose": "web-1  | ", "time": "2026-01-02T03:04:05.678901Z ", "compose with time": "api-1 | 2026-01-02T03:04:05Z ", "diff": "+", "indentation": "    "} {
+		if strings.Contains(plain, "\n") {
+			add("lines, "+name, prefix+strings.ReplaceAll(strings.TrimSuffix(plain, "\n"), "\n", "\n"+prefix))
+			add("lines, crlf, "+name, prefix+strings.ReplaceAll(strings.TrimSuffix(plain, "\n"), "\n", "\r\n"+prefix))
+		} else if len(secret) >= 40 {
+			add("folded, "+name, fold(secret, 20, "\n"+prefix))
+		}
+	}
+	return list
+}
+
+// fold cuts a text into lines.
+func fold(text string, width int, lineBreak string) string {
+	var out strings.Builder
+	for i := 0; i < len(text); {
+		n := min(width, len(text)-i)
+		for i+n < len(text) && text[i+n]&0xc0 == 0x80 {
+			n++
+		}
+		if i > 0 {
+			out.WriteString(lineBreak)
+		}
+		out.WriteString(text[i : i+n])
+		i += n
+	}
+	return out.String()
+}
