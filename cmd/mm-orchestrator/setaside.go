@@ -180,7 +180,7 @@ func (f *setAsideFlags) print(p *program, runs []setAsideRun) error {
 		fmt.Fprintln(table, "  NAME\tSTATE\tFILE")
 		for _, name := range run.Names {
 			for _, file := range name.Files {
-				path := oneLine(file.Path, 400)
+				path := oneLine(p.redactor().String(file.Path), 400)
 				if file.Mode == "" {
 					path += " (removed)"
 				}
@@ -274,17 +274,18 @@ func (f *restoreSetAsideFlags) run(ctx context.Context, p *program, in input) (e
 }
 
 func printBroughtBack(p *program, runID, name string, back orchestrator.BroughtBack) {
+	clean := func(path string) string { return oneLine(p.redactor().String(path), 400) }
 	if back.SetAside != "" {
-		fmt.Fprintf(p.stdout, "edited since, and set aside as %s: %s\n", back.SetAside, strings.Join(oneLines(back.Edited), ", "))
+		fmt.Fprintf(p.stdout, "edited since, and set aside as %s: %s\n", back.SetAside, p.redactor().String(strings.Join(oneLines(back.Edited), ", ")))
 	}
 	for _, path := range back.Restored {
-		fmt.Fprintf(p.stdout, "brought back: %s\n", oneLine(path, 400))
+		fmt.Fprintf(p.stdout, "brought back: %s\n", clean(path))
 	}
 	for _, path := range back.Present {
-		fmt.Fprintf(p.stdout, "there already: %s\n", oneLine(path, 400))
+		fmt.Fprintf(p.stdout, "there already: %s\n", clean(path))
 	}
 	for _, path := range back.NotStaged {
-		fmt.Fprintf(p.stdout, "not staged again, because something else is staged: %s\n", oneLine(path, 400))
+		fmt.Fprintf(p.stdout, "not staged again, because something else is staged: %s\n", clean(path))
 	}
 	for _, file := range back.OfGit {
 		fmt.Fprintf(p.stdout, "left, as it is a file of git's own folder: %s; `git -C %s show %s:%s` prints it\n", oneLine(file.Path, 400), back.Top, change.Ref(runID, name), oneLine(file.Path, 400))
