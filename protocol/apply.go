@@ -61,6 +61,14 @@ func (a *application) publishing() (Publishing, error) {
 		return p, a.optionError("serializer", "only json can be written")
 	}
 	args, rawArgs, tuple := a.arguments()
+	var prepared Prepared
+	if a.o.Prepare != nil {
+		var err error
+		if prepared, err = a.o.Prepare(a.s, args); err != nil {
+			return p, err
+		}
+		args, rawArgs = prepared.Args, joinArray(prepared.Args)
+	}
 	chain := a.o.Chain
 	if text := a.option("chain"); chain == nil && text != nil {
 		var err error
@@ -79,6 +87,11 @@ func (a *application) publishing() (Publishing, error) {
 	p.Headers, err = a.headers(id, args, tuple)
 	if err != nil {
 		return p, err
+	}
+	for name, value := range prepared.Headers {
+		if _, own := p.Headers[name]; !own {
+			p.Headers[name] = value
+		}
 	}
 	if expires, err := a.moment("expires"); err != nil {
 		return p, err

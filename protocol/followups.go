@@ -26,6 +26,10 @@ type Sender struct {
 	// InheritPriority copies the task's priority to the follow-ups of a
 	// success, as Celery's setting task_inherit_parent_priority does.
 	InheritPriority bool
+	// Prepare is [ApplyOptions.Prepare] for every follow-up. It must give the same
+	// each time. AfterSuccess is also called with a nil value, before the task has
+	// returned one.
+	Prepare func(s Signature, args []json.RawMessage) (Prepared, error)
 }
 
 // FollowUp is a message to publish, and the destination that its signature
@@ -33,6 +37,9 @@ type Sender struct {
 type FollowUp struct {
 	Publishing  Publishing
 	Destination Destination
+	// Queue is the queue that Sender.Prepare has chosen, for a signature that asks
+	// for no destination. Empty means that the worker's routes decide.
+	Queue string
 }
 
 // Plan lists the messages to publish after a task, in the order of publishing.
@@ -270,11 +277,19 @@ func (p *planner) apply(s Signature, o ApplyOptions) (json.RawMessage, error) {
 	o.Args, o.ParentID, o.RootID = p.args, p.m.ID, first(p.m.RootID, p.m.ID)
 	o.ReplyTo, o.Origin, o.Now, o.NewID = p.sender.ReplyTo, p.sender.Origin, p.sender.Now, p.newID
 	o.Priority = p.priority
+	queue := ""
+	if prepare := p.sender.Prepare; prepare != nil {
+		o.Prepare = func(s Signature, args []json.RawMessage) (Prepared, error) {
+			prepared, err := prepare(s, args)
+			queue = prepared.Queue
+			return prepared, err
+		}
+	}
 	publishing, destination, err := s.Apply(o)
 	if err != nil {
 		return nil, p.unsupported(s, detailOf(err))
 	}
-	p.followUps = append(p.followUps, FollowUp{Publishing: publishing, Destination: destination})
+	p.followUps = append(p.followUps, FollowUp{Publishing: publishing, Destination: destination, Queue: queue})
 	return taskChild(publishing.TaskID), nil
 }
 

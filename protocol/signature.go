@@ -67,6 +67,21 @@ type ApplyOptions struct {
 	// Now is the time from which countdown and expires count. Defaults to the
 	// current time.
 	Now time.Time
+	// Prepare, if not nil, gets the arguments of the message, those of Args
+	// included, and may change them and add headers: as a task class in Python
+	// that overrides apply_async. A header that the signature has stays.
+	Prepare func(s Signature, args []json.RawMessage) (Prepared, error)
+}
+
+// Prepared is what [ApplyOptions.Prepare] makes of a message.
+type Prepared struct {
+	// Args are the arguments.
+	Args []json.RawMessage
+	// Headers are added to those of the message.
+	Headers map[string]string
+	// Queue is where the message goes if its signature has no destination of its
+	// own. Empty means that the worker's routes decide.
+	Queue string
 }
 
 // ParseSignature parses the JSON object of a signature

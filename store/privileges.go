@@ -79,6 +79,45 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 	return list
 }
 
+// The columns that the tasks of the Spec workflow write.
+var (
+	specRunColumns = []string{
+		"status", "phase", "branch_name", "pr_url", "codex_task_id", "codex_queue", "codex_volume", "codex_preflight_status", "codex_preflight_message",
+		"codex_logs_path", "codex_patch_path", "started_at", "finished_at",
+	}
+	specStateColumns    = []string{"status", "message", "payload", "artifact_refs", "started_at", "finished_at"}
+	specArtifactColumns = []string{"size_bytes", "digest"}
+	specAuditColumns    = []string{"codex_status", "github_status", "checked_at", "notes", "codex_checked_at", "github_checked_at"}
+)
+
+// SpecPrivileges are the rights that a worker needs in addition to
+// [WorkerPrivileges] if it runs the tasks of the Spec workflow.
+func SpecPrivileges() []Privilege {
+	return []Privilege{
+		{"", "spec_workflow_runs", "SELECT", nil},
+		{"", "spec_workflow_runs", "UPDATE", specRunColumns},
+		{"", "spec_workflow_task_states", "SELECT", nil},
+		{"", "spec_workflow_task_states", "INSERT", slices.Concat([]string{"id", "workflow_run_id", "task_name", "attempt"}, specStateColumns)},
+		{"", "spec_workflow_task_states", "UPDATE", specStateColumns},
+		{"", "workflow_artifacts", "SELECT", nil},
+		{"", "workflow_artifacts", "INSERT", slices.Concat([]string{"id", "workflow_run_id", "artifact_type", "path"}, specArtifactColumns)},
+		{"", "workflow_artifacts", "UPDATE", specArtifactColumns},
+		{"", "workflow_credential_audits", "SELECT", nil},
+		{"", "workflow_credential_audits", "INSERT", slices.Concat([]string{"id", "workflow_run_id", "environment_snapshot"}, specAuditColumns)},
+		{"", "workflow_credential_audits", "UPDATE", specAuditColumns},
+		{"", "codex_worker_shards", "SELECT", nil},
+		{"", "codex_auth_volumes", "SELECT", nil},
+		{"mm_orchestrator", "spec_claims", "SELECT", nil},
+		{"mm_orchestrator", "spec_claims", "INSERT", nil},
+		{"mm_orchestrator", "spec_claims", "UPDATE", nil},
+	}
+}
+
+// CheckSpecPrivileges is [Store.CheckPrivileges] for [SpecPrivileges].
+func (s *Store) CheckSpecPrivileges(ctx context.Context) error {
+	return s.checkPrivileges(ctx, SpecPrivileges(), nil)
+}
+
 // resultPrivileges are the rights needed in a database that only stores Celery
 // results.
 func resultPrivileges(config ResultsConfig) []Privilege {

@@ -107,7 +107,7 @@ func TestAllMissingPrivilegesAtOnce(t *testing.T) {
 	pass(t, s, run, "t", toVerify...)
 }
 
-// WorkerPrivileges covers every table of schema mm_orchestrator.
+// WorkerPrivileges and SpecPrivileges together cover every table of schema mm_orchestrator.
 func TestPrivilegesAreOfAllOwnTables(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
@@ -120,7 +120,7 @@ func TestPrivilegesAreOfAllOwnTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	var listed []string
-	for _, p := range store.WorkerPrivileges(nil) {
+	for _, p := range append(store.WorkerPrivileges(nil), store.SpecPrivileges()...) {
 		if p.Schema == "mm_orchestrator" {
 			listed = append(listed, p.Object)
 		}

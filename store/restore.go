@@ -13,7 +13,7 @@ import (
 var neededTables = []struct {
 	name  string
 	since int
-}{{"schema_versions", 0}, {"claims", 1}, {"holds", 2}, {"parked", 2}, {"revocations", 3}, {"workers", 5}, {"changes", 6}, {"approvals", 7}, {"audit", 8}, {"audit_heads", 8}, {"pauses", 9}, {"rollback_requests", 10}}
+}{{"schema_versions", 0}, {"claims", 1}, {"holds", 2}, {"parked", 2}, {"revocations", 3}, {"workers", 5}, {"changes", 6}, {"approvals", 7}, {"audit", 8}, {"audit_heads", 8}, {"pauses", 9}, {"rollback_requests", 10}, {"spec_claims", 11}}
 
 // CheckOwnSchema checks that the schema mm_orchestrator exists in this program's
 // version or a newer one. Otherwise it returns ErrSchema, which says what to do.

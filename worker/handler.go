@@ -97,6 +97,7 @@ type registration struct {
 	handler      Handler
 	ignoreResult bool
 	timeLimit    protocol.TimeLimit
+	prepare      func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)
 }
 
 // IgnoreResult makes the worker store no results of the task. A message's own
@@ -107,4 +108,15 @@ func IgnoreResult() TaskOption { return func(r *registration) { r.ignoreResult =
 // take precedence.
 func WithTimeLimit(limit protocol.TimeLimit) TaskOption {
 	return func(r *registration) { r.timeLimit = limit }
+}
+
+// Prepare calls fn for each message of the task that this worker publishes as a
+// follow-up, whether it runs the task itself or not. fn may change the arguments,
+// add headers and choose the queue, as a task class in Python that overrides
+// apply_async. A queue or a header of the signature takes precedence.
+//
+// fn must give the same each time, since a message may be published again. It is
+// also called before the task in front has run, with None as that task's result.
+func Prepare(fn func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)) TaskOption {
+	return func(r *registration) { r.prepare = fn }
 }

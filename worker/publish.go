@@ -17,7 +17,11 @@ type outgoing struct {
 func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, error) {
 	messages := make([]outgoing, 0, len(followUps))
 	for _, f := range followUps {
-		to, err := w.routes.resolve(f.Publishing.Task, f.Destination)
+		own := f.Destination
+		if own == (protocol.Destination{}) {
+			own.Queue = f.Queue
+		}
+		to, err := w.routes.resolve(f.Publishing.Task, own)
 		if err != nil {
 			return nil, &unsendableError{task: f.Publishing.Task, id: f.Publishing.TaskID, err: err}
 		}

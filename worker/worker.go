@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
@@ -160,7 +161,21 @@ func (w *Worker) Revoke(taskIDs ...string) {
 
 // sender returns what follow-up messages say about their sender.
 func (w *Worker) sender() protocol.Sender {
-	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, Now: w.cfg.Now()}
+	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, Now: w.cfg.Now(), Prepare: w.prepare}
+}
+
+// prepare calls the function that the task was registered with: see [Prepare].
+func (w *Worker) prepare(s protocol.Signature, args []json.RawMessage) (prepared protocol.Prepared, err error) {
+	r := w.tasks[s.Task]
+	if r.prepare == nil {
+		return protocol.Prepared{Args: args}, nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("preparing a message of task %s panicked: %v", s.Task, p)
+		}
+	}()
+	return r.prepare(s, args)
 }
 
 func (w *Worker) handlerOf(r registration) Handler {

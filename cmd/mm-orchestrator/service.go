@@ -25,11 +25,12 @@ import (
 // service is a worker with its background tasks.
 type service struct {
 	worker *worker.Worker
-	// sweep publishes parked messages in turn until its context ends.
+	// sweep publishes parked messages in turn until its context ends. It is nil in a
+	// worker that runs no steps.
 	sweep func(context.Context)
-	// look logs what would make runs fail.
+	// look logs what would make runs fail. It is nil in a worker that runs no steps.
 	look     func(context.Context)
-	statsd   *metrics.StatsD
+	statsd   []*metrics.StatsD
 	watchdog *watchdog
 	listener *metrics.Listener // nil for none
 	// stopNow is closed to cancel running steps.
@@ -44,7 +45,9 @@ type service struct {
 func (s service) run(ctx context.Context, started func()) error {
 	background, end := context.WithCancel(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
-	group.Go(func() { s.statsd.Run(background) })
+	for _, statsd := range s.statsd {
+		group.Go(func() { statsd.Run(background) })
+	}
 	group.Go(func() {
 		// Only from the first consumer to the request to stop: a worker that starts
 		// or stops is not expected to be healthy.
@@ -68,6 +71,9 @@ func (s service) run(ctx context.Context, started func()) error {
 		select {
 		case <-s.worker.Started():
 			started()
+			if s.sweep == nil {
+				return
+			}
 			// It continues while the worker stops: the end of its last step may free
 			// the workspace for another run.
 			s.sweep(background)
@@ -79,7 +85,9 @@ func (s service) run(ctx context.Context, started func()) error {
 		// a worker that still waits for its database has other worries.
 		select {
 		case <-s.worker.Started():
-			s.look(ctx)
+			if s.look != nil {
+				s.look(ctx)
+			}
 		case <-background.Done():
 		}
 	})
@@ -116,7 +124,7 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 		log.Warn("artifact root is unusable: runs whose row names no artifact directory will fail", "error", err)
 	}
 	log.Info("worker ready",
-		"version", versionText(), "node", c.Node, "queue", c.Queue, "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
+		"version", versionText(), "node", c.Node, "queue", strings.Join(c.consumed(), " "), "concurrency", c.Concurrency, "prefetch", c.PrefetchCount(),
 		"broker", strings.Join(brokers, " "), "database", db.Place(), "results", results,
 		"workspace", c.Workspace, "compose_project", strings.Join(c.Policy.Projects(), " "), "policy", cmp.Or(c.Profiles, "built-in"), "artifact_root", root,
 		"docker", cmp.Or(address.MaskURL(c.DockerHost), "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
@@ -149,7 +157,9 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 		return nil
 	}})
 	// A short limit for the same reason. Every run that comes meanwhile fails.
-	list = append(list, healthCheck{name: "the workspace " + c.Workspace, limit: checkInterval, check: func(context.Context) error { return c.checkWorkspace() }})
+	if !c.Spec.Only {
+		list = append(list, healthCheck{name: "the workspace " + c.Workspace, limit: checkInterval, check: func(context.Context) error { return c.checkWorkspace() }})
+	}
 	if root, err := c.artifactDirectory().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {
 		least := uint64(c.DiskReserve) << 20
 		list = append(list, healthCheck{name: "the file system of " + root, check: func(context.Context) error { return diskSpace(root, least, c.name("MM_ORCHESTRATOR_DISK_RESERVE")) }})

@@ -63,6 +63,7 @@ const (
 	topicFiles    topic = "Workspace and artifacts"
 	topicSteps    topic = "Steps"
 	topicChanges  topic = "Changes and rollback"
+	topicSpec     topic = "Spec workflow"
 	topicSecrets  topic = "Secrets"
 	topicStart    topic = "Start"
 	topicProcess  topic = "Process"
@@ -70,7 +71,7 @@ const (
 )
 
 // topics are all topics, in the order of the help texts.
-var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicChanges, topicSecrets, topicStart, topicProcess, topicMetrics}
+var topics = []topic{topicBroker, topicResults, topicDatabase, topicFiles, topicSteps, topicChanges, topicSpec, topicSecrets, topicStart, topicProcess, topicMetrics}
 
 // redact removes the secrets from a value of s.
 func (s setting) redact(text string) string {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -91,6 +92,9 @@ type configuration struct {
 	PinDirectory string
 	// BaselineFileLimit and BaselineLimit are in MiB.
 	BaselineFileLimit, BaselineLimit int
+
+	// Spec is the Spec workflow; see spec.go.
+	Spec specSettings
 
 	// Redaction adds to what the redactor takes for secret.
 	Redaction artifacts.Rules
@@ -247,7 +251,9 @@ func (p postgresSettings) address() address.Database {
 // the one that its code reads comes first, and those that only its documentation
 // mentions after it. Settings that MoonMind does not have begin with
 // MM_ORCHESTRATOR_.
-var settings = []setting{
+var settings = slices.Concat(orchestratorSettings, specSettingsTable)
+
+var orchestratorSettings = []setting{
 	{
 		flag: "broker-url", form: "url", mask: address.MaskBrokers, topic: topicBroker,
 		vars: names("CELERY_BROKER_URL", "ORCHESTRATOR_BROKER_URL", "BROKER_URL", "SPEC_WORKFLOW_CELERY_BROKER_URL"),
@@ -941,6 +947,9 @@ func (c *configuration) check() error {
 	if c.RoutingKey == "" {
 		c.RoutingKey = c.Queue
 	}
+	if err := c.checkSpec(); err != nil {
+		return err
+	}
 	if c.DockerTLSVerify != "" && c.DockerCertPath == "" {
 		return &configError{Text: fmt.Sprintf("%s is set, but %s is not: set it to the directory with ca.pem, cert.pem and key.pem",
 			c.name("DOCKER_TLS_VERIFY"), c.name("DOCKER_CERT_PATH"))}
@@ -960,7 +969,7 @@ type withoutEffect struct {
 }
 
 var withoutEffects = []withoutEffect{
-	{[]string{"DEFAULT_QUEUE", "CELERY_DEFAULT_QUEUE", "DEFAULT_ROUTING_KEY", "CELERY_DEFAULT_ROUTING_KEY"}, "for the Spec workflow worker; this one reads ORCHESTRATOR_CELERY_QUEUE and ORCHESTRATOR_CELERY_ROUTING_KEY"},
+	{[]string{"DEFAULT_ROUTING_KEY", "CELERY_DEFAULT_ROUTING_KEY"}, "the queues of the Spec workflow are bound by their names"},
 	{[]string{"WORKER_PREFETCH_MULTIPLIER", "CELERY_WORKER_PREFETCH_MULTIPLIER"}, "the orchestrator reads ORCHESTRATOR_PREFETCH instead"},
 	{[]string{"TASK_SERIALIZER", "CELERY_TASK_SERIALIZER", "RESULT_SERIALIZER", "CELERY_RESULT_SERIALIZER", "ACCEPT_CONTENT", "CELERY_ACCEPT_CONTENT"},
 		"the orchestrator's messages are always JSON; MM_ORCHESTRATOR_RESULT_ENCODING sets the encoding of results"},
@@ -969,8 +978,8 @@ var withoutEffects = []withoutEffect{
 	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a defect of the Python worker that this program does not have"},
 	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "Celery's beat deletes old results, not the worker"},
 	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "says what the Python worker loads or installs"},
-	{[]string{"REPO_ROOT", "SPEC_WORKFLOW_REPO_ROOT", "TASKS_ROOT", "SPEC_WORKFLOW_TASKS_ROOT", "TEST_MODE", "SPEC_WORKFLOW_TEST_MODE", "CODEX_QUEUE", "SPEC_WORKFLOW_CODEX_QUEUE",
-		"GITHUB_REPOSITORY", "SPEC_WORKFLOW_GITHUB_REPOSITORY", "GITHUB_TOKEN", "SPEC_WORKFLOW_GITHUB_TOKEN", "DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY",
-		"JOB_IMAGE", "SPEC_AUTOMATION_JOB_IMAGE", "SPEC_AUTOMATION_WORKSPACE_ROOT", "CODEX_ENVIRONMENT", "CODEX_ENV", "CODEX_SHARDS", "CODEX_MODEL", "CODEX_PROFILE",
-		"CODEX_VOLUME_NAME", "CODEX_LOGIN_CHECK_IMAGE"}, "for the Spec workflow tasks, which this worker does not have"},
+	{[]string{"GITHUB_TOKEN", "SPEC_WORKFLOW_GITHUB_TOKEN", "DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY",
+		"JOB_IMAGE", "SPEC_AUTOMATION_JOB_IMAGE", "SPEC_AUTOMATION_WORKSPACE_ROOT", "CODEX_ENVIRONMENT", "CODEX_ENV", "CODEX_MODEL", "CODEX_PROFILE",
+		"CODEX_VOLUME_NAME", "CODEX_LOGIN_CHECK_IMAGE"}, "this version runs the Spec workflow only in test mode, which needs neither Codex nor GitHub"},
+	{[]string{"SKILLS_FALLBACK_ENABLED", "SPEC_WORKFLOW_SKILLS_FALLBACK_ENABLED"}, "no task of the Spec workflow fails here in a way after which MoonMind would fall back"},
 }

@@ -44,8 +44,10 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return err
 	}
-	if err := c.checkWorkspace(); err != nil {
-		return err
+	if !c.Spec.Only {
+		if err := c.checkWorkspace(); err != nil {
+			return err
+		}
 	}
 	if err := c.loadPolicy(); err != nil {
 		return err
@@ -93,12 +95,24 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	workerConfig.Metrics = registry
+	c.addSpec(&workerConfig)
 	// Set below: the worker calls BeforeStopped only after it has run.
 	var steps *orchestrator.Orchestrator
-	workerConfig.BeforeStopped = func(ctx context.Context) []any { return steps.Leave(ctx) }
+	if !c.Spec.Only {
+		workerConfig.BeforeStopped = func(ctx context.Context) []any { return steps.Leave(ctx) }
+	}
 	w, err := worker.New(workerConfig)
 	if err != nil {
 		return &configError{err.Error()}
+	}
+	var specStatsD *metrics.StatsD
+	if c.Spec.Consume != nil {
+		if err := db.tables.CheckSpecPrivileges(ctx); err != nil {
+			return nilIfStopped(ctx, cureAccess(err))
+		}
+		if specStatsD, err = c.registerSpec(w, db.tables, registry, redactor, log); err != nil {
+			return err
+		}
 	}
 	steps, err = orchestrator.New(orchestrator.Config{
 		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
@@ -112,7 +126,9 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return &configError{err.Error()}
 	}
-	steps.Register(w)
+	if !c.Spec.Only {
+		steps.Register(w)
+	}
 
 	watch := &watchdog{checks: c.healthChecks(w, steps, db, engine), log: log}
 	var listener *metrics.Listener
@@ -140,10 +156,15 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}
 		}
 	}
-	serve := service{worker: w, sweep: steps.Sweep, look: steps.LogLooks, statsd: statsd, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
+	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, specStatsD}, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
+	if !c.Spec.Only {
+		serve.sweep, serve.look = steps.Sweep, steps.LogLooks
+	}
 	return c.cureBroker(serve.run(ctx, func() {
 		c.logStart(log, db.tables, listener)
-		steps.LogPolicy()
+		if !c.Spec.Only {
+			steps.LogPolicy()
+		}
 	}))
 }
 

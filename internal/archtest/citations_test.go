@@ -96,6 +96,10 @@ var (
 	defectID    = regexp.MustCompile(`^[ACFR][0-9]+$`)
 )
 
+// notPages are files of other repositories that code and pages write about: that of
+// the Spec workflow, and those of its simulated patch.
+var notPages = []string{"tasks.md", "a/README.md", "b/README.md"}
+
 // forbidden are forms of citation that a reader cannot follow. They are searched
 // for in text without comment marks and line ends, since comments are wrapped.
 var forbidden = []struct {
@@ -151,6 +155,9 @@ func dangling(name, line string, headings map[string][]string) []fault {
 	}
 	for _, match := range citation.FindAllStringSubmatch(address.ReplaceAllString(line, ""), -1) {
 		page, heading := match[1], match[2]
+		if slices.Contains(notPages, page) {
+			continue
+		}
 		if heading == "" && !strings.HasSuffix(name, ".md") && !strings.Contains(commented, page) {
 			continue // the name of a file that the program uses
 		}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ import (
 // Database is a database of one test.
 type Database struct {
 	// URL is for a worker. In a database from New its role has the rights of
-	// [store.WorkerPrivileges] and no others, so that a statement which needs more
+	// [store.WorkerPrivileges] and [store.SpecPrivileges] and no others, so that a statement which needs more
 	// fails its test.
 	URL string
 	// OwnerURL is for the owner, who may create tables.
@@ -75,7 +76,7 @@ func (d *Database) fill(t testing.TB) *Database {
 	if _, err := d.Open(t).Migrate(t.Context(), options); err != nil {
 		t.Fatal(err)
 	}
-	d.URL = d.Role(t, "worker", Grants(store.WorkerPrivileges(options.ResultTables)...)...)
+	d.URL = d.Role(t, "worker", Grants(slices.Concat(store.WorkerPrivileges(options.ResultTables), store.SpecPrivileges())...)...)
 	return d
 }
 

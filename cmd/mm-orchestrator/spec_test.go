@@ -1,0 +1,201 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
+)
+
+// specChain is what the Python producer has seen of a chain.
+type specChain struct {
+	RunID   string `json:"run_id"`
+	ChainID string `json:"chain_id"`
+	Results []struct {
+		ID     string          `json:"id"`
+		State  string          `json:"state"`
+		Result json.RawMessage `json:"result"`
+	} `json:"results"`
+}
+
+// submitSpec publishes a chain with unmodified Celery and waits for its results.
+func (s testEnv) submitSpec(t *testing.T, version string, args ...string) specChain {
+	t.Helper()
+	script := filepath.Join("..", "..", "testdata", "producers", "submit_spec_run.py")
+	cmd := exec.CommandContext(t.Context(), devenv.Celery(t, version), append([]string{script}, args...)...)
+	cmd.Env = append(os.Environ(), "CELERY_BROKER_URL="+s.broker, "CELERY_RESULT_BACKEND="+s.sqlalchemy())
+	out, err := cmd.Output()
+	var chain specChain
+	if err == nil {
+		err = json.Unmarshal(out, &chain)
+	}
+	if err != nil {
+		var stderr []byte
+		if exit, is := err.(*exec.ExitError); is {
+			stderr = exit.Stderr
+		}
+		t.Fatalf("producer: %v: %s%s", err, out, stderr)
+	}
+	return chain
+}
+
+func (s testEnv) sqlalchemy() string {
+	return "db+postgresql+psycopg2://" + strings.SplitN(s.database, "://", 2)[1]
+}
+
+func (s testEnv) specEnv(more ...string) environment {
+	return append(append(s.env(), "CELERY_RESULT_BACKEND="+s.sqlalchemy(), "MM_ORCHESTRATOR_SPEC_QUEUES=all", "TEST_MODE=true", "REPO_ROOT="+s.workspace), more...)
+}
+
+func (s testEnv) writeTasks(t *testing.T, feature, text string) {
+	t.Helper()
+	dir := filepath.Join(s.workspace, "specs", feature)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "tasks.md"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The messages of unmodified Celery run the chain of the Spec workflow, beside the
+// orchestrator's queue and apart from it.
+func TestSpecWorkflowOfAPythonProducer(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		celery string
+		env    []string
+		queues []string
+	}{
+		"beside the orchestrator": {celery: "5.4.0", queues: []string{"codex-0", "codex-1", "codex-2", "orchestrator.run", "speckit"}},
+		"apart from it":           {celery: "5.7.0", env: []string{"MM_ORCHESTRATOR_SPEC_ONLY=true", "WORKSPACE_ROOT=/nowhere", "SPEC_WORKFLOW_CODEX_QUEUE=codex"}, queues: []string{"codex", "codex-0", "codex-1", "codex-2", "speckit"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestEnv(t)
+			s.writeTasks(t, "014-refresh-docs", "## Phase 1\n- [x] T001 done\n- [ ] T002 Write `a/b.py` with API_TOKEN=hunter2-hunter2\n")
+			sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sink.Close()
+			env := s.specEnv(append(test.env, "API_TOKEN=hunter2-hunter2", "SPEC_WORKFLOW_METRICS_HOST=127.0.0.1", fmt.Sprintf("SPEC_WORKFLOW_METRICS_PORT=%d", sink.LocalAddr().(*net.UDPAddr).Port))...)
+			p := start(t, env, "worker")
+			ready := p.logLine("worker ready")
+			chain := s.submitSpec(t, test.celery, "--feature", "014-refresh-docs", "--repository", "octo/widgets")
+			for _, r := range chain.Results {
+				if r.State != "SUCCESS" {
+					t.Errorf("%s: %s", r.State, r.Result)
+				}
+			}
+			pool, err := pgxpool.New(t.Context(), s.database)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			d := &storetest.Database{URL: s.database, Pool: pool}
+			run := d.Rows(t, `SELECT status::text, phase::text, branch_name, celery_chain_id, artifacts_path FROM spec_workflow_runs WHERE id = $1`, chain.RunID)[0]
+			if run["status"] != "succeeded" || run["phase"] != "complete" || run["branch_name"] != "014-refresh-docs/t002" || run["celery_chain_id"] != chain.ChainID {
+				t.Errorf("run is %v", run)
+			}
+			if n := len(d.Rows(t, `SELECT 1 FROM spec_workflow_task_states WHERE workflow_run_id = $1 AND status = 'succeeded'`, chain.RunID)); n != 3 {
+				t.Errorf("%d tasks have succeeded", n)
+			}
+			dir := filepath.Join(s.workspace, run["artifacts_path"].(string))
+			files, err := filepath.Glob(filepath.Join(dir, "*"))
+			if err != nil || len(files) != 5 {
+				t.Errorf("files: %v, %v", files, err)
+			}
+			for _, file := range files {
+				if text, err := os.ReadFile(file); err != nil || strings.Contains(string(text), "hunter2") {
+					t.Errorf("%s: %v, %s", file, err, text)
+				}
+			}
+			everything := fmt.Sprint(chain, d.Rows(t, `SELECT * FROM spec_workflow_task_states`), d.Rows(t, `SELECT outcome::text FROM mm_orchestrator.spec_claims`), p.stderr.String())
+			if strings.Contains(everything, "hunter2") {
+				t.Error("a secret of tasks.md is in the rows, results or log")
+			}
+			var got []string
+			for _, line := range receiveLines(t, sink, 9) {
+				name, rest, _ := strings.Cut(line, ":")
+				if name == "moonmind.spec_workflow.task_duration" {
+					value, tags, _ := strings.Cut(rest, "|ms")
+					if _, decimals, _ := strings.Cut(value, "."); len(decimals) != 6 {
+						t.Errorf("%s", line)
+					}
+					rest = tags
+				}
+				got = append(got, strings.TrimPrefix(name, "moonmind.spec_workflow.")+" "+rest)
+			}
+			var want []string
+			for _, task := range []string{"discover_next_phase", "submit_codex_job", "apply_and_publish"} {
+				want = append(want, "task_start 1|c|#task:"+task+",attempt:1,status:running,retry:False",
+					"task_success 1|c|#task:"+task+",attempt:1,status:success", "task_duration |#task:"+task+",attempt:1,status:success")
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("StatsD got %q, want %q", got, want)
+			}
+			if queues := strings.Fields(fmt.Sprint(ready["queue"])); !slices.Equal(slices.Sorted(slices.Values(queues)), test.queues) {
+				t.Errorf("queues are %v, want %v", queues, test.queues)
+			}
+		})
+	}
+}
+
+func receiveLines(t *testing.T, conn *net.UDPConn, n int) []string {
+	t.Helper()
+	_ = conn.SetReadDeadline(time.Now().Add(testTimeout))
+	var lines []string
+	buffer := make([]byte, 1500)
+	for range n {
+		size, err := conn.Read(buffer)
+		if err != nil {
+			t.Fatalf("after %q: %v", lines, err)
+		}
+		lines = append(lines, string(buffer[:size]))
+	}
+	return lines
+}
+
+// Outside of test mode the chain ends in its second task, with a text that says what
+// to do.
+func TestSpecWorkflowOutsideOfTestMode(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.writeTasks(t, "f", "- [ ] T1 x\n")
+	start(t, append(s.specEnv(), "TEST_MODE=false"), "worker").logLine("worker ready")
+	chain := s.submitSpec(t, "5.4.0", "--feature", "f")
+	last := chain.Results[2]
+	if last.State != "FAILURE" || !strings.Contains(string(last.Result), "TEST_MODE is not set: set it to true to simulate both") {
+		t.Errorf("%s: %s", last.State, last.Result)
+	}
+}
+
+func TestSpecSettings(t *testing.T) {
+	t.Parallel()
+	for assignments, want := range map[string]string{
+		"MM_ORCHESTRATOR_SPEC_ONLY=true":                "MM_ORCHESTRATOR_SPEC_QUEUES",
+		"MM_ORCHESTRATOR_SPEC_QUEUES=,":                 "it must be all, or names of queues",
+		"MM_ORCHESTRATOR_SPEC_QUEUES=orchestrator.run":  "they need different queues",
+		"CODEX_SHARDS=65":                               "it must be a whole number from 1 to 64",
+		"GITHUB_REPOSITORY=--upload-pack=x/y":           "it must have the form owner/name",
+		"GITHUB_REPOSITORY=https://github.com/octo/wid": "it must have the form owner/name",
+		"SKILL_POLICY_MODE=none":                        "permissive",
+	} {
+		p := start(t, environment{assignments}, "config")
+		if code := p.exit(); code != exitConfig || !strings.Contains(p.stderr.String(), want) {
+			t.Errorf("%s: exit %d, %s", assignments, code, p.stderr.String())
+		}
+	}
+}

@@ -1,0 +1,1 @@
+DROP TABLE mm_orchestrator.spec_claims;
