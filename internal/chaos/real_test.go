@@ -1,10 +1,16 @@
 package chaos
 
 import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/changetest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // A campaign of the default length kills at every place of the steps that use the
@@ -31,5 +37,43 @@ func TestRealTrialsKillEverywhere(t *testing.T) {
 	}
 	if len(workspaces) != len(realKinds) || len(failing) != 5 {
 		t.Errorf("workspaces %v, runs that fail at %v", workspaces, failing)
+	}
+}
+
+// A few trials of kind Real for every change: a worker is killed in a rollback, in a
+// restart and in the pause before verify, and the audit trail is compared with what was
+// there then, and at the end. The others are `make chaos KINDS=real`.
+func TestTrailAfterAKill(t *testing.T) {
+	t.Parallel()
+	devenv.Compose(t)
+	const seed = 5
+	for _, p := range []struct {
+		point        faultpoint.Point
+		step, failAt string
+	}{
+		{faultpoint.AuditRecorded, "rollback", "verify"},
+		{faultpoint.CommandAfter, "restart", ""},
+		{faultpoint.ApprovalRefused, "verify", ""},
+	} {
+		// Not at the same time: the compose project is named after the process.
+		t.Run(string(p.point)+" of "+p.step, func(t *testing.T) {
+			number := 0
+			for ; ; number++ {
+				trial := newTrial(seed, number, []Kind{Real})
+				if first := trial.Stages[0]; first.Point == p.point && first.Step == p.step && trial.Shape.FailAt == p.failAt && len(trial.Stages) == 1 {
+					break
+				}
+			}
+			var progress bytes.Buffer
+			folder := t.TempDir()
+			report, err := Run(t.Context(), Config{Module: "../..", Folder: folder, Kinds: []Kind{Real}, Seed: seed, Only: number, Lanes: 1, Output: &progress})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report.Problems() > 0 {
+				timeline, err := os.ReadFile(filepath.Join(folder, fmt.Sprintf("failed-%d", number), "timeline.txt"))
+				t.Errorf("%s\n%s (%v)", progress.String(), timeline, err)
+			}
+		})
 	}
 }
