@@ -99,6 +99,9 @@ const firstPause = 20 * time.Millisecond
 func (b *Backend) Wait(ctx context.Context, taskID string) (results.Outcome, error) {
 	for pause := min(firstPause, b.config.PollInterval); ; pause = min(pause*3/2, b.config.PollInterval) {
 		outcomes, err := b.Load(ctx, taskID)
+		if err != nil && ctx.Err() != nil {
+			return results.Outcome{}, context.Cause(ctx)
+		}
 		if err != nil {
 			return results.Outcome{}, err
 		}
@@ -107,7 +110,7 @@ func (b *Backend) Wait(ctx context.Context, taskID string) (results.Outcome, err
 		}
 		select {
 		case <-ctx.Done():
-			return outcomes[0], context.Cause(ctx)
+			return results.Outcome{}, context.Cause(ctx)
 		case <-time.After(pause):
 		}
 	}

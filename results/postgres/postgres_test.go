@@ -222,8 +222,8 @@ func TestWaitReturnsWhenTheTaskHasEnded(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if o, err := b.Wait(short, "a"); !errors.Is(err, context.DeadlineExceeded) || o.State != protocol.StateStarted {
-		t.Errorf("%+v, %v", o, err)
+	if _, err := b.Wait(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a task that runs: %v", err)
 	}
 	ended := make(chan error, 1)
 	go func() {
