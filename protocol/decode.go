@@ -2,28 +2,11 @@ package protocol
 
 import (
 	"bytes"
-	"compress/bzip2"
-	"compress/zlib"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
-)
-
-// MaxBodySize is the limit on a decompressed body, in bytes. A message whose
-// body is larger is malformed ([ReasonCompression]), so that a small message
-// cannot exhaust memory.
-const MaxBodySize = 64 << 20
-
-// A compressed body may be MaxExpansion times its compressed size, or
-// SmallBodySize if that is more, and never more than [MaxBodySize]. What is larger
-// is malformed ([ReasonCompression]): Celery has no limit, and 8 KiB of bzip2 can
-// contain gigabytes. JSON that people send is rarely compressed to a hundredth.
-const (
-	MaxExpansion  = 200
-	SmallBodySize = 1 << 20
 )
 
 // contentTypeJSON is the only content type that can be decoded.
@@ -288,45 +271,4 @@ func checkContentType(contentType string, accept []string) error {
 	}
 	return &MalformedError{Reason: ReasonContentType,
 		Detail: "Refusing to deserialize untrusted content of type " + name}
-}
-
-func isCompressed(d Delivery) bool {
-	name := d.Headers["compression"]
-	return name != nil && name != ""
-}
-
-// decompress decompresses the body as the header compression says. The type
-// application/x-gzip is a zlib stream (RFC 1950); a real gzip file is refused,
-// as in Python. A result of more than limit bytes is an error, and so is one that
-// exceeds [MaxExpansion] and [SmallBodySize].
-func decompress(d Delivery, limit int) ([]byte, error) {
-	name := d.Headers["compression"]
-	if !isCompressed(d) {
-		if len(d.Body) > limit {
-			return nil, fmt.Errorf("%d bytes are more than %d", len(d.Body), limit)
-		}
-		return d.Body, nil
-	}
-	var stream io.Reader
-	switch name {
-	case "application/x-gzip", "gzip", "zlib":
-		z, err := zlib.NewReader(bytes.NewReader(d.Body))
-		if err != nil {
-			return nil, fmt.Errorf("not a zlib stream: %w", err)
-		}
-		stream = z
-	case "application/x-bz2", "bzip2", "bzip":
-		stream = bzip2.NewReader(bytes.NewReader(d.Body))
-	default:
-		return nil, fmt.Errorf("compression %s is neither zlib nor bzip2", quote(fmt.Sprint(name)))
-	}
-	limit = min(limit, max(SmallBodySize, MaxExpansion*len(d.Body)))
-	body, err := io.ReadAll(io.LimitReader(stream, int64(limit)+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("corrupt stream: %w", err)
-	case len(body) > limit:
-		return nil, fmt.Errorf("%d bytes decompress to more than %d", len(d.Body), limit)
-	}
-	return body, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"os"
 	"testing"
 	"unicode/utf8"
 
@@ -100,6 +101,32 @@ func checkPlan(t *testing.T) func(protocol.Plan, error) {
 			}
 		}
 	}
+}
+
+// Decompression of any bytes ends, within its limit.
+func FuzzDecompress(f *testing.F) {
+	var captured struct {
+		Messages []struct {
+			Name, Body string
+			Compressed []byte
+		}
+	}
+	text, err := os.ReadFile("testdata/compressed_kombu-5.7.0.json")
+	if err != nil || json.Unmarshal(text, &captured) != nil {
+		f.Fatal(err)
+	}
+	for _, m := range captured.Messages {
+		if m.Body == "small" {
+			f.Add(m.Name, m.Compressed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, name string, body []byte) {
+		d := delivery(string(body))
+		d.Headers["compression"] = name
+		if out, err := protocol.Decompress(d, 1<<16); err == nil && len(out) > 1<<16 {
+			t.Fatalf("%d bytes", len(out))
+		}
+	})
 }
 
 func FuzzParseSignature(f *testing.F) {

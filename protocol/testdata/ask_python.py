@@ -2,6 +2,7 @@
 
 Each question is [what, argument]; see python_test.go."""
 import json
+import lzma
 import pickle
 import sys
 
@@ -70,7 +71,15 @@ def exception(question):
     return [type(error).__name__, repr(error), str(error), list(value), type(value['exc_message']).__name__]
 
 
+def xz(hexa):
+    try:
+        return lzma.decompress(bytes.fromhex(hexa)).hex()
+    except (lzma.LZMAError, EOFError):
+        return None
+
+
 answers = {
+    'xz': xz,
     'dumps': lambda text: kombu.dumps(kombu.loads(text)),
     'float': lambda hexa: repr(float.fromhex(hexa)),
     'load': load,
