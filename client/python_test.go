@@ -99,14 +99,15 @@ func TestPythonWorkersRunWhatTheClientSends(t *testing.T) {
 			}
 
 			type request struct {
-				Root, Parent, Group, Shadow, Queue string
-				Headers, Stamps                    map[string]any
-				Priority                           int
-				Timelimit                          []any
+				Root, Shadow, Queue string
+				Parent, Group       *string // None here
+				Headers, Stamps     map[string]any
+				Priority            int
+				Timelimit           []any
 			}
 			seen := get[request](t, send(client.Task("shop.request"), client.Queue("mail"), client.Priority(4), client.Shadow("nice"),
 				client.Header("x-tenant", "acme"), client.Stamp("trace", "a1"), client.TimeLimit(30*time.Second, 20*time.Second)))
-			if seen.Queue != "mail" || seen.Priority != 4 || seen.Shadow != "nice" || seen.Headers["x-tenant"] != "acme" || seen.Stamps["trace"] != "a1" || seen.Parent != "" || seen.Root == "" {
+			if seen.Queue != "mail" || seen.Priority != 4 || seen.Shadow != "nice" || seen.Headers["x-tenant"] != "acme" || seen.Stamps["trace"] != "a1" || seen.Parent != nil || seen.Root == "" {
 				t.Errorf("request %+v", seen)
 			}
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // ValueError says that [DecodeJSON] could not store a JSON value in a Go value.
@@ -42,13 +43,20 @@ func (e *ValueError) Error() string {
 //     datetime without a zone is a time.Time in the location [Naive], so that
 //     [EncodeJSON] writes all of these as they came. A string accepts a
 //     datetime.time, too.
-//   - Null is an error where the target is a number: it is Python's None, and 0
-//     would be another value. A pointer to a number receives nil.
+//   - Null, Python's None, fits what can be nil (a pointer, an any, a slice, a
+//     map) and types with UnmarshalJSON. For all others it is an error.
 //   - A number in an any becomes an int64, or a *big.Int if it is too large
 //     for that, or a float64.
-//   - An integer accepts a float without a fraction.
+//   - An integer accepts a float without a fraction. A float accepts an integer
+//     that it can hold exactly. A float32 rounds floats.
+//   - An array must have the length of the Go array.
+//   - The text of a wrapped decimal, uuid, date, time or datetime is accepted by
+//     types with UnmarshalText.
+//   - A map may have integers as keys.
 //
-// The error is a [*SyntaxError] or a [*ValueError].
+// What does not fit its target is an error, and never becomes another value
+// (docs/library.md#types), except that members of an object for which a struct
+// has no field are left out. The error is a [*SyntaxError] or a [*ValueError].
 func DecodeJSON(text json.RawMessage, v any) error {
 	if err := checkJSON(text); err != nil {
 		return err
@@ -79,7 +87,7 @@ func (d *valueDecoder) at(step string, v reflect.Value) error {
 
 var (
 	rawType    = reflect.TypeFor[json.RawMessage]()
-	bytesType  = reflect.TypeFor[[]byte]()
+	timeType   = reflect.TypeFor[time.Time]()
 	bigIntType = reflect.TypeFor[big.Int]()
 	numberType = reflect.TypeFor[json.Number]()
 )
@@ -96,11 +104,7 @@ func (d *valueDecoder) value(v reflect.Value) error {
 		return err
 	}
 	if k == kindNull {
-		if v.CanInt() || v.CanUint() || v.CanFloat() || v.Type() == bigIntType || v.Type() == numberType {
-			return d.mismatch(v, "it is null (Python's None); a pointer would accept that")
-		}
-		v.SetZero()
-		return d.skip()
+		return d.null(v)
 	}
 	if v.Kind() == reflect.Pointer {
 		if v.IsNil() {
@@ -147,25 +151,76 @@ func (d *valueDecoder) value(v reflect.Value) error {
 	return d.plain(k, text, v)
 }
 
+// null decodes None.
+func (d *valueDecoder) null(v reflect.Value) error {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface, reflect.Slice, reflect.Map:
+		v.SetZero()
+		return d.skip()
+	}
+	if _, ok := addressOf(v).(json.Unmarshaler); ok && v.Type() != timeType && v.Type() != bigIntType {
+		_, err := d.unmarshaler(kindNull, v)
+		return err
+	}
+	return d.mismatch(v, "it is null (Python's None); a pointer would accept that")
+}
+
+// addressOf returns the address of v if its methods may be called.
+func addressOf(v reflect.Value) any {
+	if !v.CanAddr() || !v.Addr().CanInterface() {
+		return nil
+	}
+	return v.Addr().Interface()
+}
+
 func (d *valueDecoder) plain(k kind, text []byte, v reflect.Value) error {
 	switch {
 	case k == kindBool && v.Kind() == reflect.Bool:
 		v.SetBool(text[0] == 't')
-	case k == kindString && v.Kind() == reflect.String:
+	case k == kindString && v.Kind() == reflect.String && v.Type() != reflect.TypeFor[Decimal]() && v.Type() != reflect.TypeFor[TimeOfDay]():
 		v.SetString(unquoteJSON(text))
-	case k == kindString && v.Type() == bytesType:
-		v.SetBytes([]byte(unquoteJSON(text)))
-	case k == kindNumber && v.CanFloat():
-		f := parseFloat(text)
-		if v.OverflowFloat(f) && !math.IsInf(f, 0) {
-			return d.mismatch(v, "out of range")
+	case k == kindString && isBytes(v):
+		content := []byte(unquoteJSON(text))
+		if !utf8.Valid(content) {
+			return d.mismatch(v, "it is text with a lone surrogate")
 		}
-		v.SetFloat(f)
+		v.SetBytes(content)
+	case k == kindNumber && v.CanFloat():
+		return d.float(text, v)
 	case k == kindNumber && (v.CanInt() || v.CanUint()):
 		return d.integer(text, v)
 	default:
 		return d.mismatch(v, "it is "+truncate(string(text), 60))
 	}
+	return nil
+}
+
+// float sets a float. Python's integers have any size: one that the float would
+// round, such as a large id, is an error.
+func (d *valueDecoder) float(text []byte, v reflect.Value) error {
+	f := parseFloat(text)
+	if !isInteger(text) {
+		if v.OverflowFloat(f) && !math.IsInf(f, 0) {
+			return d.mismatch(v, "out of range")
+		}
+		v.SetFloat(f)
+		return nil
+	}
+	n, _ := new(big.Int).SetString(string(text), 10)
+	exact := new(big.Float).SetInt(n)
+	if v.Kind() == reflect.Float32 {
+		f32, accuracy := exact.Float32()
+		if accuracy != big.Exact {
+			return d.mismatch(v, "it is the integer "+truncate(string(text), 60)+", which would be rounded")
+		}
+		v.SetFloat(float64(f32))
+		return nil
+	}
+	f, accuracy := exact.Float64()
+	if accuracy != big.Exact {
+		return d.mismatch(v, "it is the integer "+truncate(string(text), 60)+", which would be rounded")
+	}
+	v.SetFloat(f)
 	return nil
 }
 
@@ -208,16 +263,10 @@ func (d *valueDecoder) bigInt(k kind, v reflect.Value) error {
 	return nil
 }
 
-// wrapped decodes a type wrapper if the target has the type for one.
+// wrapped decodes a type wrapper. It returns done = false for an object that is
+// none, and leaves a wrapper to the UnmarshalJSON of a target that has one.
 func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 	isAny := v.Kind() == reflect.Interface && v.NumMethod() == 0
-	switch v.Interface().(type) {
-	case time.Time, Date, TimeOfDay, Decimal, UUID, []byte, string:
-	default:
-		if !isAny {
-			return false, nil
-		}
-	}
 	look := d.scanner
 	name, inner, ok := look.wrapper()
 	if !ok {
@@ -225,30 +274,55 @@ func (d *valueDecoder) wrapped(v reflect.Value) (done bool, err error) {
 	}
 	x, err := unwrap(name, inner)
 	if err != nil {
-		if isAny {
+		switch v.Interface().(type) {
+		case time.Time, Date, TimeOfDay, Decimal, UUID, []byte, string:
+			return true, d.mismatch(v, "not a value of Python's type "+truncate(name, 60))
+		}
+		return false, nil
+	}
+	got := reflect.ValueOf(x)
+	_, isTime := x.(TimeOfDay)
+	_, isData := x.([]byte)
+	switch {
+	case isAny || got.Type() == v.Type():
+		v.Set(got)
+	case isData && isBytes(v):
+		v.SetBytes(x.([]byte))
+	case isTime && v.Type() == reflect.TypeFor[string]():
+		v.SetString(string(x.(TimeOfDay)))
+	default:
+		target := addressOf(v)
+		if _, ok := target.(json.Unmarshaler); ok && v.Type() != timeType {
 			return false, nil
 		}
-		return true, d.mismatch(v, "not a value of Python's type "+truncate(name, 60))
+		reader, ok := target.(encoding.TextUnmarshaler)
+		if !ok || isData || v.Type() == timeType {
+			return true, d.mismatch(v, "it is Python's type "+name)
+		}
+		if err := reader.UnmarshalText([]byte(textOfWrapped(x, inner))); err != nil {
+			return true, d.mismatch(v, err.Error())
+		}
 	}
 	d.scanner = look
-	if text, ok := x.(TimeOfDay); ok && v.Type() == reflect.TypeFor[string]() {
-		v.SetString(string(text))
-		return true, nil
+	return true, nil
+}
+
+func isBytes(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8 && v.Type() != rawType
+}
+
+// textOfWrapped is the text that a type of another package is likely to read.
+func textOfWrapped(x any, inner json.RawMessage) string {
+	if u, ok := x.(UUID); ok {
+		return u.String()
 	}
-	if got := reflect.ValueOf(x); got.Type().AssignableTo(v.Type()) {
-		v.Set(got)
-		return true, nil
-	}
-	return true, d.mismatch(v, "it is Python's type "+truncate(name, 60))
+	return textOf(inner)
 }
 
 // unmarshaler calls the UnmarshalJSON or UnmarshalText of a target that has
 // one.
 func (d *valueDecoder) unmarshaler(k kind, v reflect.Value) (done bool, err error) {
-	if !v.CanAddr() || !v.Addr().CanInterface() {
-		return false, nil
-	}
-	switch x := v.Addr().Interface().(type) {
+	switch x := addressOf(v).(type) {
 	case *time.Time:
 		// Plain text is accepted too: kombu before 5.3 wrote no type wrappers.
 		text, err := d.raw()
@@ -269,10 +343,10 @@ func (d *valueDecoder) unmarshaler(k kind, v reflect.Value) (done bool, err erro
 		}
 		return true, nil
 	case encoding.TextUnmarshaler:
-		if k != kindString {
-			return false, nil
-		}
 		text, err := d.raw()
+		if err == nil && k != kindString {
+			return true, d.mismatch(v, "it is no text: "+truncate(string(text), 60))
+		}
 		if err == nil {
 			err = x.UnmarshalText([]byte(textOf(text)))
 		}
@@ -330,6 +404,9 @@ func (d *valueDecoder) list(v reflect.Value) error {
 	n := 0
 	switch v.Kind() {
 	case reflect.Slice:
+		if isBytes(v) {
+			return d.mismatch(v, "it is an array, not Python's bytes")
+		}
 		v.Set(reflect.MakeSlice(v.Type(), 0, 0))
 		return d.array(func() error {
 			item := reflect.New(v.Type().Elem()).Elem()
@@ -339,8 +416,7 @@ func (d *valueDecoder) list(v reflect.Value) error {
 			return err
 		})
 	case reflect.Array:
-		v.SetZero()
-		return d.array(func() error {
+		err := d.array(func() error {
 			if n >= v.Len() {
 				return d.mismatch(v, "it has more elements")
 			}
@@ -348,13 +424,17 @@ func (d *valueDecoder) list(v reflect.Value) error {
 			n++
 			return err
 		})
+		if err == nil && n < v.Len() {
+			err = d.mismatch(v, "it has only "+strconv.Itoa(n)+" elements")
+		}
+		return err
 	}
 	return d.mismatch(v, "it is an array")
 }
 
 func (d *valueDecoder) mapping(v reflect.Value) error {
 	switch {
-	case v.Kind() == reflect.Struct:
+	case v.Kind() == reflect.Struct && v.Type() != reflect.TypeFor[Date]():
 		fields := fieldsOf(v.Type())
 		return d.object(func(key string) error {
 			f, ok := fieldNamed(fields, key)
@@ -370,23 +450,57 @@ func (d *valueDecoder) mapping(v reflect.Value) error {
 			}
 			return d.at("."+key, target)
 		})
-	case v.Kind() == reflect.Map && v.Type().Key().Kind() == reflect.String:
+	case v.Kind() == reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		return d.object(func(key string) error {
+		return d.object(func(text string) error {
+			key := reflect.New(v.Type().Key()).Elem()
+			if !setKey(key, text) {
+				return d.mismatch(v, "it has the key "+quote(truncate(text, 60)))
+			}
 			item := reflect.New(v.Type().Elem()).Elem()
-			err := d.at("."+key, item)
-			v.SetMapIndex(reflect.ValueOf(key).Convert(v.Type().Key()), item)
+			err := d.at("."+text, item)
+			v.SetMapIndex(key, item)
 			return err
 		})
 	}
 	return d.mismatch(v, "it is an object")
 }
 
+// setKey sets the key of a map. Python writes an integer key as its digits.
+func setKey(key reflect.Value, text string) bool {
+	if reader, ok := addressOf(key).(encoding.TextUnmarshaler); ok {
+		return reader.UnmarshalText([]byte(text)) == nil
+	}
+	switch {
+	case key.Kind() == reflect.String:
+		key.SetString(text)
+		return true
+	case key.CanInt():
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || key.OverflowInt(n) {
+			return false
+		}
+		key.SetInt(n)
+		return true
+	case key.CanUint():
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil || key.OverflowUint(n) {
+			return false
+		}
+		key.SetUint(n)
+		return true
+	}
+	return false
+}
+
 // quoted decodes a field with the option ",string".
 func (d *valueDecoder) quoted(key string, v reflect.Value) error {
 	text, err := d.raw()
-	if err != nil || isNull(text) {
+	if err != nil {
 		return err
+	}
+	if isNull(text) {
+		text = json.RawMessage(`"null"`)
 	}
 	inner := valueDecoder{scanner: scanner{text: []byte(textOf(text))}, path: d.path}
 	if checkJSON(inner.text) != nil {

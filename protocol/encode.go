@@ -4,8 +4,10 @@ import (
 	"encoding"
 	"encoding/json"
 	"fmt"
+	"math"
 	"math/big"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,7 +50,8 @@ func (e *EncodeError) Exception() Exception {
 //   - Structs follow their encoding/json tags, in the order of their fields;
 //     maps are sorted by key.
 //   - []byte, time.Time, [Decimal], [UUID], [Date] and [TimeOfDay] are written
-//     in type wrappers. A time.Time in the location [Naive] has no zone.
+//     in type wrappers. A time.Time in the location [Naive] has no zone. A value
+//     that Python's type does not have is an error.
 //   - A json.RawMessage is checked and written unchanged. Nil is null.
 //
 // The error is an [*EncodeError].
@@ -59,6 +62,13 @@ func EncodeJSON(v any) (json.RawMessage, error) {
 	}
 	return e.out, nil
 }
+
+// What Python's Decimal and time.fromisoformat read, in all versions that Celery
+// supports. Other text in a wrapper would make Python refuse the whole message.
+var (
+	pythonDecimal = regexp.MustCompile(`(?i)^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf(inity)?|s?nan[0-9]*)$`)
+	pythonTime    = regexp.MustCompile(`^([01][0-9]|2[0-3])(:[0-5][0-9](:[0-5][0-9](\.([0-9]{3}|[0-9]{6}))?)?)?([+-]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{6})?)?)?$`)
+)
 
 type encoder struct {
 	out  []byte
@@ -95,8 +105,11 @@ func (e *encoder) value(v reflect.Value) error {
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
 		e.out = strconv.AppendUint(e.out, v.Uint(), 10)
 	case reflect.Float32:
-		// The shortest text that gives the same float32, not its float64.
-		f, _ := strconv.ParseFloat(strconv.FormatFloat(v.Float(), 'g', -1, 32), 64)
+		f := v.Float()
+		if f != math.Trunc(f) {
+			// The shortest text that gives the same float32, not its float64: 0.1.
+			f, _ = strconv.ParseFloat(strconv.FormatFloat(f, 'g', -1, 32), 64)
+		}
 		e.out = appendFloat(e.out, f)
 	case reflect.Float64:
 		e.out = appendFloat(e.out, v.Float())
@@ -152,12 +165,21 @@ func (e *encoder) special(v reflect.Value) (done bool, err error) {
 		}
 		e.out = append(e.out, wrapTime(x)...)
 	case Decimal:
+		if !pythonDecimal.MatchString(string(x)) {
+			return true, e.fail(v, quote(truncate(string(x), 60))+" is no number of Python's decimal")
+		}
 		e.out = append(e.out, wrap("decimal", quoteJSON(string(x)))...)
 	case UUID:
 		e.out = append(e.out, wrapUUID(x)...)
 	case TimeOfDay:
+		if !pythonTime.MatchString(string(x)) {
+			return true, e.fail(v, quote(truncate(string(x), 60))+" is not as Python's datetime.time prints a time")
+		}
 		e.out = append(e.out, wrap("time", quoteJSON(string(x)))...)
 	case Date:
+		if x.Year < 1 || x.Year > 9999 || !isDay(x.Year, x.Month, x.Day) {
+			return true, e.fail(v, x.String()+" is no day of Python's calendar")
+		}
 		e.out = append(e.out, wrap("date", quoteJSON(x.String()))...)
 	case Object:
 		return true, e.object(v, x)
@@ -165,6 +187,8 @@ func (e *encoder) special(v reflect.Value) (done bool, err error) {
 		e.out = x.Append(e.out, 10)
 	case *big.Int:
 		e.out = x.Append(e.out, 10)
+	case *time.Time: // its MarshalJSON would make it text
+		return e.special(v.Elem())
 	case json.Marshaler:
 		text, err := x.MarshalJSON()
 		if err != nil {

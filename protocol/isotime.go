@@ -31,9 +31,17 @@ func ParseTime(text string) (time.Time, error) {
 }
 
 // parseDatetime is ParseTime, except that a time without a zone is in [Naive].
-func parseDatetime(text string) (time.Time, error) {
+func parseDatetime(text string) (time.Time, error) { return parseISO(isoText{rest: text}) }
+
+// parseIsoformat is parseDatetime that accepts seconds in an offset, too: Python's
+// isoformat writes them for local mean times.
+func parseIsoformat(text string) (time.Time, error) {
+	return parseISO(isoText{rest: text, offsetSeconds: true})
+}
+
+func parseISO(p isoText) (time.Time, error) {
+	text := p.rest
 	fail := func(why string) (time.Time, error) { return time.Time{}, &TimeError{Text: text, Why: why} }
-	p := isoText{rest: text}
 	year, month, day, ok := p.date()
 	if !ok {
 		return fail("it does not begin with a date")
@@ -74,7 +82,11 @@ func FormatTime(t time.Time) string {
 }
 
 // isoText is the part of an ISO 8601 text that is not parsed yet.
-type isoText struct{ rest string }
+type isoText struct {
+	rest string
+	// offsetSeconds: the offset may end with seconds.
+	offsetSeconds bool
+}
 
 type isoClock struct {
 	hour, minute, second, micros, offset int
@@ -223,13 +235,18 @@ func (p *isoText) zone(offset *int) bool {
 	if !ok || hours > 23 {
 		return false
 	}
-	minutes := 0
+	minutes, seconds := 0, 0
 	if p.rest != "" {
 		p.take(':')
-		if minutes, ok = p.number(2); !ok || minutes > 59 || p.rest != "" {
+		if minutes, ok = p.number(2); !ok || minutes > 59 {
 			return false
 		}
 	}
-	*offset = sign * (hours*60 + minutes) * 60
-	return true
+	if p.rest != "" && p.offsetSeconds && p.take(':') {
+		if seconds, ok = p.number(2); !ok || seconds > 59 {
+			return false
+		}
+	}
+	*offset = sign * ((hours*60+minutes)*60 + seconds)
+	return p.rest == ""
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -116,14 +117,18 @@ func TestEncodeJSONRefuses(t *testing.T) {
 		value any
 		path  string
 	}{
-		"a channel":           {map[string]any{"a": []any{1, make(chan int)}}, "a[1]"},
-		"a function":          {struct{ F func() }{func() {}}, "F"},
-		"a complex number":    {complex(1, 2), ""},
-		"raw text":            {[]json.RawMessage{json.RawMessage("{")}, "[0]"},
-		"a number as text":    {json.Number("1x"), ""},
-		"a key that is float": {map[float64]int{1: 1}, ""},
-		"the year 10000":      {time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), ""},
-		"itself":              {endless, "*"},
+		"a channel":            {map[string]any{"a": []any{1, make(chan int)}}, "a[1]"},
+		"a function":           {struct{ F func() }{func() {}}, "F"},
+		"a complex number":     {complex(1, 2), ""},
+		"raw text":             {[]json.RawMessage{json.RawMessage("{")}, "[0]"},
+		"a number as text":     {json.Number("1x"), ""},
+		"a key that is float":  {map[float64]int{1: 1}, ""},
+		"a decimal in words":   {[]any{protocol.Decimal("ten")}, "[0]"},
+		"an empty decimal":     {protocol.Decimal(""), ""},
+		"the time 25:00":       {protocol.TimeOfDay("25:00"), ""},
+		"the 30th of February": {protocol.Date{Year: 2024, Month: 2, Day: 30}, ""},
+		"the year 10000":       {time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC), ""},
+		"itself":               {endless, "*"},
 	} {
 		_, err := protocol.EncodeJSON(c.value)
 		var e *protocol.EncodeError
@@ -141,7 +146,7 @@ func TestDecodeJSONInto(t *testing.T) {
 	t.Parallel()
 	when := time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
 	for text, want := range map[string]any{
-		`5`: 5, `5.0`: 5, `-7`: int8(-7), `NaN`: nil, `1e3`: uint(1000), `"x"`: "x", `null`: "", `true`: true,
+		`5`: 5, `5.0`: 5, `-7`: int8(-7), `NaN`: nil, `1e3`: uint(1000), `"x"`: "x", `true`: true,
 		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`: time.Date(2024, 5, 6, 7, 8, 9, 0, protocol.Naive), `"2024-05-06T07:08:09+00:00"`: when,
 		`{"__type__": "bytes", "__value__": "hi"}`: []byte("hi"), `"hi"`: []byte("hi"),
 		`{"__type__": "decimal", "__value__": "1.50"}`:    protocol.Decimal("1.50"),
@@ -164,6 +169,9 @@ func TestDecodeJSONInto(t *testing.T) {
 	for text, target := range map[string]any{
 		`"x"`: new(int), `1.5`: new(int), `300`: new(int8), `-1`: new(uint), `1e400`: new(int), `[1, 2, 3]`: new([2]int), `{}`: new([]int), `[]`: new(map[string]int),
 		`null`: new(int), ` null`: new(uint8), `null `: new(float64), ` null `: new(big.Int), `  null`: new(json.Number),
+		`null   `: new(string), `   null`: new(bool), ` null  `: new(time.Time), `  null `: new(order), `   null `: new([2]int), `    null`: new(protocol.UUID),
+		`9007199254740993`: new(float64), `16777217`: new(float32), `[1]`: new([2]int), `{"x": 1}`: new(map[int]int), `{"1": 1}`: new(map[bool]int),
+		`{"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}`: new(map[string]any), `{"__type__": "date", "__value__": "2024-05-06"}`: new(struct{ A int }),
 		`[null]`: new([]int), `{"a": null}`: new(map[string]float64),
 		`true`: new(string), `{"__type__": "decimal", "__value__": "1"}`: new(time.Time), `"soon"`: new(time.Time), `99999999999999999999`: new(int64),
 		`{"price": "x"}`: new(order), `{"when": 5}`: new(order),
@@ -177,6 +185,120 @@ func TestDecodeJSONInto(t *testing.T) {
 	if err := protocol.DecodeJSON(json.RawMessage(`[1`), new(any)); !errors.As(err, &syntax) {
 		t.Errorf("half an array: %v", err)
 	}
+}
+
+// pythonValues are the values that arguments have in Python, one of each kind and
+// what is at the limits.
+const pythonValues = `[
+	None, True, False, 0, 1, -1, 127, 128, 255, 256, -129, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1, 2**63, -2**63, -2**63 - 1, 2**64, 10**30, -10**400,
+	0.0, -0.0, 1.0, 2.5, 1e15, 2.0**60, 1e300, 5e-324, 0.1, float('nan'), float('inf'), float('-inf'),
+	'', 'text', 'caf\u00e9', '\U0001f600', '\ud800', '1', 'true', '2024-05-06', '2024-05-06T07:08:09+00:00', '12345678-1234-5678-1234-567812345678', '\0',
+	b'', b'bytes', b'\xff\x00', bytearray(b'x'),
+	[], [1], [1, 2], [1, 2, 3], [None], ['a', 'b'], [[1], [2]], (), (1, 2), ('a', 1), {1, 2}, frozenset(),
+	{}, {'a': 1}, {'A': 1}, {'a': None}, {'a': {'a': 1}}, {1: 2}, {'x': 1, 'y': 2}, {'-1': 5}, {'__type__': 'x'}, {None: 1}, {True: 1}, {'a': [{'a': datetime(2024, 5, 6)}]},
+	datetime(2024, 5, 6, 7, 8, 9), datetime(2024, 5, 6, 7, 8, 9, 123456, timezone.utc), datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999),
+	datetime(2024, 5, 6, tzinfo=timezone(timedelta(hours=-5, minutes=-30))), datetime(1900, 1, 1, tzinfo=timezone(timedelta(seconds=1172))),
+	datetime(2024, 5, 6, tzinfo=timezone(timedelta(seconds=1, microseconds=5))), timedelta(seconds=5),
+	date(2024, 5, 6), date(1, 1, 1), time(7, 8, 9), time(7, 8, 9, 5, timezone.utc), Decimal('1.50'), Decimal('NaN'), Decimal('1E+400'), UUID(int=5),
+	[datetime(2024, 5, 6), date(2024, 5, 6), {'d': Decimal('1')}, b'x'], complex(1, 2), range(3), object(),
+]`
+
+type blob []byte
+type label string
+type count int16
+type single struct {
+	A *int `json:"a"`
+}
+type maybe struct{ text string }
+
+func (m *maybe) UnmarshalJSON(text []byte) error { m.text = string(text); return nil }
+func (m maybe) MarshalJSON() ([]byte, error)     { return []byte(m.text), nil }
+
+// A value of Python that a Go type accepts comes back as the same value, and every
+// other value is an error: nothing is changed unsaid. The exceptions are those of
+// the table in docs/library.md.
+func TestPythonsValuesFitOrAreRefused(t *testing.T) {
+	t.Parallel()
+	types := []reflect.Type{
+		reflect.TypeFor[bool](), reflect.TypeFor[int](), reflect.TypeFor[int8](), reflect.TypeFor[int16](), reflect.TypeFor[int32](), reflect.TypeFor[int64](),
+		reflect.TypeFor[uint](), reflect.TypeFor[uint8](), reflect.TypeFor[uint16](), reflect.TypeFor[uint32](), reflect.TypeFor[uint64](), reflect.TypeFor[uintptr](),
+		reflect.TypeFor[float32](), reflect.TypeFor[float64](), reflect.TypeFor[count](), reflect.TypeFor[string](), reflect.TypeFor[label](), reflect.TypeFor[[]byte](), reflect.TypeFor[blob](),
+		reflect.TypeFor[any](), reflect.TypeFor[json.RawMessage](), reflect.TypeFor[json.Number](), reflect.TypeFor[big.Int](), reflect.TypeFor[*big.Int](),
+		reflect.TypeFor[*int](), reflect.TypeFor[*string](), reflect.TypeFor[*bool](), reflect.TypeFor[**int](), reflect.TypeFor[*time.Time](),
+		reflect.TypeFor[[]int](), reflect.TypeFor[[]any](), reflect.TypeFor[[]string](), reflect.TypeFor[[2]int](), reflect.TypeFor[[0]int](), reflect.TypeFor[[]*int](), reflect.TypeFor[[][]int](),
+		reflect.TypeFor[map[string]any](), reflect.TypeFor[map[string]int](), reflect.TypeFor[map[int]int](), reflect.TypeFor[map[uint8]int](), reflect.TypeFor[map[label]*int](), reflect.TypeFor[map[string]map[string]int](),
+		reflect.TypeFor[single](), reflect.TypeFor[*single](), reflect.TypeFor[struct{}](), reflect.TypeFor[maybe](), reflect.TypeFor[*maybe](),
+		reflect.TypeFor[time.Time](), reflect.TypeFor[time.Duration](), reflect.TypeFor[protocol.Date](), reflect.TypeFor[protocol.TimeOfDay](), reflect.TypeFor[protocol.Decimal](), reflect.TypeFor[protocol.UUID](),
+		reflect.TypeFor[big.Rat](), reflect.TypeFor[*big.Float](), reflect.TypeFor[netip.Addr](), reflect.TypeFor[chan int](), reflect.TypeFor[func()](), reflect.TypeFor[complex128](), reflect.TypeFor[error](),
+	}
+	texts := answer[[]*string](t, askPython(t, "5.7.0", []question{{"texts", pythonValues}})[0])
+	type pair struct {
+		into        reflect.Type
+		text, again string
+	}
+	var pairs []pair
+	var questions []question
+	accepted := map[reflect.Type]int{}
+	for _, text := range texts {
+		if text == nil {
+			continue // kombu cannot send it
+		}
+		for _, into := range types {
+			v := reflect.New(into)
+			err := protocol.DecodeJSON(json.RawMessage(*text), v.Interface())
+			var refused *protocol.ValueError
+			if errors.As(err, &refused) {
+				if refused.Type == "" || refused.Why == "" {
+					t.Errorf("%s into %v: %v", *text, into, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s into %v: %v", *text, into, err)
+				continue
+			}
+			accepted[into]++
+			again, err := protocol.EncodeJSON(v.Elem().Interface())
+			if err != nil {
+				t.Errorf("%s into %v is %#v: %v", *text, into, v.Elem(), err)
+				continue
+			}
+			pairs = append(pairs, pair{into, *text, string(again)})
+			questions = append(questions, question{"same", []string{*text, string(again)}})
+		}
+	}
+	for i, same := range askPython(t, "5.7.0", questions) {
+		p := pairs[i]
+		if string(same) == "true" || changesAsDocumented(p.into, p.text) {
+			continue
+		}
+		t.Errorf("%s into %v comes back as %s", p.text, p.into, p.again)
+	}
+	for _, into := range types {
+		if kind := into.Kind(); (accepted[into] == 0) != (kind == reflect.Chan || kind == reflect.Func || kind == reflect.Complex128) && into != reflect.TypeFor[error]() && into != reflect.TypeFor[netip.Addr]() {
+			t.Errorf("%v accepts %d values", into, accepted[into])
+		}
+	}
+}
+
+// changesAsDocumented: see docs/library.md#types.
+func changesAsDocumented(into reflect.Type, text string) bool {
+	isText := strings.HasPrefix(text, "\"")
+	switch into {
+	case reflect.TypeFor[[]byte](), reflect.TypeFor[blob]():
+		return isText // str is accepted, as kombu before 5.3 sent bytes
+	case reflect.TypeFor[time.Time](), reflect.TypeFor[*time.Time]():
+		return isText // and so are times as text
+	case reflect.TypeFor[string](), reflect.TypeFor[*string]():
+		return strings.Contains(text, `"time"`)
+	case reflect.TypeFor[float32]():
+		return strings.ContainsAny(text, ".e") // a float is rounded to a float32
+	case reflect.TypeFor[single](), reflect.TypeFor[*single](), reflect.TypeFor[struct{}]():
+		return strings.HasPrefix(text, "{") // members that the struct does not have, and cases
+	case reflect.TypeFor[big.Rat](), reflect.TypeFor[*big.Float]():
+		return isText || strings.Contains(text, `"decimal"`) // these are written as text
+	}
+	return false
 }
 
 // What a handler passes on through an any is written as it came.

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -54,7 +55,11 @@ func wrapTime(t time.Time) json.RawMessage {
 		text += fmt.Sprintf(".%06d", micros)
 	}
 	if t.Location() != Naive {
-		text += t.Format("-07:00")
+		layout := "-07:00"
+		if _, offset := t.Zone(); offset%60 != 0 { // local mean time
+			layout = "-07:00:00"
+		}
+		text += t.Format(layout)
 	}
 	return wrap("datetime", quoteJSON(text))
 }
@@ -93,6 +98,9 @@ func wrapper(o Object) (name string, value json.RawMessage, ok bool) {
 // would read nested objects once for every level.
 func (s *scanner) wrapper() (name string, value json.RawMessage, ok bool) {
 	look := *s
+	if !look.mayBeWrapper() {
+		return "", nil, false
+	}
 	look.depth = maxDepth - 2
 	text, err := look.raw()
 	if err != nil {
@@ -106,6 +114,17 @@ func (s *scanner) wrapper() (name string, value json.RawMessage, ok bool) {
 		s.pos = look.pos
 	}
 	return name, value, ok
+}
+
+// mayBeWrapper looks at the beginning of an object alone: nearly no object is a
+// wrapper. A key may be written with escapes.
+func (s *scanner) mayBeWrapper() bool {
+	s.space()
+	look := *s
+	look.pos++ // the brace
+	look.space()
+	rest := look.text[min(look.pos, len(look.text)):]
+	return bytes.HasPrefix(rest, []byte(`"__`)) || bytes.HasPrefix(rest, []byte(`"\`)) || bytes.HasPrefix(rest, []byte(`"_\`))
 }
 
 var errWrapper = errors.New("not a value of that type")
@@ -138,7 +157,7 @@ func unwrap(name string, value json.RawMessage) (any, error) {
 	text := textOf(value)
 	switch name {
 	case "datetime":
-		return parseDatetime(text)
+		return parseIsoformat(text)
 	case "date":
 		t, err := ParseTime(text)
 		return Date{t.Year(), int(t.Month()), t.Day()}, err

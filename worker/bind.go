@@ -20,17 +20,20 @@ import (
 //	Y     *int   `celery:"y"`           // optional: nil when absent or None
 //	Z     string `celery:"z,optional"`  // optional: unchanged when absent
 //	Rest  []any  `celery:"*"`           // further positional arguments, never nil
+//	Key   string `celery:"key"`         // keyword-only, since it comes after "*"
 //	Extra map[string]any `celery:"**"`  // further keyword arguments, never nil
 //	Own   int    `celery:"-"`           // not a parameter
 //
 // Values are decoded by [protocol.DecodeJSON]: Python's type wrappers become
 // time.Time, []byte, [protocol.Decimal] and the like, and a json.RawMessage
-// receives the text as the producer sent it. None is an error for a number that
-// is not a pointer.
+// receives the text as the producer sent it. A value that does not fit its field
+// is an error, never changed: see docs/library.md#types. None fits a pointer, an
+// any, a slice and a map.
 //
 // For wrong arguments Bind returns an [Error] of class TypeError with the text
-// that Python has for it. It panics when In is not a struct or has an exported
-// field without a tag: that is an error in the program.
+// that Python has for it. It panics when In is not a struct, has an exported
+// field without a tag, or has two fields for one parameter: that is an error in
+// the program.
 func Bind[In any](name string, in *In, args []json.RawMessage, kwargs protocol.Object) error {
 	return newBinder[In](name).into(in, args, kwargs)
 }
@@ -39,6 +42,7 @@ func Bind[In any](name string, in *In, args []json.RawMessage, kwargs protocol.O
 type binder[In any] struct {
 	function   string // its name in Python's error texts
 	parameters []parameter
+	positional int // how many of the parameters may be given by position
 	rest       int // index of the field for *args, or -1
 	extra      int // index of the field for **kwargs, or -1
 }
@@ -50,7 +54,7 @@ type parameter struct {
 }
 
 func newBinder[In any](name string) *binder[In] {
-	b := &binder[In]{function: name[strings.LastIndexByte(name, '.')+1:] + "()", rest: -1, extra: -1}
+	b := &binder[In]{positional: -1, function: name[strings.LastIndexByte(name, '.')+1:] + "()", rest: -1, extra: -1}
 	t := reflect.TypeFor[In]()
 	if t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("worker: task %q: arguments must be a struct, not %v", name, t))
@@ -66,8 +70,10 @@ func newBinder[In any](name string) *binder[In] {
 		switch {
 		case !f.IsExported() || parameter.name == "":
 			panic(fmt.Sprintf("worker: task %q: field %s needs an exported name and a tag such as `celery:\"%s\"`, or `celery:\"-\"`", name, f.Name, strings.ToLower(f.Name)))
+		case b.has(parameter.name):
+			panic(fmt.Sprintf("worker: task %q: field %s has the tag %q of another field", name, f.Name, parameter.name))
 		case parameter.name == "*" && f.Type.Kind() == reflect.Slice:
-			b.rest = i
+			b.rest, b.positional = i, len(b.parameters)
 			continue
 		case parameter.name == "**" && f.Type.Kind() == reflect.Map && f.Type.Key().Kind() == reflect.String:
 			b.extra = i
@@ -81,7 +87,20 @@ func newBinder[In any](name string) *binder[In] {
 		}
 		b.parameters = append(b.parameters, parameter)
 	}
+	if b.rest < 0 {
+		b.positional = len(b.parameters)
+	}
 	return b
+}
+
+func (b *binder[In]) has(name string) bool {
+	switch name {
+	case "*":
+		return b.rest >= 0
+	case "**":
+		return b.extra >= 0
+	}
+	return b.index(name) >= 0
 }
 
 // into decodes the arguments. It checks in the order in which CPython does
@@ -89,7 +108,7 @@ func newBinder[In any](name string) *binder[In] {
 // mistake gives the same text, and then decodes the values.
 func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object) error {
 	texts := make([]json.RawMessage, len(b.parameters))
-	named := min(len(args), len(b.parameters))
+	named := min(len(args), b.positional)
 	copy(texts, args[:named])
 	target := reflect.ValueOf(in).Elem()
 
@@ -110,7 +129,10 @@ func (b *binder[In]) into(in *In, args []json.RawMessage, kwargs protocol.Object
 	if len(args) > named && b.rest < 0 {
 		return b.tooMany(len(args))
 	}
-	if err := b.missing(texts); err != nil {
+	if err := b.missing("positional", b.parameters[:b.positional], texts); err != nil {
+		return err
+	}
+	if err := b.missing("keyword-only", b.parameters[b.positional:], texts[b.positional:]); err != nil {
 		return err
 	}
 	for i, p := range b.parameters {
@@ -187,9 +209,11 @@ func (b *binder[In]) tooMany(given int) error {
 	return b.typeError("takes %s positional %s but %d %s given", takes, argument, given, were)
 }
 
-func (b *binder[In]) missing(texts []json.RawMessage) error {
+// missing returns the error for required parameters without a text. kind is
+// Python's word for these parameters.
+func (b *binder[In]) missing(kind string, parameters []parameter, texts []json.RawMessage) error {
 	var names []string
-	for i, p := range b.parameters {
+	for i, p := range parameters {
 		if texts[i] == nil && !p.optional {
 			names = append(names, "'"+p.name+"'")
 		}
@@ -206,5 +230,5 @@ func (b *binder[In]) missing(texts []json.RawMessage) error {
 	default:
 		list = strings.Join(names[:n-1], ", ") + ", and " + names[n-1]
 	}
-	return b.typeError("missing %d required positional %s: %s", len(names), argument, list)
+	return b.typeError("missing %d required %s %s: %s", len(names), kind, argument, list)
 }

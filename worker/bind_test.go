@@ -31,6 +31,14 @@ func TestArgumentsBindAsInPython(t *testing.T) {
 	type one struct {
 		X int `celery:"x"`
 	}
+	type keywordOnly struct {
+		A     int            `celery:"a"`
+		Rest  []int          `celery:"*"`
+		B     int            `celery:"b"`
+		C     int            `celery:"c"`
+		D     *int           `celery:"d"`
+		Extra map[string]any `celery:"**"`
+	}
 	type all struct {
 		First string         `celery:"first"`
 		Rest  []int          `celery:"*"`
@@ -63,6 +71,12 @@ func TestArgumentsBindAsInPython(t *testing.T) {
 		{"too many with defaults", workertest.Args(1, 2, "3", 4), nil, bindTo[defaults], "add() takes from 1 to 3 positional arguments but 4 were given"},
 		{"unexpected", workertest.Args(1, 2), kwargs(map[string]any{"z": 1}), bindTo[two], "add() got an unexpected keyword argument 'z'"},
 		{"twice", workertest.Args(1, 2), kwargs(map[string]any{"x": 1}), bindTo[two], "add() got multiple values for argument 'x'"},
+		{"keyword-only", workertest.Args(1, 2, 3, 4), kwargs(map[string]any{"b": 5, "c": 6, "e": "f"}), bindTo[keywordOnly],
+			keywordOnly{A: 1, Rest: []int{2, 3, 4}, B: 5, C: 6, Extra: map[string]any{"e": "f"}}},
+		{"keyword-only missing", workertest.Args(1, 2, 3), kwargs(map[string]any{"c": 6}), bindTo[keywordOnly], "add() missing 1 required keyword-only argument: 'b'"},
+		{"all keyword-only missing", workertest.Args(1, 2, 3), nil, bindTo[keywordOnly], "add() missing 2 required keyword-only arguments: 'b' and 'c'"},
+		{"positional missing first", nil, nil, bindTo[keywordOnly], "add() missing 1 required positional argument: 'a'"},
+		{"keyword-only twice", workertest.Args(1), kwargs(map[string]any{"a": 1}), bindTo[keywordOnly], "add() got multiple values for argument 'a'"},
 		{"wrong type", workertest.Args("a", 2), nil, bindTo[two], ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -137,6 +151,18 @@ func TestProgrammingErrorsPanic(t *testing.T) {
 		"bad option": func(w *worker.Worker) {
 			w.Register("a", worker.Typed[struct {
 				X int `celery:"x,omitempty"`
+			}, any]("a", nil))
+		},
+		"two fields of one name": func(w *worker.Worker) {
+			w.Register("a", worker.Typed[struct {
+				X int `celery:"x"`
+				Y int `celery:"x"`
+			}, any]("a", nil))
+		},
+		"two fields for the rest": func(w *worker.Worker) {
+			w.Register("a", worker.Typed[struct {
+				X []int `celery:"*"`
+				Y []int `celery:"*"`
 			}, any]("a", nil))
 		},
 		"twice": func(w *worker.Worker) { w.Register("a", newGatedTask()); w.Register("a", newGatedTask()) },

@@ -5,10 +5,12 @@ import json
 import lzma
 import pickle
 import sys
+from uuid import UUID
 
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_iso8601
-from datetime import timezone
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from kombu.utils import json as kombu
 
 
@@ -78,7 +80,26 @@ def xz(hexa):
         return None
 
 
+def same(question):
+    """Whether two texts are the same value; NaN is the same as NaN."""
+    one, other = map(kombu.loads, question)
+    return one == other or repr(one) == repr(other)
+
+
+def texts(source):
+    """The JSON of each value of a Python list, or None where kombu cannot encode it."""
+    out = []
+    for value in eval(source):
+        try:
+            out.append(kombu.dumps(value))
+        except TypeError:
+            out.append(None)
+    return out
+
+
 answers = {
+    'same': same,
+    'texts': texts,
     'xz': xz,
     'dumps': lambda text: kombu.dumps(kombu.loads(text)),
     'float': lambda hexa: repr(float.fromhex(hexa)),
