@@ -29,8 +29,16 @@ const (
 
 // value judges an option's value.
 func (j *judge) value(is kind, name, value string) *Refusal {
+	if is == free {
+		return nil
+	}
+	if j.style == gitStyle {
+		if refusal := j.startsFromValue(name, value); refusal != nil {
+			return refusal
+		}
+	}
 	switch is {
-	case text, free:
+	case text:
 		return nil
 	case path:
 		return j.path(value)
@@ -50,6 +58,9 @@ func (j *judge) value(is kind, name, value string) *Refusal {
 		refusal.Option = name + "="
 		return refusal
 	case assignment:
+		if variable, _, _ := strings.Cut(value, "="); strings.HasPrefix(strings.ToUpper(variable), "BUILDKIT_") && variable != "BUILDKIT_INLINE_CACHE" {
+			return j.refuse("frontend", value, "%s %s changes the builder itself: BUILDKIT_SYNTAX names an image whose program reads the Dockerfile", name, variable)
+		}
 		if strings.Contains(value, "=") {
 			return nil
 		}
@@ -61,6 +72,24 @@ func (j *judge) value(is kind, name, value string) *Refusal {
 		return j.refuse("network", value, "a build may use the networks none and default, not %s", value)
 	}
 	return j.word(value)
+}
+
+// startsFromValue refuses values with which a harmless option of git starts a program.
+func (j *judge) startsFromValue(name, value string) *Refusal {
+	refused := ""
+	switch {
+	case name != "--format" && name != "--pretty" && name != "--sort" && name != "--submodule":
+	case strings.Contains(value, "%G"), strings.Contains(value, "signature"):
+		refused = "checks signatures, for which git starts the program that the repository's settings name"
+	case name == "--submodule" && value == "diff":
+		refused = "makes git run in the submodules, with the programs that their settings name"
+	}
+	if refused == "" {
+		return nil
+	}
+	refusal := j.refuse("runs", value, "%s=%s %s", name, value, refused)
+	refusal.Option = name + "="
+	return refusal
 }
 
 // argument judges a word that is neither an option nor its value.
