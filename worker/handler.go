@@ -95,6 +95,7 @@ type TaskOption func(*registration)
 // registration is a handler with the options of its task.
 type registration struct {
 	handler      Handler
+	wrapped      Handler // handler with middleware, which is built once
 	ignoreResult bool
 	timeLimit    protocol.TimeLimit
 	prepare      func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)

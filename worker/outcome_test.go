@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -153,6 +154,87 @@ func TestPanicInWhatAHandlerReturnedIsAFailure(t *testing.T) {
 	row := r.result(r.send(workertest.Message("orders", "middleware", nil, nil)), protocol.StateFailure)
 	if text := row.Exception.Text(); text != "panic: in middleware" {
 		t.Errorf("middleware: got %s", text)
+	}
+}
+
+// Middleware that keeps something for each task, such as a limit, needs it to be
+// built once.
+func TestMiddlewareIsBuiltOncePerTaskName(t *testing.T) {
+	t.Parallel()
+	w := newWorker(t, worker.Config{Broker: "amqp://localhost", Queues: []string{"q"}})
+	var built, ran atomic.Int32
+	count := func(next worker.Handler) worker.Handler {
+		built.Add(1)
+		return worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+			ran.Add(1)
+			return next.Handle(ctx, task)
+		})
+	}
+	w.Use(count)
+	registerShop(w)
+	w.Use(count)
+	for range 5 {
+		if o, err := workertest.Call(t.Context(), w, "shop.add", workertest.Args(1, 2), nil); err != nil || string(o.Value) != "3" {
+			t.Fatalf("%+v, %v", o, err)
+		}
+	}
+	if built.Load() != 2 || ran.Load() != 10 {
+		t.Errorf("two middlewares were built %d times and ran %d times for 5 tasks, want 2 and 10", built.Load(), ran.Load())
+	}
+}
+
+// panickingLog panics at each line about a task, as a handler does that expects an
+// attribute of another type.
+type panickingLog struct{ lines chan string }
+
+func (l panickingLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l panickingLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l panickingLog) WithGroup(string) slog.Handler            { panic("no groups") }
+func (l panickingLog) Handle(_ context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "task") && r.NumAttrs() > 0 {
+		panic("in the log handler")
+	}
+	select {
+	case l.lines <- r.Message:
+	default:
+	}
+	return nil
+}
+
+// The program's log handler may panic: no task is lost, and none runs again.
+func TestPanicOfTheLogHandlerLosesNoTask(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	log := panickingLog{make(chan string, 1000)}
+	cfg := r.config()
+	cfg.Logger = slog.New(log)
+	w := newWorker(t, cfg)
+	type none struct{}
+	var runs atomic.Int32
+	worker.Handle(w, "fails", func(context.Context, none) (any, error) { runs.Add(1); return nil, errors.New("no") })
+	errback := protocol.NewSignature("told", nil, nil, workertest.Option("task_id", "errback"), workertest.Option("queue", "orders"))
+	worker.Handle(w, "told", func(context.Context, struct {
+		ID string `celery:"id"`
+	}) (any, error) {
+		return 1, nil
+	})
+	stop := workertest.Start(t, w)
+	id := r.send(workertest.Message("orders", "fails", nil, nil, workertest.Option("link_error", []json.RawMessage{errback.Text()})))
+	r.result(id, protocol.StateFailure)
+	r.result("errback", protocol.StateSuccess)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := runs.Load(); n != 1 || r.depth("orders") != 0 {
+		t.Errorf("the task ran %d times, %d messages remain", n, r.depth("orders"))
+	}
+	close(log.lines)
+	var told bool
+	for line := range log.lines {
+		told = told || strings.HasPrefix(line, "task failed (the log handler panicked")
+	}
+	if !told {
+		t.Error("no line says that the log handler panicked")
 	}
 }
 

@@ -94,7 +94,7 @@ func (w *Worker) run(a *attempt) outcome {
 	began := w.cfg.Now()
 	// A handler may take any time: it does not count as stuck.
 	endWait := d.activity.Wait()
-	o := runHandler(w.lifecycle.work, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
+	o := runHandler(w.lifecycle.work, task, r.wrapped, w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
 	endWait()
 	o.duration = w.cfg.Now().Sub(began)
 	return o
@@ -126,7 +126,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
-	o := runHandler(ctx, task, w.wrappedHandler(r), w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
+	o := runHandler(ctx, task, r.wrapped, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
 	result := Outcome{Value: o.value, Err: o.failed.err}
 	switch o.kind {
 	case outcomeSuccess:
@@ -181,12 +181,6 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 		}
 	}
 	return limit
-}
-
-// wrappedHandler returns the task's handler with its middleware. Middleware is
-// called when the task runs, so that its panic is the task's failure.
-func (w *Worker) wrappedHandler(r registration) Handler {
-	return HandlerFunc(func(ctx context.Context, task *Task) (any, error) { return w.handlerOf(r).Handle(ctx, task) })
 }
 
 // runHandler calls the handler with its time limits. The handler runs in a

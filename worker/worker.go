@@ -57,6 +57,7 @@ func New(cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	cfg = cfg.WithDefaults()
+	cfg.Logger = guardLogger(cfg.Logger)
 	metrics, err := newMetrics(cfg.Metrics)
 	if err != nil {
 		return nil, err
@@ -91,11 +92,12 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	for _, option := range options {
 		option(&r)
 	}
-	w.tasks[name] = r
+	w.tasks[name] = w.wrapped(r)
 }
 
 // Use adds middleware to every handler, including handlers that are registered
-// later. The first middleware is the outermost. Use panics when Run has been
+// later. The first middleware is the outermost. It is called once for each task
+// name, when the first task of that name runs. Use panics when Run has been
 // called.
 func (w *Worker) Use(middleware ...Middleware) {
 	w.mu.Lock()
@@ -104,6 +106,9 @@ func (w *Worker) Use(middleware ...Middleware) {
 		panic("worker: middleware added after Run")
 	}
 	w.middleware = append(w.middleware, middleware...)
+	for name, r := range w.tasks {
+		w.tasks[name] = w.wrapped(r)
+	}
 }
 
 // Handle registers a function that receives the task's arguments as the fields of
@@ -178,10 +183,17 @@ func (w *Worker) prepare(s protocol.Signature, args []json.RawMessage) (prepared
 	return r.prepare(s, args)
 }
 
-func (w *Worker) handlerOf(r registration) Handler {
-	h := r.handler
-	for _, middleware := range slices.Backward(w.middleware) {
-		h = middleware(h)
-	}
-	return h
+// wrapped returns the registration with today's middleware around its handler.
+// Middleware is called when a task runs, so that its panic is the task's failure.
+func (w *Worker) wrapped(r registration) registration {
+	middleware := slices.Clone(w.middleware)
+	build := sync.OnceValue(func() Handler {
+		h := r.handler
+		for _, wrap := range slices.Backward(middleware) {
+			h = wrap(h)
+		}
+		return h
+	})
+	r.wrapped = HandlerFunc(func(ctx context.Context, task *Task) (any, error) { return build().Handle(ctx, task) })
+	return r
 }
