@@ -95,6 +95,8 @@ type harness struct {
 	// plan is what the case "plan" needs; nil before its first sample.
 	plan *planCase
 
+	// deadline is the end of the pilot that runs, or zero.
+	deadline time.Time
 	// pilots are the rates of pilots by setting and contender.
 	pilots map[pilotKey]pilot
 	// choices are the lines of the report about pilots.

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -183,7 +184,9 @@ func (h *harness) makePilots(ctx context.Context, s setting) error {
 			if pool == "solo" {
 				w.slots = 1
 			}
+			h.deadline = time.Now().Add(pilotTimeout)
 			rate, err := h.pilotRate(ctx, celery, w, s)
+			h.deadline = time.Time{}
 			if err != nil {
 				return fmt.Errorf("celery (%s): %w", w, err)
 			}
@@ -197,21 +200,36 @@ func (h *harness) makePilots(ctx context.Context, s setting) error {
 	for i := range h.choices[at:] {
 		h.choices[at+i].Best = h.choices[at+i].How == best.how.String()
 	}
+	if best.rate == 0 {
+		return fmt.Errorf("celery has run no %d tasks within %s in any pool", pilotTasks, pilotTimeout)
+	}
 	h.pilots[pilotKey{s, celery}] = best
 	return nil
 }
 
+// pilotTimeout bounds the pilot of one of Celery's settings, and pilotTasks is the
+// size of its first sample. Some pools open a connection for each result.
+const (
+	pilotTimeout = 20 * time.Second
+	pilotTasks   = 20
+)
+
+var errTooSlow = errors.New("too slow for a pilot")
+
 // pilotRate is measured twice: the first sample says how many tasks the second
 // needs.
 func (h *harness) pilotRate(ctx context.Context, name string, w how, s setting) (rate float64, err error) {
-	tasks := 20
+	tasks := pilotTasks
 	for range 2 {
 		sample, err := h.throughput(ctx, name, w, s, tasks)
+		if errors.Is(err, errTooSlow) {
+			return rate, h.restoreTable(ctx) // the rate of the first sample, or 0
+		}
 		if err != nil {
 			return 0, err
 		}
 		rate = sample.Values[0]
-		tasks = max(20, int(rate*min(1, h.seconds)))
+		tasks = max(pilotTasks, int(rate*min(1, h.seconds)))
 	}
 	return rate, nil
 }
@@ -285,13 +303,24 @@ func (h *harness) finish(ctx context.Context, r *running, s setting, sample *Sam
 		sample.Database = work.since(r.work, r.tasks)
 	}
 	if s.newTable {
-		_, err := h.servers.db.Exec(ctx, `DROP TABLE celery_taskmeta; ALTER TABLE kept RENAME TO celery_taskmeta`)
-		return err
+		return h.restoreTable(ctx)
 	}
 	if s.results {
 		return h.servers.tidy(ctx, r.ids.prefix)
 	}
 	return nil
+}
+
+// restoreTable puts the table back in place of a new one, if there is one.
+func (h *harness) restoreTable(ctx context.Context) error {
+	_, err := h.servers.db.Exec(ctx, `
+		DO $$ BEGIN
+		    IF to_regclass('kept') IS NOT NULL THEN
+		        DROP TABLE celery_taskmeta;
+		        ALTER TABLE kept RENAME TO celery_taskmeta;
+		    END IF;
+		END $$`)
+	return err
 }
 
 // task is the next message of a sample.

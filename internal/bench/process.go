@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -32,6 +31,9 @@ type process struct {
 	exited  chan struct{}
 	marks   chan time.Time
 	output  *tail
+	// deadline is the end of a pilot, after which mark returns errTooSlow. Zero in
+	// samples that count.
+	deadline time.Time
 
 	mu   sync.Mutex
 	ages []time.Duration
@@ -48,6 +50,7 @@ func (h *harness) start(name string, spec contender.Spec) (p *process, err error
 		return nil, err
 	}
 	p = newProcess(name)
+	p.deadline = h.deadline
 	// Opened for reading and writing, it neither waits for a writer nor ends with
 	// the first one.
 	if p.pipe, err = os.OpenFile(spec.Pipe, os.O_RDWR, 0); err != nil {
@@ -103,7 +106,11 @@ func (p *process) read() {
 
 // mark waits for the next mark.
 func (p *process) mark(ctx context.Context) (time.Time, error) {
-	timeout := time.NewTimer(markTimeout)
+	limit := markTimeout
+	if !p.deadline.IsZero() {
+		limit = time.Until(p.deadline)
+	}
+	timeout := time.NewTimer(limit)
 	defer timeout.Stop()
 	select {
 	case at := <-p.marks:
@@ -111,6 +118,9 @@ func (p *process) mark(ctx context.Context) (time.Time, error) {
 	case <-p.exited:
 		return time.Time{}, fmt.Errorf("the process has ended (%s): %s", p.command.ProcessState, p.output)
 	case <-timeout.C:
+		if !p.deadline.IsZero() {
+			return time.Time{}, errTooSlow
+		}
 		return time.Time{}, fmt.Errorf("no mark within %s: %s", markTimeout, p.output)
 	case <-ctx.Done():
 		return time.Time{}, context.Cause(ctx)
@@ -140,11 +150,17 @@ func (p *process) stop() error {
 	return nil
 }
 
-// end is stop after an error, which matters more.
+// end kills the process after an error.
 func (p *process) end(err *error) {
-	if *err != nil {
-		*err = errors.Join(*err, p.stop())
+	if *err == nil {
+		return
 	}
+	if p.pipe != nil {
+		defer p.pipe.Close()
+	}
+	defer p.stdin.Close()
+	_ = syscall.Kill(-p.pid(), syscall.SIGKILL)
+	<-p.exited
 }
 
 // tail is the end of a process's output.

@@ -230,7 +230,11 @@ func (r *Report) markdown() string {
 		if c.Best {
 			mark = "used"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Setting, c.How, format(c.Rate), mark)
+		rate := format(c.Rate)
+		if c.Rate == 0 {
+			rate = fmt.Sprintf("not %d tasks in %s", pilotTasks, pilotTimeout)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Setting, c.How, rate, mark)
 	}
 	b.WriteString("\n## Round by round\n\n| case | contender | values |\n|---|---|---|\n")
 	for _, o := range r.Results {
