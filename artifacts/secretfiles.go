@@ -42,6 +42,8 @@ const (
 	// clients.
 	pgpass
 	netrc
+	// composeFile is a compose file, which only names secrets.
+	composeFile
 )
 
 // exampleFile matches files that only show which variables there are.
@@ -53,7 +55,7 @@ var exampleFile = regexp.MustCompile(`(?i)\.(?:example|sample|template|tmpl|dist
 //   - those that a variable names: PGPASSFILE, NETRC, GOOGLE_APPLICATION_CREDENTIALS, and
 //     NAME_FILE where the value of NAME would be secret;
 //   - those of docker, git, curl, psql and the AWS tools, which the commands of plans use;
-//   - the .env files of the workspace.
+//   - the .env files of the workspace, and the secrets of its compose files.
 func (r *Redactor) files() (list []secretFile) {
 	for _, path := range r.rules.Files {
 		list = append(list, secretFile{path, secretLines})
@@ -94,8 +96,77 @@ func (r *Redactor) files() (list []secretFile) {
 		for _, path := range found[:min(len(found), maxSecretFiles)] {
 			list = append(list, secretFile{path, variables})
 		}
+		for _, name := range composeFiles {
+			path := filepath.Join(r.rules.Workspace, name)
+			if text, err := readSecretFile(path); err == nil {
+				paths, _ := composeSecrets(text)
+				list = append(list, secretFile{path, composeFile})
+				for _, path := range paths[:min(len(paths), maxSecretFiles)] {
+					if !filepath.IsAbs(path) {
+						path = filepath.Join(r.rules.Workspace, path)
+					}
+					list = append(list, secretFile{path, oneSecret})
+				}
+			}
+		}
 	}
 	return list
+}
+
+// composeFiles are the names under which compose looks for its files.
+var composeFiles = []string{"compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml",
+	"compose.override.yaml", "compose.override.yml", "docker-compose.override.yaml", "docker-compose.override.yml"}
+
+var (
+	composeTop    = regexp.MustCompile(`(?m)^["']?secrets["']?:(.*(?:\n(?:[ \t#].*)?)*)`)
+	composeSource = regexp.MustCompile(`(?m)(?:^|[ \t{,])["']?(file|environment)["']?:[ \t]*("[^"\n]*"|'[^'\n]*'|[^\s,}#"'][^\n,}#]*)`)
+)
+
+// composeSecrets returns the files and the variables that are secrets in a compose file.
+// Paths with variables in them are left out.
+func composeSecrets(text string) (files, variables []string) {
+	block := composeTop.FindStringSubmatch(strings.ReplaceAll(text, "\r\n", "\n"))
+	if block == nil {
+		return nil, nil
+	}
+	for _, match := range composeSource.FindAllStringSubmatch(block[1], -1) {
+		switch value := strings.Trim(Trim(match[2]), `"'`); {
+		case value == "" || strings.Contains(value, "$"):
+		case match[1] == "file":
+			files = append(files, value)
+		default:
+			variables = append(variables, value)
+		}
+	}
+	return files, variables
+}
+
+// composeVariables are the values of the variables that compose files in the workspace
+// name as secrets, in the environment and in .env.
+func (r *Redactor) composeVariables() (found []string) {
+	var names []string
+	for _, name := range composeFiles {
+		if text, err := readSecretFile(filepath.Join(r.rules.Workspace, name)); err == nil {
+			_, variables := composeSecrets(text)
+			names = append(names, variables...)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	for _, variable := range r.environ {
+		if name, value, _ := strings.Cut(variable, "="); slices.Contains(names, name) {
+			found = append(found, value)
+		}
+	}
+	if text, err := readSecretFile(filepath.Join(r.rules.Workspace, ".env")); err == nil {
+		for _, variable := range parseVariables(text) {
+			if slices.Contains(names, variable.name) {
+				found = append(found, variable.values...)
+			}
+		}
+	}
+	return found
 }
 
 var globEscape = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`)
@@ -125,16 +196,20 @@ func (r *Redactor) Refresh() {
 	}
 	r.state = state.String()
 	known := len(r.remembered)
-	for _, file := range files {
-		text, err := readSecretFile(file.path)
-		if err != nil {
-			continue
-		}
-		for _, secret := range file.secrets(text, r.rules.Names) {
+	remember := func(secrets []string) {
+		for _, secret := range secrets {
 			if len(secret) >= minAddedSecret && !slices.Contains(harmless, strings.ToLower(secret)) && len(r.remembered) < maxRemembered {
 				r.remembered[secret] = struct{}{}
 			}
 		}
+	}
+	for _, file := range files {
+		if text, err := readSecretFile(file.path); err == nil {
+			remember(file.secrets(text, r.rules.Names))
+		}
+	}
+	if r.rules.Workspace != "" {
+		remember(r.composeVariables())
 	}
 	if len(r.remembered) > known {
 		r.compile()

@@ -137,3 +137,31 @@ func TestHostileFiles(t *testing.T) {
 		})
 	}
 }
+
+// What a compose file in the workspace names as a secret is one.
+func TestSecretsOfComposeFiles(t *testing.T) {
+	t.Parallel()
+	workspace := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(workspace, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("docker-compose.yaml", "services:\n  api:\n    secrets: [registry]\n    env_file: plain.txt\n\nsecrets:\n  registry:\n    file: ./registry.txt # of the team\n  # signing\n\n  signing: {file: 'signing key.txt', x: y}\n  deploy:\n    environment: DEPLOY_CODE\n  more: {\"environment\": \"IN_ENV\"}\nvolumes:\n  file: plain.txt\n")
+	write("registry.txt", "Registry-88-Sesam\n")
+	write("signing key.txt", "Signing-77-Sesam")
+	write("plain.txt", "nothing secret here")
+	write(".env", "IN_ENV=Env-66-Sesam\nOTHER=visible\n")
+	r := artifacts.NewRedactor([]string{"DEPLOY_CODE=Deploy-55-Sesam"}, artifacts.Rules{Workspace: workspace})
+	text := "Registry-88-Sesam Signing-77-Sesam Deploy-55-Sesam Env-66-Sesam nothing secret here visible"
+	if got := r.String(text); got != "*** *** *** *** nothing secret here visible" {
+		t.Errorf("%q", got)
+	}
+	write("compose.override.yml", "secrets:\n  late: {file: late.txt}\n")
+	write("late.txt", "Late-44-Sesam")
+	r.Refresh()
+	if got := r.String("Late-44-Sesam"); got != "***" {
+		t.Errorf("of a new file: %q", got)
+	}
+}
