@@ -18,6 +18,7 @@ import (
 var programs = map[string]func(args []string) int{
 	"record": recordCommand,
 	"flood":  flood,
+	"leak":   leak,
 }
 
 // record FILE NAME [GATE] appends the line NAME to FILE in one write, and then
@@ -69,6 +70,33 @@ func flood(args []string) int {
 			return 1
 		}
 	}
+	return code
+}
+
+// leak FILE CODE [WORD…] prints FILE to each output, and exits with CODE. It writes the
+// first bytes one by one, and the two outputs in turn.
+func leak(args []string) int {
+	text, err := os.ReadFile(args[0])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
+	code, _ := strconv.Atoi(args[1])
+	rest := [][]byte{text, text}
+	for i := 0; len(rest[0])+len(rest[1]) > 0; i++ {
+		for which, out := range []*os.File{os.Stdout, os.Stderr} {
+			n := 1
+			if i > 3000 {
+				n = 4099
+			}
+			n = min(n, len(rest[which]))
+			if _, err := out.Write(rest[which][:n]); err != nil {
+				return 2
+			}
+			rest[which] = rest[which][n:]
+		}
+	}
+	fmt.Fprintln(os.Stderr, "\nleak was called with", args[2:])
 	return code
 }
 

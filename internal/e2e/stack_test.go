@@ -221,7 +221,7 @@ func workerEnvironment(t *testing.T, broker, database, workspace string) []strin
 		"POSTGRES_PASSWORD=" + password,
 		"POSTGRES_DB=" + strings.TrimPrefix(server.Path, "/"),
 		"WORKSPACE_ROOT=" + workspace,
-		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=record,flood",
+		"MM_ORCHESTRATOR_ALLOWED_PROGRAMS=record,flood,leak",
 		"MM_ORCHESTRATOR_LISTEN=",         // tests run side by side
 		"MM_ORCHESTRATOR_QUIET_PERIOD=1s", // tests are short
 	}
