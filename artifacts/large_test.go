@@ -1,0 +1,87 @@
+package artifacts_test
+
+import (
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+)
+
+// BenchmarkLargeLog is the whole way of 1 GiB into an artifact: text, redaction,
+// checksum and file, for 50 secrets. It reports the peak of the process's memory.
+func BenchmarkLargeLog(b *testing.B) {
+	clean := buildLog(8 << 20)
+	r := artifacts.NewRedactor(sampleSecrets(50))
+	for b.Loop() {
+		dir, err := artifacts.Open(b.TempDir(), r)
+		if err != nil {
+			b.Fatal(err)
+		}
+		log, err := dir.Log("build.log")
+		if err != nil {
+			b.Fatal(err)
+		}
+		begin := processorTime()
+		o := log.Output()
+		for range 128 {
+			for rest := clean; len(rest) > 0; {
+				n := min(32<<10, len(rest))
+				_, _ = o.Stdout.Write(rest[:n])
+				rest = rest[n:]
+			}
+		}
+		o.Close()
+		if _, err := log.Finish(); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(128*len(clean))/1e6/(processorTime()-begin).Seconds(), "MB/cpu-s")
+		b.ReportMetric(float64(peakMemory(b))/1024, "MiB-peak")
+
+	}
+}
+
+func peakMemory(b *testing.B) (kib int) {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Skip(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(line, "VmHWM:"); found {
+			for _, c := range value {
+				if c >= '0' && c <= '9' {
+					kib = 10*kib + int(c-'0')
+				}
+			}
+		}
+	}
+	return kib
+}
+
+// A program that prints a long secret byte by byte, each in a write of its own, makes the
+// writer look at what it buffers again and again: that must not take long.
+func TestLongSecretsByteByByte(t *testing.T) {
+	t.Parallel()
+	secret := strings.Repeat("Zr5uTq8LmW2xNv4B", 512) // 8 KiB, which repeats itself
+	r := artifacts.NewRedactor([]string{"MY_TOKEN=" + secret + "end"})
+	for name, text := range map[string]string{"found": secret + "end", "nearly": secret + "enx", "coloured": strings.ReplaceAll(secret, "8L", "8\x1b[1mL") + "end"} {
+		begin := time.Now()
+		var out strings.Builder
+		w := r.Writer(&out)
+		for i := range len(text) {
+			_, _ = io.WriteString(w, text[i:i+1])
+		}
+		_ = w.Close()
+		took := time.Since(begin)
+		t.Logf("%s: %v for %d bytes", name, took, len(text))
+		if name != "nearly" && out.String() != "***" {
+			t.Errorf("%s: %.100q", name, out.String())
+		}
+		if took > 20*time.Second {
+			t.Errorf("%s took %v", name, took)
+		}
+	}
+}
