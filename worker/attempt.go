@@ -120,7 +120,14 @@ func (a *attempt) hasRunning(d *delivery) bool {
 // that has joined may be the copy that was published from there, the only one left:
 // it is requeued and runs.
 func (a *attempt) end(s settlement) {
-	for _, d := range a.choose(s) {
+	settling := a.choose(s)
+	// Consumers that the deliveries no longer need are cancelled before the broker is
+	// told: it could deliver a requeued message to one of them, and a quorum queue
+	// counts a return when a consumer is cancelled meanwhile.
+	for _, d := range settling {
+		d.sub.adjust()
+	}
+	for _, d := range settling {
 		d.tell()
 	}
 }

@@ -244,6 +244,7 @@ func (d *delivery) choose(s settlement) {
 // the connection is lost.
 func (d *delivery) settle(s settlement) {
 	if d.decide(s) {
+		d.sub.adjust() // see attempt.end
 		d.tell()
 	}
 }
@@ -294,7 +295,6 @@ func (d *delivery) beginTelling() (s settlement, mine bool) {
 
 // told ends the delivery.
 func (d *delivery) told() {
-	defer d.sub.adjust()
 	d.registry.mu.Lock()
 	defer d.registry.mu.Unlock()
 	if d.state == stateSettling {

@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,4 +153,23 @@ func TestAFullQueueDoesNotStarveAnother(t *testing.T) {
 		}
 	}()
 	t.Cleanup(func() { close(started) })
+}
+
+// A requeue after a pause counts as one return, so that even a delivery limit of 1
+// drops nothing.
+func TestRequeueAfterAPauseCountsOnce(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	limited(1)(&cfg)
+	w := newWorker(t, cfg)
+	var tries atomic.Int32
+	w.Register("shop.later", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		if tries.Add(1) > 5 {
+			return nil, nil
+		}
+		return nil, worker.Reject{Requeue: true, After: 10 * time.Millisecond}
+	}))
+	workertest.Start(t, w)
+	r.result(r.send(workertest.Message("orders", "shop.later", nil, nil)))
 }
