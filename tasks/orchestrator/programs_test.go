@@ -74,7 +74,7 @@ func TestSettingsOfTheRepositoryStartNothing(t *testing.T) {
 		{"git checkout -b other", [][2]string{{"core.hooksPath", "HOOKS"}}, false},
 		{"git reset --hard HEAD", [][2]string{{"core.fsmonitor", "PROGRAM"}, {"core.hooksPath", "HOOKS"}}, false},
 		{"git revert HEAD", [][2]string{{"core.editor", "PROGRAM"}, {"core.hooksPath", "HOOKS"}}, false},
-		{"git log -1 --format=%G?", [][2]string{{"gpg.program", "PROGRAM"}, {"log.showSignature", "true"}}, true},
+		{"git log -1 --format=%s", [][2]string{{"gpg.program", "PROGRAM"}, {"log.showSignature", "true"}}, true},
 		{"git log -1", [][2]string{{"core.pager", "PROGRAM"}, {"pager.log", "PROGRAM"}}, true},
 		{"git stash show", [][2]string{{"diff.external", "PROGRAM"}}, true},
 		{"git add -A", [][2]string{{"core.fsmonitor", "PROGRAM"}}, false},
