@@ -71,6 +71,8 @@ type session struct {
 	consumeChannel *amqp.Channel
 	consumeTurn    chan struct{}
 	consumers      sync.WaitGroup // goroutines that receive
+	consumersMu    sync.Mutex
+	closed         bool // no consumer is added any more; guarded by consumersMu
 
 	// subscriptions has the consumed queues by name; guarded by
 	// subscriptionsMu.
@@ -498,7 +500,21 @@ func (c *connection) close() {
 // close closes the connection and waits for the goroutines that receive.
 func (s *session) close() {
 	s.connection.close()
+	s.consumersMu.Lock()
+	s.closed = true
+	s.consumersMu.Unlock()
 	s.consumers.Wait()
+}
+
+// addConsumer counts a goroutine that is about to receive. It returns false if close
+// waits for them already: then the session is lost.
+func (s *session) addConsumer() bool {
+	s.consumersMu.Lock()
+	defer s.consumersMu.Unlock()
+	if !s.closed {
+		s.consumers.Add(1)
+	}
+	return !s.closed
 }
 
 // callConsuming runs a synchronous method of consumeChannel.

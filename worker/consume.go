@@ -102,11 +102,11 @@ func (s *session) subscriptionOf(queue string) *subscription {
 }
 
 // start adds a consumer. The caller has locked sub.mu.
-func (sub *subscription) start(ctx context.Context, limit int) (tag string, err error) {
+func (sub *subscription) start(ctx context.Context, limit int) (string, error) {
 	s := sub.session
 	sub.next++
 	sub.consumerChanges.Add(1)
-	tag = fmt.Sprintf("%.100s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
+	tag := fmt.Sprintf("%.100s/%.100s/%d", sub.worker.cfg.Node, sub.queue.Name, sub.next)
 	arguments, err := amqpTable(sub.queue.ConsumerArguments)
 	if err != nil {
 		return "", err
@@ -121,9 +121,11 @@ func (sub *subscription) start(ctx context.Context, limit int) (tag string, err 
 		s.fail(err)
 		return "", s.connectionError(fmt.Sprintf("consuming queue %q", sub.queue.Name), err)
 	}
+	if !s.addConsumer() {
+		return "", s.connectionError(fmt.Sprintf("consuming queue %q", sub.queue.Name), s.lostErr)
+	}
 	sub.tags = append(sub.tags, tag)
 	sub.consumerCount.Add(1)
-	s.consumers.Add(1)
 	go sub.receive(deliveries)
 	return tag, nil
 }
