@@ -132,6 +132,7 @@ func TestAFullQueueDoesNotStarveAnother(t *testing.T) {
 		<-proceed
 		return nil, nil
 	}))
+	t.Cleanup(func() { close(started) }) // after the end of the worker, whose tasks send to it
 	workertest.Start(t, w)
 	defer close(proceed)
 	for range 20 {
@@ -152,7 +153,6 @@ func TestAFullQueueDoesNotStarveAnother(t *testing.T) {
 		for range started {
 		}
 	}()
-	t.Cleanup(func() { close(started) })
 }
 
 // A requeue after a pause counts as one return, so that even a delivery limit of 1
