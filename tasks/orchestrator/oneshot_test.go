@@ -5,6 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
 // A one-shot target is healthy once it has completed, if the plan says that it has to,
@@ -48,6 +51,8 @@ func TestOneShotTargets(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.plan(string(text))
+			// The first web has ended, as the worker will see it too.
+			awaitState(t, c, "web", "exited")
 			before := c.state()
 			undo := c.change()
 			c.succeed("build")
@@ -66,5 +71,21 @@ func TestOneShotTargets(t *testing.T) {
 			}
 			c.isAsBefore(before, c.state())
 		})
+	}
+}
+
+// awaitState waits until the containers of a service are in a state.
+func awaitState(t *testing.T, c *layoutEnv, service, state string) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		containers := c.state().Containers
+		if !slices.ContainsFunc(containers, func(one compose.Container) bool { return one.Service == service && one.State != state }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s is %s. Containers: %+v", service, state, containers)
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
