@@ -11,11 +11,16 @@ import (
 //
 //   - It buffers only bytes that may be the beginning of a secret; their number has a
 //     limit that depends on the longest secret only.
+//   - A secret that is added to the Redactor is replaced in all that follows, also by
+//     writers that exist already.
 //   - Close writes the buffered bytes; it does not close the next writer.
 //   - It must be used by one goroutine at a time.
 type RedactingWriter struct {
-	matcher *matcher
-	next    io.Writer
+	// redactor gives the matcher for each write, because secrets are added while a
+	// program writes; nil for one matcher.
+	redactor *Redactor
+	matcher  *matcher
+	next     io.Writer
 	// text is the text from before up to the buffered bytes' end; from is where
 	// these begin. What stands before it has been written and only helps to judge.
 	text []byte
@@ -30,7 +35,7 @@ type RedactingWriter struct {
 
 // Writer returns a writer that redacts text and writes it to next.
 func (r *Redactor) Writer(next io.Writer) *RedactingWriter {
-	return &RedactingWriter{matcher: r.matcher(), next: next, room: new(room)}
+	return &RedactingWriter{redactor: r, matcher: r.matcher(), next: next, room: new(room)}
 }
 
 // chunk limits the memory that a large Write needs, in bytes.
@@ -65,6 +70,9 @@ func (w *RedactingWriter) Close() error {
 // pass writes all bytes that cannot become part of a secret. At the end of the text
 // that holds for all bytes.
 func (w *RedactingWriter) pass(end bool) error {
+	if w.redactor != nil {
+		w.matcher = w.redactor.matcher()
+	}
 	w.out = w.out[:0]
 	// The text of a detector may begin in what has been written.
 	for i := max(0, w.from-gramSize+1); ; i++ {

@@ -31,6 +31,7 @@ const shortPassword = 8
 //     [Rules] name;
 //   - the passwords in URLs of any variable, as any parser of URLs may read them;
 //   - what files with secrets contain, see [Redactor.Refresh];
+//   - credentials that are read while the program runs, see [Redactor.Add];
 //   - of secrets with several lines each line;
 //   - each secret in the form in which [NewTextWriter] leaves it, and without
 //     the white space around it;
@@ -55,7 +56,13 @@ type Redactor struct {
 	// remembered are the secrets that files have or had, because what was started
 	// with an earlier version still prints its secrets. Guarded by mu.
 	remembered map[string]struct{}
+	// added are the secrets of Add, the latest last. Guarded by mu.
+	added []string
 }
+
+// maxAdded limits the secrets of Add that are remembered. A credential that is new for
+// each use, as a vault makes them, must not make the redactor slower for ever.
+const maxAdded = 256
 
 // Rules add to what a [Redactor] takes for secret.
 type Rules struct {
@@ -100,6 +107,31 @@ func NewRedactor(environ []string, rules ...Rules) *Redactor {
 	return r
 }
 
+// Add makes texts secret from now on: also for handlers and writers that exist. It is
+// called with a credential as soon as it has been read, before anything uses it. Earlier
+// values of the same credential stay secret, up to a limit.
+func (r *Redactor) Add(secrets ...string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := true
+	for _, secret := range secrets {
+		if at := slices.Index(r.added, secret); at >= 0 {
+			r.added = append(slices.Delete(r.added, at, at+1), secret) // used again, so remembered longer
+		} else if Trim(secret) != "" {
+			r.added = append(r.added, secret)
+			known = false
+		}
+	}
+	if known {
+		return
+	}
+	r.added = slices.Delete(r.added, 0, max(0, len(r.added)-maxAdded))
+	r.compile()
+}
+
 // compile makes the matcher.
 func (r *Redactor) compile() {
 	f := &forms{patterns: map[string]*pattern{}, guarded: map[string]bool{}}
@@ -112,6 +144,9 @@ func (r *Redactor) compile() {
 		}
 	}
 	for value := range r.remembered {
+		f.secret(value)
+	}
+	for _, value := range r.added {
 		f.secret(value)
 	}
 	r.current.Store(newMatcher(append(slices.Collect(maps.Values(f.patterns)), detectors...)))
