@@ -221,13 +221,13 @@ func TestNobodyApprovesInTime(t *testing.T) {
 func TestTheMessageOfAnApprovalIsLost(t *testing.T) {
 	t.Parallel()
 	e := newApprovalEnv(t, "pre-verify")
-	e.config.LostGrace = time.Second
 	e.worker(t, "one", 1, true)
 	e.pauseRun(t)
 	e.db.Approve(t, e.id)
 	e.create(t, "next", "normal", "")
 	e.db.Rows(t, `UPDATE orchestrator_runs SET target_service = 'celery-worker' WHERE id = $1 RETURNING id`, e.names["next"])
 	e.publish(e.chain(t, "next", "build", "restart"))
+	e.await(t, "the run is lost", func() bool { e.passGrace(t, e.id); return e.ended(t) })
 	e.await(t, "the next run has the workspace", func() bool { return slices.Contains(e.ledger(), "end next restart") })
 	order := e.checkTurns(t)
 	same(t, "order", strings.Join(order, " "), "run next")

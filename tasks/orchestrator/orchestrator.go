@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
@@ -19,6 +20,8 @@ type Orchestrator struct {
 	broker   Broker
 	stalls   stall.Detector
 	sweeping sweeping
+	// sinceStart is a monotonic clock. The sweep measures LostGrace with it.
+	sinceStart func() time.Duration
 }
 
 // New returns an Orchestrator for a valid config. It uses neither files nor
@@ -28,11 +31,14 @@ func New(config Config) (*Orchestrator, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
+	started := time.Now()
 	return &Orchestrator{
 		config: config,
 		log:    slog.New(config.Redactor.Handler(config.Logger.Handler())),
 		runner: newRunner(config),
 		client: newHealthClient(config.Environ),
 		policy: config.effectivePolicy(),
+
+		sinceStart: func() time.Duration { return time.Since(started) },
 	}, nil
 }

@@ -115,8 +115,8 @@ type suspect struct {
 	// seenAt and version are those of [store.WorkspaceState].
 	seenAt  time.Time
 	version string
-	// since is when this process first saw the run like this.
-	since time.Time
+	// since is when this process first saw the run like this, by sinceStart.
+	since time.Duration
 }
 
 // repair is what a sweep does to a workspace.
@@ -198,13 +198,13 @@ func (s *sweeper) checkIdle(ctx context.Context, w store.WorkspaceState, still m
 	if err != nil || ready > 0 {
 		return err
 	}
-	now := time.Now() // monotonic
+	now := s.sinceStart()
 	before, known := s.suspects[w.Workspace]
 	if !known || before.runID != w.RunID || !before.seenAt.Equal(w.SeenAt) || before.version != w.Version {
 		before = suspect{runID: w.RunID, seenAt: w.SeenAt, version: w.Version, since: now}
 	}
 	still[w.Workspace] = before
-	if now.Sub(before.since) < s.config.LostGrace || w.Idle < s.config.LostGrace {
+	if now-before.since < s.config.LostGrace || w.Idle < s.config.LostGrace {
 		return nil
 	}
 	// Count again: a foreign consumer may have started after the first count, and

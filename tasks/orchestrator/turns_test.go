@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,10 @@ type liveEnv struct {
 	// fromRecord says that rollbacks do not run the plan's commands.
 	fromRecord bool
 	workers    []*worker.Worker
+	// sweeps are counters of the sweeps of each worker that sweeps.
+	sweeps []*sweepCounter
+	// passed is what has passed of LostGrace since the start.
+	passed atomic.Int64
 	// publish is a worker that consumes a queue of its own.
 	publish func(protocol.Publishing)
 }
@@ -76,10 +81,15 @@ func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) (stop
 	config := r.config
 	config.Steps, config.Node, config.Logger = s, name, workertest.Logger(t)
 	config.SweepInterval, config.RollbackCommands = 100*time.Millisecond, !r.fromRecord
+	if sweep {
+		counter := &sweepCounter{Steps: s}
+		config.Steps, r.sweeps = counter, append(r.sweeps, counter)
+	}
 	o, err := New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.sinceStart = func() time.Duration { return time.Duration(r.passed.Load()) }
 	w, err := worker.New(worker.Config{Broker: r.url, Queues: []string{"q"}, Slots: slots, Node: name + "@test", Logger: workertest.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
@@ -100,6 +110,37 @@ func (r *liveEnv) worker(t *testing.T, name string, slots int, sweep bool) (stop
 	}
 	t.Cleanup(func() { endSweep(); group.Wait() })
 	return stop
+}
+
+// A sweepCounter counts the sweeps that have begun.
+type sweepCounter struct {
+	Steps
+	begun atomic.Int64
+}
+
+func (c *sweepCounter) ListWorkspaces(ctx context.Context, queue string, unacked []string) ([]store.WorkspaceState, error) {
+	c.begun.Add(1)
+	return c.Steps.ListWorkspaces(ctx, queue, unacked)
+}
+
+// awaitSweeps waits until each worker that sweeps has swept from beginning to end.
+func (r *liveEnv) awaitSweeps(t *testing.T) {
+	t.Helper()
+	for _, c := range r.sweeps {
+		before := c.begun.Load()
+		r.await(t, "a worker sweeps", func() bool { return c.begun.Load() >= before+2 })
+	}
+}
+
+// passGrace lets LostGrace pass, in which nothing is seen of a run. The clock of the
+// sweeps stands still otherwise: however slow the machine is, no other run is lost.
+func (r *liveEnv) passGrace(t *testing.T, run string) {
+	t.Helper()
+	grace := r.config.WithDefaults().LostGrace
+	r.db.Rows(t, fmt.Sprintf(`UPDATE mm_orchestrator.holds SET seen_at = seen_at - interval '%d seconds' WHERE run_id = $1 RETURNING run_id`, 1+int(grace.Seconds())), run)
+	r.awaitSweeps(t)
+	r.passed.Add(int64(grace))
+	r.awaitSweeps(t)
 }
 
 // create makes a run with a plan of build, restart and rollback. Each is one
@@ -353,8 +394,7 @@ func (r *liveEnv) run(t *testing.T, s *store.Store, name, step string) {
 func TestALostRunEndsAndFreesItsWorkspace(t *testing.T) {
 	t.Parallel()
 	r := newLiveEnv(t)
-	r.config.LostGrace = 700 * time.Millisecond
-	r.create(t, "lost", "normal", "")
+	lost := r.create(t, "lost", "normal", "")
 	r.create(t, "next", "normal", "")
 	untouched := r.create(t, "pending", "normal", "")
 	r.mark(t, "hold-lost-build")
@@ -368,11 +408,16 @@ func TestALostRunEndsAndFreesItsWorkspace(t *testing.T) {
 	r.publish(r.chain(t, "next", "build", "restart"))
 	r.await(t, "the next is parked", func() bool { return r.count(t, `SELECT count(*) AS n FROM mm_orchestrator.parked`) == 1 })
 	// A step that takes longer than the grace is not lost.
-	time.AfterFunc(1500*time.Millisecond, func() { _ = os.Remove(filepath.Join(r.bin, "hold-lost-build")) })
+	for range 2 {
+		r.passGrace(t, lost)
+	}
+	same(t, "status of a run whose step takes long", fmt.Sprint(r.db.Run(t, lost)["status"]), "running")
+	r.clear(t, "hold-lost-build")
+	r.await(t, "the run is lost", func() bool { r.passGrace(t, lost); return slices.Contains(r.ledger(), "begin lost rollback") })
 	r.await(t, "the next run ends", func() bool { return slices.Contains(r.ledger(), "end next restart") })
 	same(t, "ledger", strings.Join(r.ledger(), ", "), "begin lost build, end lost build, begin lost rollback, end lost rollback, "+
 		"begin next build, end next build, begin next restart, end next restart")
-	run, state := r.db.Run(t, r.names["lost"]), r.db.State(t, r.names["lost"], store.StepRestart)
+	run, state := r.db.Run(t, lost), r.db.State(t, lost, store.StepRestart)
 	same(t, "state", fmt.Sprint(run["status"], " ", state["plan_step_status"], " ", state["message"]),
 		"rolled_back failed run was lost: step restart did not begin; its message is in no queue, and no worker has it. Retry the run to begin again")
 	same(t, "a run that never began", fmt.Sprint(r.db.Run(t, untouched)["status"]), "pending")
