@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -190,12 +189,4 @@ func (r *Report) Print(w io.Writer) {
 	by("workspace", func(c Case) string { return string(c.Workspace) })
 	by("fault", func(c Case) string { return c.Step + " " + string(c.Fault) })
 	by("disturbance", func(c Case) string { return string(c.Disturbance) })
-}
-
-// Remove removes the folder, unless it has the evidence of a case.
-func (c Campaign) Remove(r *Report) error {
-	if r.Differing() > 0 {
-		return nil
-	}
-	return os.RemoveAll(c.Folder)
 }
