@@ -33,7 +33,7 @@ func (s testEnv) python(t *testing.T) pythonWorker {
 	w.cmd.Dir = s.workspace
 	w.cmd.Env = append(os.Environ(), "CELERY_BROKER_URL="+s.broker, "CELERY_RESULT_BACKEND=db+"+strings.Replace(s.database, "postgres://", "postgresql+psycopg2://", 1), "PYTHONDONTWRITEBYTECODE=1")
 	w.cmd.Stdout, w.cmd.Stderr = w.output, w.output
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	devenv.OwnGroup(w.cmd, syscall.SIGKILL)
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -102,6 +102,7 @@ func startProgram(t *testing.T, path string, env environment, args ...string) *p
 	p.cmd.Dir = t.TempDir()
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	p.cmd.WaitDelay = testTimeout // whoever inherits the output
+	devenv.OwnGroup(p.cmd, syscall.SIGKILL)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

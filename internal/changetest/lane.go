@@ -323,7 +323,7 @@ func (w *worker) launch(log *os.File) error {
 	// Not the work tree, which is made anew for each case.
 	command.Env, command.Dir = append(slices.Clip(w.environ), w.settings...), filepath.Dir(w.logPath)
 	command.Stdout, command.Stderr = log, log
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	devenv.OwnGroup(command, syscall.SIGKILL)
 	w.command = command
 	return command.Start()
 }

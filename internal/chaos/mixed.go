@@ -92,7 +92,7 @@ func (l *lane) startPython(script, name string) (*pythonProcess, error) {
 		"PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1",
 	}
 	// It has child processes, which await ends.
-	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	devenv.OwnGroup(p.command, syscall.SIGKILL)
 	if err := p.command.Start(); err != nil {
 		p.log.Close()
 		return nil, err

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
 // waitTimeout bounds every wait. It is several times longer than what the program
@@ -110,7 +112,7 @@ func (w *workerProcess) start() error {
 	command := exec.Command(w.lane.config.programs.worker, "worker")
 	command.Env, command.Dir = append(slices.Clip(w.environ), w.settings...), w.lane.workspace
 	command.Stdout, command.Stderr = w.log, w.log
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	devenv.OwnGroup(command, syscall.SIGKILL)
 	if err := command.Start(); err != nil {
 		return err
 	}

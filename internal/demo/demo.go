@@ -229,7 +229,7 @@ func (d *demo) startWorker(ctx context.Context) error {
 	since = time.Now()
 	d.worker = d.command(context.WithoutCancel(ctx), "worker")
 	d.worker.Stdout, d.worker.Stderr = log, log
-	d.worker.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	devenv.OwnGroup(d.worker, syscall.SIGKILL)
 	if err := d.worker.Start(); err != nil {
 		return fmt.Errorf("starting the worker: %w", err)
 	}

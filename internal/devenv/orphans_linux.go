@@ -2,7 +2,6 @@ package devenv
 
 import (
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -101,7 +100,9 @@ func processes() []process {
 	return all
 }
 
-// dieWithUs makes the kernel send a signal to the child when this process dies.
+// deathSignal makes the kernel send a signal to the child when this process dies.
 // The kernel also sends it when the thread that forked ends; Go ends a thread
 // only if a goroutine exits while locked to it.
-func dieWithUs(cmd *exec.Cmd, signal syscall.Signal) { cmd.SysProcAttr.Pdeathsig = signal }
+func deathSignal(attributes *syscall.SysProcAttr, signal syscall.Signal) {
+	attributes.Pdeathsig = signal
+}

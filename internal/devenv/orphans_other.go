@@ -2,10 +2,7 @@
 
 package devenv
 
-import (
-	"os/exec"
-	"syscall"
-)
+import "syscall"
 
 // adoptOrphans needs Linux; elsewhere only process groups are ended.
 func adoptOrphans() (reap func(mine int), release func()) { return func(int) {}, func() {} }
@@ -13,5 +10,5 @@ func adoptOrphans() (reap func(mine int), release func()) { return func(int) {},
 // onlyZombies needs /proc, which only Linux has in this form.
 func onlyZombies(int) bool { return false }
 
-// dieWithUs needs Linux; elsewhere a killed test leaves its servers.
-func dieWithUs(*exec.Cmd, syscall.Signal) {}
+// deathSignal needs Linux; elsewhere a killed test leaves its children.
+func deathSignal(*syscall.SysProcAttr, syscall.Signal) {}

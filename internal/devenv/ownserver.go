@@ -368,8 +368,7 @@ type child struct {
 }
 
 func childOf(cmd *exec.Cmd, stopSignal syscall.Signal) (*child, error) {
-	ownGroup(cmd)
-	dieWithUs(cmd, stopSignal)
+	OwnGroup(cmd, stopSignal)
 	c := &child{cmd: cmd, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = c, c
 	cmd.WaitDelay = endLimit // Erlang's helper processes keep the output open a little longer

@@ -150,6 +150,14 @@ func startGated(cmd *exec.Cmd, register func(pid int) error) error {
 	return err
 }
 
+// OwnGroup gives a child a process group of its own, so that it can be ended with all
+// that it has started. On Linux the kernel sends it a signal when this process dies,
+// also by SIGKILL.
+func OwnGroup(cmd *exec.Cmd, whenWeDie syscall.Signal) {
+	ownGroup(cmd)
+	deathSignal(cmd.SysProcAttr, whenWeDie)
+}
+
 func ownGroup(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}

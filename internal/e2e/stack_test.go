@@ -285,8 +285,7 @@ func (s *stack) startWorker() {
 	p.command.Env = append(slices.Clone(s.environment), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started))
 	s.started++
 	p.command.Stdout, p.command.Stderr = &p.text, &p.text
-	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	dieWithUs(p.command.SysProcAttr)
+	devenv.OwnGroup(p.command, syscall.SIGKILL)
 	if err := p.command.Start(); err != nil {
 		t.Fatal(err)
 	}
