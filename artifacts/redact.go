@@ -1,6 +1,7 @@
 package artifacts
 
 import (
+	"bytes"
 	"cmp"
 	"io"
 	"slices"
@@ -29,6 +30,8 @@ type RedactingWriter struct {
 	masked int
 	// later are parts to mask that begin after from, in order.
 	later []span
+	// again is the length of text from which on it is worth another look, 0 for any.
+	again int
 	out   []byte
 	room  *room
 }
@@ -41,6 +44,12 @@ func (r *Redactor) Writer(next io.Writer) *RedactingWriter {
 // chunk limits the memory that a large Write needs, in bytes.
 const chunk = 32 << 10
 
+// patient is the number of buffered bytes from which on the writer looks at them again
+// only when they have grown by a sixteenth, or when a line has ended. A program that
+// writes a long secret byte by byte would take time in the square of its length
+// otherwise.
+const patient = 1 << 10
+
 // Write implements io.Writer.
 func (w *RedactingWriter) Write(p []byte) (int, error) {
 	if w.matcher == nil {
@@ -51,8 +60,14 @@ func (w *RedactingWriter) Write(p []byte) (int, error) {
 		part := p[:min(len(p), chunk)]
 		p = p[len(part):]
 		w.text = append(w.text, part...)
-		if err := w.pass(false); err != nil {
-			return written, err
+		if len(w.text) >= w.again || bytes.IndexByte(part, '\n') >= 0 {
+			if err := w.pass(false); err != nil {
+				return written, err
+			}
+			w.again = 0
+			if buffered := len(w.text) - w.from; buffered > patient {
+				w.again = len(w.text) + buffered/16
+			}
 		}
 		written += len(part)
 	}
