@@ -87,7 +87,7 @@ var (
 	}
 	specStateColumns    = []string{"status", "message", "payload", "artifact_refs", "started_at", "finished_at"}
 	specArtifactColumns = []string{"size_bytes", "digest"}
-	specAuditColumns    = []string{"codex_status", "github_status", "checked_at", "notes", "codex_checked_at", "github_checked_at"}
+	specAuditColumns    = []string{"codex_status", "github_status", "checked_at", "notes", "codex_checked_at", "codex_message", "github_checked_at", "github_message"}
 )
 
 // SpecPrivileges are the rights that a worker needs in addition to

@@ -101,9 +101,12 @@ type SpecState struct {
 // SpecAudit is the row of a run in workflow_credential_audits.
 type SpecAudit struct {
 	// Codex and GitHub are labels of workflowcodexcredentialstatus and
-	// workflowgithubcredentialstatus.
+	// workflowgithubcredentialstatus. An empty one was not checked: the row keeps what
+	// it has of that service; a new row has invalid.
 	Codex, GitHub string
-	Notes         string
+	// CodexMessage and GitHubMessage say what was found, "" for NULL.
+	CodexMessage, GitHubMessage string
+	Notes                       string
 }
 
 // SpecWrite is what one transaction writes. Zero fields are left as they are.
@@ -461,12 +464,19 @@ func (s *Store) writeSpec(ctx context.Context, tx pgx.Tx, claim SpecClaim, w Spe
 	}
 	if a := w.Audit; a != nil {
 		batch.Queue(`
-			INSERT INTO workflow_credential_audits (id, workflow_run_id, codex_status, github_status, checked_at, notes, codex_checked_at, github_checked_at, environment_snapshot)
-			VALUES (gen_random_uuid(), $1, $2::text::workflowcodexcredentialstatus, $3::text::workflowgithubcredentialstatus, $5, NULLIF($4, ''), $5, $5, 'null')
+			INSERT INTO workflow_credential_audits AS w
+			       (id, workflow_run_id, codex_status, github_status, checked_at, notes, codex_message, github_message, codex_checked_at, github_checked_at, environment_snapshot)
+			VALUES (gen_random_uuid(), $1, COALESCE(NULLIF($2::text, ''), 'invalid')::workflowcodexcredentialstatus, COALESCE(NULLIF($3::text, ''), 'invalid')::workflowgithubcredentialstatus,
+			        $5, NULLIF($4, ''), NULLIF($6, ''), NULLIF($7, ''), CASE WHEN $2 <> '' THEN $5::timestamptz END, CASE WHEN $3 <> '' THEN $5::timestamptz END, 'null')
 			ON CONFLICT (workflow_run_id) DO UPDATE
-			SET codex_status = EXCLUDED.codex_status, github_status = EXCLUDED.github_status, checked_at = EXCLUDED.checked_at, notes = EXCLUDED.notes,
-			    codex_checked_at = EXCLUDED.codex_checked_at, github_checked_at = EXCLUDED.github_checked_at`,
-			claim.RunID, a.Codex, a.GitHub, headOf(a.Notes), now)
+			SET checked_at = EXCLUDED.checked_at, notes = EXCLUDED.notes,
+			    codex_status = CASE WHEN $2 <> '' THEN EXCLUDED.codex_status ELSE w.codex_status END,
+			    codex_message = CASE WHEN $2 <> '' THEN EXCLUDED.codex_message ELSE w.codex_message END,
+			    codex_checked_at = COALESCE(EXCLUDED.codex_checked_at, w.codex_checked_at),
+			    github_status = CASE WHEN $3 <> '' THEN EXCLUDED.github_status ELSE w.github_status END,
+			    github_message = CASE WHEN $3 <> '' THEN EXCLUDED.github_message ELSE w.github_message END,
+			    github_checked_at = COALESCE(EXCLUDED.github_checked_at, w.github_checked_at)`,
+			claim.RunID, a.Codex, a.GitHub, headOf(a.Notes), now, headOf(a.CodexMessage), headOf(a.GitHubMessage))
 	}
 	for _, a := range w.Artifacts {
 		batch.Queue(`

@@ -76,6 +76,8 @@ type attempt struct {
 	directoryError error
 	// credentials is what a check of the credentials found, nil before.
 	credentials *credentials
+	// opening is the message of the task's row when it begins.
+	opening string
 }
 
 // run carries a task out and returns the context for the next one.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 )
 
 // Runs is the part of [store.Store] that this package uses. The methods are
@@ -26,6 +27,11 @@ type Runs interface {
 type Metrics interface {
 	SpecStarted(task string, attempt int, retry bool)
 	SpecFinished(task string, attempt int, succeeded bool, took time.Duration)
+}
+
+// Preflight is implemented by preflight.Checker. An error is that of the context.
+type Preflight interface {
+	Check(ctx context.Context, request preflight.Request) (preflight.Report, error)
 }
 
 // Config is the configuration of a Speckit.
@@ -57,6 +63,9 @@ type Config struct {
 
 	// TestMode makes Codex and GitHub simulated, as MoonMind's TEST_MODE does.
 	TestMode bool
+	// Preflight checks before anything else of a task whether it can work. Not used in
+	// test mode.
+	Preflight Preflight
 	// Skills is MoonMind's skills policy.
 	Skills SkillsPolicy
 	// MaxStarts is how often a task may be started whose worker dies. Defaults to 3.

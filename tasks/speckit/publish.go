@@ -26,7 +26,12 @@ func (s *Speckit) publish(ctx context.Context, args contextArgs) (json.RawMessag
 	r.open = func(a *attempt) store.SpecWrite {
 		return a.begin(store.SpecPhaseApply, "Retrieving Codex diff and publishing to GitHub")
 	}
-	r.work = func(ctx context.Context, a *attempt) (store.SpecWrite, error) { return a.publishTask(ctx) }
+	r.work = func(ctx context.Context, a *attempt) (store.SpecWrite, error) {
+		if err := a.ready(ctx); err != nil {
+			return store.SpecWrite{}, err
+		}
+		return a.publishTask(ctx)
+	}
 	return s.run(ctx, r)
 }
 

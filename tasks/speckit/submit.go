@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 )
 
 // contextArgs is the argument of submit_codex_job and apply_and_publish.
@@ -41,7 +42,9 @@ func (s *Speckit) chained(ctx context.Context, task store.SpecTask, args context
 // credentials is what a check of the credentials found.
 type credentials struct {
 	codex, github string // labels of the audit row
-	issues        []string
+	// codexMessage and githubMessage are for the audit row, "" for none.
+	codexMessage, githubMessage string
+	issues                      []string
 }
 
 // checkCredentials checks whether this worker has what the task needs. What the
@@ -67,7 +70,7 @@ func (c *credentials) audit(retryNotes string) *store.SpecAudit {
 	if !c.valid() {
 		notes = append(notes, "Credential validation detected issues:\n- "+strings.Join(c.issues, "\n- "))
 	}
-	return &store.SpecAudit{Codex: c.codex, GitHub: c.github, Notes: strings.Join(notes, "\n\n")}
+	return &store.SpecAudit{Codex: c.codex, GitHub: c.github, CodexMessage: c.codexMessage, GitHubMessage: c.githubMessage, Notes: strings.Join(notes, "\n\n")}
 }
 
 func (c *credentials) failure() error {
@@ -76,19 +79,32 @@ func (c *credentials) failure() error {
 
 // addTo adds the statuses to a payload.
 func (c *credentials) addTo(payload *object) {
-	payload.set("codexCredentialStatus", c.codex)
+	if c.codex != "" {
+		payload.set("codexCredentialStatus", c.codex)
+	}
 	payload.set("githubCredentialStatus", c.github)
 }
 
 // begin is what is written when submit or publish starts. A run without an open task
 // keeps its end (docs/spec-workflow.md#s3): its phase stays, and its credentials are
 // checked for the record only.
+//
+// Where a preflight is configured, the credentials are checked after this was written,
+// by ready: a check asks other computers, and takes seconds.
 func (a *attempt) begin(phase store.SpecPhase, message string) store.SpecWrite {
+	a.opening = message
 	queue := pythonText(a.context, "codex_queue")
 	if a.run.QueueRegistered {
 		a.context.set("_persistable_codex_queue", queue)
 	} else {
 		a.context.set("_persistable_codex_queue", nil)
+	}
+	if a.checksLater() {
+		w := store.SpecWrite{Phase: phase, CodexQueue: queue, State: a.state(store.SpecRunning, statusPayload(store.SpecRunning, message))}
+		if a.context.truthy("no_work") {
+			w.Phase = ""
+		}
+		return w
 	}
 	a.credentials = a.checkCredentials()
 	w := store.SpecWrite{Phase: phase, CodexQueue: queue, Audit: a.credentials.audit(a.redact(a.context.text("retry_notes")))}
@@ -97,19 +113,28 @@ func (a *attempt) begin(phase store.SpecPhase, message string) store.SpecWrite {
 	} else if !a.credentials.valid() {
 		return w
 	}
-	a.context.set("credentials_validated", a.credentials.valid())
-	status := newObject()
-	status.set("codex", a.credentials.codex)
-	status.set("github", a.credentials.github)
-	a.context.set("credential_audit_status", status)
-	payload := statusPayload(store.SpecRunning, message)
-	a.credentials.addTo(payload)
-	w.State = a.state(store.SpecRunning, payload)
+	w.State = a.checked()
 	return w
 }
 
-// noVolume is MoonMind's message for a worker without a volume with Codex's login.
-const noVolume = "Codex auth volume not configured for this worker."
+// checked puts what the check of the credentials has found into the context, and returns
+// the row of the task that begins.
+func (a *attempt) checked() *store.SpecState {
+	a.context.set("credentials_validated", a.credentials.valid())
+	status := newObject()
+	if a.credentials.codex == "" { // not checked by this task
+		if before := a.context.inner("credential_audit_status"); before != nil {
+			status.setRaw("codex", before.raw("codex"))
+		}
+	} else {
+		status.set("codex", a.credentials.codex)
+	}
+	status.set("github", a.credentials.github)
+	a.context.set("credential_audit_status", status)
+	payload := statusPayload(store.SpecRunning, a.opening)
+	a.credentials.addTo(payload)
+	return a.state(store.SpecRunning, payload)
+}
 
 // submit has Codex do the task (docs/spec-workflow.md#submit).
 func (s *Speckit) submit(ctx context.Context, args contextArgs) (json.RawMessage, error) {
@@ -119,8 +144,8 @@ func (s *Speckit) submit(ctx context.Context, args contextArgs) (json.RawMessage
 	}
 	r.open = func(a *attempt) store.SpecWrite {
 		w := a.begin(store.SpecPhaseSubmit, "Submitting task to Codex")
-		if a.credentials.valid() && !a.context.truthy("no_work") {
-			w.PreflightStatus, w.PreflightMessage, w.CodexVolume = "skipped", noVolume, a.context.text("codex_volume")
+		if !a.checksLater() && a.credentials.valid() && !a.context.truthy("no_work") {
+			w.PreflightStatus, w.PreflightMessage, w.CodexVolume = string(preflight.LoginSkipped), preflight.NoVolume, a.context.text("codex_volume")
 			a.context.setDefault("codex_volume", nil)
 			a.context.set("codex_preflight_status", w.PreflightStatus)
 			a.context.set("codex_preflight_message", w.PreflightMessage)
@@ -128,7 +153,12 @@ func (s *Speckit) submit(ctx context.Context, args contextArgs) (json.RawMessage
 		}
 		return w
 	}
-	r.work = func(_ context.Context, a *attempt) (store.SpecWrite, error) { return a.submitTask() }
+	r.work = func(ctx context.Context, a *attempt) (store.SpecWrite, error) {
+		if err := a.ready(ctx); err != nil {
+			return store.SpecWrite{}, err
+		}
+		return a.submitTask()
+	}
 	return s.run(ctx, r)
 }
 
