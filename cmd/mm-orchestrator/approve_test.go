@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -98,4 +100,30 @@ func TestApproveWhilePaused(t *testing.T) {
 	}
 	s.command(t, "resume")
 	s.waitForStep(t, run, "build", "succeeded")
+}
+
+// Whose approval a run waits for depends on the policy file, which names the compose
+// service of a target. A file with a mistake does not keep anybody from looking at runs.
+func TestRunsNameTheApproversOfThePolicyFile(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	run := s.submitAwaiting(t, "pre-run")
+	s.exec(t, `INSERT INTO approval_gates (id, service_name, requirement, approver_roles, valid_for_minutes) VALUES (gen_random_uuid(), 'web', 'pre-run', '{release}', 60)`)
+	target := s.run(t, run).Run.TargetService
+	file := filepath.Join(t.TempDir(), "profiles.yaml")
+	for text, want := range map[string]struct{ roles, note string }{
+		"services:\n  " + target + ":\n    compose: {service: web}\n": {"for an approval by release or sre", ""},
+		"services: {}\n":        {"for an approval by sre", ""},
+		"services: [mistake]\n": {"for an approval by sre", "The approval gates below are those of the built-in policy"},
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"runs"}, {"runs", run}} {
+			p := start(t, append(s.env(), "MM_ORCHESTRATOR_PROFILES="+file), args...)
+			if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), want.roles+"\n") || !strings.Contains(p.stderr.String(), want.note) || want.note == "" && p.stderr.String() != "" {
+				t.Errorf("%s with %q: exit code %d, want %q: %s%s", args, text, code, want, p.stdout.String(), p.stderr.String())
+			}
+		}
+	}
 }

@@ -30,7 +30,7 @@ var runsCommand = &command{
 		"Under each active run, a line says what it is doing: which step is running, since when, on which worker, and how often the attempt was started; " +
 		"or which run it is waiting for, because both use the same workspace, and its position in the queue for it; " +
 		"or which of its own steps it is waiting for, such as a step that was retried while the rollback is running; " +
-		"or whose approval it is waiting for, and until when; " +
+		"or whose approval it is waiting for, and until when (MM_ORCHESTRATOR_PROFILES must name the workers' policy file, if they have one); " +
 		"or that the queue is paused (`mm-orchestrator pause`), and whether the run keeps its workspace meanwhile. While a queue is paused, the first line says so, since when, by whom and why.\n\n" +
 		"Times are UTC. With --json the output is an array of runs, or one run with the keys run, steps and artifacts; fields may be added, none is renamed.",
 	examples: []example{
@@ -98,12 +98,11 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 			return err
 		}
 		detail, err := db.FindRunDetail(ctx, id)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
 		}
 		shown := show.detail(detail)
-		if err := show.approvals(ctx, db, &shown.Run); err != nil {
+		if err := p.addApprovals(ctx, db, &shown.Run); err != nil {
 			return err
 		}
 		if f.json {
@@ -136,7 +135,7 @@ func (f *runsFlags) run(ctx context.Context, p *program, in input) (err error) {
 	for i := range lines {
 		waiting[i] = &lines[i]
 	}
-	if err := show.approvals(ctx, db, waiting...); err != nil {
+	if err := p.addApprovals(ctx, db, waiting...); err != nil {
 		return err
 	}
 	if f.json {
@@ -318,9 +317,11 @@ func (s runPrinter) line(run store.Run, activity store.Activity) runLine {
 	return line
 }
 
-// approvals adds what runs that wait for an approval wait for. The gate is that of the
-// run's row, or of the built-in policy: this command reads no policy file.
-func (s runPrinter) approvals(ctx context.Context, db *store.Store, lines ...*runLine) error {
+// addApprovals adds what runs that wait for an approval wait for. If the policy file,
+// which names the gates of services, cannot be used, it says so and goes on with the
+// built-in policy: a worker with that file would not run either, and runs can be looked
+// at nevertheless.
+func (p *program) addApprovals(ctx context.Context, db *store.Store, lines ...*runLine) error {
 	var ids []string
 	for _, line := range lines {
 		if line.Status == string(store.RunAwaitingApproval) {
@@ -330,14 +331,18 @@ func (s runPrinter) approvals(ctx context.Context, db *store.Store, lines ...*ru
 	if len(ids) == 0 {
 		return nil
 	}
-	pending, err := db.ListPendingApprovals(ctx, orchestrator.GateService(nil), ids...)
+	inUse, err := environmentPolicy(p.env)
+	if err != nil {
+		fmt.Fprintf(p.stderr, "mm-orchestrator: %v\nThe approval gates below are those of the built-in policy\n", err)
+	}
+	pending, err := db.ListPendingApprovals(ctx, orchestrator.GateService(inUse), ids...)
 	if err != nil {
 		return err
 	}
 	for _, line := range lines {
-		if p, waits := pending[line.ID]; waits {
-			line.Approval = &approvalLine{Roles: p.Roles, Since: p.Since, Until: p.Until, Refused: string(p.Step)}
-			if p.Until != nil {
+		if w, waits := pending[line.ID]; waits {
+			line.Approval = &approvalLine{Roles: w.Roles, Since: w.Since, Until: w.Until, Refused: string(w.Step)}
+			if w.Until != nil {
 				line.Approval.Refused = ""
 			}
 		}

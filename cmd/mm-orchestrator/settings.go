@@ -158,6 +158,26 @@ func (c *configuration) loadPolicy() error {
 	return nil
 }
 
+// environmentPolicy is the policy that the environment names, for commands that read no
+// settings of steps. It is nil with an error.
+func environmentPolicy(env environment) (*policy.Policy, error) {
+	c := &configuration{}
+	for i := range settings {
+		if s := &settings[i]; s.name() == policy.VariableFile {
+			v := find(s, env, nil)
+			c.values = []effective{v}
+			if !v.set {
+				break
+			}
+			if err := s.read(c, v.text); err != nil {
+				return nil, v.problem(err)
+			}
+		}
+	}
+	err := c.loadPolicy()
+	return c.Policy, err
+}
+
 // policyError says what to do about a policy file that has mistakes.
 func (c *configuration) policyError(err error) error {
 	return &configError{fmt.Sprintf("the policy file that %s names cannot be used:\n%v\nCorrect it, and try it with: mm-orchestrator policy check %s", c.name(policy.VariableFile), err, c.Profiles)}
