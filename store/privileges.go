@@ -58,7 +58,6 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 			{"", "orchestrator_run_artifacts", "INSERT", slices.Concat(artifactColumnsKey, artifactColumnsWritten)},
 			{"", "orchestrator_run_artifacts", "UPDATE", artifactColumnsWritten},
 		},
-		own("schema_versions", "SELECT"),
 		own("claims", "SELECT", "INSERT", "UPDATE"),
 		own("holds", "SELECT", "INSERT", "UPDATE"),
 		own("parked", "SELECT", "INSERT", "UPDATE", "DELETE"),
@@ -70,9 +69,17 @@ func WorkerPrivileges(results *ResultsConfig) []Privilege {
 		own("audit_heads", "SELECT", "INSERT", "UPDATE"),
 		own("pauses", "SELECT", "INSERT", "UPDATE"),
 		own("rollback_requests", "SELECT", "INSERT"),
-		// Every role has these by default, but they can be revoked from PUBLIC.
-		[]Privilege{{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil}},
 	)
+	return append(list, basicPrivileges(results)...)
+}
+
+// basicPrivileges are the rights that every worker needs.
+func basicPrivileges(results *ResultsConfig) []Privilege {
+	list := []Privilege{
+		{"mm_orchestrator", "schema_versions", "SELECT", nil},
+		// Every role has these by default, but they can be revoked from PUBLIC.
+		{"pg_catalog", "pg_locks", "SELECT", nil}, {"pg_catalog", "pg_settings", "SELECT", nil},
+	}
 	if results != nil {
 		list = append(list, resultPrivileges(*results)...)
 	}
@@ -90,10 +97,10 @@ var (
 	specAuditColumns    = []string{"codex_status", "github_status", "checked_at", "notes", "codex_checked_at", "codex_message", "github_checked_at", "github_message"}
 )
 
-// SpecPrivileges are the rights that a worker needs in addition to
-// [WorkerPrivileges] if it runs the tasks of the Spec workflow.
-func SpecPrivileges() []Privilege {
-	return []Privilege{
+// SpecPrivileges are [WorkerPrivileges] of a worker that runs only the tasks of the
+// Spec workflow. A worker that runs the steps of runs as well needs both.
+func SpecPrivileges(results *ResultsConfig) []Privilege {
+	return append([]Privilege{
 		{"", "spec_workflow_runs", "SELECT", nil},
 		{"", "spec_workflow_runs", "UPDATE", specRunColumns},
 		{"", "spec_workflow_task_states", "SELECT", nil},
@@ -110,12 +117,12 @@ func SpecPrivileges() []Privilege {
 		{"mm_orchestrator", "spec_claims", "SELECT", nil},
 		{"mm_orchestrator", "spec_claims", "INSERT", nil},
 		{"mm_orchestrator", "spec_claims", "UPDATE", nil},
-	}
+	}, basicPrivileges(results)...)
 }
 
 // CheckSpecPrivileges is [Store.CheckPrivileges] for [SpecPrivileges].
-func (s *Store) CheckSpecPrivileges(ctx context.Context) error {
-	return s.checkPrivileges(ctx, SpecPrivileges(), nil)
+func (s *Store) CheckSpecPrivileges(ctx context.Context, results *ResultsConfig) error {
+	return s.checkPrivileges(ctx, SpecPrivileges(results), functions)
 }
 
 // resultPrivileges are the rights needed in a database that only stores Celery

@@ -120,7 +120,7 @@ func TestPrivilegesAreOfAllOwnTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	var listed []string
-	for _, p := range append(store.WorkerPrivileges(nil), store.SpecPrivileges()...) {
+	for _, p := range append(store.WorkerPrivileges(nil), store.SpecPrivileges(nil)...) {
 		if p.Schema == "mm_orchestrator" {
 			listed = append(listed, p.Object)
 		}

@@ -185,8 +185,15 @@ func (c *configuration) resultTables() *store.ResultsConfig {
 func prepareTables(ctx context.Context, db *store.Store, options store.MigrateOptions, c *configuration, log *slog.Logger) error {
 	// Checked first, because its error says more than a statement that fails with
 	// "permission denied". The role owns whatever is created after this.
-	if err := db.CheckPrivileges(ctx, options.ResultTables); err != nil {
-		return cureAccess(err)
+	if !c.Spec.Only {
+		if err := db.CheckPrivileges(ctx, options.ResultTables); err != nil {
+			return cureAccess(err)
+		}
+	}
+	if c.Spec.Consume != nil {
+		if err := db.CheckSpecPrivileges(ctx, options.ResultTables); err != nil {
+			return cureAccess(err)
+		}
 	}
 	options.DryRun = !c.AutoMigrate
 	report, err := db.Migrate(ctx, options)

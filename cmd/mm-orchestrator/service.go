@@ -130,7 +130,8 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 		"docker", cmp.Or(address.MaskURL(c.DockerHost), "local"), "listen", listen, "statsd", cmp.Or(c.StatsD.Host, "off"))
 }
 
-// healthChecks are the checks that the watchdog runs.
+// healthChecks are the checks that the watchdog runs. steps and engine are nil in a worker
+// that runs only the Spec workflow.
 func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orchestrator, db *databases, engine *compose.Engine) []healthCheck {
 	// At least 3 s: a take-over waits 2 s for a dead worker, which is no stall.
 	stall := max(c.HealthLimit, 3*time.Second)
@@ -138,8 +139,15 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 		{name: "the worker's engine", limit: c.HealthLimit, check: func(context.Context) error { return w.Health() }},
 		// A limit above 0, because a process that continues after SIGSTOP needs a
 		// moment to make progress.
-		{name: "the worker's own loops", limit: checkInterval, check: func(context.Context) error { return errors.Join(w.Stuck(stall), steps.Stuck(stall)) }},
-		{name: "the docker engine", limit: c.HealthLimit, optional: true, check: engine.Ping},
+		{name: "the worker's own loops", limit: checkInterval, check: func(context.Context) error {
+			if steps == nil {
+				return w.Stuck(stall)
+			}
+			return errors.Join(w.Stuck(stall), steps.Stuck(stall))
+		}},
+	}
+	if engine != nil {
+		list = append(list, healthCheck{name: "the docker engine", limit: c.HealthLimit, optional: true, check: engine.Ping})
 	}
 	for _, s := range db.opened {
 		list = append(list, healthCheck{name: "the database " + s.Place(), limit: c.HealthLimit, check: s.Ping})
@@ -157,7 +165,7 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 		return nil
 	}})
 	// A short limit for the same reason. Every run that comes meanwhile fails.
-	if !c.Spec.Only {
+	if steps != nil {
 		list = append(list, healthCheck{name: "the workspace " + c.Workspace, limit: checkInterval, check: func(context.Context) error { return c.checkWorkspace() }})
 	}
 	if root, err := c.artifactDirectory().WithDefaults().Root(); err == nil && c.DiskReserve > 0 {

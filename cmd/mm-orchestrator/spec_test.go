@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
@@ -77,9 +79,12 @@ func TestSpecWorkflowOfAPythonProducer(t *testing.T) {
 		celery string
 		env    []string
 		queues []string
+		// alone says that the worker has the rights for the Spec workflow only, and no
+		// docker engine.
+		alone bool
 	}{
 		"beside the orchestrator": {celery: "5.4.0", queues: []string{"codex-0", "codex-1", "codex-2", "orchestrator.run", "speckit"}},
-		"apart from it":           {celery: "5.7.0", env: []string{"MM_ORCHESTRATOR_SPEC_ONLY=true", "WORKSPACE_ROOT=/nowhere", "SPEC_WORKFLOW_CODEX_QUEUE=codex"}, queues: []string{"codex", "codex-0", "codex-1", "codex-2", "speckit"}},
+		"apart from it":           {celery: "5.7.0", env: []string{"MM_ORCHESTRATOR_SPEC_ONLY=true", "WORKSPACE_ROOT=/nowhere", "SPEC_WORKFLOW_CODEX_QUEUE=codex", "DOCKER_HOST=tcp://127.0.0.1:1", "DOCKER_TLS_VERIFY=1", "DOCKER_CERT_PATH=/nowhere"}, queues: []string{"codex", "codex-0", "codex-1", "codex-2", "speckit"}, alone: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -90,7 +95,12 @@ func TestSpecWorkflowOfAPythonProducer(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer sink.Close()
-			env := s.specEnv(append(test.env, "API_TOKEN=hunter2-hunter2", "SPEC_WORKFLOW_METRICS_HOST=127.0.0.1", fmt.Sprintf("SPEC_WORKFLOW_METRICS_PORT=%d", sink.LocalAddr().(*net.UDPAddr).Port))...)
+			worker := s
+			if test.alone {
+				d := &storetest.Database{URL: s.database, OwnerURL: s.database, Pool: pool(t, s.database)}
+				worker.database = d.Role(t, "spec", storetest.Grants(store.SpecPrivileges(&store.ResultsConfig{})...)...)
+			}
+			env := worker.specEnv(append(test.env, "API_TOKEN=hunter2-hunter2", "SPEC_WORKFLOW_METRICS_HOST=127.0.0.1", fmt.Sprintf("SPEC_WORKFLOW_METRICS_PORT=%d", sink.LocalAddr().(*net.UDPAddr).Port))...)
 			p := start(t, env, "worker")
 			ready := p.logLine("worker ready")
 			chain := s.submitSpec(t, test.celery, "--feature", "014-refresh-docs", "--repository", "octo/widgets")
@@ -99,12 +109,7 @@ func TestSpecWorkflowOfAPythonProducer(t *testing.T) {
 					t.Errorf("%s: %s", r.State, r.Result)
 				}
 			}
-			pool, err := pgxpool.New(t.Context(), s.database)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer pool.Close()
-			d := &storetest.Database{URL: s.database, Pool: pool}
+			d := &storetest.Database{URL: s.database, Pool: pool(t, s.database)}
 			run := d.Rows(t, `SELECT status::text, phase::text, branch_name, celery_chain_id, artifacts_path FROM spec_workflow_runs WHERE id = $1`, chain.RunID)[0]
 			if run["status"] != "succeeded" || run["phase"] != "complete" || run["branch_name"] != "014-refresh-docs/t002" || run["celery_chain_id"] != chain.ChainID {
 				t.Errorf("run is %v", run)
@@ -151,6 +156,16 @@ func TestSpecWorkflowOfAPythonProducer(t *testing.T) {
 			}
 		})
 	}
+}
+
+func pool(t *testing.T, database string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(context.Background(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
 }
 
 func receiveLines(t *testing.T, conn *net.UDPConn, n int) []string {

@@ -80,24 +80,16 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return &configError{err.Error()}
 	}
-	recorder, err := metrics.NewRecorder(statsd, registry)
-	if err != nil {
-		return err
-	}
-	engine, err := compose.NewEngine(c.EngineConfig())
-	if err != nil {
-		return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
-	}
-	defer engine.Close()
-
 	workerConfig, err := c.worker(db.results, log)
 	if err != nil {
 		return err
 	}
 	workerConfig.Metrics = registry
 	c.addSpec(&workerConfig)
-	// Set below: the worker calls BeforeStopped only after it has run.
+	// Set below: the worker calls BeforeStopped only after it has run. Both stay nil in a
+	// worker that runs only the Spec workflow, which needs no workspace and no engine.
 	var steps *orchestrator.Orchestrator
+	var engine *compose.Engine
 	if !c.Spec.Only {
 		workerConfig.BeforeStopped = func(ctx context.Context) []any { return steps.Leave(ctx) }
 	}
@@ -107,26 +99,31 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	}
 	var specStatsD *metrics.StatsD
 	if c.Spec.Consume != nil {
-		if err := db.tables.CheckSpecPrivileges(ctx); err != nil {
-			return nilIfStopped(ctx, cureAccess(err))
-		}
 		if specStatsD, err = c.registerSpec(w, db.tables, registry, redactor, log); err != nil {
 			return err
 		}
 	}
-	steps, err = orchestrator.New(orchestrator.Config{
-		Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
-		Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
-		Policy: c.Policy, Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
-		HealthURLs: c.HealthURLs, QuietPeriod: c.QuietPeriod, RunningIsEnough: c.RunningIsEnough, AppChecks: c.AppChecks, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
-		RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, KeepAudit: c.KeepAudit, ApprovalWait: c.ApprovalWait, PinDirectory: c.inWorkspace(c.PinDirectory), AuditDirectory: c.inWorkspace(c.AuditDirectory),
-		Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
-		BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
-	})
-	if err != nil {
-		return &configError{err.Error()}
-	}
 	if !c.Spec.Only {
+		if engine, err = compose.NewEngine(c.EngineConfig()); err != nil {
+			return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
+		}
+		defer engine.Close()
+		recorder, err := metrics.NewRecorder(statsd, registry)
+		if err != nil {
+			return err
+		}
+		steps, err = orchestrator.New(orchestrator.Config{
+			Steps: db.tables, Queue: c.Queue, Node: c.Node, Metrics: recorder, Logger: log, Redactor: redactor,
+			Workspace: c.Workspace, Artifacts: c.artifactDirectory(), Environ: environ, SettingName: c.name,
+			Policy: c.Policy, Programs: c.AllowedPrograms, Compose: compose.Program{Standalone: c.ComposeProgram}, Engine: engine, DiskReserve: uint64(c.DiskReserve) << 20,
+			HealthURLs: c.HealthURLs, QuietPeriod: c.QuietPeriod, RunningIsEnough: c.RunningIsEnough, AppChecks: c.AppChecks, StepTimeLimit: c.StepLimit, MaxStarts: c.MaxStarts, LostGrace: c.LostGrace, KillGrace: splitGrace(c.ShutdownGrace).Kill,
+			RollbackCommands: c.Rollback == "commands", AllowDrift: c.AllowDrift, KeepChanges: c.KeepChanges, KeepAudit: c.KeepAudit, ApprovalWait: c.ApprovalWait, PinDirectory: c.inWorkspace(c.PinDirectory), AuditDirectory: c.inWorkspace(c.AuditDirectory),
+			Helpers: engine, OwnContainers: ownContainers(), Program: ownProgram(), HelperWindow: c.HelperWindow, Stopping: ctx.Done(),
+			BaselineFileLimit: baselineBytes(c.BaselineFileLimit), BaselineLimit: baselineBytes(c.BaselineLimit),
+		})
+		if err != nil {
+			return &configError{err.Error()}
+		}
 		steps.Register(w)
 	}
 
@@ -145,6 +142,9 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			}),
 			Ready: redacted(redactor, func(ctx context.Context) error { return errors.Join(w.Ready(), db.tables.Ping(ctx)) }),
 			Remark: func(ctx context.Context) string {
+				if steps == nil {
+					return ""
+				}
 				pause, err := db.tables.FindPause(ctx, c.Queue)
 				if err != nil || pause == nil {
 					return ""
@@ -157,12 +157,12 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		}
 	}
 	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, specStatsD}, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
-	if !c.Spec.Only {
+	if steps != nil {
 		serve.sweep, serve.look = steps.Sweep, steps.LogLooks
 	}
 	return c.cureBroker(serve.run(ctx, func() {
 		c.logStart(log, db.tables, listener)
-		if !c.Spec.Only {
+		if steps != nil {
 			steps.LogPolicy()
 		}
 	}))

@@ -76,7 +76,7 @@ func (d *Database) fill(t testing.TB) *Database {
 	if _, err := d.Open(t).Migrate(t.Context(), options); err != nil {
 		t.Fatal(err)
 	}
-	d.URL = d.Role(t, "worker", Grants(slices.Concat(store.WorkerPrivileges(options.ResultTables), store.SpecPrivileges())...)...)
+	d.URL = d.Role(t, "worker", Grants(slices.Concat(store.WorkerPrivileges(options.ResultTables), store.SpecPrivileges(nil))...)...)
 	return d
 }
 
