@@ -44,6 +44,10 @@ func newCredential(t *testing.T, source string, change ...func(*credential.Confi
 func script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "helper")
+	// A program that another test starts meanwhile would keep the file open for writing,
+	// and it could not be executed.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o700); err != nil {
 		t.Fatal(err)
 	}
