@@ -1,0 +1,220 @@
+package preflight
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+)
+
+// checkCodex finds out whether Codex can be started and has a key or a login.
+func (c *Checker) checkCodex(ctx context.Context, request Request) Finding {
+	var key secret.String
+	if c.config.Codex != nil {
+		var err error
+		if key, err = c.config.Codex.Read(ctx); err != nil && !errors.Is(err, credential.ErrNotSet) {
+			return Finding{Invalid, err.Error()}
+		}
+	}
+	if finding, has := remembered(c, c.codex, key, request.Fresh); has {
+		return finding
+	}
+	return remember(c, c.codex, key, c.askCodex(ctx, key))
+}
+
+func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
+	version, err := c.program(ctx, "--version")
+	if err != nil {
+		return Finding{Invalid, err.Error()}
+	}
+	if version.code != 0 || version.summary() == "" {
+		return Finding{Invalid, fmt.Sprintf("%s --version does not work (%s)%s: install Codex again, or set %s to another program",
+			c.config.Program, version.ended, version.quote(), c.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))}
+	}
+	name := version.summary()
+	if !key.IsZero() {
+		if finding, bad := c.askModel(ctx, key); bad {
+			return finding
+		}
+		return Finding{Valid, fmt.Sprintf("%s, with the key in %s", name, c.config.Codex.Source())}
+	}
+	login, err := c.program(ctx, "login", "status")
+	switch {
+	case err != nil:
+		return Finding{Invalid, err.Error()}
+	case login.code != 0:
+		where := ""
+		if home := c.home(); home != "" {
+			where = " in " + home
+		}
+		text := fmt.Sprintf("%s has no login%s (%s)%s", c.config.Program, where, login.ended, login.quote())
+		if c.config.Codex != nil {
+			return Finding{Invalid, fmt.Sprintf("%s, and there is no key in %s: run `codex login` for the worker's user, or put a key there", text, c.config.Codex.Source())}
+		}
+		return Finding{Invalid, text + ": run `codex login` for the worker's user"}
+	}
+	if at, known := c.loginExpires(); known && at.Sub(c.config.Now()) < loginWarning {
+		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, at.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), authFile))}
+	}
+	return Finding{Valid, name + ", with its login: " + login.summary()}
+}
+
+// askModel asks whether the key is accepted. Only a refusal counts: not every server of
+// a model has this list.
+func (c *Checker) askModel(ctx context.Context, key secret.String) (Finding, bool) {
+	if c.config.ModelAPI == "" {
+		return Finding{}, false
+	}
+	answer, err := c.sendModel(ctx, key)
+	if err == nil && answer.status == 401 {
+		return Finding{Invalid, fmt.Sprintf("the model's API at %s refuses the key in %s (401): it was revoked or is not complete. Make a new one and put it there", c.config.ModelAPI, c.config.Codex.Source())}, true
+	}
+	return Finding{}, false
+}
+
+const (
+	// authFile is the file with Codex's login in its home.
+	authFile = "auth.json"
+	// loginWarning is how long before its end a login expires soon. Codex renews it days
+	// before, so that this happens only where it cannot.
+	loginWarning = 24 * time.Hour
+)
+
+// home is the directory with Codex's login, "" if that is not known.
+func (c *Checker) home() string {
+	if c.config.Home != "" {
+		return c.config.Home
+	}
+	found := map[string]string{}
+	for _, variable := range c.config.Environ {
+		if name, value, _ := strings.Cut(variable, "="); name == "HOME" || name == "CODEX_HOME" {
+			found[name] = value
+		}
+	}
+	switch {
+	case found["CODEX_HOME"] != "":
+		return found["CODEX_HOME"]
+	case found["HOME"] != "":
+		return filepath.Join(found["HOME"], ".codex")
+	}
+	return ""
+}
+
+// loginExpires is when the access token of Codex's login ends, if there is one that says
+// so. Nothing of the file leaves this function.
+func (c *Checker) loginExpires() (time.Time, bool) {
+	text, err := os.ReadFile(filepath.Join(c.home(), authFile))
+	if err != nil {
+		return time.Time{}, false
+	}
+	var login struct {
+		Tokens struct {
+			Access string `json:"access_token"`
+		} `json:"tokens"`
+	}
+	if json.Unmarshal(text, &login) != nil {
+		return time.Time{}, false
+	}
+	parts := strings.Split(login.Tokens.Access, ".")
+	if len(parts) != 3 {
+		return time.Time{}, false
+	}
+	claims, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return time.Time{}, false
+	}
+	var token struct {
+		Expires int64 `json:"exp"`
+	}
+	if json.Unmarshal(claims, &token) != nil || token.Expires == 0 {
+		return time.Time{}, false
+	}
+	return time.Unix(token.Expires, 0), true
+}
+
+// programTime is how long a call of the program may take.
+const programTime = 15 * time.Second
+
+// result is how a call of the program has ended.
+type result struct {
+	code           int
+	ended          string
+	stdout, stderr string
+}
+
+// program calls Codex's program with no input.
+func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
+	limited, cancel := context.WithTimeout(ctx, programTime)
+	defer cancel()
+	cmd := exec.CommandContext(limited, c.config.Program, args...)
+	cmd.Env = append([]string{}, c.config.Environ...)
+	if c.config.Home != "" {
+		cmd.Env = append(cmd.Env, "CODEX_HOME="+c.config.Home)
+	}
+	cmd.Dir = os.TempDir() // not the workspace, whose files could configure it
+	var stdout, stderr beginning
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 2 * time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
+		return result{}, fmt.Errorf("there is no program %s: install Codex where the worker runs (npm install -g @openai/codex), or set %s to its path", c.config.Program, c.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))
+	case limited.Err() != nil:
+		return result{}, fmt.Errorf("%s %s did not end within %s", c.config.Program, strings.Join(args, " "), programTime)
+	case err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay):
+		return result{}, fmt.Errorf("%s cannot be started: %w", c.config.Program, err)
+	}
+	return result{cmd.ProcessState.ExitCode(), cmd.ProcessState.String(), string(stdout), string(stderr)}, nil
+}
+
+// summary is what the program has printed, in one line.
+func (r result) summary() string { return oneLine(first(r.stdout, r.stderr), 200) }
+
+// quote is what the program has printed on stderr, for an error.
+func (r result) quote() string {
+	if text := oneLine(first(r.stderr, r.stdout), 200); text != "" {
+		return ": " + text
+	}
+	return ""
+}
+
+// first returns the first text that is not only white space.
+func first(texts ...string) string {
+	for _, text := range texts {
+		if strings.TrimSpace(text) != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+// oneLine collapses white space, and cuts at a number of characters.
+func oneLine(text string, limit int) string {
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "\uFFFD")), " ")
+	if runes := []rune(text); len(runes) > limit {
+		text = string(runes[:limit-3]) + "..."
+	}
+	return text
+}
+
+// beginning keeps the beginning of what is written to it.
+type beginning []byte
+
+func (b *beginning) Write(p []byte) (int, error) {
+	*b = append(*b, p[:min(len(p), max(0, 64<<10-len(*b)))]...)
+	return len(p), nil
+}
