@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // attempt is one run of a task in this process, from the moment it has a slot until
@@ -150,14 +151,14 @@ func (a *attempt) choose(s settlement) []*delivery {
 	return a.deliveries
 }
 
-// session returns the session of an unsettled delivery of which there is no copy
-// in the queue, or nil.
-func (a *attempt) session() *session {
+// receipt returns that of an unsettled delivery of which there is no copy in the queue,
+// or nil.
+func (a *attempt) receipt() broker.Receipt {
 	a.registry.mu.Lock()
 	defer a.registry.mu.Unlock()
 	for _, d := range a.deliveries {
 		if (d.state == stateRunning || d.state == stateDelayed) && !d.copied {
-			return d.sub.session
+			return d.receipt
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // conclude records the outcome of a task (it publishes and stores) and then
@@ -262,15 +263,17 @@ func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (im
 	if err != nil {
 		return err, nil
 	}
-	if _, err := amqpPublishing(message); err != nil {
+	if err := w.broker.CheckMessage(message); err != nil {
 		return err, nil
 	}
 	delete(message.Headers, headerCopy) // the retry is no copy of another message
 	to := outgoing{message: message}
 	if message.Exchange == "" {
-		if to.destination.queue, err = w.routes.queue(message.RoutingKey); err != nil {
+		queue, err := w.routes.queue(message.RoutingKey)
+		if err != nil {
 			return err, nil
 		}
+		to.declare = &queue
 	}
 	if err := w.publishAll(m, []outgoing{to}); err != nil {
 		return nobodyTakes(err)
@@ -405,11 +408,11 @@ func (e *triedError) Unwrap() error { return e.err }
 // either, and for a publication neither does time in which the broker accepts no
 // messages. retry logs the first failure and returns the last.
 func (w *Worker) retry(ctx context.Context, what string, try func(context.Context) error) error {
-	connected := &w.link.usable
+	elapsed := w.link.usable.elapsed
 	if what == "publish" {
-		connected = &w.publishing.usable
+		elapsed = w.publishing.accepting
 	}
-	began := connected.elapsed()
+	began := elapsed()
 	for failures := 1; ; failures++ {
 		err := try(ctx)
 		if err == nil {
@@ -418,7 +421,7 @@ func (w *Worker) retry(ctx context.Context, what string, try func(context.Contex
 		if ctx.Err() != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
-		var unsendable *unsendableError
+		var unsendable *broker.UnsendableError
 		if errors.As(err, &unsendable) {
 			return err
 		}
@@ -427,7 +430,7 @@ func (w *Worker) retry(ctx context.Context, what string, try func(context.Contex
 			w.cfg.Logger.Warn("task's outcome cannot be recorded yet: retrying", "doing", what, "error", err)
 		}
 		pause := jitter(min(backoff(failures), retryPauseMax))
-		if connected.elapsed()-began+pause >= w.cfg.RecordTimeout {
+		if elapsed()-began+pause >= w.cfg.RecordTimeout {
 			return &triedError{what, w.cfg.RecordTimeout, err}
 		}
 		if !sleep(ctx, pause) {

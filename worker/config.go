@@ -16,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Config configures a [Worker]. Queues, routes and defaults must be equal to
@@ -109,8 +110,8 @@ type Config struct {
 	// Afterwards it reconnects without a time limit. Defaults to 30 s; negative
 	// means one attempt per broker.
 	StartTimeout time.Duration
-	// Heartbeat is the AMQP heartbeat interval that the worker proposes to the
-	// broker. The worker notices a dead connection after one and a half
+	// Heartbeat is the interval between the signs of life that the worker and the
+	// broker exchange, as the worker proposes it. The worker notices a dead connection after one and a half
 	// intervals. Defaults to the longest heartbeat option in Broker, or 10 s.
 	Heartbeat time.Duration
 	// RecordTimeout is how long a connected worker tries to publish a task's
@@ -150,32 +151,9 @@ type Config struct {
 }
 
 // Queue is the declaration of a queue with its exchange and binding, like
-// kombu's Queue (docs/celery.md#queues-and-exchanges). All are durable.
-type Queue struct {
-	// Name is required.
-	Name string
-	// Exchange is the exchange that the queue is bound to. Defaults to
-	// Config.DefaultExchange.
-	Exchange string
-	// ExchangeType is direct, topic, fanout or headers. Defaults to direct.
-	ExchangeType string
-	// RoutingKey is the key of the binding. Defaults to
-	// Config.DefaultRoutingKey.
-	RoutingKey string
-	// Type is the argument x-queue-type: classic or quorum. Empty leaves the
-	// argument out, as Celery does by default.
-	Type string
-	// Arguments are those of queue.declare. Integers that fit are sent with 32
-	// bits, as Python sends them.
-	Arguments map[string]any
-	// BindingArguments are those of queue.bind.
-	BindingArguments map[string]any
-	// ConsumerArguments are those of basic.consume, for instance x-priority.
-	ConsumerArguments map[string]any
-	// Passive means that the worker does not declare the queue. It must exist;
-	// its properties are not compared.
-	Passive bool
-}
+// kombu's Queue (docs/celery.md#queues-and-exchanges). All are durable. Only Name is
+// required. See [broker.Queue] for its fields.
+type Queue = broker.Queue
 
 // Route gives tasks whose name matches a destination.
 type Route struct {
@@ -234,7 +212,7 @@ func (c Config) WithDefaults() Config {
 		c.MaxETA = 1000
 	}
 	setDuration(&c.StartTimeout, 30*time.Second)
-	if brokers, err := c.brokers(); err == nil && c.Heartbeat == 0 {
+	if brokers, err := address.ParseBrokers(c.Broker); err == nil && c.Heartbeat == 0 {
 		for _, b := range brokers {
 			c.Heartbeat = max(c.Heartbeat, b.Heartbeat)
 		}
@@ -259,25 +237,17 @@ func setDuration(d *time.Duration, value time.Duration) {
 	}
 }
 
-// brokers parses the addresses in Broker. The error contains no password.
-func (c Config) brokers() ([]address.Broker, error) { return address.ParseBrokers(c.Broker) }
-
 // Validate returns an error that names every invalid field with its value, or
 // nil. It connects to nothing, but reads the certificate files in Broker.
 func (c Config) Validate() error {
 	var problems []error
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
+	transport, invalid := c.transport()
 	if c.Broker == "" {
 		bad("Broker is empty: give an amqp:// URL")
-	} else if brokers, err := c.brokers(); err != nil {
-		bad("Broker is %s: %w", address.MaskBrokers(c.Broker), err)
-	} else if c.TLS == nil {
-		for _, b := range brokers {
-			if _, err := b.TLSConfig(); err != nil {
-				bad("Broker is %s: %w", b.Masked(), err)
-			}
-		}
+	} else if invalid != nil {
+		bad("Broker is %w", invalid)
 	}
 	if len(c.Queues) == 0 {
 		bad("Queues is empty: give at least one queue to consume")
@@ -296,10 +266,8 @@ func (c Config) Validate() error {
 		default:
 			bad("TaskQueues: queue %q has exchange type %q, want direct, topic, fanout or headers", q.Name, q.ExchangeType)
 		}
-		for _, arguments := range []map[string]any{q.arguments(), q.BindingArguments, q.ConsumerArguments} {
-			if _, err := amqpTable(arguments); err != nil {
-				bad("TaskQueues: queue %q: %w", q.Name, err)
-			}
+		if err := transport.CheckQueue(q); err != nil {
+			bad("TaskQueues: queue %q: %w", q.Name, err)
 		}
 	}
 	if len(c.DeadLetterQueue) > 255 {

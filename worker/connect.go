@@ -2,522 +2,273 @@ package worker
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"strconv"
-	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker/amqp"
 )
 
-const (
-	// resolveTimeout is long enough for a resolver to try a second name server.
-	resolveTimeout = 10 * time.Second
-	// dialTimeout is short, so that the worker notices soon when the network
-	// works again: one long attempt sends its third SYN after 3 s, its fourth
-	// after 7 s and its fifth after 15 s; short attempts send one about every
-	// second.
-	dialTimeout = 1500 * time.Millisecond
-	// handshakeTimeout is equal to RabbitMQ's own limit for the handshake.
-	handshakeTimeout = 10 * time.Second
-	// callTimeout bounds a synchronous method of the broker. Without an answer
-	// within it, the session counts as lost.
-	callTimeout = 30 * time.Second
-)
-
-// connection is one connection to a broker. It is never repaired: when any part of
-// it fails, all of it is lost, and the worker makes a new one.
-//
-// The worker has two: a session consumes and acknowledges, and a publisher
-// publishes. The broker stops reading from connections that publish while it
-// lacks memory or disk space; acknowledgements must go on then.
-type connection struct {
-	broker string // host:port/vhost, for logs and errors
-	conn   *amqp.Connection
-	raw    net.Conn
-	log    *slog.Logger
-
-	// declared has the queues that the worker has declared on this connection. Whoever
-	// has the turn reads and writes it.
-	declaring chan struct{}
-	declared  map[string]bool
-
-	// unblocked is nil unless the broker has sent connection.blocked. It is closed
-	// when the broker accepts messages again.
-	blockedMu sync.Mutex
-	unblocked chan struct{}
-	onBlocked func(blocked bool) // nil, or called after each change
-
-	lost     chan struct{}
-	lostOnce sync.Once
-	lostErr  error  // set before lost is closed
-	onLost   func() // nil, or called once after lost is closed
+// transport returns the broker that Broker names. It connects to nothing. The error
+// contains no password. This is the only place that knows an implementation: each
+// scheme belongs to one, and all that kombu reads today as one of RabbitMQ's are
+// package broker/amqp's.
+func (c Config) transport() (broker.Broker, error) {
+	config := amqp.Config{Addresses: c.Broker, TLS: c.TLS, Heartbeat: c.Heartbeat, Name: c.Node, Logger: c.Logger}
+	return amqp.New(config), config.Validate()
 }
 
-// session is a connection that consumes: with it, every delivery tag is valid.
+// session is a connection that consumes, with its deliveries.
 type session struct {
-	*connection
-
-	// consumeChannel carries consumers and acknowledgements. consumeTurn
-	// serialises its synchronous methods, which amqp091-go does not do.
-	consumeChannel *amqp.Channel
-	consumeTurn    chan struct{}
-	consumers      sync.WaitGroup // goroutines that receive
-	consumersMu    sync.Mutex
-	closed         bool // no consumer is added any more; guarded by consumersMu
-
-	// subscriptions has the consumed queues by name; guarded by
-	// subscriptionsMu.
-	subscriptionsMu sync.Mutex
-	subscriptions   map[string]*subscription
-	probes          probes
-
-	// gone is set when the registry has ended the deliveries; guarded by
-	// registry.mu.
-	gone bool
+	broker.Consumer
+	subscriptions []*subscription
+	gone          bool // its deliveries have ended; guarded by registry.mu
 }
 
-// connect makes a connection that consumes.
-func (w *Worker) connect(ctx context.Context) (*session, error) {
-	c, err := w.dialAny(ctx, "")
+// subscription is a consumed queue on a session.
+type subscription struct {
+	session *session
+	queue   Queue
+	worker  *Worker
+
+	// delayed is how many of its deliveries are delayed; guarded by registry.mu.
+	// unadjusted is set when it has changed and adjust has not been called.
+	delayed    int
+	unadjusted atomic.Bool
+
+	// mu is locked while the broker is told about delayed ones. at is nil until the
+	// broker has answered.
+	mu sync.Mutex
+	at broker.Subscription
+}
+
+// adjust tells the broker how many messages are delayed, so that these do not keep
+// others from being delivered. Each move to or from delayed is followed by a call.
+func (sub *subscription) adjust() {
+	if !sub.unadjusted.Swap(false) {
+		return
+	}
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	if sub.at != nil {
+		sub.at.Delay(sub.worker.lifecycle.record, min(sub.worker.registry.delayedOn(sub), sub.worker.cfg.MaxETA))
+	}
+}
+
+// subscribe begins to receive. It locks mu: messages arrive before the broker's answer,
+// and one that is delayed has to wait for it.
+func (sub *subscription) subscribe(ctx context.Context) (err error) {
+	sub.mu.Lock()
+	defer sub.mu.Unlock()
+	sub.at, err = sub.session.Subscribe(ctx, sub.queue, sub.worker.cfg.Prefetch, func(d broker.Delivery) { sub.worker.received(sub, d) })
 	if err != nil {
-		return nil, err
+		sub.at = nil
 	}
-	s := &session{connection: c, consumeTurn: make(chan struct{}, 1), probes: probes{turn: make(chan struct{}, 1)}}
-	c.onLost = func() { w.registry.lose(s) }
-	s.consumeChannel, err = ask(ctx, c, callOptions{what: "channel.open"}, c.conn.Channel)
-	if err != nil {
-		s.close()
-		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", c.broker, ErrUnreachable, err)
-	}
-	s.watch(s.consumeChannel)
-	return s, nil
-}
-
-// dialAny tries each broker once, in order. Its error joins those of all.
-func (w *Worker) dialAny(ctx context.Context, purpose string) (*connection, error) {
-	var failures []error
-	brokers, err := w.cfg.brokers()
-	if err != nil {
-		return nil, err
-	}
-	for _, broker := range brokers {
-		c, err := w.dial(ctx, broker, purpose)
-		if err == nil {
-			return c, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		failures = append(failures, err)
-	}
-	return nil, errors.Join(failures...)
-}
-
-func (w *Worker) dial(ctx context.Context, broker address.Broker, purpose string) (*connection, error) {
-	raw, err := w.dialRaw(ctx, broker)
-	if err != nil {
-		return nil, err
-	}
-	// amqp091-go takes no context: closing the connection when ctx ends makes
-	// the handshake fail.
-	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	defer stop()
-
-	conn, err := amqp.Open(newWireConn(raw), amqp.Config{
-		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: broker.User, Password: broker.Password.Reveal()}},
-		Vhost:     broker.VHost,
-		Heartbeat: w.cfg.Heartbeat,
-		FrameSize: 131072,
-		Locale:    "en_US",
-		Properties: amqp.Table{
-			"product":         "mm-orchestrator worker",
-			"platform":        "golang",
-			"connection_name": w.cfg.Node + purpose,
-		},
-	})
-	if err != nil {
-		_ = raw.Close()
-		return nil, handshakeError(err, broker)
-	}
-	return &connection{
-		broker:    broker.Place(),
-		conn:      conn,
-		raw:       raw,
-		log:       w.cfg.Logger,
-		declaring: make(chan struct{}, 1),
-		declared:  map[string]bool{},
-		lost:      make(chan struct{}),
-	}, nil
-}
-
-func (w *Worker) dialRaw(ctx context.Context, broker address.Broker) (net.Conn, error) {
-	place := broker.Address()
-	conn, err := dialHost(ctx, broker.Host, broker.Port)
-	if broker.Hidden {
-		place = broker.Place()
-		if err != nil && ctx.Err() == nil {
-			// The error's own text contains host and port, which may be a part of
-			// the password.
-			err = errHidden
-		}
-	}
-	if err != nil {
-		return nil, &ConnectError{Kind: ErrUnreachable, What: "cannot connect to " + place, Err: err, Cure: "Check that RabbitMQ runs and that the address is right"}
-	}
-	// amqp091-go clears it when the connection is open.
-	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	if !broker.TLS {
-		return conn, nil
-	}
-	config := w.cfg.TLS.Clone()
-	if config == nil {
-		// Read for each connection, so that renewed certificates are used.
-		if config, err = broker.TLSConfig(); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-	}
-	if config == nil {
-		config = &tls.Config{MinVersion: tls.VersionTLS12}
-	}
-	if config.ServerName == "" {
-		config.ServerName = broker.Host
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		if broker.Hidden && ctx.Err() == nil {
-			err = errHidden
-		}
-		return nil, &ConnectError{Kind: ErrUnreachable, What: "TLS with " + place + " failed", Err: err, Cure: "Check the certificates, and that this port speaks TLS"}
-	}
-	return secure, nil
-}
-
-// errHidden replaces an error that names a host which may be a part of the
-// password.
-var errHidden = errors.New("the reason is not shown, because the address has an @ after its host; write %40 for an @, %2F for a / in a password")
-
-// dialHost resolves a host and tries its addresses in order. Its error is one
-// line, and names an address only where the caller's text does not.
-func dialHost(ctx context.Context, host string, port int) (net.Conn, error) {
-	lookup, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-	addresses, err := net.DefaultResolver.LookupHost(lookup, host)
-	if err != nil {
-		return nil, dialFailures{{err: err}}
-	}
-	dialer := net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-	var failures dialFailures
-	for _, address := range addresses {
-		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(port)))
-		if err == nil {
-			return conn, nil
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		failure := dialFailure{err: err}
-		if address != host {
-			failure.address = address
-		}
-		failures = append(failures, failure)
-	}
-	return nil, failures
-}
-
-// dialFailures are the failed attempts to reach one host.
-type dialFailures []dialFailure
-
-// dialFailure is a failed attempt. address is "" where it is the host itself,
-// or unknown.
-type dialFailure struct {
-	address string
-	err     error
-}
-
-func (f dialFailures) Error() string {
-	texts := make([]string, len(f))
-	for i, failure := range f {
-		texts[i] = failure.text()
-		if failure.address != "" {
-			texts[i] += " by " + failure.address
-		}
-	}
-	return strings.Join(texts, "; ")
-}
-
-func (f dialFailures) Unwrap() []error {
-	causes := make([]error, len(f))
-	for i, failure := range f {
-		causes[i] = failure.err
-	}
-	return causes
-}
-
-// text leaves out what package net puts in front: "dial tcp" and the address.
-func (f dialFailure) text() string {
-	var name *net.DNSError
-	var number syscall.Errno
-	var network net.Error
-	switch {
-	case errors.As(f.err, &name) && name.IsNotFound:
-		return "no such host"
-	case errors.As(f.err, &number):
-		return number.Error()
-	case errors.As(f.err, &network) && network.Timeout():
-		return "no answer in time"
-	}
-	return f.err.Error()
-}
-
-func handshakeError(err error, broker address.Broker) error {
-	var closed *amqp.Error
-	if !errors.As(err, &closed) {
-		return &ConnectError{Kind: ErrUnreachable, What: broker.Place() + " does not speak AMQP", Err: err, Cure: "Check host and port"}
-	}
-	switch {
-	case closed == amqp.ErrVhost, closed.Code == amqp.NotAllowed, closed.Code == amqp.NotFound:
-		vhost, reason := broker.VHost, closed.Reason
-		if broker.Hidden {
-			vhost, reason = "***", "not shown, because the address has an @ after its host"
-		}
-		return &ConnectError{Kind: ErrVhost, What: fmt.Sprintf("virtual host %q of %s for user %q (RabbitMQ: %d %s)", vhost, broker.Place(), broker.User, closed.Code, reason),
-			Cure: "Create it, or give the user its permissions"}
-	case closed.Code == amqp.AccessRefused:
-		return &ConnectError{Kind: ErrCredentials, What: fmt.Sprintf("user %q at %s (RabbitMQ: %s)", broker.User, broker.Place(), brokerText(closed)),
-			Cure: "Check user and password in the broker URL"}
-	}
-	if !closed.Server {
-		return &ConnectError{Kind: ErrUnreachable, What: broker.Place() + " does not answer as RabbitMQ does", Err: errors.New(closed.Reason), Cure: "Check host and port"}
-	}
-	return &ConnectError{Kind: ErrUnreachable, What: fmt.Sprintf("%s closed the connection at its start (RabbitMQ: %s)", broker.Place(), brokerText(closed)),
-		Cure: "See RabbitMQ's log for the reason"}
-}
-
-// watch starts a goroutine that ends the connection when the broker closes it, closes
-// consuming or cancels one of its consumers; consuming may be nil. The goroutine
-// ends with the connection.
-func (c *connection) watch(consuming *amqp.Channel) {
-	connClosed := c.conn.NotifyClose(make(chan *amqp.Error, 1))
-	blocked := c.conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	var channelClosed chan *amqp.Error
-	var cancelled chan string
-	if consuming != nil {
-		channelClosed = consuming.NotifyClose(make(chan *amqp.Error, 1))
-		// When the broker cancels a consumer, connection and channel stay open:
-		// without this the worker would receive nothing any more and not notice
-		// (docs/celery.md#consuming).
-		cancelled = consuming.NotifyCancel(make(chan string, 1))
-	}
-	go func() {
-		for {
-			select {
-			case err, ok := <-connClosed:
-				c.fail(closeReason("connection", err, ok))
-				return
-			case err, ok := <-channelClosed:
-				c.fail(closeReason("channel", err, ok))
-				channelClosed, cancelled = nil, nil
-			case tag, ok := <-cancelled:
-				if !ok {
-					cancelled = nil
-					continue
-				}
-				c.fail(fmt.Errorf("broker cancelled consumer %s: its queue was deleted or moved", tag))
-			case b, ok := <-blocked:
-				if !ok {
-					blocked = nil
-					continue
-				}
-				c.setBlocked(b.Active)
-				if b.Active {
-					c.log.Warn("broker accepts no messages", "broker", c.broker, "reason", b.Reason)
-				} else {
-					c.log.Info("broker accepts messages again", "broker", c.broker)
-				}
-			}
-		}
-	}()
-}
-
-func (c *connection) setBlocked(blocked bool) {
-	c.blockedMu.Lock()
-	switch {
-	case blocked && c.unblocked == nil:
-		c.unblocked = make(chan struct{})
-	case !blocked && c.unblocked != nil:
-		close(c.unblocked)
-		c.unblocked = nil
-	}
-	c.blockedMu.Unlock()
-	if c.onBlocked != nil {
-		c.onBlocked(blocked)
-	}
-}
-
-// waitUnblocked returns nil, or a channel that is closed when the broker accepts
-// messages again.
-func (c *connection) waitUnblocked() <-chan struct{} {
-	c.blockedMu.Lock()
-	defer c.blockedMu.Unlock()
-	return c.unblocked
-}
-
-func (c *connection) isBlocked() bool { return c.waitUnblocked() != nil }
-
-func closeReason(what string, err *amqp.Error, ok bool) error {
-	if !ok || err == nil {
-		return &closedError{what: what}
-	}
-	return &closedError{what: what, code: err.Code, reason: err.Reason}
-}
-
-// closedError says that a connection or a channel was closed. Code is 0 if there is no
-// reason.
-type closedError struct {
-	what   string
-	code   int
-	reason string
-}
-
-func (e *closedError) Error() string {
-	if e.code == 0 {
-		return e.what + " closed"
-	}
-	return fmt.Sprintf("broker closed the %s: %d %s", e.what, e.code, e.reason)
-}
-
-// fail marks the connection as lost, with the first error as the reason, and wakes
-// everything that waits for an answer of it.
-func (c *connection) fail(err error) {
-	c.lostOnce.Do(func() {
-		c.lostErr = err
-		close(c.lost)
-		if c.onLost != nil {
-			c.onLost()
-		}
-	})
-}
-
-func (c *connection) isLost() bool {
-	select {
-	case <-c.lost:
-		return true
-	default:
-		return false
-	}
-}
-
-// callOptions describe a call of the broker.
-type callOptions struct {
-	what string
-	// turn, if set, serialises the calls that use it.
-	turn chan struct{}
-	// patient means that the broker may take any time. Otherwise the connection
-	// counts as lost when there is no answer within callTimeout, during which the
-	// broker was not blocked. amqp091-go itself waits for an answer as long as
-	// heartbeats arrive.
-	patient bool
-}
-
-// call is ask for a method that only returns an error.
-func (c *connection) call(ctx context.Context, o callOptions, method func() error) error {
-	_, err := ask(ctx, c, o, func() (struct{}, error) { return struct{}{}, method() })
 	return err
 }
 
-// ask runs a synchronous method of amqp091-go, which takes no context. It returns
-// when the method does, when ctx ends or when the connection is lost. In the latter
-// two cases the method continues in the background, and keeps the turn, until the
-// broker answers or the connection is closed: it must not write what the caller
-// reads.
-func ask[T any](ctx context.Context, c *connection, o callOptions, method func() (T, error)) (T, error) {
-	var none T
-	if o.turn != nil {
-		select {
-		case o.turn <- struct{}{}:
-		case <-c.lost:
-			return none, c.lostErr
-		case <-ctx.Done():
-			return none, context.Cause(ctx)
+// close ends the deliveries of a session and closes its connection.
+func (w *Worker) close(s *session) {
+	w.registry.lose(s)
+	s.Close()
+}
+
+// start makes the first connection and consumes. It retries until StartTimeout,
+// and only if no broker answers.
+func (w *Worker) start(ctx context.Context) (*session, error) {
+	deadline := time.Now().Add(w.cfg.StartTimeout)
+	for failures := 1; ; failures++ {
+		s, err := w.connectAndConsume(ctx)
+		if err == nil {
+			close(w.started)
+			return s, nil
+		}
+		pause := redialPause(failures)
+		if !errors.Is(err, ErrUnreachable) || time.Now().Add(pause).After(deadline) {
+			return nil, err
+		}
+		if failures == 1 {
+			w.cfg.Logger.Warn("broker does not answer yet", "error", err, "at_most", w.cfg.StartTimeout)
+		}
+		if !sleep(ctx, pause) {
+			return nil, err
 		}
 	}
-	type result struct {
-		value T
-		err   error
+}
+
+// connectAndConsume connects, declares the queues and receives from each. All queues are
+// declared before the first message arrives: a declaration that fails ends the
+// session, and with it every delivery.
+func (w *Worker) connectAndConsume(ctx context.Context) (*session, error) {
+	queues, err := w.queues()
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan result, 1)
-	go func() {
-		var r result
-		r.value, r.err = method()
-		if o.turn != nil {
-			<-o.turn
+	consumer, err := w.broker.OpenConsumer(ctx, queues)
+	if err != nil {
+		w.link.set(nil, false, err, w.cfg.Now())
+		return nil, err
+	}
+	s := &session{Consumer: consumer}
+	// Set the session before the first delivery arrives: its outcome may have to
+	// be published before all queues have their consumers.
+	w.link.connected(s, w.cfg.Now())
+	for _, queue := range queues {
+		sub := &subscription{session: s, queue: queue, worker: w}
+		if err := sub.subscribe(ctx); err != nil {
+			w.link.set(nil, false, err, w.cfg.Now())
+			w.close(s)
+			return nil, err
 		}
-		done <- r
-	}()
-	timer := time.NewTimer(callTimeout)
-	defer timer.Stop()
+		s.subscriptions = append(s.subscriptions, sub)
+	}
+	w.link.set(s, true, nil, w.cfg.Now())
+	w.faults.consuming()
+	faultpoint.Hit(faultpoint.ConnectionRestored)
+	w.metrics.connected.Set(1)
+	// The program itself logs its start, so that only a reconnection is worth a
+	// line.
+	level := slog.LevelDebug
+	if count := w.sessions.Add(1); count > 1 && w.faults.changed("consuming", nil) {
+		level = slog.LevelInfo
+	}
+	w.cfg.Logger.Log(context.Background(), level, "consuming", "broker", s.Place(), "queues", w.cfg.Queues, "slots", w.cfg.Slots, "node", w.cfg.Node)
+	return s, nil
+}
+
+// queues returns the declarations of the consumed queues.
+func (w *Worker) queues() ([]Queue, error) {
+	var queues []Queue
+	for _, name := range w.cfg.Queues {
+		queue, err := w.routes.queue(name)
+		if err != nil {
+			return nil, err
+		}
+		queues = append(queues, queue)
+	}
+	return queues, nil
+}
+
+// keepConnected replaces each lost session by a new one, without limit, until the
+// lifecycle's record phase ends. When the worker is stopping, new sessions receive
+// nothing.
+func (w *Worker) keepConnected(s *session) {
+	closeReceivingEnded := sync.OnceFunc(func() { close(w.receivingEnded) })
+	defer closeReceivingEnded()
 	for {
 		select {
-		case r := <-done:
-			return r.value, r.err
-		case <-c.lost:
-			return none, c.lostErr
-		case <-ctx.Done():
-			return none, context.Cause(ctx)
-		case <-timer.C:
-			if o.patient || c.isBlocked() {
-				timer.Reset(callTimeout)
-				continue
+		case <-s.Lost():
+			w.lostSession(s)
+		case <-w.lifecycle.receive.Done():
+			for _, sub := range s.subscriptions {
+				sub.at.Stop(w.lifecycle.record)
 			}
-			err := fmt.Errorf("broker did not answer %s within %v", o.what, callTimeout)
-			c.fail(err)
-			_ = c.raw.Close()
-			return none, err
+			w.metrics.connected.Set(0)
+			if !isLost(s) {
+				closeReceivingEnded()
+				w.link.set(s, false, errStopping, w.cfg.Now())
+				select {
+				case <-s.Lost():
+				case <-w.lifecycle.record.Done():
+				}
+			}
+			w.link.set(nil, false, errStopping, w.cfg.Now())
+			w.close(s)
+			closeReceivingEnded()
+		}
+		var ok bool
+		if s, ok = w.reconnect(closeReceivingEnded); !ok {
+			return
 		}
 	}
 }
 
-// close closes the connection, with the AMQP handshake if it is still open.
-func (c *connection) close() {
-	c.fail(errors.New("closed by the worker"))
-	if !c.conn.IsClosed() {
-		_ = c.conn.CloseDeadline(time.Now().Add(2 * time.Second))
+func (w *Worker) lostSession(s *session) {
+	w.registry.lose(s)
+	faultpoint.Hit(faultpoint.ConnectionLost)
+	w.metrics.connected.Set(0)
+	w.metrics.reconnects.Inc()
+	err := fmt.Errorf("%w: connection to %s lost: %w", ErrUnreachable, s.Place(), s.Err())
+	w.link.set(nil, false, err, w.cfg.Now())
+	if w.faults.changed("lost", s.Err()) {
+		w.cfg.Logger.Warn("connection to the broker lost: running tasks go on", "broker", s.Place(), "error", s.Err())
 	}
-	_ = c.raw.Close()
+	w.close(s)
 }
 
-// close closes the connection and waits for the goroutines that receive.
-func (s *session) close() {
-	s.connection.close()
-	s.consumersMu.Lock()
-	s.closed = true
-	s.consumersMu.Unlock()
-	s.consumers.Wait()
-}
-
-// addConsumer counts a goroutine that is about to receive. It returns false if close
-// waits for them already: then the session is lost.
-func (s *session) addConsumer() bool {
-	s.consumersMu.Lock()
-	defer s.consumersMu.Unlock()
-	if !s.closed {
-		s.consumers.Add(1)
+// reconnect tries until it succeeds. It returns false when the record phase has
+// ended. Sessions that die at once count as failures: the next one follows after a
+// pause.
+func (w *Worker) reconnect(closeReceivingEnded func()) (*session, bool) {
+	for {
+		if w.lifecycle.record.Err() != nil {
+			return nil, false
+		}
+		if w.lifecycle.receive.Err() != nil {
+			closeReceivingEnded() // later attempts do not consume
+		}
+		if pause := w.faults.pause(); pause > 0 {
+			// The end of the receive phase shortens the current pause.
+			until := w.lifecycle.receive
+			if until.Err() != nil {
+				until = w.lifecycle.record
+			}
+			sleep(until, pause)
+		}
+		s, err := w.reconnectOnce()
+		if err == nil {
+			return s, true
+		}
+		w.link.set(nil, false, err, w.cfg.Now())
+		if w.faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
+			w.cfg.Logger.Warn("cannot reconnect to the broker yet: retrying", "error", err)
+		}
 	}
-	return !s.closed
 }
 
-// callConsuming runs a synchronous method of consumeChannel.
-func (s *session) callConsuming(ctx context.Context, what string, method func() error) error {
-	return s.call(ctx, callOptions{what: what, turn: s.consumeTurn}, method)
+func (w *Worker) reconnectOnce() (*session, error) {
+	if w.lifecycle.receive.Err() == nil {
+		return w.connectAndConsume(w.lifecycle.receive)
+	}
+	consumer, err := w.broker.OpenConsumer(w.lifecycle.record, nil)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{Consumer: consumer}
+	w.link.set(s, false, errStopping, w.cfg.Now())
+	return s, nil
+}
+
+// keepPublishing keeps a connection for publishing, from Run's start until the
+// lifecycle's record phase ends.
+func (w *Worker) keepPublishing() {
+	var faults connectionFaults
+	for w.lifecycle.record.Err() == nil {
+		if !sleep(w.lifecycle.record, faults.pause()) {
+			return
+		}
+		p, err := w.broker.OpenPublisher(w.lifecycle.record)
+		if err != nil {
+			if faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
+				w.cfg.Logger.Warn("cannot connect to the broker for publishing yet: retrying", "error", err)
+			}
+			continue
+		}
+		w.publishing.set(p)
+		faults.consuming()
+		select {
+		case <-p.Lost():
+			if faults.changed("lost", p.Err()) {
+				w.cfg.Logger.Warn("connection for publishing lost", "broker", p.Place(), "error", p.Err())
+			}
+		case <-w.lifecycle.record.Done():
+		}
+		w.publishing.unset()
+		p.Close()
+	}
 }

@@ -1,13 +1,10 @@
 package worker
 
 import (
-	"fmt"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // steadyAfter is how long a session consumes before it counts as steady. A shorter
@@ -61,7 +58,7 @@ func (f *connectionFaults) changed(what string, err error) bool {
 	if what == "lost" {
 		f.endSession()
 	}
-	kind := faultKind(err)
+	kind := broker.Kind(err)
 	if last, ok := f.logged[what]; ok && last == kind {
 		return false
 	}
@@ -70,34 +67,4 @@ func (f *connectionFaults) changed(what string, err error) bool {
 	}
 	f.logged[what] = kind
 	return true
-}
-
-// faultKind is equal for equal failures. Their texts are not: they contain the port
-// from which the worker has connected.
-func faultKind(err error) string {
-	switch e := err.(type) {
-	case nil:
-		return ""
-	case *MismatchError:
-		return e.Error()
-	case *ConnectError:
-		return e.Kind.Error() + e.What + faultKind(e.Err)
-	case *closedError:
-		return fmt.Sprint(e.what, e.code)
-	case *amqp.Error:
-		return fmt.Sprint(e.Code)
-	case syscall.Errno:
-		return e.Error()
-	case interface{ Unwrap() []error }:
-		var kinds []string
-		for _, cause := range e.Unwrap() {
-			kinds = append(kinds, faultKind(cause))
-		}
-		return strings.Join(kinds, ";")
-	case interface{ Unwrap() error }:
-		if cause := e.Unwrap(); cause != nil {
-			return faultKind(cause)
-		}
-	}
-	return fmt.Sprintf("%T", err)
 }

@@ -7,9 +7,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
+
+// closedError is an error of a broker's package.
+type closedError struct {
+	code int
+	text string
+}
+
+func (e closedError) Error() string { return e.text }
+func (e closedError) Kind() string  { return fmt.Sprint(e.code) }
 
 // A failure that repeats is logged once, although its text has another port each
 // time. Another failure is logged.
@@ -19,10 +26,10 @@ func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {
 		return &net.OpError{Op: "read", Net: "tcp", Source: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}, Err: err}
 	}
 	lost := func(port, code int) error {
-		return closeReason("connection", &amqp.Error{Code: code, Reason: from(port, syscall.ECONNRESET).Error()}, true)
+		return closedError{code, from(port, syscall.ECONNRESET).Error()}
 	}
 	unreachable := func(port int, err error) error {
-		one := &ConnectError{Kind: ErrUnreachable, What: "cannot connect to broker:5672", Err: dialFailures{{err: from(port, err)}}}
+		one := &ConnectError{Kind: ErrUnreachable, What: "cannot connect to broker:5672", Err: from(port, err)}
 		return errors.Join(one, fmt.Errorf("%w: opening a channel: %w", ErrUnreachable, lost(port, 501)))
 	}
 	var f connectionFaults

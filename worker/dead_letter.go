@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Headers that the worker adds to a message in Config.DeadLetterQueue.
@@ -49,14 +50,12 @@ func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
 	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error {
 		err := w.Publish(ctx, m)
 		if errors.Is(err, ErrUnroutable) {
-			if err := w.declareDeadLetterQueue(ctx); err != nil {
-				return err
-			}
-			err = w.Publish(ctx, m)
+			// It does not exist. One that exists is used whatever its properties are.
+			err = w.send(ctx, outgoing{message: m, declare: &Queue{Name: w.cfg.DeadLetterQueue}})
 		}
 		return err
 	})
-	var unsendable *unsendableError
+	var unsendable *broker.UnsendableError
 	switch {
 	case errors.As(err, &unsendable):
 		w.cfg.Logger.Error("message cannot be moved to the dead-letter queue and is rejected", "task_id", taskID, "error", err)
@@ -66,26 +65,4 @@ func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
 	default:
 		d.settle(settlementAck)
 	}
-}
-
-// declareDeadLetterQueue is called when the queue does not exist. A queue that
-// exists is used whatever its properties are.
-func (w *Worker) declareDeadLetterQueue(ctx context.Context) error {
-	p, err := w.publishing.get(ctx)
-	if err != nil {
-		return err
-	}
-	err = p.call(ctx, callOptions{what: "queue.declare"}, func() error {
-		ch, err := p.conn.Channel()
-		if err != nil {
-			return err
-		}
-		defer ch.Close()
-		_, err = ch.QueueDeclare(w.cfg.DeadLetterQueue, true, false, false, false, nil)
-		return err
-	})
-	if err != nil && ctx.Err() == nil {
-		err = p.declareError(Queue{Name: w.cfg.DeadLetterQueue}, err)
-	}
-	return err
 }

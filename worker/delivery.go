@@ -1,13 +1,13 @@
 package worker
 
 import (
+	"container/list"
 	"fmt"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // delivery is one message that the broker has handed to this worker. It is in one
@@ -51,18 +51,20 @@ import (
 // delayed too. It leaves with its attempt.
 type delivery struct {
 	// Written once, at receipt.
-	registry    *registry
-	sub         *subscription
-	tag         uint64
-	redelivered bool
-	acker       amqp.Acknowledger
-	wire        protocol.Delivery // the message as the broker delivered it
-	activity    *stall.Activity   // reports the progress of its goroutine to Stuck
+	registry *registry
+	sub      *subscription
+	wire     protocol.Delivery // the message as the broker delivered it
+	receipt  broker.Receipt    // settles it
+	// returns is how often its queue counts it as returned, and returnLimit after how
+	// many the queue drops it, or 0: see requeue.go.
+	returns, returnLimit int
+	activity             *stall.Activity // reports the progress of its goroutine to Stuck
 	// changed tells the delivery's goroutine that another one has moved it.
 	changed chan struct{}
 
 	// Guarded by registry.mu.
 	state      state
+	place      *list.Element     // in its queue's line; nil outside of it
 	id         identity          // zero until it is read
 	message    *protocol.Message // nil until it is read, and while it is kept as bytes
 	attempt    *attempt          // from running on
@@ -269,17 +271,13 @@ func (d *delivery) tell() {
 	if !mine {
 		return
 	}
-	var err error
 	switch s {
 	case settlementAck, settlementIgnored:
-		err = d.acker.Ack(d.tag, false)
+		d.receipt.Ack()
 	case settlementReject:
-		err = d.acker.Reject(d.tag, false)
+		d.receipt.Reject()
 	case settlementRequeue:
-		err = d.requeue()
-	}
-	if err != nil {
-		d.sub.session.fail(fmt.Errorf("settling a delivery: %w", err))
+		d.requeue()
 	}
 	d.told()
 	faultpoint.Hit(faultpoint.SettleAfter, d.wire.Properties.CorrelationID)

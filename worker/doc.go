@@ -1,4 +1,4 @@
-// Package worker is a Celery worker: it consumes task messages from RabbitMQ,
+// Package worker is a Celery worker: it consumes task messages from a broker,
 // runs the handlers that the program has registered, publishes the follow-up
 // messages, stores the result, and acknowledges the message, in this order.
 // Python producers, callers of AsyncResult and other Celery workers need no
@@ -13,9 +13,10 @@
 // handler of a task, and [Worker.Run] runs until its context ends. Results go to
 // a [results.Backend], such as that of package results/postgres. Package workertest helps to test handlers without a broker.
 //
-// The package owns the connection, the declarations, the deliveries until they
-// are settled, reconnection and shutdown. It contains no SQL and no application
-// logic. Package protocol encodes and decodes what is on the wire.
+// The package owns the deliveries until they are settled, the slots, reconnection
+// and shutdown. It contains no SQL and no application logic. Package broker says what
+// it needs of a broker, and package broker/amqp does it with RabbitMQ; package protocol
+// encodes and decodes messages.
 //
 // # Guarantees
 //
@@ -60,17 +61,26 @@
 //   - A hard time limit cannot kill a handler. It ends the handler's context, and
 //     the task fails when the handler returns or after Config.HardLimitGrace. A
 //     handler that does not return keeps its slot.
-//   - QoS is per consumer. For messages that wait for their ETA the worker adds
-//     consumers, so that they do not keep other messages from being delivered.
+//   - For messages that wait for their ETA the worker adds consumers, so that they do
+//     not keep other messages from being delivered. Celery raises one limit.
 //
 // # Files
 //
-// A delivery goes through the files in this order: connect.go, declare.go,
-// consume.go, receive.go (it is read, and waits for its ETA and for a slot), run.go
-// and bind.go (its handler runs), conclude.go (the outcome is published and
-// stored), publish.go, and requeue.go if it goes back to its queue. delivery.go
-// has the states of a delivery with all moves between them, registry.go owns the
-// deliveries, the slots and the memory of what has ended, and attempt.go is one run
-// of a task. shutdown.go has Run, health.go the health checks, and wire.go what
-// amqp091-go lacks.
+// A delivery goes through the files in this order:
+//
+//	broker/amqp/consume.go   a consumer of the broker hands it over
+//	receive.go               it is read, and waits for its ETA and for a slot
+//	run.go, bind.go          its handler runs
+//	conclude.go, publish.go  the outcome is published and stored
+//	requeue.go               it goes back to its queue, if it has no outcome
+//	broker/amqp/settle.go    the broker is told
+//
+// delivery.go has the states of a delivery with all moves between them, registry.go
+// owns the deliveries, the slots and the memory of what has ended, and attempt.go is
+// one run of a task.
+//
+// connect.go makes the connections and replaces lost ones: it knows the subscriptions,
+// link.go the current connection, connection_faults.go when to try again and what to
+// log. shutdown.go has Run and the order in which it ends. health.go says what is known
+// without asking the broker, inspect.go asks it.
 package worker

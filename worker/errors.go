@@ -2,8 +2,9 @@ package worker
 
 import (
 	"errors"
-	"fmt"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Causes with which the worker ends a handler's context (see [context.Cause]).
@@ -25,21 +26,35 @@ var (
 var (
 	// ErrUnreachable: no broker answered (connection refused, no such host,
 	// timeout), or the connection was lost. A retry may succeed.
-	ErrUnreachable = errors.New("broker is unreachable")
+	ErrUnreachable = broker.ErrUnreachable
 	// ErrCredentials: the broker refused the user name or the password.
-	ErrCredentials = errors.New("broker refused the credentials")
+	ErrCredentials = broker.ErrCredentials
 	// ErrVhost: the virtual host does not exist, or the user has no permissions
 	// for it.
-	ErrVhost = errors.New("broker refused the virtual host")
+	ErrVhost = broker.ErrVhost
 	// ErrMismatch: a queue or exchange exists with other properties than the
 	// configured ones, or a queue that the worker does not declare is missing.
-	ErrMismatch = errors.New("broker has a different declaration")
+	ErrMismatch = broker.ErrMismatch
 	// ErrPermission: the user lacks the permission to declare, consume or
 	// publish.
-	ErrPermission = errors.New("broker denied access")
+	ErrPermission = broker.ErrPermission
 	// ErrUnroutable: the broker refused a message because no queue would receive
 	// it.
-	ErrUnroutable = errors.New("no queue receives this message")
+	ErrUnroutable = broker.ErrUnroutable
+)
+
+type (
+	// ConnectError is the reason why the worker cannot connect to a broker, with
+	// what the operator can do. It matches its Kind (ErrUnreachable, ErrCredentials
+	// or ErrVhost) with errors.Is. With several brokers the errors of all are
+	// joined. See [broker.ConnectError] for its fields.
+	ConnectError = broker.ConnectError
+	// MismatchError says that a queue or an exchange exists with other properties
+	// than the configured ones, or that a queue does not exist which the worker does
+	// not declare. It says which property differs, and what the operator can do. It
+	// matches [ErrMismatch] with errors.Is. See [broker.MismatchError] for its
+	// fields.
+	MismatchError = broker.MismatchError
 )
 
 // Ignore is returned by a handler to end the task without an outcome: the worker
@@ -142,66 +157,3 @@ func (r Reject) Error() string {
 	}
 	return text
 }
-
-// ConnectError is the reason why the worker cannot connect to a broker. It
-// matches its Kind with errors.Is. With several brokers the errors of all are
-// joined.
-type ConnectError struct {
-	// Kind is ErrUnreachable, ErrCredentials or ErrVhost.
-	Kind error
-	// What describes what happened, and names the broker.
-	What string
-	// Err is the cause, or nil.
-	Err error
-	// Cure is a sentence that says what the operator can do.
-	Cure string
-}
-
-func (e *ConnectError) Error() string { return e.Problem() + ". " + e.Cure }
-
-// Problem returns the text of the error without Cure.
-func (e *ConnectError) Problem() string {
-	text := e.Kind.Error() + ": " + e.What
-	if e.Err != nil {
-		text += ": " + e.Err.Error()
-	}
-	return text
-}
-
-// Unwrap returns the kind and the cause.
-func (e *ConnectError) Unwrap() []error {
-	if e.Err == nil {
-		return []error{e.Kind}
-	}
-	return []error{e.Kind, e.Err}
-}
-
-// MismatchError says that a queue or an exchange exists with other properties
-// than the configured ones, or that a queue does not exist which the worker does
-// not declare: [Queue.Passive] is set, or it is none of the worker's queues.
-// It matches [ErrMismatch] with errors.Is.
-type MismatchError struct {
-	// What is "queue" or "exchange", and Name its name.
-	What, Name string
-	// Argument is the argument or property that differs, and Current its value
-	// at the broker. Both are "" if the broker does not report them.
-	Argument, Current string
-	// Exists describes what the broker has, "" if it does not exist. Want
-	// describes what the worker would declare.
-	Exists, Want string
-	// Cure is a sentence that says what the operator can do.
-	Cure string
-	// Broker is the text of the broker's refusal.
-	Broker string
-}
-
-func (e *MismatchError) Error() string {
-	difference := fmt.Sprintf("exists %s, the worker would declare %s", e.Exists, e.Want)
-	if e.Exists == "" {
-		difference = "does not exist"
-	}
-	return fmt.Sprintf("%s %q %s. %s (RabbitMQ: %s)", e.What, e.Name, difference, e.Cure, e.Broker)
-}
-
-// Is reports whether target is ErrMismatch.
-func (e *MismatchError) Is(target error) bool { return target == ErrMismatch }

@@ -1,16 +1,8 @@
 package worker
 
 import (
-	"net"
-
 	dto "github.com/prometheus/client_model/go"
 )
-
-// OpenWire lets tests publish what amqp091-go alone cannot publish.
-func OpenWire(conn net.Conn) net.Conn { return newWireConn(conn) }
-
-// PriorityZero is the mark in a delivery mode, see wire.go.
-const PriorityZero = priorityZero
 
 // BreakChannel makes the broker close the channel that consumes with 406, as it
 // does when a delivery has been unacknowledged for too long.
@@ -19,7 +11,7 @@ func (w *Worker) BreakChannel() error {
 	if err != nil {
 		return err
 	}
-	return s.consumeChannel.Ack(1<<40, false)
+	return s.Consumer.(interface{ BreakChannel() error }).BreakChannel()
 }
 
 // Reconnects is how many sessions were lost.
@@ -49,7 +41,7 @@ func (w *Worker) Block() error {
 	if err != nil {
 		return err
 	}
-	s.setBlocked(true)
+	s.Consumer.(interface{ SetBlocked(bool) }).SetBlocked(true)
 	return nil
 }
 
@@ -60,8 +52,9 @@ func (w *Worker) BlockPublisher() (unblock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.setBlocked(true)
-	return func() { p.setBlocked(false) }, nil
+	block := p.(interface{ SetBlocked(bool) }).SetBlocked
+	block(true)
+	return func() { block(false) }, nil
 }
 
 // PublishFaults is how many attempts to publish a follow-up have failed.

@@ -40,10 +40,10 @@ func (w *Worker) Ready() error {
 	w.link.mu.Lock()
 	defer w.link.mu.Unlock()
 	switch {
-	case w.link.hasConsumers && !w.link.current.isLost():
+	case w.link.hasConsumers && !isLost(w.link.current):
 		return nil
 	case w.link.hasConsumers:
-		return fmt.Errorf("not consuming: connection lost: %w", w.link.current.lostErr)
+		return fmt.Errorf("not consuming: connection lost: %w", w.link.current.Err())
 	case w.link.err == errStopping:
 		return errStopping
 	case w.link.err == nil:
@@ -52,6 +52,8 @@ func (w *Worker) Ready() error {
 	return fmt.Errorf("not consuming for %v: %w", w.cfg.Now().Sub(w.link.since).Round(time.Second), w.link.err)
 }
 
+const stuckMin = 3 * time.Second
+
 // Stuck returns an error that names each part of the worker that has made no
 // progress for the given time, or nil. Such a part is a consumer that cannot
 // accept a delivery, a message whose processing does not continue, or an outcome
@@ -59,5 +61,5 @@ func (w *Worker) Ready() error {
 // unavailable. Running handlers and delayed messages never count as stuck.
 // Durations below 3 s count as 3 s. Stuck returns at once.
 func (w *Worker) Stuck(after time.Duration) error {
-	return w.stalls.Stuck(max(after, 3*reportInterval))
+	return w.stalls.Stuck(max(after, stuckMin))
 }

@@ -5,7 +5,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
+
+// openConsumer is a connection that is not lost.
+type openConsumer struct{ broker.Consumer }
+
+func (openConsumer) Lost() <-chan struct{} { return nil }
 
 // During an attempt to consume again, Ready reports the reason of the last failure
 // and for how long the worker has not consumed.
@@ -14,7 +21,7 @@ func TestReadyKeepsTheReasonDuringAnAttempt(t *testing.T) {
 	now := time.Date(2026, 11, 27, 3, 0, 0, 0, time.UTC)
 	w := &Worker{started: make(chan struct{}), cfg: Config{Now: func() time.Time { return now }}}
 	close(w.started)
-	s := &session{connection: &connection{lost: make(chan struct{})}}
+	s := &session{Consumer: openConsumer{}}
 	w.link.set(s, true, nil, now)
 	if err := w.Ready(); err != nil {
 		t.Fatalf("with consumers: %v", err)

@@ -1,42 +1,28 @@
 package worker
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 
-	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// Inspection is the result of [Worker.Inspect].
-type Inspection struct {
-	// Broker is the broker that answered, as host:port/vhost.
-	Broker string
-	// Server is the broker's product name and version.
-	Server string
-	// Queues has one element for each of Config.Queues.
-	Queues []QueueInspection
-	// PublishErr is the error with which a task could not publish its follow-ups,
-	// and the worker no copy of a message, or nil: compare with ErrPermission.
-	PublishErr error
-}
+// What a program can ask the broker, and what is known without asking is in health.go.
 
-// QueueInspection describes one of the queues of Config.Queues.
-type QueueInspection struct {
-	// Name and Exchange are those of the queue's declaration.
-	Name, Exchange string
-	// Exists and ExchangeExists say whether queue and exchange exist at the
-	// broker. Run creates those that do not.
-	Exists, ExchangeExists bool
-	// Type is classic, quorum or stream, or "" if the broker did not report it.
-	Type string
-	// Messages is the number of ready messages, Consumers that of all consumers.
-	Messages, Consumers int
-	// Err is the error with which Run would fail because of this queue, or nil:
-	// compare with ErrMismatch and ErrPermission.
-	Err error
-}
+type (
+	// Inspection is the result of [Worker.Inspect]: the broker that answered, its
+	// product and version, the consumed queues, and whether publishing is allowed.
+	// See [broker.Inspection] for its fields.
+	Inspection = broker.Inspection
+	// QueueInspection describes one of the queues of Config.Queues: whether it exists,
+	// its type, its messages and consumers, and the error with which Run would fail
+	// because of it. See [broker.QueueInspection] for its fields.
+	QueueInspection = broker.QueueInspection
+	// QueueConsumers is the number of consumers of a queue, as the broker counts
+	// them: Own are those of this worker, Other those of all other programs, other
+	// workers of this package as well as Python workers.
+	QueueConsumers = broker.Consumers
+)
 
 // Inspect connects to the broker once and checks the consumed queues, without
 // consuming or creating anything. It declares only queues and exchanges that
@@ -46,184 +32,87 @@ type QueueInspection struct {
 // possible; problems of single queues are in QueueInspection.Err. It needs no
 // Run.
 func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
-	s, err := w.connect(ctx)
+	queues, err := w.queues()
 	if err != nil {
 		return Inspection{}, err
 	}
-	defer s.close()
-	product, _ := s.conn.Properties["product"].(string)
-	version, _ := s.conn.Properties["version"].(string)
-	found := Inspection{Broker: s.broker, Server: product + " " + version}
-	for _, name := range w.cfg.Queues {
-		queue, err := w.routes.queue(name)
-		if err != nil {
-			return found, err
-		}
-		inspected, err := ask(ctx, s.connection, callOptions{what: "an inspection"}, func() (QueueInspection, error) { return s.inspect(queue) })
-		if err != nil {
-			return found, err
-		}
-		found.Queues = append(found.Queues, inspected)
-	}
-	found.PublishErr = s.call(ctx, callOptions{what: "an inspection"}, func() error { return s.inspectPublishing(ctx) })
-	if errors.Is(found.PublishErr, ErrUnreachable) {
-		return found, found.PublishErr
-	}
-	return found, nil
+	return w.broker.Inspect(ctx, queues)
 }
 
-// inspectPublishing checks the permission to write to the default exchange. It
-// publishes a message that no queue can receive, so that the broker returns it.
-func (s *session) inspectPublishing(ctx context.Context) error {
-	ch, err := s.conn.Channel()
+// QueueDepth returns how many messages are ready in a queue. It does not count
+// those that a worker has received and not yet settled. While there is no
+// connection it waits for one until ctx ends. The error is ErrMismatch when the
+// queue does not exist.
+func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
+	s, err := w.link.get(ctx)
 	if err != nil {
-		return s.connectionError("an inspection", err)
+		return 0, err
 	}
-	defer ch.Close()
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	ch.NotifyReturn(make(chan amqp.Return, 1))
-	if err := ch.Confirm(false); err != nil {
-		return s.connectionError("an inspection", err)
-	}
-	confirmed, err := ch.PublishWithDeferredConfirmWithContext(ctx, "", "mm-orchestrator.inspect."+newID(), true, false, amqp.Publishing{})
-	if err != nil {
-		return s.connectionError("an inspection", err)
-	}
-	if acked, err := confirmed.WaitContext(ctx); acked || err != nil {
-		return err
-	}
-	refused := <-closed
-	switch {
-	case refused == nil:
-		return s.connectionError("an inspection", amqp.ErrClosed)
-	case refused.Code != amqp.AccessRefused:
-		return s.connectionError("an inspection", refused)
-	}
-	return fmt.Errorf("%w: publishing at %s: give the user write permission on the default exchange, amq.default, by which a task sends the next one (RabbitMQ: %s)",
-		ErrPermission, s.broker, brokerText(refused))
+	return s.Depth(ctx, name)
 }
 
-func (s *session) inspect(q Queue) (QueueInspection, error) {
-	found := QueueInspection{Name: q.Name, Exchange: q.Exchange}
-	arguments, err := amqpTable(q.arguments())
-	if err != nil {
-		return found, err
+var (
+	errNotConnected = errors.New("the worker is not connected to its broker")
+	// errNoDelivery says that every delivery of the task is lost with its session.
+	errNoDelivery = errors.New("the connection that delivered the task is lost")
+)
+
+// QueueConsumers asks the broker for the number of consumers of a queue. The
+// guarantees of [Task.OtherConsumers] hold. Own may be too low, but not too high:
+// a connection that answers still has its consumers.
+func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
+	s, connected := w.link.now()
+	if !connected {
+		return QueueConsumers{}, errNotConnected
 	}
-	// Each call has a channel of its own, because the broker closes a channel when
-	// it refuses a declaration.
-	call := func(method func(ch *amqp.Channel) error) error {
-		ch, err := s.conn.Channel()
-		if err != nil {
-			return err
-		}
-		defer ch.Close()
-		return method(ch)
-	}
-	exists := func(declarePassive func(ch *amqp.Channel) error) (bool, error) {
-		err := call(declarePassive)
-		var refused *amqp.Error
-		if errors.As(err, &refused) && refused.Code == amqp.NotFound {
-			return false, nil
-		}
-		return err == nil, err
-	}
-	found.ExchangeExists, err = exists(func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(q.Exchange, q.ExchangeType, true, false, false, false, nil)
-	})
-	if err == nil && found.ExchangeExists && !q.Passive {
-		err = call(func(ch *amqp.Channel) error {
-			return ch.ExchangeDeclare(q.Exchange, q.ExchangeType, true, false, false, false, nil)
-		})
-	}
-	if err == nil {
-		found.Exists, err = exists(func(ch *amqp.Channel) error {
-			state, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil)
-			found.Messages, found.Consumers = state.Messages, state.Consumers
-			return err
-		})
-	}
-	if err == nil && found.Exists && !q.Passive {
-		err = call(func(ch *amqp.Channel) error {
-			_, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments)
-			return err
-		})
-	}
-	if err == nil && q.Passive && !found.Exists {
-		err = &amqp.Error{Code: amqp.NotFound, Reason: fmt.Sprintf("NOT_FOUND - no queue '%s'", q.Name), Server: true}
-	}
-	if err == nil && found.Exists && found.ExchangeExists && !q.Passive {
-		// Removing a binding needs the same permissions as adding one. This one
-		// does not exist, so that nothing is removed.
-		err = call(func(ch *amqp.Channel) error {
-			return ch.QueueUnbind(q.Name, "mm-orchestrator.inspect."+newID(), q.Exchange, nil)
-		})
-	}
-	if err == nil && found.Exists {
-		found.Err, err = s.inspectConsuming(q, call)
-	}
-	if err == nil && found.Exists {
-		found.Type, err = inspectType(q, call)
-	}
-	if err != nil {
-		found.Err = s.declareError(q, err)
-		if errors.Is(found.Err, ErrUnreachable) {
-			return found, found.Err
-		}
-	}
-	return found, nil
+	return s.Consumers(ctx, queue)
 }
 
-// inspectConsuming checks the permission to read the queue. It asks for a consumer
-// whose priority is not a number: the broker checks the permission first, and
-// then refuses the priority.
-func (s *session) inspectConsuming(q Queue, call func(func(*amqp.Channel) error) error) (refusal, err error) {
-	err = call(func(ch *amqp.Channel) error {
-		_, err := ch.Consume(q.Name, "", false, false, false, false, amqp.Table{"x-priority": "none"})
-		return err
-	})
-	var refused *amqp.Error
-	switch {
-	case !errors.As(err, &refused):
-		return nil, err
-	case refused.Code == amqp.AccessRefused:
-		return fmt.Errorf("%w: consuming queue %q at %s: give the user read permission on it (RabbitMQ: %s)", ErrPermission, q.Name, s.broker, brokerText(refused)), nil
-	case refused.Code == amqp.PreconditionFailed:
-		return nil, nil
+// OtherConsumers asks the broker how many consumers the queue of the task's
+// message has besides those of this worker. If it is 0, the broker can deliver
+// the message to this worker only.
+//
+//   - The number may be too high, but not too low: the consumers of a connection
+//     that this worker has lost count until the broker notices the loss.
+//   - It waits for the broker's answer until ctx ends or the connection is lost.
+//   - It returns an error when there is no answer, when the worker is not
+//     connected, and when the worker adds or cancels a consumer during the call.
+//   - RabbitMQ does not count the inactive consumers of a quorum queue with
+//     x-single-active-consumer.
+func (t *Task) OtherConsumers(ctx context.Context) (int, error) {
+	if t.otherConsumers == nil {
+		return 0, errNotConnected
 	}
-	return nil, err
+	return t.otherConsumers(ctx)
 }
 
-// inspectType returns the type of an existing queue. Without a configured type the
-// virtual host's default decides, which the protocol does not report: declaring
-// the queue as a quorum queue makes the broker name the difference.
-func inspectType(q Queue, call func(func(*amqp.Channel) error) error) (string, error) {
-	if q.Type != "" {
-		return q.Type, nil
+// otherConsumers asks on the current connection, even if another one delivered
+// the message.
+func (w *Worker) otherConsumers(ctx context.Context, queue string) (int, error) {
+	found, err := w.QueueConsumers(ctx, queue)
+	return found.Other, err
+}
+
+// StillUnacked asks the broker whether the task's message is still delivered to
+// this worker and unacknowledged. Nil means that this was true at some moment
+// during the call, and that until then the broker had delivered the message to
+// no other consumer. It returns an error when the connection that delivered the
+// message is lost, when the broker has blocked the connection, and when ctx ends
+// before the broker answers.
+//
+// It is for handlers that must not wait for the heartbeats to notice a lost
+// connection.
+func (t *Task) StillUnacked(ctx context.Context) error {
+	if t.stillUnacked == nil {
+		return errNoDelivery
 	}
-	if q.Passive {
-		return "", nil
+	return t.stillUnacked(ctx)
+}
+
+func (w *Worker) stillUnacked(ctx context.Context, a *attempt) error {
+	receipt := a.receipt()
+	if receipt == nil {
+		return errNoDelivery
 	}
-	q.Type = "quorum"
-	arguments, err := amqpTable(q.arguments())
-	if err != nil {
-		return "", err
-	}
-	err = call(func(ch *amqp.Channel) error {
-		_, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments)
-		return err
-	})
-	var refused *amqp.Error
-	switch {
-	case err == nil:
-		return q.Type, nil
-	case !errors.As(err, &refused):
-		return "", err
-	case refused.Code != amqp.PreconditionFailed:
-		return "", nil
-	}
-	difference := mismatch(q, refused)
-	if difference.Argument != "x-queue-type" {
-		return "", nil
-	}
-	return cmp.Or(difference.Current, "classic"), nil
+	return receipt.StillUnacked(ctx)
 }

@@ -4,17 +4,30 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
+
+// connection is a session or a publisher.
+type connection interface{ Lost() <-chan struct{} }
+
+func isLost(c connection) bool {
+	select {
+	case <-c.Lost():
+		return true
+	default:
+		return false
+	}
+}
 
 // link holds the current connection of a kind, and lets goroutines wait for the next
 // one. The zero value is ready for use.
-type link[C interface{ isLost() bool }] struct {
+type link[C connection] struct {
 	mu      sync.Mutex
 	present bool
 	current C             // valid if present
 	changed chan struct{} // closed at the next change
-	// usable measures the time during which there was a connection that the broker
-	// had not blocked.
+	// usable measures the time during which there was a connection.
 	usable stopwatch
 }
 
@@ -46,7 +59,7 @@ func (l *link[C]) get(ctx context.Context) (C, error) {
 		}
 		c, present, changed := l.current, l.present, l.changed
 		l.mu.Unlock()
-		if present && !c.isLost() {
+		if present && !isLost(c) {
 			return c, nil
 		}
 		select {
@@ -62,7 +75,7 @@ func (l *link[C]) get(ctx context.Context) (C, error) {
 func (l *link[C]) now() (C, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.current, l.present && !l.current.isLost()
+	return l.current, l.present && !isLost(l.current)
 }
 
 // sessionLink holds the current session, and knows whether the worker consumes.
@@ -93,6 +106,35 @@ func (l *sessionLink) connected(s *session, now time.Time) {
 	err := l.err
 	l.mu.Unlock()
 	l.set(s, false, err, now)
+}
+
+// publishingLink holds the current connection that publishes.
+type publishingLink struct {
+	link[broker.Publisher]
+	blocked time.Duration // on the connections before; guarded by mu
+}
+
+// unset removes the connection.
+func (l *publishingLink) unset() {
+	l.mu.Lock()
+	if l.present {
+		l.blocked += l.current.Blocked()
+		l.present = false
+	}
+	l.mu.Unlock()
+	l.link.unset()
+}
+
+// accepting is for how long, in total, there was a connection on which the broker has
+// accepted messages.
+func (l *publishingLink) accepting() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	total := l.usable.elapsed() - l.blocked
+	if l.present {
+		total -= l.current.Blocked()
+	}
+	return total
 }
 
 // stopwatch measures how long it has run in total. The zero value stands still.

@@ -2,15 +2,15 @@ package worker
 
 import (
 	"context"
-	"errors"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// outgoing is a message with its destination.
+// outgoing is a message, and the queue that is declared before it is published, or nil.
 type outgoing struct {
-	message     protocol.Publishing
-	destination destination
+	message protocol.Publishing
+	declare *Queue
 }
 
 // routeFollowUps gives follow-up messages their exchange and routing key.
@@ -23,7 +23,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 		}
 		to, err := w.routes.resolve(f.Publishing.Task, own)
 		if err != nil {
-			return nil, &unsendableError{task: f.Publishing.Task, id: f.Publishing.TaskID, err: err}
+			return nil, &broker.UnsendableError{Task: f.Publishing.Task, ID: f.Publishing.TaskID, Err: err}
 		}
 		m := f.Publishing
 		m.Exchange, m.RoutingKey = to.exchange, to.routingKey
@@ -33,10 +33,10 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 			// they know.
 			m.Headers["ignore_result"] = r.ignoreResult
 		}
-		if _, err := amqpPublishing(m); err != nil {
+		if err := w.broker.CheckMessage(m); err != nil {
 			return nil, err
 		}
-		messages = append(messages, outgoing{message: m, destination: to})
+		messages = append(messages, outgoing{message: m, declare: &to.queue})
 	}
 	return messages, nil
 }
@@ -53,7 +53,7 @@ func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint
 	return priority
 }
 
-// send is sendOn on the current connection for publishing.
+// send publishes a message on the current connection for publishing.
 func (w *Worker) send(ctx context.Context, o outgoing) error {
 	p, err := w.publishing.get(ctx)
 	if err != nil {
@@ -65,39 +65,40 @@ func (w *Worker) send(ctx context.Context, o outgoing) error {
 // sendOn declares the message's queue, as Celery does, and publishes the message
 // once. A queue or exchange that was deleted after its declaration is declared
 // again.
-func (w *Worker) sendOn(ctx context.Context, p *publisher, o outgoing) error {
-	declared, err := w.declareDestination(ctx, p, o.destination.queue)
-	if err != nil {
-		return err
-	}
-	err = p.publish(ctx, o.message)
-	if errors.Is(err, ErrUnroutable) && o.destination.queue.Name != "" && !declared {
-		p.undeclare(ctx, o.destination.queue.Name)
-		if _, err := w.declareDestination(ctx, p, o.destination.queue); err != nil {
-			return err
-		}
-		err = p.publish(ctx, o.message)
-	}
-	if err != nil {
+func (w *Worker) sendOn(ctx context.Context, p broker.Publisher, o outgoing) error {
+	if err := p.Publish(ctx, o.message, o.declare); err != nil {
 		return err
 	}
 	w.metrics.published.Inc()
 	return nil
 }
 
-// declareDestination declares a queue unless that was done on this connection. It
-// reports whether it has declared the queue now.
-func (w *Worker) declareDestination(ctx context.Context, p *publisher, queue Queue) (declared bool, err error) {
-	if queue.Name == "" {
-		return false, nil
+// Publish publishes a message unchanged, as persistent unless its properties say
+// transient, and waits for the broker's confirm: nil means that the message is
+// in a queue. While there is no connection it waits for one until ctx ends. So
+// it does before Run connects and after Run has returned: give it a ctx that
+// ends. It may be called during the shutdown, and by handlers.
+//
+// m.Exchange and m.RoutingKey say where it goes; the exchange "" with the name of
+// a queue as routing key is that queue. Config.TaskRoutes are not applied.
+//
+// The error is ErrUnroutable when no queue received the message. After any other
+// error the message may or may not be in the queue, so that a retry may publish
+// it twice.
+func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
+	return w.send(ctx, outgoing{message: m})
+}
+
+// WithConnection connects once, without consuming or declaring anything, and
+// calls do with a function that does what [Worker.Publish] does on that
+// connection. It closes the connection when do returns. It is for a program that
+// only publishes, and needs no Run. It returns the error of the connection, as
+// Run does, or that of do.
+func (w *Worker) WithConnection(ctx context.Context, do func(publish func(context.Context, protocol.Publishing) error) error) error {
+	p, err := w.broker.OpenPublisher(ctx)
+	if err != nil {
+		return err
 	}
-	declared, err = p.declare(ctx, queue)
-	var mismatch *MismatchError
-	if errors.As(err, &mismatch) {
-		// The queue exists with other properties, but may still receive the
-		// message. If it does not, the broker returns the message.
-		w.cfg.Logger.Info("publishing to a queue whose declaration differs", "queue", queue.Name, "error", err)
-		return declared, p.acceptDeclaration(ctx, queue.Name)
-	}
-	return declared, err
+	defer p.Close()
+	return do(func(ctx context.Context, m protocol.Publishing) error { return w.sendOn(ctx, p, outgoing{message: m}) })
 }

@@ -6,52 +6,24 @@ import (
 	"fmt"
 	"time"
 
-	amqp "github.com/rabbitmq/amqp091-go"
-
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// wireDelivery converts amqp091-go's delivery (see wire.go for how it marks a
-// priority of 0).
-func wireDelivery(d amqp.Delivery) protocol.Delivery {
-	properties := protocol.Properties{
-		ContentType:     d.ContentType,
-		ContentEncoding: d.ContentEncoding,
-		DeliveryMode:    d.DeliveryMode &^ priorityZero,
-		CorrelationID:   d.CorrelationId,
-		ReplyTo:         d.ReplyTo,
-		Expiration:      d.Expiration,
-		MessageID:       d.MessageId,
-		Type:            d.Type,
-		AppID:           d.AppId,
-		Timestamp:       d.Timestamp.UTC(),
-	}
-	if d.Priority != 0 || d.DeliveryMode&priorityZero != 0 {
-		priority := d.Priority
-		properties.Priority = &priority
-	}
-	return protocol.Delivery{
-		Headers:     plainTable(d.Headers),
-		Properties:  properties,
-		Exchange:    d.Exchange,
-		RoutingKey:  d.RoutingKey,
-		Redelivered: d.Redelivered,
-		Body:        d.Body,
-	}
-}
-
 // received handles a delivery in a goroutine of its own.
-func (w *Worker) received(sub *subscription, message amqp.Delivery) {
-	faultpoint.Hit(faultpoint.ConsumerTook, message.CorrelationId)
+func (w *Worker) received(sub *subscription, from broker.Delivery) {
+	activity := w.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
+	defer activity.End()
+	faultpoint.Hit(faultpoint.ConsumerTook, from.Message.Properties.CorrelationID)
 	w.metrics.received.Inc()
 	d := &delivery{
 		registry:    w.registry,
 		sub:         sub,
-		tag:         message.DeliveryTag,
-		redelivered: message.Redelivered,
-		acker:       message.Acknowledger,
-		wire:        wireDelivery(message),
+		wire:        from.Message,
+		receipt:     from.Receipt,
+		returns:     from.Returns,
+		returnLimit: from.ReturnLimit,
 		changed:     make(chan struct{}, 1),
 	}
 	switch d.receive() {

@@ -27,15 +27,15 @@ type registry struct {
 	open     map[*delivery]struct{}
 	running  map[identity]*attempt
 	ended    endedTasks
-	returned *recentSet[identity] // messages that waited when their connection was lost
-	revoked  *recentSet[string]   // ids of tasks
-	free     int                  // slots
-	givenUp  int                  // handlers that the worker no longer waits for; each keeps its slot
-	lines    map[string][]*delivery
-	queues   []string // in the order in which they got a line
-	last     int      // the index in queues of the one that got the last slot
-	draining bool     // no task starts any more
-	closed   bool     // nothing is received any more
+	returned *recentSet[identity]  // messages that waited when their connection was lost
+	revoked  *recentSet[string]    // ids of tasks
+	free     int                   // slots
+	givenUp  int                   // handlers that the worker no longer waits for; each keeps its slot
+	lines    map[string]*list.List // of *delivery, by queue
+	queues   []string              // in the order in which they got a line
+	last     int                   // the index in queues of the one that got the last slot
+	draining bool                  // no task starts any more
+	closed   bool                  // nothing is received any more
 }
 
 const (
@@ -58,7 +58,7 @@ func newRegistry(slots int, metrics *workerMetrics) *registry {
 		returned: newRecentSet[identity](rememberedReturns),
 		revoked:  newRecentSet[string](rememberedRevocations),
 		free:     slots,
-		lines:    map[string][]*delivery{},
+		lines:    map[string]*list.List{},
 		last:     -1,
 	}
 }
@@ -141,9 +141,13 @@ func (r *registry) grant() {
 func (r *registry) next() *delivery {
 	for i := range r.queues {
 		at := (r.last + 1 + i) % len(r.queues)
-		if line := r.lines[r.queues[at]]; len(line) > 0 && line[0].state == stateWaiting {
+		first := r.lines[r.queues[at]].Front()
+		if first == nil {
+			continue
+		}
+		if d := first.Value.(*delivery); d.state == stateWaiting {
 			r.last = at
-			return line[0]
+			return d
 		}
 	}
 	return nil
@@ -151,17 +155,18 @@ func (r *registry) next() *delivery {
 
 func (r *registry) joinLine(d *delivery) {
 	name := d.sub.queue.Name
-	if _, known := r.lines[name]; !known {
+	line := r.lines[name]
+	if line == nil {
+		line = list.New()
+		r.lines[name] = line
 		r.queues = append(r.queues, name)
 	}
-	r.lines[name] = append(r.lines[name], d)
+	d.place = line.PushBack(d)
 }
 
 func (r *registry) leaveLine(d *delivery) {
-	line := r.lines[d.sub.queue.Name]
-	if i := slices.Index(line, d); i >= 0 {
-		r.lines[d.sub.queue.Name] = slices.Delete(line, i, i+1)
-	}
+	r.lines[d.sub.queue.Name].Remove(d.place)
+	d.place = nil
 }
 
 // drain ends the granting of slots.

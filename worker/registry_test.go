@@ -5,32 +5,38 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// fakeBroker counts what the broker is told about each delivery tag.
-type fakeBroker struct{ told map[uint64]string }
+// fakeReceipt records what the broker is told about a delivery.
+type fakeReceipt struct {
+	broker.Receipt
+	t    testing.TB
+	tag  int
+	told string
+}
 
-func (b fakeBroker) tell(tag uint64, what string) error {
-	if b.told[tag] != "" {
-		return fmt.Errorf("delivery %d was %s before it was %s", tag, b.told[tag], what)
+func (r *fakeReceipt) tell(what string) {
+	if r.told != "" {
+		r.t.Errorf("delivery %d was %s before it was %s", r.tag, r.told, what)
 	}
-	b.told[tag] = what
-	return nil
+	r.told = what
 }
-func (b fakeBroker) Ack(tag uint64, _ bool) error { return b.tell(tag, "acknowledged") }
-func (b fakeBroker) Reject(tag uint64, requeue bool) error {
-	return b.tell(tag, "rejected")
-}
-func (b fakeBroker) Nack(tag uint64, _, requeue bool) error { return b.tell(tag, "requeued") }
+func (r *fakeReceipt) Ack()     { r.tell("acknowledged") }
+func (r *fakeReceipt) Reject()  { r.tell("rejected") }
+func (r *fakeReceipt) Requeue() { r.tell("requeued") }
+
+func receiptOf(d *delivery) *fakeReceipt { return d.receipt.(*fakeReceipt) }
 
 // registryTest is a registry whose deliveries come from the test.
 type registryTest struct {
 	t       testing.TB
 	worker  *Worker
-	broker  fakeBroker
 	session *session
 	subs    map[string]*subscription
-	tag     uint64
+	tag     int
 }
 
 func newRegistryTest(t testing.TB, slots int) *registryTest {
@@ -38,7 +44,7 @@ func newRegistryTest(t testing.TB, slots int) *registryTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &registryTest{t: t, broker: fakeBroker{map[uint64]string{}}}
+	r := &registryTest{t: t}
 	r.worker = &Worker{registry: newRegistry(slots, metrics), metrics: metrics, cfg: Config{MaxETA: 1000}}
 	r.connect()
 	return r
@@ -47,11 +53,9 @@ func newRegistryTest(t testing.TB, slots int) *registryTest {
 // connect replaces the session.
 func (r *registryTest) connect() {
 	if r.session != nil {
-		r.session.fail(fmt.Errorf("cut"))
+		r.worker.registry.lose(r.session)
 	}
-	s := &session{connection: &connection{lost: make(chan struct{})}}
-	s.onLost = func() { r.worker.registry.lose(s) }
-	r.session = s
+	r.session = &session{}
 	r.subs = map[string]*subscription{}
 }
 
@@ -59,11 +63,11 @@ func (r *registryTest) connect() {
 func (r *registryTest) deliver(queue string, redelivered bool) *delivery {
 	sub := r.subs[queue]
 	if sub == nil {
-		sub = &subscription{session: r.session, queue: Queue{Name: queue}, worker: r.worker, stopped: true}
+		sub = &subscription{session: r.session, queue: Queue{Name: queue}, worker: r.worker}
 		r.subs[queue] = sub
 	}
 	r.tag++
-	d := &delivery{registry: r.worker.registry, sub: sub, tag: r.tag, redelivered: redelivered, acker: r.broker, changed: make(chan struct{}, 1)}
+	d := &delivery{registry: r.worker.registry, sub: sub, wire: protocol.Delivery{Redelivered: redelivered}, receipt: &fakeReceipt{t: r.t, tag: r.tag}, changed: make(chan struct{}, 1)}
 	d.receive()
 	return d
 }
@@ -71,7 +75,7 @@ func (r *registryTest) deliver(queue string, redelivered bool) *delivery {
 func (r *registryTest) expect(d *delivery, want state) {
 	r.t.Helper()
 	if got := d.now(); got != want {
-		r.t.Fatalf("delivery %d is %v, want %v", d.tag, got, want)
+		r.t.Fatalf("delivery %d is %v, want %v", receiptOf(d).tag, got, want)
 	}
 }
 
@@ -213,7 +217,7 @@ func (m *model) join(e *expected) bool {
 		e.attempt, e.state = a, state
 		return true
 	}
-	if m.ended[e.task] && e.redelivered {
+	if m.ended[e.task] && e.wire.Redelivered {
 		e.state = stateSettling
 		return true
 	}
@@ -246,7 +250,7 @@ func (m *model) check(t *testing.T, r *registry, step string) {
 	open, delayed := 0, map[*subscription]int{}
 	for _, e := range m.all {
 		if got := e.delivery.now(); got != e.state {
-			t.Fatalf("after %s: delivery %d is %v, the model expects %v", step, e.tag, got, e.state)
+			t.Fatalf("after %s: delivery %d is %v, the model expects %v", step, receiptOf(e.delivery).tag, got, e.state)
 		}
 		if e.state.open() {
 			open++
@@ -431,8 +435,8 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 			t.Fatalf("seed %d: %d deliveries are open and %d of %d slots are free", seed, len(r.open), r.free, slots)
 		}
 		for _, e := range m.all {
-			if told := rt.broker.told[e.tag]; (told == "") != (e.state == stateGone) {
-				t.Fatalf("seed %d: delivery %d is %v and was %q", seed, e.tag, e.state, told)
+			if told := receiptOf(e.delivery).told; (told == "") != (e.state == stateGone) {
+				t.Fatalf("seed %d: delivery %d is %v and was %q", seed, receiptOf(e.delivery).tag, e.state, told)
 			}
 		}
 	}

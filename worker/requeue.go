@@ -2,19 +2,13 @@ package worker
 
 import (
 	"context"
-	"maps"
-	"reflect"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// A quorum queue drops or dead-letters a message that was returned to it more
-// often than its delivery limit allows. From RabbitMQ 4.0 on the default limit
-// is 20. Lost channels and connections count, and before 4.3 also the
-// acknowledgement timeout and basic.nack. So the queue would drop a message that
-// waits for a database after twenty attempts, and the message of a task that
-// runs for hours after twenty timeouts, though nothing is wrong with either.
+// A queue may count how often a message was returned to it, and drop or dead-letter it
+// beyond a limit. Lost connections count, too. So the queue would drop a message that
+// waits for a database after, say, twenty attempts, and the message of a task that
+// runs for hours after twenty lost connections, though nothing is wrong with either.
 //
 // Therefore the worker replaces a message that the queue has counted: it
 // publishes a copy, for which the count begins at zero, and acknowledges the old
@@ -24,65 +18,39 @@ import (
 // The message of a task that crashes its worker is not replaced: the limit ends
 // this loop, as it should.
 
-const (
-	// headerCount has the number of returns that a quorum queue has counted. It
-	// is absent at first. From RabbitMQ 4.3 on, headerAcquired has the number of
-	// deliveries.
-	headerCount    = "x-delivery-count"
-	headerAcquired = "x-acquired-count"
-	// headerCopy marks a message that replaces another. If the task ends before
-	// the copy is delivered, the copy must not run it again, although the broker
-	// does not mark it as redelivered.
-	headerCopy = "x-mm-orchestrator-copy"
-)
+// headerCopy marks a message that replaces another. If the task ends before the copy is
+// delivered, the copy must not run it again, although the broker does not mark it as
+// redelivered.
+const headerCopy = "x-mm-orchestrator-copy"
 
 // copyTimeout bounds the publishing of a copy. After it the message is requeued
 // unchanged.
 const copyTimeout = 30 * time.Second
 
-// defaultDeliveryLimit is RabbitMQ's default from 4.0 on.
-const defaultDeliveryLimit = 20
-
-// returns is how many returns of this message its queue has counted.
-func (d *delivery) returns() int { return integer(d.wire.Headers[headerCount]) }
-
-func integer(value any) int {
-	switch n := reflect.ValueOf(value); {
-	case n.CanInt():
-		return int(n.Int())
-	case n.CanUint():
-		return int(n.Uint())
-	}
-	return 0
-}
-
 // repeats reports whether a worker may have received the message before.
 func (d *delivery) repeats() bool {
 	_, copied := d.wire.Headers[headerCopy]
-	return d.redelivered || copied
+	return d.wire.Redelivered || copied
 }
 
 // requeue returns a message to its queue, as a copy if its returns are counted.
-func (d *delivery) requeue() error {
-	if d.returns() > 0 && d.replace() {
-		return d.acker.Ack(d.tag, false)
+func (d *delivery) requeue() {
+	if d.returns > 0 && d.replace() {
+		d.receipt.Ack()
+		return
 	}
-	return d.acker.Nack(d.tag, false, true)
+	d.receipt.Requeue()
 }
 
 // renew replaces the message of a running task before its queue drops it, so that
 // another worker receives it if this one crashes. The copy is delivered and
 // attached to the running task. A copy that another worker receives after the
 // end of the task runs it again; to keep this rare, renew does nothing before
-// half of the limit is used up. The worker does not see a limit that a policy
-// sets. If that is lower, the queue may drop the message, and the task runs to
+// half of the limit is used up. The worker may not see the limit that the broker
+// applies. If that is lower, the queue may drop the message, and the task runs to
 // its end without it.
 func (d *delivery) renew() {
-	limit := defaultDeliveryLimit
-	if own, set := d.sub.queue.Arguments["x-delivery-limit"]; set {
-		limit = integer(own)
-	}
-	if limit > 0 && d.returns() >= max(1, limit/2) && d.replace() {
+	if d.returnLimit > 0 && d.returns >= max(1, d.returnLimit/2) && d.replace() {
 		d.settle(settlementAck)
 	}
 }
@@ -92,7 +60,7 @@ func (d *delivery) renew() {
 // which the message is not to blame. Any other message may have crashed a worker,
 // which the limit should end.
 func (w *Worker) renewReturned(d *delivery) {
-	if d.returns() > 0 && w.registry.wasReturned(d) {
+	if d.returns > 0 && w.registry.wasReturned(d) {
 		w.registry.handlers.Go(d.renew)
 	}
 }
@@ -105,25 +73,19 @@ func (d *delivery) replace() bool {
 	ctx, cancel := context.WithTimeout(w.lifecycle.record, copyTimeout)
 	defer cancel()
 	err := d.sendCopy(ctx)
-	if err != nil && !d.sub.session.isLost() {
+	if err != nil && !isLost(d.sub.session) {
 		w.cfg.Logger.Warn("message cannot be replaced by a copy: its queue may drop it at its delivery limit",
-			"queue", d.sub.queue.Name, "task_id", clip(d.wire.Properties.CorrelationID), "count", d.wire.Headers[headerCount], "error", err)
+			"queue", d.sub.queue.Name, "task_id", clip(d.wire.Properties.CorrelationID), "count", d.returns, "error", err)
 	}
 	return err == nil
 }
 
 func (d *delivery) sendCopy(ctx context.Context) error {
-	headers := maps.Clone(d.wire.Headers)
-	delete(headers, headerCount)
-	delete(headers, headerAcquired)
-	headers[headerCopy] = true
-	m := protocol.Publishing{
-		TaskID: d.wire.Properties.CorrelationID, RoutingKey: d.sub.queue.Name,
-		Headers: headers, Properties: d.wire.Properties, Body: d.wire.Body,
-	}
 	p, err := d.sub.worker.publishing.get(ctx)
 	if err != nil {
 		return err
 	}
-	return p.publish(ctx, m)
+	m := d.receipt.Copy()
+	m.Headers[headerCopy] = true
+	return p.Publish(ctx, m, nil)
 }

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
@@ -38,13 +37,13 @@ func newRouter(cfg Config) router {
 		if q.RoutingKey == "" {
 			q.RoutingKey = cfg.DefaultRoutingKey
 		}
-		r.queues[q.Name] = q.withDefaults()
+		r.queues[q.Name] = q.WithDefaults()
 	}
 	// A default queue that is not in TaskQueues has the default exchange and
 	// routing key.
 	if _, listed := r.queues[cfg.DefaultQueue]; !listed {
 		q := Queue{Name: cfg.DefaultQueue, Exchange: cfg.DefaultExchange, RoutingKey: cfg.DefaultRoutingKey}
-		r.queues[q.Name] = q.withDefaults()
+		r.queues[q.Name] = q.WithDefaults()
 	}
 	for _, route := range cfg.TaskRoutes {
 		if strings.ContainsAny(route.Task, "*?[") {
@@ -56,31 +55,6 @@ func newRouter(cfg Config) router {
 	return r
 }
 
-func (q Queue) withDefaults() Queue {
-	if q.Exchange == "" {
-		q.Exchange = q.Name
-	}
-	if q.ExchangeType == "" {
-		q.ExchangeType = "direct"
-	}
-	if q.RoutingKey == "" {
-		q.RoutingKey = q.Name
-	}
-	return q
-}
-
-// arguments returns those of queue.declare, with x-queue-type.
-func (q Queue) arguments() map[string]any {
-	arguments := maps.Clone(q.Arguments)
-	if q.Type != "" {
-		if arguments == nil {
-			arguments = map[string]any{}
-		}
-		arguments["x-queue-type"] = q.Type
-	}
-	return arguments
-}
-
 // queue returns the declaration of the named queue, or a default one if it is not
 // configured and unknown queues are allowed.
 func (r router) queue(name string) (Queue, error) {
@@ -90,7 +64,7 @@ func (r router) queue(name string) (Queue, error) {
 	if r.refuseUnknown {
 		return Queue{}, fmt.Errorf("queue %q is not in TaskQueues, and RefuseUnknownQueues is set", name)
 	}
-	return Queue{Name: name}.withDefaults(), nil
+	return Queue{Name: name}.WithDefaults(), nil
 }
 
 // destination is where a message is published. queue is declared first.

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Sender is a connection that only publishes. It routes and declares as its worker
@@ -14,13 +15,13 @@ import (
 // is closed, every call fails, and the program opens another one.
 type Sender struct {
 	worker    *Worker
-	publisher *publisher
+	publisher broker.Publisher
 }
 
 // Sender connects once, to the first of Config.Broker that answers. The caller must
 // call Close.
 func (w *Worker) Sender(ctx context.Context) (*Sender, error) {
-	p, err := w.connectPublisher(ctx)
+	p, err := w.broker.OpenPublisher(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -28,10 +29,10 @@ func (w *Worker) Sender(ctx context.Context) (*Sender, error) {
 }
 
 // Lost is closed when the connection is lost or closed.
-func (s *Sender) Lost() <-chan struct{} { return s.publisher.lost }
+func (s *Sender) Lost() <-chan struct{} { return s.publisher.Lost() }
 
 // Close closes the connection.
-func (s *Sender) Close() { s.publisher.close() }
+func (s *Sender) Close() { s.publisher.Close() }
 
 // Send chooses the destination of a task message by what it asks for itself, by
 // Config.TaskRoutes, or by Config.DefaultQueue, declares the queue as Celery does,
@@ -58,30 +59,19 @@ func (w *Worker) Routed(m protocol.Publishing, own protocol.Destination) (protoc
 func (w *Worker) routed(m protocol.Publishing, own protocol.Destination) (outgoing, error) {
 	to, err := w.routes.resolve(m.Task, own)
 	if err != nil {
-		return outgoing{}, &unsendableError{task: m.Task, id: m.TaskID, err: err}
+		return outgoing{}, &broker.UnsendableError{Task: m.Task, ID: m.TaskID, Err: err}
 	}
 	m.Exchange, m.RoutingKey = to.exchange, to.routingKey
-	return outgoing{message: m, destination: to}, nil
+	return outgoing{message: m, declare: &to.queue}, nil
 }
 
 // Broadcast declares an exchange as Celery declares that of its remote control,
 // celery.pidbox: of type fanout and not durable. It publishes the message there. The
 // error is ErrUnroutable when no worker listens.
 func (s *Sender) Broadcast(ctx context.Context, m protocol.Publishing) error {
-	p := s.publisher
-	err := p.call(ctx, callOptions{what: "exchange.declare"}, func() error {
-		ch, err := p.conn.Channel()
-		if err != nil {
-			return err
-		}
-		defer ch.Close()
-		return ch.ExchangeDeclare(m.Exchange, "fanout", false, false, false, false, nil)
-	})
-	switch {
-	case err != nil && ctx.Err() != nil:
+	if err := s.publisher.Broadcast(ctx, m); err != nil {
 		return err
-	case err != nil:
-		return p.declareError(Queue{Name: m.Exchange, Exchange: m.Exchange}, err)
 	}
-	return s.worker.publishOn(ctx, p, m)
+	s.worker.metrics.published.Inc()
+	return nil
 }

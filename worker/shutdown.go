@@ -3,12 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"sync"
 	"time"
-
-	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // lifecycle has the contexts of the phases of Run. They end in this order.
@@ -81,7 +77,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-starting.Done():
 		}
 	}()
-	first, subscriptions, err := w.start(starting)
+	first, err := w.start(starting)
 	if err != nil {
 		cancel()
 		<-stopped
@@ -96,7 +92,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 
 	var connections sync.WaitGroup
-	connections.Go(func() { w.keepConnected(first, subscriptions) })
+	connections.Go(func() { w.keepConnected(first) })
 	connections.Go(w.keepPublishing)
 	select {
 	case <-ctx.Done():
@@ -132,6 +128,10 @@ func (w *Worker) stopping() bool {
 	}
 }
 
+// receivingTimeout is how long a shutdown waits until nothing is received any more: a
+// broker that does not answer by then counts as lost.
+const receivingTimeout = 30 * time.Second
+
 // drain shuts down in the order that Run documents.
 func (w *Worker) drain() {
 	timeout := max(w.cfg.ShutdownTimeout, 0)
@@ -141,7 +141,7 @@ func (w *Worker) drain() {
 	w.lifecycle.endReceive()
 	// Messages are requeued when the consumers are cancelled, so that the broker does
 	// not deliver them to this worker again.
-	if !waitFor(w.receivingEnded, callTimeout, w.stopNow) && w.stopping() {
+	if !waitFor(w.receivingEnded, receivingTimeout, w.stopNow) && w.stopping() {
 		waitFor(w.receivingEnded, w.cfg.StopTimeout/10, nil)
 	}
 	w.registry.close()
@@ -224,144 +224,4 @@ func waitFor(done <-chan struct{}, limit time.Duration, sooner <-chan struct{}) 
 	default:
 		return false
 	}
-}
-
-// start makes the first connection and consumes. It retries until StartTimeout,
-// and only if no broker answers.
-func (w *Worker) start(ctx context.Context) (*session, []*subscription, error) {
-	deadline := time.Now().Add(w.cfg.StartTimeout)
-	for failures := 1; ; failures++ {
-		s, subscriptions, err := w.connectAndConsume(ctx)
-		if err == nil {
-			close(w.started)
-			return s, subscriptions, nil
-		}
-		pause := redialPause(failures)
-		if !errors.Is(err, ErrUnreachable) || time.Now().Add(pause).After(deadline) {
-			return nil, nil, err
-		}
-		if failures == 1 {
-			w.cfg.Logger.Warn("broker does not answer yet", "error", err, "at_most", w.cfg.StartTimeout)
-		}
-		if !sleep(ctx, pause) {
-			return nil, nil, err
-		}
-	}
-}
-
-func (w *Worker) connectAndConsume(ctx context.Context) (*session, []*subscription, error) {
-	s, err := w.connect(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	// Set the session before the first delivery arrives: its outcome may have to
-	// be published before all queues have their consumers.
-	w.link.connected(s, w.cfg.Now())
-	subscriptions, err := w.consume(ctx, s)
-	if err != nil {
-		w.link.set(nil, false, err, w.cfg.Now())
-		s.close()
-		return nil, nil, err
-	}
-	w.link.set(s, true, nil, w.cfg.Now())
-	w.faults.consuming()
-	faultpoint.Hit(faultpoint.ConnectionRestored)
-	w.metrics.connected.Set(1)
-	// The program itself logs its start, so that only a reconnection is worth a
-	// line.
-	level := slog.LevelDebug
-	if count := w.sessions.Add(1); count > 1 && w.faults.changed("consuming", nil) {
-		level = slog.LevelInfo
-	}
-	w.cfg.Logger.Log(context.Background(), level, "consuming", "broker", s.broker, "queues", w.cfg.Queues, "slots", w.cfg.Slots, "node", w.cfg.Node)
-	return s, subscriptions, nil
-}
-
-// keepConnected replaces each lost session by a new one, without limit, until the
-// lifecycle's record phase ends. When the worker is stopping, new sessions only
-// publish.
-func (w *Worker) keepConnected(s *session, subscriptions []*subscription) {
-	closeReceivingEnded := sync.OnceFunc(func() { close(w.receivingEnded) })
-	defer closeReceivingEnded()
-	for {
-		select {
-		case <-s.lost:
-			w.lostSession(s)
-		case <-w.lifecycle.receive.Done():
-			for _, sub := range subscriptions {
-				sub.stop()
-			}
-			w.metrics.connected.Set(0)
-			if !s.isLost() {
-				s.consumers.Wait()
-				closeReceivingEnded()
-				w.link.set(s, false, errStopping, w.cfg.Now())
-				select {
-				case <-s.lost:
-				case <-w.lifecycle.record.Done():
-				}
-			}
-			w.link.set(nil, false, errStopping, w.cfg.Now())
-			s.close()
-			closeReceivingEnded()
-		}
-		var ok bool
-		if s, subscriptions, ok = w.reconnect(closeReceivingEnded); !ok {
-			return
-		}
-	}
-}
-
-func (w *Worker) lostSession(s *session) {
-	faultpoint.Hit(faultpoint.ConnectionLost)
-	w.metrics.connected.Set(0)
-	w.metrics.reconnects.Inc()
-	err := fmt.Errorf("%w: connection to %s lost: %w", ErrUnreachable, s.broker, s.lostErr)
-	w.link.set(nil, false, err, w.cfg.Now())
-	if w.faults.changed("lost", s.lostErr) {
-		w.cfg.Logger.Warn("connection to the broker lost: running tasks go on", "broker", s.broker, "error", s.lostErr)
-	}
-	s.close()
-}
-
-// reconnect tries until it succeeds. It returns false when the record phase has
-// ended. Sessions that die at once count as failures: the next one follows after a
-// pause.
-func (w *Worker) reconnect(closeReceivingEnded func()) (*session, []*subscription, bool) {
-	for {
-		if w.lifecycle.record.Err() != nil {
-			return nil, nil, false
-		}
-		if w.lifecycle.receive.Err() != nil {
-			closeReceivingEnded() // later attempts do not consume
-		}
-		if pause := w.faults.pause(); pause > 0 {
-			// The end of the receive phase shortens the current pause.
-			until := w.lifecycle.receive
-			if until.Err() != nil {
-				until = w.lifecycle.record
-			}
-			sleep(until, pause)
-		}
-		s, subscriptions, err := w.reconnectOnce()
-		if err == nil {
-			return s, subscriptions, true
-		}
-		w.link.set(nil, false, err, w.cfg.Now())
-		if w.faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
-			w.cfg.Logger.Warn("cannot reconnect to the broker yet: retrying", "error", err)
-		}
-	}
-}
-
-func (w *Worker) reconnectOnce() (*session, []*subscription, error) {
-	if w.lifecycle.receive.Err() == nil {
-		return w.connectAndConsume(w.lifecycle.receive)
-	}
-	s, err := w.connect(w.lifecycle.record)
-	if err != nil {
-		return nil, nil, err
-	}
-	w.link.set(s, false, errStopping, w.cfg.Now())
-	return s, nil, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/internal/wire"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -79,7 +80,7 @@ func (r *testEnv) dial() *amqp.Connection {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	conn, err := amqp.Open(worker.OpenWire(raw), amqp.Config{
+	conn, err := amqp.Open(wire.New(raw), amqp.Config{
 		SASL: []amqp.Authentication{uri.PlainAuth()}, Vhost: uri.Vhost, Locale: "en_US", FrameSize: 131072, Heartbeat: 10 * time.Second,
 	})
 	if err != nil {
@@ -118,7 +119,7 @@ func (r *testEnv) send(m protocol.Publishing) string {
 	}
 	if p := m.Properties.Priority; p != nil {
 		if out.Priority = *p; *p == 0 {
-			out.Priority, out.DeliveryMode = 1, amqp.Persistent|worker.PriorityZero
+			out.Priority, out.DeliveryMode = 1, amqp.Persistent|wire.PriorityZero
 		}
 	}
 	if err := r.channel.PublishWithContext(r.t.Context(), m.Exchange, m.RoutingKey, false, false, out); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Worker consumes task messages and runs their handlers. [New] makes one.
@@ -37,10 +38,11 @@ type Worker struct {
 	stopNow     chan struct{}
 	stopNowOnce sync.Once
 
+	broker         broker.Broker
 	registry       *registry
 	stalls         stall.Detector
 	link           sessionLink
-	publishing     link[*publisher]
+	publishing     publishingLink
 	faults         connectionFaults
 	lifecycle      lifecycle     // begun by Run
 	sessions       atomic.Int64  // how many sessions have consumed so far
@@ -58,6 +60,10 @@ func New(cfg Config) (*Worker, error) {
 	}
 	cfg = cfg.WithDefaults()
 	cfg.Logger = guardLogger(cfg.Logger)
+	transport, err := cfg.transport()
+	if err != nil {
+		return nil, err
+	}
 	metrics, err := newMetrics(cfg.Metrics)
 	if err != nil {
 		return nil, err
@@ -71,6 +77,7 @@ func New(cfg Config) (*Worker, error) {
 		origin:         fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
 		started:        make(chan struct{}),
 		stopNow:        make(chan struct{}),
+		broker:         transport,
 		registry:       newRegistry(cfg.Slots, metrics),
 		receivingEnded: make(chan struct{}),
 	}, nil

@@ -111,6 +111,12 @@ var rules = []rule{
 		why: "results says what a backend is: each backend is a package of its own, so that a program links only the one that it uses"},
 	{folder: "client", ours: []string{"worker", "results", "protocol"}, never: join(sql, docker),
 		why: "client is a library for any tasks: it shares routes and connections with worker, and reads results through results.Backend"},
+	{folder: "worker/internal/wire", never: join(amqp, sql, docker),
+		why: "wire rewrites bytes: whoever uses amqp091-go puts it under that library"},
+	{folder: "worker/broker/amqp", ours: []string{"worker/broker", "worker/internal/wire", "protocol"}, never: join(sql, docker),
+		why: "broker/amqp is one of several brokers: it knows neither deliveries' states nor tasks, which are worker's"},
+	{folder: "worker/broker", ours: []string{"protocol"}, never: join(amqp, sql, docker),
+		why: "broker says what a worker needs of any broker: an implementation imports it, not the other way round"},
 	{folder: "worker/workertest", ours: []string{"worker", "client", "results", "protocol"}, never: join(sql, docker),
 		why: "workertest runs the handlers of any user of the worker library"},
 	{folder: "worker", ours: []string{"results", "protocol"}, never: join(sql, docker),
@@ -180,6 +186,33 @@ func TestImportsGoOneWay(t *testing.T) {
 			if within(reached, r.never...) {
 				t.Errorf("%s reaches %s (go list -deps ./%s).\n\tWhy not: %s.", name, reached, name, r.why)
 				break
+			}
+		}
+	}
+}
+
+// What a worker knows of AMQP is in one package, so that another broker needs one
+// package and no change elsewhere. Only the place where worker chooses by the scheme of
+// the address names an implementation.
+func TestOnlyOnePackageSpeaksAMQP(t *testing.T) {
+	t.Parallel()
+	implementation := module + "/worker/broker/amqp"
+	choosing := "worker/connect.go"
+	for _, p := range list(t) {
+		if within(p.name(), "internal") || p.ImportPath == implementation {
+			continue // tools and test support are programs of their own
+		}
+		for _, file := range p.GoFiles {
+			name := p.name() + "/" + file
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, imported := range parsed.Imports {
+				path := strings.Trim(imported.Path.Value, `"`)
+				if within(path, amqp...) || path == implementation && name != choosing {
+					t.Errorf("%s imports %s.\n\tWhy not: all else goes through package worker/broker.", name, path)
+				}
 			}
 		}
 	}

@@ -1,14 +1,6 @@
-package worker
-
-import (
-	"bytes"
-	"encoding/binary"
-	"net"
-)
-
-// amqp091-go lacks three things that Celery's messages need. Therefore the bytes
-// of the connection are rewritten here, in both directions. Only content header
-// frames are changed, and none becomes longer.
+// Package wire rewrites the bytes of an AMQP connection. amqp091-go lacks three things
+// that Celery's messages need. Only content header frames are changed, in both
+// directions, and none becomes longer.
 //
 //  1. py-amqp writes header integers beyond 32 bits as field type 'L', which
 //     amqp091-go does not know: it closes the connection, and the broker delivers
@@ -19,14 +11,21 @@ import (
 //     then rejects the message because its headers are missing, and does not lose
 //     the connection.
 //  3. amqp091-go does not send a priority of 0, and reads an absent priority as 0.
-//     Celery distinguishes them. In both directions the bit [priorityZero] in the
+//     Celery distinguishes them. In both directions the bit [PriorityZero] in the
 //     delivery mode marks a priority that is present and 0.
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+)
 
 const (
-	// priorityZero is a bit of DeliveryMode, where AMQP uses only the values 1
+	// PriorityZero is a bit of DeliveryMode, where AMQP uses only the values 1
 	// and 2. A message that is sent with it also needs a Priority of 1, as a
 	// placeholder.
-	priorityZero = 0x80
+	PriorityZero = 0x80
 	// unreadableHeaders is the only key of a table that replaces an unreadable
 	// one.
 	unreadableHeaders = "x-unreadable-headers"
@@ -54,8 +53,8 @@ const (
 	maxTableElements = 8192
 )
 
-// wireConn is a connection to a broker that rewrites content headers.
-type wireConn struct {
+// conn is a connection to a broker that rewrites content headers.
+type conn struct {
 	net.Conn
 	in, out frameRewriter
 	// ready has rewritten bytes that Read has not returned yet, and buffer is for
@@ -66,16 +65,17 @@ type wireConn struct {
 	written []byte
 }
 
-func newWireConn(conn net.Conn) *wireConn {
-	return &wireConn{
-		Conn:   conn,
+// New returns c with the rewriting, for amqp091-go's Open.
+func New(c net.Conn) net.Conn {
+	return &conn{
+		Conn:   c,
 		in:     frameRewriter{rewrite: rewriteIncoming},
 		out:    frameRewriter{rewrite: rewriteOutgoing, skip: len("AMQP\x00\x00\x09\x01")},
 		buffer: make([]byte, 16<<10),
 	}
 }
 
-func (c *wireConn) Read(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (int, error) {
 	for c.ready.Len() == 0 {
 		n, err := c.Conn.Read(c.buffer)
 		if n > 0 {
@@ -88,7 +88,7 @@ func (c *wireConn) Read(p []byte) (int, error) {
 	return c.ready.Read(p)
 }
 
-func (c *wireConn) Write(p []byte) (int, error) {
+func (c *conn) Write(p []byte) (int, error) {
 	c.written = c.out.feed(c.written[:0], p)
 	if len(c.written) > 0 {
 		if _, err := c.Conn.Write(c.written); err != nil {
@@ -236,9 +236,9 @@ func parseContentHeader(payload []byte) contentHeader {
 func rewriteIncoming(payload []byte) []byte {
 	h := parseContentHeader(payload)
 	if h.deliveryMode != nil {
-		h.deliveryMode[0] &^= priorityZero
+		h.deliveryMode[0] &^= PriorityZero
 		if h.priority != nil && h.priority[0] == 0 {
-			h.deliveryMode[0] |= priorityZero
+			h.deliveryMode[0] |= PriorityZero
 		}
 	}
 	// rewriteTable may have changed some types when it fails. This does no harm,
@@ -264,10 +264,10 @@ func replaceTable(payload []byte, at, size int) []byte {
 
 func rewriteOutgoing(payload []byte) []byte {
 	h := parseContentHeader(payload)
-	if h.deliveryMode == nil || h.deliveryMode[0]&priorityZero == 0 {
+	if h.deliveryMode == nil || h.deliveryMode[0]&PriorityZero == 0 {
 		return payload
 	}
-	h.deliveryMode[0] &^= priorityZero
+	h.deliveryMode[0] &^= PriorityZero
 	if h.priority != nil {
 		h.priority[0] = 0
 	}

@@ -1,4 +1,4 @@
-package worker
+package amqp
 
 import (
 	"encoding/json"

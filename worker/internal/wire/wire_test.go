@@ -1,4 +1,4 @@
-package worker
+package wire
 
 import (
 	"bytes"
@@ -38,17 +38,17 @@ func TestIncomingLongIntegersAreReadable(t *testing.T) {
 func TestPriorityZeroSurvivesBothWays(t *testing.T) {
 	// Flags: delivery mode and priority.
 	out := frameRewriter{rewrite: rewriteOutgoing}
-	got := out.feed(nil, headerFrame([]byte{0x18, 0x00, 2 | priorityZero, 1}))
+	got := out.feed(nil, headerFrame([]byte{0x18, 0x00, 2 | PriorityZero, 1}))
 	if want := headerFrame([]byte{0x18, 0x00, 2, 0}); !bytes.Equal(got, want) {
 		t.Errorf("outgoing: got %x, want %x", got, want)
 	}
 	in := frameRewriter{rewrite: rewriteIncoming}
 	got = in.feed(nil, got)
-	if want := headerFrame([]byte{0x18, 0x00, 2 | priorityZero, 0}); !bytes.Equal(got, want) {
+	if want := headerFrame([]byte{0x18, 0x00, 2 | PriorityZero, 0}); !bytes.Equal(got, want) {
 		t.Errorf("incoming: got %x, want %x", got, want)
 	}
 	// Absent: no mark, not even one that a stranger has set.
-	got = in.feed(nil, headerFrame([]byte{0x10, 0x00, 2 | priorityZero}))
+	got = in.feed(nil, headerFrame([]byte{0x10, 0x00, 2 | PriorityZero}))
 	if want := headerFrame([]byte{0x10, 0x00, 2}); !bytes.Equal(got, want) {
 		t.Errorf("incoming without priority: got %x, want %x", got, want)
 	}

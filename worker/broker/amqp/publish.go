@@ -1,8 +1,9 @@
-package worker
+package amqp
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/internal/wire"
 )
 
 const (
@@ -39,8 +42,10 @@ const (
 type publisher struct {
 	*connection
 	unconfirmed chan struct{} // one element for each message that waits for its confirm
+	declaring   chan struct{} // full while a queue is declared for the first time
+	declared    sync.Map      // the names of the queues that were declared
 
-	mu       sync.Mutex // guards all below
+	mu       sync.Mutex // guards all below, also while a message is written
 	channel  *amqp.Channel
 	returns  chan amqp.Return
 	returned map[string]amqp.Return // by returnKey: what the broker returned as unroutable
@@ -48,15 +53,16 @@ type publisher struct {
 	missing  map[string]bool        // exchanges that were missing
 }
 
-// connectPublisher makes a connection that publishes.
-func (w *Worker) connectPublisher(ctx context.Context) (*publisher, error) {
-	c, err := w.dialAny(ctx, " (publishing)")
+// OpenPublisher connects.
+func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	c, err := b.dialAny(ctx, " (publishing)")
 	if err != nil {
 		return nil, err
 	}
 	p := &publisher{
 		connection:  c,
 		unconfirmed: make(chan struct{}, unconfirmedMax),
+		declaring:   make(chan struct{}, 1),
 		returned:    map[string]amqp.Return{},
 		waiting:     map[string]bool{},
 		missing:     map[string]bool{},
@@ -65,10 +71,84 @@ func (w *Worker) connectPublisher(ctx context.Context) (*publisher, error) {
 	return p, nil
 }
 
+// Publish publishes a message, and declares its queue first, as Celery does.
+func (p *publisher) Publish(ctx context.Context, m protocol.Publishing, declare *broker.Queue) error {
+	if declare == nil {
+		return p.publish(ctx, m)
+	}
+	declaredNow, err := p.declareOnce(ctx, *declare)
+	if err != nil {
+		return err
+	}
+	err = p.publish(ctx, m)
+	if errors.Is(err, broker.ErrUnroutable) && !declaredNow {
+		// The queue or its exchange was deleted after its declaration.
+		if err := p.declareOrAccept(ctx, *declare); err != nil {
+			return err
+		}
+		err = p.publish(ctx, m)
+	}
+	return err
+}
+
+// declareOnce declares a queue unless that was done on this connection. It reports
+// whether it has declared the queue now.
+func (p *publisher) declareOnce(ctx context.Context, q broker.Queue) (now bool, err error) {
+	if _, done := p.declared.Load(q.Name); done {
+		return false, nil
+	}
+	// Many messages may come at once: the first one declares their queue.
+	select {
+	case p.declaring <- struct{}{}:
+	case <-p.lost:
+		return false, p.connectionError(fmt.Sprintf("declaring queue %q", q.Name), p.lostErr)
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	defer func() { <-p.declaring }()
+	if _, done := p.declared.Load(q.Name); done {
+		return false, nil
+	}
+	if err := p.declareOrAccept(ctx, q); err != nil {
+		return false, err
+	}
+	p.declared.Store(q.Name, true)
+	return true, nil
+}
+
+// declareOrAccept declares a queue. A queue that exists with other properties may
+// still receive the message; if it does not, the broker returns the message.
+func (p *publisher) declareOrAccept(ctx context.Context, q broker.Queue) error {
+	err := p.declare(ctx, q)
+	var mismatch *broker.MismatchError
+	if errors.As(err, &mismatch) {
+		p.log.Info("publishing to a queue whose declaration differs", "queue", q.Name, "error", err)
+		return nil
+	}
+	return err
+}
+
+// Broadcast publishes to an exchange as Celery declares that of its remote control,
+// celery.pidbox: of type fanout and not durable.
+func (p *publisher) Broadcast(ctx context.Context, m protocol.Publishing) error {
+	err := p.call(ctx, callOptions{what: "exchange.declare"}, func() error {
+		ch, err := p.conn.Channel()
+		if err != nil {
+			return err
+		}
+		defer ch.Close()
+		return ch.ExchangeDeclare(m.Exchange, "fanout", false, false, false, false, nil)
+	})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return err
+	case err != nil:
+		return p.declareError(broker.Queue{Name: m.Exchange, Exchange: m.Exchange}, err)
+	}
+	return p.publish(ctx, m)
+}
+
 // publish publishes one message as mandatory and waits for the broker's confirm.
-// The error is ErrUnroutable when no queue received it and an *unsendableError
-// when AMQP cannot carry it. After any other error a retry may succeed. When ctx
-// ends first, the message may or may not reach the queue.
 func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	out, err := amqpPublishing(m)
 	if err != nil {
@@ -158,7 +238,7 @@ func (p *publisher) lostMeanwhile() error {
 
 func unroutable(m protocol.Publishing, code int, reason string) error {
 	return fmt.Errorf("%w: task %s (id %s) to exchange %q with routing key %q: declare or bind a queue there, or correct the route (RabbitMQ: %d %s)",
-		ErrUnroutable, m.Task, m.TaskID, m.Exchange, m.RoutingKey, code, reason)
+		broker.ErrUnroutable, m.Task, m.TaskID, m.Exchange, m.RoutingKey, code, reason)
 }
 
 // send writes a message to the shared channel. Without a confirmation the message
@@ -313,52 +393,10 @@ func (p *publisher) exchangeMissing(exchange string, missing bool) {
 	}
 }
 
-// keepPublishing keeps a connection for publishing, from Run's start until the
-// lifecycle's record phase ends.
-func (w *Worker) keepPublishing() {
-	var faults connectionFaults
-	for w.lifecycle.record.Err() == nil {
-		if !sleep(w.lifecycle.record, faults.pause()) {
-			return
-		}
-		p, err := w.connectPublisher(w.lifecycle.record)
-		if err != nil {
-			if faults.changed("connect", err) && w.lifecycle.record.Err() == nil {
-				w.cfg.Logger.Warn("cannot connect to the broker for publishing yet: retrying", "error", err)
-			}
-			continue
-		}
-		p.onBlocked = func(blocked bool) { w.publishing.usable.run(!blocked && !p.isLost()) }
-		w.publishing.set(p)
-		faults.consuming()
-		select {
-		case <-p.lost:
-			if faults.changed("lost", p.lostErr) {
-				w.cfg.Logger.Warn("connection for publishing lost", "broker", p.broker, "error", p.lostErr)
-			}
-		case <-w.lifecycle.record.Done():
-		}
-		w.publishing.unset()
-		p.close()
-	}
-}
-
-// unsendableError says that AMQP cannot carry a message: a retry is of no use.
-type unsendableError struct {
-	task, id string
-	err      error
-}
-
-func (e *unsendableError) Error() string {
-	return fmt.Sprintf("task %s (id %s) cannot be published: %v", e.task, e.id, e.err)
-}
-
-func (e *unsendableError) Unwrap() error { return e.err }
-
 // amqpPublishing converts a message for amqp091-go. It refuses everything because
 // of which the library or the broker would close the connection.
 func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
-	unsendable := func(err error) error { return &unsendableError{task: m.Task, id: m.TaskID, err: err} }
+	unsendable := func(err error) error { return &broker.UnsendableError{Task: m.Task, ID: m.TaskID, Err: err} }
 	for name, text := range map[string]string{
 		"exchange": m.Exchange, "routing key": m.RoutingKey, "content type": m.Properties.ContentType,
 		"content encoding": m.Properties.ContentEncoding, "correlation id": m.Properties.CorrelationID,
@@ -397,7 +435,7 @@ func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 	if p := m.Properties.Priority; p != nil {
 		if out.Priority = *p; *p == 0 {
 			out.Priority = 1
-			out.DeliveryMode |= priorityZero
+			out.DeliveryMode |= wire.PriorityZero
 		}
 	}
 	return out, nil

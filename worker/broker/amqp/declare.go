@@ -1,68 +1,45 @@
-package worker
+package amqp
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// declare declares exchange, queue and binding, once per connection, as every
-// Celery process does before it uses a queue
-// (docs/celery.md#queues-and-exchanges). It reports whether it has done so now. The
-// error is a *MismatchError when the queue or the exchange exists with other
-// properties. Additional bindings do no harm.
-func (c *connection) declare(ctx context.Context, q Queue) (declared bool, err error) {
-	declared, err = ask(ctx, c, callOptions{what: "a declaration", turn: c.declaring}, func() (bool, error) {
-		if c.declared[q.Name] {
-			return false, nil
-		}
-		// The broker closes the channel when it refuses a declaration, so that each
-		// has a channel of its own.
+// declare declares a queue on a channel of its own, which the broker closes when it
+// refuses. The error is a *broker.MismatchError when the queue or its exchange exists
+// with other properties. Additional bindings do no harm.
+func (c *connection) declare(ctx context.Context, q broker.Queue) error {
+	err := c.call(ctx, callOptions{what: "a declaration"}, func() error {
 		ch, err := c.conn.Channel()
 		if err != nil {
-			return false, err
+			return err
 		}
 		defer ch.Close()
-		if err := declareOn(ch, q); err != nil {
-			return true, err
-		}
-		c.declared[q.Name] = true
-		return true, nil
+		return declareOn(ch, q)
 	})
 	if err != nil && ctx.Err() == nil {
 		err = c.declareError(q, err)
 	}
-	return declared, err
+	return err
 }
 
-// acceptDeclaration uses a queue with the properties that it has at the broker,
-// for the rest of the connection.
-func (c *connection) acceptDeclaration(ctx context.Context, name string) error {
-	return c.call(ctx, callOptions{turn: c.declaring}, func() error {
-		c.declared[name] = true
-		return nil
-	})
-}
-
-// undeclare forgets that a queue was declared.
-func (c *connection) undeclare(ctx context.Context, name string) {
-	_ = c.call(ctx, callOptions{turn: c.declaring}, func() error {
-		delete(c.declared, name)
-		return nil
-	})
-}
-
-func declareOn(ch *amqp.Channel, q Queue) error {
+// declareOn declares exchange, queue and binding, as every Celery process does before
+// it uses a queue (docs/celery.md#queues-and-exchanges).
+func declareOn(ch *amqp.Channel, q broker.Queue) error {
 	if q.Passive {
 		_, err := ch.QueueDeclarePassive(q.Name, true, false, false, false, nil)
 		return err
 	}
-	arguments, err := amqpTable(q.arguments())
+	arguments, err := amqpTable(declareArguments(q))
 	if err != nil {
 		return err
 	}
@@ -70,22 +47,18 @@ func declareOn(ch *amqp.Channel, q Queue) error {
 	if err != nil {
 		return err
 	}
-	if err := ch.ExchangeDeclare(q.Exchange, q.ExchangeType, true, false, false, false, nil); err != nil {
-		return err
+	if q.Exchange != "" {
+		if err := ch.ExchangeDeclare(q.Exchange, q.ExchangeType, true, false, false, false, nil); err != nil {
+			return err
+		}
 	}
-	if _, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments); err != nil {
+	if _, err := ch.QueueDeclare(q.Name, true, false, false, false, arguments); err != nil || q.Exchange == "" {
 		return err
 	}
 	return ch.QueueBind(q.Name, q.RoutingKey, q.Exchange, false, binding)
 }
 
-// connectionError wraps a failure of the connection as ErrUnreachable, which
-// callers retry on the next session.
-func (c *connection) connectionError(what string, err error) error {
-	return fmt.Errorf("%w: %s: %s: %w", ErrUnreachable, c.broker, what, err)
-}
-
-func (c *connection) declareError(q Queue, err error) error {
+func (c *connection) declareError(q broker.Queue, err error) error {
 	var refused *amqp.Error
 	if !errors.As(err, &refused) {
 		return c.connectionError(fmt.Sprintf("declaring queue %q", q.Name), err)
@@ -98,16 +71,16 @@ func (c *connection) declareError(q Queue, err error) error {
 		if q.Passive {
 			cure = "Create the queue, or turn Passive off, so that the worker declares it."
 		}
-		return &MismatchError{What: "queue", Name: q.Name, Cure: cure, Broker: brokerText(refused)}
+		return &broker.MismatchError{What: "queue", Name: q.Name, Cure: cure, Broker: "RabbitMQ: " + brokerText(refused)}
 	case amqp.AccessRefused:
 		return fmt.Errorf("%w: declaring queue %q at %s: give the user configure, write and read permission on it and on exchange %q (RabbitMQ: %s)",
-			ErrPermission, q.Name, c.broker, q.Exchange, brokerText(refused))
+			broker.ErrPermission, q.Name, c.place, q.Exchange, brokerText(refused))
 	case amqp.ResourceLocked:
-		return &MismatchError{What: "queue", Name: q.Name, Exists: "as an exclusive queue of another connection", Want: "a shared queue",
-			Cure: "Stop that connection, or delete the queue.", Broker: brokerText(refused)}
+		return &broker.MismatchError{What: "queue", Name: q.Name, Exists: "as an exclusive queue of another connection", Want: "a shared queue",
+			Cure: "Stop that connection, or delete the queue.", Broker: "RabbitMQ: " + brokerText(refused)}
 	}
 	if refused.Server {
-		return fmt.Errorf("declaring queue %q at %s was refused (RabbitMQ: %s)", q.Name, c.broker, brokerText(refused))
+		return fmt.Errorf("declaring queue %q at %s was refused (RabbitMQ: %s)", q.Name, c.place, brokerText(refused))
 	}
 	return c.connectionError(fmt.Sprintf("declaring queue %q", q.Name), refused)
 }
@@ -118,9 +91,9 @@ func brokerText(err *amqp.Error) string { return fmt.Sprintf("%d %s", err.Code, 
 // no field that says which argument differs.
 var differencePattern = regexp.MustCompile(`inequivalent arg '([^']*)' for (queue|exchange) '([^']*)' in vhost '[^']*': received (.+) but current is (.+)$`)
 
-func mismatch(q Queue, refused *amqp.Error) *MismatchError {
-	e := &MismatchError{What: "queue", Name: q.Name, Exists: "with other properties", Want: argumentsText(q),
-		Cure: "Declare it in TaskQueues as it exists, or delete the queue.", Broker: brokerText(refused)}
+func mismatch(q broker.Queue, refused *amqp.Error) *broker.MismatchError {
+	e := &broker.MismatchError{What: "queue", Name: q.Name, Exists: "with other properties", Want: argumentsText(q),
+		Cure: "Declare it in TaskQueues as it exists, or delete the queue.", Broker: "RabbitMQ: " + brokerText(refused)}
 	parts := differencePattern.FindStringSubmatch(refused.Reason)
 	if parts == nil {
 		return e
@@ -163,8 +136,8 @@ func argumentValue(text string) string {
 }
 
 // argumentsText describes the arguments with which the worker declares a queue.
-func argumentsText(q Queue) string {
-	arguments := q.arguments()
+func argumentsText(q broker.Queue) string {
+	arguments := declareArguments(q)
 	if len(arguments) == 0 {
 		return "no arguments"
 	}
@@ -174,4 +147,16 @@ func argumentsText(q Queue) string {
 	}
 	slices.Sort(names)
 	return "arguments {" + strings.Join(names, ", ") + "}"
+}
+
+// declareArguments returns the arguments of queue.declare.
+func declareArguments(q broker.Queue) map[string]any {
+	arguments := maps.Clone(q.Arguments)
+	if q.Type != "" {
+		if arguments == nil {
+			arguments = map[string]any{}
+		}
+		arguments["x-queue-type"] = q.Type
+	}
+	return arguments
 }
