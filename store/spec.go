@@ -77,14 +77,17 @@ type SpecRun struct {
 }
 
 // SpecFile is the type and the path of an artifact of a run.
-type SpecFile struct{ Type, Path string }
+type SpecFile struct {
+	Type string `json:"type"`
+	Path string `json:"path"`
+}
 
 // SpecArtifact is a row of workflow_artifacts.
 type SpecArtifact struct {
 	SpecFile
-	SizeBytes int64
+	SizeBytes int64 `json:"size_bytes"`
 	// SHA256 is bare hex; the column has the prefix sha256:.
-	SHA256 string
+	SHA256 string `json:"sha256"`
 }
 
 // SpecState is what is written to the row of the claimed task in
@@ -133,7 +136,7 @@ type SpecWrite struct {
 	Audit        *SpecAudit
 	Artifacts    []SpecArtifact
 	// Progress replaces the claim's progress.
-	Progress json.RawMessage
+	Progress *SpecProgress
 	// Outcome ends the claim.
 	Outcome *SpecOutcome
 }
@@ -157,8 +160,8 @@ type SpecClaim struct {
 	Token   int64
 	// Starts counts how often the task was started, this start included.
 	Starts int
-	// Progress is what an earlier worker has recorded, nil for nothing.
-	Progress json.RawMessage
+	// Progress is what an earlier worker has recorded of this task.
+	Progress SpecProgress
 }
 
 // SpecRequest asks for the right to run a task.
@@ -302,7 +305,7 @@ func (s *Store) beginSpecInTx(ctx context.Context, tx pgx.Tx, request SpecReques
 // specClaimRow is a claim with what the task has recorded.
 type specClaimRow struct {
 	claimRow
-	recorded json.RawMessage
+	recorded SpecProgress
 }
 
 // readSpecClaims reads the claims of a run that have a holder, and that of the
@@ -338,7 +341,9 @@ func (s *Store) readSpecClaims(ctx context.Context, tx pgx.Tx, request SpecReque
 			c.Holder = holderDead // an earlier try of this worker, whose answer was lost
 		}
 		if progress != nil {
-			c.recorded = json.RawMessage(*progress)
+			if err := json.Unmarshal([]byte(*progress), &c.recorded); err != nil {
+				return nil, nil, nil, err
+			}
 		}
 		if c.TaskID == request.TaskID {
 			if outcome != nil {
@@ -486,7 +491,14 @@ func (s *Store) writeSpec(ctx context.Context, tx pgx.Tx, claim SpecClaim, w Spe
 			claim.RunID, a.Type, clean(a.Path), a.SizeBytes, a.SHA256)
 	}
 	if w.Progress != nil {
-		batch.Queue(`UPDATE mm_orchestrator.spec_claims SET progress = $3 WHERE run_id = $1 AND task_id = $2`, claim.RunID, claim.TaskID, string(w.Progress))
+		text, err := json.Marshal(w.Progress)
+		if err == nil {
+			text, err = cleanJSON(text)
+		}
+		if err != nil {
+			return failure(ErrInvalid, "cannot record the progress of task %s of run %s: %v", claim.Task, claim.RunID, err)
+		}
+		batch.Queue(`UPDATE mm_orchestrator.spec_claims SET progress = $3 WHERE run_id = $1 AND task_id = $2`, claim.RunID, claim.TaskID, string(text))
 	}
 	if w.Outcome != nil {
 		outcome := *w.Outcome

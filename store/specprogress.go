@@ -1,0 +1,48 @@
+package store
+
+// SpecProgress is what a task of the Spec workflow has done so far, as its claim has it.
+// A worker that takes the task over goes on from there (docs/spec-workflow.md#progress).
+// What is nil has not begun.
+type SpecProgress struct {
+	// Codex is that of submit_codex_job.
+	Codex *CodexProgress `json:"codex,omitempty"`
+}
+
+// CodexStage is the last stage that submit_codex_job has reached. A stage is recorded
+// before what it says begins, or after it has ended, as its comment says.
+type CodexStage string
+
+const (
+	// CodexStarted: the program is started after this was recorded. A worker that finds
+	// this stage does not know how far it came, and starts it again in a new clone.
+	CodexStarted CodexStage = "started"
+	// CodexSubmitting: the task is submitted to Codex Cloud after this was recorded. A
+	// worker that finds this stage looks for the task and submits it only if there is
+	// none.
+	CodexSubmitting CodexStage = "submitting"
+	// CodexSubmitted: Codex Cloud has the task TaskID, which is waited for.
+	CodexSubmitted CodexStage = "submitted"
+	// CodexEnded: Codex has ended as Outcome says, and log and patch are stored.
+	CodexEnded CodexStage = "ended"
+)
+
+// CodexProgress is the progress of submit_codex_job.
+type CodexProgress struct {
+	Stage CodexStage `json:"stage"`
+	// Runs counts how often Codex was started, or the task submitted.
+	Runs int `json:"runs"`
+	// BaseCommit is the commit of the repository from which Codex starts, "" if that is
+	// not known.
+	BaseCommit string `json:"base_commit,omitempty"`
+	// KnownTasks are the tasks that Codex Cloud had before the submission.
+	KnownTasks []string `json:"known_tasks,omitempty"`
+	// TaskID is Codex's: of a thread, or of a task of Codex Cloud.
+	TaskID string `json:"task_id,omitempty"`
+	// Outcome is how Codex has ended, in the words of package codex, and Message what it
+	// said. Both are set with CodexEnded.
+	Outcome string `json:"outcome,omitempty"`
+	Message string `json:"message,omitempty"`
+	// Log is the file with Codex's output, and Patch that with its change, nil for none.
+	Log   *SpecArtifact `json:"log,omitempty"`
+	Patch *SpecArtifact `json:"patch,omitempty"`
+}
