@@ -60,13 +60,13 @@ var compose = &program{
 	name: "docker compose", style: composeStyle,
 	globals: options(composeGlobals),
 	commands: map[string]command{
-		"build": {options: options(`--build-arg=assignment -m|--memory= --no-cache --pull --progress= -q|--quiet --with-dependencies --check --parallel --compress
-			--force-rm --no-rm`, dryRun), arguments: target},
+		"build": {options: options(`--build-arg=assignment -m|--memory= --no-cache --pull --progress= -q|--quiet --check --parallel --compress
+			--force-rm --no-rm`, dryRun), arguments: target, check: namesService},
 		"up": {options: options(`-d|--detach --no-deps --build --no-build --force-recreate --no-recreate --pull= --quiet-pull --quiet-build --wait --wait-timeout= -t|--timeout=
-			--scale=scale --no-start --no-color --no-log-prefix --timestamps --always-recreate-deps --abort-on-container-exit
-			--abort-on-container-failure --exit-code-from= --attach= --no-attach= --attach-dependencies -y|--yes`, dryRun), arguments: target},
-		"create":  {options: options(`--build --no-build --force-recreate --no-recreate --pull= --quiet-pull --scale=scale -y|--yes`, dryRun), arguments: target},
-		"pull":    {options: options(`--ignore-buildable --ignore-pull-failures --include-deps --policy= -q|--quiet --no-parallel`, dryRun), arguments: target},
+			--scale=scale --no-start --no-color --no-log-prefix --timestamps --abort-on-container-exit
+			--abort-on-container-failure --exit-code-from= --attach= --no-attach= --attach-dependencies -y|--yes`, dryRun), arguments: target, check: namesService},
+		"create":  {options: options(`--build --no-build --force-recreate --no-recreate --pull= --quiet-pull --scale=scale -y|--yes`, dryRun), arguments: target, check: namesService},
+		"pull":    {options: options(`--ignore-buildable --ignore-pull-failures --policy= -q|--quiet --no-parallel`, dryRun), arguments: target, check: namesService},
 		"restart": {options: options(`--no-deps -t|--timeout=`, dryRun), arguments: target, check: namesService},
 		"stop":    {options: options(`-t|--timeout=`, dryRun), arguments: target, check: namesService},
 		"start":   {options: options(`--wait --wait-timeout=`, dryRun), arguments: target, check: namesService},
@@ -93,7 +93,7 @@ func namesService(j *judge, arguments []string) *Refusal {
 	if j.Service == "" || len(arguments) > 0 {
 		return nil
 	}
-	return j.refuse("other-service", j.command, "without a name, %s acts on all services of the project, and the run is for service %s", j.command, j.Service)
+	return j.refuse("other-service", j.command, "without a name, %s acts on all services of the project: name service %s, for which the run is", j.command, j.Service)
 }
 
 const dryRun = `--dry-run`

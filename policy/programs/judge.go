@@ -102,6 +102,8 @@ type judge struct {
 	words []string
 	// command is what has been read, in the form of [Permission.Command].
 	command string
+	// help says that the program prints its help, and does nothing else.
+	help bool
 }
 
 // program judges what follows a program's name.
@@ -160,7 +162,7 @@ func (j *judge) subcommand(p *program, name string) *Refusal {
 	if !listed {
 		command.arguments = plain
 	}
-	if command.check != nil {
+	if command.check != nil && !j.help {
 		if refusal := command.check(j, arguments); refusal != nil {
 			return refusal
 		}
@@ -272,7 +274,8 @@ func (j *judge) options(table map[string]kind, arguments *[]string) *Refusal {
 func (j *judge) long(table map[string]kind, word string, globals bool) *Refusal {
 	name, value, joined := strings.Cut(word, "=")
 	if name == "--help" && j.style != gitStyle && !joined {
-		return nil // git would start a viewer
+		j.help = true // git would start a viewer
+		return nil
 	}
 	is, listed := j.kindOf(table, name)
 	if !listed {
