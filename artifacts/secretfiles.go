@@ -123,7 +123,9 @@ var (
 )
 
 // composeSecrets returns the files and the variables that are secrets in a compose file.
-// Paths with variables in them are left out.
+// Paths with variables in them are left out. It does not parse YAML: others write the
+// file, and the parser takes minutes for 1 MiB of brackets. Secrets behind anchors, and in
+// a file that is one line of JSON, are not found.
 func composeSecrets(text string) (files, variables []string) {
 	block := composeTop.FindStringSubmatch(strings.ReplaceAll(text, "\r\n", "\n"))
 	if block == nil {

@@ -212,7 +212,7 @@ func wrapperRepr(o Object) (string, bool) {
 	}
 	switch name {
 	case "decimal":
-		return "Decimal(" + pyQuote(textOf(value)) + ")", true
+		return "Decimal(" + PythonRepr(textOf(value)) + ")", true
 	case "uuid":
 		if id, err := parseUUID(value); err == nil {
 			return "UUID('" + id.String() + "')", true
@@ -242,18 +242,18 @@ func pyRepr(text json.RawMessage) string {
 		}
 		parts := make([]string, len(o))
 		for i, m := range o {
-			parts[i] = pyQuote(m.Key) + ": " + pyRepr(m.Value)
+			parts[i] = PythonRepr(m.Key) + ": " + pyRepr(m.Value)
 		}
 		return "{" + strings.Join(parts, ", ") + "}"
 	case kindString:
-		return pyQuote(textOf(text))
+		return PythonRepr(textOf(text))
 	default:
 		return scalarRepr(k, text)
 	}
 }
 
-// pyQuote is Python's repr of a str.
-func pyQuote(text string) string {
+// PythonRepr is Python's repr of a str, as in the texts of its exceptions.
+func PythonRepr(text string) string {
 	quote := byte('\'')
 	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {
 		quote = '"'

@@ -375,16 +375,7 @@ func (s *Store) readBeginState(ctx context.Context, tx pgx.Tx, request BeginRequ
 					return err
 				}
 			}
-			switch {
-			case holder == nil:
-				c.Holder = holderNone
-			case free != nil && *free:
-				c.Holder = holderSuspected
-			case free != nil:
-				c.Holder = holderAlive
-			case s.isRegistered(c.Token):
-				c.Holder = holderSelf
-			}
+			c.Holder = s.holderState(holder, free, c.Token)
 			if c.Step != request.Step {
 				if c.Holder != holderNone {
 					seen.OtherClaims = append(seen.OtherClaims, c)

@@ -280,3 +280,19 @@ func (s *Store) issuedClaim(token int64) *issuedClaim {
 func (s *Store) now() time.Time { return s.config.Now().UTC().Truncate(time.Microsecond) }
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+// holderState says what is known of a claim's holder. free is the answer of
+// pg_try_advisory_xact_lock_shared for another worker's key, nil for this worker's own.
+func (s *Store) holderState(holder *int64, free *bool, token int64) holderState {
+	switch {
+	case holder == nil:
+		return holderNone
+	case free != nil && *free:
+		return holderSuspected
+	case free != nil:
+		return holderAlive
+	case s.isRegistered(token):
+		return holderSelf
+	}
+	return holderNone // an earlier try of this worker, whose answer was lost
+}

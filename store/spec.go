@@ -328,18 +328,7 @@ func (s *Store) readSpecClaims(ctx context.Context, tx pgx.Tx, request SpecReque
 		if err := rows.Scan(&c.Step, &c.TaskID, &c.Worker, &c.Token, &c.Starts, &holder, &outcome, &progress, &free); err != nil {
 			return nil, nil, nil, err
 		}
-		switch {
-		case holder == nil:
-			c.Holder = holderNone
-		case free != nil && *free:
-			c.Holder = holderSuspected
-		case free != nil:
-			c.Holder = holderAlive
-		case s.isRegistered(c.Token):
-			c.Holder = holderSelf
-		default:
-			c.Holder = holderDead // an earlier try of this worker, whose answer was lost
-		}
+		c.Holder = s.holderState(holder, free, c.Token)
 		if progress != nil {
 			if err := json.Unmarshal([]byte(*progress), &c.recorded); err != nil {
 				return nil, nil, nil, err

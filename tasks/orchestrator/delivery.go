@@ -74,7 +74,7 @@ func (e *HandBackError) Error() string { return e.Reason }
 func (o *Orchestrator) Execute(ctx context.Context, request Request, isLimit func(error) bool) (Result, error) {
 	step := store.Step(request.Step)
 	if !step.Known() {
-		return Result{}, valueError(pythonRepr(request.Step) + " is not a valid OrchestratorPlanStep")
+		return Result{}, valueError(protocol.PythonRepr(request.Step) + " is not a valid OrchestratorPlanStep")
 	}
 	runID, err := store.ParseRunID(request.RunID)
 	if err != nil {

@@ -2,10 +2,9 @@ package orchestrator
 
 import (
 	"errors"
-	"fmt"
-	"strings"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
 // Modules of MoonMind in which its exceptions live.
@@ -39,7 +38,7 @@ type Failure struct {
 // Error returns Python's str() of the exception, as the state row has it.
 func (f *Failure) Error() string {
 	if f.Type == "KeyError" && f.Module == moduleBuiltins {
-		return pythonRepr(f.Arg)
+		return protocol.PythonRepr(f.Arg)
 	}
 	return f.Arg
 }
@@ -105,34 +104,4 @@ func unexpected(err error) *Failure {
 		return failure
 	}
 	return &Failure{Type: "RuntimeError", Module: moduleBuiltins, Arg: err.Error()}
-}
-
-// pythonRepr is Python's repr of a text. It is exact for printable text and ASCII
-// control characters, which covers service and step names.
-func pythonRepr(text string) string {
-	quote := "'"
-	if strings.Contains(text, "'") && !strings.Contains(text, `"`) {
-		quote = `"`
-	}
-	var out strings.Builder
-	out.WriteString(quote)
-	for _, r := range text {
-		switch {
-		case r == '\\' || string(r) == quote:
-			out.WriteByte('\\')
-			out.WriteRune(r)
-		case r == '\n':
-			out.WriteString(`\n`)
-		case r == '\r':
-			out.WriteString(`\r`)
-		case r == '\t':
-			out.WriteString(`\t`)
-		case r < ' ' || r == 0x7f:
-			fmt.Fprintf(&out, `\x%02x`, r)
-		default:
-			out.WriteRune(r)
-		}
-	}
-	out.WriteString(quote)
-	return out.String()
 }

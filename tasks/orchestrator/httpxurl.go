@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
 // An httpxURL is a URL as httpx reads it, which accepts more than package net/url
@@ -44,7 +46,7 @@ func parseHTTPX(text string) (httpxURL, error) {
 	}
 	for i, r := range []rune(text) {
 		if r < ' ' || r == 0x7f {
-			return u, pythonText(fmt.Sprintf("Invalid non-printable ASCII character in URL, %s at position %d.", pythonRepr(string(r)), i))
+			return u, pythonText(fmt.Sprintf("Invalid non-printable ASCII character in URL, %s at position %d.", protocol.PythonRepr(string(r)), i))
 		}
 	}
 	parts := urlParts.FindStringSubmatch(text)
@@ -189,13 +191,13 @@ func httpxHost(host string) (string, error) {
 	switch {
 	case dottedNumbers.MatchString(host):
 		if _, err := netip.ParseAddr(host); err != nil {
-			return "", pythonText("Invalid IPv4 address: " + pythonRepr(host))
+			return "", pythonText("Invalid IPv4 address: " + protocol.PythonRepr(host))
 		}
 		return host, nil
 	case bracketed.MatchString(host):
 		inner := host[1 : len(host)-1]
 		if address, err := netip.ParseAddr(inner); err != nil || !address.Is6() {
-			return "", pythonText("Invalid IPv6 address: " + pythonRepr(host))
+			return "", pythonText("Invalid IPv6 address: " + protocol.PythonRepr(host))
 		}
 		return inner, nil
 	}
@@ -203,7 +205,7 @@ func httpxHost(host string) (string, error) {
 		if host[i] >= utf8.RuneSelf {
 			ascii, ok := idnaHost(strings.ToLower(host))
 			if !ok {
-				return "", pythonText("Invalid IDNA hostname: " + pythonRepr(host))
+				return "", pythonText("Invalid IDNA hostname: " + protocol.PythonRepr(host))
 			}
 			return ascii, nil
 		}
@@ -219,7 +221,7 @@ func httpxPort(text, scheme string) (string, error) {
 	}
 	number, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil {
-		return "", pythonText("Invalid port: " + pythonRepr(text))
+		return "", pythonText("Invalid port: " + protocol.PythonRepr(text))
 	}
 	if scheme == "http" && number == 80 || scheme == "https" && number == 443 {
 		return "", nil

@@ -5,7 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-	"unicode/utf16"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
 // object is a JSON object that keeps the order of its keys, as Python's dict. The
@@ -165,7 +166,11 @@ func writePython(out *strings.Builder, text json.RawMessage, indent bool, line s
 			if i > 0 {
 				out.WriteString(between)
 			}
-			writePythonText(out, key)
+			quoted, err := protocol.EncodeJSON(key)
+			if err != nil {
+				return err
+			}
+			out.Write(quoted)
 			out.WriteString(": ")
 			if err := writePython(out, o.values[key], indent, line+"  "); err != nil {
 				return err
@@ -196,38 +201,13 @@ func writePython(out *strings.Builder, text json.RawMessage, indent bool, line s
 		if err := json.Unmarshal(text, &s); err != nil {
 			return err
 		}
-		writePythonText(out, s)
+		quoted, err := protocol.EncodeJSON(s)
+		if err != nil {
+			return err
+		}
+		out.Write(quoted)
 	default:
 		out.Write(text)
 	}
 	return nil
-}
-
-func writePythonText(out *strings.Builder, s string) {
-	out.WriteByte('"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			out.WriteByte('\\')
-			out.WriteRune(r)
-		case r == '\n':
-			out.WriteString(`\n`)
-		case r == '\r':
-			out.WriteString(`\r`)
-		case r == '\t':
-			out.WriteString(`\t`)
-		case r == '\b':
-			out.WriteString(`\b`)
-		case r == '\f':
-			out.WriteString(`\f`)
-		case r >= ' ' && r <= '~':
-			out.WriteRune(r)
-		case r > 0xFFFF:
-			high, low := utf16.EncodeRune(r)
-			fmt.Fprintf(out, `\u%04x\u%04x`, high, low)
-		default:
-			fmt.Fprintf(out, `\u%04x`, r)
-		}
-	}
-	out.WriteByte('"')
 }
