@@ -56,7 +56,7 @@ func (e Errors) sort() {
 func nearest(word string, names []string) string {
 	best, least := "", 4
 	for _, name := range names {
-		d := distance(plain(word), plain(name))
+		d := Distance(plain(word), plain(name))
 		if strings.HasPrefix(plain(name), plain(word)) && len(word) >= 3 {
 			d = min(d, 1)
 		}
@@ -74,8 +74,9 @@ func plain(name string) string {
 	return strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(name))
 }
 
-// distance is the edit distance, in which swapped neighbours count once.
-func distance(a, b string) int {
+// Distance is the edit distance, in which swapped neighbours count once. It serves to
+// guess which name a mistyped one was meant to be.
+func Distance(a, b string) int {
 	d := make([][]int, len(a)+1)
 	for i := range d {
 		d[i] = make([]int, len(b)+1)

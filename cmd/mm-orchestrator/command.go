@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
 // command is a command or subcommand of the program.
@@ -247,7 +248,7 @@ func nearest(word string, names []string) string {
 	best, least := "", 3
 	for _, name := range names {
 		lower := strings.ToLower(name)
-		d := distance(word, lower)
+		d := policy.Distance(word, lower)
 		if len(word) >= 3 && strings.HasPrefix(lower, word) {
 			d = min(d, 1)
 		}
@@ -256,33 +257,6 @@ func nearest(word string, names []string) string {
 		}
 	}
 	return best
-}
-
-// distance is the edit distance (Damerau-Levenshtein, adjacent swaps only).
-func distance(a, b string) int {
-	d := make([][]int, len(a)+1)
-	for i := range d {
-		d[i] = make([]int, len(b)+1)
-		d[i][0] = i
-		for j := range d[i] {
-			if i == 0 {
-				d[i][j] = j
-				continue
-			}
-			if j == 0 {
-				continue
-			}
-			replace := 1
-			if a[i-1] == b[j-1] {
-				replace = 0
-			}
-			d[i][j] = min(d[i-1][j]+1, d[i][j-1]+1, d[i-1][j-1]+replace)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
-			}
-		}
-	}
-	return d[len(a)][len(b)]
 }
 
 // normalizeDashes rewrites -name as --name where the command has such a flag.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 )
 
 // A full disk makes the worker unhealthy at once, until there is space again.
@@ -43,7 +45,7 @@ func smallDisk(t *testing.T) (dir string, reserve int, fill func() (empty func()
 		})
 	} else {
 		// Leaves a margin for what other processes write meanwhile.
-		free, err := freeSpace(dir)
+		free, err := preflight.FreeSpace(dir)
 		if err != nil {
 			t.Fatal(err)
 		}

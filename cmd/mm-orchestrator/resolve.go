@@ -122,7 +122,11 @@ func resolve(env environment, flags *settingFlags) (*configuration, []effective,
 			continue
 		}
 		if err := s.read(c, value.text); err != nil {
-			problems = append(problems, value.problem(err))
+			problem := value.problem(err)
+			// Two settings may share a variable.
+			if !slices.ContainsFunc(problems, func(known error) bool { return known.Error() == problem.Error() }) {
+				problems = append(problems, problem)
+			}
 		}
 	}
 	c.values = values

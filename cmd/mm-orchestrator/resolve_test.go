@@ -239,11 +239,9 @@ func TestNodeName(t *testing.T) {
 // effect.
 func TestNamesAreUnambiguous(t *testing.T) {
 	t.Parallel()
-	seen := map[string]bool{}
-	// Both of MoonMind's workers read these, each for metrics of its own.
-	shared := []string{"STATSD_HOST", "STATSD_PORT"}
+	seen, shared := map[string]bool{}, map[string]int{}
 	take := func(name string) {
-		if upper := strings.ToUpper(name); seen[upper] && !slices.Contains(shared, upper) {
+		if upper := strings.ToUpper(name); seen[upper] {
 			t.Errorf("%s is used twice", name)
 		} else {
 			seen[upper] = true
@@ -254,7 +252,11 @@ func TestNamesAreUnambiguous(t *testing.T) {
 			take("--" + s.flag)
 		}
 		for _, v := range s.vars {
-			take(v.name)
+			if v.shared {
+				shared[v.name]++
+			} else {
+				take(v.name)
+			}
 		}
 		if s.def == "" && s.defaultNote == "" {
 			t.Errorf("%s does not say what happens without it", s.name())
@@ -262,6 +264,12 @@ func TestNamesAreUnambiguous(t *testing.T) {
 		if s.secret && s.flag != "" {
 			t.Errorf("%s is a secret and must have no flag", s.name())
 		}
+	}
+	for name, n := range shared {
+		if n < 2 {
+			t.Errorf("%s is shared with no other setting", name)
+		}
+		take(name)
 	}
 	for _, entry := range withoutEffects {
 		for _, name := range entry.vars {

@@ -51,6 +51,9 @@ type variable struct {
 	// emptyCounts: an empty value counts as set. For other variables empty is the
 	// same as unset, as in Python's `a or b`.
 	emptyCounts bool
+	// shared: other settings read it too. Both of MoonMind's workers read STATSD_HOST,
+	// each for metrics of its own.
+	shared bool
 }
 
 // topic is a group of settings, for help texts and for the commands that read it.

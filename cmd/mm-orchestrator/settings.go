@@ -891,14 +891,14 @@ var orchestratorSettings = []setting{
 	},
 	{
 		flag: "statsd-host", form: "host", topic: topicMetrics,
-		vars:        names("ORCHESTRATOR_STATSD_HOST", "STATSD_HOST"),
+		vars:        append(names("ORCHESTRATOR_STATSD_HOST"), variable{name: "STATSD_HOST", shared: true}),
 		defaultNote: "StatsD is off",
 		help:        "The StatsD server to which the worker sends MoonMind's metrics, over IPv4 UDP.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.StatsD.Host }),
 	},
 	{
 		flag: "statsd-port", form: "number", topic: topicMetrics,
-		vars: names("ORCHESTRATOR_STATSD_PORT", "STATSD_PORT"),
+		vars: append(names("ORCHESTRATOR_STATSD_PORT"), variable{name: "STATSD_PORT", shared: true}),
 		def:  "8125",
 		help: "Its port.",
 		read: readNumber(func(c *configuration) *int { return &c.StatsD.Port }, 1, 65535),

@@ -182,14 +182,14 @@ var specSettingsTable = []setting{
 	},
 	{
 		flag: "spec-statsd-host", form: "host", topic: topicSpec,
-		vars:        names("SPEC_WORKFLOW_METRICS_HOST", "STATSD_HOST"),
+		vars:        append(names("SPEC_WORKFLOW_METRICS_HOST"), variable{name: "STATSD_HOST", shared: true}),
 		defaultNote: "StatsD is off for the Spec workflow",
 		help:        "The StatsD server for the metrics of the Spec workflow, which have DogStatsD tags.",
 		read:        readOptionalText(func(c *configuration) *string { return &c.Spec.StatsD.Host }),
 	},
 	{
 		flag: "spec-statsd-port", form: "number", topic: topicSpec,
-		vars: names("SPEC_WORKFLOW_METRICS_PORT", "STATSD_PORT"),
+		vars: append(names("SPEC_WORKFLOW_METRICS_PORT"), variable{name: "STATSD_PORT", shared: true}),
 		def:  "8125",
 		help: "Its port.",
 		read: readNumber(func(c *configuration) *int { return &c.Spec.StatsD.Port }, 1, 65535),

@@ -207,9 +207,10 @@ func TestSpecSettings(t *testing.T) {
 		"GITHUB_REPOSITORY=--upload-pack=x/y":           "it must have the form owner/name",
 		"GITHUB_REPOSITORY=https://github.com/octo/wid": "it must have the form owner/name",
 		"SKILL_POLICY_MODE=none":                        "permissive",
+		"STATSD_PORT=0":                                 "it must be a whole number",
 	} {
 		p := start(t, environment{assignments}, "config")
-		if code := p.exit(); code != exitConfig || !strings.Contains(p.stderr.String(), want) {
+		if code := p.exit(); code != exitConfig || strings.Count(p.stderr.String(), want) != 1 {
 			t.Errorf("%s: exit %d, %s", assignments, code, p.stderr.String())
 		}
 	}

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
 )
 
 // healthCheck checks one thing without which a worker cannot do its work.
@@ -173,7 +172,7 @@ func (w *watchdog) reasons() error {
 // diskSpace returns an error if the file system of dir has less than least bytes
 // free. reserve is the name of the setting.
 func diskSpace(dir string, least uint64, reserve string) error {
-	free, err := freeSpace(dir)
+	free, err := preflight.FreeSpace(dir)
 	if err != nil {
 		return fmt.Errorf("free space of artifact root %s is unknown: %w", dir, err)
 	}
@@ -181,25 +180,6 @@ func diskSpace(dir string, least uint64, reserve string) error {
 		return fmt.Errorf("file system of artifact root %s has %s free, less than the %s required by %s", dir, mebibytes(free), mebibytes(least), reserve)
 	}
 	return nil
-}
-
-// freeSpace returns how many bytes this user may still write to the file system of
-// dir, or of its nearest existing parent. It is 0 if the file system has no free
-// inodes.
-func freeSpace(dir string) (uint64, error) {
-	for {
-		var stat syscall.Statfs_t
-		err := syscall.Statfs(dir, &stat)
-		switch {
-		case err == nil && stat.Files > 0 && stat.Ffree == 0:
-			return 0, nil
-		case err == nil:
-			return uint64(stat.Bavail) * uint64(stat.Bsize), nil
-		case !errors.Is(err, os.ErrNotExist) || dir == filepath.Dir(dir):
-			return 0, err
-		}
-		dir = filepath.Dir(dir)
-	}
 }
 
 func mebibytes(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }

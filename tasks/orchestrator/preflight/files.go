@@ -99,7 +99,7 @@ func (s Subject) LookAtArtifacts() Look {
 			case err != nil:
 				return refuse(cure, "artifact directory %s is not writable for user %d%s", at, os.Getuid(), because(err))
 			}
-			free, err := freeSpace(at)
+			free, err := FreeSpace(at)
 			switch {
 			case err != nil:
 				return refuse(cure, "free space of artifact directory %s is unknown: %s", dir, Reason(err))
@@ -175,7 +175,7 @@ func (s Subject) LookAtDisk() Look {
 					continue
 				}
 				seen[device] = true
-				free, err := freeSpace(place.path)
+				free, err := FreeSpace(place.path)
 				if err != nil {
 					continue
 				}
@@ -217,10 +217,10 @@ func sameDevice(a, b string) bool {
 	return one == other && failed == nil && err == nil
 }
 
-// freeSpace returns how many bytes this user may still write to the file system of
+// FreeSpace returns how many bytes this user may still write to the file system of
 // dir, or of its nearest existing parent. It is 0 if the file system has no free
 // inodes.
-func freeSpace(dir string) (uint64, error) {
+func FreeSpace(dir string) (uint64, error) {
 	for {
 		var stat syscall.Statfs_t
 		err := syscall.Statfs(dir, &stat)

@@ -50,7 +50,7 @@ func (s Subject) lookAtGit(found *workTree) Look {
 					return refuse("Run the worker as the repository's owner, mount it writable, or change its permissions: what was before a run is kept there", "%s is not writable for user %d%s", dir, os.Getuid(), because(err))
 				}
 			}
-			if free, err := freeSpace(tree.shared); err == nil && free < s.DiskReserve && !sameDevice(tree.shared, s.Workspace) {
+			if free, err := FreeSpace(tree.shared); err == nil && free < s.DiskReserve && !sameDevice(tree.shared, s.Workspace) {
 				return refuse(moreSpace, "the file system of the repository, %s, has %s free, less than the %s required by %s", tree.shared, mebibytes(free), mebibytes(s.DiskReserve), s.SettingName("MM_ORCHESTRATOR_DISK_RESERVE"))
 			}
 			if _, err := s.git(ctx, "cat-file", "-e", "HEAD^{tree}"); err != nil {
