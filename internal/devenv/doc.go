@@ -1,5 +1,6 @@
 // Package devenv provides what tests and the demo need: RabbitMQ, PostgreSQL, a
-// docker engine, the compose program, and Python environments with real Celery.
+// docker engine, the compose program, Python environments with real Celery, and the
+// codex program.
 // It uses what is already running or named by environment variables, installs
 // and starts the rest, and ends only what it has started.
 //
@@ -14,7 +15,7 @@
 //   - docker: the official images, or, where no registry is reachable, images
 //     made from Debian's packages.
 //
-// What takes long to build (compose, Python environments) is stored in the
+// What takes long to build or to load (compose, Python environments, codex) is stored in the
 // user's cache folder and shared by all clones.
 //
 // A second process, the guard, ends everything that was started as soon as its

@@ -22,7 +22,7 @@ type Config struct {
 	// the variables that name them.
 	Images bool
 	// Only limits the parts to those named: engine, compose, python, broker,
-	// database, compiler, oldest-compose, newest-engine. Defaults to all but the last
+	// database, compiler, codex, oldest-compose, newest-engine. Defaults to all but the last
 	// two: a compose program of the oldest supported release, and the programs of the
 	// newest docker engine.
 	Only []string
@@ -150,6 +150,7 @@ func (b *startup) startAll(ctx context.Context) error {
 		{"broker", b.broker},
 		{"database", b.database},
 		{"compiler", b.compiler},
+		{"codex", b.codex},
 		{partOldestCompose, b.oldestComposeProgram},
 		{partNewestEngine, b.newestEngine},
 	}
@@ -187,7 +188,7 @@ func (b *startup) startAll(ctx context.Context) error {
 // those of `make services-up`.
 func (b *startup) takeGiven() {
 	kept := b.cache.keptServices()
-	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose, EnvOldestCompose, EnvNewestEngine} {
+	for _, name := range []string{EnvBroker, EnvBrokerAPI, EnvBrokerImage, EnvDatabase, EnvDatabaseImage, EnvPythonRoot, EnvCompose, EnvCodex, EnvOldestCompose, EnvNewestEngine} {
 		if b.Newest && (name == EnvBroker || name == EnvBrokerAPI || name == EnvBrokerImage || name == EnvDatabase || name == EnvDatabaseImage) {
 			continue // Newest asks for other servers
 		}
@@ -202,7 +203,7 @@ func (b *startup) takeGiven() {
 }
 
 // partNames are the values that Config.Only accepts.
-var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler", partOldestCompose, partNewestEngine}
+var partNames = []string{"engine", "compose", "python", "broker", "database", "compiler", "codex", partOldestCompose, partNewestEngine}
 
 // Parts that are only provided if they are named.
 const (

@@ -61,6 +61,9 @@ func (b *startup) planPackages(ctx context.Context) *debian {
 	if b.wants("compiler") && missing("git") {
 		d.packages = append(d.packages, "git", "ca-certificates")
 	}
+	if b.wants("codex") && !b.given(EnvCodex) && missing("npm") && missing("codex") {
+		d.packages = append(d.packages, "nodejs", "npm")
+	}
 	if (b.Newest || b.Images) && missing("mmdebstrap") {
 		d.packages = append(d.packages, "mmdebstrap")
 	}

@@ -20,6 +20,7 @@ const (
 	EnvDatabaseImage = "MM_TEST_DATABASE_IMAGE" // the image of the database if it is a container, for StartOwnDatabase
 	EnvPythonRoot    = "MM_TEST_PYTHON_ROOT"    // folder with celery-5.4.0/bin/python and those of the other releases
 	EnvCompose       = "MM_TEST_COMPOSE"        // path of a docker-compose program, 2.26 or later
+	EnvCodex         = "MM_TEST_CODEX"          // path of a codex program
 	EnvOldestCompose = "MM_TEST_COMPOSE_OLDEST" // path of the oldest docker-compose program that is supported, for `make test-change`
 	EnvNewestEngine  = "MM_TEST_ENGINE_NEWEST"  // folder with the newest dockerd and containerd, for `make test-change`
 	howToGetOne      = "run `make test`, or `make services-up` and the export lines that it prints"
@@ -118,4 +119,10 @@ func OldestCompose(t testing.TB) string {
 func Compose(t testing.TB) string {
 	t.Helper()
 	return need(t, EnvCompose, "docker compose")
+}
+
+// Codex returns the path of the codex program. internal/codextest has what it speaks to.
+func Codex(t testing.TB) string {
+	t.Helper()
+	return need(t, EnvCodex, "codex "+codexVersion)
 }
