@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,7 @@ func look(names ...string) func(*doctor, context.Context) []verdict {
 		list := verdicts(d.looked[names[0]])
 		for _, name := range names[1:] {
 			for _, v := range verdicts(d.looked[name]) {
-				if v.status == statusFail || v.status == statusNote {
+				if (v.status == statusFail || v.status == statusNote) && !slices.Contains(list, v) {
 					list = append(list, v)
 				}
 			}

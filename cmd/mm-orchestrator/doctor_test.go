@@ -92,7 +92,12 @@ func TestDoctorWithoutComposePlugin(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	found := runDoctor(t, append(s.env(), "PATH="+dir+":"+os.Getenv("PATH")), exitFailure)
+	env := append(s.env(), "PATH="+dir+":"+os.Getenv("PATH"))
+	found := runDoctor(t, env, exitFailure)
+	p := start(t, env, "doctor")
+	if p.exit(); strings.Count(p.stdout.String(), "its compose plugin is not") != 1 {
+		t.Error("doctor does not say once that the plugin is missing")
+	}
 	if f := found["compose"]; f.Found != "docker is installed, its compose plugin is not" || !strings.Contains(f.Cure, "MM_ORCHESTRATOR_COMPOSE") {
 		t.Errorf("%+v", f)
 	}
