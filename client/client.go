@@ -23,12 +23,12 @@ type Client struct {
 	worker *worker.Worker
 	// connecting is a semaphore: it guards sender and closed.
 	connecting chan struct{}
-	sender     broker
+	sender     connection
 	closed     bool
 }
 
-// broker is what the client needs of a connection. worker.Sender has it.
-type broker interface {
+// connection is what the client needs of one. worker.Sender has it.
+type connection interface {
 	Send(ctx context.Context, m protocol.Publishing, own protocol.Destination) error
 	Broadcast(ctx context.Context, m protocol.Publishing) error
 	Lost() <-chan struct{}
@@ -70,7 +70,7 @@ func (c *Client) Close() {
 }
 
 // connection returns the connection, and makes one if there is none.
-func (c *Client) connection(ctx context.Context) (broker, error) {
+func (c *Client) connection(ctx context.Context) (connection, error) {
 	select {
 	case c.connecting <- struct{}{}:
 		defer func() { <-c.connecting }()
@@ -101,7 +101,7 @@ func (c *Client) connection(ctx context.Context) (broker, error) {
 var retryPauses = []time.Duration{0, 200 * time.Millisecond, 400 * time.Millisecond}
 
 // withConnection calls do, and again on a new connection if the connection was lost.
-func (c *Client) withConnection(ctx context.Context, do func(broker) error) error {
+func (c *Client) withConnection(ctx context.Context, do func(connection) error) error {
 	for try := 0; ; try++ {
 		connection, err := c.connection(ctx)
 		if err == nil {
@@ -130,7 +130,7 @@ func (c *Client) Send(ctx context.Context, s Signature, options ...Option) (*Res
 		return nil, err
 	}
 	for _, m := range p.messages {
-		err := c.withConnection(ctx, func(b broker) error { return b.Send(ctx, m.publishing, m.destination) })
+		err := c.withConnection(ctx, func(to connection) error { return to.Send(ctx, m.publishing, m.destination) })
 		if err != nil {
 			return nil, err
 		}
@@ -183,5 +183,5 @@ func (c *Client) Revoke(ctx context.Context, ids ...string) error {
 		},
 		Body: body,
 	}
-	return c.withConnection(ctx, func(b broker) error { return b.Broadcast(ctx, m) })
+	return c.withConnection(ctx, func(to connection) error { return to.Broadcast(ctx, m) })
 }

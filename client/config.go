@@ -9,15 +9,20 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // Config configures a [Client]. Queues, routes and the default queue must be those of
 // the workers, as in Python, where producers and workers share one configuration.
 type Config struct {
-	// Broker is Celery's broker_url, as [worker.Config] reads it. Required.
+	// Broker is Celery's broker_url, as [worker.Config] reads it. Required, unless
+	// Transport is set.
 	Broker string
 	// TLS is the configuration for amqps:// brokers, as in [worker.Config].
 	TLS *tls.Config
+
+	// Transport is used in place of Broker, as in [worker.Config].
+	Transport broker.Broker
 
 	// DefaultQueue is the queue of tasks for which neither an option nor a route
 	// gives a queue. Defaults to "celery", as in Python.
@@ -39,7 +44,7 @@ type Config struct {
 
 	// Origin names this process in messages. Defaults to gen<pid>@<host>.
 	Origin string
-	// Heartbeat is the AMQP heartbeat interval, as in [worker.Config].
+	// Heartbeat is the interval of the signs of life, as in [worker.Config].
 	Heartbeat time.Duration
 	// Logger is told about declarations that differ from a queue's. Nil discards it.
 	Logger *slog.Logger
@@ -52,7 +57,7 @@ type Config struct {
 func FromWorker(w worker.Config) Config {
 	w = w.WithDefaults()
 	return Config{
-		Broker: w.Broker, TLS: w.TLS,
+		Broker: w.Broker, TLS: w.TLS, Transport: w.Transport,
 		DefaultQueue: w.DefaultQueue, TaskQueues: w.TaskQueues, TaskRoutes: w.TaskRoutes,
 		DefaultExchange: w.DefaultExchange, DefaultRoutingKey: w.DefaultRoutingKey, RefuseUnknownQueues: w.RefuseUnknownQueues,
 		Results: w.Results, Heartbeat: w.Heartbeat, Logger: w.Logger, Now: w.Now,
@@ -67,7 +72,7 @@ func (c Config) worker() worker.Config {
 		consumed = c.TaskQueues[0].Name
 	}
 	return worker.Config{
-		Broker: c.Broker, TLS: c.TLS, Queues: []string{consumed},
+		Broker: c.Broker, TLS: c.TLS, Transport: c.Transport, Queues: []string{consumed},
 		DefaultQueue: c.DefaultQueue, TaskQueues: c.TaskQueues, TaskRoutes: c.TaskRoutes,
 		DefaultExchange: c.DefaultExchange, DefaultRoutingKey: c.DefaultRoutingKey, RefuseUnknownQueues: c.RefuseUnknownQueues,
 		Heartbeat: c.Heartbeat, Logger: c.Logger, Now: c.Now,

@@ -28,12 +28,18 @@ type Config struct {
 	// pyamqp:// or amqps://), or several separated by ";", tried in turn until
 	// one answers. A missing part gets kombu's default. Special characters in a
 	// password are literal, except those that end it. The options heartbeat,
-	// ssl_ca_certs, ssl_certfile and ssl_keyfile are applied. Required.
+	// ssl_ca_certs, ssl_certfile and ssl_keyfile are applied. Required, unless
+	// Transport is set.
 	Broker string
 	// TLS is the configuration for amqps:// brokers; files that Broker names are
 	// then ignored. Nil means: use these files, or else the system's root
 	// certificates, and verify the host name of the URL.
 	TLS *tls.Config
+
+	// Transport, if it is set, is used in place of the broker that Broker names: that
+	// of package broker/memory in tests, or one that this package does not have.
+	// Broker, TLS and Heartbeat are then not used.
+	Transport broker.Broker
 
 	// Queues are the names of the queues to consume. At least one is required.
 	Queues []string
@@ -244,7 +250,7 @@ func (c Config) Validate() error {
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
 
 	transport, invalid := c.transport()
-	if c.Broker == "" {
+	if c.Broker == "" && c.Transport == nil {
 		bad("Broker is empty: give an amqp:// URL")
 	} else if invalid != nil {
 		bad("Broker is %w", invalid)

@@ -15,8 +15,9 @@
 //
 // The package owns the deliveries until they are settled, the slots, reconnection
 // and shutdown. It contains no SQL and no application logic. Package broker says what
-// it needs of a broker, and package broker/amqp does it with RabbitMQ; package protocol
-// encodes and decodes messages.
+// it needs of a broker; package broker/amqp does it with RabbitMQ, and package
+// broker/memory in this process, for tests. Package protocol encodes and decodes
+// messages.
 //
 // # Guarantees
 //

@@ -4,6 +4,7 @@
 // network faults between a worker and its broker.
 //
 // Call and Run need no server: a [worker.Config] with any valid Broker and Queues is
-// enough. Start and Proxy need a RabbitMQ; give each test a virtual host of its
-// own.
+// enough. A worker that Start runs needs none either if its Transport is that of package
+// worker/broker/memory. Otherwise Start and Proxy need a RabbitMQ; give each test a
+// virtual host of its own.
 package workertest
