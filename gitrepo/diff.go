@@ -1,0 +1,133 @@
+package gitrepo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// A Change is what differs between a clone's files and its commit.
+type Change struct {
+	// Patch is the difference, as git apply takes it: binary files, modes and renames
+	// included. Its first line names the commit. It is empty if nothing differs.
+	Patch []byte
+	// Files are the names of the changed files, both names of a renamed one.
+	Files []string
+}
+
+// baseLine begins the line of a patch with the commit from which it was made, as in
+// the output of git format-patch --base. git apply ignores text before the first diff.
+const baseLine = "base-commit: "
+
+// Diff returns what differs between the files of the clone and its commit, new files
+// included. Files that .gitignore names are left out.
+//
+//   - Nothing in tree/.git has a part in it: neither its settings nor its index, nor
+//     commits that were made there.
+//   - It may be repeated, and changes nothing in the tree.
+//   - The error wraps ErrUnusable if the change cannot be a patch.
+func (c *Clone) Diff(ctx context.Context) (Change, error) {
+	if c.Tree == "" {
+		return Change{}, errors.New("gitrepo: Diff of a clone without files")
+	}
+	index := filepath.Join(c.Dir, "diff.index")
+	for _, name := range []string{index, index + ".lock"} { // of one who was killed
+		if err := os.RemoveAll(name); err != nil {
+			return Change{}, err
+		}
+	}
+	defer os.Remove(index)
+	inTree := func(args ...string) command {
+		return command{dir: c.repository(), tree: c.Tree, index: index, args: args}
+	}
+	if err := c.git.run(ctx, inTree("read-tree", c.Commit)); err != nil {
+		return Change{}, err
+	}
+	if err := c.git.run(ctx, inTree("add", "--all", "--", ".")); err != nil {
+		var git *Error
+		if errors.As(err, &git) {
+			return Change{}, fmt.Errorf("%w: git cannot read the files: %w", ErrUnusable, err)
+		}
+		return Change{}, err
+	}
+	tree, err := c.git.output(ctx, inTree("write-tree"))
+	if err != nil {
+		return Change{}, err
+	}
+	files, err := c.judge(ctx, c.Commit, tree)
+	if err != nil || len(files) == 0 {
+		return Change{}, err
+	}
+	patch, err := c.patch(ctx, c.Commit, tree)
+	return Change{Patch: patch, Files: files}, err
+}
+
+// patch returns the difference between a commit and a tree.
+func (c *Clone) patch(ctx context.Context, commit, tree string) ([]byte, error) {
+	out := &head{limit: int(c.git.config.MaxPatch)}
+	if err := c.git.run(ctx, command{dir: c.repository(), stdout: out, args: []string{
+		"diff-tree", "-r", "--patch", "--binary", "--full-index", "--find-renames", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
+		"--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short", "--end-of-options", commit, tree,
+	}}); err != nil {
+		return nil, err
+	}
+	if out.full {
+		return nil, fmt.Errorf("%w: the patch has more than %d bytes", ErrUnusable, c.git.config.MaxPatch)
+	}
+	return bytes.Join([][]byte{[]byte(baseLine + commit + "\n\n"), out.kept}, nil), nil
+}
+
+// ErrUnusable: the change cannot be published as it is.
+var ErrUnusable = errors.New("the change cannot be used")
+
+// maxTarget bounds the target of a symbolic link, in bytes.
+const maxTarget = 4096
+
+// judge returns the files in which two trees differ. The error wraps ErrUnusable if one
+// of them is a submodule, or a link that leads out of the tree.
+func (c *Clone) judge(ctx context.Context, before, after string) ([]string, error) {
+	var out bytes.Buffer
+	if err := c.git.run(ctx, command{dir: c.repository(), stdout: &out, args: []string{
+		"diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options", before, after,
+	}}); err != nil {
+		return nil, err
+	}
+	var files []string
+	fields := strings.Split(out.String(), "\x00")
+	for i := 0; i+1 < len(fields); i += 2 {
+		// :old mode, new mode, old id, new id, status
+		entry := strings.Fields(strings.TrimPrefix(fields[i], ":"))
+		name := fields[i+1]
+		if len(entry) != 5 {
+			return nil, fmt.Errorf("git diff-tree printed %q", fields[i])
+		}
+		files = append(files, name)
+		switch oldMode, mode, id := entry[0], entry[1], entry[3]; {
+		case mode == "160000" || oldMode == "160000":
+			return nil, fmt.Errorf("%w: it changes %s, which is a submodule or a repository of its own: change the submodule in its own repository, or remove the .git directory in it", ErrUnusable, name)
+		case mode == "120000":
+			target := &head{limit: maxTarget}
+			if err := c.git.run(ctx, command{dir: c.repository(), stdout: target, args: []string{"cat-file", "blob", id}}); err != nil {
+				return nil, err
+			}
+			if inside := filepath.Join(filepath.Dir(name), string(target.kept)); target.full || filepath.IsAbs(string(target.kept)) || !filepath.IsLocal(inside) || isDotGit(inside) {
+				return nil, fmt.Errorf("%w: %s would be a symbolic link to %.100q, which leads out of the repository or into .git", ErrUnusable, name, target.kept)
+			}
+		}
+	}
+	return files, nil
+}
+
+// isDotGit says that a path in the tree is in a directory .git.
+func isDotGit(path string) bool {
+	for part := range strings.SplitSeq(filepath.ToSlash(path), "/") {
+		if strings.EqualFold(part, ".git") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,175 @@
+package githubtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A repository is one of the server's. The server's mutex guards it.
+type repository struct {
+	name string // owner/name
+	// isArchived, labels and reviewers are what the tests have set.
+	isArchived bool
+	labels     []string
+	// collaborators may be asked for a review.
+	collaborators []string
+	// noDrafts says that the account's plan has no draft pull requests.
+	noDrafts bool
+	pulls    []*Pull
+}
+
+func (r *repository) archived() bool { return r.isArchived }
+
+// find returns a repository, nil if there is none. GitHub ignores case.
+func (s *Server) find(name string) *repository {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.repositories[strings.ToLower(name)]
+}
+
+// AddRepository makes a repository, with main as its default branch and these files in
+// a first commit; with no files it is empty.
+func (s *Server) AddRepository(ctx context.Context, name string, files map[string]string) error {
+	dir := filepath.Join(s.dir, "repositories", filepath.FromSlash(name)+".git")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	if _, err := run(exec.CommandContext(ctx, "git", "init", "--quiet", "--bare", "--initial-branch=main", dir)); err != nil {
+		return err
+	}
+	// As GitHub has it: any commit that a server has may be fetched.
+	for _, setting := range []string{"uploadpack.allowAnySHA1InWant", "http.receivepack"} {
+		if _, err := s.Git(ctx, name, "config", setting, "true"); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.repositories[strings.ToLower(name)] = &repository{name: name}
+	s.mu.Unlock()
+	if len(files) == 0 {
+		return nil
+	}
+	_, err := s.Commit(ctx, name, "main", "first", files)
+	return err
+}
+
+// Commit adds a commit to a branch of a repository, as somebody else would, and returns
+// its id. A file whose content is "-" is removed. A branch that does not exist begins
+// at main.
+func (s *Server) Commit(ctx context.Context, name, branch, message string, files map[string]string) (string, error) {
+	work, err := os.MkdirTemp(s.dir, "commit-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(work)
+	dir := filepath.Join(s.dir, "repositories", filepath.FromSlash(name)+".git")
+	git := func(args ...string) (string, error) {
+		cmd := exec.CommandContext(ctx, "git", args...)
+		cmd.Dir = work
+		return run(cmd)
+	}
+	if _, err := git("init", "--quiet", "--initial-branch=work"); err != nil {
+		return "", err
+	}
+	for _, from := range []string{branch, "main"} {
+		if _, err = git("fetch", "--quiet", dir, "refs/heads/"+from); err == nil {
+			if _, err := git("reset", "--quiet", "--hard", "FETCH_HEAD"); err != nil {
+				return "", err
+			}
+			break
+		}
+	}
+	for _, file := range slices.Sorted(func(yield func(string) bool) {
+		for file := range files {
+			if !yield(file) {
+				return
+			}
+		}
+	}) {
+		path := filepath.Join(work, filepath.FromSlash(file))
+		if files[file] == "-" {
+			err = os.Remove(path)
+		} else if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = os.WriteFile(path, []byte(files[file]), 0o600)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	for _, args := range [][]string{{"add", "--all"}, {"commit", "--quiet", "--allow-empty", "-m", message}, {"push", "--quiet", dir, "HEAD:refs/heads/" + branch}} {
+		if _, err := git(args...); err != nil {
+			return "", err
+		}
+	}
+	return git("rev-parse", "HEAD")
+}
+
+// Read returns the content of a file at a branch or commit.
+func (s *Server) Read(ctx context.Context, name, revision, file string) (string, error) {
+	return s.Git(ctx, name, "show", revision+":"+file)
+}
+
+// Repository settings.
+type Settings struct {
+	// Archived repositories accept no pushes and pull requests.
+	Archived bool
+	// Labels are those that the repository has. GitHub makes a label that a request adds
+	// to a pull request.
+	Labels []string
+	// Collaborators may be asked for a review.
+	Collaborators []string
+	// NoDrafts says that the account's plan has no draft pull requests.
+	NoDrafts bool
+}
+
+// Set replaces the settings of a repository.
+func (s *Server) Set(name string, settings Settings) error {
+	repo := s.find(name)
+	if repo == nil {
+		return fmt.Errorf("no repository %s", name)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	repo.isArchived, repo.labels, repo.collaborators, repo.noDrafts = settings.Archived, settings.Labels, settings.Collaborators, settings.NoDrafts
+	return nil
+}
+
+// A Pull is a pull request.
+type Pull struct {
+	Number             int
+	Title, Body        string
+	Head, Base         string // names of branches
+	Draft              bool
+	State              string // open or closed
+	Merged             bool
+	Labels             []string
+	RequestedReviewers []string
+	RequestedTeams     []string
+	Author             string
+	Created            time.Time
+}
+
+// Pulls returns a copy of the pull requests of a repository.
+func (s *Server) Pulls(name string) (list []Pull) {
+	repo := s.find(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range repo.pulls {
+		list = append(list, *p)
+	}
+	return list
+}
+
+// Edit changes a pull request, as somebody else would.
+func (s *Server) Edit(name string, number int, edit func(*Pull)) {
+	repo := s.find(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	edit(repo.pulls[number-1])
+}
