@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os/exec"
 	"path/filepath"
@@ -171,7 +170,7 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 	case errors.Is(cause, errStalled):
 		result.Outcome, result.Message = Stalled, fmt.Sprintf("Codex had printed nothing for %s and was ended. %s is the limit", e.config.StallLimit, e.config.SettingName("MM_ORCHESTRATOR_CODEX_STALL_LIMIT"))
 	case err != nil && !errors.As(err, &exit):
-		return Result{}, e.notStarted(err)
+		return Result{}, notStarted(e.config.Program, e.config.SettingName, err)
 	case events.failure != "":
 		result.Outcome, result.Message = classify(events.failure), events.failure
 	case events.events == 0 && stderr.text() != "":
@@ -189,7 +188,7 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 func (e *Exec) command(ctx context.Context, request ExecRequest) (*exec.Cmd, error) {
 	path, err := exec.LookPath(e.config.Program)
 	if err != nil {
-		return nil, e.notStarted(err)
+		return nil, notStarted(e.config.Program, e.config.SettingName, err)
 	}
 	cmd := &exec.Cmd{
 		Path: path, Args: append([]string{e.config.Program}, e.config.arguments()...), Dir: request.Dir,
@@ -224,15 +223,6 @@ func (c ExecConfig) arguments() []string {
 		list = append(list, "--config", override)
 	}
 	return append(list, "-")
-}
-
-// notStarted says why the program could not be started, and what to do.
-func (e *Exec) notStarted(err error) error {
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("there is no program %s: install Codex where the worker runs (npm install -g @openai/codex), or set %s to its path",
-			e.config.Program, e.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))
-	}
-	return fmt.Errorf("%s cannot be started: %w", e.config.Program, err)
 }
 
 // activity tells that a program prints.
