@@ -285,3 +285,19 @@ func TestTextIsMadeAsPythonDoes(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// A carriage return in a secret may be printed as it is, or as the line break that
+// Python makes of it.
+func TestSecretWithACarriageReturn(t *testing.T) {
+	t.Parallel()
+	for name, r := range map[string]*artifacts.Redactor{
+		"carriage return": artifacts.NewRedactor([]string{"MY_TOKEN=first-9x\rsecond-7y"}),
+		"line break":      artifacts.NewRedactor([]string{"MY_TOKEN=first-9x\nsecond-7y"}),
+	} {
+		for _, text := range []string{"first-9x\rsecond-7y", "first-9x\nsecond-7y"} {
+			if got := r.String("a " + text + " b"); got != "a *** b" {
+				t.Errorf("secret with a %s, text %q: %q", name, text, got)
+			}
+		}
+	}
+}
