@@ -92,7 +92,7 @@ func ExampleFromWorker() {
 		}
 		result, err := c.Send(ctx, client.Group(parts...))
 		if err != nil {
-			return "", worker.Retry{After: time.Second, Err: err}
+			return "", worker.RetryIn(time.Second).Because(err)
 		}
 		return result.ID, nil
 	})

@@ -93,6 +93,14 @@ func newBinder[In any](name string) *binder[In] {
 	return b
 }
 
+func (b *binder[In]) positionalNames() []string {
+	names := make([]string, b.positional)
+	for i, p := range b.parameters[:b.positional] {
+		names[i] = p.name
+	}
+	return names
+}
+
 func (b *binder[In]) has(name string) bool {
 	switch name {
 	case "*":
@@ -185,7 +193,7 @@ func (b *binder[In]) index(name string) int {
 }
 
 func (b *binder[In]) typeError(format string, args ...any) error {
-	return &Error{Type: "TypeError", Args: []any{b.function + " " + fmt.Sprintf(format, args...)}}
+	return &Error{Type: "TypeError", Args: []any{b.function + " " + fmt.Sprintf(format, args...)}, wrongArguments: true}
 }
 
 func (b *binder[In]) tooMany(given int) error {

@@ -71,7 +71,7 @@ func logOutcome(log interface {
 	case outcomeFailure:
 		log.Warn("task failed", "duration", o.duration, "error", o.failed.text)
 	case outcomeRetry:
-		log.Info("task will be retried", "duration", o.duration, "pause", o.retry.delay(), "error", o.failed.text)
+		log.Info("task will be retried", "duration", o.duration, "pause", o.retry.Pause(), "error", o.failed.text)
 	case outcomeInterrupted:
 		log.Warn("task was interrupted by the shutdown: its message is requeued", "duration", o.duration)
 	default:
@@ -254,12 +254,7 @@ func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 }
 
 func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (impossible, err error) {
-	now := w.cfg.Now()
-	options := protocol.RetryOptions{Now: now, Queue: o.retry.Queue}
-	if delay := o.retry.delay(); delay > 0 {
-		options.ETA = now.Add(delay)
-	}
-	message, err := protocol.RetryMessage(m, options)
+	message, err := o.retry.Message(m, w.cfg.Now())
 	if err != nil {
 		return err, nil
 	}
@@ -282,7 +277,7 @@ func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (im
 		return nil, nil
 	}
 	row := w.row(m, protocol.StateRetry)
-	row.Exception, row.Traceback = &o.failed.exception, o.failed.traceback
+	row.Exception, row.Traceback = o.failed.stored(), o.failed.traceback
 	_, err = w.store(w.lifecycle.record, row)
 	return nil, err
 }

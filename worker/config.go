@@ -145,6 +145,15 @@ type Config struct {
 	// failure without waiting for the handler. Defaults to 15 s.
 	HardLimitGrace time.Duration
 
+	// ErrorClasses give errors that handlers return their classes in Python, after those
+	// of the task's own option [ErrorClasses].
+	ErrorClasses []ErrorClass
+	// OnError, if set, is called after each attempt that has failed, also when the task
+	// will be retried: for a service that collects errors, for instance. The outcome is
+	// recorded by then. ctx is not the handler's, which may have ended. The attempt's slot
+	// is free when OnError returns. A panic is logged.
+	OnError func(ctx context.Context, f TaskFailure)
+
 	// Logger gets the worker's log lines: the end of each task at level Info, or
 	// Warn if it failed, lost connections at Warn, and the begin of consuming at
 	// Debug (see [Worker.Started]). Nil discards them.
@@ -301,6 +310,11 @@ func (c Config) Validate() error {
 		}
 		if r.Queue == "" && (r.Exchange == "" || r.RoutingKey == "") {
 			bad("TaskRoutes: the route of %q names neither a queue nor both exchange and routing key", r.Task)
+		}
+	}
+	for _, class := range c.ErrorClasses {
+		if class.Match == nil || class.Type == "" {
+			bad("ErrorClasses has a class %q without Match or Type", class.Type)
 		}
 	}
 	if c.Slots < 0 || c.Slots > 65535 {

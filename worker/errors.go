@@ -9,8 +9,9 @@ import (
 
 // Causes with which the worker ends a handler's context (see [context.Cause]).
 var (
-	// ErrSoftTimeLimit is the cause at the soft time limit. A handler that
-	// returns this error or context.Canceled fails as SoftTimeLimitExceeded.
+	// ErrSoftTimeLimit is the cause at the soft time limit, and ctx.Err is then
+	// context.DeadlineExceeded. A handler that returns one of these errors, or
+	// context.Canceled, fails as SoftTimeLimitExceeded.
 	ErrSoftTimeLimit = errors.New("soft time limit exceeded")
 	// ErrTimeLimit is the cause at the hard time limit. The task fails as
 	// TimeLimitExceeded when the handler then returns an error, or does not
@@ -80,6 +81,8 @@ type Error struct {
 	Traceback string
 	// Err is the underlying Go error, for logs and errors.Is.
 	Err error
+
+	wrongArguments bool // of the task: a retry is of no use
 }
 
 // Error is the last line of a Python traceback: "Type: message".
@@ -92,45 +95,6 @@ func (e Error) Error() string {
 }
 
 func (e Error) Unwrap() error { return e.Err }
-
-// Retry is returned by a handler to run the task again later. The worker
-// publishes a message with the same task id, a retry count that is one higher,
-// and an ETA, stores the state RETRY, and acknowledges the old message
-// (docs/celery.md#retries).
-type Retry struct {
-	// After is the delay. Zero means 180 s, Celery's default_retry_delay;
-	// negative means no delay.
-	After time.Duration
-	// Max is the maximum number of retries of the task. Zero means 3, Celery's
-	// default; negative means no limit. Beyond it the task fails with Err, or
-	// with MaxRetriesExceededError if Err is nil.
-	Max int
-	// Err is the failure that is the reason for the retry, or nil.
-	Err error
-	// Queue is the queue to publish to. Empty means the exchange and routing key
-	// of the original message.
-	Queue string
-}
-
-func (r Retry) Error() string {
-	text := "retry in " + r.delay().String()
-	if r.Err != nil {
-		text += ": " + r.Err.Error()
-	}
-	return text
-}
-
-func (r Retry) Unwrap() error { return r.Err }
-
-func (r Retry) delay() time.Duration {
-	switch {
-	case r.After == 0:
-		return 180 * time.Second
-	case r.After < 0:
-		return 0
-	}
-	return r.After
-}
 
 // Reject is returned by a handler to return the message to the broker.
 type Reject struct {

@@ -102,7 +102,7 @@ func ExampleError() {
 func ExampleRetry() {
 	w := exampleWorker()
 	worker.Handle(w, "shop.sync", func(context.Context, struct{}) (any, error) {
-		return nil, worker.Retry{After: 30 * time.Second, Max: 5, Err: errors.New("remote is down")}
+		return nil, worker.RetryIn(30 * time.Second).Max(5).Because(errors.New("remote is down"))
 	})
 	outcome, _ := workertest.Call(context.Background(), w, "shop.sync", nil, nil)
 	fmt.Println(outcome.State, outcome.Exception.Repr())

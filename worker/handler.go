@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -15,15 +16,17 @@ import (
 //     value without such a form makes the task FAILURE with kombu's EncodeError.
 //   - A returned error makes the task FAILURE, unless it is [Retry], [Reject] or
 //     [Ignore]. An [Error] chooses the Python class; for any other error the
-//     class is RuntimeError. These values may be pointers, and may be wrapped in
+//     class is RuntimeError, or what [ErrorClasses] says. With [AutoRetry] the
+//     task is run again. These values may be pointers, and may be wrapped in
 //     other errors.
 //   - A panic makes the task FAILURE with the class RuntimeError and the stack as
 //     traceback. So does a panic of middleware, or of a method of what the
 //     handler returned, such as Error or MarshalJSON.
 //   - ctx ends at the soft time limit (cause [ErrSoftTimeLimit]), at the hard
 //     time limit (cause [ErrTimeLimit]), and when a shutdown waits no longer
-//     (cause [ErrShutdown]). A handler that ignores this keeps its slot until it
-//     returns.
+//     (cause [ErrShutdown]). ctx.Deadline is the first of the two limits. A handler
+//     that ignores this keeps its slot until it returns.
+//   - [Logger] is the logger for the handler, and [TaskFromContext] its task.
 //   - Many goroutines may call Handle at once, and may call it again for the
 //     same task: execution is at least once.
 type Handler interface {
@@ -53,6 +56,7 @@ type Task struct {
 	// not change it. It is empty when the task did not come from a broker.
 	Delivery protocol.Delivery
 
+	logger *slog.Logger                                                        // see Logger
 	update func(ctx context.Context, state string, meta json.RawMessage) error // nil when results are ignored
 	// Nil when the task did not come from a broker.
 	stillUnacked   func(ctx context.Context) error
@@ -98,6 +102,8 @@ type registration struct {
 	wrapped      Handler // handler with middleware, which is built once
 	ignoreResult bool
 	timeLimit    protocol.TimeLimit
+	retries      *RetryPolicy // nil without retries of the worker's own
+	classes      []ErrorClass // the task's, then the worker's
 	prepare      func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)
 }
 

@@ -34,7 +34,7 @@ func TestFailuresShowTheirClass(t *testing.T) {
 		},
 		"panic":       func(context.Context, none) (any, error) { panic("at the disco") },
 		"unencodable": func(context.Context, none) (any, error) { return make(chan int), nil },
-		"retried":     func(context.Context, none) (any, error) { return nil, &worker.Retry{After: time.Second} },
+		"retried":     func(context.Context, none) (any, error) { r := worker.RetryIn(time.Second); return nil, &r },
 		"ignored":     func(context.Context, none) (any, error) { return nil, worker.Ignore },
 		"rejected":    func(context.Context, none) (any, error) { return nil, worker.Reject{Requeue: true} },
 	}
@@ -47,7 +47,7 @@ func TestFailuresShowTheirClass(t *testing.T) {
 		"wrapped":     {"FAILURE", `ShopError('why')`, `shop.ShopError: why`},
 		"panic":       {"FAILURE", `RuntimeError('panic: at the disco')`, "outcome_test.go"},
 		"unencodable": {"FAILURE", `EncodeError(`, "EncodeError"},
-		"retried":     {"RETRY", `Retry('retry in 1s')`, ""},
+		"retried":     {"RETRY", "", "celery.exceptions.Retry: Retry in 1s"},
 		"ignored":     {"", "", ""},
 		"rejected":    {"", "", ""},
 	} {
@@ -110,7 +110,7 @@ func TestPanicInWhatAHandlerReturnedIsAFailure(t *testing.T) {
 		"Unwrap":            {nil, panicking{"Unwrap"}},
 		"Exception":         {nil, panickingException{panicking{"Exception"}}},
 		"Error of wrapped":  {nil, fmt.Errorf("wrapped: %w", errors.Join(panicking{"Unwrap"}))},
-		"Error of retry":    {nil, worker.Retry{Err: panicking{"Error"}}},
+		"Error of retry":    {nil, worker.Retry{}.Because(panicking{"Error"})},
 		"Error of Err":      {nil, worker.Error{Err: panicking{"Error"}}},
 		"argument":          {nil, worker.Error{Args: []any{panicking{"MarshalJSON"}}}},
 		"MarshalJSON":       {panicking{"MarshalJSON"}, nil},

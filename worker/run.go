@@ -36,6 +36,14 @@ type failure struct {
 	text string
 }
 
+// stored is the exception of the result row, or nil if there is none.
+func (f failure) stored() *protocol.Exception {
+	if f.exception.Type == "" {
+		return nil
+	}
+	return &f.exception
+}
+
 // execute runs the task of an attempt in its slot, records the outcome and settles
 // the deliveries. A panic of this package rejects them, since the message probably
 // causes it again.
@@ -64,6 +72,10 @@ func (w *Worker) execute(a *attempt) {
 	}
 	a.first.activity.Progress("recording the outcome of its task")
 	w.conclude(a)
+	if a.task == nil {
+		a.task = &Task{Message: m, Node: w.cfg.Node, Queue: a.first.sub.queue.Name, Delivery: a.first.wire, logger: w.taskLogger(m)}
+	}
+	w.reportFailure(w.lifecycle.record, a.task, a.outcome)
 }
 
 // run runs a task's handler and returns the outcome.
@@ -76,9 +88,10 @@ func (w *Worker) run(a *attempt) outcome {
 	if w.cfg.TrackStarted && !ignored {
 		w.storeStarted(m)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire,
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire, logger: w.taskLogger(m),
 		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, a) },
 		otherConsumers: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
+	a.task = task
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {
@@ -94,7 +107,7 @@ func (w *Worker) run(a *attempt) outcome {
 	began := w.cfg.Now()
 	// A handler may take any time: it does not count as stuck.
 	endWait := d.activity.Wait()
-	o := runHandler(w.lifecycle.work, task, r.wrapped, w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
+	o := runHandler(w.lifecycle.work, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
 	endWait()
 	o.duration = w.cfg.Now().Sub(began)
 	return o
@@ -125,8 +138,8 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 	if !known {
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey}
-	o := runHandler(ctx, task, r.wrapped, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey, logger: w.taskLogger(m)}
+	o := runHandler(ctx, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
 	result := Outcome{Value: o.value, Err: o.failed.err}
 	switch o.kind {
 	case outcomeSuccess:
@@ -143,8 +156,9 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 		result.Err = ErrShutdown
 	}
 	if result.State == protocol.StateFailure || result.State == protocol.StateRetry {
-		result.Exception, result.Traceback = &o.failed.exception, o.failed.traceback
+		result.Exception, result.Traceback = o.failed.stored(), o.failed.traceback
 	}
+	w.reportFailure(ctx, task, o)
 	return result, nil
 }
 
@@ -191,13 +205,11 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 // The grace exists because error callbacks may depend on what the handler does
 // before it returns: a rollback, for example, needs the failure of its step to
 // be recorded.
-func runHandler(work context.Context, task *Task, handler Handler, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan outcome)) outcome {
-	ctx, cancel := context.WithCancelCause(ContextWithTask(work, task))
+func runHandler(work context.Context, task *Task, r registration, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan outcome)) outcome {
+	stoppable, cancel := context.WithCancelCause(ContextWithTask(work, task))
 	defer cancel(nil)
-	if limit.Soft > 0 {
-		soft := time.AfterFunc(limit.Soft, func() { cancel(ErrSoftTimeLimit) })
-		defer soft.Stop()
-	}
+	ctx, end := limited(stoppable, limit)
+	defer end()
 	var hard, late <-chan time.Time
 	if limit.Hard > 0 {
 		timer := time.NewTimer(limit.Hard)
@@ -205,11 +217,11 @@ func runHandler(work context.Context, task *Task, handler Handler, limit protoco
 		hard = timer.C
 	}
 	done := make(chan outcome, 1)
-	go callHandler(ctx, task, handler, done)
+	go callHandler(ctx, task, r, done)
 	for {
 		select {
 		case o := <-done:
-			if late != nil && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
+			if (late != nil || context.Cause(ctx) == ErrTimeLimit) && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
 				return hardLimitOutcome(limit.Hard)
 			}
 			return o
@@ -231,35 +243,41 @@ func runHandler(work context.Context, task *Task, handler Handler, limit protoco
 
 // callHandler calls the handler and converts what it returned. Both call the
 // program's code, also methods such as Error and MarshalJSON of what was
-// returned. So both are under the task's time limits, and a panic in either is
-// the task's failure.
-func callHandler(ctx context.Context, task *Task, handler Handler, done chan<- outcome) {
+// returned, and functions of a [RetryPolicy]. So both are under the task's time
+// limits, and a panic in either is the task's failure.
+func callHandler(ctx context.Context, task *Task, r registration, done chan<- outcome) {
 	finished := false
 	var o outcome
 	var value any
 	var err error
 	returned := false
+	defer func() { done <- o }()
 	defer func() {
-		if !finished {
-			panicked := &panicError{value: recover(), frames: panicFrames()}
-			if returned {
-				panicked.of = fmt.Sprintf("%T", value)
-				if err != nil {
-					panicked.of = fmt.Sprintf("%T", err)
-				}
-			}
-			o = outcomeOf(ctx, nil, panicked, task.Message)
+		if finished {
+			return
 		}
-		done <- o
+		panicked := &panicError{value: recover(), frames: panicFrames()}
+		if returned {
+			panicked.of = fmt.Sprintf("%T", value)
+			if err != nil {
+				panicked.of = fmt.Sprintf("%T", err)
+			}
+		}
+		o = failureOutcome(panicked)
+		if !returned {
+			// This calls the program's functions: if they panic, o stays.
+			defer func() { _ = recover() }()
+			o = outcomeOf(ctx, nil, panicked, task.Message, r)
+		}
 	}()
-	value, err = handler.Handle(ctx, task)
+	value, err = r.wrapped.Handle(ctx, task)
 	returned = true
-	o = outcomeOf(ctx, value, err, task.Message)
+	o = outcomeOf(ctx, value, err, task.Message, r)
 	finished = true
 }
 
 // outcomeOf converts what a handler returned.
-func outcomeOf(ctx context.Context, result any, failed error, m *protocol.Message) outcome {
+func outcomeOf(ctx context.Context, result any, failed error, m *protocol.Message, r registration) outcome {
 	if failed == nil {
 		value, err := protocol.EncodeJSON(result)
 		if err != nil {
@@ -274,16 +292,20 @@ func outcomeOf(ctx context.Context, result any, failed error, m *protocol.Messag
 		return outcome{kind: outcomeReject, reject: reject}
 	}
 	if retry, ok := asValue[Retry](failed); ok {
-		return retryOutcome(retry, m)
+		return retryOutcome(retry, m, r)
 	}
 	cause := context.Cause(ctx)
-	switch {
-	case cause == ErrShutdown:
+	if cause == ErrShutdown {
 		return outcome{kind: outcomeInterrupted}
-	case cause == ErrSoftTimeLimit && (errors.Is(failed, ErrSoftTimeLimit) || errors.Is(failed, context.Canceled)):
-		return failureOutcome(&Error{Type: "SoftTimeLimitExceeded", Module: "billiard.exceptions", Args: []any{}, Err: failed})
 	}
-	return failureOutcome(failed)
+	reason := failed
+	if cause == ErrSoftTimeLimit && ErrorIs(ErrSoftTimeLimit, context.DeadlineExceeded, context.Canceled)(failed) {
+		reason = &Error{Type: "SoftTimeLimitExceeded", Module: "billiard.exceptions", Args: []any{}, Err: failed}
+	}
+	if retry, again := r.retries.retry(failed); again {
+		return retryOutcome(retry.Because(reason), m, r)
+	}
+	return failureOutcome(r.classify(reason))
 }
 
 // asValue returns the first T or *T in an error's chain.
@@ -299,24 +321,28 @@ func asValue[T error](err error) (T, bool) {
 	return value, false
 }
 
-func retryOutcome(retry Retry, m *protocol.Message) outcome {
-	most := retry.Max
-	if most == 0 {
-		most = 3
+// retryOutcome is a retry, or a failure when none is left. Without a reason the row of
+// the state RETRY has no exception, as in Celery, but the traceback of Celery's Retry.
+func retryOutcome(retry Retry, m *protocol.Message, r registration) outcome {
+	if retry.err != nil {
+		return failureOutcome(retry.err)
 	}
-	reason := retry.Err
-	if most > 0 && m.Retries+1 > most {
+	retry = retry.complete(r.retries, m.Retries).bind(m, r.positional())
+	reason := r.classify(retry.reason)
+	if retry.most >= 0 && m.Retries+1 > retry.most {
 		if reason == nil {
 			reason = &Error{Type: "MaxRetriesExceededError", Module: "celery.exceptions",
 				Args: []any{fmt.Sprintf("Can't retry %s[%s] args:%s kwargs:%s", m.Task, m.ID, m.ArgsRepr, m.KwargsRepr)}}
 		}
 		return failureOutcome(reason)
 	}
+	o := outcome{kind: outcomeRetry, retry: retry}
 	if reason == nil {
-		reason = &Error{Type: "Retry", Module: "celery.exceptions", Args: []any{retry.Error()}}
+		asked := Error{Type: "Retry", Module: "celery.exceptions", Args: []any{retry.Error()}}
+		o.failed = failure{traceback: tracebackOf(asked, asked.exception()), err: retry, text: retry.Error()}
+		return o
 	}
-	o := failureOutcome(reason)
-	o.kind, o.retry = outcomeRetry, retry
+	o.failed = failureOutcome(reason).failed
 	return o
 }
 

@@ -49,7 +49,7 @@ func registerShop(w *worker.Worker) {
 	worker.Handle(w, "shop.retry", func(context.Context, struct {
 		N int `celery:"n"`
 	}) (any, error) {
-		return nil, worker.Retry{After: 500 * time.Millisecond, Max: 2, Err: worker.Error{Type: "KeyError", Args: []any{"nope"}}}
+		return nil, worker.RetryIn(500 * time.Millisecond).Max(2).Because(worker.Error{Type: "KeyError", Args: []any{"nope"}})
 	})
 	worker.Handle(w, "shop.sleep", func(ctx context.Context, in struct {
 		Seconds float64 `celery:"n"`

@@ -99,6 +99,12 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	for _, option := range options {
 		option(&r)
 	}
+	for _, class := range r.classes {
+		if class.Match == nil || class.Type == "" {
+			panic(fmt.Sprintf("worker: task %q: an ErrorClass needs Match and Type", name))
+		}
+	}
+	r.classes = append(r.classes, w.cfg.ErrorClasses...)
 	w.tasks[name] = w.wrapped(r)
 }
 
@@ -130,14 +136,30 @@ func Handle[In, Out any](w *Worker, name string, fn func(ctx context.Context, in
 // Typed returns a [Handler] that calls a function with typed arguments, for
 // [Worker.Register]. The name is that of the task; error texts contain it.
 func Typed[In, Out any](name string, fn func(ctx context.Context, in In) (Out, error)) Handler {
-	bind := newBinder[In](name)
-	return HandlerFunc(func(ctx context.Context, task *Task) (any, error) {
-		var in In
-		if err := bind.into(&in, task.Args, task.Kwargs); err != nil {
-			return nil, err
-		}
-		return fn(ctx, in)
-	})
+	return &typedHandler[In, Out]{newBinder[In](name), fn}
+}
+
+type typedHandler[In, Out any] struct {
+	bind *binder[In]
+	fn   func(ctx context.Context, in In) (Out, error)
+}
+
+func (h *typedHandler[In, Out]) Handle(ctx context.Context, task *Task) (any, error) {
+	var in In
+	if err := h.bind.into(&in, task.Args, task.Kwargs); err != nil {
+		return nil, err
+	}
+	return h.fn(ctx, in)
+}
+
+func (h *typedHandler[In, Out]) positional() []string { return h.bind.positionalNames() }
+
+// positional lists the parameters that the handler takes by position, if it says so.
+func (r registration) positional() []string {
+	if h, ok := r.handler.(interface{ positional() []string }); ok {
+		return h.positional()
+	}
+	return nil
 }
 
 // Tasks lists the registered task names in alphabetical order.

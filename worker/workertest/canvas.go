@@ -107,7 +107,7 @@ func (r *canvasRun) run(ctx context.Context, message protocol.Publishing) error 
 		}
 		outcome = failedWith(protocol.Exception{Module: "celery.exceptions", Type: "Reject", Args: []json.RawMessage{reason, json.RawMessage("false")}})
 	case outcome.Retry != nil:
-		again, err := protocol.RetryMessage(m, protocol.RetryOptions{Queue: outcome.Retry.Queue})
+		again, err := outcome.Retry.Message(m, time.Now())
 		if err != nil {
 			return err
 		}

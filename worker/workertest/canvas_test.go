@@ -27,7 +27,7 @@ func canvasWorker() *worker.Worker {
 		Fails int `celery:"fails"`
 	}) (string, error) {
 		if n := worker.TaskFromContext(ctx).Retries; n < in.Fails {
-			return "", worker.Retry{Max: 2, Err: errors.New("busy")}
+			return "", worker.Retry{}.Max(2).Because(errors.New("busy"))
 		}
 		return "done", nil
 	})

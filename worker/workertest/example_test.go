@@ -19,7 +19,7 @@ func syncWorker() *worker.Worker {
 		SKU int `celery:"sku"`
 	}) (string, error) {
 		if in.SKU == 0 {
-			return "", worker.Retry{Max: 2, Err: errors.New("remote is down")}
+			return "", worker.Retry{}.Max(2).Because(errors.New("remote is down"))
 		}
 		return fmt.Sprint("synced ", in.SKU), nil
 	})
