@@ -79,9 +79,11 @@ type Consumer interface {
 	// the subscription, the connection is lost.
 	//
 	// Redis: a goroutine that waits until fewer than limit are not settled, and then
-	// takes one message from the lists of the queue's priorities. BRPOP alone would
-	// lose it in a crash: one script pops it and adds it to unacked and
-	// unacked_index. BRPOP only wakes the goroutine.
+	// takes one message from the lists of the queue's priorities. A crash after
+	// kombu's BRPOP loses it. So a script takes it and adds it to unacked and
+	// unacked_index. While the lists are empty, the goroutine tries again every
+	// second, and at once when it sees a message: BLMOVE from a list to the same end
+	// of the same list waits for one and moves none.
 	Subscribe(ctx context.Context, q Queue, limit int, deliver func(Delivery)) (Subscription, error)
 	// Depth asks how many messages are ready in a queue: those that no worker has
 	// received. It is a [MismatchError] when the queue does not exist.
@@ -91,17 +93,17 @@ type Consumer interface {
 	// Consumers asks how many consumers a queue has. The broker may take any time
 	// to answer. It is an error when this connection adds or ends one meanwhile.
 	//
-	// Redis: nothing there knows it. A Consumer will keep its name in a sorted set
-	// with the time, as workers of this package alone do: Other is at least 1 when
-	// Python workers may be there, so that nobody takes itself for alone.
+	// Redis: the server does not know it. Consumers of this package will keep their
+	// names in a sorted set with the time. Those of Python do not, so that Other is
+	// always at least 1: no worker may wrongly consider itself alone.
 	Consumers(ctx context.Context, queue string) (Consumers, error)
 }
 
 // Subscription is the receiving of a queue on a connection.
 type Subscription interface {
 	// Delay says how many of the messages that are not settled only wait for a time:
-	// the broker sends so many more than the limit, approximately. The caller does not call
-	// it twice at once.
+	// the broker sends about that many more than the limit. There is one call of it at a
+	// time.
 	//
 	// Redis: adds the number to the limit.
 	Delay(ctx context.Context, messages int)
@@ -126,9 +128,9 @@ type Delivery struct {
 	Receipt
 }
 
-// Receipt settles one delivery. Ack, Reject and Requeue do not wait for the broker:
-// if one of them fails, the connection is lost, and the message goes back to its
-// queue. Only the first of them has an effect.
+// Receipt settles one delivery, by one call of Ack, Reject or Requeue. They do not wait
+// for the broker. If one fails, the connection is lost, and the message goes back to
+// its queue; on a lost connection they do nothing.
 type Receipt interface {
 	// Ack says that the message is done.
 	//
