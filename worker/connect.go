@@ -11,20 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
-	"github.com/moonladderstudios/mm-orchestrator/worker/broker/amqp"
 )
-
-// transport returns Transport, or the broker that Broker names. It connects to nothing. The error
-// contains no password. This is the only place that knows an implementation: each
-// scheme belongs to one, and all that kombu reads today as one of RabbitMQ's are
-// package broker/amqp's.
-func (c Config) transport() (broker.Broker, error) {
-	if c.Transport != nil {
-		return c.Transport, nil
-	}
-	config := amqp.Config{Addresses: c.Broker, TLS: c.TLS, Heartbeat: c.Heartbeat, Name: c.Node, Logger: c.Logger}
-	return amqp.New(config), config.Validate()
-}
 
 // session is a connection that consumes, with its deliveries.
 type session struct {

@@ -80,8 +80,9 @@
 // owns the deliveries, the slots and the memory of what has ended, and attempt.go is
 // one run of a task.
 //
-// connect.go makes the connections and replaces lost ones: it knows the subscriptions,
-// link.go the current connection, connection_faults.go when to try again and what to
-// log. shutdown.go has Run and the order in which it ends. health.go says what is known
-// without asking the broker, inspect.go asks it.
+// transport.go chooses the broker. connect.go makes the connections and replaces lost
+// ones: it knows the subscriptions, link.go the current connection, and
+// connection_faults.go when to try again and what to log. shutdown.go has Run and the
+// order in which it ends. health.go says what is known without asking the broker, and
+// inspect.go asks it.
 package worker

@@ -203,7 +203,7 @@ func TestImportsGoOneWay(t *testing.T) {
 func TestOnlyOnePackageSpeaksAMQP(t *testing.T) {
 	t.Parallel()
 	implementation := module + "/worker/broker/amqp"
-	choosing := "worker/connect.go"
+	choosing := "worker/transport.go"
 	for _, p := range list(t) {
 		if within(p.name(), "internal") || p.ImportPath == implementation {
 			continue // tools and test support are programs of their own
