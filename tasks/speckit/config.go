@@ -52,6 +52,9 @@ type Config struct {
 	Artifacts artifacts.DirectoryConfig
 	// Repository is that of runs whose row names none, as owner/name, "" for none.
 	Repository string
+	// Repositories says where the repositories of runs are. nil means that the tasks can
+	// neither run Codex nor publish outside of test mode.
+	Repositories *Repositories
 
 	// DefaultQueue is the queue of discover_next_phase. Defaults to speckit.
 	DefaultQueue string
@@ -120,6 +123,11 @@ func (c Config) Validate() error {
 		return fmt.Errorf("speckit: Config.CodexShards is %d, want 1 to 64", c.CodexShards)
 	case c.Skills.Canary < 0 || c.Skills.Canary > 100:
 		return fmt.Errorf("speckit: Config.Skills.Canary is %d, want 0 to 100", c.Skills.Canary)
+	}
+	if c.Repositories != nil {
+		if err := c.Repositories.validate(); err != nil {
+			return err
+		}
 	}
 	return c.Artifacts.WithDefaults().Validate()
 }

@@ -1,0 +1,99 @@
+package speckit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
+)
+
+// Repositories says where the repositories of runs are, and how they are cloned.
+type Repositories struct {
+	// Git clones and pushes. Required.
+	Git *gitrepo.Git
+	// Server is the base address: the repository owner/name is at Server/owner/name.git.
+	// Defaults to https://github.com.
+	Server string
+	// Token is sent to the server, nil for none.
+	Token gitrepo.Token
+	// Base is the branch from which changes start and to which pull requests go. Empty
+	// means the repository's default branch.
+	Base string
+	// Dir is the absolute path of the directory in which tasks make their clones. It is
+	// emptied of a run's when its task ends. Required.
+	Dir string
+}
+
+func (r Repositories) withDefaults() Repositories {
+	if r.Server == "" {
+		r.Server = "https://github.com"
+	}
+	return r
+}
+
+func (r Repositories) validate() error {
+	switch {
+	case r.Git == nil:
+		return errors.New("speckit: Config.Repositories.Git is nil")
+	case !filepath.IsAbs(r.Dir):
+		return fmt.Errorf("speckit: Config.Repositories.Dir is %q, want an absolute path", r.Dir)
+	case r.Base != "":
+		if err := gitrepo.CheckBranch(r.Base); err != nil {
+			return fmt.Errorf("speckit: Config.Repositories.Base: %w", err)
+		}
+	}
+	_, err := r.Git.Remote(r.withDefaults().Server+"/owner/name.git", nil)
+	return err
+}
+
+// repositoryName is the form of owner/name. GitHub allows these characters only, so that
+// a name can stand in an address as it is.
+var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
+
+// repository is the name of the run's repository, as owner/name.
+func (a *attempt) repository() (string, error) {
+	name := first(a.context.text("repository"), a.run.Repository, a.config.Repository)
+	switch {
+	case name == "":
+		return "", valueError("the run names no repository: set %s, or submit the run with one", a.config.SettingName("GITHUB_REPOSITORY"))
+	case !repositoryName.MatchString(name) || strings.Contains(name, "..") || strings.HasSuffix(name, ".git") || len(name) > 150:
+		return "", valueError("the repository %.100q does not have the form owner/name: correct %s, or submit the run with another one", name, a.config.SettingName("GITHUB_REPOSITORY"))
+	}
+	return name, nil
+}
+
+// remote is the run's repository on the server, and git for it, whose programs end with
+// the task.
+func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
+	r := a.config.Repositories.withDefaults()
+	name, err := a.repository()
+	if err != nil {
+		return nil, nil, err
+	}
+	address, err := url.JoinPath(r.Server, name+".git")
+	if err != nil {
+		return nil, nil, valueError("the address of the git server is not valid: %v", err)
+	}
+	runner := processes.Runner{Logger: a.log}
+	git := r.Git.WithRun(func(ctx context.Context, cmd *exec.Cmd) error {
+		return runner.Run(ctx, processes.Owner{Run: a.runID, Step: string(a.task)}, cmd, nil)
+	})
+	remote, err := git.Remote(address, r.Token)
+	if err != nil {
+		return nil, nil, valueError("%v", err)
+	}
+	return git, remote, nil
+}
+
+// cloneDir is the directory of this task for a clone. A run has its own, and so has each
+// task of it.
+func (a *attempt) cloneDir() string {
+	return filepath.Join(a.config.Repositories.Dir, a.run.ID, string(a.task))
+}
