@@ -55,7 +55,7 @@ func (g *Git) Clone(ctx context.Context, remote *Remote, branch, dir string) (*C
 	return g.clone(ctx, remote, branch, dir, true)
 }
 
-// Fetch is Clone without files: enough for Apply, Commit and Push.
+// Fetch is Clone without files: enough for Apply, CommitTree and Push.
 func (g *Git) Fetch(ctx context.Context, remote *Remote, branch, dir string) (*Clone, error) {
 	return g.clone(ctx, remote, branch, dir, false)
 }

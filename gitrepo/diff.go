@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 )
 
 // A Change is what differs between a clone's files and its commit.
@@ -122,10 +123,19 @@ func (c *Clone) judge(ctx context.Context, before, after string) ([]string, erro
 	return files, nil
 }
 
-// isDotGit says that a path in the tree is in a directory .git.
+// isDotGit says that a path in the tree is in a directory that is .git on some file
+// system: in other letters, with characters that the file system ignores, or by its
+// short name.
 func isDotGit(path string) bool {
 	for part := range strings.SplitSeq(filepath.ToSlash(path), "/") {
-		if strings.EqualFold(part, ".git") {
+		part = strings.Map(func(r rune) rune {
+			if unicode.Is(unicode.Cf, r) {
+				return -1 // HFS+ ignores them
+			}
+			return unicode.ToLower(r)
+		}, part)
+		part, _, _ = strings.Cut(part, ":") // NTFS: a stream of the file
+		if part = strings.TrimRight(part, ". "); part == ".git" || part == "git~1" {
 			return true
 		}
 	}

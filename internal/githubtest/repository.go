@@ -43,9 +43,11 @@ func (s *Server) AddRepository(ctx context.Context, name string, files map[strin
 	if _, err := run(exec.CommandContext(ctx, "git", "init", "--quiet", "--bare", "--initial-branch=main", dir)); err != nil {
 		return err
 	}
-	// As GitHub has it: any commit that a server has may be fetched.
-	for _, setting := range []string{"uploadpack.allowAnySHA1InWant", "http.receivepack"} {
-		if _, err := s.Git(ctx, name, "config", setting, "true"); err != nil {
+	for _, setting := range [][2]string{
+		{"uploadpack.allowAnySHA1InWant", "true"}, // as GitHub has it
+		{"http.receivepack", "true"}, {"gc.auto", "0"}, {"receive.autogc", "false"},
+	} {
+		if _, err := s.Git(ctx, name, "config", setting[0], setting[1]); err != nil {
 			return err
 		}
 	}
@@ -172,4 +174,17 @@ func (s *Server) Edit(name string, number int, edit func(*Pull)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	edit(repo.pulls[number-1])
+}
+
+// RefusePushes makes a repository refuse every push with a text, as a rule or a
+// protected branch does. An empty text ends that.
+func (s *Server) RefusePushes(name, text string) error {
+	hook := filepath.Join(s.dir, "repositories", filepath.FromSlash(name)+".git", "hooks", "pre-receive")
+	if text == "" {
+		return os.Remove(hook)
+	}
+	if err := os.MkdirAll(filepath.Dir(hook), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(hook, []byte("#!/bin/sh\ncat >&2 <<'END'\n"+text+"\nEND\nexit 1\n"), 0o700)
 }
