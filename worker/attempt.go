@@ -34,7 +34,7 @@ func (a *attempt) begin() (*protocol.Message, error) {
 	m := a.message
 	if m == nil {
 		var err error
-		if m, err = protocol.Decode(a.first.wire, acceptContent); err != nil {
+		if m, err = a.first.decode(); err != nil {
 			return nil, err
 		}
 	}

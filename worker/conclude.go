@@ -88,6 +88,10 @@ func (w *Worker) pause(a *attempt, pause time.Duration) {
 	sleep(w.lifecycle.receive, pause)
 }
 
+// handBackPause is the pause before a message is requeued whose outcome could not be
+// recorded.
+func (w *Worker) handBackPause() time.Duration { return min(w.cfg.RecordTimeout, backoffMax) }
+
 // recordSafely calls record and returns a panic, for example of the result
 // backend, as an error: the work is done, so that its message must not be lost.
 func (w *Worker) recordSafely(a *attempt) (s settlement, err error) {
@@ -153,16 +157,12 @@ func (w *Worker) recordRevoked(m *protocol.Message, r registration, outcome stri
 // stores SUCCESS. The error impossible means that a follow-up has no valid
 // message.
 func (w *Worker) recordSuccess(m *protocol.Message, r registration, value json.RawMessage) (impossible, err error) {
-	plan, err := protocol.AfterSuccess(m, value, w.sender())
-	if err != nil {
-		return err, nil
-	}
-	messages, err := w.routeFollowUps(plan.FollowUps)
+	messages, children, err := w.afterSuccess(m, value)
 	if err != nil {
 		return err, nil
 	}
 	row := w.row(m, protocol.StateSuccess)
-	row.Value, row.Children, row.DateDone = value, plan.Children, w.cfg.Now()
+	row.Value, row.Children, row.DateDone = value, children, w.cfg.Now()
 	if err := w.publishAll(m, messages); err != nil {
 		return nobodyTakes(err)
 	}
@@ -195,15 +195,11 @@ func (w *Worker) recordFailure(m *protocol.Message, r registration, f failure) e
 		}
 		faultpoint.Hit(faultpoint.LaterStored, m.ID, m.ArgsRepr)
 	}
-	plan, err := protocol.AfterFailure(m, w.sender())
+	messages, err := w.afterFailure(m)
 	if err != nil {
 		// canFollow has refused such a message before, and f is its error. Its
 		// error callbacks cannot be published.
 		return nil
-	}
-	messages, err := w.routeFollowUps(plan.FollowUps)
-	if err != nil {
-		return nil // as above
 	}
 	for i := range messages {
 		err := w.publishAll(m, messages[i:i+1])

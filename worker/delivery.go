@@ -345,3 +345,15 @@ func (d *delivery) markCopied() {
 	defer d.registry.mu.Unlock()
 	d.copied = true
 }
+
+// acceptContent is Celery's accept_content. It is JSON only: the other formats
+// can run code or need Python.
+var acceptContent = []string{"application/json"}
+
+// decode reads the message. It is an error when the message is malformed.
+func (d *delivery) decode() (*protocol.Message, error) { return protocol.Decode(d.wire, acceptContent) }
+
+// decodeHeader reads the message without its body.
+func (d *delivery) decodeHeader() (*protocol.Message, error) {
+	return protocol.DecodeHeader(d.wire, acceptContent)
+}

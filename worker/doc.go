@@ -72,6 +72,7 @@
 //	broker/amqp/consume.go   a consumer of the broker hands it over
 //	receive.go               it is read, and waits for its ETA and for a slot
 //	run.go, bind.go          its handler runs
+//	outcome.go               what the handler returned becomes an outcome
 //	conclude.go, publish.go  the outcome is published and stored
 //	requeue.go               it goes back to its queue, if it has no outcome
 //	broker/amqp/settle.go    the broker is told

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
@@ -11,6 +12,41 @@ import (
 type outgoing struct {
 	message protocol.Publishing
 	declare *Queue
+}
+
+// canFollow returns an error if a follow-up of the task can never be published: a
+// chord, or a signature that does not make a valid message
+// (docs/celery.md#groups-and-chords). The task then fails before its handler
+// runs, rather than after it has done its work.
+func (w *Worker) canFollow(m *protocol.Message) error {
+	if err := protocol.CheckCanvas(m); err != nil {
+		return err
+	}
+	if _, _, err := w.afterSuccess(m, nil); err != nil {
+		return err
+	}
+	_, err := w.afterFailure(m)
+	return err
+}
+
+// afterSuccess returns the messages that follow a task which has succeeded, and its
+// children for the result row. The error says that one of them can never be published.
+func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []outgoing, children json.RawMessage, err error) {
+	plan, err := protocol.AfterSuccess(m, value, w.sender())
+	if err != nil {
+		return nil, nil, err
+	}
+	messages, err = w.routeFollowUps(plan.FollowUps)
+	return messages, plan.Children, err
+}
+
+// afterFailure returns the error callbacks of a task.
+func (w *Worker) afterFailure(m *protocol.Message) ([]outgoing, error) {
+	plan, err := protocol.AfterFailure(m, w.sender())
+	if err != nil {
+		return nil, err
+	}
+	return w.routeFollowUps(plan.FollowUps)
 }
 
 // routeFollowUps gives follow-up messages their exchange and routing key.

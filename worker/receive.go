@@ -3,7 +3,6 @@ package worker
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -68,7 +67,7 @@ func (w *Worker) handle(d *delivery) {
 // read decodes a delivery. It returns false if no task has to run for it: the
 // delivery is settled then, or has joined the attempt of its task.
 func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
-	head, err := protocol.DecodeHeader(d.wire, acceptContent)
+	head, err := d.decodeHeader()
 	if err != nil {
 		w.malformed(d, err)
 		return nil, false
@@ -77,7 +76,7 @@ func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
 		w.unregistered(d, head)
 		return nil, false
 	}
-	m, err := protocol.Decode(d.wire, acceptContent)
+	m, err := d.decode()
 	if err != nil {
 		w.malformed(d, err)
 		return nil, false
@@ -99,17 +98,6 @@ func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
 	w.renewReturned(d)
 	return m.ETA, true
 }
-
-// reportPanic logs a panic of this package or of package protocol. The message is
-// rejected, so that it does not end the worker or return for ever.
-func (w *Worker) reportPanic(p any) {
-	w.metrics.bad.WithLabelValues(badPanic).Inc()
-	w.cfg.Logger.Error("message is rejected: its handling has panicked", "error", fmt.Sprint(p), "stack", goStack())
-}
-
-// acceptContent is Celery's accept_content. It is JSON only: the other formats
-// can run code or need Python.
-var acceptContent = []string{"application/json"}
 
 // repeated handles a delivery whose task runs in this process, or has ended in it.
 func (w *Worker) repeated(d *delivery, m *protocol.Message, found match) {
@@ -202,18 +190,6 @@ func (w *Worker) unregistered(d *delivery, head *protocol.Message) {
 // delivered.
 const requeueUnregisteredPause = 5 * time.Second
 
-// mayNotRun returns why a task does not run: it is revoked or expired
-// (docs/celery.md#receipt-and-start). It returns "" for any other task.
-func (w *Worker) mayNotRun(m *protocol.Message) (outcome string) {
-	switch {
-	case w.registry.isRevoked(m.ID):
-		return outcomeRevoked
-	case m.Expires != nil && !w.cfg.Now().Before(*m.Expires):
-		return outcomeExpired
-	}
-	return ""
-}
-
 // waitForETA delays a message until its ETA, unacknowledged and without a slot.
 // It returns false when the delivery has left meanwhile.
 func (w *Worker) waitForETA(d *delivery, eta *time.Time) bool {
@@ -267,7 +243,7 @@ func (w *Worker) waitForSlot(d *delivery) *attempt {
 		d.tell() // at a shutdown
 		return nil
 	case a == nil || a.first != d:
-		head, err := protocol.DecodeHeader(d.wire, acceptContent)
+		head, err := d.decodeHeader()
 		if err == nil {
 			w.repeated(d, head, found)
 		}
@@ -284,5 +260,3 @@ func (w *Worker) handBack(d *delivery, err error) {
 	w.delay(d, w.handBackPause())
 	d.settle(settlementRequeue)
 }
-
-func (w *Worker) handBackPause() time.Duration { return min(w.cfg.RecordTimeout, backoffMax) }

@@ -260,7 +260,7 @@ func (r *registry) unacked() (messages []*protocol.Message, kept []*delivery) {
 func (w *Worker) Unacked() []*protocol.Message {
 	list, kept := w.registry.unacked()
 	for _, d := range kept {
-		if m, err := protocol.Decode(d.wire, acceptContent); err == nil {
+		if m, err := d.decode(); err == nil {
 			list = append(list, m)
 		}
 	}

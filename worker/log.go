@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
 // guardedLog is a program's log handler whose panics do not reach the worker: a
@@ -50,4 +53,34 @@ func (g guardedLog) WithGroup(name string) (h slog.Handler) {
 		}
 	}()
 	return guardedLog{g.Handler.WithGroup(name)}
+}
+
+// reportPanic logs a panic of this package or of package protocol. The message is
+// rejected, so that it does not end the worker or return for ever.
+func (w *Worker) reportPanic(p any) {
+	w.metrics.bad.WithLabelValues(badPanic).Inc()
+	w.cfg.Logger.Error("message is rejected: its handling has panicked", "error", fmt.Sprint(p), "stack", goStack())
+}
+
+// goStack returns the stack of a panic of this package, for the log.
+func goStack() string {
+	var lines []string
+	for _, f := range panicFrames() {
+		lines = append(lines, fmt.Sprintf("%s %s:%d", f.Function, f.File, f.Line))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// taskLog returns a logger with the keys that every log line about a task has.
+func (w *Worker) taskLog(m *protocol.Message) *slog.Logger {
+	return w.cfg.Logger.With("task_id", clip(m.ID), "task", clip(m.Task), "root_id", clip(m.RootID))
+}
+
+// clip shortens text from producers, so that it cannot flood the log.
+func clip(text string) string {
+	const most = 200
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "..."
 }
