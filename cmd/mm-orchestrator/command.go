@@ -67,7 +67,7 @@ type input struct {
 
 // commands in the order of the help text.
 func commands() []*command {
-	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, pauseCommand, resumeCommand, parkedCommand, changesCommand, policyCommand, auditCommand, healthCommand, versionCommand, completionCommand, helpCommand(), restartServiceCommand}
+	return []*command{workerCommand, doctorCommand, configCommand, migrateCommand, runsCommand, pauseCommand, resumeCommand, parkedCommand, changesCommand, specCommand, policyCommand, auditCommand, healthCommand, versionCommand, completionCommand, helpCommand(), restartServiceCommand}
 }
 
 // execute parses the command line and runs the command.

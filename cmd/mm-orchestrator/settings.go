@@ -95,6 +95,8 @@ type configuration struct {
 
 	// Spec is the Spec workflow; see spec.go.
 	Spec specSettings
+	// Services are Codex and GitHub; see specservices.go.
+	Services serviceSettings
 
 	// Redaction adds to what the redactor takes for secret.
 	Redaction artifacts.Rules
@@ -271,7 +273,7 @@ func (p postgresSettings) address() address.Database {
 // the one that its code reads comes first, and those that only its documentation
 // mentions after it. Settings that MoonMind does not have begin with
 // MM_ORCHESTRATOR_.
-var settings = slices.Concat(orchestratorSettings, specSettingsTable)
+var settings = slices.Concat(orchestratorSettings, specSettingsTable, serviceSettingsTable)
 
 var orchestratorSettings = []setting{
 	{

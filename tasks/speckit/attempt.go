@@ -154,15 +154,7 @@ func (s *Speckit) newAttempt(r request, start store.SpecStart) *attempt {
 	}
 	a.skills = s.config.Skills.decide(start.Run.ID, r.task, r.context)
 	a.skills.record(r.context, r.task)
-	a.base = start.Run.ArtifactsPath
-	if a.base == "" {
-		a.base = filepath.Join(s.config.Artifacts.Base, start.Run.ID)
-	}
-	a.base = filepath.Clean(a.base)
-	if filepath.Base(a.base) != start.Run.ID {
-		a.base = filepath.Join(a.base, start.Run.ID)
-	}
-	a.place, a.directoryError = s.config.Artifacts.ForRun(a.base, start.Run.ID)
+	a.base, a.place, a.directoryError = runDirectory(s.config.Artifacts, start.Run.ArtifactsPath, start.Run.ID)
 	return a
 }
 

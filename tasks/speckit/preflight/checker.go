@@ -160,6 +160,9 @@ func New(config Config) (*Checker, error) {
 	return c, nil
 }
 
+// Close closes idle connections.
+func (c *Checker) Close() { c.http.CloseIdleConnections() }
+
 // repositoryName is the form of owner/name. GitHub allows these characters only, so that
 // a name can stand in an address as it is.
 var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+$`)
