@@ -135,6 +135,9 @@ func (c *Client) Send(ctx context.Context, s Signature, options ...Option) (*Res
 			return nil, err
 		}
 	}
+	if task := worker.TaskFromContext(ctx); task != nil {
+		task.AddChild(p.started.entry())
+	}
 	return p.result, nil
 }
 

@@ -13,6 +13,7 @@ import (
 type plan struct {
 	messages []message
 	result   *Result
+	started  *Result // of what is sent itself: the first task of a chain
 }
 
 type message struct {
@@ -26,6 +27,7 @@ type planner struct {
 	// parent and root are those of the task whose handler sends, or "".
 	parent, root string
 	messages     []message
+	started      *Result
 }
 
 // member is the place of a task in a group.
@@ -56,7 +58,7 @@ func (c *Client) plan(ctx context.Context, s Signature, call []Option) (plan, er
 		given.stamps = nil
 	}
 	result, err := p.send(s.inherit(), given, nil)
-	return plan{p.messages, result}, err
+	return plan{p.messages, result, p.started}, err
 }
 
 // send adds the messages that start a signature. of is its place in a group, or nil.
@@ -68,7 +70,15 @@ func (p *planner) send(s Signature, call options, of *member) (*Result, error) {
 		return p.sendGroup(s, call)
 	}
 	result := p.freeze(&s, call.textOf("task_id"), of)
+	p.start(result)
 	return result, p.publish(s, call.without("task_id"), nil)
+}
+
+// start records what is sent first: members of a group do not count.
+func (p *planner) start(r *Result) {
+	if p.started == nil {
+		p.started = r
+	}
 }
 
 // freeze gives a task its id and the address of its result, as Python's freeze does,
@@ -145,6 +155,7 @@ func (p *planner) sendChain(s Signature, call options, of *member) (*Result, err
 		}
 		rest = append(rest, parsed)
 	}
+	p.start(&Result{ID: steps[0].options.textOf("task_id")})
 	return previous, p.publish(steps[0], call, rest)
 }
 
@@ -215,6 +226,7 @@ func (p *planner) sendGroup(s Signature, call options) (*Result, error) {
 		id = protocol.NewID()
 	}
 	result := &Result{ID: id, client: p.client, group: true}
+	p.start(result)
 	return result, p.sendMembers(s.parts, call, errbacks, result)
 }
 

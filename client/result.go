@@ -24,6 +24,27 @@ type Result struct {
 	group  bool
 }
 
+// entry is the result in Celery's list of children: [[id, parent], members].
+func (r *Result) entry() json.RawMessage {
+	var tuple func(r *Result) any
+	tuple = func(r *Result) any {
+		var parent any
+		if r.Parent != nil {
+			parent = tuple(r.Parent)
+		}
+		var members any
+		if r.group {
+			list := []any{}
+			for _, m := range r.Members {
+				list = append(list, tuple(m))
+			}
+			members = list
+		}
+		return []any{[]any{r.ID, parent}, members}
+	}
+	return encode(tuple(r))
+}
+
 // TaskError is the failure of a task: what get raises in Python.
 type TaskError struct {
 	// TaskID is the task, State FAILURE or REVOKED.

@@ -167,6 +167,15 @@ func set(o protocol.Object, key string, value json.RawMessage) protocol.Object {
 	return append(o, protocol.Member{Key: key, Value: value})
 }
 
+// MarshalJSON writes the signature as it stands in messages, for instance for
+// [worker.Replace]. The error is that of an argument or option that cannot be encoded.
+func (s Signature) MarshalJSON() ([]byte, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	return s.inherit().text(), nil
+}
+
 // text is the signature as Python writes it into messages. Options are as they are:
 // without ids, unless the signature was frozen.
 func (s Signature) text() json.RawMessage {

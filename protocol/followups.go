@@ -339,6 +339,9 @@ type LaterStep struct {
 	// Args and Kwargs are the signature's own arguments as JSON text.
 	Args   json.RawMessage
 	Kwargs json.RawMessage
+	// ReplyTo, Group and ParentID are those of the signature's options, or "". RootID is
+	// likewise, or else the failed task's.
+	ReplyTo, RootID, ParentID, Group string
 }
 
 // LaterSteps lists the steps after m in the order in which Celery stores their
@@ -353,7 +356,12 @@ func LaterSteps(m *Message) []LaterStep {
 		var inside []Signature
 		for _, s := range level {
 			if id := s.TaskID(); id != "" {
-				steps = append(steps, LaterStep{TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs})
+				option := func(name string) string { return textOf(s.Option(name)) }
+				steps = append(steps, LaterStep{
+					TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs,
+					ReplyTo: option("reply_to"), ParentID: option("parent_id"), Group: option("group_id"),
+					RootID: first(option("root_id"), m.RootID, m.ID),
+				})
 			}
 			inside = append(inside, nestedIn(s)...)
 		}

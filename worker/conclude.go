@@ -23,6 +23,7 @@ import (
 //     repeated run, and nothing more is done. Otherwise store FAILURE for the
 //     later tasks of the chain, publish the error callbacks, acknowledge.
 //   - retry: publish the retry, store RETRY, acknowledge.
+//   - replaced: publish the replacement, acknowledge. It stores the result.
 //   - reject without requeue: as for a failure, but reject in the end, as Celery
 //     does from 5.7 on (before, the task stayed PENDING for ever).
 //   - reject with requeue, and ignore: publish and store nothing.
@@ -110,9 +111,11 @@ func (w *Worker) record(a *attempt) (settlement, error) {
 	var impossible, err error
 	switch o.kind {
 	case outcomeSuccess:
-		impossible, err = w.recordSuccess(m, r, o.value)
+		impossible, err = w.recordSuccess(a, o.value)
 	case outcomeRetry:
-		impossible, err = w.recordRetry(m, r, *o)
+		impossible, err = w.recordRetry(a)
+	case outcomeReplaced:
+		impossible, err = w.recordReplaced(m, o.replacement)
 	case outcomeRevoked, outcomeExpired:
 		err = w.recordRevoked(m, r, o.kind)
 	}
@@ -123,12 +126,12 @@ func (w *Worker) record(a *attempt) (settlement, error) {
 	}
 	switch o.kind {
 	case outcomeFailure:
-		return settlementAck, w.recordFailure(m, r, o.failed)
+		return settlementAck, w.recordFailure(a, o.failed)
 	case outcomeReject:
 		if o.reject.Requeue {
 			return settlementRequeue, nil
 		}
-		return settlementReject, w.recordFailure(m, r, rejection(o.reject))
+		return settlementReject, w.recordFailure(a, rejection(o.reject))
 	case outcomeInterrupted:
 		return settlementRequeue, nil
 	case outcomeIgnore:
@@ -156,13 +159,14 @@ func (w *Worker) recordRevoked(m *protocol.Message, r registration, outcome stri
 // recordSuccess publishes the callbacks and the next task of the chain, then
 // stores SUCCESS. The error impossible means that a follow-up has no valid
 // message.
-func (w *Worker) recordSuccess(m *protocol.Message, r registration, value json.RawMessage) (impossible, err error) {
+func (w *Worker) recordSuccess(a *attempt, value json.RawMessage) (impossible, err error) {
+	m, r := a.message, a.registration
 	messages, children, err := w.afterSuccess(m, value)
 	if err != nil {
 		return err, nil
 	}
 	row := w.row(m, protocol.StateSuccess)
-	row.Value, row.Children, row.DateDone = value, children, w.cfg.Now()
+	row.Value, row.Children, row.DateDone = value, withChildren(a.task.children(), children), w.cfg.Now()
 	if err := w.publishAll(m, messages); err != nil {
 		return nobodyTakes(err)
 	}
@@ -175,10 +179,12 @@ func (w *Worker) recordSuccess(m *protocol.Message, r registration, value json.R
 	return nil, err
 }
 
-func (w *Worker) recordFailure(m *protocol.Message, r registration, f failure) error {
+func (w *Worker) recordFailure(a *attempt, f failure) error {
+	m, r := a.message, a.registration
 	if !w.ignoresResult(m, r) || w.cfg.StoreErrorsEvenIfIgnored {
 		row := w.row(m, protocol.StateFailure)
 		row.Exception, row.Traceback, row.DateDone = &f.exception, f.traceback, w.cfg.Now()
+		row.Children = withChildren(a.task.children(), nil)
 		faultpoint.Hit(faultpoint.ResultBefore, m.ID, m.ArgsRepr)
 		written, err := w.store(w.lifecycle.record, row)
 		if err != nil {
@@ -244,12 +250,15 @@ func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 			Kwargs:     step.Kwargs,
 			Retries:    &retries,
 			DateDone:   failed.DateDone,
+			ReplyTo:    step.ReplyTo, CorrelationID: step.TaskID,
+			RootID: step.RootID, ParentID: step.ParentID, Group: step.Group,
 		})
 	}
 	return rows
 }
 
-func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (impossible, err error) {
+func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
+	m, r, o := a.message, a.registration, a.outcome
 	message, err := o.retry.Message(m, w.cfg.Now())
 	if err != nil {
 		return err, nil
@@ -274,6 +283,7 @@ func (w *Worker) recordRetry(m *protocol.Message, r registration, o outcome) (im
 	}
 	row := w.row(m, protocol.StateRetry)
 	row.Exception, row.Traceback = o.failed.stored(), o.failed.traceback
+	row.Children = withChildren(append(a.task.children(), ownChild(m)), nil)
 	_, err = w.store(w.lifecycle.record, row)
 	return nil, err
 }

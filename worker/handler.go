@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -14,8 +15,8 @@ import (
 //     must have a form in Python's JSON (see [protocol.EncodeJSON]): a struct is
 //     a dictionary whose keys are the json tags of its fields, nil is None. A
 //     value without such a form makes the task FAILURE with kombu's EncodeError.
-//   - A returned error makes the task FAILURE, unless it is [Retry], [Reject] or
-//     [Ignore]. An [Error] chooses the Python class; for any other error the
+//   - A returned error makes the task FAILURE, unless it is [Retry], [Reject],
+//     [Ignore] or that of [Replace]. An [Error] chooses the Python class; for any other error the
 //     class is RuntimeError, or what [ErrorClasses] says. With [AutoRetry] the
 //     task is run again. These values may be pointers, and may be wrapped in
 //     other errors.
@@ -56,8 +57,10 @@ type Task struct {
 	// not change it. It is empty when the task did not come from a broker.
 	Delivery protocol.Delivery
 
-	logger *slog.Logger                                                        // see Logger
-	update func(ctx context.Context, state string, meta json.RawMessage) error // nil when results are ignored
+	logger        *slog.Logger // see Logger
+	childrenMutex sync.Mutex
+	sent          []json.RawMessage                                                   // see AddChild
+	update        func(ctx context.Context, state string, meta json.RawMessage) error // nil when results are ignored
 	// Nil when the task did not come from a broker.
 	stillUnacked   func(ctx context.Context) error
 	otherConsumers func(ctx context.Context) (int, error)

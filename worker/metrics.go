@@ -19,6 +19,7 @@ const (
 	outcomeRevoked     = "revoked"
 	outcomeExpired     = "expired"
 	outcomeInterrupted = "interrupted"
+	outcomeReplaced    = "replaced"
 )
 
 // The values of the label why of messages for which no handler was called.

@@ -15,12 +15,13 @@ import (
 
 // outcome is how a task ended. Nothing of it is published or stored yet.
 type outcome struct {
-	kind     string          // one of the outcome constants
-	value    json.RawMessage // of a success
-	failed   failure         // of a failure, or the reason of a retry
-	retry    Retry
-	reject   Reject
-	duration time.Duration // how long the handler ran
+	kind        string          // one of the outcome constants
+	value       json.RawMessage // of a success
+	failed      failure         // of a failure, or the reason of a retry
+	retry       Retry
+	reject      Reject
+	replacement protocol.Signature
+	duration    time.Duration // how long the handler ran
 }
 
 // failure is a failure as it is stored, and the error behind it.
@@ -58,6 +59,9 @@ func outcomeOf(ctx context.Context, result any, failed error, m *protocol.Messag
 	}
 	if retry, ok := asValue[Retry](failed); ok {
 		return retryOutcome(retry, m, r)
+	}
+	if replacement, ok := asValue[replacement](failed); ok {
+		return replaceOutcome(replacement)
 	}
 	cause := context.Cause(ctx)
 	if cause == ErrShutdown {

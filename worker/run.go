@@ -79,7 +79,7 @@ func (w *Worker) run(a *attempt) outcome {
 				return fmt.Errorf("task %s has ended: its state cannot become %s", m.ID, state)
 			}
 			row := w.row(m, state)
-			row.Value = meta
+			row.Value, row.Children = meta, withChildren(task.children(), nil)
 			return w.storeOnce(ctx, row)
 		}
 	}
@@ -94,8 +94,8 @@ func (w *Worker) run(a *attempt) outcome {
 
 // Outcome is how a task ended, the result of [Worker.RunTask].
 type Outcome struct {
-	// State is SUCCESS, FAILURE or RETRY, or "" when the handler returned Reject
-	// or Ignore.
+	// State is SUCCESS, FAILURE or RETRY, or "" when the handler returned Reject,
+	// Ignore or Replace.
 	State string
 	// Value is the result of a success as JSON.
 	Value json.RawMessage
@@ -104,9 +104,14 @@ type Outcome struct {
 	Traceback string
 	// Err is the error that the handler returned, if any.
 	Err error
-	// Retry and Reject are set when the handler returned them.
+	// Retry and Reject are set when the handler returned them, and Retry also when the
+	// task's [RetryPolicy] retries it.
 	Retry  *Retry
 	Reject *Reject
+	// Replacement is the signature of [Replace], or nil.
+	Replacement *protocol.Signature
+	// Children are the entries of what the handler has sent: see [Task.AddChild].
+	Children []json.RawMessage
 }
 
 // RunTask runs the handler of a message, with middleware and time limits, and
@@ -119,7 +124,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 	}
 	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey, logger: w.taskLogger(m)}
 	o := runHandler(ctx, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
-	result := Outcome{Value: o.value, Err: o.failed.err}
+	result := Outcome{Value: o.value, Err: o.failed.err, Children: task.children()}
 	switch o.kind {
 	case outcomeSuccess:
 		result.State = protocol.StateSuccess
@@ -133,6 +138,8 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 		result.State = protocol.StateFailure
 	case outcomeInterrupted:
 		result.Err = ErrShutdown
+	case outcomeReplaced:
+		result.Replacement = &o.replacement
 	}
 	if result.State == protocol.StateFailure || result.State == protocol.StateRetry {
 		result.Exception, result.Traceback = o.failed.stored(), o.failed.traceback

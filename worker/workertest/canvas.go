@@ -113,7 +113,15 @@ func (r *canvasRun) run(ctx context.Context, message protocol.Publishing) error 
 		}
 		r.left = append(r.left, again)
 		row.State, row.Exception, row.Traceback = protocol.StateRetry, outcome.Exception, outcome.Traceback
+		row.Children = children(append(outcome.Children, json.RawMessage(`[["`+m.ID+`", null], null]`)), nil)
 		return r.store(ctx, row)
+	case outcome.Replacement != nil:
+		plan, err := protocol.ReplaceTask(m, *outcome.Replacement, canvasSender())
+		if err == nil {
+			r.follow(plan)
+			return nil
+		}
+		outcome = failedWith(canvasException(err))
 	case outcome.State == "":
 		return nil // ignored
 	}
@@ -123,14 +131,18 @@ func (r *canvasRun) run(ctx context.Context, message protocol.Publishing) error 
 		if err != nil {
 			return err
 		}
-		row.Children = plan.Children
+		row.Children = children(outcome.Children, plan.Children)
 		r.follow(plan)
 		return r.store(ctx, row)
 	}
+	row.Children = children(outcome.Children, nil)
 	rows := []protocol.Result{row}
 	for _, step := range protocol.LaterSteps(m) {
 		later := row
 		later.TaskID, later.Task, later.Args, later.Kwargs = step.TaskID, step.Task, step.Args, step.Kwargs
+		later.ReplyTo, later.CorrelationID, later.RootID, later.ParentID, later.Group = step.ReplyTo, step.TaskID, step.RootID, step.ParentID, step.Group
+		later.Worker, later.Queue, later.Children, later.Stamps = "", "", nil, nil
+		later.Retries = new(int)
 		rows = append(rows, later)
 	}
 	plan, err := protocol.AfterFailure(m, canvasSender())
@@ -150,6 +162,18 @@ func (r *canvasRun) follow(plan protocol.Plan) {
 func (r *canvasRun) store(ctx context.Context, rows ...protocol.Result) error {
 	_, err := r.canvas.Results.Store(ctx, rows...)
 	return err
+}
+
+// children are what a handler has sent, and what follows its task.
+func children(sent []json.RawMessage, planned json.RawMessage) json.RawMessage {
+	if len(sent) == 0 {
+		return planned
+	}
+	var later []json.RawMessage
+	if planned != nil && protocol.DecodeJSON(planned, &later) != nil {
+		return planned
+	}
+	return encode(append(sent, later...))
 }
 
 func failedWith(e protocol.Exception) worker.Outcome {
