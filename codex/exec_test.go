@@ -166,7 +166,7 @@ func TestOutcomes(t *testing.T) {
 
 func TestAStallEndsTheRun(t *testing.T) {
 	t.Parallel()
-	e, _ := withModel(t, codextest.Script{Commands: []string{"touch begun"}, Stall: true}, func(c *codex.ExecConfig) { c.StallLimit, c.KillGrace = 3*time.Second, time.Second })
+	e, _ := withModel(t, codextest.Script{Commands: []string{"touch begun"}, Stall: true}, func(c *codex.ExecConfig) { c.StallLimit, c.KillGrace = 8*time.Second, time.Second })
 	dir := repository(t)
 	result, err := e.Run(t.Context(), codex.ExecRequest{Dir: dir, Prompt: "Do it.", Log: newLog()})
 	if err != nil || result.Outcome != codex.Stalled || !strings.Contains(result.Message, "MM_ORCHESTRATOR_CODEX_STALL_LIMIT") || result.TaskID == "" {

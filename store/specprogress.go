@@ -42,6 +42,12 @@ type CodexProgress struct {
 	// said. Both are set with CodexEnded.
 	Outcome string `json:"outcome,omitempty"`
 	Message string `json:"message,omitempty"`
+	// InputTokens and OutputTokens are what the model has read and written, 0 if that is
+	// not known.
+	InputTokens  int64 `json:"input_tokens,omitempty"`
+	OutputTokens int64 `json:"output_tokens,omitempty"`
+	// ChangedFiles counts the files of the patch, 0 if that is not known.
+	ChangedFiles int `json:"changed_files,omitempty"`
 	// Log is the file with Codex's output, and Patch that with its change, nil for none.
 	Log   *SpecArtifact `json:"log,omitempty"`
 	Patch *SpecArtifact `json:"patch,omitempty"`

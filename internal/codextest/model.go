@@ -51,7 +51,7 @@ var (
 	// Unauthorized refuses the key.
 	Unauthorized = Script{Status: 401, Body: `{"error":{"message":"Incorrect API key provided.","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}`}
 	// TooManyRequests is the limit on requests per minute.
-	TooManyRequests = Script{Status: 429, RetryAfter: 7, Body: `{"error":{"message":"Rate limit reached for requests. Please try again in 7s.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`}
+	TooManyRequests = Script{Status: 429, RetryAfter: 2, Body: `{"error":{"message":"Rate limit reached for requests. Please try again in 2s.","type":"requests","param":null,"code":"rate_limit_exceeded"}}`}
 	// PrintsKey prints the key in every way that it can.
 	PrintsKey = Script{
 		Commands: []string{"env; tr '\\0' '\\n' </proc/$PPID/environ; echo done"},

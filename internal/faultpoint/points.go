@@ -157,3 +157,24 @@ const (
 	// ResultCommitted: other sessions see the result.
 	ResultCommitted Point = "result.committed"
 )
+
+// A task of the Spec workflow, in package tasks/speckit. Subject: run id and task.
+const (
+	// CodexCloneBefore and CodexCloned are before and after the clone in which Codex
+	// works.
+	CodexCloneBefore Point = "codex-clone.before"
+	CodexCloned      Point = "codex-clone.cloned"
+	// CodexStarting: the stage is recorded, and codex is about to be started, or the task
+	// about to be submitted to Codex Cloud.
+	CodexStarting Point = "codex.starting"
+	// CodexPrinted: codex has printed something. The subject ends with how often it has.
+	CodexPrinted Point = "codex.printed"
+	// CodexSubmitted: Codex Cloud has the task, and its id is not recorded.
+	CodexSubmitted Point = "codex.submitted"
+	// CodexExited: codex has ended, and nothing of it is recorded.
+	CodexExited Point = "codex.exited"
+	// CodexStored: the patch is stored in the run's directory, and not recorded.
+	CodexStored Point = "codex.stored"
+	// CodexRecorded: how codex has ended is recorded, and the task goes on.
+	CodexRecorded Point = "codex.recorded"
+)

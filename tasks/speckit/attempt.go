@@ -134,6 +134,9 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	if err != nil {
 		return nil, a.giveUp(ctx, err)
 	}
+	if r.task == store.SpecSubmit {
+		a.removeClones()
+	}
 	s.config.Metrics.SpecFinished(string(r.task), r.attempt, failed == nil, s.config.Now().Sub(began))
 	if failed != nil {
 		return nil, s.pythonError(failed)

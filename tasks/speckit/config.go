@@ -69,6 +69,8 @@ type Config struct {
 	// Preflight checks before anything else of a task whether it can work. Not used in
 	// test mode.
 	Preflight Preflight
+	// Codex does the tasks. Not used in test mode.
+	Codex CodexConfig
 	// Skills is MoonMind's skills policy.
 	Skills SkillsPolicy
 	// MaxStarts is how often a task may be started whose worker dies. Defaults to 3.
@@ -128,6 +130,9 @@ func (c Config) Validate() error {
 		if err := c.Repositories.validate(); err != nil {
 			return err
 		}
+	}
+	if err := c.Codex.validate(c.Repositories); err != nil {
+		return err
 	}
 	return c.Artifacts.WithDefaults().Validate()
 }

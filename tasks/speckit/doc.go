@@ -9,7 +9,8 @@
 //
 // handler.go translates between a worker's task and this package, attempt.go has
 // what the three tasks share, and discover.go, submit.go and publish.go one task
-// each. tasksmd.go reads tasks.md, route.go chooses the queue of a message,
+// each. codex.go and codexcloud.go have Codex do a task, in a clone (repository.go) or
+// in Codex Cloud, and prompt.go says what it is asked. tasksmd.go reads tasks.md, route.go chooses the queue of a message,
 // skills.go applies MoonMind's skills policy, and object.go reads and writes JSON
 // as Python does.
 package speckit

@@ -2,14 +2,7 @@ package speckit
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -39,6 +32,9 @@ func (a *attempt) publishTask(ctx context.Context) (store.SpecWrite, error) {
 	noWork := a.context.truthy("no_work")
 	if !noWork && !a.credentials.valid() {
 		return store.SpecWrite{}, a.credentials.failure()
+	}
+	if !noWork && !a.config.TestMode {
+		return store.SpecWrite{}, runtimeError("this version publishes only in test mode: set %s to true to simulate it", a.config.SettingName("TEST_MODE"))
 	}
 	a.applyResumeToken()
 	dir, err := a.directory()
@@ -150,49 +146,9 @@ func (a *attempt) patch(dir *artifacts.Run) (patch store.SpecArtifact, descripti
 	return patch, "Simulated Codex patch for " + id + ": " + artifacts.Trim(title), err
 }
 
-// storedPatch checks the patch of an earlier attempt: it must be in the run's
-// directory and have the digest with which it was recorded, if it was.
+// storedPatch checks the patch of an earlier attempt.
 func (a *attempt) storedPatch(path string) (store.SpecArtifact, error) {
-	cure := ": retry the run from discovery"
-	name := ""
-	for _, base := range []string{a.base, a.place.RowPath, a.place.Dir} {
-		if rest, found := strings.CutPrefix(path, base+"/"); found {
-			name = rest
-			break
-		}
-	}
-	if !filepath.IsLocal(name) {
-		return store.SpecArtifact{}, valueError("the stored patch %s is not in the directory of run %s%s", path, a.runID, cure)
-	}
-	root, err := os.OpenRoot(a.place.Dir)
-	if err != nil {
-		return store.SpecArtifact{}, &failure{class: "OSError", text: fmt.Sprintf("%s cannot be read: %v", a.place.Dir, cause(err))}
-	}
-	defer root.Close()
-	info, err := root.Lstat(name)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return store.SpecArtifact{}, &failure{class: "FileNotFoundError", text: "the stored patch " + path + " does not exist any more" + cure}
-	case err != nil:
-		return store.SpecArtifact{}, &failure{class: "OSError", text: fmt.Sprintf("the stored patch %s cannot be read: %v", path, cause(err))}
-	case !info.Mode().IsRegular():
-		return store.SpecArtifact{}, valueError("the stored patch %s is not a regular file%s", path, cure)
-	}
-	file, err := root.Open(name)
-	if err != nil {
-		return store.SpecArtifact{}, &failure{class: "OSError", text: fmt.Sprintf("the stored patch %s cannot be read: %v", path, cause(err))}
-	}
-	defer file.Close()
-	hash := sha256.New()
-	size, err := io.Copy(hash, file)
-	if err != nil {
-		return store.SpecArtifact{}, &failure{class: "OSError", text: fmt.Sprintf("the stored patch %s cannot be read: %v", path, cause(err))}
-	}
-	found := store.SpecArtifact{SpecFile: store.SpecFile{Type: "codex_patch", Path: path}, SizeBytes: size, SHA256: hex.EncodeToString(hash.Sum(nil))}
-	if recorded := a.run.Digests[found.SpecFile]; recorded != "" && recorded != "sha256:"+found.SHA256 {
-		return store.SpecArtifact{}, valueError("the stored patch %s has changed since it was recorded (%s, now sha256:%s)%s", path, recorded, found.SHA256, cure)
-	}
-	return found, nil
+	return a.storedFile("codex_patch", path)
 }
 
 // writeJSON writes an object as MoonMind does, with an indent of 2.

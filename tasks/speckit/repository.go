@@ -83,7 +83,7 @@ func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
 	}
 	runner := processes.Runner{Logger: a.log}
 	git := r.Git.WithRun(func(ctx context.Context, cmd *exec.Cmd) error {
-		return runner.Run(ctx, processes.Owner{Run: a.runID, Step: string(a.task)}, cmd, nil)
+		return runner.Run(ctx, a.owner(), cmd, nil)
 	})
 	remote, err := git.Remote(address, r.Token)
 	if err != nil {
@@ -96,4 +96,9 @@ func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
 // task of it.
 func (a *attempt) cloneDir() string {
 	return filepath.Join(a.config.Repositories.Dir, a.run.ID, string(a.task))
+}
+
+// owner names the task for the programs that it starts.
+func (a *attempt) owner() processes.Owner {
+	return processes.Owner{Run: a.run.ID, Step: string(a.task)}
 }

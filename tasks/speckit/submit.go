@@ -54,6 +54,9 @@ func (s *Speckit) checkCredentials() *credentials {
 	if s.config.TestMode {
 		return &credentials{codex: "valid", github: "valid"}
 	}
+	if s.config.Codex.configured() { // and no preflight
+		return &credentials{codex: "valid", github: "valid"}
+	}
 	return &credentials{codex: "invalid", github: "invalid", issues: []string{
 		"this worker has neither a Codex backend nor a way to publish, and " + s.config.SettingName("TEST_MODE") + " is not set: set it to true to simulate both",
 	}}
@@ -157,12 +160,12 @@ func (s *Speckit) submit(ctx context.Context, args contextArgs) (json.RawMessage
 		if err := a.ready(ctx); err != nil {
 			return store.SpecWrite{}, err
 		}
-		return a.submitTask()
+		return a.submitTask(ctx)
 	}
 	return s.run(ctx, r)
 }
 
-func (a *attempt) submitTask() (store.SpecWrite, error) {
+func (a *attempt) submitTask(ctx context.Context) (store.SpecWrite, error) {
 	if a.context.truthy("no_work") {
 		payload := statusPayload(store.SpecSkipped, "Skipped because discovery found no remaining work")
 		payload.set("reason", "no_work")
@@ -176,6 +179,9 @@ func (a *attempt) submitTask() (store.SpecWrite, error) {
 		return store.SpecWrite{}, err
 	}
 	defer dir.Close()
+	if !a.config.TestMode {
+		return a.runCodex(ctx, dir)
+	}
 	id, title := a.openTask()
 	job := "TEST-" + a.derived("codex", 8)
 	event := newObject()
