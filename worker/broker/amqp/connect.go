@@ -44,6 +44,8 @@ type connection struct {
 	conn  *amqp.Connection
 	raw   net.Conn
 	log   *slog.Logger
+	// callTimeout is how long a call may stay unanswered: the constant of this name.
+	callTimeout time.Duration
 
 	// unblocked is nil unless the broker has sent connection.blocked. It is closed
 	// when the broker accepts messages again. blockedFor is the sum of the times
@@ -105,11 +107,12 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 		return nil, handshakeError(err, at)
 	}
 	return &connection{
-		place: at.Place(),
-		conn:  conn,
-		raw:   raw,
-		log:   b.cfg.Logger,
-		lost:  make(chan struct{}),
+		place:       at.Place(),
+		conn:        conn,
+		raw:         raw,
+		log:         b.cfg.Logger,
+		callTimeout: callTimeout,
+		lost:        make(chan struct{}),
 	}, nil
 }
 
@@ -338,6 +341,29 @@ func (c *connection) waitUnblocked() <-chan struct{} {
 	return c.unblocked
 }
 
+// patience measures how long the broker leaves something unanswered while it is not
+// blocked.
+type patience struct {
+	c       *connection
+	limit   time.Duration
+	began   time.Time
+	blocked time.Duration // before it began
+}
+
+func (c *connection) patience(limit time.Duration) patience {
+	return patience{c: c, limit: limit, began: time.Now(), blocked: c.Blocked()}
+}
+
+// left is for how long the broker may still not answer; 0 or less if it should have.
+// While the broker is blocked it is at least a second.
+func (p patience) left() time.Duration {
+	left := p.limit - time.Since(p.began) + p.c.Blocked() - p.blocked
+	if p.c.isBlocked() {
+		left = max(left, time.Second)
+	}
+	return left
+}
+
 func (c *connection) isBlocked() bool { return c.waitUnblocked() != nil }
 
 func closeReason(what string, err *amqp.Error, ok bool) error {
@@ -463,7 +489,8 @@ func ask[T any](ctx context.Context, c *connection, o callOptions, method func()
 		}
 		done <- r
 	}()
-	timer := time.NewTimer(callTimeout)
+	patience := c.patience(c.callTimeout)
+	timer := time.NewTimer(c.callTimeout)
 	defer timer.Stop()
 	for {
 		select {
@@ -474,11 +501,15 @@ func ask[T any](ctx context.Context, c *connection, o callOptions, method func()
 		case <-ctx.Done():
 			return none, context.Cause(ctx)
 		case <-timer.C:
-			if o.patient || c.isBlocked() {
-				timer.Reset(callTimeout)
+			left := patience.left()
+			if o.patient {
+				left = c.callTimeout
+			}
+			if left > 0 {
+				timer.Reset(left)
 				continue
 			}
-			err := fmt.Errorf("broker did not answer %s within %v", o.what, callTimeout)
+			err := fmt.Errorf("broker did not answer %s within %v", o.what, c.callTimeout)
 			c.fail(err)
 			_ = c.raw.Close()
 			return none, err

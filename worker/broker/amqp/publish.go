@@ -45,12 +45,21 @@ type publisher struct {
 	declaring   chan struct{} // full while a queue is declared for the first time
 	declared    sync.Map      // the names of the queues that were declared
 
-	mu       sync.Mutex // guards all below, also while a message is written
-	channel  *amqp.Channel
-	returns  chan amqp.Return
-	returned map[string]amqp.Return // by returnKey: what the broker returned as unroutable
-	waiting  map[string]bool        // by returnKey: the messages that wait for their confirm on channel
-	missing  map[string]bool        // exchanges that were missing
+	mu      sync.Mutex      // guards all below, also while a message is written
+	shared  *sharedChannel  // nil before the first message
+	missing map[string]bool // exchanges that were missing
+}
+
+// sharedChannel is a channel on which many messages wait for their confirm. When the
+// broker closes it, another one takes its place, but what the broker has said on this
+// one before still has to be read.
+type sharedChannel struct {
+	*amqp.Channel
+	returns chan amqp.Return
+
+	// Guarded by publisher.mu, by returnKey.
+	returned map[string]amqp.Return // what the broker returned as unroutable
+	waiting  map[string]bool        // the messages that wait
 }
 
 // OpenPublisher connects.
@@ -63,8 +72,6 @@ func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
 		connection:  c,
 		unconfirmed: make(chan struct{}, unconfirmedMax),
 		declaring:   make(chan struct{}, 1),
-		returned:    map[string]amqp.Return{},
-		waiting:     map[string]bool{},
 		missing:     map[string]bool{},
 	}
 	p.watch(nil)
@@ -209,7 +216,7 @@ func (p *publisher) publishAndWait(m protocol.Publishing, out amqp.Publishing) e
 		return p.publishOnOwnChannel(m, out)
 	}
 	faultpoint.Hit(faultpoint.PublishSent, m.TaskID)
-	back, returned, err := p.outcome(returnKey(out.MessageId, out.CorrelationId), confirm)
+	back, returned, err := p.outcome(channel, returnKey(out.MessageId, out.CorrelationId), confirm)
 	switch {
 	case err != nil:
 		return err
@@ -243,21 +250,24 @@ func unroutable(m protocol.Publishing, code int, reason string) error {
 
 // send writes a message to the shared channel. Without a confirmation the message
 // needs a channel of its own.
-func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.DeferredConfirmation, *amqp.Channel, error) {
+func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.DeferredConfirmation, *sharedChannel, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	key := returnKey(out.MessageId, out.CorrelationId)
-	if key == "" || p.waiting[key] || p.missing[m.Exchange] {
+	if key == "" || p.missing[m.Exchange] {
 		return nil, nil, nil
 	}
 	channel, err := p.open()
 	if err != nil {
 		return nil, nil, err
 	}
-	p.waiting[key] = true
+	if channel.waiting[key] {
+		return nil, nil, nil
+	}
+	channel.waiting[key] = true
 	confirm, err := channel.PublishWithDeferredConfirm(m.Exchange, m.RoutingKey, true, false, out)
 	if err != nil {
-		delete(p.waiting, key)
+		delete(channel.waiting, key)
 		return nil, nil, err
 	}
 	return confirm, channel, nil
@@ -268,17 +278,19 @@ func returnKey(messageID, correlationID string) string { return cmp.Or(messageID
 
 // open returns the shared channel. It opens a new one when the broker has closed the
 // last one because of a message. The caller has locked p.mu.
-func (p *publisher) open() (*amqp.Channel, error) {
-	if p.channel != nil && !p.channel.IsClosed() {
-		return p.channel, nil
+func (p *publisher) open() (*sharedChannel, error) {
+	if p.shared != nil && !p.shared.IsClosed() {
+		return p.shared, nil
 	}
 	channel, err := p.openConfirming()
 	if err != nil {
 		return nil, err
 	}
-	p.channel = channel
-	p.returns = channel.NotifyReturn(make(chan amqp.Return, unconfirmedMax))
-	return channel, nil
+	p.shared = &sharedChannel{
+		Channel: channel, returns: channel.NotifyReturn(make(chan amqp.Return, unconfirmedMax)),
+		returned: map[string]amqp.Return{}, waiting: map[string]bool{},
+	}
+	return p.shared, nil
 }
 
 func (p *publisher) openConfirming() (*amqp.Channel, error) {
@@ -294,32 +306,33 @@ func (p *publisher) openConfirming() (*amqp.Channel, error) {
 // outcome waits for the confirm of a message on the shared channel, and reports whether
 // the broker has returned the message. The broker sends a return before the
 // confirm, so that the return is in the channel by then.
-func (p *publisher) outcome(key string, confirm *amqp.DeferredConfirmation) (back amqp.Return, returned bool, err error) {
+func (p *publisher) outcome(channel *sharedChannel, key string, confirm *amqp.DeferredConfirmation) (back amqp.Return, returned bool, err error) {
 	err = p.await(confirm)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for more := true; more; {
 		select {
-		case r, ok := <-p.returns:
+		case r, ok := <-channel.returns:
 			switch {
 			case !ok:
-				p.returns = nil
-			case p.waiting[returnKey(r.MessageId, r.CorrelationId)]:
-				p.returned[returnKey(r.MessageId, r.CorrelationId)] = r
+				channel.returns = nil
+			case channel.waiting[returnKey(r.MessageId, r.CorrelationId)]:
+				channel.returned[returnKey(r.MessageId, r.CorrelationId)] = r
 			}
 		default:
 			more = false
 		}
 	}
-	back, returned = p.returned[key]
-	delete(p.waiting, key)
-	delete(p.returned, key)
+	back, returned = channel.returned[key]
+	delete(channel.waiting, key)
+	delete(channel.returned, key)
 	return back, returned, err
 }
 
 // await waits for a confirm. Without one within confirmTimeout it ends the
-// connection, unless the broker is blocked.
+// connection. Time in which the broker is blocked does not count.
 func (p *publisher) await(confirm *amqp.DeferredConfirmation) error {
+	patience := p.patience(confirmTimeout)
 	timer := time.NewTimer(confirmTimeout)
 	defer timer.Stop()
 	for {
@@ -329,8 +342,8 @@ func (p *publisher) await(confirm *amqp.DeferredConfirmation) error {
 		case <-p.lost:
 			return p.connectionError("publishing", p.lostErr)
 		case <-timer.C:
-			if p.isBlocked() {
-				timer.Reset(confirmTimeout)
+			if left := patience.left(); left > 0 {
+				timer.Reset(left)
 				continue
 			}
 			err := fmt.Errorf("no confirm within %v", confirmTimeout)
