@@ -28,6 +28,9 @@ type service struct {
 	// sweep publishes parked messages in turn until its context ends. It is nil in a
 	// worker that runs no steps.
 	sweep func(context.Context)
+	// sweepSpec fails runs of the Spec workflow that are stuck until its context ends. It
+	// is nil in a worker that does not run it.
+	sweepSpec func(context.Context)
 	// look logs what would make runs fail. It is nil in a worker that runs no steps.
 	look     func(context.Context)
 	statsd   []*metrics.StatsD
@@ -77,6 +80,16 @@ func (s service) run(ctx context.Context, started func()) error {
 			// It continues while the worker stops: the end of its last step may free
 			// the workspace for another run.
 			s.sweep(background)
+		case <-background.Done():
+		}
+	})
+	group.Go(func() {
+		select {
+		case <-s.worker.Started():
+			if s.sweepSpec != nil {
+				// Not while the worker stops: its queues look empty to it then.
+				s.sweepSpec(ctx)
+			}
 		case <-background.Done():
 		}
 	})

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -36,6 +38,8 @@ type specSettings struct {
 	AllowList bool
 	Allowed   []string
 	StatsD    metrics.StatsDConfig
+	// StuckAfter is how long nothing may be seen of an active run.
+	StuckAfter time.Duration
 }
 
 // allQueues stands for all queues of the chain.
@@ -181,6 +185,14 @@ var specSettingsTable = []setting{
 		},
 	},
 	{
+		flag: "spec-stuck-after", form: "duration", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_SPEC_STUCK_AFTER"),
+		def:  "1h",
+		help: "How long nothing may be seen of an active run before it counts as lost: no row has changed, no live worker has a task of it, and the queues of the chain are empty. " +
+			"Then a worker fails it with that reason, so that it no longer blocks its feature. It must be longer than any task of a Python worker on these queues takes.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.Spec.StuckAfter }, time.Second),
+	},
+	{
 		flag: "spec-statsd-host", form: "host", topic: topicSpec,
 		vars:        append(names("SPEC_WORKFLOW_METRICS_HOST"), variable{name: "STATSD_HOST", shared: true}),
 		defaultNote: "StatsD is off for the Spec workflow",
@@ -266,7 +278,7 @@ func (c *configuration) speckit() speckit.Config {
 		TasksRoot:  tasks,
 		Artifacts:  artifacts.DirectoryConfig{WorkingDir: c.specRoot(), Base: c.ArtifactBase, Mappings: c.ArtifactMappings},
 		Repository: s.Repository, DefaultQueue: s.DefaultQueue, CodexQueue: s.CodexQueue, CodexShards: s.Shards,
-		TestMode: s.TestMode, Skills: s.Skills, MaxStarts: c.MaxStarts, SettingName: c.name,
+		TestMode: s.TestMode, Skills: s.Skills, MaxStarts: c.MaxStarts, StuckAfter: s.StuckAfter, SettingName: c.name,
 	}
 }
 
@@ -297,25 +309,35 @@ func (c *configuration) addSpec(w *worker.Config) {
 	w.TaskRoutes = append(w.TaskRoutes, worker.Route{Task: "spec_workflow_runs.*", Queue: c.Spec.DefaultQueue})
 }
 
-// registerSpec makes a worker run the tasks of the Spec workflow. It returns the
-// StatsD client of their metrics.
-func (c *configuration) registerSpec(w *worker.Worker, db *store.Store, registry prometheus.Registerer, redactor *artifacts.Redactor, log *slog.Logger) (*metrics.StatsD, error) {
+// specParts are the parts of a worker that belong to the Spec workflow.
+type specParts struct {
+	// statsd sends its metrics.
+	statsd *metrics.StatsD
+	// sweep fails runs that are stuck, until its context ends.
+	sweep func(context.Context)
+	// close releases what the tasks use, after the worker has ended.
+	close func()
+}
+
+// registerSpec makes a worker run the tasks of the Spec workflow.
+func (p *program) registerSpec(c *configuration, w *worker.Worker, db *store.Store, registry prometheus.Registerer, redactor *artifacts.Redactor, log *slog.Logger) (parts specParts, err error) {
 	sink := c.Spec.StatsD
 	sink.Logger = log
-	statsd, err := metrics.NewStatsD(sink)
-	if err != nil {
-		return nil, &configError{err.Error()}
+	if parts.statsd, err = metrics.NewStatsD(sink); err != nil {
+		return parts, &configError{err.Error()}
 	}
 	config := c.speckit()
 	config.Runs, config.Logger, config.Redactor = db, log, redactor
-	if config.Metrics, err = metrics.NewSpecRecorder(statsd, registry); err != nil {
-		return nil, err
+	if config.Metrics, err = metrics.NewSpecRecorder(parts.statsd, registry); err != nil {
+		return parts, err
 	}
 	tasks, err := speckit.New(config)
 	if err != nil {
-		return nil, &configError{err.Error()}
+		return parts, &configError{err.Error()}
 	}
 	tasks.Register(w)
+	parts.close = func() {}
+	parts.sweep = func(ctx context.Context) { tasks.Sweep(ctx, db, w) }
 	log.Info("runs the Spec workflow", "queues", strings.Join(c.Spec.Consume, " "), "tasks_root", config.TasksRoot, "test_mode", c.Spec.TestMode, "statsd", c.Spec.StatsD.Host)
-	return statsd, nil
+	return parts, nil
 }

@@ -218,6 +218,23 @@ func TestSpecSubmitWithoutABroker(t *testing.T) {
 	}
 }
 
+// A run whose message was lost is found by a worker, and can be retried.
+func TestAStuckSpecRunIsFailed(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.writeTasks(t, "f", "- [ ] T1 x\n")
+	d := &storetest.Database{URL: s.database, Pool: pool(t, s.database)}
+	const run = "7e5b9f7a-3d76-4cb2-9b1b-3f2f4e2b1a11"
+	d.Rows(t, `INSERT INTO spec_workflow_runs (id, feature_key) VALUES ($1, 'f') RETURNING id`, run)
+	env := append(s.specEnv(), "MM_ORCHESTRATOR_SPEC_STUCK_AFTER=2s", "MM_ORCHESTRATOR_SPEC_ONLY=true")
+	start(t, env, "worker").logLine("run was lost")
+	s.awaitSpecRun(t, d, run, "failed")
+	p := start(t, env, "spec", "retry", run, "--wait")
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "goes on from discover_next_phase, attempt 1") {
+		t.Errorf("exit code %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+}
+
 func (s testEnv) awaitSpecRun(t *testing.T, d *storetest.Database, run, status string) {
 	t.Helper()
 	eventually(t, "run "+run+" is "+status, func() error {

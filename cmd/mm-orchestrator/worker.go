@@ -97,11 +97,12 @@ func runWorker(ctx context.Context, p *program, in input) error {
 	if err != nil {
 		return &configError{err.Error()}
 	}
-	var specStatsD *metrics.StatsD
+	var spec specParts
 	if c.Spec.Consume != nil {
-		if specStatsD, err = c.registerSpec(w, db.tables, registry, redactor, log); err != nil {
+		if spec, err = p.registerSpec(c, w, db.tables, registry, redactor, log); err != nil {
 			return err
 		}
+		defer spec.close()
 	}
 	if !c.Spec.Only {
 		if engine, err = compose.NewEngine(c.EngineConfig()); err != nil {
@@ -156,7 +157,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}
 		}
 	}
-	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, specStatsD}, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
+	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, spec.statsd}, sweepSpec: spec.sweep, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
 	if steps != nil {
 		serve.sweep, serve.look = steps.Sweep, steps.LogLooks
 	}

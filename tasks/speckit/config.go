@@ -75,6 +75,9 @@ type Config struct {
 	Skills SkillsPolicy
 	// MaxStarts is how often a task may be started whose worker dies. Defaults to 3.
 	MaxStarts int
+	// StuckAfter is how long nothing may be seen of an active run before Sweep fails it.
+	// Defaults to 1 h.
+	StuckAfter time.Duration
 
 	// SettingName returns the name of a setting for error texts. Defaults to the
 	// variable itself.
@@ -103,6 +106,9 @@ func (c Config) WithDefaults() Config {
 	if c.MaxStarts == 0 {
 		c.MaxStarts = 3
 	}
+	if c.StuckAfter == 0 {
+		c.StuckAfter = time.Hour
+	}
 	if c.SettingName == nil {
 		c.SettingName = func(variable string) string { return variable }
 	}
@@ -121,6 +127,8 @@ func (c Config) Validate() error {
 		return errors.New("speckit: Config.Redactor is nil")
 	case !filepath.IsAbs(c.TasksRoot):
 		return fmt.Errorf("speckit: Config.TasksRoot is %q, want an absolute path", c.TasksRoot)
+	case c.StuckAfter < 0:
+		return fmt.Errorf("speckit: Config.StuckAfter is %s, want a positive duration", c.StuckAfter)
 	case c.CodexShards < 0 || c.CodexShards > 64:
 		return fmt.Errorf("speckit: Config.CodexShards is %d, want 1 to 64", c.CodexShards)
 	case c.Skills.Canary < 0 || c.Skills.Canary > 100:
