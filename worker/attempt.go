@@ -22,9 +22,10 @@ type attempt struct {
 	task         *Task             // what the handler receives; nil if it was not called
 
 	// Guarded by registry.mu.
-	deliveries []*delivery
-	paused     bool // it waits without a slot before it requeues its message
-	hasSlot    bool // from the grant until the slot is free for another attempt
+	deliveries   []*delivery
+	acknowledged bool // early: it goes on without deliveries
+	paused       bool // it waits without a slot before it requeues its message
+	hasSlot      bool // from the grant until the slot is free for another attempt
 }
 
 // begin returns the message, which it decodes if it was kept as bytes. It is an error
@@ -139,6 +140,9 @@ func (a *attempt) choose(s settlement) []*delivery {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.running, a.identity)
+	if a.acknowledged {
+		s = settlementAck // it must not run again, whatever its outcome is
+	}
 	r.ended.add(a.identity, s)
 	for _, d := range a.deliveries {
 		switch {

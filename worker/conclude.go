@@ -40,6 +40,8 @@ func (w *Worker) conclude(a *attempt) {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
 		log.Info("task is requeued after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
 		w.pause(a, o.reject.After)
+	case err != nil && a.acknowledged:
+		w.reportLost(a, err)
 	case err != nil:
 		w.metrics.handedBack.Inc()
 		log.Error("message is requeued: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
@@ -126,7 +128,10 @@ func (w *Worker) record(a *attempt) (settlement, error) {
 	}
 	switch o.kind {
 	case outcomeFailure:
-		return settlementAck, w.recordFailure(a, o.failed)
+		if o.timedOut && r.requeueTimeouts && !r.ackEarly {
+			return settlementRequeue, nil
+		}
+		return r.settlementOf(*o), w.recordFailure(a, o.failed)
 	case outcomeReject:
 		if o.reject.Requeue {
 			return settlementRequeue, nil

@@ -3,6 +3,7 @@ package worker
 import (
 	"container/list"
 	"fmt"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
@@ -21,13 +22,17 @@ import (
 //	refused   no task runs for it (it is malformed,         settle: settling; delay: delayed, for a
 //	          revoked, expired or not registered); the      pause before it is requeued
 //	          worker records that
-//	delayed   it waits, without a slot, for its ETA or for  its goroutine at that time: waiting or
-//	          the end of a pause, and another message may   settling
+//	delayed   it waits, without a slot, for its ETA or for  its goroutine at that time: waiting,
+//	          the end of a pause, and another message may   limited or settling
 //	          be delivered in its place
-//	waiting   it waits in its queue's line for a slot       grant: running, or settling if its task
-//	                                                        has ended meanwhile
-//	running   it belongs to an attempt, which has a slot    pause: delayed; end: settling
-//	          or records its outcome
+//	limited   it waits, without a slot, in the line of its  turn: waiting, when it is the first and
+//	          task's rate limit, and another message may    its task may start again
+//	          be delivered in its place
+//	waiting   it waits in its queue's line for a slot; of   grant: running, or settling if its task
+//	          a task with a rate limit, one waits           has ended meanwhile
+//	running   it belongs to an attempt, which has a slot    pause: delayed; end: settling;
+//	          or records its outcome                        acknowledge: settling, while the attempt
+//	                                                        goes on without it
 //	settling  its settlement is chosen, and the broker is   told: settled
 //	          being told
 //	settled   the broker has been told                      nobody
@@ -39,8 +44,8 @@ import (
 //	state              lost connection    shutdown               the same message again   time limit
 //	-----------------  -----------------  ---------------------  -----------------------  ----------------
 //	received, refused  gone               goes on, then requeue  independent              none
-//	delayed, waiting   gone; the message  requeue                independent, until one   none
-//	                   counts as not to                          of them runs
+//	delayed, limited,  gone; the message  requeue                independent, until one   none
+//	waiting            counts as not to                          of them runs
 //	                   blame (see renew)
 //	running            gone; the attempt  end, or requeue after  joins the attempt        ends the attempt
 //	                   goes on            StopTimeout                                     as a failure
@@ -68,6 +73,8 @@ type delivery struct {
 	id         identity          // zero until it is read
 	message    *protocol.Message // nil until it is read, and while it is kept as bytes
 	attempt    *attempt          // from running on
+	limit      *rateLimit        // of its task; nil without one
+	limited    *list.Element     // in the limit's line; nil outside of it
 	match      match             // how its task was known
 	settlement settlement        // from settling on
 	telling    bool              // a goroutine tells the broker
@@ -82,6 +89,7 @@ const (
 	stateReceived
 	stateRefused
 	stateDelayed
+	stateLimited
 	stateWaiting
 	stateRunning
 	stateSettling
@@ -90,11 +98,17 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"new", "received", "refused", "delayed", "waiting", "running", "settling", "settled", "gone"}[s]
+	return [...]string{"new", "received", "refused", "delayed", "limited", "waiting", "running", "settling", "settled", "gone"}[s]
 }
 
 // open reports whether the broker still counts the delivery as unacknowledged.
 func (s state) open() bool { return s > stateNew && s < stateSettled }
+
+// apart reports whether another message may be delivered in the place of this one.
+func (s state) apart() bool { return s == stateDelayed || s == stateLimited }
+
+// waits reports whether no task has begun for the delivery, though its message is read.
+func (s state) waits() bool { return s.apart() || s == stateWaiting }
 
 // settlement is how the worker settles a delivery with the broker.
 type settlement int
@@ -128,15 +142,30 @@ func (d *delivery) move(to state, from ...state) {
 	case !inLine(d.state) && inLine(to):
 		r.joinLine(d)
 	}
-	if d.state == stateDelayed {
-		d.sub.delayed--
+	if d.state.apart() != to.apart() {
+		change := 1
+		if d.state.apart() {
+			change = -1
+		}
+		d.sub.delayed += change
 		d.sub.unadjusted.Store(true)
-		r.metrics.delayed.Dec()
+		r.metrics.delayed.Add(float64(change))
 	}
-	if to == stateDelayed {
-		d.sub.delayed++
-		d.sub.unadjusted.Store(true)
-		r.metrics.delayed.Inc()
+	if l := d.limit; l != nil {
+		if d.limited != nil && to != stateLimited {
+			l.line.Remove(d.limited)
+			d.limited = nil
+			defer l.wakeNext()
+		}
+		switch {
+		case to == stateLimited:
+			d.limited = l.line.PushBack(d)
+		case to == stateWaiting:
+			l.ahead = d
+		case l.ahead == d:
+			l.ahead = nil
+			defer l.wakeNext()
+		}
 	}
 	d.state = to
 	if !to.open() {
@@ -185,7 +214,7 @@ func (d *delivery) read(m *protocol.Message, id identity) match {
 	if d.state != stateReceived {
 		return matchNone // gone
 	}
-	d.message, d.id = m, id
+	d.message, d.id, d.limit = m, id, r.limitOf(m)
 	return r.join(d, stateReceived)
 }
 
@@ -218,7 +247,8 @@ func (d *delivery) delay() {
 }
 
 // wait asks for a slot. The delivery keeps the place in line that it has had since
-// its receipt; after a delay it goes to the end.
+// its receipt; after a delay it goes to the end. If the rate limit of its task lets it
+// wait, only the bytes of the message are kept.
 func (d *delivery) wait() {
 	r := d.registry
 	defer d.sub.adjust()
@@ -228,16 +258,40 @@ func (d *delivery) wait() {
 	case d.state != stateReceived && d.state != stateDelayed:
 	case r.closed:
 		d.choose(settlementRequeue)
+	case d.limit != nil && !d.limit.admits(r.now()):
+		d.message = nil
+		d.move(stateLimited, stateReceived, stateDelayed)
+		r.grant()
 	default:
 		d.move(stateWaiting, stateReceived, stateDelayed)
 		r.grant()
 	}
 }
 
+// turn returns the delivery's state. A limited delivery whose turn has come is waiting
+// from now on. If it is the next but too early, turn also returns how long it waits.
+func (d *delivery) turn() (s state, pause time.Duration) {
+	r := d.registry
+	defer d.sub.adjust()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if d.state == stateLimited {
+		next, pause := d.limit.turn(d, r.now())
+		switch {
+		case next && pause > 0:
+			return d.state, pause
+		case next:
+			d.move(stateWaiting, stateLimited)
+			r.grant()
+		}
+	}
+	return d.state, 0
+}
+
 // choose decides how the delivery is settled. The caller has locked registry.mu and
 // tells the broker, or wakes the goroutine that does.
 func (d *delivery) choose(s settlement) {
-	d.move(stateSettling, stateReceived, stateRefused, stateDelayed, stateWaiting, stateRunning)
+	d.move(stateSettling, stateReceived, stateRefused, stateDelayed, stateLimited, stateWaiting, stateRunning)
 	d.settlement = s
 	d.registry.grant()
 }
@@ -309,7 +363,7 @@ func (r *registry) lose(s *session) {
 		if d.sub.session != s {
 			continue
 		}
-		if d.attempt == nil && (d.state == stateDelayed || d.state == stateWaiting) {
+		if d.attempt == nil && d.state.waits() {
 			r.returned.add(d.id)
 		}
 		d.move(stateGone, d.state)

@@ -23,7 +23,7 @@
 //
 //   - The worker acknowledges a message only after it has published the follow-ups,
 //     with the broker's confirm, and stored the result. Execution is at least
-//     once.
+//     once, unless a task asks for [AckEarly].
 //   - A task continues when its connection is lost. When the broker delivers the
 //     message again to this process, the new delivery is attached to the running
 //     task. If the task has just ended, the worker acknowledges the new delivery

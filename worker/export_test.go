@@ -59,3 +59,6 @@ func (w *Worker) BlockPublisher() (unblock func(), err error) {
 
 // PublishFaults is how many attempts to publish a follow-up have failed.
 func (w *Worker) PublishFaults() int { return count(w.metrics.faults.WithLabelValues("publish")) }
+
+// ParseRate reads the text of a [RateLimit].
+var ParseRate = parseRate

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -105,9 +106,12 @@ type registration struct {
 	wrapped      Handler // handler with middleware, which is built once
 	ignoreResult bool
 	timeLimit    protocol.TimeLimit
-	retries      *RetryPolicy // nil without retries of the worker's own
-	classes      []ErrorClass // the task's, then the worker's
-	prepare      func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)
+	retries      *RetryPolicy  // nil without retries of the worker's own
+	classes      []ErrorClass  // the task's, then the worker's
+	every        time.Duration // between two starts; 0 without a rate limit
+
+	ackEarly, rejectFailures, requeueTimeouts bool // see the options
+	prepare                                   func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)
 }
 
 // IgnoreResult makes the worker store no results of the task. A message's own

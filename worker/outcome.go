@@ -22,6 +22,9 @@ type outcome struct {
 	reject      Reject
 	replacement protocol.Signature
 	duration    time.Duration // how long the handler ran
+	timedOut    bool          // at the hard time limit
+	// startedTooOften says that the handler was not called: see MaxStarts.
+	startedTooOften bool
 }
 
 // failure is a failure as it is stored, and the error behind it.
@@ -123,7 +126,7 @@ func hardLimitOutcome(limit time.Duration) outcome {
 		seconds = int64(limit / time.Second)
 	}
 	o := failureOutcome(&Error{Type: "TimeLimitExceeded", Module: "billiard.exceptions", Args: []any{seconds}, Err: ErrTimeLimit})
-	o.failed.traceback = ""
+	o.failed.traceback, o.timedOut = "", true
 	return o
 }
 

@@ -227,13 +227,24 @@ func (w *Worker) delay(d *delivery, pause time.Duration) bool {
 	}
 }
 
-// waitForSlot waits in line for a slot. It returns nil when the delivery has left
+// waitForSlot waits for the rate limit of its task, and in line for a slot. It returns nil when the delivery has left
 // meanwhile, or has joined the attempt of an equal message.
 func (w *Worker) waitForSlot(d *delivery) *attempt {
 	d.wait()
 	endWait := d.activity.Wait()
-	for d.now() == stateWaiting {
-		<-d.changed
+	for {
+		state, pause := d.turn()
+		if state != stateWaiting && state != stateLimited {
+			break
+		}
+		var early <-chan time.Time // nil: only another goroutine ends the wait
+		if pause > 0 {
+			early = time.After(pause)
+		}
+		select {
+		case <-d.changed:
+		case <-early:
+		}
 	}
 	endWait()
 	a, found := d.granted()

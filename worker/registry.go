@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
@@ -19,6 +20,9 @@ import (
 // first. A message that is still being read keeps its place.
 type registry struct {
 	metrics *workerMetrics
+	now     func() time.Time
+	// limits are the rate limits of tasks, by name. Written before Run.
+	limits map[string]*rateLimit
 	// handlers counts the goroutines of deliveries. None is added once the registry
 	// is closed.
 	handlers sync.WaitGroup
@@ -49,9 +53,11 @@ const (
 	rememberedRevocations = 50000
 )
 
-func newRegistry(slots int, metrics *workerMetrics) *registry {
+func newRegistry(slots int, metrics *workerMetrics, now func() time.Time) *registry {
 	return &registry{
 		metrics:  metrics,
+		now:      now,
+		limits:   map[string]*rateLimit{},
 		open:     map[*delivery]struct{}{},
 		running:  map[identity]*attempt{},
 		ended:    newEndedTasks(rememberedOutcomes),
@@ -96,6 +102,11 @@ const (
 // end wants it to run. The caller has locked r.mu.
 func (r *registry) join(d *delivery, from state) match {
 	if a, ok := r.running[d.id]; ok {
+		if a.acknowledged {
+			d.match = matchEnded
+			d.choose(settlementAck)
+			return matchEnded
+		}
 		// Deliveries that are settled or gone need nothing any more. Dropping them
 		// bounds the list.
 		a.deliveries = slices.DeleteFunc(a.deliveries, func(d *delivery) bool { return !d.state.open() })
@@ -126,6 +137,9 @@ func (r *registry) grant() {
 			return
 		}
 		if r.join(d, stateWaiting) == matchNone {
+			if d.limit != nil {
+				d.limit.next = r.now().Add(d.limit.every)
+			}
 			d.move(stateRunning, stateWaiting)
 			a := &attempt{identity: d.id, registry: r, first: d, deliveries: []*delivery{d}, message: d.message, hasSlot: true}
 			d.attempt = a
@@ -151,6 +165,21 @@ func (r *registry) next() *delivery {
 		}
 	}
 	return nil
+}
+
+// limit sets the rate limit of a task.
+func (r *registry) limit(task string, every time.Duration) {
+	if every > 0 {
+		r.limits[task] = &rateLimit{every: every, line: list.New()}
+	}
+}
+
+// limitOf returns the rate limit of a message's task, or nil.
+func (r *registry) limitOf(m *protocol.Message) *rateLimit {
+	if m == nil {
+		return nil
+	}
+	return r.limits[m.Task]
 }
 
 func (r *registry) joinLine(d *delivery) {
@@ -183,7 +212,7 @@ func (r *registry) close() {
 	defer r.mu.Unlock()
 	r.draining, r.closed = true, true
 	for d := range r.open {
-		if d.attempt == nil && (d.state == stateDelayed || d.state == stateWaiting) {
+		if d.attempt == nil && d.state.waits() {
 			d.choose(settlementRequeue)
 			d.wake()
 		}
@@ -237,7 +266,7 @@ func (r *registry) unacked() (messages []*protocol.Message, kept []*delivery) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, a := range r.running {
-		if a.message != nil {
+		if a.message != nil && !a.acknowledged {
 			messages = append(messages, a.message)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
@@ -37,6 +38,7 @@ type registryTest struct {
 	session *session
 	subs    map[string]*subscription
 	tag     int
+	now     time.Time
 }
 
 func newRegistryTest(t testing.TB, slots int) *registryTest {
@@ -44,8 +46,8 @@ func newRegistryTest(t testing.TB, slots int) *registryTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &registryTest{t: t}
-	r.worker = &Worker{registry: newRegistry(slots, metrics), metrics: metrics, cfg: Config{MaxETA: 1000}}
+	r := &registryTest{t: t, now: time.Unix(0, 0)}
+	r.worker = &Worker{registry: newRegistry(slots, metrics, func() time.Time { return r.now }), metrics: metrics, cfg: Config{MaxETA: 1000}}
 	r.connect()
 	return r
 }
@@ -167,15 +169,38 @@ type expected struct {
 	place   int // in line: the smallest of its queue is the first
 	attempt *expectedAttempt
 	session *session
+	limit   *expectedLimit // nil without one
 }
 
+// message is that of the delivery's task, which is the first digit of the id.
+func (e *expected) message() *protocol.Message { return &protocol.Message{Task: e.task.id[:1]} }
+
 type expectedAttempt struct {
-	first           *expected
-	paused, hasSlot bool
+	first                         *expected
+	paused, hasSlot, acknowledged bool
+}
+
+// expectedLimit is the rate limit of a task: one waiting delivery is ahead of the line.
+type expectedLimit struct {
+	every time.Duration
+	next  time.Time
+	line  []*expected
+}
+
+// ahead reports whether a delivery of the task waits for a slot.
+func (l *expectedLimit) ahead(m *model) bool {
+	return slices.ContainsFunc(m.all, func(e *expected) bool { return e.limit == l && e.state == stateWaiting })
+}
+
+// may reports whether a delivery may wait for a slot.
+func (l *expectedLimit) may(m *model, e *expected) bool {
+	first := len(l.line) == 0 || l.line[0] == e
+	return first && !l.ahead(m) && !m.now().Before(l.next)
 }
 
 type model struct {
 	all     []*expected
+	limits  map[string]*expectedLimit // by task
 	running map[identity]*expectedAttempt
 	ended   map[identity]bool
 	queues  []string
@@ -183,6 +208,7 @@ type model struct {
 	slots   int
 	place   int
 	closed  bool
+	now     func() time.Time
 }
 
 func (m *model) free() int {
@@ -208,6 +234,10 @@ func (m *model) head(queue string) *expected {
 
 func (m *model) join(e *expected) bool {
 	if a := m.running[e.task]; a != nil {
+		if a.acknowledged {
+			e.state = stateSettling
+			return true
+		}
 		state := stateRunning
 		for _, other := range m.all {
 			if a.paused || other.attempt == a && other.state == stateRunning {
@@ -241,6 +271,44 @@ func (m *model) grant() {
 		if !m.join(next) {
 			next.attempt, next.state = &expectedAttempt{first: next, hasSlot: true}, stateRunning
 			m.running[next.task] = next.attempt
+			if next.limit != nil {
+				next.limit.next = m.now().Add(next.limit.every)
+			}
+		}
+	}
+}
+
+// wait lets a delivery wait for the rate limit of its task, or for a slot.
+func (m *model) wait(e *expected) {
+	if e.limit != nil && !e.limit.may(m, e) {
+		e.state = stateLimited
+		e.limit.line = append(e.limit.line, e)
+	} else {
+		e.state = stateWaiting
+	}
+	m.grant()
+}
+
+// turns lets each limited delivery look whether its turn has come, as its goroutine does
+// when it is woken or its time has come.
+func (m *model) turns() {
+	for _, l := range m.limits {
+		l.line = slices.DeleteFunc(l.line, func(e *expected) bool { return e.state != stateLimited })
+	}
+	for moved := true; moved; {
+		moved = false
+		for _, e := range m.all {
+			if e.state != stateLimited {
+				continue
+			}
+			e.delivery.turn()
+			if e.limit.may(m, e) {
+				m.place++
+				e.state, e.place = stateWaiting, m.place
+				e.limit.line = e.limit.line[1:]
+				moved = true
+				m.grant()
+			}
 		}
 	}
 }
@@ -255,7 +323,7 @@ func (m *model) check(t *testing.T, r *registry, step string) {
 		if e.state.open() {
 			open++
 		}
-		if e.state == stateDelayed {
+		if e.state == stateDelayed || e.state == stateLimited {
 			delayed[e.sub]++
 		}
 	}
@@ -280,7 +348,12 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 		slots := 1 + random.IntN(3)
 		rt := newRegistryTest(t, slots)
 		r := rt.worker.registry
-		m := &model{running: map[identity]*expectedAttempt{}, ended: map[identity]bool{}, slots: slots}
+		m := &model{running: map[identity]*expectedAttempt{}, ended: map[identity]bool{}, slots: slots, now: func() time.Time { return rt.now }}
+		// Two tasks have rate limits: those whose ids begin with 0 and 1.
+		m.limits = map[string]*expectedLimit{"0": {every: 3 * time.Second}, "1": {every: 5 * time.Second}}
+		for task, l := range m.limits {
+			r.limit(task, l.every)
+		}
 		pick := func(states ...state) *expected {
 			var found []*expected
 			for _, e := range m.all {
@@ -299,7 +372,7 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 			actual.end(s)
 			actual.releaseSlot()
 			delete(m.running, a.first.task)
-			m.ended[a.first.task] = s == settlementAck
+			m.ended[a.first.task] = s == settlementAck || a.acknowledged
 			for _, e := range m.all {
 				if e.attempt == a && (e.state == stateRunning || e.state == stateDelayed) {
 					e.state = stateSettled
@@ -309,7 +382,7 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 		}
 		for range 120 {
 			var step string
-			switch random.IntN(12) {
+			switch random.IntN(14) {
 			case 0, 1, 2:
 				step = "a delivery"
 				queue := fmt.Sprintf("q%d", random.IntN(2))
@@ -319,11 +392,13 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 				}
 				m.place++
 				m.all = append(m.all, &expected{delivery: d, state: stateReceived, queue: queue, place: m.place, session: rt.session,
-					task: identity{id: fmt.Sprint(random.IntN(6))}})
+					task: identity{id: fmt.Sprint(random.IntN(6), " ", random.IntN(2))}})
+				e := m.all[len(m.all)-1]
+				e.limit = m.limits[e.message().Task]
 			case 3, 4, 5:
 				if e := pick(stateReceived); e != nil {
 					step = "reading and waiting"
-					found := e.read(nil, e.task)
+					found := e.read(e.message(), e.task)
 					if m.join(e) != (found != matchNone) {
 						t.Fatalf("seed %d: read found %v", seed, found)
 					}
@@ -333,14 +408,13 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 						e.state = stateSettled
 					} else if found == matchNone {
 						e.wait()
-						e.state = stateWaiting
-						m.grant()
+						m.wait(e)
 					}
 				}
 			case 6:
 				if e := pick(stateReceived); e != nil {
 					step = "a delay"
-					found := e.read(nil, e.task)
+					found := e.read(e.message(), e.task)
 					m.join(e)
 					m.grant()
 					if found == matchEnded {
@@ -357,8 +431,8 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 					step = "the end of a delay"
 					e.wait()
 					m.place++
-					e.state, e.place = stateWaiting, m.place
-					m.grant()
+					e.place = m.place
+					m.wait(e)
 				}
 			case 8:
 				if e := pick(stateReceived); e != nil {
@@ -382,11 +456,26 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 					m.grant()
 				}
 			case 10:
-				if e := pick(stateRunning, stateGone); e != nil && e.attempt != nil && m.running[e.task] == e.attempt {
+				if e := pick(stateRunning, stateGone, stateSettled); e != nil && e.attempt != nil && m.running[e.task] == e.attempt {
 					step = "the end of a task"
 					endAttempt(e, []settlement{settlementAck, settlementRequeue}[random.IntN(2)])
 				}
 			case 11:
+				step = "the passing of time"
+				rt.now = rt.now.Add(time.Duration(random.IntN(4)) * time.Second)
+			case 12:
+				if e := pick(stateRunning); e != nil && !e.attempt.paused && e.attempt.hasSlot {
+					step = "an early acknowledgement"
+					e.attempt.first.delivery.attempt.acknowledge()
+					e.attempt.acknowledged = true
+					for _, other := range m.all {
+						if other.attempt == e.attempt && (other.state == stateRunning || other.state == stateDelayed) {
+							other.state = stateSettled
+						}
+					}
+					m.grant()
+				}
+			case 13:
 				if random.IntN(4) == 0 {
 					step = "a lost connection"
 					old := rt.session
@@ -407,17 +496,18 @@ func TestRegistryMovesAsItsModel(t *testing.T) {
 					e.state = stateSettled
 				}
 			}
+			m.turns()
 			m.check(t, r, fmt.Sprintf("%s (seed %d)", step, seed))
 		}
 		r.close()
 		m.closed = true
 		for _, e := range m.all {
 			switch {
-			case e.attempt == nil && (e.state == stateWaiting || e.state == stateDelayed):
+			case e.attempt == nil && (e.state.waits()):
 				e.tell()
 				e.state = stateSettled
 			case e.state == stateReceived:
-				e.read(nil, e.task)
+				e.read(e.message(), e.task)
 				if m.join(e); e.state == stateReceived {
 					e.wait()
 				}

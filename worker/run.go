@@ -33,9 +33,15 @@ func (w *Worker) execute(a *attempt) {
 	if why := w.mayNotRun(m); why != "" {
 		a.outcome = outcome{kind: why}
 	} else {
+		if a.registration.ackEarly {
+			a.acknowledge()
+		}
 		faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
 		a.outcome = w.run(a)
 		faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
+		if a.registration.ackEarly {
+			a.outcome = finalOutcome(a.outcome)
+		}
 	}
 	a.first.activity.Progress("recording the outcome of its task")
 	w.conclude(a)

@@ -78,7 +78,7 @@ func New(cfg Config) (*Worker, error) {
 		started:        make(chan struct{}),
 		stopNow:        make(chan struct{}),
 		broker:         transport,
-		registry:       newRegistry(cfg.Slots, metrics),
+		registry:       newRegistry(cfg.Slots, metrics, cfg.Now),
 		receivingEnded: make(chan struct{}),
 	}, nil
 }
@@ -106,6 +106,7 @@ func (w *Worker) Register(name string, handler Handler, options ...TaskOption) {
 	}
 	r.classes = append(r.classes, w.cfg.ErrorClasses...)
 	w.tasks[name] = w.wrapped(r)
+	w.registry.limit(name, r.every)
 }
 
 // Use adds middleware to every handler, including handlers that are registered
