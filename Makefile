@@ -23,6 +23,10 @@ $(DEVENV):
 test: $(DEVENV) ## Start the services that are missing, run every test, end them
 	@$(DEVENV) run -- $(TEST) ./...
 
+.PHONY: soak
+soak: $(DEVENV) ## Run a million messages through a worker and check that nothing is left behind: MESSAGES=…
+	@$(DEVENV) run -only broker -- env MM_TEST_MESSAGES=$(or $(MESSAGES),1000000) go test -v -count=1 -timeout 60m -run '^TestManyMessagesLeaveNothingBehind$$' ./worker
+
 .PHONY: test-newest
 test-newest: $(DEVENV) ## The same with the newest RabbitMQ and PostgreSQL, as containers
 	@$(DEVENV) run -newest -- $(TEST) ./...

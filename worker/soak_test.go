@@ -1,0 +1,106 @@
+package worker_test
+
+import (
+	"context"
+	"os"
+	"runtime"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
+)
+
+// usage is what a process holds while it is idle.
+type usage struct{ bytes, goroutines, descriptors int }
+
+// settled returns the usage once the goroutines and descriptors of the last messages
+// have ended. most is nil at first.
+func settled(t *testing.T, w *worker.Worker, most *usage) (u usage) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		eventually(t, "every message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
+		u = usage{bytesInUse(), runtime.NumGoroutine(), descriptors(t)}
+		if most == nil || u.goroutines <= most.goroutines && u.descriptors <= most.descriptors || time.Now().After(deadline) {
+			return u
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("this system does not list the descriptors of a process:", err)
+	}
+	return len(open)
+}
+
+// A worker holds as much after many messages as after a few: MM_TEST_MESSAGES says how
+// many, 30,000 unless it is set. It is not parallel, so that no other test
+// allocates meanwhile.
+func TestManyMessagesLeaveNothingBehind(t *testing.T) {
+	messages := 30_000
+	if text := os.Getenv("MM_TEST_MESSAGES"); text != "" {
+		var err error
+		if messages, err = strconv.Atoi(text); err != nil || messages < 10 {
+			t.Fatalf("MM_TEST_MESSAGES is %q, want a number from 10 on", text)
+		}
+	}
+	// What a worker remembers on purpose is full by then: see rememberedOutcomes.
+	const warm = 10_000
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.Logger, cfg.Slots, cfg.Prefetch = nil, 8, 32
+	w := newWorker(t, cfg)
+	// It bounds the messages that are in the queue or with the worker.
+	window := make(chan struct{}, 1000)
+	w.Register("shop.nothing", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		<-window
+		return nil, nil
+	}), worker.IgnoreResult())
+	workertest.Start(t, w)
+	send := func(n int) {
+		for range n {
+			window <- struct{}{}
+			r.send(nothing())
+		}
+		for range cap(window) { // all have run
+			window <- struct{}{}
+		}
+		for range cap(window) {
+			<-window
+		}
+	}
+	send(warm)
+	before := settled(t, w, nil)
+	t.Logf("after %d messages: %+v", warm, before)
+	began := time.Now()
+	var now usage
+	const parts = 10
+	for part := range parts {
+		send(messages / parts)
+		now = settled(t, w, &before)
+		t.Logf("after %d more, %.0f a second: %+v", messages/parts*(part+1), float64(messages/parts*(part+1))/time.Since(began).Seconds(), now)
+	}
+	// The runtime's own structures and pools vary by less.
+	if most := before.bytes + 2<<20; now.bytes > most {
+		t.Errorf("%d bytes are in use after %d messages, %d before", now.bytes, messages, before.bytes)
+	}
+	if now.goroutines > before.goroutines || now.descriptors > before.descriptors {
+		t.Errorf("%d goroutines and %d descriptors after %d messages, %d and %d before",
+			now.goroutines, now.descriptors, messages, before.goroutines, before.descriptors)
+	}
+	if n := w.Reconnects(); n != 0 {
+		t.Errorf("the connection was lost %d times", n)
+	}
+}
+
+// nothing is a message that Python would send for a task without arguments.
+func nothing() protocol.Publishing {
+	return workertest.Message("orders", "shop.nothing", nil, nil, workertest.Option("ignore_result", true))
+}
