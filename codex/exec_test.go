@@ -88,7 +88,7 @@ func withModel(t *testing.T, script codextest.Script, change ...func(*codex.Exec
 		t.Fatal(err)
 	}
 	config := codex.ExecConfig{
-		Program: devenv.Codex(t), Environ: codex.Environment(os.Environ()), Home: home, Key: key(apiKey), Sandbox: "danger-full-access",
+		Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+home), Home: home, Key: key(apiKey), Sandbox: "danger-full-access",
 	}
 	for _, f := range change {
 		f(&config)

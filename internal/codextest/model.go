@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +85,8 @@ type Request struct {
 	Prompt string
 	// Outputs are those of the commands that have run.
 	Outputs []string
+	// session is that of the last command if it still runs, "" if not.
+	session string
 	Body    string
 }
 
@@ -211,6 +214,11 @@ func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	send("response.created", map[string]any{"response": map[string]any{"id": id}})
 	done := len(request.Outputs)
 	switch {
+	case request.session != "":
+		send("response.output_item.done", map[string]any{"output_index": 0, "item": map[string]any{
+			"type": "function_call", "id": "fc_" + id, "call_id": "wait_" + id, "name": "write_stdin",
+			"arguments": fmt.Sprintf(`{"session_id":%s,"chars":"","yield_time_ms":30000}`, request.session),
+		}})
 	case done < len(script.Commands):
 		arguments, _ := json.Marshal(map[string]any{"cmd": script.Commands[done], "yield_time_ms": 30_000})
 		send("response.output_item.done", map[string]any{"output_index": 0, "item": map[string]any{
@@ -240,6 +248,9 @@ func (m *Model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}}})
 }
 
+// running is what Codex says of a command that has not ended in the time it was given.
+var running = regexp.MustCompile(`(?m)^Process running with session ID (\d+)`)
+
 // readRequest reads what Codex has sent. A script is at the command whose number is that
 // of the outputs, so that the model needs no memory.
 func readRequest(r *http.Request) (Request, error) {
@@ -247,6 +258,7 @@ func readRequest(r *http.Request) (Request, error) {
 	var body struct {
 		Input []struct {
 			Type    string          `json:"type"`
+			CallID  string          `json:"call_id"`
 			Role    string          `json:"role"`
 			Output  json.RawMessage `json:"output"`
 			Content []struct {
@@ -268,6 +280,14 @@ func readRequest(r *http.Request) (Request, error) {
 			var output string
 			if json.Unmarshal(item.Output, &output) != nil {
 				output = string(item.Output)
+			}
+			request.session = ""
+			if match := running.FindStringSubmatch(output); match != nil {
+				request.session = match[1]
+			}
+			if n := len(request.Outputs); n > 0 && strings.HasPrefix(item.CallID, "wait_") {
+				request.Outputs[n-1] += output
+				continue
 			}
 			request.Outputs = append(request.Outputs, output)
 		case item.Role == "user" && len(item.Content) > 0 && !strings.HasPrefix(item.Content[0].Text, "<"):

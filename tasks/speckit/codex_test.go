@@ -94,7 +94,7 @@ func newCodexChain(t *testing.T, choose func(codextest.Request) codextest.Script
 			stall = 5 * time.Second
 		}
 		program, err := codex.NewExec(codex.ExecConfig{
-			Program: devenv.Codex(t), Environ: codex.Environment(os.Environ()), Home: home, Key: key, Sandbox: "danger-full-access",
+			Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+home), Home: home, Key: key, Sandbox: "danger-full-access",
 			StallLimit: stall, KillGrace: time.Second, Logger: config.Logger,
 		})
 		if err != nil {
@@ -108,6 +108,7 @@ func newCodexChain(t *testing.T, choose func(codextest.Request) codextest.Script
 		config.Codex = CodexConfig{Exec: program, Secrets: secrets, Instructions: "Use British spelling."}
 		config.Repositories = &Repositories{Git: git, Server: c.address, Dir: c.work}
 	}}, change...)...)
+	c.ownRun()
 	return c
 }
 
@@ -170,7 +171,7 @@ func TestCodexDoesTheTask(t *testing.T) {
 		t.Fatal(err)
 	}
 	patch, logs := fmt.Sprint(context["codex_patch_path"]), fmt.Sprint(context["codex_logs_path"])
-	if patch != runPath+"/codex_1.patch" || logs != runPath+"/codex_1.jsonl" || context["codex_summary"] != "I have documented the endpoint.\nAll done." || len(fmt.Sprint(context["codex_base_commit"])) != 40 {
+	if patch != c.path()+"/codex_1.patch" || logs != c.path()+"/codex_1.jsonl" || context["codex_summary"] != "I have documented the endpoint.\nAll done." || len(fmt.Sprint(context["codex_base_commit"])) != 40 {
 		t.Errorf("context is %v", context)
 	}
 	run := c.run()
@@ -203,7 +204,7 @@ func TestCodexDoesTheTask(t *testing.T) {
 		}
 	}
 	asked := c.model.Requests()[0].Prompt
-	for _, part := range []string{"[run " + recordedRun + ", attempt 1] T012", "Repository: octo/widgets", "Feature: " + feature, "Use British spelling.", "QUESTION:"} {
+	for _, part := range []string{"[run " + c.runID + ", attempt 1] T012", "Repository: octo/widgets", "Feature: " + feature, "Use British spelling.", "QUESTION:"} {
 		if !strings.Contains(asked, part) {
 			t.Errorf("the prompt has no %q:\n%s", part, asked)
 		}
@@ -240,7 +241,7 @@ func TestWaysInWhichCodexEnds(t *testing.T) {
 			chain := newCodexChain(t, codextest.Always(c.script))
 			_, err := chain.submitted()
 			chain.fails("RuntimeError", c.text, err)
-			if payload := chain.payload(store.SpecSubmit, 1); payload["code"] != c.code || payload["codexOutcome"] == nil || payload["logsPath"] != runPath+"/codex_1.jsonl" {
+			if payload := chain.payload(store.SpecSubmit, 1); payload["code"] != c.code || payload["codexOutcome"] == nil || payload["logsPath"] != chain.path()+"/codex_1.jsonl" {
 				t.Errorf("payload is %v", payload)
 			}
 			if run := chain.run(); run["status"] != "failed" || run["finished_at"] == nil || run["codex_patch_path"] != nil {
@@ -284,7 +285,7 @@ func TestTheKeyIsInNoFileAndRow(t *testing.T) {
 					}
 				}
 			}
-			entries, err := os.ReadDir(filepath.Join(c.root, runPath))
+			entries, err := os.ReadDir(filepath.Join(c.root, c.path()))
 			if err != nil || len(entries) == 0 {
 				t.Fatal(err)
 			}
@@ -383,7 +384,7 @@ func TestTheNextWorkerGoesOn(t *testing.T) {
 			if turns := c.model.Turns(); turns != want.turns {
 				t.Errorf("%d runs of codex, want %d", turns, want.turns)
 			}
-			if run := c.run(); run["codex_patch_path"] != runPath+"/"+want.name+".patch" {
+			if run := c.run(); run["codex_patch_path"] != c.path()+"/"+want.name+".patch" {
 				t.Errorf("run is %v", run)
 			}
 			for _, row := range c.exec(`SELECT path, size_bytes FROM workflow_artifacts WHERE artifact_type = 'codex_logs'`) {

@@ -39,6 +39,7 @@ func newCloudChain(t *testing.T, script codextest.CloudScript) *cloudChain {
 		config.TestMode = false
 		config.Codex = CodexConfig{Cloud: cloud}
 	})
+	c.ownRun()
 	return c
 }
 
@@ -58,11 +59,11 @@ func TestCodexCloudDoesTheTask(t *testing.T) {
 	if c.file("codex_1.patch") != cloudDiff || !strings.Contains(c.file("codex_1.jsonl"), `"status":"READY"`) {
 		t.Errorf("patch is %s, log is %s", c.file("codex_1.patch"), c.file("codex_1.jsonl"))
 	}
-	if run := c.run(); run["codex_task_id"] != "task_e_0001" || run["codex_patch_path"] != runPath+"/codex_1.patch" || run["status"] != "running" {
+	if run := c.run(); run["codex_task_id"] != "task_e_0001" || run["codex_patch_path"] != c.path()+"/codex_1.patch" || run["status"] != "running" {
 		t.Errorf("run is %v", run)
 	}
 	tasks := c.tasks()
-	if len(tasks) != 1 || tasks[0].Branch != "main" || !strings.HasPrefix(tasks[0].Prompt, "[run "+recordedRun+", attempt 1] T012") {
+	if len(tasks) != 1 || tasks[0].Branch != "main" || !strings.HasPrefix(tasks[0].Prompt, "[run "+c.runID+", attempt 1] T012") {
 		t.Errorf("tasks are %+v", tasks)
 	}
 }
@@ -121,14 +122,14 @@ func TestATaskOfCodexCloudIsSubmittedOnce(t *testing.T) {
 			_, err := c.speckit().submit(c.task("submit"), contextArgs{first})
 			own := 0
 			for _, task := range c.tasks() {
-				if strings.Contains(task.Prompt, recordedRun) {
+				if strings.Contains(task.Prompt, c.runID) {
 					own++
 				}
 			}
 			if err != nil || own != 1 {
 				t.Errorf("%d tasks, %v", own, err)
 			}
-			if text, err := os.ReadFile(filepath.Join(c.root, runPath, "codex_1.patch")); err != nil || string(text) != cloudDiff {
+			if text, err := os.ReadFile(filepath.Join(c.root, c.path(), "codex_1.patch")); err != nil || string(text) != cloudDiff {
 				t.Errorf("patch is %q, %v", text, err)
 			}
 		})

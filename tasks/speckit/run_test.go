@@ -31,11 +31,14 @@ type chain struct {
 	config Config
 	root   string
 	next   int
+	// runID is recordedRun, or that of a run with programs: those of tests in other
+	// processes must not be taken for its own.
+	runID string
 }
 
 func newChain(t *testing.T, tasks string, change ...func(*Config)) *chain {
 	t.Helper()
-	c := &chain{t: t, db: storetest.New(t), root: t.TempDir()}
+	c := &chain{t: t, db: storetest.New(t), root: t.TempDir(), runID: recordedRun}
 	c.exec(`INSERT INTO spec_workflow_runs (id, feature_key, repository, artifacts_path) VALUES ($1, $2, 'octo/widgets', $3) RETURNING id`, recordedRun, feature, runPath)
 	c.writeTasks(tasks)
 	c.config = Config{
@@ -82,7 +85,7 @@ func (c *chain) task(id string) context.Context {
 func (c *chain) id() string { c.next++; return fmt.Sprintf("task-%d", c.next) }
 
 func (c *chain) discover(args discoverArgs) (json.RawMessage, error) {
-	args.RunID = recordedRun
+	args.RunID = c.runID
 	return c.speckit().discover(c.task(c.id()), args)
 }
 
@@ -112,22 +115,33 @@ func (c *chain) ok(context json.RawMessage, err error) json.RawMessage {
 
 func (c *chain) run() storetest.Row {
 	c.t.Helper()
-	return c.exec(`SELECT * FROM spec_workflow_runs WHERE id = $1`, recordedRun)[0]
+	return c.exec(`SELECT * FROM spec_workflow_runs WHERE id = $1`, c.runID)[0]
 }
 
 func (c *chain) state(task store.SpecTask, attempt int) storetest.Row {
 	c.t.Helper()
-	rows := c.exec(`SELECT * FROM spec_workflow_task_states WHERE workflow_run_id = $1 AND task_name = $2 AND attempt = $3`, recordedRun, string(task), attempt)
+	rows := c.exec(`SELECT * FROM spec_workflow_task_states WHERE workflow_run_id = $1 AND task_name = $2 AND attempt = $3`, c.runID, string(task), attempt)
 	if len(rows) != 1 {
 		c.t.Fatalf("%d rows of %s, attempt %d", len(rows), task, attempt)
 	}
 	return rows[0]
 }
 
+// path is the run's directory, as rows have it.
+func (c *chain) path() string { return filepath.Dir(runPath) + "/" + c.runID }
+
+// ownRun gives the run an id that no other test has.
+func (c *chain) ownRun() {
+	c.t.Helper()
+	id := fmt.Sprint(c.exec(`SELECT gen_random_uuid()::text AS id`)[0]["id"])
+	c.exec(`UPDATE spec_workflow_runs SET id = $1, artifacts_path = $2 RETURNING id`, id, filepath.Dir(runPath)+"/"+id)
+	c.runID = id
+}
+
 // file reads a file of the run.
 func (c *chain) file(name string) string {
 	c.t.Helper()
-	text, err := os.ReadFile(filepath.Join(c.root, runPath, name))
+	text, err := os.ReadFile(filepath.Join(c.root, c.path(), name))
 	if err != nil {
 		c.t.Fatal(err)
 	}
