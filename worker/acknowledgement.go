@@ -67,11 +67,8 @@ func finalOutcome(o outcome) outcome {
 }
 
 // settlementOf is how the message of a failed task is settled.
-func (r registration) settlementOf(o outcome) settlement {
-	switch {
-	case o.startedTooOften:
-		return settlementReject
-	case r.rejectFailures:
+func (r registration) settlementOfFailure() settlement {
+	if r.rejectFailures {
 		return settlementReject
 	}
 	return settlementAck

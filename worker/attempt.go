@@ -23,6 +23,7 @@ type attempt struct {
 
 	// Guarded by registry.mu.
 	deliveries   []*delivery
+	counted      bool // its start is recorded; written before the handler
 	acknowledged bool // early: it goes on without deliveries
 	paused       bool // it waits without a slot before it requeues its message
 	hasSlot      bool // from the grant until the slot is free for another attempt

@@ -22,6 +22,8 @@ import (
 //   - failure: store FAILURE first. If SUCCESS is stored already, this was a
 //     repeated run, and nothing more is done. Otherwise store FAILURE for the
 //     later tasks of the chain, publish the error callbacks, acknowledge.
+//   - failure of a task that was started too often (see MaxStarts): as above, but
+//     its message becomes a dead letter.
 //   - retry: publish the retry, store RETRY, acknowledge.
 //   - replaced: publish the replacement, acknowledge. It stores the result.
 //   - reject without requeue: as for a failure, but reject in the end, as Celery
@@ -48,6 +50,7 @@ func (w *Worker) conclude(a *attempt) {
 		w.pause(a, w.handBackPause())
 		s = settlementRequeue
 	}
+	w.forgetStarts(a)
 	if o.kind != outcomeRevoked && o.kind != outcomeExpired {
 		w.metrics.taskEnded(a.message.Task, o.kind, o.duration)
 		logOutcome(log, *o)
@@ -131,7 +134,11 @@ func (w *Worker) record(a *attempt) (settlement, error) {
 		if o.timedOut && r.requeueTimeouts && !r.ackEarly {
 			return settlementRequeue, nil
 		}
-		return r.settlementOf(*o), w.recordFailure(a, o.failed)
+		err := w.recordFailure(a, o.failed)
+		if err == nil && o.startedTooOften {
+			return w.moveToDeadLetters(a.first, m.ID, o.failed.text)
+		}
+		return r.settlementOfFailure(), err
 	case outcomeReject:
 		if o.reject.Requeue {
 			return settlementRequeue, nil

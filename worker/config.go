@@ -105,7 +105,7 @@ type Config struct {
 	Undecodable Undecodable
 
 	// DeadLetterQueue receives every message that would be rejected because it
-	// cannot be decoded or its task is not registered: unchanged, with the
+	// cannot be decoded, its task is not registered or has reached [MaxStarts]: unchanged, with the
 	// headers [HeaderReason], [HeaderQueue] and [HeaderTime] added. The worker
 	// declares it as durable if it does not exist. Empty means that the worker
 	// rejects such messages as Celery does; a dead-letter exchange of the queue,

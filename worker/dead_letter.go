@@ -27,9 +27,19 @@ const maxReasonBytes = 1024
 // Config.DeadLetterQueue and acknowledges it or, if none is configured, rejects
 // it.
 func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
-	if w.cfg.DeadLetterQueue == "" {
-		d.settle(settlementReject)
+	s, err := w.moveToDeadLetters(d, taskID, reason)
+	if err != nil {
+		w.handBack(d, err)
 		return
+	}
+	d.settle(s)
+}
+
+// moveToDeadLetters publishes the message of a delivery to Config.DeadLetterQueue, and
+// returns how the delivery is to be settled.
+func (w *Worker) moveToDeadLetters(d *delivery, taskID, reason string) (settlement, error) {
+	if w.cfg.DeadLetterQueue == "" {
+		return settlementReject, nil
 	}
 	headers := maps.Clone(d.wire.Headers)
 	if headers == nil {
@@ -59,10 +69,9 @@ func (w *Worker) deadLetter(d *delivery, taskID, reason string) {
 	switch {
 	case errors.As(err, &unsendable):
 		w.cfg.Logger.Error("message cannot be moved to the dead-letter queue and is rejected", "task_id", taskID, "error", err)
-		d.settle(settlementReject)
+		return settlementReject, nil
 	case err != nil:
-		w.handBack(d, err)
-	default:
-		d.settle(settlementAck)
+		return settlementRequeue, err
 	}
+	return settlementAck, nil
 }

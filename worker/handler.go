@@ -110,6 +110,8 @@ type registration struct {
 	classes      []ErrorClass  // the task's, then the worker's
 	every        time.Duration // between two starts; 0 without a rate limit
 
+	maxStarts int // 0 without a limit
+
 	ackEarly, rejectFailures, requeueTimeouts bool // see the options
 	prepare                                   func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)
 }

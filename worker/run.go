@@ -32,6 +32,8 @@ func (w *Worker) execute(a *attempt) {
 	faultpoint.Hit(faultpoint.SlotTaken, m.ID, m.ArgsRepr)
 	if why := w.mayNotRun(m); why != "" {
 		a.outcome = outcome{kind: why}
+	} else if o, start := w.countStart(a); !start {
+		a.outcome = o
 	} else {
 		if a.registration.ackEarly {
 			a.acknowledge()

@@ -115,6 +115,9 @@ func (w *Worker) freeze() error {
 	if len(w.tasks) == 0 {
 		return errors.New("worker: no task is registered")
 	}
+	if err := w.checkStartCounter(); err != nil {
+		return err
+	}
 	w.frozen = true
 	return nil
 }

@@ -34,6 +34,11 @@ type Config struct {
 	SetTable string
 	// SetSchema is that of SetTable. Defaults to the first of the role's search_path.
 	SetSchema string
+	// StartsTable is a table of this package's own, in Schema, that counts the starts of
+	// tasks with worker.MaxStarts; Celery's tables stay as they are. Open creates it,
+	// unless KeepTables is set: celery_task_starts is a good name. Defaults to none:
+	// starts are not counted.
+	StartsTable string
 	// KeepTables makes Open leave the tables as they are. Otherwise it creates
 	// missing ones, and adds the columns that Celery 5.7 needs, as Celery 5.7 does.
 	KeepTables bool
@@ -100,7 +105,7 @@ func (c Config) Validate() error {
 	if c.Encoding != protocol.EncodingPickle && c.Encoding != protocol.EncodingJSON {
 		return database.Failure(ErrInvalid, "result encoding %q: it is %q or %q", c.Encoding, protocol.EncodingPickle, protocol.EncodingJSON)
 	}
-	for _, name := range []string{c.Table, c.Schema, c.SetTable, c.SetSchema} {
+	for _, name := range []string{c.Table, c.Schema, c.SetTable, c.SetSchema, c.StartsTable} {
 		if len(name) > 63 || strings.ContainsRune(name, 0) {
 			return database.Failure(ErrInvalid, "result table or schema %q: PostgreSQL names have at most 63 bytes and no NUL", database.Cut(name, 80))
 		}

@@ -118,12 +118,16 @@ func (b *Backend) Wait(ctx context.Context, taskID string) (results.Outcome, err
 
 // Cleanup removes outcomes that ended longer ago than age, and returns how many. It
 // does what Celery's daily task celery.backend_cleanup does with the setting
-// result_expires, which is one day by default. No goroutine calls it by itself.
+// result_expires, which is one day by default. It also removes starts as old as that,
+// of tasks that were never delivered again. No goroutine calls it by itself.
 func (b *Backend) Cleanup(ctx context.Context, age time.Duration) (removed int64, err error) {
 	before := time.Now().Add(-age)
 	err = b.db.Retry(ctx, "remove old results from "+b.config.Table, func(ctx context.Context) error {
 		tag, err := b.db.Pool.Exec(ctx, "DELETE FROM "+b.table()+" WHERE date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
 		removed = tag.RowsAffected()
+		if err == nil && b.config.StartsTable != "" {
+			_, err = b.db.Pool.Exec(ctx, "DELETE FROM "+b.startsTable()+" WHERE started_at < $1", before)
+		}
 		return err
 	})
 	return removed, err

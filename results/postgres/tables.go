@@ -240,7 +240,8 @@ func PlanTables(ctx context.Context, tx pgx.Tx, config Config) ([]Step, error) {
 		}
 		steps = append(steps, more...)
 	}
-	return steps, nil
+	more, err := planStarts(ctx, tx, config)
+	return append(steps, more...), err
 }
 
 func planTable(ctx context.Context, tx pgx.Tx, table resultTable) ([]Step, error) {

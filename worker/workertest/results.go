@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 )
 
 // Results is a results.Backend in memory. Like the other backends it never
@@ -20,6 +21,7 @@ type Results struct {
 	calls   int
 	fault   func(rows []protocol.Result) error
 	changed chan struct{}
+	starts  map[results.Start]int
 }
 
 // Store implements results.Backend.
@@ -102,6 +104,34 @@ func (r *Results) History(taskID string) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.history[taskID])
+}
+
+// CountsStarts implements results.StartCounter.
+func (r *Results) CountsStarts() error { return nil }
+
+// CountStart implements results.StartCounter. A test calls it to say that a worker has died
+// in an attempt: the first one of a task is "0.0", the first retry "1.0".
+func (r *Results) CountStart(ctx context.Context, s results.Start) (int, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starts == nil {
+		r.starts = map[results.Start]int{}
+	}
+	s.Worker = ""
+	r.starts[s]++
+	return r.starts[s], nil
+}
+
+// ForgetStarts implements results.StartCounter.
+func (r *Results) ForgetStarts(ctx context.Context, s results.Start) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.Worker = ""
+	delete(r.starts, s)
+	return ctx.Err()
 }
 
 // Load implements results.Backend.
