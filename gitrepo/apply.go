@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -303,4 +304,31 @@ func (c *Clone) changedFiles(ctx context.Context, before, after string) ([]strin
 		return nil, err
 	}
 	return strings.Split(strings.TrimSuffix(out, "\x00"), "\x00"), nil
+}
+
+// ReadFile writes a file of a tree or a commit to w: of a link its target.
+func (c *Clone) ReadFile(ctx context.Context, tree, name string, w io.Writer) error {
+	return c.git.run(ctx, command{dir: c.repository(), stdout: w, args: []string{"cat-file", "blob", tree + ":" + name}})
+}
+
+// ListFiles returns the names of those files of a tree that are in a list.
+func (c *Clone) ListFiles(ctx context.Context, tree string, names []string) ([]string, error) {
+	// The names go by stdin, of which there may be many: no argument is too long.
+	var in, out bytes.Buffer
+	for _, name := range names {
+		if strings.Contains(name, "\n") {
+			return nil, fmt.Errorf("%w: a file's name has a line break: %q", ErrUnusable, name)
+		}
+		fmt.Fprintf(&in, "%s:%s\n", tree, name)
+	}
+	if err := c.git.run(ctx, command{dir: c.repository(), stdin: &in, stdout: &out, args: []string{"cat-file", "--batch-check=%(objecttype)"}}); err != nil {
+		return nil, err
+	}
+	var found []string
+	for i, line := range strings.Split(strings.TrimSpace(out.String()), "\n") {
+		if line == "blob" && i < len(names) {
+			found = append(found, names[i])
+		}
+	}
+	return found, nil
 }

@@ -69,6 +69,8 @@ type SpecRun struct {
 	// ArtifactsPath is the run's directory as the API sees it; usually relative.
 	ArtifactsPath string
 	CodexVolume   string
+	// CreatedAt never changes.
+	CreatedAt time.Time
 	// QueueRegistered says whether SpecRequest.CodexQueue has a row in
 	// codex_worker_shards, so that the run may refer to it.
 	QueueRegistered bool
@@ -355,11 +357,11 @@ func (s *Store) readSpecClaims(ctx context.Context, tx pgx.Tx, request SpecReque
 func readSpecRun(ctx context.Context, tx pgx.Tx, request SpecRequest) (SpecRun, error) {
 	run := SpecRun{Digests: map[SpecFile]string{}}
 	err := tx.QueryRow(ctx, `
-		SELECT id::text, feature_key, status::text, phase::text, COALESCE(repository, ''), COALESCE(artifacts_path, ''), COALESCE(codex_volume, ''),
+		SELECT id::text, feature_key, status::text, phase::text, COALESCE(repository, ''), COALESCE(artifacts_path, ''), COALESCE(codex_volume, ''), created_at,
 		       EXISTS (SELECT FROM codex_worker_shards WHERE queue_name = $2)
 		FROM spec_workflow_runs WHERE id = $1
 		FOR UPDATE`, request.RunID, request.CodexQueue).
-		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.QueueRegistered)
+		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.CreatedAt, &run.QueueRegistered)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return run, failure(ErrNotFound, "Workflow run %s not found", request.RunID)
 	}

@@ -6,6 +6,8 @@ package store
 type SpecProgress struct {
 	// Codex is that of submit_codex_job.
 	Codex *CodexProgress `json:"codex,omitempty"`
+	// Publish is that of apply_and_publish.
+	Publish *PublishProgress `json:"publish,omitempty"`
 }
 
 // CodexStage is the last stage that submit_codex_job has reached. A stage is recorded
@@ -51,4 +53,41 @@ type CodexProgress struct {
 	// Log is the file with Codex's output, and Patch that with its change, nil for none.
 	Log   *SpecArtifact `json:"log,omitempty"`
 	Patch *SpecArtifact `json:"patch,omitempty"`
+}
+
+// PublishStage is the last stage that apply_and_publish has reached. A stage is recorded
+// before what it says begins, or after it has ended, as its comment says.
+type PublishStage string
+
+const (
+	// PublishCommitted: the commit is pushed after this was recorded. A worker that finds
+	// this stage looks whether the branch has the commit.
+	PublishCommitted PublishStage = "committed"
+	// PublishPushed: the branch has the commit. The pull request is opened after this was
+	// recorded; a worker that finds this stage looks whether it exists.
+	PublishPushed PublishStage = "pushed"
+	// PublishOpened: the pull request exists.
+	PublishOpened PublishStage = "opened"
+	// PublishNothing: the base branch has the change already. There is no commit.
+	PublishNothing PublishStage = "nothing"
+)
+
+// PublishProgress is the progress of apply_and_publish.
+type PublishProgress struct {
+	Stage PublishStage `json:"stage"`
+	// Branch is the one with the change, Base the one to which it goes, and BaseCommit the
+	// commit of that to which the patch was applied.
+	Branch     string `json:"branch"`
+	Base       string `json:"base"`
+	BaseCommit string `json:"base_commit"`
+	// Commit is the one with the change, Files the names of what it changes.
+	Commit string   `json:"commit,omitempty"`
+	Files  []string `json:"files,omitempty"`
+	// PullRequest is the number of the pull request, and URL its address for people.
+	PullRequest int    `json:"pull_request,omitempty"`
+	URL         string `json:"url,omitempty"`
+	// Applied, Pushed and Response are the files about these stages, nil for none.
+	Applied  *SpecArtifact `json:"applied,omitempty"`
+	Pushed   *SpecArtifact `json:"pushed,omitempty"`
+	Response *SpecArtifact `json:"response,omitempty"`
 }

@@ -177,4 +177,20 @@ const (
 	CodexStored Point = "codex.stored"
 	// CodexRecorded: how codex has ended is recorded, and the task goes on.
 	CodexRecorded Point = "codex.recorded"
+	// PublishFetching and PublishFetched are before and after the clone to which the patch
+	// is applied.
+	PublishFetching Point = "publish.fetching"
+	PublishFetched  Point = "publish.fetched"
+	// PublishCommitRecorded: the commit is made and recorded, and nobody else has it.
+	PublishCommitRecorded Point = "publish.commit-recorded"
+	// PublishPushing: the branch is about to be pushed. PublishPushedBranch: it may be
+	// pushed, and nothing of that is recorded. PublishPushRecorded: that is recorded.
+	PublishPushing      Point = "publish.pushing"
+	PublishPushedBranch Point = "publish.pushed"
+	PublishPushRecorded Point = "publish.push-recorded"
+	// PublishOpening: the pull request is about to be opened. PublishOpened: it may be
+	// open, and that is not recorded. PublishOpenRecorded: that is recorded.
+	PublishOpening      Point = "publish.opening"
+	PublishOpened       Point = "publish.opened"
+	PublishOpenRecorded Point = "publish.open-recorded"
 )

@@ -180,6 +180,21 @@ func (s *Server) Intercept(f func(http.ResponseWriter, *http.Request) bool) {
 	s.intercept = f
 }
 
+// FailRequests answers the next n requests whose path contains the text with 502.
+func (s *Server) FailRequests(text string, n int) {
+	var mu sync.Mutex
+	s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if n == 0 || !strings.Contains(r.URL.RequestURI(), text) {
+			return false
+		}
+		n--
+		http.Error(w, "Bad Gateway", http.StatusBadGateway)
+		return true
+	})
+}
+
 // Requests returns the requests so far whose method and path contain the text.
 func (s *Server) Requests(text string) (list []Request) {
 	s.mu.Lock()

@@ -363,9 +363,12 @@ func (t *codexTask) hasSecret(clone *gitrepo.Clone, change gitrepo.Change) strin
 
 // isSecret reports whether a text has a credential. What any redactor masks, such as a
 // login in an address, is not meant: an example in documentation may have that.
-func (t *codexTask) isSecret(text io.Reader) bool {
+func (a *attempt) isSecret(text io.Reader) bool {
+	if a.config.Codex.Secrets == nil {
+		return false
+	}
 	masked, plain := sha256.New(), sha256.New()
-	with, without := t.config.Codex.Secrets.Writer(masked), artifacts.NewRedactor(nil).Writer(plain)
+	with, without := a.config.Codex.Secrets.Writer(masked), artifacts.NewRedactor(nil).Writer(plain)
 	_, err := io.Copy(io.MultiWriter(with, without), text)
 	err = errors.Join(err, with.Close(), without.Close())
 	return err != nil || !bytes.Equal(masked.Sum(nil), plain.Sum(nil))

@@ -71,6 +71,8 @@ type Config struct {
 	Preflight Preflight
 	// Codex does the tasks. Not used in test mode.
 	Codex CodexConfig
+	// Publish says how changes are published. Not used in test mode.
+	Publish PublishConfig
 	// Skills is MoonMind's skills policy.
 	Skills SkillsPolicy
 	// MaxStarts is how often a task may be started whose worker dies. Defaults to 3.
@@ -140,6 +142,9 @@ func (c Config) Validate() error {
 		}
 	}
 	if err := c.Codex.validate(c.Repositories); err != nil {
+		return err
+	}
+	if err := c.Publish.validate(); err != nil {
 		return err
 	}
 	return c.Artifacts.WithDefaults().Validate()

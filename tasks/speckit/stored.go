@@ -41,13 +41,7 @@ func storedAs(kind string) string {
 // they are now.
 func (a *attempt) measureStored(kind, path string) (store.SpecArtifact, error) {
 	what, cure := storedAs(kind), discoverAgain
-	name := ""
-	for _, base := range []string{a.base, a.place.RowPath, a.place.Dir} {
-		if rest, found := strings.CutPrefix(path, base+"/"); found {
-			name = rest
-			break
-		}
-	}
+	name := a.inDirectory(path)
 	if !filepath.IsLocal(name) {
 		return store.SpecArtifact{}, valueError("the stored %s %s is not in the directory of run %s%s", what, path, a.runID, cure)
 	}
@@ -76,4 +70,15 @@ func (a *attempt) measureStored(kind, path string) (store.SpecArtifact, error) {
 		return store.SpecArtifact{}, &failure{class: "OSError", text: fmt.Sprintf("the stored %s %s cannot be read: %v", what, path, cause(err))}
 	}
 	return store.SpecArtifact{SpecFile: store.SpecFile{Type: kind, Path: path}, SizeBytes: size, SHA256: hex.EncodeToString(hash.Sum(nil))}, nil
+}
+
+// inDirectory is the path below the run's directory of a file as rows and context have
+// it, "" if it is not below it.
+func (a *attempt) inDirectory(path string) string {
+	for _, base := range []string{a.base, a.place.RowPath, a.place.Dir} {
+		if rest, found := strings.CutPrefix(path, base+"/"); found {
+			return rest
+		}
+	}
+	return ""
 }
