@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -23,7 +24,7 @@ var doctorCommand = &command{
 	synonyms: []string{"check", "runDoctor", "verify", "test"},
 	summary:  "check everything that a worker needs, and say how to fix what is wrong",
 	about: "Checks broker, queue, database with its privileges and connections, tables, result backend, docker engine, compose, workspace, artifact directory, clock and disk space, " +
-		"and notes problems that would fail a later step. Run it in the Python worker's environment before you replace that worker. Each line says what was found and, if something is wrong, how to fix it. " +
+		"and notes problems that would fail a later step. If the worker runs the Spec workflow, it also checks what `mm-orchestrator spec preflight` checks, and the tasks root. Run it in the Python worker's environment before you replace that worker. Each line says what was found and, if something is wrong, how to fix it. " +
 		"It changes nothing: it declares only a queue or exchange that exists already.\n\n" +
 		"Lines begin with ok, note (works, but check this), FAIL, or skip (not checked, because a check above failed). Exit code 0: no FAIL. 1: at least one FAIL.\n\n" +
 		"With --json it prints {\"ok\": …, \"checks\": [{\"name\", \"status\", \"found\", \"cure\"}]}; fields may be added, none is renamed.",
@@ -68,6 +69,9 @@ type check struct {
 	// needs is an earlier check, or "". If that one failed or was skipped, this
 	// one is skipped.
 	needs string
+	// steps says that it is about the steps of runs, which a worker that runs only the
+	// Spec workflow does not carry out.
+	steps bool
 	// run returns one or more verdicts, the most important one first.
 	run func(d *doctor, ctx context.Context) []verdict
 }
@@ -77,31 +81,32 @@ type verdict struct{ status, found, cure string }
 
 // checks are all checks, in the order of the output.
 var checks = []check{
-	{"broker", "", (*doctor).broker},
-	{"queue", "broker", (*doctor).queue},
-	{"publish", "broker", (*doctor).publish},
-	{"database", "", (*doctor).database},
-	{"connections", "database", (*doctor).connections},
-	{"session", "connections", (*doctor).session},
-	{"privileges", "database", (*doctor).privileges},
-	{"tables", "privileges", (*doctor).tables},
-	{"parked", "privileges", (*doctor).parked},
-	{"pause", "privileges", (*doctor).pause},
-	{"results", "database", (*doctor).results},
-	{"clock", "database", (*doctor).clock},
-	{"policy", "", (*doctor).policy},
-	{"docker", "", (*doctor).docker},
-	{"workspace", "", look("workspace")},
-	{"git", "", (*doctor).git},
-	{"git-lock", "", look("git-lock")},
-	{"git-state", "", look("git-state")},
-	{"compose", "", look("compose", "compose-engine")},
-	{"services", "policy", look("services")},
-	{"verify", "policy", (*doctor).verify},
-	{"skills", "workspace", (*doctor).skills},
-	{"artifacts", "", (*doctor).artifacts},
-	{"disk", "", look("disk")},
-	{"health", "", (*doctor).health},
+	{"broker", "", false, (*doctor).broker},
+	{"queue", "broker", false, (*doctor).queue},
+	{"publish", "broker", false, (*doctor).publish},
+	{"database", "", false, (*doctor).database},
+	{"connections", "database", false, (*doctor).connections},
+	{"session", "connections", false, (*doctor).session},
+	{"privileges", "database", false, (*doctor).privileges},
+	{"tables", "privileges", false, (*doctor).tables},
+	{"parked", "privileges", true, (*doctor).parked},
+	{"pause", "privileges", true, (*doctor).pause},
+	{"results", "database", false, (*doctor).results},
+	{"clock", "database", false, (*doctor).clock},
+	{"policy", "", true, (*doctor).policy},
+	{"docker", "", true, (*doctor).docker},
+	{"workspace", "", true, look("workspace")},
+	{"git", "", true, (*doctor).git},
+	{"git-lock", "", true, look("git-lock")},
+	{"git-state", "", true, look("git-state")},
+	{"compose", "", true, look("compose", "compose-engine")},
+	{"services", "policy", true, look("services")},
+	{"verify", "policy", true, (*doctor).verify},
+	{"skills", "workspace", true, (*doctor).skills},
+	{"artifacts", "", true, (*doctor).artifacts},
+	{"disk", "", true, look("disk")},
+	{"spec", "", false, (*doctor).spec},
+	{"health", "", false, (*doctor).health},
 }
 
 // doctor collects findings and prints each as soon as it is known.
@@ -139,14 +144,16 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	environ := c.ChildEnvironment(p.env)
-	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(append(environ, flagSecrets(values)...), c.redaction())}
+	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(withoutSources(append(slices.Clone(environ), flagSecrets(values)...)), c.redaction())}
 	if !f.json {
 		d.out = p.stdout
 	}
 	if d.policyErr = c.loadPolicy(); d.policyErr != nil {
 		c.Policy = policy.Default()
 	}
-	d.look(ctx)
+	if !c.Spec.Only {
+		d.look(ctx)
+	}
 	d.runChecks(ctx)
 
 	failed := 0
@@ -184,6 +191,10 @@ func (d *doctor) runChecks(ctx context.Context) {
 		if unusable[c.needs] {
 			unusable[c.name] = true
 			d.add(c.name, verdict{statusSkip, "needs the check " + c.needs, ""})
+			continue
+		}
+		if c.steps && d.config.Spec.Only {
+			d.add(c.name, verdict{statusOK, "not needed: the worker runs only the Spec workflow", ""})
 			continue
 		}
 		for i, v := range c.run(d, ctx) {

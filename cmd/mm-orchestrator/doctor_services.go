@@ -18,6 +18,7 @@ func (d *doctor) broker(ctx context.Context) []verdict {
 	if err != nil {
 		return failed(err)
 	}
+	d.config.addSpec(&config)
 	w, err := worker.New(config)
 	if err != nil {
 		return failed(err)
@@ -128,7 +129,13 @@ func (d *doctor) session(ctx context.Context) []verdict {
 }
 
 func (d *doctor) privileges(ctx context.Context) []verdict {
-	err := d.db.CheckPrivileges(ctx, d.config.resultTables())
+	var err error
+	if !d.config.Spec.Only {
+		err = d.db.CheckPrivileges(ctx, d.config.resultTables())
+	}
+	if err == nil && d.config.Spec.Consume != nil {
+		err = d.db.CheckSpecPrivileges(ctx, d.config.resultTables())
+	}
 	if errors.Is(err, store.ErrSchema) {
 		d.missingColumns, err = err, nil // the check tables reports it
 	}

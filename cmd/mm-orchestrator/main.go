@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 
@@ -60,7 +59,7 @@ func (p *program) redactor() *artifacts.Redactor {
 	p.making.Lock()
 	defer p.making.Unlock()
 	if p.made == nil {
-		known := slices.Clone(p.env)
+		known := withoutSources(p.env)
 		for _, arg := range p.args {
 			known = append(known, "ARGUMENT="+arg)
 		}

@@ -123,7 +123,7 @@ var specSettingsTable = []setting{
 		flag: "spec-test-mode", form: "true|false", boolean: true, topic: topicSpec,
 		vars: names("TEST_MODE", "WORKFLOW_TEST_MODE", "SPEC_WORKFLOW_TEST_MODE"),
 		def:  "false",
-		help: "Whether Codex and GitHub are simulated: the tasks write the same rows and files as MoonMind's Python in its test mode. This version has no other mode: without it submit_codex_job fails and says so.",
+		help: "Whether Codex and GitHub are simulated: the tasks write the same rows and files as MoonMind's Python in its test mode, and send nothing.",
 		read: readBool(func(c *configuration) *bool { return &c.Spec.TestMode }),
 	},
 	{
@@ -253,7 +253,7 @@ func (c *configuration) checkSpec() error {
 	if !s.Only && slices.Contains(s.Consume, c.Queue) {
 		return &configError{fmt.Sprintf("%s has the queue %s, which is the orchestrator's (%s): they need different queues", c.name("MM_ORCHESTRATOR_SPEC_QUEUES"), c.Queue, c.name("ORCHESTRATOR_CELERY_QUEUE"))}
 	}
-	return nil
+	return c.checkServiceSettings()
 }
 
 // specRoot is the directory from which relative paths of the Spec workflow start.
@@ -331,12 +331,20 @@ func (p *program) registerSpec(c *configuration, w *worker.Worker, db *store.Sto
 	if config.Metrics, err = metrics.NewSpecRecorder(parts.statsd, registry); err != nil {
 		return parts, err
 	}
+	parts.close = func() {}
+	if !c.Spec.TestMode {
+		used, err := c.addServices(&config, p.env, log, redactor, p.redactor())
+		if err != nil {
+			return parts, err
+		}
+		parts.close = used.close
+	}
 	tasks, err := speckit.New(config)
 	if err != nil {
+		parts.close()
 		return parts, &configError{err.Error()}
 	}
 	tasks.Register(w)
-	parts.close = func() {}
 	parts.sweep = func(ctx context.Context) { tasks.Sweep(ctx, db, w) }
 	log.Info("runs the Spec workflow", "queues", strings.Join(c.Spec.Consume, " "), "tasks_root", config.TasksRoot, "test_mode", c.Spec.TestMode, "statsd", c.Spec.StatsD.Host)
 	return parts, nil

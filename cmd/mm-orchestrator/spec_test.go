@@ -183,33 +183,59 @@ func receiveLines(t *testing.T, conn *net.UDPConn, n int) []string {
 	return lines
 }
 
-// Outside of test mode the chain ends in its second task, with a text that says what
-// to do.
+// Outside of test mode a run that cannot work fails within seconds, with what to do, and
+// nothing is left of it.
 func TestSpecWorkflowOutsideOfTestMode(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
 	s.writeTasks(t, "f", "- [ ] T1 x\n")
-	start(t, append(s.specEnv(), "TEST_MODE=false"), "worker").logLine("worker ready")
-	chain := s.submitSpec(t, "5.4.0", "--feature", "f")
+	clones := filepath.Join(t.TempDir(), "clones")
+	start(t, append(s.specEnv(), "TEST_MODE=false", "MM_ORCHESTRATOR_CODEX_PROGRAM=no-such-codex", "MM_ORCHESTRATOR_CLONE_DIR="+clones), "worker").logLine("worker ready")
+	began := time.Now()
+	chain := s.submitSpec(t, "5.4.0", "--feature", "f", "--repository", "octo/widgets")
 	last := chain.Results[2]
-	if last.State != "FAILURE" || !strings.Contains(string(last.Result), "TEST_MODE is not set: set it to true to simulate both") {
-		t.Errorf("%s: %s", last.State, last.Result)
+	for _, want := range []string{"Credential validation failed: there is no program no-such-codex", "npm install -g @openai/codex", "MM_ORCHESTRATOR_CODEX_PROGRAM",
+		"the GitHub token cannot be read from env:GITHUB_TOKEN,SPEC_WORKFLOW_GITHUB_TOKEN", "set GITHUB_TOKEN"} {
+		if last.State != "FAILURE" || !strings.Contains(string(last.Result), want) {
+			t.Errorf("%s: %s, want %q", last.State, last.Result, want)
+		}
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if _, err := os.Stat(clones); !os.IsNotExist(err) {
+		t.Errorf("a clone was made: %v", err)
+	}
+	d := &storetest.Database{URL: s.database, Pool: pool(t, s.database)}
+	if audit := d.Rows(t, `SELECT codex_status::text, github_status::text, codex_message, github_message FROM workflow_credential_audits`)[0]; audit["codex_status"] != "invalid" || audit["github_status"] != "invalid" || audit["codex_message"] == nil || audit["github_message"] == nil {
+		t.Errorf("audit %v", audit)
 	}
 }
 
 func TestSpecSettings(t *testing.T) {
 	t.Parallel()
 	for assignments, want := range map[string]string{
-		"MM_ORCHESTRATOR_SPEC_ONLY=true":                "MM_ORCHESTRATOR_SPEC_QUEUES",
-		"MM_ORCHESTRATOR_SPEC_QUEUES=,":                 "it must be all, or names of queues",
-		"MM_ORCHESTRATOR_SPEC_QUEUES=orchestrator.run":  "they need different queues",
-		"CODEX_SHARDS=65":                               "it must be a whole number from 1 to 64",
-		"GITHUB_REPOSITORY=--upload-pack=x/y":           "it must have the form owner/name",
-		"GITHUB_REPOSITORY=https://github.com/octo/wid": "it must have the form owner/name",
-		"SKILL_POLICY_MODE=none":                        "permissive",
-		"STATSD_PORT=0":                                 "it must be a whole number",
+		"MM_ORCHESTRATOR_SPEC_ONLY=true":                                  "MM_ORCHESTRATOR_SPEC_QUEUES",
+		"MM_ORCHESTRATOR_SPEC_QUEUES=,":                                   "it must be all, or names of queues",
+		"MM_ORCHESTRATOR_SPEC_QUEUES=orchestrator.run":                    "they need different queues",
+		"CODEX_SHARDS=65":                                                 "it must be a whole number from 1 to 64",
+		"GITHUB_REPOSITORY=--upload-pack=x/y":                             "it must have the form owner/name",
+		"GITHUB_REPOSITORY=https://github.com/octo/wid":                   "it must have the form owner/name",
+		"SKILL_POLICY_MODE=none":                                          "permissive",
+		"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=ghp_0123456789abcdef":          "not the credential itself",
+		"MM_ORCHESTRATOR_CODEX_CREDENTIAL=command:pass show x | head":     "no shell runs it",
+		"MM_ORCHESTRATOR_GITHUB_URL=http://github.example.com":            "it must begin with https://",
+		"MM_ORCHESTRATOR_GITHUB_API=https://me:secret@github.example.com": "it must not have a login",
+		"MM_ORCHESTRATOR_CODEX_SANDBOX=none":                              "workspace-write",
+		"MM_ORCHESTRATOR_CODEX_BACKEND=local":                             "it must be exec or cloud",
+		"MM_ORCHESTRATOR_CODEX_CONFIG=model":                              "name=value",
+		"MM_ORCHESTRATOR_BASE_BRANCH=--force":                             "branch",
+		"STATSD_PORT=0":                                                   "it must be a whole number",
 	} {
 		p := start(t, environment{assignments}, "config")
+		if _, value, _ := strings.Cut(assignments, "="); strings.HasPrefix(value, "ghp_") && strings.Contains(p.stderr.String()+p.stdout.String(), value) {
+			t.Errorf("%s: the credential is printed", assignments)
+		}
 		if code := p.exit(); code != exitConfig || strings.Count(p.stderr.String(), want) != 1 {
 			t.Errorf("%s: exit %d, %s", assignments, code, p.stderr.String())
 		}

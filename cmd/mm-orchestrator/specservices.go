@@ -2,21 +2,30 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 )
 
@@ -28,8 +37,25 @@ type serviceSettings struct {
 	// GitHubURL is the base address of repositories, GitHubAPI that of the REST API, ""
 	// for the one that belongs to it.
 	GitHubURL, GitHubAPI string
-	CodexProgram         string
-	CodexHome            string
+	// CAFile has the certificates of GitHub's servers, "" for the machine's.
+	CAFile string
+	// BaseBranch is "" for the repository's default branch.
+	BaseBranch string
+	// CloneDir is where tasks make clones, "" for a directory of the system's for
+	// temporary files.
+	CloneDir string
+	// Backend is exec or cloud. The other fields say how Codex is run.
+	Backend           string
+	CodexProgram      string
+	CodexHome         string
+	CodexModel        string
+	CodexEnvironment  string
+	CodexSandbox      string
+	CodexConfig       []string
+	CodexVariables    []string
+	CodexInstructions string
+	CodexLimit        time.Duration
+	CodexStall        time.Duration
 	// CodexVolume is the volume with Codex's login, "" for none; LoginImage is the image
 	// in which that is checked.
 	CodexVolume, LoginImage string
@@ -37,7 +63,7 @@ type serviceSettings struct {
 
 var serviceSettingsTable = []setting{
 	{
-		flag: "github-credential", form: "source", topic: topicSpec,
+		flag: "github-credential", form: "source", mask: maskSource, topic: topicSpec,
 		vars: names("MM_ORCHESTRATOR_GITHUB_CREDENTIAL"),
 		def:  "env:GITHUB_TOKEN,SPEC_WORKFLOW_GITHUB_TOKEN",
 		help: "Where the GitHub token is with which runs are published: env:NAME for a variable (of several names, separated by commas, the first that is set), file:/path for a file that docker or kubernetes mounts, or command:program and arguments for a program that prints it, " +
@@ -46,7 +72,7 @@ var serviceSettingsTable = []setting{
 		read: readSource(func(c *configuration) *credential.Source { return &c.Services.GitHubToken }),
 	},
 	{
-		flag: "codex-credential", form: "source", topic: topicSpec,
+		flag: "codex-credential", form: "source", mask: maskSource, topic: topicSpec,
 		vars: names("MM_ORCHESTRATOR_CODEX_CREDENTIAL"),
 		def:  "env:CODEX_API_KEY",
 		help: "Where the key of Codex's model is, in the form of --github-credential. If it names a variable that is not set, Codex uses its login (`codex login`).",
@@ -66,6 +92,113 @@ var serviceSettingsTable = []setting{
 		help:        "The REST API of the same GitHub. For https://github.com that is https://api.github.com, for GitHub Enterprise <github-url>/api/v3.",
 		read:        readAddress(func(c *configuration) *string { return &c.Services.GitHubAPI }),
 		show:        func(c *configuration) string { return c.gitHubAPI() },
+	},
+	{
+		flag: "github-ca-file", form: "file", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_GITHUB_CA_FILE"),
+		defaultNote: "the machine's certificates",
+		help:        "A file with the certificates, in PEM, with which GitHub's servers are trusted instead of the machine's: for GitHub Enterprise with a certificate authority of its own.",
+		read: func(c *configuration, text string) (err error) {
+			c.Services.CAFile, err = filepath.Abs(text)
+			return err
+		},
+	},
+	{
+		flag: "base-branch", form: "name", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_BASE_BRANCH"),
+		defaultNote: "the repository's default branch",
+		help:        "The branch from which Codex starts and to which pull requests go.",
+		read: func(c *configuration, text string) error {
+			c.Services.BaseBranch = text
+			return gitrepo.CheckBranch(text)
+		},
+	},
+	{
+		flag: "clone-dir", form: "directory", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_CLONE_DIR"),
+		defaultNote: "mm-orchestrator-clones in the directory for temporary files",
+		help:        "Where each task makes its own clone of the run's repository. It is removed when the task ends. The disk must have room for a clone of each task that runs.",
+		read: func(c *configuration, text string) (err error) {
+			c.Services.CloneDir, err = filepath.Abs(text)
+			return err
+		},
+	},
+	{
+		flag: "codex-backend", form: "exec|cloud", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CODEX_BACKEND"),
+		def:  "exec",
+		help: "Where Codex works: exec runs `codex exec` on this machine in a clone of the repository, cloud gives the task to Codex Cloud (`codex cloud exec`), which needs Codex's login and an environment (--codex-environment).",
+		read: readChoice(func(c *configuration) *string { return &c.Services.Backend }, "exec", "cloud"),
+	},
+	{
+		flag: "codex-model", form: "name", topic: topicSpec,
+		vars:        names("CODEX_MODEL"),
+		defaultNote: "that of Codex's configuration",
+		help:        "The model that Codex uses.",
+		read:        readText(func(c *configuration) *string { return &c.Services.CodexModel }),
+	},
+	{
+		flag: "codex-environment", form: "name", topic: topicSpec,
+		vars:        names("CODEX_ENVIRONMENT", "CODEX_ENV"),
+		defaultNote: "none",
+		help:        "The id or the name of the environment of Codex Cloud that has the repository. Used by the backend cloud only.",
+		read:        readText(func(c *configuration) *string { return &c.Services.CodexEnvironment }),
+	},
+	{
+		flag: "codex-sandbox", form: strings.Join(codex.Sandboxes, "|"), topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CODEX_SANDBOX"),
+		def:  "workspace-write",
+		help: "What commands that the model runs may do: workspace-write lets them write in the clone, and use no network. danger-full-access is for a worker whose container is the sandbox.",
+		read: readChoice(func(c *configuration) *string { return &c.Services.CodexSandbox }, codex.Sandboxes...),
+	},
+	{
+		flag: "codex-config", form: "name=value;…", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_CODEX_CONFIG"),
+		defaultNote: "none",
+		help:        "Further settings of Codex for its runs, as name=value in TOML, separated by semicolons, such as model_reasoning_effort=\"high\". They take precedence over its config.toml.",
+		read: func(c *configuration, text string) error {
+			for part := range strings.SplitSeq(text, ";") {
+				if part = strings.TrimSpace(part); part == "" {
+					continue
+				}
+				if name, _, found := strings.Cut(part, "="); !found || strings.TrimSpace(name) == "" {
+					return errors.New("each part must have the form name=value")
+				}
+				c.Services.CodexConfig = append(c.Services.CodexConfig, part)
+			}
+			return nil
+		},
+	},
+	{
+		flag: "codex-variables", form: "NAME,…", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_CODEX_VARIABLES"),
+		defaultNote: "none",
+		help:        "Variables of the worker that Codex gets in addition to those that every program needs (PATH, HOME, the language, proxies, certificates), separated by commas. It gets no others, so that the model cannot print the worker's credentials.",
+		read: func(c *configuration, text string) error {
+			c.Services.CodexVariables = splitList(text)
+			return nil
+		},
+	},
+	{
+		flag: "codex-instructions", form: "text", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_CODEX_INSTRUCTIONS"),
+		defaultNote: "none",
+		help:        "A text that is added to what Codex is asked to do, such as the commands with which it must test its change.",
+		read:        readText(func(c *configuration) *string { return &c.Services.CodexInstructions }),
+	},
+	{
+		flag: "codex-time-limit", form: "duration", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CODEX_TIME_LIMIT"),
+		def:  "1h",
+		help: "How long Codex may work on one task. Then it is ended with all its children, and the run fails.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.Services.CodexLimit }, time.Second),
+	},
+	{
+		flag: "codex-stall-limit", form: "duration", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CODEX_STALL_LIMIT"),
+		def:  "20m",
+		help: "How long Codex may print nothing. Then it is ended, and the run fails. Used by the backend exec only.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.Services.CodexStall }, time.Second),
 	},
 	{
 		flag: "codex-program", form: "file", topic: topicSpec,
@@ -98,6 +231,28 @@ var serviceSettingsTable = []setting{
 		help: "The image of that container. It needs bash and codex, and is not pulled.",
 		read: readText(func(c *configuration) *string { return &c.Services.LoginImage }),
 	},
+}
+
+// maskSource shows a source. What is none may be the credential itself.
+func maskSource(text string) string {
+	if _, err := credential.Parse(text); err != nil {
+		return secret.Mask
+	}
+	return text
+}
+
+// withoutSources is an environment without the variables that say where credentials are.
+// By their names a redactor would take their values for secrets, and errors could not
+// say which source is at fault.
+func withoutSources(env environment) environment {
+	return slices.DeleteFunc(slices.Clone(env), func(entry string) bool {
+		name, value, _ := strings.Cut(entry, "=")
+		if !strings.EqualFold(name, "MM_ORCHESTRATOR_GITHUB_CREDENTIAL") && !strings.EqualFold(name, "MM_ORCHESTRATOR_CODEX_CREDENTIAL") {
+			return false
+		}
+		_, err := credential.Parse(value)
+		return err == nil
+	})
 }
 
 func readSource(field func(*configuration) *credential.Source) func(*configuration, string) error {
@@ -182,11 +337,114 @@ func withoutSecrets(env environment, variables []string) environment {
 	})
 }
 
+// gitHubClient is the HTTP client for GitHub's servers.
+func (c *configuration) gitHubClient() (*http.Client, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	if c.Services.CAFile != "" {
+		text, err := os.ReadFile(c.Services.CAFile)
+		pool := x509.NewCertPool()
+		if err != nil || !pool.AppendCertsFromPEM(text) {
+			if err == nil {
+				err = errors.New("it has no certificate in PEM")
+			}
+			return nil, &configError{fmt.Sprintf("%s is %q, which cannot be used: %v", c.name("MM_ORCHESTRATOR_GITHUB_CA_FILE"), c.Services.CAFile, err)}
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	return &http.Client{Transport: transport}, nil
+}
+
+// services are what the tasks of the Spec workflow use outside of test mode.
+type services struct {
+	token, key *credential.Credential
+	checker    *preflight.Checker
+	engine     *compose.Engine
+	http       *http.Client
+}
+
+func (s *services) close() {
+	s.checker.Close()
+	s.http.CloseIdleConnections()
+	if s.engine != nil {
+		_ = s.engine.Close()
+	}
+}
+
+// addServices makes the tasks use the real Codex and the real GitHub. redactors are all
+// of the process.
+func (c *configuration) addServices(config *speckit.Config, env environment, log *slog.Logger, redactors ...credential.Redactor) (s *services, err error) {
+	// What a change must not have: the credentials, and nothing that only looks like a
+	// secret.
+	secrets := artifacts.NewRedactor(nil)
+	s = &services{}
+	if s.token, s.key, err = c.credentials(env, append(redactors, secrets)...); err != nil {
+		return nil, err
+	}
+	if s.http, err = c.gitHubClient(); err != nil {
+		return nil, err
+	}
+	var containers preflight.Containers
+	// A run may name a volume too, but without one in the settings the worker needs no
+	// engine: then such a run is told so.
+	if c.Services.CodexVolume != "" {
+		if s.engine, err = c.engine(); err != nil {
+			return nil, err
+		}
+		containers = s.engine
+	}
+	if s.checker, err = c.preflight(env, s.token, s.key, containers); err != nil {
+		return nil, err
+	}
+	config.Preflight = s.checker
+	git := gitrepo.Config{Environ: env, CAFile: c.Services.CAFile, Redact: config.Redactor.String}
+	if strings.HasPrefix(c.Services.GitHubURL, "http:") {
+		git.Schemes = []string{"http"}
+	}
+	directory := c.Services.CloneDir
+	if directory == "" {
+		directory = filepath.Join(os.TempDir(), "mm-orchestrator-clones")
+	}
+	repositories := &speckit.Repositories{Server: c.Services.GitHubURL, Token: s.token, Base: c.Services.BaseBranch, Dir: directory}
+	if repositories.Git, err = gitrepo.New(git); err != nil {
+		return nil, &configError{err.Error()}
+	}
+	config.Repositories = repositories
+	config.Codex = speckit.CodexConfig{Branch: c.Services.BaseBranch, Instructions: c.Services.CodexInstructions, Secrets: secrets}
+	environ := codex.Environment(env, c.Services.CodexVariables...)
+	if c.Services.Backend == "cloud" {
+		config.Codex.Cloud, err = codex.NewCloud(codex.CloudConfig{
+			Program: c.Services.CodexProgram, Environ: environ, Home: c.Services.CodexHome, Environment: c.Services.CodexEnvironment,
+			TimeLimit: c.Services.CodexLimit, Logger: log, SettingName: c.name,
+		})
+	} else {
+		config.Codex.Exec, err = codex.NewExec(codex.ExecConfig{
+			Program: c.Services.CodexProgram, Environ: environ, Home: c.Services.CodexHome, Key: s.key, Model: c.Services.CodexModel, Sandbox: c.Services.CodexSandbox,
+			Overrides: c.Services.CodexConfig, TimeLimit: c.Services.CodexLimit, StallLimit: c.Services.CodexStall, KillGrace: splitGrace(c.ShutdownGrace).Kill, Logger: log, SettingName: c.name,
+		})
+	}
+	if err != nil {
+		return nil, &configError{err.Error()}
+	}
+	return s, nil
+}
+
+// checkServiceSettings validates combinations of settings.
+func (c *configuration) checkServiceSettings() error {
+	if c.Services.Backend == "cloud" && c.Services.CodexEnvironment == "" && !c.Spec.TestMode && c.Spec.Consume != nil {
+		return &configError{fmt.Sprintf("%s is cloud, but %s is not set: set it to the environment of Codex Cloud that has the repository", c.name("MM_ORCHESTRATOR_CODEX_BACKEND"), c.name("CODEX_ENVIRONMENT"))}
+	}
+	return nil
+}
+
 // preflight is what checks before a task of the Spec workflow whether it can work. engine
 // is nil if there is no docker engine.
 func (c *configuration) preflight(env environment, token, key *credential.Credential, engine preflight.Containers) (*preflight.Checker, error) {
+	http, err := c.gitHubClient()
+	if err != nil {
+		return nil, err
+	}
 	checker, err := preflight.New(preflight.Config{
-		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()},
+		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: http,
 		Codex: key, Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env),
 		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, SettingName: c.name,
 	})

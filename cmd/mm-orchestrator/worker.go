@@ -53,7 +53,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		return err
 	}
 	environ := c.ChildEnvironment(p.env)
-	redactor := artifacts.NewRedactor(append(slices.Clone(environ), flagSecrets(values)...), c.redaction())
+	redactor := artifacts.NewRedactor(withoutSources(append(slices.Clone(environ), flagSecrets(values)...)), c.redaction())
 	log := newLogger(p.stderr, c, p.terminal, redactor)
 	ctx, stopNow, release := stopOnSignals(ctx, log)
 	defer release()
