@@ -137,6 +137,8 @@ var rules = []rule{
 		why: "codex runs a program and says how it has ended: what that means for a run is decided in tasks"},
 	{folder: "gitrepo", never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "gitrepo runs git on one clone: what is changed there, and what becomes of it, is decided elsewhere"},
+	{folder: "github", never: join(amqp, sql, docker, []string{"os/exec"}),
+		why: "github sends requests: what is published, and by which credential, is decided elsewhere"},
 	{folder: "tasks", ours: []string{"tasks", "policy", "store", "change", "compose", "artifacts", "metrics", "worker", "protocol", "credential", "codex", "gitrepo", "github"}, never: nil,
 		why: "tasks combine store, compose and artifacts into steps; cmd combines tasks"},
 	{folder: "api", ours: []string{"api", "store", "artifacts", "metrics", "protocol", "tasks", "worker"}, never: nil,
