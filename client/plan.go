@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -26,6 +27,7 @@ type planner struct {
 	client *Client
 	// parent and root are those of the task whose handler sends, or "".
 	parent, root string
+	sendOptions  func(task string) (queue string, expireAfter time.Duration)
 	messages     []message
 	started      *Result
 }
@@ -46,7 +48,7 @@ func (c *Client) plan(ctx context.Context, s Signature, call []Option) (plan, er
 	}
 	p := planner{client: c}
 	if task := worker.TaskFromContext(ctx); task != nil {
-		p.parent, p.root = task.ID, task.RootID
+		p.parent, p.root, p.sendOptions = task.ID, task.RootID, task.SendOptions
 		if p.root == "" {
 			p.root = task.ID
 		}
@@ -255,10 +257,26 @@ func (p *planner) sendMembers(parts []Signature, call options, errbacks []Signat
 	return nil
 }
 
+// withSendOptions adds what the worker of the running handler has for a task.
+func (p *planner) withSendOptions(task string, o options) options {
+	if p.sendOptions == nil {
+		return o
+	}
+	o.entries = slices.Clone(o.entries)
+	queue, expireAfter := p.sendOptions(task)
+	if queue != "" && o.value("queue") == nil && o.value("exchange") == nil && o.value("routing_key") == nil {
+		Queue(queue)(&o)
+	}
+	if expireAfter > 0 && o.value("expires") == nil {
+		Expires(expireAfter)(&o)
+	}
+	return o
+}
+
 // publish adds the message of a task. rest are the later tasks of its chain, the next
 // one last.
 func (p *planner) publish(s Signature, call options, rest []protocol.Signature) error {
-	merged := call.over(s.options)
+	merged := p.withSendOptions(s.task, call.over(s.options))
 	// The arguments are given as those of a call, which argsrepr shows as a tuple.
 	signature := protocol.NewSignature(s.task, nil, s.kwargs, merged.members()...)
 	publishing, destination, err := signature.Apply(protocol.ApplyOptions{

@@ -60,7 +60,8 @@ type Task struct {
 
 	logger        *slog.Logger // see Logger
 	childrenMutex sync.Mutex
-	sent          []json.RawMessage                                                   // see AddChild
+	sent          []json.RawMessage // see AddChild
+	sendOptions   func(task string) registration
 	update        func(ctx context.Context, state string, meta json.RawMessage) error // nil when results are ignored
 	// Nil when the task did not come from a broker.
 	stillUnacked   func(ctx context.Context) error
@@ -110,7 +111,9 @@ type registration struct {
 	classes      []ErrorClass  // the task's, then the worker's
 	every        time.Duration // between two starts; 0 without a rate limit
 
-	maxStarts int // 0 without a limit
+	maxStarts   int           // 0 without a limit
+	sendTo      string        // a queue
+	expireAfter time.Duration // 0 without an expiry
 
 	ackEarly, rejectFailures, requeueTimeouts bool // see the options
 	prepare                                   func(s protocol.Signature, args []json.RawMessage) (protocol.Prepared, error)

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 
@@ -55,7 +56,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 	for _, f := range followUps {
 		own := f.Destination
 		if own == (protocol.Destination{}) {
-			own.Queue = f.Queue
+			own.Queue = cmp.Or(f.Queue, w.tasks[f.Publishing.Task].sendTo)
 		}
 		to, err := w.routes.resolve(f.Publishing.Task, own)
 		if err != nil {
@@ -63,6 +64,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 		}
 		m := f.Publishing
 		m.Exchange, m.RoutingKey = to.exchange, to.routingKey
+		w.tasks[m.Task].expire(&m, w.cfg.Now())
 		m.Properties.Priority = w.priority(m, f.Destination)
 		if r, known := w.tasks[m.Task]; known && m.Headers["ignore_result"] == nil {
 			// Null would mean the same, but Celery's workers write the value that

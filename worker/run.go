@@ -48,7 +48,7 @@ func (w *Worker) execute(a *attempt) {
 	a.first.activity.Progress("recording the outcome of its task")
 	w.conclude(a)
 	if a.task == nil {
-		a.task = &Task{Message: m, Node: w.cfg.Node, Queue: a.first.sub.queue.Name, Delivery: a.first.wire, logger: w.taskLogger(m)}
+		a.task = &Task{Message: m, Node: w.cfg.Node, Queue: a.first.sub.queue.Name, Delivery: a.first.wire, logger: w.taskLogger(m), sendOptions: w.registration}
 	}
 	w.reportFailure(w.lifecycle.record, a.task, a.outcome)
 }
@@ -75,7 +75,7 @@ func (w *Worker) run(a *attempt) outcome {
 	if w.cfg.TrackStarted && !ignored {
 		w.storeStarted(m)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire, logger: w.taskLogger(m),
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire, logger: w.taskLogger(m), sendOptions: w.registration,
 		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, a) },
 		otherConsumers: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
 	a.task = task
@@ -130,7 +130,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 	if !known {
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey, logger: w.taskLogger(m)}
+	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey, logger: w.taskLogger(m), sendOptions: w.registration}
 	o := runHandler(ctx, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
 	result := Outcome{Value: o.value, Err: o.failed.err, Children: task.children()}
 	switch o.kind {

@@ -194,6 +194,9 @@ func (w *Worker) Revoke(taskIDs ...string) {
 	}
 }
 
+// registration returns that of a task, or the zero one.
+func (w *Worker) registration(task string) registration { return w.tasks[task] }
+
 // sender returns what follow-up messages say about their sender.
 func (w *Worker) sender() protocol.Sender {
 	return protocol.Sender{ReplyTo: w.replyTo, Origin: w.origin, Now: w.cfg.Now(), Prepare: w.prepare}
