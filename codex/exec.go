@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -30,8 +32,9 @@ type ExecConfig struct {
 	// Home is the directory with Codex's login and configuration, CODEX_HOME. Empty means
 	// that Codex finds it itself.
 	Home string
-	// Key is the key of the model's API, nil if Codex uses its login. It is put into
-	// KeyVariable of the program's environment, and of no other one's.
+	// Key is the key of the model's API, nil if Codex uses its login, as it does if the
+	// key's variable is not set (credential.ErrNotSet). It is put into KeyVariable of the
+	// program's environment, and of no other one's.
 	Key Key
 	// KeyVariable defaults to CODEX_API_KEY.
 	KeyVariable string
@@ -109,6 +112,10 @@ type ExecRequest struct {
 	Owner processes.Owner
 	// Dir is the clone in which Codex works.
 	Dir string
+	// TempDir is an absolute path of a directory for temporary files, which need not
+	// exist. The sandbox workspace-write lets commands of the model write there and in Dir,
+	// and not in /tmp, where other clones may be.
+	TempDir string
 	// Prompt says what it has to do. It goes to the program's standard input, which no
 	// list of processes shows.
 	Prompt string
@@ -197,12 +204,20 @@ func (e *Exec) command(ctx context.Context, request ExecRequest) (*exec.Cmd, err
 	if e.config.Home != "" {
 		cmd.Env = append(cmd.Env, "CODEX_HOME="+e.config.Home)
 	}
-	if e.config.Key != nil {
-		key, err := e.config.Key.Read(ctx)
-		if err != nil {
+	if request.TempDir != "" {
+		if err := os.MkdirAll(request.TempDir, 0o700); err != nil {
 			return nil, err
 		}
-		cmd.Env = append(cmd.Env, e.config.KeyVariable+"="+key.Reveal())
+		cmd.Env = append(cmd.Env, "TMPDIR="+request.TempDir)
+	}
+	if e.config.Key != nil {
+		key, err := e.config.Key.Read(ctx)
+		switch {
+		case err == nil:
+			cmd.Env = append(cmd.Env, e.config.KeyVariable+"="+key.Reveal())
+		case !errors.Is(err, credential.ErrNotSet):
+			return nil, err
+		}
 	}
 	return cmd, nil
 }
@@ -216,6 +231,7 @@ func (c ExecConfig) arguments() []string {
 	}
 	for _, override := range append([]string{
 		`approval_policy="never"`,
+		"sandbox_workspace_write.exclude_slash_tmp=true",
 		// Variables whose names look like secrets do not reach the commands of the model.
 		"shell_environment_policy.ignore_default_excludes=false",
 		fmt.Sprintf("shell_environment_policy.exclude=[%q]", c.KeyVariable),

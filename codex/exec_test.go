@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moonladderstudios/mm-orchestrator/codex"
+	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
@@ -217,7 +218,7 @@ func TestTheKeyIsForCodexOnly(t *testing.T) {
 	e, _ := withModel(t, codextest.Script{
 		Commands: []string{"env >environment; for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done >processes 2>/dev/null"}, Message: "done",
 	}, func(c *codex.ExecConfig) {
-		c.Environ = codex.Environment([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "DATABASE_URL=postgres://u:database-password@h/d", "GITHUB_TOKEN=ghp_token"})
+		c.Environ = codex.Environment([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "DATABASE_URL=postgres://u:database-password@h/d", "GITHUB_TOKEN=ghp_token"})
 	})
 	dir := repository(t)
 	const prompt = "A prompt that is on no command line."
@@ -237,6 +238,47 @@ func TestTheKeyIsForCodexOnly(t *testing.T) {
 	}
 	if text, _ := os.ReadFile(filepath.Join(dir, "environment")); !bytes.Contains(text, []byte(processes.Variable+"=")) {
 		t.Errorf("commands of the model cannot be found by %s", processes.Variable)
+	}
+}
+
+// In the sandbox the model writes only into the clone and its own directory for temporary
+// files: not beside the clone, where the worker's copy of the repository is, and not into
+// /tmp. It does not see the environment of codex either.
+func TestTheSandboxKeepsTheModelInTheClone(t *testing.T) {
+	t.Parallel()
+	root, err := os.MkdirTemp("", "mm-codex-sandbox-") // t.TempDir may be anywhere
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	dir := filepath.Join(root, "tree")
+	if err := os.MkdirAll(filepath.Join(root, "repository.git"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	git(t, dir, "init", "--quiet")
+	e, _ := withModel(t, codextest.Script{
+		Commands: []string{"echo in >inside; echo t >$TMPDIR/temporary && cp $TMPDIR/temporary seen; echo x >../repository.git/config; echo x >../beside; tr '\\0' '\\n' </proc/$PPID/environ >environ; env >>environ; echo end"}, Message: "$OUTPUT",
+	}, func(c *codex.ExecConfig) { c.Sandbox = "workspace-write" })
+	result, err := e.Run(t.Context(), codex.ExecRequest{Dir: dir, TempDir: filepath.Join(root, "tmp"), Prompt: "Do it.", Log: newLog()})
+	if err != nil || result.Outcome != codex.Finished {
+		t.Fatalf("got %+v, %v", result, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "inside")); err != nil {
+		t.Skipf("this machine has no sandbox: %s", result.Message)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "seen")); err != nil {
+		t.Errorf("temporary files: %v, %s", err, result.Message)
+	}
+	for _, name := range []string{"repository.git/config", "beside"} {
+		if _, err := os.Stat(filepath.Join(root, name)); err == nil {
+			t.Errorf("the model has written %s", name)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "environ")); err != nil || len(text) == 0 || bytes.Contains(text, []byte(apiKey)) {
+		t.Errorf("environment that the model sees: %v, %s", err, text)
 	}
 }
 
@@ -324,6 +366,30 @@ func TestMuchOutput(t *testing.T) {
 	}
 	if grown := int64(after.TotalAlloc) - int64(before.TotalAlloc); grown > 64<<20 {
 		t.Errorf("%d MiB were allocated", grown>>20)
+	}
+}
+
+type noKey struct{ err error }
+
+func (k noKey) Read(context.Context) (secret.String, error) { return secret.String{}, k.err }
+
+// Without a key Codex uses its login; a key that cannot be read is an error, with which
+// nothing is started.
+func TestWithoutAKeyCodexUsesItsLogin(t *testing.T) {
+	t.Parallel()
+	const text = `env >environment; cat >/dev/null; echo '{"type":"turn.completed"}'`
+	run := func(err error) (string, error) {
+		dir := t.TempDir()
+		e := program(t, codex.ExecConfig{Program: script(t, text), Environ: codex.Environment(os.Environ()), Key: noKey{err}})
+		_, err = e.Run(t.Context(), codex.ExecRequest{Dir: dir, Prompt: "Do it.", Log: newLog()})
+		environment, _ := os.ReadFile(filepath.Join(dir, "environment"))
+		return string(environment), err
+	}
+	if environment, err := run(fmt.Errorf("the variable is %w", credential.ErrNotSet)); err != nil || environment == "" || strings.Contains(environment, "CODEX_API_KEY") {
+		t.Errorf("without a key: %v, environment %s", err, environment)
+	}
+	if environment, err := run(errors.New("the file does not exist")); err == nil || environment != "" {
+		t.Errorf("a key that cannot be read: %v, environment %s", err, environment)
 	}
 }
 

@@ -133,7 +133,7 @@ var rules = []rule{
 		why: "policy reads one file and says what is allowed: steps apply it, and an operator checks it without servers"},
 	{folder: "credential", never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "credential reads what an operator has put somewhere: what it is good for is asked elsewhere"},
-	{folder: "codex", ours: []string{"tasks/processes"}, never: join(amqp, sql, docker, []string{"net/http"}),
+	{folder: "codex", ours: []string{"tasks/processes", "credential"}, never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "codex runs a program and says how it has ended: what that means for a run is decided in tasks"},
 	{folder: "gitrepo", never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "gitrepo runs git on one clone: what is changed there, and what becomes of it, is decided elsewhere"},

@@ -159,7 +159,7 @@ func (t *codexTask) exec(ctx context.Context) error {
 	output := log.Output()
 	printed := &countedWrites{next: output.Stdout, hit: func(n int) { faultpoint.Hit(faultpoint.CodexPrinted, t.run.ID, string(t.task), faultpoint.Number(n)) }}
 	t.log.Info("codex begins", "run", t.progress.Runs, "base_commit", clone.Commit)
-	result, err := t.config.Codex.Exec.Run(ctx, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, Prompt: t.prompt.String(), Log: printed})
+	result, err := t.config.Codex.Exec.Run(ctx, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: printed})
 	output.Close()
 	if err != nil {
 		return t.notRun(ctx, err)
@@ -472,7 +472,7 @@ func (t *codexTask) failureOf(outcome string) error {
 	case string(codex.Limited):
 		text = "The account of Codex has reached a limit: " + quoted(message) + ". Retry when it is over"
 	case string(codex.NotLoggedIn):
-		text = "Codex has no valid login or key: " + quoted(message) + ". Run `codex login` for the worker's user, or put a new key where " + t.config.SettingName("MM_ORCHESTRATOR_CODEX_KEY") + " points, and retry"
+		text = "Codex has no valid login or key: " + quoted(message) + ". Run `codex login` for the worker's user, or put a new key where " + t.config.SettingName("MM_ORCHESTRATOR_CODEX_CREDENTIAL") + " points, and retry"
 	case string(codex.Stalled), string(codex.TimedOut):
 		text = message + ". Retry, or divide the task"
 	case string(codex.Garbage):

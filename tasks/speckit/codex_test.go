@@ -231,7 +231,7 @@ func TestWaysInWhichCodexEnds(t *testing.T) {
 		"a stall":           {codextest.Stalls, "codex_stalled", "MM_ORCHESTRATOR_CODEX_STALL_LIMIT"},
 		"429":               {codextest.TooManyRequests, "codex_limit", "429 Too Many Requests"},
 		"limit of the plan": {codextest.AccountLimit(3600), "codex_limit", "usage limit"},
-		"401":               {codextest.Unauthorized, "codex_not_logged_in", "put a new key where MM_ORCHESTRATOR_CODEX_KEY points"},
+		"401":               {codextest.Unauthorized, "codex_not_logged_in", "put a new key where MM_ORCHESTRATOR_CODEX_CREDENTIAL points"},
 		"failure":           {codextest.Script{Failure: "server_error"}, "codex_model_error", "Retry when the model's server works"},
 		"a link to outside": {codextest.Script{Commands: []string{"ln -s /etc/passwd link"}, Message: "done"}, "codex_change_unusable", "leads out of the repository"},
 		"a repository":      {codextest.Script{Commands: []string{"git init -q sub && cd sub && touch f && git add f && git -c user.name=x -c user.email=x@example.org commit -qm x"}, Message: "done"}, "codex_change_unusable", "a repository of its own"},
