@@ -43,7 +43,7 @@ func urlLogin(text []byte, i int, end bool) (span, verdict) {
 		if j == len(text) && !end && j-start < maxAuthority {
 			return span{}, undecided
 		}
-		if j == len(text) || j-start == maxAuthority || endsAuthority(text[j]) {
+		if j == len(text) || j-start == maxAuthority || endsAuthority[text[j]] {
 			break
 		}
 		switch text[j] {
@@ -70,9 +70,13 @@ func urlLogin(text []byte, i int, end bool) (span, verdict) {
 // for a token, as in https://github_pat_…@github.com.
 const minUserToken = 20
 
-func endsAuthority(c byte) bool {
-	return c <= ' ' || c == 0x7f || strings.IndexByte("/?#\"'`<>\\,;|()", c) >= 0
-}
+// endsAuthority are the bytes that no authority of a URL contains.
+var endsAuthority = func() (table [256]bool) {
+	for c := range table {
+		table[c] = c <= ' ' || c == 0x7f || strings.IndexByte("/?#\"'`<>\\,;|()", byte(c)) >= 0
+	}
+	return table
+}()
 
 // isPlaceholder reports whether a text only stands for a secret, as in programs and
 // manuals, or has been masked already.

@@ -19,7 +19,7 @@ type matcher struct {
 	filter [filterBits / 64]uint64
 	// heads has for each hash an index into lists, or 0.
 	heads []int32
-	lists [][]*pattern
+	lists []gramList
 	// short has the patterns of less than four bytes, by their first byte.
 	short    [256][]*pattern
 	anyShort bool
@@ -33,15 +33,46 @@ type matcher struct {
 	escapes bool
 }
 
+// A gramList has the patterns that begin with the same four bytes, the longest first.
+type gramList struct {
+	gram     uint32
+	patterns []*pattern
+	// next is the index of another list with the same hash, or 0.
+	next int32
+}
+
+// list returns the patterns that begin with four bytes.
+func (m *matcher) list(gram uint32) []*pattern {
+	for at := m.heads[gramHash(gram)]; at != 0; at = m.lists[at].next {
+		if m.lists[at].gram == gram {
+			return m.lists[at].patterns
+		}
+	}
+	return nil
+}
+
 const (
 	filterBits  = 1 << 17
 	filterShift = 32 - 17
 )
 
+// passes reports whether a pattern may begin with four bytes. Two bits of one word
+// have to be set for that: with one, a few positions in a hundred would pass.
+func (m *matcher) passes(gram uint32) bool {
+	product := gram * hashFactor
+	word := m.filter[product>>(filterShift+6)]
+	return word>>(product>>filterShift&63)&(word>>(product>>secondShift&63))&1 != 0
+}
+
+// secondShift is where the bits of the second hash are.
+const secondShift = filterShift - 6
+
 // gramSize is how many bytes the filter looks at.
 const gramSize = 4
 
-func gramHash(gram uint32) uint32 { return gram * 0x9E3779B1 >> filterShift }
+const hashFactor = 0x9E3779B1
+
+func gramHash(gram uint32) uint32 { return gram * hashFactor >> filterShift }
 
 // A pattern is one spelling of a secret, or the beginning of a text that a detector
 // looks at.
@@ -79,16 +110,20 @@ const (
 )
 
 func newMatcher(patterns []*pattern) *matcher {
-	m := &matcher{heads: make([]int32, filterBits), lists: [][]*pattern{nil}}
+	m := &matcher{heads: make([]int32, filterBits), lists: make([]gramList, 1)}
 	add := func(gram uint32, p *pattern) {
 		h := gramHash(gram)
-		m.filter[h/64] |= 1 << (h % 64)
-		if m.heads[h] == 0 {
-			m.heads[h] = int32(len(m.lists))
-			m.lists = append(m.lists, nil)
+		m.filter[h/64] |= 1<<(h%64) | 1<<(gram*hashFactor>>secondShift&63)
+		at := m.heads[h]
+		for at != 0 && m.lists[at].gram != gram {
+			at = m.lists[at].next
 		}
-		list := &m.lists[m.heads[h]]
-		*list = append(*list, p)
+		if at == 0 {
+			at = int32(len(m.lists))
+			m.lists = append(m.lists, gramList{gram: gram, next: m.heads[h]})
+			m.heads[h] = at
+		}
+		m.lists[at].patterns = append(m.lists[at].patterns, p)
 	}
 	for _, p := range patterns {
 		p.prepare()
@@ -112,7 +147,7 @@ func newMatcher(patterns []*pattern) *matcher {
 		}
 	}
 	for _, list := range m.lists {
-		slices.SortFunc(list, func(a, b *pattern) int { return len(b.text) - len(a.text) })
+		slices.SortFunc(list.patterns, func(a, b *pattern) int { return len(b.text) - len(a.text) })
 	}
 	return m
 }
@@ -191,18 +226,15 @@ func (m *matcher) skip(text []byte, i int) int {
 	if m.anyShort {
 		for ; i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
-			h := gramHash(gram)
-			if m.filter[h/64]>>(h%64)&1 != 0 || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
+			if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
 				return i
 			}
 		}
 		return i
 	}
-	filter := &m.filter
 	for ; i+gramSize <= len(text); i++ {
 		gram := binary.LittleEndian.Uint32(text[i:])
-		h := gramHash(gram)
-		if filter[h/64]>>(h%64)&1 != 0 || escapeByte[gram>>24] {
+		if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
 			return i
 		}
 	}
@@ -236,12 +268,12 @@ func (m *matcher) at(room *room, text []byte, i int, end, slow bool, spans []spa
 	switch {
 	case open:
 	case !slow:
-		open = consider(m.lists[m.heads[gramHash(binary.LittleEndian.Uint32(text[i:]))]])
+		open = consider(m.list(binary.LittleEndian.Uint32(text[i:])))
 	default:
 		grams := &room.grams
 		open = grams.read(m, text, i, end)
 		for k := 0; k < len(grams.found) && !open; k++ {
-			open = consider(m.lists[m.heads[gramHash(grams.found[k])]])
+			open = consider(m.list(grams.found[k]))
 		}
 	}
 	if open {
@@ -291,7 +323,7 @@ func (g *gramReader) extend(m *matcher, text []byte, i int, end bool, prefix [gr
 	for {
 		if n == gramSize {
 			gram := binary.LittleEndian.Uint32(prefix[:])
-			if h := gramHash(gram); m.filter[h/64]>>(h%64)&1 != 0 && !slices.Contains(g.found, gram) {
+			if m.passes(gram) && !slices.Contains(g.found, gram) {
 				g.found = append(g.found, gram)
 			}
 			return false

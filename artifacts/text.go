@@ -2,6 +2,7 @@ package artifacts
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
 	"strings"
 	"unicode"
@@ -37,8 +38,14 @@ func (w *TextWriter) Write(p []byte) (int, error) {
 	for len(p) > 0 {
 		part := p[:min(len(p), chunk)]
 		p = p[len(part):]
-		w.partial = append(w.partial, part...)
-		if err := w.pass(false); err != nil {
+		var err error
+		if len(w.partial) == 0 && !w.afterCR && w.plain(part) == len(part) {
+			_, err = w.next.Write(part)
+		} else {
+			w.partial = append(w.partial, part...)
+			err = w.pass(false)
+		}
+		if err != nil {
 			return written, err
 		}
 		written += len(part)
@@ -53,6 +60,11 @@ func (w *TextWriter) pass(end bool) error {
 	w.out = w.out[:0]
 	in := w.partial
 	for len(in) > 0 {
+		if n := w.plain(in); n > 0 && (!w.afterCR || in[0] != '\n') {
+			w.out = append(w.out, in[:n]...)
+			in, w.afterCR = in[n:], false
+			continue
+		}
 		if !end && !utf8.FullRune(in) {
 			break
 		}
@@ -73,6 +85,28 @@ func (w *TextWriter) pass(end bool) error {
 	}
 	_, err := w.next.Write(w.out)
 	return err
+}
+
+// plain returns how many bytes at the beginning are ASCII that stays as it is.
+func (w *TextWriter) plain(text []byte) int {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(text); i += 8 {
+		word := binary.LittleEndian.Uint64(text[i:])
+		// A byte less than 1 borrows from its highest bit. Bytes of 0x80 and more have
+		// that bit already.
+		odd := (word - ones) | word
+		if !w.keepCR {
+			odd |= (word ^ '\r'*ones) - ones
+		}
+		if odd&high != 0 {
+			break
+		}
+	}
+	for i < len(text) && text[i] != 0 && text[i] < utf8.RuneSelf && (text[i] != '\r' || w.keepCR) {
+		i++
+	}
+	return i
 }
 
 // A lineWriter converts line breaks as a TextWriter does. It stands behind the
