@@ -111,12 +111,18 @@ fuzz-targets:
 	done
 
 BENCH_VARIABLES = $(if $(BENCH),BENCH=$(BENCH)) $(if $(CASES),CASES=$(CASES)) $(if $(ROUNDS),ROUNDS=$(ROUNDS)) $(if $(CONTENDERS),CONTENDERS=$(CONTENDERS))
-BENCH_FLAGS = $(if $(filter short,$(BENCH)),-short) $(if $(CASES),-cases $(CASES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(CONTENDERS),-contenders $(CONTENDERS)) $(if $(OUT),-out $(OUT))
+BENCH_FLAGS = $(if $(filter short,$(BENCH)),-short) $(if $(CASES),-cases $(CASES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(CONTENDERS),-contenders $(CONTENDERS)) $(if $(OUT),-out $(OUT),$(if $(BENCH)$(CASES)$(CONTENDERS),,-readme README.md))
 
 .PHONY: bench
 bench: $(DEVENV) ## Compare with Celery and with the floor: BENCH=short CASES=… ROUNDS=… OUT=…
 	@go build -o bin/bench ./internal/bench/program
 	@$(DEVENV) run -only python,broker,database -celery 5.7.0 -- env MM_BENCH_VARIABLES="$(strip $(BENCH_VARIABLES))" bin/bench $(BENCH_FLAGS)
+
+.PHONY: bench-compare
+bench-compare: $(DEVENV) ## Compare the Go benchmarks with an older commit: BASE=main PACKAGES=./artifacts RUN=… COUNT=6
+	@test -n "$(BASE)" || { echo 'usage: make bench-compare BASE=commit [PACKAGES=./artifacts] [RUN=Redaction] [COUNT=6]' >&2; exit 2; }
+	@go build -C tools/benchstat -o ../../bin/benchstat golang.org/x/perf/cmd/benchstat
+	@$(DEVENV) run -- internal/bench/compare.sh "$(BASE)" "$(or $(PACKAGES),./...)" "$(or $(RUN),.)" "$(or $(COUNT),6)"
 
 .PHONY: bench-go
 bench-go: $(DEVENV) ## Run the Go benchmarks

@@ -149,7 +149,7 @@ var rules = []rule{
 		why: "address is read by worker, store, artifacts and cmd alike, and opens no connection"},
 	{folder: "internal/database", never: join(amqp, docker),
 		why: "database connects and classifies errors for store and results/postgres: the SQL is theirs"},
-	{folder: "internal/bench", ours: []string{"internal/bench", "internal/devenv", "internal/moonmind", "results", "worker"}, never: docker,
+	{folder: "internal/bench", ours: []string{"internal/bench", "internal/devenv", "internal/moonmind", "artifacts", "client", "results", "worker"}, never: docker,
 		why: "bench measures the library as a program outside of this module uses it"},
 	{folder: "internal/changetest", ours: []string{"internal/changetest", "internal/devenv", "internal/moonmind"}, never: nil,
 		why: "changetest sees the worker from outside: it could not find a fault of code that it shares with the worker"},

@@ -25,14 +25,20 @@ type Config struct {
 	// Contenders are those that take part: floor, ours, celery. Defaults to all. Ours
 	// always does.
 	Contenders []string
-	// Rounds is how often each case is measured. Defaults to 10, or 3 if Short.
+	// Rounds is how often each case is measured. Defaults to 5, or 3 if Short.
 	Rounds int
-	// Short measures for 0.7 s instead of 3 s.
+	// Short measures for 0.7 s instead of 1.5 s.
 	Short bool
 	// Seconds is how long one sample takes, if not as Short says.
 	Seconds float64
 	// Folder receives the report: a page, JSON and a plot.
 	Folder string
+	// README is a page with the marks of [readmeBegin], between which the run writes a
+	// summary; "" for none.
+	README string
+	// Program builds the program mm-orchestrator at a path. Defaults to the build of
+	// releases.
+	Program func(ctx context.Context, path string) error
 	// Command is the command line for the report.
 	Command string
 	// Output receives a line for each sample.
@@ -59,6 +65,8 @@ type Case struct {
 
 	// prepare makes pilots. It may be nil.
 	prepare func(context.Context, *harness) error
+	// rounds limits the rounds of a case that takes long; 0 is no limit.
+	rounds  int
 	measure func(context.Context, *harness, string) (Sample, error)
 }
 
@@ -95,8 +103,15 @@ type harness struct {
 	// plan is what the case "plan" needs; nil before its first sample.
 	plan *planCase
 
+	// counts are the statements of a run of a plan.
+	counts []StatementCount
+
 	// deadline is the end of the pilot that runs, or zero.
 	deadline time.Time
+	// seen, if set, is called for each task bench.timed of processes that start.
+	seen func(time.Time)
+	// transient sends messages that the broker need not write to disk.
+	transient bool
 	// pilots are the rates of pilots by setting and contender.
 	pilots map[pilotKey]pilot
 	// choices are the lines of the report about pilots.
@@ -114,7 +129,7 @@ func List(w io.Writer) {
 // (`devenv run -only python`).
 func Run(ctx context.Context, config Config) (err error) {
 	if config.Rounds == 0 {
-		config.Rounds = 10
+		config.Rounds = 5
 		if config.Short {
 			config.Rounds = 3
 		}
@@ -123,7 +138,7 @@ func Run(ctx context.Context, config Config) (err error) {
 	if err != nil {
 		return err
 	}
-	h := &harness{Config: config, seconds: 3, pilots: map[pilotKey]pilot{}}
+	h := &harness{Config: config, seconds: 1.5, pilots: map[pilotKey]pilot{}}
 	if config.Short {
 		h.seconds = 0.7
 	}
@@ -173,9 +188,12 @@ func Run(ctx context.Context, config Config) (err error) {
 		}
 		report.add(c, samples)
 	}
-	report.Pilots = h.choices
+	report.Pilots, report.Statements = h.choices, h.counts
 	report.Ended = time.Now().UTC().Truncate(time.Second)
 	if err := report.write(config.Folder); err != nil {
+		return err
+	}
+	if err := report.summarize(config.README); err != nil {
 		return err
 	}
 	fmt.Fprintf(h.Output, "\n%s\nThe report is in %s.\n", report.table(), filepath.Join(config.Folder, markdownFile))
@@ -216,7 +234,11 @@ func (h *harness) run(ctx context.Context, c Case) (map[string][]Sample, error) 
 		}
 	}
 	samples := map[string][]Sample{}
-	for round := range h.Rounds {
+	rounds := h.Rounds
+	if c.rounds > 0 {
+		rounds = min(rounds, c.rounds)
+	}
+	for round := range rounds {
 		line := fmt.Sprintf("  round %2d", round+1)
 		for i := range c.Contenders {
 			name := c.Contenders[(round+i)%len(c.Contenders)]

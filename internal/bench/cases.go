@@ -74,6 +74,17 @@ func cases() []Case {
 			},
 		},
 		{
+			Name: "pick-up-no-flush", Title: "pick-up at half load, no flush to disk", Contenders: all,
+			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
+			What: "The same at the same rate, with fsync off in PostgreSQL and with messages that are not persistent, so that RabbitMQ does not write them to disk (it has no setting for that). " +
+				"This is what the programs take; the difference from the case above is the disk. Nothing should run like this.",
+			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				pilot := h.pilots[pilotKey{oneStored, name}]
+				return h.withoutFlushes(ctx, func() (Sample, error) { return h.pickUp(ctx, name, pilot.how, oneStored, pilot.rate/2) })
+			},
+		},
+		{
 			Name: "ready", Title: "start to first task", Contenders: all, Measures: []Measure{{Unit: "ms", Lower: true}},
 			What:    "The time from the start of the process until it runs a task that waits in the queue. With results.",
 			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
@@ -91,6 +102,63 @@ func cases() []Case {
 				pilot := h.pilots[pilotKey{fourStored, name}]
 				return h.memory(ctx, name, pilot.how, fourStored, max(100, int(10*pilot.rate*h.seconds)))
 			},
+		},
+		{
+			Name: "send", Title: "messages sent", Contenders: all, Measures: []Measure{{Unit: "messages/s"}},
+			What:    "One process sends task messages, one after the other, and waits for the broker's confirm of each: `client.Send`, and `apply_async` with `confirm_publish`. Nothing is batched.",
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) { return h.send(ctx, name) },
+		},
+		logCase("log-10", 10), logCase("log-50", 50),
+		{
+			Name: "program", Title: "the program", Contenders: []string{ours},
+			Measures: []Measure{{Name: "size", Unit: "MB", Lower: true}, {Name: "start until it receives messages", Unit: "ms", Lower: true}, {Name: "memory at rest", Unit: "MB", Lower: true}},
+			What:     "The file of `mm-orchestrator`; from the start of `mm-orchestrator worker` until the broker knows its consumer; its memory with no run.",
+			prepare:  func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
+			measure:  func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.programFigures(ctx) },
+		},
+		{
+			Name: "statements", Title: "database work of a run with six steps", Contenders: []string{ours}, rounds: 1,
+			Measures: []Measure{{Name: "statements", Lower: true}, {Name: "round trips", Lower: true}, {Name: "transactions", Lower: true}, {Name: "WAL flushes", Lower: true}},
+			What:     "What the run of the case `plan` asks of the database, counted between the program and the database, with BEGIN and COMMIT. The list is below.",
+			prepare:  func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
+			measure:  func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.countStatements(ctx) },
+		},
+		{
+			Name: "queued-runs", Title: "many queued runs", Contenders: []string{ours}, rounds: 1,
+			Measures: []Measure{
+				{Name: "10, 1 worker, step", Unit: "ms", Lower: true}, {Name: "10, 1 worker, statements for each step", Lower: true},
+				{Name: "many, 1 worker, step", Unit: "ms", Lower: true}, {Name: "many, 1 worker, statements for each step", Lower: true},
+				{Name: "many, 4 workers, step", Unit: "ms", Lower: true}, {Name: "many, 4 workers, statements for each step", Lower: true},
+				{Name: "many, 16 workers, step", Unit: "ms", Lower: true}, {Name: "many, 16 workers, statements for each step", Lower: true},
+			},
+			What: "Runs of the case `plan`, one at a time, while other runs in the tables are queued: 10, and then 100,000 (10,000 with `BENCH=short`). The time of a run without its 100 ms for each of its five steps. " +
+				"A relay between the program and the database counts the statements; those that as many idle workers send in the same time are subtracted.",
+			prepare: func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
+			measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.queuedRuns(ctx) },
+		},
+		{
+			Name: "million", Title: "a million messages", Contenders: []string{ours}, rounds: 1,
+			Measures: []Measure{{Name: "memory before", Unit: "MB", Lower: true}, {Name: "memory after", Unit: "MB", Lower: true}, {Name: "goroutines more", Lower: true}, {Name: "descriptors more", Lower: true}},
+			What:     "One worker with 4 slots and prefetch 64, without results, after the first hundredth and after the million (50,000 with `BENCH=short`).",
+			measure:  func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.million(ctx) },
+		},
+		{
+			Name: "recovery", Title: "recovery", Contenders: []string{ours}, rounds: 1, Measures: recoveryMeasures(),
+			What: "One worker with 4 slots, prefetch 64, results and a queue that is never empty, while one fault after the other happens to it: the tasks of the minute after the fault's end ÷ those of the 10 s before it, both per second (10 s and 3 s with `BENCH=short`), " +
+				"and the longest time without a task, the fault included. A killed worker is started again at once; five kills are a second apart; RabbitMQ and PostgreSQL are stopped in an orderly way and started; a relay between the worker and RabbitMQ forwards nothing for 5 s.",
+			measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.recover(ctx) },
+		},
+	}
+}
+
+func logCase(name string, secrets int) Case {
+	return Case{
+		Name: name, Title: fmt.Sprintf("log of 1 GiB, %d secrets", secrets), Contenders: []string{floor, ours}, rounds: 3,
+		Measures: []Measure{{Unit: "MB/s"}, {Name: "processor time", Unit: "MB/cpu-s"}, {Name: "more memory", Unit: "MB", Lower: true}},
+		What: "The output of a program on its way into a step's log, 32 KiB at a time (128 MiB in all with `BENCH=short`): decoded, each secret masked in all its forms, hashed and written. " +
+			"The floor hashes and writes. MB/cpu-s are per second of processor time, which another program does not change.",
+		measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+			return h.logText(ctx, name, secrets)
 		},
 	}
 }
@@ -242,13 +310,15 @@ type running struct {
 	work   databaseWork
 	tasks  int // how many were sent
 	stored bool
+	// transient messages are not written to disk.
+	transient bool
 }
 
 // open begins a sample with a new queue, into which before publishes, and starts the
 // contender.
 func (h *harness) open(ctx context.Context, name string, w how, s setting, before func(*running) error) (*running, error) {
 	h.sequence++
-	r := &running{queue: fmt.Sprintf("bench-%d", h.sequence), ids: ids{prefix: fmt.Sprintf("%08x", h.sequence)}, stored: s.results}
+	r := &running{queue: fmt.Sprintf("bench-%d", h.sequence), ids: ids{prefix: fmt.Sprintf("%08x", h.sequence)}, stored: s.results, transient: h.transient}
 	if err := h.servers.declare(r.queue); err != nil {
 		return nil, err
 	}
@@ -326,7 +396,11 @@ func (h *harness) restoreTable(ctx context.Context) error {
 // task is the next message of a sample.
 func (r *running) task(task string, argument int64) amqp.Publishing {
 	r.tasks++
-	return message(task, r.ids.new(), argument, nil, r.stored)
+	m := message(task, r.ids.new(), argument, nil, r.stored)
+	if r.transient {
+		m.DeliveryMode = amqp.Transient
+	}
+	return m
 }
 
 // warmUp is how many tasks run before a measurement begins.

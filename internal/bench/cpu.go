@@ -79,6 +79,12 @@ func (u usage) perTask(before usage, n int) map[string]float64 {
 	return each
 }
 
+// openFiles is how many descriptors a process has.
+func openFiles(pid int) int {
+	files, _ := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd")
+	return len(files)
+}
+
 // memoryOf returns the memory of a process and its descendants in bytes. A page that
 // several of them use is counted once.
 func memoryOf(root int) (bytes float64) {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/bench/contender"
@@ -39,18 +40,19 @@ type planCase struct {
 
 // preparePlans builds the program, creates MoonMind's tables, and makes a workspace.
 func (h *harness) preparePlans(ctx context.Context) (err error) {
+	if h.plan != nil {
+		return nil
+	}
 	c := &planCase{
 		program: filepath.Join(h.folder, "mm-orchestrator"), workspace: filepath.Join(h.folder, "workspace"),
 		artifacts: filepath.Join(h.folder, "artifacts"), queue: "bench-plan",
 	}
 	h.plan = c
-	module, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return err
+	build := h.Program
+	if build == nil {
+		build = buildRelease
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", c.program, "./cmd/mm-orchestrator")
-	build.Dir, build.Env = filepath.Dir(string(module)), append(os.Environ(), "CGO_ENABLED=0")
-	if err := run(build); err != nil {
+	if err := build(ctx, c.program); err != nil {
 		return err
 	}
 	for _, folder := range []string{c.workspace, c.artifacts} {
@@ -105,6 +107,21 @@ func (h *harness) preparePlans(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// buildRelease builds the program as `make build` does.
+func buildRelease(ctx context.Context, path string) error {
+	return buildProgram(ctx, path, []string{"CGO_ENABLED=0"}, "-trimpath", "-ldflags", "-s -w")
+}
+
+func buildProgram(ctx context.Context, path string, environ []string, flags ...string) error {
+	module, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
+	if err != nil {
+		return err
+	}
+	build := exec.CommandContext(ctx, "go", slices.Concat([]string{"build", "-buildvcs=false", "-o", path}, flags, []string{"./cmd/mm-orchestrator"})...)
+	build.Dir, build.Env = filepath.Dir(string(module)), append(os.Environ(), environ...)
+	return run(build)
 }
 
 func run(command *exec.Cmd) error {

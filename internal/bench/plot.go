@@ -19,13 +19,16 @@ var colours = map[string]string{floor: "#9aa5b1", ours: "#1f6f8b", celery: "#c97
 
 // plot draws a bar for each contender and measure. The floor's bar has a fixed
 // length, and the others are relative to it: twice as long is twice as fast, also
-// where less is better. Measures without a floor are relative to ours. A thin line
+// where less is better. Measures of one contender only are left out. A thin line
 // goes from the worst to the best round.
 func (r *Report) plot() string {
 	var b strings.Builder
 	y := 56
 	for _, o := range r.Results {
 		base := o.Names[0]
+		if len(o.Names) == 1 || o.Contenders[base].Median == 0 {
+			continue // nothing to compare with
+		}
 		reference := o.Contenders[base].Median
 		names := strings.Split(wrap(o.Title, 42), "\n")
 		for i, line := range names {

@@ -35,8 +35,12 @@ type process struct {
 	// samples that count.
 	deadline time.Time
 
-	mu   sync.Mutex
-	ages []time.Duration
+	// seen, if set, is called for each task bench.timed.
+	seen func(time.Time)
+
+	mu     sync.Mutex
+	ages   []time.Duration
+	values []float64
 }
 
 func newProcess(name string) *process {
@@ -50,7 +54,7 @@ func (h *harness) start(name string, spec contender.Spec) (p *process, err error
 		return nil, err
 	}
 	p = newProcess(name)
-	p.deadline = h.deadline
+	p.deadline, p.seen = h.deadline, h.seen
 	// Opened for reading and writing, it neither waits for a writer nor ends with
 	// the first one.
 	if p.pipe, err = os.OpenFile(spec.Pipe, os.O_RDWR, 0); err != nil {
@@ -100,13 +104,21 @@ func (p *process) read() {
 			p.mu.Lock()
 			p.ages = append(p.ages, time.Duration(nanoseconds))
 			p.mu.Unlock()
+			if p.seen != nil {
+				p.seen(time.Now())
+			}
+		case "value":
+			p.mu.Lock()
+			p.values = append(p.values, float64(nanoseconds))
+			p.mu.Unlock()
 		}
 	}
 }
 
 // mark waits for the next mark.
-func (p *process) mark(ctx context.Context) (time.Time, error) {
-	limit := markTimeout
+func (p *process) mark(ctx context.Context) (time.Time, error) { return p.markWithin(ctx, markTimeout) }
+
+func (p *process) markWithin(ctx context.Context, limit time.Duration) (time.Time, error) {
 	if !p.deadline.IsZero() {
 		limit = time.Until(p.deadline)
 	}
@@ -121,7 +133,7 @@ func (p *process) mark(ctx context.Context) (time.Time, error) {
 		if !p.deadline.IsZero() {
 			return time.Time{}, errTooSlow
 		}
-		return time.Time{}, fmt.Errorf("no mark within %s: %s", markTimeout, p.output)
+		return time.Time{}, fmt.Errorf("no mark within %s: %s", limit, p.output)
 	case <-ctx.Done():
 		return time.Time{}, context.Cause(ctx)
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -29,6 +30,8 @@ type Report struct {
 	Others  float64   `json:"busy_percent_before"`
 	Pilots  []Choice  `json:"celery_pilots"`
 	Results []Outcome `json:"results"`
+	// Statements are those of a run of a plan.
+	Statements []StatementCount `json:"statements_of_a_run,omitempty"`
 }
 
 // Outcome is one measure of a case.
@@ -97,9 +100,13 @@ func (r *Report) add(c Case, samples map[string][]Sample) {
 			}
 			var ratios []float64
 			for round, value := range o.Contenders[ours].Rounds {
-				ratios = append(ratios, value/o.Contenders[name].Rounds[round])
+				if other := o.Contenders[name].Rounds[round]; other != 0 {
+					ratios = append(ratios, value/other)
+				}
 			}
-			o.Ratios[name] = spread(ratios)
+			if len(ratios) > 0 {
+				o.Ratios[name] = spread(ratios)
+			}
 		}
 		r.Results = append(r.Results, o)
 	}
@@ -135,6 +142,41 @@ func (r *Report) write(folder string) error {
 		}
 	}
 	return nil
+}
+
+// The marks of the summary in a README.
+const (
+	readmeBegin = "<!-- benchmarks: `make bench` writes what follows -->\n"
+	readmeEnd   = "<!-- /benchmarks -->\n"
+)
+
+// summaryCases are the cases of the summary.
+var summaryCases = []string{"prefetch-1-result", "prefetch-64-result", "chain-hop"}
+
+// summarize writes three lines of the table into a page, if all of them were measured.
+func (r *Report) summarize(page string) error {
+	if page == "" {
+		return nil
+	}
+	short := Report{}
+	for _, o := range r.Results {
+		if slices.Contains(summaryCases, o.Case) && o.Contenders[celery].Rounds != nil {
+			short.Results = append(short.Results, o)
+		}
+	}
+	if len(short.Results) != len(summaryCases) {
+		return nil
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		return err
+	}
+	before, rest, begins := strings.Cut(string(text), readmeBegin)
+	_, after, ends := strings.Cut(rest, readmeEnd)
+	if !begins || !ends {
+		return fmt.Errorf("%s has no line %q before a line %q", page, strings.TrimSpace(readmeBegin), strings.TrimSpace(readmeEnd))
+	}
+	return os.WriteFile(page, []byte(before+readmeBegin+short.table()+readmeEnd+after), 0o644)
 }
 
 // busyLimit is the share of the processors, in percent, above which the report says
@@ -222,6 +264,12 @@ func (r *Report) markdown() string {
 			}
 			b.WriteString(" | " + optional(p.Database, "transactions", "%.2f") + " | " + optional(p.Database, "WAL flushes", "%.2f") +
 				" | " + optional(p.Database, "WAL bytes", "%.0f") + " |\n")
+		}
+	}
+	if len(r.Statements) > 0 {
+		b.WriteString("\n## Statements of a run with six steps\n\nAs the case `statements` has counted them.\n\n| for each run | statement |\n|---:|---|\n")
+		for _, c := range r.Statements {
+			fmt.Fprintf(&b, "| %s | `%s` |\n", strings.TrimSuffix(fmt.Sprintf("%.1f", c.PerRun), ".0"), strings.ReplaceAll(strings.ReplaceAll(c.Statement, "|", `\|`), "`", "'"))
 		}
 	}
 	b.WriteString("\n## Which Celery\n\nThe fastest setting of a pilot is the contender.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -32,10 +33,12 @@ func startServers(ctx context.Context) (s *servers, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if s.broker, err = devenv.StartOwnBroker(ctx, nil); err != nil {
-		return s, err
-	}
-	if s.database, err = devenv.StartOwnDatabase(ctx); err != nil {
+	var brokerErr, databaseErr error
+	var starts sync.WaitGroup
+	starts.Go(func() { s.broker, brokerErr = devenv.StartOwnBroker(ctx, nil) })
+	starts.Go(func() { s.database, databaseErr = devenv.StartOwnDatabase(ctx) })
+	starts.Wait()
+	if err = errors.Join(brokerErr, databaseErr); err != nil {
 		return s, err
 	}
 	if err = s.connectBroker(); err != nil {

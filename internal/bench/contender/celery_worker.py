@@ -1,4 +1,4 @@
-"""A Celery worker with the tasks of the benchmark, in the settings of the pilot's winner."""
+"""A Celery worker with the tasks of the benchmark, in the settings of the pilot's winner, or a sender."""
 
 import json
 import os
@@ -18,7 +18,7 @@ app.conf.update(
     task_ignore_result=not spec["Results"],
     # A chain's next message is as safe as ours only with a confirm.
     broker_transport_options={"confirm_publish": True},
-    worker_prefetch_multiplier=max(1, spec["Prefetch"] // spec["Slots"]),
+    worker_prefetch_multiplier=max(1, spec["Prefetch"] // max(1, spec["Slots"])),
     worker_enable_remote_control=False,
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,
@@ -50,8 +50,21 @@ def end_with_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def send():
+    for count in (20, spec["Count"]):
+        for _ in range(count):
+            noop.apply_async((3,), queue=spec["Queue"])
+        os.write(pipe, b"mark %d\n" % time.time_ns())
+    signal.sigwait({signal.SIGTERM})
+
+
 if __name__ == "__main__":
+    if spec["Job"] == "send":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=end_with_parent, daemon=True).start()
+    if spec["Job"] == "send":
+        send()
+        raise SystemExit
     app.worker_main([
         "worker", "--pool", spec["Pool"], "--concurrency", str(spec["Slots"]), "--loglevel", "WARNING",
         "--without-gossip", "--without-mingle", "--without-heartbeat",

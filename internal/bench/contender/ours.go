@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/results/postgres"
@@ -43,6 +44,11 @@ func Ours(s Spec) error {
 	}
 	worker.Handle(w, Noop, func(_ context.Context, in argument) (int64, error) { return in.Value, nil })
 	worker.Handle(w, Timed, func(_ context.Context, in argument) (int64, error) { return 0, p.age(in.Value) })
-	worker.Handle(w, Mark, func(context.Context, argument) (int64, error) { return 0, p.mark() })
+	worker.Handle(w, Mark, func(context.Context, argument) (int64, error) {
+		if err := p.line("value", int64(runtime.NumGoroutine())); err != nil {
+			return 0, err
+		}
+		return 0, p.mark()
+	})
 	return w.Run(ctx)
 }

@@ -23,6 +23,10 @@ type Spec struct {
 	Folder string
 	// Pipe is the path of the named pipe.
 	Pipe string
+	// Job is another job than that of a worker: JobSend or JobLog, with Count, and for
+	// logs Secrets.
+	Job            string
+	Count, Secrets int
 	// Pool and Driver are Celery's pool and the Python driver of its result backend.
 	Pool, Driver string
 }

@@ -1,0 +1,270 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/bench/contender"
+)
+
+// A fault is what the case "recovery" does to a worker at work. It returns when the
+// fault is over.
+type fault struct {
+	name   string
+	inject func(*recovery, context.Context) error
+}
+
+var faults = []fault{
+	{"worker killed", func(r *recovery, ctx context.Context) error { return r.restartWorker() }},
+	{"worker killed again and again", func(r *recovery, ctx context.Context) error {
+		for i := range 5 {
+			if i > 0 {
+				if err := r.sleep(ctx, r.pace); err != nil {
+					return err
+				}
+			}
+			if err := r.restartWorker(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	{"broker restarted", func(r *recovery, ctx context.Context) error {
+		if err := r.servers.broker.Stop(); err != nil {
+			return err
+		}
+		if err := r.servers.broker.Start(ctx); err != nil {
+			return err
+		}
+		return r.servers.connectBroker()
+	}},
+	{"database restarted", func(r *recovery, ctx context.Context) (err error) {
+		_ = r.servers.db.Close(ctx) // it would keep an orderly end waiting
+		if err := r.servers.database.Stop(); err != nil {
+			return err
+		}
+		if err := r.servers.database.Start(ctx); err != nil {
+			return err
+		}
+		r.servers.db, err = pgx.Connect(ctx, r.servers.database.URL)
+		return err
+	}},
+	{"connection stalled", func(r *recovery, ctx context.Context) error {
+		r.relay.stall()
+		defer r.relay.resume()
+		return r.sleep(ctx, 5*r.pace)
+	}},
+}
+
+// recovery is a worker with more tasks than it can do, to which faults happen.
+type recovery struct {
+	*harness
+	relay  *relay
+	spec   contender.Spec
+	worker *process
+	// pace is a second, and less in tests.
+	pace time.Duration
+
+	mu   sync.Mutex
+	done []time.Time // of each task
+	sent int
+}
+
+func (r *recovery) sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-r.worker.exited:
+		return fmt.Errorf("the worker has ended (%s): %s", r.worker.command.ProcessState, r.worker.output)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (r *recovery) restartWorker() error {
+	killed := syscall.SIGKILL
+	_ = syscall.Kill(-r.worker.pid(), killed)
+	<-r.worker.exited
+	_, _ = r.worker.stdin.Close(), r.worker.pipe.Close()
+	return r.startWorker()
+}
+
+func (r *recovery) startWorker() (err error) {
+	r.sequence++
+	r.worker, err = r.start(ours, r.spec)
+	return err
+}
+
+// between returns how many tasks a second were done between two moments.
+func (r *recovery) between(from, to time.Time) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first, _ := slices.BinarySearchFunc(r.done, from, time.Time.Compare)
+	last, _ := slices.BinarySearchFunc(r.done, to, time.Time.Compare)
+	return float64(last-first) / to.Sub(from).Seconds()
+}
+
+// pause returns the longest time without a task between two moments, in seconds.
+func (r *recovery) pause(from, to time.Time) (longest float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first, _ := slices.BinarySearchFunc(r.done, from, time.Time.Compare)
+	for _, at := range r.done[first:] {
+		if at.After(to) {
+			break
+		}
+		longest = max(longest, at.Sub(from).Seconds())
+		from = at
+	}
+	return max(longest, to.Sub(from).Seconds())
+}
+
+// feed keeps messages in the queue until ctx ends. What a restart of the broker
+// interrupts is published again: there may be more messages, never too few.
+func (r *recovery) feed(ctx context.Context, queue, prefix string) {
+	ids := ids{prefix: prefix}
+	for ctx.Err() == nil {
+		if err := r.feedOnce(ctx, queue, &ids); err != nil {
+			select {
+			case <-time.After(r.pace / 10):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// fedAhead is how many messages are in the queue at most, and fedTogether how many are
+// published at a time.
+const fedAhead, fedTogether = 10_000, 200
+
+func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
+	conn, err := amqp.Dial(r.servers.broker.URL)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	channel, err := conn.Channel()
+	if err != nil {
+		return err
+	}
+	if err := channel.Confirm(false); err != nil {
+		return err
+	}
+	own := &servers{channel: channel}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		r.mu.Lock()
+		ahead := r.sent - len(r.done)
+		r.mu.Unlock()
+		if ahead > fedAhead-fedTogether {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return nil
+			}
+			continue
+		}
+		messages := make([]amqp.Publishing, fedTogether)
+		for i := range messages {
+			messages[i] = message(contender.Timed, ids.new(), time.Now().UnixNano(), nil, true)
+		}
+		if err := own.publish(ctx, queue, messages...); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.sent += fedTogether
+		r.mu.Unlock()
+	}
+}
+
+// recover measures the throughput of ours in the minute after each fault, relative to
+// that before.
+func (h *harness) recover(ctx context.Context) (sample Sample, err error) {
+	before, after := 10*time.Second, time.Minute
+	r := &recovery{harness: h, pace: time.Second}
+	switch {
+	case h.Seconds > 0:
+		before, after, r.pace = 500*time.Millisecond, 500*time.Millisecond, 100*time.Millisecond
+	case h.Short:
+		before, after = 3*time.Second, 10*time.Second
+	}
+	h.sequence++
+	queue, prefix := fmt.Sprintf("bench-%d", h.sequence), fmt.Sprintf("%08x", h.sequence)
+	if err := h.servers.declare(queue); err != nil {
+		return sample, err
+	}
+	if r.relay, err = startRelay(h.servers.broker.URL, false); err != nil {
+		return sample, err
+	}
+	defer r.relay.close()
+	r.spec = contender.Spec{Broker: r.relay.URL, Database: h.servers.database.URL, Queue: queue, Slots: 4, Prefetch: 64, Results: true}
+	h.seen = func(at time.Time) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.done = append(r.done, at)
+	}
+	defer func() { h.seen = nil }()
+	feeding, stopFeeding := context.WithCancel(ctx)
+	var feeder sync.WaitGroup
+	feeder.Go(func() { r.feed(feeding, queue, prefix) })
+	defer feeder.Wait()
+	defer stopFeeding()
+	if err := r.startWorker(); err != nil {
+		return sample, err
+	}
+	defer func() { r.worker.end(&err) }()
+	for range 2 { // the first time to warm up
+		if err := r.sleep(ctx, before); err != nil {
+			return sample, err
+		}
+	}
+	for _, f := range faults {
+		began := time.Now()
+		rate := r.between(began.Add(-before), began)
+		if rate == 0 {
+			return sample, fmt.Errorf("no task in the %s before the fault %q: %s", before, f.name, r.worker.output)
+		}
+		if err := f.inject(r, ctx); err != nil {
+			return sample, fmt.Errorf("%s: %w", f.name, err)
+		}
+		over := time.Now()
+		if err := r.sleep(ctx, after); err != nil {
+			return sample, fmt.Errorf("after the fault %q: %w", f.name, err)
+		}
+		// A test's time is too short for some recoveries; the next fault needs a worker
+		// that works.
+		for end := over.Add(markTimeout); r.between(time.Now().Add(-before), time.Now()) == 0; {
+			if time.Now().After(end) {
+				return sample, fmt.Errorf("no task for %s after the fault %q: %s", markTimeout, f.name, r.worker.output)
+			}
+			if err := r.sleep(ctx, r.pace/10); err != nil {
+				return sample, err
+			}
+		}
+		sample.Values = append(sample.Values, r.between(over, over.Add(after))/rate, r.pause(began, time.Now()))
+	}
+	stopFeeding()
+	feeder.Wait()
+	if err := r.worker.stop(); err != nil {
+		return sample, err
+	}
+	if _, err := h.servers.remove(queue); err != nil {
+		return sample, err
+	}
+	return sample, h.servers.tidy(ctx, prefix)
+}
+
+func recoveryMeasures() (all []Measure) {
+	for _, f := range faults {
+		all = append(all, Measure{Name: f.name + ", throughput after ÷ before"}, Measure{Name: f.name + ", longest pause", Unit: "s", Lower: true})
+	}
+	return all
+}
