@@ -41,6 +41,8 @@ type serviceSettings struct {
 	CAFile string
 	// BaseBranch is "" for the repository's default branch.
 	BaseBranch string
+	// Publish says what branches, commits and pull requests are like.
+	Publish speckit.PublishConfig
 	// CloneDir is where tasks make clones, "" for a directory of the system's for
 	// temporary files.
 	CloneDir string
@@ -113,6 +115,54 @@ var serviceSettingsTable = []setting{
 			return gitrepo.CheckBranch(text)
 		},
 	},
+	{
+		flag: "branch-prefix", form: "text", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_BRANCH_PREFIX"),
+		def:  "speckit/",
+		help: "How the names of the branches begin that are pushed. Feature and task follow, so that a task has the same branch each time. Only branches with this prefix are ever overwritten.",
+		read: func(c *configuration, text string) error {
+			c.Services.Publish.BranchPrefix = text
+			return gitrepo.CheckBranch(text + "x")
+		},
+	},
+	{
+		flag: "commit-author", form: "text", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_COMMIT_AUTHOR"),
+		def:  "mm-orchestrator <mm-orchestrator@noreply.invalid>",
+		help: "Author and committer of commits, as Name <address>.",
+		read: func(c *configuration, text string) (err error) {
+			c.Services.Publish.Author, err = gitrepo.ParsePerson(text)
+			return err
+		},
+	},
+	{
+		flag: "commit-trailers", form: "Key: value;…", topic: topicSpec,
+		vars:        names("MM_ORCHESTRATOR_COMMIT_TRAILERS"),
+		defaultNote: "none",
+		help:        "Lines at the end of each commit message, as Key: value, separated by semicolons, such as Signed-off-by: Name <address>.",
+		read: func(c *configuration, text string) error {
+			for line := range strings.SplitSeq(text, ";") {
+				if line = strings.TrimSpace(line); line == "" {
+					continue
+				}
+				if key, value, found := strings.Cut(line, ": "); !found || key == "" || strings.ContainsAny(key, " \t") || strings.TrimSpace(value) == "" {
+					return errors.New("each part must have the form Key: value")
+				}
+				c.Services.Publish.Trailers = append(c.Services.Publish.Trailers, line)
+			}
+			return nil
+		},
+	},
+	{
+		flag: "pr-draft", form: "true|false", boolean: true, topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_PR_DRAFT"),
+		def:  "false",
+		help: "Whether new pull requests are drafts.",
+		read: readBool(func(c *configuration) *bool { return &c.Services.Publish.Draft }),
+	},
+	listSetting("pr-labels", "label,…", "MM_ORCHESTRATOR_PR_LABELS", "The labels of pull requests, separated by commas. GitHub makes those that the repository does not have.", func(c *configuration) *[]string { return &c.Services.Publish.Labels }),
+	listSetting("pr-reviewers", "login,…", "MM_ORCHESTRATOR_PR_REVIEWERS", "Who is asked to review pull requests: logins, separated by commas.", func(c *configuration) *[]string { return &c.Services.Publish.Reviewers }),
+	listSetting("pr-teams", "team,…", "MM_ORCHESTRATOR_PR_TEAMS", "The teams that are asked to review pull requests: their names in addresses, without the organisation, separated by commas.", func(c *configuration) *[]string { return &c.Services.Publish.Teams }),
 	{
 		flag: "clone-dir", form: "directory", topic: topicSpec,
 		vars:        names("MM_ORCHESTRATOR_CLONE_DIR"),
@@ -231,6 +281,20 @@ var serviceSettingsTable = []setting{
 		help: "The image of that container. It needs bash and codex, and is not pulled.",
 		read: readText(func(c *configuration) *string { return &c.Services.LoginImage }),
 	},
+}
+
+// listSetting is a setting with a list of names.
+func listSetting(flag, form, variable, help string, field func(*configuration) *[]string) setting {
+	return setting{
+		flag: flag, form: form, topic: topicSpec,
+		vars:        names(variable),
+		defaultNote: "none",
+		help:        help,
+		read: func(c *configuration, text string) error {
+			*field(c) = splitList(text)
+			return nil
+		},
+	}
 }
 
 // maskSource shows a source. What is none may be the credential itself.
@@ -409,6 +473,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		return nil, &configError{err.Error()}
 	}
 	config.Repositories = repositories
+	config.Publish = c.Services.Publish
 	config.Codex = speckit.CodexConfig{Branch: c.Services.BaseBranch, Instructions: c.Services.CodexInstructions, Secrets: secrets}
 	environ := codex.Environment(env, c.Services.CodexVariables...)
 	if c.Services.Backend == "cloud" {
