@@ -230,7 +230,7 @@ func TestSpecSettings(t *testing.T) {
 		"MM_ORCHESTRATOR_CODEX_BACKEND=local":                             "it must be exec or cloud",
 		"MM_ORCHESTRATOR_CODEX_CONFIG=model":                              "name=value",
 		"MM_ORCHESTRATOR_BRANCH_PREFIX=../":                               "branch",
-		"MM_ORCHESTRATOR_COMMIT_AUTHOR=nobody":                            "address",
+		"MM_ORCHESTRATOR_COMMIT_AUTHOR=nobody":                            "Name <name@example.com>",
 		"MM_ORCHESTRATOR_COMMIT_TRAILERS=x":                               "Key: value",
 		"MM_ORCHESTRATOR_BASE_BRANCH=--force":                             "branch",
 		"STATSD_PORT=0":                                                   "it must be a whole number",
