@@ -14,17 +14,9 @@ import (
 // A repository is one of the server's. The server's mutex guards it.
 type repository struct {
 	name string // owner/name
-	// isArchived, labels and reviewers are what the tests have set.
-	isArchived bool
-	labels     []string
-	// collaborators may be asked for a review.
-	collaborators []string
-	// noDrafts says that the account's plan has no draft pull requests.
-	noDrafts bool
-	pulls    []*Pull
+	Settings
+	pulls []*Pull
 }
-
-func (r *repository) archived() bool { return r.isArchived }
 
 // find returns a repository, nil if there is none. GitHub ignores case.
 func (s *Server) find(name string) *repository {
@@ -117,15 +109,17 @@ func (s *Server) Read(ctx context.Context, name, revision, file string) (string,
 	return s.Git(ctx, name, "show", revision+":"+file)
 }
 
-// Repository settings.
+// Settings are those of a repository.
 type Settings struct {
+	// Private repositories are there only for those who may see them.
+	Private bool
 	// Archived repositories accept no pushes and pull requests.
 	Archived bool
 	// Labels are those that the repository has. GitHub makes a label that a request adds
 	// to a pull request.
 	Labels []string
-	// Collaborators may be asked for a review.
-	Collaborators []string
+	// Collaborators and Teams may be asked for a review.
+	Collaborators, Teams []string
 	// NoDrafts says that the account's plan has no draft pull requests.
 	NoDrafts bool
 }
@@ -138,7 +132,7 @@ func (s *Server) Set(name string, settings Settings) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	repo.isArchived, repo.labels, repo.collaborators, repo.noDrafts = settings.Archived, settings.Labels, settings.Collaborators, settings.NoDrafts
+	repo.Settings = settings
 	return nil
 }
 
@@ -153,8 +147,17 @@ type Pull struct {
 	Labels             []string
 	RequestedReviewers []string
 	RequestedTeams     []string
-	Author             string
-	Created            time.Time
+	// Reviewed are those who have given a review.
+	Reviewed []string
+	Author   string
+	Created  time.Time
+}
+
+// copy returns a copy that shares no list.
+func (p *Pull) copy() Pull {
+	c := *p
+	c.Labels, c.RequestedReviewers, c.RequestedTeams, c.Reviewed = slices.Clone(p.Labels), slices.Clone(p.RequestedReviewers), slices.Clone(p.RequestedTeams), slices.Clone(p.Reviewed)
+	return c
 }
 
 // Pulls returns a copy of the pull requests of a repository.
@@ -163,7 +166,7 @@ func (s *Server) Pulls(name string) (list []Pull) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range repo.pulls {
-		list = append(list, *p)
+		list = append(list, p.copy())
 	}
 	return list
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -45,6 +46,7 @@ type Server struct {
 	repositories map[string]*repository
 	requests     []Request
 	intercept    func(http.ResponseWriter, *http.Request) bool
+	api          apiState
 }
 
 // A Token is what an account uses in place of a password.
@@ -55,6 +57,10 @@ type Token struct {
 	Scopes []string
 	// ReadOnly tokens may fetch and look, and not push and open pull requests.
 	ReadOnly bool
+	// NoPullRequests is a fine-grained token without the permission to open them.
+	NoPullRequests bool
+	// Repositories are those that the token sees, as owner/name; nil means all.
+	Repositories []string
 	// Expires is when it ends, zero for never.
 	Expires time.Time
 }
@@ -107,7 +113,7 @@ func Start(dir string) (*Server, error) {
 		Handler: http.HandlerFunc(s.serve), TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}},
 		ReadHeaderTimeout: time.Minute,
 	}
-	s.http.ErrorLog = nil
+	s.http.ErrorLog = log.New(io.Discard, "", 0) // tests also connect without trusting it
 	go func() {
 		defer close(s.done)
 		_ = s.http.ServeTLS(listener, "", "")
@@ -265,12 +271,12 @@ func (s *Server) serveGit(w http.ResponseWriter, r *http.Request) {
 	}
 	name, _, found := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), ".git/")
 	repo := s.find(name)
-	if !found || repo == nil {
+	if !found || repo == nil || !s.sees(token, repo) {
 		http.Error(w, "Repository not found.", http.StatusNotFound)
 		return
 	}
 	pushes := r.URL.Query().Get("service") == "git-receive-pack" || strings.HasSuffix(r.URL.Path, "/git-receive-pack")
-	if pushes && (token.ReadOnly || repo.archived()) {
+	if pushes && (token.ReadOnly || s.settings(repo).Archived) {
 		http.Error(w, fmt.Sprintf("Permission to %s.git denied to %s.", name, token.Login), http.StatusForbidden)
 		return
 	}
