@@ -233,8 +233,7 @@ func (s *session) refusal(r request, a answer) *Error {
 	case isLimit(a, e.Message):
 		e.Kind = RateLimit
 		until := ""
-		if pause := limitEnds(a.header, s.config.Now()); pause > 0 {
-			e.Until = s.config.Now().Add(pause)
+		if _, e.Until = limitEnds(a.header, s.config.Now()); !e.Until.IsZero() {
 			until = ", until " + e.Until.UTC().Format("15:04:05 UTC")
 		}
 		e.text = fmt.Sprintf("GitHub's rate limit for the token is used up (%s)%s: try again then, or use the token of another account", in, until)
@@ -293,26 +292,28 @@ func isLimit(a answer, message string) bool {
 // Retry-After says, else until the limit is reset, else a minute and then always twice
 // as long. https://docs.github.com/rest/using-the-rest-api/best-practices-for-using-the-rest-api
 func (s *session) limitPause(a answer, before int) time.Duration {
-	if pause := limitEnds(a.header, s.config.Now()); pause > 0 {
+	if pause, _ := limitEnds(a.header, s.config.Now()); pause > 0 {
 		return pause
 	}
 	return time.Minute << min(before, 10)
 }
 
-// limitEnds is how long a limit lasts, 0 if the answer does not say it.
-func limitEnds(header http.Header, now time.Time) time.Duration {
+// limitEnds is how long a limit lasts and when it ends, zero if the answer does not say
+// it.
+func limitEnds(header http.Header, now time.Time) (time.Duration, time.Time) {
 	if pause := retryAfter(header); pause > 0 {
-		return pause
+		return pause, now.Add(pause)
 	}
 	reset, err := strconv.ParseInt(header.Get("X-Ratelimit-Reset"), 10, 64)
 	if err != nil || header.Get("X-Ratelimit-Remaining") != "0" {
-		return 0
+		return 0, time.Time{}
 	}
 	// The server's clock: ours may be wrong.
 	if date, err := http.ParseTime(header.Get("Date")); err == nil {
 		now = date
 	}
-	return max(time.Unix(reset, 0).Sub(now), 0) + time.Second
+	ends := time.Unix(reset, 0)
+	return max(ends.Sub(now), 0) + time.Second, ends
 }
 
 // retryAfter is the wait that a server asks for, 0 for none.

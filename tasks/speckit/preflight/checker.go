@@ -13,6 +13,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -127,7 +128,9 @@ func (c Config) Validate() error {
 // A Checker checks whether runs can work. It may be used by several goroutines.
 type Checker struct {
 	config Config
-	http   *http.Client
+	// api asks GitHub's REST API, http the git server and the model's API.
+	api  *github.Client
+	http *http.Client
 
 	mu sync.Mutex
 	// github and codex are findings without a fault, by what was checked. The token is
@@ -154,6 +157,15 @@ func New(config Config) (*Checker, error) {
 		return nil, err
 	}
 	c := &Checker{config: config, github: map[githubKey]kept{}, codex: map[secret.String]kept{}}
+	var err error
+	if c.api, err = github.New(github.Config{
+		API: config.API, Token: config.GitHub, HTTP: config.HTTP, Now: config.Now,
+		// One try must leave time for another one. A limit is not waited for: a run fails
+		// within seconds.
+		Timeout: config.Timeout / 2, Patience: min(4*time.Second, config.Timeout),
+	}); err != nil {
+		return nil, fmt.Errorf("preflight: %w", err)
+	}
 	own := *config.HTTP
 	own.CheckRedirect = sameServer
 	c.http = &own

@@ -233,7 +233,7 @@ func TestWhatIsFoundAboutTheToken(t *testing.T) {
 			f.header.Set("X-Ratelimit-Remaining", "0")
 			f.header.Set("X-Ratelimit-Reset", fmt.Sprint(now.Add(time.Minute).Unix()))
 		}, Invalid, []string{"rate limit", "until 12:01:00 UTC"}},
-		"secondary rate limit": {func(f *fixture) { f.status = 429; f.header.Set("Retry-After", "60") }, Invalid, []string{"rate limit", "for 1m0s"}},
+		"secondary rate limit": {func(f *fixture) { f.status = 429; f.header.Set("Retry-After", "60") }, Invalid, []string{"rate limit", "until 12:01:00 UTC"}},
 		"an outage":            {func(f *fixture) { f.status, f.body = 503, "<html>unicorn" }, Invalid, []string{"503 Service Unavailable", "later"}},
 		"no GitHub":            {func(f *fixture) { f.repository = "<html>a proxy's login page" }, Invalid, []string{"200 OK", "not with a repository", "MM_ORCHESTRATOR_GITHUB_API"}},
 		"no git server":        {func(f *fixture) { f.config.Git = f.config.ModelAPI }, ScopeMissing, []string{"refuses a push"}},
@@ -291,7 +291,7 @@ func TestAServerThatDoesNotAnswerIsGivenUp(t *testing.T) {
 	f.stall = make(chan struct{})
 	f.config.Timeout = 400 * time.Millisecond
 	began := time.Now()
-	if found := f.check(widgets).GitHub; found.Status != Invalid || !strings.Contains(found.Message, "no answer within 400ms") {
+	if found := f.check(widgets).GitHub; found.Status != Invalid || !strings.Contains(found.Message, "has not answered within 200ms") {
 		t.Errorf("%+v", found)
 	}
 	if took := time.Since(began); took > 5*time.Second {
