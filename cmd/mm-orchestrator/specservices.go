@@ -22,6 +22,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
@@ -145,12 +146,9 @@ var serviceSettingsTable = []setting{
 				if line = strings.TrimSpace(line); line == "" {
 					continue
 				}
-				if key, value, found := strings.Cut(line, ": "); !found || key == "" || strings.ContainsAny(key, " \t") || strings.TrimSpace(value) == "" {
-					return errors.New("each part must have the form Key: value")
-				}
 				c.Services.Publish.Trailers = append(c.Services.Publish.Trailers, line)
 			}
-			return nil
+			return speckit.CheckTrailers(c.Services.Publish.Trailers)
 		},
 	},
 	{
@@ -473,7 +471,12 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		return nil, &configError{err.Error()}
 	}
 	config.Repositories = repositories
+	pulls, err := github.New(github.Config{API: c.gitHubAPI(), Token: s.token, HTTP: s.http, Logger: log})
+	if err != nil {
+		return nil, &configError{err.Error()}
+	}
 	config.Publish = c.Services.Publish
+	config.Publish.PullRequests = pulls
 	config.Codex = speckit.CodexConfig{Branch: c.Services.BaseBranch, Instructions: c.Services.CodexInstructions, Secrets: secrets}
 	environ := codex.Environment(env, c.Services.CodexVariables...)
 	if c.Services.Backend == "cloud" {

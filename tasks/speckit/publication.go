@@ -1,10 +1,10 @@
 package speckit
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -97,8 +98,7 @@ func (p *publication) failed(ctx context.Context, err error, code, what string) 
 		return err
 	}
 	var refused *gitrepo.RemoteError
-	var denied *RefusedError
-	login := errors.As(err, &refused) && refused.Refusal == gitrepo.RefusedLogin || errors.As(err, &denied) && denied.Login
+	login := errors.As(err, &refused) && refused.Refusal == gitrepo.RefusedLogin || github.KindOf(err) == github.Login
 	if login && p.checksLater() {
 		name, _ := p.repository()
 		report, checkErr := p.attempt.config.Preflight.Check(ctx, preflight.Request{Repository: name, Fresh: true})
@@ -395,9 +395,9 @@ func (p *publication) open(ctx context.Context) error {
 	}
 	d := p.description()
 	p.hit(faultpoint.PublishOpening)
-	opened, err := p.config.PullRequests.Ensure(ctx, PullRequest{
+	opened, err := p.config.PullRequests.Ensure(ctx, github.Want{
 		Repository: name, Head: p.progress.Branch, Base: p.progress.Base, Title: p.redact(d.subject(200)), Body: p.redact(d.body()),
-		Draft: p.config.Draft, Labels: p.config.Labels, Reviewers: p.config.Reviewers, Teams: p.config.Teams, Number: p.progress.PullRequest,
+		Draft: p.config.Draft, Labels: p.config.Labels, Reviewers: p.config.Reviewers, Teams: p.config.Teams,
 	})
 	if err != nil {
 		return p.failed(ctx, err, "pull_request_failed", "the branch "+p.progress.Branch+" is pushed, but the pull request cannot be opened")
@@ -412,12 +412,14 @@ func (p *publication) open(ctx context.Context) error {
 	o.set("number", opened.Number)
 	o.set("base", p.progress.Base)
 	o.set("commit", p.progress.Commit)
-	o.set("state", opened.State)
+	o.set("state", string(opened.State))
 	o.set("created", opened.Created)
 	o.set("notes", append([]string{}, opened.Notes...))
-	if len(bytes.TrimSpace(opened.Response)) > 0 {
-		o.setRaw("response", opened.Response)
+	response, err := json.Marshal(opened.PullRequest)
+	if err != nil {
+		return runtimeError("the pull request cannot be recorded: %v", err)
 	}
+	o.setRaw("response", response)
 	file, err := p.writeJSON(p.dir, "gh_pr_response", strings.ReplaceAll(p.progress.Branch, "/", "_")+"_pr.json", o)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
@@ -45,18 +47,18 @@ func (r *rotating) Read(context.Context) (secret.String, error) {
 // pulls are the pull requests of a GitHub in memory.
 type pulls struct {
 	mu     sync.Mutex
-	wanted []PullRequest
+	wanted []github.Want
 	open   map[string]int
 	err    error
 	// after is called when a pull request was opened, before the caller knows it.
 	after func()
 }
 
-func (p *pulls) Ensure(_ context.Context, want PullRequest) (OpenPullRequest, error) {
+func (p *pulls) Ensure(_ context.Context, want github.Want) (github.Ensured, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.err != nil {
-		return OpenPullRequest{}, p.err
+		return github.Ensured{}, p.err
 	}
 	p.wanted = append(p.wanted, want)
 	number, exists := p.open[want.Head]
@@ -67,9 +69,8 @@ func (p *pulls) Ensure(_ context.Context, want PullRequest) (OpenPullRequest, er
 	if p.after != nil {
 		p.after()
 	}
-	return OpenPullRequest{
-		Number: number, URL: fmt.Sprintf("https://github.example.com/octo/widgets/pull/%d", number), Created: !exists, State: "open",
-		Response: json.RawMessage(fmt.Sprintf(`{"number": %d}`, number)),
+	return github.Ensured{
+		PullRequest: github.PullRequest{Number: number, URL: fmt.Sprintf("https://github.example.com/octo/widgets/pull/%d", number), State: github.Open}, Created: !exists,
 	}, nil
 }
 
@@ -420,7 +421,7 @@ func TestARetryUsesTheStoredPatch(t *testing.T) {
 		t.Parallel()
 		p := newPublishChain(t)
 		p.store("drei")
-		p.pulls.err = &RefusedError{Text: "GitHub refuses the labels (422): create them"}
+		p.pulls.err = errors.New("GitHub refuses the labels (422): create them")
 		_, err := p.publish(t.Context(), "task-1", 1)
 		if err == nil || !strings.Contains(err.Error(), "the branch "+taskBranch+" is pushed, but the pull request cannot be opened: GitHub refuses the labels") {
 			t.Fatalf("got %v", err)
@@ -674,7 +675,7 @@ func TestPublishConfigIsValidated(t *testing.T) {
 	t.Parallel()
 	for want, c := range map[string]PublishConfig{
 		"BranchPrefix":             {BranchPrefix: "a..b/"},
-		"want the form Key: value": {Trailers: []string{"x"}},
+		"have the form Key: value": {Trailers: []string{"x"}},
 		"form Key: value":          {Trailers: []string{"A: b\nC: d"}},
 		"needs a name":             {Author: gitrepo.Person{Name: "x"}},
 	} {

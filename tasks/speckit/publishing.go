@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -13,62 +12,14 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 )
 
-// PullRequests opens pull requests. It waits for rate limits by itself.
+// PullRequests is implemented by github.Client.
 type PullRequests interface {
-	// Ensure makes sure that there is a pull request of want.Head into want.Base, with
-	// these labels and reviewers.
-	//
-	//   - It can be repeated: a pull request of that branch that is open is used, and only
-	//     what is missing is added.
-	//   - What somebody has changed in an open pull request stays: title, base, draft. Of
-	//     the text, only the part that this program has written is replaced.
-	//   - If the last one of that branch was closed or merged, a new one is opened; but
-	//     never in place of want.Number.
-	//   - The error is a *RefusedError if GitHub refuses it.
-	Ensure(ctx context.Context, want PullRequest) (OpenPullRequest, error)
+	Ensure(ctx context.Context, want github.Want) (github.Ensured, error)
 }
-
-// PullRequest is what Ensure makes.
-type PullRequest struct {
-	// Repository is owner/name. Head and Base are names of branches in it.
-	Repository, Head, Base string
-	Title, Body            string
-	Draft                  bool
-	Labels                 []string
-	// Reviewers are logins, and Teams slugs of teams of the owner.
-	Reviewers, Teams []string
-	// Number is that of the pull request which an earlier worker has opened for this task,
-	// 0 if that is not known.
-	Number int
-}
-
-// OpenPullRequest is a pull request as GitHub has it.
-type OpenPullRequest struct {
-	Number int
-	// URL is its address for people.
-	URL string
-	// Created says that this call has opened it.
-	Created bool
-	// State is open, closed or merged.
-	State string
-	// Notes say what could not be done and why, such as a reviewer who must not be asked.
-	Notes []string
-	// Response is GitHub's answer, shortened to what a reader needs.
-	Response json.RawMessage
-}
-
-// RefusedError says that GitHub refuses what was asked of it, and what to do.
-type RefusedError struct {
-	// Login says that it does not accept the token.
-	Login bool
-	// Text is for an operator.
-	Text string
-}
-
-func (e *RefusedError) Error() string { return e.Text }
 
 // PublishConfig says how changes are published.
 type PublishConfig struct {
@@ -100,15 +51,23 @@ func (c PublishConfig) withDefaults() PublishConfig {
 
 var trailer = regexp.MustCompile(`^[A-Za-z0-9-]+: \S[^\r\n]*$`)
 
+// CheckTrailers returns an error that names a text which is no trailer.
+func CheckTrailers(trailers []string) error {
+	for _, text := range trailers {
+		if !trailer.MatchString(text) {
+			return fmt.Errorf("%.100q does not have the form Key: value", text)
+		}
+	}
+	return nil
+}
+
 func (c PublishConfig) validate() error {
 	c = c.withDefaults()
 	if err := gitrepo.CheckBranch(c.BranchPrefix + "x"); err != nil || len(c.BranchPrefix) > 60 {
 		return fmt.Errorf("speckit: Config.Publish.BranchPrefix is %.80q, want at most 60 bytes that a branch may begin with", c.BranchPrefix)
 	}
-	for _, text := range c.Trailers {
-		if !trailer.MatchString(text) {
-			return fmt.Errorf("speckit: Config.Publish.Trailers has %q, want the form Key: value", text)
-		}
+	if err := CheckTrailers(c.Trailers); err != nil {
+		return fmt.Errorf("speckit: Config.Publish.Trailers: %w", err)
 	}
 	if c.Author.Name == "" || c.Author.Email == "" {
 		return errors.New("speckit: Config.Publish.Author needs a name and an address")
