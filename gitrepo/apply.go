@@ -311,6 +311,19 @@ func (c *Clone) ReadFile(ctx context.Context, tree, name string, w io.Writer) er
 	return c.git.run(ctx, command{dir: c.repository(), stdout: w, args: []string{"cat-file", "blob", tree + ":" + name}})
 }
 
+// ReadFiles writes the files of a tree that are in a list to w, one after the other, each
+// after a line of git's. Files that the tree does not have are left out.
+func (c *Clone) ReadFiles(ctx context.Context, tree string, names []string, w io.Writer) error {
+	var in bytes.Buffer
+	for _, name := range names {
+		if strings.Contains(name, "\n") {
+			return fmt.Errorf("%w: a file's name has a line break: %q", ErrUnusable, name)
+		}
+		fmt.Fprintf(&in, "%s:%s\n", tree, name)
+	}
+	return c.git.run(ctx, command{dir: c.repository(), stdin: &in, stdout: w, args: []string{"cat-file", "--batch"}})
+}
+
 // ListFiles returns the names of those files of a tree that are in a list.
 func (c *Clone) ListFiles(ctx context.Context, tree string, names []string) ([]string, error) {
 	// The names go by stdin, of which there may be many: no argument is too long.

@@ -249,6 +249,18 @@ func TestAddressesThatAreNotUsed(t *testing.T) {
 			t.Errorf("the error has the token: %v", err)
 		}
 	}
+	plain, err := gitrepo.New(gitrepo.Config{Schemes: []string{"http"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plain.Remote("http://github.example.com/o/n.git", &stored{token}); err == nil {
+		t.Error("a token would be sent over http to another machine")
+	}
+	for _, address := range []string{"http://127.0.0.1:8080/o/n.git", "http://localhost/o/n.git"} {
+		if remote, err := plain.Remote(address, &stored{token}); err != nil || remote.Token == nil {
+			t.Errorf("%s: %+v, %v", address, remote, err)
+		}
+	}
 	for _, address := range []string{"https://github.com/o/n.git", "https://ghe.example.com:8443/o/n", "ssh://git@github.com/o/n.git"} {
 		if _, err := git.Remote(address, &stored{token}); err != nil {
 			t.Errorf("%s: %v", address, err)

@@ -91,14 +91,14 @@ const maxTarget = 4096
 // judge returns the files in which two trees differ. The error wraps ErrUnusable if one
 // of them is a submodule, or a link that leads out of the tree.
 func (c *Clone) judge(ctx context.Context, before, after string) ([]string, error) {
-	var out bytes.Buffer
-	if err := c.git.run(ctx, command{dir: c.repository(), stdout: &out, args: []string{
+	out, err := c.git.output(ctx, command{dir: c.repository(), args: []string{
 		"diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options", before, after,
-	}}); err != nil {
+	}})
+	if err != nil {
 		return nil, err
 	}
 	var files []string
-	fields := strings.Split(out.String(), "\x00")
+	fields := strings.Split(out, "\x00")
 	for i := 0; i+1 < len(fields); i += 2 {
 		// :old mode, new mode, old id, new id, status
 		entry := strings.Fields(strings.TrimPrefix(fields[i], ":"))

@@ -1,7 +1,6 @@
 package gitrepo
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -28,7 +27,7 @@ type Config struct {
 	// SSH_AUTH_SOCK.
 	Environ []string
 	// Schemes are those that an address may have: https, ssh, file, http. Defaults to
-	// https and ssh. A token is sent over https only.
+	// https and ssh. A token is sent over https, and over http to this machine only.
 	Schemes []string
 	// CAFile has the certificates that are trusted in place of the machine's, "" for
 	// these.
@@ -281,11 +280,18 @@ func (g *Git) text(printed []byte, token secret.String) string {
 
 // output runs git and returns its output without white space at the end.
 func (g *Git) output(ctx context.Context, c command) (string, error) {
-	var out bytes.Buffer
-	c.stdout = &out
+	out := &head{limit: maxOutput}
+	c.stdout = out
 	err := g.run(ctx, c)
-	return strings.TrimRight(out.String(), " \t\r\n"), err
+	if err == nil && out.full {
+		err = fmt.Errorf("git %s printed more than %d bytes", c.args[0], maxOutput)
+	}
+	return strings.TrimRight(string(out.kept), " \t\r\n"), err
 }
+
+// maxOutput bounds what git may print where all of it is kept: the names of the files of
+// a change, or what a server says about its branches.
+const maxOutput = 64 << 20
 
 // head keeps the beginning of what is written to it.
 type head struct {

@@ -80,9 +80,11 @@ type PublishProgress struct {
 	Branch     string `json:"branch"`
 	Base       string `json:"base"`
 	BaseCommit string `json:"base_commit"`
-	// Commit is the one with the change, Files the names of what it changes.
-	Commit string   `json:"commit,omitempty"`
-	Files  []string `json:"files,omitempty"`
+	// Commit is the one with the change. Files are the names of the first files that it
+	// changes, and ChangedFiles counts all.
+	Commit       string   `json:"commit,omitempty"`
+	Files        []string `json:"files,omitempty"`
+	ChangedFiles int      `json:"changed_files,omitempty"`
 	// PullRequest is the number of the pull request, and URL its address for people.
 	PullRequest int    `json:"pull_request,omitempty"`
 	URL         string `json:"url,omitempty"`

@@ -227,6 +227,9 @@ func (p *publication) pushed(ctx context.Context, outcome gitrepo.PushOutcome, l
 	return nil
 }
 
+// maxNames bounds the names of changed files that are recorded and shown.
+const maxNames = 50
+
 // commit applies the patch and makes the commit.
 func (p *publication) commit(ctx context.Context, clone *gitrepo.Clone, branch string) error {
 	patch, err := p.readPatch()
@@ -248,7 +251,7 @@ func (p *publication) commit(ctx context.Context, clone *gitrepo.Clone, branch s
 	case err != nil:
 		return p.failed(ctx, err, "apply_failed", "the patch cannot be applied")
 	}
-	p.progress.Files = applied.Files
+	p.progress.Files, p.progress.ChangedFiles = applied.Files[:min(len(applied.Files), maxNames)], len(applied.Files)
 	output := newObject()
 	output.set("description", fmt.Sprintf("Applied the patch of Codex to commit %.12s of %s", clone.Commit, clone.Branch))
 	output.set("hasChanges", len(applied.Files) > 0)
@@ -354,23 +357,44 @@ func (p *publication) conflict(ctx context.Context, conflict *gitrepo.ConflictEr
 // noSecrets refuses a change that has a credential of this worker. Codex's task has looked
 // at it before; but the patch may be another worker's, and the credential newer.
 func (p *publication) noSecrets(ctx context.Context, clone *gitrepo.Clone, applied gitrepo.Applied) error {
+	if p.attempt.config.Codex.Secrets == nil {
+		return nil
+	}
+	has := func(name string, files func(io.Writer) error) (bool, error) {
+		read, write := io.Pipe()
+		ended := make(chan error, 1)
+		go func() {
+			err := files(write)
+			_ = write.CloseWithError(err)
+			ended <- err
+		}()
+		found := p.isSecret(io.MultiReader(strings.NewReader(name+"\n"), read))
+		_ = read.Close()
+		return found, <-ended
+	}
+	// One git for all files: a change may have thousands.
+	found, err := has(strings.Join(applied.Files, "\n"), func(w io.Writer) error { return clone.ReadFiles(ctx, applied.Tree, applied.Files, w) })
+	if err != nil {
+		return p.failed(ctx, err, "apply_failed", "the changed files cannot be read")
+	}
+	if !found {
+		return nil
+	}
 	names, err := clone.ListFiles(ctx, applied.Tree, applied.Files)
 	if err != nil {
 		return p.failed(ctx, err, "apply_failed", "the changed files cannot be read")
 	}
 	for _, name := range names {
-		read, write := io.Pipe()
-		go func() { _ = write.CloseWithError(clone.ReadFile(ctx, applied.Tree, name, write)) }()
-		found := p.isSecret(io.MultiReader(strings.NewReader(name+"\n"), read))
-		_ = read.Close()
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		found, err := has(name, func(w io.Writer) error { return clone.ReadFile(ctx, applied.Tree, name, w) })
+		if err != nil {
+			return p.failed(ctx, err, "apply_failed", "the changed files cannot be read")
 		}
 		if found {
 			return &failure{class: "RuntimeError", code: "change_has_secret", text: fmt.Sprintf(
 				"the change is not published, because %s has a credential of this worker: replace the credential, which Codex has seen, and%s", p.redact(name), strings.TrimPrefix(discoverAgain, ":"))}
 		}
 	}
+	// It is in the name of a file that the change removes: the branch has that already.
 	return nil
 }
 
@@ -379,7 +403,7 @@ func (p *publication) description() description {
 	id, title := p.openTask()
 	d := description{
 		run: p.run.ID, attempt: p.attempt.attempt, feature: p.context.text("feature_key"), taskID: id, title: title,
-		summary: p.redact(p.context.text("codex_summary")), files: p.progress.Files, author: p.config.Author, more: p.config.Trailers,
+		summary: p.redact(p.context.text("codex_summary")), files: p.progress.Files, changed: p.progress.ChangedFiles, author: p.config.Author, more: p.config.Trailers,
 	}
 	if task := p.context.inner("task"); task != nil {
 		d.phase = pythonText(task, "phase")

@@ -133,7 +133,9 @@ type description struct {
 	feature, phase, taskID, title string
 	// summary is what Codex has said at its end.
 	summary string
+	// files are the names of the first files that it changes, of changed files.
 	files   []string
+	changed int
 	author  gitrepo.Person
 	more    []string // trailers
 }
@@ -202,13 +204,12 @@ func (d description) body() string {
 		}
 		fmt.Fprintf(&out, "\nWhat Codex says:\n\n%stext\n%s\n%s\n", fence, text, fence)
 	}
-	fmt.Fprintf(&out, "\n%d changed files:\n\n", len(d.files))
-	for i, name := range d.files {
-		if i == 50 {
-			fmt.Fprintf(&out, "- and %d more\n", len(d.files)-i)
-			break
-		}
+	fmt.Fprintf(&out, "\nChanged files (%d):\n\n", d.changed)
+	for _, name := range d.files {
 		fmt.Fprintf(&out, "- %s\n", code(name))
+	}
+	if more := d.changed - len(d.files); more > 0 {
+		fmt.Fprintf(&out, "- and %d more\n", more)
 	}
 	return out.String()
 }
