@@ -71,6 +71,9 @@ type SpecRun struct {
 	CodexVolume   string
 	// CreatedAt never changes.
 	CreatedAt time.Time
+	// CodexSummary is what Codex has said when it ended well the last time, "" if it has
+	// not. A retry's message does not have it.
+	CodexSummary string
 	// QueueRegistered says whether SpecRequest.CodexQueue has a row in
 	// codex_worker_shards, so that the run may refer to it.
 	QueueRegistered bool
@@ -358,10 +361,13 @@ func readSpecRun(ctx context.Context, tx pgx.Tx, request SpecRequest) (SpecRun, 
 	run := SpecRun{Digests: map[SpecFile]string{}}
 	err := tx.QueryRow(ctx, `
 		SELECT id::text, feature_key, status::text, phase::text, COALESCE(repository, ''), COALESCE(artifacts_path, ''), COALESCE(codex_volume, ''), created_at,
+		       COALESCE((SELECT c.progress->'codex'->>'message' FROM mm_orchestrator.spec_claims c
+		                 WHERE c.run_id = spec_workflow_runs.id AND c.progress->'codex'->>'outcome' = 'finished'
+		                 ORDER BY c.started_at DESC LIMIT 1), ''),
 		       EXISTS (SELECT FROM codex_worker_shards WHERE queue_name = $2)
 		FROM spec_workflow_runs WHERE id = $1
 		FOR UPDATE`, request.RunID, request.CodexQueue).
-		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.CreatedAt, &run.QueueRegistered)
+		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.CreatedAt, &run.CodexSummary, &run.QueueRegistered)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return run, failure(ErrNotFound, "Workflow run %s not found", request.RunID)
 	}

@@ -163,7 +163,9 @@ func (p *publishChain) context(attempt int) json.RawMessage {
 	o.set("task", task)
 	o.set("codex_task_id", "thread-1")
 	o.set("codex_patch_path", patchPath)
-	o.set("codex_summary", "I have done it. Fixes #1, @octocat ```")
+	if attempt == 1 { // a retry's message does not have it
+		o.set("codex_summary", "I have done it. Fixes #1, @octocat ```")
+	}
 	return o.compact()
 }
 
