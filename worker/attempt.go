@@ -19,7 +19,7 @@ type attempt struct {
 	message      *protocol.Message // written at the start, before the handler
 	registration registration      // likewise
 	outcome      outcome           // written when the handler has ended
-	task         *Task             // what the handler receives; nil if it was not called
+	task         *Task             // what the handler receives; written at the start
 
 	// Guarded by registry.mu.
 	deliveries   []*delivery

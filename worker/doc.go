@@ -46,6 +46,22 @@
 //     callbacks and stores nothing.
 //   - A malformed message neither ends the worker nor is delivered for ever.
 //
+// # Options of a task
+//
+// They stand after the handler in [Handle] or [Worker.Register]. Each says its default and
+// what it guarantees. In Celery they are attributes of the task:
+//
+//	AutoRetry                           autoretry_for, dont_autoretry_for, max_retries,
+//	                                    retry_backoff, retry_backoff_max, retry_jitter
+//	WithTimeLimit                       time_limit, soft_time_limit
+//	RateLimit                           rate_limit
+//	AckEarly                            acks_late=False
+//	RejectFailures, RequeueTimeouts     acks_on_failure=False, acks_on_timeout=False
+//	MaxStarts                           none: a limit for reject_on_worker_lost
+//	IgnoreResult                        ignore_result
+//	SendTo, ExpireAfter, Prepare        queue, expires, an own apply_async
+//	ErrorClasses                        none: Python's errors have their class
+//
 // # Differences from a Python worker
 //
 //   - Every error callback is published as a task. A Python worker calls some
@@ -70,7 +86,7 @@
 // A delivery goes through the files in this order:
 //
 //	broker/amqp/consume.go   a consumer of the broker hands it over
-//	receive.go               it is read, and waits for its ETA and for a slot
+//	receive.go               it is read, and waits for its ETA, its rate limit and a slot
 //	run.go, bind.go          its handler runs
 //	outcome.go               what the handler returned becomes an outcome
 //	conclude.go, publish.go  the outcome is published and stored
@@ -79,7 +95,9 @@
 //
 // delivery.go has the states of a delivery with all moves between them, registry.go
 // owns the deliveries, the slots and the memory of what has ended, and attempt.go is
-// one run of a task.
+// one run of a task. An option of a task has a file of its own: retry.go, classes.go,
+// rate_limit.go, acknowledgement.go, starts.go, send_options.go. replace.go replaces a
+// task, and task_context.go has what a handler finds in its context.
 //
 // transport.go chooses the broker. connect.go makes the connections and replaces lost
 // ones: it knows the subscriptions, link.go the current connection, and

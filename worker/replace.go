@@ -72,9 +72,6 @@ func (t *Task) AddChild(child json.RawMessage) {
 
 // children returns the entries of all that the task's handler has sent.
 func (t *Task) children() []json.RawMessage {
-	if t == nil {
-		return nil
-	}
 	t.childrenMutex.Lock()
 	defer t.childrenMutex.Unlock()
 	return slices.Clone(t.sent)

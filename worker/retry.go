@@ -108,12 +108,10 @@ func (r Retry) Pause() time.Duration {
 // Reason is the failure that is the reason, or nil.
 func (r Retry) Reason() error { return r.reason }
 
-// Error is the text of Celery's Retry: "Retry in 30s: KeyError('sku')".
+// Error is the text of Celery's Retry, such as "Retry in 180s", with the text of the
+// reason.
 func (r Retry) Error() string {
-	text := "Retry in " + r.Pause().String()
-	if r.Pause() == 0 {
-		text = "Retry at once"
-	}
+	text := fmt.Sprintf("Retry in %vs", r.Pause().Seconds())
 	if r.reason != nil {
 		text += ": " + r.reason.Error()
 	}

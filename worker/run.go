@@ -29,6 +29,8 @@ func (w *Worker) execute(a *attempt) {
 		return
 	}
 	a.registration = w.tasks[m.Task]
+	a.task = w.newTask(m, a.first.sub.queue.Name)
+	a.task.Delivery = a.first.wire
 	faultpoint.Hit(faultpoint.SlotTaken, m.ID, m.ArgsRepr)
 	if why := w.mayNotRun(m); why != "" {
 		a.outcome = outcome{kind: why}
@@ -47,10 +49,12 @@ func (w *Worker) execute(a *attempt) {
 	}
 	a.first.activity.Progress("recording the outcome of its task")
 	w.conclude(a)
-	if a.task == nil {
-		a.task = &Task{Message: m, Node: w.cfg.Node, Queue: a.first.sub.queue.Name, Delivery: a.first.wire, logger: w.taskLogger(m), sendOptions: w.registration}
-	}
 	w.reportFailure(w.lifecycle.record, a.task, a.outcome)
+}
+
+// newTask returns what a handler receives, without what needs a broker.
+func (w *Worker) newTask(m *protocol.Message, queue string) *Task {
+	return &Task{Message: m, Node: w.cfg.Node, Queue: queue, logger: w.taskLogger(m), sendOptions: w.registration}
 }
 
 // mayNotRun returns why a task does not run: it is revoked or expired
@@ -75,10 +79,9 @@ func (w *Worker) run(a *attempt) outcome {
 	if w.cfg.TrackStarted && !ignored {
 		w.storeStarted(m)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: d.sub.queue.Name, Delivery: d.wire, logger: w.taskLogger(m), sendOptions: w.registration,
-		stillUnacked:   func(ctx context.Context) error { return w.stillUnacked(ctx, a) },
-		otherConsumers: func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }}
-	a.task = task
+	task := a.task
+	task.stillUnacked = func(ctx context.Context) error { return w.stillUnacked(ctx, a) }
+	task.otherConsumers = func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }
 	var ended atomic.Bool
 	defer ended.Store(true)
 	if !ignored {
@@ -130,7 +133,7 @@ func (w *Worker) RunTask(ctx context.Context, m *protocol.Message) (Outcome, err
 	if !known {
 		return Outcome{}, fmt.Errorf("task %q is not registered", m.Task)
 	}
-	task := &Task{Message: m, Node: w.cfg.Node, Queue: m.RoutingKey, logger: w.taskLogger(m), sendOptions: w.registration}
+	task := w.newTask(m, m.RoutingKey)
 	o := runHandler(ctx, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, nil, func(<-chan outcome) {})
 	result := Outcome{Value: o.value, Err: o.failed.err, Children: task.children()}
 	switch o.kind {

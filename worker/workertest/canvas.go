@@ -28,11 +28,13 @@ type Canvas struct {
 const mostMessages = 10000
 
 // Run sends a signature and runs all that follows from it, without a broker, one task
-// after the other: chains, groups, callbacks, error callbacks and retries. It returns
+// after the other: chains, groups, callbacks, error callbacks, retries and replacements. It returns
 // when nothing is left to run. The results are stored as a worker stores them, so that
 // Get, State and Children of the canvas return what they would for a client.
 //
 //   - Pauses, ETA, countdown and expiry are skipped: every message runs at once.
+//   - Rate limits, acknowledgements and starts are those of a worker with a broker, and
+//     have no effect: use Start.
 //   - A handler that sends tasks with a client of its own sends them to a broker: give
 //     the handler its client by an interface, and test with another one.
 //
