@@ -50,9 +50,8 @@ func TestRateLimitDelaysAndLosesNothing(t *testing.T) {
 				r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil)))
 			}
 			r.result(ids[0])
-			if n := len(w.Unacked()); n != 3 {
-				t.Errorf("%d messages are unacknowledged, want 3 that wait for the limit", n)
-			}
+			// A message is acknowledged just after its result is stored.
+			eventually(t, "three messages wait for the limit", func() bool { return len(w.Unacked()) == 3 })
 			if err := stop(); err != nil {
 				t.Fatal(err)
 			}

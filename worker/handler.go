@@ -58,7 +58,7 @@ type Task struct {
 	// not change it. It is empty when the task did not come from a broker.
 	Delivery protocol.Delivery
 
-	logger        *slog.Logger // see Logger
+	logger        func(*protocol.Message) *slog.Logger // see Logger
 	childrenMutex sync.Mutex
 	sent          []json.RawMessage // see AddChild
 	sendOptions   func(task string) registration

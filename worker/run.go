@@ -54,7 +54,7 @@ func (w *Worker) execute(a *attempt) {
 
 // newTask returns what a handler receives, without what needs a broker.
 func (w *Worker) newTask(m *protocol.Message, queue string) *Task {
-	return &Task{Message: m, Node: w.cfg.Node, Queue: queue, logger: w.taskLogger(m), sendOptions: w.registration}
+	return &Task{Message: m, Node: w.cfg.Node, Queue: queue, logger: w.taskLogger, sendOptions: w.registration}
 }
 
 // mayNotRun returns why a task does not run: it is revoked or expired

@@ -12,10 +12,10 @@ import (
 
 // Logger returns the worker's logger for a handler. Each of its lines has the keys
 // task_id, task, root_id and attempt, which is 1 for the first one. Outside of a handler
-// it is [slog.Default].
+// it is [slog.Default]. Each call makes a logger: a handler with many lines keeps it.
 func Logger(ctx context.Context) *slog.Logger {
 	if task := TaskFromContext(ctx); task != nil && task.logger != nil {
-		return task.logger
+		return task.logger(task.Message)
 	}
 	return slog.Default()
 }
