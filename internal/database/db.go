@@ -81,9 +81,16 @@ func (d *DB) InTx(ctx context.Context, doing string, do func(pgx.Tx) error) erro
 // given it up too. Otherwise, if the network fails silently, the session would
 // keep its locks for the two hours of TCP's keepalive. The setting is local to
 // the transaction, as a session may be shared behind a pooler.
+//
+// If do begins with a batch, the begin is sent with it, which saves a round trip.
 func (d *DB) Transaction(ctx context.Context, do func(pgx.Tx) error) error {
-	begin := "begin; SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(d.TryTimeout.Milliseconds(), 1), 10)
-	return pgx.BeginTxFunc(ctx, d.Pool, pgx.TxOptions{BeginQuery: begin}, do)
+	conn, err := d.Pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	set := "SET LOCAL idle_in_transaction_session_timeout = " + strconv.FormatInt(max(d.TryTimeout.Milliseconds(), 1), 10)
+	return pgx.BeginFunc(ctx, beginner{&transaction{conn: conn.Conn(), settings: set}}, do)
 }
 
 // pinSettings puts the temporary schema last in the search_path. The shared
