@@ -236,6 +236,7 @@ func TestWhatIsFoundAboutTheToken(t *testing.T) {
 		"secondary rate limit": {func(f *fixture) { f.status = 429; f.header.Set("Retry-After", "60") }, Invalid, []string{"rate limit", "until 12:01:00 UTC"}},
 		"an outage":            {func(f *fixture) { f.status, f.body = 503, "<html>unicorn" }, Invalid, []string{"503 Service Unavailable", "later"}},
 		"no GitHub":            {func(f *fixture) { f.repository = "<html>a proxy's login page" }, Invalid, []string{"200 OK", "not with a repository", "MM_ORCHESTRATOR_GITHUB_API"}},
+		"a huge answer":        {func(f *fixture) { f.repository = strings.Repeat(" ", 20<<20) + may }, Invalid, []string{"200 OK", "not with a repository"}},
 		"no git server":        {func(f *fixture) { f.config.Git = f.config.ModelAPI }, ScopeMissing, []string{"refuses a push"}},
 		"nobody answers":       {func(f *fixture) { f.config.API = "http://127.0.0.1:1" }, Invalid, []string{"cannot be asked", "connection refused"}},
 	} {
