@@ -65,6 +65,35 @@ type codexChain struct {
 	model   *codextest.Model
 	address string
 	work    string
+	home    string
+}
+
+// configure makes tasks use the real program.
+func (c *codexChain) configure(t *testing.T, config *Config, stall time.Duration) {
+	t.Helper()
+	secrets := artifacts.NewRedactor(nil)
+	source, err := credential.Parse("env:CODEX_API_KEY")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := credential.New(credential.Config{Name: "Codex key", Source: source, Environ: []string{"CODEX_API_KEY=" + codexKey}, Redactors: []credential.Redactor{config.Redactor, secrets}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := codex.NewExec(codex.ExecConfig{
+		Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+c.home), Home: c.home, Key: key, Sandbox: "danger-full-access",
+		StallLimit: stall, KillGrace: time.Second, Logger: config.Logger,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	git, err := gitrepo.New(gitrepo.Config{Environ: os.Environ(), Schemes: []string{"file"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.TestMode = false
+	config.Codex = CodexConfig{Exec: program, Secrets: secrets, Instructions: "Use British spelling."}
+	config.Repositories = &Repositories{Git: git, Server: c.address, Dir: c.work}
 }
 
 func newCodexChain(t *testing.T, choose func(codextest.Request) codextest.Script, change ...func(*Config)) *codexChain {
@@ -79,35 +108,12 @@ func newCodexChain(t *testing.T, choose func(codextest.Request) codextest.Script
 		t.Fatal(err)
 	}
 	c := &codexChain{model: model, address: server(t), work: t.TempDir()}
-	secrets := artifacts.NewRedactor(nil)
-	c.chain = newChain(t, oneOpenTask(), append([]func(*Config){func(config *Config) {
-		source, err := credential.Parse("env:CODEX_API_KEY")
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, err := credential.New(credential.Config{Name: "Codex key", Source: source, Environ: []string{"CODEX_API_KEY=" + codexKey}, Redactors: []credential.Redactor{config.Redactor, secrets}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		stall := time.Minute
-		if choose(codextest.Request{}).Stall {
-			stall = 5 * time.Second
-		}
-		program, err := codex.NewExec(codex.ExecConfig{
-			Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+home), Home: home, Key: key, Sandbox: "danger-full-access",
-			StallLimit: stall, KillGrace: time.Second, Logger: config.Logger,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		git, err := gitrepo.New(gitrepo.Config{Environ: os.Environ(), Schemes: []string{"file"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.TestMode = false
-		config.Codex = CodexConfig{Exec: program, Secrets: secrets, Instructions: "Use British spelling."}
-		config.Repositories = &Repositories{Git: git, Server: c.address, Dir: c.work}
-	}}, change...)...)
+	stall := time.Minute
+	if choose(codextest.Request{}).Stall {
+		stall = 5 * time.Second
+	}
+	c.home = home
+	c.chain = newChain(t, oneOpenTask(), append([]func(*Config){func(config *Config) { c.configure(t, config, stall) }}, change...)...)
 	c.ownRun()
 	return c
 }
