@@ -386,7 +386,7 @@ func TestTheNextWorkerGoesOn(t *testing.T) {
 			}
 			dying.Close()
 			c.config.Runs = alive
-			c.ok(c.speckit().submit(c.task("submit"), prepared))
+			c.ok(c.takeOver(func() (json.RawMessage, error) { return c.speckit().submit(c.task("submit"), prepared) }))
 			if turns := c.model.Turns(); turns != want.turns {
 				t.Errorf("%d runs of codex, want %d", turns, want.turns)
 			}

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -119,7 +120,9 @@ func TestATaskOfCodexCloudIsSubmittedOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.config.Runs = alive
-			_, err := c.speckit().submit(c.task("submit"), contextArgs{first})
+			_, err := c.takeOver(func() (json.RawMessage, error) {
+				return c.speckit().submit(c.task("submit"), contextArgs{first})
+			})
 			own := 0
 			for _, task := range c.tasks() {
 				if strings.Contains(task.Prompt, c.runID) {
