@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
 // SpecTask is a task of the Spec workflow chain, as in
@@ -223,8 +225,11 @@ func (s *Store) BeginSpec(ctx context.Context, request SpecRequest, open func(Sp
 	}
 	token := rand.Int64N(1<<62) + 1
 	s.register(token)
+	faultpoint.Hit(faultpoint.BeginBefore, request.RunID, string(request.Task))
 	decision, err := s.beginSpec(ctx, request, token, open)
-	if _, started := decision.(SpecStart); !started || err != nil {
+	if _, started := decision.(SpecStart); started && err == nil {
+		faultpoint.Hit(faultpoint.BeginCommitted, request.RunID, string(request.Task))
+	} else {
 		// If the answer to a commit was lost, the claim has this worker as its holder
 		// and a token that nobody has: the next delivery takes it.
 		s.unregister(token)
@@ -270,6 +275,7 @@ func (s *Store) beginSpecInTx(ctx context.Context, tx pgx.Tx, request SpecReques
 	if err != nil {
 		return nil, nil, err
 	}
+	faultpoint.Hit(faultpoint.BeginLocked, request.RunID, string(request.Task))
 	claims, mine, done, err := s.readSpecClaims(ctx, tx, request, token)
 	if err != nil || done != nil {
 		return done, nil, err
@@ -288,6 +294,7 @@ func (s *Store) beginSpecInTx(ctx context.Context, tx pgx.Tx, request SpecReques
 		case holderAlive, holderSelf:
 			return SpecBusy{Worker: c.Worker, Task: SpecTask(c.Step)}, nil, nil
 		case holderSuspected:
+			faultpoint.Hit(faultpoint.HolderSuspected, request.RunID, string(request.Task))
 			return nil, claims, nil
 		}
 	}
@@ -304,7 +311,9 @@ func (s *Store) beginSpecInTx(ctx context.Context, tx pgx.Tx, request SpecReques
 		run.ID, request.TaskID, string(request.Task), request.Attempt, s.workerLock.key, s.config.Worker, token, start.Claim.Starts, s.now()); err != nil {
 		return nil, nil, err
 	}
-	return start, nil, s.writeSpec(ctx, tx, start.Claim, open(start))
+	err = s.writeSpec(ctx, tx, start.Claim, open(start))
+	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Task))
+	return start, nil, err
 }
 
 // specClaimRow is a claim with what the task has recorded.
@@ -397,6 +406,7 @@ func (s *Store) WriteSpec(ctx context.Context, claim SpecClaim, write SpecWrite)
 		}
 	}
 	ended := false
+	faultpoint.Hit(faultpoint.SpecWriteBefore, claim.RunID, string(claim.Task))
 	err := s.inTx(ctx, "record task "+string(claim.Task)+" of run "+claim.RunID, func(tx pgx.Tx) error {
 		ended = false
 		// The run is locked first, as in BeginSpec.
@@ -416,8 +426,15 @@ func (s *Store) WriteSpec(ctx context.Context, claim SpecClaim, write SpecWrite)
 		case ended:
 			return failure(ErrClaimLost, "task %s of run %s has ended", claim.Task, claim.RunID)
 		}
-		return s.writeSpec(ctx, tx, claim, write)
+		if err := s.writeSpec(ctx, tx, claim, write); err != nil {
+			return err
+		}
+		faultpoint.Hit(faultpoint.SpecWriteWritten, claim.RunID, string(claim.Task))
+		return nil
 	})
+	if err == nil {
+		faultpoint.Hit(faultpoint.SpecWriteCommitted, claim.RunID, string(claim.Task))
+	}
 	if err == nil && write.Outcome != nil || errors.Is(err, ErrClaimLost) {
 		s.unregister(claim.Token)
 	}

@@ -64,7 +64,9 @@ const (
 	SettleAfter  Point = "settle.after"
 )
 
-// A step, in package tasks/orchestrator. Subject: the run's id and the step.
+// A step, in package tasks/orchestrator. Subject: the run's id and the step. A task of
+// the Spec workflow reaches StepDecided, StepBegun, StepWorked, FinishAfter, StepAnswered,
+// ReleaseBefore and ReleaseAfter too; its subject is the run's id and the task.
 const (
 	// StepDecided: the store has answered whether the step is to be run.
 	StepDecided Point = "step.decided"
@@ -136,6 +138,11 @@ const (
 	FinishLocked    Point = "finish.locked"
 	FinishWritten   Point = "finish.written"
 	FinishCommitted Point = "finish.committed"
+	// SpecWriteBefore, SpecWriteWritten and SpecWriteCommitted are as for begin, for each
+	// write of a task of the Spec workflow, also of its progress.
+	SpecWriteBefore    Point = "spec-write.before"
+	SpecWriteWritten   Point = "spec-write.written"
+	SpecWriteCommitted Point = "spec-write.committed"
 	// ChangeBefore and ChangeRecorded are before and after the record of what the
 	// run changes is written and committed.
 	ChangeBefore   Point = "change.before"

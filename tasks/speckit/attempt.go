@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -90,11 +91,15 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 		a = s.newAttempt(r, start)
 		return r.open(a)
 	})
+	if err == nil {
+		faultpoint.Hit(faultpoint.StepDecided, r.runID, string(r.task))
+	}
 	var busy store.SpecBusy
 	switch d := decision.(type) {
 	case store.SpecBusy:
 		busy = d
 	case store.SpecDone:
+		faultpoint.Hit(faultpoint.StepAnswered, r.runID, string(r.task))
 		s.log.Info("task has ended before: its outcome is published again", "task", r.task, "run_id", r.runID, "task_id", r.taskID)
 		if d.Outcome.ErrorType != "" {
 			return nil, s.pythonError(&failure{class: d.Outcome.ErrorType, text: d.Outcome.Message})
@@ -115,10 +120,12 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	retry := r.attempt > 1 || r.context.truthy("retry")
 	s.config.Metrics.SpecStarted(string(r.task), r.attempt, retry)
 	a.log.Info("task begins", "skill", a.skills.skill)
+	faultpoint.Hit(faultpoint.StepBegun, r.runID, string(r.task))
 	write, failed := a.workSafely(ctx)
 	if failed != nil && (ctx.Err() != nil || !isFailure(failed)) {
 		return nil, a.giveUp(ctx, failed)
 	}
+	faultpoint.Hit(faultpoint.StepWorked, r.runID, string(r.task))
 	if failed == nil {
 		write.Outcome = &store.SpecOutcome{Result: r.context.compact()}
 	} else {
@@ -134,6 +141,7 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	if err != nil {
 		return nil, a.giveUp(ctx, err)
 	}
+	faultpoint.Hit(faultpoint.FinishAfter, r.runID, string(r.task))
 	if r.task == store.SpecSubmit {
 		a.removeClones()
 	}
@@ -227,7 +235,10 @@ func (s *Speckit) pythonError(err error) error {
 func (a *attempt) giveUp(ctx context.Context, err error) error {
 	release, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
-	if releaseErr := a.config.Runs.ReleaseSpec(release, a.claim); releaseErr != nil {
+	faultpoint.Hit(faultpoint.ReleaseBefore, a.runID, string(a.task))
+	releaseErr := a.config.Runs.ReleaseSpec(release, a.claim)
+	faultpoint.Hit(faultpoint.ReleaseAfter, a.runID, string(a.task))
+	if releaseErr != nil {
 		a.log.Warn("the claim on the task could not be given back: it is free once this worker has ended", "error", releaseErr)
 	}
 	return a.requeue(ctx, err)
