@@ -60,6 +60,9 @@ func (c Config) WithDefaults() Config {
 		if len(c.Kinds) == 1 && c.Kinds[0] == Real {
 			c.Trials = realTrials
 		}
+		if len(c.Kinds) == 1 && c.Kinds[0] == Spec {
+			c.Trials = specTrials()
+		}
 		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1
 		}
@@ -356,6 +359,10 @@ func (c *campaign) saveEvidence(o *outcome, l *lane) (string, error) {
 		"claims.json":  `SELECT to_jsonb(c)::text FROM mm_orchestrator.claims c WHERE run_id = $1 ORDER BY started_at`,
 		"results.json": `SELECT (to_jsonb(m) - 'result')::text FROM celery_taskmeta m WHERE position($1::text::bytea IN args) > 0 ORDER BY date_done`,
 	} {
+		if o.trial.Kind == Spec {
+			query = strings.NewReplacer("orchestrator_runs", "spec_workflow_runs", "orchestrator_run_id", "workflow_run_id", "plan_step", "started_at",
+				"mm_orchestrator.claims", "mm_orchestrator.spec_claims").Replace(query)
+		}
 		rows, err := l.rows(ctx, query, o.run.ID)
 		errs = append(errs, err, os.WriteFile(filepath.Join(folder, name), []byte(strings.Join(rows, "\n")+"\n"), 0o644))
 	}

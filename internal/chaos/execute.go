@@ -128,6 +128,11 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			return err
 		}
 	}
+	if t.Kind == Spec {
+		if err := l.makeSpec(); err != nil {
+			return err
+		}
+	}
 	release, err := l.configureWorkers(t)
 	if err != nil {
 		return err
@@ -498,6 +503,9 @@ func (l *lane) trappedProcess(ctx context.Context, before int) (pid int, at time
 
 // duplicate publishes the messages of the variant again.
 func (l *lane) duplicate(ctx context.Context, o *outcome) error {
+	if o.trial.Kind == Spec {
+		return l.duplicateSpec(ctx, o)
+	}
 	complete := func() error {
 		return until(ctx, "the run to end", func() (bool, error) {
 			_, complete, err := l.status(ctx, o.run.ID)

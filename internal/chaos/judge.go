@@ -100,6 +100,10 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 
 // inspect checks everything that a run has left at its end.
 func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
+	if o.trial.Kind == Spec {
+		l.inspectSpec(ctx, o, status)
+		return
+	}
 	want := "succeeded"
 	if o.failAt() != "" {
 		want = "rolled_back"

@@ -67,7 +67,9 @@ type lane struct {
 	// trial is the one that runs.
 	trial Trial
 	// real is nil before the first trial of kind Real.
-	real     *realProject
+	real *realProject
+	// spec is nil before the first trial of kind Spec.
+	spec     *specLane
 	service  *service
 	trace    traceReader
 	trapsSet int64
@@ -178,20 +180,20 @@ func (l *lane) connect() error {
 	if l.channel, err = l.conn.Channel(); err != nil {
 		return err
 	}
-	if err := l.declare(); err != nil {
+	if err := l.declare(l.queue); err != nil {
 		return err
 	}
 	return l.channel.Confirm(false)
 }
 
-func (l *lane) declare() error {
+func (l *lane) declare(queue string) error {
 	if err := l.channel.ExchangeDeclare(exchange, "direct", true, false, false, false, nil); err != nil {
 		return err
 	}
-	if _, err := l.channel.QueueDeclare(l.queue, true, false, false, false, nil); err != nil {
+	if _, err := l.channel.QueueDeclare(queue, true, false, false, false, nil); err != nil {
 		return err
 	}
-	return l.channel.QueueBind(l.queue, l.queue, exchange, false, nil)
+	return l.channel.QueueBind(queue, queue, exchange, false, nil)
 }
 
 // close ends everything of the lane and keeps its files.
@@ -239,16 +241,20 @@ func (l *lane) runWorkers(ctx context.Context, wanted int) error {
 		}
 	}
 	return until(ctx, "the workers to consume", func() (bool, error) {
-		state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
-		if err != nil {
-			return false, err
+		consumed := true
+		for _, queue := range l.queues() {
+			state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+			if err != nil {
+				return false, err
+			}
+			consumed = consumed && state.Consumers == wanted
 		}
 		for _, w := range l.workers[:wanted] {
 			if !w.alive() {
 				return false, fmt.Errorf("worker %s ended: %s", w.name, tail(w.logPath(), 2000))
 			}
 		}
-		return state.Consumers == wanted, nil
+		return consumed, nil
 	})
 }
 
@@ -257,15 +263,25 @@ func tail(path string, bytes int) string {
 	return string(text[max(0, len(text)-bytes):])
 }
 
-// waiting returns the number of ready messages in the queue.
-func (l *lane) waiting() (int, error) {
-	state, err := l.channel.QueueDeclarePassive(l.queue, true, false, false, false, nil)
-	return state.Messages, err
+// waiting returns the number of ready messages in the queues.
+func (l *lane) waiting() (n int, err error) {
+	for _, queue := range l.queues() {
+		state, err := l.channel.QueueDeclarePassive(queue, true, false, false, false, nil)
+		if err != nil {
+			return n, err
+		}
+		n += state.Messages
+	}
+	return n, nil
 }
 
 // publish sends a message to the queue and waits for the confirm.
 func (l *lane) publish(ctx context.Context, m amqp.Publishing) error {
-	confirm, err := l.channel.PublishWithDeferredConfirmWithContext(ctx, "", l.queue, true, false, m)
+	return l.publishTo(ctx, l.queue, m)
+}
+
+func (l *lane) publishTo(ctx context.Context, queue string, m amqp.Publishing) error {
+	confirm, err := l.channel.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, m)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,9 @@ var steps = moonmind.Steps
 
 // next returns the step that follows in the chain, "" for none.
 func next(step string) string {
+	if i := slices.Index(moonmind.SpecTasks[:2], step); i >= 0 {
+		return moonmind.SpecTasks[i+1]
+	}
 	for i, s := range steps[:4] {
 		if s == step {
 			return steps[i+1]
@@ -208,6 +211,9 @@ func marshalPlan(parameters map[string]map[string]any) ([]byte, error) {
 // submit creates a run as POST /orchestrator/runs does, calls prepare, and
 // publishes the run's message.
 func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (run, error) {
+	if l.trial.Kind == Spec {
+		return l.submitSpec(ctx, prepare)
+	}
 	r, err := l.create(ctx, s)
 	if err != nil {
 		return r, err
@@ -278,6 +284,9 @@ func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 // status reads the run's status, and whether the run has ended. A retried run keeps
 // the time of its first end until its first step begins again.
 func (l *lane) status(ctx context.Context, id string) (status string, complete bool, err error) {
+	if l.trial.Kind == Spec {
+		return l.specStatus(ctx, id)
+	}
 	err = l.pool.QueryRow(ctx, `
 		SELECT status::text, completed_at IS NOT NULL AND status IN ('succeeded', 'failed', 'rolled_back')
 		FROM orchestrator_runs WHERE id = $1`, id).Scan(&status, &complete)

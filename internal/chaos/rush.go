@@ -170,7 +170,7 @@ func (l *lane) secondWorkspace(ctx context.Context) (*lane, error) {
 	if err := makeWorkspace(ctx, other.workspace); err != nil {
 		return nil, err
 	}
-	if err := other.declare(); err != nil {
+	if err := other.declare(other.queue); err != nil {
 		return nil, err
 	}
 	w, err := other.newWorker(other.name)

@@ -113,6 +113,11 @@ func (r *Report) killedAt() string {
 			list(p.stage(kill))
 		}
 	}
+	if slices.Contains(r.config.Kinds, Spec) {
+		for _, p := range reachableSpec() {
+			list(p.stage(kill))
+		}
+	}
 	if slices.Contains(r.config.Kinds, Crowd) {
 		for _, point := range crowdPoints {
 			list(stage{Point: point})

@@ -72,6 +72,9 @@ const (
 	// this program on one queue, with steps longer than LostGrace. It runs only on
 	// request, and needs Python.
 	Mixed Kind = "mixed"
+	// Spec runs the Spec workflow chain: a worker is killed at a point of it or at any time,
+	// connections break, or a message comes twice. It runs only on request.
+	Spec Kind = "spec"
 )
 
 // Kinds are the kinds of a campaign, in turn and as often as each is used.
@@ -82,7 +85,7 @@ var Kinds = []Kind{
 }
 
 // onRequest are the kinds that no campaign uses by default. Each shows one promise.
-var onRequest = []Kind{Approval, Rollback, Rush, Mixed, Real}
+var onRequest = []Kind{Approval, Rollback, Rush, Mixed, Real, Spec}
 
 // retriedEarly is the variant of Duplicate that retries a run while its rollback
 // runs. The API allows that for a failed run.
@@ -103,7 +106,7 @@ type Trial struct {
 	Stages []stage
 	// Variant is that of Duplicate, or what else is done to a run from outside.
 	Variant string
-	// Case is that of Rollback or Lost, and the gate's requirement of Approval.
+	// Case is that of Rollback, Lost or Spec, and the gate's requirement of Approval.
 	Case string
 	// LostStep is the step that fails because its message is lost; "" if the
 	// rollback's message is lost, or none.
@@ -312,6 +315,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused}, nil,
 		"only a run with an approval gate reaches them: kinds approval and real"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
+	{specOnly(), nil, "they belong to the Spec workflow: kind spec"},
 }
 
 var (
@@ -435,6 +439,8 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.stop(random)
 	case Real:
 		t.real(random, turnOf(number, kinds))
+	case Spec:
+		t.spec(random, turnOf(number, kinds))
 	}
 	return t
 }

@@ -26,6 +26,9 @@ const queue = "orchestrator.run"
 //go:embed testdata/first_message.json
 var firstMessage []byte
 
+//go:embed testdata/first_spec_message.json
+var firstSpecMessage []byte
+
 // captured is a message that was captured from MoonMind's API.
 type captured struct {
 	Properties struct {
@@ -61,14 +64,18 @@ func NewID() string {
 // Chain returns the message that starts a run, as the API publishes it, with new
 // task ids, and these ids by step.
 func Chain(toQueue, run string) (map[string]string, amqp.Publishing, error) {
-	pairs := []string{capturedRun, run, strconv.Quote(queue), strconv.Quote(toQueue)}
+	return newMessage(firstMessage, capturedIDs, capturedRun, run, strconv.Quote(queue), strconv.Quote(toQueue))
+}
+
+// newMessage makes a captured message one of new task ids, and replaces the pairs.
+func newMessage(text []byte, ids map[string]string, pairs ...string) (map[string]string, amqp.Publishing, error) {
 	tasks := map[string]string{}
-	for step, old := range capturedIDs {
+	for step, old := range ids {
 		tasks[step] = NewID()
 		pairs = append(pairs, old, tasks[step])
 	}
 	var m captured
-	if err := json.Unmarshal([]byte(strings.NewReplacer(pairs...).Replace(string(firstMessage))), &m); err != nil {
+	if err := json.Unmarshal([]byte(strings.NewReplacer(pairs...).Replace(string(text))), &m); err != nil {
 		return nil, amqp.Publishing{}, err
 	}
 	headers := amqp.Table{}
