@@ -100,6 +100,8 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 		busy = d
 	case store.SpecDone:
 		faultpoint.Hit(faultpoint.StepAnswered, r.runID, string(r.task))
+		// Its worker may have died before it had removed them.
+		(&attempt{Speckit: s, request: r, run: store.SpecRun{ID: r.runID}, log: s.log}).removeClones()
 		s.log.Info("task has ended before: its outcome is published again", "task", r.task, "run_id", r.runID, "task_id", r.taskID)
 		if d.Outcome.ErrorType != "" {
 			return nil, s.pythonError(&failure{class: d.Outcome.ErrorType, text: d.Outcome.Message})
@@ -142,9 +144,7 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 		return nil, a.giveUp(ctx, err)
 	}
 	faultpoint.Hit(faultpoint.FinishAfter, r.runID, string(r.task))
-	if r.task == store.SpecSubmit {
-		a.removeClones()
-	}
+	a.removeClones()
 	s.config.Metrics.SpecFinished(string(r.task), r.attempt, failed == nil, s.config.Now().Sub(began))
 	if failed != nil {
 		return nil, s.pythonError(failed)
