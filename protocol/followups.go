@@ -54,6 +54,9 @@ type Plan struct {
 // has no side effects and may be repeated; with a nil [Sender.NewID] it then
 // returns the same ids. The error is a [*CanvasError].
 func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
+	if len(m.Embed.Callbacks) == 0 && len(m.Embed.Chain) == 0 {
+		return Plan{}, nil
+	}
 	if value == nil {
 		value = json.RawMessage("null")
 	}
@@ -83,11 +86,12 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 // errback of the new style, which takes (request, exc, traceback), receives
 // the id alone and fails. The error is a [*CanvasError].
 func AfterFailure(m *Message, s Sender) (Plan, error) {
+	if len(m.Embed.Errbacks) == 0 {
+		return Plan{}, nil
+	}
 	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, seed: seedOf(m.ID, "failure", m.Embed.Errbacks)}
-	if len(m.Embed.Errbacks) > 0 {
-		if _, err := p.group(m.Embed.Errbacks, "", nil); err != nil {
-			return Plan{}, err
-		}
+	if _, err := p.group(m.Embed.Errbacks, "", nil); err != nil {
+		return Plan{}, err
 	}
 	return p.plan(), nil
 }

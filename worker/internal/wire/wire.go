@@ -79,7 +79,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	for c.ready.Len() == 0 {
 		n, err := c.Conn.Read(c.buffer)
 		if n > 0 {
-			c.ready.Write(c.in.feed(nil, c.buffer[:n]))
+			// ready is empty: its own memory takes the bytes.
+			c.ready.Reset()
+			c.ready.Write(c.in.feed(c.ready.AvailableBuffer(), c.buffer[:n]))
 		}
 		if err != nil && c.ready.Len() == 0 {
 			return 0, err
