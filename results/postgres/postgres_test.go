@@ -212,32 +212,45 @@ func b2url(t *testing.T, b *postgres.Backend) string {
 	return u.String()
 }
 
+// Wait returns when the task has ended, or its context.
 func TestWaitReturnsWhenTheTaskHasEnded(t *testing.T) {
 	t.Parallel()
-	b := open(t, postgres.Config{URL: devenv.Database(t), PollInterval: 10 * time.Millisecond})
-	started := outcome("a", "1")
-	started.State, started.DateDone = protocol.StateStarted, time.Time{}
-	if _, err := b.Store(t.Context(), started); err != nil {
-		t.Fatal(err)
+	b, _, sent := tables(t)
+	store(t, b, "a", protocol.StateStarted, true)
+	type answer struct {
+		outcome results.Outcome
+		err     error
 	}
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := b.Wait(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a task that runs: %v", err)
-	}
-	ended := make(chan error, 1)
-	go func() {
-		o, err := b.Wait(t.Context(), "a")
-		if err == nil && string(o.Value) != "7" {
-			err = errors.New(string(o.Value))
+	// wait returns when Wait has looked at the task a few times.
+	wait := func(ctx context.Context) <-chan answer {
+		t.Helper()
+		looks := make(chan struct{}, 3)
+		sent.told.Store(&looks)
+		defer sent.told.Store(nil)
+		ended := make(chan answer, 1)
+		go func() {
+			o, err := b.Wait(ctx, "a")
+			ended <- answer{o, err}
+		}()
+		for range 3 {
+			select {
+			case <-looks:
+			case a := <-ended:
+				t.Fatalf("the task runs, and Wait returned %+v", a)
+			}
 		}
-		ended <- err
-	}()
-	if _, err := b.Store(t.Context(), outcome("a", "7")); err != nil {
-		t.Fatal(err)
+		return ended
 	}
-	if err := <-ended; err != nil {
-		t.Error(err)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended, enough := wait(ctx), errors.New("enough")
+	cancel(enough)
+	if a := <-ended; a.err != enough {
+		t.Errorf("the context has ended: %+v, want its cause", a)
+	}
+	ended = wait(t.Context())
+	store(t, b, "a", protocol.StateSuccess, true)
+	if a := <-ended; a.err != nil || a.outcome.State != protocol.StateSuccess || string(a.outcome.Value) != "3" {
+		t.Errorf("the task has ended: %+v", a)
 	}
 }
 

@@ -16,14 +16,24 @@ import (
 )
 
 // statements counts what a pool sends.
-type statements struct{ n atomic.Int64 }
+type statements struct {
+	n    atomic.Int64
+	told atomic.Pointer[chan struct{}] // nil, or gets an element at the end of each statement
+}
 
 func (s *statements) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	s.n.Add(1)
 	return ctx
 }
 
-func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+func (s *statements) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {
+	if told := s.told.Load(); told != nil {
+		select {
+		case *told <- struct{}{}:
+		default:
+		}
+	}
+}
 
 // tables opens a backend in an empty database with a pool of one connection.
 func tables(t testing.TB) (*postgres.Backend, *pgxpool.Pool, *statements) {
