@@ -15,7 +15,10 @@ import (
 // The container format xz is read here, and only the LZMA2 data in it by the
 // library: the library's own reader of xz allocates the dictionary that a stream
 // asks for, up to 4 GiB, before it has read anything. The index at the end of a
-// stream says how large its blocks are, and no dictionary needs to be larger.
+// stream says how large its blocks are, and no dictionary needs to be larger. A library
+// with a limit for the dictionary would not do: Python asks for 8 MiB whatever the size
+// of the text, so that a low limit refuses small messages and a high one costs 8 MiB for
+// each.
 //
 // https://tukaani.org/xz/xz-file-format.txt describes the format.
 

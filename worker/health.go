@@ -12,7 +12,8 @@ var errStopping = errors.New("worker is stopping")
 // Health returns nil if the worker is ready to run tasks, or else the reason why
 // it is not. Besides what [Worker.Ready] checks, it is an error when every slot
 // is occupied by a handler that ignores its hard time limit: only a restart
-// helps then. Health does not ask the broker and returns at once.
+// helps then. Health does not ask the broker and returns at once. It is for a
+// health check.
 func (w *Worker) Health() error {
 	if err := w.Ready(); err != nil {
 		return err
@@ -25,7 +26,8 @@ func (w *Worker) Health() error {
 
 // Ready returns nil if the worker is connected and consumes every queue, or else
 // the reason why it is not. It does not ask the broker and returns at once; the
-// heartbeats notice a dead connection (see Config.Heartbeat).
+// heartbeats notice a dead connection (see Config.Heartbeat). It is for a readiness
+// probe.
 func (w *Worker) Ready() error {
 	select {
 	case <-w.started:
@@ -59,7 +61,8 @@ const stuckMin = 3 * time.Second
 // accept a delivery, a message whose processing does not continue, or an outcome
 // that the worker cannot record because broker or result backend is
 // unavailable. Running handlers and delayed messages never count as stuck.
-// Durations below 3 s count as 3 s. Stuck returns at once.
+// Durations below 3 s count as 3 s. Stuck returns at once. It is for a liveness probe
+// that restarts a process which cannot help itself.
 func (w *Worker) Stuck(after time.Duration) error {
 	return w.stalls.Stuck(max(after, stuckMin))
 }

@@ -30,7 +30,7 @@ type (
 // It checks permissions that a worker needs later by requests which the broker
 // authorizes and then cannot carry out. The error says why the check was not
 // possible; problems of single queues are in QueueInspection.Err. It needs no
-// Run.
+// Run. It is for a command that checks a configuration before a deployment.
 func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 	queues, err := w.queues()
 	if err != nil {
@@ -42,7 +42,7 @@ func (w *Worker) Inspect(ctx context.Context) (Inspection, error) {
 // QueueDepth returns how many messages are ready in a queue. It does not count
 // those that a worker has received and not yet settled. While there is no
 // connection it waits for one until ctx ends. The error is ErrMismatch when the
-// queue does not exist.
+// queue does not exist. It is for metrics, and for adding or removing workers.
 func (w *Worker) QueueDepth(ctx context.Context, name string) (int, error) {
 	s, err := w.link.get(ctx)
 	if err != nil {
@@ -59,7 +59,8 @@ var (
 
 // QueueConsumers asks the broker for the number of consumers of a queue. The
 // guarantees of [Task.OtherConsumers] hold. Own may be too low, but not too high:
-// a connection that answers still has its consumers.
+// a connection that answers still has its consumers. It is for a program that must
+// know whether it is the last worker of a queue, for instance before it stops.
 func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsumers, error) {
 	s, connected := w.link.now()
 	if !connected {
@@ -79,6 +80,9 @@ func (w *Worker) QueueConsumers(ctx context.Context, queue string) (QueueConsume
 //     connected, and when the worker adds or cancels a consumer during the call.
 //   - RabbitMQ does not count the inactive consumers of a quorum queue with
 //     x-single-active-consumer.
+//
+// It is for a handler that may only do something if no other worker can begin the same
+// task meanwhile, for instance to end and let its message run again here.
 func (t *Task) OtherConsumers(ctx context.Context) (int, error) {
 	if t.otherConsumers == nil {
 		return 0, errNotConnected
@@ -100,8 +104,8 @@ func (w *Worker) otherConsumers(ctx context.Context, queue string) (int, error) 
 // message is lost, when the broker has blocked the connection, and when ctx ends
 // before the broker answers.
 //
-// It is for handlers that must not wait for the heartbeats to notice a lost
-// connection.
+// It is for a handler that is about to do what must not be done twice, and cannot wait
+// until the heartbeats notice a lost connection.
 func (t *Task) StillUnacked(ctx context.Context) error {
 	if t.stillUnacked == nil {
 		return errNoDelivery

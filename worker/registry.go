@@ -285,7 +285,9 @@ func (r *registry) unacked() (messages []*protocol.Message, kept []*delivery) {
 // Unacked lists the messages that this worker has received and not yet settled:
 // those that wait for a slot or are delayed, those whose tasks run, and those
 // whose outcome is being recorded. [Worker.QueueDepth] does not count them. The
-// order is arbitrary. Delayed messages are decoded for each call.
+// order is arbitrary. Delayed messages are decoded for each call. It is for a page that
+// shows what a worker does, as Celery's inspect does with active, reserved and
+// scheduled, and for a program that looks for records of its own without a message.
 func (w *Worker) Unacked() []*protocol.Message {
 	list, kept := w.registry.unacked()
 	for _, d := range kept {
