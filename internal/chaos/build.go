@@ -19,6 +19,8 @@ import (
 // programs are the paths of the programs that a campaign runs.
 type programs struct {
 	worker, ledger string
+	// codex is the stand-in of codex for trials of kind Spec.
+	codex string
 	// real are those of trials of kind Real.
 	real changetest.Programs
 }
@@ -33,6 +35,12 @@ func buildPrograms(ctx context.Context, module, folder string, kinds ...Kind) (p
 	}
 	if slices.Contains(kinds, Real) {
 		if p.real, err = buildReal(ctx, module, folder); err != nil {
+			return p, err
+		}
+	}
+	if slices.Contains(kinds, Spec) {
+		p.codex = filepath.Join(folder, "chaos-codex")
+		if err := goBuild(ctx, module, "-o", p.codex, "./internal/codextest/execprogram"); err != nil {
 			return p, err
 		}
 	}

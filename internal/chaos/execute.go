@@ -82,6 +82,7 @@ const (
 	stuck        class = "stuck"        // the run did not end in time
 	doubled      class = "doubled"      // an effect happened twice, or two at once
 	wrong        class = "wrong"        // status, results or artifacts do not match the plan
+	leaked       class = "leaked"       // a credential is where nobody may find one
 	altered      class = "altered"      // files, repository or containers are not as they must be
 	left         class = "left"         // something was left behind
 	slowRecovery class = "slowRecovery" // a worker connected too long after its server's return

@@ -2,9 +2,11 @@ package chaos
 
 import (
 	"math/rand/v2"
+	"os"
 	"slices"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
 )
@@ -95,12 +97,7 @@ func timed(time int, places []place) []place {
 const specRound, specKills = 8, 5
 
 // specTrials is how many trials of kind Spec reach every place.
-func specTrials() int { return (len(reachableSpec())*specRound + specKills - 1) / specKills }
-
-// reachableSpec are the places that are reached in the cases of a campaign.
-func reachableSpec() []specPlace {
-	return slices.DeleteFunc(slices.Clone(specPlaces), func(p specPlace) bool { return p.codex && !specCodex })
-}
+func specTrials() int { return (len(specPlaces)*specRound + specKills - 1) / specKills }
 
 // The variants of kind Spec: when the first message of the chain comes a second time.
 const (
@@ -113,10 +110,9 @@ const (
 func (t *Trial) spec(random *rand.Rand, turn int) {
 	t.Shape = shape{}
 	t.Case = simulated
-	if specCodex && random.IntN(3) > 0 {
+	if random.IntN(3) > 0 {
 		t.Case = playedCodex
 	}
-	places := reachableSpec()
 	in := func(p specPlace) stage {
 		if p.codex && t.Case == simulated {
 			t.Case = playedCodex
@@ -125,15 +121,15 @@ func (t *Trial) spec(random *rand.Rand, turn int) {
 	}
 	anywhere := func() stage {
 		for {
-			if p := places[random.IntN(len(places))]; len(p.before) == 0 {
+			if p := specPlaces[random.IntN(len(specPlaces))]; len(p.before) == 0 {
 				return in(p)
 			}
 		}
 	}
 	switch of := turn % specRound; of {
 	default: // a kill at a place
-		order := rand.New(rand.NewPCG(t.Seed, 2)).Perm(len(places))
-		p := places[order[(turn/specRound*specKills+of)%len(order)]]
+		order := rand.New(rand.NewPCG(t.Seed, 2)).Perm(len(specPlaces))
+		p := specPlaces[order[(turn/specRound*specKills+of)%len(order)]]
 		t.Stages = append(slices.Clone(p.before), in(p))
 	case 5, 6:
 		s := anywhere()
@@ -157,7 +153,7 @@ func (t *Trial) spec(random *rand.Rand, turn int) {
 			t.Standby = true
 		}
 	}
-	if t.Case == playedCodex && random.IntN(8) == 0 && !t.countsPrints() {
+	if t.Case == playedCodex && random.IntN(8) == 0 && os.Getenv(devenv.EnvCodex) != "" && !t.countsPrints() {
 		t.Case = realCodex
 	}
 }
@@ -184,6 +180,3 @@ var (
 		faultpoint.PublishPushRecorded, faultpoint.PublishOpening, faultpoint.PublishOpened, faultpoint.PublishOpenRecorded,
 	}
 )
-
-// specCodex says that trials have codex and publish, besides test mode.
-const specCodex = false

@@ -21,7 +21,7 @@ func TestSpecTrialsKillEverywhere(t *testing.T) {
 			reached[trial.Stages[len(trial.Stages)-1].place()] = true
 		}
 	}
-	for _, p := range reachableSpec() {
+	for _, p := range specPlaces {
 		if !reached[p.stage(kill).place()] {
 			t.Errorf("no worker is killed at %s", p.stage(kill).place())
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,7 +24,7 @@ func (l *lane) inspectSpec(ctx context.Context, o *outcome, status string) {
 	if status != "succeeded" {
 		o.report(wrong, "the run is %s, want succeeded: %s", status, l.specFailure(ctx, o.run))
 	}
-	for _, check := range []func(context.Context, *outcome) error{l.judgeSpecRows, l.judgeSpecResults, l.judgeSpecFiles} {
+	for _, check := range []func(context.Context, *outcome) error{l.judgeSpecRows, l.judgeSpecResults, l.judgeSpecFiles, l.judgePublished, l.judgeSecrets} {
 		if err := check(ctx, o); err != nil {
 			o.report(harness, "%v", err)
 		}
@@ -248,4 +250,112 @@ func (o *outcome) codexOpen(h hit) bool {
 		}
 	}
 	return open
+}
+
+// judgePublished checks that the run has left one branch with one commit, and one pull
+// request, and no clone.
+func (l *lane) judgePublished(ctx context.Context, o *outcome) error {
+	if o.trial.Case == simulated {
+		return nil
+	}
+	server, name := l.spec.github, repositoryOf(o.run)
+	var branch, url string
+	if err := l.pool.QueryRow(ctx, `SELECT COALESCE(branch_name, ''), COALESCE(pr_url, '') FROM spec_workflow_runs WHERE id = $1`, o.run.ID).Scan(&branch, &url); err != nil {
+		return err
+	}
+	refs, err := server.Git(ctx, name, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
+	if err != nil {
+		return err
+	}
+	others := slices.DeleteFunc(strings.Fields(refs), func(ref string) bool { return ref == "main" })
+	if len(others) != 1 || others[0] != branch {
+		o.report(doubled, "the repository has the branches %q besides main, want %q", others, branch)
+		return nil
+	}
+	commits, err := server.Git(ctx, name, "rev-list", "main.."+branch)
+	if err != nil {
+		return err
+	}
+	if n := len(strings.Fields(commits)); n != 1 {
+		o.report(doubled, "the branch has %d commits, want 1", n)
+	}
+	changed, err := server.Git(ctx, name, "diff", "--name-only", "main", branch)
+	if err != nil {
+		return err
+	}
+	text, err := server.Read(ctx, name, branch, changedFile(o.run.ID))
+	if err != nil || text != strings.TrimSpace(changedText(o.run.ID)) || changed != changedFile(o.run.ID) {
+		o.report(wrong, "the branch changes %q, and %s is %q (%v)", changed, changedFile(o.run.ID), text, err)
+	}
+	pulls := server.Pulls(name)
+	if len(pulls) != 1 {
+		o.report(doubled, "the repository has %d pull requests, want 1", len(pulls))
+	}
+	for _, p := range pulls {
+		if p.Head != branch || p.Base != "main" || p.State != "open" || !strings.HasSuffix(url, fmt.Sprintf("/%s/pull/%d", name, p.Number)) {
+			o.report(wrong, "pull request %d is %s, of %s into %s; the run has %s", p.Number, p.State, p.Head, p.Base, url)
+		}
+	}
+	if found, _ := filepath.Glob(filepath.Join(l.spec.clones, o.run.ID, "*", "*")); len(found) > 0 {
+		o.report(left, "clones of the run: %q", found)
+	}
+	return nil
+}
+
+// judgeSecrets looks for the credentials wherever the run may have left them.
+func (l *lane) judgeSecrets(ctx context.Context, o *outcome) error {
+	if o.trial.Case == simulated {
+		return nil
+	}
+	look := func(where, text string) {
+		if name, piece := l.spec.secrets.Find(text); name != "" {
+			o.report(leaked, "%s has a part of the %s: %q", where, name, piece)
+		}
+	}
+	for table, query := range map[string]string{
+		"spec_workflow_runs":         `SELECT to_jsonb(t)::text FROM spec_workflow_runs t WHERE id = $1`,
+		"spec_workflow_task_states":  `SELECT to_jsonb(t)::text FROM spec_workflow_task_states t WHERE workflow_run_id = $1`,
+		"workflow_artifacts":         `SELECT to_jsonb(t)::text FROM workflow_artifacts t WHERE workflow_run_id = $1`,
+		"workflow_credential_audits": `SELECT to_jsonb(t)::text FROM workflow_credential_audits t WHERE workflow_run_id = $1`,
+		"spec_claims":                `SELECT to_jsonb(t)::text FROM mm_orchestrator.spec_claims t WHERE run_id = $1`,
+		"celery_taskmeta":            `SELECT (to_jsonb(t) - 'result' - 'args' - 'kwargs')::text || encode(COALESCE(result, ''), 'escape') || encode(COALESCE(args, ''), 'escape') FROM celery_taskmeta t WHERE position($1::text::bytea IN args) > 0`,
+	} {
+		rows, err := l.rows(ctx, query, o.run.ID)
+		if err != nil {
+			return err
+		}
+		look("table "+table, strings.Join(rows, "\n"))
+	}
+	files := []string{l.spec.calls}
+	for _, w := range l.workers {
+		files = append(files, w.logPath())
+	}
+	if err := filepath.WalkDir(l.specDirectory(o.run), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			files = append(files, path)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		look(path, string(text[max(0, len(text)-1<<20):]))
+	}
+	name := repositoryOf(o.run)
+	history, err := l.spec.github.Git(ctx, name, "log", "--all", "--patch")
+	if err != nil {
+		return err
+	}
+	look("the repository", history)
+	for _, p := range l.spec.github.Pulls(name) {
+		look("the pull request", p.Title+"\n"+p.Body)
+	}
+	for _, r := range l.spec.github.Requests(o.run.ID) {
+		look("a request's address or body", r.Path+"\n"+string(r.Body))
+	}
+	return nil
 }

@@ -3,10 +3,17 @@ package chaos
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
 )
 
@@ -17,7 +24,23 @@ var specQueues = []string{"speckit", "codex-0"}
 type specLane struct {
 	// root is the directory from which relative paths start.
 	root string
+	// github is a server like GitHub. All runs use the same token and the same key, which
+	// are in files.
+	github     *githubtest.Server
+	token, key string
+	// model is what the real codex speaks to.
+	model *codextest.Model
+	// home is the directory with Codex's settings, clones that for clones.
+	home, clones string
+	// programs are, by case, the program that the workers start as codex. It adds to the
+	// ledger, and to the file calls with its arguments and its environment.
+	programs map[string]string
+	calls    string
+	secrets  *leaktest.Search
 }
+
+// tokenScopes are those of the token: as many as a classic one needs.
+var tokenScopes = []string{"repo"}
 
 // makeSpec makes it, once.
 func (l *lane) makeSpec() error {
@@ -33,15 +56,106 @@ func (l *lane) makeSpec() error {
 			return err
 		}
 	}
+	if err := s.startServers(l); err != nil {
+		return err
+	}
 	l.spec = s
 	return nil
 }
 
-// specSettings are the workers' settings for a case.
-func (l *lane) specSettings(string) []string {
-	return []string{
-		"MM_ORCHESTRATOR_SPEC_QUEUES=all", "MM_ORCHESTRATOR_SPEC_ONLY=true", "CODEX_SHARDS=1", "REPO_ROOT=" + l.spec.root, "TEST_MODE=true",
+// startServers starts the stand-ins of GitHub and of the model, which close ends.
+func (s *specLane) startServers(l *lane) (err error) {
+	folders := map[string]string{}
+	for _, name := range []string{"github", "codex-home", "clones", "credentials"} {
+		folders[name] = filepath.Join(l.folder, name)
+		if err := os.MkdirAll(folders[name], 0o700); err != nil {
+			return err
+		}
 	}
+	s.home, s.clones, s.calls = folders["codex-home"], folders["clones"], filepath.Join(l.folder, "codex-calls")
+	s.token = filepath.Join(folders["credentials"], "token")
+	s.key = filepath.Join(folders["credentials"], "key")
+	values := map[string]string{"token": "ghp_" + letters(36), "key": "sk-proj-" + letters(40)}
+	for name, value := range values {
+		if err := os.WriteFile(filepath.Join(folders["credentials"], name), []byte(value+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	s.secrets = leaktest.NewSearch(values)
+	if s.github, err = githubtest.Start(folders["github"]); err != nil {
+		return err
+	}
+	l.remove = append(l.remove, func(context.Context) error { return s.github.Close() })
+	s.github.SetToken(values["token"], githubtest.Token{Login: "chaos", Scopes: tokenScopes})
+	if s.model, err = codextest.StartModel(changesFile); err != nil {
+		return err
+	}
+	l.remove = append(l.remove, func(context.Context) error {
+		s.model.Close()
+		return nil
+	})
+	if err := s.model.WriteHome(s.home, "CODEX_API_KEY"); err != nil {
+		return err
+	}
+	s.programs = map[string]string{}
+	for name, program := range map[string]string{playedCodex: l.config.programs.codex, realCodex: os.Getenv(devenv.EnvCodex)} {
+		folder := filepath.Join(l.folder, strings.ReplaceAll(name, " ", "-"))
+		if err := os.MkdirAll(folder, 0o755); err != nil {
+			return err
+		}
+		script := fmt.Sprintf(`#!/bin/sh
+{ env | grep -v ^CODEX_API_KEY=; echo "$@"; } >> '%s'
+case "$1" in
+exec) exec '%s' '%s' - - 1 run codex '%s' "$@" ;;
+esac
+exec '%s' "$@"
+`, s.calls, l.config.programs.ledger, l.ledger, program, program)
+		s.programs[name] = filepath.Join(folder, "codex")
+		if err := os.WriteFile(s.programs[name], []byte(script), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func letters(n int) string {
+	const of = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	text := make([]byte, n)
+	for i := range text {
+		text[i] = of[rand.IntN(len(of))]
+	}
+	return string(text)
+}
+
+var promptOf = regexp.MustCompile(`\[run ([0-9a-f-]+), attempt \d+\]`)
+
+// changesFile is the model: it writes the same file as the stand-in of codex, and prints
+// the key.
+func changesFile(request codextest.Request) codextest.Script {
+	id := ""
+	if of := promptOf.FindStringSubmatch(request.Prompt); of != nil {
+		id = of[1]
+	}
+	script := codextest.Changes(changedFile(id), changedText(id))
+	script.Message += " With the key $KEY."
+	return script
+}
+
+// changedFile is the only file that the task of a run changes, changedText its text.
+func changedFile(run string) string { return "docs/" + run + ".md" }
+func changedText(run string) string { return "Done by run " + run + ".\n" }
+
+// specSettings are the workers' settings for a case.
+func (l *lane) specSettings(of string) []string {
+	s := l.spec
+	settings := []string{"MM_ORCHESTRATOR_SPEC_QUEUES=all", "MM_ORCHESTRATOR_SPEC_ONLY=true", "CODEX_SHARDS=1", "REPO_ROOT=" + s.root}
+	if of == simulated {
+		return append(settings, "TEST_MODE=true")
+	}
+	return append(settings,
+		"MM_ORCHESTRATOR_GITHUB_URL="+s.github.URL, "MM_ORCHESTRATOR_GITHUB_CA_FILE="+s.github.CAFile, "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:"+s.token,
+		"MM_ORCHESTRATOR_CODEX_CREDENTIAL=file:"+s.key, "MM_ORCHESTRATOR_CODEX_PROGRAM="+s.programs[of], "CODEX_HOME="+s.home,
+		"MM_ORCHESTRATOR_CODEX_SANDBOX=danger-full-access", "MM_ORCHESTRATOR_CLONE_DIR="+s.clones)
 }
 
 // queues are those that the workers of the current trial consume.
@@ -76,6 +190,11 @@ func (l *lane) submitSpec(ctx context.Context, prepare func(run) error) (run, er
 	}
 	if err := moonmind.CreateSpec(ctx, l.pool, r.ID, name, repositoryOf(r)); err != nil {
 		return r, err
+	}
+	if l.trial.Case != simulated {
+		if err := l.spec.github.AddRepository(ctx, repositoryOf(r), map[string]string{"README.md": "# Widgets\n"}); err != nil {
+			return r, err
+		}
 	}
 	if err := prepare(r); err != nil {
 		return r, err

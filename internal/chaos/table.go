@@ -47,7 +47,7 @@ func (r *Report) printTable(w io.Writer) {
 		name  string
 	}{
 		{lost, "runs lost"}, {stuck, "runs stuck"}, {doubled, "effects doubled"}, {wrong, "wrong status, result or artifact"},
-		{altered, "files, repository or containers not as they must be"}, {left, "something left behind"}, {slowRecovery, fmt.Sprintf("recovered later than %s", backLimit)}, {harness, "the harness itself"},
+		{altered, "files, repository or containers not as they must be"}, {leaked, "a credential leaked"}, {left, "something left behind"}, {slowRecovery, fmt.Sprintf("recovered later than %s", backLimit)}, {harness, "the harness itself"},
 	} {
 		row(p.name, "%d/%d trials", r.problems[p.class], r.trials)
 	}
@@ -114,7 +114,7 @@ func (r *Report) killedAt() string {
 		}
 	}
 	if slices.Contains(r.config.Kinds, Spec) {
-		for _, p := range reachableSpec() {
+		for _, p := range specPlaces {
 			list(p.stage(kill))
 		}
 	}
