@@ -74,6 +74,10 @@ var proofs = []defectProof{
 	{"baseline-repeated", []Trial{{Kind: Real, Workspace: changetest.Clean, Shape: shape{Real: true, FailAt: "build"}, Stages: []stage{
 		{Point: faultpoint.CommandAfter, Step: "patch", Do: kill}}}}},
 	{"image-kept", []Trial{{Kind: Real, Workspace: changetest.Clean, Shape: shape{Real: true, FailAt: "verify"}}}},
+	{"spec-progress-forgotten", []Trial{{Kind: Spec, Case: playedCodex, Stages: []stage{{Point: faultpoint.CodexRecorded, Step: submit, Do: kill}}}}},
+	{"spec-claim-stolen", []Trial{{Kind: Spec, Case: playedCodex, Standby: true, Variant: twiceLater}}},
+	{"spec-clones-kept", []Trial{{Kind: Spec, Case: playedCodex, Stages: []stage{{Point: faultpoint.FinishAfter, Step: submit, Do: kill}}}}},
+	{"spec-message-unredacted", []Trial{{Kind: Spec, Case: playedCodex}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
