@@ -41,13 +41,15 @@ CHAOS_FLAGS = $(if $(SEED),-seed $(SEED)) $(if $(N),-n $(N)) $(if $(MINUTES),-mi
 	$(if $(DEFECTS),-defects $(DEFECTS))
 # A mixed fleet also needs Celery, in the release that MoonMind uses.
 CHAOS_PYTHON = ,python -celery 5.4.0
+# Some trials of the Spec workflow run the real codex.
+CHAOS_CODEX = ,codex
 # Trials with real compose need an engine.
 CHAOS_ENGINE = ,engine,compose
 
 .PHONY: chaos
 chaos: $(DEVENV) ## Break workers and connections: SEED=… N=… MINUTES=… TRIAL=… KINDS=… RUNS=… LANES=… NEWEST=1
 	@go build -o bin/chaos ./internal/chaos/program
-	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring real,$(KINDS)),$(CHAOS_ENGINE))$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
+	@$(DEVENV) run $(if $(NEWEST),-newest) -only broker,database$(if $(findstring real,$(KINDS)),$(CHAOS_ENGINE))$(if $(findstring spec,$(KINDS)),$(CHAOS_CODEX))$(if $(findstring mixed,$(KINDS)),$(CHAOS_PYTHON)) -- bin/chaos $(CHAOS_FLAGS)
 
 .PHONY: chaos-proof
 chaos-proof: $(DEVENV) ## Check that chaos finds each known defect: DEFECTS=…
