@@ -361,6 +361,9 @@ func (l *lane) untilOfRun(ctx context.Context, what string, done func() (bool, e
 			return done()
 		})
 	}
+	if l.trial.Kind == Spec {
+		return untilWithin(ctx, specTimeout, what, done)
+	}
 	return until(ctx, what, done)
 }
 

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
@@ -19,6 +20,10 @@ import (
 
 // specQueues are the queues of the chain with one shard.
 var specQueues = []string{"speckit", "codex-0"}
+
+// specTimeout bounds the waits for a run of kind Spec: git and codex take their time on a
+// busy machine.
+const specTimeout = 3 * time.Minute
 
 // specLane is what trials of kind Spec have in a lane.
 type specLane struct {
