@@ -1,7 +1,7 @@
 // Command execprogram is a stand-in of the program codex, of which it has `codex exec
 // --json`, `codex --version` and `codex login status`: it prints what the real one has
-// printed, and takes half a second instead of two. It writes the file that its prompt
-// names by the run, docs/RUN.md.
+// printed, and takes half a second instead of two. It writes a file that is named like
+// the run of its prompt, in the directory docs.
 package main
 
 import (
