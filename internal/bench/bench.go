@@ -25,7 +25,7 @@ type Config struct {
 	// Contenders are those that take part: floor, ours, celery. Defaults to all. Ours
 	// always does.
 	Contenders []string
-	// Rounds is how often each case is measured. Defaults to 5, or 3 if Short.
+	// Rounds is how often each case is measured. Defaults to 3, or 2 if Short.
 	Rounds int
 	// Short measures for 0.7 s instead of 1.5 s.
 	Short bool
@@ -129,9 +129,9 @@ func List(w io.Writer) {
 // (`devenv run -only python`).
 func Run(ctx context.Context, config Config) (err error) {
 	if config.Rounds == 0 {
-		config.Rounds = 5
+		config.Rounds = 3
 		if config.Short {
-			config.Rounds = 3
+			config.Rounds = 2
 		}
 	}
 	chosen, err := choose(config.Cases)

@@ -29,7 +29,7 @@ func run() error {
 	config := bench.Config{Output: os.Stdout, Command: strings.TrimSpace("make bench " + os.Getenv("MM_BENCH_VARIABLES"))}
 	var cases, contenders string
 	flag.BoolVar(&config.Short, "short", false, "fewer and shorter rounds, for a look in a few minutes")
-	flag.IntVar(&config.Rounds, "rounds", 0, "how many rounds of each case (default 5, with -short 3)")
+	flag.IntVar(&config.Rounds, "rounds", 0, "how many rounds of each case (default 3, with -short 2)")
 	flag.Float64Var(&config.Seconds, "seconds", 0, "how long a sample takes, and smaller fixed sizes (default 1.5, with -short 0.7)")
 	flag.StringVar(&config.README, "readme", "", "page that gets a summary between its marks")
 	flag.StringVar(&cases, "cases", "", "names of cases, separated by commas (default all); \"list\" lists them")
