@@ -57,8 +57,5 @@ func (w *Worker) BlockPublisher() (unblock func(), err error) {
 	return func() { block(false) }, nil
 }
 
-// PublishFaults is how many attempts to publish a follow-up have failed.
-func (w *Worker) PublishFaults() int { return count(w.metrics.faults.WithLabelValues("publish")) }
-
 // ParseRate reads the text of a [RateLimit].
 var ParseRate = parseRate

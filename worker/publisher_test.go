@@ -175,36 +175,3 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 	}
 	p.Cut()
 }
-
-// The time of an outage does not count: what the broker refuses at its end is tried
-// again, and the handler does not run again.
-func TestOutageDoesNotUseUpTheRecordTimeout(t *testing.T) {
-	t.Parallel()
-	const recordTimeout = 2 * time.Second
-	r, p, w, g, _ := startBehindProxy(t, func(c *worker.Config) { c.RecordTimeout, c.Slots = recordTimeout, 2 })
-	late := r.send(workertest.Message("orders", "shop.gated", nil, nil, linkTo("link", "next-2", "late", "")))
-	receive(t, "the second task begins", g.began)
-	p.Cut()
-	waitUnready(t, w)
-	close(g.release)
-	receive(t, "a task ends", g.ended)
-	receive(t, "a task ends", g.ended)
-	time.Sleep(recordTimeout + 500*time.Millisecond) // the outage itself is tested
-	faults := w.PublishFaults()
-	p.Restore()
-	eventually(t, "the broker has refused the message", func() bool { return w.PublishFaults() > faults })
-	if err := r.channel.ExchangeDeclare("late", "fanout", true, false, false, false, nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.channel.QueueBind("orders", "x", "late", false, nil); err != nil {
-		t.Fatal(err)
-	}
-	if row := r.result(late); row.State != protocol.StateSuccess {
-		t.Errorf("task is %s %v, want SUCCESS", row.State, row.Exception)
-	}
-	r.result("next-2")
-	r.result("next-1")
-	if n := g.runs.Load(); n != 2 {
-		t.Errorf("the two tasks ran %d times", n)
-	}
-}

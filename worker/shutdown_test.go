@@ -7,10 +7,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker/memory"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -240,40 +242,41 @@ func TestBeforeStopped(t *testing.T) {
 // second after StopNow, and to half a second when nothing is left.
 func TestBeforeStoppedIsLimitedInTime(t *testing.T) {
 	t.Parallel()
-	r := newTestEnv(t)
 	for _, tt := range []struct {
 		name   string
 		change func(*worker.Config)
 		during func(*worker.Worker)
-		least  time.Duration
-		most   time.Duration
+		want   time.Duration
 	}{
-		{"nothing is left", func(c *worker.Config) { c.ShutdownTimeout, c.StopTimeout = -1, time.Millisecond }, func(*worker.Worker) {}, 400 * time.Millisecond, 3 * time.Second},
-		{"second signal", func(c *worker.Config) { c.ShutdownTimeout = time.Hour }, func(w *worker.Worker) { w.StopNow() }, 900 * time.Millisecond, 5 * time.Second},
+		{"nothing is left", func(c *worker.Config) { c.ShutdownTimeout, c.StopTimeout = -1, time.Millisecond }, func(*worker.Worker) {}, 500 * time.Millisecond},
+		{"little is left", func(c *worker.Config) { c.ShutdownTimeout, c.StopTimeout = -1, 3*time.Second }, func(*worker.Worker) {}, 3 * time.Second},
+		{"much is left", func(c *worker.Config) { c.ShutdownTimeout = time.Hour }, func(*worker.Worker) {}, 10 * time.Second},
+		{"second signal", func(c *worker.Config) { c.ShutdownTimeout = time.Hour }, func(w *worker.Worker) { w.StopNow() }, time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			cfg := r.config()
-			tt.change(&cfg)
-			var took time.Duration
-			var w *worker.Worker
-			cfg.BeforeStopped = func(ctx context.Context) []any {
-				tt.during(w)
-				begin := time.Now()
-				<-ctx.Done()
-				took = time.Since(begin)
-				return nil
-			}
-			w = newWorker(t, cfg)
-			registerShop(w)
-			cancel, ended := running(t, w)
-			cancel()
-			if err := receive(t, "the end of Run", ended); err != nil {
-				t.Error(err)
-			}
-			if took < tt.least || took > tt.most {
-				t.Errorf("its context ended after %v", took)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				cfg := worker.Config{Transport: memory.New(), Queues: []string{"orders"}, Logger: workertest.Logger(t)}
+				tt.change(&cfg)
+				var took time.Duration
+				var w *worker.Worker
+				cfg.BeforeStopped = func(ctx context.Context) []any {
+					tt.during(w)
+					begin := time.Now()
+					<-ctx.Done()
+					took = time.Since(begin)
+					return nil
+				}
+				w = newWorker(t, cfg)
+				registerShop(w)
+				cancel, ended := running(t, w)
+				cancel()
+				if err := receive(t, "the end of Run", ended); err != nil {
+					t.Error(err)
+				}
+				if took != tt.want {
+					t.Errorf("its context ended after %v, want %v", took, tt.want)
+				}
+			})
 		})
 	}
 }
