@@ -153,6 +153,7 @@ func (t *Trial) spec(random *rand.Rand, turn int) {
 			t.Standby = true
 		}
 	}
+	// Without the real program, the stand-in takes its place in the same trial.
 	if t.Case == playedCodex && random.IntN(8) == 0 && os.Getenv(devenv.EnvCodex) != "" && !t.countsPrints() {
 		t.Case = realCodex
 	}
