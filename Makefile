@@ -65,8 +65,13 @@ demo: $(DEVENV) ## Show a repair and a rollback of a sample service, sent by a P
 	@go build -buildvcs=false -o bin/demo ./internal/demo
 	@$(DEVENV) run -only engine,compose,python,broker,database -celery 5.7.0 -- bin/demo
 
+.PHONY: demo-spec
+demo-spec: $(DEVENV) ## Show the Spec workflow: codex, git and pull requests, with workers that are killed
+	@go build -buildvcs=false -o bin/demo ./internal/demo
+	@$(DEVENV) run -only broker,database,codex -- bin/demo -spec
+
 .PHONY: demo-stop
-demo-stop: ## End a demo that waits in another terminal
+demo-stop: ## End a demo that runs or waits in another terminal
 	@go build -buildvcs=false -o bin/demo ./internal/demo
 	@bin/demo -stop
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,8 +39,10 @@ type demo struct {
 	artifacts        string
 	program, service string // built from this clone
 	environment      []string
+	workDir          string // of the program
 	worker           *exec.Cmd
 	workerEnded      chan struct{}
+	workerLog        string
 	store            *store.Store
 	// cleanup is called in reverse order at the end.
 	cleanup []func(context.Context) error
@@ -113,14 +116,21 @@ func (d *demo) build(ctx context.Context) error {
 		{"the worker", d.program, "./cmd/mm-orchestrator"},
 		{"the sample service", d.service, "./" + sample.ServicePackage},
 	} {
-		since := time.Now()
-		build := exec.CommandContext(ctx, "go", "build", "-v", "-ldflags=-s -w", "-o", target.out, target.pkg)
-		build.Dir, build.Env = d.module, append(os.Environ(), "CGO_ENABLED=0")
-		if err := d.watch(build, "building", target.what); err != nil {
-			return fmt.Errorf("building %s: %w", target.what, err)
+		if err := d.goBuild(ctx, target.what, target.out, target.pkg); err != nil {
+			return err
 		}
-		d.screen.line("building", target.what+" from this clone, with go build", seconds(time.Since(since)))
 	}
+	return nil
+}
+
+func (d *demo) goBuild(ctx context.Context, what, out, pkg string) error {
+	since := time.Now()
+	build := exec.CommandContext(ctx, "go", "build", "-v", "-ldflags=-s -w", "-o", out, pkg)
+	build.Dir, build.Env = d.module, append(os.Environ(), "CGO_ENABLED=0")
+	if err := d.watch(build, "building", what); err != nil {
+		return fmt.Errorf("building %s: %w", what, err)
+	}
+	d.screen.line("building", what+" from this clone, with go build", seconds(time.Since(since)))
 	return nil
 }
 
@@ -199,7 +209,6 @@ const quietPeriod = "3s"
 
 // startWorker migrates the database and starts the worker.
 func (d *demo) startWorker(ctx context.Context) error {
-	since := time.Now()
 	listen, err := freeAddress()
 	if err != nil {
 		return err
@@ -216,51 +225,73 @@ func (d *demo) startWorker(ctx context.Context) error {
 	if host := os.Getenv("DOCKER_HOST"); host != "" {
 		d.environment = append(d.environment, "DOCKER_HOST="+host)
 	}
+	d.workDir = d.project.Dir
+	if err := d.migrate(ctx); err != nil {
+		return err
+	}
+	d.atEnd(d.endWorker)
+	took, err := d.launch(ctx, "worker", listen)
+	if err != nil {
+		return err
+	}
+	d.screen.line("worker", "ready on orchestrator.run, prefetch 1 · log: "+d.short(d.workerLog), seconds(took))
+	return nil
+}
+
+// migrate creates the tables, and opens them.
+func (d *demo) migrate(ctx context.Context) (err error) {
+	since := time.Now()
 	if text, err := d.command(ctx, "migrate", "--shared-tables").CombinedOutput(); err != nil {
 		return fmt.Errorf("mm-orchestrator migrate: %w: %s", err, bytes.TrimSpace(text))
 	}
 	d.screen.line("migrating", "MoonMind's tables and ours, in a new database", seconds(time.Since(since)))
-
-	log, err := os.Create(filepath.Join(d.folder, "worker.log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	since = time.Now()
-	d.worker = d.command(context.WithoutCancel(ctx), "worker")
-	d.worker.Stdout, d.worker.Stderr = log, log
-	devenv.OwnGroup(d.worker, syscall.SIGKILL)
-	if err := d.worker.Start(); err != nil {
-		return fmt.Errorf("starting the worker: %w", err)
-	}
-	d.workerEnded = make(chan struct{})
-	go func() {
-		_ = d.worker.Wait()
-		close(d.workerEnded)
-	}()
-	d.atEnd(d.endWorker)
-	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	if _, err := d.await(ctx, "the worker to be ready", func() (string, bool, error) {
-		response, err := client.Get("http://" + listen + "/readyz")
-		if err != nil {
-			return "", false, nil
-		}
-		response.Body.Close()
-		return "", response.StatusCode == http.StatusOK, nil
-	}); err != nil {
-		return err
-	}
-	d.screen.line("worker", "ready on orchestrator.run, prefetch 1 · log: "+d.short(log.Name()), seconds(time.Since(since)))
-
-	d.store, err = store.Open(ctx, store.Config{URL: secret.New(d.database), Worker: "demo"})
-	if err != nil {
+	if d.store, err = store.Open(ctx, store.Config{URL: secret.New(d.database), Worker: "demo"}); err != nil {
 		return err
 	}
 	d.atEnd(func(context.Context) error { d.store.Close(); return nil })
 	return nil
 }
 
+// launch starts a worker whose log is named like it, and waits until it answers at the
+// address listen that it is ready. settings are variables in addition to d.environment.
+func (d *demo) launch(ctx context.Context, name, listen string, settings ...string) (took time.Duration, err error) {
+	d.workerLog = filepath.Join(d.folder, name+".log")
+	log, err := os.Create(d.workerLog)
+	if err != nil {
+		return 0, err
+	}
+	defer log.Close()
+	since := time.Now()
+	worker := d.command(context.WithoutCancel(ctx), "worker")
+	worker.Env = append(worker.Env, settings...)
+	worker.Stdout, worker.Stderr = log, log
+	devenv.OwnGroup(worker, syscall.SIGKILL)
+	if err := worker.Start(); err != nil {
+		return 0, fmt.Errorf("starting the worker: %w", err)
+	}
+	ended := make(chan struct{})
+	d.worker, d.workerEnded = worker, ended
+	go func() {
+		_ = worker.Wait()
+		close(ended)
+	}()
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	_, err = d.await(ctx, "the worker to be ready", func() (string, bool, error) {
+		response, err := client.Get("http://" + listen + "/readyz")
+		if err != nil {
+			return "", false, nil
+		}
+		response.Body.Close()
+		return "", response.StatusCode == http.StatusOK, nil
+	})
+	return time.Since(since), err
+}
+
+// endWorker ends the last worker that launch has started, if any.
 func (d *demo) endWorker(ctx context.Context) error {
+	if d.worker == nil {
+		return nil
+	}
 	_ = d.worker.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.workerEnded:
@@ -292,7 +323,7 @@ func (d *demo) repair(ctx context.Context) error {
 		return err
 	}
 	if status != store.RunSucceeded {
-		return fmt.Errorf("the repair ended as %s, not as succeeded; the worker's log is %s", status, d.short(filepath.Join(d.folder, "worker.log")))
+		return fmt.Errorf("the repair ended as %s, not as succeeded; the worker's log is %s", status, d.short(d.workerLog))
 	}
 	return nil
 }
@@ -311,7 +342,7 @@ func (d *demo) breakAndRollBack(ctx context.Context) error {
 		return err
 	}
 	if status != store.RunRolledBack {
-		return fmt.Errorf("the run ended as %s, not as rolled_back; the worker's log is %s", status, d.short(filepath.Join(d.folder, "worker.log")))
+		return fmt.Errorf("the run ended as %s, not as rolled_back; the worker's log is %s", status, d.short(d.workerLog))
 	}
 	return nil
 }
@@ -335,7 +366,7 @@ func (d *demo) explore(ctx context.Context) error {
 // command returns mm-orchestrator with the worker's environment.
 func (d *demo) command(ctx context.Context, args ...string) *exec.Cmd {
 	command := exec.CommandContext(ctx, d.program, args...)
-	command.Dir, command.Env = d.project.Dir, d.environment
+	command.Dir, command.Env = d.workDir, slices.Clone(d.environment)
 	return command
 }
 
@@ -369,7 +400,7 @@ func (d *demo) await(ctx context.Context, what string, done func() (string, bool
 		case <-ctx.Done():
 			return "", ctx.Err()
 		case <-d.workerEnded: // nil, and so never ready, before there is a worker
-			return "", fmt.Errorf("the worker ended; its log is %s", d.short(filepath.Join(d.folder, "worker.log")))
+			return "", fmt.Errorf("the worker ended; its log is %s", d.short(d.workerLog))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

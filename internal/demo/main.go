@@ -7,8 +7,14 @@
 // started: the worker, the containers with their images, the virtual host and
 // the database. Its files stay in var/demo until the next demo.
 //
+// demo -spec demonstrates the Spec workflow instead (`make demo-spec`): two runs from
+// tasks.md to a pull request, of which one has its workers killed. Codex, git and the
+// worker are real, GitHub's API and Codex's model are stand-ins on loopback. It ends by
+// itself, and its files are in var/demo-spec.
+//
 //	demo        run the demo; on a terminal, wait at the end for Ctrl-C
-//	demo -stop  end a demo that waits
+//	demo -spec  run the demo of the Spec workflow
+//	demo -stop  end demos that run
 package main
 
 import (
@@ -28,28 +34,33 @@ import (
 const cleanupTimeout = 30 * time.Second
 
 func main() {
-	stop := flag.Bool("stop", false, "end a demo that waits")
-	folder := flag.String("folder", "", "folder for the demo's files (default var/demo of the clone)")
+	stop := flag.Bool("stop", false, "end demos that run")
+	spec := flag.Bool("spec", false, "demonstrate the Spec workflow")
+	folder := flag.String("folder", "", "folder for the demo's files (default var/demo of the clone, or var/demo-spec)")
 	flag.Parse()
-	if err := run(*stop, *folder); err != nil {
+	if err := run(*stop, *spec, *folder); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(stop bool, folder string) error {
+func run(stop, spec bool, folder string) error {
 	module, err := moduleRoot()
 	if err != nil {
 		return err
 	}
+	folders := []string{folder}
 	if folder == "" {
-		folder = filepath.Join(module, "var", "demo")
+		folders = []string{filepath.Join(module, "var", "demo"), filepath.Join(module, "var", "demo-spec")}
+	}
+	if stop {
+		return stopOthers(folders)
+	}
+	if folder = folders[0]; spec {
+		folder = folders[len(folders)-1]
 	}
 	if folder, err = filepath.Abs(folder); err != nil {
 		return err
-	}
-	if stop {
-		return stopOther(folder)
 	}
 	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer release()
@@ -63,8 +74,13 @@ func run(stop bool, folder string) error {
 	defer lock.Close()
 
 	d := &demo{module: module, folder: folder, screen: newScreen(os.Stdout)}
-	err = d.run(ctx)
-	d.screen.line("ending", "worker, containers, database and virtual host", "")
+	if spec {
+		err = (&specDemo{demo: d}).run(ctx)
+		d.screen.line("ending", "worker, stand-ins, database and virtual host", "")
+	} else {
+		err = d.run(ctx)
+		d.screen.line("ending", "worker, containers, database and virtual host", "")
+	}
 	cleanUp, cancel := context.WithTimeout(context.Background(), cleanupTimeout)
 	defer cancel()
 	err = errors.Join(err, d.cleanUp(cleanUp))
@@ -114,31 +130,44 @@ func lockFolder(folder string) (*os.File, error) {
 	return lock, nil
 }
 
-// stopOther ends the demo that has locked the folder, and waits for its end.
-func stopOther(folder string) error {
+// stopOthers ends the demos that run in the folders.
+func stopOthers(folders []string) error {
+	found := false
+	for _, folder := range folders {
+		stopped, err := stopOther(folder)
+		if err != nil {
+			return err
+		}
+		found = found || stopped
+	}
+	if found {
+		fmt.Println("the demo has ended")
+	} else {
+		fmt.Println("no demo is running")
+	}
+	return nil
+}
+
+// stopOther ends the demo that has locked the folder, and waits for its end. It returns
+// false if there is none.
+func stopOther(folder string) (bool, error) {
 	lock, err := os.Open(filepath.Join(folder, "pid"))
 	if errors.Is(err, os.ErrNotExist) {
-		fmt.Println("no demo is running")
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer lock.Close()
 	if syscall.Flock(int(lock.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
-		fmt.Println("no demo is running")
-		return nil
+		return false, nil
 	}
 	var pid int
 	if _, err := fmt.Fscan(lock, &pid); err != nil || pid <= 1 {
-		return fmt.Errorf("%s does not name the running demo: %w", lock.Name(), err)
+		return false, fmt.Errorf("%s does not name the running demo: %w", lock.Name(), err)
 	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-		return fmt.Errorf("ending process %d: %w", pid, err)
+		return false, fmt.Errorf("ending process %d: %w", pid, err)
 	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_SH); err != nil {
-		return err
-	}
-	fmt.Println("the demo has ended")
-	return nil
+	return true, syscall.Flock(int(lock.Fd()), syscall.LOCK_SH)
 }
