@@ -79,7 +79,7 @@ func (s *specDemo) run(ctx context.Context) error {
 		}
 	}
 	s.screen.print("")
-	s.screen.line("files", s.short(s.folder)+": app/ (features, files of the runs), github/, worker-*.log, calls.txt", "")
+	s.screen.line("files", s.short(s.folder)+": app/ (features, files of the runs), github/repositories/"+repository+".git, worker-*.log, calls.txt (each git and codex)", "")
 	return nil
 }
 
