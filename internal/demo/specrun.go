@@ -140,7 +140,7 @@ func (s *specDemo) follow(ctx context.Context, id string) (run store.SpecRunRow,
 			return run, nil
 		}
 		if run.Doing != nil {
-			s.screen.progress(string(run.Doing.Task), time.Since(run.Doing.Since), lastLine(filepath.Join(s.artifacts, "codex_1.jsonl")))
+			s.screen.progress(string(run.Doing.Task), time.Since(run.Doing.Since), s.lastOf(run.Doing.Task))
 		}
 		select {
 		case <-s.codexReached:
@@ -158,6 +158,16 @@ func (s *specDemo) follow(ctx context.Context, id string) (run store.SpecRunRow,
 			return run, err
 		}
 	}
+}
+
+// lastOf is the last line of the log of a task that is running.
+func (s *specDemo) lastOf(task store.SpecTask) string {
+	pattern := map[store.SpecTask]string{store.SpecSubmit: "codex_*.jsonl", store.SpecPublish: "gh_push.log"}[task]
+	logs, err := filepath.Glob(filepath.Join(s.artifacts, pattern))
+	if err != nil || len(logs) == 0 {
+		return ""
+	}
+	return lastLine(logs[len(logs)-1]) // codex_1.jsonl, then codex_1_2.jsonl
 }
 
 // kill kills the worker, and starts another one.
