@@ -131,7 +131,7 @@ func TestConfigOutput(t *testing.T) {
 		"ORCHESTRATOR_PREFETCH=2",
 		"MM_ORCHESTRATOR_HEALTH_URL=api=http://u:s3cret@api:5000/healthz",
 		"GITHUB_TOKEN=s3cret",
-		"Codex_Env=s3cret",
+		"Codex_Profile=s3cret",
 	}
 	for name, args := range map[string][]string{
 		"config.txt":  {"config", "--queue", "other.run", "--listen="},

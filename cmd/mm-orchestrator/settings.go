@@ -1000,8 +1000,8 @@ var withoutEffects = []withoutEffect{
 	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a defect of the Python worker that this program does not have"},
 	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "Celery's beat deletes old results, not the worker"},
 	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "says what the Python worker loads or installs"},
-	{[]string{"GITHUB_TOKEN", "SPEC_WORKFLOW_GITHUB_TOKEN", "DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY",
-		"JOB_IMAGE", "SPEC_AUTOMATION_JOB_IMAGE", "SPEC_AUTOMATION_WORKSPACE_ROOT", "CODEX_ENVIRONMENT", "CODEX_ENV", "CODEX_MODEL", "CODEX_PROFILE",
-		"CODEX_VOLUME_NAME", "CODEX_LOGIN_CHECK_IMAGE"}, "this version runs the Spec workflow only in test mode, which needs neither Codex nor GitHub"},
+	{[]string{"DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY"}, "a run's message or row always names its feature"},
+	{[]string{"SPEC_AUTOMATION_WORKSPACE_ROOT"}, "MM_ORCHESTRATOR_CLONE_DIR says where tasks make their clones"},
+	{[]string{"CODEX_PROFILE"}, "MM_ORCHESTRATOR_CODEX_CONFIG, or config.toml in CODEX_HOME, sets what a profile of Codex would"},
 	{[]string{"SKILLS_FALLBACK_ENABLED", "SPEC_WORKFLOW_SKILLS_FALLBACK_ENABLED"}, "no task of the Spec workflow fails here in a way after which MoonMind would fall back"},
 }

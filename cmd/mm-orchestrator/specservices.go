@@ -92,7 +92,7 @@ var serviceSettingsTable = []setting{
 		flag: "github-api", form: "url", topic: topicSpec,
 		vars:        names("MM_ORCHESTRATOR_GITHUB_API", "GITHUB_API_URL"),
 		defaultNote: "that of --github-url",
-		help:        "The REST API of the same GitHub. For https://github.com that is https://api.github.com, for GitHub Enterprise <github-url>/api/v3.",
+		help:        "The REST API of the same GitHub. For https://github.com that is https://api.github.com, for https://NAME.ghe.com https://api.NAME.ghe.com, and for a GitHub Enterprise server <github-url>/api/v3.",
 		read:        readAddress(func(c *configuration) *string { return &c.Services.GitHubAPI }),
 		show:        func(c *configuration) string { return c.gitHubAPI() },
 	},
@@ -343,15 +343,13 @@ func readAddress(field func(*configuration) *string) func(*configuration, string
 	}
 }
 
-// gitHubAPI is the base address of the REST API.
+// gitHubAPI is the base address of the REST API, "" if that of GitHub itself was refused.
 func (c *configuration) gitHubAPI() string {
-	switch {
-	case c.Services.GitHubAPI != "":
+	if c.Services.GitHubAPI != "" {
 		return c.Services.GitHubAPI
-	case c.Services.GitHubURL == "https://github.com":
-		return "https://api.github.com"
 	}
-	return c.Services.GitHubURL + "/api/v3"
+	api, _ := github.API(c.Services.GitHubURL) // the error of a wrong address is that of --github-url
+	return api
 }
 
 // repositoryForm is owner/name with the characters that GitHub allows.
