@@ -49,28 +49,28 @@ var specSubmitCommand = &command{
 	args:     "FEATURE",
 	words:    1,
 	summary:  "begin a run for the next open task of a feature",
-	about: "Begins a run, as MoonMind's API does: it inserts the run and publishes the chain of the three tasks. FEATURE is the name of the feature's directory below the tasks root. The command prints the id of the run and does not wait for it, unless --wait is given. " +
+	about: "Begins a run, as MoonMind's API does: it inserts the run and publishes the chain of the three tasks. FEATURE is the name of the feature's directory below the tasks root. The command prints the id of the run and does not wait for it, unless --follow is given. " +
 		"It must have the settings of the workers for broker, queues and database.\n\n" +
 		"A feature that has a pending or running run gets no second one. If the chain cannot be published, the run is failed again, so that it does not block its feature.\n\n" +
-		"Exit code 0: submitted, or with --wait succeeded. 1: the feature has an active run, or with --wait the run has failed. 69: broker or database unreachable.\n\n" +
+		"Exit code 0: submitted, or with --follow succeeded. 1: the feature has an active run, or with --follow the run has failed. 69: broker or database unreachable.\n\n" +
 		"With --json it prints {\"run_id\", \"chain_id\", \"feature_key\", \"repository\", \"artifacts_path\"}; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator spec submit 014-refresh-docs --repository octo/widgets", "do the next open task"},
-		{"mm-orchestrator spec submit 014-refresh-docs --wait", "and say how it ended"},
+		{"mm-orchestrator spec submit 014-refresh-docs --follow", "and say how it ended"},
 	},
 	topics: []topic{topicBroker, topicDatabase, topicFiles, topicSpec},
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &specSubmitFlags{}
 		fs.StringVar(&f.repository, "repository", "", "The repository, as `owner/name`. Default: that of --github-repository.")
-		fs.BoolVar(&f.wait, "wait", false, "Wait for the end of the run, and print it.")
+		fs.BoolVar(&f.follow, "follow", false, "Wait for the end of the run, and print it.")
 		fs.BoolVar(&f.json, "json", false, "Print JSON.")
 		return f.run
 	},
 }
 
 type specSubmitFlags struct {
-	repository string
-	wait, json bool
+	repository   string
+	follow, json bool
 }
 
 // Scripts rely on the JSON forms: fields may be added, none is renamed.
@@ -115,13 +115,13 @@ func (f *specSubmitFlags) run(ctx context.Context, p *program, in input) (err er
 	if err := p.publishSpec(ctx, c, db, run.RunID, c.speckit().NewRun(run.RunID, feature), run.ChainID); err != nil {
 		return err
 	}
-	if f.json && !f.wait {
+	if f.json && !f.follow {
 		return printJSON(p.stdout, run)
 	}
 	if !f.json {
 		fmt.Fprintf(p.stdout, "run %s: submitted, for the next open task of %s\n", run.RunID, feature)
 	}
-	if f.wait {
+	if f.follow {
 		return p.awaitSpec(ctx, db, run.RunID, f.json)
 	}
 	fmt.Fprintf(p.stdout, "See it with: mm-orchestrator spec runs %s\n", run.RunID[:8])
@@ -563,7 +563,7 @@ var specRetryCommand = &command{
 	summary:  "let a failed run go on where it failed, or begin again",
 	about: "Retries a failed run, as MoonMind's API does: from the task that has failed, with what the earlier ones have stored (Codex's task, log and patch), or with --from-discovery from the beginning. RUN is the id of a run or its beginning. " +
 		"It writes retry_context_attempt_<n>.json into the run's directory, so it must run where the workers' artifact directory is, with the same settings.\n\n" +
-		"Exit code 0: the retry is published, or with --wait the run has succeeded. 1: the run has not failed, or its feature has another active run. 69: broker or database unreachable.",
+		"Exit code 0: the retry is published, or with --follow the run has succeeded. 1: the run has not failed, or its feature has another active run. 69: broker or database unreachable.",
 	examples: []example{
 		{"mm-orchestrator spec retry 3c5e --notes 'GitHub token renewed'", "go on from the failed task"},
 		{"mm-orchestrator spec retry 3c5e --from-discovery", "the stored patch no longer fits: let Codex do the task again"},
@@ -573,14 +573,14 @@ var specRetryCommand = &command{
 		f := &specRetryFlags{}
 		fs.BoolVar(&f.fromDiscovery, "from-discovery", false, "Begin again with the next open task, instead of the task that has failed.")
 		fs.StringVar(&f.notes, "notes", "", "Why it is retried, as `text`. It becomes part of the credential audit's notes. Default: none.")
-		fs.BoolVar(&f.wait, "wait", false, "Wait for the end of the run, and print it.")
+		fs.BoolVar(&f.follow, "follow", false, "Wait for the end of the run, and print it.")
 		return f.run
 	},
 }
 
 type specRetryFlags struct {
-	fromDiscovery, wait bool
-	notes               string
+	fromDiscovery, follow bool
+	notes                 string
 }
 
 func (f *specRetryFlags) run(ctx context.Context, p *program, in input) (err error) {
@@ -639,7 +639,7 @@ func (f *specRetryFlags) run(ctx context.Context, p *program, in input) (err err
 		return err
 	}
 	fmt.Fprintf(p.stdout, "run %s: goes on from %s, attempt %d\n", id, retry.From, retry.Attempt)
-	if f.wait {
+	if f.follow {
 		return p.awaitSpec(ctx, db, id, false)
 	}
 	return nil

@@ -146,8 +146,8 @@ func TestSpecCommands(t *testing.T) {
 			t.Errorf("run: %q is missing in\n%s", want, text)
 		}
 	}
-	if text, _ := command(exitOK, "spec", "submit", "014-refresh-docs", "--wait"); !strings.Contains(text, "has succeeded: https://example.com/") {
-		t.Errorf("submit --wait: %s", text)
+	if text, _ := command(exitOK, "spec", "submit", "014-refresh-docs", "--follow"); !strings.Contains(text, "has succeeded: https://example.com/") {
+		t.Errorf("submit --follow: %s", text)
 	}
 
 	// As after a failure of publishing: the stored patch is used.
@@ -156,7 +156,7 @@ func TestSpecCommands(t *testing.T) {
 	if text, _ := command(exitOK, "spec", "runs", "--feature", "014-refresh-docs", "-s", "failed"); !strings.Contains(text, "GitHub did not answer") {
 		t.Errorf("failed runs: %s", text)
 	}
-	text, _ = command(exitOK, "spec", "retry", run[:8], "--notes", "GitHub answers", "--wait")
+	text, _ = command(exitOK, "spec", "retry", run[:8], "--notes", "GitHub answers", "--follow")
 	if !strings.Contains(text, "goes on from apply_and_publish, attempt 2") || !strings.Contains(text, "has succeeded") {
 		t.Errorf("retry: %s", text)
 	}
@@ -176,7 +176,7 @@ func TestSpecCommands(t *testing.T) {
 	// From discovery the next task is a new one.
 	s.writeTasks(t, "014-refresh-docs", "- [x] T002 Write it\n- [ ] T003 And this\n")
 	d.Rows(t, `UPDATE spec_workflow_runs SET status = 'failed' WHERE id = $1 RETURNING id`, run)
-	if text, _ := command(exitOK, "spec", "retry", run, "--from-discovery", "--wait"); !strings.Contains(text, "goes on from discover_next_phase, attempt 2") || !strings.Contains(text, "has succeeded") {
+	if text, _ := command(exitOK, "spec", "retry", run, "--from-discovery", "--follow"); !strings.Contains(text, "goes on from discover_next_phase, attempt 2") || !strings.Contains(text, "has succeeded") {
 		t.Errorf("retry from discovery: %s", text)
 	}
 	if branch := d.Rows(t, `SELECT branch_name FROM spec_workflow_runs WHERE id = $1`, run)[0]["branch_name"]; branch != "014-refresh-docs/t003" {
@@ -229,7 +229,7 @@ func TestAStuckSpecRunIsFailed(t *testing.T) {
 	env := append(s.specEnv(), "MM_ORCHESTRATOR_SPEC_STUCK_AFTER=2s", "MM_ORCHESTRATOR_SPEC_ONLY=true")
 	start(t, env, "worker").logLine("run was lost")
 	s.awaitSpecRun(t, d, run, "failed")
-	p := start(t, env, "spec", "retry", run, "--wait")
+	p := start(t, env, "spec", "retry", run, "--follow")
 	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "goes on from discover_next_phase, attempt 1") {
 		t.Errorf("exit code %d: %s%s", code, p.stdout.String(), p.stderr.String())
 	}
