@@ -126,12 +126,15 @@ func (c *consumer) Subscribe(ctx context.Context, q broker.Queue, limit int, del
 	return sub, nil
 }
 
-// start adds a consumer. The caller has locked sub.mu.
-func (sub *subscription) start(ctx context.Context, limit int) (tag string, err error) {
+// start adds a consumer and returns its tag. The caller has locked sub.mu.
+//
+// The tag is no named result: after an error the call of the broker may go on, and
+// reads it.
+func (sub *subscription) start(ctx context.Context, limit int) (string, error) {
 	c := sub.consumer
 	sub.next++
 	sub.changed(0)
-	tag = fmt.Sprintf("%.100s/%.100s/%d", c.name, sub.queue.Name, sub.next)
+	tag := fmt.Sprintf("%.100s/%.100s/%d", c.name, sub.queue.Name, sub.next)
 	arguments, err := amqpTable(sub.queue.ConsumerArguments)
 	if err != nil {
 		return "", err
