@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,10 +93,16 @@ func TestOneOff(t *testing.T) {
 		}
 	}
 
-	limited, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-	defer cancel()
-	result, err := e.RunOneOff(limited, task("hang"))
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(result.Stderr, "Logged in as octo") {
+	// It is stopped once it has printed all that it prints.
+	enough := errors.New("enough")
+	stopped, stop := context.WithCancelCause(t.Context())
+	defer stop(nil)
+	var watching sync.WaitGroup
+	watching.Go(func() { stop(whenPrinted(stopped, docker, name, "Logged in as octo", enough)) })
+	result, err := e.RunOneOff(stopped, task("hang"))
+	stop(nil)
+	watching.Wait()
+	if !errors.Is(err, enough) || !strings.HasPrefix(result.Stderr, "Logged in as octo") {
 		t.Errorf("hang: %+v, %v", result, err)
 	}
 
@@ -115,4 +122,30 @@ func TestOneOff(t *testing.T) {
 	if err != nil || len(left.Items) > 0 {
 		t.Errorf("left behind: %+v, %v", left.Items, err)
 	}
+}
+
+// whenPrinted returns printed once the container of a purpose has printed a text.
+func whenPrinted(ctx context.Context, docker *client.Client, purpose, text string, printed error) error {
+	for ctx.Err() == nil {
+		list, err := docker.ContainerList(ctx, client.ContainerListOptions{Filters: client.Filters{}.Add("label", "mm-orchestrator.one-off="+purpose)})
+		if err != nil {
+			return err
+		}
+		for _, item := range list.Items {
+			logs, err := docker.ContainerLogs(ctx, item.ID, client.ContainerLogsOptions{ShowStdout: true, ShowStderr: true})
+			if err != nil {
+				return err
+			}
+			all, err := io.ReadAll(logs)
+			logs.Close()
+			if err != nil {
+				return err
+			}
+			if bytes.Contains(all, []byte(text)) {
+				return printed
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ctx.Err()
 }
