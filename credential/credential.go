@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // ErrNotSet: the source is a variable, and it is not set.
@@ -60,9 +61,6 @@ func New(config Config) (*Credential, error) {
 	}
 	return &Credential{config}, nil
 }
-
-// Name is that of the credential, such as "GitHub token".
-func (c *Credential) Name() string { return c.config.Name }
 
 // Source is where the credential is kept.
 func (c *Credential) Source() Source { return c.config.Source }
@@ -191,30 +189,28 @@ func (c *Credential) command(ctx context.Context) (string, error) {
 	argv := c.config.Source.argv
 	limited, cancel := context.WithTimeout(ctx, c.config.CommandTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = c.config.CommandEnviron
 	if cmd.Env == nil {
 		cmd.Env = []string{}
 	}
-	stdout, stderr := &limitedBuffer{limit: 4 * maxLength}, &limitedBuffer{limit: 4096}
+	stdout, stderr := &processes.Head{Limit: 4 * maxLength}, &processes.Head{Limit: 4096}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	// Its children end with it. An agent that it leaves in the background (gpg-agent)
-	// has a session of its own and stays, as after a call in a terminal.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
-	err := cmd.Run()
-	c.register(stdout.String()) // also of a program that failed
+	// A Runner, because that of a step would end a program without a mark as an orphan. An
+	// agent that it leaves in the background (gpg-agent) ends too.
+	err := processes.Runner{Grace: time.Second}.Run(limited, processes.Owner{Step: "credential"}, cmd, nil)
+	printed := string(stdout.Kept)
+	c.register(printed) // also of a program that failed
 	var exit *exec.ExitError
 	switch {
-	case err == nil || errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success():
-		return stdout.String(), nil
+	case err == nil:
+		return printed, nil
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
 	case limited.Err() != nil:
-		return "", fmt.Errorf("the program did not end within %s: it may wait for a passphrase or for the network%s", c.config.CommandTimeout, stderr.quote(stdout.String()))
+		return "", fmt.Errorf("the program did not end within %s: it may wait for a passphrase or for the network%s", c.config.CommandTimeout, quote(stderr, printed))
 	case errors.As(err, &exit):
-		return "", fmt.Errorf("%s%s", exit.ProcessState, stderr.quote(stdout.String()))
+		return "", fmt.Errorf("%s%s", exit.ProcessState, quote(stderr, printed))
 	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("there is no program %s: install it where the worker runs, or give its whole path", argv[0])
 	case errors.Is(err, fs.ErrPermission):
@@ -223,23 +219,10 @@ func (c *Credential) command(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// limitedBuffer keeps the beginning of what is written to it.
-type limitedBuffer struct {
-	text  []byte
-	limit int
-}
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	b.text = append(b.text, p[:min(len(p), b.limit-len(b.text))]...)
-	return len(p), nil
-}
-
-func (b *limitedBuffer) String() string { return string(b.text) }
-
 // quote is what a program has printed on stderr, for an error, without the lines of its
 // stdout.
-func (b *limitedBuffer) quote(stdout string) string {
-	text := strings.ToValidUTF8(b.String(), "\uFFFD")
+func quote(stderr *processes.Head, stdout string) string {
+	text := strings.ToValidUTF8(string(stderr.Kept), "\uFFFD")
 	for line := range strings.Lines(stdout) {
 		if line = strings.TrimSpace(line); len(line) >= 4 {
 			text = strings.ReplaceAll(text, line, secret.Mask)

@@ -74,12 +74,11 @@ func apiOf(server *url.URL) string {
 }
 
 // GitHub allows these characters only, so that a name can stand in an address as it is.
-var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_.-]+$`)
+var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
 
 // CheckName returns an error if a text is not the name of a repository, owner/name.
 func CheckName(name string) error {
-	_, last, _ := strings.Cut(name, "/")
-	if !repositoryName.MatchString(name) || len(name) > 150 || last == "." || last == ".." {
+	if !repositoryName.MatchString(name) || len(name) > 150 || strings.HasSuffix(name, "/.") || strings.Contains(name, "..") || strings.HasSuffix(name, ".git") {
 		return errors.New("the name of the repository does not have the form owner/name")
 	}
 	return nil

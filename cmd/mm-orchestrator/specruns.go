@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/client"
+	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit"
 )
@@ -106,7 +106,7 @@ func (f *specSubmitFlags) run(ctx context.Context, p *program, in input) (err er
 	if f.repository == "" {
 		f.repository = c.Spec.Repository
 	}
-	run := specSubmitted{RunID: newUUID(), ChainID: newUUID(), FeatureKey: feature, Repository: f.repository}
+	run := specSubmitted{RunID: protocol.NewID(), ChainID: protocol.NewID(), FeatureKey: feature, Repository: f.repository}
 	run.ArtifactsPath = path.Join(filepath.ToSlash(base), run.RunID)
 	err = db.CreateSpecRun(ctx, store.NewSpecRun{ID: run.RunID, FeatureKey: feature, Repository: run.Repository, ArtifactsPath: run.ArtifactsPath, ChainID: run.ChainID})
 	if err != nil {
@@ -606,7 +606,7 @@ func (f *specRetryFlags) run(ctx context.Context, p *program, in input) (err err
 		mode = speckit.RestartFromDiscovery
 	}
 	notes := p.redactor().String(oneLine(f.notes, 2000))
-	chainID := newUUID()
+	chainID := protocol.NewID()
 	var retry speckit.Retry
 	err = db.RetrySpecRun(ctx, id, func(d store.SpecRunDetail) (store.SpecRetry, error) {
 		place, err := c.speckit().RunDirectory(d.Run.ArtifactsPath, id)
@@ -643,14 +643,6 @@ func (f *specRetryFlags) run(ctx context.Context, p *program, in input) (err err
 		return p.awaitSpec(ctx, db, id, false)
 	}
 	return nil
-}
-
-// newUUID makes a random UUID (version 4).
-func newUUID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // does not fail
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 func printJSON(w io.Writer, v any) error {

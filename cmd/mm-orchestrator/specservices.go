@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -352,11 +351,8 @@ func (c *configuration) gitHubAPI() string {
 	return api
 }
 
-// repositoryForm is owner/name with the characters that GitHub allows.
-var repositoryForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+$`)
-
 func checkRepository(text string) error {
-	if !repositoryForm.MatchString(text) || strings.Contains(text, "..") {
+	if github.CheckName(text) != nil {
 		return errors.New("it must have the form owner/name")
 	}
 	return nil
@@ -452,7 +448,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		}
 		containers = s.engine
 	}
-	if s.checker, err = c.preflight(env, s.token, s.key, containers); err != nil {
+	if s.checker, err = c.preflight(env, s.token, s.key, containers, s.http); err != nil {
 		return nil, err
 	}
 	config.Preflight = s.checker
@@ -503,15 +499,14 @@ func (c *configuration) checkServiceSettings() error {
 }
 
 // preflight is what checks before a task of the Spec workflow whether it can work. engine
-// is nil if there is no docker engine.
-func (c *configuration) preflight(env environment, token, key *credential.Credential, engine preflight.Containers) (*preflight.Checker, error) {
-	http, err := c.gitHubClient()
-	if err != nil {
-		return nil, err
+// is nil if there is no docker engine, client asks GitHub.
+func (c *configuration) preflight(env environment, token, key *credential.Credential, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
+	if c.Services.Backend == "cloud" {
+		key = nil // Codex Cloud takes a login only
 	}
 	checker, err := preflight.New(preflight.Config{
-		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: http,
-		Codex: key, Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env),
+		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: client,
+		Codex: key, Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env, c.Services.CodexVariables...),
 		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, SettingName: c.name,
 	})
 	if err != nil {
@@ -611,7 +606,11 @@ func (c *configuration) checkServices(ctx context.Context, env environment, repo
 		defer engine.Close()
 		containers = engine
 	}
-	checker, err := c.preflight(env, token, key, containers)
+	client, err := c.gitHubClient()
+	if err != nil {
+		return preflight.Report{}, err
+	}
+	checker, err := c.preflight(env, token, key, containers, client)
 	if err != nil {
 		return preflight.Report{}, err
 	}

@@ -58,6 +58,10 @@ func TestSpecPreflight(t *testing.T) {
 	if err := os.WriteFile(token, []byte(testToken+"\n"), 0o400); err != nil {
 		t.Fatal(err)
 	}
+	needsVariable := filepath.Join(t.TempDir(), "codex")
+	if err := os.WriteFile(needsVariable, []byte("#!/bin/sh\n[ -n \"$NEEDED\" ] && exec "+codexProgram(t)+" \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	env := append(serveGitHub(t), "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:"+token, "MM_ORCHESTRATOR_CODEX_PROGRAM="+codexProgram(t), "GITHUB_REPOSITORY=octo/widgets")
 	for name, test := range map[string]struct {
 		env  environment
@@ -67,6 +71,8 @@ func TestSpecPreflight(t *testing.T) {
 	}{
 		"all is well":                {nil, nil, exitOK, []string{"valid          codex", "codex-cli 0.99.0, with its login: Logged in using ChatGPT", "valid          github", "may push to octo/widgets, with the scope repo", "skipped        login check"}},
 		"a key":                      {environment{"CODEX_API_KEY=sk-0123456789abcdef"}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY"}},
+		"a key for Codex Cloud":      {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_BACKEND=cloud", "CODEX_ENVIRONMENT=env_1"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
+		"a variable of Codex":        {environment{"MM_ORCHESTRATOR_CODEX_PROGRAM=" + needsVariable, "MM_ORCHESTRATOR_CODEX_VARIABLES=NEEDED", "NEEDED=yes"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
 		"a program":                  {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=command:cat " + token}, nil, exitOK, []string{"may push"}},
 		"another repository":         {nil, []string{"--repository", "octo/other"}, exitFailure, []string{"scope_missing", "shows no repository octo/other", "a run cannot work"}},
 		"a revoked token":            {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=env:T", "T=ghp_another_token_0123"}, nil, exitFailure, []string{"invalid        github", "refuses the token in env:T (401: Bad credentials)"}},

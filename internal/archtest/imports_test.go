@@ -131,7 +131,7 @@ var rules = []rule{
 		why: "programs decides about command lines and starts none: its rules are tested without git and docker"},
 	{folder: "policy", ours: []string{"policy"}, never: join(amqp, sql, docker, []string{"net/http", "os/exec"}),
 		why: "policy reads one file and says what is allowed: steps apply it, and an operator checks it without servers"},
-	{folder: "credential", never: join(amqp, sql, docker, []string{"net/http"}),
+	{folder: "credential", ours: []string{"tasks/processes"}, never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "credential reads what an operator has put somewhere: what it is good for is asked elsewhere"},
 	{folder: "codex", ours: []string{"tasks/processes", "credential"}, never: join(amqp, sql, docker, []string{"net/http"}),
 		why: "codex runs a program and says how it has ended: what that means for a run is decided in tasks"},

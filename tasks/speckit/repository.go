@@ -7,9 +7,8 @@ import (
 	"net/url"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strings"
 
+	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -53,17 +52,13 @@ func (r Repositories) validate() error {
 	return err
 }
 
-// repositoryName is the form of owner/name. GitHub allows these characters only, so that
-// a name can stand in an address as it is.
-var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)
-
 // repository is the name of the run's repository, as owner/name.
 func (a *attempt) repository() (string, error) {
 	name := first(a.context.text("repository"), a.run.Repository, a.config.Repository)
 	switch {
 	case name == "":
 		return "", valueError("the run names no repository: set %s, or submit the run with one", a.config.SettingName("GITHUB_REPOSITORY"))
-	case !repositoryName.MatchString(name) || strings.Contains(name, "..") || strings.HasSuffix(name, ".git") || len(name) > 150:
+	case github.CheckName(name) != nil:
 		return "", valueError("the repository %.100q does not have the form owner/name: correct %s, or submit the run with another one", name, a.config.SettingName("GITHUB_REPOSITORY"))
 	}
 	return name, nil

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
-	"regexp"
 	"sync"
 	"time"
 
@@ -35,11 +34,9 @@ type Config struct {
 	// process.
 	HTTP *http.Client
 
-	// Codex is the key for Codex's model, nil if Codex uses its login only.
+	// Codex is the key for Codex's model, nil if Codex uses its login only. That it is
+	// there is all that is checked: only Codex knows which server it is for.
 	Codex *credential.Credential
-	// ModelAPI is the base address of the model's API, which is asked whether it accepts
-	// the key, such as https://api.openai.com/v1. Empty means that it is not asked.
-	ModelAPI string
 	// Program is Codex's program, a name or a path. Defaults to codex.
 	Program string
 	// Environ are the variables of the program, without its key. Codex finds its login
@@ -64,8 +61,6 @@ type Config struct {
 	// Keep is how long a finding without a fault counts for other tasks. Defaults to
 	// 2 min; a negative value means that nothing is kept.
 	Keep time.Duration
-	// ExpiryWarning is how long before its end a token expires soon. Defaults to 7 days.
-	ExpiryWarning time.Duration
 
 	// SettingName returns the name of a setting for what an operator reads. Defaults to
 	// the variable itself.
@@ -90,7 +85,7 @@ func (c Config) WithDefaults() Config {
 		duration *time.Duration
 		value    time.Duration
 	}{
-		{&c.LoginTimeout, 60 * time.Second}, {&c.Timeout, 30 * time.Second}, {&c.Keep, 2 * time.Minute}, {&c.ExpiryWarning, 7 * 24 * time.Hour},
+		{&c.LoginTimeout, 60 * time.Second}, {&c.Timeout, 30 * time.Second}, {&c.Keep, 2 * time.Minute},
 	} {
 		if *field.duration == 0 {
 			*field.duration = field.value
@@ -128,7 +123,7 @@ func (c Config) Validate() error {
 // A Checker checks whether runs can work. It may be used by several goroutines.
 type Checker struct {
 	config Config
-	// api asks GitHub's REST API, http the git server and the model's API.
+	// api asks GitHub's REST API, http the git server.
 	api  *github.Client
 	http *http.Client
 
@@ -175,10 +170,6 @@ func New(config Config) (*Checker, error) {
 // Close closes idle connections.
 func (c *Checker) Close() { c.http.CloseIdleConnections() }
 
-// repositoryName is the form of owner/name. GitHub allows these characters only, so that
-// a name can stand in an address as it is.
-var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+$`)
-
 // Check finds out whether a run can work. The parts are checked at the same time.
 //
 //   - It changes nothing.
@@ -213,15 +204,6 @@ func (r Request) volume(configured string) string {
 	return configured
 }
 
-// Forget makes the next checks ask again. It is called when a server has refused a
-// credential that was found valid.
-func (c *Checker) Forget() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	clear(c.github)
-	clear(c.codex)
-}
-
 // remembered returns a finding that still counts.
 func remembered[K comparable](c *Checker, findings map[K]kept, key K, fresh bool) (Finding, bool) {
 	c.mu.Lock()
@@ -230,8 +212,8 @@ func remembered[K comparable](c *Checker, findings map[K]kept, key K, fresh bool
 	return k.finding, has && !fresh && c.config.Now().Before(k.until)
 }
 
-// remember keeps a finding without a fault. Of credentials that rotate, those that no
-// longer count are dropped.
+// remember keeps a finding without a fault. A fault ends what was found before, and of
+// credentials that rotate, those that no longer count are dropped.
 func remember[K comparable](c *Checker, findings map[K]kept, key K, finding Finding) Finding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -241,7 +223,9 @@ func remember[K comparable](c *Checker, findings map[K]kept, key K, finding Find
 			delete(findings, other)
 		}
 	}
-	if !finding.Status.Fails() {
+	if finding.Status.Fails() {
+		delete(findings, key)
+	} else {
 		findings[key] = kept{finding, now.Add(c.config.Keep)}
 	}
 	return finding

@@ -11,11 +11,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // checkCodex finds out whether Codex can be started and has a key or a login.
@@ -44,9 +44,6 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 	}
 	name := version.summary()
 	if !key.IsZero() {
-		if finding, bad := c.askModel(ctx, key); bad {
-			return finding
-		}
 		return Finding{Valid, fmt.Sprintf("%s, with the key in %s", name, c.config.Codex.Source())}
 	}
 	login, err := c.program(ctx, "login", "status")
@@ -68,19 +65,6 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, at.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), authFile))}
 	}
 	return Finding{Valid, name + ", with its login: " + login.summary()}
-}
-
-// askModel asks whether the key is accepted. Only a refusal counts: not every server of
-// a model has this list.
-func (c *Checker) askModel(ctx context.Context, key secret.String) (Finding, bool) {
-	if c.config.ModelAPI == "" {
-		return Finding{}, false
-	}
-	answer, err := c.sendModel(ctx, key)
-	if err == nil && answer.status == 401 {
-		return Finding{Invalid, fmt.Sprintf("the model's API at %s refuses the key in %s (401): it was revoked or is not complete. Make a new one and put it there", c.config.ModelAPI, c.config.Codex.Source())}, true
-	}
-	return Finding{}, false
 }
 
 const (
@@ -157,28 +141,26 @@ type result struct {
 func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
 	limited, cancel := context.WithTimeout(ctx, programTime)
 	defer cancel()
-	cmd := exec.CommandContext(limited, c.config.Program, args...)
+	cmd := exec.Command(c.config.Program, args...)
 	cmd.Env = append([]string{}, c.config.Environ...)
 	if c.config.Home != "" {
 		cmd.Env = append(cmd.Env, "CODEX_HOME="+c.config.Home)
 	}
 	cmd.Dir = os.TempDir() // not the workspace, whose files could configure it
-	var stdout, stderr beginning
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
-	err := cmd.Run()
+	stdout, stderr := &processes.Head{Limit: 64 << 10}, &processes.Head{Limit: 64 << 10}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// A Runner, because that of a step would end a program without a mark as an orphan.
+	err := processes.Runner{Grace: time.Second}.Run(limited, processes.Owner{Step: "preflight"}, cmd, nil)
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
 		return result{}, fmt.Errorf("there is no program %s: install Codex where the worker runs (npm install -g @openai/codex), or set %s to its path", c.config.Program, c.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))
 	case limited.Err() != nil:
 		return result{}, fmt.Errorf("%s %s did not end within %s", c.config.Program, strings.Join(args, " "), programTime)
-	case err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay):
+	case err != nil && !errors.As(err, &exit):
 		return result{}, fmt.Errorf("%s cannot be started: %w", c.config.Program, err)
 	}
-	return result{cmd.ProcessState.ExitCode(), cmd.ProcessState.String(), string(stdout), string(stderr)}, nil
+	return result{cmd.ProcessState.ExitCode(), cmd.ProcessState.String(), string(stdout.Kept), string(stderr.Kept)}, nil
 }
 
 // summary is what the program has printed, in one line.
@@ -209,12 +191,4 @@ func oneLine(text string, limit int) string {
 		text = string(runes[:limit-3]) + "..."
 	}
 	return text
-}
-
-// beginning keeps the beginning of what is written to it.
-type beginning []byte
-
-func (b *beginning) Write(p []byte) (int, error) {
-	*b = append(*b, p[:min(len(p), max(0, 64<<10-len(*b)))]...)
-	return len(p), nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -18,6 +17,9 @@ import (
 // tries is how often a request is sent that was not answered.
 const tries = 3
 
+// expiryWarning is how long before its end a token expires soon.
+const expiryWarning = 7 * 24 * time.Hour
+
 // checkGitHub finds out whether the token may push to a repository and open a pull
 // request there.
 func (c *Checker) checkGitHub(ctx context.Context, request Request) Finding {
@@ -27,7 +29,7 @@ func (c *Checker) checkGitHub(ctx context.Context, request Request) Finding {
 		return Finding{Invalid, err.Error()}
 	case request.Repository == "":
 		return Finding{Invalid, "the run names no repository: set " + c.config.SettingName("GITHUB_REPOSITORY") + ", or submit the run with one"}
-	case !repositoryName.MatchString(request.Repository) || strings.Contains(request.Repository, ".."):
+	case github.CheckName(request.Repository) != nil:
 		return Finding{Invalid, fmt.Sprintf("the repository %.100q does not have the form owner/name", request.Repository)}
 	}
 	key := githubKey{request.Repository, token}
@@ -74,7 +76,7 @@ func (c *Checker) askGitHub(ctx context.Context, repository string, token secret
 	}
 	if !found.Expires.IsZero() {
 		message += "; it expires on " + found.Expires.UTC().Format("2006-01-02 15:04 UTC")
-		if found.Expires.Sub(c.config.Now()) < c.config.ExpiryWarning {
+		if found.Expires.Sub(c.config.Now()) < expiryWarning {
 			message += ", which is soon: put a new one into " + source.String()
 		}
 	}
@@ -141,41 +143,24 @@ func (c *Checker) refused(err error, repository string) Finding {
 // request shows.
 func (c *Checker) askGit(ctx context.Context, repository string, token secret.String) (Finding, bool) {
 	address := strings.TrimRight(c.config.Git, "/") + "/" + repository + ".git"
-	answer, err := c.send(ctx, func(ctx context.Context) (*http.Request, error) {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/info/refs?service=git-receive-pack", nil)
-		if err == nil {
-			r.SetBasicAuth("x-access-token", token.Reveal())
-		}
-		return r, err
-	}, 1<<10)
+	answer, err := c.send(ctx, address+"/info/refs?service=git-receive-pack", token)
 	source := c.config.GitHub.Source()
 	switch {
 	case err != nil:
 		return Finding{Invalid, fmt.Sprintf("the git server at %s cannot be asked whether the token may push: %v. Try the run again once it answers", address, err)}, true
-	case answer.status == http.StatusOK && answer.header.Get("Content-Type") == "application/x-git-receive-pack-advertisement":
+	case answer.status == http.StatusOK && answer.contentType == "application/x-git-receive-pack-advertisement":
 		return Finding{}, false
 	case answer.status == http.StatusUnauthorized || answer.status == http.StatusForbidden || answer.status == http.StatusNotFound:
 		return Finding{ScopeMissing, fmt.Sprintf("the git server refuses a push to %s with the token in %s (%d): a fine-grained token needs the permission Contents for read and write, a classic one the scope repo", address, source, answer.status)}, true
 	}
-	return Finding{Invalid, fmt.Sprintf("%s answered %s and does not look like a git server that accepts pushes: correct %s", address, answer.statusText(), c.config.SettingName("MM_ORCHESTRATOR_GITHUB_URL"))}, true
+	return Finding{Invalid, fmt.Sprintf("%s answered %s and does not look like a git server that accepts pushes: correct %s", address, statusText(answer.status), c.config.SettingName("MM_ORCHESTRATOR_GITHUB_URL"))}, true
 }
 
-// sendModel asks the model's API for its models.
-func (c *Checker) sendModel(ctx context.Context, key secret.String) (answer, error) {
-	return c.send(ctx, func(ctx context.Context) (*http.Request, error) {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(c.config.ModelAPI, "/")+"/models", nil)
-		if err == nil {
-			r.Header.Set("Authorization", "Bearer "+key.Reveal())
-		}
-		return r, err
-	}, 1<<10)
-}
-
-// send sends a request, again if it is not answered or the server fails. It reads at
-// most limit bytes of the answer. Errors have no address with a query and no header.
-func (c *Checker) send(ctx context.Context, build func(context.Context) (*http.Request, error), limit int64) (a answer, err error) {
+// send asks for an address, again if that is not answered or the server fails. Errors
+// have no address and no header.
+func (c *Checker) send(ctx context.Context, address string, token secret.String) (a answer, err error) {
 	for try := 1; ; try++ {
-		a, err = c.sendOnce(ctx, build, limit)
+		a, err = c.sendOnce(ctx, address, token)
 		if err == nil && a.status < 500 || try == tries || ctx.Err() != nil {
 			return a, err
 		}
@@ -187,25 +172,22 @@ func (c *Checker) send(ctx context.Context, build func(context.Context) (*http.R
 	}
 }
 
-func (c *Checker) sendOnce(ctx context.Context, build func(context.Context) (*http.Request, error), limit int64) (answer, error) {
+func (c *Checker) sendOnce(ctx context.Context, address string, token secret.String) (answer, error) {
 	// One try must leave time for another one.
 	limited, cancel := context.WithTimeout(ctx, c.config.Timeout/2)
 	defer cancel()
-	request, err := build(limited)
+	request, err := http.NewRequestWithContext(limited, http.MethodGet, address, nil)
 	if err != nil {
 		return answer{}, errors.New("its address is not valid")
 	}
+	request.SetBasicAuth("x-access-token", token.Reveal())
 	request.Header.Set("User-Agent", "mm-orchestrator")
 	response, err := c.http.Do(request)
 	if err != nil {
 		return answer{}, whatFailed(err, c.config.Timeout)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, limit))
-	if err != nil {
-		return answer{}, whatFailed(err, c.config.Timeout)
-	}
-	return answer{response.StatusCode, response.Header, body}, nil
+	return answer{response.StatusCode, response.Header.Get("Content-Type")}, nil
 }
 
 // whatFailed is the cause of an error of a request, without its address.
@@ -220,14 +202,11 @@ func whatFailed(err error, limit time.Duration) error {
 	return err
 }
 
-// answer is a server's.
+// answer is a server's. Its body is not read: the status says enough.
 type answer struct {
-	status int
-	header http.Header
-	body   []byte
+	status      int
+	contentType string
 }
-
-func (a answer) statusText() string { return statusText(a.status) }
 
 func statusText(status int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status)))

@@ -30,11 +30,11 @@ const (
 	key   = "sk-proj-0123456789abcdef0123456789abcdef"
 )
 
-// gitHub answers as GitHub's REST API, its git server and a model's API do.
+// gitHub answers as GitHub's REST API and its git server do.
 type gitHub struct {
 	mu sync.Mutex
-	// token and key are those that are accepted.
-	token, key string
+	// token is the one that is accepted.
+	token string
 	// header and repository are those of the answer for the repository octo/widgets.
 	header     http.Header
 	repository string
@@ -65,10 +65,6 @@ func (g *gitHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	_, password, _ := r.BasicAuth()
 	switch {
-	case r.URL.Path == "/v1/models":
-		if r.Header.Get("Authorization") != "Bearer "+g.key {
-			w.WriteHeader(http.StatusUnauthorized)
-		}
 	case strings.HasPrefix(r.URL.Path, "/git/"):
 		switch {
 		case r.URL.String() != "/git/octo/widgets.git/info/refs?service=git-receive-pack":
@@ -133,7 +129,7 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{t: t, gitHub: &gitHub{token: token, key: key, header: http.Header{"X-Oauth-Scopes": {"repo, workflow"}}, repository: may, git: 200, pulls: 422}}
+	f := &fixture{t: t, gitHub: &gitHub{token: token, header: http.Header{"X-Oauth-Scopes": {"repo, workflow"}}, repository: may, git: 200, pulls: 422}}
 	server := httptest.NewServer(f.gitHub)
 	transport := &http.Transport{}
 	t.Cleanup(func() {
@@ -143,7 +139,7 @@ func newFixture(t *testing.T) *fixture {
 	f.file = filepath.Join(t.TempDir(), "token")
 	f.write(token)
 	f.config = Config{
-		GitHub: f.credential("GitHub token", "file:"+f.file), API: server.URL + "/api", Git: server.URL + "/git/", ModelAPI: server.URL + "/v1",
+		GitHub: f.credential("GitHub token", "file:"+f.file), API: server.URL + "/api", Git: server.URL + "/git/",
 		Codex: f.credential("Codex key", "env:CODEX_KEY"), HTTP: &http.Client{Transport: transport}, Program: program(t, loggedIn), Environ: []string{"PATH=" + os.Getenv("PATH")},
 	}
 	return f
@@ -237,7 +233,7 @@ func TestWhatIsFoundAboutTheToken(t *testing.T) {
 		"an outage":            {func(f *fixture) { f.status, f.body = 503, "<html>unicorn" }, Invalid, []string{"503 Service Unavailable", "later"}},
 		"no GitHub":            {func(f *fixture) { f.repository = "<html>a proxy's login page" }, Invalid, []string{"200 OK", "not with a repository", "MM_ORCHESTRATOR_GITHUB_API"}},
 		"a huge answer":        {func(f *fixture) { f.repository = strings.Repeat(" ", 20<<20) + may }, Invalid, []string{"200 OK", "not with a repository"}},
-		"no git server":        {func(f *fixture) { f.config.Git = f.config.ModelAPI }, ScopeMissing, []string{"refuses a push"}},
+		"no git server":        {func(f *fixture) { f.config.Git = f.config.API }, ScopeMissing, []string{"refuses a push"}},
 		"nobody answers":       {func(f *fixture) { f.config.API = "http://127.0.0.1:1" }, Invalid, []string{"cannot be asked", "connection refused"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -306,8 +302,8 @@ func TestAServerThatDoesNotAnswerIsGivenUp(t *testing.T) {
 	}
 }
 
-// A finding counts for the next tasks, until the credential changes, a server refuses
-// it, or its time is over. A fault does not count: the operator may have mended it.
+// A finding counts for the next tasks, until the credential changes, a fresh check finds
+// a fault, or its time is over. A fault does not count: the operator may have mended it.
 func TestWhenItIsAskedAgain(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -322,19 +318,26 @@ func TestWhenItIsAskedAgain(t *testing.T) {
 			t.Errorf("%s: %+v, %v, %d requests", what, report.GitHub, err, f.requests.Load()-before)
 		}
 	}
+	accept := func(token string) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.token = token
+	}
 	asks("first", widgets, true, Valid)
 	asks("second", widgets, false, Valid)
 	asks("fresh", Request{Repository: "octo/widgets", Fresh: true}, true, Valid)
 	f.write("another-token-0123456789")
 	asks("rotated, not accepted", widgets, true, Invalid)
 	asks("a fault", widgets, true, Invalid)
-	f.mu.Lock()
-	f.token = "another-token-0123456789"
-	f.mu.Unlock()
+	accept("another-token-0123456789")
 	asks("mended", widgets, true, Valid)
 	asks("kept", widgets, false, Valid)
-	c.Forget()
-	asks("after a refusal", widgets, true, Valid)
+	accept("none")
+	asks("revoked, not known yet", widgets, false, Valid)
+	asks("revoked", Request{Repository: "octo/widgets", Fresh: true}, true, Invalid)
+	asks("after a refusal", widgets, true, Invalid)
+	accept("another-token-0123456789")
+	asks("accepted again", widgets, true, Valid)
 	now = now.Add(c.config.Keep + time.Second)
 	asks("later", widgets, true, Valid)
 }
@@ -369,14 +372,11 @@ func TestWhatIsFoundAboutCodex(t *testing.T) {
 		status Status
 		wants  []string
 	}{
-		"a login":            {func(*fixture) {}, Valid, []string{"codex-cli 0.99.0, with its login: Logged in using ChatGPT"}},
-		"a login for long":   {login(100 * time.Hour), Valid, []string{"with its login"}},
-		"a login that ends":  {login(time.Hour), ExpiresSoon, []string{"its login expires on", "must be able to write", "auth.json"}},
-		"a key":              {withKey, Valid, []string{"codex-cli 0.99.0, with the key in env:CODEX_KEY"}},
-		"a key without list": {func(f *fixture) { withKey(f); f.config.ModelAPI = f.config.Git }, Valid, []string{"with the key"}},
-		"a key, not asked":   {func(f *fixture) { withKey(f); f.config.ModelAPI, f.key = "", "another" }, Valid, []string{"with the key"}},
-		"a revoked key":      {func(f *fixture) { withKey(f); f.key = "another" }, Invalid, []string{"refuses the key in env:CODEX_KEY (401)", "Make a new one"}},
-		"a key in no file":   {func(f *fixture) { f.config.Codex = f.credential("Codex key", "file:/nowhere/key") }, Invalid, []string{"the Codex key cannot be read from file:/nowhere/key"}},
+		"a login":           {func(*fixture) {}, Valid, []string{"codex-cli 0.99.0, with its login: Logged in using ChatGPT"}},
+		"a login for long":  {login(100 * time.Hour), Valid, []string{"with its login"}},
+		"a login that ends": {login(time.Hour), ExpiresSoon, []string{"its login expires on", "must be able to write", "auth.json"}},
+		"a key":             {withKey, Valid, []string{"codex-cli 0.99.0, with the key in env:CODEX_KEY"}},
+		"a key in no file":  {func(f *fixture) { f.config.Codex = f.credential("Codex key", "file:/nowhere/key") }, Invalid, []string{"the Codex key cannot be read from file:/nowhere/key"}},
 		"no login": {func(f *fixture) {
 			f.config.Program = program(t, `[ "$1" = --version ] && echo codex-cli 0.99.0 && exit; echo Not logged in >&2; exit 1`)
 		}, Invalid, []string{"has no login (exit status 1): Not logged in", "no key in env:CODEX_KEY", "run `codex login`"}},
