@@ -106,6 +106,16 @@ func TestOutcomesOfCodexCloud(t *testing.T) {
 	}
 }
 
+func TestALargeDiffIsNotTaken(t *testing.T) {
+	t.Parallel()
+	for size, refused := range map[int64]bool{int64(len(aDiff)) - 1: true, int64(len(aDiff)): false} {
+		cloud, _ := withCloud(t, codextest.CloudScript{Diff: aDiff}, func(c *codex.CloudConfig) { c.MaxDiff = size })
+		if diff, err := cloud.Diff(t.Context(), owner, "task_e_0001"); errors.Is(err, codex.ErrDiffTooLarge) != refused || (err == nil) != (string(diff) == aDiff) {
+			t.Errorf("limit %d: %d bytes, %v", size, len(diff), err)
+		}
+	}
+}
+
 // Whoever did not see the answer to a submission finds the task by its mark, or is told
 // that it cannot be found, or that there is none.
 func TestASubmissionWithoutAnAnswerIsFound(t *testing.T) {

@@ -30,9 +30,8 @@ type eventReader struct {
 	// skip says that the line is too long, and that its rest is skipped.
 	skip bool
 
-	// thread is the id of the conversation. seen, if it is not nil, is called with it.
+	// thread is the id of the conversation.
 	thread string
-	seen   func(thread string)
 	// events counts the lines that are events, foreign those that are not.
 	events, foreign int
 	// message is the last one of the model, failure the last error.
@@ -81,9 +80,6 @@ func (r *eventReader) read(line []byte) {
 	switch e.Type {
 	case "thread.started":
 		r.thread = bounded(e.ThreadID)
-		if r.seen != nil && r.thread != "" {
-			r.seen(r.thread)
-		}
 	case "turn.started":
 		r.completed, r.failed = false, false
 	case "item.completed":

@@ -22,6 +22,9 @@ import (
 // Sandboxes are the values of ExecConfig.Sandbox.
 var Sandboxes = []string{"read-only", "workspace-write", "danger-full-access"}
 
+// keyVariable is the variable from which Codex takes a key.
+const keyVariable = "CODEX_API_KEY"
+
 // ExecConfig is the configuration of an [Exec].
 type ExecConfig struct {
 	// Program is the codex program: a path, or a name that is looked up in PATH. Defaults
@@ -33,11 +36,9 @@ type ExecConfig struct {
 	// that Codex finds it itself.
 	Home string
 	// Key is the key of the model's API, nil if Codex uses its login, as it does if the
-	// key's variable is not set (credential.ErrNotSet). It is put into KeyVariable of the
+	// key's variable is not set (credential.ErrNotSet). It is put into CODEX_API_KEY of the
 	// program's environment, and of no other one's.
 	Key Key
-	// KeyVariable defaults to CODEX_API_KEY.
-	KeyVariable string
 	// Model is the model, "" for that of Codex's configuration.
 	Model string
 	// Sandbox is one of [Sandboxes]. Defaults to workspace-write.
@@ -64,7 +65,6 @@ type ExecConfig struct {
 // WithDefaults returns a copy in which empty fields have their defaults.
 func (c ExecConfig) WithDefaults() ExecConfig {
 	c.Program = cmp.Or(c.Program, "codex")
-	c.KeyVariable = cmp.Or(c.KeyVariable, "CODEX_API_KEY")
 	c.Sandbox = cmp.Or(c.Sandbox, "workspace-write")
 	c.TimeLimit = cmp.Or(c.TimeLimit, time.Hour)
 	c.StallLimit = cmp.Or(c.StallLimit, 20*time.Minute)
@@ -122,9 +122,6 @@ type ExecRequest struct {
 	// Log gets the JSON lines as Codex prints them, not redacted, whole lines or not. It
 	// must not fail.
 	Log io.Writer
-	// Started is called with the id of the conversation as soon as Codex has said it.
-	// It may be nil.
-	Started func(thread string)
 }
 
 // Causes with which a run is ended.
@@ -147,7 +144,7 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	events := &eventReader{seen: request.Started}
+	events := &eventReader{}
 	log := &limitedLog{next: request.Log, left: e.config.MaxLog}
 	stderr := &tail{limit: 4 << 10}
 	limited, cancel := context.WithCancelCause(ctx)
@@ -214,7 +211,7 @@ func (e *Exec) command(ctx context.Context, request ExecRequest) (*exec.Cmd, err
 		key, err := e.config.Key.Read(ctx)
 		switch {
 		case err == nil:
-			cmd.Env = append(cmd.Env, e.config.KeyVariable+"="+key.Reveal())
+			cmd.Env = append(cmd.Env, keyVariable+"="+key.Reveal())
 		case !errors.Is(err, credential.ErrNotSet):
 			return nil, err
 		}
@@ -234,7 +231,7 @@ func (c ExecConfig) arguments() []string {
 		"sandbox_workspace_write.exclude_slash_tmp=true",
 		// Variables whose names look like secrets do not reach the commands of the model.
 		"shell_environment_policy.ignore_default_excludes=false",
-		fmt.Sprintf("shell_environment_policy.exclude=[%q]", c.KeyVariable),
+		fmt.Sprintf("shell_environment_policy.exclude=[%q]", keyVariable),
 	}, c.Overrides...) {
 		list = append(list, "--config", override)
 	}

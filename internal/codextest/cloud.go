@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -51,12 +52,35 @@ type Cloud struct{ dir string }
 // NewCloud makes the stand-in in a directory.
 func NewCloud(dir string, script CloudScript) (*Cloud, error) {
 	c := &Cloud{dir}
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", c.Program(), "github.com/moonladderstudios/mm-orchestrator/internal/codextest/cloudprogram")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the stand-in of codex cloud: %w: %s", err, out)
+	program, err := cloudProgram()
+	if err != nil {
+		return nil, err
+	}
+	// A program that another goroutine starts meanwhile would keep the file open for
+	// writing, and it could not be executed.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(c.Program(), program, 0o700)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, err
 	}
 	return c, c.Change(func(s *CloudState) { s.Script = script })
 }
+
+// cloudProgram is the program of the stand-in, which is built once.
+var cloudProgram = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "codextest-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "codex")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", program, "github.com/moonladderstudios/mm-orchestrator/internal/codextest/cloudprogram")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the stand-in of codex cloud: %w: %s", err, out)
+	}
+	return os.ReadFile(program)
+})
 
 // Program is its path.
 func (c *Cloud) Program() string { return filepath.Join(c.dir, "codex") }
