@@ -14,7 +14,26 @@ func SharedChannel(p broker.Publisher) any {
 	return own.shared
 }
 
+// WaitForQuestion waits until a question is on its way to the broker.
+func WaitForQuestion(c broker.Consumer) {
+	for len(c.(*consumer).queryTurn) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// ChangeConsumers does what adding or cancelling a consumer does at first.
+func ChangeConsumers(s broker.Subscription) { s.(*subscription).changed(0) }
+
 // SetCallTimeout changes how long the broker may leave a call unanswered.
 func SetCallTimeout(c broker.Consumer, timeout time.Duration) {
 	c.(*consumer).callTimeout = timeout
+}
+
+// KnownMissing reports whether each message to an exchange has a channel of its own,
+// because the exchange was missing.
+func KnownMissing(p broker.Publisher, exchange string) bool {
+	own := p.(*publisher)
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	return own.missing[exchange]
 }

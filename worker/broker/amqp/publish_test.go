@@ -101,4 +101,7 @@ func TestMissingExchangeClosesTheSharedChannelOnce(t *testing.T) {
 		&broker.Queue{Name: "orders", Exchange: "late", ExchangeType: "direct", RoutingKey: "orders"}); err != nil {
 		t.Errorf("after its declaration: %v", err)
 	}
+	if amqp.KnownMissing(p, "late") {
+		t.Error("an exchange that exists now still counts as missing: each message to it would open a channel")
+	}
 }

@@ -38,7 +38,8 @@ func (s Subject) Test(t *testing.T) {
 		"a closed connection gives messages back":   (*env).close,
 		"no queue takes a message":                  (*env).unroutable,
 		"a publication declares its queue":          (*env).declare,
-		"a broadcast reaches all":                   (*env).broadcast,
+		"a fanout reaches each of its queues once":  (*env).fanout,
+		"a broadcast that nobody hears":             (*env).broadcast,
 		"questions about queues":                    (*env).questions,
 		"an inspection changes nothing":             (*env).inspect,
 		"a call ends with its context":              (*env).context,
@@ -356,6 +357,21 @@ func (e *env) declare() {
 	}
 }
 
+func (e *env) fanout() {
+	one := broker.Queue{Name: "one", Exchange: "all", ExchangeType: "fanout", RoutingKey: "one"}
+	again, two, other := one, one, queue("other")
+	again.RoutingKey = "another binding"
+	two.Name, two.RoutingKey = "two", "two"
+	c := e.consumer(one, again, two, other)
+	receivers := []receiver{e.subscribe(c, one, 2), e.subscribe(c, two, 2), e.subscribe(c, other, 2)}
+	e.publish("all", "no key matters", "a")
+	receivers[0].next("a").Ack()
+	receivers[1].next("a").Ack()
+	for _, r := range receivers {
+		r.none()
+	}
+}
+
 func (e *env) broadcast() {
 	m := message("everybody", "", "a")
 	if err := e.publisher.Broadcast(e.Context(), m); !errors.Is(err, broker.ErrUnroutable) {
@@ -387,7 +403,10 @@ func (e *env) questions() {
 	if _, err := c.Depth(e.Context(), "absent"); !errors.Is(err, broker.ErrMismatch) {
 		e.Errorf("a queue that does not exist: %v, want ErrMismatch", err)
 	}
-	// The connection is usable after the refusal.
+	// The connection is usable after the refusal, for questions too.
+	if n, err := c.Depth(e.Context(), "q"); n != 2 || err != nil {
+		e.Errorf("after the refusal %d messages are ready, %v; want 2", n, err)
+	}
 	d.Ack()
 	r.next("1").Ack()
 	r.next("2").Ack()
