@@ -28,13 +28,16 @@ type Canvas struct {
 const mostMessages = 10000
 
 // Run sends a signature and runs all that follows from it, without a broker, one task
-// after the other: chains, groups, callbacks, error callbacks, retries and replacements. It returns
-// when nothing is left to run. The results are stored as a worker stores them, so that
+// after the other: chains, groups, callbacks, error callbacks, retries and replacements.
+// It returns when nothing is left to run. The results are stored as a worker stores them, so that
 // Get, State and Children of the canvas return what they would for a client.
 //
 //   - Pauses, ETA, countdown and expiry are skipped: every message runs at once.
-//   - Rate limits, acknowledgements and starts are those of a worker with a broker, and
-//     have no effect: use Start.
+//   - Of the options of a task, those for its messages have no effect, which are Prepare,
+//     SendTo and ExpireAfter, nor have those for a broker: RateLimit, MaxStarts, and the
+//     options of acknowledgement. The results of tasks with IgnoreResult are stored, too.
+//     To test with these options, [Start] the worker, for instance with the broker of
+//     package worker/broker/memory.
 //   - A handler that sends tasks with a client of its own sends them to a broker: give
 //     the handler its client by an interface, and test with another one.
 //
@@ -103,9 +106,9 @@ func (r *canvasRun) run(ctx context.Context, message protocol.Publishing) error 
 	case outcome.Reject != nil && outcome.Reject.Requeue:
 		return fmt.Errorf("workertest: task %s (id %s) asks to be requeued: %w", m.Task, m.ID, outcome.Err)
 	case outcome.Reject != nil:
-		reason, err := protocol.EncodeJSON(outcome.Reject.Reason)
-		if err != nil {
-			return err
+		reason := json.RawMessage("null")
+		if text := outcome.Reject.Reason; text != "" {
+			reason = encode(text)
 		}
 		outcome = failedWith(protocol.Exception{Module: "celery.exceptions", Type: "Reject", Args: []json.RawMessage{reason, json.RawMessage("false")}})
 	case outcome.Retry != nil:

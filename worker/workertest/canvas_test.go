@@ -36,6 +36,7 @@ func canvasWorker() *worker.Worker {
 	}) (string, error) {
 		return fmt.Sprint(in.All...), nil
 	})
+	w.Register("shop.drop", worker.Func(func() error { return worker.Reject{} }))
 	w.Register("shop.reject", worker.Func(func(requeue bool) error { return worker.Reject{Requeue: requeue, Reason: "bad"} }))
 	return w
 }
@@ -93,6 +94,10 @@ func TestRunDoesWhatWorkersDo(t *testing.T) {
 	}
 	rejected := run(client.Task("shop.reject", false))
 	if err := rejected.Get(t.Context(), nil); !errors.As(err, &failure) || failure.Exception.Repr() != "Reject('bad', False)" {
+		t.Errorf("%v", err)
+	}
+	unexplained := run(client.Task("shop.drop"))
+	if err := unexplained.Get(t.Context(), nil); !errors.As(err, &failure) || failure.Exception.Repr() != "Reject(None, False)" {
 		t.Errorf("%v", err)
 	}
 	if _, err := workertest.Run(t.Context(), canvasWorker(), client.Task("shop.reject", true)); err == nil {
