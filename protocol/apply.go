@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"encoding/json"
 	"fmt"
@@ -242,11 +243,11 @@ func (a *application) headers(id string, args []json.RawMessage, tuple bool) (ma
 		"group_index":           index,
 		"retries":               plainValue(a.optionOr("retries", "0")),
 		"timelimit":             []any{plainValue(a.optionOr("time_limit", "null")), plainValue(a.optionOr("soft_time_limit", "null"))},
-		"root_id":               first(a.o.RootID, textOf(a.option("root_id")), id),
-		"parent_id":             orNil(first(a.o.ParentID, textOf(a.option("parent_id")))),
-		"argsrepr":              first(textOf(a.option("argsrepr")), argsRepr(args, tuple)),
-		"kwargsrepr":            first(textOf(a.option("kwargsrepr")), kwargsRepr(a.s.Kwargs)),
-		"origin":                first(textOf(a.option("origin")), a.o.Origin),
+		"root_id":               cmp.Or(a.o.RootID, textOf(a.option("root_id")), id),
+		"parent_id":             orNil(cmp.Or(a.o.ParentID, textOf(a.option("parent_id")))),
+		"argsrepr":              cmp.Or(textOf(a.option("argsrepr")), argsRepr(args, tuple)),
+		"kwargsrepr":            cmp.Or(textOf(a.option("kwargsrepr")), kwargsRepr(a.s.Kwargs)),
+		"origin":                cmp.Or(textOf(a.option("origin")), a.o.Origin),
 		"ignore_result":         plainValue(a.optionOr("ignore_result", "null")),
 		"replaced_task_nesting": plainValue(a.optionOr("replaced_task_nesting", "0")),
 		"stamped_headers":       stamped,
@@ -384,14 +385,4 @@ func orNil(text string) any {
 		return nil
 	}
 	return text
-}
-
-// first returns the first text that is not "".
-func first(texts ...string) string {
-	for _, text := range texts {
-		if text != "" {
-			return text
-		}
-	}
-	return ""
 }

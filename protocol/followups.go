@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"crypto/sha1"
 	"encoding/json"
 	"fmt"
@@ -278,7 +279,7 @@ func (p *planner) apply(s Signature, o ApplyOptions) (json.RawMessage, error) {
 	if s.Task == "celery.group" || s.Task == "celery.chain" || s.Task == "celery.chord" {
 		return nil, p.unsupported(s, "only a task can be used here")
 	}
-	o.Args, o.ParentID, o.RootID = p.args, p.m.ID, first(p.m.RootID, p.m.ID)
+	o.Args, o.ParentID, o.RootID = p.args, p.m.ID, cmp.Or(p.m.RootID, p.m.ID)
 	o.ReplyTo, o.Origin, o.Now, o.NewID = p.sender.ReplyTo, p.sender.Origin, p.sender.Now, p.newID
 	o.Priority = p.priority
 	queue := ""
@@ -364,7 +365,7 @@ func LaterSteps(m *Message) []LaterStep {
 				steps = append(steps, LaterStep{
 					TaskID: id, Task: s.Task, Args: s.rawArgs, Kwargs: s.rawKwargs,
 					ReplyTo: option("reply_to"), ParentID: option("parent_id"), Group: option("group_id"),
-					RootID: first(option("root_id"), m.RootID, m.ID),
+					RootID: cmp.Or(option("root_id"), m.RootID, m.ID),
 				})
 			}
 			inside = append(inside, nestedIn(s)...)

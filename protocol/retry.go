@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"strings"
@@ -101,7 +102,7 @@ func retryHeaders(m *Message, o RetryOptions) map[string]any {
 		"group_index":           nil,
 		"retries":               int32(m.Retries) + 1,
 		"timelimit":             []any{limitHeader(m.TimeLimit.Hard), limitHeader(m.TimeLimit.Soft)},
-		"root_id":               first(m.RootID, m.ID),
+		"root_id":               cmp.Or(m.RootID, m.ID),
 		"parent_id":             orNil(parent),
 		"origin":                m.Origin,
 		"ignore_result":         nil,
