@@ -28,13 +28,7 @@ func RequeueTimeouts() TaskOption { return func(r *registration) { r.requeueTime
 // acknowledge acknowledges the deliveries of an attempt that goes on. Deliveries that
 // join later are acknowledged at once.
 func (a *attempt) acknowledge() {
-	settling := a.chooseEarly()
-	for _, d := range settling {
-		d.sub.adjust()
-	}
-	for _, d := range settling {
-		d.tell()
-	}
+	tellAll(a.chooseEarly())
 }
 
 // chooseEarly moves the deliveries of an attempt to settling.
@@ -66,7 +60,7 @@ func finalOutcome(o outcome) outcome {
 	return o
 }
 
-// settlementOf is how the message of a failed task is settled.
+// settlementOfFailure is how the message of a failed task is settled.
 func (r registration) settlementOfFailure() settlement {
 	if r.rejectFailures {
 		return settlementReject

@@ -124,10 +124,15 @@ func (a *attempt) hasRunning(d *delivery) bool {
 // that has joined may be the copy that was published from there, the only one left:
 // it is requeued and runs.
 func (a *attempt) end(s settlement) {
-	settling := a.choose(s)
-	// Consumers that the deliveries no longer need are cancelled before the broker is
-	// told: it could deliver a requeued message to one of them, and a quorum queue
-	// counts a return when a consumer is cancelled meanwhile.
+	tellAll(a.choose(s))
+}
+
+// tellAll tells the broker how the deliveries of an attempt are settled.
+//
+// Consumers that they no longer need are cancelled before: the broker could deliver a
+// requeued message to one of them, and a quorum queue counts a return when a consumer
+// is cancelled meanwhile.
+func tellAll(settling []*delivery) {
 	for _, d := range settling {
 		d.sub.adjust()
 	}

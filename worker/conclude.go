@@ -351,11 +351,7 @@ const storeTimeout = 30 * time.Second
 // storeOnce stores a state that is only information. A panic of the result
 // backend is an error: it must not end the task.
 func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, goStack())
-		}
-	}()
+	defer catch(&err)
 	if w.cfg.Results == nil {
 		return nil
 	}

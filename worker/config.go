@@ -105,9 +105,9 @@ type Config struct {
 	Undecodable Undecodable
 
 	// DeadLetterQueue receives every message that would be rejected because it
-	// cannot be decoded, its task is not registered or has reached [MaxStarts]: unchanged, with the
-	// headers [HeaderReason], [HeaderQueue] and [HeaderTime] added. The worker
-	// declares it as durable if it does not exist. Empty means that the worker
+	// cannot be decoded, its task is not registered or has reached [MaxStarts]:
+	// unchanged, with the headers [HeaderReason], [HeaderQueue] and [HeaderTime]
+	// added. The worker declares it as durable if it does not exist. Empty means that the worker
 	// rejects such messages as Celery does; a dead-letter exchange of the queue,
 	// if there is one, then receives them.
 	DeadLetterQueue string
@@ -117,8 +117,9 @@ type Config struct {
 	// means one attempt per broker.
 	StartTimeout time.Duration
 	// Heartbeat is the interval between the signs of life that the worker and the
-	// broker exchange, as the worker proposes it. The worker notices a dead connection after one and a half
-	// intervals. Defaults to the longest heartbeat option in Broker, or 10 s.
+	// broker exchange, as the worker proposes it. The worker notices a dead connection
+	// after one and a half intervals. Defaults to the longest heartbeat option in
+	// Broker, or 10 s.
 	Heartbeat time.Duration
 	// RecordTimeout is how long a connected worker tries to publish a task's
 	// follow-up messages and to store its result before it requeues the task's

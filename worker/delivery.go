@@ -300,7 +300,7 @@ func (d *delivery) choose(s settlement) {
 // the connection is lost.
 func (d *delivery) settle(s settlement) {
 	if d.decide(s) {
-		d.sub.adjust() // see attempt.end
+		d.sub.adjust() // see tellAll
 		d.tell()
 	}
 }

@@ -11,7 +11,8 @@
 //
 // [New] makes a [Worker] from a [Config], [Handle] registers a function as the
 // handler of a task, and [Worker.Run] runs until its context ends. Results go to
-// a [results.Backend], such as that of package results/postgres. Package workertest helps to test handlers without a broker.
+// a [results.Backend], such as that of package results/postgres. Package workertest
+// helps to test handlers without a broker.
 //
 // The package owns the deliveries until they are settled, the slots, reconnection
 // and shutdown. It contains no SQL and no application logic. Package broker says what

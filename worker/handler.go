@@ -17,10 +17,10 @@ import (
 //     a dictionary whose keys are the json tags of its fields, nil is None. A
 //     value without such a form makes the task FAILURE with kombu's EncodeError.
 //   - A returned error makes the task FAILURE, unless it is [Retry], [Reject],
-//     [Ignore] or that of [Replace]. An [Error] chooses the Python class; for any other error the
-//     class is RuntimeError, or what [ErrorClasses] says. With [AutoRetry] the
-//     task is run again. These values may be pointers, and may be wrapped in
-//     other errors.
+//     [Ignore] or that of [Replace]. An [Error] chooses the Python class; for any
+//     other error the class is RuntimeError, or what [ErrorClasses] says. With
+//     [AutoRetry] the task is run again. These values may be pointers, and may be
+//     wrapped in other errors.
 //   - A panic makes the task FAILURE with the class RuntimeError and the stack as
 //     traceback. So does a panic of middleware, or of a method of what the
 //     handler returned, such as Error or MarshalJSON.

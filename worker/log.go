@@ -62,6 +62,14 @@ func (w *Worker) reportPanic(p any) {
 	w.cfg.Logger.Error("message is rejected: its handling has panicked", "error", fmt.Sprint(p), "stack", goStack())
 }
 
+// catch is deferred. It makes a panic of the program's code, such as its result backend,
+// the error of the function that calls it.
+func catch(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("panic: %v\n%s", p, goStack())
+	}
+}
+
 // goStack returns the stack of a panic of this package, for the log.
 func goStack() string {
 	var lines []string

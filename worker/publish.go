@@ -120,9 +120,9 @@ func (w *Worker) sendOn(ctx context.Context, p broker.Publisher, o outgoing) err
 // m.Exchange and m.RoutingKey say where it goes; the exchange "" with the name of
 // a queue as routing key is that queue. Config.TaskRoutes are not applied.
 //
-// The error is ErrUnroutable when no queue received the message. After any other
-// error the message may or may not be in the queue, so that a retry may publish
-// it twice.
+// The error is ErrUnroutable when no queue received the message, and a
+// [broker.UnsendableError] when none ever can. After any other error the message may or
+// may not be in the queue, so that a retry may publish it twice.
 func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
 	return w.send(ctx, outgoing{message: m})
 }

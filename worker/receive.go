@@ -67,18 +67,18 @@ func (w *Worker) handle(d *delivery) {
 // read decodes a delivery. It returns false if no task has to run for it: the
 // delivery is settled then, or has joined the attempt of its task.
 func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
-	head, err := d.decodeHeader()
-	if err != nil {
-		w.malformed(d, err)
-		return nil, false
-	}
-	if _, known := w.tasks[head.Task]; !known {
-		w.unregistered(d, head)
-		return nil, false
-	}
 	m, err := d.decode()
 	if err != nil {
-		w.malformed(d, err)
+		// The body of a task without a handler does not matter.
+		head, headErr := d.decodeHeader()
+		if headErr != nil || w.isRegistered(head) {
+			w.malformed(d, err)
+			return nil, false
+		}
+		m = head
+	}
+	if !w.isRegistered(m) {
+		w.unregistered(d, m)
 		return nil, false
 	}
 	faultpoint.Hit(faultpoint.DeliveryDecoded, m.ID, m.ArgsRepr)
@@ -97,6 +97,11 @@ func (w *Worker) read(d *delivery) (eta *time.Time, proceed bool) {
 	}
 	w.renewReturned(d)
 	return m.ETA, true
+}
+
+func (w *Worker) isRegistered(m *protocol.Message) bool {
+	_, known := w.tasks[m.Task]
+	return known
 }
 
 // repeated handles a delivery whose task runs in this process, or has ended in it.
@@ -227,8 +232,9 @@ func (w *Worker) delay(d *delivery, pause time.Duration) bool {
 	}
 }
 
-// waitForSlot waits for the rate limit of its task, and in line for a slot. It returns nil when the delivery has left
-// meanwhile, or has joined the attempt of an equal message.
+// waitForSlot waits for the rate limit of its task, and in line for a slot. It returns
+// nil when the delivery has left meanwhile, or has joined the attempt of an equal
+// message.
 func (w *Worker) waitForSlot(d *delivery) *attempt {
 	d.wait()
 	endWait := d.activity.Wait()

@@ -12,15 +12,17 @@ import (
 // place of this one: Celery's Task.replace (docs/celery.md#replacing-a-task). The
 // signature is one of package client or of package protocol, or its JSON text.
 //
-//		return nil, worker.Replace(client.Chain(client.Task("shop.reserve", sku), client.Task("shop.charge")))
+//	return nil, worker.Replace(client.Chain(client.Task("shop.reserve", sku), client.Task("shop.charge")))
 //
-//	  - The replacement, or the last task of a chain, has the id of the replaced task:
-//	    whoever waits for that gets its result. An id of its own is not used.
-//	  - Group, callbacks, error callbacks and the later steps of the chain move over.
-//	  - The worker stores nothing for the replaced task itself and acknowledges it.
-//	  - A group, or a chain with one, is a chord in Celery. This worker cannot start it: the
-//	    task fails with NotImplementedError. So it does with an empty chain, or with a task
-//	    that no queue takes.
+// What holds then:
+//
+//   - The replacement, or the last task of a chain, has the id of the replaced task:
+//     whoever waits for that gets its result. An id of its own is not used.
+//   - Group, callbacks, error callbacks and the later steps of the chain move over.
+//   - The worker stores nothing for the replaced task itself and acknowledges it.
+//   - A group, or a chain with one, is a chord in Celery. This worker cannot start it: the
+//     task fails with NotImplementedError. So it does with an empty chain, or with a task
+//     that no queue takes.
 func Replace(signature json.Marshaler) error { return replacement{signature} }
 
 type replacement struct{ signature json.Marshaler }

@@ -63,11 +63,7 @@ func (w *Worker) countStart(a *attempt) (o outcome, start bool) {
 	}
 	var starts int
 	err := w.retry(w.lifecycle.record, "store", func(ctx context.Context) (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("panic: %v\n%s", p, goStack())
-			}
-		}()
+		defer catch(&err)
 		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 		defer cancel()
 		starts, err = w.cfg.Results.(results.StartCounter).CountStart(ctx, w.startOf(a.message))
@@ -100,11 +96,7 @@ func (w *Worker) forgetStarts(a *attempt) {
 		return
 	}
 	err := func() (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("panic: %v\n%s", p, goStack())
-			}
-		}()
+		defer catch(&err)
 		ctx, cancel := context.WithTimeout(w.lifecycle.record, storeTimeout)
 		defer cancel()
 		return w.cfg.Results.(results.StartCounter).ForgetStarts(ctx, w.startOf(a.message))
