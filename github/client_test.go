@@ -16,30 +16,38 @@ import (
 
 func TestTheAddressOfTheAPI(t *testing.T) {
 	t.Parallel()
-	for address, want := range map[string]github.Remote{
-		"https://github.com/octo/widgets.git":             {API: "https://api.github.com", Name: widget},
-		"https://GitHub.com/octo/widgets/":                {API: "https://api.github.com", Name: widget},
-		"git@github.com:octo/widgets.git":                 {API: "https://api.github.com", Name: widget},
-		"ssh://git@ssh.github.com:443/octo/widgets.git":   {API: "https://api.github.com", Name: widget},
-		"https://github.example.com/octo/widgets":         {API: "https://github.example.com/api/v3", Name: widget},
-		"https://github.example.com:8443/octo/widgets":    {API: "https://github.example.com:8443/api/v3", Name: widget},
-		"git@github.example.com:octo/widgets":             {API: "https://github.example.com/api/v3", Name: widget},
-		"ssh://git@github.example.com:122/octo/widgets":   {API: "https://github.example.com/api/v3", Name: widget},
-		"https://acme.ghe.com/octo/.github.git":           {API: "https://api.acme.ghe.com", Name: "octo/.github"},
-		"http://127.0.0.1:8080/octo/widgets.git":          {API: "http://127.0.0.1:8080/api/v3", Name: widget},
-		"https://x:" + token + "@github.com/octo":         {},
-		"https://github.com/octo/widgets/tree/main":       {},
-		"https://github.com/octo/..":                      {},
-		"https://github.com/-octo/widgets":                {},
-		"http://github.com/octo/widgets":                  {},
-		"file:///octo/widgets":                            {},
-		"git@github.com:/octo/widgets?x=1":                {},
-		"--upload-pack=x":                                 {},
-		"https://github.com/octo/wid%2e%2e%2fgets%0a.git": {},
+	for server, want := range map[string]string{
+		"https://github.com":               "https://api.github.com",
+		"https://GitHub.com/":              "https://api.github.com",
+		"https://www.github.com":           "https://api.github.com",
+		"https://acme.ghe.com":             "https://api.acme.ghe.com",
+		"https://github.example.com":       "https://github.example.com/api/v3",
+		"https://github.example.com:8443/": "https://github.example.com:8443/api/v3",
+		"http://127.0.0.1:8080":            "http://127.0.0.1:8080/api/v3",
+		"github.com":                       "",
+		"https://x:" + token + "@":         "",
 	} {
-		got, err := github.ParseRemote(address)
-		if got != want || (err == nil) != (want.Name != "") || strings.Contains(fmt.Sprint(err), token) {
-			t.Errorf("%s: %+v, %v, want %+v", address, got, err, want)
+		got, err := github.API(server)
+		if got != want || (err == nil) != (want != "") || strings.Contains(fmt.Sprint(err), token) {
+			t.Errorf("%s: %s, %v, want %s", server, got, err, want)
+		}
+	}
+}
+
+func TestNamesOfRepositories(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{widget, "octo/.github", "o_1/a.b-c", "octo/_", "o-c/1." + strings.Repeat("x", 100)} {
+		if err := github.CheckName(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{
+		"", "octo", "octo/", "/widgets", "octo//widgets", "octo/widgets/tree", "octo/.", "octo/..", "../widgets", "octo/a..b", "octo/widgets.git", "o.c/widgets",
+		"-octo/widgets", "octo/-widgets", "--upload-pack=x/y", "octo/wid gets", "octo/widgets\n", "octo/wid%2egets", "octo/widgets?x=1", "octo/widgets#x", "octo@x/widgets", "octo/ümlaut",
+		"octo/" + strings.Repeat("x", 146),
+	} {
+		if github.CheckName(name) == nil {
+			t.Errorf("%q is accepted", name)
 		}
 	}
 }

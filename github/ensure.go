@@ -23,9 +23,6 @@ type Want struct {
 	Labels []string
 	// Reviewers are logins, Teams slugs of teams of the owner.
 	Reviewers, Teams []string
-	// Number is that of the pull request which an earlier call has opened, 0 if that is
-	// not known.
-	Number int
 }
 
 // Ensured is what Ensure has found or made.
@@ -48,8 +45,6 @@ const createTries = 4
 //   - If one of that branch is open, what is missing there is added. Its base and whether
 //     it is a draft stay. Its title is replaced if it is still the one that was written
 //     here. Of its text, only the part between two comments is.
-//   - If want.Number was closed or merged it is returned as it is, and nothing is opened
-//     in its place.
 //   - If no pull request of that branch is open, one is opened, whatever there was before.
 //   - Labels and reviewers that GitHub refuses are a note and no error: the pull request
 //     is there.
@@ -60,8 +55,8 @@ func (c *Client) Ensure(ctx context.Context, want Want) (Ensured, error) {
 	s := c.session()
 	want.Title = shorten(strings.Join(strings.Fields(want.Title), " "), maxTitle)
 	result, err := s.findOrCreate(ctx, want)
-	if err != nil || result.State != Open {
-		return result, err
+	if err != nil {
+		return Ensured{}, err
 	}
 	if !result.Created {
 		if fields := changes(result.PullRequest, want); len(fields) > 0 {
@@ -78,25 +73,12 @@ func (c *Client) Ensure(ctx context.Context, want Want) (Ensured, error) {
 	return result, nil
 }
 
-// findOrCreate returns the pull request that is open, or want.Number.
+// findOrCreate returns the pull request that is open, and opens one if there is none.
 func (s *session) findOrCreate(ctx context.Context, want Want) (Ensured, error) {
 	var notes []string
-	if want.Number > 0 {
-		switch p, err := s.findPull(ctx, want.Repository, want.Number); {
-		case err == nil && p.Head == want.Head:
-			if p.State != Open {
-				notes = append(notes, fmt.Sprintf("pull request %d was %s by somebody, and is left as it is", p.Number, p.State))
-			}
-			return Ensured{PullRequest: p, Notes: notes}, nil
-		case err == nil:
-			notes = append(notes, fmt.Sprintf("pull request %d is of the branch %s and not of %s, and is left as it is", p.Number, oneLine(p.Head), want.Head))
-		case KindOf(err) != NotFound:
-			return Ensured{}, err
-		}
-	}
 	created := false
 	for try := 1; ; try++ {
-		open, err := s.listPulls(ctx, want.Repository, want.Head, "open")
+		open, err := s.listOpenPulls(ctx, want.Repository, want.Head)
 		if err != nil {
 			return Ensured{}, err
 		}

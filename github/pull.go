@@ -123,36 +123,17 @@ func pullPath(repository string, number int) string {
 	return pullsPath(repository) + "/" + strconv.Itoa(number)
 }
 
-// FindPullRequest asks for a pull request by its number.
-func (c *Client) FindPullRequest(ctx context.Context, repository string, number int) (PullRequest, error) {
-	if err := CheckName(repository); err != nil {
-		return PullRequest{}, &Error{Kind: Invalid, text: err.Error(), unsent: true}
-	}
-	return c.session().findPull(ctx, repository, number)
-}
-
-func (s *session) findPull(ctx context.Context, repository string, number int) (PullRequest, error) {
-	return s.doPull(ctx, request{does: fmt.Sprintf("see pull request %d of %s", number, repository), method: http.MethodGet, path: pullPath(repository, number)})
-}
-
-// ListPullRequests returns the pull requests of a branch of the repository itself, those
-// of every state, the newest first.
-func (c *Client) ListPullRequests(ctx context.Context, repository, head string) ([]PullRequest, error) {
-	if err := CheckName(repository); err != nil {
-		return nil, &Error{Kind: Invalid, text: err.Error(), unsent: true}
-	}
-	return c.session().listPulls(ctx, repository, head, "all")
-}
-
 // maxPages is how many pages of 30 pull requests of one branch are read.
 const maxPages = 20
 
-func (s *session) listPulls(ctx context.Context, repository, head, state string) (list []PullRequest, err error) {
+// listOpenPulls returns the pull requests of a branch of the repository itself that are
+// open, the newest first.
+func (s *session) listOpenPulls(ctx context.Context, repository, head string) (list []PullRequest, err error) {
 	owner, _, _ := strings.Cut(repository, "/")
 	for page := 1; page <= maxPages; page++ {
 		var found []wirePull
 		a, err := s.do(ctx, request{does: "see the pull requests of " + repository, method: http.MethodGet, path: pullsPath(repository), query: url.Values{
-			"head": {owner + ":" + head}, "state": {state}, "sort": {"created"}, "direction": {"desc"}, "per_page": {"30"}, "page": {strconv.Itoa(page)},
+			"head": {owner + ":" + head}, "state": {"open"}, "sort": {"created"}, "direction": {"desc"}, "per_page": {"30"}, "page": {strconv.Itoa(page)},
 		}}, &found)
 		if err != nil {
 			return nil, err

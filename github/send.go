@@ -2,6 +2,7 @@ package github
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -261,20 +262,11 @@ func (s *session) refusal(r request, a answer) *Error {
 		e.text = fmt.Sprintf("GitHub refuses to %s (%s)", r.does, in)
 	case a.status >= 500:
 		e.Kind = Unavailable
-		e.text = fmt.Sprintf("GitHub at %s has failed (%s): try again later", s.config.API, first(e.Message, statusText(a.status)))
+		e.text = fmt.Sprintf("GitHub at %s has failed (%s): try again later", s.config.API, cmp.Or(e.Message, statusText(a.status)))
 	default:
 		return s.unusable(a.status, "it answers "+statusText(a.status), nil)
 	}
 	return e
-}
-
-func first(texts ...string) string {
-	for _, text := range texts {
-		if text != "" {
-			return text
-		}
-	}
-	return ""
 }
 
 func statusText(status int) string {

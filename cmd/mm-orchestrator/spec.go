@@ -111,12 +111,8 @@ var specSettingsTable = []setting{
 		defaultNote: "none",
 		help:        "The repository of runs whose row names none.",
 		read: func(c *configuration, text string) error {
-			owner, name, found := strings.Cut(text, "/")
-			if !found || owner == "" || name == "" || strings.ContainsAny(text, " \t\r\n\x00") || strings.Contains(name, "/") || strings.HasPrefix(text, "-") {
-				return errors.New("it must have the form owner/name")
-			}
 			c.Spec.Repository = text
-			return nil
+			return checkRepository(text)
 		},
 	},
 	{

@@ -2,6 +2,7 @@ package speckit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,7 +105,7 @@ func (t *codexTask) submitToCloud(ctx context.Context) error {
 		}
 	}
 	faultpoint.Hit(faultpoint.CodexStarting, t.run.ID, string(t.task))
-	id, err := cloud.Submit(ctx, codex.CloudRequest{Owner: owner, Prompt: t.prompt.String(), Branch: first(t.config.Codex.Branch, "main")})
+	id, err := cloud.Submit(ctx, codex.CloudRequest{Owner: owner, Prompt: t.prompt.String(), Branch: cmp.Or(t.config.Codex.Branch, "main")})
 	var failed *codex.Failure
 	if errors.As(err, &failed) && !failed.Refused {
 		found, findErr := cloud.Find(ctx, owner, t.prompt.mark(), t.progress.KnownTasks)

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 
@@ -51,7 +52,7 @@ func (a *attempt) discoverTask(args discoverArgs) (store.SpecWrite, error) {
 	c.set("run_id", a.run.ID)
 	c.set("feature_key", a.run.FeatureKey)
 	c.set("artifacts_path", a.base)
-	if repository := first(a.run.Repository, a.config.Repository); repository != "" {
+	if repository := cmp.Or(a.run.Repository, a.config.Repository); repository != "" {
 		c.set("repository", repository)
 	}
 	if a.run.CodexVolume != "" {
@@ -88,15 +89,6 @@ func (a *attempt) discoverTask(args discoverArgs) (store.SpecWrite, error) {
 		}
 	}
 	return store.SpecWrite{State: a.state(store.SpecSucceeded, payload)}, nil
-}
-
-func first(texts ...string) string {
-	for _, text := range texts {
-		if text != "" {
-			return text
-		}
-	}
-	return ""
 }
 
 // taskID is Celery's id of the task of a handler's context.

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -403,7 +404,7 @@ func (p *publication) description() description {
 	id, title := p.openTask()
 	d := description{
 		run: p.run.ID, attempt: p.attempt.attempt, feature: p.context.text("feature_key"), taskID: id, title: title,
-		summary: p.redact(first(p.context.text("codex_summary"), p.run.CodexSummary)), files: p.progress.Files, changed: p.progress.ChangedFiles, author: p.config.Author, more: p.config.Trailers,
+		summary: p.redact(cmp.Or(p.context.text("codex_summary"), p.run.CodexSummary)), files: p.progress.Files, changed: p.progress.ChangedFiles, author: p.config.Author, more: p.config.Trailers,
 	}
 	if task := p.context.inner("task"); task != nil {
 		d.phase = pythonText(task, "phase")

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"path/filepath"
@@ -170,7 +171,7 @@ func (a *attempt) writeApplyOutput(dir *artifacts.Run, patch, description string
 
 func (a *attempt) writeResponse(dir *artifacts.Run, branch, patch, url string) (store.SpecArtifact, error) {
 	o := newObject()
-	o.set("repository", first(a.config.Repository, "moonmind/test-repo"))
+	o.set("repository", cmp.Or(a.config.Repository, "moonmind/test-repo"))
 	o.set("branch", branch)
 	o.set("patch", patch)
 	o.set("url", url)

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/moonladderstudios/mm-orchestrator/store"
@@ -20,9 +21,9 @@ func (a *attempt) ready(ctx context.Context) error {
 	}
 	submits := a.task == store.SpecSubmit
 	noWork := a.context.truthy("no_work")
-	request := preflight.Request{Repository: first(a.context.text("repository"), a.run.Repository, a.config.Repository), Codex: submits}
+	request := preflight.Request{Repository: cmp.Or(a.context.text("repository"), a.run.Repository, a.config.Repository), Codex: submits}
 	if submits && !noWork {
-		request.Volume = first(a.context.text("codex_volume"), a.run.CodexVolume)
+		request.Volume = cmp.Or(a.context.text("codex_volume"), a.run.CodexVolume)
 	}
 	report, err := a.config.Preflight.Check(ctx, request)
 	if err != nil {

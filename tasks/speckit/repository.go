@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ func (r Repositories) validate() error {
 
 // repository is the name of the run's repository, as owner/name.
 func (a *attempt) repository() (string, error) {
-	name := first(a.context.text("repository"), a.run.Repository, a.config.Repository)
+	name := cmp.Or(a.context.text("repository"), a.run.Repository, a.config.Repository)
 	switch {
 	case name == "":
 		return "", valueError("the run names no repository: set %s, or submit the run with one", a.config.SettingName("GITHUB_REPOSITORY"))

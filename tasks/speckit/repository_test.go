@@ -25,6 +25,8 @@ func TestTheRepositoryOfARun(t *testing.T) {
 		{"--upload-pack=touch x", "", "", "error: the repository"},
 		{"--upload-pack=x/y", "", "", "error: the repository"},
 		{"o/--upload-pack=x", "", "", "error: the repository"},
+		{"o/n.git", "", "", "error: the repository"},
+		{"o.x/n", "", "", "error: the repository"},
 		{"o/..", "", "", "error: the repository"},
 		{"../../x", "", "", "error: the repository"},
 		{"o/n/x", "", "", "error: the repository"},

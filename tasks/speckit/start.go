@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -118,8 +119,8 @@ func (c Config) PlanRetry(d store.SpecRunDetail, mode RetryMode, notes, dir stri
 	context := newObject()
 	context.set("run_id", run.ID)
 	context.set("feature_key", run.FeatureKey)
-	context.set("artifacts_path", first(run.ArtifactsPath, filepath.Join(c.Artifacts.WithDefaults().Base, run.ID)))
-	if repository := first(run.Repository, c.Repository); repository != "" {
+	context.set("artifacts_path", cmp.Or(run.ArtifactsPath, filepath.Join(c.Artifacts.WithDefaults().Base, run.ID)))
+	if repository := cmp.Or(run.Repository, c.Repository); repository != "" {
 		context.set("repository", repository)
 	}
 	context.set("attempt", retry.Attempt)
