@@ -309,9 +309,14 @@ func (s *Server) token(text string) *Token {
 
 // Git runs git in a repository of the server, and returns its output.
 func (s *Server) Git(ctx context.Context, name string, args ...string) (string, error) {
+	return run(s.command(ctx, name, args...))
+}
+
+// command is git in a repository of the server.
+func (s *Server) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir = filepath.Join(s.dir, "repositories", filepath.FromSlash(name)+".git")
-	return run(cmd)
+	return cmd
 }
 
 // run runs git with no settings but the repository's.
