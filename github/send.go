@@ -164,6 +164,11 @@ func (s *session) send(ctx context.Context, r request, token secret.String) (ans
 		return answer{}, s.unusable(response.StatusCode, fmt.Sprintf("its answer has %d bytes, and at most %d are read", response.ContentLength, maxAnswer), nil)
 	}
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
+	if err == nil {
+		// A server that notices our end of the connection may still end its answer, as if it
+		// were whole.
+		err = limited.Err()
+	}
 	switch {
 	case err != nil:
 		return answer{}, s.noAnswer(err, token)
