@@ -2,6 +2,7 @@ package speckit
 
 import (
 	"context"
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -105,25 +106,42 @@ func newPublishChain(t *testing.T, change ...func(*Config)) *publishChain {
 }
 
 // store stores a patch as Codex's task does: it sets one line of docs/api.
-func (p *publishChain) store(line string) (patch string) {
+func (p *publishChain) store(line string) {
 	p.t.Helper()
+	before := strings.Split(p.git("show", "main:docs/api"), "\n")[2]
+	p.storeText(patchOf(p.git("rev-parse", "main"), before, line))
+}
+
+// patchOf is what gitrepo.Diff makes of a changed line of docs/api, without the dozens of
+// processes that it takes to make a clone.
+func patchOf(base, before, after string) string {
+	blob := func(line string) string {
+		text := "one\ntwo\n" + line + "\nfour\nfive\n"
+		sum := sha1.Sum(fmt.Appendf(nil, "blob %d\x00%s", len(text), text))
+		return hex.EncodeToString(sum[:])
+	}
+	return fmt.Sprintf("base-commit: %s\n\ndiff --git a/docs/api b/docs/api\nindex %s..%s 100644\n--- a/docs/api\n+++ b/docs/api\n@@ -1,5 +1,5 @@\n one\n two\n-%s\n+%s\n four\n five\n",
+		base, blob(before), blob(after), before, after)
+}
+
+func TestThePatchOfTheTestsIsWhatADiffMakes(t *testing.T) {
+	t.Parallel()
+	p := newPublishChain(t)
 	git, remote, err := p.attemptOf().remote()
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
-	clone, err := git.Clone(p.t.Context(), remote, "main", filepath.Join(p.t.TempDir(), "clone"))
+	clone, err := git.Clone(t.Context(), remote, "main", filepath.Join(t.TempDir(), "clone"))
 	if err != nil {
-		p.t.Fatal(err)
+		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(clone.Tree, "docs/api"), []byte(strings.Replace("one\ntwo\nthree\nfour\nfive\n", "three", line, 1)), 0o644); err != nil {
-		p.t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(clone.Tree, "docs/api"), []byte("one\ntwo\ndrei\nfour\nfive\n"), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	change, err := clone.Diff(p.t.Context())
-	if err != nil {
-		p.t.Fatal(err)
+	change, err := clone.Diff(t.Context())
+	if want := patchOf(clone.Commit, "three", "drei"); err != nil || string(change.Patch) != want {
+		t.Errorf("got %s, %v, want %s", change.Patch, err, want)
 	}
-	p.storeText(string(change.Patch))
-	return string(change.Patch)
 }
 
 // storeText stores a text as the patch.
