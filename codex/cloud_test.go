@@ -170,6 +170,7 @@ func TestRefusedSubmissions(t *testing.T) {
 		"Not signed in. Please run 'codex login' to sign in with ChatGPT, then re-run 'codex cloud'.":                                                      {codex.NotLoggedIn, true},
 		"http error: create_task failed: POST https://chatgpt.com/backend-api/wham/tasks failed: 401 Unauthorized; content-type=application/json; body={}": {codex.NotLoggedIn, true},
 		"http error: create_task failed: POST https://chatgpt.com/backend-api/wham/tasks failed: 429 Too Many Requests; body={}":                           {codex.Limited, true},
+		"http error: create_task failed: POST https://chatgpt.com/backend-api/wham/tasks failed: 404 Not Found; body={}":                                   {codex.ModelError, true},
 		"environment 'env_1' not found; run `codex cloud` to list available environments":                                                                  {codex.ModelError, true},
 		"error sending request for url (https://chatgpt.com/backend-api/wham/tasks)\n\nCaused by:\n    0: client error (Connect)\n    1: dns error":        {codex.ModelError, true},
 		"http error: create_task failed: POST https://chatgpt.com/backend-api/wham/tasks failed: 502 Bad Gateway; body=":                                   {codex.ModelError, false},

@@ -177,6 +177,17 @@ func TestAStallEndsTheRun(t *testing.T) {
 	}
 }
 
+// Whoever prints does not stall, however long it takes.
+func TestOutputPutsAStallOff(t *testing.T) {
+	t.Parallel()
+	e := program(t, codex.ExecConfig{
+		Program: script(t, `for n in $(seq 50); do echo '{"type":"turn.started"}'; sleep 0.1; done; echo '{"type":"turn.completed"}'`), Environ: codex.Environment(os.Environ()), StallLimit: 4 * time.Second,
+	})
+	if result, err := e.Run(t.Context(), codex.ExecRequest{Dir: t.TempDir(), Log: newLog()}); err != nil || result.Outcome != codex.Finished {
+		t.Errorf("got %+v, %v", result, err)
+	}
+}
+
 // What the commands of the model leave running ends with Codex.
 func TestNothingSurvivesARun(t *testing.T) {
 	t.Parallel()
@@ -349,8 +360,8 @@ func (c *counter) Write(p []byte) (int, error) {
 // 256 MiB of output need neither memory nor disk.
 func TestMuchOutput(t *testing.T) {
 	e := program(t, codex.ExecConfig{
-		// Lines of 32 KiB, of which each is read: the reader's work is by the line.
-		Program: script(t, `cat >/dev/null; yes "$(head -c 32767 /dev/zero | tr '\0' a)" | head -c 268435456; echo '{"type":"turn.completed"}'`),
+		// Lines of 32 KiB, of which each is read, and one of 128 MiB.
+		Program: script(t, `cat >/dev/null; yes "$(head -c 32767 /dev/zero | tr '\0' a)" | head -c 134217728; head -c 134217728 /dev/zero | tr '\0' a; echo; echo '{"type":"turn.completed"}'`),
 		Environ: codex.Environment(os.Environ()), MaxLog: 1 << 20,
 	})
 	var before, after runtime.MemStats
@@ -361,7 +372,7 @@ func TestMuchOutput(t *testing.T) {
 	if err != nil || result.Outcome != codex.Finished {
 		t.Errorf("got %+v, %v", result, err)
 	}
-	if out.n > 1<<20+200 || !strings.Contains(out.end, `"dropped_bytes":267386906`) {
+	if out.n > 1<<20+200 || !strings.Contains(out.end, `"dropped_bytes":267386907`) {
 		t.Errorf("%d bytes in the log, at its end %q", out.n, out.end)
 	}
 	if grown := int64(after.TotalAlloc) - int64(before.TotalAlloc); grown > 32<<20 {

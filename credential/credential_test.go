@@ -62,7 +62,7 @@ func TestACredentialIsReadFromEachSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := script(t, `printf '%s\nurl: https://example.com\n' "$1"`)
-	environ := []string{"GITHUB_TOKEN=", "OTHER=" + token, "THIRD=wrong"}
+	environ := []string{"GITHUB_TOKEN=", "OTHER=replaced-by-the-next-one", "OTHER=" + token, "THIRD=wrong"}
 	for _, source := range []string{
 		"env:OTHER", "env:GITHUB_TOKEN,OTHER", " env: UNSET , OTHER ", "file:" + file, "command:" + program + " " + token, "command: '" + program + `' "` + token + `" 'it is'`,
 	} {
@@ -240,6 +240,10 @@ func TestAProgramGetsItsOwnEnvironment(t *testing.T) {
 	})
 	if value, err := c.Read(t.Context()); err != nil || value.Reveal() != "v--vault.example" {
 		t.Errorf("%q, %v", value.Reveal(), err)
+	}
+	c = newCredential(t, "command:"+script(t, `echo "none-$POSTGRES_PASSWORD"`), func(c *credential.Config) { c.CommandEnviron = nil })
+	if value, err := c.Read(t.Context()); err != nil || value.Reveal() != "none-" {
+		t.Errorf("without variables: %q, %v", value.Reveal(), err)
 	}
 }
 

@@ -280,6 +280,13 @@ func TestTheTokenIsNotSentElsewhere(t *testing.T) {
 	if found := f.check(widgets).GitHub; found.Status != Invalid || !strings.Contains(found.Message, "another server") || elsewhere.Load() != 0 {
 		t.Errorf("%+v, %d requests elsewhere", found, elsewhere.Load())
 	}
+	f = newFixture(t)
+	git := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusMovedPermanently))
+	defer git.Close()
+	f.config.Git = git.URL
+	if found := f.check(widgets).GitHub; found.Status != Invalid || !strings.Contains(found.Message, "another server") || elsewhere.Load() != 0 {
+		t.Errorf("git server: %+v, %d requests elsewhere", found, elsewhere.Load())
+	}
 }
 
 func TestAServerThatDoesNotAnswerIsGivenUp(t *testing.T) {
