@@ -11,8 +11,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/chaos/ledger"
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
@@ -41,7 +43,9 @@ type specLane struct {
 	// ledger, and to the file calls with its arguments and its environment.
 	programs map[string]string
 	calls    string
-	secrets  *leaktest.Search
+	// hold is a file. While it exists, codex has begun and does nothing.
+	hold    string
+	secrets *leaktest.Search
 }
 
 // tokenScopes are those of the token: as many as a classic one needs.
@@ -78,6 +82,7 @@ func (s *specLane) startServers(l *lane) (err error) {
 		}
 	}
 	s.home, s.clones, s.calls = folders["codex-home"], folders["clones"], filepath.Join(l.folder, "codex-calls")
+	s.hold = filepath.Join(l.folder, "codex-hold")
 	s.token = filepath.Join(folders["credentials"], "token")
 	s.key = filepath.Join(folders["credentials"], "key")
 	values := map[string]string{"token": "ghp_" + letters(36), "key": "sk-proj-" + letters(40)}
@@ -111,10 +116,13 @@ func (s *specLane) startServers(l *lane) (err error) {
 		script := fmt.Sprintf(`#!/bin/sh
 { env | grep -v ^CODEX_API_KEY=; echo "$@"; } >> '%s'
 case "$1" in
-exec) exec '%s' '%s' - - 1 run codex '%s' "$@" ;;
+exec) exec '%s' '%s' - - 1 run codex "$0" begun "$@" ;;
+begun)
+	shift
+	while [ -e '%s' ]; do sleep 0.05; done ;;
 esac
 exec '%s' "$@"
-`, s.calls, l.config.programs.ledger, l.ledger, program, program)
+`, s.calls, l.config.programs.ledger, l.ledger, s.hold, program)
 		s.programs[name] = filepath.Join(folder, "codex")
 		if err := os.WriteFile(s.programs[name], []byte(script), 0o755); err != nil {
 			return err
@@ -204,6 +212,12 @@ func (l *lane) submitSpec(ctx context.Context, prepare func(run) error) (run, er
 	if err := prepare(r); err != nil {
 		return r, err
 	}
+	_ = os.Remove(l.spec.hold)
+	if l.holdsCodex() {
+		if err := os.WriteFile(l.spec.hold, nil, 0o644); err != nil {
+			return r, err
+		}
+	}
 	return r, l.publishTo(ctx, specQueues[0], r.first)
 }
 
@@ -215,6 +229,10 @@ func (l *lane) specDirectory(r run) string {
 	return filepath.Join(l.spec.root, "var/artifacts/spec_workflows", r.ID)
 }
 
+// holdsCodex says that codex waits until a second worker has the message of its task:
+// however slow the machine is, codex is at work then.
+func (l *lane) holdsCodex() bool { return l.trial.Variant == twiceLater && l.trial.Case != simulated }
+
 // duplicateSpec publishes the first message of the chain again.
 func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 	var wait func() (bool, error)
@@ -223,6 +241,10 @@ func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 		return nil
 	case twiceLater:
 		wait = func() (bool, error) {
+			if l.holdsCodex() {
+				records, err := ledger.Read(l.ledger, o.run.ID)
+				return len(records) > 0, err
+			}
 			moments, err := l.trace.read()
 			return slices.ContainsFunc(moments, func(m moment) bool { return m.about(submit) }), err
 		}
@@ -232,12 +254,25 @@ func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 			return complete, err
 		}
 	}
+	defer os.Remove(l.spec.hold)
 	if wait != nil {
-		if err := until(ctx, "the time for "+o.trial.Variant, wait); err != nil {
+		if err := l.untilOfRun(ctx, "the time for "+o.trial.Variant, wait); err != nil {
 			return err
 		}
 	}
-	return l.publishTo(ctx, specQueues[0], o.run.first)
+	if err := l.publishTo(ctx, specQueues[0], o.run.first); err != nil || !l.holdsCodex() {
+		return err
+	}
+	return l.untilOfRun(ctx, "the message of "+submit+" to come again", func() (bool, error) {
+		moments, err := l.trace.read()
+		decided := 0
+		for _, m := range moments {
+			if m.Point == faultpoint.StepDecided && m.about(submit) && m.about(o.run.ID) {
+				decided++
+			}
+		}
+		return decided > 1, err
+	})
 }
 
 // specStatus reads the run's status, and whether the run has ended.
