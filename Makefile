@@ -121,7 +121,7 @@ BENCH_VARIABLES = $(if $(BENCH),BENCH=$(BENCH)) $(if $(CASES),CASES=$(CASES)) $(
 BENCH_FLAGS = $(if $(filter short,$(BENCH)),-short) $(if $(CASES),-cases $(CASES)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(CONTENDERS),-contenders $(CONTENDERS)) $(if $(OUT),-out $(OUT),$(if $(BENCH)$(CASES)$(CONTENDERS),,-readme README.md))
 
 .PHONY: bench
-bench: $(DEVENV) ## Compare with Celery and with the floor: BENCH=short CASES=… ROUNDS=… OUT=…
+bench: $(DEVENV) ## Compare with Celery and with the floor: BENCH=short CASES=… CONTENDERS=… ROUNDS=… OUT=…
 	@go build -o bin/bench ./internal/bench/program
 	@$(DEVENV) run -only python,broker,database -celery 5.7.0 -- env MM_BENCH_VARIABLES="$(strip $(BENCH_VARIABLES))" bin/bench $(BENCH_FLAGS)
 
