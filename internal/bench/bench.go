@@ -118,6 +118,42 @@ type harness struct {
 	choices []Choice
 }
 
+// sizes are those of the cases that do not last as long as a sample.
+type sizes struct {
+	// log is in bytes, messages are those of the case "many-messages".
+	log, messages int
+	// least is how many chains and runs the medians of "chain-hop" and "plan" have at
+	// least.
+	least int
+	// countedRuns are the runs of the case "statements".
+	countedRuns int
+	// queued are the runs that wait in the case "queued-runs", workers the most that run
+	// there. runs are measured, and warmUpRuns come before them for each worker.
+	queued, workers, runs, warmUpRuns int
+	// before and after a fault of the case "recovery" the tasks are counted; a kill follows
+	// the other after pace.
+	before, after, pace time.Duration
+}
+
+func (h *harness) sizes() sizes {
+	switch {
+	case h.Seconds > 0: // for tests
+		return sizes{
+			log: 256 << 10, messages: 500, least: 1, countedRuns: 1, queued: 1000, workers: 2, runs: 1,
+			before: 500 * time.Millisecond, after: 500 * time.Millisecond, pace: 100 * time.Millisecond,
+		}
+	case h.Short:
+		return sizes{
+			log: 128 << 20, messages: 50_000, least: 3, countedRuns: 5, queued: 10_000, workers: 16, runs: 5, warmUpRuns: 2,
+			before: 3 * time.Second, after: 10 * time.Second, pace: time.Second,
+		}
+	}
+	return sizes{
+		log: 1 << 30, messages: 250_000, least: 3, countedRuns: 5, queued: 100_000, workers: 16, runs: 20, warmUpRuns: 2,
+		before: 10 * time.Second, after: time.Minute, pace: time.Second,
+	}
+}
+
 // List prints the cases.
 func List(w io.Writer) {
 	for _, c := range cases() {

@@ -34,12 +34,27 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// The cases of the worker alone and those of several contenders run side by side, with
+// servers of their own: both wait most of the time.
 func TestEachCaseCanBeMeasured(t *testing.T) {
 	t.Parallel()
+	var alone, together []string
+	for _, c := range cases() {
+		if c.Name == "plan" || len(c.Contenders) == 1 {
+			alone = append(alone, c.Name)
+		} else {
+			together = append(together, c.Name)
+		}
+	}
+	t.Run("alone", func(t *testing.T) { t.Parallel(); measureEach(t, alone) })
+	t.Run("together", func(t *testing.T) { t.Parallel(); measureEach(t, together) })
+}
+
+func measureEach(t *testing.T, names []string) {
 	folder := t.TempDir()
 	// Without the flags of a release, all packages are built already.
 	program := func(ctx context.Context, path string) error { return buildProgram(ctx, path, nil) }
-	err := Run(t.Context(), Config{Contenders: []string{floor, ours}, Rounds: 2, Seconds: 0.05, Folder: folder, Program: program, Command: "make bench", Output: t.Output()})
+	err := Run(t.Context(), Config{Cases: names, Contenders: []string{floor, ours}, Rounds: 1, Seconds: 0.05, Folder: folder, Program: program, Command: "make bench", Output: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,24 +66,15 @@ func TestEachCaseCanBeMeasured(t *testing.T) {
 	if err := json.Unmarshal(text, &report); err != nil {
 		t.Fatal(err)
 	}
-	// Values that may be 0, and how often a case runs if less than twice.
 	mayBeZero := regexp.MustCompile(`descriptors|goroutines|more memory|after ÷ before|WAL flushes|memory`)
-	once := map[string]bool{}
-	for _, c := range cases() {
-		once[c.Name] = c.rounds == 1
-	}
-	if len(report.Statements) == 0 {
+	if slices.Contains(names, "statements") && len(report.Statements) == 0 {
 		t.Error("the report has no statements of a run")
 	}
 	var found []string
 	for _, o := range report.Results {
 		found = append(found, o.Case)
 		for _, name := range o.Names {
-			want := 2
-			if once[o.Case] {
-				want = 1
-			}
-			if p := o.Contenders[name]; len(p.Rounds) != want || p.Min <= 0 && !mayBeZero.MatchString(o.Title) {
+			if p := o.Contenders[name]; len(p.Rounds) != 1 || p.Min <= 0 && !mayBeZero.MatchString(o.Title) {
 				t.Errorf("%s of %s: %+v", o.Title, name, p)
 			}
 		}
@@ -76,9 +82,9 @@ func TestEachCaseCanBeMeasured(t *testing.T) {
 			t.Errorf("%s: results are stored in %v", o.Title, o.Contenders[ours].Database)
 		}
 	}
-	for _, c := range cases() {
-		if !slices.Contains(found, c.Name) {
-			t.Errorf("the report lacks the case %s", c.Name)
+	for _, name := range names {
+		if !slices.Contains(found, name) {
+			t.Errorf("the report lacks the case %s", name)
 		}
 	}
 	plot, err := os.Open(filepath.Join(folder, plotFile))
@@ -91,6 +97,28 @@ func TestEachCaseCanBeMeasured(t *testing.T) {
 			break
 		} else if err != nil {
 			t.Fatalf("the plot is no XML: %v", err)
+		}
+	}
+}
+
+// Each round has all contenders and begins with another one, and a case that takes long
+// has fewer rounds.
+func TestContendersTakeTurns(t *testing.T) {
+	t.Parallel()
+	for most, want := range map[int]string{0: "floor ours celery ours celery floor celery floor ours floor ours celery", 2: "floor ours celery ours celery floor"} {
+		var turns []string
+		h := &harness{Config: Config{Rounds: 4, Output: t.Output()}}
+		samples, err := h.run(t.Context(), Case{Contenders: []string{floor, ours, celery}, rounds: most, measure: func(_ context.Context, _ *harness, name string) (Sample, error) {
+			turns = append(turns, name)
+			return Sample{Values: []float64{float64(len(turns))}}, nil
+		}})
+		if got := strings.Join(turns, " "); err != nil || got != want {
+			t.Errorf("at most %d rounds: %s, %v, want %s", most, got, err, want)
+		}
+		for i, name := range turns[:6] {
+			if got := samples[name][i/3].Values[0]; got != float64(i+1) {
+				t.Errorf("round %d of %s has sample %v, want %d", i/3+1, name, got, i+1)
+			}
 		}
 	}
 }

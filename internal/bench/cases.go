@@ -291,7 +291,7 @@ const (
 var errTooSlow = errors.New("too slow for a pilot")
 
 // pilotRate is measured twice: the first sample says how many tasks the second
-// needs.
+// needs. One is enough if that would be as many again.
 func (h *harness) pilotRate(ctx context.Context, name string, w how, s setting) (rate float64, err error) {
 	tasks := pilotTasks
 	for range 2 {
@@ -303,7 +303,9 @@ func (h *harness) pilotRate(ctx context.Context, name string, w how, s setting) 
 			return 0, err
 		}
 		rate = sample.Values[0]
-		tasks = max(pilotTasks, int(rate*min(1, h.seconds)))
+		if tasks = int(rate * min(1, h.seconds)); tasks <= pilotTasks {
+			break
+		}
 	}
 	return rate, nil
 }
@@ -464,14 +466,14 @@ func (h *harness) chainHop(ctx context.Context, name string, w how, s setting) (
 		end, err := r.mark(ctx)
 		return end.Sub(begin), err
 	}
-	for range 3 { // to warm up
+	for range h.sizes().least { // to warm up
 		if _, err := chain(); err != nil {
 			return sample, err
 		}
 	}
 	var hops []float64
 	before, measured := h.usage(r.process), r.tasks
-	for began := time.Now(); len(hops) < 3 || time.Since(began).Seconds() < h.seconds; {
+	for began := time.Now(); len(hops) < h.sizes().least || time.Since(began).Seconds() < h.seconds; {
 		took, err := chain()
 		if err != nil {
 			return sample, err

@@ -188,14 +188,9 @@ func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
 // recover measures the throughput of ours in the minute after each fault, relative to
 // that before.
 func (h *harness) recover(ctx context.Context) (sample Sample, err error) {
-	before, after := 10*time.Second, time.Minute
-	r := &recovery{harness: h, pace: time.Second}
-	switch {
-	case h.Seconds > 0:
-		before, after, r.pace = 500*time.Millisecond, 500*time.Millisecond, 100*time.Millisecond
-	case h.Short:
-		before, after = 3*time.Second, 10*time.Second
-	}
+	size := h.sizes()
+	before, after := size.before, size.after
+	r := &recovery{harness: h, pace: size.pace}
 	h.sequence++
 	queue, prefix := fmt.Sprintf("bench-%d", h.sequence), fmt.Sprintf("%08x", h.sequence)
 	if err := h.servers.declare(queue); err != nil {

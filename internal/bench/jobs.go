@@ -49,13 +49,7 @@ func (h *harness) send(ctx context.Context, name string) (sample Sample, err err
 // logText measures the way of a program's output into a log, with secrets.
 func (h *harness) logText(ctx context.Context, name string, secrets int) (sample Sample, err error) {
 	h.sequence++
-	size := 1 << 30
-	switch {
-	case h.Seconds > 0:
-		size = 8 << 20
-	case h.Short:
-		size = 128 << 20
-	}
+	size := h.sizes().log
 	p, err := h.start(name, contender.Spec{Folder: h.folder, Job: contender.JobLog, Count: size, Secrets: secrets})
 	if err != nil {
 		return sample, err
@@ -88,13 +82,7 @@ func (h *harness) logText(ctx context.Context, name string, secrets int) (sample
 
 // manyMessages compares a worker before and after very many messages.
 func (h *harness) manyMessages(ctx context.Context) (sample Sample, err error) {
-	tasks := 250_000
-	switch {
-	case h.Seconds > 0:
-		tasks = 500
-	case h.Short:
-		tasks = 50_000
-	}
+	tasks := h.sizes().messages
 	s := setting{slots: 4, prefetch: 64}
 	r, err := h.open(ctx, ours, how{slots: s.slots}, s, func(*running) error { return nil })
 	if err != nil {

@@ -174,14 +174,14 @@ func (h *harness) plans(ctx context.Context) (sample Sample, err error) {
 		runs++
 		return h.oneRun(ctx, p)
 	}
-	for range 2 { // to warm up
+	for range min(2, h.sizes().least) { // to warm up
 		if _, err := one(); err != nil {
 			return sample, err
 		}
 	}
 	var times []float64
 	before, measured := h.usage(p), runs
-	for began := time.Now(); len(times) < 3 || time.Since(began).Seconds() < h.seconds; {
+	for began := time.Now(); len(times) < h.sizes().least || time.Since(began).Seconds() < h.seconds; {
 		took, err := one()
 		if err != nil {
 			return sample, err
@@ -257,14 +257,14 @@ func (h *harness) floorPlans(ctx context.Context) (sample Sample, err error) {
 		end, err := r.mark(ctx)
 		return end.Sub(began), err
 	}
-	for range 2 { // to warm up
+	for range min(2, h.sizes().least) { // to warm up
 		if _, err := one(); err != nil {
 			return sample, err
 		}
 	}
 	var times []float64
 	before := h.usage(r.process)
-	for began := time.Now(); len(times) < 3 || time.Since(began).Seconds() < h.seconds; {
+	for began := time.Now(); len(times) < h.sizes().least || time.Since(began).Seconds() < h.seconds; {
 		took, err := one()
 		if err != nil {
 			return sample, err

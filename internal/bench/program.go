@@ -144,10 +144,7 @@ func (h *harness) countStatements(ctx context.Context) (sample Sample, err error
 	// Its counters change when a session ends: the same session without runs is
 	// subtracted.
 	var work [2]databaseWork
-	runs := 5
-	if h.Seconds > 0 {
-		runs = 1
-	}
+	runs := h.sizes().countedRuns
 	var statements map[string]int
 	var total, roundTrips int
 	for i, n := range []int{1, 1 + runs} {
@@ -189,33 +186,11 @@ func (h *harness) countStatements(ctx context.Context) (sample Sample, err error
 	return sample, nil
 }
 
-// queuedVariants are how many runs are queued and how many workers run in the parts of
-// the case "queued-runs".
-func (h *harness) queuedVariants() []struct{ queued, workers int } {
-	many := 100_000
-	if !h.long() {
-		many = 10_000
-	}
-	if h.Seconds > 0 {
-		many = 1000
-	}
-	return []struct{ queued, workers int }{{10, 1}, {many, 1}, {many, 4}, {many, 16}}
-}
-
-// long reports whether the run takes its time: it is neither short nor a test.
-func (h *harness) long() bool { return !h.Short && h.Seconds == 0 }
-
 // queuedRuns measures the steps of one run at a time while others are queued.
 func (h *harness) queuedRuns(ctx context.Context) (sample Sample, err error) {
-	runs, warmUp := 20, 2
-	switch {
-	case h.Seconds > 0:
-		runs, warmUp = 1, 0
-	case h.Short:
-		runs = 5
-	}
-	queued := 0
-	for _, v := range h.queuedVariants() {
+	size, queued := h.sizes(), 0
+	runs, warmUp := size.runs, size.warmUpRuns
+	for _, v := range []struct{ queued, workers int }{{10, 1}, {size.queued, 1}, {size.queued, min(4, size.workers)}, {size.queued, size.workers}} {
 		if err := h.queueRuns(ctx, v.queued-queued); err != nil {
 			return sample, err
 		}

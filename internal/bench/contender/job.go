@@ -131,7 +131,7 @@ func (s Spec) log(open func(Spec) (w io.Writer, finish func() error, err error))
 	go endWithParent()
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	text := buildLog(8 << 20)
+	text := buildLog(min(8<<20, s.Count))
 	w, finish, err := open(s)
 	if err != nil {
 		return err
