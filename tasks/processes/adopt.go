@@ -46,6 +46,11 @@ func Adopt(ctx context.Context) (stop func(), err error) {
 	}, nil
 }
 
+// hasNoDescendants says that this process certainly has no descendant, dead or alive.
+// Only a process that adopts can know: its children are all that there is, since the
+// kernel gives it the children of a process before it reports the end of that process.
+func hasNoDescendants() bool { return adopting.Load() && hasNoChild() }
+
 // reap waits for orphans that have died. It leaves programs that a Runner has
 // started alone: package exec would report an error for a program whose exit
 // status somebody else has taken.

@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -474,4 +476,61 @@ func TestTheEndIsReportedAtOnce(t *testing.T) {
 		t.Errorf("error %v, reported exit code %d, output %q", err, reported, &out)
 	}
 	noneAlive(t, []int{pid})
+}
+
+// What a program has left is a child of this process, so that the question for
+// children finds it: dead or alive, of its group or not, with or without a mark.
+func TestADescendantIsNeverOverlooked(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux can answer the question")
+	}
+	if os.Getenv(isChild) == "" {
+		t.Parallel()
+		if hasNoDescendants() {
+			t.Error("a process that does not adopt knows about its descendants")
+		}
+		if out, err := inChild(t, isChild+"=1").CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := becomeSubreaper(); err != nil {
+		t.Fatal(err)
+	}
+	adopting.Store(true) // without what reaps
+	if !hasNoDescendants() {
+		t.Error("a process without a child has descendants")
+	}
+	for _, script := range []string{"sleep 600 &", "exit 0 &", "setsid sh -c 'sleep 600 & exit' &", "env -i sh -c 'sleep 600 & exit'"} {
+		out, err := exec.Command("sh", "-c", "("+script+") >/dev/null 2>&1; echo $$").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hasNoDescendants() {
+			t.Errorf("what %q has left (%s) is overlooked", script, out)
+		}
+		for !hasNoDescendants() {
+			for _, p := range list() {
+				if p.parent == os.Getpid() {
+					_ = p.send(9)
+				}
+			}
+			var status syscall.WaitStatus
+			_, _ = syscall.Wait4(-1, &status, 0, nil)
+		}
+	}
+}
+
+// BenchmarkRun has the price of a program that does nothing, in a process that adopts.
+func BenchmarkRun(b *testing.B) {
+	stop, err := Adopt(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { stop(); adopting.Store(false) }()
+	for b.Loop() {
+		if err := (Runner{}).Run(b.Context(), Owner{"run", "build"}, exec.Command("true"), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -133,7 +133,11 @@ func (r Runner) Run(ctx context.Context, owner Owner, cmd *exec.Cmd, exited func
 			exited(code)
 		}
 		incomplete = streams.end(outputTimeout)
-		p.end(nil, leftoverGrace)
+		// Usually a program leaves nothing behind, and one question shows that; the
+		// search reads a file of each process of the machine, more than once.
+		if !hasNoDescendants() {
+			p.end(nil, leftoverGrace)
+		}
 	} else {
 		ended := make(chan struct{})
 		go func() {
