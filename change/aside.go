@@ -504,7 +504,7 @@ func (r *Repository) SHA256(ctx context.Context, ids []string) (map[string]strin
 	slices.Sort(ids)
 	ids = slices.Compact(ids)
 	sums := map[string]string{}
-	err := r.readObjects(ctx, ids, func(i int, _ string, _ int64, content io.Reader) error {
+	err := r.readFew(ctx, ids, func(i int, _ string, _ int64, content io.Reader) error {
 		sum := sha256.New()
 		_, err := io.Copy(sum, content)
 		sums[ids[i]] = hex.EncodeToString(sum.Sum(nil))

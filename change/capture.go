@@ -151,7 +151,13 @@ func (r *Repository) storeDescription(ctx context.Context, text []byte, name str
 func (r *Repository) setRefs(ctx context.Context, refs map[string]string) error {
 	var input strings.Builder
 	for ref, id := range refs {
+		if r.setRef(ref, id) == nil {
+			continue
+		}
 		fmt.Fprintf(&input, "update %s %s\n", ref, id)
+	}
+	if input.Len() == 0 {
+		return nil
 	}
 	return r.run(ctx, GitCommand{Dir: r.Top, Args: []string{"-c", "core.logAllRefUpdates=false", "update-ref", "--no-deref", "--stdin"}, Stdin: strings.NewReader(input.String())})
 }

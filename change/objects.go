@@ -66,22 +66,56 @@ func copyExactly(to io.Writer, content io.Reader, size int64) error {
 type objectWriter struct {
 	format string
 	dir    string // the folder "objects"
-	uid    int    // its owner, to whom new files are given; -1 to leave that
-	gid    int
-	mode   fs.FileMode // of new folders
+	owner  owner
 	packer *zlib.Writer
 }
 
-func (r *Repository) newObjectWriter() (*objectWriter, error) {
-	w := &objectWriter{format: r.format, dir: filepath.Join(r.commonDir, "objects"), uid: -1, gid: -1}
-	info, err := os.Stat(w.dir)
+// An owner says to whom new files and folders are given: as root we would leave some
+// that the repository's owner cannot write.
+type owner struct {
+	uid, gid int // -1 to leave that
+	mode     fs.FileMode
+}
+
+// ownerOf returns the owner of a folder, with its permissions.
+func ownerOf(dir string) (owner, error) {
+	o := owner{uid: -1, gid: -1}
+	info, err := os.Stat(dir)
 	if err != nil {
-		return nil, err
+		return o, err
 	}
-	w.mode = info.Mode().Perm()
+	o.mode = info.Mode().Perm()
 	if stat, known := info.Sys().(*syscall.Stat_t); known && os.Geteuid() == 0 {
-		// As root we would leave folders that the repository's owner cannot write.
-		w.uid, w.gid = int(stat.Uid), int(stat.Gid)
+		o.uid, o.gid = int(stat.Uid), int(stat.Gid)
+	}
+	return o, nil
+}
+
+// mkdir makes a folder.
+func (o owner) mkdir(dir string) error {
+	if err := os.Mkdir(dir, o.mode); err != nil {
+		return err
+	}
+	_ = os.Chmod(dir, o.mode)
+	if o.uid >= 0 {
+		_ = os.Chown(dir, o.uid, o.gid)
+	}
+	return nil
+}
+
+// give gives a file to the owner.
+func (o owner) give(file *os.File) error {
+	if o.uid < 0 {
+		return nil
+	}
+	return file.Chown(o.uid, o.gid)
+}
+
+func (r *Repository) newObjectWriter() (*objectWriter, error) {
+	w := &objectWriter{format: r.format, dir: filepath.Join(r.commonDir, "objects")}
+	var err error
+	if w.owner, err = ownerOf(w.dir); err != nil {
+		return nil, err
 	}
 	w.packer, err = zlib.NewWriterLevel(io.Discard, zlib.BestSpeed)
 	return w, err
@@ -115,8 +149,8 @@ func (w *objectWriter) write(kind string, content io.Reader, size int64) (id str
 	if err == nil {
 		err = buffer.Flush()
 	}
-	if err == nil && w.uid >= 0 {
-		err = file.Chown(w.uid, w.gid)
+	if err == nil {
+		err = w.owner.give(file)
 	}
 	if closed := file.Close(); err == nil {
 		err = closed
@@ -126,12 +160,7 @@ func (w *objectWriter) write(kind string, content io.Reader, size int64) (id str
 	}
 	id = hex.EncodeToString(sum.Sum(nil))
 	folder := filepath.Join(w.dir, id[:2])
-	if err := os.Mkdir(folder, w.mode); err == nil {
-		_ = os.Chmod(folder, w.mode)
-		if w.uid >= 0 {
-			_ = os.Chown(folder, w.uid, w.gid)
-		}
-	}
+	_ = w.owner.mkdir(folder) // there is one for most ids
 	return id, os.Rename(temporary, filepath.Join(folder, id[2:]))
 }
 
@@ -143,6 +172,11 @@ func (w *objectWriter) writeBytes(kind string, content []byte) (string, error) {
 func (r *Repository) missing(ctx context.Context, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
+	}
+	if len(ids) <= fewObjects {
+		if absent, err := r.missingFew(ids); err == nil {
+			return absent, nil
+		}
 	}
 	var out bytes.Buffer
 	input := strings.Join(ids, "\n") + "\n"
@@ -245,7 +279,7 @@ func (w *wholeReader) Read(p []byte) (int, error) {
 
 // readObject returns the content of a small object.
 func (r *Repository) readObject(ctx context.Context, id string) (content []byte, err error) {
-	err = r.readObjects(ctx, []string{id}, func(_ int, _ string, _ int64, in io.Reader) error {
+	err = r.readFew(ctx, []string{id}, func(_ int, _ string, _ int64, in io.Reader) error {
 		content, err = io.ReadAll(in)
 		return err
 	})
