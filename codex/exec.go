@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +42,9 @@ type ExecConfig struct {
 	Key Key
 	// Model is the model, "" for that of Codex's configuration.
 	Model string
+	// Profile is the name of a profile, whose file Codex lays over config.toml; see
+	// [ProfileFile]. Empty means none.
+	Profile string
 	// Sandbox is one of [Sandboxes]. Defaults to workspace-write.
 	Sandbox string
 	// Overrides are further settings of Codex, as name=value in TOML.
@@ -83,10 +87,28 @@ func (c ExecConfig) Validate() error {
 	if c.Home != "" && !filepath.IsAbs(c.Home) {
 		return fmt.Errorf("codex: ExecConfig.Home is %q, want an absolute path", c.Home)
 	}
+	if c.Profile != "" {
+		if err := CheckProfile(c.Profile); err != nil {
+			return fmt.Errorf("codex: ExecConfig.Profile is %q: %w", c.Profile, err)
+		}
+	}
 	for _, override := range c.Overrides {
 		if name, _, found := strings.Cut(override, "="); !found || strings.TrimSpace(name) == "" {
 			return fmt.Errorf("codex: ExecConfig.Overrides has %q, want name=value", override)
 		}
+	}
+	return nil
+}
+
+// ProfileFile is the name of the file of a profile, in Codex's home.
+func ProfileFile(profile string) string { return profile + ".config.toml" }
+
+var profileName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*$`)
+
+// CheckProfile returns an error if Codex does not accept the name of a profile.
+func CheckProfile(name string) error {
+	if !profileName.MatchString(name) {
+		return errors.New("it must be a plain name such as work: letters, digits, - and _")
 	}
 	return nil
 }
@@ -225,6 +247,9 @@ func (c ExecConfig) arguments() []string {
 	list := []string{"exec", "--json", "--ephemeral", "--skip-git-repo-check", "--color", "never", "--sandbox", c.Sandbox}
 	if c.Model != "" {
 		list = append(list, "--model", c.Model)
+	}
+	if c.Profile != "" {
+		list = append(list, "--profile", c.Profile)
 	}
 	for _, override := range append([]string{
 		`approval_policy="never"`,

@@ -1002,6 +1002,5 @@ var withoutEffects = []withoutEffect{
 	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "says what the Python worker loads or installs"},
 	{[]string{"DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY"}, "a run's message or row always names its feature"},
 	{[]string{"SPEC_AUTOMATION_WORKSPACE_ROOT"}, "MM_ORCHESTRATOR_CLONE_DIR says where tasks make their clones"},
-	{[]string{"CODEX_PROFILE"}, "MM_ORCHESTRATOR_CODEX_CONFIG, or config.toml in CODEX_HOME, sets what a profile of Codex would"},
 	{[]string{"SKILLS_FALLBACK_ENABLED", "SPEC_WORKFLOW_SKILLS_FALLBACK_ENABLED"}, "no task of the Spec workflow fails here in a way after which MoonMind would fall back"},
 }

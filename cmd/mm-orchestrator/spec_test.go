@@ -228,6 +228,7 @@ func TestSpecSettings(t *testing.T) {
 		"MM_ORCHESTRATOR_GITHUB_API=https://me:secret@github.example.com": "it must not have a login",
 		"MM_ORCHESTRATOR_CODEX_SANDBOX=none":                              "workspace-write",
 		"MM_ORCHESTRATOR_CODEX_BACKEND=local":                             "it must be exec or cloud",
+		"CODEX_PROFILE=../work":                                           "plain name",
 		"MM_ORCHESTRATOR_CODEX_CONFIG=model":                              "name=value",
 		"MM_ORCHESTRATOR_BRANCH_PREFIX=../":                               "branch",
 		"MM_ORCHESTRATOR_COMMIT_AUTHOR=nobody":                            "Name <name@example.com>",

@@ -51,6 +51,7 @@ type serviceSettings struct {
 	CodexProgram      string
 	CodexHome         string
 	CodexModel        string
+	CodexProfile      string
 	CodexEnvironment  string
 	CodexSandbox      string
 	CodexConfig       []string
@@ -58,6 +59,8 @@ type serviceSettings struct {
 	CodexInstructions string
 	CodexLimit        time.Duration
 	CodexStall        time.Duration
+	// CodexKeyCheck says that the preflight tries the key at the model's API.
+	CodexKeyCheck bool
 	// CodexVolume is the volume with Codex's login, "" for none; LoginImage is the image
 	// in which that is checked.
 	CodexVolume, LoginImage string
@@ -183,6 +186,24 @@ var serviceSettingsTable = []setting{
 		defaultNote: "that of Codex's configuration",
 		help:        "The model that Codex uses.",
 		read:        readText(func(c *configuration) *string { return &c.Services.CodexModel }),
+	},
+	{
+		flag: "codex-profile", form: "name", topic: topicSpec,
+		vars:        names("CODEX_PROFILE"),
+		defaultNote: "none",
+		help:        "The profile that Codex uses (codex exec --profile): it lays the file <name>.config.toml in Codex's home over its config.toml. Codex itself ignores a profile without that file; the preflight refuses it. Used by the backend exec only.",
+		read: func(c *configuration, text string) error {
+			c.Services.CodexProfile = text
+			return codex.CheckProfile(text)
+		},
+	},
+	{
+		flag: "codex-key-check", form: "true|false", boolean: true, topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CODEX_KEY_CHECK"),
+		def:  "true",
+		help: "Whether the preflight asks the model's API for its list of models, to find out whether it accepts Codex's key. The address is that of Codex's own configuration (openai_base_url or model_providers in config.toml), and the key is sent to no other server. " +
+			"Set it to false if the worker cannot reach that address except by a proxy that only Codex knows. A login without a key (`codex login`) is not tried.",
+		read: readBool(func(c *configuration) *bool { return &c.Services.CodexKeyCheck }),
 	},
 	{
 		flag: "codex-environment", form: "name", topic: topicSpec,
@@ -480,7 +501,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		})
 	} else {
 		config.Codex.Exec, err = codex.NewExec(codex.ExecConfig{
-			Program: c.Services.CodexProgram, Environ: environ, Home: c.Services.CodexHome, Key: s.key, Model: c.Services.CodexModel, Sandbox: c.Services.CodexSandbox,
+			Program: c.Services.CodexProgram, Environ: environ, Home: c.Services.CodexHome, Key: s.key, Model: c.Services.CodexModel, Profile: c.Services.CodexProfile, Sandbox: c.Services.CodexSandbox,
 			Overrides: c.Services.CodexConfig, TimeLimit: c.Services.CodexLimit, StallLimit: c.Services.CodexStall, KillGrace: splitGrace(c.ShutdownGrace).Kill, Logger: log, SettingName: c.name,
 		})
 	}
@@ -498,17 +519,44 @@ func (c *configuration) checkServiceSettings() error {
 	return nil
 }
 
+// modelClient is the HTTP client for the API of Codex's model. Codex trusts these
+// certificates in addition to the machine's, and has no setting for GitHub's.
+func modelClient(env environment) (*http.Client, error) {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	const variable = "CODEX_CA_CERTIFICATE"
+	if _, file, _ := env.lookup(variable); file != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		text, err := os.ReadFile(file)
+		if err == nil && !pool.AppendCertsFromPEM(text) {
+			err = errors.New("it has no certificate in PEM")
+		}
+		if err != nil {
+			return nil, &configError{fmt.Sprintf("%s is %q, which cannot be used: %v", variable, file, err)}
+		}
+		transport.TLSClientConfig = &tls.Config{RootCAs: pool}
+	}
+	return &http.Client{Transport: transport}, nil
+}
+
 // preflight is what checks before a task of the Spec workflow whether it can work. engine
 // is nil if there is no docker engine, client asks GitHub.
 func (c *configuration) preflight(env environment, token, key *credential.Credential, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
-	if c.Services.Backend == "cloud" {
-		key = nil // Codex Cloud takes a login only
-	}
-	checker, err := preflight.New(preflight.Config{
+	config := preflight.Config{
 		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: client,
-		Codex: key, Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env, c.Services.CodexVariables...),
+		Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env, c.Services.CodexVariables...),
 		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, SettingName: c.name,
-	})
+	}
+	if c.Services.Backend != "cloud" { // Codex Cloud takes a login only
+		config.Codex, config.TryKey, config.Profile, config.Overrides = key, c.Services.CodexKeyCheck, c.Services.CodexProfile, c.Services.CodexConfig
+	}
+	var err error
+	if config.Model, err = modelClient(env); err != nil {
+		return nil, err
+	}
+	checker, err := preflight.New(config)
 	if err != nil {
 		return nil, &configError{err.Error()}
 	}
@@ -519,7 +567,7 @@ var specPreflightCommand = &command{
 	name:     "preflight",
 	synonyms: []string{"check", "verify", "test", "credentials"},
 	summary:  "check whether a run of the Spec workflow can work",
-	about: "Checks what a worker checks before it does anything for a run: that Codex can be started and has a key or a login, that GitHub accepts the token, that the token may push to the repository and open pull requests, and when it expires; " +
+	about: "Checks what a worker checks before it does anything for a run: that Codex can be started and has a login, or a key that the model's API accepts, that GitHub accepts the token, that the token may push to the repository and open pull requests, and when it expires; " +
 		"with a volume (CODEX_VOLUME_NAME) also Codex's login in it. Run it in the worker's environment. It changes nothing: to learn whether a token without scopes may open pull requests, it sends a request for one in which everything is missing.\n\n" +
 		"Exit code 0: a run can work. 1: it cannot; each line says what to do.\n\n" +
 		"With --json it prints {\"ok\", \"repository\", \"codex\": {\"status\", \"message\"}, \"github\": {…}, \"codex_login_check\": {…}}. status is valid, invalid, expires_soon or scope_missing, and of the login check passed, failed or skipped; fields may be added, none is renamed.",

@@ -52,6 +52,32 @@ func codexProgram(t *testing.T) string {
 	return path
 }
 
+// serveModel is the API of a model that accepts one key.
+func serveModel(t *testing.T) *httptest.Server {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/models" || r.Header.Get("Authorization") != "Bearer sk-accepted-0123456789" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"data":[]}`)
+	}))
+	t.Cleanup(server.Close)
+	return server
+}
+
+// codexOf is a codex whose model is at an address.
+func codexOf(t *testing.T, address string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "codex")
+	text := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in --version) echo codex-cli 0.99.0;; *app-server) echo '{\"id\":2,\"result\":{\"config\":{\"openai_base_url\":\"%s\"}}}'; cat >/dev/null;; *) exit 2;; esac\n", address)
+	if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func TestSpecPreflight(t *testing.T) {
 	t.Parallel()
 	token := filepath.Join(t.TempDir(), "token")
@@ -62,6 +88,7 @@ func TestSpecPreflight(t *testing.T) {
 	if err := os.WriteFile(needsVariable, []byte("#!/bin/sh\n[ -n \"$NEEDED\" ] && exec "+codexProgram(t)+" \"$@\"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	model := serveModel(t)
 	env := append(serveGitHub(t), "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:"+token, "MM_ORCHESTRATOR_CODEX_PROGRAM="+codexProgram(t), "GITHUB_REPOSITORY=octo/widgets")
 	for name, test := range map[string]struct {
 		env  environment
@@ -70,7 +97,11 @@ func TestSpecPreflight(t *testing.T) {
 		want []string
 	}{
 		"all is well":                {nil, nil, exitOK, []string{"valid          codex", "codex-cli 0.99.0, with its login: Logged in using ChatGPT", "valid          github", "may push to octo/widgets, with the scope repo", "skipped        login check"}},
-		"a key":                      {environment{"CODEX_API_KEY=sk-0123456789abcdef"}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY"}},
+		"a key":                      {environment{"CODEX_API_KEY=sk-0123456789abcdef"}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY, which was not tried"}},
+		"a key that is refused":      {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitFailure, []string{"invalid        codex", "refuses the key in env:CODEX_API_KEY (401)"}},
+		"a key that is accepted":     {environment{"CODEX_API_KEY=sk-accepted-0123456789", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"which the model's API at " + model.URL + " accepts"}},
+		"a key that is not tried":    {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_KEY_CHECK=false", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY\n"}},
+		"no such profile":            {environment{"CODEX_PROFILE=work", "CODEX_HOME=/nowhere"}, nil, exitFailure, []string{"no file /nowhere/work.config.toml"}},
 		"a key for Codex Cloud":      {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_BACKEND=cloud", "CODEX_ENVIRONMENT=env_1"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
 		"a variable of Codex":        {environment{"MM_ORCHESTRATOR_CODEX_PROGRAM=" + needsVariable, "MM_ORCHESTRATOR_CODEX_VARIABLES=NEEDED", "NEEDED=yes"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
 		"a program":                  {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=command:cat " + token}, nil, exitOK, []string{"may push"}},
@@ -138,6 +169,10 @@ func TestDoctorChecksTheSpecWorkflow(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(s.workspace, "var")); !os.IsNotExist(err) {
 		t.Errorf("the doctor has left a directory: %v", err)
+	}
+	refused := runDoctor(t, env.with("CODEX_API_KEY", "sk-0123456789abcdef").with("MM_ORCHESTRATOR_CODEX_PROGRAM", codexOf(t, serveModel(t).URL)), exitFailure)
+	if f := refused["spec"]; f.Status != statusFail || !strings.Contains(f.Found, "refuses the key in env:CODEX_API_KEY (401)") {
+		t.Errorf("%+v", f)
 	}
 	found := runDoctor(t, env.with("GITHUB_TOKEN", "ghp_another_token_0123"), exitFailure)
 	if f := found["spec"]; f.Status != statusFail || !strings.Contains(f.Found, "refuses the token in env:GITHUB_TOKEN") {

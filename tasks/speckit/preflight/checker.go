@@ -34,9 +34,14 @@ type Config struct {
 	// process.
 	HTTP *http.Client
 
-	// Codex is the key for Codex's model, nil if Codex uses its login only. That it is
-	// there is all that is checked: only Codex knows which server it is for.
+	// Codex is the key for Codex's model, nil if Codex uses its login only.
 	Codex *credential.Credential
+	// TryKey says that the model's API is asked whether it accepts the key that Codex
+	// uses. Where the API is, Codex says.
+	TryKey bool
+	// Model is the client for the model's API. Defaults to one that uses the proxy
+	// variables of the process.
+	Model *http.Client
 	// Program is Codex's program, a name or a path. Defaults to codex.
 	Program string
 	// Environ are the variables of the program, without its key. Codex finds its login
@@ -45,6 +50,10 @@ type Config struct {
 	// Home is the directory with Codex's login, CODEX_HOME. Empty means that Codex finds
 	// it itself.
 	Home string
+	// Profile is the name of Codex's profile, "" for none. Overrides are further settings
+	// of Codex, as name=value in TOML.
+	Profile   string
+	Overrides []string
 
 	// Volume is the volume with Codex's login for runs that name none, "" for none.
 	Volume string
@@ -94,6 +103,9 @@ func (c Config) WithDefaults() Config {
 	if c.HTTP == nil {
 		c.HTTP = &http.Client{}
 	}
+	if c.Model == nil {
+		c.Model = &http.Client{}
+	}
 	if c.SettingName == nil {
 		c.SettingName = func(variable string) string { return variable }
 	}
@@ -123,9 +135,9 @@ func (c Config) Validate() error {
 // A Checker checks whether runs can work. It may be used by several goroutines.
 type Checker struct {
 	config Config
-	// api asks GitHub's REST API, http the git server.
-	api  *github.Client
-	http *http.Client
+	// api asks GitHub's REST API, http the git server, model the model's API.
+	api         *github.Client
+	http, model *http.Client
 
 	mu sync.Mutex
 	// github and codex are findings without a fault, by what was checked. The token is
@@ -161,14 +173,19 @@ func New(config Config) (*Checker, error) {
 	}); err != nil {
 		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	own := *config.HTTP
-	own.CheckRedirect = sameServer
-	c.http = &own
+	for _, client := range []struct{ to, from **http.Client }{{&c.http, &config.HTTP}, {&c.model, &config.Model}} {
+		own := **client.from
+		own.CheckRedirect = sameServer
+		*client.to = &own
+	}
 	return c, nil
 }
 
 // Close closes idle connections.
-func (c *Checker) Close() { c.http.CloseIdleConnections() }
+func (c *Checker) Close() {
+	c.http.CloseIdleConnections()
+	c.model.CloseIdleConnections()
+}
 
 // Check finds out whether a run can work. The parts are checked at the same time.
 //

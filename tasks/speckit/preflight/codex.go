@@ -10,9 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -43,28 +45,78 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 			c.config.Program, version.ended, version.quote(), c.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))}
 	}
 	name := version.summary()
-	if !key.IsZero() {
-		return Finding{Valid, fmt.Sprintf("%s, with the key in %s", name, c.config.Codex.Source())}
+	if c.config.Profile != "" {
+		// Codex itself goes on without a word.
+		if file := filepath.Join(c.home(), codex.ProfileFile(c.config.Profile)); !fileExists(file) {
+			return Finding{Invalid, fmt.Sprintf("there is no file %s with Codex's profile %s: make it, or unset %s", file, c.config.Profile, c.config.SettingName("CODEX_PROFILE"))}
+		}
 	}
-	login, err := c.program(ctx, "login", "status")
+	withKey := ""
+	if !key.IsZero() {
+		withKey = "the key in " + c.config.Codex.Source().String()
+	}
+	var m model
+	if c.config.TryKey {
+		switch m, err = c.findModel(ctx); {
+		case errors.Is(err, errUnknown) && !key.IsZero():
+			return Finding{Valid, fmt.Sprintf("%s, with %s, which was not tried: %v", name, withKey, err)}
+		case errors.Is(err, errUnknown):
+		case err != nil:
+			return Finding{Invalid, err.Error()}
+		case m.variable != "" && (m.variable != keyVariable || key.IsZero()):
+			// Codex uses neither the credential nor its login.
+			value := lastValue(c.config.Environ, m.variable)
+			if value == "" {
+				return Finding{Invalid, c.noVariable(m)}
+			}
+			return c.tryKey(ctx, m, secret.New(value), name, "the key in the variable "+m.variable)
+		case m.variable == "" && !m.openAI:
+			return Finding{Valid, fmt.Sprintf("%s, with its provider %s, whose login was not tried: only Codex knows it", name, m.provider)}
+		case !key.IsZero():
+			return c.tryKey(ctx, m, key, name, withKey)
+		}
+	}
+	if !key.IsZero() {
+		return Finding{Valid, name + ", with " + withKey}
+	}
+	status, err := c.program(ctx, "login", "status")
 	switch {
 	case err != nil:
 		return Finding{Invalid, err.Error()}
-	case login.code != 0:
+	case status.code != 0:
 		where := ""
 		if home := c.home(); home != "" {
 			where = " in " + home
 		}
-		text := fmt.Sprintf("%s has no login%s (%s)%s", c.config.Program, where, login.ended, login.quote())
+		text := fmt.Sprintf("%s has no login%s (%s)%s", c.config.Program, where, status.ended, status.quote())
 		if c.config.Codex != nil {
 			return Finding{Invalid, fmt.Sprintf("%s, and there is no key in %s: run `codex login` for the worker's user, or put a key there", text, c.config.Codex.Source())}
 		}
 		return Finding{Invalid, text + ": run `codex login` for the worker's user"}
 	}
-	if at, known := c.loginExpires(); known && at.Sub(c.config.Now()) < loginWarning {
-		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, at.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), authFile))}
+	login := c.readLogin()
+	if m.openAI && !login.key.IsZero() {
+		return c.tryKey(ctx, m, login.key, name, "the key in "+filepath.Join(c.home(), authFile))
 	}
-	return Finding{Valid, name + ", with its login: " + login.summary()}
+	if !login.expires.IsZero() && login.expires.Sub(c.config.Now()) < loginWarning {
+		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, login.expires.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), authFile))}
+	}
+	return Finding{Valid, name + ", with its login: " + status.summary()}
+}
+
+// keyVariable is the variable in which Codex gets the credential.
+const keyVariable = "CODEX_API_KEY"
+
+// noVariable says that Codex does not get the key that its provider needs.
+func (c *Checker) noVariable(m model) string {
+	text := fmt.Sprintf("Codex's provider %s takes its key from the variable %s, which Codex does not get: ", m.provider, m.variable)
+	switch {
+	case m.variable != keyVariable:
+		return text + fmt.Sprintf("set it for the worker, and name it in %s", c.config.SettingName("MM_ORCHESTRATOR_CODEX_VARIABLES"))
+	case c.config.Codex != nil:
+		return text + "put a key into " + c.config.Codex.Source().String()
+	}
+	return text + "set " + c.config.SettingName("MM_ORCHESTRATOR_CODEX_CREDENTIAL")
 }
 
 const (
@@ -80,51 +132,72 @@ func (c *Checker) home() string {
 	if c.config.Home != "" {
 		return c.config.Home
 	}
-	found := map[string]string{}
-	for _, variable := range c.config.Environ {
-		if name, value, _ := strings.Cut(variable, "="); name == "HOME" || name == "CODEX_HOME" {
-			found[name] = value
-		}
+	if home := lastValue(c.config.Environ, "CODEX_HOME"); home != "" {
+		return home
 	}
-	switch {
-	case found["CODEX_HOME"] != "":
-		return found["CODEX_HOME"]
-	case found["HOME"] != "":
-		return filepath.Join(found["HOME"], ".codex")
+	if home := lastValue(c.config.Environ, "HOME"); home != "" {
+		return filepath.Join(home, ".codex")
 	}
 	return ""
 }
 
-// loginExpires is when the access token of Codex's login ends, if there is one that says
-// so. Nothing of the file leaves this function.
-func (c *Checker) loginExpires() (time.Time, bool) {
+// lastValue returns the value of a variable that a program would see, "" for none.
+func lastValue(environ []string, name string) string {
+	for _, variable := range slices.Backward(environ) {
+		if own, value, _ := strings.Cut(variable, "="); own == name {
+			return value
+		}
+	}
+	return ""
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// A login is what authFile has.
+type login struct {
+	// key is that of an API, zero if Codex is logged in otherwise.
+	key secret.String
+	// expires is when the access token ends, zero if that is not known.
+	expires time.Time
+}
+
+// readLogin reads Codex's login. What cannot be read is zero: Codex says what is wrong.
+func (c *Checker) readLogin() login {
 	text, err := os.ReadFile(filepath.Join(c.home(), authFile))
 	if err != nil {
-		return time.Time{}, false
+		return login{}
 	}
-	var login struct {
+	var file struct {
+		Key    string `json:"OPENAI_API_KEY"`
 		Tokens struct {
 			Access string `json:"access_token"`
 		} `json:"tokens"`
 	}
-	if json.Unmarshal(text, &login) != nil {
-		return time.Time{}, false
+	if json.Unmarshal(text, &file) != nil {
+		return login{}
 	}
-	parts := strings.Split(login.Tokens.Access, ".")
+	var found login
+	if file.Tokens.Access == "" {
+		found.key = secret.New(file.Key)
+	}
+	parts := strings.Split(file.Tokens.Access, ".")
 	if len(parts) != 3 {
-		return time.Time{}, false
+		return found
 	}
 	claims, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
-		return time.Time{}, false
+		return found
 	}
 	var token struct {
 		Expires int64 `json:"exp"`
 	}
-	if json.Unmarshal(claims, &token) != nil || token.Expires == 0 {
-		return time.Time{}, false
+	if json.Unmarshal(claims, &token) == nil && token.Expires != 0 {
+		found.expires = time.Unix(token.Expires, 0)
 	}
-	return time.Unix(token.Expires, 0), true
+	return found
 }
 
 // programTime is how long a call of the program may take.

@@ -143,7 +143,7 @@ func (c *Checker) refused(err error, repository string) Finding {
 // request shows.
 func (c *Checker) askGit(ctx context.Context, repository string, token secret.String) (Finding, bool) {
 	address := strings.TrimRight(c.config.Git, "/") + "/" + repository + ".git"
-	answer, err := c.send(ctx, address+"/info/refs?service=git-receive-pack", token)
+	answer, err := c.send(ctx, c.http, address+"/info/refs?service=git-receive-pack", func(r *http.Request) { r.SetBasicAuth("x-access-token", token.Reveal()) })
 	source := c.config.GitHub.Source()
 	switch {
 	case err != nil:
@@ -157,10 +157,10 @@ func (c *Checker) askGit(ctx context.Context, repository string, token secret.St
 }
 
 // send asks for an address, again if that is not answered or the server fails. Errors
-// have no address and no header.
-func (c *Checker) send(ctx context.Context, address string, token secret.String) (a answer, err error) {
+// have no address and no header. logIn adds the credential.
+func (c *Checker) send(ctx context.Context, client *http.Client, address string, logIn func(*http.Request)) (a answer, err error) {
 	for try := 1; ; try++ {
-		a, err = c.sendOnce(ctx, address, token)
+		a, err = c.sendOnce(ctx, client, address, logIn)
 		if err == nil && a.status < 500 || try == tries || ctx.Err() != nil {
 			return a, err
 		}
@@ -172,7 +172,7 @@ func (c *Checker) send(ctx context.Context, address string, token secret.String)
 	}
 }
 
-func (c *Checker) sendOnce(ctx context.Context, address string, token secret.String) (answer, error) {
+func (c *Checker) sendOnce(ctx context.Context, client *http.Client, address string, logIn func(*http.Request)) (answer, error) {
 	// One try must leave time for another one.
 	limited, cancel := context.WithTimeout(ctx, c.config.Timeout/2)
 	defer cancel()
@@ -180,14 +180,14 @@ func (c *Checker) sendOnce(ctx context.Context, address string, token secret.Str
 	if err != nil {
 		return answer{}, errors.New("its address is not valid")
 	}
-	request.SetBasicAuth("x-access-token", token.Reveal())
+	logIn(request)
 	request.Header.Set("User-Agent", "mm-orchestrator")
-	response, err := c.http.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return answer{}, whatFailed(err, c.config.Timeout)
 	}
 	defer response.Body.Close()
-	return answer{response.StatusCode, response.Header.Get("Content-Type")}, nil
+	return answer{response.StatusCode, response.Header.Get("Content-Type"), response.Header.Get("Retry-After")}, nil
 }
 
 // whatFailed is the cause of an error of a request, without its address.
@@ -204,8 +204,8 @@ func whatFailed(err error, limit time.Duration) error {
 
 // answer is a server's. Its body is not read: the status says enough.
 type answer struct {
-	status      int
-	contentType string
+	status                  int
+	contentType, retryAfter string
 }
 
 func statusText(status int) string {
