@@ -38,9 +38,9 @@ func cases() []Case {
 		throughput("prefetch-1", "prefetch 1, no result",
 			"A full queue of tasks that do nothing, one message at a time, acknowledged after the task. Nothing is batched.", one),
 		throughput("prefetch-64-result", "prefetch 64, 4 slots, result committed",
-			"The same with 4 tasks at once and 64 messages sent ahead. PostgreSQL may flush several commits together.", fourStored),
+			"The same with 4 tasks at once and 64 messages sent ahead. Batched: PostgreSQL may flush several commits together, and our worker writes the acknowledgements that are due at the same time together; the floor does not.", fourStored),
 		throughput("prefetch-64", "prefetch 64, 4 slots, no result",
-			"The same without results. The broker sends messages ahead.", four),
+			"The same without results. Batched: the acknowledgements, as before.", four),
 		throughput("new-result-table", "prefetch 1, result committed, new table",
 			"As the first case, in a result table that is empty and was never analyzed.", newTable),
 		{

@@ -42,6 +42,7 @@ const (
 type connection struct {
 	place string // host:port/vhost
 	conn  *amqp.Connection
+	wire  *wire.Conn // what conn writes to
 	raw   net.Conn
 	log   *slog.Logger
 	// callTimeout is how long a call may stay unanswered: the constant of this name.
@@ -90,7 +91,8 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
 
-	conn, err := amqp.Open(wire.New(raw), amqp.Config{
+	rewriting := wire.New(raw)
+	conn, err := amqp.Open(rewriting, amqp.Config{
 		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: at.User, Password: at.Password.Reveal()}},
 		Vhost:     at.VHost,
 		Heartbeat: b.cfg.Heartbeat,
@@ -109,6 +111,7 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 	return &connection{
 		place:       at.Place(),
 		conn:        conn,
+		wire:        rewriting,
 		raw:         raw,
 		log:         b.cfg.Logger,
 		callTimeout: callTimeout,

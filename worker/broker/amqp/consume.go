@@ -22,6 +22,7 @@ type consumer struct {
 	// synchronous methods, which amqp091-go does not do.
 	channel *amqp.Channel
 	turn    chan struct{}
+	acks    acks
 
 	// query is for questions that the broker may not answer. They have a channel of
 	// their own, because the broker closes it when it refuses one: query is nil
@@ -50,6 +51,7 @@ func (b *Broker) OpenConsumer(ctx context.Context, queues []broker.Queue) (broke
 		c.Close()
 		return nil, fmt.Errorf("broker %s: opening a channel: %w: %w", c.place, broker.ErrUnreachable, ours(err))
 	}
+	c.acks.write, c.acks.hold, c.acks.release = c.channel.Ack, conn.wire.Hold, conn.wire.Release
 	c.watch(c.channel)
 	for _, q := range queues {
 		if err := c.declare(ctx, q); err != nil {

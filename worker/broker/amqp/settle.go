@@ -37,15 +37,20 @@ func (c *consumer) delivery(q broker.Queue, d amqp.Delivery) broker.Delivery {
 	if own, set := q.Arguments[argumentLimit]; set {
 		limit = integer(own)
 	}
+	r := &receipt{consumer: c, tag: d.DeliveryTag, queue: q.Name, message: message}
+	c.acks.add(r)
 	return broker.Delivery{
 		Message:     message,
 		Returns:     integer(message.Headers[headerCount]),
 		ReturnLimit: max(limit, 0),
-		Receipt:     &receipt{consumer: c, tag: d.DeliveryTag, queue: q.Name, message: message},
+		Receipt:     r,
 	}
 }
 
 func integer(value any) int {
+	if value == nil {
+		return 0
+	}
 	switch n := reflect.ValueOf(value); {
 	case n.CanInt():
 		return int(n.Int())
@@ -91,13 +96,22 @@ type receipt struct {
 	tag      uint64
 	queue    string
 	message  protocol.Delivery
+
+	// Guarded by acks.mu.
+	unsettled      bool
+	previous, next *receipt // in the list of unsettled deliveries
 }
 
-func (r *receipt) Ack()     { r.settled(r.consumer.channel.Ack(r.tag, false)) }
+func (r *receipt) Ack()     { r.check(r.consumer.acks.ack(r)) }
 func (r *receipt) Reject()  { r.settled(r.consumer.channel.Reject(r.tag, false)) }
 func (r *receipt) Requeue() { r.settled(r.consumer.channel.Nack(r.tag, false, true)) }
 
 func (r *receipt) settled(err error) {
+	r.consumer.acks.settled(r)
+	r.check(err)
+}
+
+func (r *receipt) check(err error) {
 	if err != nil {
 		r.consumer.fail(fmt.Errorf("settling a delivery: %w", err))
 	}

@@ -19,6 +19,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"net"
+	"sync"
 )
 
 const (
@@ -53,21 +54,23 @@ const (
 	maxTableElements = 8192
 )
 
-// conn is a connection to a broker that rewrites content headers.
-type conn struct {
+// Conn is a connection to a broker that rewrites content headers.
+type Conn struct {
 	net.Conn
 	in, out frameRewriter
 	// ready has rewritten bytes that Read has not returned yet, and buffer is for
 	// reading. Only the reading goroutine uses them.
 	ready  bytes.Buffer
 	buffer []byte
-	// written is a buffer for writing. amqp091-go serialises writes.
-	written []byte
+
+	mu      sync.Mutex // guards all below, also during a write
+	written []byte     // what is to be written
+	held    bool       // see Hold
 }
 
 // New returns c with the rewriting, for amqp091-go's Open.
-func New(c net.Conn) net.Conn {
-	return &conn{
+func New(c net.Conn) *Conn {
+	return &Conn{
 		Conn:   c,
 		in:     frameRewriter{rewrite: rewriteIncoming},
 		out:    frameRewriter{rewrite: rewriteOutgoing, skip: len("AMQP\x00\x00\x09\x01")},
@@ -75,7 +78,7 @@ func New(c net.Conn) net.Conn {
 	}
 }
 
-func (c *conn) Read(p []byte) (int, error) {
+func (c *Conn) Read(p []byte) (int, error) {
 	for c.ready.Len() == 0 {
 		n, err := c.Conn.Read(c.buffer)
 		if n > 0 {
@@ -90,14 +93,49 @@ func (c *conn) Read(p []byte) (int, error) {
 	return c.ready.Read(p)
 }
 
-func (c *conn) Write(p []byte) (int, error) {
-	c.written = c.out.feed(c.written[:0], p)
-	if len(c.written) > 0 {
-		if _, err := c.Conn.Write(c.written); err != nil {
-			return 0, err
-		}
+func (c *Conn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.written = c.out.feed(c.written, p)
+	if c.held && len(c.written) < heldMax {
+		return len(p), nil
+	}
+	if err := c.flush(); err != nil {
+		return 0, err
 	}
 	return len(p), nil
+}
+
+// heldMax is how many bytes Hold keeps back.
+const heldMax = 64 << 10
+
+// Hold keeps back what is written until Release writes all of it at once: amqp091-go
+// writes each method by itself.
+func (c *Conn) Hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = true
+}
+
+// Release ends what Hold began. Its error is one of writing.
+func (c *Conn) Release() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = false
+	return c.flush()
+}
+
+// flush writes to the socket. The caller has locked c.mu.
+func (c *Conn) flush() error {
+	if len(c.written) == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.written)
+	c.written = c.written[:0]
+	if cap(c.written) > heldMax {
+		c.written = nil
+	}
+	return err
 }
 
 // frameRewriter parses a stream of AMQP frames, which arrives in pieces of any

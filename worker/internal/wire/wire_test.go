@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"io"
+	"net"
 	"testing"
 )
 
@@ -113,4 +116,44 @@ func FuzzFrameRewriter(f *testing.F) {
 			t.Fatalf("%d bytes went in, %d came out", len(stream), len(want))
 		}
 	})
+}
+
+// What is written between Hold and Release is one write to the socket.
+func TestHeldFramesAreOneWrite(t *testing.T) {
+	t.Parallel()
+	ours, theirs := net.Pipe()
+	c := New(ours)
+	frame := frame(frameMethod, []byte("x"))
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Write([]byte("AMQP\x00\x00\x09\x01"))
+		c.Hold()
+		for range 3 {
+			if n, writeErr := c.Write(frame); n != len(frame) {
+				err = errors.Join(err, writeErr, io.ErrShortWrite)
+			}
+		}
+		err = errors.Join(err, c.Release())
+		_, writeErr := c.Write(frame)
+		done <- errors.Join(err, writeErr)
+	}()
+	buffer := make([]byte, 100)
+	for i, want := range []int{8, 3 * len(frame), len(frame)} {
+		// A pipe hands over one write at a time.
+		if n, err := theirs.Read(buffer); n != want || err != nil {
+			t.Errorf("write %d has %d bytes, want %d: %v", i, n, want, err)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	_ = theirs.Close()
+	if _, err := c.Write(frame); err == nil {
+		t.Error("no error after the other end was closed")
+	}
+	c.Hold()
+	_, _ = c.Write(frame)
+	if err := c.Release(); err == nil {
+		t.Error("Release has no error")
+	}
 }
