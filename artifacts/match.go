@@ -17,6 +17,9 @@ import (
 // it, never on how the text was cut into writes.
 type matcher struct {
 	filter [filterBits / 64]uint64
+	// near has the first three bytes and the next three of the beginnings in filter, see
+	// skip.
+	near [nearBits / 64]uint64
 	// heads has for each hash an index into lists, or 0.
 	heads []int32
 	lists []gramList
@@ -67,6 +70,26 @@ func (m *matcher) passes(gram uint32) bool {
 // secondShift is where the bits of the second hash are.
 const secondShift = filterShift - 6
 
+// near is small, because it is read for every other byte: with filter it fits into the
+// first cache of a processor, which both share with the text.
+const (
+	nearBits  = 1 << 16
+	nearShift = 32 - 16
+)
+
+// isNear returns 1 if a pattern may begin at the three bytes or one byte before them, and
+// 0 otherwise. The highest byte of text does not count.
+func (m *matcher) isNear(text uint32) uint64 {
+	product := text << 8 * hashFactor
+	word := m.near[product>>(nearShift+6)]
+	return word >> (product >> nearShift & 63) & (word >> (product >> (nearShift - 6) & 63)) & 1
+}
+
+func (m *matcher) addNear(text uint32) {
+	product := text << 8 * hashFactor
+	m.near[product>>(nearShift+6)] |= 1<<(product>>nearShift&63) | 1<<(product>>(nearShift-6)&63)
+}
+
 // gramSize is how many bytes the filter looks at.
 const gramSize = 4
 
@@ -114,6 +137,8 @@ func newMatcher(patterns []*pattern) *matcher {
 	add := func(gram uint32, p *pattern) {
 		h := gramHash(gram)
 		m.filter[h/64] |= 1<<(h%64) | 1<<(gram*hashFactor>>secondShift&63)
+		m.addNear(gram)
+		m.addNear(gram >> 8)
 		at := m.heads[h]
 		for at != 0 && m.lists[at].gram != gram {
 			at = m.lists[at].next
@@ -189,6 +214,16 @@ func (m *matcher) begins(text []byte) bool {
 // escapeByte are the bytes with which escapes and interruptions begin.
 var escapeByte = [256]bool{'%': true, '\\': true, '&': true, 0x1b: true, '\r': true, '\b': true}
 
+// escapeBit is 1 for each escapeByte.
+var escapeBit = func() (table [256]uint64) {
+	for c, escape := range escapeByte {
+		if escape {
+			table[c] = 1
+		}
+	}
+	return table
+}()
+
 // span is a part of a text.
 type span struct{ from, to int }
 
@@ -232,10 +267,23 @@ func (m *matcher) skip(text []byte, i int) int {
 		}
 		return i
 	}
-	for ; i+gramSize <= len(text); i++ {
-		gram := binary.LittleEndian.Uint32(text[i:])
-		if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
-			return i
+	for i+gramSize <= len(text) {
+		// Four positions at a time. A pattern at one of two neighbouring positions has
+		// the three bytes from the second one on as its first or its next ones: two
+		// look-ups tell whether one of the four needs its own.
+		if i+8 <= len(text) {
+			ahead := binary.LittleEndian.Uint64(text[i:])
+			escape := escapeBit[byte(ahead>>24)] | escapeBit[byte(ahead>>32)] | escapeBit[byte(ahead>>40)] | escapeBit[byte(ahead>>48)]
+			if m.isNear(uint32(ahead>>8))|m.isNear(uint32(ahead>>24))|escape == 0 {
+				i += 4
+				continue
+			}
+		}
+		for last := i + 3; i <= last && i+gramSize <= len(text); i++ {
+			gram := binary.LittleEndian.Uint32(text[i:])
+			if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
+				return i
+			}
 		}
 	}
 	return i

@@ -1,6 +1,8 @@
 package artifacts
 
 import (
+	"encoding/binary"
+	"math/rand/v2"
 	"strings"
 	"testing"
 )
@@ -38,6 +40,35 @@ func TestLooksAtBufferedText(t *testing.T) {
 		}
 		if err := w.Close(); err != nil || out.String() != c.text {
 			t.Errorf("%s: %v, %d bytes of %d", name, err, out.Len(), len(c.text))
+		}
+	}
+}
+
+// The search looks at several positions at a time and skips none at which a pattern or an
+// escape may begin: texts are made of parts of patterns and of what stands between them.
+func TestSkipStopsAtEachPositionThatCounts(t *testing.T) {
+	t.Parallel()
+	for _, environ := range [][]string{{"A_TOKEN=s3cr3t-value-one", "B_KEY=another/+ &é-value", "C_PASSWORD=xyzzy42"}, {"A_TOKEN=s3cr3t-value-one", "B_PASSWORD=abc"}} {
+		m := NewRedactor(environ).matcher()
+		pieces := []string{"a", "s3", "s3cr", "3t", "\\", "%2", "ano", "another/", "://", "Bear", "xy", "xyzz", "ab", "abc", " ", "é", "\x1b", "--"}
+		random := rand.New(rand.NewPCG(1, 2))
+		for range 3000 {
+			var text []byte
+			for range random.IntN(12) {
+				text = append(text, pieces[random.IntN(len(pieces))]...)
+			}
+			for from := range text {
+				want := from
+				for ; want+gramSize <= len(text); want++ {
+					gram := binary.LittleEndian.Uint32(text[want:])
+					if m.list(gram) != nil || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
+						break
+					}
+				}
+				if got := m.skip(text, from); got != max(want, from) {
+					t.Fatalf("in %q, from %d on, it stops at %d, want %d", text, from, got, want)
+				}
+			}
 		}
 	}
 }
