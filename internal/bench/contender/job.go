@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -136,6 +137,9 @@ func (s Spec) log(open func(Spec) (w io.Writer, finish func() error, err error))
 	if err != nil {
 		return err
 	}
+	// Making the text has taken memory that the log would use now, and has set the peak.
+	debug.FreeOSMemory()
+	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) // a new peak, see proc(5)
 	before := peakMemory("VmRSS:")
 	if err := p.mark(); err != nil {
 		return err
