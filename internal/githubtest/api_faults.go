@@ -10,32 +10,40 @@ import (
 	"time"
 )
 
-// A Fault answers a request to the REST API in place of the server. do is the server's
-// own answer.
+// A Fault answers a request to the REST API, or of git, in place of the server. do is the
+// server's own answer.
 type Fault func(w http.ResponseWriter, r *http.Request, do http.HandlerFunc)
 
-// scripted is a fault for some requests.
+// scripted is a fault for some requests, of which so many have met it.
 type scripted struct {
-	text  string
-	times int
-	fault Fault
+	text       string
+	times, met int
+	fault      Fault
 }
 
-// Fail answers the next requests to the REST API whose method and path contain the text,
-// such as "POST /api/v3/repos/octo/widgets/pulls", with a fault. They must have a valid
-// token.
-func (s *Server) Fail(text string, times int, fault Fault) {
+// Fail answers the next requests with a fault whose method, path and User-Agent contain
+// the text, such as "POST /api/v3/repos/octo/widgets/pulls" or "GET
+// /octo/widgets.git/info/refs?service=git-upload-pack mm". They must have a valid token. met
+// counts those that have met it.
+func (s *Server) Fail(text string, times int, fault Fault) (met func() int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.api.faults = append(s.api.faults, &scripted{text, times, fault})
+	f := &scripted{text: text, times: times, fault: fault}
+	s.api.faults = append(s.api.faults, f)
+	return func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return f.met
+	}
 }
 
 func (s *Server) nextFault(r *http.Request) Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, f := range s.api.faults {
-		if f.times > 0 && strings.Contains(r.Method+" "+r.URL.RequestURI(), f.text) {
+		if f.times > 0 && strings.Contains(r.Method+" "+r.URL.RequestURI()+" "+r.UserAgent(), f.text) {
 			f.times--
+			f.met++
 			return f.fault
 		}
 	}
@@ -98,6 +106,22 @@ func LoseAnswer() Fault {
 	return func(_ http.ResponseWriter, r *http.Request, do http.HandlerFunc) {
 		do(httptest.NewRecorder(), r)
 		panic(http.ErrAbortHandler)
+	}
+}
+
+// Cut cuts the connection, and does nothing.
+func Cut() Fault {
+	return func(http.ResponseWriter, *http.Request, http.HandlerFunc) { panic(http.ErrAbortHandler) }
+}
+
+// Late is the server's own answer, after a while.
+func Late(pause time.Duration) Fault {
+	return func(w http.ResponseWriter, r *http.Request, do http.HandlerFunc) {
+		select {
+		case <-r.Context().Done():
+		case <-time.After(pause):
+			do(w, r)
+		}
 	}
 }
 

@@ -286,6 +286,16 @@ func (s *Server) serveGit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+	answer := func(w http.ResponseWriter, r *http.Request) { s.gitBackend(w, r, token) }
+	if fault := s.nextFault(r); fault != nil {
+		fault(w, r, answer)
+		return
+	}
+	answer(w, r)
+}
+
+// gitBackend lets git's own server answer.
+func (s *Server) gitBackend(w http.ResponseWriter, r *http.Request, token *Token) {
 	handler := cgi.Handler{
 		Path: s.backend, Stderr: io.Discard,
 		Env: []string{
