@@ -197,7 +197,11 @@ func (t *codexTask) clone(ctx context.Context) (*gitrepo.Clone, error) {
 		return clone, nil
 	}
 	faultpoint.Hit(faultpoint.CodexCloneBefore, t.run.ID, string(t.task))
-	clone, err := git.Clone(ctx, remote, t.config.Repositories.Base, own)
+	var clone *gitrepo.Clone
+	err = t.retried(ctx, "clone", func() (err error) {
+		clone, err = git.Clone(ctx, remote, t.config.Repositories.Base, own)
+		return err
+	})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, context.Cause(ctx)

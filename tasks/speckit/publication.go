@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/github"
@@ -115,27 +114,6 @@ func (p *publication) failed(ctx context.Context, err error, code, what string) 
 		}
 	}
 	return &failure{class: "RuntimeError", text: what + ": " + err.Error(), code: code}
-}
-
-// pauses are the waits before git tries again what a server that could not be reached has
-// not done.
-var pauses = []time.Duration{time.Second, 4 * time.Second}
-
-// retried calls do again if the git server could not be reached.
-func (p *publication) retried(ctx context.Context, what string, do func() error) error {
-	for try := 0; ; try++ {
-		err := do()
-		var refused *gitrepo.RemoteError
-		if !errors.As(err, &refused) || refused.Refusal != gitrepo.Unreachable || try == len(pauses) || ctx.Err() != nil {
-			return err
-		}
-		p.log.Warn("the git server could not be used, and is tried again", "what", what, "error", err)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pauses[try]):
-		}
-	}
 }
 
 // push makes the commit and pushes it.

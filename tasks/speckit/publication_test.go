@@ -639,6 +639,21 @@ func TestAServerThatIsAwayForAMoment(t *testing.T) {
 	}
 }
 
+// So is one from which Codex's clone is made.
+func TestACloneForCodexIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	p := newPublishChain(t)
+	p.server.FailRequests("git-upload-pack", 1)
+	task := &codexTask{attempt: p.attemptOf()}
+	clone, err := task.clone(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(clone.Tree, "README")); err != nil || string(text) != "widgets\n" {
+		t.Errorf("README of the clone is %q, %v", text, err)
+	}
+}
+
 func TestBranchNames(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}

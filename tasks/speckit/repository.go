@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
@@ -86,6 +87,27 @@ func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
 		return nil, nil, valueError("%v", err)
 	}
 	return git, remote, nil
+}
+
+// pauses are the waits before git tries again what a server that could not be reached has
+// not done.
+var pauses = []time.Duration{time.Second, 4 * time.Second}
+
+// retried calls do again if the git server could not be reached.
+func (a *attempt) retried(ctx context.Context, what string, do func() error) error {
+	for try := 0; ; try++ {
+		err := do()
+		var refused *gitrepo.RemoteError
+		if !errors.As(err, &refused) || refused.Refusal != gitrepo.Unreachable || try == len(pauses) || ctx.Err() != nil {
+			return err
+		}
+		a.log.Warn("the git server could not be used, and is tried again", "what", what, "error", err)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pauses[try]):
+		}
+	}
 }
 
 // cloneDir is the directory of this task for a clone. A run has its own, and so has each
