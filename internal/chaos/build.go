@@ -19,7 +19,7 @@ import (
 // programs are the paths of the programs that a campaign runs.
 type programs struct {
 	worker, ledger string
-	// codex is the stand-in of codex for trials of kind Spec.
+	// codex is the stand-in of codex for trials of the Spec workflow.
 	codex string
 	// real are those of trials of kind Real.
 	real changetest.Programs
@@ -38,7 +38,7 @@ func buildPrograms(ctx context.Context, module, folder string, kinds ...Kind) (p
 			return p, err
 		}
 	}
-	if slices.Contains(kinds, Spec) {
+	if slices.ContainsFunc(kinds, Kind.isSpec) {
 		p.codex = filepath.Join(folder, "chaos-codex")
 		if err := goBuild(ctx, module, "-o", p.codex, "./internal/codextest/execprogram"); err != nil {
 			return p, err

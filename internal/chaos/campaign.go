@@ -60,8 +60,8 @@ func (c Config) WithDefaults() Config {
 		if len(c.Kinds) == 1 && c.Kinds[0] == Real {
 			c.Trials = realTrials
 		}
-		if len(c.Kinds) == 1 && c.Kinds[0] == Spec {
-			c.Trials = specTrials()
+		if n := specTrials(c.Kinds); n > 0 {
+			c.Trials = n
 		}
 		if len(c.Kinds) == 1 && (c.Kinds[0] == Rush || c.Kinds[0] == Mixed) {
 			c.Trials = 1
@@ -77,6 +77,9 @@ func (c Config) WithDefaults() Config {
 		c.Lanes = 8
 		if slices.Contains(c.Kinds, Real) {
 			c.Lanes = 4 // builds and containers need the processor
+		}
+		if slices.ContainsFunc(c.Kinds, Kind.isSpec) {
+			c.Lanes = 6 // so does codex
 		}
 	}
 	if c.Output == nil {
@@ -283,6 +286,9 @@ func (c *campaign) record(o *outcome, l *lane) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.report.add(o)
+	if len(o.problems) == 0 && o.missed > 0 {
+		fmt.Fprintf(c.config.Output, "trial %d did not reach a point: %s\n", o.trial.Number, o.trial)
+	}
 	if len(o.problems) == 0 {
 		if c.report.trials%25 == 0 {
 			fmt.Fprintf(c.config.Output, "%s\n", c.report.progress())
@@ -359,7 +365,7 @@ func (c *campaign) saveEvidence(o *outcome, l *lane) (string, error) {
 		"claims.json":  `SELECT to_jsonb(c)::text FROM mm_orchestrator.claims c WHERE run_id = $1 ORDER BY started_at`,
 		"results.json": `SELECT (to_jsonb(m) - 'result')::text FROM celery_taskmeta m WHERE position($1::text::bytea IN args) > 0 ORDER BY date_done`,
 	} {
-		if o.trial.Kind == Spec {
+		if o.trial.Kind.isSpec() {
 			query = strings.NewReplacer("orchestrator_runs", "spec_workflow_runs", "orchestrator_run_id", "workflow_run_id", "plan_step", "started_at",
 				"mm_orchestrator.claims", "mm_orchestrator.spec_claims").Replace(query)
 		}
@@ -385,10 +391,12 @@ type Report struct {
 	servers string
 	hits    int
 	// did counts the injected faults.
-	did     map[action]int
-	kills   int
-	missed  int
-	resumed []time.Duration
+	did    map[action]int
+	kills  int
+	missed int
+	// missedIn are the trials that did not reach a point.
+	missedIn []int
+	resumed  []time.Duration
 	// slowest is the trial with the longest time from a kill.
 	slowest  int
 	windows  map[string][]time.Duration
@@ -403,6 +411,8 @@ type Report struct {
 	recoveries []trialRecovery
 	// cases counts, by case, the trials with exactly one rollback.
 	cases map[string]onceOf
+	// specs counts what trials of the Spec workflow had, by the name for the report.
+	specs map[string]int
 	// killed counts kills by place, as stages name it.
 	killed map[string]int
 }
@@ -415,6 +425,7 @@ func newReport(config *Config) *Report {
 		cases:  map[string]onceOf{},
 		did:    map[action]int{},
 		killed: map[string]int{},
+		specs:  map[string]int{},
 	}
 }
 
@@ -442,7 +453,9 @@ func (r *Report) add(o *outcome) {
 	}
 	t.trials++
 	t.missed += o.missed
-	r.missed += o.missed
+	if r.missed += o.missed; o.missed > 0 {
+		r.missedIn = append(r.missedIn, o.trial.Number)
+	}
 	if len(o.problems) > 0 {
 		t.failed++
 		r.failed = append(r.failed, o.trial.Number)
@@ -473,6 +486,7 @@ func (r *Report) add(o *outcome) {
 		}
 		r.cases[o.trial.Case] = counts
 	}
+	r.addSpec(o)
 	r.hits += len(o.hits)
 	r.runs += 1 + len(o.others)
 	if o.rushFigures != nil {

@@ -55,6 +55,8 @@ type outcome struct {
 	rolledBackOnce bool
 	// rushFigures is set for a rush.
 	rushFigures *rushFigures
+	// serviceFaults counts the requests that have met a fault of GitHub or the git server.
+	serviceFaults int
 	// mixed is set for a mixed trial.
 	mixed *mixed
 	// watch is set for trials of kind Real.
@@ -129,7 +131,7 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			return err
 		}
 	}
-	if t.Kind == Spec {
+	if t.Kind.isSpec() {
 		if err := l.makeSpec(); err != nil {
 			return err
 		}
@@ -277,7 +279,16 @@ var idOnly = map[faultpoint.Point]bool{
 // the run has ended without reaching the point. arm sets the trap of the next
 // stage, if there is one.
 func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() error) (bool, error) {
+	if s.Do == retryFailed {
+		return l.retrySpec(ctx, o, arm)
+	}
 	if s.Point == "" {
+		if s.CodexHeld {
+			at, err := l.awaitCodex(ctx, o.run)
+			if !at || err != nil {
+				return false, err
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
@@ -294,6 +305,7 @@ func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() err
 		if err := l.lookAtKill(ctx, o, s); err != nil {
 			return false, err
 		}
+		l.releaseCodex()
 		return true, l.restartDead(o.trial)
 	}
 	ended := time.Time{}
@@ -377,6 +389,10 @@ func (l *lane) runStage(ctx context.Context, s stage, o *outcome, arm func() err
 			o.problems = append(o.problems, problem{stuck, err.Error()})
 		}
 		if err := l.judgeReturned(ctx, o); err != nil {
+			return false, err
+		}
+	case publishAgain:
+		if err := errors.Join(l.publishSpecAgain(ctx, o, s.Step), arm(), l.resume(ctx)); err != nil {
 			return false, err
 		}
 	case endSessions:
@@ -504,7 +520,7 @@ func (l *lane) trappedProcess(ctx context.Context, before int) (pid int, at time
 
 // duplicate publishes the messages of the variant again.
 func (l *lane) duplicate(ctx context.Context, o *outcome) error {
-	if o.trial.Kind == Spec {
+	if o.trial.Kind.isSpec() {
 		return l.duplicateSpec(ctx, o)
 	}
 	complete := func() error {

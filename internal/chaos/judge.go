@@ -100,7 +100,7 @@ func (l *lane) judge(ctx context.Context, o *outcome) {
 
 // inspect checks everything that a run has left at its end.
 func (l *lane) inspect(ctx context.Context, o *outcome, status string) {
-	if o.trial.Kind == Spec {
+	if o.trial.Kind.isSpec() {
 		l.inspectSpec(ctx, o, status)
 		return
 	}

@@ -68,7 +68,7 @@ type lane struct {
 	trial Trial
 	// real is nil before the first trial of kind Real.
 	real *realProject
-	// spec is nil before the first trial of kind Spec.
+	// spec is nil before the first trial of the Spec workflow.
 	spec     *specLane
 	service  *service
 	trace    traceReader
@@ -361,7 +361,7 @@ func (l *lane) untilOfRun(ctx context.Context, what string, done func() (bool, e
 			return done()
 		})
 	}
-	if l.trial.Kind == Spec {
+	if l.trial.Kind.isSpec() {
 		return untilWithin(ctx, specTimeout, what, done)
 	}
 	return until(ctx, what, done)

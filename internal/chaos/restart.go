@@ -28,7 +28,7 @@ func (t *Trial) restartServer(random *rand.Rand) {
 
 // needsOwnServers says that trials of the kind would disturb others on the same
 // servers.
-func (k Kind) needsOwnServers() bool { return k == Restart }
+func (k Kind) needsOwnServers() bool { return k == Restart || k == SpecRestart }
 
 // ownServers are the servers of one lane, for trials that stop them.
 type ownServers struct{ broker, database *devenv.OwnServer }

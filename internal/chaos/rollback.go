@@ -99,7 +99,7 @@ func (l *lane) configureWorkers(t Trial) (release func() error, err error) {
 		settings = append(settings, fmt.Sprintf("MM_ORCHESTRATOR_LOST_GRACE=%s", mixedGrace))
 	case t.Kind == Real:
 		settings = append(settings, l.real.settings...)
-	case t.Kind == Spec:
+	case t.Kind.isSpec():
 		settings = append(settings, l.specSettings(t.Case)...)
 	default:
 		return func() error { return nil }, nil

@@ -86,6 +86,10 @@ type run struct {
 	created time.Time
 	// before is the first attempt of a run that was retried.
 	before *run
+	// failed is the task that fails in the first attempt of a run of the Spec workflow, and
+	// from the one from which its retry goes on; "" without a retry. retried is when.
+	failed, from string
+	retried      time.Time
 	// earlier are the tasks of the chain before the run's pause.
 	earlier map[string]string
 }
@@ -211,7 +215,7 @@ func marshalPlan(parameters map[string]map[string]any) ([]byte, error) {
 // submit creates a run as POST /orchestrator/runs does, calls prepare, and
 // publishes the run's message.
 func (l *lane) submit(ctx context.Context, s shape, prepare func(run) error) (run, error) {
-	if l.trial.Kind == Spec {
+	if l.trial.Kind.isSpec() {
 		return l.submitSpec(ctx, prepare)
 	}
 	r, err := l.create(ctx, s)
@@ -284,7 +288,7 @@ func (l *lane) retry(ctx context.Context, r run, s shape) (run, error) {
 // status reads the run's status, and whether the run has ended. A retried run keeps
 // the time of its first end until its first step begins again.
 func (l *lane) status(ctx context.Context, id string) (status string, complete bool, err error) {
-	if l.trial.Kind == Spec {
+	if l.trial.Kind.isSpec() {
 		return l.specStatus(ctx, id)
 	}
 	err = l.pool.QueryRow(ctx, `

@@ -2,7 +2,10 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,18 +26,19 @@ import (
 // specQueues are the queues of the chain with one shard.
 var specQueues = []string{"speckit", "codex-0"}
 
-// specTimeout bounds the waits for a run of kind Spec: git and codex take their time on a
+// specTimeout bounds the waits for a run of the Spec workflow: git and codex take their time on a
 // busy machine.
 const specTimeout = 3 * time.Minute
 
-// specLane is what trials of kind Spec have in a lane.
+// specLane is what trials of the Spec workflow have in a lane.
 type specLane struct {
 	// root is the directory from which relative paths start.
 	root string
-	// github is a server like GitHub. All runs use the same token and the same key, which
-	// are in files.
-	github     *githubtest.Server
-	token, key string
+	// github is a server like GitHub. All runs use the same key, and the same token until
+	// that is rotated; both are in files. credentials are all values so far by their names.
+	github      *githubtest.Server
+	token, key  string
+	credentials map[string]string
 	// model is what the real codex speaks to.
 	model *codextest.Model
 	// home is the directory with Codex's settings, clones that for clones.
@@ -43,9 +47,13 @@ type specLane struct {
 	// ledger, and to the file calls with its arguments and its environment.
 	programs map[string]string
 	calls    string
-	// hold is a file. While it exists, codex has begun and does nothing.
-	hold    string
-	secrets *leaktest.Search
+	// hold is a file. While it exists, codex has begun and does nothing. While the file
+	// garbage exists, it prints what nobody understands.
+	hold, garbage string
+	cloud         *codextest.Cloud
+	secrets       *leaktest.Search
+	// faults counts the requests that have met the fault of the trial's service.
+	faults func() int
 }
 
 // tokenScopes are those of the token: as many as a classic one needs.
@@ -82,21 +90,18 @@ func (s *specLane) startServers(l *lane) (err error) {
 		}
 	}
 	s.home, s.clones, s.calls = folders["codex-home"], folders["clones"], filepath.Join(l.folder, "codex-calls")
-	s.hold = filepath.Join(l.folder, "codex-hold")
+	s.hold, s.garbage = filepath.Join(l.folder, "codex-hold"), filepath.Join(l.folder, "codex-garbage")
 	s.token = filepath.Join(folders["credentials"], "token")
 	s.key = filepath.Join(folders["credentials"], "key")
-	values := map[string]string{"token": "ghp_" + letters(36), "key": "sk-proj-" + letters(40)}
-	for name, value := range values {
-		if err := os.WriteFile(filepath.Join(folders["credentials"], name), []byte(value+"\n"), 0o600); err != nil {
-			return err
-		}
-	}
-	s.secrets = leaktest.NewSearch(values)
 	if s.github, err = githubtest.Start(folders["github"]); err != nil {
 		return err
 	}
 	l.remove = append(l.remove, func(context.Context) error { return s.github.Close() })
-	s.github.SetToken(values["token"], githubtest.Token{Login: "chaos", Scopes: tokenScopes})
+	key := "sk-proj-" + letters(40)
+	s.credentials = map[string]string{"key": key}
+	if err := errors.Join(os.WriteFile(s.key, []byte(key+"\n"), 0o600), s.rotateToken()); err != nil {
+		return err
+	}
 	if s.model, err = codextest.StartModel(changesFile); err != nil {
 		return err
 	}
@@ -108,6 +113,9 @@ func (s *specLane) startServers(l *lane) (err error) {
 		return err
 	}
 	s.programs = map[string]string{}
+	if err := s.makeCloud(l); err != nil {
+		return err
+	}
 	for name, program := range map[string]string{playedCodex: l.config.programs.codex, realCodex: os.Getenv(devenv.EnvCodex)} {
 		folder := filepath.Join(l.folder, strings.ReplaceAll(name, " ", "-"))
 		if err := os.MkdirAll(folder, 0o755); err != nil {
@@ -119,16 +127,29 @@ case "$1" in
 exec) exec '%s' '%s' - - 1 run codex "$0" begun "$@" ;;
 begun)
 	shift
-	while [ -e '%s' ]; do sleep 0.05; done ;;
+	while [ -e '%s' ]; do sleep 0.05; done
+	[ ! -e '%s' ] || { echo '<html>'; exit 1; } ;;
 esac
 exec '%s' "$@"
-`, s.calls, l.config.programs.ledger, l.ledger, s.hold, program)
+`, s.calls, l.config.programs.ledger, l.ledger, s.hold, s.garbage, program)
 		s.programs[name] = filepath.Join(folder, "codex")
 		if err := os.WriteFile(s.programs[name], []byte(script), 0o755); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rotateToken makes a new token the only one that is valid, and puts it into the file.
+func (s *specLane) rotateToken() error {
+	name := fmt.Sprintf("token %d", len(s.credentials))
+	s.credentials[name] = "ghp_" + letters(36)
+	for _, old := range s.credentials {
+		s.github.RevokeToken(old)
+	}
+	s.github.SetToken(s.credentials[name], githubtest.Token{Login: "chaos", Scopes: tokenScopes})
+	s.secrets = leaktest.NewSearch(s.credentials)
+	return os.WriteFile(s.token, []byte(s.credentials[name]+"\n"), 0o600)
 }
 
 func letters(n int) string {
@@ -150,6 +171,8 @@ func changesFile(request codextest.Request) codextest.Script {
 		id = of[1]
 	}
 	script := codextest.Changes(changedFile(id), changedText(id))
+	// With two more commands the output has as many lines as that of the stand-in.
+	script.Commands = append([]string{"ls"}, append(script.Commands, "git status --short")...)
 	script.Message += " With the key $KEY."
 	return script
 }
@@ -165,6 +188,9 @@ func (l *lane) specSettings(of string) []string {
 	if of == simulated {
 		return append(settings, "TEST_MODE=true")
 	}
+	if of == cloudCodex {
+		settings = append(settings, "MM_ORCHESTRATOR_CODEX_BACKEND=cloud", "CODEX_ENVIRONMENT="+cloudEnvironment)
+	}
 	return append(settings,
 		"MM_ORCHESTRATOR_GITHUB_URL="+s.github.URL, "MM_ORCHESTRATOR_GITHUB_CA_FILE="+s.github.CAFile, "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:"+s.token,
 		"MM_ORCHESTRATOR_CODEX_CREDENTIAL=file:"+s.key, "MM_ORCHESTRATOR_CODEX_PROGRAM="+s.programs[of], "CODEX_HOME="+s.home,
@@ -173,7 +199,7 @@ func (l *lane) specSettings(of string) []string {
 
 // queues are those that the workers of the current trial consume.
 func (l *lane) queues() []string {
-	if l.trial.Kind == Spec {
+	if l.trial.Kind.isSpec() {
 		return specQueues
 	}
 	return []string{l.queue}
@@ -189,12 +215,7 @@ const specTask = "T001"
 func (l *lane) submitSpec(ctx context.Context, prepare func(run) error) (run, error) {
 	r := run{ID: moonmind.NewID()}
 	name := feature(l.trial)
-	dir := filepath.Join(l.spec.root, "specs", name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return r, err
-	}
-	tasks := "# Tasks\n\n## Phase 1: Setup\n- [ ] " + specTask + " Write down what is done\n"
-	if err := os.WriteFile(filepath.Join(dir, "tasks.md"), []byte(tasks), 0o644); err != nil {
+	if err := l.writeTasks(); err != nil {
 		return r, err
 	}
 	var err error
@@ -209,16 +230,72 @@ func (l *lane) submitSpec(ctx context.Context, prepare func(run) error) (run, er
 			return r, err
 		}
 	}
+	if err := l.breakServices(&r); err != nil {
+		return r, err
+	}
 	if err := prepare(r); err != nil {
 		return r, err
 	}
-	_ = os.Remove(l.spec.hold)
+	l.releaseCodex()
 	if l.holdsCodex() {
 		if err := os.WriteFile(l.spec.hold, nil, 0o644); err != nil {
 			return r, err
 		}
 	}
 	return r, l.publishTo(ctx, specQueues[0], r.first)
+}
+
+// writeTasks writes the tasks.md of the trial's feature.
+func (l *lane) writeTasks() error {
+	dir := filepath.Join(l.spec.root, "specs", feature(l.trial))
+	tasks := "# Tasks\n\n## Phase 1: Setup\n- [ ] " + specTask + " Write down what is done\n"
+	return errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "tasks.md"), []byte(tasks), 0o644))
+}
+
+// breakServices prepares the faults of services and what makes the first attempt fail.
+func (l *lane) breakServices(r *run) error {
+	repo := strings.NewReplacer("REPO", repositoryOf(*r))
+	l.spec.faults = nil
+	if f, found := findService(l.trial.Service); found {
+		l.spec.faults = l.spec.github.Fail(repo.Replace(f.request), f.times, f.fault)
+	}
+	if l.trial.Case == cloudCodex {
+		if err := l.spec.prepareCloud(*r, l.trial.Service); err != nil {
+			return err
+		}
+	}
+	if f, found := findFailure(l.trial.Failure); found {
+		r.failed = f.task
+		return f.cause(l, *r)
+	}
+	return nil
+}
+
+// awaitCodex waits until codex is at work for a run and waits itself. It returns false if
+// the run has ended before.
+func (l *lane) awaitCodex(ctx context.Context, r run) (at bool, err error) {
+	err = l.untilOfRun(ctx, "codex to begin", func() (bool, error) {
+		_, complete, err := l.status(ctx, r.ID)
+		if complete || err != nil {
+			return true, err
+		}
+		if l.trial.Case == cloudCodex {
+			tasks, err := l.spec.cloudTasks(r)
+			at = len(tasks) > 0
+			return at, err
+		}
+		records, err := ledger.Read(l.ledger, r.ID)
+		at = len(records) > 0
+		return at, err
+	})
+	return at, err
+}
+
+// releaseCodex lets a codex go on that waits.
+func (l *lane) releaseCodex() {
+	if l.spec != nil {
+		_ = os.Remove(l.spec.hold)
+	}
 }
 
 // repositoryOf is the repository of a run. Each has its own.
@@ -229,16 +306,27 @@ func (l *lane) specDirectory(r run) string {
 	return filepath.Join(l.spec.root, "var/artifacts/spec_workflows", r.ID)
 }
 
-// holdsCodex says that codex waits until a second worker has the message of its task:
-// however slow the machine is, codex is at work then.
-func (l *lane) holdsCodex() bool { return l.trial.Variant == twiceLater && l.trial.Case != simulated }
+// holdsCodex says that codex waits until a second worker has the message of its task, or
+// until its worker is killed: however slow the machine is, codex is at work then.
+func (l *lane) holdsCodex() bool {
+	return l.trial.Case != simulated && (l.trial.Variant == twiceLater || slices.ContainsFunc(l.trial.Stages, func(s stage) bool { return s.CodexHeld }))
+}
 
-// duplicateSpec publishes the first message of the chain again.
+// duplicateSpec publishes a message of the chain again.
 func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 	var wait func() (bool, error)
+	task := discover
+	if o.trial.Twice != "" {
+		task = o.trial.Twice
+	}
 	switch o.trial.Variant {
 	case "":
 		return nil
+	case taskAtOnce:
+		wait = func() (bool, error) {
+			_, found, err := l.specContext(ctx, o.run, task)
+			return found, err
+		}
 	case twiceLater:
 		wait = func() (bool, error) {
 			if l.holdsCodex() {
@@ -248,7 +336,7 @@ func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 			moments, err := l.trace.read()
 			return slices.ContainsFunc(moments, func(m moment) bool { return m.about(submit) }), err
 		}
-	case twiceAtEnd:
+	case twiceAtEnd, taskAtEnd:
 		wait = func() (bool, error) {
 			_, complete, err := l.status(ctx, o.run.ID)
 			return complete, err
@@ -260,7 +348,7 @@ func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 			return err
 		}
 	}
-	if err := l.publishTo(ctx, specQueues[0], o.run.first); err != nil || !l.holdsCodex() {
+	if err := l.publishTask(ctx, o.run, task); err != nil || !l.holdsCodex() {
 		return err
 	}
 	return l.untilOfRun(ctx, "the message of "+submit+" to come again", func() (bool, error) {
@@ -272,6 +360,78 @@ func (l *lane) duplicateSpec(ctx context.Context, o *outcome) error {
 			}
 		}
 		return decided > 1, err
+	})
+}
+
+// publishTask publishes the message of a task of the chain as its worker has done it.
+func (l *lane) publishTask(ctx context.Context, r run, task string) error {
+	if task == discover {
+		return l.publishTo(ctx, specQueues[0], r.first)
+	}
+	context, found, err := l.specContext(ctx, r, task)
+	if err != nil || !found {
+		return errors.Join(err, fmt.Errorf("the task before %s has not ended: %t", task, !found))
+	}
+	m := r.first
+	var body [3]any
+	if err := json.Unmarshal(m.Body, &body); err != nil {
+		return err
+	}
+	embed := body[2].(map[string]any)
+	// The chain is stored with its next link last.
+	embed["chain"] = embed["chain"].([]any)[:2-slices.Index(moonmind.SpecTasks, task)]
+	body[0], body[1] = []json.RawMessage{context}, map[string]any{}
+	m.Headers = maps.Clone(m.Headers)
+	m.Headers["id"], m.Headers["task"], m.Headers["parent_id"], m.CorrelationId = r.Tasks[task], "spec_workflow_runs."+task, r.Tasks[taskBefore(task)], r.Tasks[task]
+	if m.Body, err = json.Marshal(body); err != nil {
+		return err
+	}
+	return l.publishTo(ctx, specQueues[1], m)
+}
+
+// taskBefore is the task of the chain before another one, "" for none.
+func taskBefore(task string) string {
+	if i := slices.Index(moonmind.SpecTasks, task); i > 0 {
+		return moonmind.SpecTasks[i-1]
+	}
+	return ""
+}
+
+// specContext is the argument of a task: what the one before it has returned. It returns
+// false if that has not ended.
+func (l *lane) specContext(ctx context.Context, r run, task string) (context json.RawMessage, found bool, err error) {
+	if task == discover {
+		return nil, true, nil
+	}
+	rows, err := l.rows(ctx, `SELECT outcome->>'result' FROM mm_orchestrator.spec_claims WHERE run_id = $1 AND task_id = $2 AND outcome->>'result' IS NOT NULL`, r.ID, r.Tasks[taskBefore(task)])
+	if err != nil || len(rows) == 0 {
+		return nil, false, err
+	}
+	return json.RawMessage(rows[0]), true, nil
+}
+
+// publishSpecAgain publishes the message of a task again while a worker is paused in it,
+// and waits until a worker has it.
+func (l *lane) publishSpecAgain(ctx context.Context, o *outcome, task string) error {
+	received := func() (n int, err error) {
+		moments, err := l.trace.read()
+		for _, m := range moments {
+			if m.Point == faultpoint.DeliveryReceived && m.about(o.run.Tasks[task]) {
+				n++
+			}
+		}
+		return n, err
+	}
+	before, err := received()
+	if err != nil {
+		return err
+	}
+	if err := l.publishTask(ctx, o.run, task); err != nil {
+		return err
+	}
+	return l.untilOfRun(ctx, "the message of "+task+" to be received again", func() (bool, error) {
+		now, err := received()
+		return now > before, err
 	})
 }
 

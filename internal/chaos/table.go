@@ -25,7 +25,11 @@ func (r *Report) printTable(w io.Writer) {
 	}
 	row("`"+r.config.command()+"`", "%s, %d lanes, on %s", r.took.Round(time.Second), r.config.Lanes, r.servers)
 	fmt.Fprint(w, "|---|---|\n")
-	row("trials, runs", "%d, %d; failed trials: %d/%d; points not reached: %d", r.trials, r.runs, len(r.failed), r.trials, r.missed)
+	missed := fmt.Sprint(r.missed)
+	if r.missed > 0 {
+		missed += fmt.Sprintf(" (trials %s)", strings.Trim(fmt.Sprint(r.missedIn), "[]"))
+	}
+	row("trials, runs", "%d, %d; failed trials: %d/%d; points not reached: %s", r.trials, r.runs, len(r.failed), r.trials, missed)
 	row("kills", "%d, at %s", r.kills, r.killedAt())
 	for _, f := range []struct {
 		name string
@@ -40,6 +44,11 @@ func (r *Report) printTable(w io.Writer) {
 		}
 		if n > 0 {
 			row(f.name, "%d", n)
+		}
+	}
+	for _, name := range specReport {
+		if n := r.specs[name]; n > 0 {
+			row(name, "%d", n)
 		}
 	}
 	for _, p := range []struct {
@@ -113,9 +122,11 @@ func (r *Report) killedAt() string {
 			list(p.stage(kill))
 		}
 	}
-	if slices.Contains(r.config.Kinds, Spec) {
-		for _, p := range specPlaces {
-			list(p.stage(kill))
+	for kind, places := range map[Kind][]specPlace{Spec: specPlaces, SpecCloud: cloudPlaces} {
+		if slices.Contains(r.config.Kinds, kind) {
+			for _, p := range places {
+				list(p.stage(kill))
+			}
 		}
 	}
 	if slices.Contains(r.config.Kinds, Crowd) {

@@ -73,8 +73,21 @@ const (
 	// request, and needs Python.
 	Mixed Kind = "mixed"
 	// Spec runs the Spec workflow chain: a worker is killed at a point of it or at any time,
-	// connections break, or a message comes twice. It runs only on request.
+	// connections break, or a message comes twice. It runs only on request, as do the
+	// other kinds of the Spec workflow.
 	Spec Kind = "spec"
+	// SpecCloud is Spec with Codex Cloud.
+	SpecCloud Kind = "spec-cloud"
+	// SpecRetry lets one task of the chain fail, and retries the run.
+	SpecRetry Kind = "spec-retry"
+	// SpecGitHub has a fault of GitHub's API or of the git server in each trial, and mostly
+	// a kill as well.
+	SpecGitHub Kind = "spec-github"
+	// SpecTwice delivers the message of one of the three tasks twice.
+	SpecTwice Kind = "spec-twice"
+	// SpecRestart restarts the broker, the database, or both during the chain. It uses
+	// servers of its own.
+	SpecRestart Kind = "spec-restart"
 )
 
 // Kinds are the kinds of a campaign, in turn and as often as each is used.
@@ -85,7 +98,7 @@ var Kinds = []Kind{
 }
 
 // onRequest are the kinds that no campaign uses by default. Each shows one promise.
-var onRequest = []Kind{Approval, Rollback, Rush, Mixed, Real, Spec}
+var onRequest = []Kind{Approval, Rollback, Rush, Mixed, Real, Spec, SpecCloud, SpecRetry, SpecGitHub, SpecTwice, SpecRestart}
 
 // retriedEarly is the variant of Duplicate that retries a run while its rollback
 // runs. The API allows that for a failed run.
@@ -106,8 +119,14 @@ type Trial struct {
 	Stages []stage
 	// Variant is that of Duplicate, or what else is done to a run from outside.
 	Variant string
-	// Case is that of Rollback, Lost or Spec, and the gate's requirement of Approval.
+	// Case is that of Rollback or Lost, the gate's requirement of Approval, and how Codex
+	// does the task of a run of the Spec workflow.
 	Case string
+	// Twice is the task whose message Variant delivers twice, of SpecTwice.
+	Twice string
+	// Service is the name of the fault of a service, of SpecGitHub and SpecCloud; "" for
+	// none. Failure is the name of what makes the first attempt fail, of SpecRetry.
+	Service, Failure string
 	// LostStep is the step that fails because its message is lost; "" if the
 	// rollback's message is lost, or none.
 	LostStep string
@@ -144,6 +163,8 @@ type stage struct {
 	ToForeign bool
 	// Alone says to wait until the worker knows that it is alone on its queue.
 	Alone bool
+	// CodexHeld says to wait until codex is at work, which waits for the end of the stage.
+	CodexHeld bool
 }
 
 // action is the kind of fault of a stage.
@@ -163,6 +184,11 @@ const (
 	restartBroker   action = "restart broker"
 	restartDatabase action = "restart database"
 	restartBoth     action = "restart both"
+	// publishAgain publishes the message of the stage's task again while the worker is
+	// paused in that task.
+	publishAgain action = "publish the message again"
+	// retryFailed waits for the failure of the run, removes its cause, and retries the run.
+	retryFailed action = "retry the failed run"
 )
 
 // holeLasts is a little longer than a worker needs to notice that its broker sends
@@ -189,12 +215,16 @@ func (t Trial) String() string {
 		if s.Do.restarts() {
 			text += map[bool]string{true: " (killed for ", false: " (stopped for "}[s.Abrupt] + s.For.String() + ")"
 		}
-		if s.Point != "" {
+		switch {
+		case s.Do == retryFailed:
+		case s.CodexHeld:
+			text += " while codex is at work"
+		case s.Point != "":
 			text += " at " + s.place()
 			if s.Occurrence > 1 {
 				text += fmt.Sprintf(", time %d", s.Occurrence)
 			}
-		} else {
+		default:
 			text += " after " + s.After.String()
 		}
 		stages = append(stages, text)
@@ -202,11 +232,16 @@ func (t Trial) String() string {
 	if t.Workspace != "" {
 		stages = append(stages, "workspace: "+string(t.Workspace))
 	}
-	if t.Variant == "" && t.Case != "" {
+	if (t.Variant == "" || t.Kind.isSpec()) && t.Case != "" {
 		stages = append([]string{t.Case}, stages...)
 	}
 	if t.Variant != "" {
-		stages = append(stages, t.Variant)
+		stages = append(stages, strings.TrimSpace(t.Variant+" "+t.Twice))
+	}
+	for name, text := range map[string]string{"fault of a service: ": t.Service, "made to fail: ": t.Failure} {
+		if text != "" {
+			stages = append(stages, name+text)
+		}
 	}
 	if t.Gate != "" {
 		stages = append(stages, t.Gate+" approval")
@@ -315,7 +350,7 @@ var leftOut = []struct {
 	{[]faultpoint.Point{faultpoint.ApprovalBefore, faultpoint.ApprovalChecked, faultpoint.ApprovalRefused}, nil,
 		"only a run with an approval gate reaches them: kinds approval and real"},
 	{[]faultpoint.Point{faultpoint.LostBefore, faultpoint.LostFailed}, nil, "they belong to a run: kind lost"},
-	{specOnly(), nil, "they belong to the Spec workflow: kind spec"},
+	{specOnly(), nil, "they belong to the Spec workflow: kinds spec and spec-cloud"},
 }
 
 var (
@@ -439,7 +474,7 @@ func newTrial(seed uint64, number int, kinds []Kind) Trial {
 		t.stop(random)
 	case Real:
 		t.real(random, turnOf(number, kinds))
-	case Spec:
+	case Spec, SpecCloud, SpecRetry, SpecGitHub, SpecTwice, SpecRestart:
 		t.spec(random, turnOf(number, kinds))
 	}
 	return t

@@ -174,7 +174,8 @@ const (
 	// CodexStarting: the stage is recorded, and codex is about to be started, or the task
 	// about to be submitted to Codex Cloud.
 	CodexStarting Point = "codex.starting"
-	// CodexPrinted: codex has printed something. The subject ends with how often it has.
+	// CodexPrinted: codex has printed a line, or Codex Cloud has another state of the task.
+	// The subject ends with the number of the line.
 	CodexPrinted Point = "codex.printed"
 	// CodexSubmitted: Codex Cloud has the task, and its id is not recorded.
 	CodexSubmitted Point = "codex.submitted"

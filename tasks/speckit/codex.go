@@ -157,9 +157,8 @@ func (t *codexTask) exec(ctx context.Context) error {
 	}
 	faultpoint.Hit(faultpoint.CodexStarting, t.run.ID, string(t.task))
 	output := log.Output()
-	printed := &countedWrites{next: output.Stdout, hit: func(n int) { faultpoint.Hit(faultpoint.CodexPrinted, t.run.ID, string(t.task), faultpoint.Number(n)) }}
 	t.log.Info("codex begins", "run", t.progress.Runs, "base_commit", clone.Commit)
-	result, err := t.config.Codex.Exec.Run(ctx, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: printed})
+	result, err := t.config.Codex.Exec.Run(ctx, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.counted(output.Stdout)})
 	output.Close()
 	if err != nil {
 		return t.notRun(ctx, err)
@@ -260,16 +259,23 @@ func (a *attempt) removeClones() {
 	_ = os.Remove(filepath.Dir(dir)) // only if it is empty
 }
 
-// countedWrites counts what is written, for tests that interrupt it.
-type countedWrites struct {
+// counted counts the lines of Codex's output, for tests that interrupt it.
+func (t *codexTask) counted(next io.Writer) io.Writer {
+	return &countedLines{next: next, hit: func(n int) { faultpoint.Hit(faultpoint.CodexPrinted, t.run.ID, string(t.task), faultpoint.Number(n)) }}
+}
+
+// countedLines counts lines and not writes: how many lines a write has is chance.
+type countedLines struct {
 	next io.Writer
 	n    atomic.Int64
 	hit  func(n int)
 }
 
-func (w *countedWrites) Write(p []byte) (int, error) {
+func (w *countedLines) Write(p []byte) (int, error) {
 	n, err := w.next.Write(p)
-	w.hit(int(w.n.Add(1)))
+	for range bytes.Count(p[:n], []byte("\n")) {
+		w.hit(int(w.n.Add(1)))
+	}
 	return n, err
 }
 

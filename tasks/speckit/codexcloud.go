@@ -43,7 +43,7 @@ func (t *codexTask) cloud(ctx context.Context) error {
 	output := log.Output()
 	var result codex.Result
 	if err == nil {
-		result, err = cloud.Wait(ctx, owner, t.progress.TaskID, output.Stdout)
+		result, err = cloud.Wait(ctx, owner, t.progress.TaskID, t.counted(output.Stdout))
 	}
 	var diff []byte
 	if err == nil && result.Outcome == codex.Finished {
