@@ -78,6 +78,8 @@ var proofs = []defectProof{
 	{"spec-claim-stolen", []Trial{{Kind: Spec, Case: playedCodex, Standby: true, Variant: twiceLater}}},
 	{"spec-clones-kept", []Trial{{Kind: Spec, Case: playedCodex, Stages: []stage{{Point: faultpoint.FinishAfter, Step: submit, Do: kill}}}}},
 	{"spec-message-unredacted", []Trial{{Kind: Spec, Case: playedCodex}}},
+	{"spec-cloud-resubmitted", []Trial{{Kind: SpecCloud, Case: cloudCodex, Stages: []stage{{Point: faultpoint.CodexSubmitted, Step: submit, Do: kill}}}}},
+	{"spec-git-once", []Trial{{Kind: SpecGitHub, Case: playedCodex, Service: "a push fails with 502 of a proxy"}}},
 	{"commands-survive", []Trial{{Kind: KillAtRandom, Standby: true, Shape: shape{Milliseconds: 7000}, Stages: []stage{{After: 1200 * time.Millisecond, Do: kill}}}}},
 }
 
