@@ -68,7 +68,10 @@ func ListGitLocks(git func(args ...string) (string, error), workspace string) ([
 	})
 	// Submodules made by old versions of git keep their git directory in the
 	// work tree.
-	paths, _ := git("config", "--null", "--file", filepath.Join(workTree, ".gitmodules"), "--get-regexp", `^submodule\..*\.path$`)
+	modules, paths := filepath.Join(workTree, ".gitmodules"), ""
+	if _, err := os.Lstat(modules); err == nil {
+		paths, _ = git("config", "--null", "--file", modules, "--get-regexp", `^submodule\..*\.path$`)
+	}
 	for entry := range strings.SplitSeq(paths, "\x00") {
 		if _, path, given := strings.Cut(entry, "\n"); given && filepath.IsLocal(path) {
 			in(filepath.Join(workTree, path, ".git"))

@@ -57,15 +57,22 @@ var errSplitIndex = errors.New("the index is split")
 // parseIndex reads an index file, of the versions 2 to 4. idSize is the length of
 // object ids in bytes. Nothing is an index without entries, as git has it.
 func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
+	entries, _, err := parseIndexTree(data, idSize)
+	return entries, err
+}
+
+// parseIndexTree also returns the tree that the entries make, "" if the file does not
+// say so: each command of git that alters an entry takes that back.
+func parseIndexTree(data []byte, idSize int) (list []IndexEntry, tree string, err error) {
 	if len(data) == 0 {
-		return nil, nil
+		return nil, "", nil
 	}
 	if len(data) < 12+idSize || string(data[:4]) != "DIRC" {
-		return nil, errors.New("not an index file of git")
+		return nil, "", errors.New("not an index file of git")
 	}
 	version, count := binary.BigEndian.Uint32(data[4:]), binary.BigEndian.Uint32(data[8:])
 	if version < 2 || version > 4 {
-		return nil, fmt.Errorf("index version %d is unknown", version)
+		return nil, "", fmt.Errorf("index version %d is unknown", version)
 	}
 	rest := data[12 : len(data)-idSize]
 	entries := make([]IndexEntry, 0, min(int(count), len(rest)/(40+idSize)+1))
@@ -73,7 +80,7 @@ func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
 	cut := errors.New("the index file is cut off")
 	for range count {
 		if len(rest) < 42+idSize {
-			return nil, cut
+			return nil, "", cut
 		}
 		var e IndexEntry
 		copy(e.stat[:24], rest[:24])
@@ -86,7 +93,7 @@ func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
 		e.AssumeUnchanged, e.Stage = flags&indexAssumeUnchanged != 0, int(flags&indexStage)>>12
 		if flags&indexExtended != 0 {
 			if len(rest) < at+2 {
-				return nil, cut
+				return nil, "", cut
 			}
 			more := binary.BigEndian.Uint16(rest[at:])
 			at += 2
@@ -96,7 +103,7 @@ func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
 			drop, size := 0, 0
 			for {
 				if at >= len(rest) {
-					return nil, cut
+					return nil, "", cut
 				}
 				b := rest[at]
 				at++
@@ -107,25 +114,25 @@ func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
 				}
 				drop++
 				if size > 4 {
-					return nil, cut
+					return nil, "", cut
 				}
 			}
 			end := bytes.IndexByte(rest[at:], 0)
 			if end < 0 || drop > len(previous) {
-				return nil, cut
+				return nil, "", cut
 			}
 			e.Path = previous[:len(previous)-drop] + string(rest[at:at+end])
 			at += end + 1
 		} else {
 			end := bytes.IndexByte(rest[at:], 0)
 			if end < 0 {
-				return nil, cut
+				return nil, "", cut
 			}
 			e.Path = string(rest[at : at+end])
 			at += end
 			at = (at + 8) &^ 7 // at least one NUL, up to a multiple of 8
 			if at > len(rest) {
-				return nil, cut
+				return nil, "", cut
 			}
 		}
 		previous = e.Path
@@ -135,14 +142,29 @@ func parseIndex(data []byte, idSize int) ([]IndexEntry, error) {
 	for len(rest) >= 8 {
 		size := int(binary.BigEndian.Uint32(rest[4:]))
 		if size < 0 || len(rest) < 8+size {
-			return nil, cut
+			return nil, "", cut
 		}
 		if string(rest[:4]) == "link" {
-			return nil, errSplitIndex
+			return nil, "", errSplitIndex
+		}
+		if string(rest[:4]) == "TREE" {
+			tree = topTree(rest[8:8+size], idSize)
 		}
 		rest = rest[8+size:]
 	}
-	return entries, nil
+	return entries, tree, nil
+}
+
+// topTree reads the beginning of the extension TREE, which is about the top: an empty
+// path, the number of entries (-1 if the tree is not known), a blank, the number of
+// subtrees, a newline, the id.
+func topTree(extension []byte, idSize int) string {
+	name, rest, _ := bytes.Cut(extension, []byte{0})
+	counts, rest, found := bytes.Cut(rest, []byte("\n"))
+	if len(name) > 0 || !found || bytes.HasPrefix(counts, []byte("-")) || len(rest) < idSize {
+		return ""
+	}
+	return fmt.Sprintf("%x", rest[:idSize])
 }
 
 // formatIndex writes an index file with these entries, and without extensions: git

@@ -333,7 +333,7 @@ func (w *walk) readIndexes(ctx context.Context) error {
 
 // setIndex parses the index of a git directory.
 func (r *Repository) setIndex(ctx context.Context, dir *GitDir, data []byte) {
-	dir.index, dir.indexErr = parseIndex(data, idBytes(r.format))
+	dir.index, dir.indexTree, dir.indexErr = parseIndexTree(data, idBytes(r.format))
 	if errors.Is(dir.indexErr, errSplitIndex) {
 		dir.index, dir.indexErr = r.joinIndex(ctx, dir.Path, data)
 	}

@@ -25,6 +25,8 @@ type Options struct {
 	// MaxFile and MaxFiles bound the content that is kept of files that git does not
 	// track, in bytes: of one file, and of all. Zero means 64 MiB and 512 MiB, negative none.
 	MaxFile, MaxFiles int64
+	// Answers may be nil. With it, git is not asked again where a repository is.
+	Answers *Answers
 }
 
 // A Repository is a git repository with a work tree.
@@ -49,7 +51,9 @@ func Open(ctx context.Context, git Git, dir string, options Options) (*Repositor
 	r := &Repository{git: git, options: options}
 	r.options.MaxFile = cmp.Or(options.MaxFile, 64<<20)
 	r.options.MaxFiles = cmp.Or(options.MaxFiles, 512<<20)
-	out, err := r.output(ctx, dir, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir", "--show-object-format")
+	out, err := options.Answers.Place("open", dir, "", func() (string, error) {
+		return r.output(ctx, dir, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir", "--show-object-format")
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -149,6 +149,8 @@ type GitDir struct {
 	Refs map[string]string `json:"refs"`
 
 	index []IndexEntry
+	// indexTree is the tree that the index makes, "" if it does not say so.
+	indexTree string
 	// indexErr says why there is no index to compare, nil if there is one.
 	indexErr error
 }

@@ -35,6 +35,8 @@ type runFiles struct {
 	// top and inside are those of the function repository.
 	top, inside string
 	allowed     *allowlist
+	// seen is what look has returned last, nil before.
+	seen *change.State
 	// sums are the SHA-256 of blobs, as far as they were asked for.
 	sums map[string]string
 }
@@ -42,7 +44,7 @@ type runFiles struct {
 // openRepository finds the repository that a folder of the workspace lies in.
 func (s *stepRun) openRepository(ctx context.Context, workspace string) (*runFiles, error) {
 	f := &runFiles{stepRun: s}
-	options := change.Options{Excluded: s.isForeignArtifact(), MaxFile: s.config.BaselineFileLimit, MaxFiles: s.config.BaselineLimit}
+	options := change.Options{Excluded: s.isForeignArtifact(), MaxFile: s.config.BaselineFileLimit, MaxFiles: s.config.BaselineLimit, Answers: s.answers}
 	if s.place.Dir != "" {
 		options.Include = []string{s.place.Dir}
 	}
@@ -211,6 +213,7 @@ func (s *stepRun) openFiles(ctx context.Context) (*runFiles, *Failure) {
 func (f *runFiles) look(ctx context.Context) (*change.State, *Failure) {
 	state, err := f.repository.Observe(ctx, f.before)
 	if err == nil {
+		f.seen = state
 		return state, nil
 	}
 	if cause := context.Cause(ctx); cause != nil {

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
@@ -17,8 +18,10 @@ type Orchestrator struct {
 	// policy has the settings for all services.
 	policy *policy.Policy
 	// broker is nil before Register.
-	broker   Broker
-	stalls   stall.Detector
+	broker Broker
+	stalls stall.Detector
+	// answers are those of git about the workspace's repository.
+	answers  *change.Answers
 	sweeping sweeping
 	// sinceStart is a monotonic clock. The sweep measures LostGrace with it.
 	sinceStart func() time.Duration
@@ -37,7 +40,7 @@ func New(config Config) (*Orchestrator, error) {
 		log:    slog.New(config.Redactor.Handler(config.Logger.Handler())),
 		runner: newRunner(config),
 		client: newHealthClient(config.Environ),
-		policy: config.effectivePolicy(),
+		policy: config.effectivePolicy(), answers: new(change.Answers),
 
 		sinceStart: func() time.Duration { return time.Since(started) },
 	}, nil

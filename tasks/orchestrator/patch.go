@@ -226,11 +226,11 @@ func (f *runFiles) writeChange(ctx context.Context, after *change.State, list []
 	return f.finishDiff(document, name)
 }
 
-// finishDiff ends a diff artifact. An empty one gets the text of the Python worker.
+// finishDiff ends a diff artifact. An empty one gets the text noChanges.
 func (s *stepRun) finishDiff(document *artifacts.Document, name string) (artifacts.File, *Failure) {
 	file, err := document.Finish()
 	if err == nil && file.SizeBytes == 0 {
-		file, err = s.dir.Write(name, "# No changes generated")
+		file, err = s.dir.Write(name, noChanges)
 	}
 	if err != nil {
 		return artifacts.File{}, artifactError(err)
@@ -240,7 +240,7 @@ func (s *stepRun) finishDiff(document *artifacts.Document, name string) (artifac
 
 // patched is the success of a patch whose commands have altered allowed files.
 func (s *stepRun) patched(ctx context.Context, log *artifacts.Log, files *runFiles, own ownChange) (success, *Failure) {
-	listed, failure := s.listChanges(ctx, s.record.Files.Workspace)
+	listed, failure := s.listChanges(ctx, s.record.Files.Workspace, change.Cleanness{})
 	if failure != nil {
 		return success{}, failure
 	}
@@ -309,21 +309,7 @@ func (f *runFiles) describe(ctx context.Context, list []change.Difference) ([]ch
 // what a run deploys whose commands alter nothing. Their texts are those of the
 // Python worker.
 func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *runFiles, workspace string, patterns []string, diffName string) (success, *Failure) {
-	document, failure := s.diffHead(ctx, workspace, diffName)
-	if failure != nil {
-		return success{}, failure
-	}
-	defer document.Discard()
-	changed, failure := s.listChanges(ctx, workspace)
-	if failure != nil {
-		return success{}, failure
-	}
-	if files != nil && len(changed.untracked) > 0 {
-		if err := files.addUntracked(ctx, document, changed.untracked); err != nil {
-			return success{}, commandError("The diff of untracked files cannot be made: " + err.Error())
-		}
-	}
-	diff, failure := s.finishDiff(document, diffName)
+	changed, diff, failure := s.listEdits(ctx, files, workspace, diffName)
 	if failure != nil {
 		return success{}, failure
 	}
@@ -352,6 +338,45 @@ func (s *stepRun) patchIsEdits(ctx context.Context, log *artifacts.Log, files *r
 	}
 	return s.patchSuccess(log, diff, changed, validated, described)
 }
+
+// listEdits returns the edits in the workspace, and the diff artifact that has them. A
+// workspace without edits is the most frequent one, and needs no question to git.
+func (s *stepRun) listEdits(ctx context.Context, files *runFiles, workspace, diffName string) (changed changes, diff artifacts.File, failure *Failure) {
+	var clean change.Cleanness
+	if files != nil && files.seen != nil {
+		clean = files.repository.Clean(ctx, files.seen, s.artifactFilter())
+	}
+	if clean.Tracked && clean.Untracked {
+		diff, err := s.dir.Write(diffName, noChanges)
+		if err != nil {
+			return changes{}, diff, artifactError(err)
+		}
+		return changes{}, diff, nil
+	}
+	var document *artifacts.Document
+	if clean.Tracked {
+		var err error
+		if document, err = s.dir.Document(diffName); err != nil {
+			return changes{}, diff, artifactError(err)
+		}
+	} else if document, failure = s.diffHead(ctx, workspace, diffName); failure != nil {
+		return changes{}, diff, failure
+	}
+	defer document.Discard()
+	if changed, failure = s.listChanges(ctx, workspace, clean); failure != nil {
+		return changes{}, diff, failure
+	}
+	if files != nil && len(changed.untracked) > 0 {
+		if err := files.addUntracked(ctx, document, changed.untracked); err != nil {
+			return changes{}, diff, commandError("The diff of untracked files cannot be made: " + err.Error())
+		}
+	}
+	diff, failure = s.finishDiff(document, diffName)
+	return changed, diff, failure
+}
+
+// noChanges is the text of the Python worker for an empty diff.
+const noChanges = "# No changes generated"
 
 // isRepository says that a path of git's lists is a submodule or another
 // repository, whose files no diff of this one has.
@@ -499,8 +524,8 @@ const listLimit = 16 << 20
 // listChanges asks git which files differ from HEAD. It returns unquoted names
 // (docs/moonmind.md#c5) relative to the workspace, even if that lies below the
 // top of the repository. It leaves out the runs' artifacts
-// (docs/moonmind.md#f6).
-func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *Failure) {
+// (docs/moonmind.md#f6). It does not ask about what is clean.
+func (s *stepRun) listChanges(ctx context.Context, workspace string, clean change.Cleanness) (changes, *Failure) {
 	_, inside := repository(workspace)
 	isArtifact := s.artifactFilter()
 	var found changes
@@ -508,12 +533,15 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string) (changes, *
 		into    *[]string
 		command []string
 		// fromTop says that names are relative to the top of the repository.
-		fromTop bool
+		fromTop, isClean bool
 	}{
-		{&found.unstaged, []string{"git", "diff", "--name-only", "-z"}, true},
-		{&found.staged, []string{"git", "diff", "--cached", "--name-only", "-z"}, true},
-		{&found.untracked, []string{"git", "ls-files", "--others", "--exclude-standard", "-z"}, false},
+		{&found.unstaged, []string{"git", "diff", "--name-only", "-z"}, true, clean.Tracked},
+		{&found.staged, []string{"git", "diff", "--cached", "--name-only", "-z"}, true, clean.Tracked},
+		{&found.untracked, []string{"git", "ls-files", "--others", "--exclude-standard", "-z"}, false, clean.Untracked},
 	} {
+		if query.isClean {
+			continue
+		}
 		names, failure := s.listFiles(ctx, workspace, query.command)
 		if failure != nil {
 			return changes{}, failure

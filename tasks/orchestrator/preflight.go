@@ -148,6 +148,7 @@ func stepsFrom(step store.Step) []store.Step {
 func (s *stepRun) looks(workspace string, files bool) []preflight.Look {
 	subject := Subject(s.config)
 	subject.Workspace, subject.ArtifactDirectory = workspace, s.dir.Dir()
+	subject.Answers = s.answers
 	subject.Owner, subject.LockPatience, subject.Removable = s.runner.owner, lockPatience, s.removes
 	var commands []plannedCommand
 	subject.Projects, commands = s.projects(stepsFrom(s.step))

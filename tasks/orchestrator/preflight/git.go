@@ -53,7 +53,11 @@ func (s Subject) lookAtGit(found *workTree) Look {
 			if free, err := FreeSpace(tree.shared); err == nil && free < s.DiskReserve && !sameDevice(tree.shared, s.Workspace) {
 				return refuse(moreSpace, "the file system of the repository, %s, has %s free, less than the %s required by %s", tree.shared, mebibytes(free), mebibytes(s.DiskReserve), s.SettingName("MM_ORCHESTRATOR_DISK_RESERVE"))
 			}
-			if _, err := s.git(ctx, "cat-file", "-e", "HEAD^{tree}"); err != nil {
+			err := s.Answers.HeadTree(tree.own, tree.shared, func() error {
+				_, err := s.git(ctx, "cat-file", "-e", "HEAD^{tree}")
+				return err
+			})
+			if err != nil {
 				if _, unborn := s.git(ctx, "rev-parse", "--quiet", "--verify", "HEAD"); unborn != nil && ctx.Err() == nil {
 					return note("Make a first commit", "%s has no commit that uncommitted edits could be taken back to", tree.top)
 				}
@@ -66,7 +70,16 @@ func (s Subject) lookAtGit(found *workTree) Look {
 // workTree asks git for the workspace's work tree. The results are nil if it has
 // one.
 func (s Subject) workTree(ctx context.Context) (workTree, []Result) {
-	text, err := s.git(ctx, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
+	ask := func() (string, error) {
+		return s.git(ctx, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
+	}
+	var text string
+	var err error
+	if program := s.Find("git"); program != "" {
+		text, err = s.Answers.Place("look", s.Workspace, program, ask)
+	} else {
+		text, err = ask() // it says that there is none
+	}
 	switch {
 	case errors.Is(err, errNotFound):
 		return workTree{}, refuse("Install git: patch and rollback need it", "git is not installed, or not on the PATH")
@@ -210,7 +223,9 @@ func (s Subject) lookAtGitState(tree *workTree) Look {
 					return refuse("Finish it or give it up first, in "+tree.top+": "+operation.cure, "%s is in progress in %s: a run would mix its change with it", operation.name, tree.top)
 				}
 			}
-			text, err := s.git(ctx, "ls-files", "--unmerged", "--full-name", "-z", ":/")
+			text, err := s.Answers.Index("unmerged", tree.own, func() (string, error) {
+				return s.git(ctx, "ls-files", "--unmerged", "--full-name", "-z", ":/")
+			})
 			if err != nil {
 				return refuse("If that file is damaged, run: rm "+filepath.Join(tree.own, "index")+" && git -C "+tree.top+" reset (files stay as they are, what was staged is lost)", "git cannot read the index of %s: %s", tree.top, oneLine(err.Error()))
 			}

@@ -86,6 +86,8 @@ type Subject struct {
 	// SettingName returns how the operator has set the setting of a variable.
 	// Required.
 	SettingName func(variable string) string
+	// Answers remembers what git has said, nil for not.
+	Answers *change.Answers
 	// Owner and Logger are for the programs that looks start.
 	Owner  processes.Owner
 	Logger *slog.Logger
