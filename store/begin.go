@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -120,12 +121,9 @@ func (s *Store) begin(ctx context.Context, request BeginRequest, token int64) (d
 			}
 			seen = beginState{JustRedelivered: request.Message.Redelivered && time.Since(arrived) < deathLag}
 			return s.transaction(ctx, func(tx pgx.Tx) (err error) {
-				decision, err = s.beginInTx(ctx, tx, request, token, &seen, suspected)
-				ownedAt = time.Now()
-				// The commit follows.
-				if _, starts := decision.(Start); starts && err == nil {
-					mayHaveClaimed = true
-				}
+				decision, err = s.beginInTx(ctx, tx, request, token, &seen, suspected, func() {
+					mayHaveClaimed, ownedAt = true, time.Now()
+				})
 				return err
 			})
 		})
@@ -187,8 +185,9 @@ func (s suspicions) confirm(claims []claimRow, grace time.Duration) {
 }
 
 // beginInTx reads the state, decides, and writes. It returns nil if the state
-// must be read again in a moment (verdict.recheck).
-func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *beginState, suspected suspicions) (Decision, error) {
+// must be read again in a moment (verdict.recheck). It calls claims before it returns
+// a Start, and before the claim can have been committed.
+func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, token int64, seen *beginState, suspected suspicions, claims func()) (Decision, error) {
 	mine, err := s.readBeginState(ctx, tx, request, token, seen)
 	if err != nil {
 		return nil, err
@@ -201,6 +200,7 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 		claim.Attempt, claim.Starts, claim.HandedBack, claim.StartedAt = mine.Attempt, mine.Starts, mine.HandedBack, mine.StartedAt
 		started := seen.Run.StartedAt != nil && seen.Run.StartedAt.Equal(mine.StartedAt)
 		approval := judgeApproval(seen.Run, seen.Approval, approvalRequest{step: request.Step, attempt: mine.Attempt, submission: request.submission()})
+		claims()
 		return Start{Claim: claim, Run: seen.Run, RunStarted: started, Progress: mine.Progress, RootTaskID: request.RootTaskID, Change: seen.Change, Revocation: seen.Revocation,
 			RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(approval)}, nil
 	}
@@ -272,10 +272,14 @@ func (s *Store) beginInTx(ctx context.Context, tx pgx.Tx, request BeginRequest, 
 	start := Start{Claim: claim, Run: run, RunStarted: started, RootTaskID: request.RootTaskID, PreviousWorker: v.previousWorker, Revocation: seen.Revocation,
 		RollbackRequest: seen.RollbackRequest, Approval: seen.Approval.start(v.approval)}
 	start.afterPause = request.Step == StepVerify && seen.Approval.Record.pausedFor(claim.Attempt)
-	if err := s.writeStart(ctx, tx, writes, &start, request, v.deadClaims); err != nil {
+	if err := s.queueStart(writes, &start, request, v.deadClaims); err != nil {
 		return nil, err
 	}
 	faultpoint.Hit(faultpoint.BeginWritten, request.RunID, string(request.Step))
+	claims()
+	if err := database.SendLast(ctx, tx, writes); err != nil {
+		return nil, err
+	}
 	return start, nil
 }
 
@@ -444,8 +448,8 @@ func (s *Store) refuse(ctx context.Context, tx pgx.Tx, request BeginRequest, see
 
 // takeWorkspace parks the message: because the verdict is busy or paused, or because
 // another run has the workspace. Otherwise parked is nil, and writes gives the
-// workspace to the run. writeStart sends it with its own statements, in one round
-// trip.
+// workspace to the run. They are sent with those of queueStart and the commit, in one
+// round trip.
 func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginRequest, seen beginState, v verdict) (parked *Parked, writes *pgx.Batch, err error) {
 	run, busy := seen.Run, v.busy
 	workspace := clean(request.Workspace(run))
@@ -502,13 +506,14 @@ func (s *Store) takeWorkspace(ctx context.Context, tx pgx.Tx, request BeginReque
 	return parked, nil, tx.SendBatch(ctx, batch).Close()
 }
 
-// writeStart records a start (docs/moonmind.md#start-of-a-step, but without the
+// queueStart records a start (docs/moonmind.md#start-of-a-step, but without the
 // faults docs/moonmind.md#c14, docs/moonmind.md#r3 and docs/moonmind.md#r5):
 // it resets the state row of the newest attempt, sets a pending run to running,
 // takes the claim, and takes deadClaims, also those of earlier attempts, from
 // their holders. It sets start.Progress, for an attempt that was started before,
-// and start.Change. batch has what takeWorkspace has left to be written.
-func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, batch *pgx.Batch, start *Start, request BeginRequest, deadClaims []int64) error {
+// and start.Change, once batch was sent, which has what takeWorkspace has left to be
+// written.
+func (s *Store) queueStart(batch *pgx.Batch, start *Start, request BeginRequest, deadClaims []int64) error {
 	claim := start.Claim
 	if len(deadClaims) > 0 {
 		queueFreeClaims(batch, claim.RunID, deadClaims)
@@ -567,7 +572,7 @@ func (s *Store) writeStart(ctx context.Context, tx pgx.Tx, batch *pgx.Batch, sta
 		return err
 	}
 	texts.queue(batch, nil)
-	return tx.SendBatch(ctx, batch).Close()
+	return nil
 }
 
 // startRecords are those of the audit trail about the start of a step.

@@ -27,7 +27,7 @@ func (c *ChangeState) scan(row pgx.Row) error {
 // into start.Change.
 //
 // A state row was written by a worker that makes no claims, or has been since, if
-// it differs from the claims. writeStart gives row and claim the same started_at.
+// it differs from the claims. queueStart gives row and claim the same started_at.
 // A retry by the API clears the row's started_at and leaves celery_task_id.
 func queueStartChange(batch *pgx.Batch, start *Start, queue, workspace string) {
 	batch.Queue(`
@@ -54,10 +54,10 @@ func queueStartChange(batch *pgx.Batch, start *Start, queue, workspace string) {
 //   - It replaces the earlier record of the run.
 //   - The claim's token is a fence. It returns ErrClaimLost, and changes nothing,
 //     if another worker has taken the claim over or the step has ended.
-//   - It is one transaction. After ErrUnavailable the record may have been
-//     written: call it again, with the same record or a later one.
+//   - It is one statement and one round trip. After ErrUnavailable the record may have
+//     been written: call it again, with the same record or a later one.
 //   - ErrInvalid for a record that is no JSON object.
-//   - records are appended to the run's audit trail in the same statement: the intent
+//   - records are appended to the run's audit trail with it: the intent
 //     of what the caller is about to do, for instance. See Record.
 func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMessage, records ...audit.Record) error {
 	texts, err := s.auditTexts(claim, records...)
@@ -76,13 +76,13 @@ func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMe
 		issued = *known
 	}
 	faultpoint.Hit(faultpoint.ChangeBefore, claim.RunID, string(claim.Step))
-	err = s.inTx(ctx, "record the change of run "+claim.RunID, func(tx pgx.Tx) error {
+	err = s.retry(ctx, "record the change of run "+claim.RunID, func(ctx context.Context) error {
 		// The claim is locked until the commit: BeginStep of another worker, which
 		// takes it over, comes after the record and returns it, or before, and then
 		// the token differs. The row is missing only after the schema was created
 		// again (restore.go).
 		write := func() (bool, error) {
-			tag, err := tx.Exec(ctx, `
+			tag, err := s.pool.Exec(ctx, `
 				WITH mine AS MATERIALIZED (
 				    SELECT run_id FROM mm_orchestrator.claims
 				    WHERE run_id = $1 AND step = $2 AND attempt = $3 AND token = $4 AND outcome IS NULL
@@ -100,12 +100,12 @@ func (s *Store) RecordChange(ctx context.Context, claim Claim, record json.RawMe
 		}
 		recorded, err := write()
 		if err == nil && !recorded {
-			restored, restoreErr := s.restoreClaim(ctx, tx, claim)
-			if restoreErr != nil {
-				return restoreErr
-			}
-			if restored {
-				recorded, err = write()
+			if restored, err := s.restoredClaim(ctx, claim); err != nil {
+				return err
+			} else if restored {
+				if recorded, err = write(); err != nil {
+					return err
+				}
 			}
 		}
 		if err == nil && !recorded {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/moonladderstudios/mm-orchestrator/audit"
+	"github.com/moonladderstudios/mm-orchestrator/internal/database"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 )
 
@@ -101,9 +102,12 @@ func (s *Store) FinishStep(ctx context.Context, claim Claim, outcome Outcome) (F
 		if issued := s.issuedClaim(claim.Token); issued != nil {
 			queue = issued.queue
 		}
-		err = s.writeFinish(ctx, tx, claim, queue, outcome, end, record, &finished)
+		batch, err := s.finishBatch(claim, queue, outcome, end, record, &finished)
+		if err != nil {
+			return err
+		}
 		faultpoint.Hit(faultpoint.FinishWritten, claim.RunID, string(claim.Step))
-		return err
+		return database.SendLast(ctx, tx, batch)
 	})
 	if err == nil && superseded {
 		err = failure(ErrClaimLost, "step %s of run %s was retried while attempt %d ran: the end of that attempt is not recorded",
@@ -310,12 +314,12 @@ func endRecords(claim Claim, outcome Outcome, end runChange) []audit.Record {
 	return records
 }
 
-// writeFinish writes everything in one round trip. It sets finished.AuditHead, and
+// finishBatch returns all writes of a step's end. They set finished.AuditHead, and
 // finished.ParkedReady if parked messages may be published after the commit.
-func (s *Store) writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue string, outcome Outcome, end runChange, record []byte, finished *Finished) error {
+func (s *Store) finishBatch(claim Claim, queue string, outcome Outcome, end runChange, record []byte, finished *Finished) (*pgx.Batch, error) {
 	texts, err := s.auditTexts(claim, endRecords(claim, outcome, end)...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	types := make([]string, len(outcome.Artifacts))
 	paths := make([]string, len(outcome.Artifacts))
@@ -417,7 +421,7 @@ func (s *Store) writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue s
 	if left := outcome.LeftBehind; left != nil {
 		text, err := json.Marshal(left)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		batch.Queue(`
 			INSERT INTO mm_orchestrator.approvals AS a (run_id, queue, left_behind) VALUES ($1, $2, $3::text::json)
@@ -431,7 +435,7 @@ func (s *Store) writeFinish(ctx context.Context, tx pgx.Tx, claim Claim, queue s
 		queueTouchHold(batch, claim.RunID, "")
 	}
 	queueParkedReady(batch, claim.RunID, &finished.ParkedReady)
-	return tx.SendBatch(ctx, batch).Close()
+	return batch, nil
 }
 
 // failInPlace records, in place of a worker, that a step has failed. It counts as
@@ -458,7 +462,10 @@ func (s *Store) failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, 
 		return false, failure(ErrInvalid, "cannot record that step %s of run %s has failed: %v", claim.Step, claim.RunID, err)
 	}
 	var finished Finished
-	err = s.writeFinish(ctx, tx, *claim, "", outcome, end, record, &finished)
+	batch, err := s.finishBatch(*claim, "", outcome, end, record, &finished)
+	if err == nil {
+		err = tx.SendBatch(ctx, batch).Close()
+	}
 	return finished.ParkedReady, err
 }
 

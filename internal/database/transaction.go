@@ -2,6 +2,7 @@ package database
 
 import (
 	"context"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,6 +17,29 @@ type transaction struct {
 	// settings is the statement that follows the begin.
 	settings string
 	closed   bool
+	// committed says that SendLast has committed it.
+	committed bool
+}
+
+// SendLast sends the last batch of a transaction of [DB] and commits it, in one round
+// trip. An error may mean that the answer was lost, and the transaction committed.
+func SendLast(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
+	t, isOwn := tx.(*transaction)
+	if !isOwn {
+		return tx.SendBatch(ctx, batch).Close()
+	}
+	whole := &pgx.Batch{QueuedQueries: slices.Clone(batch.QueuedQueries)}
+	whole.Queue("commit").Exec(func(tag pgconn.CommandTag) error {
+		if tag.String() != "COMMIT" {
+			return pgx.ErrTxCommitRollback
+		}
+		return nil
+	})
+	if err := t.SendBatch(ctx, whole).Close(); err != nil {
+		return err
+	}
+	t.committed = true
+	return nil
 }
 
 // start begins the transaction, if it has not begun.
@@ -104,6 +128,9 @@ func (t *transaction) Prepare(ctx context.Context, name, sql string) (*pgconn.St
 func (t *transaction) Conn() *pgx.Conn { return t.conn }
 
 func (t *transaction) Commit(ctx context.Context) error {
+	if t.committed {
+		return nil
+	}
 	if t.Tx != nil {
 		return t.Tx.Commit(ctx)
 	}
@@ -111,6 +138,9 @@ func (t *transaction) Commit(ctx context.Context) error {
 }
 
 func (t *transaction) Rollback(ctx context.Context) error {
+	if t.committed {
+		return pgx.ErrTxClosed
+	}
 	if t.Tx != nil {
 		return t.Tx.Rollback(ctx)
 	}

@@ -121,7 +121,8 @@ const (
 	BeginBefore Point = "begin.before"
 	// BeginLocked: states and run are locked and read; nothing is written.
 	BeginLocked Point = "begin.locked"
-	// BeginWritten: state, run and claim are written and not committed.
+	// BeginWritten: state, run and claim are written and committed next, in one round
+	// trip.
 	BeginWritten Point = "begin.written"
 	// BeginCommitted: other sessions see the step in progress.
 	BeginCommitted Point = "begin.committed"

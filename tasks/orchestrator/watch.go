@@ -246,7 +246,8 @@ func (w *watch) askIfDue(ctx context.Context, q *question) {
 
 // questions are those that the watch asks database and broker.
 func (a *attempt) questions(w *watch) []*question {
-	questions := []*question{{every: checkInterval, ask: func(ctx context.Context) (func(), error) {
+	// BeginStep has answered the first of these just now.
+	questions := []*question{{every: checkInterval, next: time.Now().Add(checkInterval), ask: func(ctx context.Context) (func(), error) {
 		revocation, err := a.config.Steps.CheckClaim(ctx, w.claim)
 		if errors.Is(err, store.ErrClaimLost) {
 			w.endWork(endCause{takenOver, err})
