@@ -54,7 +54,7 @@ func cases() []Case {
 		{
 			Name: "plan", Title: "run of a plan with six steps", Contenders: []string{floor, ours}, Measures: []Measure{{Unit: "ms", Lower: true}},
 			What: "The program, from before the first message of a run is published until the run is recorded as succeeded. Four commands in its steps do nothing; verify asks a healthy address, and the 100 ms for which it watches the service are subtracted; the rollback is skipped. " +
-				"For the floor: five steps, each with a committed beginning, a command, a log on disk, a committed end, and what a chain hop has (`internal/bench/contender/step.go`).",
+				"For the floor: five steps, each with a committed beginning, its commands, each of them with an intent and an end that are committed, its artifacts on disk, a committed end, and what a chain hop has (`internal/bench/contender/step.go`).",
 			prepare: func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
 			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
 				if name == floor {

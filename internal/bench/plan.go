@@ -101,7 +101,7 @@ func (h *harness) preparePlans(ctx context.Context) (err error) {
 	if err := h.servers.declare(c.queue); err != nil {
 		return err
 	}
-	for _, statement := range []string{contender.StepTable, announceEnds} {
+	for _, statement := range []string{contender.StepTables, announceEnds} {
 		if _, err := h.servers.db.Exec(ctx, statement); err != nil {
 			return err
 		}
@@ -238,7 +238,7 @@ func (h *harness) oneRun(ctx context.Context, p *process) (time.Duration, error)
 	return took, nil
 }
 
-// floorPlans runs the same number of steps without what a run needs.
+// floorPlans runs the same steps with what no worker can leave out, and nothing else.
 func (h *harness) floorPlans(ctx context.Context) (sample Sample, err error) {
 	s := setting{slots: 1, prefetch: 1, results: true, folder: h.plan.artifacts}
 	r, err := h.open(ctx, floor, how{slots: 1}, s, func(*running) error { return nil })

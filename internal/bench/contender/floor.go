@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"strconv"
@@ -102,7 +103,7 @@ func slot(s Spec, conn *amqp.Connection, deliveries <-chan amqp.Delivery, p pipe
 		defer database.Close(ctx)
 		statements := map[string]string{"store": insertResult}
 		if s.Folder != "" {
-			statements["begin"], statements["finish"] = beginStep, finishStep
+			maps.Copy(statements, stepStatements)
 		}
 		for name, statement := range statements {
 			if _, err := database.Prepare(ctx, name, statement); err != nil {

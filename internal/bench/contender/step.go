@@ -2,7 +2,6 @@ package contender
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,37 +11,72 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// Step is a task of the floor only: a step of a run with a command that does nothing,
-// and what no worker can leave out that survives a crash at any moment. It commits
-// that the step has begun, runs the command, has its log on disk under its name, and
-// commits how the step has ended. The next message, the result and the
-// acknowledgement follow as for every task.
+// Step is a task of the floor only: a step of a run whose commands do nothing, with
+// what no worker can leave out that keeps the program's promises at any moment of a
+// crash. It commits that the step has begun, and how it has ended. Before a command it
+// commits that the command starts, for the audit trail must not miss one, and after it
+// that the command has ended, which must not run twice. It commits what the run changes
+// before it is changed. Its artifacts are on disk under their names. The next message,
+// the result and the acknowledgement follow as for every task.
 const Step = "bench.step"
 
-// StepTable is the table for steps.
-const StepTable = `
+// StepTables are the tables for steps.
+const StepTables = `
 	CREATE TABLE IF NOT EXISTS floor_steps (
-	    run text, step integer, worker text NOT NULL, started_at timestamptz NOT NULL, finished_at timestamptz, outcome json, PRIMARY KEY (run, step))`
+	    run text, step integer, worker text NOT NULL, started_at timestamptz NOT NULL, finished_at timestamptz, progress json, outcome json, PRIMARY KEY (run, step));
+	CREATE TABLE IF NOT EXISTS floor_trail (run text, entry bigint GENERATED ALWAYS AS IDENTITY, record json NOT NULL, PRIMARY KEY (run, entry))`
 
-const (
-	beginStep  = `INSERT INTO floor_steps (run, step, worker, started_at) VALUES ($1, $2, 'floor', $3)`
-	finishStep = `UPDATE floor_steps SET finished_at = $3, outcome = $4::text::json WHERE run = $1 AND step = $2`
-)
+// stepStatements are prepared for steps.
+var stepStatements = map[string]string{
+	"begin":    `INSERT INTO floor_steps (run, step, worker, started_at) VALUES ($1, $2, 'floor', $3)`,
+	"append":   `INSERT INTO floor_trail (run, record) VALUES ($1, $2::text::json)`,
+	"progress": `UPDATE floor_steps SET progress = $3::text::json WHERE run = $1 AND step = $2`,
+	"finish":   `UPDATE floor_steps SET finished_at = $3, outcome = $4::text::json WHERE run = $1 AND step = $2`,
+}
+
+// stepParts says what a step of the plan has to do, by how many steps are left: how
+// many commands it runs, how often it records the change of the run, and its artifacts.
+var stepParts = map[int32]struct {
+	commands, records int
+	artifacts         []string
+}{
+	5: {0, 0, []string{"analyze.log"}},
+	4: {2, 2, []string{"patch.diff", "patch.log"}},
+	3: {1, 1, []string{"build.log"}},
+	2: {1, 0, []string{"restart.log"}},
+	1: {0, 0, []string{"verify.log"}},
+}
 
 func step(ctx context.Context, database *pgx.Conn, folder string, d amqp.Delivery, left int32) error {
-	run := d.CorrelationId[:len(d.CorrelationId)-4]
+	run, parts := d.CorrelationId[:len(d.CorrelationId)-4], stepParts[left]
 	if _, err := database.Exec(ctx, "begin", run, left, time.Now()); err != nil {
 		return err
 	}
-	output, err := exec.CommandContext(ctx, "true").CombinedOutput()
-	if err != nil {
-		return err
+	for range parts.records {
+		if _, err := database.Exec(ctx, "append", run, `{"version": 1, "files": {"workspace": "/workspace", "baseline": "4b825dc642cb6eb9a060e54bf8d69288fbee4904"}}`); err != nil {
+			return err
+		}
 	}
-	log := filepath.Join(folder, fmt.Sprintf("%s-%d.log", run, left))
-	if err := writeFile(log, append(output, "$ true\nexit code 0\n"...)); err != nil {
-		return err
+	var log []byte
+	for range parts.commands {
+		if _, err := database.Exec(ctx, "append", run, `{"kind": "command_started", "command": {"argv": ["true"], "dir": "/workspace"}}`); err != nil {
+			return err
+		}
+		output, err := exec.CommandContext(ctx, "true").CombinedOutput()
+		if err != nil {
+			return err
+		}
+		if _, err := database.Exec(ctx, "progress", run, left, `{"commands": 1, "exit_code": 0}`); err != nil {
+			return err
+		}
+		log = append(append(log, "$ true\n"...), output...)
 	}
-	_, err = database.Exec(ctx, "finish", run, left, time.Now(), `{"status": "succeeded", "message": "done", "artifacts": [{"type": "log", "path": "step.log"}]}`)
+	for _, name := range parts.artifacts {
+		if err := writeFile(filepath.Join(folder, run+"-"+name), append(log, "done\n"...)); err != nil {
+			return err
+		}
+	}
+	_, err := database.Exec(ctx, "finish", run, left, time.Now(), `{"status": "succeeded", "message": "done", "artifacts": [{"type": "log", "path": "step.log"}]}`)
 	return err
 }
 
