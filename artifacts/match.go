@@ -20,7 +20,7 @@ type matcher struct {
 	// near has the first three bytes and the next three of the beginnings in filter, see
 	// skip.
 	near [nearBits / 64]uint64
-	// heads has for each hash an index into lists, or 0.
+	// heads has for each gramHash an index into lists, or 0.
 	heads []int32
 	lists []gramList
 	// short has the patterns of less than four bytes, by their first byte.
@@ -95,7 +95,11 @@ const gramSize = 4
 
 const hashFactor = 0x9E3779B1
 
-func gramHash(gram uint32) uint32 { return gram * hashFactor >> filterShift }
+// headCount is the number of heads: hundreds of patterns have short lists, and the
+// table takes 64 KiB.
+const headCount = 1 << 14
+
+func gramHash(gram uint32) uint32 { return gram * hashFactor >> (32 - 14) }
 
 // A pattern is one spelling of a secret, or the beginning of a text that a detector
 // looks at.
@@ -133,20 +137,19 @@ const (
 )
 
 func newMatcher(patterns []*pattern) *matcher {
-	m := &matcher{heads: make([]int32, filterBits), lists: make([]gramList, 1)}
+	m := &matcher{heads: make([]int32, headCount), lists: make([]gramList, 1)}
 	add := func(gram uint32, p *pattern) {
-		h := gramHash(gram)
-		m.filter[h/64] |= 1<<(h%64) | 1<<(gram*hashFactor>>secondShift&63)
+		m.filter[gram*hashFactor>>(filterShift+6)] |= 1<<(gram*hashFactor>>filterShift&63) | 1<<(gram*hashFactor>>secondShift&63)
 		m.addNear(gram)
 		m.addNear(gram >> 8)
-		at := m.heads[h]
+		at := m.heads[gramHash(gram)]
 		for at != 0 && m.lists[at].gram != gram {
 			at = m.lists[at].next
 		}
 		if at == 0 {
 			at = int32(len(m.lists))
-			m.lists = append(m.lists, gramList{gram: gram, next: m.heads[h]})
-			m.heads[h] = at
+			m.lists = append(m.lists, gramList{gram: gram, next: m.heads[gramHash(gram)]})
+			m.heads[gramHash(gram)] = at
 		}
 		m.lists[at].patterns = append(m.lists[at].patterns, p)
 	}
