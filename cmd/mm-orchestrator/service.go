@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -101,6 +102,10 @@ func (s service) run(ctx context.Context, started func()) error {
 			if s.look != nil {
 				s.look(ctx)
 			}
+			// What only the start needed is a third of the memory in use, and the
+			// worker may be idle for days.
+			debug.FreeOSMemory()
+			unmapProgram()
 		case <-background.Done():
 		}
 	})
