@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,9 @@ type Measure struct {
 	Unit string `json:"unit"`
 	// Lower says that less is better.
 	Lower bool `json:"lower_is_better"`
+	// Growth says that it is a difference, about 0 in the best case: it has no ratios and
+	// no bar.
+	Growth bool `json:"growth,omitempty"`
 }
 
 // Sample is what one contender did in one round.
@@ -130,7 +134,7 @@ type sizes struct {
 	// queued are the runs that wait in the case "queued-runs", workers the most that run
 	// there. runs are measured, and warmUpRuns come before them for each worker.
 	queued, workers, runs, warmUpRuns int
-	// before and after a fault of the case "recovery" the tasks are counted; a kill follows
+	// before and after a fault of a case of recovery the tasks are counted; a kill follows
 	// the other after pace.
 	before, after, pace time.Duration
 }
@@ -218,11 +222,13 @@ func Run(ctx context.Context, config Config) (err error) {
 	for _, c := range chosen {
 		c.Contenders = slices.DeleteFunc(c.Contenders, func(name string) bool { return !h.has(name) })
 		fmt.Fprintf(h.Output, "\n%s: %s\n", c.Name, c.Title)
+		began := time.Now()
 		samples, err := h.run(ctx, c)
 		if err != nil {
 			return fmt.Errorf("case %s: %w", c.Name, err)
 		}
 		report.add(c, samples)
+		report.Took = append(report.Took, Took{c.Name, math.Round(time.Since(began).Seconds()*10) / 10})
 	}
 	report.Pilots, report.Statements = h.choices, h.counts
 	report.Ended = time.Now().UTC().Truncate(time.Second)
@@ -232,7 +238,7 @@ func Run(ctx context.Context, config Config) (err error) {
 	if err := report.summarize(config.README); err != nil {
 		return err
 	}
-	fmt.Fprintf(h.Output, "\n%s\nThe report is in %s.\n", report.table(), filepath.Join(config.Folder, markdownFile))
+	fmt.Fprintf(h.Output, "\n%s\nThe report is in %s.\n", report.tables(), filepath.Join(config.Folder, markdownFile))
 	return nil
 }
 

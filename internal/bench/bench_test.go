@@ -66,7 +66,8 @@ func measureEach(t *testing.T, names []string) {
 	if err := json.Unmarshal(text, &report); err != nil {
 		t.Fatal(err)
 	}
-	mayBeZero := regexp.MustCompile(`descriptors|goroutines|more memory|after ÷ before|WAL flushes|memory`)
+	// What idle workers ask in the meantime is an estimate, after which little may be left.
+	mayBeZero := regexp.MustCompile(`descriptors|statements for each step|goroutines|more memory|after ÷ before|WAL flushes|memory`)
 	if slices.Contains(names, "statements") && len(report.Statements) == 0 {
 		t.Error("the report has no statements of a run")
 	}

@@ -32,7 +32,7 @@ func cases() []Case {
 	oneStored.results, fourStored.results = true, true
 	newTable := oneStored
 	newTable.newTable = true
-	return []Case{
+	list := []Case{
 		throughput("prefetch-1-result", "prefetch 1, result committed",
 			"A full queue of tasks that do nothing. One message at a time; its result is committed before it is acknowledged. Nothing is batched.", oneStored),
 		throughput("prefetch-1", "prefetch 1, no result",
@@ -111,10 +111,12 @@ func cases() []Case {
 		logCase("log-10", 10), logCase("log-50", 50),
 		{
 			Name: "program", Title: "the program", Contenders: []string{ours},
-			Measures: []Measure{{Name: "size", Unit: "MB", Lower: true}, {Name: "start until it receives messages", Unit: "ms", Lower: true}, {Name: "memory at rest", Unit: "MB", Lower: true}},
-			What:     "The file of `mm-orchestrator`; from the start of `mm-orchestrator worker` until the broker knows its consumer; its memory with no run.",
-			prepare:  func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
-			measure:  func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.programFigures(ctx) },
+			Measures: []Measure{{Name: "size", Unit: "MB", Lower: true}, {Name: "start until it receives messages", Unit: "ms", Lower: true},
+				{Name: "memory at rest", Unit: "MB", Lower: true}, {Name: "memory at rest without pages of files", Unit: "MB", Lower: true}},
+			What: "The file of `mm-orchestrator`; from the start of `mm-orchestrator worker` until the broker knows its consumer; its resident memory (RSS) with no run, " +
+				"and that without pages of the program's file, which all processes of it share and which the system can drop.",
+			prepare: func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
+			measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.programFigures(ctx) },
 		},
 		{
 			Name: "statements", Title: "database work of a run with six steps", Contenders: []string{ours}, rounds: 1,
@@ -138,23 +140,21 @@ func cases() []Case {
 		},
 		{
 			Name: "many-messages", Title: "250,000 messages", Contenders: []string{ours}, rounds: 1,
-			Measures: []Measure{{Name: "memory before", Unit: "MB", Lower: true}, {Name: "memory after", Unit: "MB", Lower: true}, {Name: "goroutines more", Lower: true}, {Name: "descriptors more", Lower: true}},
-			What:     "One worker with 4 slots and prefetch 64, without results, after the first hundredth and after all (50,000 with `BENCH=short`).",
+			Measures: []Measure{{Name: "memory before", Unit: "MB", Lower: true}, {Name: "memory after", Unit: "MB", Lower: true}, {Name: "goroutines more", Lower: true, Growth: true}, {Name: "descriptors more", Lower: true, Growth: true}},
+			What:     "One worker with 4 slots and prefetch 64, without results: its resident memory (RSS) without garbage after the first tenth and after all (50,000 with `BENCH=short`). `make soak` does it with a million.",
 			measure:  func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.manyMessages(ctx) },
 		},
-		{
-			Name: "recovery", Title: "recovery", Contenders: []string{ours}, rounds: 1, Measures: recoveryMeasures(),
-			What: "One worker with 4 slots, prefetch 64, results and a queue that is never empty, while one fault after the other happens to it: the tasks of the minute after the fault's end ÷ those of the 10 s before it, both per second (10 s and 3 s with `BENCH=short`), " +
-				"and the longest time without a task, the fault included. A killed worker is started again at once; five kills are a second apart; RabbitMQ and PostgreSQL are stopped in an orderly way and started; a relay between the worker and RabbitMQ forwards nothing for 5 s.",
-			measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.recover(ctx) },
-		},
 	}
+	for _, f := range faults {
+		list = append(list, recoveryCase(f))
+	}
+	return list
 }
 
 func logCase(name string, secrets int) Case {
 	return Case{
 		Name: name, Title: fmt.Sprintf("log of 1 GiB, %d secrets", secrets), Contenders: []string{floor, ours}, rounds: 3,
-		Measures: []Measure{{Unit: "MB/s"}, {Name: "processor time", Unit: "MB/cpu-s"}, {Name: "more memory", Unit: "MB", Lower: true}},
+		Measures: []Measure{{Unit: "MB/s"}, {Name: "processor time", Unit: "MB/cpu-s"}, {Name: "more memory", Unit: "MB", Lower: true, Growth: true}},
 		What: "The output of a program on its way into a step's log, 32 KiB at a time (128 MiB in all with `BENCH=short`): decoded, each secret masked in all its forms, hashed and written. " +
 			"The floor hashes and writes. MB/cpu-s are per second of processor time, which another program does not change.",
 		measure: func(ctx context.Context, h *harness, name string) (Sample, error) {

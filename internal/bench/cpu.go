@@ -95,3 +95,11 @@ func memoryOf(root int) (bytes float64) {
 	})
 	return bytes
 }
+
+// residentOf returns a kind of a process's resident memory in bytes, as
+// /proc/PID/status names it.
+func residentOf(pid int, kind string) float64 {
+	kilobytes, _, _ := strings.Cut(firstOf("/proc/"+strconv.Itoa(pid)+"/status", kind), " ")
+	n, _ := strconv.ParseFloat(kilobytes, 64)
+	return n * 1024
+}

@@ -14,16 +14,20 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/bench/contender"
 )
 
-// A fault is what the case "recovery" does to a worker at work. It returns when the
+// A fault is what a case of recovery does to a worker at work. inject returns when the
 // fault is over.
 type fault struct {
-	name   string
+	// name is the end of the case's name, title that of its title.
+	name, title string
+	// what happens, for the report.
+	what   string
 	inject func(*recovery, context.Context) error
 }
 
 var faults = []fault{
-	{"worker killed", func(r *recovery, ctx context.Context) error { return r.restartWorker() }},
-	{"worker killed again and again", func(r *recovery, ctx context.Context) error {
+	{"none", "no fault", "Nothing happens: what the machine does by itself, above all its disk, is in the other ratios too.", func(*recovery, context.Context) error { return nil }},
+	{"killed", "worker killed", "The worker is killed and started again at once.", func(r *recovery, ctx context.Context) error { return r.restartWorker() }},
+	{"killed-again", "worker killed again and again", "The worker is killed five times, a second apart, and started again at once.", func(r *recovery, ctx context.Context) error {
 		for i := range 5 {
 			if i > 0 {
 				if err := r.sleep(ctx, r.pace); err != nil {
@@ -36,7 +40,7 @@ var faults = []fault{
 		}
 		return nil
 	}},
-	{"broker restarted", func(r *recovery, ctx context.Context) error {
+	{"broker", "broker restarted", "RabbitMQ is stopped in an orderly way and started.", func(r *recovery, ctx context.Context) error {
 		if err := r.servers.broker.Stop(); err != nil {
 			return err
 		}
@@ -45,7 +49,7 @@ var faults = []fault{
 		}
 		return r.servers.connectBroker()
 	}},
-	{"database restarted", func(r *recovery, ctx context.Context) (err error) {
+	{"database", "database restarted", "PostgreSQL is stopped in an orderly way and started.", func(r *recovery, ctx context.Context) (err error) {
 		_ = r.servers.db.Close(ctx) // it would keep an orderly end waiting
 		if err := r.servers.database.Stop(); err != nil {
 			return err
@@ -56,7 +60,7 @@ var faults = []fault{
 		r.servers.db, err = pgx.Connect(ctx, r.servers.database.URL)
 		return err
 	}},
-	{"connection stalled", func(r *recovery, ctx context.Context) error {
+	{"stalled", "connection stalled", "A relay between the worker and RabbitMQ forwards nothing for 5 s.", func(r *recovery, ctx context.Context) error {
 		r.relay.stall()
 		defer r.relay.resume()
 		return r.sleep(ctx, 5*r.pace)
@@ -185,9 +189,27 @@ func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
 	}
 }
 
-// recover measures the throughput of ours in the minute after each fault, relative to
-// that before.
-func (h *harness) recover(ctx context.Context) (sample Sample, err error) {
+// firstTask waits until a task has been done after a moment.
+func (r *recovery) firstTask(ctx context.Context, from time.Time) error {
+	for end := time.Now().Add(markTimeout); ; {
+		r.mu.Lock()
+		done := len(r.done) > 0 && r.done[len(r.done)-1].After(from)
+		r.mu.Unlock()
+		switch {
+		case done:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("no task within %s: %s", markTimeout, r.worker.output)
+		}
+		if err := r.sleep(ctx, r.pace/10); err != nil {
+			return err
+		}
+	}
+}
+
+// recover measures the throughput of ours in the minute after a fault, relative to that
+// before.
+func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err error) {
 	size := h.sizes()
 	before, after := size.before, size.after
 	r := &recovery{harness: h, pace: size.pace}
@@ -216,36 +238,40 @@ func (h *harness) recover(ctx context.Context) (sample Sample, err error) {
 		return sample, err
 	}
 	defer func() { r.worker.end(&err) }()
-	for range 2 { // the first time to warm up
+	if err := r.firstTask(ctx, time.Time{}); err != nil {
+		return sample, err
+	}
+	if err := r.sleep(ctx, before/2); err != nil { // to warm up
+		return sample, err
+	}
+	var began time.Time
+	var rate float64
+	for end := time.Now().Add(markTimeout); rate == 0; { // again on a machine that is too busy
 		if err := r.sleep(ctx, before); err != nil {
 			return sample, err
 		}
+		began = time.Now()
+		if rate = r.between(began.Add(-before), began); rate == 0 && began.After(end) {
+			return sample, fmt.Errorf("no task in the %s before the fault: %s", before, r.worker.output)
+		}
 	}
-	for _, f := range faults {
-		began := time.Now()
-		rate := r.between(began.Add(-before), began)
-		if rate == 0 {
-			return sample, fmt.Errorf("no task in the %s before the fault %q: %s", before, f.name, r.worker.output)
-		}
-		if err := f.inject(r, ctx); err != nil {
-			return sample, fmt.Errorf("%s: %w", f.name, err)
-		}
-		over := time.Now()
-		if err := r.sleep(ctx, after); err != nil {
-			return sample, fmt.Errorf("after the fault %q: %w", f.name, err)
-		}
-		// A test's time is too short for some recoveries; the next fault needs a worker
-		// that works.
-		for end := over.Add(markTimeout); r.between(time.Now().Add(-before), time.Now()) == 0; {
-			if time.Now().After(end) {
-				return sample, fmt.Errorf("no task for %s after the fault %q: %s", markTimeout, f.name, r.worker.output)
-			}
-			if err := r.sleep(ctx, r.pace/10); err != nil {
-				return sample, err
-			}
-		}
-		sample.Values = append(sample.Values, r.between(over, over.Add(after))/rate, r.pause(began, time.Now()))
+	if err := f.inject(r, ctx); err != nil {
+		return sample, err
 	}
+	over := time.Now()
+	if err := r.sleep(ctx, after); err != nil {
+		return sample, fmt.Errorf("after the fault: %w", err)
+	}
+	// A test's time is too short for some recoveries.
+	if err := r.firstTask(ctx, over); err != nil {
+		return sample, err
+	}
+	fmt.Fprintf(h.Output, "  tasks/s before: %.0f; after, in tenths of the time:", rate)
+	for i := range 10 {
+		fmt.Fprintf(h.Output, " %.0f", r.between(over.Add(after*time.Duration(i)/10), over.Add(after*time.Duration(i+1)/10)))
+	}
+	fmt.Fprintln(h.Output)
+	sample.Values = []float64{r.between(over, over.Add(after)) / rate, r.pause(began, time.Now())}
 	stopFeeding()
 	feeder.Wait()
 	if err := r.worker.stop(); err != nil {
@@ -257,9 +283,14 @@ func (h *harness) recover(ctx context.Context) (sample Sample, err error) {
 	return sample, h.servers.tidy(ctx, prefix)
 }
 
-func recoveryMeasures() (all []Measure) {
-	for _, f := range faults {
-		all = append(all, Measure{Name: f.name + ", throughput after ÷ before"}, Measure{Name: f.name + ", longest pause", Unit: "s", Lower: true})
+// recoveryCase is one for each fault, so that a run may have some of them: a minute is
+// long.
+func recoveryCase(f fault) Case {
+	return Case{
+		Name: "recovery-" + f.name, Title: "recovery, " + f.title, Contenders: []string{ours}, rounds: 1,
+		Measures: []Measure{{Name: "throughput after ÷ before"}, {Name: "longest pause", Unit: "s", Lower: true}},
+		What: f.what + " One worker with 4 slots, prefetch 64, results and a queue that is never empty: the tasks of the minute after the fault's end ÷ those of the 10 s before it, both per second (10 s and 3 s with `BENCH=short`), " +
+			"and the longest time without a task, the fault included.",
+		measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.recover(ctx, f) },
 	}
-	return all
 }

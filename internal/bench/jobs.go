@@ -101,29 +101,39 @@ func (h *harness) manyMessages(ctx context.Context) (sample Sample, err error) {
 				return err
 			}
 		}
-		if err := h.servers.publish(ctx, r.queue, r.task(contender.Mark, 0)); err != nil {
-			return err
+		// The second mark finds a worker that does nothing else.
+		for _, task := range []string{contender.Mark, contender.Rest} {
+			if err := h.servers.publish(ctx, r.queue, r.task(task, 0)); err != nil {
+				return err
+			}
+			if _, err := r.markWithin(ctx, 20*time.Minute); err != nil {
+				return err
+			}
+			select { // the tasks before the mark end
+			case <-time.After(time.Duration(h.seconds * float64(time.Second))):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
-		_, err := r.markWithin(ctx, 20*time.Minute)
-		return err
+		return nil
 	}
-	// A hundredth fills the pools of the runtime.
+	// A tenth fills the pools of the runtime.
 	var memory, files []float64
-	for _, n := range []int{max(200, tasks/100), tasks} {
+	for _, n := range []int{max(200, tasks/10), tasks} {
 		if err := send(n); err != nil {
 			return sample, err
 		}
-		memory, files = append(memory, memoryOf(r.pid())/1e6), append(files, float64(openFiles(r.pid())))
+		memory, files = append(memory, residentOf(r.pid(), "VmRSS")/1e6), append(files, float64(openFiles(r.pid())))
 	}
 	if err := h.finish(ctx, r, s, &sample); err != nil {
 		return sample, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.values) != 2 {
+	if len(r.values) != 4 { // for each mark
 		return sample, fmt.Errorf("the worker tells its goroutines %d times: %s", len(r.values), r.output)
 	}
-	sample.Values = []float64{memory[0], memory[1], r.values[1] - r.values[0], files[1] - files[0]}
+	sample.Values = []float64{memory[0], memory[1], r.values[3] - r.values[1], files[1] - files[0]}
 	return sample, nil
 }
 

@@ -44,7 +44,7 @@ print(f"{celery.__version__}, kombu {kombu.__version__}, py-amqp {amqp.__version
 	commit, _ := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output()
 	return []Fact{
 		{"processor", fmt.Sprintf("%d × %s", runtime.NumCPU(), firstOf("/proc/cpuinfo", "model name"))},
-		{"memory", firstOf("/proc/meminfo", "MemTotal")},
+		{"memory", gigabytes(firstOf("/proc/meminfo", "MemTotal"))},
 		{"kernel", strings.TrimSpace(runtime.GOOS + " " + read("/proc/sys/kernel/osrelease"))},
 		{"flush of 8 KiB to disk", flushTime()},
 		{"RabbitMQ", fmt.Sprint(h.servers.conn.Properties["version"])},
@@ -53,6 +53,15 @@ print(f"{celery.__version__}, kombu {kombu.__version__}, py-amqp {amqp.__version
 		{"Go", strings.TrimPrefix(runtime.Version(), "go")},
 		{"commit", strings.TrimSpace(string(commit))},
 	}, nil
+}
+
+// gigabytes returns a number of kilobytes, as /proc has it, in a readable form.
+func gigabytes(kilobytes string) string {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(kilobytes, " kB"), 64)
+	if err != nil {
+		return kilobytes
+	}
+	return fmt.Sprintf("%.1f GB", n*1024/1e9)
 }
 
 func read(path string) string {

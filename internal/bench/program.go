@@ -130,12 +130,12 @@ func (h *harness) programFigures(ctx context.Context) (sample Sample, err error)
 	if err != nil {
 		return sample, err
 	}
-	select { // until what the start needed is done
-	case <-time.After(time.Duration(h.seconds * float64(time.Second))):
+	select { // until what the start needed is done and returned
+	case <-time.After(2 * time.Duration(h.seconds*float64(time.Second))):
 	case <-ctx.Done():
 		return sample, context.Cause(ctx)
 	}
-	sample.Values = []float64{float64(file.Size()) / 1e6, ready.Sub(began).Seconds() * 1000, memoryOf(p.pid()) / 1e6}
+	sample.Values = []float64{float64(file.Size()) / 1e6, ready.Sub(began).Seconds() * 1000, residentOf(p.pid(), "VmRSS") / 1e6, residentOf(p.pid(), "RssAnon") / 1e6}
 	return sample, p.stop()
 }
 

@@ -30,8 +30,16 @@ type Report struct {
 	Others  float64   `json:"busy_percent_before"`
 	Pilots  []Choice  `json:"celery_pilots"`
 	Results []Outcome `json:"results"`
+	// Took is how long each case took, in seconds, with its pilots.
+	Took []Took `json:"took"`
 	// Statements are those of a run of a plan.
 	Statements []StatementCount `json:"statements_of_a_run,omitempty"`
+}
+
+// Took is how long a case took.
+type Took struct {
+	Case    string  `json:"case"`
+	Seconds float64 `json:"seconds"`
 }
 
 // Outcome is one measure of a case.
@@ -81,7 +89,11 @@ func median(values []float64) float64 {
 // add adds the samples of a case.
 func (r *Report) add(c Case, samples map[string][]Sample) {
 	for i, m := range c.Measures {
-		o := Outcome{Case: c.Name, Title: strings.TrimSpace(c.Title + " " + m.Name), What: c.What, Measure: m, Names: c.Contenders,
+		title := c.Title
+		if m.Name != "" {
+			title += ": " + m.Name
+		}
+		o := Outcome{Case: c.Name, Title: title, What: c.What, Measure: m, Names: c.Contenders,
 			Contenders: map[string]Performance{}, Ratios: map[string]Spread{}, second: i > 0}
 		for _, name := range c.Contenders {
 			var values []float64
@@ -95,7 +107,7 @@ func (r *Report) add(c Case, samples map[string][]Sample) {
 			}
 		}
 		for _, name := range c.Contenders {
-			if name == ours {
+			if name == ours || m.Growth {
 				continue
 			}
 			var ratios []float64
@@ -183,11 +195,16 @@ func (r *Report) summarize(page string) error {
 // that the machine had something else to do.
 const busyLimit = 10
 
-// table is the main table of the report.
+// table is the table of the measures that several contenders have.
 func (r *Report) table() string {
 	var b strings.Builder
-	b.WriteString("| case | floor | ours | Celery | ours ÷ floor | ours ÷ Celery |\n|---|---:|---:|---:|---:|---:|\n")
 	for _, o := range r.Results {
+		if len(o.Names) == 1 {
+			continue
+		}
+		if b.Len() == 0 {
+			b.WriteString("| case | floor | ours | Celery | ours ÷ floor | ours ÷ Celery |\n|---|---:|---:|---:|---:|---:|\n")
+		}
 		fmt.Fprintf(&b, "| %s (%s)", o.Title, o.better())
 		for _, name := range []string{floor, ours, celery} {
 			p, measured := o.Contenders[name]
@@ -202,6 +219,30 @@ func (r *Report) table() string {
 	return b.String()
 }
 
+// ownTable is the table of the measures that only ours has.
+func (r *Report) ownTable() string {
+	var b strings.Builder
+	for _, o := range r.Results {
+		if len(o.Names) > 1 {
+			continue
+		}
+		if b.Len() == 0 {
+			b.WriteString("| case | ours |\n|---|---:|\n")
+		}
+		fmt.Fprintf(&b, "| %s (%s) | %s |\n", o.Title, o.better(), cell(o.Contenders[ours].Spread, true, o.Measure.Unit))
+	}
+	return b.String()
+}
+
+// tables are both, with a blank line between them.
+func (r *Report) tables() string {
+	compared, own := r.table(), r.ownTable()
+	if compared != "" && own != "" {
+		compared += "\n"
+	}
+	return compared + own
+}
+
 func (o Outcome) better() string {
 	if o.Measure.Lower {
 		return "less is better"
@@ -213,7 +254,11 @@ func cell(s Spread, measured bool, unit string) string {
 	if !measured {
 		return "–"
 	}
-	return strings.TrimSpace(fmt.Sprintf("**%s** %s", format(s.Median), unit)) + fmt.Sprintf(" (%s–%s)", format(s.Min), format(s.Max))
+	text := strings.TrimSpace(fmt.Sprintf("**%s** %s", format(s.Median), unit))
+	if len(s.Rounds) > 1 {
+		text += fmt.Sprintf(" (%s–%s)", format(s.Min), format(s.Max))
+	}
+	return text
 }
 
 // format writes a number with three significant digits, and all of those before the
@@ -243,47 +288,26 @@ func (r *Report) markdown() string {
 		b.WriteString("**Other programs ran on this machine at the same time: do not quote these figures.**\n\n")
 	}
 	fmt.Fprintf(&b, "![Each contender relative to the floor](%s)\n\n", plotFile)
-	b.WriteString("Medians of all rounds, with the least and the greatest value. A ratio is made of two values of one round.\n\n" + r.table())
+	b.WriteString("Medians of all rounds, with the least and the greatest value. A ratio is made of two values of one round.\n\n" + r.tables())
 	b.WriteString("\n## What each case is\n\n")
 	for _, o := range r.Results {
 		if !o.second {
 			fmt.Fprintf(&b, "- **%s** (`%s`): %s\n", o.Title, o.Case, o.What)
 		}
 	}
-	b.WriteString("\n## Processor time and database work\n\nFor each task. Transactions, flushes and bytes contain the start of the contender.\n\n" +
-		"| case | contender | worker, ms | broker, ms | database, ms | transactions | WAL flushes | WAL bytes |\n|---|---|---:|---:|---:|---:|---:|---:|\n")
-	for _, o := range r.Results {
-		if o.second {
-			continue
-		}
-		for _, name := range o.Names {
-			p := o.Contenders[name]
-			fmt.Fprintf(&b, "| %s | %s", o.Case, name)
-			for _, part := range []string{"worker", "broker", "database"} {
-				b.WriteString(" | " + optional(p.CPU, part, "%.3f"))
-			}
-			b.WriteString(" | " + optional(p.Database, "transactions", "%.2f") + " | " + optional(p.Database, "WAL flushes", "%.2f") +
-				" | " + optional(p.Database, "WAL bytes", "%.0f") + " |\n")
-		}
-	}
+	r.writeWork(&b)
 	if len(r.Statements) > 0 {
 		b.WriteString("\n## Statements of a run with six steps\n\nAs the case `statements` has counted them.\n\n| for each run | statement |\n|---:|---|\n")
 		for _, c := range r.Statements {
 			fmt.Fprintf(&b, "| %s | `%s` |\n", strings.TrimSuffix(fmt.Sprintf("%.1f", c.PerRun), ".0"), strings.ReplaceAll(strings.ReplaceAll(c.Statement, "|", `\|`), "`", "'"))
 		}
 	}
-	b.WriteString("\n## Which Celery\n\nThe fastest setting of a pilot is the contender.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n")
-	for _, c := range r.Pilots {
-		mark := ""
-		if c.Best {
-			mark = "used"
-		}
-		rate := format(c.Rate)
-		if c.Rate == 0 {
-			rate = fmt.Sprintf("not %d tasks in %s", pilotTasks, pilotTimeout)
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Setting, c.How, rate, mark)
+	r.writePilots(&b)
+	b.WriteString("\n## How long it took\n\n| case | seconds |\n|---|---:|\n")
+	for _, t := range r.Took {
+		fmt.Fprintf(&b, "| %s | %.0f |\n", t.Case, t.Seconds)
 	}
+	fmt.Fprintf(&b, "| all, with the servers' start | %.0f |\n", r.Ended.Sub(r.Began).Seconds())
 	b.WriteString("\n## Round by round\n\n| case | contender | values |\n|---|---|---|\n")
 	for _, o := range r.Results {
 		for _, name := range o.Names {
@@ -296,6 +320,49 @@ func (r *Report) markdown() string {
 		}
 	}
 	return b.String()
+}
+
+// writeWork writes what each task has cost, for the cases that have tasks.
+func (r *Report) writeWork(b *strings.Builder) {
+	head := "\n## Processor time and database work\n\nFor each task. Transactions, flushes and bytes contain the start of the contender.\n\n" +
+		"| case | contender | worker, ms | broker, ms | database, ms | transactions | WAL flushes | WAL bytes |\n|---|---|---:|---:|---:|---:|---:|---:|\n"
+	for _, o := range r.Results {
+		if o.second {
+			continue
+		}
+		for _, name := range o.Names {
+			p := o.Contenders[name]
+			if len(p.CPU) == 0 && len(p.Database) == 0 {
+				continue
+			}
+			fmt.Fprintf(b, "%s| %s | %s", head, o.Case, name)
+			head = ""
+			for _, part := range []string{"worker", "broker", "database"} {
+				b.WriteString(" | " + optional(p.CPU, part, "%.3f"))
+			}
+			b.WriteString(" | " + optional(p.Database, "transactions", "%.2f") + " | " + optional(p.Database, "WAL flushes", "%.2f") +
+				" | " + optional(p.Database, "WAL bytes", "%.0f") + " |\n")
+		}
+	}
+}
+
+// writePilots writes in which settings Celery was tried.
+func (r *Report) writePilots(b *strings.Builder) {
+	if len(r.Pilots) == 0 {
+		return
+	}
+	b.WriteString("\n## Which Celery\n\nThe fastest setting of a pilot is the contender.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n")
+	for _, c := range r.Pilots {
+		mark := ""
+		if c.Best {
+			mark = "used"
+		}
+		rate := format(c.Rate)
+		if c.Rate == 0 {
+			rate = fmt.Sprintf("not %d tasks in %s", pilotTasks, pilotTimeout)
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", c.Setting, c.How, rate, mark)
+	}
 }
 
 func optional(values map[string]float64, name, verb string) string {

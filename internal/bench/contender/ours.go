@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/results/postgres"
@@ -44,11 +45,16 @@ func Ours(s Spec) error {
 	}
 	worker.Handle(w, Noop, func(_ context.Context, in argument) (int64, error) { return in.Value, nil })
 	worker.Handle(w, Timed, func(_ context.Context, in argument) (int64, error) { return 0, p.age(in.Value) })
-	worker.Handle(w, Mark, func(context.Context, argument) (int64, error) {
+	mark := func(context.Context, argument) (int64, error) {
 		if err := p.line("value", int64(runtime.NumGoroutine())); err != nil {
 			return 0, err
 		}
 		return 0, p.mark()
+	}
+	worker.Handle(w, Mark, mark)
+	worker.Handle(w, Rest, func(ctx context.Context, in argument) (int64, error) {
+		debug.FreeOSMemory() // what is garbage already says nothing about what is kept
+		return mark(ctx, in)
 	})
 	return w.Run(ctx)
 }

@@ -36,6 +36,9 @@ const (
 	Noop  = "bench.noop"
 	Timed = "bench.timed"
 	Mark  = "bench.mark"
+	// Rest is a Mark of a worker that has returned the memory that it does not use. Only
+	// ours has it.
+	Rest = "bench.rest"
 )
 
 // environment is the variable in which a process gets its Spec.
