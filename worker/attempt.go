@@ -3,6 +3,8 @@ package worker
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
@@ -20,10 +22,13 @@ type attempt struct {
 	registration registration      // likewise
 	outcome      outcome           // written when the handler has ended
 	task         *Task             // what the handler receives; written at the start
+	began        time.Time         // when the handler was called
+	ended        atomic.Bool       // the handler has returned, or the attempt goes on without it
 
 	// Guarded by registry.mu.
 	deliveries   []*delivery
 	counted      bool // its start is recorded; written before the handler
+	inHandler    bool // its goroutine runs the handler: see handing_over.go
 	acknowledged bool // early: it goes on without deliveries
 	paused       bool // it waits without a slot before it requeues its message
 	hasSlot      bool // from the grant until the slot is free for another attempt
@@ -74,20 +79,30 @@ func (a *attempt) freeSlot() {
 func (a *attempt) giveUp(returned <-chan outcome) {
 	r := a.registry
 	r.mu.Lock()
-	a.hasSlot = false
-	r.givenUp++
-	r.mu.Unlock()
-	r.metrics.givenUp.Inc()
+	defer r.mu.Unlock()
+	r.giveUp(a)
 	go func() {
 		<-returned
-		r.metrics.givenUp.Dec()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.givenUp--
-		r.free++
-		r.metrics.running.Dec()
-		r.grant()
+		r.handlerReturned()
 	}()
+}
+
+// giveUp leaves the slot of an attempt to its handler. The caller has locked r.mu.
+func (r *registry) giveUp(a *attempt) {
+	a.hasSlot = false
+	r.givenUp++
+	r.metrics.givenUp.Inc()
+}
+
+// handlerReturned frees the slot of a handler that was given up.
+func (r *registry) handlerReturned() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.metrics.givenUp.Dec()
+	r.givenUp--
+	r.free++
+	r.metrics.running.Dec()
+	r.grant()
 }
 
 // pause frees the slot and delays the deliveries, and those that join from now on.

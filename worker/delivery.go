@@ -64,6 +64,9 @@ type delivery struct {
 	// many the queue drops it, or 0: see requeue.go.
 	returns, returnLimit int
 	activity             *stall.Activity // reports the progress of its goroutine to Stuck
+	// left says that another goroutine goes on with the attempt of the delivery: see
+	// handing_over.go. Written and read by the goroutine that has served it until then.
+	left bool
 	// changed tells the delivery's goroutine that another one has moved it.
 	changed chan struct{}
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -379,5 +380,33 @@ func TestLoggerAndCustomHeadersOfAHandler(t *testing.T) {
 	}
 	if worker.Logger(t.Context()) != slog.Default() {
 		t.Error("outside of a handler it is another logger than slog.Default")
+	}
+}
+
+// The goroutine of a handler is also that of its delivery.
+func TestHandlerThatEndsItsGoroutineFailsAndFreesItsSlot(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.Slots = 1
+	w := newWorker(t, cfg)
+	registerShop(w)
+	w.Register("shop.exit", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		runtime.Goexit()
+		return nil, nil
+	}))
+	w.Register("shop.exit_early", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		runtime.Goexit()
+		return nil, nil
+	}), worker.AckEarly())
+	workertest.Start(t, w)
+	for _, task := range []string{"shop.exit", "shop.exit_early"} {
+		row := r.result(r.send(workertest.Message("orders", task, nil, nil)))
+		if row.State != protocol.StateFailure || row.Exception == nil || !strings.Contains(row.Exception.Text(), "ended its goroutine without returning") {
+			t.Errorf("%s: row is %s, %v", task, row.State, row.Exception)
+		}
+		if row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))); row.State != protocol.StateSuccess {
+			t.Errorf("the task after %s is %s", task, row.State)
+		}
 	}
 }

@@ -217,7 +217,7 @@ func panicFrames() []protocol.Frame {
 	var kept []protocol.Frame
 	for {
 		f, more := frames.Next()
-		if strings.HasSuffix(f.Function, ".callHandler") {
+		if strings.HasSuffix(f.Function, "worker.(*handlerCall).run") {
 			break
 		}
 		switch {

@@ -10,7 +10,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// received handles a delivery in a goroutine of its own.
+// received hands a delivery to a goroutine of its own.
 func (w *Worker) received(sub *subscription, from broker.Delivery) {
 	activity := w.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
 	defer activity.End()
@@ -27,15 +27,29 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 	}
 	switch d.receive() {
 	case stateReceived:
-		go func() {
-			defer w.registry.handlers.Done()
-			d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
-			defer d.activity.End()
-			w.handle(d)
-		}()
+		w.runners.run(d, w.serve)
 	case stateSettling:
 		d.tell()
 	}
+}
+
+// serve is all that happens to a delivery in its goroutine. It returns true if the
+// goroutine may serve another one.
+func (w *Worker) serve(d *delivery) (again bool) {
+	d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
+	defer func() {
+		if !d.left {
+			w.served(d)
+		}
+	}()
+	w.handle(d)
+	return !d.left
+}
+
+// served ends what serve has begun.
+func (w *Worker) served(d *delivery) {
+	d.activity.End()
+	w.registry.handlers.Done()
 }
 
 // handle reads a delivery, waits for its ETA and for a slot, runs its task, and
@@ -237,7 +251,7 @@ func (w *Worker) delay(d *delivery, pause time.Duration) bool {
 // message.
 func (w *Worker) waitForSlot(d *delivery) *attempt {
 	d.wait()
-	endWait := d.activity.Wait()
+	d.activity.BeginWait()
 	for {
 		state, pause := d.turn()
 		if state != stateWaiting && state != stateLimited {
@@ -252,7 +266,7 @@ func (w *Worker) waitForSlot(d *delivery) *attempt {
 		case <-early:
 		}
 	}
-	endWait()
+	d.activity.EndWait()
 	a, found := d.granted()
 	switch {
 	case found == matchNone && a == nil:

@@ -39,6 +39,7 @@ type registry struct {
 	queues   []string              // in the order in which they got a line
 	last     int                   // the index in queues of the one that got the last slot
 	draining bool                  // no task starts any more
+	ending   bool                  // no handler is waited for any more
 	closed   bool                  // nothing is received any more
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -15,13 +14,12 @@ import (
 // the deliveries. A panic of this package rejects them, since the message probably
 // causes it again.
 func (w *Worker) execute(a *attempt) {
-	defer a.releaseSlot()
 	defer func() {
-		if p := recover(); p != nil {
-			a.end(settlementReject)
-			w.reportPanic(p)
+		if !a.first.left {
+			a.releaseSlot()
 		}
 	}()
+	defer w.rejectAfterPanic(a)
 	m, err := a.begin()
 	if err != nil {
 		faultpoint.Hit(faultpoint.DeliveryDropped, a.id)
@@ -41,8 +39,21 @@ func (w *Worker) execute(a *attempt) {
 			a.acknowledge()
 		}
 		faultpoint.Hit(faultpoint.TaskStarting, m.ID, m.ArgsRepr)
-		a.outcome = w.run(a)
-		faultpoint.Hit(faultpoint.TaskReturned, m.ID, m.ArgsRepr)
+		o, mine := w.run(a)
+		if !mine {
+			return
+		}
+		a.outcome = o
+	}
+	w.finish(a)
+}
+
+// finish records the outcome of an attempt and settles its deliveries.
+func (w *Worker) finish(a *attempt) {
+	if !a.began.IsZero() {
+		a.first.activity.EndWait()
+		a.outcome.duration = w.cfg.Now().Sub(a.began)
+		faultpoint.Hit(faultpoint.TaskReturned, a.message.ID, a.message.ArgsRepr)
 		if a.registration.ackEarly {
 			a.outcome = finalOutcome(a.outcome)
 		}
@@ -50,6 +61,14 @@ func (w *Worker) execute(a *attempt) {
 	a.first.activity.Progress("recording the outcome of its task")
 	w.conclude(a)
 	w.reportFailure(w.lifecycle.record, a.task, a.outcome)
+}
+
+// rejectAfterPanic is deferred.
+func (w *Worker) rejectAfterPanic(a *attempt) {
+	if p := recover(); p != nil {
+		a.end(settlementReject)
+		w.reportPanic(p)
+	}
 }
 
 // newTask returns what a handler receives, without what needs a broker.
@@ -69,11 +88,12 @@ func (w *Worker) mayNotRun(m *protocol.Message) (outcome string) {
 	return ""
 }
 
-// run runs a task's handler and returns the outcome.
-func (w *Worker) run(a *attempt) outcome {
+// run runs a task's handler and returns the outcome. It returns false if another
+// goroutine goes on with the attempt.
+func (w *Worker) run(a *attempt) (o outcome, mine bool) {
 	m, r, d := a.message, a.registration, a.first
 	if err := w.canFollow(m); err != nil {
-		return failureOutcome(err)
+		return failureOutcome(err), true
 	}
 	ignored := w.ignoresResult(m, r)
 	if w.cfg.TrackStarted && !ignored {
@@ -82,11 +102,9 @@ func (w *Worker) run(a *attempt) outcome {
 	task := a.task
 	task.stillUnacked = func(ctx context.Context) error { return w.stillUnacked(ctx, a) }
 	task.otherConsumers = func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }
-	var ended atomic.Bool
-	defer ended.Store(true)
 	if !ignored {
 		task.update = func(ctx context.Context, state string, meta json.RawMessage) error {
-			if ended.Load() {
+			if a.ended.Load() {
 				return fmt.Errorf("task %s has ended: its state cannot become %s", m.ID, state)
 			}
 			row := w.row(m, state)
@@ -94,13 +112,15 @@ func (w *Worker) run(a *attempt) outcome {
 			return w.storeOnce(ctx, row)
 		}
 	}
-	began := w.cfg.Now()
+	a.began = w.cfg.Now()
 	// A handler may take any time: it does not count as stuck.
-	endWait := d.activity.Wait()
-	o := runHandler(w.lifecycle.work, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
-	endWait()
-	o.duration = w.cfg.Now().Sub(began)
-	return o
+	d.activity.BeginWait()
+	if w.timeLimit(m, r).Hard <= 0 {
+		return w.callInPlace(a)
+	}
+	o = runHandler(w.lifecycle.work, task, r, w.timeLimit(m, r), w.cfg.HardLimitGrace, w.lifecycle.giveUp.Done(), a.giveUp)
+	a.ended.Store(true)
+	return o, true
 }
 
 // Outcome is how a task ended, the result of [Worker.RunTask].
@@ -174,6 +194,25 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 	return limit
 }
 
+// handlerCall is one call of a handler.
+type handlerCall struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	task   *Task
+	r      registration
+}
+
+// newCall prepares a call. The context of the handler ends with its limits, and at the
+// latest when end is called.
+func newCall(work context.Context, task *Task, r registration, limit protocol.TimeLimit) (c handlerCall, end func()) {
+	stoppable, cancel := context.WithCancelCause(ContextWithTask(work, task))
+	ctx, endLimit := limited(stoppable, limit)
+	return handlerCall{ctx, cancel, task, r}, func() {
+		endLimit()
+		cancel(nil)
+	}
+}
+
 // runHandler calls the handler with its time limits. The handler runs in a
 // goroutine of its own, so that one that ignores its context does not block the
 // worker. When giveUp closes, or grace after the hard limit, runHandler returns
@@ -183,9 +222,7 @@ func (w *Worker) timeLimit(m *protocol.Message, r registration) protocol.TimeLim
 // before it returns: a rollback, for example, needs the failure of its step to
 // be recorded.
 func runHandler(work context.Context, task *Task, r registration, limit protocol.TimeLimit, grace time.Duration, giveUp <-chan struct{}, releaseAfter func(<-chan outcome)) outcome {
-	stoppable, cancel := context.WithCancelCause(ContextWithTask(work, task))
-	defer cancel(nil)
-	ctx, end := limited(stoppable, limit)
+	call, end := newCall(work, task, r, limit)
 	defer end()
 	var hard, late <-chan time.Time
 	if limit.Hard > 0 {
@@ -194,17 +231,17 @@ func runHandler(work context.Context, task *Task, r registration, limit protocol
 		hard = timer.C
 	}
 	done := make(chan outcome, 1)
-	go callHandler(ctx, task, r, done)
+	go func() { done <- call.run(func(o outcome) { done <- o }) }()
 	for {
 		select {
 		case o := <-done:
-			if (late != nil || context.Cause(ctx) == ErrTimeLimit) && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
+			if (late != nil || context.Cause(call.ctx) == ErrTimeLimit) && (o.kind == outcomeFailure || o.kind == outcomeRetry) {
 				return hardLimitOutcome(limit.Hard)
 			}
 			return o
 		case <-hard:
 			hard = nil
-			cancel(ErrTimeLimit)
+			call.cancel(ErrTimeLimit)
 			timer := time.NewTimer(grace)
 			defer timer.Stop()
 			late = timer.C
@@ -218,21 +255,26 @@ func runHandler(work context.Context, task *Task, r registration, limit protocol
 	}
 }
 
-// callHandler calls the handler and converts what it returned. Both call the
-// program's code, also methods such as Error and MarshalJSON of what was
-// returned, and functions of a [RetryPolicy]. So both are under the task's time
-// limits, and a panic in either is the task's failure.
-func callHandler(ctx context.Context, task *Task, r registration, done chan<- outcome) {
-	finished := false
-	var o outcome
+// run calls the handler and converts what it returned. Both call the program's code,
+// also methods such as Error and MarshalJSON of what was returned, and functions of a
+// [RetryPolicy]. So both are under the task's time limits, and a panic in either is the
+// task's failure. If the handler ends its goroutine, run does not return, but calls
+// exiting.
+func (c *handlerCall) run(exiting func(outcome)) (o outcome) {
+	finished, exits := false, false
 	var value any
 	var err error
 	returned := false
-	defer func() { done <- o }()
+	defer func() {
+		if exits {
+			exiting(o)
+		}
+	}()
 	defer func() {
 		if finished {
 			return
 		}
+		exits = true // for what is called here, too
 		panicked := &panicError{value: recover(), frames: panicFrames()}
 		if returned {
 			panicked.of = fmt.Sprintf("%T", value)
@@ -242,13 +284,17 @@ func callHandler(ctx context.Context, task *Task, r registration, done chan<- ou
 		}
 		o = failureOutcome(panicked)
 		if !returned {
-			// This calls the program's functions: if they panic, o stays.
-			defer func() { _ = recover() }()
-			o = outcomeOf(ctx, nil, panicked, task.Message, r)
+			func() {
+				// This calls the program's functions: if they panic, o stays.
+				defer func() { _ = recover() }()
+				o = outcomeOf(c.ctx, nil, panicked, c.task.Message, c.r)
+			}()
 		}
+		exits = panicked.value == nil
 	}()
-	value, err = r.wrapped.Handle(ctx, task)
+	value, err = c.r.wrapped.Handle(c.ctx, c.task)
 	returned = true
-	o = outcomeOf(ctx, value, err, task.Message, r)
+	o = outcomeOf(c.ctx, value, err, c.task.Message, c.r)
 	finished = true
+	return o
 }

@@ -41,6 +41,7 @@ type Worker struct {
 	broker         broker.Broker
 	registry       *registry
 	stalls         stall.Detector
+	runners        runners
 	link           sessionLink
 	publishing     publishingLink
 	faults         connectionFaults
@@ -79,6 +80,7 @@ func New(cfg Config) (*Worker, error) {
 		stopNow:        make(chan struct{}),
 		broker:         transport,
 		registry:       newRegistry(cfg.Slots, metrics, cfg.Now),
+		runners:        newRunners(cfg.Prefetch),
 		receivingEnded: make(chan struct{}),
 	}, nil
 }

@@ -90,15 +90,29 @@ func (a *Activity) Wait() (over func()) {
 	if a == nil {
 		return func() {}
 	}
+	a.BeginWait()
+	return sync.OnceFunc(a.EndWait)
+}
+
+// BeginWait is Wait for what happens often: the caller calls EndWait once.
+func (a *Activity) BeginWait() {
+	if a == nil {
+		return
+	}
 	a.detector.mu.Lock()
 	defer a.detector.mu.Unlock()
 	a.waits++
-	return sync.OnceFunc(func() {
-		a.detector.mu.Lock()
-		defer a.detector.mu.Unlock()
-		a.waits--
-		a.progress = time.Now()
-	})
+}
+
+// EndWait ends what BeginWait has begun.
+func (a *Activity) EndWait() {
+	if a == nil {
+		return
+	}
+	a.detector.mu.Lock()
+	defer a.detector.mu.Unlock()
+	a.waits--
+	a.progress = time.Now()
 }
 
 // shown is how many stuck activities an error names.
