@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -36,24 +37,23 @@ import (
 // then fails with this reason, and its error callbacks are published.
 func (w *Worker) conclude(a *attempt) {
 	o := &a.outcome
-	log := w.taskLog(a.message)
 	s, err := w.recordSafely(a)
 	switch {
 	case o.kind == outcomeReject && o.reject.Requeue && o.reject.After > 0:
-		log.Info("task is requeued after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
+		w.taskLog(a.message).Info("task is requeued after a pause", "pause", o.reject.After, "reason", o.reject.Reason)
 		w.pause(a, o.reject.After)
 	case err != nil && a.acknowledged:
 		w.reportLost(a, err)
 	case err != nil:
 		w.metrics.handedBack.Inc()
-		log.Error("message is requeued: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
+		w.taskLog(a.message).Error("message is requeued: the task's outcome could not be recorded", "outcome", o.kind, "error", err)
 		w.pause(a, w.handBackPause())
 		s = settlementRequeue
 	}
 	w.forgetStarts(a)
 	if o.kind != outcomeRevoked && o.kind != outcomeExpired {
 		w.metrics.taskEnded(a.message.Task, o.kind, o.duration)
-		logOutcome(log, *o)
+		w.logOutcome(a.message, o)
 	}
 	a.end(s)
 }
@@ -69,10 +69,11 @@ func rejection(r Reject) failure {
 	return failure{exception: exception, err: r, text: r.Error()}
 }
 
-func logOutcome(log interface {
-	Info(string, ...any)
-	Warn(string, ...any)
-}, o outcome) {
+func (w *Worker) logOutcome(m *protocol.Message, o *outcome) {
+	if o.kind == outcomeSuccess && !w.cfg.Logger.Enabled(context.Background(), slog.LevelInfo) {
+		return // the logger of a task is not needed for most
+	}
+	log := w.taskLog(m)
 	switch o.kind {
 	case outcomeFailure:
 		log.Warn("task failed", "duration", o.duration, "error", o.failed.text)

@@ -20,6 +20,9 @@ type outgoing struct {
 // (docs/celery.md#groups-and-chords). The task then fails before its handler
 // runs, rather than after it has done its work.
 func (w *Worker) canFollow(m *protocol.Message) error {
+	if e := m.Embed; e.Chord == nil && len(e.Callbacks) == 0 && len(e.Errbacks) == 0 && len(e.Chain) == 0 {
+		return nil // as most tasks
+	}
 	if err := protocol.CheckCanvas(m); err != nil {
 		return err
 	}
@@ -33,6 +36,9 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 // afterSuccess returns the messages that follow a task which has succeeded, and its
 // children for the result row. The error says that one of them can never be published.
 func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []outgoing, children json.RawMessage, err error) {
+	if len(m.Embed.Callbacks) == 0 && len(m.Embed.Chain) == 0 {
+		return nil, nil, nil // as most tasks
+	}
 	plan, err := protocol.AfterSuccess(m, value, w.sender())
 	if err != nil {
 		return nil, nil, err

@@ -12,7 +12,7 @@ import (
 
 // received hands a delivery to a goroutine of its own.
 func (w *Worker) received(sub *subscription, from broker.Delivery) {
-	activity := w.stalls.Start("consumer of queue "+sub.queue.Name, "receiving")
+	activity := w.stalls.StartOf("consumer of queue", sub.queue.Name, "receiving")
 	defer activity.End()
 	faultpoint.Hit(faultpoint.ConsumerTook, from.Message.Properties.CorrelationID)
 	w.metrics.received.Inc()
@@ -36,7 +36,7 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 // serve is all that happens to a delivery in its goroutine. It returns true if the
 // goroutine may serve another one.
 func (w *Worker) serve(d *delivery) (again bool) {
-	d.activity = w.stalls.Start("message "+clip(d.wire.Properties.CorrelationID), "reading it")
+	d.activity = w.stalls.StartOf("message", clip(d.wire.Properties.CorrelationID), "reading it")
 	defer func() {
 		if !d.left {
 			w.served(d)

@@ -27,8 +27,8 @@ type Detector struct {
 
 // Activity is one piece of work. The methods of a nil *Activity do nothing.
 type Activity struct {
-	detector *Detector
-	name     string
+	detector   *Detector
+	kind, name string // shown with a space in between
 	// All below is guarded by detector.mu.
 	doing    string
 	progress time.Time
@@ -38,8 +38,12 @@ type Activity struct {
 // Start adds an activity. Name and doing are shown to the operator, as in
 // "step build of run 6f1c…" and "opening its artifacts". The caller must call
 // End.
-func (d *Detector) Start(name, doing string) *Activity {
-	a := &Activity{detector: d, name: name, doing: doing, progress: time.Now()}
+func (d *Detector) Start(name, doing string) *Activity { return d.StartOf("", name, doing) }
+
+// StartOf is Start for what begins often: the operator sees kind and name, as in "message"
+// and "6f1c…", and they need not be joined before.
+func (d *Detector) StartOf(kind, name, doing string) *Activity {
+	a := &Activity{detector: d, kind: kind, name: name, doing: doing, progress: time.Now()}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.activities == nil {
@@ -135,7 +139,7 @@ func (d *Detector) Stuck(after time.Duration) error {
 	slices.SortFunc(stuck, func(a, b Activity) int { return a.progress.Compare(b.progress) })
 	var texts []string
 	for _, a := range stuck[:min(len(stuck), shown)] {
-		texts = append(texts, fmt.Sprintf("%s has made no progress for %s, while %s", a.name, time.Since(a.progress).Round(time.Second), a.doing))
+		texts = append(texts, fmt.Sprintf("%s has made no progress for %s, while %s", strings.TrimSpace(a.kind+" "+a.name), time.Since(a.progress).Round(time.Second), a.doing))
 	}
 	if more := len(stuck) - shown; more > 0 {
 		texts = append(texts, fmt.Sprintf("nor have %d more", more))

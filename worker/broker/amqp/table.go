@@ -109,30 +109,28 @@ func amqpUnsigned(n uint64) any {
 }
 
 // plainTable converts a received table to the maps and slices that package
-// protocol expects.
+// protocol expects. It changes the table: nobody else has it.
 func plainTable(table amqp.Table) map[string]any {
-	if table == nil {
-		return nil
-	}
-	values := make(map[string]any, len(table))
 	for key, value := range table {
-		values[key] = plainField(value)
+		switch v := value.(type) {
+		case amqp.Table:
+			table[key] = plainTable(v)
+		case []any:
+			plainArray(v)
+		}
 	}
-	return values
+	return table
 }
 
-func plainField(value any) any {
-	switch v := value.(type) {
-	case amqp.Table:
-		return plainTable(v)
-	case []any:
-		array := make([]any, len(v))
-		for i, element := range v {
-			array[i] = plainField(element)
+func plainArray(array []any) {
+	for i, value := range array {
+		switch v := value.(type) {
+		case amqp.Table:
+			array[i] = plainTable(v)
+		case []any:
+			plainArray(v)
 		}
-		return array
 	}
-	return value
 }
 
 // fieldSize returns how many bytes a field takes in a frame, including its type.
