@@ -210,3 +210,30 @@ func TestSettlementOfFailuresAndTimeouts(t *testing.T) {
 		t.Errorf("after %d runs the rows are %v, and the last is %+v", runs.Load(), r.results.History(id), row)
 	}
 }
+
+// With one message at a time, the goroutine that receives also runs the task. It must not
+// keep the next message from being received once the first is acknowledged.
+func TestEarlyAcknowledgementLetsTheNextMessageInWhileTheTaskRuns(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.Slots, cfg.Prefetch = 1, 1
+	w := newWorker(t, cfg)
+	registerShop(w)
+	g := newGatedTask()
+	w.Register("shop.gated_early", g, worker.AckEarly())
+	workertest.Start(t, w)
+	first := r.send(workertest.Message("orders", "shop.gated_early", nil, nil))
+	receive(t, "the task begins", g.began)
+	second := r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))
+	eventually(t, "the next message is received", func() bool {
+		unacked := w.Unacked()
+		return len(unacked) == 1 && unacked[0].ID == second
+	})
+	close(g.release)
+	for _, id := range []string{first, second} {
+		if row := r.result(id); row.State != protocol.StateSuccess {
+			t.Errorf("task %s is %s", id, row.State)
+		}
+	}
+}

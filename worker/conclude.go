@@ -55,6 +55,8 @@ func (w *Worker) conclude(a *attempt) {
 		w.metrics.taskEnded(a.message.Task, o.kind, o.duration)
 		w.logOutcome(a.message, o)
 	}
+	// A success comes from the delivery's own goroutine, which has nothing left to do.
+	a.first.returnsSoon.Store(o.kind == outcomeSuccess)
 	a.end(s)
 }
 

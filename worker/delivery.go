@@ -3,6 +3,7 @@ package worker
 import (
 	"container/list"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
@@ -64,6 +65,10 @@ type delivery struct {
 	// many the queue drops it, or 0: see requeue.go.
 	returns, returnLimit int
 	activity             *stall.Activity // reports the progress of its goroutine to Stuck
+	// passOn is that of broker.Delivery, or nil. It is called before the delivery is
+	// settled, unless returnsSoon is set: then its goroutine receives the next one at once.
+	passOn      func()
+	returnsSoon atomic.Bool
 	// left says that another goroutine goes on with the attempt of the delivery: see
 	// handing_over.go. Written and read by the goroutine that has served it until then.
 	left bool
@@ -328,6 +333,9 @@ func (d *delivery) tell() {
 	if !mine {
 		return
 	}
+	if !d.returnsSoon.Load() {
+		d.receiveOthers()
+	}
 	switch s {
 	case settlementAck, settlementIgnored:
 		d.receipt.Ack()
@@ -338,6 +346,13 @@ func (d *delivery) tell() {
 	}
 	d.told()
 	faultpoint.Hit(faultpoint.SettleAfter, d.wire.Properties.CorrelationID)
+}
+
+// receiveOthers lets another goroutine receive, if this one would.
+func (d *delivery) receiveOthers() {
+	if d.passOn != nil {
+		d.passOn()
+	}
 }
 
 func (d *delivery) beginTelling() (s settlement, mine bool) {

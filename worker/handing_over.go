@@ -18,6 +18,7 @@ func (w *Worker) callInPlace(a *attempt) (o outcome, mine bool) {
 		// The goroutine ends, and what it would have done next needs another one.
 		if mine = a.leaveHandler(); mine {
 			a.first.left = true
+			a.first.receiveOthers()
 			go w.goOn(a, o)
 		}
 	}

@@ -10,10 +10,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
-// received hands a delivery to a goroutine of its own.
+// received serves a delivery if nothing else can come until it is settled, or else hands
+// it to another goroutine.
 func (w *Worker) received(sub *subscription, from broker.Delivery) {
 	activity := w.stalls.StartOf("consumer of queue", sub.queue.Name, "receiving")
-	defer activity.End()
 	faultpoint.Hit(faultpoint.ConsumerTook, from.Message.Properties.CorrelationID)
 	w.metrics.received.Inc()
 	d := &delivery{
@@ -23,9 +23,17 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 		receipt:     from.Receipt,
 		returns:     from.Returns,
 		returnLimit: from.ReturnLimit,
+		passOn:      from.PassOn,
 		changed:     make(chan struct{}, 1),
 	}
-	switch d.receive() {
+	state := d.receive()
+	if state == stateReceived && d.passOn != nil {
+		activity.End()
+		w.serve(d)
+		return
+	}
+	defer activity.End()
+	switch state {
 	case stateReceived:
 		w.runners.run(d, w.serve)
 	case stateSettling:

@@ -75,8 +75,8 @@ type Consumer interface {
 	Connection
 	// Subscribe begins to receive the messages of a queue. The broker sends at most
 	// limit messages that are not settled. It calls deliver for each, in the order of
-	// the queue; deliver does not wait for the message's end. When the broker ends
-	// the subscription, the connection is lost.
+	// the queue; deliver does not wait for the message's end, except for one with
+	// PassOn. When the broker ends the subscription, the connection is lost.
 	//
 	// Redis: a goroutine that waits until fewer than limit are not settled, and then
 	// takes one message from the lists of the queue's priorities. A crash after
@@ -125,6 +125,14 @@ type Delivery struct {
 	// Redis: both are 0. Message.Redelivered is the field redelivered of the
 	// message's delivery_info, which the script of Requeue sets.
 	Returns, ReturnLimit int
+	// PassOn is set if the broker sends nothing else to the goroutine that calls deliver
+	// until this message is settled: then deliver may return when the message's task has
+	// ended, which saves a change of goroutines. It calls PassOn before it settles the
+	// message without returning at once, or before it ends its goroutine: another
+	// goroutine receives from then on. Further calls do nothing.
+	//
+	// Redis: nil.
+	PassOn func()
 	Receipt
 }
 

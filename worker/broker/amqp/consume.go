@@ -86,6 +86,7 @@ type subscription struct {
 	queue     broker.Queue
 	deliver   func(broker.Delivery)
 	receiving sync.WaitGroup // one for each consumer; none is added once ended is set
+	receivers receivers
 
 	mu            sync.Mutex         // guards all below, also during calls of the broker
 	overflow      []overflowConsumer // oldest first
@@ -153,11 +154,8 @@ func (sub *subscription) start(ctx context.Context, limit int) (string, error) {
 	}
 	sub.tags = append(sub.tags, tag)
 	sub.changed(+1)
-	sub.receiving.Go(func() {
-		for d := range deliveries {
-			sub.deliver(c.delivery(sub.queue, d))
-		}
-	})
+	sub.receiving.Add(1)
+	go sub.receive(deliveries, limit)
 	return tag, nil
 }
 
@@ -202,6 +200,7 @@ func (sub *subscription) cancel(ctx context.Context, tag string) error {
 
 // Stop cancels every consumer and waits until they deliver nothing any more.
 func (sub *subscription) Stop(ctx context.Context) {
+	sub.passOnAll()
 	sub.mu.Lock()
 	sub.ended = true
 	for len(sub.tags) > 0 && !sub.consumer.isLost() {
@@ -224,6 +223,7 @@ func (sub *subscription) Stop(ctx context.Context) {
 
 // end waits for the goroutines that deliver, after the connection was closed.
 func (sub *subscription) end() {
+	sub.passOnAll()
 	sub.mu.Lock()
 	sub.ended = true
 	sub.mu.Unlock()
