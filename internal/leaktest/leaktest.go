@@ -55,7 +55,7 @@ func gram(text string) uint16 {
 
 // Find returns the name of a secret that is left in a text, and what is left of it.
 func (s *Search) Find(text string) (name, piece string) {
-	for _, view := range views(text) {
+	for _, view := range s.views(text) {
 		for short, name := range s.short {
 			if strings.Contains(view, short) {
 				return name, short
@@ -72,111 +72,8 @@ func (s *Search) Find(text string) (name, piece string) {
 	return "", ""
 }
 
-// views are what a reader can make of a text.
-func views(text string) []string {
-	found := []string{text}
-	seen := map[string]bool{text: true}
-	add := func(view string) {
-		if !seen[view] {
-			seen[view] = true
-			found = append(found, view)
-		}
-	}
-	strip := func(text string) string { return controls.ReplaceAllString(text, "") }
-	oneLine := func(text string) string { return lineStarts.ReplaceAllString(text, "") }
-	quotes := strings.NewReplacer(`'\''`, "'", `'"'"'`, "'", "''", "'").Replace
-	for _, steps := range [][]func(string) string{
-		{strip}, {strip, oneLine}, {func(text string) string { return bold.ReplaceAllString(text, "$1") }}, {strip, html.UnescapeString, html.UnescapeString}, {strip, unpercent, unpercent},
-		{strip, unescape, unescape}, {unescape, strip}, {quotes}, {unpercent, oneLine}, {unescape, oneLine},
-	} {
-		view := text
-		for _, step := range steps {
-			view = step(view)
-			add(view)
-		}
-	}
-	for _, view := range found {
-		var in64 [4]strings.Builder
-		for _, run := range base64Runs.FindAllString(view, -1) {
-			run = strings.NewReplacer("-", "+", "_", "/").Replace(run)
-			for cut := range 4 {
-				if cut < len(run) {
-					part := run[cut:]
-					decoded, _ := base64.RawStdEncoding.DecodeString(part[:len(part)/4*4])
-					in64[cut].Write(append(decoded, 0))
-				}
-			}
-		}
-		var in16 [2]strings.Builder
-		for _, run := range hexRuns.FindAllString(view, -1) {
-			run = strings.NewReplacer(" ", "", ":", "").Replace(run)
-			for cut := range 2 {
-				decoded, _ := hex.DecodeString(run[cut : cut+(len(run)-cut)/2*2])
-				in16[cut].Write(append(decoded, 0))
-			}
-		}
-		for i := range in64 {
-			add(in64[i].String())
-		}
-		for i := range in16 {
-			add(in16[i].String())
-		}
-	}
-	return found
-}
-
-var (
-	common     = regexp.MustCompile(`-----[A-Z ]+-----|\r|\\n|  "type".*|  "project".*|  "private_key(_id)?": "`)
-	controls   = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\a\x1b]*(?:\a|\x1b\\\\)|[\r\b]")
-	bold       = regexp.MustCompile(`(.)` + "\b" + `.`)
-	lineStarts = regexp.MustCompile(`\\?\r?\n(?:#\d+ (?:\d+\.\d+ )?|[a-z0-9-]+ *\| |[0-9T:.Z-]{19,} |[ \t]+|[+>-] ?)*`)
-	base64Runs = regexp.MustCompile(`[A-Za-z0-9+/_-]{8,}`)
-	hexRuns    = regexp.MustCompile(`(?:[0-9A-Fa-f]{2}[ :]?){6,}`)
-	escapes    = regexp.MustCompile(`\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|([0-7]{3})|(.))`)
-)
-
-func unpercent(text string) string {
-	var out strings.Builder
-	for i := 0; i < len(text); i++ {
-		if text[i] == '%' && i+2 < len(text) {
-			if value, err := hex.DecodeString(text[i+1 : i+3]); err == nil {
-				out.Write(value)
-				i += 2
-				continue
-			}
-		}
-		out.WriteByte(text[i])
-	}
-	return out.String()
-}
-
-func unescape(text string) string {
-	return escapes.ReplaceAllStringFunc(text, func(escape string) string {
-		letter := strings.TrimLeft(escape, `\`)
-		switch {
-		case letter == "":
-			return `\`
-		case letter == "n":
-			return "\n"
-		case letter == "t":
-			return "\t"
-		case len(letter) == 1:
-			return letter
-		}
-		var value rune
-		switch letter[0] {
-		case 'u':
-			fmt.Sscanf(letter[1:], "%x", &value)
-		case 'x':
-			fmt.Sscanf(letter[1:], "%x", &value)
-			return string([]byte{byte(value)})
-		default:
-			fmt.Sscanf(letter, "%o", &value)
-			return string([]byte{byte(value)})
-		}
-		return string(value)
-	})
-}
+// common matches what all keys have.
+var common = regexp.MustCompile(`-----[A-Z ]+-----|\r|\\n|  "type".*|  "project".*|  "private_key(_id)?": "`)
 
 // Secrets are secrets of each kind, by the variable that has them.
 func Secrets() map[string]string {
