@@ -20,13 +20,20 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const apiKey = "sk-proj-0123456789abcdefghijklmnop"
+const apiKey = "sk-proj-Tb5Nq2Xw8Kz4Rj7Vd9Hm3Lc6"
+
+// What a worker has and Codex must not get.
+const (
+	gitToken         = "ghp_Lq6Wz1Xv8Bn4Mk9Jh2Gf7Ds3Pa5To0Ri8Uy"
+	databasePassword = "Kv7Yn3Qc9Zx2"
+)
 
 type key string
 
@@ -88,6 +95,10 @@ func withModel(t *testing.T, script codextest.Script, change ...func(*codex.Exec
 	if err := model.WriteHome(home, "CODEX_API_KEY"); err != nil {
 		t.Fatal(err)
 	}
+	leaktest.Guard(t, leaktest.State{
+		Secrets: map[string]string{"key": apiKey, "token": gitToken, "password": databasePassword}, Model: model, ModelSecrets: []string{"key"},
+		Environments: map[string][]leaktest.Program{"key": {{Name: "codex", Children: true}}},
+	})
 	config := codex.ExecConfig{
 		Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+home), Home: home, Key: key(apiKey), Sandbox: "danger-full-access",
 	}
@@ -228,7 +239,7 @@ func TestTheKeyIsForCodexOnly(t *testing.T) {
 	e, _ := withModel(t, codextest.Script{
 		Commands: []string{"env >environment; for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done >processes 2>/dev/null"}, Message: "done",
 	}, func(c *codex.ExecConfig) {
-		c.Environ = codex.Environment([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "DATABASE_URL=postgres://u:database-password@h/d", "GITHUB_TOKEN=ghp_token"})
+		c.Environ = codex.Environment([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "DATABASE_URL=postgres://u:" + databasePassword + "@h/d", "GITHUB_TOKEN=" + gitToken})
 	})
 	dir := repository(t)
 	const prompt = "A prompt that is on no command line."
@@ -240,7 +251,7 @@ func TestTheKeyIsForCodexOnly(t *testing.T) {
 		if err != nil || len(text) == 0 {
 			t.Fatalf("%s: %v", file, err)
 		}
-		for _, hidden := range []string{apiKey, prompt, "database-password", "ghp_token"} {
+		for _, hidden := range []string{apiKey, prompt, databasePassword, gitToken} {
 			if bytes.Contains(text, []byte(hidden)) {
 				t.Errorf("%s has %q", file, hidden)
 			}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,6 +26,9 @@ const token = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
 
 func newCredential(t *testing.T, source string, change ...func(*credential.Config)) *credential.Credential {
 	t.Helper()
+	// Files of a test are the sources themselves. What the program of one source prints is
+	// in no argument and no environment.
+	leaktest.Guard(t, leaktest.State{Secrets: map[string]string{"token": token}, Files: []string{filepath.Dir(t.TempDir())}})
 	parsed, err := credential.Parse(source)
 	if err != nil {
 		t.Fatal(err)
@@ -61,10 +65,10 @@ func TestACredentialIsReadFromEachSource(t *testing.T) {
 	if err := os.WriteFile(file, []byte(token+"\n"), 0o400); err != nil {
 		t.Fatal(err)
 	}
-	program := script(t, `printf '%s\nurl: https://example.com\n' "$1"`)
+	program := script(t, `printf '%s\nurl: https://example.com\n' `+token+`; test "$1" = "--field=password" || exit 3`)
 	environ := []string{"GITHUB_TOKEN=", "OTHER=replaced-by-the-next-one", "OTHER=" + token, "THIRD=wrong"}
 	for _, source := range []string{
-		"env:OTHER", "env:GITHUB_TOKEN,OTHER", " env: UNSET , OTHER ", "file:" + file, "command:" + program + " " + token, "command: '" + program + `' "` + token + `" 'it is'`,
+		"env:OTHER", "env:GITHUB_TOKEN,OTHER", " env: UNSET , OTHER ", "file:" + file, "command:" + program + " --field=password", "command: '" + program + `' "--field=password" 'it is'`,
 	} {
 		value, err := newCredential(t, source, func(c *credential.Config) { c.Environ = environ }).Read(t.Context())
 		if err != nil || value.Reveal() != token {

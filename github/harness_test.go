@@ -3,6 +3,7 @@ package github_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -53,6 +55,8 @@ type fixture struct {
 	tokens *tokens
 	config github.Config
 
+	watch *leaktest.Watch
+
 	mu    sync.Mutex
 	waits []time.Duration
 }
@@ -60,6 +64,7 @@ type fixture struct {
 func newFixture(t *testing.T, change ...func(*github.Config)) *fixture {
 	t.Helper()
 	f := &fixture{T: t, server: githubtest.New(t), tokens: &tokens{text: token}}
+	f.watch = leaktest.Guard(t, leaktest.State{Secrets: map[string]string{"token": token, "second": second}, GitHub: f.server, GitHubSecrets: []string{"token", "second"}})
 	f.server.SetToken(token, githubtest.Token{Login: "bot", Scopes: []string{"repo"}})
 	ctx := t.Context()
 	if err := f.server.AddRepository(ctx, widget, map[string]string{"README": "widgets\n"}); err != nil {
@@ -72,7 +77,7 @@ func newFixture(t *testing.T, change ...func(*github.Config)) *fixture {
 	}
 	t.Cleanup(transport.CloseIdleConnections)
 	f.config = github.Config{
-		API: f.server.URL + "/api/v3", Token: f.tokens, HTTP: transport, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		API: f.server.URL + "/api/v3", Token: f.tokens, HTTP: transport, Logger: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), f.watch.Output("the log")), nil)),
 		Wait: func(ctx context.Context, pause time.Duration) error {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -124,9 +129,7 @@ func (f *fixture) fails(err error) *github.Error {
 	if !is {
 		f.Fatalf("the error is %T %v, want an *Error", err, err)
 	}
-	if text := fmt.Sprintf("%v %+v %#v", own, own, own); strings.Contains(text, token) || strings.Contains(text, second) {
-		f.Errorf("the error has the token: %s", text)
-	}
+	f.watch.Text("the error", fmt.Sprintf("%v %+v %#v", own, own, own))
 	return own
 }
 

@@ -110,7 +110,7 @@ func TestAChangeIsPublished(t *testing.T) {
 	if again != commit || outcome != gitrepo.PushUnchanged {
 		t.Errorf("repeated the commit is %s (was %s), and the push was %s", again, commit, outcome)
 	}
-	w.noLeak(t, log)
+	w.noLeak(log)
 }
 
 // After the base branch has moved, the change is merged with what others have done.
@@ -326,7 +326,7 @@ func TestAPushThatTheServerRefuses(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
-			w.noLeak(t, log, err.Error())
+			w.noLeak(log, err.Error())
 		})
 	}
 }

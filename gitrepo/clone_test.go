@@ -42,7 +42,7 @@ func TestACloneIsARepositoryOfItsOwn(t *testing.T) {
 	if _, err := w.git.Open(w.dir); !errors.Is(err, gitrepo.ErrNoClone) {
 		t.Errorf("an empty directory is opened with %v", err)
 	}
-	w.noLeak(t)
+	w.noLeak()
 	if err := clone.Remove(); err != nil {
 		t.Fatal(err)
 	}
@@ -349,7 +349,7 @@ func TestACloneThatFails(t *testing.T) {
 			if left, _ := os.ReadDir(filepath.Join(w.dir, "deep")); len(left) != 0 {
 				t.Errorf("%v is left behind", left)
 			}
-			w.noLeak(t, err.Error())
+			w.noLeak(err.Error())
 		})
 	}
 }

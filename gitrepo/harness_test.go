@@ -39,12 +39,17 @@ type world struct {
 	seen *programs
 }
 
-// programs records what a look into /proc could show.
-type programs struct{ args, env []string }
+// programs records what a look into /proc could show, of every program.
+type programs struct {
+	args, env []string
+	watch     *leaktest.Watch
+}
 
 func (p *programs) run(ctx context.Context, cmd *exec.Cmd) error {
 	p.args = append(p.args, strings.Join(cmd.Args, " "))
 	p.env = append(p.env, strings.Join(cmd.Env, "\n"))
+	p.watch.Text("an argument of git", strings.Join(cmd.Args, " "))
+	p.watch.Text("the environment of git", strings.Join(cmd.Env, "\n"))
 	cmd.WaitDelay = 0
 	kill := context.AfterFunc(ctx, func() {
 		if cmd.Process != nil {
@@ -58,6 +63,7 @@ func (p *programs) run(ctx context.Context, cmd *exec.Cmd) error {
 func newWorld(t *testing.T, files map[string]string) *world {
 	t.Helper()
 	w := &world{Server: githubtest.New(t), token: &stored{token}, dir: t.TempDir(), seen: &programs{}}
+	w.seen.watch = leaktest.Guard(t, leaktest.State{Secrets: map[string]string{"token": token}, GitHub: w.Server, GitHubSecrets: []string{"token"}})
 	w.SetToken(token, githubtest.Token{Login: "bot", Scopes: []string{"repo"}})
 	if err := w.AddRepository(t.Context(), name, files); err != nil {
 		t.Fatal(err)
@@ -96,27 +102,11 @@ func (w *world) clone(t *testing.T) *gitrepo.Clone {
 	return clone
 }
 
-// noLeak fails the test if the token is in an argument, in the environment or in a file
-// below the directory, in any spelling.
-func (w *world) noLeak(t *testing.T, texts ...string) {
-	t.Helper()
-	search := leaktest.NewSearch(map[string]string{"token": token})
-	texts = append(append(texts, w.seen.args...), w.seen.env...)
-	err := filepath.WalkDir(w.dir, func(path string, entry os.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		texts = append(texts, path+"\n"+string(text))
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+// noLeak fails the test if the token is in one of the texts, in any spelling. Files,
+// arguments and environments are searched at the end of every test.
+func (w *world) noLeak(texts ...string) {
 	for _, text := range texts {
-		if _, piece := search.Find(text); piece != "" {
-			t.Errorf("%q of the token is in %.300q", piece, text)
-		}
+		w.seen.watch.Text("a text", text)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
 
 // testTimeout is how long a test waits for an expected event.
@@ -101,6 +103,10 @@ func startProgram(t *testing.T, path string, env environment, args ...string) *p
 	p.cmd.Env = append(environment{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
 	p.cmd.Dir = t.TempDir()
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	if watch, is := watches.Load(t); is {
+		output := watch.(*leaktest.Watch).Output(fmt.Sprintf("the output of mm-orchestrator %q", args))
+		p.cmd.Stdout, p.cmd.Stderr = io.MultiWriter(&p.stdout, output), io.MultiWriter(&p.stderr, output)
+	}
 	p.cmd.WaitDelay = testTimeout // whoever inherits the output
 	devenv.OwnGroup(p.cmd, syscall.SIGKILL)
 	if err := p.cmd.Start(); err != nil {

@@ -105,8 +105,9 @@ func neutral(links []any) {
 func TestSpecCommands(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
+	s.guard(t)
 	s.writeTasks(t, "014-refresh-docs", "- [ ] T002 Write it\n")
-	env := s.specEnv()
+	env := s.specEnv("API_TOKEN=" + apiToken)
 	command := func(code int, args ...string) (stdout, stderr string) {
 		t.Helper()
 		p := start(t, env, args...)
@@ -208,7 +209,8 @@ func TestSpecCommands(t *testing.T) {
 func TestSpecSubmitWithoutABroker(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
-	p := start(t, append(s.specEnv(), "CELERY_BROKER_URL=amqp://127.0.0.1:1//"), "spec", "submit", "f")
+	s.guard(t)
+	p := start(t, append(s.specEnv("API_TOKEN="+apiToken), "CELERY_BROKER_URL=amqp://127.0.0.1:1//"), "spec", "submit", "f")
 	if code := p.exit(); code != exitUnavailable || !strings.Contains(p.stderr.String(), "has failed, because its chain could not be published") {
 		t.Errorf("exit code %d: %s", code, p.stderr.String())
 	}
@@ -222,6 +224,7 @@ func TestSpecSubmitWithoutABroker(t *testing.T) {
 func TestAStuckSpecRunIsFailed(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
+	s.guard(t)
 	s.writeTasks(t, "f", "- [ ] T1 x\n")
 	d := &storetest.Database{URL: s.database, Pool: pool(t, s.database)}
 	const run = "7e5b9f7a-3d76-4cb2-9b1b-3f2f4e2b1a11"

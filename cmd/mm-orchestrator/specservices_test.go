@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
 
 const testToken = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
@@ -56,7 +58,7 @@ func codexProgram(t *testing.T) string {
 func serveModel(t *testing.T) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/models" || r.Header.Get("Authorization") != "Bearer sk-accepted-0123456789" {
+		if r.URL.Path != "/models" || r.Header.Get("Authorization") != "Bearer "+acceptedKey {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
@@ -90,6 +92,7 @@ func TestSpecPreflight(t *testing.T) {
 	}
 	model := serveModel(t)
 	env := append(serveGitHub(t), "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:"+token, "MM_ORCHESTRATOR_CODEX_PROGRAM="+codexProgram(t), "GITHUB_REPOSITORY=octo/widgets")
+	guardSpec(t, leaktest.State{Files: []string{token}})
 	for name, test := range map[string]struct {
 		env  environment
 		args []string
@@ -97,22 +100,23 @@ func TestSpecPreflight(t *testing.T) {
 		want []string
 	}{
 		"all is well":                {nil, nil, exitOK, []string{"valid          codex", "codex-cli 0.99.0, with its login: Logged in using ChatGPT", "valid          github", "may push to octo/widgets, with the scope repo", "skipped        login check"}},
-		"a key":                      {environment{"CODEX_API_KEY=sk-0123456789abcdef"}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY, which was not tried"}},
-		"a key that is refused":      {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitFailure, []string{"invalid        codex", "refuses the key in env:CODEX_API_KEY (401)"}},
-		"a key that is accepted":     {environment{"CODEX_API_KEY=sk-accepted-0123456789", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"which the model's API at " + model.URL + " accepts"}},
-		"a key that is not tried":    {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_KEY_CHECK=false", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY\n"}},
+		"a key":                      {environment{"CODEX_API_KEY=" + codexKey}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY, which was not tried"}},
+		"a key that is refused":      {environment{"CODEX_API_KEY=" + codexKey, "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitFailure, []string{"invalid        codex", "refuses the key in env:CODEX_API_KEY (401)"}},
+		"a key that is accepted":     {environment{"CODEX_API_KEY=" + acceptedKey, "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"which the model's API at " + model.URL + " accepts"}},
+		"a key that is not tried":    {environment{"CODEX_API_KEY=" + codexKey, "MM_ORCHESTRATOR_CODEX_KEY_CHECK=false", "MM_ORCHESTRATOR_CODEX_PROGRAM=" + codexOf(t, model.URL)}, nil, exitOK, []string{"with the key in env:CODEX_API_KEY\n"}},
 		"no such profile":            {environment{"CODEX_PROFILE=work", "CODEX_HOME=/nowhere"}, nil, exitFailure, []string{"no file /nowhere/work.config.toml"}},
-		"a key for Codex Cloud":      {environment{"CODEX_API_KEY=sk-0123456789abcdef", "MM_ORCHESTRATOR_CODEX_BACKEND=cloud", "CODEX_ENVIRONMENT=env_1"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
+		"a key for Codex Cloud":      {environment{"CODEX_API_KEY=" + codexKey, "MM_ORCHESTRATOR_CODEX_BACKEND=cloud", "CODEX_ENVIRONMENT=env_1"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
 		"a variable of Codex":        {environment{"MM_ORCHESTRATOR_CODEX_PROGRAM=" + needsVariable, "MM_ORCHESTRATOR_CODEX_VARIABLES=NEEDED", "NEEDED=yes"}, nil, exitOK, []string{"codex-cli 0.99.0, with its login"}},
 		"a program":                  {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=command:cat " + token}, nil, exitOK, []string{"may push"}},
 		"another repository":         {nil, []string{"--repository", "octo/other"}, exitFailure, []string{"scope_missing", "shows no repository octo/other", "a run cannot work"}},
-		"a revoked token":            {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=env:T", "T=ghp_another_token_0123"}, nil, exitFailure, []string{"invalid        github", "refuses the token in env:T (401: Bad credentials)"}},
+		"a revoked token":            {environment{"MM_ORCHESTRATOR_GITHUB_CREDENTIAL=env:T", "T=" + otherToken}, nil, exitFailure, []string{"invalid        github", "refuses the token in env:T (401: Bad credentials)"}},
 		"no certificate":             {environment{"MM_ORCHESTRATOR_GITHUB_CA_FILE="}, nil, exitFailure, []string{"cannot be asked", "certificate"}},
 		"a volume without an engine": {environment{"CODEX_VOLUME_NAME=codex_auth_0", "DOCKER_HOST=tcp://127.0.0.1:1"}, nil, exitFailure, []string{"failed         login check", "Unable to execute Codex login status for volume 'codex_auth_0'"}},
 		"a bad certificate":          {environment{"MM_ORCHESTRATOR_GITHUB_CA_FILE=" + token}, nil, exitConfig, []string{"no certificate in PEM"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			guardSpec(t, leaktest.State{})
 			own := env
 			for _, assignment := range test.env {
 				variable, value, _ := strings.Cut(assignment, "=")
@@ -129,11 +133,6 @@ func TestSpecPreflight(t *testing.T) {
 			for _, want := range test.want {
 				if !strings.Contains(text, want) {
 					t.Errorf("%q is missing in\n%s", want, text)
-				}
-			}
-			for _, secret := range []string{testToken, "sk-0123456789abcdef", "ghp_another_token_0123"} {
-				if strings.Contains(text, secret) {
-					t.Errorf("a secret was printed:\n%s", text)
 				}
 			}
 		})
@@ -153,6 +152,7 @@ func TestSpecPreflight(t *testing.T) {
 func TestDoctorChecksTheSpecWorkflow(t *testing.T) {
 	t.Parallel()
 	s := newTestEnv(t)
+	s.guard(t)
 	s.writeTasks(t, "014-refresh-docs", "- [ ] T1 x\n")
 	env := append(append(s.specEnv(), serveGitHub(t)...), "TEST_MODE=false", "MM_ORCHESTRATOR_SPEC_ONLY=true", "WORKSPACE_ROOT=/nowhere", "DOCKER_HOST=tcp://127.0.0.1:1",
 		"GITHUB_TOKEN="+testToken, "GITHUB_REPOSITORY=octo/widgets", "MM_ORCHESTRATOR_CODEX_PROGRAM="+codexProgram(t))
@@ -170,11 +170,11 @@ func TestDoctorChecksTheSpecWorkflow(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.workspace, "var")); !os.IsNotExist(err) {
 		t.Errorf("the doctor has left a directory: %v", err)
 	}
-	refused := runDoctor(t, env.with("CODEX_API_KEY", "sk-0123456789abcdef").with("MM_ORCHESTRATOR_CODEX_PROGRAM", codexOf(t, serveModel(t).URL)), exitFailure)
+	refused := runDoctor(t, env.with("CODEX_API_KEY", codexKey).with("MM_ORCHESTRATOR_CODEX_PROGRAM", codexOf(t, serveModel(t).URL)), exitFailure)
 	if f := refused["spec"]; f.Status != statusFail || !strings.Contains(f.Found, "refuses the key in env:CODEX_API_KEY (401)") {
 		t.Errorf("%+v", f)
 	}
-	found := runDoctor(t, env.with("GITHUB_TOKEN", "ghp_another_token_0123"), exitFailure)
+	found := runDoctor(t, env.with("GITHUB_TOKEN", otherToken), exitFailure)
 	if f := found["spec"]; f.Status != statusFail || !strings.Contains(f.Found, "refuses the token in env:GITHUB_TOKEN") {
 		t.Errorf("%+v", f)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -16,7 +17,7 @@ import (
 func TestClonesOfDeadWorkersAreRemoved(t *testing.T) {
 	t.Parallel()
 	work := t.TempDir()
-	c := newChain(t, oneOpenTask(), func(config *Config) {
+	c := newChain(t, spectest.Tasks(), func(config *Config) {
 		git, err := gitrepo.New(gitrepo.Config{Environ: os.Environ(), Schemes: []string{"file"}})
 		if err != nil {
 			t.Fatal(err)

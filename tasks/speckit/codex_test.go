@@ -18,11 +18,13 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 )
 
-const codexKey = "sk-proj-0123456789abcdefghijklmnop"
+const codexKey = "sk-proj-Wz3Kx8Rn5Tq1Vb7Jd4Hf9Lm2"
 
 // gitIn runs git in a directory.
 func gitIn(t *testing.T, dir string, args ...string) string {
@@ -113,7 +115,8 @@ func newCodexChain(t *testing.T, choose func(codextest.Request) codextest.Script
 		stall = 5 * time.Second
 	}
 	c.home = home
-	c.chain = newChain(t, oneOpenTask(), append([]func(*Config){func(config *Config) { c.configure(t, config, stall) }}, change...)...)
+	c.chain = newChain(t, spectest.Tasks(), append([]func(*Config){func(config *Config) { c.configure(t, config, stall) }}, change...)...)
+	c.watch.Also(func(state *leaktest.State) { state.Model, state.ModelSecrets = model, []string{"key"} })
 	c.ownRun()
 	return c
 }

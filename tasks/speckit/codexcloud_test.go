@@ -11,6 +11,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -29,7 +30,7 @@ func newCloudChain(t *testing.T, script codextest.CloudScript) *cloudChain {
 		t.Fatal(err)
 	}
 	c := &cloudChain{stand: stand}
-	c.chain = newChain(t, oneOpenTask(), func(config *Config) {
+	c.chain = newChain(t, spectest.Tasks(), func(config *Config) {
 		cloud, err := codex.NewCloud(codex.CloudConfig{
 			Program: stand.Program(), Environ: codex.Environment(os.Environ()), Environment: "env_1", FirstPoll: time.Millisecond, MaxPoll: 10 * time.Millisecond,
 			CallLimit: 5 * time.Second, TimeLimit: 20 * time.Second, Logger: config.Logger,

@@ -14,6 +14,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -97,7 +98,7 @@ func TestHostileFeatures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			log := &logged{}
-			c := newChain(t, oneOpenTask(), func(config *Config) { config.TestMode = false; config.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+			c := newChain(t, spectest.Tasks(), func(config *Config) { config.TestMode = false; config.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 			if test.prepare != nil {
 				test.prepare(t, c)
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
@@ -91,7 +92,7 @@ func newPublishChain(t *testing.T, change ...func(*Config)) *publishChain {
 	if err := p.server.AddRepository(t.Context(), "octo/widgets", map[string]string{"README": "widgets\n", "docs/api": "one\ntwo\nthree\nfour\nfive\n"}); err != nil {
 		t.Fatal(err)
 	}
-	p.chain = newChain(t, oneOpenTask(), append([]func(*Config){func(c *Config) {
+	p.chain = newChain(t, spectest.Tasks(), append([]func(*Config){func(c *Config) {
 		git, err := gitrepo.New(gitrepo.Config{Environ: append(os.Environ(), "GITHUB_TOKEN="+gitToken), CAFile: p.server.CAFile})
 		if err != nil {
 			t.Fatal(err)
@@ -101,6 +102,7 @@ func newPublishChain(t *testing.T, change ...func(*Config)) *publishChain {
 		c.Repositories = &Repositories{Git: git, Server: p.server.URL, Token: p.token, Dir: p.work}
 		c.Publish = PublishConfig{PullRequests: p.pulls, Author: gitrepo.Person{Name: "Spec Bot", Email: "bot@example.com"}, Trailers: []string{"Reviewed-by: nobody"}, Labels: []string{"codex"}, Reviewers: []string{"jane"}, Draft: true}
 	}}, change...)...)
+	p.watch.Also(func(state *leaktest.State) { state.GitHub, state.GitHubSecrets = p.server, []string{"token"} })
 	p.exec(`UPDATE spec_workflow_runs SET status = 'running', phase = 'submit' WHERE id = $1 RETURNING id`, recordedRun)
 	return p
 }
@@ -192,8 +194,9 @@ func (p *publishChain) publish(ctx context.Context, taskID string, attempt int) 
 	p.t.Helper()
 	s := p.speckit()
 	result, err := s.publish(worker.ContextWithTask(ctx, &worker.Task{Message: &protocol.Message{ID: taskID}}), contextArgs{p.context(attempt)})
+	p.watch.Text("the result", string(result))
 	if err != nil {
-		return nil, err
+		return nil, p.watch.Error("the error", err)
 	}
 	var o map[string]any
 	if err := json.Unmarshal(result, &o); err != nil {
@@ -231,34 +234,11 @@ func (p *publishChain) pushes() int {
 	return n
 }
 
-// nothingLeft fails the test if the task has left clones, or the token anywhere.
+// nothingLeft fails the test if the task has left clones.
 func (p *publishChain) nothingLeft() {
 	p.t.Helper()
 	if left, err := os.ReadDir(p.work); err != nil || len(left) > 0 {
 		p.t.Errorf("left in the directory for clones: %v, %v", left, err)
-	}
-	search := leaktest.NewSearch(map[string]string{"token": gitToken})
-	var texts []string
-	for _, table := range []string{"spec_workflow_runs", "spec_workflow_task_states", "workflow_artifacts", "workflow_credential_audits", "mm_orchestrator.spec_claims"} {
-		for _, row := range p.exec(`SELECT to_json(r)::text AS row FROM ` + table + ` r`) {
-			texts = append(texts, fmt.Sprint(row["row"]))
-		}
-	}
-	err := filepath.WalkDir(p.root, func(path string, entry os.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
-		text, err := os.ReadFile(path)
-		texts = append(texts, path+"\n"+string(text))
-		return err
-	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	for _, text := range texts {
-		if _, piece := search.Find(text); piece != "" {
-			p.t.Errorf("%q of the token is in %.300q", piece, text)
-		}
 	}
 }
 

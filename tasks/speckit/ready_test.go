@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -69,7 +70,7 @@ func TestARunThatCannotWorkFailsAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			found := &findings{reports: []preflight.Report{test.report}}
-			c := newChain(t, oneOpenTask(), checkedBy(found))
+			c := newChain(t, spectest.Tasks(), checkedBy(found))
 			first := c.ok(c.discover(discoverArgs{}))
 			if len(found.requests) != 0 {
 				t.Errorf("discovery checked %v", found.requests)
@@ -105,7 +106,7 @@ func TestARunThatCannotWorkFailsAtOnce(t *testing.T) {
 func TestPublishChecksGitHubOnly(t *testing.T) {
 	t.Parallel()
 	found := &findings{reports: []preflight.Report{{GitHub: preflight.Finding{Status: preflight.Invalid, Message: "the token was revoked"}}}}
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	second := c.ok(c.follow(store.SpecSubmit, c.ok(c.discover(discoverArgs{}))))
 	checkedBy(found)(&c.config)
 	_, err := c.follow(store.SpecPublish, second)
@@ -136,7 +137,7 @@ func TestARunWithoutAnOpenTaskNeedsNoCredentials(t *testing.T) {
 // A worker that stops while it checks returns the message: the run has not failed.
 func TestAStopDuringTheCheckIsNoFailure(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask(), checkedBy(&findings{reports: []preflight.Report{{}}}))
+	c := newChain(t, spectest.Tasks(), checkedBy(&findings{reports: []preflight.Report{{}}}))
 	first := c.ok(c.discover(discoverArgs{}))
 	stopping := errors.New("the worker stops")
 	ctx, stop := context.WithCancelCause(c.task(c.id()))

@@ -16,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/codextest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -202,7 +203,7 @@ func TestARetryGoesOnFromEachStage(t *testing.T) {
 			if err := os.Remove(filepath.Join(c.root, "specs", feature, "tasks.md")); err != nil {
 				c.t.Fatal(err)
 			}
-		}, func(c *retryChain) { c.writeTasks(oneOpenTask()) }, "discover_next_phase_failed", store.SpecDiscover, 1},
+		}, func(c *retryChain) { c.writeTasks(spectest.Tasks()) }, "discover_next_phase_failed", store.SpecDiscover, 1},
 		"the check before Codex": {func(c *retryChain) {
 			c.checks.reports = []preflight.Report{checkFinds(preflight.Invalid), checkFinds(preflight.Valid)}
 		}, nil, "submit_codex_job_failed", store.SpecSubmit, 1},

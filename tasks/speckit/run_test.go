@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -19,8 +22,9 @@ import (
 )
 
 const (
-	recordedRun = "e2b7c4d0-19af-4c55-8b3e-0a6d5f4c3b2a"
-	feature     = "014-refresh-docs"
+	recordedRun = spectest.RecordedRun
+	feature     = spectest.Feature
+	apiToken    = "very-secret-value"
 	runPath     = "var/artifacts/spec_workflows/" + recordedRun
 )
 
@@ -31,6 +35,8 @@ type chain struct {
 	config Config
 	root   string
 	next   int
+	// watch looks for tokens and keys in all that the test leaves.
+	watch *leaktest.Watch
 	// runID is recordedRun, or that of a run with programs: those of tests in other
 	// processes must not be taken for its own.
 	runID string
@@ -41,8 +47,13 @@ func newChain(t *testing.T, tasks string, change ...func(*Config)) *chain {
 	c := &chain{t: t, db: storetest.New(t), root: t.TempDir(), runID: recordedRun}
 	c.exec(`INSERT INTO spec_workflow_runs (id, feature_key, repository, artifacts_path) VALUES ($1, $2, 'octo/widgets', $3) RETURNING id`, recordedRun, feature, runPath)
 	c.writeTasks(tasks)
+	c.watch = leaktest.Guard(t, leaktest.State{
+		Secrets:  map[string]string{"token": gitToken, "key": codexKey, "API_TOKEN": apiToken},
+		Files:    []string{filepath.Join(c.root, "specs")}, // what a user writes
+		Database: c.db.OwnerURL, Environments: map[string][]leaktest.Program{"key": {{Name: "codex", Children: true}}},
+	})
 	c.config = Config{
-		Runs: c.db.Open(t), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Redactor: artifacts.NewRedactor([]string{"API_TOKEN=very-secret-value"}),
+		Runs: c.db.Open(t), Logger: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), c.watch.Output("the log")), nil)), Redactor: artifacts.NewRedactor([]string{"API_TOKEN=" + apiToken}),
 		TasksRoot: filepath.Join(c.root, "specs"), Artifacts: artifacts.DirectoryConfig{WorkingDir: c.root}, TestMode: true, Skills: SkillsPolicy{Canary: 100},
 	}
 	for _, f := range change {
@@ -86,7 +97,8 @@ func (c *chain) id() string { c.next++; return fmt.Sprintf("task-%d", c.next) }
 
 func (c *chain) discover(args discoverArgs) (json.RawMessage, error) {
 	args.RunID = c.runID
-	return c.speckit().discover(c.task(c.id()), args)
+	context, err := c.speckit().discover(c.task(c.id()), args)
+	return context, c.watch.Error("the error of discover_next_phase", err)
 }
 
 // follow carries a task out with the context that its worker would get.
@@ -101,7 +113,9 @@ func (c *chain) follow(task store.SpecTask, context json.RawMessage) (json.RawMe
 	if task == store.SpecPublish {
 		run = s.publish
 	}
-	return run(c.task(c.id()), contextArgs{prepared.Args[0]})
+	result, err := run(c.task(c.id()), contextArgs{prepared.Args[0]})
+	c.watch.Text("the result of "+string(task), string(result))
+	return result, c.watch.Error("the error of "+string(task), err)
 }
 
 // ok fails the test on an error.
@@ -160,153 +174,26 @@ func (c *chain) file(name string) string {
 	return string(text)
 }
 
-// oneOpenTask is a tasks.md in which line 57 is the recorded task.
-func oneOpenTask() string {
-	return "# Tasks\n\n" + strings.Repeat("- [x] T000 Done\n", 52) + "\n## Phase 4: User Story 2\n- [ ] T012 [P] [US2] Document the retry endpoint in `docs/api" + ".md`\n- [ ] T013 Later\n"
-}
-
-// recordedAs reads testdata with the names that MoonMind drew at random replaced by
-// those of this run, and without the directory that it puts in front of a path twice
-// (docs/spec-workflow.md#s5).
+// recordedAs is spectest.RecordedAs for the recorded run.
 func recordedAs(t *testing.T, name, job, url string) map[string]any {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	replaced := strings.NewReplacer("TEST-7c1e09ab", job, "https://example.com/014-refresh-docs/4be7d1", url, runPath+"/"+runPath, runPath).Replace(string(text))
-	var v map[string]any
-	if err := json.Unmarshal([]byte(replaced), &v); err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-var skillFields = []string{"selectedSkill", "executionPath", "usedSkills", "usedFallback", "shadowModeRequested"}
-
-// withoutSkills removes what later revisions of MoonMind add to the recorded one
-// (docs/spec-workflow.md#skills), and checks that it is there.
-func withoutSkills(t *testing.T, what string, value any) any {
-	t.Helper()
-	text, err := json.Marshal(value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var o map[string]any
-	if err := json.Unmarshal(text, &o); err != nil {
-		t.Fatalf("%s: %v: %s", what, err, text)
-	}
-	skills, found := o["skill_execution"]
-	delete(o, "skill_execution")
-	if !found {
-		skills, found = o["skillExecution"]
-		delete(o, "skillExecution")
-	}
-	if !found {
-		for i, want := range []any{"speckit", "skill", true, false, false} {
-			if o[skillFields[i]] != want {
-				t.Errorf("%s: %s is %v, want %v", what, skillFields[i], o[skillFields[i]], want)
-			}
-			delete(o, skillFields[i])
-		}
-	} else if _, is := skills.(map[string]any); !is {
-		t.Errorf("%s: skills are %v", what, skills)
-	}
-	return o
-}
-
-// compareRow compares the columns that do not differ from run to run.
-func compareRow(t *testing.T, what string, got storetest.Row, want any) {
-	t.Helper()
-	for column, value := range want.(map[string]any) {
-		switch column {
-		case "id", "workflow_run_id", "created_at", "updated_at", "celery_chain_id":
-			continue
-		case "started_at", "finished_at", "checked_at", "codex_checked_at", "github_checked_at":
-			if (got[column] == nil) != (value == nil) {
-				t.Errorf("%s: %s is %v, recorded is %v", what, column, got[column], value)
-			}
-			continue
-		case "size_bytes", "digest":
-			if got[column] == nil {
-				t.Errorf("%s: no %s", what, column)
-			}
-			continue
-		case "payload":
-			same(t, what+": payload", withoutSkills(t, what, got[column]), value)
-			continue
-		}
-		same(t, what+": "+column, got[column], value)
-	}
+	return spectest.RecordedAs(t, "testdata", name, spectest.Names{Run: recordedRun, Job: job, URL: url})
 }
 
 // A run in test mode leaves the rows, files and results that MoonMind's Python worker
 // leaves.
 func TestARunInTestModeIsThatOfMoonMind(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	contexts := []json.RawMessage{c.ok(c.discover(discoverArgs{}))}
 	contexts = append(contexts, c.ok(c.follow(store.SpecSubmit, contexts[0])))
 	contexts = append(contexts, c.ok(c.follow(store.SpecPublish, contexts[1])))
-
-	run := c.run()
-	job, url := run["codex_task_id"].(string), run["pr_url"].(string)
-	stages := recordedAs(t, "spec_context_stages.json", job, url)
-	for i, name := range []string{"1_returned_by_discover", "3_returned_by_submit_and_first_argument_of_publish", "4_returned_by_publish"} {
-		same(t, name, withoutSkills(t, name, contexts[i]), stages[name])
-	}
-	rows := recordedAs(t, "spec_rows_and_files.json", job, url)
-	compareRow(t, "run", run, rows["run_finished"])
-	states := rows["task_states"].(map[string]any)
-	compareRow(t, "discover", c.state(store.SpecDiscover, 1), states["discover_succeeded"])
-	compareRow(t, "submit", c.state(store.SpecSubmit, 1), states["submit_succeeded"])
-	compareRow(t, "publish", c.state(store.SpecPublish, 1), states["publish_succeeded"])
-
-	files := c.exec(`SELECT * FROM workflow_artifacts WHERE workflow_run_id = $1 ORDER BY artifact_type`, recordedRun)
-	recordedFiles := rows["workflow_artifacts"].([]any)[:5] // the last one is the API's
-	for _, want := range recordedFiles {
-		for _, got := range files {
-			if got["artifact_type"] == want.(map[string]any)["artifact_type"] {
-				compareRow(t, fmt.Sprint(got["artifact_type"]), got, want)
-			}
-		}
-	}
-	if len(files) != len(recordedFiles) {
-		t.Errorf("%d artifacts, want %d", len(files), len(recordedFiles))
-	}
-	audits := c.exec(`SELECT * FROM workflow_credential_audits WHERE workflow_run_id = $1`, recordedRun)
-	if len(audits) != 1 {
-		t.Fatalf("%d audits", len(audits))
-	}
-	compareRow(t, "audit", audits[0], rows["workflow_credential_audits"].(map[string]any)["valid"])
-
-	// Texts are compared byte by byte, JSON files also by what they mean.
-	for name, want := range rows["artifact_files"].(map[string]any) {
-		name = strings.ReplaceAll(name, "TEST-7c1e09ab", job)
-		got := c.file(name)
-		if text, is := want.(string); is {
-			if got != text {
-				t.Errorf("%s is %q, want %q", name, got, text)
-			}
-			continue
-		}
-		var value map[string]any
-		if err := json.Unmarshal([]byte(got), &value); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if name == "run_summary.json" {
-			same(t, name, withoutSkills(t, name, value), want)
-		} else {
-			same(t, name, value, want)
-		}
-	}
-	want := "{\n  \"description\": \"Simulated Codex patch for T012: [P] [US2] Document the retry endpoint in `docs/api" + ".md`\",\n  \"hasChanges\": true,\n  \"patchPath\": \"" + runPath + "/" + job + ".patch\"\n}"
-	if got := c.file("apply_output.json"); got != want {
-		t.Errorf("apply_output.json is %s", got)
-	}
-	if !strings.Contains(c.file("run_summary.json"), "\"codexQueue\": \"codex-0\",\n  \"skillExecution\": {\n    \"discover_next_phase\": {\n      \"selectedSkill\": \"speckit\",\n") {
-		t.Errorf("run_summary.json is %s", c.file("run_summary.json"))
-	}
+	spectest.CompareTestMode(t, "testdata", spectest.Run{
+		Run: c.run(), States: c.exec(`SELECT * FROM spec_workflow_task_states WHERE workflow_run_id = $1`, recordedRun),
+		Artifacts: c.exec(`SELECT * FROM workflow_artifacts WHERE workflow_run_id = $1`, recordedRun),
+		Audits:    c.exec(`SELECT * FROM workflow_credential_audits WHERE workflow_run_id = $1`, recordedRun),
+		Results:   contexts, File: c.file,
+	})
 }
 
 // A run without an open task ends as succeeded, and the tasks after discovery keep it
@@ -328,10 +215,10 @@ func TestNoOpenTask(t *testing.T) {
 			c.ok(c.follow(store.SpecPublish, second))
 			rows := recordedAs(t, "spec_rows_and_files.json", "", "")
 			states := rows["task_states"].(map[string]any)
-			compareRow(t, "discover", c.state(store.SpecDiscover, 1), states["discover_no_work"])
-			compareRow(t, "submit", c.state(store.SpecSubmit, 1), states["submit_skipped"])
-			compareRow(t, "publish", c.state(store.SpecPublish, 1), states["publish_skipped"])
-			same(t, "context", withoutSkills(t, "context", first), recordedAs(t, "spec_context_stages.json", "", "")["1_no_work"])
+			spectest.CompareRow(t, "discover", c.state(store.SpecDiscover, 1), states["discover_no_work"])
+			spectest.CompareRow(t, "submit", c.state(store.SpecSubmit, 1), states["submit_skipped"])
+			spectest.CompareRow(t, "publish", c.state(store.SpecPublish, 1), states["publish_skipped"])
+			spectest.Same(t, "context", spectest.WithoutSkills(t, "context", first), recordedAs(t, "spec_context_stages.json", "", "")["1_no_work"])
 			if run := c.run(); run["status"] != "succeeded" || run["phase"] != "complete" || run["pr_url"] != nil {
 				t.Errorf("after publish: %v", run)
 			}
@@ -341,6 +228,7 @@ func TestNoOpenTask(t *testing.T) {
 
 func (c *chain) fails(class, text string, err error) {
 	c.t.Helper()
+	c.watch.Text("the error", fmt.Sprintf("%v %+v", err, err))
 	var python *worker.Error
 	if !errors.As(err, &python) || python.Type != class || !strings.Contains(fmt.Sprint(python.Args...), text) {
 		c.t.Errorf("got %v, want %s: …%s…", err, class, text)
@@ -351,13 +239,13 @@ func (c *chain) fails(class, text string, err error) {
 // and what to do.
 func TestOutsideOfTestMode(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask(), func(c *Config) { c.TestMode = false })
+	c := newChain(t, spectest.Tasks(), func(c *Config) { c.TestMode = false })
 	first := c.ok(c.discover(discoverArgs{}))
 	_, err := c.follow(store.SpecSubmit, first)
 	const text = "Credential validation failed: this worker has neither a Codex backend nor a way to publish, and TEST_MODE is not set"
 	c.fails("RuntimeError", text, err)
 	state := c.state(store.SpecSubmit, 1)
-	compareRow(t, "submit", state, map[string]any{"status": "failed", "started_at": nil, "finished_at": "set"})
+	spectest.CompareRow(t, "submit", state, map[string]any{"status": "failed", "started_at": nil, "finished_at": "set"})
 	if message := fmt.Sprint(state["message"]); !strings.HasPrefix(message, text) || strings.Contains(message, "WORKFLOW_TEST_MODE") {
 		t.Errorf("message is %s", message)
 	}
@@ -373,7 +261,7 @@ func TestOutsideOfTestMode(t *testing.T) {
 // A message that is delivered again changes nothing and has the same result.
 func TestARepeatedTaskChangesNothing(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	s := c.speckit()
 	again := func(what string, do func() (json.RawMessage, error)) json.RawMessage {
 		t.Helper()
@@ -383,7 +271,7 @@ func TestARepeatedTaskChangesNothing(t *testing.T) {
 		if second := c.ok(do()); string(second) != string(first) {
 			t.Errorf("%s: second result %s, first %s", what, second, first)
 		}
-		same(t, what+": rows", c.exec(`SELECT to_json(s)::text AS s FROM spec_workflow_task_states s UNION ALL SELECT to_json(r)::text FROM spec_workflow_runs r UNION ALL SELECT to_json(a)::text FROM workflow_artifacts a ORDER BY 1`), before)
+		spectest.Same(t, what+": rows", c.exec(`SELECT to_json(s)::text AS s FROM spec_workflow_task_states s UNION ALL SELECT to_json(r)::text FROM spec_workflow_runs r UNION ALL SELECT to_json(a)::text FROM workflow_artifacts a ORDER BY 1`), before)
 		return first
 	}
 	first := again("discover", func() (json.RawMessage, error) {
@@ -401,16 +289,16 @@ func TestARepeatedTaskChangesNothing(t *testing.T) {
 	for range 2 {
 		_, err := s2.discover(c2.task("d"), discoverArgs{RunID: recordedRun})
 		c2.fails("FileNotFoundError", "Spec task file not found: ", err)
-		c2.writeTasks(oneOpenTask())
+		c2.writeTasks(spectest.Tasks())
 	}
-	compareRow(t, "discover", c2.state(store.SpecDiscover, 1), map[string]any{"status": "failed", "finished_at": "set"})
+	spectest.CompareRow(t, "discover", c2.state(store.SpecDiscover, 1), map[string]any{"status": "failed", "finished_at": "set"})
 }
 
 // While a live worker runs a task, a second delivery waits; a worker that dies leaves
 // the task to the next, which ends it once.
 func TestOneWorkerAtATime(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	other := c.db.Open(t, func(config *store.Config) { config.Worker = "other@box" })
 	begin := func(s *store.Store, id string) (store.SpecDecision, error) {
 		return s.BeginSpec(t.Context(), store.SpecRequest{RunID: recordedRun, Task: store.SpecDiscover, Attempt: 1, TaskID: id},
@@ -446,7 +334,7 @@ func TestOneWorkerAtATime(t *testing.T) {
 
 func TestATaskThatKillsItsWorkerFails(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	for range 3 {
 		dead := c.db.Open(t)
 		decision, err := dead.BeginSpec(t.Context(), store.SpecRequest{RunID: recordedRun, Task: store.SpecDiscover, Attempt: 1, TaskID: "d"},
@@ -493,7 +381,7 @@ func TestRetryWithTheStoredPatch(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newChain(t, oneOpenTask())
+			c := newChain(t, spectest.Tasks())
 			c.ok(c.follow(store.SpecPublish, c.ok(c.follow(store.SpecSubmit, c.ok(c.discover(discoverArgs{}))))))
 			run := c.run()
 			patch, logs := run["codex_patch_path"].(string), run["codex_logs_path"].(string)
@@ -527,7 +415,7 @@ func TestRetryWithTheStoredPatch(t *testing.T) {
 // queued are marked.
 func TestRetryFromDiscovery(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	c.ok(c.discover(discoverArgs{}))
 	notes := "try again"
 	context := c.ok(c.discover(discoverArgs{Attempt: 2, RetryNotes: &notes}))
@@ -558,7 +446,7 @@ func check(t *testing.T, err error) {
 // behind.
 func TestHostileInput(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	s := c.speckit()
 	outside := filepath.Join(t.TempDir(), "tasks.md")
 	check(t, os.WriteFile(outside, []byte("- [ ] T1 secret\n"), 0o644))

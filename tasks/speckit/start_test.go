@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -45,8 +46,8 @@ func TestARetryIsAsTheAPIPublishesIt(t *testing.T) {
 	if err := errors.Join(json.Unmarshal(retry.Start.Args[0], &context), json.Unmarshal([]byte(retry.Token), &token)); err != nil {
 		t.Fatal(err)
 	}
-	same(t, "context", context, stages["retry_resumed_at_publish_first_argument"])
-	same(t, "token", token, stages["retry_context_attempt_2.json"])
+	spectest.Same(t, "context", context, stages["retry_resumed_at_publish_first_argument"])
+	spectest.Same(t, "token", token, stages["retry_context_attempt_2.json"])
 	if retry.File != "retry_context_attempt_2.json" || !strings.HasPrefix(retry.Token, "{\n  \"runId\": \"") {
 		t.Errorf("file %s: %s", retry.File, retry.Token)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
@@ -52,7 +53,7 @@ func TestARunThatIsStuckFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newChain(t, oneOpenTask(), func(c *Config) { c.StuckAfter = time.Hour })
+			c := newChain(t, spectest.Tasks(), func(c *Config) { c.StuckAfter = time.Hour })
 			c.ok(c.discover(discoverArgs{}))
 			c.age(2 * time.Hour)
 			queues := &queueState{ready: map[string]int{}}
@@ -93,7 +94,7 @@ func TestARunThatIsStuckFails(t *testing.T) {
 // that worker its message is delivered again, or else it is stuck.
 func TestARunThatAWorkerIsAtIsNotStuck(t *testing.T) {
 	t.Parallel()
-	c := newChain(t, oneOpenTask())
+	c := newChain(t, spectest.Tasks())
 	at := c.db.Open(t)
 	decision, err := at.BeginSpec(t.Context(), store.SpecRequest{RunID: recordedRun, Task: store.SpecDiscover, Attempt: 1, TaskID: "t"}, func(store.SpecStart) store.SpecWrite { return store.SpecWrite{Status: store.SpecRunRunning} })
 	if err != nil {

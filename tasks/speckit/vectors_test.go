@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/spectest"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
@@ -130,12 +131,12 @@ func TestFollowUpsAreThoseOfMoonMind(t *testing.T) {
 		if err := json.Unmarshal(got.Publishing.Body, &gotBody); err != nil {
 			t.Fatal(err)
 		}
-		same(t, c.after+": body", gotBody, want.Body)
+		spectest.Same(t, c.after+": body", gotBody, want.Body)
 		if got.Queue != want.Publish.RoutingKey || *got.Publishing.Properties.Priority != want.Properties.Priority {
 			t.Errorf("%s: queue %q, priority %d", c.after, got.Queue, *got.Publishing.Properties.Priority)
 		}
 		for _, name := range []string{"task", "id", "root_id", "parent_id", headerAffinity, headerQueue} {
-			same(t, c.after+": header "+name, got.Publishing.Headers[name], want.Headers[name])
+			spectest.Same(t, c.after+": header "+name, got.Publishing.Headers[name], want.Headers[name])
 		}
 	}
 }
@@ -175,25 +176,5 @@ func TestPythonJSON(t *testing.T) {
 		if got, err := o.python(indent); err != nil || got != want {
 			t.Errorf("indent %v: got %s, %v\nwant %s", indent, got, err, want)
 		}
-	}
-}
-
-// same compares values as JSON.
-func same(t *testing.T, what string, got, want any) {
-	t.Helper()
-	var values [2]any
-	for i, v := range []any{got, want} {
-		text, err := json.Marshal(v)
-		if err == nil {
-			err = json.Unmarshal(text, &values[i])
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	if !reflect.DeepEqual(values[0], values[1]) {
-		text, _ := json.MarshalIndent(values[0], "", " ")
-		wanted, _ := json.MarshalIndent(values[1], "", " ")
-		t.Errorf("%s: got %s\nwant %s", what, text, wanted)
 	}
 }

@@ -65,6 +65,7 @@ func status(code int, header ...string) http.HandlerFunc {
 func (f *fixture) home(files map[string]string) {
 	f.t.Helper()
 	f.config.Home = f.t.TempDir()
+	f.watch.Allow(filepath.Join(f.config.Home, "auth.json")) // Codex has its login there
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(f.config.Home, name), []byte(text), 0o600); err != nil {
 			f.t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,13 +22,14 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	token = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
-	key   = "sk-proj-0123456789abcdef0123456789abcdef"
+	key   = "sk-proj-Gh4Jt8Vq1Zn6Xc3Kw9Rb2Md7"
 )
 
 // gitHub answers as GitHub's REST API and its git server do.
@@ -49,6 +51,7 @@ type gitHub struct {
 
 	requests atomic.Int64
 	seen     []string
+	watch    *leaktest.Watch
 }
 
 func (g *gitHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -56,6 +59,10 @@ func (g *gitHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.seen = append(g.seen, r.Method+" "+r.URL.String())
+	others := r.Header.Clone()
+	others.Del("Authorization")
+	body, _ := io.ReadAll(r.Body)
+	g.watch.Text("a request", fmt.Sprintf("%s %s %v %s", r.Method, r.URL, others, body))
 	if g.stall != nil {
 		select {
 		case <-g.stall:
@@ -136,7 +143,16 @@ func newFixture(t *testing.T) *fixture {
 		transport.CloseIdleConnections()
 		server.Close()
 	})
-	f.file = filepath.Join(t.TempDir(), "token")
+	// Files below t.TempDir are searched for the token.
+	dir, err := os.MkdirTemp("", "mm-preflight-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	f.file = filepath.Join(dir, "token")
+	f.watch = leaktest.Guard(t, leaktest.State{
+		Secrets: map[string]string{"token": token, "key": key}, Environments: map[string][]leaktest.Program{"key": {{Name: "codex", Children: true}}},
+	})
 	f.write(token)
 	f.config = Config{
 		GitHub: f.credential("GitHub token", "file:"+f.file), API: server.URL + "/api", Git: server.URL + "/git/",
@@ -180,9 +196,7 @@ func (f *fixture) check(request Request) Report {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	if text := fmt.Sprintf("%+v", report); strings.Contains(text, token) || strings.Contains(text, key) {
-		f.t.Errorf("the report has a secret: %s", text)
-	}
+	f.watch.Text("the report", fmt.Sprintf("%+v", report))
 	return report
 }
 
