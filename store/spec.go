@@ -76,6 +76,9 @@ type SpecRun struct {
 	// CodexSummary is what Codex has said when it ended well the last time, "" if it has
 	// not. A retry's message does not have it.
 	CodexSummary string
+	// CodexStatus is what the last check of Codex's credentials has found, "" if there was
+	// none.
+	CodexStatus string
 	// QueueRegistered says whether SpecRequest.CodexQueue has a row in
 	// codex_worker_shards, so that the run may refer to it.
 	QueueRegistered bool
@@ -373,10 +376,11 @@ func readSpecRun(ctx context.Context, tx pgx.Tx, request SpecRequest) (SpecRun, 
 		       COALESCE((SELECT c.progress->'codex'->>'message' FROM mm_orchestrator.spec_claims c
 		                 WHERE c.run_id = spec_workflow_runs.id AND c.progress->'codex'->>'outcome' = 'finished'
 		                 ORDER BY c.started_at DESC LIMIT 1), ''),
+		       COALESCE((SELECT a.codex_status::text FROM workflow_credential_audits a WHERE a.workflow_run_id = spec_workflow_runs.id AND a.codex_checked_at IS NOT NULL), ''),
 		       EXISTS (SELECT FROM codex_worker_shards WHERE queue_name = $2)
 		FROM spec_workflow_runs WHERE id = $1
 		FOR UPDATE`, request.RunID, request.CodexQueue).
-		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.CreatedAt, &run.CodexSummary, &run.QueueRegistered)
+		Scan(&run.ID, &run.FeatureKey, &run.Status, &run.Phase, &run.Repository, &run.ArtifactsPath, &run.CodexVolume, &run.CreatedAt, &run.CodexSummary, &run.CodexStatus, &run.QueueRegistered)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return run, failure(ErrNotFound, "Workflow run %s not found", request.RunID)
 	}

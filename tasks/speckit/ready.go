@@ -30,6 +30,7 @@ func (a *attempt) ready(ctx context.Context) error {
 		return err
 	}
 	a.credentials = a.credentialsOf(report)
+	a.credentials.codexBefore = a.run.CodexStatus
 	write := store.SpecWrite{Audit: a.credentials.audit(a.redact(a.context.text("retry_notes"))), State: a.checked()}
 	if login := report.Login; submits && !noWork {
 		write.PreflightStatus, write.PreflightMessage = string(login.Status), a.redact(login.Message)

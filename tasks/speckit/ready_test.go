@@ -120,6 +120,27 @@ func TestPublishChecksGitHubOnly(t *testing.T) {
 	}
 }
 
+// A publication's row says what was found about Codex, as MoonMind's does, also in a retry,
+// whose message does not say it.
+func TestPublishSaysWhatWasFoundAboutCodex(t *testing.T) {
+	t.Parallel()
+	p := newPublishChain(t, func(c *Config) {
+		c.Preflight = &findings{reports: []preflight.Report{{GitHub: preflight.Finding{Status: preflight.Valid}}}}
+	})
+	p.exec(`INSERT INTO workflow_credential_audits (id, workflow_run_id, codex_status, github_status, codex_checked_at) VALUES (gen_random_uuid(), $1, 'expires_soon', 'invalid', now()) RETURNING id`, recordedRun)
+	p.store("drei")
+	context := p.published("task-1", 2)
+	if payload := p.payload(store.SpecPublish, 2); payload["codexCredentialStatus"] != "expires_soon" || payload["githubCredentialStatus"] != "valid" {
+		t.Errorf("payload is %v", payload)
+	}
+	if status := fmt.Sprint(context["credential_audit_status"]); status != "map[codex:expires_soon github:valid]" {
+		t.Errorf("context has %s", status)
+	}
+	if audit := p.exec(`SELECT codex_status, github_status FROM workflow_credential_audits`)[0]; audit["codex_status"] != "expires_soon" || audit["github_status"] != "valid" {
+		t.Errorf("audit is %v", audit)
+	}
+}
+
 // Without an open task nothing is needed: what is missing is only recorded.
 func TestARunWithoutAnOpenTaskNeedsNoCredentials(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package speckit
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"math"
@@ -41,7 +42,9 @@ func (s *Speckit) chained(ctx context.Context, task store.SpecTask, args context
 
 // credentials is what a check of the credentials found.
 type credentials struct {
-	codex, github string // labels of the audit row
+	codex, github string // labels of the audit row; codex is "" if this task does not check it
+	// codexBefore is what an earlier task has found about Codex, as the audit row says.
+	codexBefore string
 	// codexMessage and githubMessage are for the audit row, "" for none.
 	codexMessage, githubMessage string
 	issues                      []string
@@ -82,8 +85,8 @@ func (c *credentials) failure() error {
 
 // addTo adds the statuses to a payload.
 func (c *credentials) addTo(payload *object) {
-	if c.codex != "" {
-		payload.set("codexCredentialStatus", c.codex)
+	if codex := cmp.Or(c.codex, c.codexBefore); codex != "" {
+		payload.set("codexCredentialStatus", codex)
 	}
 	payload.set("githubCredentialStatus", c.github)
 }
@@ -125,12 +128,8 @@ func (a *attempt) begin(phase store.SpecPhase, message string) store.SpecWrite {
 func (a *attempt) checked() *store.SpecState {
 	a.context.set("credentials_validated", a.credentials.valid())
 	status := newObject()
-	if a.credentials.codex == "" { // not checked by this task
-		if before := a.context.inner("credential_audit_status"); before != nil {
-			status.setRaw("codex", before.raw("codex"))
-		}
-	} else {
-		status.set("codex", a.credentials.codex)
+	if codex := cmp.Or(a.credentials.codex, a.credentials.codexBefore); codex != "" {
+		status.set("codex", codex)
 	}
 	status.set("github", a.credentials.github)
 	a.context.set("credential_audit_status", status)
