@@ -28,7 +28,7 @@ func TestProducerPublishesWhatTheAPIPublishes(t *testing.T) {
 	s := newStack(t, stackConfig{NoWorker: true})
 	for _, version := range versions {
 		run := s.submit(version)
-		message := s.take()
+		message := s.take(queue)
 		var body any
 		if err := json.Unmarshal(message.Body, &body); err != nil {
 			t.Fatal(err)
@@ -52,8 +52,8 @@ func TestProducerPublishesWhatTheAPIPublishes(t *testing.T) {
 	}
 }
 
-// take removes the only message from the queue.
-func (s *stack) take() amqp.Delivery {
+// take removes the only message from a queue.
+func (s *stack) take(queue string) amqp.Delivery {
 	s.t.Helper()
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {

@@ -68,7 +68,7 @@ func TestFirstMessageAgainAfterTheEndChangesNothing(t *testing.T) {
 	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
 	run := s.submit(newest, s.recordingPlan(commandLog)...)
-	first := s.take()
+	first := s.take(queue)
 	s.publish(first)
 	s.startWorker()
 	s.awaitRun(run.RunID)
@@ -96,7 +96,7 @@ func TestMessageDeliveredTwiceAtOnceRunsOnce(t *testing.T) {
 	commandLog := filepath.Join(t.TempDir(), "commands")
 	s := newStack(t, stackConfig{NoWorker: true})
 	run := s.submit(newest, s.recordingPlan(commandLog)...)
-	first := s.take()
+	first := s.take(queue)
 	s.startWorker()
 	s.startWorker()
 	s.publish(first)
@@ -174,6 +174,11 @@ func (s *stack) publish(message amqp.Delivery) {
 }
 
 func (s *stack) send(message amqp.Publishing) {
+	s.t.Helper()
+	s.sendTo(queue, message)
+}
+
+func (s *stack) sendTo(queue string, message amqp.Publishing) {
 	s.t.Helper()
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {

@@ -86,7 +86,7 @@ func newLeakStack(t *testing.T) *leakStack {
 		printed.WriteString(secrets[name] + secrets[name] + "\n") // overlapping ends
 	}
 
-	l := &leakStack{search: leaktest.NewSearch(secrets), printed: file("printed", printed.String()), statsd: &lockedBuffer{}}
+	l := &leakStack{search: leaktest.NewSearch(secrets), printed: file("printed", printed.String())}
 	l.health = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Secret", inArgument)
 		if r.URL.Path == "/bad" {
@@ -95,28 +95,12 @@ func newLeakStack(t *testing.T) *leakStack {
 		_, _ = io.WriteString(w, printed.String())
 	}))
 	t.Cleanup(l.health.Close)
-	datagrams, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	received := make(chan struct{})
-	go func() {
-		defer close(received)
-		packet := make([]byte, 64<<10)
-		for {
-			n, _, err := datagrams.ReadFrom(packet)
-			if err != nil {
-				return
-			}
-			_, _ = l.statsd.Write(append(packet[:n:n], '\n'))
-		}
-	}()
-	t.Cleanup(func() { _ = datagrams.Close(); <-received })
+	statsdPort := ""
+	statsdPort, l.statsd = receiveStatsD(t)
 	ports, err := devenv.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, statsdPort, _ := net.SplitHostPort(datagrams.LocalAddr().String())
 	environment = append(environment,
 		"DEPLOY_PIN="+inNamedValue, "MM_ORCHESTRATOR_REDACT_NAMES=DEPLOY_P*",
 		"ROLLOUT_CODE="+inPolicyNamed, "MM_ORCHESTRATOR_PROFILES="+file("profiles.yaml", "redaction:\n  add: [ROLLOUT_CODE]\nservices:\n  api:\n    overrides:\n      - reason: the login "+inPolicyNamed+" is new\n        verify: {quietPeriod: 1s}\n"),
@@ -143,6 +127,31 @@ func newLeakStack(t *testing.T) *leakStack {
 	l.events = l.captureEvents()
 	l.startWorker()
 	return l
+}
+
+// receiveStatsD receives metrics, one line per datagram.
+func receiveStatsD(t *testing.T) (port string, lines *lockedBuffer) {
+	t.Helper()
+	datagrams, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines = &lockedBuffer{}
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		packet := make([]byte, 64<<10)
+		for {
+			n, _, err := datagrams.ReadFrom(packet)
+			if err != nil {
+				return
+			}
+			_, _ = lines.Write(append(packet[:n:n], '\n'))
+		}
+	}()
+	t.Cleanup(func() { _ = datagrams.Close(); <-received })
+	_, port, _ = net.SplitHostPort(datagrams.LocalAddr().String())
+	return port, lines
 }
 
 // captureEvents receives what the worker publishes for monitors of Celery.

@@ -279,10 +279,16 @@ func (b *lockedBuffer) String() string {
 // startWorker starts a worker and waits until it consumes. At the end of the test
 // the worker is stopped, and its exit code and the queue are checked.
 func (s *stack) startWorker() {
+	s.t.Helper()
+	s.startWorkerOf([]string{queue})
+}
+
+// startWorkerOf is startWorker for a worker of other queues, with more settings.
+func (s *stack) startWorkerOf(queues []string, settings ...string) {
 	t := s.t
 	t.Helper()
 	p := &process{command: s.command("worker"), exited: make(chan struct{})}
-	p.command.Env = append(slices.Clone(s.environment), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started))
+	p.command.Env = append(append(slices.Clone(s.environment), fmt.Sprintf("ORCHESTRATOR_HOSTNAME=orchestrator@worker-%d", s.started)), settings...)
 	s.started++
 	p.command.Stdout, p.command.Stderr = &p.text, &p.text
 	devenv.OwnGroup(p.command, syscall.SIGKILL)
@@ -307,8 +313,12 @@ func (s *stack) startWorker() {
 			return false, fmt.Errorf("the worker ended: %w\n%s", errors.Join(p.err, errors.New("it must run")), p.log())
 		default:
 		}
-		consumers, _, err := s.queue()
-		return consumers > 0, err
+		for _, name := range queues {
+			if consumers, _, err := s.queueState(name); err != nil || consumers == 0 {
+				return false, err
+			}
+		}
+		return true, nil
 	})
 }
 
@@ -354,8 +364,11 @@ func (s *stack) requireEmptyQueue() {
 	}
 }
 
-// queue asks the broker for the counts. A missing queue has no consumers.
-func (s *stack) queue() (consumers, messages int, err error) {
+// queue asks the broker for the counts of the orchestrator's queue.
+func (s *stack) queue() (consumers, messages int, err error) { return s.queueState(queue) }
+
+// queueState asks the broker for the counts of a queue. A missing one has no consumers.
+func (s *stack) queueState(queue string) (consumers, messages int, err error) {
 	conn, err := amqp.Dial(s.broker)
 	if err != nil {
 		return 0, 0, err
@@ -486,7 +499,7 @@ type pythonResult struct {
 	Stored     json.RawMessage `json:"stored"`
 	Traceback  string          `json:"traceback"`
 	Name       string          `json:"name"`
-	Args       []string        `json:"args"`
+	Args       []any           `json:"args"`
 	Kwargs     map[string]any  `json:"kwargs"`
 	Worker     string          `json:"worker"`
 	Retries    int             `json:"retries"`

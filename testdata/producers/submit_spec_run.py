@@ -3,44 +3,18 @@
     CELERY_BROKER_URL=amqp://… CELERY_RESULT_BACKEND=db+postgresql+psycopg2://… \
         python submit_spec_run.py --feature 014-refresh-docs
 
-Prints {"run_id", "chain_id", "results", "celery"} as JSON; results are those of the
-three tasks, as AsyncResult reads them.
+Prints {"run_id", "chain_id", "task_ids", "results", "celery"} as JSON; results are those of
+the three tasks, as AsyncResult reads them.
 """
 
 import argparse
-import os
 import uuid
 
 import celery
-from celery import Celery, chain
-from kombu import Exchange, Queue
 from sqlalchemy import text
 
 import moonmind_api as api
-
-NAMES = ("discover_next_phase", "submit_codex_job", "apply_and_publish")
-
-
-def application() -> Celery:
-    """The application that MoonMind publishes Spec workflow chains with."""
-    app = Celery(
-        "moonmind.workflows.speckit_celery",
-        broker=os.environ["CELERY_BROKER_URL"],
-        backend=os.environ["CELERY_RESULT_BACKEND"],
-    )
-    exchange = Exchange("speckit", type="direct", durable=True)
-    app.conf.update(
-        task_default_queue="speckit",
-        task_default_exchange="speckit",
-        task_default_routing_key="speckit",
-        task_queues=[Queue("speckit", exchange, routing_key="speckit", durable=True)],
-        task_serializer="json",
-        result_serializer="json",
-        accept_content=["json"],
-        result_extended=True,
-        broker_transport_options={"confirm_publish": True},
-    )
-    return app
+import spec_api
 
 
 def main() -> None:
@@ -49,9 +23,10 @@ def main() -> None:
     parser.add_argument("--repository")
     parser.add_argument("--artifacts", default="var/artifacts/spec_workflows")
     parser.add_argument("--timeout", type=float, default=60)
+    parser.add_argument("--no-wait", action="store_true", help="publish only; results are []")
     arguments = parser.parse_args()
 
-    app = application()
+    app = spec_api.application()
     run_id = str(uuid.uuid4())
     with api.database().begin() as connection:
         connection.execute(
@@ -66,23 +41,16 @@ def main() -> None:
                 "artifacts": f"{arguments.artifacts}/{run_id}",
             },
         )
-    discover, submit, publish = (app.signature(f"spec_workflow_runs.{name}") for name in NAMES)
-    discover = discover.clone(
-        args=(run_id,), kwargs={"feature_key": arguments.feature, "force_phase": None, "attempt": 1}
-    )
-    result = chain(discover, submit, publish).apply_async()
+    result, task_ids = spec_api.publish(app, 0, run_id, feature_key=arguments.feature, force_phase=None, attempt=1)
     with api.database().begin() as connection:
         connection.execute(
             text("UPDATE spec_workflow_runs SET celery_chain_id = :chain WHERE id = :id"),
             {"chain": result.id, "id": run_id},
         )
-    results = []
-    link = result
-    result.get(timeout=arguments.timeout, propagate=False)
-    while link is not None:
-        results.insert(0, {"id": link.id, "state": link.state, "result": link.result if link.successful() else str(link.result)})
-        link = link.parent
-    api.answer({"run_id": run_id, "chain_id": result.id, "results": results, "celery": celery.__version__})
+    results = [] if arguments.no_wait else spec_api.read(result, arguments.timeout)
+    api.answer(
+        {"run_id": run_id, "chain_id": result.id, "task_ids": task_ids, "results": results, "celery": celery.__version__}
+    )
 
 
 if __name__ == "__main__":
