@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -67,8 +68,17 @@ type objectWriter struct {
 	format string
 	dir    string // the folder "objects"
 	owner  owner
-	packer *zlib.Writer
 }
+
+// packers are for reuse: a new one allocates most of a megabyte, many times what is
+// written.
+var packers = sync.Pool{New: func() any {
+	packer, err := zlib.NewWriterLevel(io.Discard, zlib.BestSpeed)
+	if err != nil {
+		panic(err) // there is such a level
+	}
+	return packer
+}}
 
 // An owner says to whom new files and folders are given: as root we would leave some
 // that the repository's owner cannot write.
@@ -114,10 +124,7 @@ func (o owner) give(file *os.File) error {
 func (r *Repository) newObjectWriter() (*objectWriter, error) {
 	w := &objectWriter{format: r.format, dir: filepath.Join(r.commonDir, "objects")}
 	var err error
-	if w.owner, err = ownerOf(w.dir); err != nil {
-		return nil, err
-	}
-	w.packer, err = zlib.NewWriterLevel(io.Discard, zlib.BestSpeed)
+	w.owner, err = ownerOf(w.dir)
 	return w, err
 }
 
@@ -138,13 +145,15 @@ func (w *objectWriter) write(kind string, content io.Reader, size int64) (id str
 		}
 	}()
 	buffer := bufio.NewWriterSize(file, 64<<10)
-	w.packer.Reset(buffer)
+	packer := packers.Get().(*zlib.Writer)
+	defer packers.Put(packer)
+	packer.Reset(buffer)
 	sum := newHash(w.format)
-	both := io.MultiWriter(w.packer, sum)
+	both := io.MultiWriter(packer, sum)
 	fmt.Fprintf(both, "%s %d\x00", kind, size)
 	err = copyExactly(both, content, size)
 	if err == nil {
-		err = w.packer.Close()
+		err = packer.Close()
 	}
 	if err == nil {
 		err = buffer.Flush()

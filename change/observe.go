@@ -34,7 +34,8 @@ func (r *Repository) Observe(ctx context.Context, base *State) (*State, error) {
 		state: &State{Version: stateVersion, TakenAt: time.Now().UTC(), Top: r.Top, Format: r.format},
 	}
 	defer w.folders.close()
-	for _, root := range r.roots() {
+	w.folders.roots = r.roots()
+	for _, root := range w.folders.roots {
 		path := r.entryPath(root)
 		handle, _, err := w.folders.at(path)
 		if err != nil {

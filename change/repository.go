@@ -177,6 +177,8 @@ func (r *Repository) roots() []string {
 type folders struct {
 	repository *Repository
 	open       map[string]*os.Root
+	// roots are those of the repository, if they are known; otherwise each path asks.
+	roots []string
 }
 
 func (r *Repository) folders() *folders { return &folders{repository: r, open: map[string]*os.Root{}} }
@@ -190,7 +192,11 @@ func (f *folders) close() {
 // at returns the root that a path lies in, and the path below it.
 func (f *folders) at(path string) (*os.Root, string, error) {
 	path = f.repository.absolute(path)
-	for _, dir := range f.repository.roots() {
+	roots := f.roots
+	if roots == nil {
+		roots = f.repository.roots()
+	}
+	for _, dir := range roots {
 		if !Below(dir, path) {
 			continue
 		}

@@ -233,6 +233,7 @@ func (p *packIndex) has(id string) (bool, error) {
 }
 
 // setRef points a ref to an object, as git does: under the ref's lock, and by a rename.
+// As git with its own settings, it syncs neither the ref nor loose objects to disk.
 // The error is errAskGit if git has to do that, or to say why it cannot be done.
 func (r *Repository) setRef(name, id string) error {
 	refs := filepath.Join(r.commonDir, "refs")
