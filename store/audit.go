@@ -103,8 +103,9 @@ func claimRecord(kind audit.Kind, token int64) string {
 //     Worker are set here, and texts are redacted.
 //   - The claim's token is a fence. It returns ErrClaimLost, and appends nothing, if
 //     another worker has taken the claim over or the step has ended.
-//   - It is one statement and one round trip. After ErrUnavailable the records may have
-//     been appended: with their IDs set, call it again with the same ones.
+//   - It is one statement and one round trip, two in a session's first call. After
+//     ErrUnavailable the records may have been appended: with their IDs set, call it
+//     again with the same ones.
 func (s *Store) Record(ctx context.Context, claim Claim, records ...audit.Record) error {
 	if len(records) == 0 {
 		return nil
@@ -116,7 +117,6 @@ func (s *Store) Record(ctx context.Context, claim Claim, records ...audit.Record
 	faultpoint.Hit(faultpoint.AuditBefore, claim.RunID, string(claim.Step), string(records[0].Kind))
 	err = s.retry(ctx, "append to the audit trail of run "+claim.RunID, func(ctx context.Context) error {
 		appendTo := func() (bool, error) {
-			// Not prepared, which would cost another round trip in a new session.
 			rows, err := s.pool.Query(ctx, `
 				WITH mine AS MATERIALIZED (
 				    SELECT run_id FROM mm_orchestrator.claims
@@ -124,7 +124,7 @@ func (s *Store) Record(ctx context.Context, claim Claim, records ...audit.Record
 				    FOR NO KEY UPDATE
 				)
 				SELECT a.new_length FROM mine, mm_orchestrator.audit_append(mine.run_id, $5, $6) AS a`,
-				pgx.QueryExecModeExec, claim.RunID, string(claim.Step), claim.Attempt, claim.Token, texts.ids, texts.bodies)
+				claim.RunID, string(claim.Step), claim.Attempt, claim.Token, texts.ids, texts.bodies)
 			if err != nil {
 				return false, err
 			}
