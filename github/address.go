@@ -32,6 +32,12 @@ func apiOf(server *url.URL) string {
 	return server.Scheme + "://" + server.Host + "/api/v3"
 }
 
+// RepositoryURL is the address of a repository for git, at a server such as
+// https://github.com. name is one that CheckName accepts.
+func RepositoryURL(server, name string) string {
+	return strings.TrimRight(server, "/") + "/" + name + ".git"
+}
+
 // GitHub allows these characters only, so that a name can stand in an address as it is,
 // and is never taken for an option.
 var repositoryName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*$`)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -84,20 +85,13 @@ func (c Config) Validate() error {
 	if c.Token == nil {
 		return errors.New("github: Config.Token is nil")
 	}
-	base, err := url.Parse(c.API)
-	switch {
-	case err != nil || base.Host == "" || base.User != nil || base.RawQuery != "" || base.Fragment != "":
-		return errors.New("github: Config.API is not an address without a login and a query")
-	case base.Scheme != "https" && (base.Scheme != "http" || !isLoopback(base.Hostname())):
-		return fmt.Errorf("github: Config.API is %s, want https: a token is sent there", base)
-	case c.Timeout < 0:
+	if _, err := address.ParseServer(c.API); err != nil {
+		return fmt.Errorf("github: Config.API: %w", err)
+	}
+	if c.Timeout < 0 {
 		return fmt.Errorf("github: Config.Timeout is %s, want a positive duration", c.Timeout)
 	}
 	return nil
-}
-
-func isLoopback(host string) bool {
-	return host == "localhost" || host == "127.0.0.1" || host == "::1"
 }
 
 // A Client asks one GitHub. It may be used by several goroutines.
@@ -113,12 +107,12 @@ func New(config Config) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	base, err := url.Parse(config.API)
+	base, err := address.ParseServer(config.API)
 	if err != nil {
 		return nil, err
 	}
 	own := *config.HTTP
-	own.CheckRedirect, own.Jar, own.Timeout = sameServer, nil, 0
+	own.CheckRedirect, own.Jar, own.Timeout = SameServer, nil, 0
 	return &Client{config: config, base: base, http: &own}, nil
 }
 
@@ -139,9 +133,9 @@ func (f fixed) Read(context.Context) (secret.String, error) { return f.token, ni
 // errRedirect says that a redirect is not followed.
 var errRedirect = errors.New("redirect")
 
-// sameServer follows redirects to the same server only. net/http would keep the token
+// SameServer follows redirects to the same server only. net/http would keep the token
 // for other ports and for subdomains.
-func sameServer(request *http.Request, via []*http.Request) error {
+func SameServer(request *http.Request, via []*http.Request) error {
 	first := via[0]
 	switch {
 	case request.URL.Host != first.URL.Host || request.URL.Scheme != first.URL.Scheme:

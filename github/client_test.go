@@ -55,7 +55,7 @@ func TestNamesOfRepositories(t *testing.T) {
 func TestConfigsThatAreRefused(t *testing.T) {
 	t.Parallel()
 	for api, part := range map[string]string{
-		"http://github.example.com/api/v3": "want https", "https://bot:pw@github.example.com": "without a login", "ftp://x": "want https", "x": "not an address",
+		"http://github.example.com/api/v3": "must begin with https", "https://bot:pw@github.example.com": "must not have a login", "ftp://x": "begins with https", "x": "begins with https",
 	} {
 		if _, err := github.New(github.Config{API: api, Token: &tokens{}}); err == nil || !strings.Contains(err.Error(), part) || strings.Contains(err.Error(), "pw@") {
 			t.Errorf("%s: %v", api, err)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -29,16 +30,16 @@ type Remote struct {
 }
 
 // Remote checks an address. token may be nil.
-func (g *Git) Remote(address string, token Token) (*Remote, error) {
+func (g *Git) Remote(text string, token Token) (*Remote, error) {
 	bad := func(why string) (*Remote, error) {
 		return nil, fmt.Errorf("the address of the repository %s: it must be like https://github.com/owner/name.git", why)
 	}
-	for _, r := range address {
+	for _, r := range text {
 		if r <= ' ' || r == 0x7f {
 			return bad("has white space or a control character")
 		}
 	}
-	parsed, err := url.Parse(address)
+	parsed, err := url.Parse(text)
 	switch {
 	case err != nil || parsed.Scheme == "" || parsed.Opaque != "":
 		return bad("is no URL")
@@ -62,8 +63,7 @@ func (g *Git) Remote(address string, token Token) (*Remote, error) {
 			return bad("has a password or a name that is not valid")
 		}
 	}
-	loopback := slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, parsed.Hostname())
-	if token != nil && parsed.Scheme == "http" && !loopback {
+	if token != nil && parsed.Scheme == "http" && !address.IsLoopback(parsed.Hostname()) {
 		return nil, errors.New("a token is not sent over http to another machine: give the repository's address with https")
 	}
 	if parsed.Scheme != "https" && parsed.Scheme != "http" {

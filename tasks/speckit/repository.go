@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -50,7 +49,7 @@ func (r Repositories) validate() error {
 			return fmt.Errorf("speckit: Config.Repositories.Base: %w", err)
 		}
 	}
-	_, err := r.Git.Remote(r.withDefaults().Server+"/owner/name.git", nil)
+	_, err := r.Git.Remote(github.RepositoryURL(r.withDefaults().Server, "owner/name"), nil)
 	return err
 }
 
@@ -74,15 +73,11 @@ func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	address, err := url.JoinPath(r.Server, name+".git")
-	if err != nil {
-		return nil, nil, valueError("the address of the git server is not valid: %v", err)
-	}
 	runner := processes.Runner{Logger: a.log}
 	git := r.Git.WithRun(func(ctx context.Context, cmd *exec.Cmd) error {
 		return runner.Run(ctx, a.owner(), cmd, nil)
 	})
-	remote, err := git.Remote(address, r.Token)
+	remote, err := git.Remote(github.RepositoryURL(r.Server, name), r.Token)
 	if err != nil {
 		return nil, nil, valueError("%v", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"path/filepath"
 	"sync"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/github"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -121,9 +121,8 @@ func (c Config) Validate() error {
 		return errors.New("preflight: Config.GitHub is nil")
 	}
 	for _, field := range []struct{ name, address string }{{"API", c.API}, {"Git", c.Git}} {
-		base, err := url.Parse(field.address)
-		if err != nil || base.Host == "" || base.User != nil || base.Scheme != "https" && base.Scheme != "http" {
-			return fmt.Errorf("preflight: Config.%s is not an http address without a login", field.name)
+		if _, err := address.ParseServer(field.address); err != nil {
+			return fmt.Errorf("preflight: Config.%s: %w", field.name, err)
 		}
 	}
 	if c.Home != "" && !filepath.IsAbs(c.Home) {
@@ -175,7 +174,7 @@ func New(config Config) (*Checker, error) {
 	}
 	for _, client := range []struct{ to, from **http.Client }{{&c.http, &config.HTTP}, {&c.model, &config.Model}} {
 		own := **client.from
-		own.CheckRedirect = sameServer
+		own.CheckRedirect = github.SameServer
 		*client.to = &own
 	}
 	return c, nil
@@ -246,16 +245,4 @@ func remember[K comparable](c *Checker, findings map[K]kept, key K, finding Find
 		findings[key] = kept{finding, now.Add(c.config.Keep)}
 	}
 	return finding
-}
-
-// sameServer follows a redirect to the same server only: the token is for that one.
-func sameServer(request *http.Request, via []*http.Request) error {
-	first := via[0].URL
-	switch {
-	case request.URL.Host != first.Host || request.URL.Scheme != first.Scheme:
-		return fmt.Errorf("it redirects to %s, another server", request.URL.Host)
-	case len(via) > 5:
-		return errors.New("it redirects more than 5 times")
-	}
-	return nil
 }

@@ -142,7 +142,7 @@ func (c *Checker) refused(err error, repository string) Finding {
 // those that may push: this finds what a fine-grained token lacks, whose permissions no
 // request shows.
 func (c *Checker) askGit(ctx context.Context, repository string, token secret.String) (Finding, bool) {
-	address := strings.TrimRight(c.config.Git, "/") + "/" + repository + ".git"
+	address := github.RepositoryURL(c.config.Git, repository)
 	answer, err := c.send(ctx, c.http, address+"/info/refs?service=git-receive-pack", func(r *http.Request) { r.SetBasicAuth("x-access-token", token.Reveal()) })
 	source := c.config.GitHub.Source()
 	switch {

@@ -161,7 +161,7 @@ func TestTheKeyIsTriedWhereCodexUsesIt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f, m := newFixture(t), newModelAPI(t)
-			f.config.Program, f.config.TryKey, f.config.Model = program, true, f.config.HTTP
+			f.config.Program, f.config.TryKey, f.config.Model, f.config.Timeout = program, true, f.config.HTTP, 5*time.Minute
 			f.withKey(key)
 			test.change(f, m)
 			before := listing(t, f.config.Home)
@@ -206,19 +206,21 @@ func TestWhatTheModelsAPIAnswers(t *testing.T) {
 		answer http.HandlerFunc
 		status Status
 		wants  []string
+		// limit is how long a request may take, 0 for no limit.
+		limit time.Duration
 	}{
-		"too many requests":    {status(429, "Retry-After", "20"), Valid, []string{"valid but limited now", "answers 429, for 20s"}},
-		"a limit without time": {status(429, "Retry-After", "tomorrow"), Valid, []string{"valid but limited now", "answers 429. A run"}},
-		"a restricted key":     {status(403), Valid, []string{"may not list models", "(403)"}},
-		"no list of models":    {status(404), Valid, []string{"which was not tried", "has no list of models (404)"}},
-		"an outage":            {status(503, "Content-Type", "text/html"), Invalid, []string{"answers 503 Service Unavailable (text/html)", "MM_ORCHESTRATOR_CODEX_KEY_CHECK=false"}},
-		"a web page":           {status(200, "Content-Type", "text/html"), Invalid, []string{"answers 200 OK (text/html)", "correct the address of Codex's provider openai"}},
+		"too many requests":    {status(429, "Retry-After", "20"), Valid, []string{"valid but limited now", "answers 429, for 20s"}, 0},
+		"a limit without time": {status(429, "Retry-After", "tomorrow"), Valid, []string{"valid but limited now", "answers 429. A run"}, 0},
+		"a restricted key":     {status(403), Valid, []string{"may not list models", "(403)"}, 0},
+		"no list of models":    {status(404), Valid, []string{"which was not tried", "has no list of models (404)"}, 0},
+		"an outage":            {status(503, "Content-Type", "text/html"), Invalid, []string{"answers 503 Service Unavailable (text/html)", "MM_ORCHESTRATOR_CODEX_KEY_CHECK=false"}, 0},
+		"a web page":           {status(200, "Content-Type", "text/html"), Invalid, []string{"answers 200 OK (text/html)", "correct the address of Codex's provider openai"}, 0},
 		"another server": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://elsewhere.example/v1/models", http.StatusFound)
-		}, Invalid, []string{"it redirects to elsewhere.example, another server"}},
+		}, Invalid, []string{"to elsewhere.example, another server, to which the token is not sent"}, 0},
 		"a redirect without end": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/v1/models", http.StatusFound)
-		}, Invalid, []string{"redirects more than 5 times"}},
+		}, Invalid, []string{"for the sixth time"}, 0},
 		"a huge answer": {func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			for part := strings.Repeat(" ", 1<<20); r.Context().Err() == nil; {
@@ -226,15 +228,16 @@ func TestWhatTheModelsAPIAnswers(t *testing.T) {
 					return
 				}
 			}
-		}, Valid, []string{"accepts"}},
-		"an answer that does not come": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, Invalid, []string{"cannot be asked whether it accepts the key in env:CODEX_KEY", "no answer within"}},
+		}, Valid, []string{"accepts"}, 0},
+		"an answer that does not come": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, Invalid, []string{"cannot be asked whether it accepts the key in env:CODEX_KEY", "no answer within"}, 200 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f, m := newFixture(t), newModelAPI(t)
 			m.answer = test.answer
 			f.withKey(key)
-			f.config.TryKey, f.config.Model, f.config.Timeout = true, f.config.HTTP, 4*time.Second
+			f.config.TryKey, f.config.Timeout = true, 5*time.Minute
+			f.config.Model = &http.Client{Transport: f.config.HTTP.Transport, Timeout: test.limit}
 			f.config.Program = saying(t, fmt.Sprintf(`{"id":2,"result":{"config":{"model_provider":null,"openai_base_url":%q,"model_providers":{}}}}`, m.URL+"/v1"))
 			found := f.check(Request{Repository: "octo/widgets", Codex: true}).Codex
 			if found.Status != test.status {
@@ -272,7 +275,7 @@ func TestAKeyThatCannotBeTriedCounts(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
 			f.withKey(key)
-			f.config.TryKey, f.config.Program = true, program(t, test.program)
+			f.config.TryKey, f.config.Timeout, f.config.Program = true, 5*time.Minute, program(t, test.program)
 			switch name {
 			case "another protocol":
 				f.config.Program = saying(t, `{"id":2,"error":{"code":-32600,"message":"Invalid request: unknown variant config/read"}}`)
