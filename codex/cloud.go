@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -133,7 +134,7 @@ func (c *Cloud) Tasks(ctx context.Context, owner processes.Owner, known ...strin
 		if cursor != "" {
 			args = append(args, "--cursor", cursor)
 		}
-		out := &processes.Head{Limit: 1 << 20}
+		out := &excerpt.Head{Limit: 1 << 20}
 		if err := c.call(ctx, owner, args, "", out); err != nil {
 			return nil, err
 		}
@@ -200,7 +201,7 @@ func (c *Cloud) Submit(ctx context.Context, request CloudRequest) (string, error
 	if request.Branch != "" {
 		args = append(args, "--branch", request.Branch)
 	}
-	out := &processes.Head{Limit: 64 << 10}
+	out := &excerpt.Head{Limit: 64 << 10}
 	if err := c.call(ctx, request.Owner, append(args, "-"), request.Prompt, out); err != nil {
 		return "", err
 	}
@@ -280,7 +281,7 @@ type cloudStatus struct{ state, title string }
 var statusLine = regexp.MustCompile(`^\[([A-Z]+)\] ?(.*)$`)
 
 func (c *Cloud) status(ctx context.Context, owner processes.Owner, id string) (cloudStatus, error) {
-	out := &processes.Head{Limit: 64 << 10}
+	out := &excerpt.Head{Limit: 64 << 10}
 	// The program exits with 1 for every state but READY.
 	err := c.call(ctx, owner, []string{"cloud", "status", id}, "", out)
 	first, _, _ := strings.Cut(string(out.Kept), "\n")
@@ -299,8 +300,11 @@ var ErrDiffTooLarge = errors.New("the diff of the task is too large")
 // Diff returns the diff of a task that has ended, nil if it has none. The error may be a
 // *Failure.
 func (c *Cloud) Diff(ctx context.Context, owner processes.Owner, id string) ([]byte, error) {
-	out := &processes.Head{Limit: int(c.config.MaxDiff)}
-	err := c.call(ctx, owner, []string{"cloud", "diff", id}, "", out)
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	large := fmt.Errorf("%w: more than %d bytes", ErrDiffTooLarge, c.config.MaxDiff)
+	out := &excerpt.Head{Limit: int(c.config.MaxDiff), OnFull: func() { cancel(large) }}
+	err := c.call(limited, owner, []string{"cloud", "diff", id}, "", out)
 	var failed *Failure
 	switch {
 	case errors.As(err, &failed) && strings.Contains(failed.Message, "No diff available"):
@@ -308,7 +312,7 @@ func (c *Cloud) Diff(ctx context.Context, owner processes.Owner, id string) ([]b
 	case err != nil:
 		return nil, err
 	case out.Full:
-		return nil, fmt.Errorf("%w: more than %d bytes", ErrDiffTooLarge, c.config.MaxDiff)
+		return nil, large // the program has ended before it was told to
 	case len(bytes.TrimSpace(out.Kept)) == 0:
 		return nil, nil
 	}
@@ -327,7 +331,7 @@ func (c *Cloud) call(ctx context.Context, owner processes.Owner, args []string, 
 		return err
 	}
 	defer os.RemoveAll(dir)
-	stderr := &tail{limit: 8 << 10}
+	stderr := &excerpt.Tail{Limit: 8 << 10}
 	cmd := &exec.Cmd{
 		Path: program, Args: append([]string{c.config.Program}, args...), Dir: dir, Env: append([]string{}, c.config.Environ...),
 		Stdin: strings.NewReader(stdin), Stdout: stdout, Stderr: stderr,
@@ -349,7 +353,7 @@ func (c *Cloud) call(ctx context.Context, owner processes.Owner, args []string, 
 	case !errors.As(err, &exit):
 		return notStarted(c.config.Program, c.config.SettingName, err)
 	}
-	return failureOf(args[1], cmd.ProcessState, stderr.text())
+	return failureOf(args[1], cmd.ProcessState, printed(stderr))
 }
 
 // failureOf reads what the program says on its standard error.

@@ -13,10 +13,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -168,7 +168,7 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 	}
 	events := &eventReader{}
 	log := &limitedLog{next: request.Log, left: e.config.MaxLog}
-	stderr := &tail{limit: 4 << 10}
+	stderr := &excerpt.Tail{Limit: 4 << 10}
 	limited, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	timer := time.AfterFunc(e.config.TimeLimit, func() { cancel(errTimeLimit) })
@@ -199,9 +199,9 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 		return Result{}, notStarted(e.config.Program, e.config.SettingName, err)
 	case events.failure != "":
 		result.Outcome, result.Message = classify(events.failure), events.failure
-	case events.events == 0 && stderr.text() != "":
+	case events.events == 0 && printed(stderr) != "":
 		// An option that this release does not know, a configuration that it cannot read.
-		result.Outcome, result.Message = classify(stderr.text()), fmt.Sprintf("Codex has not begun (%s): %s", cmd.ProcessState, stderr.text())
+		result.Outcome, result.Message = classify(printed(stderr)), fmt.Sprintf("Codex has not begun (%s): %s", cmd.ProcessState, printed(stderr))
 	default:
 		result.Outcome = Garbage
 		result.Message = fmt.Sprintf("Codex has ended (%s) without saying how: %d of its lines were events and %d were not", cmd.ProcessState, events.events, events.foreign)
@@ -299,23 +299,7 @@ func (l *limitedLog) close() {
 	}
 }
 
-// tail keeps the end of what is written to it.
-type tail struct {
-	mu    sync.Mutex
-	bytes []byte
-	limit int
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.bytes = append(t.bytes, p[max(0, len(p)-t.limit):]...)
-	t.bytes = t.bytes[max(0, len(t.bytes)-t.limit):]
-	return len(p), nil
-}
-
-func (t *tail) text() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(strings.ToValidUTF8(string(t.bytes), "\uFFFD"))
+// printed is what is kept of a program's messages.
+func printed(stderr *excerpt.Tail) string {
+	return strings.TrimSpace(strings.ToValidUTF8(stderr.String(), "\uFFFD"))
 }

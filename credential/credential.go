@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -194,7 +195,7 @@ func (c *Credential) command(ctx context.Context) (string, error) {
 	if cmd.Env == nil {
 		cmd.Env = []string{}
 	}
-	stdout, stderr := &processes.Head{Limit: 4 * maxLength}, &processes.Head{Limit: 4096}
+	stdout, stderr := &excerpt.Head{Limit: 4 * maxLength}, &excerpt.Head{Limit: 4096}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// A Runner, because that of a step would end a program without a mark as an orphan. An
 	// agent that it leaves in the background (gpg-agent) ends too.
@@ -221,7 +222,7 @@ func (c *Credential) command(ctx context.Context) (string, error) {
 
 // quote is what a program has printed on stderr, for an error, without the lines of its
 // stdout.
-func quote(stderr *processes.Head, stdout string) string {
+func quote(stderr *excerpt.Head, stdout string) string {
 	text := strings.ToValidUTF8(string(stderr.Kept), "\uFFFD")
 	for line := range strings.Lines(stdout) {
 		if line = strings.TrimSpace(line); len(line) >= 4 {

@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // Applied is what a patch makes of the clone's commit.
@@ -77,7 +79,10 @@ func baseOf(patch []byte) string {
 //   - The error is a *ConflictError if the patch does not fit.
 //   - It wraps ErrUnusable if the patch fits nothing: it is no patch, or has names
 //     outside of the tree or in .git, submodules, or links that lead out.
+//   - It is a *disklimit.Error if the clone takes more than Config.MaxClone then.
 func (c *Clone) Apply(ctx context.Context, remote *Remote, patch []byte) (Applied, error) {
+	ctx, stop := c.Watch(ctx)
+	defer stop()
 	names, err := c.namesOf(ctx, patch)
 	if err != nil {
 		return Applied{}, err
@@ -143,7 +148,10 @@ func (c *Clone) need(ctx context.Context, remote *Remote, commit string) error {
 	if errors.As(err, &failed) && (strings.Contains(failed.Output, "not our ref") || strings.Contains(failed.Output, "unadvertised object")) {
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return c.git.checkFiles(ctx, c.repository(), commit, c.Dir)
 }
 
 // has says that the clone has a commit.
@@ -268,17 +276,17 @@ func (c *Clone) merged(ctx context.Context, stages map[string]string) ([]byte, e
 	defer os.RemoveAll(dir)
 	var sides []string
 	for _, stage := range []string{"2", "1", "3"} {
-		blob := &head{limit: maxMerged}
+		blob := &excerpt.Head{Limit: maxMerged}
 		if stages[stage] != "" {
 			if err := c.git.run(ctx, command{dir: c.repository(), stdout: blob, args: []string{"cat-file", "blob", stages[stage]}}); err != nil {
 				return nil, err
 			}
 		}
-		if blob.full || bytes.IndexByte(blob.kept, 0) >= 0 {
+		if blob.Full || bytes.IndexByte(blob.Kept, 0) >= 0 {
 			return nil, nil
 		}
 		name := filepath.Join(dir, stage)
-		if err := os.WriteFile(name, blob.kept, 0o600); err != nil {
+		if err := os.WriteFile(name, blob.Kept, 0o600); err != nil {
 			return nil, err
 		}
 		sides = append(sides, name)

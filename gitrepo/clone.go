@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/disklimit"
 )
 
 // ErrNoClone: the directory has no clone, or one that is not complete.
@@ -50,7 +53,8 @@ const recordName = "clone.json"
 //   - After an error, also after a kill, dir does not exist. What is left of an earlier
 //     try is removed.
 //   - The error wraps ErrNoBranch if the server has no such branch; it is a
-//     *RemoteError if the server could not be reached or refused.
+//     *RemoteError if the server could not be reached or refused, and a *disklimit.Error
+//     if the clone takes more than Config.MaxClone, or its files would.
 func (g *Git) Clone(ctx context.Context, remote *Remote, branch, dir string) (*Clone, error) {
 	return g.clone(ctx, remote, branch, dir, true)
 }
@@ -85,6 +89,8 @@ func (g *Git) clone(ctx context.Context, remote *Remote, branch, dir string, fil
 			err = errors.Join(err, RemoveAll(part))
 		}
 	}()
+	ctx, stop := disklimit.Watch(ctx, part, g.config.MaxClone)
+	defer stop()
 	repository := filepath.Join(part, "repository.git")
 	if err := g.run(ctx, command{args: []string{"init", "--quiet", "--bare", "--template=", "--initial-branch=main", repository}}); err != nil {
 		return nil, err
@@ -100,10 +106,16 @@ func (g *Git) clone(ctx context.Context, remote *Remote, branch, dir string, fil
 	if err != nil {
 		return nil, err
 	}
+	if err := g.checkFiles(ctx, repository, commit, part); err != nil {
+		return nil, err
+	}
 	if files {
 		if err := g.checkOut(ctx, part, branch, commit); err != nil {
 			return nil, err
 		}
+	}
+	if err := disklimit.Check(part, g.config.MaxClone); err != nil {
+		return nil, err
 	}
 	text, err := json.Marshal(record{URL: remote.URL, Branch: branch, Commit: commit, Files: files})
 	if err != nil {
@@ -193,6 +205,59 @@ func (g *Git) fetch(ctx context.Context, repository string, remote *Remote, what
 	}
 	return remote.failed(g.run(ctx, command{dir: repository, remote: remote, args: args}))
 }
+
+// checkFiles returns a *disklimit.Error if the files of a commit would take more than a
+// clone may, also if nobody wants them: trees that name the same tree many times make
+// git read more names than fit into its memory, and are a few bytes for the server.
+func (g *Git) checkFiles(ctx context.Context, repository, commit, dir string) error {
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	sizes := &sizes{left: g.config.MaxClone, over: func() { cancel(&disklimit.Error{Dir: dir, Limit: g.config.MaxClone}) }}
+	err := g.run(limited, command{dir: repository, stdout: sizes, args: []string{"ls-tree", "-r", "--format=%(objectsize)", "--end-of-options", commit}})
+	if sizes.left < 0 {
+		// git may have ended by itself meanwhile.
+		return &disklimit.Error{Dir: dir, Limit: g.config.MaxClone}
+	}
+	return err
+}
+
+// sizes adds up the lines that git prints, each the size of a file or a hyphen.
+type sizes struct {
+	left int64
+	over func()
+	line []byte
+}
+
+func (s *sizes) Write(p []byte) (int, error) {
+	for _, c := range p {
+		switch {
+		case s.left < 0: // git is being ended
+		case c != '\n':
+			s.line = append(s.line, c)
+		default:
+			size, err := strconv.ParseInt(strings.TrimSpace(string(s.line)), 10, 64)
+			if err != nil {
+				size = 0 // a submodule
+			}
+			s.line = s.line[:0]
+			// A name takes room too, also that of an empty file.
+			if s.left -= max(size, 4096); s.left < 0 {
+				s.over()
+			}
+		}
+	}
+	return len(p), nil
+}
+
+// Watch returns a context that ends when the clone takes more of the disk than
+// Config.MaxClone, with a *disklimit.Error as its cause. It is for those who let somebody
+// work on the files. stop must be called.
+func (c *Clone) Watch(ctx context.Context) (_ context.Context, stop func()) {
+	return disklimit.Watch(ctx, c.Dir, c.git.config.MaxClone)
+}
+
+// CheckSize returns a *disklimit.Error if the clone takes more than that now.
+func (c *Clone) CheckSize() error { return disklimit.Check(c.Dir, c.git.config.MaxClone) }
 
 // checkOut makes the files of a commit, and a repository for who works on them. That
 // one reads the objects of repository.git and writes its own: the files of

@@ -184,7 +184,7 @@ func TestALargePatchIsRefused(t *testing.T) {
 	w.git = w.open(t, gitrepo.Config{MaxPatch: 10_000})
 	clone := w.clone(t)
 	write(t, clone.Tree, map[string]string{"big": strings.Repeat("line\n", 5000)})
-	if _, err := clone.Diff(t.Context()); !errors.Is(err, gitrepo.ErrUnusable) || !strings.Contains(err.Error(), "more than 10000 bytes") {
+	if _, err := clone.Diff(t.Context()); !errors.Is(err, gitrepo.ErrUnusable) || !strings.Contains(err.Error(), "more than 9.766 KiB") {
 		t.Errorf("got %v", err)
 	}
 }

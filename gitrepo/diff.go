@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/disklimit"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // A Change is what differs between a clone's files and its commit.
@@ -30,11 +33,14 @@ const baseLine = "base-commit: "
 //   - Nothing in tree/.git has a part in it: neither its settings nor its index, nor
 //     commits that were made there.
 //   - It may be repeated, and changes nothing in the tree.
-//   - The error wraps ErrUnusable if the change cannot be a patch.
+//   - The error wraps ErrUnusable if the change cannot be a patch, and is a
+//     *disklimit.Error if the clone takes more than Config.MaxClone.
 func (c *Clone) Diff(ctx context.Context) (Change, error) {
 	if c.Tree == "" {
 		return Change{}, errors.New("gitrepo: Diff of a clone without files")
 	}
+	ctx, stop := c.Watch(ctx)
+	defer stop()
 	index := filepath.Join(c.Dir, "diff.index")
 	for _, name := range []string{index, index + ".lock"} { // of one who was killed
 		if err := os.RemoveAll(name); err != nil {
@@ -56,6 +62,9 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 		return Change{}, err
 	}
 	tree, err := c.git.output(ctx, inTree("write-tree"))
+	if err == nil {
+		err = c.CheckSize()
+	}
 	if err != nil {
 		return Change{}, err
 	}
@@ -69,17 +78,20 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 
 // patch returns the difference between a commit and a tree.
 func (c *Clone) patch(ctx context.Context, commit, tree string) ([]byte, error) {
-	out := &head{limit: int(c.git.config.MaxPatch)}
-	if err := c.git.run(ctx, command{dir: c.repository(), stdout: out, args: []string{
+	large := fmt.Errorf("%w: the patch has more than %s", ErrUnusable, disklimit.Text(c.git.config.MaxPatch))
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	out := &excerpt.Head{Limit: int(c.git.config.MaxPatch), OnFull: func() { cancel(large) }}
+	if err := c.git.run(limited, command{dir: c.repository(), stdout: out, args: []string{
 		"diff-tree", "-r", "--patch", "--binary", "--full-index", "--find-renames", "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
 		"--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--diff-algorithm=myers", "--submodule=short", "--end-of-options", commit, tree,
 	}}); err != nil {
 		return nil, err
 	}
-	if out.full {
-		return nil, fmt.Errorf("%w: the patch has more than %d bytes", ErrUnusable, c.git.config.MaxPatch)
+	if out.Full {
+		return nil, large // git has ended before it was told to
 	}
-	return bytes.Join([][]byte{[]byte(baseLine + commit + "\n\n"), out.kept}, nil), nil
+	return bytes.Join([][]byte{[]byte(baseLine + commit + "\n\n"), out.Kept}, nil), nil
 }
 
 // ErrUnusable: the change cannot be published as it is.
@@ -111,12 +123,12 @@ func (c *Clone) judge(ctx context.Context, before, after string) ([]string, erro
 		case mode == "160000" || oldMode == "160000":
 			return nil, fmt.Errorf("%w: it changes %s, which is a submodule or a repository of its own: change the submodule in its own repository, or remove the .git directory in it", ErrUnusable, name)
 		case mode == "120000":
-			target := &head{limit: maxTarget}
+			target := &excerpt.Head{Limit: maxTarget}
 			if err := c.git.run(ctx, command{dir: c.repository(), stdout: target, args: []string{"cat-file", "blob", id}}); err != nil {
 				return nil, err
 			}
-			if inside := filepath.Join(filepath.Dir(name), string(target.kept)); target.full || filepath.IsAbs(string(target.kept)) || !filepath.IsLocal(inside) || isDotGit(inside) {
-				return nil, fmt.Errorf("%w: %s would be a symbolic link to %.100q, which leads out of the repository or into .git", ErrUnusable, name, target.kept)
+			if inside := filepath.Join(filepath.Dir(name), string(target.Kept)); target.Full || filepath.IsAbs(string(target.Kept)) || !filepath.IsLocal(inside) || isDotGit(inside) {
+				return nil, fmt.Errorf("%w: %s would be a symbolic link to %.100q, which leads out of the repository or into .git", ErrUnusable, name, target.Kept)
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Depth int
 	// MaxPatch is the size of the largest patch, in bytes. Defaults to 64 MiB.
 	MaxPatch int64
+	// MaxClone is how much of the disk a clone may take, in bytes. Defaults to 10 GiB.
+	MaxClone int64
 	// Timeout is how long one command of git may take. Defaults to 15 min.
 	Timeout time.Duration
 	// StallTimeout is how long a server may send less than 1000 bytes per second.
@@ -56,6 +59,7 @@ func (c Config) WithDefaults() Config {
 	}
 	c.Depth = cmp.Or(c.Depth, 50)
 	c.MaxPatch = cmp.Or(c.MaxPatch, 64<<20)
+	c.MaxClone = cmp.Or(c.MaxClone, 10<<30)
 	c.Timeout = cmp.Or(c.Timeout, 15*time.Minute)
 	c.StallTimeout = cmp.Or(c.StallTimeout, time.Minute)
 	if c.Redact == nil {
@@ -80,6 +84,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.Depth < 0:
 		return fmt.Errorf("gitrepo: Config.Depth is %d, want 1 or more", c.Depth)
+	case c.MaxClone < 0 || c.MaxPatch < 0:
+		return fmt.Errorf("gitrepo: Config.MaxClone is %d and Config.MaxPatch %d, want 1 or more", c.MaxClone, c.MaxPatch)
 	case c.CAFile != "" && !filepath.IsAbs(c.CAFile):
 		return fmt.Errorf("gitrepo: Config.CAFile is %q, want an absolute path", c.CAFile)
 	}
@@ -105,6 +111,9 @@ func (g *Git) WithRun(run func(ctx context.Context, cmd *exec.Cmd) error) *Git {
 	own.config.Run = run
 	return &own
 }
+
+// MaxPatch is the size of the largest patch, in bytes.
+func (g *Git) MaxPatch() int64 { return g.config.MaxPatch }
 
 // runInGroup runs a program in a process group of its own, and kills the group at the
 // end of ctx.
@@ -233,7 +242,7 @@ func (g *Git) run(ctx context.Context, c command) error {
 	cmd.Env, cmd.Stdin, cmd.Stdout = g.environ(c), c.stdin, c.stdout
 	// Not in this process's directory, which may be in a repository.
 	cmd.Dir = cmp.Or(c.tree, c.dir, "/")
-	messages := &head{limit: messageLimit}
+	messages := &excerpt.Head{Limit: messageLimit}
 	cmd.Stderr = messages
 	var token secret.String
 	if c.remote != nil && c.remote.Token != nil {
@@ -249,7 +258,7 @@ func (g *Git) run(ctx context.Context, c command) error {
 		cmd.ExtraFiles = []*os.File{pipe}
 	}
 	err := g.config.Run(limited, cmd)
-	text := g.text(messages.kept, token)
+	text := g.text(messages.Kept, token)
 	if c.messages != nil {
 		_, _ = io.WriteString(c.messages, text)
 	}
@@ -280,33 +289,18 @@ func (g *Git) text(printed []byte, token secret.String) string {
 
 // output runs git and returns its output without white space at the end.
 func (g *Git) output(ctx context.Context, c command) (string, error) {
-	out := &head{limit: maxOutput}
+	out := &excerpt.Head{Limit: maxOutput}
 	c.stdout = out
 	err := g.run(ctx, c)
-	if err == nil && out.full {
+	if err == nil && out.Full {
 		err = fmt.Errorf("git %s printed more than %d bytes", c.args[0], maxOutput)
 	}
-	return strings.TrimRight(string(out.kept), " \t\r\n"), err
+	return strings.TrimRight(string(out.Kept), " \t\r\n"), err
 }
 
 // maxOutput bounds what git may print where all of it is kept: the names of the files of
 // a change, or what a server says about its branches.
 const maxOutput = 64 << 20
-
-// head keeps the beginning of what is written to it.
-type head struct {
-	kept  []byte
-	limit int
-	// full says that bytes beyond the limit were dropped.
-	full bool
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	keep := p[:min(len(p), h.limit-len(h.kept))]
-	h.full = h.full || len(keep) < len(p)
-	h.kept = append(h.kept, keep...)
-	return len(p), nil
-}
 
 // An Error is that of a git command which has failed.
 type Error struct {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,6 +45,8 @@ type serviceSettings struct {
 	// CloneDir is where tasks make clones, "" for a directory of the system's for
 	// temporary files.
 	CloneDir string
+	// CloneLimit is how much of the disk one of them may take, in MiB.
+	CloneLimit int
 	// Backend is exec or cloud. The other fields say how Codex is run.
 	Backend           string
 	CodexProgram      string
@@ -172,6 +173,13 @@ var serviceSettingsTable = []setting{
 			c.Services.CloneDir, err = filepath.Abs(text)
 			return err
 		},
+	},
+	{
+		flag: "clone-limit", form: "number", topic: topicSpec,
+		vars: names("MM_ORCHESTRATOR_CLONE_LIMIT"),
+		def:  "10240",
+		help: "How much of the disk the clone of a task may take, in MiB: history, files, and what Codex and its commands write there. A run that needs more is ended and fails, so that neither a git server nor a model can fill the worker's disk.",
+		read: readNumber(func(c *configuration) *int { return &c.Services.CloneLimit }, 1, 1<<20),
 	},
 	{
 		flag: "codex-backend", form: "exec|cloud", topic: topicSpec,
@@ -347,19 +355,11 @@ func readSource(field func(*configuration) *credential.Source) func(*configurati
 // readAddress reads the base address of an HTTP server, without a login.
 func readAddress(field func(*configuration) *string) func(*configuration, string) error {
 	return func(c *configuration, text string) error {
-		base, err := url.Parse(strings.TrimSpace(text))
-		switch {
-		case err != nil || base.Host == "" || base.Scheme != "https" && base.Scheme != "http":
-			return errors.New("it must be an address that begins with https://")
-		case base.User != nil:
-			return errors.New("it must not have a login: credentials have settings of their own")
-		case base.RawQuery != "" || base.Fragment != "":
-			return errors.New("it must not have a query or a fragment")
-		case base.Scheme == "http" && base.Hostname() != "localhost" && base.Hostname() != "127.0.0.1" && base.Hostname() != "::1":
-			return errors.New("it must begin with https://, because a token is sent there; http:// is for this machine only")
+		base, err := address.ParseServer(text)
+		if err == nil {
+			*field(c) = base.String()
 		}
-		*field(c) = strings.TrimRight(base.String(), "/")
-		return nil
+		return err
 	}
 }
 
@@ -473,7 +473,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		return nil, err
 	}
 	config.Preflight = s.checker
-	git := gitrepo.Config{Environ: env, CAFile: c.Services.CAFile, Redact: config.Redactor.String}
+	git := gitrepo.Config{Environ: env, CAFile: c.Services.CAFile, Redact: config.Redactor.String, MaxClone: int64(c.Services.CloneLimit) << 20}
 	if strings.HasPrefix(c.Services.GitHubURL, "http:") {
 		git.Schemes = []string{"http"}
 	}

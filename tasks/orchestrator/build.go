@@ -11,7 +11,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // build builds the service's image (docs/moonmind.md#build), after the image of
@@ -73,8 +73,8 @@ func (s *stepRun) explain(ctx context.Context, workspace string, command []strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 	defer cancel()
-	output := processes.Head{Limit: serviceListLimit}
-	code, unlisted := s.runner.forOwn().run(ctx, workspace, line.ServicesCommand(), &output, &processes.Head{}, nil)
+	output := excerpt.Head{Limit: serviceListLimit}
+	code, unlisted := s.runner.forOwn().run(ctx, workspace, line.ServicesCommand(), &output, &excerpt.Head{}, nil)
 	if unlisted != nil || code != 0 || output.Full {
 		return
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator/preflight"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // removeStaleLocks removes the lock files that a killed git of this run has left
@@ -27,7 +27,7 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 		return
 	}
 	git := func(args ...string) (string, error) {
-		var out, errs processes.Head
+		var out, errs excerpt.Head
 		out.Limit, errs.Limit = listLimit, messageLimit
 		command := append([]string{"git"}, args...)
 		code, failure := s.runner.runOwnGit(ctx, workspace, command, &out, &errs)

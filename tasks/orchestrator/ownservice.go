@@ -12,10 +12,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // A command that stops the worker's own container would end the worker in the
@@ -157,10 +157,10 @@ func (h *helped) reason(ctx context.Context) string {
 	}
 	model := compose.Model{}
 	if ask, isCompose := compose.ModelCommand(h.command); isCompose {
-		output := processes.Head{Limit: modelLimit}
+		output := excerpt.Head{Limit: modelLimit}
 		ctx, cancel := context.WithTimeout(ctx, serviceListTimeout)
 		defer cancel()
-		code, failure := h.runner.forOwn().run(ctx, h.workspace, ask, &output, &processes.Head{}, nil)
+		code, failure := h.runner.forOwn().run(ctx, h.workspace, ask, &output, &excerpt.Head{}, nil)
 		var err error
 		if failure == nil && code == 0 {
 			model, err = compose.ParseModel(output.Kept)

@@ -11,10 +11,10 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 // changes are the files that differ from HEAD according to git, relative to the
@@ -563,7 +563,7 @@ func (s *stepRun) listChanges(ctx context.Context, workspace string, clean chang
 }
 
 func (s *stepRun) listFiles(ctx context.Context, workspace string, command []string) ([]string, *Failure) {
-	list := processes.Head{Limit: listLimit}
+	list := excerpt.Head{Limit: listLimit}
 	errors := artifacts.NewCapture(s.config.Redactor)
 	code, failure := s.runner.runOwnGit(ctx, workspace, command, &list, errors.Stderr)
 	text := errors.Close().Text("")

@@ -15,8 +15,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/store"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
 const (
@@ -91,7 +91,7 @@ func (s *stepRun) deployment() (deployment, bool) {
 func (s *stepRun) query(ctx context.Context, workspace string, command []string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
 	defer cancel()
-	output, errors := processes.Head{Limit: queryLimit}, processes.Head{Limit: queryLimit}
+	output, errors := excerpt.Head{Limit: queryLimit}, excerpt.Head{Limit: queryLimit}
 	code, failure := s.runner.forOwn().run(ctx, workspace, command, &output, &errors, nil)
 	switch {
 	case failure != nil:

@@ -10,7 +10,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/audit"
 	"github.com/moonladderstudios/mm-orchestrator/change"
-	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // A filesOutcome is what a rollback has done in the workspace.
@@ -263,7 +263,7 @@ func (f *runFiles) takeEditsBack(ctx context.Context, log *artifacts.Log, now *c
 // sameToGit says that git sees no difference between HEAD and these files: filters
 // may make a file on disk differ from its content in HEAD.
 func (f *runFiles) sameToGit(ctx context.Context, paths []string) bool {
-	var out processes.Head
+	var out excerpt.Head
 	out.Limit = listLimit
 	args := append([]string{"--literal-pathspecs", "diff", "--name-only", "--no-ext-diff", "HEAD", "--"}, paths...)
 	code, err := f.runner.git(ctx, change.GitCommand{Dir: f.top, Args: args, Stdout: &out})

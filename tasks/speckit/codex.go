@@ -17,6 +17,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
+	"github.com/moonladderstudios/mm-orchestrator/internal/disklimit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
@@ -57,6 +58,7 @@ const (
 	outcomeUncertain = "uncertain"
 	outcomeUnusable  = "change_unusable"
 	outcomeSecret    = "change_has_secret"
+	outcomeTooLarge  = "clone_too_large"
 )
 
 // A codexTask is Codex's work for one attempt.
@@ -158,10 +160,20 @@ func (t *codexTask) exec(ctx context.Context) error {
 	faultpoint.Hit(faultpoint.CodexStarting, t.run.ID, string(t.task))
 	output := log.Output()
 	t.log.Info("codex begins", "run", t.progress.Runs, "base_commit", clone.Commit)
-	result, err := t.config.Codex.Exec.Run(ctx, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.counted(output.Stdout)})
+	watched, stop := clone.Watch(ctx)
+	result, err := t.config.Codex.Exec.Run(watched, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.counted(output.Stdout)})
+	stop()
 	output.Close()
-	if err != nil {
+	var large *disklimit.Error
+	switch {
+	case err == nil:
+		errors.As(clone.CheckSize(), &large)
+	case ctx.Err() != nil || !errors.As(err, &large):
 		return t.notRun(ctx, err)
+	}
+	if large != nil {
+		result.Outcome = outcomeTooLarge
+		result.Message = fmt.Sprintf("The clone in which Codex worked took more than %s of the disk, and Codex was ended. %s is the limit", disklimit.Text(large.Limit), t.config.SettingName("MM_ORCHESTRATOR_CLONE_LIMIT"))
 	}
 	faultpoint.Hit(faultpoint.CodexExited, t.run.ID, string(t.task))
 	t.take(result)
@@ -215,10 +227,19 @@ func (t *codexTask) clone(ctx context.Context) (*gitrepo.Clone, error) {
 				return nil, err
 			}
 		}
-		return nil, &failure{class: "RuntimeError", text: "the repository cannot be cloned: " + err.Error(), code: "codex_clone_failed"}
+		return nil, &failure{class: "RuntimeError", text: "the repository cannot be cloned: " + t.explain(err), code: "codex_clone_failed"}
 	}
 	faultpoint.Hit(faultpoint.CodexCloned, t.run.ID, string(t.task))
 	return clone, nil
+}
+
+// explain is an error of gitrepo, with the setting that is its cure if it has one.
+func (a *attempt) explain(err error) string {
+	var large *disklimit.Error
+	if errors.As(err, &large) {
+		return fmt.Sprintf("the repository takes more than %s of the disk: raise %s if it is meant to be so large", disklimit.Text(large.Limit), a.config.SettingName("MM_ORCHESTRATOR_CLONE_LIMIT"))
+	}
+	return err.Error()
 }
 
 // adopt gives a clone that an earlier worker of this attempt has made its own name. In
@@ -307,7 +328,7 @@ func (t *codexTask) takeChange(ctx context.Context, clone *gitrepo.Clone) error 
 		t.progress.Outcome, t.progress.Message = outcomeUnusable, t.redact(err.Error())
 		return nil
 	case err != nil:
-		return runtimeError("what Codex has changed cannot be read: %v", err)
+		return runtimeError("what Codex has changed cannot be read: %s", t.explain(err))
 	}
 	if name := t.hasSecret(clone, change); name != "" {
 		t.progress.Outcome = outcomeSecret
@@ -483,6 +504,8 @@ func (t *codexTask) failureOf(outcome string) error {
 		text = "The account of Codex has reached a limit: " + quoted(message) + ". Retry when it is over"
 	case string(codex.NotLoggedIn):
 		text = "Codex has no valid login or key: " + quoted(message) + ". Run `codex login` for the worker's user, or put a new key where " + t.config.SettingName("MM_ORCHESTRATOR_CODEX_CREDENTIAL") + " points, and retry"
+	case outcomeTooLarge:
+		text = message + ". Retry with notes that say what not to write, or raise the limit"
 	case string(codex.Stalled), string(codex.TimedOut):
 		text = message + ". Retry, or divide the task"
 	case string(codex.Garbage):

@@ -68,6 +68,9 @@ type codexChain struct {
 	address string
 	work    string
 	home    string
+	// program is codex, "" for the real one. limit is that of the clone, 0 for the default.
+	program string
+	limit   int64
 }
 
 // configure makes tasks use the real program.
@@ -82,14 +85,17 @@ func (c *codexChain) configure(t *testing.T, config *Config, stall time.Duration
 	if err != nil {
 		t.Fatal(err)
 	}
+	if c.program == "" {
+		c.program = devenv.Codex(t)
+	}
 	program, err := codex.NewExec(codex.ExecConfig{
-		Program: devenv.Codex(t), Environ: append(codex.Environment(os.Environ()), "HOME="+c.home), Home: c.home, Key: key, Sandbox: "danger-full-access",
+		Program: c.program, Environ: append(codex.Environment(os.Environ()), "HOME="+c.home), Home: c.home, Key: key, Sandbox: "danger-full-access",
 		StallLimit: stall, KillGrace: time.Second, Logger: config.Logger,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	git, err := gitrepo.New(gitrepo.Config{Environ: os.Environ(), Schemes: []string{"file"}})
+	git, err := gitrepo.New(gitrepo.Config{Environ: os.Environ(), Schemes: []string{"file"}, MaxClone: c.limit})
 	if err != nil {
 		t.Fatal(err)
 	}

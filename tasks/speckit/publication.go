@@ -16,6 +16,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
+	"github.com/moonladderstudios/mm-orchestrator/internal/disklimit"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
@@ -113,7 +114,7 @@ func (p *publication) failed(ctx context.Context, err error, code, what string) 
 			return writeErr
 		}
 	}
-	return &failure{class: "RuntimeError", text: what + ": " + err.Error(), code: code}
+	return &failure{class: "RuntimeError", text: what + ": " + p.explain(err), code: code}
 }
 
 // push makes the commit and pushes it.
@@ -276,6 +277,11 @@ func textOrNull(text string) any {
 
 // readPatch reads the stored patch, whose digest must still be the one that was checked.
 func (p *publication) readPatch() ([]byte, error) {
+	// Rows may have a patch that this program has not made.
+	const header = 4096
+	if most := p.attempt.config.Repositories.Git.MaxPatch(); p.patch.SizeBytes > most+header {
+		return nil, &failure{class: "ValueError", code: "patch_unusable", text: fmt.Sprintf("the stored patch %s has %s, and a patch may have %s%s", p.patch.Path, disklimit.Text(p.patch.SizeBytes), disklimit.Text(most), discoverAgain)}
+	}
 	root, err := os.OpenRoot(p.place.Dir)
 	if err != nil {
 		return nil, &failure{class: "OSError", text: fmt.Sprintf("%s cannot be read: %v", p.place.Dir, cause(err))}

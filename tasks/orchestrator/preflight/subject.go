@@ -12,6 +12,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
 
@@ -114,7 +115,7 @@ func (s Subject) run(ctx context.Context, dir string, environ, argv []string) (s
 		// would find files of their own.
 		dir = "/"
 	}
-	stdout, stderr := &processes.Head{Limit: outputLimit}, &processes.Head{Limit: outputLimit}
+	stdout, stderr := &excerpt.Head{Limit: outputLimit}, &excerpt.Head{Limit: outputLimit}
 	// Never nil: package exec would use this process's own environment.
 	cmd := &exec.Cmd{Path: path, Args: argv, Dir: dir, Env: append([]string{}, environ...), Stdout: stdout, Stderr: stderr}
 	err := processes.Runner{Grace: programGrace, Logger: s.Logger}.Run(ctx, s.Owner, cmd, nil)

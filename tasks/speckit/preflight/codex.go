@@ -16,6 +16,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -200,9 +201,6 @@ func (c *Checker) readLogin() login {
 	return found
 }
 
-// programTime is how long a call of the program may take.
-const programTime = 15 * time.Second
-
 // result is how a call of the program has ended.
 type result struct {
 	code           int
@@ -212,7 +210,7 @@ type result struct {
 
 // program calls Codex's program with no input.
 func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
-	limited, cancel := context.WithTimeout(ctx, programTime)
+	limited, cancel := context.WithTimeout(ctx, c.config.Timeout/2) // one call must leave time for another one
 	defer cancel()
 	cmd := exec.Command(c.config.Program, args...)
 	cmd.Env = append([]string{}, c.config.Environ...)
@@ -220,7 +218,7 @@ func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
 		cmd.Env = append(cmd.Env, "CODEX_HOME="+c.config.Home)
 	}
 	cmd.Dir = os.TempDir() // not the workspace, whose files could configure it
-	stdout, stderr := &processes.Head{Limit: 64 << 10}, &processes.Head{Limit: 64 << 10}
+	stdout, stderr := &excerpt.Head{Limit: 64 << 10}, &excerpt.Head{Limit: 64 << 10}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	// A Runner, because that of a step would end a program without a mark as an orphan.
 	err := processes.Runner{Grace: time.Second}.Run(limited, processes.Owner{Step: "preflight"}, cmd, nil)
@@ -229,7 +227,7 @@ func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
 	case errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
 		return result{}, fmt.Errorf("there is no program %s: install Codex where the worker runs (npm install -g @openai/codex), or set %s to its path", c.config.Program, c.config.SettingName("MM_ORCHESTRATOR_CODEX_PROGRAM"))
 	case limited.Err() != nil:
-		return result{}, fmt.Errorf("%s %s did not end within %s", c.config.Program, strings.Join(args, " "), programTime)
+		return result{}, fmt.Errorf("%s %s did not end within %s", c.config.Program, strings.Join(args, " "), c.config.Timeout/2)
 	case err != nil && !errors.As(err, &exit):
 		return result{}, fmt.Errorf("%s cannot be started: %w", c.config.Program, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/codex"
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/processes"
 )
@@ -120,9 +121,6 @@ const questions = `{"id":1,"method":"initialize","params":{"clientInfo":{"name":
 {"id":2,"method":"config/read","params":{"includeLayers":false}}
 `
 
-// settingsTime is how long the app server may take to answer.
-const settingsTime = 10 * time.Second
-
 // readSettings asks Codex's app server for what is in a file of Codex's home. The server
 // has a home of its own, with that file only: it writes databases there, and a check
 // changes nothing.
@@ -138,7 +136,7 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 			return settings{}, fmt.Errorf("%w: %w", errUnknown, err)
 		}
 	}
-	limited, cancel := context.WithTimeout(ctx, settingsTime)
+	limited, cancel := context.WithTimeout(ctx, c.config.Timeout/2)
 	defer cancel()
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -157,7 +155,7 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 	cmd.Env = slices.Concat(c.config.Environ, []string{"CODEX_HOME=" + dir})
 	cmd.Dir, cmd.Stdin = dir, read
 	// The server ends at the end of its input, which must not come before the answer.
-	answers := &answerReader{Head: processes.Head{Limit: 4 << 20}, answered: func() { _ = write.Close() }}
+	answers := &answerReader{Head: excerpt.Head{Limit: 4 << 20}, answered: func() { _ = write.Close() }}
 	cmd.Stdout = answers
 	err = processes.Runner{Grace: time.Second}.Run(limited, processes.Owner{Step: "preflight"}, cmd, nil)
 	var answer struct {
@@ -186,14 +184,14 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 		return answer.Result.Config, nil
 	}
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		err = fmt.Errorf("no answer within %s", settingsTime)
+		err = fmt.Errorf("no answer within %s", c.config.Timeout/2)
 	}
 	return settings{}, fmt.Errorf("%w: %w", errUnknown, cmp.Or(err, errors.New("no answer")))
 }
 
 // answerReader keeps what the app server prints, and tells when the answer is complete.
 type answerReader struct {
-	processes.Head
+	excerpt.Head
 	answered func()
 }
 

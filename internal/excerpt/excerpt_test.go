@@ -1,0 +1,34 @@
+package excerpt
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+func TestWhatIsKept(t *testing.T) {
+	t.Parallel()
+	for _, pieces := range [][]string{{"abcdefgh"}, {"abc", "defgh"}, {"", "a", "bcdefg", "h"}} {
+		full := 0
+		head, tail := &Head{Limit: 5, OnFull: func() { full++ }}, &Tail{Limit: 5}
+		for _, piece := range pieces {
+			for _, w := range []interface{ Write([]byte) (int, error) }{head, tail} {
+				if n, err := w.Write([]byte(piece)); n != len(piece) || err != nil {
+					t.Errorf("%q: Write(%q) = %d, %v", pieces, piece, n, err)
+				}
+			}
+		}
+		if string(head.Kept) != "abcde" || !head.Full || full != 1 || tail.String() != "defgh" {
+			t.Errorf("%q: head %q, full %v (told %d times), tail %q", pieces, head.Kept, head.Full, full, tail)
+		}
+	}
+	exact := &Head{Limit: 5}
+	fmt.Fprint(exact, "abcde")
+	if exact.Full {
+		t.Error("a head that has room for all is full")
+	}
+	none := &Head{}
+	if fmt.Fprint(none, strings.Repeat("x", 1000)); len(none.Kept) != 0 || !none.Full {
+		t.Errorf("a head without room keeps %q, full %v", none.Kept, none.Full)
+	}
+}
