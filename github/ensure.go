@@ -60,7 +60,7 @@ func (c *Client) Ensure(ctx context.Context, want Want) (Ensured, error) {
 	}
 	if !result.Created {
 		if fields := changes(result.PullRequest, want); len(fields) > 0 {
-			if result.PullRequest, err = s.update(ctx, want.Repository, result.Number, fields); err != nil {
+			if result.PullRequest, err = s.update(ctx, want.Repository, result.PullRequest, fields); err != nil {
 				return Ensured{}, err
 			}
 		}
@@ -268,7 +268,7 @@ func (s *session) review(ctx context.Context, want Want, result *Ensured) {
 	if len(people)+len(teams) == 0 {
 		return
 	}
-	p, err := s.requestReviews(ctx, want.Repository, result.Number, people, teams)
+	p, err := s.requestReviews(ctx, want.Repository, result.PullRequest, people, teams)
 	if KindOf(err) == Invalid && len(people)+len(teams) > 1 {
 		// One who cannot be asked must not keep the others from it.
 		for _, login := range people {
@@ -283,7 +283,7 @@ func (s *session) review(ctx context.Context, want Want, result *Ensured) {
 }
 
 func (s *session) ask(ctx context.Context, want Want, result *Ensured, name string, people, teams []string) {
-	p, err := s.requestReviews(ctx, want.Repository, result.Number, people, teams)
+	p, err := s.requestReviews(ctx, want.Repository, result.PullRequest, people, teams)
 	result.asked(p, err, name)
 }
 

@@ -82,7 +82,8 @@ type wireUser struct {
 // pull checks a pull request in an answer.
 func (s *session) pull(a answer, w wirePull) (PullRequest, error) {
 	page, err := url.Parse(w.HTMLURL)
-	if err != nil || page.Host == "" || page.Scheme != "https" && page.Scheme != "http" || page.User != nil || w.Number < 1 || w.Head.Ref == "" {
+	if err != nil || page.Host == "" || page.Scheme != "https" && page.Scheme != "http" || page.User != nil || w.Number < 1 || w.Head.Ref == "" ||
+		!strings.HasSuffix(page.Path, "/pull/"+strconv.Itoa(w.Number)) {
 		return PullRequest{}, s.unusable(a.status, "its answer is no pull request", nil)
 	}
 	p := PullRequest{
@@ -107,14 +108,20 @@ func (s *session) pull(a answer, w wirePull) (PullRequest, error) {
 	return p, nil
 }
 
-// doPull sends a request whose answer is a pull request.
-func (s *session) doPull(ctx context.Context, r request) (PullRequest, error) {
+// doPull sends a request whose answer is a pull request: that of a branch, with a number
+// if it has one already.
+func (s *session) doPull(ctx context.Context, wanted PullRequest, r request) (PullRequest, error) {
 	var w wirePull
 	a, err := s.do(ctx, r, &w)
 	if err != nil {
 		return PullRequest{}, err
 	}
-	return s.pull(a, w)
+	p, err := s.pull(a, w)
+	if err == nil && (p.Head != wanted.Head || wanted.Number != 0 && p.Number != wanted.Number) {
+		// A broken cache or proxy on the way has mixed answers up.
+		return PullRequest{}, s.unusable(a.status, fmt.Sprintf("its answer is about pull request %d of the branch %.100q", p.Number, p.Head), nil)
+	}
+	return p, err
 }
 
 func pullsPath(repository string) string { return "/repos/" + repository + "/pulls" }
@@ -159,16 +166,16 @@ func (s *session) listOpenPulls(ctx context.Context, repository, head string) (l
 
 // create opens a pull request.
 func (s *session) create(ctx context.Context, want Want) (PullRequest, error) {
-	return s.doPull(ctx, request{
+	return s.doPull(ctx, PullRequest{Head: want.Head}, request{
 		does: fmt.Sprintf("open a pull request of %s into %s in %s", want.Head, want.Base, want.Repository), method: http.MethodPost, path: pullsPath(want.Repository), once: true,
 		body: map[string]any{"title": want.Title, "head": want.Head, "base": want.Base, "body": want.Body, "draft": want.Draft},
 	})
 }
 
 // update changes the fields of a pull request.
-func (s *session) update(ctx context.Context, repository string, number int, fields map[string]any) (PullRequest, error) {
-	return s.doPull(ctx, request{
-		does: fmt.Sprintf("change pull request %d of %s", number, repository), method: http.MethodPatch, path: pullPath(repository, number), body: fields,
+func (s *session) update(ctx context.Context, repository string, p PullRequest, fields map[string]any) (PullRequest, error) {
+	return s.doPull(ctx, p, request{
+		does: fmt.Sprintf("change pull request %d of %s", p.Number, repository), method: http.MethodPatch, path: pullPath(repository, p.Number), body: fields,
 	})
 }
 
@@ -190,7 +197,7 @@ func (s *session) addLabels(ctx context.Context, repository string, number int, 
 }
 
 // requestReviews asks people and teams for a review. GitHub asks all of them or none.
-func (s *session) requestReviews(ctx context.Context, repository string, number int, reviewers, teams []string) (PullRequest, error) {
+func (s *session) requestReviews(ctx context.Context, repository string, p PullRequest, reviewers, teams []string) (PullRequest, error) {
 	body := map[string]any{}
 	if len(reviewers) > 0 {
 		body["reviewers"] = reviewers
@@ -198,8 +205,8 @@ func (s *session) requestReviews(ctx context.Context, repository string, number 
 	if len(teams) > 0 {
 		body["team_reviewers"] = teams
 	}
-	return s.doPull(ctx, request{
-		does: fmt.Sprintf("ask for reviews of pull request %d of %s", number, repository), method: http.MethodPost, path: pullPath(repository, number) + "/requested_reviewers", body: body,
+	return s.doPull(ctx, p, request{
+		does: fmt.Sprintf("ask for reviews of pull request %d of %s", p.Number, repository), method: http.MethodPost, path: pullPath(repository, p.Number) + "/requested_reviewers", body: body,
 	})
 }
 
