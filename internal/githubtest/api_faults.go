@@ -22,9 +22,9 @@ type scripted struct {
 }
 
 // Fail answers the next requests with a fault whose method, path and User-Agent contain
-// the text, such as "POST /api/v3/repos/octo/widgets/pulls" or "GET
-// /octo/widgets.git/info/refs?service=git-upload-pack mm". They must have a valid token. met
-// counts those that have met it.
+// the text, such as "POST /api/v3/repos/octo/widgets/pulls", or "GET
+// /octo/widgets.git/info/refs?service=git-receive-pack mm-orchestrator git" for git and not
+// the preflight. They must have a valid token. met counts those that have met the fault.
 func (s *Server) Fail(text string, times int, fault Fault) (met func() int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
