@@ -579,13 +579,18 @@ func TestPanicOfTheBackendLosesNoMessage(t *testing.T) {
 	}
 }
 
-// BenchmarkTasks runs tasks with a real broker, with one slot and with eight.
+// BenchmarkTasks runs tasks with a real broker, with one slot and with eight, and one
+// message at a time.
 func BenchmarkTasks(b *testing.B) {
-	for _, slots := range []int{1, 8} {
-		b.Run(fmt.Sprintf("slots=%d", slots), func(b *testing.B) {
+	for _, tt := range []struct {
+		name            string
+		slots, prefetch int
+	}{{"slots=1", 1, 4}, {"slots=8", 8, 32}, {"prefetch=1", 1, 1}} {
+		b.Run(tt.name, func(b *testing.B) {
+			b.ReportAllocs()
 			r := newTestEnv(b)
 			cfg := r.config()
-			cfg.Logger, cfg.Slots, cfg.Prefetch = nil, slots, slots*4
+			cfg.Logger, cfg.Slots, cfg.Prefetch = nil, tt.slots, tt.prefetch
 			w := newWorker(b, cfg)
 			registerShop(w)
 			if _, err := r.channel.QueueDeclare("orders", true, false, false, false, nil); err != nil {
