@@ -66,19 +66,33 @@ func TestHostileFeatures(t *testing.T) {
 		prepare func(t *testing.T, c *chain)
 		want    string
 	}{
-		"two dots":          {"..", nil, escapes},
-		"out of the root":   {"../" + filepath.Base(outside), nil, escapes},
-		"out in the middle": {"a/../../b", nil, escapes},
-		"many dots":         {strings.Repeat("../", 40) + "etc", nil, escapes},
-		"an absolute path":  {outside, nil, ""},
-		"a NUL":             {"a\x00b", nil, ""},
-		"a line break":      {"a\nb", nil, ""},
-		"a long name":       {strings.Repeat("x", 4096), nil, ""},
-		"no such feature":   {"nothing", nil, "Spec task file not found"},
-		"a link out":        {"linked", func(t *testing.T, c *chain) { must(t, os.Symlink(outside, filepath.Join(c.root, "specs", "linked"))) }, escapes},
-		"a linked list":     {"list", func(t *testing.T, c *chain) { linkedList(t, c, "list", filepath.Join(outside, "tasks"+".md")) }, escapes},
-		"a linked device":   {"device", func(t *testing.T, c *chain) { linkedList(t, c, "device", "/dev/zero") }, ""},
-		"a link to itself":  {"loop", func(t *testing.T, c *chain) { linkedList(t, c, "loop", "tasks"+".md") }, ""},
+		"two dots":           {"..", nil, escapes},
+		"out of the root":    {"../" + filepath.Base(outside), nil, escapes},
+		"out in the middle":  {"a/../../b", nil, escapes},
+		"many dots":          {strings.Repeat("../", 40) + "etc", nil, escapes},
+		"an absolute path":   {outside, nil, ""},
+		"a NUL":              {"a\x00b", nil, ""},
+		"a line break":       {"a\nb", nil, ""},
+		"a long name":        {strings.Repeat("x", 4096), nil, ""},
+		"no such feature":    {"nothing", nil, "Spec task file not found"},
+		"dots of full width": {"\uff0e\uff0e/" + filepath.Base(outside), nil, "Spec task file not found"},
+		"text backwards":     {"a\u202e/../..\u202d", nil, ""},
+		"escaped slashes":    {"..%2f" + filepath.Base(outside), nil, "Spec task file not found"},
+		"a command":          {"$(touch hostile-feature)`id`", nil, "Spec task file not found"},
+		"an option":          {"--help", nil, "Spec task file not found"},
+		"a home":             {"~root", nil, "Spec task file not found"},
+		"escapes":            {"\x1b[2Ja", nil, ""},
+		"bytes in a name":    {"a\xff\xfe", nil, ""},
+		"a link into proc":   {"proc", func(t *testing.T, c *chain) { linkedList(t, c, "proc", "/proc/self/environ") }, escapes},
+		"a link to memory":   {"memory", func(t *testing.T, c *chain) { linkedList(t, c, "memory", "/proc/self/mem") }, escapes},
+		"one long line": {"line", func(t *testing.T, c *chain) {
+			featureDir(t, c, "line")
+			must(t, os.WriteFile(filepath.Join(c.root, "specs", "line", "tasks"+".md"), append([]byte("- [ ] T1 "), bytes.Repeat([]byte("x"), 9<<20)...), 0o644))
+		}, ""},
+		"a link out":       {"linked", func(t *testing.T, c *chain) { must(t, os.Symlink(outside, filepath.Join(c.root, "specs", "linked"))) }, escapes},
+		"a linked list":    {"list", func(t *testing.T, c *chain) { linkedList(t, c, "list", filepath.Join(outside, "tasks"+".md")) }, escapes},
+		"a linked device":  {"device", func(t *testing.T, c *chain) { linkedList(t, c, "device", "/dev/zero") }, ""},
+		"a link to itself": {"loop", func(t *testing.T, c *chain) { linkedList(t, c, "loop", "tasks"+".md") }, ""},
 		"a directory": {"dir", func(t *testing.T, c *chain) {
 			must(t, os.MkdirAll(filepath.Join(c.root, "specs", "dir", "tasks"+".md"), 0o755))
 		}, ""},
