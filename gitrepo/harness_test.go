@@ -51,13 +51,12 @@ func (p *programs) run(ctx context.Context, cmd *exec.Cmd) error {
 	p.watch.Text("an argument of git", strings.Join(cmd.Args, " "))
 	p.watch.Text("the environment of git", strings.Join(cmd.Env, "\n"))
 	cmd.WaitDelay = 0
-	kill := context.AfterFunc(ctx, func() {
-		if cmd.Process != nil {
-			_ = cmd.Process.Kill()
-		}
-	})
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	kill := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 	defer kill()
-	return cmd.Run()
+	return cmd.Wait()
 }
 
 func newWorld(t *testing.T, files map[string]string) *world {

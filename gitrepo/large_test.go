@@ -172,7 +172,7 @@ func TestAChangeHasALimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, clone.Tree, map[string]string{"large": noise(5 << 20)})
+	write(t, clone.Tree, map[string]string{"large": noise(3 << 19)})
 	var large *disklimit.Error
 	if _, err := clone.Diff(t.Context()); !errors.As(err, &large) {
 		t.Errorf("error %v", err)
