@@ -3,7 +3,6 @@ package leaktest
 import (
 	"encoding/hex"
 	"html"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -44,26 +43,70 @@ func (s *Search) views(text string) []string {
 	return found
 }
 
-var (
-	controls = regexp.MustCompile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\a\x1b]*(?:\a|\x1b\\\\)|\x1b[ -/][0-~]|[\r\b]")
-	bold     = regexp.MustCompile(`(.)` + "\b" + `.`)
-	quotes   = strings.NewReplacer(`'\''`, "'", `'"'"'`, "'", "''", "'")
-)
+var quotes = strings.NewReplacer(`'\''`, "'", `'"'"'`, "'", "''", "'")
 
 // strip removes what a terminal does not show.
 func strip(text string) string {
-	if !strings.ContainsAny(text, "\x1b\r\b") {
+	i := strings.IndexAny(text, "\x1b\r\b")
+	if i < 0 {
 		return text
 	}
-	return controls.ReplaceAllString(text, "")
+	out := make([]byte, 0, len(text))
+	for ; i >= 0; i = strings.IndexAny(text, "\x1b\r\b") {
+		out = append(out, text[:i]...)
+		n := control(text[i:])
+		if n == 0 {
+			out, n = append(out, text[i]), 1
+		}
+		text = text[i+n:]
+	}
+	return string(append(out, text...))
+}
+
+// control is the length of the control sequence with which a text begins, 0 for none.
+func control(text string) int {
+	if text[0] != '\x1b' {
+		return 1 // \r or \b
+	}
+	run := func(from int, first, last byte) int {
+		for from < len(text) && first <= text[from] && text[from] <= last {
+			from++
+		}
+		return from
+	}
+	in := func(at int, first, last byte) bool { return at < len(text) && first <= text[at] && text[at] <= last }
+	switch {
+	case in(1, '[', '['):
+		if end := run(run(2, '0', '?'), ' ', '/'); in(end, '@', '~') {
+			return end + 1
+		}
+	case in(1, ']', ']'):
+		end := strings.IndexAny(text[2:], "\a\x1b") + 2
+		if end >= 2 && text[end] == '\a' {
+			return end + 1
+		}
+		if end >= 2 && in(end+1, '\\', '\\') {
+			return end + 2
+		}
+	case in(1, ' ', '/') && in(2, '0', '~'):
+		return 3
+	}
+	return 0
 }
 
 // plainBold removes the second one of letters that are printed twice.
 func plainBold(text string) string {
-	if !strings.Contains(text, "\b") {
+	i := strings.IndexByte(text, '\b')
+	if i < 0 {
 		return text
 	}
-	return bold.ReplaceAllString(text, "$1")
+	out := make([]byte, 0, len(text))
+	for ; i >= 0; i = strings.IndexByte(text, '\b') {
+		out = append(out, text[:i]...)
+		_, n := utf8.DecodeRuneInString(text[i+1:])
+		text = text[i+1+n:]
+	}
+	return string(append(out, text...))
 }
 
 // unquote is the text of quoted words of a shell or of YAML.
