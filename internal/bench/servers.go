@@ -114,20 +114,29 @@ func (s *servers) stored(ctx context.Context, ids string) (n int, err error) {
 type databaseWork struct{ transactions, flushes, bytes float64 }
 
 // work reads the counters once no contender is connected: a session adds to them
-// when it ends. The columns of WAL flushes differ between versions, and some have
-// none.
+// when it ends. It looks from another database, whose transactions do not count. The
+// columns of WAL flushes differ between versions, and some have none.
 func (s *servers) work(ctx context.Context) (w databaseWork, err error) {
+	config := s.db.Config()
+	name := config.Database
+	config.Database = "template1"
+	elsewhere, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return w, err
+	}
+	defer func() { err = errors.Join(err, elsewhere.Close(ctx)) }()
 	for sessions := 1; sessions > 0; {
-		err := s.db.QueryRow(ctx, `
-			SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&sessions)
+		err := elsewhere.QueryRow(ctx, `
+			SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = $1 AND pid <> $2`,
+			name, s.db.PgConn().PID()).Scan(&sessions)
 		if err != nil {
 			return w, err
 		}
 	}
-	err = s.db.QueryRow(ctx, `
-		SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()),
+	err = elsewhere.QueryRow(ctx, `
+		SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = $1),
 		       COALESCE((to_jsonb(w) ->> 'wal_sync')::float8, 0), COALESCE((to_jsonb(w) ->> 'wal_bytes')::float8, 0)
-		FROM pg_stat_wal AS w`).Scan(&w.transactions, &w.flushes, &w.bytes)
+		FROM pg_stat_wal AS w`, name).Scan(&w.transactions, &w.flushes, &w.bytes)
 	return w, err
 }
 
