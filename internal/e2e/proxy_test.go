@@ -32,7 +32,8 @@ func newProxy(t *testing.T, address string) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{t: t, target: server.Host, addr: "127.0.0.1:0", conns: make(map[net.Conn]struct{}), frames: server.Scheme == "amqp"}
+	// No program connects from this address: meanwhile its port would be another one's.
+	p := &proxy{t: t, target: server.Host, addr: "127.0.0.2:0", conns: make(map[net.Conn]struct{}), frames: server.Scheme == "amqp"}
 	p.restore()
 	t.Cleanup(func() {
 		p.cut()
