@@ -155,7 +155,7 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 	cmd.Env = slices.Concat(c.config.Environ, []string{"CODEX_HOME=" + dir})
 	cmd.Dir, cmd.Stdin = dir, read
 	// The server ends at the end of its input, which must not come before the answer.
-	answers := &answerReader{Head: excerpt.Head{Limit: 4 << 20}, answered: func() { _ = write.Close() }}
+	answers := &answerReader{Head: excerpt.Head{Limit: maxAnswer, OnFull: cancel}, answered: func() { _ = write.Close() }}
 	cmd.Stdout = answers
 	err = processes.Runner{Grace: time.Second}.Run(limited, processes.Owner{Step: "preflight"}, cmd, nil)
 	var answer struct {
@@ -183,32 +183,40 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 		}
 		return answer.Result.Config, nil
 	}
-	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+	switch {
+	case answers.Full:
+		err = fmt.Errorf("its answer is longer than %d bytes", maxAnswer)
+	case err != nil && ctx.Err() == nil && limited.Err() != nil:
 		err = fmt.Errorf("no answer within %s", c.config.Timeout/2)
 	}
 	return settings{}, fmt.Errorf("%w: %w", errUnknown, cmp.Or(err, errors.New("no answer")))
 }
 
+// maxAnswer bounds what is read of the app server's answers, in bytes.
+const maxAnswer = 4 << 20
+
 // answerReader keeps what the app server prints, and tells when the answer is complete.
 type answerReader struct {
 	excerpt.Head
+	read     int // the length of the lines that were looked at
 	answered func()
 }
 
 func (a *answerReader) Write(p []byte) (int, error) {
 	n, err := a.Head.Write(p)
-	for line := range bytes.Lines(a.Kept) {
+	for {
+		line, _, complete := bytes.Cut(a.Kept[a.read:], []byte("\n"))
+		if !complete {
+			return n, err
+		}
+		a.read += len(line) + 1
 		var id struct {
 			ID int `json:"id"`
 		}
-		if line[len(line)-1] == '\n' && json.Unmarshal(line, &id) == nil && id.ID == 2 {
+		if json.Unmarshal(line, &id) == nil && id.ID == 2 {
 			a.answered()
 		}
 	}
-	if a.Full {
-		a.answered()
-	}
-	return n, err
 }
 
 // tryKey asks the model's API with a key for the list of models, which costs nothing. with
