@@ -23,8 +23,8 @@ import (
 // Sandboxes are the values of ExecConfig.Sandbox.
 var Sandboxes = []string{"read-only", "workspace-write", "danger-full-access"}
 
-// keyVariable is the variable from which Codex takes a key.
-const keyVariable = "CODEX_API_KEY"
+// KeyVariable is the variable from which Codex takes a key.
+const KeyVariable = "CODEX_API_KEY"
 
 // ExecConfig is the configuration of an [Exec].
 type ExecConfig struct {
@@ -233,7 +233,7 @@ func (e *Exec) command(ctx context.Context, request ExecRequest) (*exec.Cmd, err
 		key, err := e.config.Key.Read(ctx)
 		switch {
 		case err == nil:
-			cmd.Env = append(cmd.Env, keyVariable+"="+key.Reveal())
+			cmd.Env = append(cmd.Env, KeyVariable+"="+key.Reveal())
 		case !errors.Is(err, credential.ErrNotSet):
 			return nil, err
 		}
@@ -256,7 +256,7 @@ func (c ExecConfig) arguments() []string {
 		"sandbox_workspace_write.exclude_slash_tmp=true",
 		// Variables whose names look like secrets do not reach the commands of the model.
 		"shell_environment_policy.ignore_default_excludes=false",
-		fmt.Sprintf("shell_environment_policy.exclude=[%q]", keyVariable),
+		fmt.Sprintf("shell_environment_policy.exclude=[%q]", KeyVariable),
 	}, c.Overrides...) {
 		list = append(list, "--config", override)
 	}

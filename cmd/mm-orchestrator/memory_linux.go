@@ -9,9 +9,9 @@ import (
 )
 
 // unmapProgram unmaps the pages of the program's own file. The kernel maps again what
-// the worker needs, from its cache. It had mapped nearly the whole file, because it
-// also maps the neighbours of each page that the start touches, up to 2 MiB of them
-// since Linux 6.18.
+// the worker needs, from its cache. It also maps the neighbours of each page that the
+// start touches: on Linux 6.18 nearly the whole file was mapped after the start. This
+// lowers the resident size of the process; the cache keeps the file.
 //
 // A debugger or a probe replaces pages by changed copies, which are lost when they are
 // unmapped. Mappings that have such pages stay as they are.

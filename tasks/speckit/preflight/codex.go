@@ -64,7 +64,7 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 		case errors.Is(err, errUnknown):
 		case err != nil:
 			return Finding{Invalid, err.Error()}
-		case m.variable != "" && (m.variable != keyVariable || key.IsZero()):
+		case m.variable != "" && (m.variable != codex.KeyVariable || key.IsZero()):
 			// Codex uses neither the credential nor its login.
 			value := lastValue(c.config.Environ, m.variable)
 			if value == "" {
@@ -105,14 +105,11 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 	return Finding{Valid, name + ", with its login: " + status.summary()}
 }
 
-// keyVariable is the variable in which Codex gets the credential.
-const keyVariable = "CODEX_API_KEY"
-
 // noVariable says that Codex does not get the key that its provider needs.
 func (c *Checker) noVariable(m model) string {
 	text := fmt.Sprintf("Codex's provider %s takes its key from the variable %s, which Codex does not get: ", m.provider, m.variable)
 	switch {
-	case m.variable != keyVariable:
+	case m.variable != codex.KeyVariable:
 		return text + fmt.Sprintf("set it for the worker, and name it in %s", c.config.SettingName("MM_ORCHESTRATOR_CODEX_VARIABLES"))
 	case c.config.Codex != nil:
 		return text + "put a key into " + c.config.Codex.Source().String()
