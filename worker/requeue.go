@@ -2,7 +2,10 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
 // A queue may count how often a message was returned to it, and drop or dead-letter it
@@ -80,12 +83,27 @@ func (d *delivery) replace() bool {
 	return err == nil
 }
 
+// sendCopy publishes a copy, on the next connection if this one is lost meanwhile. When
+// both connections are cut together, the worker may receive again before it has noticed
+// that the one for publishing is lost.
 func (d *delivery) sendCopy(ctx context.Context) error {
-	p, err := d.sub.worker.publishing.get(ctx)
-	if err != nil {
-		return err
-	}
 	m := d.receipt.Copy()
 	m.Headers[headerCopy] = true
-	return p.Publish(ctx, m, nil)
+	for {
+		p, err := d.sub.worker.publishing.get(ctx)
+		if err != nil {
+			return err
+		}
+		err = p.Publish(ctx, m, nil)
+		if !errors.Is(err, broker.ErrUnreachable) {
+			return err
+		}
+		select {
+		case <-p.Lost():
+		case <-d.sub.session.Lost():
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker/amqp"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -155,4 +157,46 @@ func TestCopyOfAMessageWhoseTaskHasEndedDoesNotRunIt(t *testing.T) {
 	r.send(m)
 	eventually(t, "the copy is settled", func() bool { return w.Attached() == 1 })
 	expectRecordedOnce(t, r, g, m.TaskID)
+}
+
+// lostAtCopy is a broker whose connection for publishing is lost once, when a copy is to
+// be published.
+type lostAtCopy struct {
+	broker.Broker
+	done atomic.Bool
+}
+
+type publisherLostAtCopy struct {
+	broker.Publisher
+	broker *lostAtCopy
+}
+
+func (b *lostAtCopy) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	return &publisherLostAtCopy{p, b}, err
+}
+
+func (p *publisherLostAtCopy) Publish(ctx context.Context, m protocol.Publishing, declare *broker.Queue) error {
+	if m.Headers["x-mm-orchestrator-copy"] != nil && p.broker.done.CompareAndSwap(false, true) {
+		p.Close()
+	}
+	return p.Publisher.Publish(ctx, m, declare)
+}
+
+// A worker whose connections are cut together receives again before it has noticed that
+// the one for publishing is lost. The copy of a message that its queue would drop at the
+// next loss is published on the next connection.
+func TestCopyIsPublishedOnTheNextConnection(t *testing.T) {
+	t.Parallel()
+	r, p, w, g, id := startBehindProxy(t, func(c *worker.Config) {
+		limited(2)(c)
+		c.Transport = &lostAtCopy{Broker: amqp.New(amqp.Config{Addresses: c.Broker, Heartbeat: c.Heartbeat, Name: c.Node, Logger: c.Logger})}
+	})
+	p.CutOnce()
+	eventually(t, "the copy joins the running task, as the returned message has", func() bool { return w.Attached() >= 2 })
+	if n := w.Reconnects(); n != 1 {
+		t.Errorf("the consuming connection was lost %d times, want once", n)
+	}
+	close(g.release)
+	expectRecordedOnce(t, r, g, id)
 }
