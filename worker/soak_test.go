@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,7 +60,10 @@ func TestManyMessagesLeaveNothingBehind(t *testing.T) {
 	w := newWorker(t, cfg)
 	// It bounds the messages that are in the queue or with the worker.
 	window := make(chan struct{}, 1000)
+	var pause sync.RWMutex
 	w.Register("shop.nothing", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		pause.RLock()
+		defer pause.RUnlock()
 		<-window
 		return nil, nil
 	}), worker.IgnoreResult())
@@ -77,6 +81,14 @@ func TestManyMessagesLeaveNothingBehind(t *testing.T) {
 		}
 	}
 	send(warm)
+	// A worker keeps as many goroutines as it has served messages at the same time.
+	pause.Lock()
+	for range cfg.Prefetch {
+		window <- struct{}{}
+		r.send(nothing())
+	}
+	eventually(t, "the worker has as many messages as it may", func() bool { return len(w.Unacked()) == cfg.Prefetch })
+	pause.Unlock()
 	before := settled(t, w, nil)
 	t.Logf("after %d messages: %+v", warm, before)
 	began := time.Now()
