@@ -224,10 +224,16 @@ func Run(ctx context.Context, config Config) (err error) {
 		fmt.Fprintf(h.Output, "\n%s: %s\n", c.Name, c.Title)
 		began := time.Now()
 		samples, err := h.run(ctx, c)
-		if err != nil {
-			return fmt.Errorf("case %s: %w", c.Name, err)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil: // the others are worth having
+			err = errors.Join(err, h.restoreTable(ctx))
+			fmt.Fprintf(h.Output, "  failed: %v\n", err)
+			report.Failures = append(report.Failures, Failure{c.Name, err.Error()})
+		default:
+			report.add(c, samples)
 		}
-		report.add(c, samples)
 		report.Took = append(report.Took, Took{c.Name, math.Round(time.Since(began).Seconds()*10) / 10})
 	}
 	report.Pilots, report.Statements = h.choices, h.counts
@@ -239,7 +245,7 @@ func Run(ctx context.Context, config Config) (err error) {
 		return err
 	}
 	fmt.Fprintf(h.Output, "\n%s\nThe report is in %s.\n", report.tables(), filepath.Join(config.Folder, markdownFile))
-	return nil
+	return report.err()
 }
 
 // has reports whether a contender takes part.

@@ -102,6 +102,22 @@ func measureEach(t *testing.T, names []string) {
 	}
 }
 
+// A report has the cases that could be measured, and says which could not and why.
+func TestReportNamesTheCasesThatFailed(t *testing.T) {
+	t.Parallel()
+	r := Report{Failures: []Failure{{"prefetch-1", "ours: 3 messages\nare left in the queue"}}}
+	r.add(Case{Name: "x", Title: "x", Contenders: []string{ours}, Measures: []Measure{{Unit: "ms"}}}, map[string][]Sample{ours: {{Values: []float64{5}}}})
+	text := r.markdown()
+	for _, want := range []string{"**The case `prefetch-1` has failed:** ours: 3 messages are left in the queue\n", "| x (more is better) | **5.00** ms |"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report lacks %q:\n%s", want, text)
+		}
+	}
+	if err := r.err(); err == nil || !strings.Contains(err.Error(), "case prefetch-1: ours: 3 messages") {
+		t.Errorf("the run ends with %v", err)
+	}
+}
+
 // Each round has all contenders and begins with another one, and a case that takes long
 // has fewer rounds.
 func TestContendersTakeTurns(t *testing.T) {

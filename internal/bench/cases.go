@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -222,7 +223,12 @@ type Choice struct {
 
 // makePilots finds out how many tasks fill a sample of each contender, and in which
 // of its pools Celery is fastest.
-func (h *harness) makePilots(ctx context.Context, s setting) error {
+func (h *harness) makePilots(ctx context.Context, s setting) (err error) {
+	defer func() {
+		if err != nil { // the next case with this setting tries again
+			maps.DeleteFunc(h.pilots, func(key pilotKey, _ pilot) bool { return key.setting == s })
+		}
+	}()
 	for key := range h.pilots {
 		if key.setting == s {
 			return nil

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -30,10 +31,27 @@ type Report struct {
 	Others  float64   `json:"busy_percent_before"`
 	Pilots  []Choice  `json:"celery_pilots"`
 	Results []Outcome `json:"results"`
+	// Failures are the cases without results.
+	Failures []Failure `json:"failures,omitempty"`
 	// Took is how long each case took, in seconds, with its pilots.
 	Took []Took `json:"took"`
 	// Statements are those of a run of a plan.
 	Statements []StatementCount `json:"statements_of_a_run,omitempty"`
+}
+
+// Failure is a case that could not be measured, or whose contender left work undone.
+type Failure struct {
+	Case  string `json:"case"`
+	Error string `json:"error"`
+}
+
+// err is an error that has all failures, or nil.
+func (r *Report) err() error {
+	var errs []error
+	for _, f := range r.Failures {
+		errs = append(errs, fmt.Errorf("case %s: %s", f.Case, f.Error))
+	}
+	return errors.Join(errs...)
 }
 
 // Took is how long a case took.
@@ -286,6 +304,9 @@ func (r *Report) markdown() string {
 	fmt.Fprintf(&b, "| processors used by other programs before the run | %.0f %% |\n\n", r.Others)
 	if r.Others > busyLimit {
 		b.WriteString("**Other programs ran on this machine at the same time: do not quote these figures.**\n\n")
+	}
+	for _, f := range r.Failures {
+		fmt.Fprintf(&b, "**The case `%s` has failed:** %s\n\n", f.Case, strings.Join(strings.Fields(f.Error), " "))
 	}
 	fmt.Fprintf(&b, "![Each contender relative to the floor](%s)\n\n", plotFile)
 	b.WriteString("Medians of all rounds, with the least and the greatest value. A ratio is made of two values of one round.\n\n" + r.tables())

@@ -173,10 +173,13 @@ func (s *servers) remove(queue string) (messages int, err error) {
 // publish publishes persistent messages and returns when the broker has confirmed
 // all.
 func (s *servers) publish(ctx context.Context, queue string, messages ...amqp.Publishing) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the broker takes too long"))
 	defer cancel()
 	var confirmations []*amqp.DeferredConfirmation
-	for _, m := range messages {
+	for i, m := range messages {
+		if ctx.Err() != nil {
+			return fmt.Errorf("message %d of %d cannot be sent: %w", i+1, len(messages), context.Cause(ctx))
+		}
 		confirmation, err := s.channel.PublishWithDeferredConfirmWithContext(ctx, "", queue, true, false, m)
 		if err != nil {
 			return err
@@ -184,8 +187,12 @@ func (s *servers) publish(ctx context.Context, queue string, messages ...amqp.Pu
 		confirmations = append(confirmations, confirmation)
 	}
 	for _, c := range confirmations {
-		if confirmed, err := c.WaitContext(ctx); err != nil || !confirmed {
-			return fmt.Errorf("the broker did not confirm a message: %v", err)
+		confirmed, err := c.WaitContext(ctx)
+		if err != nil {
+			return fmt.Errorf("the broker has not confirmed a message: %w", context.Cause(ctx))
+		}
+		if !confirmed {
+			return errors.New("the broker has refused a message")
 		}
 	}
 	return nil
