@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -78,8 +79,10 @@ type identity struct {
 	body    [sha256.Size]byte
 }
 
+// identify copies the id, which is a part of the message's headers: the registry remembers
+// it for longer than them.
 func identify(m *protocol.Message, body []byte) identity {
-	return identity{id: m.ID, retries: m.Retries, body: sha256.Sum256(body)}
+	return identity{id: strings.Clone(m.ID), retries: m.Retries, body: sha256.Sum256(body)}
 }
 
 // match says which known task a delivery belongs to.

@@ -96,7 +96,7 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 		SASL:      []amqp.Authentication{&amqp.PlainAuth{Username: at.User, Password: at.Password.Reveal()}},
 		Vhost:     at.VHost,
 		Heartbeat: b.cfg.Heartbeat,
-		FrameSize: 131072,
+		FrameSize: wire.FrameSize,
 		Locale:    "en_US",
 		Properties: amqp.Table{
 			"product":         "mm-orchestrator worker",
@@ -108,6 +108,8 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 		_ = raw.Close()
 		return nil, handshakeError(err, at)
 	}
+	// As long as amqp091-go itself would wait: it sends every half interval.
+	rewriting.Opened(conn.Config.FrameSize, 3*conn.Config.Heartbeat/2)
 	return &connection{
 		place:       at.Place(),
 		conn:        conn,
@@ -133,7 +135,7 @@ func (b *Broker) dialRaw(ctx context.Context, at address.Broker) (net.Conn, erro
 	if err != nil {
 		return nil, &broker.ConnectError{Kind: broker.ErrUnreachable, What: "cannot connect to " + place, Err: err, Cure: "Check that RabbitMQ runs and that the address is right"}
 	}
-	// amqp091-go clears it when the connection is open.
+	// It is cleared when the connection is open.
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
 	if !at.TLS {
 		return conn, nil
@@ -524,7 +526,8 @@ func ask[T any](ctx context.Context, c *connection, o callOptions, method func()
 func (c *connection) Close() {
 	c.fail(errors.New("closed by the worker"))
 	if !c.conn.IsClosed() {
-		_ = c.conn.CloseDeadline(time.Now().Add(2 * time.Second))
+		c.wire.EndBy(time.Now().Add(2 * time.Second))
+		_ = c.conn.Close()
 	}
 	_ = c.raw.Close()
 }

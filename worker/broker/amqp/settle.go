@@ -80,7 +80,7 @@ func plainDelivery(d amqp.Delivery) protocol.Delivery {
 		properties.Priority = &priority
 	}
 	return protocol.Delivery{
-		Headers:     plainTable(d.Headers),
+		Headers:     wire.Headers(d.Headers),
 		Properties:  properties,
 		Exchange:    d.Exchange,
 		RoutingKey:  d.RoutingKey,

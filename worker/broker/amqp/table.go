@@ -108,31 +108,6 @@ func amqpUnsigned(n uint64) any {
 	return strconv.FormatUint(n, 10)
 }
 
-// plainTable converts a received table to the maps and slices that package
-// protocol expects. It changes the table: nobody else has it.
-func plainTable(table amqp.Table) map[string]any {
-	for key, value := range table {
-		switch v := value.(type) {
-		case amqp.Table:
-			table[key] = plainTable(v)
-		case []any:
-			plainArray(v)
-		}
-	}
-	return table
-}
-
-func plainArray(array []any) {
-	for i, value := range array {
-		switch v := value.(type) {
-		case amqp.Table:
-			array[i] = plainTable(v)
-		case []any:
-			plainArray(v)
-		}
-	}
-}
-
 // fieldSize returns how many bytes a field takes in a frame, including its type.
 func fieldSize(value any) int {
 	switch v := value.(type) {

@@ -1,18 +1,18 @@
-// Package wire rewrites the bytes of an AMQP connection. amqp091-go lacks three things
-// that Celery's messages need. Only content header frames are changed, in both
-// directions, and none becomes longer.
+// Package wire lies between amqp091-go and the socket. It changes the bytes of content
+// header frames, which amqp091-go cannot read or write as Celery needs it, and takes from
+// amqp091-go what it does once for each frame.
 //
-//  1. py-amqp writes header integers beyond 32 bits as field type 'L', which
-//     amqp091-go does not know: it closes the connection, and the broker delivers
-//     the message again, for ever (docs/celery.md#header-types). 'L' is changed
-//     to 'l', which has the same meaning in amqp091-go.
-//  2. A header table with anything else that amqp091-go cannot read (unknown
-//     types, deep nesting, wrong lengths) is replaced by a short one. The worker
-//     then rejects the message because its headers are missing, and does not lose
-//     the connection.
-//  3. amqp091-go does not send a priority of 0, and reads an absent priority as 0.
+//  1. Header tables are handed to amqp091-go as bytes, and [Headers] reads them. amqp091-go
+//     does not know the type 'L', which py-amqp writes for integers beyond 32 bits
+//     (docs/celery.md#header-types), and closes the connection at any table that it cannot
+//     read: the broker would deliver the message again, for ever. It also takes several
+//     times as long, and half of the memory of a task that does nothing.
+//  2. amqp091-go does not send a priority of 0, and reads an absent priority as 0.
 //     Celery distinguishes them. In both directions the bit [PriorityZero] in the
 //     delivery mode marks a priority that is present and 0.
+//  3. A Conn notices by itself that the broker is silent. amqp091-go would wake another
+//     goroutine for each frame, to set a new deadline.
+//  4. What is written between Hold and Release is one write to the socket.
 package wire
 
 import (
@@ -20,6 +20,8 @@ import (
 	"encoding/binary"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 const (
@@ -27,20 +29,20 @@ const (
 	// and 2. A message that is sent with it also needs a Priority of 1, as a
 	// placeholder.
 	PriorityZero = 0x80
-	// unreadableHeaders is the only key of a table that replaces an unreadable
-	// one.
-	unreadableHeaders = "x-unreadable-headers"
+	// FrameSize is the largest frame that is proposed to the broker.
+	FrameSize = 131072
 )
 
 const (
 	frameHeaderSize = 7 // type, channel, payload size
+	frameOverhead   = frameHeaderSize + 1
 	frameMethod     = 1
 	frameHeader     = 2
 	frameBody       = 3
 	frameHeartbeat  = 8
 
-	// maxHeaderFrame is more than the frame size that the worker negotiates
-	// (131072). Longer frames pass unchanged, and amqp091-go refuses them.
+	// maxHeaderFrame is more than FrameSize. Longer frames pass unchanged, and amqp091-go
+	// refuses them.
 	maxHeaderFrame = 1 << 20
 
 	flagContentType     = 0x8000
@@ -48,40 +50,57 @@ const (
 	flagHeaders         = 0x2000
 	flagDeliveryMode    = 0x1000
 	flagPriority        = 0x0800
-
-	// The limits of amqp091-go for tables that it reads.
-	maxFieldDepth    = 32
-	maxTableElements = 8192
 )
 
-// Conn is a connection to a broker that rewrites content headers.
+// Conn is the connection that amqp091-go reads and writes. It is no net.Conn, so that
+// amqp091-go sets no deadlines.
 type Conn struct {
-	net.Conn
+	conn    net.Conn
 	in, out frameRewriter
 	// ready has rewritten bytes that Read has not returned yet, and buffer is for
 	// reading. Only the reading goroutine uses them.
 	ready  bytes.Buffer
 	buffer []byte
+	// frameSize is that of Opened; 0 before.
+	frameSize atomic.Int64
+	silence   deadline
 
 	mu      sync.Mutex // guards all below, also during a write
 	written []byte     // what is to be written
 	held    bool       // see Hold
 }
 
-// New returns c with the rewriting, for amqp091-go's Open.
+// New returns a Conn on c, for amqp091-go's Open. Until [Conn.Opened], the deadlines of c
+// are those of its owner, and amqp091-go reads the header tables.
 func New(c net.Conn) *Conn {
-	return &Conn{
-		Conn:   c,
-		in:     frameRewriter{rewrite: rewriteIncoming},
-		out:    frameRewriter{rewrite: rewriteOutgoing, skip: len("AMQP\x00\x00\x09\x01")},
-		buffer: make([]byte, 16<<10),
+	w := &Conn{
+		conn:    c,
+		out:     frameRewriter{rewrite: rewriteOutgoing, skip: len("AMQP\x00\x00\x09\x01")},
+		buffer:  make([]byte, 16<<10),
+		silence: deadline{conn: c},
 	}
+	w.in.rewrite = w.rewriteIncoming
+	return w
 }
+
+// Opened is called when the handshake is over, with what it has agreed on. From now on,
+// reading fails when the broker has sent nothing during silence, unless that is 0.
+func (c *Conn) Opened(frameSize int, silence time.Duration) {
+	c.frameSize.Store(int64(frameSize))
+	c.silence.begin(silence)
+}
+
+// EndBy makes reading and writing fail from that time on.
+func (c *Conn) EndBy(at time.Time) { c.silence.end(at) }
+
+// Close closes the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
 
 func (c *Conn) Read(p []byte) (int, error) {
 	for c.ready.Len() == 0 {
-		n, err := c.Conn.Read(c.buffer)
+		n, err := c.conn.Read(c.buffer)
 		if n > 0 {
+			c.silence.renew()
 			// ready is empty: its own memory takes the bytes.
 			c.ready.Reset()
 			c.ready.Write(c.in.feed(c.ready.AvailableBuffer(), c.buffer[:n]))
@@ -91,6 +110,46 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 	}
 	return c.ready.Read(p)
+}
+
+// deadline lets reads fail after a silence. It is set anew only where that changes it
+// noticeably: a busy connection reads thousands of times per second.
+type deadline struct {
+	conn net.Conn
+
+	mu      sync.Mutex // guards all below
+	silence time.Duration
+	set     time.Time // when it was set last
+}
+
+func (d *deadline) begin(silence time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_ = d.conn.SetDeadline(time.Time{}) // that of the handshake
+	d.silence = silence
+	d.renewAt(time.Now())
+}
+
+func (d *deadline) renew() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := time.Now(); now.Sub(d.set) > d.silence/16 {
+		d.renewAt(now)
+	}
+}
+
+func (d *deadline) renewAt(now time.Time) {
+	if d.silence > 0 {
+		d.set = now
+		_ = d.conn.SetReadDeadline(now.Add(d.silence))
+	}
+}
+
+func (d *deadline) end(at time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.silence = 0
+	_ = d.conn.SetDeadline(at)
 }
 
 func (c *Conn) Write(p []byte) (int, error) {
@@ -130,7 +189,7 @@ func (c *Conn) flush() error {
 	if len(c.written) == 0 {
 		return nil
 	}
-	_, err := c.Conn.Write(c.written)
+	_, err := c.conn.Write(c.written)
 	c.written = c.written[:0]
 	if cap(c.written) > heldMax {
 		c.written = nil
@@ -139,11 +198,11 @@ func (c *Conn) flush() error {
 }
 
 // frameRewriter parses a stream of AMQP frames, which arrives in pieces of any
-// size, and replaces the payload of each content header by the result of rewrite.
-// The result may share memory with the payload and must not be longer. After a
-// frame of an unknown type frameRewriter changes nothing any more.
+// size, and replaces the payload of each content header by what rewrite appends to dst
+// instead. rewrite may change the payload. After a frame of an unknown type frameRewriter
+// changes nothing any more.
 type frameRewriter struct {
-	rewrite func(payload []byte) []byte
+	rewrite func(dst, payload []byte) []byte
 
 	// skip counts bytes that come before the first frame.
 	skip int
@@ -186,10 +245,11 @@ func (r *frameRewriter) feed(dst, src []byte) []byte {
 			r.payload = append(r.payload, src[:n]...)
 			src = src[n:]
 			if r.rest -= int64(n); r.rest == 0 {
-				end := r.payload[len(r.payload)-1]
-				payload := r.rewrite(r.payload[:len(r.payload)-1])
-				binary.BigEndian.PutUint32(r.header[3:], uint32(len(payload)))
-				dst = append(append(append(dst, r.header[:]...), payload...), end)
+				last := len(r.payload) - 1
+				payload := len(dst) + frameHeaderSize
+				dst = r.rewrite(append(dst, r.header[:]...), r.payload[:last])
+				binary.BigEndian.PutUint32(dst[payload-4:], uint32(len(dst)-payload))
+				dst = append(dst, r.payload[last])
 				r.endFrame()
 			}
 
@@ -273,7 +333,7 @@ func parseContentHeader(payload []byte) contentHeader {
 	return h
 }
 
-func rewriteIncoming(payload []byte) []byte {
+func (c *Conn) rewriteIncoming(dst, payload []byte) []byte {
 	h := parseContentHeader(payload)
 	if h.deliveryMode != nil {
 		h.deliveryMode[0] &^= PriorityZero
@@ -281,119 +341,31 @@ func rewriteIncoming(payload []byte) []byte {
 			h.deliveryMode[0] |= PriorityZero
 		}
 	}
-	// rewriteTable may have changed some types when it fails. This does no harm,
-	// since the whole table is replaced then.
-	if h.headers != nil && !rewriteTable(h.headers, 0) {
-		return replaceTable(payload, h.headersAt, len(h.headers))
+	frameSize := int(c.frameSize.Load())
+	if h.headers == nil || frameSize == 0 {
+		return append(dst, payload...)
 	}
-	return payload
+	before, after := payload[:h.headersAt-4], payload[h.headersAt+len(h.headers):]
+	if len(payload)+len(packedKey)+4+frameOverhead > frameSize {
+		// amqp091-go would close the connection, and the broker would deliver it again.
+		h.headers = []byte{'?'} // no table
+	}
+	dst = append(dst, before...)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(packedKey)+4+len(h.headers)))
+	dst = append(dst, packedKey...)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(h.headers)))
+	return append(append(dst, h.headers...), after...)
 }
 
-// replaceTable replaces the table at payload[at:], which has size bytes and whose
-// length precedes it, by a readable one.
-func replaceTable(payload []byte, at, size int) []byte {
-	table := append([]byte{byte(len(unreadableHeaders))}, unreadableHeaders...)
-	table = append(table, 'V')
-	if len(table) > size {
-		table = nil
-	}
-	binary.BigEndian.PutUint32(payload[at-4:], uint32(len(table)))
-	n := copy(payload[at:], table)
-	return append(payload[:at+n], payload[at+size:]...)
-}
-
-func rewriteOutgoing(payload []byte) []byte {
+func rewriteOutgoing(dst, payload []byte) []byte {
 	h := parseContentHeader(payload)
-	if h.deliveryMode == nil || h.deliveryMode[0]&PriorityZero == 0 {
-		return payload
-	}
-	h.deliveryMode[0] &^= PriorityZero
-	if h.priority != nil {
-		h.priority[0] = 0
-	}
-	return payload
-}
-
-// rewriteTable changes 'L' to 'l' in a table and reports whether amqp091-go can
-// read the table.
-func rewriteTable(table []byte, depth int) bool {
-	if depth > maxFieldDepth {
-		return false
-	}
-	for elements := 0; len(table) > 0; elements++ {
-		if elements >= maxTableElements {
-			return false
+	if h.deliveryMode != nil && h.deliveryMode[0]&PriorityZero != 0 {
+		h.deliveryMode[0] &^= PriorityZero
+		if h.priority != nil {
+			h.priority[0] = 0
 		}
-		key := 1 + int(table[0])
-		if len(table) < key {
-			return false
-		}
-		rest, ok := rewriteField(table[key:], depth)
-		if !ok {
-			return false
-		}
-		table = rest
 	}
-	return true
-}
-
-func rewriteArray(array []byte, depth int) bool {
-	if depth > maxFieldDepth {
-		return false
-	}
-	for elements := 0; len(array) > 0; elements++ {
-		if elements >= maxTableElements {
-			return false
-		}
-		rest, ok := rewriteField(array, depth)
-		if !ok {
-			return false
-		}
-		array = rest
-	}
-	return true
-}
-
-// rewriteField rewrites the field at the start of b and returns the bytes after
-// it.
-func rewriteField(b []byte, depth int) (rest []byte, ok bool) {
-	if len(b) == 0 {
-		return nil, false
-	}
-	kind := b[0]
-	size := 0
-	switch kind {
-	case 'V':
-	case 't', 'b', 'B':
-		size = 1
-	case 's', 'u':
-		size = 2
-	case 'I', 'i', 'f':
-		size = 4
-	case 'D':
-		size = 5
-	case 'l', 'd', 'T':
-		size = 8
-	case 'L':
-		b[0], size = 'l', 8
-	case 'S', 'x', 'A', 'F':
-		content, after, whole := cutLong(b[1:])
-		switch {
-		case !whole:
-			return nil, false
-		case kind == 'A':
-			return after, rewriteArray(content, depth+1)
-		case kind == 'F':
-			return after, rewriteTable(content, depth+1)
-		}
-		return after, true
-	default:
-		return nil, false
-	}
-	if len(b) < 1+size {
-		return nil, false
-	}
-	return b[1+size:], true
+	return append(dst, payload...)
 }
 
 // cutLong splits a value with a 32-bit length off the front of b.
