@@ -25,7 +25,7 @@ import (
 //     later tasks of the chain, publish the error callbacks, acknowledge.
 //   - failure of a task that was started too often (see MaxStarts): as above, but
 //     its message becomes a dead letter.
-//   - retry: publish the retry, store RETRY, acknowledge.
+//   - retry: store RETRY, publish the retry, acknowledge.
 //   - replaced: publish the replacement, acknowledge. It stores the result.
 //   - reject without requeue: as for a failure, but reject in the end, as Celery
 //     does from 5.7 on (before, the task stayed PENDING for ever).
@@ -272,6 +272,9 @@ func laterRows(m *protocol.Message, failed protocol.Result) []protocol.Result {
 	return rows
 }
 
+// recordRetry stores RETRY, and then publishes the retry. In the other order, as in
+// Celery, the retry could end in another slot or worker before RETRY is stored: its
+// FAILURE would be overwritten, and whoever waits for the task would wait for ever.
 func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
 	m, r, o := a.message, a.registration, a.outcome
 	message, err := o.retry.Message(m, w.cfg.Now())
@@ -290,17 +293,15 @@ func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
 		}
 		to.declare = &queue
 	}
-	if err := w.publishAll(m, []outgoing{to}); err != nil {
-		return nobodyTakes(err)
+	if !w.ignoresResult(m, r) {
+		row := w.row(m, protocol.StateRetry)
+		row.Exception, row.Traceback = o.failed.stored(), o.failed.traceback
+		row.Children = withChildren(append(a.task.children(), ownChild(m)), nil)
+		if _, err := w.store(w.lifecycle.record, row); err != nil {
+			return nil, err
+		}
 	}
-	if w.ignoresResult(m, r) {
-		return nil, nil
-	}
-	row := w.row(m, protocol.StateRetry)
-	row.Exception, row.Traceback = o.failed.stored(), o.failed.traceback
-	row.Children = withChildren(append(a.task.children(), ownChild(m)), nil)
-	_, err = w.store(w.lifecycle.record, row)
-	return nil, err
+	return nobodyTakes(w.publishAll(m, []outgoing{to}))
 }
 
 // row returns the result row of a message, without an outcome.

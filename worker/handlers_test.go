@@ -15,8 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/client"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -408,5 +410,56 @@ func TestHandlerThatEndsItsGoroutineFailsAndFreesItsSlot(t *testing.T) {
 		if row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil))); row.State != protocol.StateSuccess {
 			t.Errorf("the task after %s is %s", task, row.State)
 		}
+	}
+}
+
+// readsRows is a broker that notes, for each message that is published, what the row of
+// its task says then.
+type readsRows struct {
+	broker.Broker
+	results *workertest.Results
+	states  chan string
+}
+
+type publisherReadsRows struct {
+	broker.Publisher
+	broker *readsRows
+}
+
+func (b *readsRows) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	return &publisherReadsRows{p, b}, err
+}
+
+func (p *publisherReadsRows) Publish(ctx context.Context, m protocol.Publishing, declare *broker.Queue) error {
+	row, _ := p.broker.results.Find(m.TaskID)
+	p.broker.states <- row.State
+	return p.Publisher.Publish(ctx, m, declare)
+}
+
+// Once the retry is published, it may end in another slot, and its FAILURE must stay.
+func TestRetryIsStoredBeforeItIsPublished(t *testing.T) {
+	t.Parallel()
+	states := make(chan string, 10)
+	_, w, c, results := newMemoryEnv(t, func(cfg *worker.Config) {
+		cfg.Transport = &readsRows{cfg.Transport, cfg.Results.(*workertest.Results), states}
+	})
+	w.Register("shop.retry", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		return nil, worker.RetryIn(0).Max(1)
+	}))
+	workertest.Start(t, w)
+	sent, err := c.Send(t.Context(), client.Task("shop.retry"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row, err := results.WaitState(t.Context(), sent.ID); err != nil || row.State != protocol.StateFailure {
+		t.Errorf("%+v, %v", row, err)
+	}
+	var last string
+	for len(states) > 0 {
+		last = <-states // of the retry: the client may publish with the same broker
+	}
+	if last != protocol.StateRetry {
+		t.Errorf("the row says %q when the retry is published", last)
 	}
 }

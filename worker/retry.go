@@ -11,9 +11,9 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 )
 
-// Retry is returned by a handler to run the task again later. The worker publishes a
-// message with the same task id, a retry count that is one higher, and an ETA, stores
-// the state RETRY, and acknowledges the old message (docs/celery.md#retries).
+// Retry is returned by a handler to run the task again later. The worker stores the state
+// RETRY, publishes a message with the same task id, a retry count that is one higher, and
+// an ETA, and acknowledges the old message (docs/celery.md#retries).
 //
 // [RetryIn] makes one with a pause of its own. The zero Retry takes its pause from the
 // task's [RetryPolicy]. Without a policy that is Celery's default_retry_delay, 180 s.
