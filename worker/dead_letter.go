@@ -3,10 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
-	"maps"
 	"time"
 
-	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
 
@@ -41,20 +39,15 @@ func (w *Worker) moveToDeadLetters(d *delivery, taskID, reason string) (settleme
 	if w.cfg.DeadLetterQueue == "" {
 		return settlementReject, nil
 	}
-	headers := maps.Clone(d.wire.Headers)
-	if headers == nil {
-		headers = map[string]any{}
-	}
 	reason = cleanText(reason)
 	if len(reason) > maxReasonBytes {
 		reason = cleanText(reason[:maxReasonBytes]) + "…"
 	}
-	headers[HeaderReason], headers[HeaderQueue] = reason, d.sub.queue.Name
-	headers[HeaderTime] = w.cfg.Now().UTC().Format(time.RFC3339)
-	m := protocol.Publishing{
-		TaskID: taskID, RoutingKey: w.cfg.DeadLetterQueue,
-		Headers: headers, Properties: d.wire.Properties, Body: d.wire.Body,
-	}
+	// Not with all headers: RabbitMQ routes by one of them too.
+	m := d.receipt.Copy()
+	m.TaskID, m.RoutingKey = taskID, w.cfg.DeadLetterQueue
+	m.Headers[HeaderReason], m.Headers[HeaderQueue] = reason, d.sub.queue.Name
+	m.Headers[HeaderTime] = w.cfg.Now().UTC().Format(time.RFC3339)
 	// It stays in the queue until an operator removes it.
 	m.Properties.Expiration = ""
 	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error {

@@ -200,3 +200,39 @@ func TestCopyIsPublishedOnTheNextConnection(t *testing.T) {
 	close(g.release)
 	expectRecordedOnce(t, r, g, id)
 }
+
+// RabbitMQ routes a message by its header CC too, also one that is published to a queue.
+// What the worker publishes in place of a message is for one queue alone.
+func TestWhatReplacesAMessageReachesOneQueue(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	for _, name := range []string{"other", "dead"} {
+		if _, err := r.channel.QueueDeclare(name, true, false, false, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := r.config()
+	limited(10)(&cfg)
+	cfg.DeadLetterQueue = "dead"
+	w := newWorker(t, cfg)
+	var tries atomic.Int32
+	w.Register("shop.waiting", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		if tries.Add(1) <= 3 {
+			return nil, worker.Reject{Requeue: true, After: time.Millisecond}
+		}
+		return "done", nil
+	}))
+	stop := workertest.Start(t, w)
+	for _, task := range []string{"shop.waiting", "shop.unknown"} {
+		m := workertest.Message("orders", task, nil, nil)
+		m.Headers["CC"] = []any{"other"}
+		r.result(r.send(m))
+	}
+	eventually(t, "the message that nobody has registered is a dead letter", func() bool { return r.depth("dead") == 1 })
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := r.depth("other"); n != 2 {
+		t.Errorf("the other queue has %d messages, want the two that the producer has sent", n)
+	}
+}

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -98,11 +99,13 @@ func publishWithin(ctx context.Context, limit time.Duration, m store.ParkedMessa
 	return publish(ctx, publishingOf(m))
 }
 
-// publishingOf addresses a message to its queue directly: the exchange that it
-// came from may route to other queues too.
+// publishingOf addresses a message to its queue alone: the exchange that it came from
+// may route to other queues too, and so does RabbitMQ by the header CC.
 func publishingOf(m store.ParkedMessage) protocol.Publishing {
+	headers := maps.Clone(m.Headers)
+	delete(headers, "CC")
 	return protocol.Publishing{
-		TaskID: m.TaskID, Task: TaskExecutePlanStep, RoutingKey: m.Queue, Headers: m.Headers, Properties: m.Properties, Body: m.Body,
+		TaskID: m.TaskID, Task: TaskExecutePlanStep, RoutingKey: m.Queue, Headers: headers, Properties: m.Properties, Body: m.Body,
 	}
 }
 

@@ -252,3 +252,12 @@ type unavailableBroker struct{ Broker }
 func (unavailableBroker) Publish(context.Context, protocol.Publishing) error {
 	return errors.New("no broker")
 }
+
+// RabbitMQ would route the message by CC again.
+func TestParkedMessageIsPublishedToItsQueueAlone(t *testing.T) {
+	t.Parallel()
+	parked := store.ParkedMessage{Queue: "q", Headers: map[string]any{"CC": []any{"other"}, "id": "a"}}
+	if m := publishingOf(parked); m.RoutingKey != "q" || m.Exchange != "" || len(m.Headers) != 1 || len(parked.Headers) != 2 {
+		t.Errorf("%+v of %+v", m, parked)
+	}
+}

@@ -24,6 +24,10 @@ const (
 	// deliveries.
 	headerCount    = "x-delivery-count"
 	headerAcquired = "x-acquired-count"
+	// headerCC and headerBCC are further routing keys, for which RabbitMQ has delivered
+	// the message to their queues already. It takes headerBCC out of messages.
+	headerCC  = "CC"
+	headerBCC = "BCC"
 	// argumentLimit is the argument of a queue that sets its limit. That of a policy
 	// is not visible to a worker.
 	argumentLimit = "x-delivery-limit"
@@ -140,15 +144,16 @@ func (r *receipt) StillUnacked(ctx context.Context) error {
 	return errLost
 }
 
-// Copy returns the message with the default exchange, which reaches its queue alone,
-// and without the count of returns, which begins at zero again.
+// Copy returns the message with the default exchange, which reaches its queue alone
+// without CC, and without the count of returns, which begins at zero again.
 func (r *receipt) Copy() protocol.Publishing {
 	headers := maps.Clone(r.message.Headers)
 	if headers == nil {
 		headers = map[string]any{}
 	}
-	delete(headers, headerCount)
-	delete(headers, headerAcquired)
+	for _, name := range []string{headerCount, headerAcquired, headerCC, headerBCC} {
+		delete(headers, name)
+	}
 	return protocol.Publishing{
 		TaskID: r.message.Properties.CorrelationID, RoutingKey: r.queue,
 		Headers: headers, Properties: r.message.Properties, Body: r.message.Body,
