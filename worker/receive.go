@@ -76,7 +76,7 @@ func (w *Worker) handle(d *delivery) {
 		return
 	}
 	if !w.waitForETA(d, eta) {
-		faultpoint.Hit(faultpoint.DeliveryDropped, d.id.id)
+		faultpoint.Hit(faultpoint.DeliveryDropped, d.wire.Properties.CorrelationID)
 		return
 	}
 	a := w.waitForSlot(d)
@@ -278,7 +278,7 @@ func (w *Worker) waitForSlot(d *delivery) *attempt {
 	a, found := d.granted()
 	switch {
 	case found == matchNone && a == nil:
-		faultpoint.Hit(faultpoint.DeliveryDropped, d.id.id)
+		faultpoint.Hit(faultpoint.DeliveryDropped, d.wire.Properties.CorrelationID)
 		d.tell() // at a shutdown
 		return nil
 	case a == nil || a.first != d:

@@ -3,8 +3,8 @@ package worker
 import (
 	"container/list"
 	"crypto/sha256"
+	"encoding/binary"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -45,7 +45,7 @@ type registry struct {
 }
 
 const (
-	// rememberedOutcomes is how many ended tasks a worker remembers, about 200
+	// rememberedOutcomes is how many ended tasks a worker remembers, about 120
 	// bytes each.
 	rememberedOutcomes = 4096
 	// rememberedReturns is how many messages a worker remembers that waited when
@@ -71,18 +71,16 @@ func newRegistry(slots int, metrics *workerMetrics, now func() time.Time) *regis
 	}
 }
 
-// identity is equal for two deliveries of the same message. A retry has the
-// same task id but a higher count of retries.
-type identity struct {
-	id      string
-	retries int
-	body    [sha256.Size]byte
-}
+// identity is equal for two deliveries of the same message. A retry has the same task id but
+// a higher count of retries. It is a hash and has no pointers: the collector need not look
+// at the thousands of them that the registry remembers.
+type identity [sha256.Size]byte
 
-// identify copies the id, which is a part of the message's headers: the registry remembers
-// it for longer than them.
 func identify(m *protocol.Message, body []byte) identity {
-	return identity{id: strings.Clone(m.ID), retries: m.Retries, body: sha256.Sum256(body)}
+	sum := sha256.Sum256(body)
+	all := make([]byte, 0, 128) // enough for most, on the stack
+	all = append(binary.BigEndian.AppendUint64(append(all, sum[:]...), uint64(m.Retries)), m.ID...)
+	return sha256.Sum256(all)
 }
 
 // match says which known task a delivery belongs to.
@@ -302,47 +300,52 @@ func (w *Worker) Unacked() []*protocol.Message {
 	return list
 }
 
-// endedTasks remembers how the tasks that ended last were settled.
+// endedTasks remembers how the tasks were settled that ended last, or that were asked for
+// last.
 type endedTasks struct {
-	settlements map[identity]*list.Element
-	order       *list.List // of endedTask, oldest first
-	limit       int
+	settlements map[identity]endedTask
+	// ring has the identities in the order of their turns. An older place of an identity
+	// that got a later turn means nothing any more.
+	ring []identity
+	turn int // the number of turns so far
 }
 
 type endedTask struct {
-	identity
 	settlement settlement
+	turn       int
 }
 
 func newEndedTasks(limit int) endedTasks {
-	return endedTasks{settlements: map[identity]*list.Element{}, order: list.New(), limit: limit}
+	return endedTasks{settlements: map[identity]endedTask{}, ring: make([]identity, limit)}
 }
 
 func (e *endedTasks) find(id identity) (settlement, bool) {
-	element, ok := e.settlements[id]
-	if !ok {
-		return 0, false
+	task, ok := e.settlements[id]
+	if ok {
+		e.remember(id, task.settlement)
 	}
-	e.order.MoveToBack(element)
-	return element.Value.(endedTask).settlement, true
+	return task.settlement, ok
 }
 
 // add remembers the settlement of a task that was acknowledged or rejected with an
 // outcome. Any other settlement makes it forget an earlier one of an equal
 // message: this one comes again, marked as redelivered, and must run.
 func (e *endedTasks) add(id identity, s settlement) {
-	if old, ok := e.settlements[id]; ok {
-		e.order.Remove(old)
-		delete(e.settlements, id)
-	}
 	if s != settlementAck && s != settlementReject {
+		delete(e.settlements, id)
 		return
 	}
-	e.settlements[id] = e.order.PushBack(endedTask{id, s})
-	if e.order.Len() > e.limit {
-		oldest := e.order.Remove(e.order.Front()).(endedTask)
-		delete(e.settlements, oldest.identity)
+	e.remember(id, s)
+}
+
+// remember gives a task a turn, for which it forgets the one with the oldest.
+func (e *endedTasks) remember(id identity, s settlement) {
+	place := &e.ring[e.turn%len(e.ring)]
+	if oldest, ok := e.settlements[*place]; ok && oldest.turn == e.turn-len(e.ring) {
+		delete(e.settlements, *place)
 	}
+	*place, e.settlements[id] = id, endedTask{s, e.turn}
+	e.turn++
 }
 
 // recentSet is a set of the elements that were added last, up to its size.

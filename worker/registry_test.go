@@ -86,6 +86,8 @@ func (r *registryTest) expect(d *delivery, want state) {
 	}
 }
 
+func identityOf(id string) identity { return identify(&protocol.Message{ID: id}, nil) }
+
 // A queue's messages start in the order in which the broker has delivered them, also
 // when a later one is read first; one that was delayed goes to the end.
 func TestMessagesStartInTheBrokersOrder(t *testing.T) {
@@ -96,7 +98,7 @@ func TestMessagesStartInTheBrokersOrder(t *testing.T) {
 		all = append(all, r.deliver("q", false))
 	}
 	for i, d := range slices.Backward(all) {
-		d.read(nil, identity{id: fmt.Sprint(i)})
+		d.read(nil, identityOf(fmt.Sprint(i)))
 		if i == 1 {
 			d.delay()
 		} else {
@@ -118,7 +120,7 @@ func TestSlotsGoToTheQueuesInTurn(t *testing.T) {
 	r := newRegistryTest(t, 1)
 	start := func(queue, id string) *delivery {
 		d := r.deliver(queue, false)
-		d.read(nil, identity{id: id})
+		d.read(nil, identityOf(id))
 		d.wait()
 		return d
 	}
@@ -139,25 +141,25 @@ func TestRecentOutcomesAreBounded(t *testing.T) {
 	r.worker.registry.ended = newEndedTasks(2)
 	for _, id := range []string{"a", "b", "c"} {
 		d := r.deliver("q", true)
-		if known := d.read(nil, identity{id: id}); known != matchNone {
+		if known := d.read(nil, identityOf(id)); known != matchNone {
 			t.Fatalf("%s is already known", id)
 		}
 		d.wait()
 		d.attempt.end(settlementAck)
 		d.attempt.releaseSlot()
 	}
-	if known := r.deliver("q", true).read(nil, identity{id: "a"}); known != matchNone {
+	if known := r.deliver("q", true).read(nil, identityOf("a")); known != matchNone {
 		t.Error("the oldest is still known")
 	}
-	if d := r.deliver("q", true); d.read(nil, identity{id: "c"}) != matchEnded || d.settlement != settlementAck {
+	if d := r.deliver("q", true); d.read(nil, identityOf("c")) != matchEnded || d.settlement != settlementAck {
 		t.Errorf("the newest is %v", d.now())
 	}
-	if known := r.deliver("q", false).read(nil, identity{id: "c"}); known != matchNone {
+	if known := r.deliver("q", false).read(nil, identityOf("c")); known != matchNone {
 		t.Error("a message that was sent again counts as a redelivery")
 	}
 	// What was asked for last is kept longest.
 	ended := newEndedTasks(2)
-	a, b, c := identity{id: "a"}, identity{id: "b"}, identity{id: "c"}
+	a, b, c := identityOf("a"), identityOf("b"), identityOf("c")
 	ended.add(a, settlementAck)
 	ended.add(b, settlementAck)
 	ended.find(a)
@@ -184,6 +186,7 @@ type expected struct {
 	state   state
 	told    string // what the broker is told, from settling on
 	queue   string
+	name    string // of the task
 	task    identity
 	isRead  bool // read has been called
 	refused bool // no task runs for it
@@ -193,8 +196,7 @@ type expected struct {
 	limit   *expectedLimit // nil without one
 }
 
-// message is that of the delivery's task, which is the first digit of the id.
-func (e *expected) message() *protocol.Message { return &protocol.Message{Task: e.task.id[:1]} }
+func (e *expected) message() *protocol.Message { return &protocol.Message{Task: e.name} }
 
 func (e *expected) settles(told string) { e.state, e.told = stateSettling, told }
 
@@ -494,7 +496,8 @@ func (w *registryWalk) event() string {
 		}
 		d := w.deliver(queue, random.IntN(2) == 0)
 		w.session, w.subs = current, subs
-		e := &expected{delivery: d, state: stateReceived, queue: queue, task: identity{id: fmt.Sprint(random.IntN(6), " ", random.IntN(2))}}
+		name := fmt.Sprint(random.IntN(6))
+		e := &expected{delivery: d, state: stateReceived, queue: queue, name: name, task: identityOf(fmt.Sprint(name, " ", random.IntN(2)))}
 		m.place++
 		e.place, e.limit = m.place, m.limits[e.message().Task]
 		m.all = append(m.all, e)

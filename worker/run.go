@@ -22,7 +22,7 @@ func (w *Worker) execute(a *attempt) {
 	defer w.rejectAfterPanic(a)
 	m, err := a.begin()
 	if err != nil {
-		faultpoint.Hit(faultpoint.DeliveryDropped, a.id)
+		faultpoint.Hit(faultpoint.DeliveryDropped, a.first.wire.Properties.CorrelationID)
 		a.end(settlementRequeue)
 		return
 	}
