@@ -19,6 +19,9 @@ type textDecoder func(in []byte) (out []byte, ok bool)
 // unknown, or a byte has no character in it), the body must be UTF-8
 // (docs/celery.md#content-encoding).
 func bodyText(body []byte, encoding string) (text []byte, ok bool) {
+	if encoding == "utf-8" {
+		return body, utf8.Valid(body) // as nearly always
+	}
 	if decode, known := textDecoders[encodingName(encoding)]; known {
 		if text, ok := decode(body); ok {
 			return text, true

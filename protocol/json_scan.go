@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -90,7 +91,7 @@ func (s *scanner) skip() error {
 	case kindArray:
 		return s.array(s.skip)
 	case kindObject:
-		return s.object(func(string) error { return s.skip() })
+		return s.quotedKeys(func([]byte) error { return s.skip() })
 	}
 	_, err = s.scalar(k)
 	return err
@@ -248,6 +249,11 @@ func (s *scanner) array(each func() error) error {
 // object moves past an object and calls each for every key; each must move
 // past the value.
 func (s *scanner) object(each func(key string) error) error {
+	return s.quotedKeys(func(key []byte) error { return each(unquoteJSON(key)) })
+}
+
+// quotedKeys is object with the texts of the keys.
+func (s *scanner) quotedKeys(each func(key []byte) error) error {
 	return s.container('}', func() error {
 		s.space()
 		if s.pos >= len(s.text) || s.text[s.pos] != '"' {
@@ -257,7 +263,7 @@ func (s *scanner) object(each func(key string) error) error {
 		if err := s.skipString(); err != nil {
 			return err
 		}
-		key := unquoteJSON(s.text[start:s.pos])
+		key := s.text[start:s.pos]
 		s.space()
 		if s.pos >= len(s.text) || s.text[s.pos] != ':' {
 			return s.fail("a colon is expected")
@@ -334,7 +340,7 @@ func isNull(text json.RawMessage) bool { return kindOf(text) == kindNull }
 // elements splits an array. The result is never nil.
 func elements(text json.RawMessage) ([]json.RawMessage, error) {
 	s := scanner{text: text}
-	items := make([]json.RawMessage, 0, elementCount(text))
+	items := make([]json.RawMessage, 0, max(elementCount(text), room(text)))
 	if k, err := s.peek(); err != nil || k != kindArray {
 		return nil, s.fail("an array is expected")
 	}
@@ -361,22 +367,47 @@ func elementCount(text json.RawMessage) int {
 	return n
 }
 
+// room is for how many elements or members a slice has room at first: one that grows from
+// one element to three takes twice as much.
+func room(text json.RawMessage) int {
+	if len(text) <= len("[]") {
+		return 0
+	}
+	return 4
+}
+
+// smallObject is how many members of an object are compared one by one: a map of their keys
+// would take longer to build.
+const smallObject = 8
+
 // members splits an object. For a repeated key the last value is kept, at the
 // place of the first, as in Python. The result is never nil.
 func members(text json.RawMessage) (Object, error) {
 	s := scanner{text: text}
-	o := Object{}
+	o := make(Object, 0, room(text))
 	if k, err := s.peek(); err != nil || k != kindObject {
 		return nil, s.fail("an object is expected")
 	}
-	seen := map[string]int{}
+	var seen map[string]int // of a large object
 	err := s.object(func(key string) error {
 		value, err := s.raw()
-		if at, ok := seen[key]; ok {
+		at, repeated := seen[key]
+		if seen == nil {
+			at = slices.IndexFunc(o, func(m Member) bool { return m.Key == key })
+			repeated = at >= 0
+		}
+		if repeated {
 			o[at].Value = value
-		} else {
-			seen[key] = len(o)
-			o = append(o, Member{Key: key, Value: value})
+			return err
+		}
+		o = append(o, Member{Key: key, Value: value})
+		if seen != nil {
+			seen[key] = len(o) - 1
+		} else if len(o) == smallObject {
+			seen = make(map[string]int, 2*smallObject)
+			for i, m := range o {
+				seen[m.Key] = i
+			}
 		}
 		return err
 	})
