@@ -49,8 +49,8 @@ func (t turn) precedes(other turn) bool {
 type holdRow struct {
 	// RunID is the run that holds the workspace, "" for none.
 	RunID string
-	// Next is the first of the other runs that wait for it, nil for none. A run that
-	// waits for the end of a pause is none of them.
+	// Next is the first of the other runs that wait for it, nil for none, and while a run
+	// holds it. A run that waits for the end of a pause is none of them.
 	Next *turn
 }
 
@@ -112,12 +112,14 @@ func lockHold(ctx context.Context, tx pgx.Tx, workspace, queue, runID string) (h
 		RETURNING COALESCE(h.run_id::text, '')`, workspace, queue).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&hold.RunID)
 	})
-	// A statement after the lock, so that it sees all messages parked before.
+	// A statement after the lock, so that it sees all messages parked before. Nobody is
+	// next while a run holds the workspace: during a pause all may have to be read.
 	batch.Queue(`
 		SELECT p.run_id::text, p.rank, p.queued_at
 		FROM mm_orchestrator.parked AS p
 		JOIN orchestrator_runs AS r ON r.id = p.run_id
 		WHERE p.workspace = $1 AND p.run_id <> $2 AND `+runGoesOn+` AND NOT `+isPaused+`
+		  AND (SELECT h.run_id IS NULL FROM mm_orchestrator.holds AS h WHERE h.workspace = $1)
 		ORDER BY p.rank, p.queued_at, p.run_id
 		LIMIT 1`, workspace, runID).Query(func(rows pgx.Rows) error {
 		for rows.Next() {
@@ -173,9 +175,12 @@ const grantToNext = `
 // queueParkedReady reads whether messages of the run, or of any run that holds a
 // workspace, are parked. They can probably be published; TakeParked checks.
 func queueParkedReady(batch *pgx.Batch, runID string, found *bool) {
+	// From the workspaces to the messages, of which there may be very many. LIMIT makes
+	// sure that the planner keeps this order.
 	batch.Queue(`
-		SELECT EXISTS (SELECT FROM mm_orchestrator.parked AS p
-		               WHERE p.run_id = $1 OR EXISTS (SELECT FROM mm_orchestrator.holds AS h WHERE h.run_id = p.run_id))`,
+		SELECT EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = $1)
+		    OR EXISTS (SELECT FROM mm_orchestrator.holds AS h
+		               CROSS JOIN LATERAL (SELECT FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id LIMIT 1) AS waiting)`,
 		runID).QueryRow(func(row pgx.Row) error { return row.Scan(found) })
 }
 

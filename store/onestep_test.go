@@ -152,7 +152,7 @@ func TestRetryAfterTheRollbackWasLost(t *testing.T) {
 	blocked := func() (blocked, working bool) {
 		t.Helper()
 		list, err := successor.ListWorkspaces(t.Context(), "q", nil)
-		if err != nil || len(list) != 1 || list[0].RunID != run || list[0].Parked != 1 {
+		if err != nil || len(list) != 1 || list[0].RunID != run || !list[0].Parked {
 			t.Fatalf("%+v, %v", list, err)
 		}
 		return list[0].Blocked, list[0].Working

@@ -95,12 +95,18 @@ const takenLease = 30 * time.Second
 // takeLimit bounds how many messages one call returns, and so their memory.
 const takeLimit = 8
 
+// lookLimit is how many of the messages that wait for a workspace TakeParked looks at:
+// it must not take longer the more runs wait. It is a text of the statement, not a
+// parameter, because the planner would take that for a tenth of the table.
+const lookLimit = "32"
+
 // TakeParked reserves messages of a queue that can be published now, and returns
 // them in the order of turns, and those of one run in the order of their ids. It
 // takes at most 8, those with the earliest turns; call it until there are none.
 //
 // A message can be published if its run holds the workspace, or if its run has
-// ended or was deleted, since the message then has no effect. It cannot while
+// ended or was deleted, since the message then has no effect. Those that have ended or
+// were deleted are found among the first 32 that wait for a workspace. It cannot while
 // BeginStep would park it again by the rules of decide: while a live worker has a
 // claim on a step of the run, or a dead one on another step, or the queue is paused.
 //
@@ -126,9 +132,19 @@ func (s *Store) TakeParked(ctx context.Context, queue string) ([]ParkedMessage, 
 			return err
 		}
 		rows, err := s.pool.Query(ctx, `
-			WITH ready AS MATERIALIZED (
+			WITH candidates AS MATERIALIZED (
+			    SELECT c.id
+			    FROM mm_orchestrator.holds AS h
+			    CROSS JOIN LATERAL (SELECT p.id FROM mm_orchestrator.parked AS p WHERE p.run_id = h.run_id) AS c
+			    UNION
+			    SELECT c.id
+			    FROM mm_orchestrator.holds AS h
+			    CROSS JOIN LATERAL (SELECT p.id FROM mm_orchestrator.parked AS p WHERE p.workspace = h.workspace
+			                        ORDER BY p.rank, p.queued_at, p.run_id, p.id LIMIT `+lookLimit+`) AS c
+			), ready AS MATERIALIZED (
 			    SELECT p.id
-			    FROM mm_orchestrator.parked AS p
+			    FROM candidates
+			    JOIN mm_orchestrator.parked AS p ON p.id = candidates.id
 			    JOIN mm_orchestrator.holds AS h ON h.workspace = p.workspace
 			    LEFT JOIN orchestrator_runs AS r ON r.id = p.run_id
 			    WHERE p.queue = $1

@@ -115,7 +115,7 @@ func TestPauseParksRunsBetweenSteps(t *testing.T) {
 	}
 	// A sweep does not take the run for lost.
 	states, err := s.ListWorkspaces(t.Context(), "q", nil)
-	if err != nil || len(states) != 2 || states[0].RunID != run || states[0].Parked != 1 || states[0].Blocked {
+	if err != nil || len(states) != 2 || states[0].RunID != run || !states[0].Parked || states[0].Blocked {
 		t.Errorf("workspaces %+v, %v", states, err)
 	}
 	lost, err := s.FailLost(t.Context(), store.Suspect{Workspace: "w", Queue: "q", RunID: run, Version: states[0].Version}, nil)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -68,6 +69,8 @@ func (s *Store) NewestParked(ctx context.Context, queue string) (int64, error) {
 // published message and park it again, under a higher id; without this limit the
 // two would go on for ever.
 func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) ([]ParkedMessage, error) {
+	const canBeTaken = `(p.taken_by IS NULL OR p.taken_by = $2 OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
+		OR pg_try_advisory_xact_lock_shared(p.taken_by))`
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take all parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil
@@ -75,14 +78,22 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 			return err
 		}
 		rows, err := s.pool.Query(ctx, `
-			WITH ready AS MATERIALIZED (
+			WITH candidates AS MATERIALIZED (
+			    SELECT c.id
+			    FROM mm_orchestrator.holds AS h
+			    CROSS JOIN LATERAL (
+			        SELECT p.id
+			        FROM mm_orchestrator.parked AS p
+			        WHERE p.workspace = h.workspace AND p.queue = $1 AND p.id <= $4 AND `+canBeTaken+`
+			        ORDER BY `+parkedOrder+`
+			        LIMIT `+strconv.Itoa(takeLimit)+`) AS c
+			), ready AS MATERIALIZED (
 			    SELECT p.id
-			    FROM mm_orchestrator.parked AS p
-			    WHERE p.queue = $1 AND p.id <= $5
-			      AND (p.taken_by IS NULL OR p.taken_by = $2 OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
-			           OR pg_try_advisory_xact_lock_shared(p.taken_by))
+			    FROM candidates
+			    JOIN mm_orchestrator.parked AS p ON p.id = candidates.id
+			    WHERE `+canBeTaken+` -- again, under the lock
 			    ORDER BY `+parkedOrder+`
-			    LIMIT $4
+			    LIMIT `+strconv.Itoa(takeLimit)+`
 			    FOR UPDATE OF p SKIP LOCKED
 			), taken AS (
 			    UPDATE mm_orchestrator.parked AS p
@@ -94,7 +105,7 @@ func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) (
 			SELECT p.id, p.run_id::text, p.step, p.task_id, p.why, p.parked_at, p.queue, p.headers::text, p.properties::text, p.body
 			FROM taken AS p
 			ORDER BY `+parkedOrder,
-			queue, s.workerLock.key, takenLease.Seconds(), takeLimit, newest)
+			queue, s.workerLock.key, takenLease.Seconds(), newest)
 		if err != nil {
 			return err
 		}

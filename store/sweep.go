@@ -32,8 +32,9 @@ type WorkspaceState struct {
 	// Blocked says that a parked message of the run waits for another step of it.
 	// The worker with the claim on that step may be dead.
 	Blocked bool
-	// Parked counts the parked messages of the run, Waiting those of other runs.
-	Parked, Waiting int
+	// Parked says that messages of the run are parked, Waiting that those of other runs
+	// wait for the workspace.
+	Parked, Waiting bool
 	// SeenAt is when a worker last had a message or a step of the run, by the
 	// database's clock. Idle is how long ago that was.
 	SeenAt time.Time
@@ -108,14 +109,20 @@ func (s *Store) ListWorkspaces(ctx context.Context, queue string, unacked []stri
 			       EXISTS (SELECT FROM mm_orchestrator.claims AS c
 			               JOIN mm_orchestrator.parked AS b ON b.run_id = c.run_id AND b.step <> c.step
 			               WHERE c.run_id = h.run_id AND c.outcome IS NULL AND c.holder IS NOT NULL),
-			       count(p.id) FILTER (WHERE p.run_id = h.run_id), count(p.id) FILTER (WHERE p.run_id IS DISTINCT FROM h.run_id),
+			       EXISTS (SELECT FROM mm_orchestrator.parked AS p WHERE p.workspace = h.workspace AND p.run_id = h.run_id),
+			       waiting.is,
 			       h.seen_at, EXTRACT(EPOCH FROM clock_timestamp() - h.seen_at)::float8, `+runVersion("h.run_id")+`,
 			       (SELECT l.is FROM long_step AS l)
 			FROM mm_orchestrator.holds AS h
 			LEFT JOIN orchestrator_runs AS r ON r.id = h.run_id
-			LEFT JOIN mm_orchestrator.parked AS p ON p.workspace = h.workspace
-			WHERE h.queue = $1 AND (h.run_id IS NOT NULL OR p.id IS NOT NULL)
-			GROUP BY h.workspace, r.id
+			CROSS JOIN LATERAL (
+			    -- The order makes the planner read one row of the index, however many wait.
+			    SELECT (SELECT p.id FROM mm_orchestrator.parked AS p
+			            WHERE p.workspace = h.workspace AND p.run_id IS DISTINCT FROM h.run_id
+			            ORDER BY p.rank, p.queued_at, p.run_id, p.id
+			            LIMIT 1) IS NOT NULL AS is
+			) AS waiting
+			WHERE h.queue = $1 AND (h.run_id IS NOT NULL OR waiting.is)
 			ORDER BY h.workspace`, queue).Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				var w WorkspaceState

@@ -62,7 +62,7 @@ func TestListWorkspaces(t *testing.T) {
 		t.Fatalf("%+v", list)
 	}
 	w := list[0]
-	if w.Workspace != "w" || w.RunID != first || w.RunStatus != store.RunRunning || !w.RunGoesOn || !w.Working || w.Parked != 1 || w.Waiting != 1 ||
+	if w.Workspace != "w" || w.RunID != first || w.RunStatus != store.RunRunning || !w.RunGoesOn || !w.Working || !w.Parked || !w.Waiting ||
 		w.Idle < 0 || w.Idle > 10*time.Second {
 		t.Errorf("%+v", w)
 	}

@@ -135,9 +135,9 @@ const (
 // repairOf decides what a sweep does to a workspace. Pure.
 func repairOf(w store.WorkspaceState) repair {
 	switch {
-	case w.RunID == "" && w.Waiting > 0, w.RunID != "" && !w.RunGoesOn:
+	case w.RunID == "" && w.Waiting, w.RunID != "" && !w.RunGoesOn:
 		return repairPass
-	case w.RunID == "", w.Working, w.Parked > 0 && !w.Blocked:
+	case w.RunID == "", w.Working, w.Parked && !w.Blocked:
 		return repairNothing
 	}
 	switch w.RunStatus {
@@ -169,7 +169,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	problems := []error{foreignErr, s.lookForPause(ctx)}
 	parked, still := false, map[string]suspect{}
 	for _, w := range list {
-		parked = parked || w.Parked+w.Waiting > 0
+		parked = parked || w.Parked || w.Waiting
 		switch repairOf(w) {
 		case repairPass:
 			err = s.config.Steps.PassWorkspace(ctx, w.Workspace, w.RunID)
