@@ -45,13 +45,30 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 // goroutine may serve another one.
 func (w *Worker) serve(d *delivery) (again bool) {
 	d.activity = w.stalls.StartOf("message", clip(d.wire.Properties.CorrelationID), "reading it")
+	exits := true
 	defer func() {
-		if !d.left {
-			w.served(d)
+		if d.left {
+			return
 		}
+		if exits {
+			w.exited(d)
+		}
+		w.served(d)
 	}()
 	w.handle(d)
+	exits = false
 	return !d.left
+}
+
+// exited requeues a delivery whose goroutine ends before it is settled: the result backend
+// or other code of the program has called runtime.Goexit.
+func (w *Worker) exited(d *delivery) {
+	w.cfg.Logger.Error("message is requeued: its goroutine was ended", "queue", d.sub.queue.Name, "task_id", clip(d.wire.Properties.CorrelationID))
+	if a, _ := d.granted(); a != nil && a.first == d {
+		a.end(settlementRequeue)
+		return
+	}
+	d.settle(settlementRequeue)
 }
 
 // served ends what serve has begun.
