@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,7 @@ type attempt struct {
 	task         *Task             // what the handler receives; written at the start
 	began        time.Time         // when the handler was called
 	ended        atomic.Bool       // the handler has returned, or the attempt goes on without it
+	updating     sync.Mutex        // locked while the handler stores a state
 
 	// Guarded by registry.mu.
 	deliveries   []*delivery
@@ -54,6 +56,24 @@ func (a *attempt) begin() (*protocol.Message, error) {
 		}
 	}
 	return nil, errors.New("its connection is lost")
+}
+
+// endUpdates waits for a state that the handler is storing, in another goroutine or
+// although it was given up: it must not replace the outcome. It is called when the handler
+// has ended, and no other state is stored from then on. A backend that does not return
+// is not waited for.
+func (a *attempt) endUpdates() {
+	if a.updating.TryLock() {
+		a.updating.Unlock()
+		return
+	}
+	stored := make(chan struct{})
+	go func() {
+		defer close(stored)
+		a.updating.Lock()
+		defer a.updating.Unlock()
+	}()
+	waitFor(stored, storeTimeout, nil)
 }
 
 // releaseSlot frees the slot for another attempt. Further calls do nothing.

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/moonladderstudios/mm-orchestrator/client"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
@@ -603,6 +604,102 @@ func BenchmarkTasks(b *testing.B) {
 			b.ResetTimer()
 			workertest.Start(b, w)
 			r.result(last)
+		})
+	}
+}
+
+// slowStates is a result backend in which a state that is no outcome takes 100 ms, or less
+// if its task has failed.
+type slowStates struct {
+	*workertest.Results
+	storing, failed chan struct{}
+}
+
+func (b *slowStates) Store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
+	if rows[0].State != "PROGRESS" {
+		defer close(b.failed)
+		return b.Results.Store(ctx, rows...)
+	}
+	close(b.storing)
+	select {
+	case <-b.failed:
+	case <-time.After(100 * time.Millisecond):
+	}
+	return b.Results.Store(context.WithoutCancel(ctx), rows...)
+}
+
+// A progress report that is slow must not replace the failure: whoever waits for the task
+// would wait for ever.
+func TestAStateStoredLateDoesNotReplaceTheOutcome(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]time.Duration{"in another goroutine": 0, "given up": time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			states := &slowStates{storing: make(chan struct{}), failed: make(chan struct{})}
+			_, w, c, results := newMemoryEnv(t, func(cfg *worker.Config) {
+				states.Results = cfg.Results.(*workertest.Results)
+				cfg.Results, cfg.HardLimitGrace = states, time.Millisecond
+			})
+			updated := make(chan error, 1)
+			w.Register("shop.slow", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+				go func() { updated <- task.UpdateState(context.WithoutCancel(ctx), "PROGRESS", 1) }()
+				<-states.storing
+				if limit > 0 {
+					<-states.failed
+				}
+				return nil, errors.New("fails")
+			}), worker.WithTimeLimit(protocol.TimeLimit{Hard: limit}))
+			workertest.Start(t, w)
+			sent, err := c.Send(t.Context(), client.Task("shop.slow"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			receive(t, "the failure is stored", states.failed)
+			if err := <-updated; err != nil {
+				t.Error(err)
+			}
+			if got := results.History(sent.ID); !slices.Equal(got, []string{"PROGRESS", protocol.StateFailure}) {
+				t.Errorf("states %v", got)
+			}
+		})
+	}
+}
+
+// goexitOnce is a result backend that ends the goroutine of its first caller, as a call of
+// t.FailNow in a test's backend does.
+type goexitOnce struct {
+	*workertest.Results
+	done atomic.Bool
+}
+
+func (b *goexitOnce) Store(ctx context.Context, rows ...protocol.Result) ([]bool, error) {
+	if b.done.CompareAndSwap(false, true) {
+		runtime.Goexit()
+	}
+	return b.Results.Store(ctx, rows...)
+}
+
+// A worker of one slot receives in the goroutine that the backend ends.
+func TestABackendThatEndsItsGoroutineLosesNoMessage(t *testing.T) {
+	t.Parallel()
+	for _, task := range []string{"shop.add", "shop.unknown"} {
+		t.Run(task, func(t *testing.T) {
+			t.Parallel()
+			r := newTestEnv(t)
+			cfg := r.config()
+			cfg.Results = &goexitOnce{Results: r.results}
+			w := newWorker(t, cfg)
+			registerShop(w)
+			stop := workertest.Start(t, w)
+			for range 2 {
+				r.result(r.send(workertest.Message("orders", task, workertest.Args(1, 2), nil)))
+			}
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			if n := r.depth("orders"); n != 0 {
+				t.Errorf("%d messages remain", n)
+			}
 		})
 	}
 }

@@ -52,6 +52,7 @@ func (w *Worker) execute(a *attempt) {
 func (w *Worker) finish(a *attempt) {
 	if !a.began.IsZero() {
 		a.first.activity.EndWait()
+		a.endUpdates()
 		a.outcome.duration = w.cfg.Now().Sub(a.began)
 		faultpoint.Hit(faultpoint.TaskReturned, a.message.ID, a.message.ArgsRepr)
 		if a.registration.ackEarly {
@@ -104,6 +105,8 @@ func (w *Worker) run(a *attempt) (o outcome, mine bool) {
 	task.otherConsumers = func(ctx context.Context) (int, error) { return w.otherConsumers(ctx, d.sub.queue.Name) }
 	if !ignored {
 		task.update = func(ctx context.Context, state string, meta json.RawMessage) error {
+			a.updating.Lock()
+			defer a.updating.Unlock()
 			if a.ended.Load() {
 				return fmt.Errorf("task %s has ended: its state cannot become %s", m.ID, state)
 			}
