@@ -181,7 +181,12 @@ func (s *stamp) head(own, shared string) {
 	s.file(filepath.Join(own, "HEAD"))
 	s.file(filepath.Join(shared, "config"))
 	s.file(filepath.Join(shared, "packed-refs"))
-	s.file(filepath.Join(shared, "objects/info/alternates"))
+	for _, name := range []string{"objects/info/alternates", "refs/replace"} {
+		if _, err := os.Lstat(filepath.Join(shared, name)); !errors.Is(err, fs.ErrNotExist) {
+			s.valid = false // the objects of another repository, or others than are named
+			return
+		}
+	}
 	text, err := os.ReadFile(filepath.Join(own, "HEAD"))
 	if err != nil {
 		s.valid = false

@@ -116,3 +116,34 @@ func TestOnlySureAnswersAreRemembered(t *testing.T) {
 		t.Errorf("an error was remembered")
 	}
 }
+
+// What HEAD is read from may lie elsewhere than in the files of the repository.
+func TestNoAnswerAboutHeadIsRememberedThatDependsOnOtherFiles(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ setup, damage string }{
+		"the objects of another repository": {`git init -q "$BASE/o"; cd "$BASE/o"; git commit -q --allow-empty -m one; cd "$OLDPWD"; git clone -q --shared "$BASE/o" .`, `rm -r "$BASE/o/.git/objects"`},
+		"another commit than HEAD's":        {`git init -q; git commit -q --allow-empty -m one; git replace HEAD $(git commit-tree -m two HEAD:)`, `id=$(git rev-parse refs/replace/$(git rev-parse HEAD)); rm -f .git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-)`},
+		"a commit that is replaced later":   {`git init -q; git commit -q --allow-empty -m one`, `git replace HEAD $(git commit-tree -m two HEAD:); id=$(git rev-parse refs/replace/$(git rev-parse HEAD)); rm -f .git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-)`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newTestRepository(t)
+			b.shell(c.setup)
+			b.age()
+			answers, git := new(Answers), filepath.Join(b.top, ".git")
+			ask := func() error {
+				return answers.HeadTree(git, git, func() error {
+					_, err := b.try(`git cat-file -e 'HEAD^{tree}'`)
+					return err
+				})
+			}
+			if err := ask(); err != nil {
+				t.Fatal(err)
+			}
+			b.shell(c.damage)
+			if err := ask(); err == nil {
+				t.Error("git cannot read HEAD, but an answer is remembered")
+			}
+		})
+	}
+}
