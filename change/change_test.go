@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,5 +145,56 @@ func TestALargeRepositoryIsCapturedQuickly(t *testing.T) {
 	t.Logf("capture %s with %d git commands, observe %s, load %s", captured, calls, observed, time.Since(begin))
 	if calls > 12 {
 		t.Errorf("a capture runs %d git commands", calls)
+	}
+}
+
+// In a sparse index a folder stands for all files in it. A state has the files, and what is
+// restored is an index that git can use.
+func TestASparseIndexIsRestored(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"beside the folders": `echo new >d/new; git add d/new; git rm -q --cached d/d`,
+		"inside of one":      `mkdir e; echo new >e/new; git add --sparse e/new`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newTestRepository(t)
+			b.shell(`git init -q; mkdir -p d e/f; echo d >d/d; echo e >e/e; echo f >e/f/f; git add .; git commit -qm one
+git sparse-checkout set --cone --sparse-index d; git ls-files --sparse | grep -q '^e/$'`)
+			before := b.fingerprint()
+			r := b.open(Options{})
+			_, id, err := r.Capture(t.Context(), testRun, "baseline")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.shell(change)
+			b.restoreAll(r, id)
+			sameFingerprint(t, b.fingerprint(), before)
+			// Somebody else has staged a file, so that the index is written anew.
+			b.shell(change + `; echo later >d/later; git add d/later`)
+			baseline, err := r.Load(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			now, err := r.Observe(t.Context(), baseline)
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := slices.DeleteFunc(Compare(baseline, now), func(d Difference) bool { return d.Path == "d/later" })
+			if _, err := r.Restore(t.Context(), baseline, now, own); err != nil {
+				t.Fatal(err)
+			}
+			b.shell(`test "$(git status --porcelain)" = "A  d/later"; git fsck --strict --no-dangling`)
+		})
+	}
+}
+
+func TestAnIndexThatHasToBeUnderstoodIsNotGuessed(t *testing.T) {
+	t.Parallel()
+	for extension, known := range map[string]bool{"ABCD": true, "abcd": false} {
+		data := append([]byte("DIRC\x00\x00\x00\x02\x00\x00\x00\x00"+extension+"\x00\x00\x00\x01x"), make([]byte, 20)...)
+		if _, err := parseIndex(data, 20); (err == nil) != known {
+			t.Errorf("%s: %v", extension, err)
+		}
 	}
 }

@@ -51,8 +51,9 @@ const (
 	indexIntentToAdd     = 0x2000
 )
 
-// errSplitIndex says that an index refers to a second file for its entries.
-var errSplitIndex = errors.New("the index is split")
+// errJoinIndex says that an index does not name all files itself: it is split, and refers
+// to a second file, or it is sparse, and has folders for all that is in them.
+var errJoinIndex = errors.New("the index is split or sparse")
 
 // parseIndex reads an index file, of the versions 2 to 4. idSize is the length of
 // object ids in bytes. Nothing is an index without entries, as git has it.
@@ -144,11 +145,13 @@ func parseIndexTree(data []byte, idSize int) (list []IndexEntry, tree string, er
 		if size < 0 || len(rest) < 8+size {
 			return nil, "", cut
 		}
-		if string(rest[:4]) == "link" {
-			return nil, "", errSplitIndex
-		}
-		if string(rest[:4]) == "TREE" {
+		switch name := string(rest[:4]); {
+		case name == "link" || name == "sdir":
+			return nil, "", errJoinIndex
+		case name == "TREE":
 			tree = topTree(rest[8:8+size], idSize)
+		case name[0] < 'A' || name[0] > 'Z': // git's sign for one that a reader must know
+			return nil, "", fmt.Errorf("index extension %q is unknown", name)
 		}
 		rest = rest[8+size:]
 	}

@@ -335,13 +335,13 @@ func (w *walk) readIndexes(ctx context.Context) error {
 // setIndex parses the index of a git directory.
 func (r *Repository) setIndex(ctx context.Context, dir *GitDir, data []byte) {
 	dir.index, dir.indexTree, dir.indexErr = parseIndexTree(data, idBytes(r.format))
-	if errors.Is(dir.indexErr, errSplitIndex) {
+	if errors.Is(dir.indexErr, errJoinIndex) {
 		dir.index, dir.indexErr = r.joinIndex(ctx, dir.Path, data)
 	}
 }
 
-// joinIndex reads an index that refers to a second file: it has git write a copy
-// without one.
+// joinIndex reads an index that is split or sparse: it has git write a copy that is
+// neither.
 func (r *Repository) joinIndex(ctx context.Context, gitDir string, data []byte) ([]IndexEntry, error) {
 	gitDir = r.absolute(gitDir)
 	// In the git directory, because the second file is searched beside the first.
@@ -357,7 +357,7 @@ func (r *Repository) joinIndex(ctx context.Context, gitDir string, data []byte) 
 	if err != nil {
 		return nil, err
 	}
-	err = r.run(ctx, GitCommand{Dir: gitDir, Args: []string{"--git-dir=" + gitDir, "--work-tree=" + gitDir, "update-index", "--no-split-index"}, Env: []string{"GIT_INDEX_FILE=" + copied.Name()}})
+	err = r.run(ctx, GitCommand{Dir: gitDir, Args: []string{"-c", "index.sparse=false", "--git-dir=" + gitDir, "--work-tree=" + gitDir, "update-index", "--no-split-index", "--force-write-index"}, Env: []string{"GIT_INDEX_FILE=" + copied.Name()}})
 	if err != nil {
 		return nil, err
 	}
