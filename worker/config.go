@@ -93,7 +93,9 @@ type Config struct {
 	TimeLimit protocol.TimeLimit
 	// MaxETA is how many delayed messages (with a future ETA, or in a pause) the
 	// worker keeps per queue without reducing what it receives: each raises the
-	// total prefetch count by one. Beyond that, delayed messages use up Prefetch.
+	// total prefetch count by one. Beyond that, delayed messages use up Prefetch. So
+	// does each of them on RabbitMQ's queues with x-single-active-consumer, where no
+	// consumer can be added: set Prefetch to more than can be delayed there.
 	// Defaults to 1000.
 	MaxETA int
 
