@@ -129,12 +129,14 @@ func cases() []Case {
 		{
 			Name: "queued-runs", Title: "many queued runs", Contenders: []string{ours}, rounds: 1,
 			Measures: []Measure{
-				{Name: "10, 1 worker, step", Unit: "ms", Lower: true}, {Name: "10, 1 worker, statements for each step", Lower: true},
-				{Name: "many, 1 worker, step", Unit: "ms", Lower: true}, {Name: "many, 1 worker, statements for each step", Lower: true},
-				{Name: "many, 4 workers, step", Unit: "ms", Lower: true}, {Name: "many, 4 workers, statements for each step", Lower: true},
-				{Name: "many, 16 workers, step", Unit: "ms", Lower: true}, {Name: "many, 16 workers, statements for each step", Lower: true},
+				{Name: "10 queued, 1 worker, step", Unit: "ms", Lower: true}, {Name: "10 queued, 1 worker, statements for each step", Lower: true},
+				{Name: "10 queued, 4 workers, step", Unit: "ms", Lower: true}, {Name: "10 queued, 4 workers, statements for each step", Lower: true},
+				{Name: "10 queued, 16 workers, step", Unit: "ms", Lower: true}, {Name: "10 queued, 16 workers, statements for each step", Lower: true},
+				{Name: "many queued, 1 worker, step", Unit: "ms", Lower: true}, {Name: "many queued, 1 worker, statements for each step", Lower: true},
+				{Name: "many queued, 4 workers, step", Unit: "ms", Lower: true}, {Name: "many queued, 4 workers, statements for each step", Lower: true},
+				{Name: "many queued, 16 workers, step", Unit: "ms", Lower: true}, {Name: "many queued, 16 workers, statements for each step", Lower: true},
 			},
-			What: "Runs of the case `plan`, one at a time, while other runs in the tables are queued: 10, and then 100,000 (10,000 with `BENCH=short`). The time of a run without its 100 ms for each of its five steps. " +
+			What: "Runs of the case `plan`, one at a time, while other runs are queued: 10, and then 100,000 (10,000 with `BENCH=short`), whose messages workers have received and parked, because their workspace has another run. The time of a run without its 100 ms for each of its five steps. " +
 				"A relay between the program and the database counts the statements; those that as many idle workers send in the same time are subtracted.",
 			prepare: func(ctx context.Context, h *harness) error { return h.preparePlans(ctx) },
 			measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.queuedRuns(ctx) },

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"slices"
 	"time"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/moonmind"
 )
 
 // StatementCount is a statement of the program in a run of a plan.
@@ -190,7 +192,10 @@ func (h *harness) countStatements(ctx context.Context) (sample Sample, err error
 func (h *harness) queuedRuns(ctx context.Context) (sample Sample, err error) {
 	size, queued := h.sizes(), 0
 	runs, warmUp := size.runs, size.warmUpRuns
-	for _, v := range []struct{ queued, workers int }{{10, 1}, {size.queued, 1}, {size.queued, min(4, size.workers)}, {size.queued, size.workers}} {
+	for _, v := range []struct{ queued, workers int }{
+		{10, 1}, {10, min(4, size.workers)}, {10, size.workers},
+		{size.queued, 1}, {size.queued, min(4, size.workers)}, {size.queued, size.workers},
+	} {
 		if err := h.queueRuns(ctx, v.queued-queued); err != nil {
 			return sample, err
 		}
@@ -206,7 +211,7 @@ func (h *harness) queuedRuns(ctx context.Context) (sample Sample, err error) {
 			}
 		}
 		// What workers ask without a run is no part of a step.
-		idle := time.Duration(h.seconds * float64(time.Second))
+		idle := 4 * time.Duration(h.seconds*float64(time.Second))
 		p.relay.take()
 		select {
 		case <-time.After(idle):
@@ -228,31 +233,48 @@ func (h *harness) queuedRuns(ctx context.Context) (sample Sample, err error) {
 		_, statements, _ := p.relay.take()
 		own := float64(statements) - float64(background)*time.Since(began).Seconds()/idle.Seconds()
 		sample.Values = append(sample.Values, percentile(times, 50), own/float64(runs*planSteps))
-		if err := p.stop(); err != nil {
-			return sample, err
-		}
+		// Killed: in an orderly end the last worker returns the parked messages.
+		p.kill()
 	}
-	return sample, nil
+	// Of the cases that follow, the last worker ends in an orderly way.
+	_, err = h.servers.db.Exec(ctx, `TRUNCATE mm_orchestrator.parked`)
+	return sample, err
 }
 
-// queueRuns creates runs that nobody has started. Their messages are not in the queue:
-// the runs that are measured would wait behind them.
+// queueRuns creates runs that wait for a workspace, as workers do that receive their
+// messages: a run holds it that waits for an approval. The runs that are measured have
+// another one, as they would have to wait, too.
 func (h *harness) queueRuns(ctx context.Context, n int) error {
 	plan, err := h.plan.steps()
 	if err != nil || n <= 0 {
 		return err
 	}
-	_, err = h.servers.db.Exec(ctx, `
+	_, message, err := moonmind.Chain(h.plan.queue, moonmind.NewID()) // never published
+	if err != nil {
+		return err
+	}
+	const insertRuns = `
 		WITH ids AS MATERIALIZED (SELECT gen_random_uuid() AS run, gen_random_uuid() AS plan FROM generate_series(1, $1::int)),
 		plans AS (
 		    INSERT INTO orchestrator_action_plans (id, steps, service_context)
 		    SELECT plan, $2::text::jsonb, jsonb_build_object('service', 'api', 'queue', $3::text) FROM ids),
 		runs AS (
 		    INSERT INTO orchestrator_runs (id, instruction, target_service, priority, status, metrics_snapshot, artifact_root, action_plan_id)
-		    SELECT run, 'Wait', 'api', 'normal', 'pending', '{}', '/nowhere/' || run, plan FROM ids)
-		INSERT INTO spec_workflow_task_states (id, orchestrator_run_id, task_name, status, attempt, plan_step, plan_step_status, artifact_refs)
-		SELECT gen_random_uuid(), run, step, 'queued', 1, step::orchestratorplanstep, 'pending', '[]'
-		FROM ids CROSS JOIN unnest(ARRAY['analyze', 'patch', 'build', 'restart', 'verify', 'rollback']) AS step`, n, string(plan), h.plan.queue)
+		    SELECT run, 'Wait', 'api', 'normal', $4::orchestratorrunstatus, '{}', '/nowhere/' || run, plan FROM ids),
+		states AS (
+		    INSERT INTO spec_workflow_task_states (id, orchestrator_run_id, task_name, status, attempt, plan_step, plan_step_status, artifact_refs)
+		    SELECT gen_random_uuid(), run, step, 'queued', 1, step::orchestratorplanstep, 'pending', '[]'
+		    FROM ids CROSS JOIN unnest(ARRAY['analyze', 'patch', 'build', 'restart', 'verify', 'rollback']) AS step)`
+	_, err = h.servers.db.Exec(ctx, insertRuns+`
+		INSERT INTO mm_orchestrator.holds (workspace, queue, run_id) SELECT 'busy', $3, run FROM ids ON CONFLICT DO NOTHING`,
+		1, string(plan), h.plan.queue, "awaiting_approval")
+	if err != nil {
+		return fmt.Errorf("queueing %d runs: %w", n, err)
+	}
+	_, err = h.servers.db.Exec(ctx, insertRuns+`
+		INSERT INTO mm_orchestrator.parked (workspace, queue, run_id, step, task_id, message_key, why, rank, queued_at, headers, properties, body)
+		SELECT 'busy', $3, run, 'analyze', run::text, sha256(run::text::bytea), 'workspace', 2, now(), '{}', '{}', $5 FROM ids`,
+		n, string(plan), h.plan.queue, "pending", message.Body)
 	if err != nil {
 		return fmt.Errorf("queueing %d runs: %w", n, err)
 	}
