@@ -62,6 +62,7 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 	if len(outcomes) == 1 {
 		doing = "store the result of task " + rows[0].taskID
 	}
+	moved := false
 	for reread := false; ; reread = true {
 		err = b.db.Retry(ctx, doing, func(ctx context.Context) error {
 			table, err := b.knownTable(ctx, reread)
@@ -79,6 +80,13 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 		if !reread && errors.Is(err, ErrSchema) {
 			continue
 		}
+		// Numbers are taken that the sequence gives: no other value has to be unique.
+		if failed := (*database.Error)(nil); !moved && errors.As(err, &failed) && failed.Code == uniqueViolation {
+			moved = true
+			if b.moveSequence(ctx) == nil {
+				continue
+			}
+		}
 		if errors.Is(err, ErrInvalid) {
 			err = results.Permanent(err)
 		}
@@ -88,6 +96,19 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 		faultpoint.Hit(faultpoint.ResultCommitted, rows[0].taskID)
 		return written, nil
 	}
+}
+
+// uniqueViolation is the SQLSTATE of a value that is there already.
+const uniqueViolation = "23505"
+
+// moveSequence moves the sequence beyond the numbers of all rows: a table that was copied
+// without it has numbers that the sequence has not given yet.
+func (b *Backend) moveSequence(ctx context.Context) error {
+	sequence := qualified(b.config.Schema, "task_id_sequence")
+	return b.db.Retry(ctx, "move the sequence "+sequence, func(ctx context.Context) error {
+		_, err := b.db.Pool.Exec(ctx, `SELECT setval($1::text::regclass, GREATEST((SELECT max(id) FROM `+b.table()+`), (SELECT last_value FROM `+sequence+`)))`, sequence)
+		return err
+	})
 }
 
 // encode returns the row of a result.

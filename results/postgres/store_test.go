@@ -156,3 +156,20 @@ func BenchmarkStore(b *testing.B) {
 		})
 	}
 }
+
+// A table that was copied without the position of its sequence, as a dump of the table alone
+// does it, gives numbers that are taken.
+func TestASequenceThatIsBehindLosesNoResult(t *testing.T) {
+	t.Parallel()
+	b, pool, _ := tables(t)
+	execute(t, pool.Config().ConnString(), `INSERT INTO celery_taskmeta (id, task_id, status) SELECT n, 'old ' || n, 'FAILURE' FROM generate_series(1, 500) AS n`)
+	store(t, b, "one", protocol.StateSuccess, true)
+	store(t, b, "two", protocol.StateStarted, true)
+	store(t, b, "old 7", protocol.StateSuccess, true)
+	if written, err := b.Store(t.Context(), outcome("three", "3"), outcome("four", "4")); err != nil || !written[0] || !written[1] {
+		t.Errorf("%v, %v", written, err)
+	}
+	if n := number(t, pool, `SELECT count(*) FROM celery_taskmeta WHERE id > 500 AND status IN ('SUCCESS', 'STARTED')`); n != 4 {
+		t.Errorf("%d new rows", n)
+	}
+}
