@@ -225,7 +225,7 @@ func (w *Worker) recordFailure(a *attempt, f failure) error {
 	for i := range messages {
 		err := w.publishAll(m, messages[i:i+1])
 		if lost, _ := nobodyTakes(err); lost != nil {
-			w.taskLog(m).Error("error callback is lost: no queue has taken it", "callback", messages[i].message.Task, "error", lost)
+			w.taskLog(m).Error("error callback is lost: no queue has taken it", "callback", messages[i].Message.Task, "error", lost)
 			continue
 		}
 		if err != nil {
@@ -285,13 +285,13 @@ func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
 		return err, nil
 	}
 	delete(message.Headers, headerCopy) // the retry is no copy of another message
-	to := outgoing{message: message}
+	to := broker.Publication{Message: message}
 	if message.Exchange == "" {
 		queue, err := w.routes.queue(message.RoutingKey)
 		if err != nil {
 			return err, nil
 		}
-		to.declare = &queue
+		to.Declare = &queue
 	}
 	if !w.ignoresResult(m, r) {
 		row := w.row(m, protocol.StateRetry)
@@ -301,7 +301,7 @@ func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
 			return nil, err
 		}
 	}
-	return nobodyTakes(w.publishAll(m, []outgoing{to}))
+	return nobodyTakes(w.publishAll(m, []broker.Publication{to}))
 }
 
 // row returns the result row of a message, without an outcome.
@@ -391,17 +391,6 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 		return err
 	})
 	return written, err
-}
-
-func (w *Worker) publishAll(m *protocol.Message, messages []outgoing) error {
-	for _, o := range messages {
-		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
-		if err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error { return w.send(ctx, o) }); err != nil {
-			return err
-		}
-		faultpoint.Hit(faultpoint.PublishConfirmed, m.ID, m.ArgsRepr)
-	}
-	return nil
 }
 
 // triedError is the last error of a call that was tried for all of RecordTimeout.

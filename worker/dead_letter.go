@@ -54,7 +54,7 @@ func (w *Worker) moveToDeadLetters(d *delivery, taskID, reason string) (settleme
 		err := w.Publish(ctx, m)
 		if errors.Is(err, ErrUnroutable) {
 			// It does not exist. One that exists is used whatever its properties are.
-			err = w.send(ctx, outgoing{message: m, declare: &Queue{Name: w.cfg.DeadLetterQueue}})
+			err = w.send(ctx, broker.Publication{Message: m, Declare: &Queue{Name: w.cfg.DeadLetterQueue}})
 		}
 		return err
 	})

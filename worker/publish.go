@@ -4,16 +4,13 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 )
-
-// outgoing is a message, and the queue that is declared before it is published, or nil.
-type outgoing struct {
-	message protocol.Publishing
-	declare *Queue
-}
 
 // canFollow returns an error if a follow-up of the task can never be published: a
 // chord, or a signature that does not make a valid message
@@ -35,7 +32,7 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 
 // afterSuccess returns the messages that follow a task which has succeeded, and its
 // children for the result row. The error says that one of them can never be published.
-func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []outgoing, children json.RawMessage, err error) {
+func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []broker.Publication, children json.RawMessage, err error) {
 	if len(m.Embed.Callbacks) == 0 && len(m.Embed.Chain) == 0 {
 		return nil, nil, nil // as most tasks
 	}
@@ -48,7 +45,7 @@ func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messa
 }
 
 // afterFailure returns the error callbacks of a task.
-func (w *Worker) afterFailure(m *protocol.Message) ([]outgoing, error) {
+func (w *Worker) afterFailure(m *protocol.Message) ([]broker.Publication, error) {
 	plan, err := protocol.AfterFailure(m, w.sender())
 	if err != nil {
 		return nil, err
@@ -57,8 +54,8 @@ func (w *Worker) afterFailure(m *protocol.Message) ([]outgoing, error) {
 }
 
 // routeFollowUps gives follow-up messages their exchange and routing key.
-func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, error) {
-	messages := make([]outgoing, 0, len(followUps))
+func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]broker.Publication, error) {
+	messages := make([]broker.Publication, 0, len(followUps))
 	for _, f := range followUps {
 		own := f.Destination
 		if own == (protocol.Destination{}) {
@@ -80,7 +77,7 @@ func (w *Worker) routeFollowUps(followUps []protocol.FollowUp) ([]outgoing, erro
 		if err := w.broker.CheckMessage(m); err != nil {
 			return nil, err
 		}
-		messages = append(messages, outgoing{message: m, declare: &to.queue})
+		messages = append(messages, broker.Publication{Message: m, Declare: &to.queue})
 	}
 	return messages, nil
 }
@@ -97,8 +94,75 @@ func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint
 	return priority
 }
 
+// publishTogetherMax bounds how many messages of a task are published together.
+const publishTogetherMax = 64
+
+// publishAll publishes what follows a task, several messages together. The last one, as
+// a rule the next task of the chain, waits until the others are in their queues: if one
+// of them can never be published, the task fails, and with it the rest of its chain.
+func (w *Worker) publishAll(m *protocol.Message, messages []broker.Publication) error {
+	for len(messages) > 0 {
+		n := max(1, min(len(messages)-1, publishTogetherMax))
+		if err := w.publishTogether(m, messages[:n]); err != nil {
+			return err
+		}
+		messages = messages[n:]
+	}
+	return nil
+}
+
+func (w *Worker) publishTogether(m *protocol.Message, messages []broker.Publication) error {
+	for range messages {
+		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
+	}
+	left := messages
+	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) (err error) {
+		left, err = w.sendAll(ctx, left)
+		return err
+	})
+	for range len(messages) - len(left) {
+		faultpoint.Hit(faultpoint.PublishConfirmed, m.ID, m.ArgsRepr)
+	}
+	return err
+}
+
+// sendAll publishes messages on the current connection for publishing. It returns those
+// that are not in a queue for certain, and the error of one of them: an
+// UnsendableError if there is one.
+func (w *Worker) sendAll(ctx context.Context, messages []broker.Publication) (left []broker.Publication, err error) {
+	p, err := w.publishing.get(ctx)
+	if err != nil {
+		return messages, err
+	}
+	together, can := p.(broker.BatchPublisher)
+	if !can || len(messages) == 1 {
+		for i, o := range messages {
+			if err := w.sendOn(ctx, p, o); err != nil {
+				return messages[i:], err
+			}
+		}
+		return nil, nil
+	}
+	errs := together.PublishAll(ctx, messages)
+	if len(errs) != len(messages) {
+		return messages, fmt.Errorf("the transport has answered for %d of %d messages", len(errs), len(messages))
+	}
+	for i, one := range errs {
+		if one == nil {
+			w.metrics.published.Inc()
+			continue
+		}
+		left = append(left, messages[i])
+		var unsendable *broker.UnsendableError
+		if err == nil || errors.As(one, &unsendable) {
+			err = one
+		}
+	}
+	return left, err
+}
+
 // send publishes a message on the current connection for publishing.
-func (w *Worker) send(ctx context.Context, o outgoing) error {
+func (w *Worker) send(ctx context.Context, o broker.Publication) error {
 	p, err := w.publishing.get(ctx)
 	if err != nil {
 		return err
@@ -109,8 +173,8 @@ func (w *Worker) send(ctx context.Context, o outgoing) error {
 // sendOn declares the message's queue, as Celery does, and publishes the message
 // once. A queue or exchange that was deleted after its declaration is declared
 // again.
-func (w *Worker) sendOn(ctx context.Context, p broker.Publisher, o outgoing) error {
-	if err := p.Publish(ctx, o.message, o.declare); err != nil {
+func (w *Worker) sendOn(ctx context.Context, p broker.Publisher, o broker.Publication) error {
+	if err := p.Publish(ctx, o.Message, o.Declare); err != nil {
 		return err
 	}
 	w.metrics.published.Inc()
@@ -130,7 +194,7 @@ func (w *Worker) sendOn(ctx context.Context, p broker.Publisher, o outgoing) err
 // [broker.UnsendableError] when none ever can. After any other error the message may or
 // may not be in the queue, so that a retry may publish it twice.
 func (w *Worker) Publish(ctx context.Context, m protocol.Publishing) error {
-	return w.send(ctx, outgoing{message: m})
+	return w.send(ctx, broker.Publication{Message: m})
 }
 
 // WithConnection connects once, without consuming or declaring anything, and
@@ -144,5 +208,7 @@ func (w *Worker) WithConnection(ctx context.Context, do func(publish func(contex
 		return err
 	}
 	defer p.Close()
-	return do(func(ctx context.Context, m protocol.Publishing) error { return w.sendOn(ctx, p, outgoing{message: m}) })
+	return do(func(ctx context.Context, m protocol.Publishing) error {
+		return w.sendOn(ctx, p, broker.Publication{Message: m})
+	})
 }

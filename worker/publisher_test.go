@@ -12,6 +12,8 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker/amqp"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -174,4 +176,104 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 		cancel()
 	}
 	p.Cut()
+}
+
+// lostAmidst is a broker whose connection for publishing is lost once, in the middle of
+// messages that are published together.
+type lostAmidst struct {
+	broker.Broker
+	done atomic.Bool
+}
+
+type publisherLostAmidst struct {
+	broker.BatchPublisher
+	broker *lostAmidst
+}
+
+func (b *lostAmidst) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &publisherLostAmidst{p.(broker.BatchPublisher), b}, nil
+}
+
+func (p *publisherLostAmidst) PublishAll(ctx context.Context, messages []broker.Publication) []error {
+	if !p.broker.done.CompareAndSwap(false, true) {
+		return p.BatchPublisher.PublishAll(ctx, messages)
+	}
+	errs := p.BatchPublisher.PublishAll(ctx, messages[:len(messages)/2])
+	p.Close()
+	return append(errs, p.BatchPublisher.PublishAll(ctx, messages[len(errs):])...)
+}
+
+// The many callbacks of a task are published together. Of a connection that is lost
+// meanwhile, those that the broker has confirmed are not published again.
+func TestCallbacksArePublishedTogether(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]bool{"undisturbed": false, "connection lost": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestEnv(t)
+			cfg := r.config()
+			cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
+			between := &lostAmidst{Broker: amqp.New(amqp.Config{Addresses: cfg.Broker, Heartbeat: cfg.Heartbeat, Name: cfg.Node, Logger: cfg.Logger})}
+			between.done.Store(!lose)
+			cfg.Transport = between
+			w := newWorker(t, cfg)
+			registerShop(w)
+			workertest.Start(t, w)
+			const callbacks = 150
+			row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", callbacks))))
+			if row.State != protocol.StateSuccess {
+				t.Errorf("task is %s %v", row.State, row.Exception)
+			}
+			if n := r.depth("parcels"); n != callbacks {
+				t.Errorf("%d messages in the queue, want %d", n, callbacks)
+			}
+			if lost := between.done.Load(); !lost {
+				t.Error("nothing was published together")
+			}
+			for i := range callbacks {
+				d, _, err := r.channel.Get("parcels", true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := fmt.Sprint("callback-", i); d.CorrelationId != want {
+					t.Fatalf("message %d is %s, want %s: they are in the order of the signatures", i, d.CorrelationId, want)
+				}
+			}
+		})
+	}
+}
+
+// linksTo returns the option link with callbacks that a queue receives.
+func linksTo(queue string, callbacks int) protocol.Member {
+	var all []json.RawMessage
+	for i := range callbacks {
+		all = append(all, json.RawMessage(fmt.Sprintf(
+			`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "callback-%d", "queue": %q}, "subtask_type": null, "immutable": true}`, i, queue)))
+	}
+	return workertest.Option("link", all)
+}
+
+// BenchmarkCallbacks runs tasks with 50 callbacks each.
+func BenchmarkCallbacks(b *testing.B) {
+	r := newTestEnv(b)
+	cfg := r.config()
+	cfg.Logger = nil
+	cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
+	w := newWorker(b, cfg)
+	registerShop(w)
+	if _, err := r.channel.QueueDeclare("orders", true, false, false, false, nil); err != nil {
+		b.Fatal(err)
+	}
+	var last string
+	for range b.N {
+		last = r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", 50)))
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	workertest.Start(b, w)
+	r.result(last)
 }

@@ -53,16 +53,16 @@ func (s *Sender) Send(ctx context.Context, m protocol.Publishing, own protocol.D
 // [Worker.Publish].
 func (w *Worker) Routed(m protocol.Publishing, own protocol.Destination) (protocol.Publishing, error) {
 	o, err := w.routed(m, own)
-	return o.message, err
+	return o.Message, err
 }
 
-func (w *Worker) routed(m protocol.Publishing, own protocol.Destination) (outgoing, error) {
+func (w *Worker) routed(m protocol.Publishing, own protocol.Destination) (broker.Publication, error) {
 	to, err := w.routes.resolve(m.Task, own)
 	if err != nil {
-		return outgoing{}, &broker.UnsendableError{Task: m.Task, ID: m.TaskID, Err: err}
+		return broker.Publication{}, &broker.UnsendableError{Task: m.Task, ID: m.TaskID, Err: err}
 	}
 	m.Exchange, m.RoutingKey = to.exchange, to.routingKey
-	return outgoing{message: m, declare: &to.queue}, nil
+	return broker.Publication{Message: m, Declare: &to.queue}, nil
 }
 
 // Broadcast declares an exchange as Celery declares that of its remote control,

@@ -201,6 +201,25 @@ type Publisher interface {
 	Blocked() time.Duration
 }
 
+// Publication is a message for a [BatchPublisher], with the arguments of Publish.
+type Publication struct {
+	Message protocol.Publishing
+	Declare *Queue
+}
+
+// BatchPublisher is a Publisher that can send several messages before it waits for the
+// broker. A worker whose Publisher is none publishes one by one.
+type BatchPublisher interface {
+	Publisher
+	// PublishAll does for each message what Publish does, and returns its error, or nil,
+	// for each. The messages are sent in their order, except for one that the broker does
+	// not take at first. An error of one message does not keep the others from being
+	// sent.
+	//
+	// Redis: a pipeline.
+	PublishAll(ctx context.Context, messages []Publication) []error
+}
+
 // Consumers is how many consumers a queue has, as the broker counts them.
 type Consumers struct {
 	// Own are those of this worker, Other those of all other programs: other

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,13 +90,70 @@ func (p *publisher) Publish(ctx context.Context, m protocol.Publishing, declare 
 	}
 	err = p.publish(ctx, m)
 	if errors.Is(err, broker.ErrUnroutable) && !declaredNow {
-		// The queue or its exchange was deleted after its declaration.
-		if err := p.declareOrAccept(ctx, *declare); err != nil {
-			return err
-		}
-		err = p.publish(ctx, m)
+		err = p.publishDeclared(ctx, m, *declare)
 	}
 	return err
+}
+
+// publishDeclared publishes a message whose queue or exchange was deleted after its
+// declaration.
+func (p *publisher) publishDeclared(ctx context.Context, m protocol.Publishing, q broker.Queue) error {
+	if err := p.declareOrAccept(ctx, q); err != nil {
+		return err
+	}
+	return p.publish(ctx, m)
+}
+
+// PublishAll publishes messages, and waits for confirms only when unconfirmedMax messages
+// wait for theirs, and in the end.
+func (p *publisher) PublishAll(ctx context.Context, messages []broker.Publication) []error {
+	// As in publish, a write continues in the background when ctx ends.
+	done := make(chan []error, 1)
+	go func() { done <- p.publishAll(ctx, messages) }()
+	select {
+	case errs := <-done:
+		return errs
+	case <-ctx.Done():
+		return slices.Repeat([]error{context.Cause(ctx)}, len(messages))
+	}
+}
+
+func (p *publisher) publishAll(ctx context.Context, messages []broker.Publication) []error {
+	errs := make([]error, len(messages))
+	var waiting []func() // for the answers to what was sent, in that order
+	settleFirst := func() {
+		waiting[0]()
+		waiting = waiting[1:]
+	}
+	for i, m := range messages {
+		out, err := amqpPublishing(m.Message)
+		declaredNow := true
+		if err == nil && m.Declare != nil {
+			declaredNow, err = p.declareOnce(ctx, *m.Declare)
+		}
+		for err == nil && len(waiting) > 0 && !p.enterNow() {
+			settleFirst()
+		}
+		if err == nil && len(waiting) == 0 {
+			err = p.enter(ctx)
+		}
+		if errs[i] = err; err != nil {
+			continue
+		}
+		confirm, channel, err := p.send(m.Message, out)
+		waiting = append(waiting, func() {
+			err := p.answer(m.Message, out, confirm, channel, err)
+			<-p.unconfirmed
+			if errors.Is(err, broker.ErrUnroutable) && !declaredNow {
+				err = p.publishDeclared(ctx, m.Message, *m.Declare)
+			}
+			errs[i] = err
+		})
+	}
+	for len(waiting) > 0 {
+		settleFirst()
+	}
+	return errs
 }
 
 // declareOnce declares a queue unless that was done on this connection. It reports
@@ -205,10 +263,29 @@ func (p *publisher) enter(ctx context.Context) error {
 	}
 }
 
-// publishAndWait publishes on the shared channel, or on one of its own if what the
-// broker says would not be known for this message alone.
+// enterNow does what enter does if that needs no waiting.
+func (p *publisher) enterNow() bool {
+	if p.waitUnblocked() != nil || p.isLost() {
+		return false
+	}
+	select {
+	case p.unconfirmed <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// publishAndWait publishes a message and waits for its confirm.
 func (p *publisher) publishAndWait(m protocol.Publishing, out amqp.Publishing) error {
 	confirm, channel, err := p.send(m, out)
+	return p.answer(m, out, confirm, channel, err)
+}
+
+// answer waits for what the broker says about a message, after send, whose results are
+// its last arguments. The message is published on a channel of its own if what the broker
+// says would not be known for it alone.
+func (p *publisher) answer(m protocol.Publishing, out amqp.Publishing, confirm *amqp.DeferredConfirmation, channel *sharedChannel, err error) error {
 	switch {
 	case err != nil && (p.isLost() || p.conn.IsClosed()):
 		return p.connectionError("publishing", err)

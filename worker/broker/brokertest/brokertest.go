@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ func (s Subject) Test(t *testing.T) {
 		"a closed connection gives messages back":   (*env).close,
 		"no queue takes a message":                  (*env).unroutable,
 		"a publication declares its queue":          (*env).declare,
+		"messages that are published together":      (*env).together,
 		"a fanout reaches each of its queues once":  (*env).fanout,
 		"a broadcast that nobody hears":             (*env).broadcast,
 		"questions about queues":                    (*env).questions,
@@ -318,6 +320,72 @@ func (e *env) unroutable() {
 		}
 		if err := <-good; err != nil {
 			e.Errorf("beside it: %v", err)
+		}
+	}
+}
+
+// together is for publishers that can publish messages together.
+func (e *env) together() {
+	together, can := e.publisher.(broker.BatchPublisher)
+	if !can {
+		return
+	}
+	q, late := queue("q"), queue("late")
+	c := e.consumer(q)
+	const many = 300
+	var messages []broker.Publication
+	for i := range many {
+		messages = append(messages, broker.Publication{Message: message("", "q", fmt.Sprint(i))})
+	}
+	for i, err := range together.PublishAll(e.Context(), messages) {
+		if err != nil {
+			e.Errorf("message %d: %v", i, err)
+		}
+	}
+	r := e.subscribe(c, q, 10)
+	for i := range many {
+		r.next(fmt.Sprint(i)).Ack()
+	}
+	r.none()
+	// Each is told about itself.
+	messages = []broker.Publication{
+		{Message: message("", "q", "first")}, {Message: message("", "nowhere", "lost")}, {Message: message("q", "q", "second")},
+		{Message: message("late", "late", "declared"), Declare: &late}, {Message: message("missing", "q", "lost too")}, {Message: message("", "q", "third")},
+	}
+	for i, err := range together.PublishAll(e.Context(), messages) {
+		id := messages[i].Message.TaskID
+		if lost := strings.HasPrefix(id, "lost"); lost != errors.Is(err, broker.ErrUnroutable) || !lost && err != nil {
+			e.Errorf("message %s: %v", id, err)
+		}
+	}
+	// A missing exchange can make the broker forget what it has confirmed: a message may come twice.
+	want := []string{"first", "second", "third"}
+	seen := map[string]bool{}
+	for len(seen) < len(want) {
+		select {
+		case d := <-r.deliveries:
+			seen[d.Message.Properties.CorrelationID] = true
+			d.Ack()
+		case <-time.After(patience):
+			e.Fatalf("%v arrived, want %v", seen, want)
+		}
+	}
+	if n, err := c.Depth(e.Context(), "late"); n < 1 || err != nil {
+		e.Errorf("the declared queue has %d messages, %v", n, err)
+	}
+	ended, cancel := context.WithCancelCause(e.Context())
+	why := errors.New("enough")
+	cancel(why)
+	for _, err := range together.PublishAll(ended, messages) {
+		if err != nil && !errors.Is(err, why) && !errors.Is(err, broker.ErrUnroutable) {
+			e.Errorf("with an ended context: %v", err)
+		}
+	}
+	e.subject.Disconnect(e.T, e.broker)
+	e.wantLost(e.publisher)
+	for i, err := range together.PublishAll(e.Context(), messages) {
+		if !errors.Is(err, broker.ErrUnreachable) {
+			e.Errorf("message %s on a lost connection: %v, want ErrUnreachable", messages[i].Message.TaskID, err)
 		}
 	}
 }

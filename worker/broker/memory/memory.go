@@ -395,6 +395,15 @@ func (c *connection) Publish(ctx context.Context, m protocol.Publishing, declare
 	return nil
 }
 
+// PublishAll publishes one message after the other.
+func (c *connection) PublishAll(ctx context.Context, messages []broker.Publication) []error {
+	errs := make([]error, len(messages))
+	for i, m := range messages {
+		errs[i] = c.Publish(ctx, m.Message, m.Declare)
+	}
+	return errs
+}
+
 // route returns the queues that take a message. The caller has locked b.mu.
 func (b *Broker) route(m protocol.Publishing) []*queue {
 	var to []*queue
