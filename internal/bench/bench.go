@@ -149,12 +149,12 @@ func (h *harness) sizes() sizes {
 	case h.Short:
 		return sizes{
 			log: 128 << 20, messages: 50_000, least: 3, countedRuns: 5, queued: 10_000, workers: 16, runs: 5, warmUpRuns: 2,
-			before: 3 * time.Second, after: 10 * time.Second, pace: time.Second,
+			before: 5 * time.Second, after: 10 * time.Second, pace: time.Second,
 		}
 	}
 	return sizes{
 		log: 1 << 30, messages: 250_000, least: 3, countedRuns: 5, queued: 100_000, workers: 16, runs: 20, warmUpRuns: 2,
-		before: 10 * time.Second, after: time.Minute, pace: time.Second,
+		before: 20 * time.Second, after: time.Minute, pace: time.Second,
 	}
 }
 

@@ -75,6 +75,8 @@ type recovery struct {
 	worker *process
 	// pace is a second, and less in tests.
 	pace time.Duration
+	// ahead is how many messages are in the queue at most.
+	ahead int
 
 	mu   sync.Mutex
 	done []time.Time // of each task
@@ -130,6 +132,27 @@ func (r *recovery) pause(from, to time.Time) (longest float64) {
 	return max(longest, to.Sub(from).Seconds())
 }
 
+// spend returns a function that tells the processor time for each task since then, of
+// the worker and the servers. It is 0 if it is not known.
+func (r *recovery) spend() func() float64 {
+	done := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.done)
+	}
+	worker, before, first := r.worker, r.usage(r.worker), done()
+	return func() (cost float64) {
+		n := done() - first
+		if n == 0 || r.worker != worker {
+			return 0
+		}
+		for _, each := range r.usage(worker).perTask(before, n) {
+			cost += each
+		}
+		return cost
+	}
+}
+
 // feed keeps messages in the queue until ctx ends. What a restart of the broker
 // interrupts is published again: there may be more messages, never too few.
 func (r *recovery) feed(ctx context.Context, queue, prefix string) {
@@ -144,9 +167,8 @@ func (r *recovery) feed(ctx context.Context, queue, prefix string) {
 	}
 }
 
-// fedAhead is how many messages are in the queue at most, and fedTogether how many are
-// published at a time.
-const fedAhead, fedTogether = 10_000, 200
+// fedTogether is how many messages are published at a time.
+const fedTogether = 200
 
 func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
 	conn, err := amqp.Dial(r.servers.broker.URL)
@@ -165,10 +187,7 @@ func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		r.mu.Lock()
-		ahead := r.sent - len(r.done)
-		r.mu.Unlock()
-		if ahead > fedAhead-fedTogether {
+		if r.full() {
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -187,6 +206,13 @@ func (r *recovery) feedOnce(ctx context.Context, queue string, ids *ids) error {
 		r.sent += fedTogether
 		r.mu.Unlock()
 	}
+}
+
+// full says whether the queue has as many messages as it should.
+func (r *recovery) full() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sent-len(r.done) > r.ahead-fedTogether
 }
 
 // firstTask waits until a task has been done after a moment.
@@ -212,7 +238,7 @@ func (r *recovery) firstTask(ctx context.Context, from time.Time) error {
 func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err error) {
 	size := h.sizes()
 	before, after := size.before, size.after
-	r := &recovery{harness: h, pace: size.pace}
+	r := &recovery{harness: h, pace: size.pace, ahead: int(10_000 * size.pace / time.Second)}
 	h.sequence++
 	queue, prefix := fmt.Sprintf("bench-%d", h.sequence), fmt.Sprintf("%08x", h.sequence)
 	if err := h.servers.declare(queue); err != nil {
@@ -241,15 +267,23 @@ func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err erro
 	if err := r.firstTask(ctx, time.Time{}); err != nil {
 		return sample, err
 	}
-	if err := r.sleep(ctx, before/2); err != nil { // to warm up
+	// What fills the queue takes time from the worker.
+	for end := time.Now().Add(markTimeout); !r.full() && time.Now().Before(end); {
+		if err := r.sleep(ctx, r.pace/10); err != nil {
+			return sample, err
+		}
+	}
+	if err := r.sleep(ctx, before/4); err != nil { // to warm up
 		return sample, err
 	}
 	var began time.Time
-	var rate float64
+	var rate, cost float64
 	for end := time.Now().Add(markTimeout); rate == 0; { // again on a machine that is too busy
+		spent := r.spend()
 		if err := r.sleep(ctx, before); err != nil {
 			return sample, err
 		}
+		cost = spent()
 		began = time.Now()
 		if rate = r.between(began.Add(-before), began); rate == 0 && began.After(end) {
 			return sample, fmt.Errorf("no task in the %s before the fault: %s", before, r.worker.output)
@@ -258,10 +292,11 @@ func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err erro
 	if err := f.inject(r, ctx); err != nil {
 		return sample, err
 	}
-	over := time.Now()
+	over, spent := time.Now(), r.spend()
 	if err := r.sleep(ctx, after); err != nil {
 		return sample, fmt.Errorf("after the fault: %w", err)
 	}
+	costAfter := spent()
 	// A test's time is too short for some recoveries.
 	if err := r.firstTask(ctx, over); err != nil {
 		return sample, err
@@ -271,7 +306,10 @@ func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err erro
 		fmt.Fprintf(h.Output, " %.0f", r.between(over.Add(after*time.Duration(i)/10), over.Add(after*time.Duration(i+1)/10)))
 	}
 	fmt.Fprintln(h.Output)
-	sample.Values = []float64{r.between(over, over.Add(after)) / rate, r.pause(began, time.Now())}
+	sample.Values = []float64{r.between(over, over.Add(after)) / rate, r.pause(began, time.Now()), 0}
+	if cost > 0 {
+		sample.Values[2] = costAfter / cost
+	}
 	stopFeeding()
 	feeder.Wait()
 	if err := r.worker.stop(); err != nil {
@@ -288,9 +326,9 @@ func (h *harness) recover(ctx context.Context, f fault) (sample Sample, err erro
 func recoveryCase(f fault) Case {
 	return Case{
 		Name: "recovery-" + f.name, Title: "recovery, " + f.title, Contenders: []string{ours}, rounds: 1,
-		Measures: []Measure{{Name: "throughput after ÷ before"}, {Name: "longest pause", Unit: "s", Lower: true}},
-		What: f.what + " One worker with 4 slots, prefetch 64, results and a queue that is never empty: the tasks of the minute after the fault's end ÷ those of the 10 s before it, both per second (10 s and 3 s with `BENCH=short`), " +
-			"and the longest time without a task, the fault included.",
+		Measures: []Measure{{Name: "throughput after ÷ before"}, {Name: "longest pause", Unit: "s", Lower: true}, {Name: "processor time of a task, after ÷ before", Lower: true}},
+		What: f.what + " One worker with 4 slots, prefetch 64, results and a queue that is never empty: the tasks of the minute after the fault's end ÷ those of the 20 s before it, both per second (10 s and 5 s with `BENCH=short`), " +
+			"the longest time without a task, the fault included, and the processor time for each task, of worker, broker and database, in the same two times: what stays of a fault shows there also while another program takes time from all.",
 		measure: func(ctx context.Context, h *harness, _ string) (Sample, error) { return h.recover(ctx, f) },
 	}
 }
