@@ -46,6 +46,9 @@ type FollowUp struct {
 // Plan lists the messages to publish after a task, in the order of publishing.
 type Plan struct {
 	FollowUps []FollowUp
+	// Callbacks is how many of FollowUps, the first ones, are callbacks of a success. The
+	// others begin the next step of the chain.
+	Callbacks int
 	// Children is the value for [Result.Children]; nil without follow-ups.
 	Children json.RawMessage
 }
@@ -68,6 +71,7 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if err := p.callbacks(m.Embed.Callbacks); err != nil {
 		return Plan{}, err
 	}
+	callbacks := len(p.followUps)
 	if n := len(m.Embed.Chain); n > 0 {
 		// The rest must not be nil: an empty array on the wire marks the last
 		// step of a chain, null a task without a chain.
@@ -78,7 +82,9 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 		}
 		p.children = append(p.children, child)
 	}
-	return p.plan(), nil
+	plan := p.plan()
+	plan.Callbacks = callbacks
+	return plan, nil
 }
 
 // AfterFailure returns the error callbacks of a task, as one ad-hoc group

@@ -176,13 +176,14 @@ func (w *Worker) recordRevoked(m *protocol.Message, r registration, outcome stri
 // message.
 func (w *Worker) recordSuccess(a *attempt, value json.RawMessage) (impossible, err error) {
 	m, r := a.message, a.registration
-	messages, children, err := w.afterSuccess(m, value)
+	messages, plan, err := w.afterSuccess(m, value)
 	if err != nil {
 		return err, nil
 	}
 	row := w.row(m, protocol.StateSuccess)
-	row.Value, row.Children, row.DateDone = value, withChildren(a.task.children(), children), w.cfg.Now()
-	if err := w.publishAll(m, messages); err != nil {
+	row.Value, row.Children, row.DateDone = value, withChildren(a.task.children(), plan.Children), w.cfg.Now()
+	// A callback that no queue takes makes the task fail: then its chain must not go on.
+	if err := w.publishAll(m, messages[:plan.Callbacks], messages[plan.Callbacks:]); err != nil {
 		return nobodyTakes(err)
 	}
 	if w.ignoresResult(m, r) {

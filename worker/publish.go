@@ -30,18 +30,18 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 	return err
 }
 
-// afterSuccess returns the messages that follow a task which has succeeded, and its
-// children for the result row. The error says that one of them can never be published.
-func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []broker.Publication, children json.RawMessage, err error) {
+// afterSuccess returns the messages that follow a task which has succeeded, those of
+// plan.FollowUps. The error says that one of them can never be published.
+func (w *Worker) afterSuccess(m *protocol.Message, value json.RawMessage) (messages []broker.Publication, plan protocol.Plan, err error) {
 	if len(m.Embed.Callbacks) == 0 && len(m.Embed.Chain) == 0 {
-		return nil, nil, nil // as most tasks
+		return nil, protocol.Plan{}, nil // as most tasks
 	}
-	plan, err := protocol.AfterSuccess(m, value, w.sender())
+	plan, err = protocol.AfterSuccess(m, value, w.sender())
 	if err != nil {
-		return nil, nil, err
+		return nil, protocol.Plan{}, err
 	}
 	messages, err = w.routeFollowUps(plan.FollowUps)
-	return messages, plan.Children, err
+	return messages, plan, err
 }
 
 // afterFailure returns the error callbacks of a task.
@@ -97,16 +97,17 @@ func (w *Worker) priority(m protocol.Publishing, own protocol.Destination) *uint
 // publishTogetherMax bounds how many messages of a task are published together.
 const publishTogetherMax = 64
 
-// publishAll publishes what follows a task, several messages together. The last one, as
-// a rule the next task of the chain, waits until the others are in their queues: if one
-// of them can never be published, the task fails, and with it the rest of its chain.
-func (w *Worker) publishAll(m *protocol.Message, messages []broker.Publication) error {
-	for len(messages) > 0 {
-		n := max(1, min(len(messages)-1, publishTogetherMax))
-		if err := w.publishTogether(m, messages[:n]); err != nil {
-			return err
+// publishAll publishes what follows a task, several messages together. Each group waits
+// until all messages of the one before are in their queues.
+func (w *Worker) publishAll(m *protocol.Message, groups ...[]broker.Publication) error {
+	for _, messages := range groups {
+		for len(messages) > 0 {
+			n := min(len(messages), publishTogetherMax)
+			if err := w.publishTogether(m, messages[:n]); err != nil {
+				return err
+			}
+			messages = messages[n:]
 		}
-		messages = messages[n:]
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -245,6 +246,163 @@ func TestCallbacksArePublishedTogether(t *testing.T) {
 			}
 		})
 	}
+}
+
+// cutAmidst is a broker behind a network that is cut once: of the first messages that are
+// published together, half are confirmed before.
+type cutAmidst struct {
+	broker.Broker
+	cut func(ended func() bool)
+
+	mu        sync.Mutex
+	calls     int
+	confirmed map[string]int // by id
+}
+
+type publisherCutAmidst struct {
+	broker.BatchPublisher
+	broker *cutAmidst
+}
+
+func (b *cutAmidst) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &publisherCutAmidst{p.(broker.BatchPublisher), b}, nil
+}
+
+func (p *publisherCutAmidst) PublishAll(ctx context.Context, messages []broker.Publication) []error {
+	b := p.broker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	if b.calls++; b.calls == 1 {
+		half := len(messages) / 2
+		errs = p.BatchPublisher.PublishAll(ctx, messages[:half])
+		rest := make(chan []error, 1)
+		go func() { rest <- p.BatchPublisher.PublishAll(ctx, messages[half:]) }()
+		b.cut(func() bool { return len(rest) > 0 })
+		errs = append(errs, <-rest...)
+	} else {
+		errs = p.BatchPublisher.PublishAll(ctx, messages)
+	}
+	for i, err := range errs {
+		if err == nil {
+			b.confirmed[messages[i].Message.TaskID]++
+		}
+	}
+	return errs
+}
+
+// Publish publishes a message that alone is left.
+func (p *publisherCutAmidst) Publish(ctx context.Context, m protocol.Publishing, declare *broker.Queue) error {
+	err := p.BatchPublisher.Publish(ctx, m, declare)
+	if err == nil {
+		p.broker.mu.Lock()
+		defer p.broker.mu.Unlock()
+		p.broker.confirmed[m.TaskID]++
+	}
+	return err
+}
+
+// The network is cut while the callbacks of a task are published. All of them are in the
+// queue when the row is stored. Twice are at most those that the broker had received and
+// not confirmed.
+func TestPublishedTogetherOverANetworkThatIsCut(t *testing.T) {
+	t.Parallel()
+	const callbacks, half = 100, 32
+	for name, stalled := range map[string]bool{"nothing of the rest arrives": true, "some of the rest arrives": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestEnv(t)
+			cfg := r.config()
+			network, through := workertest.NewProxy(t, r.url)
+			cfg.Broker = through
+			cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
+			b := &cutAmidst{
+				Broker:    amqp.New(amqp.Config{Addresses: through, Heartbeat: cfg.Heartbeat, Name: cfg.Node, Logger: cfg.Logger}),
+				confirmed: map[string]int{},
+			}
+			b.cut = func(ended func() bool) {
+				if stalled {
+					network.Stall()
+				} else {
+					for !ended() && r.depth("parcels") <= half {
+					}
+				}
+				network.CutOnce()
+				network.Restore()
+			}
+			cfg.Transport = b
+			w := newWorker(t, cfg)
+			registerShop(w)
+			workertest.Start(t, w)
+			row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", callbacks))))
+			if row.State != protocol.StateSuccess {
+				t.Errorf("task is %s %v", row.State, row.Exception)
+			}
+			arrived := map[string]int{}
+			for {
+				d, more, err := r.channel.Get("parcels", true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !more {
+					break
+				}
+				arrived[d.CorrelationId]++
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			for i := range callbacks {
+				id := fmt.Sprint("callback-", i)
+				if b.confirmed[id] != 1 || arrived[id] == 0 {
+					t.Errorf("%s was confirmed %d times and has arrived %d times", id, b.confirmed[id], arrived[id])
+				}
+				if arrived[id] > 1 && (stalled || i < half) {
+					t.Errorf("%s has arrived %d times", id, arrived[id])
+				}
+			}
+		})
+	}
+}
+
+// A callback that no queue takes makes the task fail. Other callbacks are published, but
+// the group at the end of its chain is not.
+func TestChainDoesNotGoOnAfterAFollowUpThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.RecordTimeout = time.Millisecond
+	cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
+	w := newWorker(t, cfg)
+	registerShop(w)
+	workertest.Start(t, w)
+	member := strings.Replace(next("parcels"), "[1, 2]", "[3, 4]", 1)
+	group := json.RawMessage(`{"task": "celery.group", "args": [], "kwargs": {"tasks": [` + member + `, ` + member + `, ` + member +
+		`]}, "options": {}, "subtask_type": "group", "immutable": false}`)
+	links := []json.RawMessage{json.RawMessage(next("parcels")), json.RawMessage(strings.Replace(next("x"), `"queue": "x"`, `"exchange": "no-exchange", "routing_key": "x"`, 1))}
+	row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil,
+		workertest.Option("link", links), workertest.Option("chain", []json.RawMessage{group}))))
+	if row.State != protocol.StateFailure || !strings.Contains(row.Exception.Repr(), "no-exchange") {
+		t.Errorf("task is %s %v, want FAILURE with the name of the exchange", row.State, row.Exception)
+	}
+	// A missing exchange can make the broker forget what it has confirmed.
+	for n := r.depth("parcels"); n > 0; n-- {
+		d, _, err := r.channel.Get("parcels", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Headers["argsrepr"] != "(1, 2)" {
+			t.Errorf("the chain has gone on: %v", d.Headers)
+		}
+	}
+}
+
+// next returns a signature of a task whose queue is this one.
+func next(queue string) string {
+	return `{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"queue": "` + queue + `"}, "subtask_type": null, "immutable": true}`
 }
 
 // linksTo returns the option link with callbacks that a queue receives.
