@@ -131,6 +131,9 @@ func (p *publisher) publishAll(ctx context.Context, messages []broker.Publicatio
 		if err == nil && m.Declare != nil {
 			declaredNow, err = p.declareOnce(ctx, *m.Declare)
 		}
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		for err == nil && len(waiting) > 0 && !p.enterNow() {
 			settleFirst()
 		}
@@ -409,6 +412,11 @@ func (p *publisher) outcome(channel *sharedChannel, key string, confirm *amqp.De
 // await waits for a confirm. Without one within confirmTimeout it ends the
 // connection. Time in which the broker is blocked does not count.
 func (p *publisher) await(confirm *amqp.DeferredConfirmation) error {
+	select {
+	case <-confirm.Done():
+		return nil
+	default:
+	}
 	patience := p.patience(confirmTimeout)
 	timer := time.NewTimer(confirmTimeout)
 	defer timer.Stop()
