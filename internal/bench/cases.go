@@ -170,7 +170,8 @@ func logCase(name string, secrets int) Case {
 type setting struct {
 	slots, prefetch   int
 	results, newTable bool
-	folder            string // for the logs of the floor's steps
+	// folder, workspace and service are for the floor's steps.
+	folder, workspace, service string
 }
 
 func (s setting) String() string {
@@ -354,7 +355,7 @@ func (h *harness) open(ctx context.Context, name string, w how, s setting, befor
 	}
 	r.process, err = h.start(name, contender.Spec{
 		Broker: h.servers.broker.URL, Database: h.servers.database.URL, Queue: r.queue,
-		Slots: w.slots, Prefetch: s.prefetch, Results: s.results, Pool: w.pool, Driver: w.driver, Folder: s.folder,
+		Slots: w.slots, Prefetch: s.prefetch, Results: s.results, Pool: w.pool, Driver: w.driver, Folder: s.folder, Workspace: s.workspace, Service: s.service,
 	})
 	return r, err
 }

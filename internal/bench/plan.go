@@ -240,7 +240,7 @@ func (h *harness) oneRun(ctx context.Context, p *process) (time.Duration, error)
 
 // floorPlans runs the same steps with what no worker can leave out, and nothing else.
 func (h *harness) floorPlans(ctx context.Context) (sample Sample, err error) {
-	s := setting{slots: 1, prefetch: 1, results: true, folder: h.plan.artifacts}
+	s := setting{slots: 1, prefetch: 1, results: true, folder: h.plan.artifacts, workspace: h.plan.workspace, service: h.plan.healthURL}
 	r, err := h.open(ctx, floor, how{slots: 1}, s, func(*running) error { return nil })
 	if err != nil {
 		return sample, err

@@ -119,7 +119,7 @@ func slot(s Spec, conn *amqp.Connection, deliveries <-chan amqp.Delivery, p pipe
 		case task == Mark:
 			err = p.mark()
 		case task == Step:
-			err = step(ctx, database, s.Folder, d, left)
+			err = step(ctx, database, s, d, left)
 		}
 		if err == nil && left > 0 {
 			err = next(ctx, publishing, s.Queue, d, left)

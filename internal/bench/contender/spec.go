@@ -21,6 +21,9 @@ type Spec struct {
 	Results bool
 	// Folder is for the logs of steps; "" if there are none.
 	Folder string
+	// Workspace is the folder in which the commands of steps run, and Service the address
+	// of the service that a run is about; "" if there are no steps.
+	Workspace, Service string
 	// Pipe is the path of the named pipe.
 	Pipe string
 	// Job is another job than that of a worker: JobSend or JobLog, with Count, and for
