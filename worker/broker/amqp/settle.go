@@ -84,7 +84,7 @@ func plainDelivery(d amqp.Delivery) protocol.Delivery {
 		properties.Priority = &priority
 	}
 	return protocol.Delivery{
-		Headers:     wire.Headers(d.Headers),
+		Headers:     wire.Headers(d.Headers, decimal),
 		Properties:  properties,
 		Exchange:    d.Exchange,
 		RoutingKey:  d.RoutingKey,

@@ -108,6 +108,9 @@ func amqpUnsigned(n uint64) any {
 	return strconv.FormatUint(n, 10)
 }
 
+// decimal is a header's decimal number.
+func decimal(scale uint8, value int32) any { return amqp.Decimal{Scale: scale, Value: value} }
+
 // fieldSize returns how many bytes a field takes in a frame, including its type.
 func fieldSize(value any) int {
 	switch v := value.(type) {

@@ -3,8 +3,6 @@ package wire
 import (
 	"math"
 	"time"
-
-	amqp "github.com/rabbitmq/amqp091-go"
 )
 
 const (
@@ -23,15 +21,16 @@ const (
 )
 
 // Headers returns the headers of a message that amqp091-go has received through a [Conn].
-// The values have the types of amqp091-go, except that tables are maps. Headers that
+// The values have the types of amqp091-go, except that tables are maps; decimal makes the
+// value of a decimal number, which is value divided by 10 to the power of scale. Headers that
 // cannot be read are replaced: the message is then rejected, because it names no task, and
 // the connection is not lost.
-func Headers(received amqp.Table) map[string]any {
+func Headers(received map[string]any, decimal func(scale uint8, value int32) any) map[string]any {
 	packed, ok := received[""].([]byte)
 	if !ok {
 		return received // there are none
 	}
-	r := reader{left: string(packed)}
+	r := reader{left: string(packed), decimal: decimal}
 	headers := r.table(make(map[string]any, usualHeaders), 0)
 	if r.failed {
 		return map[string]any{unreadableHeaders: nil}
@@ -42,8 +41,9 @@ func Headers(received amqp.Table) map[string]any {
 // reader reads the fields of a table. The keys and texts that it returns are parts of
 // what it reads, and take no memory of their own.
 type reader struct {
-	left   string // what has not been read yet
-	failed bool   // what was read is no table
+	left    string // what has not been read yet
+	failed  bool   // what was read is no table
+	decimal func(scale uint8, value int32) any
 }
 
 // next returns the next n bytes.
@@ -116,7 +116,7 @@ func (r *reader) field(depth int) any {
 	case 'd':
 		return math.Float64frombits(r.number(8))
 	case 'D':
-		return amqp.Decimal{Scale: uint8(r.number(1)), Value: int32(r.number(4))}
+		return r.decimal(uint8(r.number(1)), int32(r.number(4)))
 	case 'T':
 		return time.Unix(int64(r.number(8)), 0)
 	case 'S':
@@ -124,7 +124,7 @@ func (r *reader) field(depth int) any {
 	case 'x':
 		return []byte(r.long())
 	case 'A', 'F':
-		inner := reader{left: r.long()}
+		inner := reader{left: r.long(), decimal: r.decimal}
 		defer func() { r.failed = r.failed || inner.failed }()
 		if kind == 'A' {
 			return inner.array(depth + 1)

@@ -47,13 +47,13 @@ func received(t *testing.T, c *Conn, header []byte) map[string]any {
 	}
 	h := parseContentHeader(payload)
 	if len(h.headers) == 0 {
-		return Headers(nil)
+		return Headers(nil, decimal)
 	}
 	packed, ok := bytes.CutPrefix(h.headers, []byte(packedKey))
 	if !ok || len(packed) < 4 || len(packed)-4 != int(binary.BigEndian.Uint32(packed)) {
 		t.Fatalf("amqp091-go gets the table %x", h.headers)
 	}
-	return Headers(amqp.Table{"": packed[4:]})
+	return Headers(amqp.Table{"": packed[4:]}, decimal)
 }
 
 func TestIncomingLongIntegersAreReadable(t *testing.T) {
@@ -88,7 +88,7 @@ func TestHeadersOfAllTypes(t *testing.T) {
 		"A\x00\x00\x00\x04Vt\x00V":          []any{nil, false, nil},
 		"F\x00\x00\x00\x04\x01at\x01":       map[string]any{"a": true},
 	} {
-		got := Headers(amqp.Table{"": []byte("\x01k" + field)})
+		got := Headers(amqp.Table{"": []byte("\x01k" + field)}, decimal)
 		if value, ok := got["k"]; !ok || len(got) != 1 || !reflect.DeepEqual(value, want) {
 			t.Errorf("%q: got %#v, want %#v", field, got, want)
 		}
@@ -145,10 +145,12 @@ func TestTablesThatCannotBeReadAreReplaced(t *testing.T) {
 	}
 }
 
+func decimal(scale uint8, value int32) any { return amqp.Decimal{Scale: scale, Value: value} }
+
 func FuzzHeaders(f *testing.F) {
 	f.Add([]byte("\x01kA\x00\x00\x00\x04Vt\x00V"))
 	f.Add([]byte("\x01kF\x00\x00\x00\x04\x01at\x01"))
-	f.Fuzz(func(t *testing.T, table []byte) { Headers(amqp.Table{"": table}) })
+	f.Fuzz(func(t *testing.T, table []byte) { Headers(amqp.Table{"": table}, decimal) })
 }
 
 // A connection whose broker is silent fails, one that is in use does not.
