@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
@@ -101,12 +102,10 @@ const publishTogetherMax = 64
 // until all messages of the one before are in their queues.
 func (w *Worker) publishAll(m *protocol.Message, groups ...[]broker.Publication) error {
 	for _, messages := range groups {
-		for len(messages) > 0 {
-			n := min(len(messages), publishTogetherMax)
-			if err := w.publishTogether(m, messages[:n]); err != nil {
+		for some := range slices.Chunk(messages, publishTogetherMax) {
+			if err := w.publishTogether(m, some); err != nil {
 				return err
 			}
-			messages = messages[n:]
 		}
 	}
 	return nil

@@ -83,7 +83,7 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 		// Numbers are taken that the sequence gives: no other value has to be unique.
 		if failed := (*database.Error)(nil); !moved && errors.As(err, &failed) && failed.Code == uniqueViolation {
 			moved = true
-			if b.moveSequence(ctx) == nil {
+			if err = b.moveSequence(ctx); err == nil {
 				continue
 			}
 		}
@@ -102,11 +102,19 @@ func (b *Backend) Store(ctx context.Context, outcomes ...results.Outcome) (writt
 const uniqueViolation = "23505"
 
 // moveSequence moves the sequence beyond the numbers of all rows: a table that was copied
-// without it has numbers that the sequence has not given yet.
+// without it has numbers that the sequence has not given yet. It takes them one by one:
+// setval could give back a number that another session has just taken, and needs more
+// than the privilege to use the sequence. Those who come at the same time wait, and find it
+// moved.
 func (b *Backend) moveSequence(ctx context.Context) error {
 	sequence := qualified(b.config.Schema, "task_id_sequence")
-	return b.db.Retry(ctx, "move the sequence "+sequence, func(ctx context.Context) error {
-		_, err := b.db.Pool.Exec(ctx, `SELECT setval($1::text::regclass, GREATEST((SELECT max(id) FROM `+b.table()+`), (SELECT last_value FROM `+sequence+`)))`, sequence)
+	return b.db.InTx(ctx, "move the sequence "+sequence, func(tx pgx.Tx) error {
+		if err := LockTables(ctx, tx); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			SELECT count(nextval($1::text::regclass))
+			FROM generate_series(nextval($1::text::regclass) + 1, (SELECT max(id) FROM `+b.table()+`))`, sequence)
 		return err
 	})
 }

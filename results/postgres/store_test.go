@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -171,5 +172,45 @@ func TestASequenceThatIsBehindLosesNoResult(t *testing.T) {
 	}
 	if n := number(t, pool, `SELECT count(*) FROM celery_taskmeta WHERE id > 500 AND status IN ('SUCCESS', 'STARTED')`); n != 4 {
 		t.Errorf("%d new rows", n)
+	}
+}
+
+// Many slots and workers find at the same time that the sequence is behind. One of them moves
+// it: numbers of 32 bits must not be wasted.
+func TestASequenceThatIsBehindIsMovedByMany(t *testing.T) {
+	t.Parallel()
+	url := devenv.Database(t)
+	backends := make([]*postgres.Backend, 2)
+	for i := range backends {
+		var err error
+		if backends[i], err = postgres.Open(t.Context(), url); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(backends[i].Close)
+	}
+	execute(t, url, `INSERT INTO celery_taskmeta (id, task_id, status) SELECT n, 'old ' || n, 'FAILURE' FROM generate_series(1, 50000) AS n`)
+	var all sync.WaitGroup
+	const many = 16
+	for i := range many {
+		all.Go(func() {
+			for j := range 20 {
+				if written, err := backends[i%2].Store(t.Context(), outcome(fmt.Sprintf("new %d %d", i, j), "1")); err != nil || !written[0] {
+					t.Errorf("%v, %v", written, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var last int
+	if err := conn.QueryRow(t.Context(), `SELECT last_value FROM task_id_sequence`).Scan(&last); err != nil {
+		t.Fatal(err)
+	}
+	if most := 50_000 + many*(20+3); last > most {
+		t.Errorf("the sequence is at %d, want at most %d", last, most)
 	}
 }
