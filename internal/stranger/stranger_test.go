@@ -2,6 +2,7 @@ package stranger
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,10 +45,27 @@ func goCommand(t *testing.T, folder, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// useThisModule makes the module in a folder use this one.
+// useThisModule makes the module in a folder use this one. As go mod tidy does, it
+// requires what this one requires, too, which a new machine may lack as far as no build
+// needs it. Nothing else is downloaded.
 func useThisModule(t *testing.T, folder string) {
 	t.Helper()
-	command(t, folder, "go", "mod", "edit", "-require="+module+"@v0.0.0", "-replace="+module+"="+top(t))
+	download := exec.CommandContext(t.Context(), "go", "mod", "download")
+	download.Dir = top(t)
+	if text, err := download.CombinedOutput(); err != nil {
+		t.Fatalf("go mod download: %v\n%s", err, text)
+	}
+	var ours struct {
+		Require []struct{ Path, Version string }
+	}
+	if err := json.Unmarshal([]byte(command(t, top(t), "go", "mod", "edit", "-json")), &ours); err != nil {
+		t.Fatal(err)
+	}
+	edit := []string{"mod", "edit", "-require=" + module + "@v0.0.0", "-replace=" + module + "=" + top(t)}
+	for _, needed := range ours.Require {
+		edit = append(edit, "-require="+needed.Path+"@"+needed.Version)
+	}
+	command(t, folder, "go", edit...)
 	sums, err := os.ReadFile(filepath.Join(top(t), "go.sum"))
 	if err != nil {
 		t.Fatal(err)
