@@ -372,17 +372,21 @@ func (r *Report) writePilots(b *strings.Builder) {
 	if len(r.Pilots) == 0 {
 		return
 	}
-	b.WriteString("\n## Which Celery\n\nThe fastest setting of a pilot is the contender.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n")
+	fmt.Fprintf(b, "\n## Which Celery\n\nThe contender is the setting that is fastest in its slowest sample. The fastest one is repeated, until one has %d samples and is still the fastest.\n\n| setting | pool | tasks/s | |\n|---|---|---:|---|\n", confirmations)
 	for _, c := range r.Pilots {
 		mark := ""
 		if c.Best {
 			mark = "used"
 		}
-		rate := format(c.Rate)
-		if c.Rate == 0 {
-			rate = fmt.Sprintf("not %d tasks in %s", pilotTasks, pilotTimeout)
+		var rates []string
+		for _, rate := range c.Rates {
+			if rate == 0 {
+				rates = append(rates, fmt.Sprintf("not %d tasks in %s", pilotTasks, pilotTimeout))
+				continue
+			}
+			rates = append(rates, format(rate))
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", c.Setting, c.How, rate, mark)
+		fmt.Fprintf(b, "| %s | %s | %s | %s |\n", c.Setting, c.How, strings.Join(rates, ", "), mark)
 	}
 }
 
