@@ -45,8 +45,8 @@ const chordAdvice = "chords are not supported; run this task on a Python worker,
 // task and, on an error, stores the error's Exception as the task's failure
 // (docs/celery.md#groups-and-chords). The error is a [*CanvasError].
 func CheckCanvas(m *Message) error {
-	if m.Embed.Chord != nil {
-		return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}
+	if err := checkChord(m); err != nil {
+		return err
 	}
 	trial := Sender{Now: time.Now(), NewID: func() string { return "" }}
 	if _, err := AfterSuccess(m, nil, trial); err != nil {
@@ -55,15 +55,33 @@ func CheckCanvas(m *Message) error {
 	if _, err := AfterFailure(m, trial); err != nil {
 		return err
 	}
-	// Later steps are checked too: a chain that cannot be completed should
-	// fail before its first step has done anything.
-	p := planner{m: m, sender: trial}
+	return CheckLaterSteps(m)
+}
+
+// CheckLaterSteps checks of all that [CheckCanvas] does only what neither
+// [AfterSuccess] nor [AfterFailure] finds: that the task is not part of a chord, and
+// that the later steps of its chain can be started. It is for a worker that makes both
+// plans before the task runs, with its own [Sender]. The error is a [*CanvasError].
+func CheckLaterSteps(m *Message) error {
+	if err := checkChord(m); err != nil {
+		return err
+	}
+	// A chain that cannot be completed should fail before its first step has done
+	// anything.
+	p := planner{m: m}
 	for i, s := range m.Embed.Chain {
 		if err := p.checkElement(s, i > 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func checkChord(m *Message) error {
+	if m.Embed.Chord == nil {
+		return nil
+	}
+	return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}
 }
 
 // checkElement checks that a chain element can be started. followed says

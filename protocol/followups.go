@@ -64,7 +64,7 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if value == nil {
 		value = json.RawMessage("null")
 	}
-	p := planner{m: m, sender: s, args: []json.RawMessage{value}, seed: seedOf(m.ID, "success", m.Embed.Callbacks, m.Embed.Chain)}
+	p := planner{m: m, sender: s, args: []json.RawMessage{value}, outcome: "success", sources: [][]Signature{m.Embed.Callbacks, m.Embed.Chain}}
 	if s.InheritPriority {
 		p.priority = m.Properties.Priority
 	}
@@ -96,7 +96,7 @@ func AfterFailure(m *Message, s Sender) (Plan, error) {
 	if len(m.Embed.Errbacks) == 0 {
 		return Plan{}, nil
 	}
-	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, seed: seedOf(m.ID, "failure", m.Embed.Errbacks)}
+	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, outcome: "failure", sources: [][]Signature{m.Embed.Errbacks}}
 	if _, err := p.group(m.Embed.Errbacks, "", nil); err != nil {
 		return Plan{}, err
 	}
@@ -114,13 +114,17 @@ type planner struct {
 	children  []json.RawMessage
 	// nesting counts the chains and groups around the current one.
 	nesting int
-	// seed is what new ids are derived from; made counts them.
-	seed []byte
-	made int
+	// outcome and sources, the signatures that are applied, are what new ids are
+	// derived from, besides the task's id. seed is made of them for the first new id:
+	// producers give ids to nearly all signatures. made counts the new ids.
+	outcome string
+	sources [][]Signature
+	seed    []byte
+	made    int
 }
 
 // seedOf returns a digest of a task's id, its outcome and its follow-ups.
-func seedOf(taskID, outcome string, followUps ...[]Signature) []byte {
+func seedOf(taskID, outcome string, followUps [][]Signature) []byte {
 	h := sha1.New() // what UUID version 5 uses; the ids need no protection against deliberate collisions
 	fmt.Fprintf(h, "%q %s", taskID, outcome)
 	for _, sigs := range followUps {
@@ -135,6 +139,9 @@ func seedOf(taskID, outcome string, followUps ...[]Signature) []byte {
 func (p *planner) newID() string {
 	if p.sender.NewID != nil {
 		return p.sender.NewID()
+	}
+	if p.seed == nil {
+		p.seed = seedOf(p.m.ID, p.outcome, p.sources)
 	}
 	p.made++
 	return derivedUUID(fmt.Appendf(nil, "%x %d", p.seed, p.made))

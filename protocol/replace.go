@@ -18,7 +18,7 @@ import (
 // returns the same ids. The error is a [*CanvasError]: the signature is an empty chain,
 // or it is or contains a chord, or a group, which Celery makes a chord.
 func ReplaceTask(m *Message, s Signature, sender Sender) (Plan, error) {
-	p := planner{m: m, sender: sender, seed: seedOf(m.ID, fmt.Sprintf("replaced %d", m.Retries), []Signature{s})}
+	p := planner{m: m, sender: sender, outcome: fmt.Sprintf("replaced %d", m.Retries), sources: [][]Signature{{s}}}
 	steps, err := p.flatten(s)
 	if err != nil {
 		return Plan{}, err

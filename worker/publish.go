@@ -21,7 +21,7 @@ func (w *Worker) canFollow(m *protocol.Message) error {
 	if e := m.Embed; e.Chord == nil && len(e.Callbacks) == 0 && len(e.Errbacks) == 0 && len(e.Chain) == 0 {
 		return nil // as most tasks
 	}
-	if err := protocol.CheckCanvas(m); err != nil {
+	if err := protocol.CheckLaterSteps(m); err != nil {
 		return err
 	}
 	if _, _, err := w.afterSuccess(m, nil); err != nil {
