@@ -42,6 +42,7 @@ const (
 //     messages to the exchange of such a message.
 type publisher struct {
 	*connection
+	background  background    // for writes that may block
 	unconfirmed chan struct{} // one element for each message that waits for its confirm
 	declaring   chan struct{} // full while a queue is declared for the first time
 	declared    sync.Map      // the names of the queues that were declared
@@ -71,6 +72,7 @@ func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
 	}
 	p := &publisher{
 		connection:  c,
+		background:  newBackground(c.lost),
 		unconfirmed: make(chan struct{}, unconfirmedMax),
 		declaring:   make(chan struct{}, 1),
 		missing:     map[string]bool{},
@@ -109,7 +111,7 @@ func (p *publisher) publishDeclared(ctx context.Context, m protocol.Publishing, 
 func (p *publisher) PublishAll(ctx context.Context, messages []broker.Publication) []error {
 	// As in publish, a write continues in the background when ctx ends.
 	done := make(chan []error, 1)
-	go func() { done <- p.publishAll(ctx, messages) }()
+	p.background.run(func() { done <- p.publishAll(ctx, messages) })
 	select {
 	case errs := <-done:
 		return errs
@@ -228,10 +230,10 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	// A write can block as long as the broker reads nothing. It continues in the
 	// background when ctx ends.
 	done := make(chan error, 1)
-	go func() {
+	p.background.run(func() {
 		defer func() { <-p.unconfirmed }()
 		done <- p.publishAndWait(m, out)
-	}()
+	})
 	select {
 	case err := <-done:
 		return err
