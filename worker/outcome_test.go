@@ -422,12 +422,22 @@ func TestTasksWithInvalidFollowUpsFailBeforeTheyRun(t *testing.T) {
 	g := newGatedTask()
 	w.Register("shop.gated", g)
 	workertest.Start(t, w)
-	for name, link := range map[string]string{
-		"chord":       `{"task": "celery.chord", "args": [], "kwargs": {"header": [], "body": {}, "kwargs": {}}, "options": {}, "subtask_type": "chord", "immutable": false}`,
-		"routing key": `{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "e", "routing_key": "` + strings.Repeat("k", 300) + `"}, "subtask_type": null, "immutable": true}`,
-		"headers":     `{"task": "x.y", "args": [], "kwargs": {}, "options": {"headers": {"h": "` + strings.Repeat("k", 140000) + `"}}, "subtask_type": null, "immutable": true}`,
+	const (
+		chord = `{"task": "celery.chord", "args": [], "kwargs": {"header": [], "body": {}, "kwargs": {}}, "options": {}, "subtask_type": "chord", "immutable": false}`
+		group = `{"task": "celery.group", "args": [], "kwargs": {"tasks": []}, "options": {}, "subtask_type": "group", "immutable": false}`
+		add   = `{"task": "shop.add", "args": [1], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false}`
+	)
+	for name, embed := range map[string]struct{ option, value string }{
+		"chord":                  {"link", chord},
+		"error callback":         {"link_error", chord},
+		"routing key":            {"link", `{"task": "x.y", "args": [], "kwargs": {}, "options": {"exchange": "e", "routing_key": "` + strings.Repeat("k", 300) + `"}, "subtask_type": null, "immutable": true}`},
+		"headers":                {"link", `{"task": "x.y", "args": [], "kwargs": {}, "options": {"headers": {"h": "` + strings.Repeat("k", 140000) + `"}}, "subtask_type": null, "immutable": true}`},
+		"next step":              {"chain", "[" + add + "," + chord + "]"}, // the first step is the last one here
+		"later step":             {"chain", "[" + chord + "," + add + "]"},
+		"group that is followed": {"chain", "[" + add + "," + group + "," + add + "]"},
+		"member of a chord":      {"chord", chord},
 	} {
-		row := r.result(r.send(workertest.Message("orders", "shop.gated", nil, nil, workertest.Option("link", json.RawMessage(link)))))
+		row := r.result(r.send(workertest.Message("orders", "shop.gated", nil, nil, workertest.Option(embed.option, json.RawMessage(embed.value)))))
 		if row.State != protocol.StateFailure {
 			t.Errorf("%s: row is %s, want FAILURE", name, row.State)
 		}

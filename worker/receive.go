@@ -35,7 +35,7 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 	defer activity.End()
 	switch state {
 	case stateReceived:
-		w.runners.run(d, w.serve)
+		w.runners.Run(d, w.serve)
 	case stateSettling:
 		d.tell()
 	}

@@ -64,7 +64,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.lifecycle.begin(ctx)
 	defer w.lifecycle.end()
 	context.AfterFunc(w.lifecycle.giveUp, w.giveUpHandlers)
-	defer close(w.runners.stopped)
+	defer close(w.ended)
 
 	// ctx ends the attempts to make the first connection. Later connections
 	// outlive it, because outcomes still have to be recorded.

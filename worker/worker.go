@@ -12,6 +12,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/internal/runners"
 )
 
 // Worker consumes task messages and runs their handlers. [New] makes one.
@@ -35,13 +36,14 @@ type Worker struct {
 	origin  string
 
 	started     chan struct{}
+	ended       chan struct{} // closed when Run returns
 	stopNow     chan struct{}
 	stopNowOnce sync.Once
 
 	broker         broker.Broker
 	registry       *registry
 	stalls         stall.Detector
-	runners        runners
+	runners        *runners.Pool[*delivery]
 	link           sessionLink
 	publishing     publishingLink
 	faults         connectionFaults
@@ -52,6 +54,9 @@ type Worker struct {
 	mu     sync.Mutex
 	frozen bool // written by Run: no registration any more
 }
+
+// waitingRunnersMax bounds how many goroutines wait for a delivery.
+const waitingRunnersMax = 64
 
 // New returns a worker. It connects to nothing. The error names every invalid
 // field of the configuration.
@@ -69,6 +74,7 @@ func New(cfg Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	ended := make(chan struct{})
 	return &Worker{
 		cfg:            cfg,
 		tasks:          map[string]registration{},
@@ -77,10 +83,11 @@ func New(cfg Config) (*Worker, error) {
 		replyTo:        newID(),
 		origin:         fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
 		started:        make(chan struct{}),
+		ended:          ended,
 		stopNow:        make(chan struct{}),
 		broker:         transport,
 		registry:       newRegistry(cfg.Slots, metrics, cfg.Now),
-		runners:        newRunners(cfg.Prefetch),
+		runners:        runners.New[*delivery](min(max(cfg.Prefetch, 1), waitingRunnersMax), ended),
 		receivingEnded: make(chan struct{}),
 	}, nil
 }

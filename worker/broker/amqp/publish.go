@@ -14,6 +14,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/internal/runners"
 	"github.com/moonladderstudios/mm-orchestrator/worker/internal/wire"
 )
 
@@ -26,6 +27,8 @@ const (
 	// time. It is also the buffer for returned messages, so that amqp091-go's
 	// reader never blocks on it.
 	unconfirmedMax = 64
+	// waitingWritersMax bounds how many goroutines wait for a message to write.
+	waitingWritersMax = 4
 	// maxHeaderBytes is what fits into one frame besides the other properties:
 	// AMQP does not split a content header.
 	maxHeaderBytes = 131072 - 8 - 2048
@@ -42,10 +45,10 @@ const (
 //     messages to the exchange of such a message.
 type publisher struct {
 	*connection
-	background  background    // for writes that may block
-	unconfirmed chan struct{} // one element for each message that waits for its confirm
-	declaring   chan struct{} // full while a queue is declared for the first time
-	declared    sync.Map      // the names of the queues that were declared
+	writers     *runners.Pool[func()] // for writes that may block
+	unconfirmed chan struct{}         // one element for each message that waits for its confirm
+	declaring   chan struct{}         // full while a queue is declared for the first time
+	declared    sync.Map              // the names of the queues that were declared
 
 	mu      sync.Mutex      // guards all below, also while a message is written
 	shared  *sharedChannel  // nil before the first message
@@ -72,7 +75,7 @@ func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
 	}
 	p := &publisher{
 		connection:  c,
-		background:  newBackground(c.lost),
+		writers:     runners.New[func()](waitingWritersMax, c.lost),
 		unconfirmed: make(chan struct{}, unconfirmedMax),
 		declaring:   make(chan struct{}, 1),
 		missing:     map[string]bool{},
@@ -111,7 +114,7 @@ func (p *publisher) publishDeclared(ctx context.Context, m protocol.Publishing, 
 func (p *publisher) PublishAll(ctx context.Context, messages []broker.Publication) []error {
 	// As in publish, a write continues in the background when ctx ends.
 	done := make(chan []error, 1)
-	p.background.run(func() { done <- p.publishAll(ctx, messages) })
+	p.inBackground(func() { done <- p.publishAll(ctx, messages) })
 	select {
 	case errs := <-done:
 		return errs
@@ -230,7 +233,7 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	// A write can block as long as the broker reads nothing. It continues in the
 	// background when ctx ends.
 	done := make(chan error, 1)
-	p.background.run(func() {
+	p.inBackground(func() {
 		defer func() { <-p.unconfirmed }()
 		done <- p.publishAndWait(m, out)
 	})
@@ -240,6 +243,11 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// inBackground begins f and does not wait for its end.
+func (p *publisher) inBackground(f func()) {
+	p.writers.Run(f, func(f func()) bool { f(); return true })
 }
 
 // enter waits until the broker accepts messages and fewer than unconfirmedMax wait for
