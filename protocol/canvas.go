@@ -45,17 +45,15 @@ const chordAdvice = "chords are not supported; run this task on a Python worker,
 // task and, on an error, stores the error's Exception as the task's failure
 // (docs/celery.md#groups-and-chords). The error is a [*CanvasError].
 func CheckCanvas(m *Message) error {
-	if err := checkChord(m); err != nil {
+	if err := CheckLaterSteps(m); err != nil {
 		return err
 	}
 	trial := Sender{Now: time.Now(), NewID: func() string { return "" }}
 	if _, err := AfterSuccess(m, nil, trial); err != nil {
 		return err
 	}
-	if _, err := AfterFailure(m, trial); err != nil {
-		return err
-	}
-	return CheckLaterSteps(m)
+	_, err := AfterFailure(m, trial)
+	return err
 }
 
 // CheckLaterSteps checks of all that [CheckCanvas] does only what neither
@@ -63,8 +61,8 @@ func CheckCanvas(m *Message) error {
 // that the later steps of its chain can be started. It is for a worker that makes both
 // plans before the task runs, with its own [Sender]. The error is a [*CanvasError].
 func CheckLaterSteps(m *Message) error {
-	if err := checkChord(m); err != nil {
-		return err
+	if m.Embed.Chord != nil {
+		return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}
 	}
 	// A chain that cannot be completed should fail before its first step has done
 	// anything.
@@ -75,13 +73,6 @@ func CheckLaterSteps(m *Message) error {
 		}
 	}
 	return nil
-}
-
-func checkChord(m *Message) error {
-	if m.Embed.Chord == nil {
-		return nil
-	}
-	return &CanvasError{TaskID: m.ID, Element: m.Embed.Chord.Task, Why: "the task is part of a chord; " + chordAdvice}
 }
 
 // checkElement checks that a chain element can be started. followed says
