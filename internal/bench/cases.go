@@ -223,6 +223,7 @@ type Choice struct {
 	// Rates are those of its samples; 0 for one that was too slow.
 	Rates []float64 `json:"tasks_per_second"`
 	Best  bool      `json:"best"`
+	how   how
 }
 
 // rate is that of the slowest sample: a setting that stands still now and then is only
@@ -279,17 +280,16 @@ func (h *harness) chooseCelery(ctx context.Context, s setting) (pilot, error) {
 	if s.results {
 		drivers = []string{"psycopg2", "psycopg"}
 	}
-	var hows []how
 	var tried []Choice
-	sample := func(i int) error {
+	sample := func(c *Choice) error {
 		h.deadline = time.Now().Add(pilotTimeout)
-		rate, err := h.pilotRate(ctx, celery, hows[i], s)
+		rate, err := h.pilotRate(ctx, celery, c.how, s)
 		h.deadline = time.Time{}
 		if err != nil {
-			return fmt.Errorf("celery (%s): %w", hows[i], err)
+			return fmt.Errorf("celery (%s): %w", c.How, err)
 		}
-		fmt.Fprintf(h.Output, "  pilot: celery (%s): %s tasks/s\n", hows[i], format(rate))
-		tried[i].Rates = append(tried[i].Rates, rate)
+		fmt.Fprintf(h.Output, "  pilot: celery (%s): %s tasks/s\n", c.How, format(rate))
+		c.Rates = append(c.Rates, rate)
 		return nil
 	}
 	for _, pool := range []string{"solo", "prefork", "threads"} {
@@ -298,27 +298,26 @@ func (h *harness) chooseCelery(ctx context.Context, s setting) (pilot, error) {
 			if pool == "solo" {
 				w.slots = 1
 			}
-			hows, tried = append(hows, w), append(tried, Choice{Setting: s.String(), How: w.String()})
-			if err := sample(len(hows) - 1); err != nil {
+			tried = append(tried, Choice{Setting: s.String(), How: w.String(), how: w})
+			if err := sample(&tried[len(tried)-1]); err != nil {
 				return pilot{}, err
 			}
 		}
 	}
 	for {
-		best := 0
-		for i, c := range tried {
-			if c.rate() > tried[best].rate() {
-				best = i
+		best := &tried[0]
+		for i := range tried {
+			if tried[i].rate() > best.rate() {
+				best = &tried[i]
 			}
 		}
-		c := &tried[best]
 		switch {
-		case c.rate() == 0:
+		case best.rate() == 0:
 			return pilot{}, fmt.Errorf("celery has run no %d tasks within %s in any pool", pilotTasks, pilotTimeout)
-		case len(c.Rates) >= confirmations:
-			c.Best = true
+		case len(best.Rates) >= confirmations:
+			best.Best = true
 			h.choices = append(h.choices, tried...)
-			return pilot{rate: c.rate(), how: hows[best]}, nil
+			return pilot{rate: best.rate(), how: best.how}, nil
 		}
 		if err := sample(best); err != nil {
 			return pilot{}, err
@@ -342,7 +341,9 @@ func (h *harness) pilotRate(ctx context.Context, name string, w how, s setting) 
 	for range 2 {
 		sample, err := h.throughput(ctx, name, w, s, tasks)
 		if errors.Is(err, errTooSlow) {
-			return rate, h.restoreTable(ctx) // the rate of the first sample, or 0
+			// 0 for the first sample. A later one has stood still: it cannot have been
+			// faster than this.
+			return min(rate, float64(tasks)/pilotTimeout.Seconds()), h.restoreTable(ctx)
 		}
 		if err != nil {
 			return 0, err
