@@ -103,3 +103,14 @@ func TestLongSecretsByteByByte(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkText is a log without secrets on its way through a TextWriter.
+func BenchmarkText(b *testing.B) {
+	clean := buildLog(8 << 20)
+	b.SetBytes(int64(len(clean)))
+	for b.Loop() {
+		w := artifacts.NewTextWriter(io.Discard)
+		_, _ = w.Write(clean)
+		_ = w.Close()
+	}
+}

@@ -16,10 +16,10 @@ import (
 // at a position depends only on the text from there on and on the few bytes before
 // it, never on how the text was cut into writes.
 type matcher struct {
-	filter [filterBits / 64]uint64
-	// near has the first three bytes and the next three of the beginnings in filter, see
-	// skip.
-	near [nearBits / 64]uint64
+	// filter has the first four bytes of all patterns.
+	filter bitset
+	// near has the first three bytes and the next three of these, see skip.
+	near bitset
 	// heads has for each gramHash an index into lists, or 0.
 	heads []int32
 	lists []gramList
@@ -54,41 +54,26 @@ func (m *matcher) list(gram uint32) []*pattern {
 	return nil
 }
 
-const (
-	filterBits  = 1 << 17
-	filterShift = 32 - 17
-)
+// A bitset is a set of hashes, with one bit for each. It is large enough that few of its
+// bits are set for some thousand patterns, and small enough that a processor's caches
+// hold two of them beside the text.
+type bitset [1 << (hashBits - 6)]uint64
 
-// passes reports whether a pattern may begin with four bytes. Two bits of one word
-// have to be set for that: with one, a few positions in a hundred would pass.
-func (m *matcher) passes(gram uint32) bool {
-	product := gram * hashFactor
-	word := m.filter[product>>(filterShift+6)]
-	return word>>(product>>filterShift&63)&(word>>(product>>secondShift&63))&1 != 0
+const hashBits = 18
+
+func (s *bitset) add(text uint32) {
+	h := text * hashFactor >> (32 - hashBits)
+	s[h>>6] |= 1 << (h & 63)
 }
 
-// secondShift is where the bits of the second hash are.
-const secondShift = filterShift - 6
-
-// near is small, because it is read for every other byte: with filter it fits into the
-// first cache of a processor, which both share with the text.
-const (
-	nearBits  = 1 << 16
-	nearShift = 32 - 16
-)
-
-// isNear returns 1 if a pattern may begin at the three bytes or one byte before them, and
-// 0 otherwise. The highest byte of text does not count.
-func (m *matcher) isNear(text uint32) uint64 {
-	product := text << 8 * hashFactor
-	word := m.near[product>>(nearShift+6)]
-	return word >> (product >> nearShift & 63) & (word >> (product >> (nearShift - 6) & 63)) & 1
+// has is true also for a few texts that have not been added.
+func (s *bitset) has(text uint32) bool {
+	h := text * hashFactor >> (32 - hashBits)
+	return s[h>>6]&(1<<(h&63)) != 0
 }
 
-func (m *matcher) addNear(text uint32) {
-	product := text << 8 * hashFactor
-	m.near[product>>(nearShift+6)] |= 1<<(product>>nearShift&63) | 1<<(product>>(nearShift-6)&63)
-}
+// last3 are the bytes of four without the first one.
+const last3 = 0xffffff00
 
 // gramSize is how many bytes the filter looks at.
 const gramSize = 4
@@ -139,9 +124,9 @@ const (
 func newMatcher(patterns []*pattern) *matcher {
 	m := &matcher{heads: make([]int32, headCount), lists: make([]gramList, 1)}
 	add := func(gram uint32, p *pattern) {
-		m.filter[gram*hashFactor>>(filterShift+6)] |= 1<<(gram*hashFactor>>filterShift&63) | 1<<(gram*hashFactor>>secondShift&63)
-		m.addNear(gram)
-		m.addNear(gram >> 8)
+		m.filter.add(gram)
+		m.near.add(gram << 8)
+		m.near.add(gram & last3)
 		at := m.heads[gramHash(gram)]
 		for at != 0 && m.lists[at].gram != gram {
 			at = m.lists[at].next
@@ -217,15 +202,17 @@ func (m *matcher) begins(text []byte) bool {
 // escapeByte are the bytes with which escapes and interruptions begin.
 var escapeByte = [256]bool{'%': true, '\\': true, '&': true, 0x1b: true, '\r': true, '\b': true}
 
-// escapeBit is 1 for each escapeByte.
-var escapeBit = func() (table [256]uint64) {
-	for c, escape := range escapeByte {
-		if escape {
-			table[c] = 1
+// escapePairs has each two bytes of which one is an escapeByte, or both.
+var escapePairs = func() (pairs [1 << 16 / 64]uint64) {
+	for pair := range 1 << 16 {
+		if escapeByte[pair&0xff] || escapeByte[pair>>8] {
+			pairs[pair>>6] |= 1 << (pair & 63)
 		}
 	}
-	return table
+	return pairs
 }()
+
+func hasEscape(pair uint16) bool { return escapePairs[pair>>6]&(1<<(pair&63)) != 0 }
 
 // span is a part of a text.
 type span struct{ from, to int }
@@ -264,7 +251,7 @@ func (m *matcher) skip(text []byte, i int) int {
 	if m.anyShort {
 		for ; i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
-			if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
+			if m.filter.has(gram) && m.list(gram) != nil || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
 				return i
 			}
 		}
@@ -272,19 +259,23 @@ func (m *matcher) skip(text []byte, i int) int {
 	}
 	for i+gramSize <= len(text) {
 		// Four positions at a time. A pattern at one of two neighbouring positions has
-		// the three bytes from the second one on as its first or its next ones: two
-		// look-ups tell whether one of the four needs its own.
-		if i+8 <= len(text) {
-			ahead := binary.LittleEndian.Uint64(text[i:])
-			escape := escapeBit[byte(ahead>>24)] | escapeBit[byte(ahead>>32)] | escapeBit[byte(ahead>>40)] | escapeBit[byte(ahead>>48)]
-			if m.isNear(uint32(ahead>>8))|m.isNear(uint32(ahead>>24))|escape == 0 {
-				i += 4
-				continue
+		// the three bytes from the second one on as its first or its next ones, so that
+		// mostly two look-ups suffice for four positions. Each is a branch that is rarely
+		// taken: a processor predicts it and does not wait for the look-up before.
+		rest := text[i:]
+		for len(rest) >= 8 {
+			ahead := binary.LittleEndian.Uint64(rest)
+			if hasEscape(uint16(ahead>>24)) || hasEscape(uint16(ahead>>40)) ||
+				m.near.has(uint32(ahead)&last3) && (m.filter.has(uint32(ahead)) || m.filter.has(uint32(ahead>>8))) ||
+				m.near.has(uint32(ahead>>16)&last3) && (m.filter.has(uint32(ahead>>16)) || m.filter.has(uint32(ahead>>24))) {
+				break
 			}
+			rest = rest[4:]
 		}
+		i = len(text) - len(rest)
 		for last := i + 3; i <= last && i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
-			if m.passes(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
+			if m.filter.has(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
 				return i
 			}
 		}
@@ -374,7 +365,7 @@ func (g *gramReader) extend(m *matcher, text []byte, i int, end bool, prefix [gr
 	for {
 		if n == gramSize {
 			gram := binary.LittleEndian.Uint32(prefix[:])
-			if m.passes(gram) && !slices.Contains(g.found, gram) {
+			if m.filter.has(gram) && !slices.Contains(g.found, gram) {
 				g.found = append(g.found, gram)
 			}
 			return false
