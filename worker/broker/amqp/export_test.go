@@ -29,11 +29,11 @@ func SetCallTimeout(c broker.Consumer, timeout time.Duration) {
 	c.(*consumer).callTimeout = timeout
 }
 
-// KnownMissing reports whether each message to an exchange has a channel of its own,
-// because the exchange was missing.
-func KnownMissing(p broker.Publisher, exchange string) bool {
+// KnownPresent reports whether messages to an exchange share a channel, because a message
+// has reached the exchange.
+func KnownPresent(p broker.Publisher, exchange string) bool {
 	own := p.(*publisher)
 	own.mu.Lock()
 	defer own.mu.Unlock()
-	return own.missing[exchange]
+	return own.present[exchange]
 }

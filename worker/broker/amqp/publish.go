@@ -40,9 +40,10 @@ const (
 //   - Most messages share a channel. A message that comes back is matched by its
 //     returnKey, which is the task's id; a message has a channel of its own if it
 //     has none, or while another one with the same key is in flight.
-//   - A missing exchange makes the broker close the channel. Then every message that
-//     was in flight is published again on a channel of its own, and so are all later
-//     messages to the exchange of such a message.
+//   - A missing exchange makes the broker close the channel, and then nobody knows of the
+//     messages in flight. So a message has a channel of its own until one has reached its
+//     exchange. If an exchange is deleted later, every message that was in flight is
+//     published again on a channel of its own, and may be in its queue twice.
 type publisher struct {
 	*connection
 	writers     *runners.Pool[func()] // for writes that may block
@@ -52,7 +53,7 @@ type publisher struct {
 
 	mu      sync.Mutex      // guards all below, also while a message is written
 	shared  *sharedChannel  // nil before the first message
-	missing map[string]bool // exchanges that were missing
+	present map[string]bool // exchanges that a message has reached
 }
 
 // sharedChannel is a channel on which many messages wait for their confirm. When the
@@ -78,7 +79,7 @@ func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
 		writers:     runners.New[func()](waitingWritersMax, c.lost),
 		unconfirmed: make(chan struct{}, unconfirmedMax),
 		declaring:   make(chan struct{}, 1),
-		missing:     map[string]bool{},
+		present:     map[string]bool{"": true}, // RabbitMQ's default exchange
 	}
 	p.watch(nil)
 	return p, nil
@@ -149,6 +150,12 @@ func (p *publisher) publishAll(ctx context.Context, messages []broker.Publicatio
 			continue
 		}
 		confirm, channel, err := p.send(m.Message, out)
+		if confirm == nil {
+			// It is sent only now, on a channel of its own.
+			for len(waiting) > 0 {
+				settleFirst()
+			}
+		}
 		waiting = append(waiting, func() {
 			err := p.answer(m.Message, out, confirm, channel, err)
 			<-p.unconfirmed
@@ -157,6 +164,9 @@ func (p *publisher) publishAll(ctx context.Context, messages []broker.Publicatio
 			}
 			errs[i] = err
 		})
+		if confirm == nil {
+			settleFirst()
+		}
 	}
 	for len(waiting) > 0 {
 		settleFirst()
@@ -344,7 +354,7 @@ func (p *publisher) send(m protocol.Publishing, out amqp.Publishing) (*amqp.Defe
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	key := returnKey(out.MessageId, out.CorrelationId)
-	if key == "" || p.missing[m.Exchange] {
+	if key == "" || !p.present[m.Exchange] {
 		return nil, nil, nil
 	}
 	channel, err := p.open()
@@ -469,12 +479,13 @@ func (p *publisher) publishOnOwnChannel(m protocol.Publishing, out amqp.Publishi
 	select {
 	case back, ok := <-returns: // precedes its confirm
 		if ok {
+			p.exchangePresent(m.Exchange, true)
 			return unroutable(m, int(back.ReplyCode), back.ReplyText)
 		}
 	default:
 	}
 	if confirm.Acked() {
-		p.exchangeMissing(m.Exchange, false)
+		p.exchangePresent(m.Exchange, true)
 		return nil
 	}
 	if err := p.lostMeanwhile(); err != nil {
@@ -483,7 +494,7 @@ func (p *publisher) publishOnOwnChannel(m protocol.Publishing, out amqp.Publishi
 	select {
 	case err := <-closed:
 		if err != nil && err.Server {
-			p.exchangeMissing(m.Exchange, true)
+			p.exchangePresent(m.Exchange, false)
 			return unroutable(m, err.Code, err.Reason)
 		}
 	default:
@@ -491,13 +502,13 @@ func (p *publisher) publishOnOwnChannel(m protocol.Publishing, out amqp.Publishi
 	return fmt.Errorf("broker did not accept task %s (id %s) for exchange %q with routing key %q", m.Task, m.TaskID, m.Exchange, m.RoutingKey)
 }
 
-func (p *publisher) exchangeMissing(exchange string, missing bool) {
+func (p *publisher) exchangePresent(exchange string, present bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if missing {
-		p.missing[exchange] = true
+	if present {
+		p.present[exchange] = true
 	} else {
-		delete(p.missing, exchange)
+		delete(p.present, exchange)
 	}
 }
 
