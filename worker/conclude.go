@@ -223,17 +223,7 @@ func (w *Worker) recordFailure(a *attempt, f failure) error {
 		// error callbacks cannot be published.
 		return nil
 	}
-	for i := range messages {
-		err := w.publishAll(m, messages[i:i+1])
-		if lost, _ := nobodyTakes(err); lost != nil {
-			w.taskLog(m).Error("error callback is lost: no queue has taken it", "callback", messages[i].Message.Task, "error", lost)
-			continue
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return w.publishErrorCallbacks(m, messages)
 }
 
 // nobodyTakes splits the error of a publication. It is impossible if no queue has

@@ -112,53 +112,117 @@ func (w *Worker) publishAll(m *protocol.Message, groups ...[]broker.Publication)
 }
 
 func (w *Worker) publishTogether(m *protocol.Message, messages []broker.Publication) error {
+	_, err := w.publishWhatCan(m, messages)
+	return err
+}
+
+// publishErrorCallbacks publishes the error callbacks of a task, several together. One
+// that no queue takes is lost and logged: its task has failed already.
+func (w *Worker) publishErrorCallbacks(m *protocol.Message, messages []broker.Publication) error {
+	for some := range slices.Chunk(messages, publishTogetherMax) {
+		left, err := w.publishWhatCan(m, some)
+		if lost, other := nobodyTakes(err); lost == nil && other != nil {
+			return other
+		}
+		for _, one := range left {
+			if !errors.Is(one.err, ErrUnroutable) {
+				return one.err
+			}
+		}
+		for _, one := range left {
+			w.taskLog(m).Error("error callback is lost: no queue has taken it", "callback", one.message.Message.Task, "callback_id", one.message.Message.TaskID, "error", one.err)
+		}
+	}
+	return nil
+}
+
+// unpublished is a message that is not in a queue for certain, and why.
+type unpublished struct {
+	message broker.Publication
+	err     error
+}
+
+// publishWhatCan publishes messages together, and again those that are left, until none is
+// left or RecordTimeout is over. The error is one of theirs.
+func (w *Worker) publishWhatCan(m *protocol.Message, messages []broker.Publication) (left []unpublished, err error) {
 	for range messages {
 		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
 	}
-	left := messages
-	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) (err error) {
-		left, err = w.sendAll(ctx, left)
-		return err
+	again := messages
+	err = w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error {
+		left = w.sendAll(ctx, again)
+		if len(left) == 0 {
+			return nil
+		}
+		if len(left) < len(again) {
+			again = make([]broker.Publication, len(left))
+			for i, one := range left {
+				again[i] = one.message
+			}
+		}
+		return worst(left)
 	})
 	for range len(messages) - len(left) {
 		faultpoint.Hit(faultpoint.PublishConfirmed, m.ID, m.ArgsRepr)
 	}
+	return left, err
+}
+
+// worst returns the error that decides about a task: first that a message can never be
+// sent, then that no queue takes one.
+func worst(left []unpublished) error {
+	err := left[0].err
+	for _, one := range left {
+		if unsendable := (*broker.UnsendableError)(nil); errors.As(one.err, &unsendable) {
+			return one.err
+		}
+		if errors.Is(one.err, ErrUnroutable) && !errors.Is(err, ErrUnroutable) {
+			err = one.err
+		}
+	}
 	return err
 }
 
-// sendAll publishes messages on the current connection for publishing. It returns those
-// that are not in a queue for certain, and the error of one of them: an
-// UnsendableError if there is one.
-func (w *Worker) sendAll(ctx context.Context, messages []broker.Publication) (left []broker.Publication, err error) {
+// sendAll publishes messages on the current connection for publishing, and returns those
+// that are left, in their order.
+func (w *Worker) sendAll(ctx context.Context, messages []broker.Publication) (left []unpublished) {
 	p, err := w.publishing.get(ctx)
 	if err != nil {
-		return messages, err
+		return allLeft(nil, messages, err)
 	}
 	together, can := p.(broker.BatchPublisher)
 	if !can || len(messages) == 1 {
 		for i, o := range messages {
-			if err := w.sendOn(ctx, p, o); err != nil {
-				return messages[i:], err
+			err := w.sendOn(ctx, p, o)
+			switch {
+			case errors.Is(err, ErrUnroutable):
+				left = append(left, unpublished{o, err}) // the broker answers, so that others may be taken
+			case err != nil:
+				return allLeft(left, messages[i:], err)
 			}
 		}
-		return nil, nil
+		return left
 	}
 	errs := together.PublishAll(ctx, messages)
 	if len(errs) != len(messages) {
-		return messages, fmt.Errorf("the transport has answered for %d of %d messages", len(errs), len(messages))
+		return allLeft(nil, messages, fmt.Errorf("the transport has answered for %d of %d messages", len(errs), len(messages)))
 	}
-	for i, one := range errs {
-		if one == nil {
+	for i, err := range errs {
+		if err == nil {
 			w.metrics.published.Inc()
 			continue
 		}
-		left = append(left, messages[i])
-		var unsendable *broker.UnsendableError
-		if err == nil || errors.As(one, &unsendable) {
-			err = one
-		}
+		left = append(left, unpublished{messages[i], err})
 	}
-	return left, err
+	return left
+}
+
+// allLeft adds messages that are left for the same reason.
+func allLeft(left []unpublished, messages []broker.Publication, err error) []unpublished {
+	for _, o := range messages {
+		left = append(left, unpublished{o, err})
+	}
+	return left
 }
 
 // send publishes a message on the current connection for publishing.

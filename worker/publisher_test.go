@@ -212,23 +212,34 @@ func (p *publisherLostAmidst) PublishAll(ctx context.Context, messages []broker.
 // meanwhile, those that the broker has confirmed are not published again.
 func TestCallbacksArePublishedTogether(t *testing.T) {
 	t.Parallel()
-	for name, lose := range map[string]bool{"undisturbed": false, "connection lost": true} {
+	for name, test := range map[string]struct {
+		task, option, state string
+		args                []json.RawMessage
+		lose                bool
+	}{
+		"undisturbed":                      {"shop.add", "link", protocol.StateSuccess, workertest.Args(1, 2), false},
+		"connection lost":                  {"shop.add", "link", protocol.StateSuccess, workertest.Args(1, 2), true},
+		"error callbacks, undisturbed":     {"shop.fail", "link_error", protocol.StateFailure, nil, false},
+		"error callbacks, connection lost": {"shop.fail", "link_error", protocol.StateFailure, nil, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newTestEnv(t)
 			cfg := r.config()
 			cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
 			between := &lostAmidst{Broker: amqp.New(amqp.Config{Addresses: cfg.Broker, Heartbeat: cfg.Heartbeat, Name: cfg.Node, Logger: cfg.Logger})}
-			between.done.Store(!lose)
+			between.done.Store(!test.lose)
 			cfg.Transport = between
 			w := newWorker(t, cfg)
 			registerShop(w)
 			workertest.Start(t, w)
 			const callbacks = 150
-			row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", callbacks))))
-			if row.State != protocol.StateSuccess {
+			row := r.result(r.send(workertest.Message("orders", test.task, test.args, nil, linksTo(test.option, "parcels", callbacks))))
+			if row.State != test.state {
 				t.Errorf("task is %s %v", row.State, row.Exception)
 			}
+			// An error callback is published after the row is stored.
+			eventually(t, "the message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
 			if n := r.depth("parcels"); n != callbacks {
 				t.Errorf("%d messages in the queue, want %d", n, callbacks)
 			}
@@ -243,6 +254,70 @@ func TestCallbacksArePublishedTogether(t *testing.T) {
 				if want := fmt.Sprint("callback-", i); d.CorrelationId != want {
 					t.Fatalf("message %d is %s, want %s: they are in the order of the signatures", i, d.CorrelationId, want)
 				}
+			}
+		})
+	}
+}
+
+// onlyOneByOne is a broker whose publishers are no BatchPublisher.
+type onlyOneByOne struct{ broker.Broker }
+
+func (b onlyOneByOne) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return struct{ broker.Publisher }{p}, nil
+}
+
+// Error callbacks that no queue takes are lost, each with a line in the log. They neither
+// keep the others from being published nor make each of them wait, and the task does not
+// run again.
+func TestErrorCallbackThatNobodyTakes(t *testing.T) {
+	t.Parallel()
+	for name, batch := range map[string]bool{"together": true, "one by one": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestEnv(t)
+			cfg := r.config()
+			cfg.RecordTimeout = time.Second
+			cfg.TaskQueues = []worker.Queue{{Name: "orders"}, {Name: "parcels"}}
+			var log lines
+			cfg.Logger = log.logger()
+			if !batch {
+				cfg.Transport = onlyOneByOne{amqp.New(amqp.Config{Addresses: cfg.Broker, Heartbeat: cfg.Heartbeat, Name: cfg.Node, Logger: cfg.Logger})}
+			}
+			w := newWorker(t, cfg)
+			registerShop(w)
+			workertest.Start(t, w)
+			var callbacks []json.RawMessage
+			for i := range 9 {
+				options := fmt.Sprintf(`{"task_id": "callback-%d", "queue": "parcels"}`, i)
+				if i%2 == 0 {
+					options = fmt.Sprintf(`{"task_id": "callback-%d", "exchange": "no-exchange", "routing_key": "x"}`, i)
+				}
+				callbacks = append(callbacks, json.RawMessage(
+					`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": `+options+`, "subtask_type": null, "immutable": true}`))
+			}
+			row := r.result(r.send(workertest.Message("orders", "shop.fail", nil, nil, workertest.Option("link_error", callbacks))))
+			if row.State != protocol.StateFailure || !strings.Contains(row.Exception.Repr(), "boom") {
+				t.Errorf("task is %s %v", row.State, row.Exception)
+			}
+			eventually(t, "the message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
+			if n := r.depth("parcels"); n != 4 {
+				t.Errorf("%d error callbacks in the queue, want 4", n)
+			}
+			if n := r.depth("orders"); n != 0 {
+				t.Errorf("%d messages remain", n)
+			}
+			for i := range 9 {
+				lost := strings.Contains(log.text(), fmt.Sprintf("callback_id=callback-%d", i))
+				if lost != (i%2 == 0) {
+					t.Errorf("error callback %d is called lost: %v", i, lost)
+				}
+			}
+			if n := strings.Count(log.text(), "cannot be recorded yet"); n != 1 {
+				t.Errorf("published in %d turns, want one for all", n)
 			}
 		})
 	}
@@ -338,7 +413,7 @@ func TestPublishedTogetherOverANetworkThatIsCut(t *testing.T) {
 			w := newWorker(t, cfg)
 			registerShop(w)
 			workertest.Start(t, w)
-			row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", callbacks))))
+			row := r.result(r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("link", "parcels", callbacks))))
 			if row.State != protocol.StateSuccess {
 				t.Errorf("task is %s %v", row.State, row.Exception)
 			}
@@ -405,14 +480,14 @@ func next(queue string) string {
 	return `{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"queue": "` + queue + `"}, "subtask_type": null, "immutable": true}`
 }
 
-// linksTo returns the option link with callbacks that a queue receives.
-func linksTo(queue string, callbacks int) protocol.Member {
+// linksTo returns the option link or link_error with callbacks that a queue receives.
+func linksTo(option, queue string, callbacks int) protocol.Member {
 	var all []json.RawMessage
 	for i := range callbacks {
 		all = append(all, json.RawMessage(fmt.Sprintf(
 			`{"task": "shop.add", "args": [1, 2], "kwargs": {}, "options": {"task_id": "callback-%d", "queue": %q}, "subtask_type": null, "immutable": true}`, i, queue)))
 	}
-	return workertest.Option("link", all)
+	return workertest.Option(option, all)
 }
 
 // BenchmarkCallbacks runs tasks with 50 callbacks each.
@@ -428,7 +503,7 @@ func BenchmarkCallbacks(b *testing.B) {
 	}
 	var last string
 	for range b.N {
-		last = r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("parcels", 50)))
+		last = r.send(workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, linksTo("link", "parcels", 50)))
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
