@@ -29,8 +29,9 @@ import (
 //	limited   it waits, without a slot, in the line of its  turn: waiting, when it is the first and
 //	          task's rate limit, and another message may    its task may start again
 //	          be delivered in its place
-//	waiting   it waits in its queue's line for a slot; of   grant: running, or settling if its task
-//	          a task with a rate limit, one waits           has ended meanwhile
+//	waiting   it waits in its queue's line for a slot,      grant: running, or settling if its task
+//	          mostly without a goroutine (see park); of a   has ended meanwhile
+//	          task with a rate limit, one waits
 //	running   it belongs to an attempt, which has a slot    pause: delayed; end: settling;
 //	          or records its outcome                        acknowledge: settling, while the attempt
 //	                                                        goes on without it
@@ -64,7 +65,7 @@ type delivery struct {
 	// returns is how often its queue counts it as returned, and returnLimit after how
 	// many the queue drops it, or 0: see requeue.go.
 	returns, returnLimit int
-	activity             *stall.Activity // reports the progress of its goroutine to Stuck
+	activity             *stall.Activity // reports its progress to Stuck; nil until a goroutine serves it
 	// passOn is that of broker.Delivery, or nil. It is called before the delivery is
 	// settled, unless returnsSoon is set: then its goroutine receives the next one at once.
 	passOn      func()
@@ -72,7 +73,8 @@ type delivery struct {
 	// left says that another goroutine goes on with the attempt of the delivery: see
 	// handing_over.go. Written and read by the goroutine that has served it until then.
 	left bool
-	// changed tells the delivery's goroutine that another one has moved it.
+	// changed tells the delivery's goroutine that another one has moved it, unless the
+	// delivery is parked.
 	changed chan struct{}
 
 	// Guarded by registry.mu.
@@ -86,6 +88,7 @@ type delivery struct {
 	match      match             // how its task was known
 	settlement settlement        // from settling on
 	telling    bool              // a goroutine tells the broker
+	parked     bool              // it has no goroutine while it waits: see park
 	copied     bool              // a copy of the message may be in its queue
 }
 
@@ -182,8 +185,14 @@ func (d *delivery) move(to state, from ...state) {
 	}
 }
 
-// wake tells the delivery's goroutine to look at the state again.
+// wake tells the delivery's goroutine to look at the state again, or gives a parked
+// delivery a goroutine. The caller has locked registry.mu.
 func (d *delivery) wake() {
+	if d.parked {
+		d.parked = false
+		d.registry.resume(d)
+		return
+	}
 	select {
 	case d.changed <- struct{}{}:
 	default:
@@ -294,6 +303,17 @@ func (d *delivery) turn() (s state, pause time.Duration) {
 		}
 	}
 	return d.state, 0
+}
+
+// park reports whether the goroutine of the delivery need not wait, because another one
+// goes on when the delivery is moved: many wait for a slot, and the collector would scan
+// the stack of each, and shrink it so that it has to grow again. A goroutine that also
+// receives waits itself, so that the delivery is settled before it receives the next one.
+func (d *delivery) park() bool {
+	d.registry.mu.Lock()
+	defer d.registry.mu.Unlock()
+	d.parked = d.state == stateWaiting && d.limit == nil && d.passOn == nil
+	return d.parked
 }
 
 // choose decides how the delivery is settled. The caller has locked registry.mu and

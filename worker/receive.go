@@ -35,19 +35,18 @@ func (w *Worker) received(sub *subscription, from broker.Delivery) {
 	defer activity.End()
 	switch state {
 	case stateReceived:
-		w.runners.Run(d, w.serve)
+		w.runners.Run(d)
 	case stateSettling:
 		d.tell()
 	}
 }
 
-// serve is all that happens to a delivery in its goroutine. It returns true if the
-// goroutine may serve another one.
+// serve is all that happens to a delivery in a goroutine: until its end, or until it is
+// parked, and then from its wait on. It returns true if the goroutine may serve another one.
 func (w *Worker) serve(d *delivery) (again bool) {
-	d.activity = w.stalls.StartOf("message", clip(d.wire.Properties.CorrelationID), "reading it")
-	exits := true
+	exits, parked := true, false
 	defer func() {
-		if d.left {
+		if parked || d.left {
 			return
 		}
 		if exits {
@@ -55,9 +54,14 @@ func (w *Worker) serve(d *delivery) (again bool) {
 		}
 		w.served(d)
 	}()
-	w.handle(d)
+	if d.activity == nil {
+		d.activity = w.stalls.StartOf("message", clip(d.wire.Properties.CorrelationID), "reading it")
+		parked = w.handle(d)
+	} else {
+		w.afterWait(d)
+	}
 	exits = false
-	return !d.left
+	return parked || !d.left
 }
 
 // exited requeues a delivery whose goroutine ends before it is settled: the result backend
@@ -78,29 +82,33 @@ func (w *Worker) served(d *delivery) {
 }
 
 // handle reads a delivery, waits for its ETA and for a slot, runs its task, and
-// settles it.
-func (w *Worker) handle(d *delivery) {
-	defer func() {
-		if p := recover(); p != nil {
-			d.settle(settlementReject)
-			w.reportPanic(p)
-		}
-	}()
+// settles it. It returns true if the delivery is parked.
+func (w *Worker) handle(d *delivery) (parked bool) {
+	defer w.rejectAfterReading(d)
 
 	faultpoint.Hit(faultpoint.DeliveryReceived, d.wire.Properties.CorrelationID)
 	eta, proceed := w.read(d)
 	if !proceed {
-		return
+		return false
 	}
 	if !w.waitForETA(d, eta) {
 		faultpoint.Hit(faultpoint.DeliveryDropped, d.wire.Properties.CorrelationID)
-		return
+		return false
 	}
-	a := w.waitForSlot(d)
-	if a == nil {
-		return
+	if w.waitForSlot(d) {
+		return true
 	}
-	w.execute(a)
+	w.afterWait(d)
+	return false
+}
+
+// rejectAfterReading rejects a message whose goroutine has panicked outside of an attempt.
+// It is deferred.
+func (w *Worker) rejectAfterReading(d *delivery) {
+	if p := recover(); p != nil {
+		d.settle(settlementReject)
+		w.reportPanic(p)
+	}
 }
 
 // read decodes a delivery. It returns false if no task has to run for it: the
@@ -272,11 +280,13 @@ func (w *Worker) delay(d *delivery, pause time.Duration) bool {
 }
 
 // waitForSlot waits for the rate limit of its task, and in line for a slot. It returns
-// nil when the delivery has left meanwhile, or has joined the attempt of an equal
-// message.
-func (w *Worker) waitForSlot(d *delivery) *attempt {
+// true if the delivery is parked instead of waiting.
+func (w *Worker) waitForSlot(d *delivery) (parked bool) {
 	d.wait()
 	d.activity.BeginWait()
+	if d.park() {
+		return true
+	}
 	for {
 		state, pause := d.turn()
 		if state != stateWaiting && state != stateLimited {
@@ -291,21 +301,27 @@ func (w *Worker) waitForSlot(d *delivery) *attempt {
 		case <-early:
 		}
 	}
+	return false
+}
+
+// afterWait runs the task of a delivery that has a slot. If the delivery has left meanwhile,
+// or has joined the attempt of an equal message, it does what is left to do.
+func (w *Worker) afterWait(d *delivery) {
+	defer w.rejectAfterReading(d)
 	d.activity.EndWait()
 	a, found := d.granted()
 	switch {
 	case found == matchNone && a == nil:
 		faultpoint.Hit(faultpoint.DeliveryDropped, d.wire.Properties.CorrelationID)
 		d.tell() // at a shutdown
-		return nil
 	case a == nil || a.first != d:
 		head, err := d.decodeHeader()
 		if err == nil {
 			w.repeated(d, head, found)
 		}
-		return nil
+	default:
+		w.execute(a)
 	}
-	return a
 }
 
 // handBack requeues a message whose outcome could not be recorded. It pauses

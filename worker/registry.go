@@ -24,8 +24,11 @@ type registry struct {
 	now     func() time.Time
 	// limits are the rate limits of tasks, by name. Written before Run.
 	limits map[string]*rateLimit
-	// handlers counts the goroutines of deliveries. None is added once the registry
-	// is closed.
+	// resume gives a parked delivery a goroutine, and does not wait for it. Written before
+	// Run.
+	resume func(*delivery)
+	// handlers counts the deliveries that have a goroutine or are parked. None is added
+	// once the registry is closed.
 	handlers sync.WaitGroup
 
 	mu       sync.Mutex // guards all below

@@ -81,7 +81,7 @@ func TestManyMessagesLeaveNothingBehind(t *testing.T) {
 		}
 	}
 	send(warm)
-	// A worker keeps as many goroutines as it has served messages at the same time.
+	// A worker keeps as many goroutines as slots were busy at the same time.
 	pause.Lock()
 	for range cfg.Prefetch {
 		window <- struct{}{}
@@ -115,4 +115,29 @@ func TestManyMessagesLeaveNothingBehind(t *testing.T) {
 // nothing is a message that Python would send for a task without arguments.
 func nothing() protocol.Publishing {
 	return workertest.Message("orders", "shop.nothing", nil, nil, workertest.Option("ignore_result", true))
+}
+
+// Messages that wait for a slot have no goroutine each. It is not parallel, since it counts
+// the goroutines of the process.
+func TestMessagesThatWaitForASlotHaveNoGoroutine(t *testing.T) {
+	r := newTestEnv(t)
+	cfg := r.config()
+	cfg.Slots, cfg.Prefetch = 2, 300
+	w := newWorker(t, cfg)
+	release := make(chan struct{})
+	w.Register("shop.nothing", worker.HandlerFunc(func(context.Context, *worker.Task) (any, error) {
+		<-release
+		return nil, nil
+	}), worker.IgnoreResult())
+	workertest.Start(t, w)
+	r.send(nothing())
+	eventually(t, "the first task runs", func() bool { return len(w.Unacked()) == 1 })
+	before := runtime.NumGoroutine()
+	for range cfg.Prefetch - 1 {
+		r.send(nothing())
+	}
+	eventually(t, "all messages wait", func() bool { return len(w.Unacked()) == cfg.Prefetch })
+	eventually(t, "few goroutines are left", func() bool { return runtime.NumGoroutine() <= before+2*cfg.Slots })
+	close(release)
+	eventually(t, "every message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
 }

@@ -55,7 +55,8 @@ type Worker struct {
 	frozen bool // written by Run: no registration any more
 }
 
-// waitingRunnersMax bounds how many goroutines wait for a delivery.
+// waitingRunnersMax bounds how many goroutines wait for a delivery, with many slots. There
+// are as many as slots otherwise: a delivery that waits for a slot has none.
 const waitingRunnersMax = 64
 
 // New returns a worker. It connects to nothing. The error names every invalid
@@ -75,7 +76,7 @@ func New(cfg Config) (*Worker, error) {
 		return nil, err
 	}
 	ended := make(chan struct{})
-	return &Worker{
+	w := &Worker{
 		cfg:            cfg,
 		tasks:          map[string]registration{},
 		routes:         newRouter(cfg),
@@ -87,9 +88,11 @@ func New(cfg Config) (*Worker, error) {
 		stopNow:        make(chan struct{}),
 		broker:         transport,
 		registry:       newRegistry(cfg.Slots, metrics, cfg.Now),
-		runners:        runners.New[*delivery](min(max(cfg.Prefetch, 1), waitingRunnersMax), ended),
 		receivingEnded: make(chan struct{}),
-	}, nil
+	}
+	w.runners = runners.New(min(cfg.Slots, waitingRunnersMax), ended, w.serve)
+	w.registry.resume = w.runners.Run
+	return w, nil
 }
 
 // Register registers the handler of a task name. It panics when the name is empty

@@ -76,7 +76,7 @@ func (b *Broker) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
 	}
 	p := &publisher{
 		connection:  c,
-		writers:     runners.New[func()](waitingWritersMax, c.lost),
+		writers:     runners.New(waitingWritersMax, c.lost, func(f func()) bool { f(); return true }),
 		unconfirmed: make(chan struct{}, unconfirmedMax),
 		declaring:   make(chan struct{}, 1),
 		present:     map[string]bool{"": true}, // RabbitMQ's default exchange
@@ -257,7 +257,7 @@ func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
 
 // inBackground begins f and does not wait for its end.
 func (p *publisher) inBackground(f func()) {
-	p.writers.Run(f, func(f func()) bool { f(); return true })
+	p.writers.Run(f)
 }
 
 // enter waits until the broker accepts messages and fewer than unconfirmedMax wait for

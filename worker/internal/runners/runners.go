@@ -8,25 +8,26 @@ import "sync/atomic"
 
 // A Pool has goroutines that have done their work and wait for more.
 type Pool[T any] struct {
+	do      func(T) (again bool)
 	next    chan T // to those that wait
 	stopped <-chan struct{}
 	waiting atomic.Int32
 	most    int32
 }
 
-// New returns a pool in which at most so many goroutines wait, until stopped is closed.
-func New[T any](most int, stopped <-chan struct{}) *Pool[T] {
-	return &Pool[T]{next: make(chan T), stopped: stopped, most: int32(most)}
+// New returns a pool that calls do for each piece of work, and in which at most so many
+// goroutines wait, until stopped is closed. A goroutine for which do returns false ends.
+func New[T any](most int, stopped <-chan struct{}, do func(T) (again bool)) *Pool[T] {
+	return &Pool[T]{do: do, next: make(chan T), stopped: stopped, most: int32(most)}
 }
 
-// Run does some work in a goroutine that waits, or in a new one, and returns at once. A
-// goroutine for which do returns false ends.
-func (p *Pool[T]) Run(work T, do func(T) (again bool)) {
+// Run does some work in a goroutine that waits, or in a new one, and returns at once.
+func (p *Pool[T]) Run(work T) {
 	select {
 	case p.next <- work:
 	default:
 		go func() {
-			for more := true; more && do(work); {
+			for more := true; more && p.do(work); {
 				work, more = p.wait()
 			}
 		}()

@@ -1,40 +1,37 @@
 package runners_test
 
 import (
+	"runtime"
 	"testing"
 	"testing/synctest"
 
 	"github.com/moonladderstudios/mm-orchestrator/worker/internal/runners"
 )
 
+// It is not parallel: it counts goroutines.
 func TestGoroutinesAreUsedAgainAndEnd(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
 		stopped := make(chan struct{})
 		const most = 3
-		p := runners.New[int](most, stopped)
-		started := map[int]bool{} // by the first work of a goroutine
-		one := func(work int) {
-			// Only the function of the first work of a goroutine is called by it.
-			p.Run(work, func(int) bool { started[work] = true; return true })
+		done := 0
+		p := runners.New(most, stopped, func(int) bool { done++; return true })
+		before := runtime.NumGoroutine()
+		for work := range 4 {
+			p.Run(work)
 			synctest.Wait()
 		}
-		for work := range 4 {
-			one(work)
-		}
-		if len(started) != 1 {
-			t.Errorf("work that comes one at a time was done by %d goroutines, want 1", len(started))
+		if n := runtime.NumGoroutine() - before; n != 1 || done != 4 {
+			t.Errorf("work that comes one at a time was done %d times by %d goroutines, want 4 and 1", done, n)
 		}
 
 		release, running := make(chan struct{}), make(chan int, 10)
-		block := func(work int) bool {
+		fresh := runners.New(most, stopped, func(work int) bool {
 			running <- work
 			<-release
 			return true
-		}
-		fresh := runners.New[int](most, stopped)
+		})
 		for work := range most + 4 {
-			fresh.Run(work, block)
+			fresh.Run(work)
 		}
 		synctest.Wait()
 		if len(running) != most+4 {
@@ -48,9 +45,10 @@ func TestGoroutinesAreUsedAgainAndEnd(t *testing.T) {
 func TestAGoroutineThatMayNotBeUsedAgainEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := runners.New[int](3, make(chan struct{})) // never stopped: a goroutine that waits would be left
+		// Never stopped: a goroutine that waits would be left.
+		p := runners.New(3, make(chan struct{}), func(int) bool { return false })
 		for work := range 3 {
-			p.Run(work, func(int) bool { return false })
+			p.Run(work)
 			synctest.Wait()
 		}
 	})
@@ -59,9 +57,9 @@ func TestAGoroutineThatMayNotBeUsedAgainEnds(t *testing.T) {
 func TestNoMoreWaitThanThePoolAllows(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := runners.New[int](0, make(chan struct{}))
+		p := runners.New(0, make(chan struct{}), func(int) bool { return true })
 		for work := range 3 {
-			p.Run(work, func(int) bool { return true })
+			p.Run(work)
 			synctest.Wait()
 		}
 	})
