@@ -199,27 +199,50 @@ func (m *matcher) begins(text []byte) bool {
 	return m.prefixes.has(text)
 }
 
-// escapeByte are the bytes with which escapes and interruptions begin.
-var escapeByte = [256]bool{'%': true, '\\': true, '&': true, 0x1b: true, '\r': true, '\b': true}
+// escapeBytes are the bytes with which escapes and interruptions begin.
+var escapeBytes = [...]byte{'%', '\\', '&', 0x1b, '\r', '\b'}
 
-// escapePairs has each two bytes of which one is an escapeByte, or both.
-var escapePairs = func() (pairs [1 << 16 / 64]uint64) {
-	for pair := range 1 << 16 {
-		if escapeByte[pair&0xff] || escapeByte[pair>>8] {
-			pairs[pair>>6] |= 1 << (pair & 63)
-		}
+var escapeByte = func() (table [256]bool) {
+	for _, c := range escapeBytes {
+		table[c] = true
 	}
-	return pairs
+	return table
 }()
 
-func hasEscape(pair uint16) bool { return escapePairs[pair>>6]&(1<<(pair&63)) != 0 }
+// nextEscape finds the next escapeByte in a text that does not change meanwhile: for each
+// of them it remembers where the next one is, so that each part of the text is searched
+// once. The zero value knows nothing of a text yet.
+type nextEscape struct {
+	at    [len(escapeBytes)]int
+	first int // the least of them
+}
+
+// from returns the position of the first escapeByte from i > 0 on, or the end of the text.
+// i does not decrease from call to call.
+func (e *nextEscape) from(text []byte, i int) int {
+	if e.first >= i {
+		return e.first
+	}
+	e.first = len(text)
+	for k, c := range escapeBytes {
+		if e.at[k] < i {
+			e.at[k] = len(text)
+			if n := bytes.IndexByte(text[i:], c); n >= 0 {
+				e.at[k] = i + n
+			}
+		}
+		e.first = min(e.first, e.at[k])
+	}
+	return e.first
+}
 
 // span is a part of a text.
 type span struct{ from, to int }
 
 // find returns the first position from i on at which something is present or
 // undecided, and adds the spans to mask to spans. Without such a position it returns
-// the end of the text and absent. end says that no more text follows.
+// the end of the text and absent. end says that no more text follows. room.escape is
+// zero at first for each text.
 func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (int, []span, verdict) {
 	slowUntil := i
 	for j := i; j < min(i+gramSize-1, len(text)); j++ {
@@ -229,7 +252,7 @@ func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (
 	}
 	for ; i < len(text); i++ {
 		if i >= slowUntil {
-			i = m.skip(text, i)
+			i = m.skip(room, text, i)
 			if i+gramSize > len(text) || escapeByte[text[i+gramSize-1]] {
 				slowUntil = i + gramSize
 			}
@@ -247,7 +270,7 @@ func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (
 }
 
 // skip returns the first position from i on that has to be looked at.
-func (m *matcher) skip(text []byte, i int) int {
+func (m *matcher) skip(room *room, text []byte, i int) int {
 	if m.anyShort {
 		for ; i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
@@ -262,17 +285,17 @@ func (m *matcher) skip(text []byte, i int) int {
 		// the three bytes from the second one on as its first or its next ones, so that
 		// mostly two look-ups suffice for four positions. Each is a branch that is rarely
 		// taken: a processor predicts it and does not wait for the look-up before.
-		rest := text[i:]
+		end := min(room.escape.from(text, i+gramSize-1)+1, len(text))
+		rest := text[i:end]
 		for len(rest) >= 8 {
 			ahead := binary.LittleEndian.Uint64(rest)
-			if hasEscape(uint16(ahead>>24)) || hasEscape(uint16(ahead>>40)) ||
-				m.near.has(uint32(ahead)&last3) && (m.filter.has(uint32(ahead)) || m.filter.has(uint32(ahead>>8))) ||
+			if m.near.has(uint32(ahead)&last3) && (m.filter.has(uint32(ahead)) || m.filter.has(uint32(ahead>>8))) ||
 				m.near.has(uint32(ahead>>16)&last3) && (m.filter.has(uint32(ahead>>16)) || m.filter.has(uint32(ahead>>24))) {
 				break
 			}
 			rest = rest[4:]
 		}
-		i = len(text) - len(rest)
+		i = end - len(rest)
 		for last := i + 3; i <= last && i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
 			if m.filter.has(gram) && m.list(gram) != nil || escapeByte[gram>>24] {
@@ -342,6 +365,7 @@ type gramReader struct {
 
 // A room is memory to work in. Each writer has its own.
 type room struct {
+	escape   nextEscape // for one text: see find
 	grams    gramReader
 	readings readings
 }

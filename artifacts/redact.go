@@ -88,7 +88,7 @@ func (w *RedactingWriter) pass(end bool) error {
 	if w.redactor != nil {
 		w.matcher = w.redactor.matcher()
 	}
-	w.out = w.out[:0]
+	w.out, w.room.escape = w.out[:0], nextEscape{}
 	// The text of a detector may begin in what has been written.
 	for i := max(0, w.from-gramSize+1); ; i++ {
 		var v verdict

@@ -57,17 +57,27 @@ func TestSkipStopsAtEachPositionThatCounts(t *testing.T) {
 			for range random.IntN(12) {
 				text = append(text, pieces[random.IntN(len(pieces))]...)
 			}
-			for from := range text {
-				want := from
-				for ; want+gramSize <= len(text); want++ {
-					gram := binary.LittleEndian.Uint32(text[want:])
+			counts := func(from int) int {
+				for ; from+gramSize <= len(text); from++ {
+					gram := binary.LittleEndian.Uint32(text[from:])
 					if m.list(gram) != nil || escapeByte[gram>>24] || m.short[byte(gram)] != nil {
 						break
 					}
 				}
-				if got := m.skip(text, from); got != max(want, from) {
+				return from
+			}
+			for from := range text {
+				if got, want := m.skip(new(room), text, from), counts(from); got != want {
 					t.Fatalf("in %q, from %d on, it stops at %d, want %d", text, from, got, want)
 				}
+			}
+			work := new(room)
+			for from := 0; from < len(text); from++ {
+				got, want := m.skip(work, text, from), counts(from)
+				if got != want {
+					t.Fatalf("in %q, from %d on after others, it stops at %d, want %d", text, from, got, want)
+				}
+				from = got
 			}
 		}
 	}
