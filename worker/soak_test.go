@@ -137,7 +137,9 @@ func TestMessagesThatWaitForASlotHaveNoGoroutine(t *testing.T) {
 		r.send(nothing())
 	}
 	eventually(t, "all messages wait", func() bool { return len(w.Unacked()) == cfg.Prefetch })
-	eventually(t, "few goroutines are left", func() bool { return runtime.NumGoroutine() <= before+2*cfg.Slots })
+	// The connection that publishes may have come since: it has some of its own.
+	eventually(t, "few goroutines are left", func() bool { return runtime.NumGoroutine() < before+cfg.Prefetch/4 })
+	t.Logf("%d goroutines with one message, %d with %d", before, runtime.NumGoroutine(), cfg.Prefetch)
 	close(release)
 	eventually(t, "every message is acknowledged", func() bool { return len(w.Unacked()) == 0 })
 }
