@@ -241,9 +241,9 @@ type span struct{ from, to int }
 
 // find returns the first position from i on at which something is present or
 // undecided, and adds the spans to mask to spans. Without such a position it returns
-// the end of the text and absent. end says that no more text follows. room.escape is
-// zero at first for each text.
-func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (int, []span, verdict) {
+// the end of the text and absent. end says that no more text follows. escape is zero for
+// the first call with a text, and the same one for those that go on in it.
+func (m *matcher) find(room *room, escape *nextEscape, text []byte, i int, end bool, spans []span) (int, []span, verdict) {
 	slowUntil := i
 	for j := i; j < min(i+gramSize-1, len(text)); j++ {
 		if escapeByte[text[j]] {
@@ -252,7 +252,7 @@ func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (
 	}
 	for ; i < len(text); i++ {
 		if i >= slowUntil {
-			i = m.skip(room, text, i)
+			i = m.skip(escape, text, i)
 			if i+gramSize > len(text) || escapeByte[text[i+gramSize-1]] {
 				slowUntil = i + gramSize
 			}
@@ -270,7 +270,7 @@ func (m *matcher) find(room *room, text []byte, i int, end bool, spans []span) (
 }
 
 // skip returns the first position from i on that has to be looked at.
-func (m *matcher) skip(room *room, text []byte, i int) int {
+func (m *matcher) skip(escape *nextEscape, text []byte, i int) int {
 	if m.anyShort {
 		for ; i+gramSize <= len(text); i++ {
 			gram := binary.LittleEndian.Uint32(text[i:])
@@ -285,7 +285,7 @@ func (m *matcher) skip(room *room, text []byte, i int) int {
 		// the three bytes from the second one on as its first or its next ones, so that
 		// mostly two look-ups suffice for four positions. Each is a branch that is rarely
 		// taken: a processor predicts it and does not wait for the look-up before.
-		end := min(room.escape.from(text, i+gramSize-1)+1, len(text))
+		end := min(escape.from(text, i+gramSize-1)+1, len(text))
 		rest := text[i:end]
 		for len(rest) >= 8 {
 			ahead := binary.LittleEndian.Uint64(rest)
@@ -365,7 +365,6 @@ type gramReader struct {
 
 // A room is memory to work in. Each writer has its own.
 type room struct {
-	escape   nextEscape // for one text: see find
 	grams    gramReader
 	readings readings
 }

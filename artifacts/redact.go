@@ -88,11 +88,12 @@ func (w *RedactingWriter) pass(end bool) error {
 	if w.redactor != nil {
 		w.matcher = w.redactor.matcher()
 	}
-	w.out, w.room.escape = w.out[:0], nextEscape{}
+	w.out = w.out[:0]
+	var escape nextEscape
 	// The text of a detector may begin in what has been written.
 	for i := max(0, w.from-gramSize+1); ; i++ {
 		var v verdict
-		i, w.later, v = w.matcher.find(w.room, w.text, i, end, w.later)
+		i, w.later, v = w.matcher.find(w.room, &escape, w.text, i, end, w.later)
 		slices.SortFunc(w.later, func(a, b span) int { return cmp.Or(a.from-b.from, b.to-a.to) })
 		for len(w.later) > 0 && (w.later[0].from <= i || v == absent) {
 			w.mask(w.later[0])

@@ -67,13 +67,13 @@ func TestSkipStopsAtEachPositionThatCounts(t *testing.T) {
 				return from
 			}
 			for from := range text {
-				if got, want := m.skip(new(room), text, from), counts(from); got != want {
+				if got, want := m.skip(new(nextEscape), text, from), counts(from); got != want {
 					t.Fatalf("in %q, from %d on, it stops at %d, want %d", text, from, got, want)
 				}
 			}
-			work := new(room)
+			escape := new(nextEscape)
 			for from := 0; from < len(text); from++ {
-				got, want := m.skip(work, text, from), counts(from)
+				got, want := m.skip(escape, text, from), counts(from)
 				if got != want {
 					t.Fatalf("in %q, from %d on after others, it stops at %d, want %d", text, from, got, want)
 				}

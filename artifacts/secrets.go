@@ -218,8 +218,7 @@ func (r *Redactor) String(text string) string {
 	all := []byte(text)
 	work := rooms.Get().(*room)
 	defer rooms.Put(work)
-	work.escape = nextEscape{}
-	if _, _, v := m.find(work, all, 0, true, nil); v == absent {
+	if _, _, v := m.find(work, new(nextEscape), all, 0, true, nil); v == absent {
 		return text
 	}
 	var out strings.Builder

@@ -90,16 +90,16 @@ func (w *TextWriter) pass(end bool) error {
 // plain returns how many bytes at the beginning are ASCII that stays as it is.
 func (w *TextWriter) plain(text []byte) int {
 	const ones, high = 0x0101010101010101, 0x8080808080808080
-	odd := uint64('\r' * ones)
+	cr := uint64('\r' * ones)
 	if w.keepCR {
-		odd = 0 // NUL, which is looked for anyway
+		cr = 0 // NUL, which is looked for anyway
 	}
 	rest := text
 	for len(rest) >= 16 {
 		// A byte less than 1 borrows from its highest bit. Bytes of 0x80 and more have
 		// that bit already.
 		one, two := binary.LittleEndian.Uint64(rest), binary.LittleEndian.Uint64(rest[8:])
-		if ((one-ones)|one|((one^odd)-ones)|(two-ones)|two|((two^odd)-ones))&high != 0 {
+		if ((one-ones)|one|((one^cr)-ones)|(two-ones)|two|((two^cr)-ones))&high != 0 {
 			break
 		}
 		rest = rest[16:]

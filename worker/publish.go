@@ -103,7 +103,7 @@ const publishTogetherMax = 64
 func (w *Worker) publishAll(m *protocol.Message, groups ...[]broker.Publication) error {
 	for _, messages := range groups {
 		for some := range slices.Chunk(messages, publishTogetherMax) {
-			if err := w.publishTogether(m, some); err != nil {
+			if _, err := w.publishTogether(m, some); err != nil {
 				return err
 			}
 		}
@@ -111,22 +111,17 @@ func (w *Worker) publishAll(m *protocol.Message, groups ...[]broker.Publication)
 	return nil
 }
 
-func (w *Worker) publishTogether(m *protocol.Message, messages []broker.Publication) error {
-	_, err := w.publishWhatCan(m, messages)
-	return err
-}
-
 // publishErrorCallbacks publishes the error callbacks of a task, several together. One
 // that no queue takes is lost and logged: its task has failed already.
 func (w *Worker) publishErrorCallbacks(m *protocol.Message, messages []broker.Publication) error {
 	for some := range slices.Chunk(messages, publishTogetherMax) {
-		left, err := w.publishWhatCan(m, some)
+		left, err := w.publishTogether(m, some)
 		if lost, other := nobodyTakes(err); lost == nil && other != nil {
 			return other
 		}
 		for _, one := range left {
 			if !errors.Is(one.err, ErrUnroutable) {
-				return one.err
+				return fmt.Errorf("publish: %w", one.err)
 			}
 		}
 		for _, one := range left {
@@ -142,9 +137,9 @@ type unpublished struct {
 	err     error
 }
 
-// publishWhatCan publishes messages together, and again those that are left, until none is
+// publishTogether publishes messages together, and again those that are left, until none is
 // left or RecordTimeout is over. The error is one of theirs.
-func (w *Worker) publishWhatCan(m *protocol.Message, messages []broker.Publication) (left []unpublished, err error) {
+func (w *Worker) publishTogether(m *protocol.Message, messages []broker.Publication) (left []unpublished, err error) {
 	for range messages {
 		faultpoint.Hit(faultpoint.PublishBefore, m.ID, m.ArgsRepr)
 	}

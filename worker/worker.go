@@ -75,7 +75,6 @@ func New(cfg Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	ended := make(chan struct{})
 	w := &Worker{
 		cfg:            cfg,
 		tasks:          map[string]registration{},
@@ -84,13 +83,13 @@ func New(cfg Config) (*Worker, error) {
 		replyTo:        newID(),
 		origin:         fmt.Sprintf("gen%d@%s", os.Getpid(), hostname()),
 		started:        make(chan struct{}),
-		ended:          ended,
+		ended:          make(chan struct{}),
 		stopNow:        make(chan struct{}),
 		broker:         transport,
 		registry:       newRegistry(cfg.Slots, metrics, cfg.Now),
 		receivingEnded: make(chan struct{}),
 	}
-	w.runners = runners.New(min(cfg.Slots, waitingRunnersMax), ended, w.serve)
+	w.runners = runners.New(min(cfg.Slots, waitingRunnersMax), w.ended, w.serve)
 	w.registry.resume = w.runners.Run
 	return w, nil
 }
