@@ -172,7 +172,7 @@ func (o *Output) sort() error {
 		return sorted.err
 	}
 	l.file.Close()
-	l.file, l.hash, l.size = sorted.file, sorted.hash, sorted.size
+	l.file, l.hash, l.size, l.begun = sorted.file, sorted.hash, sorted.size, sorted.begun
 	return nil
 }
 

@@ -298,7 +298,9 @@ type Log struct {
 	file *os.File
 	hash hash.Hash
 	size int64
-	err  error
+	// begun is the offset up to which the system has been asked to write to disk.
+	begun int64
+	err   error
 }
 
 // Path returns the name of the artifact, relative to the run directory.
@@ -367,7 +369,16 @@ func (a appender) Write(p []byte) (int, error) {
 		if _, l.err = l.file.Write(p); l.err == nil {
 			l.hash.Write(p)
 			l.size += int64(len(p))
+			if l.size-l.begun >= writeBehind {
+				startWriting(l.file, l.begun, l.size-l.begun)
+				l.begun = l.size
+			}
 		}
 	}
 	return len(p), nil
 }
+
+// writeBehind is how much of a log at most waits to be written to disk. Without a limit,
+// the Sync at the end of a long log would find all of it still in the system's cache, and
+// keep the disk busy for seconds, while the database's commits wait for it too.
+const writeBehind = 8 << 20
