@@ -167,6 +167,11 @@ func (b *Backend) knownTable(ctx context.Context, reread bool) (*knownTable, err
 		return nil, database.Failure(ErrSchema, "result table %s does not exist in %s", b.config.Table, b.Place())
 	}
 	known := &knownTable{columns: columns, readAt: time.Now()}
+	for _, column := range optionalColumns {
+		if columns[column.name] && !(column.extended && b.config.OmitRequest) {
+			known.written = append(known.written, column)
+		}
+	}
 	known.statements(b.table(), qualified(b.config.Schema, "task_id_sequence"))
 	b.known = known
 	return known, nil

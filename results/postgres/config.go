@@ -25,6 +25,11 @@ type Config struct {
 	// is written in Go: older versions fail with UnpicklingError on JSON
 	// (docs/celery.md#result-encoding).
 	Encoding protocol.Encoding
+	// OmitRequest leaves out what Celery stores only with the setting result_extended:
+	// the columns name, args, kwargs, worker, retries, queue and stamps are not written.
+	// Without it they are, where the table has them, and everybody who may read results
+	// can read the arguments of tasks.
+	OmitRequest bool
 	// Table is the table of task results. Defaults to "celery_taskmeta".
 	Table string
 	// Schema is that of Table. Defaults to the first of the role's search_path.

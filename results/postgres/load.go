@@ -53,7 +53,8 @@ func (b *Backend) Load(ctx context.Context, taskIDs ...string) ([]results.Outcom
 
 func (b *Backend) read(ctx context.Context, columns map[string]bool, taskIDs []string) (map[string]results.Outcome, error) {
 	selected := []string{"task_id", "COALESCE(status, '')", "result", "date_done", "COALESCE(traceback, '')"}
-	for _, name := range optionalColumns {
+	for _, column := range optionalColumns {
+		name := column.name
 		if !columns[name] {
 			name = "NULL"
 		}

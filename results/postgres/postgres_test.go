@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +83,35 @@ func TestOpenNeedsOnlyCelerysURL(t *testing.T) {
 	if err != nil || !written[0] || written[1] {
 		t.Error(written, err)
 	}
+}
+
+// With OmitRequest, nobody who may read results reads the arguments of tasks, and what
+// another worker has written of the request stays.
+func TestOmitRequest(t *testing.T) {
+	t.Parallel()
+	database := devenv.Database(t)
+	all := open(t, postgres.Config{URL: database})
+	omits := open(t, postgres.Config{URL: database, OmitRequest: true})
+	started := outcome("both", "1")
+	started.State = protocol.StateStarted
+	if _, err := all.Store(t.Context(), started); err != nil {
+		t.Fatal(err)
+	}
+	for _, outcomes := range [][]results.Outcome{{outcome("both", "1")}, {outcome("alone", "2")}, {outcome("with", "3"), outcome("others", "4")}} {
+		if written, err := omits.Store(t.Context(), outcomes...); err != nil || slices.Contains(written, false) {
+			t.Fatal(written, err)
+		}
+	}
+	got, err := all.Load(t.Context(), "both", "alone", "with", "others")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []results.Outcome{outcome("both", "1"), outcome("alone", "2"), outcome("with", "3"), outcome("others", "4")}
+	for i := range want[1:] {
+		o := &want[i+1]
+		*o = results.Outcome{TaskID: o.TaskID, State: o.State, Value: o.Value, DateDone: o.DateDone, Children: o.Children}
+	}
+	equal(t, got, want)
 }
 
 func equal(t *testing.T, got, want any) {

@@ -179,7 +179,7 @@ func jsonOrNull(text json.RawMessage) []byte {
 // writeOne writes a row in one statement, which is a transaction of its own: one
 // round trip and one flush.
 func (b *Backend) writeOne(ctx context.Context, table *knownTable, row resultRow) (bool, error) {
-	statement, arguments := table.upsert, row.arguments(table.columns)
+	statement, arguments := table.upsert, table.arguments(&row)
 	if !results.IsFinal(row.status) {
 		statement = table.update
 		// A prepared statement keeps its plan until the table is analyzed again. A plan
@@ -202,8 +202,8 @@ func (b *Backend) writeOne(ctx context.Context, table *knownTable, row resultRow
 // row that exists.
 func write(ctx context.Context, tx pgx.Tx, table *knownTable, rows []resultRow, written []bool) error {
 	batch := &pgx.Batch{}
-	for i, row := range rows {
-		batch.Queue(table.update, row.arguments(table.columns)...).Exec(func(tag pgconn.CommandTag) error {
+	for i := range rows {
+		batch.Queue(table.update, table.arguments(&rows[i])...).Exec(func(tag pgconn.CommandTag) error {
 			written[i] = tag.RowsAffected() == 1
 			return nil
 		})
@@ -211,18 +211,32 @@ func write(ctx context.Context, tx pgx.Tx, table *knownTable, rows []resultRow, 
 	return tx.SendBatch(ctx, batch).Close()
 }
 
-// optionalColumns are those of result_extended and of Celery 5.7, which a table need
-// not have.
-var optionalColumns = []string{"children", "name", "args", "kwargs", "worker", "retries", "queue", "stamps"}
+// optionalColumn is a column that a table need not have.
+type optionalColumn struct {
+	name string
+	// extended says that Celery writes it only with result_extended.
+	extended bool
+	value    func(*resultRow) any
+}
 
-// arguments returns the parameters of the statements for a table with these optional
-// columns.
-func (r resultRow) arguments(columns map[string]bool) []any {
-	arguments := []any{r.taskID, r.status, r.result, r.dateDone, r.traceback}
-	for i, value := range []any{r.children, r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps} {
-		if columns[optionalColumns[i]] {
-			arguments = append(arguments, value)
-		}
+// optionalColumns are those of result_extended and of Celery 5.7.
+var optionalColumns = []optionalColumn{
+	{"children", false, func(r *resultRow) any { return r.children }},
+	{"name", true, func(r *resultRow) any { return r.name }},
+	{"args", true, func(r *resultRow) any { return r.args }},
+	{"kwargs", true, func(r *resultRow) any { return r.kwargs }},
+	{"worker", true, func(r *resultRow) any { return r.worker }},
+	{"retries", true, func(r *resultRow) any { return r.retries }},
+	{"queue", true, func(r *resultRow) any { return r.queue }},
+	{"stamps", true, func(r *resultRow) any { return r.stamps }},
+}
+
+// arguments returns the parameters of the table's statements for a row.
+func (t *knownTable) arguments(r *resultRow) []any {
+	arguments := make([]any, 0, 5+len(t.written))
+	arguments = append(arguments, r.taskID, r.status, r.result, r.dateDone, r.traceback)
+	for _, column := range t.written {
+		arguments = append(arguments, column.value(r))
 	}
 	return arguments
 }
@@ -230,6 +244,7 @@ func (r resultRow) arguments(columns map[string]bool) []any {
 // knownTable is what is known of the task table.
 type knownTable struct {
 	columns map[string]bool
+	written []optionalColumn
 	readAt  time.Time
 
 	// upsert writes a row unless a SUCCESS is stored. It finds the row by the unique
@@ -243,14 +258,12 @@ type knownTable struct {
 	update string
 }
 
-// statements sets the SQL for a table with these columns. date_done is sent with its
-// zone and converted to UTC, so that the session's TimeZone does not matter.
+// statements sets the SQL for what is written. date_done is sent with its zone and
+// converted to UTC, so that the session's TimeZone does not matter.
 func (t *knownTable) statements(table, sequence string) {
 	names := []string{"status", "result", "date_done", "traceback"}
-	for _, name := range optionalColumns {
-		if t.columns[name] {
-			names = append(names, name)
-		}
+	for _, column := range t.written {
+		names = append(names, column.name)
 	}
 	values, set := make([]string, len(names)), make([]string, len(names))
 	for i, name := range names {

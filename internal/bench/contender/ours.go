@@ -32,7 +32,10 @@ func Ours(s Spec) error {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if s.Results {
-		backend, err := postgres.OpenConfig(ctx, postgres.Config{URL: s.Database, KeepTables: true, Connections: s.Slots})
+		// As Celery without result_extended, which is its default and what the others store.
+		backend, err := postgres.OpenConfig(ctx, postgres.Config{
+			URL: s.Database, KeepTables: true, Connections: s.Slots, OmitRequest: true,
+		})
 		if err != nil {
 			return err
 		}
