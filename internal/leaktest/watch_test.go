@@ -2,6 +2,7 @@ package leaktest_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -26,11 +27,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const (
-	token = "ghp_Vb3kLw8RzQ1nXy6Tj0Mc5HdGs2Pa7FeU9oIk"
-	key   = "sk-proj-Yq7Zt2Wn9Lx4Kc1Vb6Mj3Hg8Fd5Sa0Po"
-)
-
 // watched is a test that a Watch looks at.
 type watched struct {
 	testing.TB
@@ -43,9 +39,12 @@ func (w *watched) TempDir() string   { return filepath.Join(w.dir, "001") }
 func (w *watched) Cleanup(f func())  { w.cleanups = append(w.cleanups, f) }
 func (w *watched) Error(args ...any) { w.errors = append(w.errors, fmt.Sprint(args...)) }
 
-// stand is what a test has.
+// stand is what a test has. The token and the key are its own: all tests of a package look
+// at the processes of all of them, and some let a process have a secret that it must not
+// have.
 type stand struct {
 	*testing.T
+	token, key            string
 	dir, database, broker string
 	github                *githubtest.Server
 	model                 *codextest.Model
@@ -59,18 +58,24 @@ func (s *stand) must(err error) {
 	}
 }
 
+// in64 is the token as Git puts it into a header.
+func (s *stand) in64() string {
+	return base64.StdEncoding.EncodeToString([]byte("x-access-token:" + s.token))
+}
+
 // sleep runs a program for as long as it takes to be seen.
 func (s *stand) sleep(name string, environment []string, arguments ...string) {
 	s.Helper()
 	program := filepath.Join(s.TempDir(), name) // not below the directory that is searched
 	s.must(os.WriteFile(program, []byte("#!/bin/sh\nread line\n"), 0o755))
-	cmd := exec.Command("/bin/sh", append([]string{program}, arguments...)...)
+	id := rand.Text() // other tests have processes of the same name
+	cmd := exec.Command("/bin/sh", append([]string{program, id}, arguments...)...)
 	cmd.Env = environment
 	input, err := cmd.StdinPipe()
 	s.must(err)
 	s.must(cmd.Start())
 	deadline := time.Now().Add(time.Minute)
-	for !s.watch.Saw(name) {
+	for !s.watch.Saw(id) {
 		if time.Now().After(deadline) {
 			s.Fatal("the process was not seen")
 		}
@@ -96,7 +101,6 @@ func (s *stand) request(method, path string, header http.Header, body string) {
 // A token is found wherever it may be left, and nowhere else.
 func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 	t.Parallel()
-	in64 := base64.StdEncoding.EncodeToString([]byte("x-access-token:" + token))
 	for name, c := range map[string]struct {
 		// leave leaves the token somewhere.
 		leave func(s *stand)
@@ -104,23 +108,23 @@ func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 		want string
 	}{
 		"nothing": {func(*stand) {}, ""},
-		"file":    {func(s *stand) { s.must(os.WriteFile(filepath.Join(s.dir, "001", "log"), []byte(in64), 0o600)) }, "the file 001/log"},
+		"file":    {func(s *stand) { s.must(os.WriteFile(filepath.Join(s.dir, "001", "log"), []byte(s.in64()), 0o600)) }, "the file 001/log"},
 		"file that is allowed": {func(s *stand) {
 			path := filepath.Join(s.dir, "002")
 			s.watch.Allow(path)
-			s.must(os.WriteFile(path, []byte(token), 0o600))
+			s.must(os.WriteFile(path, []byte(s.token), 0o600))
 		}, ""},
 		"large file": {func(s *stand) {
-			s.must(os.WriteFile(filepath.Join(s.dir, "001", "log"), []byte(strings.Repeat(" ", 4<<20-20)+token), 0o600))
+			s.must(os.WriteFile(filepath.Join(s.dir, "001", "log"), []byte(strings.Repeat(" ", 4<<20-20)+s.token), 0o600))
 		}, "the file 001/log"},
-		"name of a file": {func(s *stand) { s.must(os.Mkdir(filepath.Join(s.dir, "001", token), 0o700)) }, "the name of a file"},
-		"link":           {func(s *stand) { s.must(os.Symlink("/"+token, filepath.Join(s.dir, "001", "link"))) }, "the link 001/link"},
+		"name of a file": {func(s *stand) { s.must(os.Mkdir(filepath.Join(s.dir, "001", s.token), 0o700)) }, "the name of a file"},
+		"link":           {func(s *stand) { s.must(os.Symlink("/"+s.token, filepath.Join(s.dir, "001", "link"))) }, "the link 001/link"},
 		"address of a remote": {func(s *stand) {
 			s.must(exec.Command("git", "init", "-q", s.dir+"/001/clone").Run())
-			s.must(exec.Command("git", "-C", s.dir+"/001/clone", "remote", "add", "origin", "https://x-access-token:"+token+"@github.com/octo/widgets").Run())
+			s.must(exec.Command("git", "-C", s.dir+"/001/clone", "remote", "add", "origin", "https://x-access-token:"+s.token+"@github.com/octo/widgets").Run())
 		}, "the file 001/clone/.git/config"},
 		"commit": {func(s *stand) {
-			s.must(s.github.AddRepository(s.Context(), "octo/widgets", map[string]string{"README": "with " + in64 + "\n"}))
+			s.must(s.github.AddRepository(s.Context(), "octo/widgets", map[string]string{"README": "with " + s.in64() + "\n"}))
 		}, "the repository 001/github/repositories/octo/widgets.git"},
 		"row": {func(s *stand) {
 			database, err := pgx.Connect(s.Context(), s.database)
@@ -128,7 +132,7 @@ func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 			defer database.Close(context.Background())
 			_, err = database.Exec(s.Context(), `CREATE SCHEMA other; CREATE TABLE other.results (result bytea); CREATE TABLE empty (a int)`)
 			s.must(err)
-			_, err = database.Exec(s.Context(), `INSERT INTO other.results VALUES ($1)`, []byte("error: "+in64))
+			_, err = database.Exec(s.Context(), `INSERT INTO other.results VALUES ($1)`, []byte("error: "+s.in64()))
 			s.must(err)
 		}, "table other.results"},
 		"message": {func(s *stand) {
@@ -140,32 +144,34 @@ func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 			_, err = channel.QueueDeclare("codex-0", true, false, false, false, nil)
 			s.must(err)
 			s.must(channel.Confirm(false))
-			confirmed, err := channel.PublishWithDeferredConfirm("", "codex-0", false, false, amqp.Publishing{Headers: amqp.Table{"x": token}})
+			confirmed, err := channel.PublishWithDeferredConfirm("", "codex-0", false, false, amqp.Publishing{Headers: amqp.Table{"x": s.token}})
 			s.must(err)
 			confirmed.Wait()
 		}, "a message in queue codex-0"},
 		"header Authorization": {func(s *stand) {
-			s.request("GET", "/api/v3/user", http.Header{"Authorization": {"Bearer " + token}}, "")
-			s.request("GET", "/octo/widgets.git/info/refs", http.Header{"Authorization": {"Basic " + in64}}, "")
+			s.request("GET", "/api/v3/user", http.Header{"Authorization": {"Bearer " + s.token}}, "")
+			s.request("GET", "/octo/widgets.git/info/refs", http.Header{"Authorization": {"Basic " + s.in64()}}, "")
 		}, ""},
-		"key for GitHub":  {func(s *stand) { s.request("GET", "/api/v3/user", http.Header{"Authorization": {"Bearer " + key}}, "") }, "Authorization"},
-		"other header":    {func(s *stand) { s.request("GET", "/api/v3/user", http.Header{"X": {token}}, "") }, "to GitHub"},
-		"query":           {func(s *stand) { s.request("GET", "/api/v3/user?access_token="+token, nil, "") }, "to GitHub"},
-		"body":            {func(s *stand) { s.request("POST", "/api/v3/user", nil, `{"body":"`+in64+`"}`) }, "to GitHub"},
-		"token for model": {func(s *stand) { s.ask("with " + token) }, "a request to the model"},
-		"key for model":   {func(s *stand) { s.ask("with " + key) }, ""},
-		"argument":        {func(s *stand) { s.sleep("git", nil, "clone", "https://x:"+token+"@github.com") }, "an argument of sh git"},
-		"key in argument": {func(s *stand) { s.sleep("codex", nil, "exec", key) }, "an argument of sh codex"},
-		"environment":     {func(s *stand) { s.sleep("codex", []string{"GITHUB_TOKEN=" + token}) }, "the environment of sh codex"},
-		"key for codex":   {func(s *stand) { s.sleep("codex", []string{"CODEX_API_KEY=" + key}) }, ""},
-		"key for git":     {func(s *stand) { s.sleep("git", []string{"CODEX_API_KEY=" + key}) }, "the environment of sh git"},
+		"key for GitHub": {func(s *stand) {
+			s.request("GET", "/api/v3/user", http.Header{"Authorization": {"Bearer " + s.key}}, "")
+		}, "Authorization"},
+		"other header":    {func(s *stand) { s.request("GET", "/api/v3/user", http.Header{"X": {s.token}}, "") }, "to GitHub"},
+		"query":           {func(s *stand) { s.request("GET", "/api/v3/user?access_token="+s.token, nil, "") }, "to GitHub"},
+		"body":            {func(s *stand) { s.request("POST", "/api/v3/user", nil, `{"body":"`+s.in64()+`"}`) }, "to GitHub"},
+		"token for model": {func(s *stand) { s.ask("with " + s.token) }, "a request to the model"},
+		"key for model":   {func(s *stand) { s.ask("with " + s.key) }, ""},
+		"argument":        {func(s *stand) { s.sleep("git", nil, "clone", "https://x:"+s.token+"@github.com") }, "an argument of sh git"},
+		"key in argument": {func(s *stand) { s.sleep("codex", nil, "exec", s.key) }, "an argument of sh codex"},
+		"environment":     {func(s *stand) { s.sleep("codex", []string{"GITHUB_TOKEN=" + s.token}) }, "the environment of sh codex"},
+		"key for codex":   {func(s *stand) { s.sleep("codex", []string{"CODEX_API_KEY=" + s.key}) }, ""},
+		"key for git":     {func(s *stand) { s.sleep("git", []string{"CODEX_API_KEY=" + s.key}) }, "the environment of sh git"},
 		"error": {func(s *stand) {
-			if s.watch.Error("the error", errors.New("push: "+in64)) == nil {
+			if s.watch.Error("the error", errors.New("push: "+s.in64())) == nil {
 				s.Fatal("no error")
 			}
 		}, "the error"},
 		"log": {func(s *stand) {
-			for _, half := range []string{token[:20], token[20:]} {
+			for _, half := range []string{s.token[:20], s.token[20:]} {
 				fmt.Fprint(s.watch.Output("the log"), half)
 			}
 		}, "the log"},
@@ -173,7 +179,7 @@ func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := &watched{TB: t, dir: t.TempDir()}
-			s := &stand{T: t, dir: w.dir, database: devenv.Database(t), broker: devenv.Broker(t)}
+			s := &stand{T: t, token: "ghp_" + rand.Text(), key: "sk-proj-" + rand.Text(), dir: w.dir, database: devenv.Database(t), broker: devenv.Broker(t)}
 			s.must(os.MkdirAll(filepath.Join(w.TempDir(), "github"), 0o700))
 			var err error
 			s.github, err = githubtest.Start(filepath.Join(w.TempDir(), "github"))
@@ -183,7 +189,7 @@ func TestAWatchFindsASecretInEveryPlace(t *testing.T) {
 			s.must(err)
 			defer s.model.Close()
 			s.watch = leaktest.Guard(w, leaktest.State{
-				Secrets: map[string]string{"token": token, "key": key}, Database: s.database, Broker: s.broker,
+				Secrets: map[string]string{"token": s.token, "key": s.key}, Database: s.database, Broker: s.broker,
 				GitHub: s.github, GitHubSecrets: []string{"token"}, Model: s.model, ModelSecrets: []string{"key"},
 				Environments: map[string][]leaktest.Program{"key": {{Name: "codex", Children: true}}},
 			})
