@@ -53,10 +53,13 @@ func (d *delivery) requeue() {
 // applies. If that is lower, the queue may drop the message, and the task runs to
 // its end without it.
 func (d *delivery) renew() {
-	if d.returnLimit > 0 && d.returns >= max(1, d.returnLimit/2) && d.replace() {
+	if wearsOut(d.returns, d.returnLimit) && d.replace() {
 		d.settle(settlementAck)
 	}
 }
+
+// wearsOut reports whether half of the limit of returns is used up.
+func wearsOut(returns, limit int) bool { return limit > 0 && returns >= max(1, limit/2) }
 
 // renewReturned replaces a message that is to wait, and that has waited in this
 // process when an earlier connection was lost: the queue has counted a return for

@@ -99,6 +99,18 @@ type Consumer interface {
 	Consumers(ctx context.Context, queue string) (Consumers, error)
 }
 
+// Getter is a Consumer that can take single messages without a subscription, as AMQP's
+// basic.get does.
+type Getter interface {
+	Consumer
+	// Get takes the first ready message of a queue, and says how many are ready behind
+	// it. ok is false if none is ready. The error is a [MismatchError] when the queue
+	// does not exist or cannot be used like this; the connection is lost then.
+	//
+	// Redis: the script of Subscribe, once.
+	Get(ctx context.Context, q Queue) (d Delivery, behind int, ok bool, err error)
+}
+
 // Subscription is the receiving of a queue on a connection.
 type Subscription interface {
 	// Delay says how many of the messages that are not settled only wait for a time:

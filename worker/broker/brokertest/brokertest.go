@@ -43,6 +43,7 @@ func (s Subject) Test(t *testing.T) {
 		"a fanout reaches each of its queues once":  (*env).fanout,
 		"a broadcast that nobody hears":             (*env).broadcast,
 		"questions about queues":                    (*env).questions,
+		"single messages are taken":                 (*env).get,
 		"an inspection changes nothing":             (*env).inspect,
 		"a call ends with its context":              (*env).context,
 	} {
@@ -478,6 +479,46 @@ func (e *env) questions() {
 	d.Ack()
 	r.next("1").Ack()
 	r.next("2").Ack()
+}
+
+func (e *env) get() {
+	q := queue("q")
+	c, ok := e.consumer(q).(broker.Getter)
+	if !ok {
+		e.Skip("no Getter")
+	}
+	get := func(c broker.Getter, id string, behind int) broker.Delivery {
+		e.Helper()
+		d, left, ok, err := c.Get(e.Context(), q)
+		if err != nil || ok != (id != "") || d.Message.Properties.CorrelationID != id || left != behind {
+			e.Fatalf("message %q, %d behind, %v, %v; want %q and %d", d.Message.Properties.CorrelationID, left, ok, err, id, behind)
+		}
+		return d
+	}
+	get(c, "", 0)
+	for _, id := range []string{"a", "b", "c", "d"} {
+		e.publish("", "q", id)
+	}
+	get(c, "a", 3)
+	b := get(c, "b", 2)
+	get(c, "c", 1)
+	get(c, "d", 0)
+	get(c, "", 0)
+	b.Ack()
+	c.Close()
+	again := e.consumer(q).(broker.Getter)
+	r := e.subscribe(again, q, 10)
+	for _, id := range []string{"a", "c", "d"} {
+		d := r.next(id)
+		if !d.Message.Redelivered {
+			e.Errorf("message %s is not marked as redelivered", id)
+		}
+		d.Ack()
+	}
+	r.none()
+	if _, _, _, err := again.Get(e.Context(), queue("missing")); !errors.Is(err, broker.ErrMismatch) {
+		e.Errorf("a queue that does not exist: %v, want ErrMismatch", err)
+	}
 }
 
 func (e *env) inspect() {

@@ -232,7 +232,7 @@ type subscription struct {
 	limit, delayed int
 	unacked        []*receipt // in the order of their delivery
 	stopped        bool
-	ended          chan struct{}
+	ended          chan struct{} // nil for what Get takes
 }
 
 func (c *connection) Subscribe(_ context.Context, q broker.Queue, limit int, deliver func(broker.Delivery)) (broker.Subscription, error) {
@@ -261,16 +261,47 @@ func (c *connection) Subscribe(_ context.Context, q broker.Queue, limit int, del
 	return s, nil
 }
 
+var _ broker.Getter = (*connection)(nil)
+
+// Get takes the first ready message.
+func (c *connection) Get(_ context.Context, q broker.Queue) (broker.Delivery, int, bool, error) {
+	c.b.mu.Lock()
+	defer c.b.mu.Unlock()
+	if err := c.usable(); err != nil {
+		return broker.Delivery{}, 0, false, err
+	}
+	from := c.b.queues[q.Name]
+	if from == nil {
+		return broker.Delivery{}, 0, false, missing(q.Name)
+	}
+	if len(from.ready) == 0 {
+		return broker.Delivery{}, 0, false, nil
+	}
+	// What Get takes belongs to a subscription that has ended.
+	i := slices.IndexFunc(c.subscriptions, func(s *subscription) bool { return s.queue == from && s.ended == nil })
+	if i < 0 {
+		i = len(c.subscriptions)
+		c.subscriptions = append(c.subscriptions, &subscription{c: c, queue: from, stopped: true})
+	}
+	r := c.subscriptions[i].take()
+	return broker.Delivery{Message: r.message, Receipt: r}, len(from.ready), true, nil
+}
+
+// take takes the first ready message. The caller has locked b.mu.
+func (s *subscription) take() *receipt {
+	r := &receipt{from: s, message: s.queue.ready[0]}
+	s.queue.ready = s.queue.ready[1:]
+	s.unacked = append(s.unacked, r)
+	return r
+}
+
 // next waits for a message and for room. It returns nil when the subscription ends.
 func (s *subscription) next() *receipt {
 	s.c.b.mu.Lock()
 	defer s.c.b.mu.Unlock()
 	for !s.stopped {
 		if len(s.queue.ready) > 0 && len(s.unacked) < s.limit+s.delayed {
-			r := &receipt{from: s, message: s.queue.ready[0]}
-			s.queue.ready = s.queue.ready[1:]
-			s.unacked = append(s.unacked, r)
-			return r
+			return s.take()
 		}
 		s.c.b.changed.Wait()
 	}
