@@ -323,7 +323,7 @@ func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
 				t.Errorf("taken %+v", messages)
 				return
 			}
-			if err := s.KeepParked(t.Context(), messages[0].ID); err != nil {
+			if err := s.KeepParked(t.Context(), messages[0].ID, false); err != nil {
 				t.Error(err)
 			}
 			if err := s.DropParked(t.Context(), messages[0].ID); err != nil {

@@ -149,7 +149,7 @@ func TestTheMessageIsParkedUnchanged(t *testing.T) {
 			string(m.Body) != string(request.Message.Body) || m.RunID != second || m.Step != store.StepAnalyze || m.TaskID != "2"+mode || m.Queue != queue {
 			t.Errorf("%s: kept %+v", mode, m)
 		}
-		if err := s.KeepParked(t.Context(), m.ID); err != nil {
+		if err := s.KeepParked(t.Context(), m.ID, false); err != nil {
 			t.Error(err)
 		}
 		if err := s.DropParked(t.Context(), m.ID); err != nil {
@@ -316,6 +316,49 @@ func waitFor(t testing.TB, what string, condition func() bool) {
 	}
 }
 
+// A parked message that was to be published may be in the queue too, until it is parked
+// anew. One that was kept after an attempt can be taken at once, by any worker.
+func TestAMessageThatWasToBePublishedMayBeInTheQueue(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	one, two := d.Open(t, as("one", 0)), d.Open(t, as("two", 0))
+	first, second := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	claim := starts(t, two, shared("w", first, store.StepVerify, "1"))
+	waits(t, two, shared("w", second, store.StepVerify, "2"), store.ParkedWorkspace)
+	finish(t, two, claim, good(store.StepVerify))
+	sent := func(when string, want bool) {
+		t.Helper()
+		if state, err := two.LookAtParked(t.Context(), "q"); err != nil || state.Newest == 0 || state.Sent != want {
+			t.Errorf("%s: %+v, %v", when, state, err)
+		}
+	}
+	keep := func(m store.ParkedMessage, attempted bool) {
+		t.Helper()
+		if err := one.KeepParked(t.Context(), m.ID, attempted); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sent("parked", false)
+	keep(take(t, one, "q")[0], false)
+	sent("kept without an attempt", false)
+	keep(take(t, one, "q")[0], true)
+	sent("kept after an attempt", true)
+	if len(take(t, two, "q")) != 1 {
+		t.Error("the other worker must get it")
+	}
+	d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = $1 RETURNING queue`, d.Create(t, storetest.Seed{}))
+	waits(t, two, shared("w", second, store.StepVerify, "2"), store.ParkedWorkspace)
+	sent("parked anew", false)
+	here := store.StepMessage{RunID: second, Step: store.StepVerify, TaskID: "2"}
+	others := []store.StepMessage{{}, {RunID: first, Step: store.StepVerify, TaskID: "2"}, {RunID: second, Step: store.StepBuild, TaskID: "2"}, {RunID: second, Step: store.StepVerify, TaskID: "1"}}
+	if parked, err := two.AreParked(t.Context(), "q", append(others, here)); err != nil || !slices.Equal(parked, []bool{false, false, false, false, true}) {
+		t.Error(parked, err)
+	}
+	if parked, err := two.AreParked(t.Context(), "other", []store.StepMessage{here}); err != nil || parked[0] {
+		t.Error(parked, err)
+	}
+}
+
 // TestAMessageIsReservedForOneWorker: no other worker gets a message that a live
 // worker has taken; the message of a dead worker is returned again.
 func TestAMessageIsReservedForOneWorker(t *testing.T) {
@@ -330,7 +373,7 @@ func TestAMessageIsReservedForOneWorker(t *testing.T) {
 	if len(messages) != 1 || len(take(t, two, "q")) != 0 || len(take(t, one, "q")) != 0 {
 		t.Fatal("a message must be given to one")
 	}
-	if err := one.KeepParked(t.Context(), messages[0].ID); err != nil {
+	if err := one.KeepParked(t.Context(), messages[0].ID, false); err != nil {
 		t.Fatal(err)
 	}
 	if messages = take(t, one, "q"); len(messages) != 1 {

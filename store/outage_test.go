@@ -279,7 +279,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 				if err != nil || id == 0 {
 					return err
 				}
-				return s.KeepParked(ctx, id)
+				return s.KeepParked(ctx, id, false)
 			}},
 			{"drop", func(ctx context.Context, s *store.Store, take func() (int64, error)) error {
 				id, err := take()

@@ -70,7 +70,7 @@ func queuePark(batch *pgx.Batch, p parkedInsert) error {
 	if err != nil {
 		return failure(ErrInvalid, "cannot keep the properties of task %s: %v", cut(p.taskID, 80), err)
 	}
-	key := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%s", p.turn.RunID, p.step, p.taskID))
+	key := StepMessage{p.turn.RunID, p.step, p.taskID}.key()
 	body := p.message.Body
 	if body == nil {
 		body = []byte{}
@@ -83,9 +83,22 @@ func queuePark(batch *pgx.Batch, p parkedInsert) error {
 		SET id = DEFAULT, workspace = EXCLUDED.workspace, queue = EXCLUDED.queue, why = EXCLUDED.why, rank = EXCLUDED.rank,
 		    queued_at = EXCLUDED.queued_at, headers = EXCLUDED.headers, properties = EXCLUDED.properties, body = EXCLUDED.body,
 		    taken_by = NULL, taken_at = NULL`,
-		p.workspace, p.queue, p.turn.RunID, string(p.step), p.taskID, p.root, key[:], string(p.why), p.turn.Rank, p.turn.QueuedAt,
+		p.workspace, p.queue, p.turn.RunID, string(p.step), p.taskID, p.root, key, string(p.why), p.turn.Rank, p.turn.QueuedAt,
 		string(headers), string(properties), body)
 	return nil
+}
+
+// A StepMessage names the message of a step.
+type StepMessage struct {
+	RunID  string
+	Step   Step
+	TaskID string
+}
+
+// key identifies the message, in the column mm_orchestrator.parked.message_key.
+func (m StepMessage) key() []byte {
+	key := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%s", m.RunID, m.Step, m.TaskID))
+	return key[:]
 }
 
 // takenLease is how long a message is reserved for the worker that took it. A
@@ -234,13 +247,18 @@ func (s *Store) DropParked(ctx context.Context, id int64) error {
 	})
 }
 
-// KeepParked ends the reservation of a message that could not be published. After
-// an error this Store can take it again at once, other workers after 30 s.
-func (s *Store) KeepParked(ctx context.Context, id int64) error {
+// KeepParked ends the reservation of a message that could not be published. sent says
+// that the attempt was made, so that the broker may have the message too: see
+// [ParkedState.Sent]. After an error this Store can take it again at once, other workers
+// after 30 s.
+func (s *Store) KeepParked(ctx context.Context, id int64, sent bool) error {
 	defer s.forgetTaken(id)
 	return s.retry(ctx, "keep a parked message", func(ctx context.Context) error {
+		// A reservation that has ended long ago reserves nothing.
 		_, err := s.pool.Exec(ctx, `
-			UPDATE mm_orchestrator.parked SET taken_by = NULL, taken_at = NULL WHERE id = $1 AND taken_by = $2`, id, s.workerLock.key)
+			UPDATE mm_orchestrator.parked
+			SET taken_by = CASE WHEN $3 THEN taken_by END, taken_at = CASE WHEN $3 THEN to_timestamp(0) END
+			WHERE id = $1 AND taken_by = $2`, id, s.workerLock.key, sent)
 		return err
 	})
 }

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"strconv"
 	"time"
 
@@ -50,14 +52,45 @@ func (s *Store) ListParked(ctx context.Context, queue string) ([]ParkedRow, erro
 // parkedOrder is SQL that orders rows p of parked by turn.
 const parkedOrder = `p.rank, p.queued_at, p.run_id, p.id`
 
-// NewestParked returns the highest id of the queue's parked messages, 0 for none.
-// Messages that are parked later get higher ids.
-func (s *Store) NewestParked(ctx context.Context, queue string) (int64, error) {
-	var id int64
+// ParkedState is the state of a queue's parked messages.
+type ParkedState struct {
+	// Newest is the highest id, 0 for none. Messages that are parked later get higher
+	// ids.
+	Newest int64
+	// Sent says that some were to be published and are still parked. The broker may have
+	// them too: nobody knows whether their publisher has died before or after that.
+	Sent bool
+}
+
+// LookAtParked returns the state of a queue's parked messages.
+func (s *Store) LookAtParked(ctx context.Context, queue string) (ParkedState, error) {
+	var parked ParkedState
 	err := s.retry(ctx, "look at the parked messages of queue "+queue, func(ctx context.Context) error {
-		return s.pool.QueryRow(ctx, `SELECT COALESCE(max(id), 0) FROM mm_orchestrator.parked WHERE queue = $1`, queue).Scan(&id)
+		return s.pool.QueryRow(ctx, `
+			SELECT COALESCE(max(id), 0), COALESCE(bool_or(taken_by IS NOT NULL), false) FROM mm_orchestrator.parked WHERE queue = $1`, queue).Scan(&parked.Newest, &parked.Sent)
 	})
-	return id, err
+	return parked, err
+}
+
+// AreParked says of each message whether it is parked for a queue.
+func (s *Store) AreParked(ctx context.Context, queue string, messages []StepMessage) ([]bool, error) {
+	keys := make([][]byte, len(messages))
+	for i, m := range messages {
+		keys[i] = m.key()
+	}
+	parked := make([]bool, len(messages))
+	err := s.retry(ctx, "look for messages that are parked for queue "+queue, func(ctx context.Context) error {
+		rows, err := s.pool.Query(ctx, `SELECT message_key FROM mm_orchestrator.parked WHERE queue = $1 AND message_key = ANY ($2)`, queue, keys)
+		if err != nil {
+			return err
+		}
+		found, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+		for i, key := range keys {
+			parked[i] = slices.ContainsFunc(found, func(other []byte) bool { return bytes.Equal(key, other) })
+		}
+		return err
+	})
+	return parked, err
 }
 
 // TakeAllParked is like TakeParked, but takes messages whether or not they can be

@@ -180,9 +180,9 @@ func TestAllParkedMessagesAreTakenInTheOrderOfTurns(t *testing.T) {
 		waits(t, s, shared("w", runs[name], store.StepAnalyze, name), store.ParkedWorkspace)
 	}
 	d.Rows(t, `UPDATE orchestrator_runs SET queued_at = now() WHERE id = $1 RETURNING id`, holder)
-	newest, err := s.NewestParked(t.Context(), "q")
-	if err != nil || newest == 0 {
-		t.Fatal(newest, err)
+	parked, err := s.LookAtParked(t.Context(), "q")
+	if err != nil || parked.Newest == 0 || parked.Sent {
+		t.Fatal(parked, err)
 	}
 	late := d.Create(t, storetest.Seed{})
 	waits(t, s, shared("w", late, store.StepAnalyze, "late"), store.ParkedWorkspace)
@@ -206,7 +206,7 @@ func TestAllParkedMessagesAreTakenInTheOrderOfTurns(t *testing.T) {
 
 	var got []string
 	for {
-		messages, err := s.TakeAllParked(t.Context(), "q", newest)
+		messages, err := s.TakeAllParked(t.Context(), "q", parked.Newest)
 		if err != nil {
 			t.Fatal(err)
 		}

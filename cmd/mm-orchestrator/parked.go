@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 var parkedCommand = &command{
@@ -47,7 +47,7 @@ var returnParkedCommand = &command{
 	about: "Publishes the parked messages of the configured queue to that queue, with their original headers, properties and body, and deletes each one after the broker has confirmed it. " +
 		"Use it before a Python worker takes over after a crash. After an orderly stop it is not needed: the last worker has returned the messages.\n\n" +
 		"It refuses while a worker of this program is alive on the queue, because that worker would take the messages and park them again. " +
-		"It can be interrupted and run again: no message is lost, but one may be published twice.\n\n" +
+		"It can be interrupted and run again: no message is lost, and none is in the queue twice afterwards. For this it first looks at the messages that are ready in the queue, and removes those that are parked too: a worker that was killed while it parked them left them there.\n\n" +
 		"Exit code 0: no message of the queue is parked any more. 1: a worker is alive, or a message could not be published. 69: broker or database unreachable.",
 	examples: []example{
 		{"mm-orchestrator parked return --dry-run", "which messages would it publish?"},
@@ -292,17 +292,43 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 	for _, row := range parked {
 		rows[row.ID] = row
 	}
-	err := p.withBroker(ctx, c, func(publish func(context.Context, protocol.Publishing) error) error {
-		_, err := orchestrator.ReturnParked(ctx, db, c.Queue, publish, func(m store.ParkedMessage) {
+	tell := orchestrator.ReturnObserver{
+		Returned: func(m store.ParkedMessage) {
 			row, known := rows[m.ID]
 			if !known {
 				row = store.ParkedRow{Queue: m.Queue, RunID: m.RunID, Step: m.Step, TaskID: m.TaskID, Why: m.Why, Since: m.Since}
 			}
 			returned = append(returned, parkedMessageOf(row))
-		})
+		},
+		Unchecked: func(err error) {
+			fmt.Fprintf(p.stderr, "mm-orchestrator: %v\nIf a worker was killed while it parked a message, that is in the queue twice, and a Python worker runs its step twice\n", p.redactor().String(err.Error()))
+		},
+	}
+	err := p.withBroker(ctx, c, func(queue connectedWorker) error {
+		if err := awaitNoConsumers(ctx, queue.Worker); err != nil {
+			return err
+		}
+		_, err := orchestrator.ReturnParked(ctx, db, c.Queue, queue, tell)
 		return err
 	})
 	return returned, err
+}
+
+// awaitNoConsumers waits until the queue has no consumer, for up to sessionEndWait: the
+// broker returns what a killed worker has received some time after the process has ended.
+// Other consumers are Python workers.
+func awaitNoConsumers(ctx context.Context, w *worker.Worker) error {
+	for deadline := time.Now().Add(sessionEndWait); ; {
+		found, err := w.Inspect(ctx)
+		if err != nil || !slices.ContainsFunc(found.Queues, func(q worker.QueueInspection) bool { return q.Consumers > 0 }) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func (f *returnParkedFlags) print(p *program, report returnedReport, otherQueues map[string]int) error {

@@ -245,11 +245,11 @@ func (f *resumeFlags) run(ctx context.Context, p *program, in input) (err error)
 // come. It connects to the broker only if messages are parked.
 func (p *program) publishParked(ctx context.Context, c *configuration, db *store.Store) ([]parkedMessage, error) {
 	published := []parkedMessage{}
-	if newest, err := db.NewestParked(ctx, c.Queue); err != nil || newest == 0 {
+	if parked, err := db.LookAtParked(ctx, c.Queue); err != nil || parked.Newest == 0 {
 		return published, err
 	}
-	err := p.withBroker(ctx, c, func(publish func(context.Context, protocol.Publishing) error) error {
-		_, err := orchestrator.PublishParked(ctx, db, c.Queue, publish, func(m store.ParkedMessage) {
+	err := p.withBroker(ctx, c, func(queue connectedWorker) error {
+		_, err := orchestrator.PublishParked(ctx, db, c.Queue, queue.Publish, func(m store.ParkedMessage) {
 			published = append(published, parkedMessageOf(store.ParkedRow{Queue: m.Queue, RunID: m.RunID, Step: m.Step, TaskID: m.TaskID, Why: m.Why, Since: m.Since}))
 		})
 		return err
@@ -257,9 +257,19 @@ func (p *program) publishParked(ctx context.Context, c *configuration, db *store
 	return published, err
 }
 
-// withBroker calls do with a function that publishes to the configured queue and waits
-// until the broker has confirmed.
-func (p *program) withBroker(ctx context.Context, c *configuration, do func(publish func(context.Context, protocol.Publishing) error) error) error {
+// connectedWorker is a worker that does not run, and publishes on a connection of its own.
+type connectedWorker struct {
+	*worker.Worker
+	publish func(context.Context, protocol.Publishing) error
+}
+
+// Publish publishes a message and waits until the broker has confirmed it.
+func (w connectedWorker) Publish(ctx context.Context, m protocol.Publishing) error {
+	return w.publish(ctx, m)
+}
+
+// withBroker calls do with a connection to the broker of the configured queue.
+func (p *program) withBroker(ctx context.Context, c *configuration, do func(connectedWorker) error) error {
 	config, err := c.worker(nil, discardLogger())
 	if err != nil {
 		return err
@@ -269,7 +279,7 @@ func (p *program) withBroker(ctx context.Context, c *configuration, do func(publ
 		return &configError{err.Error()}
 	}
 	err = w.WithConnection(ctx, func(publish func(context.Context, protocol.Publishing) error) error {
-		err := do(publish)
+		err := do(connectedWorker{w, publish})
 		if errors.Is(err, worker.ErrUnroutable) {
 			return &curedError{err, fmt.Sprintf("The queue %q does not exist: start the worker that will consume it, which declares it, and run this again", c.Queue)}
 		}

@@ -39,7 +39,7 @@ type Steps interface {
 	ClearHolds(ctx context.Context, queue string) error
 	ParkedMessages
 	TakeParked(ctx context.Context, queue string) ([]store.ParkedMessage, error)
-	KeepParked(ctx context.Context, id int64) error
+	KeepParked(ctx context.Context, id int64, sent bool) error
 
 	ListWorkspaces(ctx context.Context, queue string, unacked []string) ([]store.WorkspaceState, error)
 	PassWorkspace(ctx context.Context, workspace, runID string) error

@@ -210,7 +210,13 @@ func (f *fakeSteps) LeaveQueue(context.Context, string) (store.Departure, error)
 
 func (f *fakeSteps) ClearHolds(context.Context, string) error { return nil }
 
-func (f *fakeSteps) NewestParked(context.Context, string) (int64, error) { return 9, nil }
+func (f *fakeSteps) LookAtParked(context.Context, string) (store.ParkedState, error) {
+	return store.ParkedState{Newest: 9}, nil
+}
+
+func (f *fakeSteps) AreParked(_ context.Context, _ string, messages []store.StepMessage) ([]bool, error) {
+	return make([]bool, len(messages)), nil
+}
 
 func (f *fakeSteps) TakeAllParked(ctx context.Context, queue string, _ int64) ([]store.ParkedMessage, error) {
 	return f.TakeParked(ctx, queue)
@@ -231,7 +237,7 @@ func (f *fakeSteps) DropParked(_ context.Context, id int64) error {
 	return nil
 }
 
-func (f *fakeSteps) KeepParked(_ context.Context, id int64) error {
+func (f *fakeSteps) KeepParked(_ context.Context, id int64, _ bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.kept = append(f.kept, id)

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -10,13 +11,31 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/store"
+	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
 // ParkedMessages is the part of [store.Store] that ReturnParked uses.
 type ParkedMessages interface {
-	NewestParked(ctx context.Context, queue string) (int64, error)
+	LookAtParked(ctx context.Context, queue string) (store.ParkedState, error)
+	AreParked(ctx context.Context, queue string, messages []store.StepMessage) ([]bool, error)
 	TakeAllParked(ctx context.Context, queue string, newest int64) ([]store.ParkedMessage, error)
 	DropParked(ctx context.Context, id int64) error
+}
+
+// QueueOfParked is where ReturnParked publishes. The methods are those of
+// [worker.Worker].
+type QueueOfParked interface {
+	Publish(ctx context.Context, message protocol.Publishing) error
+	RemoveReady(ctx context.Context, queue string, redelivered bool, choose func([]protocol.Delivery) ([]bool, error)) (int, error)
+}
+
+// A ReturnObserver is told what ReturnParked does.
+type ReturnObserver struct {
+	// Returned is called for each message when it has been published.
+	Returned func(store.ParkedMessage)
+	// Unchecked is called if the queue does not allow to look for copies: then a message
+	// of which a killed worker has left a copy is in the queue twice.
+	Unchecked func(error)
 }
 
 const (
@@ -36,18 +55,41 @@ const (
 // this program, so that other consumers find the messages there. It returns how
 // many it has published.
 //
+//   - Before that, it removes from the queue the copies of parked messages: a Python
+//     worker would run their steps twice. There are copies if a worker was killed after
+//     it had parked a message and before it could acknowledge it, or after it had
+//     published one and before it could delete its row.
 //   - It deletes a row when the broker has confirmed the message. A crash in
-//     between leaves both. A worker of this program ignores the duplicate; a
-//     Python worker may begin that one step twice.
+//     between leaves both; the next call removes the copy.
 //   - It leaves messages that are parked while it runs, so that it ends.
-//   - It calls returned, unless nil, for each message.
 //   - After an error the other messages stay parked.
-func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, publish func(context.Context, protocol.Publishing) error, returned func(store.ParkedMessage)) (int, error) {
-	newest, err := messages.NewestParked(ctx, queue)
-	if err != nil || newest == 0 {
+func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, broker QueueOfParked, tell ReturnObserver) (int, error) {
+	state, err := messages.LookAtParked(ctx, queue)
+	if err != nil || state.Newest == 0 {
 		return 0, err
 	}
-	return publishTaken(ctx, messages, func() ([]store.ParkedMessage, error) { return messages.TakeAllParked(ctx, queue, newest) }, publish, returned)
+	switch err := removeCopies(ctx, messages, queue, broker, state); {
+	case err == nil:
+	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, worker.ErrMismatch):
+		tell.Unchecked(fmt.Errorf("cannot look into queue %s for messages that are parked too: %w", queue, err))
+	default:
+		return 0, fmt.Errorf("cannot look into queue %s for messages that are parked too: %w", queue, err)
+	}
+	return publishTaken(ctx, messages, func() ([]store.ParkedMessage, error) { return messages.TakeAllParked(ctx, queue, state.Newest) }, broker.Publish, tell.Returned)
+}
+
+// removeCopies removes messages from the queue that are parked too. What a killed worker
+// could not acknowledge is at the head of the queue, marked as redelivered. What it has
+// published is anywhere.
+func removeCopies(ctx context.Context, messages ParkedMessages, queue string, broker QueueOfParked, state store.ParkedState) error {
+	_, err := broker.RemoveReady(ctx, queue, !state.Sent, func(ready []protocol.Delivery) ([]bool, error) {
+		steps := make([]store.StepMessage, len(ready))
+		for i, d := range ready {
+			steps[i] = stepOf(d)
+		}
+		return messages.AreParked(ctx, queue, steps)
+	})
+	return err
 }
 
 // PublishParked is like ReturnParked, but publishes only messages whose turn has come,
@@ -156,7 +198,7 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 		}
 	}
 	if departure.Parked > 0 {
-		count, err = ReturnParked(ctx, o.config.Steps, o.config.Queue, o.broker.Publish, o.logReturned)
+		count, err = ReturnParked(ctx, o.config.Steps, o.config.Queue, o.broker, ReturnObserver{o.logReturned, o.logUnchecked})
 	}
 	if left := departure.Parked - count; err != nil || left > 0 {
 		left = max(1, left)
@@ -176,6 +218,10 @@ func (o *Orchestrator) Leave(ctx context.Context) []any {
 func (o *Orchestrator) logReturned(m store.ParkedMessage) {
 	o.log.Info("parked message returned to the queue, as its last worker stops", "run_id", m.RunID, "step", string(m.Step), "task_id", m.TaskID,
 		"why", string(m.Why), "waited", max(0, time.Since(m.Since)).Round(time.Millisecond))
+}
+
+func (o *Orchestrator) logUnchecked(err error) {
+	o.log.Warn("parked messages are returned unchecked: a Python worker runs a step twice if a worker was killed while it parked the message", "error", err)
 }
 
 // sweeping ends the sweep before the worker leaves the queue. Otherwise a sweep

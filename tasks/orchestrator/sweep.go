@@ -18,7 +18,7 @@ import (
 // Broker is the part of [worker.Worker] that the sweep uses. The methods are
 // documented there.
 type Broker interface {
-	Publish(ctx context.Context, message protocol.Publishing) error
+	QueueOfParked
 	QueueDepth(ctx context.Context, queue string) (int, error)
 	QueueConsumers(ctx context.Context, queue string) (worker.QueueConsumers, error)
 	Unacked() []*protocol.Message
@@ -266,7 +266,7 @@ func (o *Orchestrator) publishParked(ctx context.Context) error {
 		for i, m := range messages {
 			if err := o.publishOneParked(ctx, m); err != nil {
 				for _, kept := range messages[i:] {
-					err = errors.Join(err, o.config.Steps.KeepParked(context.WithoutCancel(ctx), kept.ID))
+					err = errors.Join(err, o.config.Steps.KeepParked(context.WithoutCancel(ctx), kept.ID, kept.ID == m.ID))
 				}
 				return err
 			}
@@ -308,16 +308,30 @@ func runOf(m *protocol.Message) string {
 	if m.Task != TaskExecutePlanStep {
 		return ""
 	}
-	text := m.Kwargs.Get("run_id")
-	if len(m.Args) > 0 {
-		text = m.Args[0]
+	run, _ := store.ParseRunID(argument(m, 0, "run_id")) // no message that Execute refuses belongs to a run
+	return run
+}
+
+// stepOf names the step that a message is for. Its run is "" for none.
+func stepOf(d protocol.Delivery) store.StepMessage {
+	m, err := protocol.Decode(d, nil)
+	if err != nil {
+		return store.StepMessage{}
 	}
-	var id string
-	if json.Unmarshal(text, &id) != nil {
+	return store.StepMessage{RunID: runOf(m), Step: store.Step(argument(m, 1, "step_name")), TaskID: m.ID}
+}
+
+// argument returns an argument of execute_plan_step, "" if it is no text.
+func argument(m *protocol.Message, position int, name string) string {
+	encoded := m.Kwargs.Get(name)
+	if len(m.Args) > position {
+		encoded = m.Args[position]
+	}
+	var text string
+	if json.Unmarshal(encoded, &text) != nil {
 		return ""
 	}
-	run, _ := store.ParseRunID(id) // no message that Execute refuses belongs to a run
-	return run
+	return text
 }
 
 // rollbackMessage makes the message that the worker of a failed step would have

@@ -142,6 +142,9 @@ func (f *fakeBroker) Publish(_ context.Context, m protocol.Publishing) error {
 	f.published = append(f.published, m)
 	return nil
 }
+func (f *fakeBroker) RemoveReady(context.Context, string, bool, func([]protocol.Delivery) ([]bool, error)) (int, error) {
+	return 0, nil
+}
 func (f *fakeBroker) QueueDepth(context.Context, string) (int, error) { return 0, nil }
 func (f *fakeBroker) Unacked() []*protocol.Message                    { return nil }
 func (f *fakeBroker) QueueConsumers(context.Context, string) (worker.QueueConsumers, error) {
