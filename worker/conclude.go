@@ -350,7 +350,7 @@ func (w *Worker) storeOnce(ctx context.Context, row protocol.Result) (err error)
 	if w.cfg.Results == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	ctx, cancel := w.stores.Context(ctx, storeTimeout)
 	defer cancel()
 	_, err = w.cfg.Results.Store(ctx, row)
 	return err
@@ -367,7 +367,7 @@ func (w *Worker) store(ctx context.Context, rows ...protocol.Result) ([]bool, er
 		return written, nil
 	}
 	err := w.retry(ctx, "store", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		ctx, cancel := w.stores.Context(ctx, storeTimeout)
 		defer cancel()
 		got, err := w.cfg.Results.Store(ctx, rows...)
 		switch {

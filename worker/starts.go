@@ -64,7 +64,7 @@ func (w *Worker) countStart(a *attempt) (o outcome, start bool) {
 	var starts int
 	err := w.retry(w.lifecycle.record, "store", func(ctx context.Context) (err error) {
 		defer catch(&err)
-		ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+		ctx, cancel := w.stores.Context(ctx, storeTimeout)
 		defer cancel()
 		starts, err = w.cfg.Results.(results.StartCounter).CountStart(ctx, w.startOf(a.message))
 		if results.IsPermanent(err) {
@@ -97,7 +97,7 @@ func (w *Worker) forgetStarts(a *attempt) {
 	}
 	err := func() (err error) {
 		defer catch(&err)
-		ctx, cancel := context.WithTimeout(w.lifecycle.record, storeTimeout)
+		ctx, cancel := w.stores.Context(w.lifecycle.record, storeTimeout)
 		defer cancel()
 		return w.cfg.Results.(results.StartCounter).ForgetStarts(ctx, w.startOf(a.message))
 	}()

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
+	"github.com/moonladderstudios/mm-orchestrator/internal/timeout"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/internal/runners"
@@ -47,6 +48,7 @@ type Worker struct {
 	link           sessionLink
 	publishing     publishingLink
 	faults         connectionFaults
+	stores         timeout.Group // of calls of the result backend
 	lifecycle      lifecycle     // begun by Run
 	sessions       atomic.Int64  // how many sessions have consumed so far
 	receivingEnded chan struct{} // closed when no goroutine receives any more

@@ -70,7 +70,7 @@ func within(path string, folders ...string) bool {
 
 // shared are the packages of this module that every package may import. They
 // contain no domain logic and import no other package of this module.
-var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall", "internal/excerpt", "internal/disklimit", "audit"}
+var shared = []string{"internal/secret", "internal/address", "internal/faultpoint", "internal/stall", "internal/timeout", "internal/excerpt", "internal/disklimit", "audit"}
 
 // Packages of other modules, grouped by purpose.
 var (

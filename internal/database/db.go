@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/timeout"
 )
 
 // DB is a pool of connections with limits on how long a call may try.
@@ -25,6 +27,8 @@ type DB struct {
 	RetryFor time.Duration
 	// Translate replaces the package's function of this name, if set.
 	Translate func(doing string, err error) error
+
+	tries timeout.Group
 }
 
 func (d *DB) translate(doing string, err error) error {
@@ -39,7 +43,7 @@ func (d *DB) translate(doing string, err error) error {
 func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context) error) error {
 	deadline := time.Now().Add(d.RetryFor)
 	for n := 0; ; n++ {
-		try, cancel := context.WithTimeout(ctx, d.TryTimeout)
+		try, cancel := d.tries.Context(ctx, d.TryTimeout)
 		err := d.translate(doing, call(try))
 		late := try.Err() != nil
 		cancel()

@@ -16,6 +16,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
+	"github.com/moonladderstudios/mm-orchestrator/internal/timeout"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/internal/wire"
 )
@@ -47,6 +48,7 @@ type connection struct {
 	log   *slog.Logger
 	// callTimeout is how long a call may stay unanswered: the constant of this name.
 	callTimeout time.Duration
+	timeouts    timeout.Group
 
 	// unblocked is nil unless the broker has sent connection.blocked. It is closed
 	// when the broker accepts messages again. blockedFor is the sum of the times
@@ -495,8 +497,8 @@ func ask[T any](ctx context.Context, c *connection, o callOptions, method func()
 		done <- r
 	}()
 	patience := c.patience(c.callTimeout)
-	timer := time.NewTimer(c.callTimeout)
-	defer timer.Stop()
+	over, stop := c.timeouts.After(c.callTimeout)
+	defer func() { stop() }()
 	for {
 		select {
 		case r := <-done:
@@ -505,13 +507,13 @@ func ask[T any](ctx context.Context, c *connection, o callOptions, method func()
 			return none, c.lostErr
 		case <-ctx.Done():
 			return none, context.Cause(ctx)
-		case <-timer.C:
+		case <-over:
 			left := patience.left()
 			if o.patient {
 				left = c.callTimeout
 			}
 			if left > 0 {
-				timer.Reset(left)
+				over, stop = c.timeouts.After(left)
 				continue
 			}
 			err := fmt.Errorf("broker did not answer %s within %v", o.what, c.callTimeout)

@@ -27,7 +27,7 @@ func TestFailuresToDialAreOneLine(t *testing.T) {
 		{dialFailures{{err: refused("127.0.0.1")}}, "connection refused"},
 		{dialFailures{{"::1", refused("::1")}, {"127.0.0.1", refused("127.0.0.1")}}, "connection refused by ::1; connection refused by 127.0.0.1"},
 		{dialFailures{{err: &net.DNSError{Err: "no such host", Name: "rabbitmq", Server: "127.0.0.53:53", IsNotFound: true}}}, "no such host"},
-		{dialFailures{{err: &net.OpError{Op: "dial", Net: "tcp", Err: timeout{}}}}, "no answer in time"},
+		{dialFailures{{err: &net.OpError{Op: "dial", Net: "tcp", Err: late{}}}}, "no answer in time"},
 	} {
 		if got := tt.failures.Error(); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
@@ -38,11 +38,11 @@ func TestFailuresToDialAreOneLine(t *testing.T) {
 	}
 }
 
-type timeout struct{}
+type late struct{}
 
-func (timeout) Error() string   { return "i/o timeout" }
-func (timeout) Timeout() bool   { return true }
-func (timeout) Temporary() bool { return true }
+func (late) Error() string   { return "i/o timeout" }
+func (late) Timeout() bool   { return true }
+func (late) Temporary() bool { return true }
 
 // Failures with the same cause are equal for logs, though their texts have another port
 // each time.

@@ -438,17 +438,17 @@ func (p *publisher) await(confirm *amqp.DeferredConfirmation) error {
 	default:
 	}
 	patience := p.patience(confirmTimeout)
-	timer := time.NewTimer(confirmTimeout)
-	defer timer.Stop()
+	over, stop := p.timeouts.After(confirmTimeout)
+	defer func() { stop() }()
 	for {
 		select {
 		case <-confirm.Done():
 			return nil
 		case <-p.lost:
 			return p.connectionError("publishing", p.lostErr)
-		case <-timer.C:
+		case <-over:
 			if left := patience.left(); left > 0 {
-				timer.Reset(left)
+				over, stop = p.timeouts.After(left)
 				continue
 			}
 			err := fmt.Errorf("no confirm within %v", confirmTimeout)
