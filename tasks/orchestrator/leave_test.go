@@ -228,29 +228,45 @@ func TestNoRunBeginsBetweenStepsOfAnotherAfterARestart(t *testing.T) {
 // the log says what to do.
 func TestLeaveWithoutABroker(t *testing.T) {
 	t.Parallel()
-	b := newTestEnv(t)
-	b.steps.departure = store.Departure{Parked: 2}
-	b.steps.parked = []store.ParkedMessage{{ID: 7, TaskID: "t"}, {ID: 8, TaskID: "u"}}
-	o, err := New(b.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.broker = unavailableBroker{}
-	if got := fmt.Sprint(o.Leave(t.Context())...); got != fmt.Sprint("returned", 0, "parked", 2) {
-		t.Errorf("attributes %q", got)
-	}
-	if text := b.logged.String(); !strings.Contains(text, "mm-orchestrator parked return") || !strings.Contains(text, "no broker") || strings.Count(text, "\n") != 1 {
-		t.Errorf("log %q", text)
-	}
-	if len(b.steps.dropped) != 0 {
-		t.Errorf("dropped %v", b.steps.dropped)
+	for name, broker := range map[string]unavailableBroker{"lost before": {}, "lost meanwhile": {looks: true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newTestEnv(t)
+			b.steps.departure = store.Departure{Parked: 2}
+			b.steps.parked = []store.ParkedMessage{{ID: 7, TaskID: "t"}, {ID: 8, TaskID: "u"}}
+			o, err := New(b.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.broker = broker
+			if got := fmt.Sprint(o.Leave(t.Context())...); got != fmt.Sprint("returned", 0, "parked", 2) {
+				t.Errorf("attributes %q", got)
+			}
+			if text := b.logged.String(); !strings.Contains(text, "mm-orchestrator parked return") || !strings.Contains(text, "no broker") || strings.Count(text, "\n") != 1 {
+				t.Errorf("log %q", text)
+			}
+			if len(b.steps.dropped) != 0 {
+				t.Errorf("dropped %v", b.steps.dropped)
+			}
+		})
 	}
 }
 
-type unavailableBroker struct{ Broker }
+type unavailableBroker struct {
+	Broker
+	// looks says that the queue can still be looked at.
+	looks bool
+}
 
 func (unavailableBroker) Publish(context.Context, protocol.Publishing) error {
 	return errors.New("no broker")
+}
+
+func (b unavailableBroker) RemoveReady(context.Context, string, bool, func([]protocol.Delivery) ([]bool, error)) (int, error) {
+	if b.looks {
+		return 0, nil
+	}
+	return 0, errors.New("no broker")
 }
 
 // RabbitMQ would route the message by CC again.
