@@ -349,14 +349,50 @@ func TestAMessageThatWasToBePublishedMayBeInTheQueue(t *testing.T) {
 	d.Rows(t, `UPDATE mm_orchestrator.holds SET run_id = $1 RETURNING queue`, d.Create(t, storetest.Seed{}))
 	waits(t, two, shared("w", second, store.StepVerify, "2"), store.ParkedWorkspace)
 	sent("parked anew", false)
+}
+
+// A message that is in the queue and parked is renewed, so that the copy in the queue can
+// be removed. If somebody else is publishing it, that one deletes the row: then the copy
+// in the queue is all that is left.
+func TestAParkedMessageOutlivesItsRenewal(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	one, two := d.Open(t, as("one", 0)), d.Open(t, as("two", 0))
+	first, second := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+	claim := starts(t, two, shared("w", first, store.StepVerify, "1"))
+	waits(t, two, shared("w", second, store.StepVerify, "2"), store.ParkedWorkspace)
+	finish(t, two, claim, good(store.StepVerify))
 	here := store.StepMessage{RunID: second, Step: store.StepVerify, TaskID: "2"}
 	others := []store.StepMessage{{}, {RunID: first, Step: store.StepVerify, TaskID: "2"}, {RunID: second, Step: store.StepBuild, TaskID: "2"}, {RunID: second, Step: store.StepVerify, TaskID: "1"}}
-	if parked, err := two.AreParked(t.Context(), "q", append(others, here)); err != nil || !slices.Equal(parked, []bool{false, false, false, false, true}) {
-		t.Error(parked, err)
+	renew := func(queue string, want ...bool) {
+		t.Helper()
+		if renewed, err := two.RenewParked(t.Context(), queue, append(others, here)); err != nil || !slices.Equal(renewed, append([]bool{false, false, false, false}, want...)) {
+			t.Errorf("renewed %v, %v; want %v", renewed, err, want)
+		}
 	}
-	if parked, err := two.AreParked(t.Context(), "other", []store.StepMessage{here}); err != nil || parked[0] {
-		t.Error(parked, err)
+	renew("other", false)
+	renew("q", true)
+	published := take(t, one, "q")
+	if len(published) != 1 {
+		t.Fatalf("taken %+v", published)
 	}
+	renew("q", false) // one is alive, and will drop it
+	d.Rows(t, `UPDATE mm_orchestrator.parked SET taken_at = now() - interval '1 hour' RETURNING id`)
+	renew("q", true)
+	if err := one.DropParked(t.Context(), published[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := two.LookAtParked(t.Context(), "q"); err != nil || state.Newest <= published[0].ID || !state.Sent {
+		t.Errorf("%+v, %v: it must still be parked, and may have been published", state, err)
+	}
+	all, err := two.TakeAllParked(t.Context(), "q", 1<<40)
+	if err != nil || len(all) != 1 {
+		t.Fatalf("taken %+v, %v", all, err)
+	}
+	if err := two.DropParked(t.Context(), all[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	renew("q", false)
 }
 
 // TestAMessageIsReservedForOneWorker: no other worker gets a message that a live

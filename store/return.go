@@ -72,26 +72,41 @@ func (s *Store) LookAtParked(ctx context.Context, queue string) (ParkedState, er
 	return parked, err
 }
 
-// AreParked says of each message whether it is parked for a queue.
-func (s *Store) AreParked(ctx context.Context, queue string, messages []StepMessage) ([]bool, error) {
+// RenewParked says of each message whether it is parked for a queue, so that another copy
+// of it must not stay in the queue. It gives those a new id, as if they had been parked
+// anew: whoever was publishing one, and has lost its lock or its time meanwhile, does not
+// delete it any more. A message that a live worker is publishing does not count as parked:
+// the copy in the queue is the one that stays.
+func (s *Store) RenewParked(ctx context.Context, queue string, messages []StepMessage) ([]bool, error) {
 	keys := make([][]byte, len(messages))
 	for i, m := range messages {
 		keys[i] = m.key()
 	}
-	parked := make([]bool, len(messages))
-	err := s.retry(ctx, "look for messages that are parked for queue "+queue, func(ctx context.Context) error {
-		rows, err := s.pool.Query(ctx, `SELECT message_key FROM mm_orchestrator.parked WHERE queue = $1 AND message_key = ANY ($2)`, queue, keys)
+	renewed := make([]bool, len(messages))
+	err := s.retry(ctx, "renew parked messages of queue "+queue, func(ctx context.Context) error {
+		if _, err := s.workerLock.ensure(ctx); err != nil {
+			return err
+		}
+		rows, err := s.pool.Query(ctx, `
+			UPDATE mm_orchestrator.parked AS p SET id = DEFAULT
+			WHERE p.queue = $1 AND p.message_key = ANY ($4) AND `+canBeTaken+`
+			RETURNING p.message_key`, queue, s.workerLock.key, takenLease.Seconds(), keys)
 		if err != nil {
 			return err
 		}
 		found, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
 		for i, key := range keys {
-			parked[i] = slices.ContainsFunc(found, func(other []byte) bool { return bytes.Equal(key, other) })
+			renewed[i] = slices.ContainsFunc(found, func(other []byte) bool { return bytes.Equal(key, other) })
 		}
 		return err
 	})
-	return parked, err
+	return renewed, err
 }
+
+// canBeTaken is SQL over a row p of parked: no other worker is publishing it. $2 is the
+// key of this Store's worker, $3 are the seconds of takenLease.
+const canBeTaken = `(p.taken_by IS NULL OR p.taken_by = $2 OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
+	OR pg_try_advisory_xact_lock_shared(p.taken_by))`
 
 // TakeAllParked is like TakeParked, but takes messages whether or not they can be
 // started, in the order of turns. It is for returning them to the queue when no
@@ -102,8 +117,6 @@ func (s *Store) AreParked(ctx context.Context, queue string, messages []StepMess
 // published message and park it again, under a higher id; without this limit the
 // two would go on for ever.
 func (s *Store) TakeAllParked(ctx context.Context, queue string, newest int64) ([]ParkedMessage, error) {
-	const canBeTaken = `(p.taken_by IS NULL OR p.taken_by = $2 OR p.taken_at < clock_timestamp() - make_interval(secs => $3::float8)
-		OR pg_try_advisory_xact_lock_shared(p.taken_by))`
 	var taken []ParkedMessage
 	err := s.retry(ctx, "take all parked messages of queue "+queue, func(ctx context.Context) error {
 		taken = nil

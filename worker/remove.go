@@ -96,11 +96,10 @@ func (r *remover) next(ctx context.Context) (batch []broker.Delivery, err error)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case !r.began:
-			r.began, r.left = true, behind
-		default:
+		if r.began {
 			r.left--
+		} else {
+			r.began, r.left = true, behind
 		}
 		if !ok || r.redelivered && !d.Message.Redelivered {
 			r.left = 0

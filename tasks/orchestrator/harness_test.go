@@ -214,7 +214,7 @@ func (f *fakeSteps) LookAtParked(context.Context, string) (store.ParkedState, er
 	return store.ParkedState{Newest: 9}, nil
 }
 
-func (f *fakeSteps) AreParked(_ context.Context, _ string, messages []store.StepMessage) ([]bool, error) {
+func (f *fakeSteps) RenewParked(_ context.Context, _ string, messages []store.StepMessage) ([]bool, error) {
 	return make([]bool, len(messages)), nil
 }
 

@@ -17,7 +17,7 @@ import (
 // ParkedMessages is the part of [store.Store] that ReturnParked uses.
 type ParkedMessages interface {
 	LookAtParked(ctx context.Context, queue string) (store.ParkedState, error)
-	AreParked(ctx context.Context, queue string, messages []store.StepMessage) ([]bool, error)
+	RenewParked(ctx context.Context, queue string, messages []store.StepMessage) ([]bool, error)
 	TakeAllParked(ctx context.Context, queue string, newest int64) ([]store.ParkedMessage, error)
 	DropParked(ctx context.Context, id int64) error
 }
@@ -68,7 +68,11 @@ func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, br
 	if err != nil || state.Newest == 0 {
 		return 0, err
 	}
-	switch err := removeCopies(ctx, messages, queue, broker, state); {
+	switch removed, err := removeCopies(ctx, messages, queue, broker, state); {
+	case err == nil && removed > 0:
+		if state, err = messages.LookAtParked(ctx, queue); err != nil { // they have new ids
+			return 0, err
+		}
 	case err == nil:
 	case errors.Is(err, errors.ErrUnsupported), errors.Is(err, worker.ErrMismatch):
 		tell.Unchecked(fmt.Errorf("cannot look into queue %s for messages that are parked too: %w", queue, err))
@@ -81,15 +85,14 @@ func ReturnParked(ctx context.Context, messages ParkedMessages, queue string, br
 // removeCopies removes messages from the queue that are parked too. What a killed worker
 // could not acknowledge is at the head of the queue, marked as redelivered. What it has
 // published is anywhere.
-func removeCopies(ctx context.Context, messages ParkedMessages, queue string, broker QueueOfParked, state store.ParkedState) error {
-	_, err := broker.RemoveReady(ctx, queue, !state.Sent, func(ready []protocol.Delivery) ([]bool, error) {
+func removeCopies(ctx context.Context, messages ParkedMessages, queue string, broker QueueOfParked, state store.ParkedState) (int, error) {
+	return broker.RemoveReady(ctx, queue, !state.Sent, func(ready []protocol.Delivery) ([]bool, error) {
 		steps := make([]store.StepMessage, len(ready))
 		for i, d := range ready {
 			steps[i] = stepOf(d)
 		}
-		return messages.AreParked(ctx, queue, steps)
+		return messages.RenewParked(ctx, queue, steps)
 	})
-	return err
 }
 
 // PublishParked is like ReturnParked, but publishes only messages whose turn has come,
