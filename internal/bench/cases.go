@@ -33,6 +33,16 @@ func cases() []Case {
 	oneStored.results, fourStored.results = true, true
 	newTable := oneStored
 	newTable.newTable = true
+	pickUp := func(name, title, what string, measure func(ctx context.Context, h *harness, name string, own pilot) (Sample, error)) Case {
+		return Case{
+			Name: name, Title: title, What: what, Contenders: all,
+			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
+			prepare:  func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
+			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
+				return measure(ctx, h, name, h.pilots[pilotKey{oneStored, name}])
+			},
+		}
+	}
 	list := []Case{
 		throughput("prefetch-1-result", "prefetch 1, result committed",
 			"A full queue of tasks that do nothing. One message at a time; its result is committed before it is acknowledged. Nothing is batched.", oneStored),
@@ -64,27 +74,24 @@ func cases() []Case {
 				return h.plans(ctx)
 			},
 		},
-		{
-			Name: "pick-up", Title: "pick-up at half load", Contenders: all,
-			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
-			What:     "The time from before a message is published until its task runs, at half of the contender's own rate with prefetch 1 and results. Messages are published at fixed times, whether or not the worker keeps up.",
-			prepare:  func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
-			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
-				pilot := h.pilots[pilotKey{oneStored, name}]
-				return h.pickUp(ctx, name, pilot.how, oneStored, pilot.rate/2)
-			},
-		},
-		{
-			Name: "pick-up-no-flush", Title: "pick-up at half load, no flush to disk", Contenders: all,
-			Measures: []Measure{{Name: "p50", Unit: "ms", Lower: true}, {Name: "p99", Unit: "ms", Lower: true}},
-			What: "The same at the same rate, with fsync off in PostgreSQL and with messages that are not persistent, so that RabbitMQ does not write them to disk (it has no setting for that). " +
-				"This is what the programs take; the difference from the case above is the disk. Nothing should run like this.",
-			prepare: func(ctx context.Context, h *harness) error { return h.makePilots(ctx, oneStored) },
-			measure: func(ctx context.Context, h *harness, name string) (Sample, error) {
-				pilot := h.pilots[pilotKey{oneStored, name}]
-				return h.withoutFlushes(ctx, func() (Sample, error) { return h.pickUp(ctx, name, pilot.how, oneStored, pilot.rate/2) })
-			},
-		},
+		pickUp("pick-up", "pick-up at half load",
+			"The time from before a message is published until its task runs, at half of the contender's own rate with prefetch 1 and results. Messages are published at fixed times, whether or not the worker keeps up.",
+			func(ctx context.Context, h *harness, name string, own pilot) (Sample, error) {
+				return h.pickUp(ctx, name, own.how, oneStored, own.rate/2, 1.5*h.seconds)
+			}),
+		pickUp("pick-up-same-rate", "pick-up at the same rate",
+			"The same with one rate for all: half of the slowest contender's. This compares how long a message waits for a worker that has the same to do; in the case above the faster worker gets more messages, and the disk more to flush.",
+			func(ctx context.Context, h *harness, name string, own pilot) (Sample, error) {
+				return h.pickUp(ctx, name, own.how, oneStored, h.slowest(oneStored)/2, 4*h.seconds)
+			}),
+		pickUp("pick-up-no-flush", "pick-up at half load, no flush to disk",
+			"As the first of these cases at the same rates, with fsync off in PostgreSQL and with messages that are not persistent, so that RabbitMQ does not write them to disk (it has no setting for that). "+
+				"This is what the programs take; the difference from the first case is the disk. Nothing should run like this.",
+			func(ctx context.Context, h *harness, name string, own pilot) (Sample, error) {
+				return h.withoutFlushes(ctx, func() (Sample, error) {
+					return h.pickUp(ctx, name, own.how, oneStored, own.rate/2, 1.5*h.seconds)
+				})
+			}),
 		{
 			Name: "ready", Title: "start to first task", Contenders: all, Measures: []Measure{{Unit: "ms", Lower: true}},
 			What:    "The time from the start of the process until it runs a task that waits in the queue. With results.",
@@ -214,6 +221,17 @@ type pilotKey struct {
 type pilot struct {
 	rate float64
 	how  how
+}
+
+// slowest is the least rate of the pilots with a setting, in tasks a second.
+func (h *harness) slowest(s setting) float64 {
+	rate := math.Inf(1)
+	for key, p := range h.pilots {
+		if key.setting == s {
+			rate = min(rate, p.rate)
+		}
+	}
+	return rate
 }
 
 // Choice is a pilot of Celery, for the report.
@@ -531,8 +549,8 @@ func (h *harness) chainHop(ctx context.Context, name string, w how, s setting) (
 	return sample, h.finish(ctx, r, s, &sample)
 }
 
-// pickUp publishes at a fixed rate.
-func (h *harness) pickUp(ctx context.Context, name string, w how, s setting, rate float64) (sample Sample, err error) {
+// pickUp publishes at a fixed rate, in tasks a second, for so many seconds.
+func (h *harness) pickUp(ctx context.Context, name string, w how, s setting, rate, seconds float64) (sample Sample, err error) {
 	r, err := h.open(ctx, name, w, s, func(r *running) error {
 		messages := []amqp.Publishing{}
 		for range warmUp(0) {
@@ -552,7 +570,7 @@ func (h *harness) pickUp(ctx context.Context, name string, w how, s setting, rat
 		return sample, err
 	}
 	defer channel.Close()
-	tasks := max(50, int(rate*h.seconds*1.5))
+	tasks := max(50, int(rate*seconds))
 	before := h.usage(r.process)
 	began := time.Now()
 	for i := range tasks {
