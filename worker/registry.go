@@ -75,15 +75,18 @@ func newRegistry(slots int, metrics *workerMetrics, now func() time.Time) *regis
 }
 
 // identity is equal for two deliveries of the same message. A retry has the same task id but
-// a higher count of retries. It is a hash and has no pointers: the collector need not look
-// at the thousands of them that the registry remembers.
+// a higher count of retries. A task that replaces this one has the same id and no retries,
+// and the same body if the task calls itself again: only its nesting is higher. An identity
+// is a hash and has no pointers: the collector need not look at the thousands of them that
+// the registry remembers.
 type identity [sha256.Size]byte
 
 func identify(m *protocol.Message, body []byte) identity {
 	sum := sha256.Sum256(body)
-	all := make([]byte, 0, 128) // enough for most, on the stack
-	all = append(binary.BigEndian.AppendUint64(append(all, sum[:]...), uint64(m.Retries)), m.ID...)
-	return sha256.Sum256(all)
+	all := append(make([]byte, 0, 128), sum[:]...) // enough for most, on the stack
+	all = binary.BigEndian.AppendUint64(all, uint64(m.Retries))
+	all = binary.BigEndian.AppendUint64(all, uint64(m.ReplacedTaskNesting))
+	return sha256.Sum256(append(all, m.ID...))
 }
 
 // match says which known task a delivery belongs to.

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results/postgres"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker/memory"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -90,6 +94,104 @@ func TestReplacedTaskWithABroker(t *testing.T) {
 		}
 		r.result(id + " failed")
 	}
+}
+
+// readFirst is a broker whose worker has read a replacement before its publication returns.
+type readFirst struct {
+	*memory.Broker
+	read func(nesting int32) bool
+}
+
+type readFirstPublisher struct {
+	broker.Publisher
+	broker *readFirst
+}
+
+func (b *readFirst) OpenPublisher(ctx context.Context) (broker.Publisher, error) {
+	p, err := b.Broker.OpenPublisher(ctx)
+	return &readFirstPublisher{p, b}, err
+}
+
+func (p *readFirstPublisher) Publish(ctx context.Context, m protocol.Publishing, declare *broker.Queue) error {
+	err := p.Publisher.Publish(ctx, m, declare)
+	if nesting, _ := m.Headers["replaced_task_nesting"].(int32); nesting > 0 {
+		for ctx.Err() == nil && !p.broker.read(nesting) {
+			runtime.Gosched()
+		}
+	}
+	return err
+}
+
+// A task polls by replacing itself with the same call. The new message has the id, the
+// retries and the body of the old one, and is no repetition of it: neither while the old
+// one is still unacknowledged, nor when it is delivered again after the end of that.
+func TestTaskThatReplacesItselfByTheSameCall(t *testing.T) {
+	t.Parallel()
+	const rounds = 3
+	poll := func(w *worker.Worker, wait func()) *atomic.Int32 {
+		var round atomic.Int32
+		worker.Handle(w, "shop.poll", func(_ context.Context, in struct {
+			Job string `celery:"job"`
+		}) (int32, error) {
+			n := round.Add(1)
+			if n < rounds {
+				wait()
+				return 0, worker.Replace(client.Task("shop.poll", in.Job))
+			}
+			return n, nil
+		})
+		return &round
+	}
+	send := func(t *testing.T, c *client.Client, s client.Signature) string {
+		t.Helper()
+		result, err := c.Send(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return result.ID
+	}
+	expect := func(t *testing.T, w *worker.Worker, results *workertest.Results, id string, repetitions int) {
+		t.Helper()
+		var row protocol.Result
+		eventually(t, "the task ends, or its message is taken for a repetition", func() bool {
+			row, _ = results.Find(id)
+			return row.State != "" || w.Attached() > repetitions
+		})
+		if row.State != protocol.StateSuccess || string(row.Value) != fmt.Sprint(rounds) {
+			t.Errorf("the task is %q %s with %d repetitions, want SUCCESS after %d rounds", row.State, row.Value, w.Attached(), rounds)
+		}
+	}
+	t.Run("read before the old one is acknowledged", func(t *testing.T) {
+		t.Parallel()
+		var b *readFirst
+		_, w, c, results := newMemoryEnv(t, func(cfg *worker.Config) {
+			b = &readFirst{Broker: cfg.Transport.(*memory.Broker)}
+			cfg.Transport = b
+		})
+		round := poll(w, func() {})
+		b.read = func(nesting int32) bool { return round.Load() > nesting || w.Attached() > 0 }
+		workertest.Start(t, w)
+		expect(t, w, results, send(t, c, client.Task("shop.poll", "7")), 0)
+	})
+	t.Run("delivered again after the end of the old one", func(t *testing.T) {
+		t.Parallel()
+		b, w, c, results := newMemoryEnv(t, func(cfg *worker.Config) { cfg.Slots, cfg.Prefetch = 1, 4 })
+		g, polling, proceed := newGatedTask(), make(chan struct{}, rounds), make(chan struct{})
+		w.Register("shop.gated", g)
+		poll(w, func() { polling <- struct{}{}; <-proceed })
+		workertest.Start(t, w)
+		id := send(t, c, client.Task("shop.poll", "7"))
+		receive(t, "the first round", polling)
+		send(t, c, client.Task("shop.gated"))
+		eventually(t, "the other task waits for the slot", func() bool { return len(w.Unacked()) == 2 })
+		close(proceed)
+		receive(t, "the other task has the slot", g.began)
+		eventually(t, "the replacement waits", func() bool { return len(w.Unacked()) == 2 || w.Attached() > 0 })
+		b.Disconnect()
+		eventually(t, "the worker consumes again", func() bool { return w.Reconnects() == 1 && w.Attached() > 0 })
+		close(g.release)
+		expect(t, w, results, id, 1)
+	})
 }
 
 const replacingCaller = `
