@@ -14,11 +14,15 @@ import (
 //   - The later steps of m's chain follow it, with their ids.
 //   - The header replaced_task_nesting of all of them is one more than that of m.
 //
-// The call has no side effects and may be repeated; with a nil [Sender.NewID] it then
-// returns the same ids. The error is a [*CanvasError]: the signature is an empty chain,
+// The call has no side effects and may be repeated for the same message; with a nil
+// [Sender.NewID] it then returns the same ids. Those of a retry of m, and of a task that
+// replaces m, are others. The error is a [*CanvasError]: the signature is an empty chain,
 // or it is or contains a chord, or a group, which Celery makes a chord.
 func ReplaceTask(m *Message, s Signature, sender Sender) (Plan, error) {
-	p := planner{m: m, sender: sender, outcome: fmt.Sprintf("replaced %d", m.Retries), sources: [][]Signature{{s}}}
+	// A task may replace itself by an equal signature again and again, and what comes before
+	// it each time is another task.
+	outcome := fmt.Sprintf("replaced %d.%d", m.Retries, m.ReplacedTaskNesting)
+	p := planner{m: m, sender: sender, outcome: outcome, sources: [][]Signature{{s}}}
 	steps, err := p.flatten(s)
 	if err != nil {
 		return Plan{}, err

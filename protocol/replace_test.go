@@ -214,9 +214,13 @@ func TestReplaceKeepsItsIDs(t *testing.T) {
 	if err != nil || first.FollowUps[0].Publishing.TaskID != again.FollowUps[0].Publishing.TaskID || !bytes.Equal(first.FollowUps[0].Publishing.Body, again.FollowUps[0].Publishing.Body) {
 		t.Errorf("the same replacement has other ids when it is published again: %v", err)
 	}
-	m.Retries++
-	if other, err := protocol.ReplaceTask(m, s, protocol.Sender{}); err != nil || other.FollowUps[0].Publishing.TaskID == first.FollowUps[0].Publishing.TaskID {
-		t.Errorf("a later attempt's replacement has the ids of the first: %v", err)
+	retried, replaced := *m, *m
+	retried.Retries++
+	replaced.ReplacedTaskNesting++
+	for what, later := range map[string]*protocol.Message{"retry": &retried, "replacement": &replaced} {
+		if other, err := protocol.ReplaceTask(later, s, protocol.Sender{}); err != nil || other.FollowUps[0].Publishing.TaskID == first.FollowUps[0].Publishing.TaskID {
+			t.Errorf("the replacement of a %s has the ids of the first: %v", what, err)
+		}
 	}
 }
 

@@ -194,6 +194,47 @@ func TestTaskThatReplacesItselfByTheSameCall(t *testing.T) {
 	})
 }
 
+// Each round of a task that replaces itself by a chain has tasks of its own: the failure of
+// a later one is recorded, and its error callback is sent.
+func TestTaskThatReplacesItselfByAChain(t *testing.T) {
+	t.Parallel()
+	_, w, c, results := newMemoryEnv(t, nil)
+	var asked atomic.Int32
+	worker.Handle(w, "shop.ask", func(context.Context, noArgs) (bool, error) {
+		if n := asked.Add(1); n < 3 {
+			return false, nil
+		}
+		return false, worker.Error{Type: "ValueError", Args: []any{"no answer"}}
+	})
+	worker.Handle(w, "shop.poll", func(context.Context, struct {
+		Done bool `celery:"done"`
+	}) (any, error) {
+		return nil, worker.Replace(client.Chain(client.Task("shop.ask"), client.Task("shop.poll")))
+	})
+	worker.Handle(w, "shop.told", func(_ context.Context, in struct {
+		ID string `celery:"id"`
+	}) (string, error) {
+		return in.ID, nil
+	})
+	workertest.Start(t, w)
+	result, err := c.Send(t.Context(), client.Task("shop.poll", false), client.LinkError(client.Task("shop.told").With(client.TaskID("told"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var row, told protocol.Result
+	eventually(t, "the task and its error callback end", func() bool {
+		row, _ = results.Find(result.ID)
+		told, _ = results.Find("told")
+		return row.State != "" && told.State != ""
+	})
+	if row.State != protocol.StateFailure || row.Exception.Repr() != "ValueError('no answer')" {
+		t.Errorf("the task is %q %v, want the failure of the third question", row.State, row.Exception)
+	}
+	if failed, _ := results.Find(strings.Trim(string(told.Value), `"`)); told.State != protocol.StateSuccess || failed.Task != "shop.ask" || failed.State != protocol.StateFailure {
+		t.Errorf("the error callback is %q and was told of %+v", told.State, failed)
+	}
+}
+
 const replacingCaller = `
 import sys
 from celery import Celery
