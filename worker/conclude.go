@@ -162,7 +162,7 @@ func (w *Worker) recordRevoked(m *protocol.Message, r registration, outcome stri
 	exception := protocol.NewException("celery.exceptions", "TaskRevokedError", outcome)
 	row := w.row(m, protocol.StateRevoked)
 	row.Exception, row.DateDone = &exception, w.cfg.Now()
-	if !w.ignoresResult(m, r) {
+	if w.storesErrors(m, r) {
 		if _, err := w.store(w.lifecycle.record, row); err != nil {
 			return err
 		}
@@ -197,7 +197,7 @@ func (w *Worker) recordSuccess(a *attempt, value json.RawMessage) (impossible, e
 
 func (w *Worker) recordFailure(a *attempt, f failure) error {
 	m, r := a.message, a.registration
-	if !w.ignoresResult(m, r) || w.cfg.StoreErrorsEvenIfIgnored {
+	if w.storesErrors(m, r) {
 		row := w.row(m, protocol.StateFailure)
 		row.Exception, row.Traceback, row.DateDone = &f.exception, f.traceback, w.cfg.Now()
 		row.Children = withChildren(a.task.children(), nil)
@@ -284,7 +284,7 @@ func (w *Worker) recordRetry(a *attempt) (impossible, err error) {
 		}
 		to.Declare = &queue
 	}
-	if !w.ignoresResult(m, r) {
+	if w.storesErrors(m, r) {
 		row := w.row(m, protocol.StateRetry)
 		row.Exception, row.Traceback = o.failed.stored(), o.failed.traceback
 		row.Children = withChildren(append(a.task.children(), ownChild(m)), nil)
@@ -322,6 +322,12 @@ func (w *Worker) ignoresResult(m *protocol.Message, r registration) bool {
 		return *m.IgnoreResult
 	}
 	return r.ignoreResult
+}
+
+// storesErrors reports whether FAILURE, RETRY and REVOKED are stored: store_errors of
+// Celery's request and handle_error_state of its tracer (docs/celery.md#ignored-results).
+func (w *Worker) storesErrors(m *protocol.Message, r registration) bool {
+	return !w.ignoresResult(m, r) || w.cfg.StoreErrorsEvenIfIgnored
 }
 
 // storeStarted stores STARTED. It tries once, since this is only information.

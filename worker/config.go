@@ -84,8 +84,9 @@ type Config struct {
 	Results results.Backend
 	// TrackStarted stores a STARTED row when a task begins.
 	TrackStarted bool
-	// StoreErrorsEvenIfIgnored stores FAILURE rows even for tasks whose results
-	// are ignored.
+	// StoreErrorsEvenIfIgnored stores FAILURE, RETRY and REVOKED rows even for tasks
+	// whose results are ignored: Celery's task_store_errors_even_if_ignored. The row of
+	// a task that succeeds after a retry stays RETRY then, since no SUCCESS is stored.
 	StoreErrorsEvenIfIgnored bool
 
 	// TimeLimit applies where neither the message nor the registration of the

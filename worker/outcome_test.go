@@ -520,6 +520,56 @@ func TestStartedIsStoredWhenTracked(t *testing.T) {
 	}
 }
 
+// Of an ignored result nothing is stored; with StoreErrorsEvenIfIgnored everything is but a
+// success, as with Celery's task_store_errors_even_if_ignored.
+func TestErrorsOfIgnoredResults(t *testing.T) {
+	t.Parallel()
+	for _, stored := range []bool{false, true} {
+		t.Run(fmt.Sprint("stored ", stored), func(t *testing.T) {
+			t.Parallel()
+			_, w, _, results := newMemoryEnv(t, func(cfg *worker.Config) { cfg.StoreErrorsEvenIfIgnored = stored })
+			registerShop(w)
+			retried := make(chan struct{}, 1)
+			worker.Handle(w, "shop.flaky", func(ctx context.Context, _ noArgs) (any, error) {
+				if worker.TaskFromContext(ctx).Retries == 0 {
+					return nil, worker.RetryIn(0)
+				}
+				retried <- struct{}{}
+				return nil, nil
+			})
+			stop := workertest.Start(t, w)
+			w.Revoke("revoked")
+			states := map[string]string{"failed": "FAILURE", "revoked": "REVOKED", "expired": "REVOKED", "retried": "RETRY"}
+			for id, task := range map[string]string{"failed": "shop.fail", "revoked": "shop.fail", "expired": "shop.fail", "retried": "shop.flaky"} {
+				options := []protocol.Member{workertest.Option("task_id", id), workertest.Option("ignore_result", true)}
+				if id == "expired" {
+					options = append(options, workertest.Option("expires", "2020-01-01T00:00:00+00:00"))
+				}
+				if err := w.Publish(t.Context(), workertest.Message("orders", task, nil, nil, options...)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			receive(t, "the retry", retried)
+			eventually(t, "all are received", func() bool { return w.Received() == 5 })
+			for id := range states {
+				eventually(t, "the task that is "+id+" has a state", func() bool { return !stored || len(results.History(id)) > 0 })
+			}
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			for id, state := range states {
+				var want []string
+				if stored {
+					want = []string{state}
+				}
+				if got := results.History(id); !slices.Equal(got, want) {
+					t.Errorf("states of the task that is %s are %v, want %v", id, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestUnregisteredTasksAreRequeuedIfConfigured(t *testing.T) {
 	t.Parallel()
 	r := newTestEnv(t)
