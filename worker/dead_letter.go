@@ -48,6 +48,8 @@ func (w *Worker) moveToDeadLetters(d *delivery, taskID, reason string) (settleme
 	m.TaskID, m.RoutingKey = taskID, w.cfg.DeadLetterQueue
 	m.Headers[HeaderReason], m.Headers[HeaderQueue] = reason, d.sub.queue.Name
 	m.Headers[HeaderTime] = w.cfg.Now().UTC().Format(time.RFC3339)
+	// An operator may move it back, to run: that is no copy of what ends here.
+	delete(m.Headers, headerCopy)
 	// It stays in the queue until an operator removes it.
 	m.Properties.Expiration = ""
 	err := w.retry(w.lifecycle.record, "publish", func(ctx context.Context) error {

@@ -223,7 +223,7 @@ func (d *delivery) receive() state {
 
 // read records what the message says. If its task runs in this process, the
 // delivery joins the attempt. If the task has ended, the delivery is settling
-// alike: see registry.find.
+// alike: see registry.join.
 func (d *delivery) read(m *protocol.Message, id identity) match {
 	r := d.registry
 	r.mu.Lock()

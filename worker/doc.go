@@ -28,7 +28,8 @@
 //   - A task continues when its connection is lost. When the broker delivers the
 //     message again to this process, the new delivery is attached to the running
 //     task. If the task has just ended, the worker acknowledges the new delivery
-//     without running the task again.
+//     without running the task again. A message that a producer or an operator sends
+//     once more after the end runs.
 //   - A fault of the broker or of the result backend never turns finished work
 //     into a failure. The worker retries, and in the end requeues the message.
 //   - A follow-up that no queue takes within Config.RecordTimeout makes its task

@@ -107,7 +107,9 @@ const (
 // how it is settled if the task has ended. A remembered outcome is used only for a
 // message that the broker marks as redelivered, or for a copy that a worker
 // published in place of one: a producer that sends the same task again after its
-// end wants it to run. The caller has locked r.mu.
+// end wants it to run. That outcome is forgotten then: if the new message is lost
+// with its connection while it waits, it comes back marked as redelivered. The
+// caller has locked r.mu.
 func (r *registry) join(d *delivery, from state) match {
 	if a, ok := r.running[d.id]; ok {
 		if a.acknowledged {
@@ -128,7 +130,11 @@ func (r *registry) join(d *delivery, from state) match {
 		r.grant()
 		return matchRunning
 	}
-	if s, ok := r.ended.find(d.id); ok && d.repeats() {
+	if !d.repeats() {
+		r.ended.forget(d.id)
+		return matchNone
+	}
+	if s, ok := r.ended.find(d.id); ok {
 		d.match = matchEnded
 		d.choose(s)
 		return matchEnded
@@ -338,11 +344,13 @@ func (e *endedTasks) find(id identity) (settlement, bool) {
 // message: this one comes again, marked as redelivered, and must run.
 func (e *endedTasks) add(id identity, s settlement) {
 	if s != settlementAck && s != settlementReject {
-		delete(e.settlements, id)
+		e.forget(id)
 		return
 	}
 	e.remember(id, s)
 }
+
+func (e *endedTasks) forget(id identity) { delete(e.settlements, id) }
 
 // remember gives a task a turn, for which it forgets the one with the oldest.
 func (e *endedTasks) remember(id identity, s settlement) {

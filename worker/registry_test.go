@@ -157,6 +157,9 @@ func TestRecentOutcomesAreBounded(t *testing.T) {
 	if known := r.deliver("q", false).read(nil, identityOf("c")); known != matchNone {
 		t.Error("a message that was sent again counts as a redelivery")
 	}
+	if known := r.deliver("q", true).read(nil, identityOf("c")); known != matchNone {
+		t.Error("a message that was sent again counts as the one before when it is delivered again")
+	}
 	// What was asked for last is kept longest.
 	ended := newEndedTasks(2)
 	a, b, c := identityOf("a"), identityOf("b"), identityOf("c")
@@ -283,6 +286,9 @@ func (m *model) join(e *expected) bool {
 	if told, ended := m.ended[e.task]; ended && e.wire.Redelivered {
 		e.settles(told)
 		return true
+	}
+	if !e.wire.Redelivered {
+		delete(m.ended, e.task)
 	}
 	return false
 }

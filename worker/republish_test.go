@@ -6,13 +6,16 @@ import (
 	"errors"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
+	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
 	"github.com/moonladderstudios/mm-orchestrator/worker/workertest"
 )
 
@@ -142,6 +145,83 @@ func TestMessageSentAgainRunsAfterItsRequeue(t *testing.T) {
 		t.Error("not redelivered")
 	}
 	proceed <- nil
+}
+
+// A message that is sent again after the end of its task runs, also if its connection is
+// lost while it waits: what comes back then is no repetition of the task that has ended.
+func TestMessageSentAgainRunsAfterALostConnection(t *testing.T) {
+	t.Parallel()
+	b, w, _, stored := newMemoryEnv(t, func(cfg *worker.Config) { cfg.Slots, cfg.Prefetch = 1, 4 })
+	g := newGatedTask()
+	w.Register("shop.gated", g)
+	var runs atomic.Int32
+	worker.Handle(w, "shop.again", func(context.Context, noArgs) (int32, error) { return runs.Add(1), nil })
+	workertest.Start(t, w)
+	send := func(m protocol.Publishing) string {
+		t.Helper()
+		if err := w.Publish(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		return m.TaskID
+	}
+	message := workertest.Message("orders", "shop.again", nil, nil)
+	if _, err := stored.WaitState(t.Context(), send(message)); err != nil {
+		t.Fatal(err)
+	}
+	send(workertest.Message("orders", "shop.gated", nil, nil))
+	receive(t, "another task has the slot", g.began)
+	send(message)
+	eventually(t, "the message waits", func() bool { return len(w.Unacked()) == 2 })
+	b.Disconnect()
+	eventually(t, "the worker consumes again", func() bool { return w.Reconnects() == 1 && w.Attached() > 0 })
+	close(g.release)
+	eventually(t, "the message runs, or is taken for a repetition", func() bool { return runs.Load() == 2 || w.Attached() > 1 })
+	if n := runs.Load(); n != 2 {
+		t.Errorf("the message that was sent twice ran %d times", n)
+	}
+}
+
+// A dead letter that an operator moves back runs, also if it was the copy of another
+// message: it is no copy of what has become the dead letter.
+func TestDeadLetterThatIsMovedBackRuns(t *testing.T) {
+	t.Parallel()
+	b, w, _, stored := newMemoryEnv(t, func(cfg *worker.Config) { cfg.DeadLetterQueue = "dead" })
+	worker.Handle(w, "shop.add", add, worker.MaxStarts(1))
+	// The worker of a first start has died.
+	if _, err := stored.CountStart(t.Context(), results.Start{TaskID: "died", Attempt: "0.0"}); err != nil {
+		t.Fatal(err)
+	}
+	workertest.Start(t, w)
+	message := workertest.Message("orders", "shop.add", workertest.Args(1, 2), nil, workertest.Option("task_id", "died"))
+	message.Headers[worker.HeaderCopy] = true
+	if err := w.Publish(t.Context(), message); err != nil {
+		t.Fatal(err)
+	}
+	if row, err := stored.WaitState(t.Context(), "died"); err != nil || row.State != protocol.StateFailure {
+		t.Fatalf("%+v, %v", row, err)
+	}
+	// It is acknowledged when it is a dead letter.
+	eventually(t, "the task ends", func() bool { return len(w.Unacked()) == 0 })
+	consumer, err := b.OpenConsumer(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer consumer.Close()
+	letter, _, ok, err := consumer.(broker.Getter).Get(t.Context(), broker.Queue{Name: "dead"})
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	again := protocol.Publishing{RoutingKey: "orders", Headers: letter.Message.Headers, Properties: letter.Message.Properties, Body: letter.Message.Body}
+	if err := w.Publish(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it runs, or is taken for a repetition", func() bool {
+		row, _ := stored.Find("died")
+		return row.State == protocol.StateSuccess || w.Attached() > 0
+	})
+	if row, _ := stored.Find("died"); row.State != protocol.StateSuccess {
+		t.Errorf("the task is still %s", row.State)
+	}
 }
 
 // Messages that can never run go to the dead-letter queue.
