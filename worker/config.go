@@ -176,8 +176,9 @@ type Queue = broker.Queue
 
 // Route gives tasks whose name matches a destination.
 type Route struct {
-	// Task is a name, or a pattern as in Python's fnmatch: * stands for any text,
-	// ? for one character, [a-c] for one of a set and [!a-c] for any other.
+	// Task is a name, or, if it has a *, a pattern as in Python's fnmatch: * stands
+	// for any text, ? for one character, [a-c] for one of a set and [!a-c] for any
+	// other. As in Celery, ? and [ mean themselves in a text without a *.
 	Task string
 	// Queue is the name of a queue. Alternatively, Exchange and RoutingKey are
 	// used as given.

@@ -46,7 +46,9 @@ func newRouter(cfg Config) router {
 		r.queues[q.Name] = q.WithDefaults()
 	}
 	for _, route := range cfg.TaskRoutes {
-		if strings.ContainsAny(route.Task, "*?[") {
+		// Celery takes a key for a pattern only if it has a star (celery/app/routes.py,
+		// MapRoute).
+		if strings.Contains(route.Task, "*") {
 			r.patterns = append(r.patterns, patternRoute{newGlob(route.Task), route})
 		} else if _, earlier := r.exact[route.Task]; !earlier {
 			r.exact[route.Task] = route

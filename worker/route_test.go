@@ -19,7 +19,8 @@ func TestResolve(t *testing.T) {
 			{Task: "a.*", Queue: "mail"},
 			{Task: "a.exact", Queue: "exact"},
 			{Task: "a/b.*", Exchange: "x", RoutingKey: "k"},
-			{Task: "t.[ab]?", Queue: "news"},
+			{Task: "t.[ab]?*", Queue: "news"},
+			{Task: "n.[ab]?", Queue: "mail"},
 			{Task: "u.[!a]*", Queue: "mail"},
 		},
 	}.WithDefaults())
@@ -43,6 +44,8 @@ func TestResolve(t *testing.T) {
 		{"a/b.c", destination{}, "x", "k", "orders"},
 		{"t.bc", destination{}, "topics", "news.#", "news"},
 		{"t.c", destination{}, "", "orders", "orders"},
+		{"n.[ab]?", destination{}, "", "mail", "mail"},
+		{"n.bc", destination{}, "", "orders", "orders"},
 		{"u.add", destination{}, "", "orders", "orders"},
 		{"u.sub", destination{}, "", "mail", "mail"},
 	} {
