@@ -116,6 +116,13 @@ var wrapped = []string{
 	`{"__type__": "base64", "__value__": "/wD+"}`,
 }
 
+// versioned are UUIDs as only kombu 5.3.0 writes them.
+var versioned = []string{
+	`{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678", "version": 4}}`,
+	`{"__type__": "uuid", "__value__": {"version": 1, "hex": "12345678-1234-5678-1234-567812345678"}}`,
+	`{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678", "version": null}}`,
+}
+
 // readableObjects are the wrapped values whose Python pickles can be read. A
 // UUID is not among them: Python pickles it by setting attributes of an empty
 // object.
@@ -125,7 +132,7 @@ var readableObjects = append(slices.Clone(wrapped[:8]), wrapped[10])
 // with the keys in the same order.
 func TestPythonReadsOurPickles(t *testing.T) {
 	t.Parallel()
-	texts := append(jsonTexts(), wrapped...)
+	texts := slices.Concat(jsonTexts(), wrapped, versioned)
 	texts = append(texts, "["+strings.Join(wrapped, ", ")+"]")
 	for _, version := range []string{"5.4.0", "5.7.0"} {
 		var questions []question
@@ -314,6 +321,7 @@ func TestPythonShowsTheSameArguments(t *testing.T) {
 		`[]`, `[1]`, `["a", 2.5]`, `["` + long + `"]`, `["` + strings.Repeat("x", 2000) + `", 1]`, `[{"k": "` + long + `"}, [1, [2, [3, [4]]]]]`,
 		`["it's"]`, `[{"__type__": "decimal", "__value__": "12.340"}]`,
 		`[{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678"}}]`,
+		`[{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678", "version": 5}}]`,
 		`[[` + strings.TrimSuffix(strings.Repeat(`"abc", `, 400), ", ") + `], {"z": 1}]`,
 		`[[` + strings.TrimSuffix(strings.Repeat(`["abc"], `, 200), ", ") + `], {"z": 1}]`,
 		`[{` + strings.TrimSuffix(strings.Repeat(`"a key": ["v"], `, 1), ", ") + `}]`,

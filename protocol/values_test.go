@@ -187,6 +187,38 @@ func TestDecodeJSONInto(t *testing.T) {
 	}
 }
 
+// kombu 5.3.0 writes the version of a UUID beside its digits. As Python's uuid.UUID, it
+// sets the bits of version and variant.
+func TestUUIDWithItsVersion(t *testing.T) {
+	t.Parallel()
+	wrapper := func(members string) json.RawMessage {
+		return json.RawMessage(`{"__type__": "uuid", "__value__": {` + members + `}}`)
+	}
+	for members, want := range map[string]string{
+		`"hex": "6d0f3e512b8a4c779d1e58a4c360f219", "version": 4`:    "6d0f3e51-2b8a-4c77-9d1e-58a4c360f219",
+		`"version": 1, "hex": "ffffffffffffffffffffffffffffffff"`:    "ffffffff-ffff-1fff-bfff-ffffffffffff",
+		`"hex": "00000000000000000000000000000000", "version": 5`:    "00000000-0000-5000-8000-000000000000",
+		`"hex": "00000000000000000000000000000005", "version": null`: "00000000-0000-0000-0000-000000000005",
+	} {
+		var typed protocol.UUID
+		var value any
+		if err := errors.Join(protocol.DecodeJSON(wrapper(members), &typed), protocol.DecodeJSON(wrapper(members), &value)); err != nil {
+			t.Errorf("%s: %v", members, err)
+		}
+		if typed.String() != want || value != typed {
+			t.Errorf("%s: %v and %v, want %s", members, typed, value, want)
+		}
+	}
+	for _, members := range []string{
+		``, `"version": 4`, `"hex": "6d0f3e512b8a4c779d1e58a4c360f219", "version": 0`, `"hex": "6d0f3e512b8a4c779d1e58a4c360f219", "version": 6`,
+		`"hex": "6d0f3e512b8a4c779d1e58a4c360f219", "version": "4"`, `"hex": "6d0f3e512b8a4c779d1e58a4c360f219", "other": 4`,
+	} {
+		if err := protocol.DecodeJSON(wrapper(members), new(protocol.UUID)); err == nil {
+			t.Errorf("%s is a UUID", members)
+		}
+	}
+}
+
 // pythonValues are the values that arguments have in Python, one of each kind and
 // what is at the limits.
 const pythonValues = `[

@@ -129,20 +129,38 @@ func (s *scanner) mayBeWrapper() bool {
 
 var errWrapper = errors.New("not a value of that type")
 
+// parseUUID reads the value of a UUID's wrapper, or its text. kombu gives the members of
+// an object to uuid.UUID. Besides hex it writes version in release 5.3.0, which is None
+// for a UUID without one.
 func parseUUID(value json.RawMessage) (u UUID, err error) {
-	text := textOf(value)
+	text, version := textOf(value), ""
 	if kindOf(value) == kindObject {
 		o, err := members(value)
-		if err != nil || len(o) != 1 || o[0].Key != "hex" {
+		if err != nil {
 			return u, errWrapper
 		}
-		text = textOf(o[0].Value)
+		for _, m := range o {
+			switch m.Key {
+			case "hex":
+				text = textOf(m.Value)
+			case "version":
+				version = string(m.Value)
+			default:
+				return u, errWrapper
+			}
+		}
 	}
 	b, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
 	if err != nil || len(b) != len(u) {
 		return u, errWrapper
 	}
-	return UUID(b), nil
+	switch version {
+	case "", "null":
+		return UUID(b), nil
+	case "1", "2", "3", "4", "5": // all that uuid.UUID takes up to Python 3.13
+		return UUID(b).withVersion(version[0] - '0'), nil
+	}
+	return u, errWrapper
 }
 
 // unwrap returns the Go value of a type wrapper: a time.Time, Date, TimeOfDay,
