@@ -12,7 +12,7 @@
 //	task, args, worker   result_extended   yes           result_extended  result_extended
 //	group, parent        no                no            yes              yes
 //	reply_to             no                no            no               destination
-//	expiry               Cleanup           by Django     EXPIRE           of the queue
+//	expiry               [Cleaner]         by Django     EXPIRE           of the queue
 //
 // # Guarantees of every backend
 //

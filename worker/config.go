@@ -82,6 +82,13 @@ type Config struct {
 	// results/postgres. Nil means that none are stored: AsyncResult.get then waits
 	// until its own timeout.
 	Results results.Backend
+	// ResultExpires is Celery's result_expires: the age at which results are removed by
+	// the task celery.backend_cleanup, which Celery's beat sends once a day. The worker
+	// has that task if Results is a [results.Cleaner], such as the backend of package
+	// results/postgres, and the program has not registered one of that name. Defaults to
+	// one day, as in Celery; negative means that results never expire: the task then
+	// removes nothing.
+	ResultExpires time.Duration
 	// TrackStarted stores a STARTED row when a task begins.
 	TrackStarted bool
 	// StoreErrorsEvenIfIgnored stores FAILURE, RETRY and REVOKED rows even for tasks
@@ -231,6 +238,7 @@ func (c Config) WithDefaults() Config {
 	if c.MaxETA == 0 {
 		c.MaxETA = 1000
 	}
+	setDuration(&c.ResultExpires, 24*time.Hour)
 	setDuration(&c.StartTimeout, 30*time.Second)
 	if brokers, err := address.ParseBrokers(c.Broker); err == nil && c.Heartbeat == 0 {
 		for _, b := range brokers {

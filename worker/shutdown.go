@@ -120,6 +120,7 @@ func (w *Worker) freeze() error {
 	if err := w.checkStartCounter(); err != nil {
 		return err
 	}
+	w.addCleanup()
 	w.frozen = true
 	return nil
 }

@@ -176,7 +176,8 @@ func (r registration) positional() []string {
 	return nil
 }
 
-// Tasks lists the registered task names in alphabetical order.
+// Tasks lists the registered task names in alphabetical order: after the call of Run also
+// celery.backend_cleanup, if the worker has it by itself (see Config.ResultExpires).
 func (w *Worker) Tasks() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

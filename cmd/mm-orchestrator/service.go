@@ -240,6 +240,7 @@ func (c *configuration) worker(results results.Backend, log *slog.Logger) (worke
 		Prefetch:        c.PrefetchCount(),
 		Node:            c.Node,
 		Results:         results,
+		ResultExpires:   negativeIfZero(c.ResultExpires),
 		DeadLetterQueue: c.DeadLetterQueue,
 		StartTimeout:    negativeIfZero(c.Wait),
 		ShutdownTimeout: negativeIfZero(splitGrace(c.ShutdownGrace).Finish),
@@ -248,8 +249,8 @@ func (c *configuration) worker(results results.Backend, log *slog.Logger) (worke
 	}, nil
 }
 
-// negativeIfZero converts a zero duration to the engine's form of "do not wait":
-// the engine takes zero for its default.
+// negativeIfZero converts a zero duration to the engine's form of "do not wait" or
+// "never": the engine takes zero for its default.
 func negativeIfZero(d time.Duration) time.Duration {
 	if d == 0 {
 		return -1

@@ -41,6 +41,8 @@ type configuration struct {
 	// Results is the database for Celery results; zero means that none are stored.
 	Results        address.Database
 	ResultEncoding string
+	// ResultExpires is the age at which Celery results are removed, 0 for never.
+	ResultExpires time.Duration
 
 	Postgres    postgresSettings
 	DatabaseURL address.Database
@@ -381,6 +383,14 @@ var orchestratorSettings = []setting{
 		help: "The encoding of results in celery_taskmeta: pickle, which Celery 5.4 to 5.6 write and all versions read, or json, which Celery 5.7 writes. " +
 			"Use json only if every reader has Celery 5.7 or later.",
 		read: readChoice(func(c *configuration) *string { return &c.ResultEncoding }, "pickle", "json"),
+	},
+	{
+		flag: "result-expires", form: "duration", topic: topicResults,
+		vars: names("RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"),
+		def:  "168h",
+		help: "The age at which Celery results are removed. The worker removes them when it receives the task celery.backend_cleanup, as a Python worker does: Celery's beat sends that once a day. " +
+			"Without beat they stay. 0 means that they never expire.",
+		read: readDuration(func(c *configuration) *time.Duration { return &c.ResultExpires }, 0),
 	},
 
 	{
@@ -998,7 +1008,6 @@ var withoutEffects = []withoutEffect{
 	{[]string{"TASK_ACKS_LATE", "CELERY_TASK_ACKS_LATE", "TASK_REJECT_ON_WORKER_LOST", "CELERY_TASK_REJECT_ON_WORKER_LOST"},
 		"messages are always acknowledged after their work is recorded, and the step of a dead worker is always continued"},
 	{[]string{"CELERY_WORKER_MAX_TASKS_PER_CHILD"}, "works around a defect of the Python worker that this program does not have"},
-	{[]string{"RESULT_EXPIRES", "CELERY_RESULT_EXPIRES"}, "Celery's beat deletes old results, not the worker"},
 	{[]string{"ORCHESTRATOR_CELERY_APP", "ORCHESTRATOR_CELERY_CONFIG", "ORCHESTRATOR_AUTO_INSTALL"}, "says what the Python worker loads or installs"},
 	{[]string{"DEFAULT_FEATURE_KEY", "SPEC_WORKFLOW_DEFAULT_FEATURE_KEY"}, "a run's message or row always names its feature"},
 	{[]string{"SPEC_AUTOMATION_WORKSPACE_ROOT"}, "MM_ORCHESTRATOR_CLONE_DIR says where tasks make their clones"},

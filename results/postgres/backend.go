@@ -43,7 +43,10 @@ type Backend struct {
 	known *knownTable // nil until read
 }
 
-var _ results.Backend = (*Backend)(nil)
+var (
+	_ results.Backend = (*Backend)(nil)
+	_ results.Cleaner = (*Backend)(nil)
+)
 
 // Open connects to the database at a URL with the defaults of [Config].
 func Open(ctx context.Context, url string) (*Backend, error) {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -117,19 +118,51 @@ func (b *Backend) Wait(ctx context.Context, taskID string) (results.Outcome, err
 	}
 }
 
+// cleanupRows bounds how many rows one statement of Cleanup deletes: a year of results
+// cannot be deleted within Config.TryTimeout.
+const cleanupRows = 5000
+
 // Cleanup removes outcomes that ended longer ago than age, and returns how many. It
 // does what Celery's daily task celery.backend_cleanup does with the setting
-// result_expires, which is one day by default. It also removes starts as old as that,
-// of tasks that were never delivered again. No goroutine calls it by itself.
+// result_expires, which is one day by default: it also removes groups that were stored
+// longer ago, which are not counted. It also removes starts as old as that, of tasks that
+// were never delivered again. A worker calls it for that task (see
+// worker.Config.ResultExpires); no goroutine calls it by itself.
 func (b *Backend) Cleanup(ctx context.Context, age time.Duration) (removed int64, err error) {
 	before := time.Now().Add(-age)
-	err = b.db.Retry(ctx, "remove old results from "+b.config.Table, func(ctx context.Context) error {
-		tag, err := b.db.Pool.Exec(ctx, "DELETE FROM "+b.table()+" WHERE date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
-		removed = tag.RowsAffected()
-		if err == nil && b.config.StartsTable != "" {
-			_, err = b.db.Pool.Exec(ctx, "DELETE FROM "+b.startsTable()+" WHERE started_at < $1", before)
-		}
+	removed, err = b.removeOld(ctx, b.table(), "date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
+	if err != nil {
+		return removed, err
+	}
+	groups := qualified(b.config.SetSchema, b.config.SetTable)
+	var columns map[string]bool
+	err = b.db.Retry(ctx, "look at the table "+b.config.SetTable, func(ctx context.Context) (err error) {
+		columns, err = readColumns(ctx, b.db.Pool, groups)
 		return err
 	})
+	// A program that keeps no groups need not have their table.
+	if err == nil && len(columns) > 0 {
+		_, err = b.removeOld(ctx, groups, "date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
+	}
+	if err == nil && b.config.StartsTable != "" {
+		_, err = b.removeOld(ctx, b.startsTable(), "started_at < $1::timestamptz", before)
+	}
 	return removed, err
+}
+
+// removeOld deletes the rows of a table that fulfil a condition.
+func (b *Backend) removeOld(ctx context.Context, table, condition string, before time.Time) (removed int64, err error) {
+	statement := "DELETE FROM " + table + " WHERE ctid = ANY (ARRAY(SELECT ctid FROM " + table + " WHERE " + condition + " LIMIT " + strconv.Itoa(cleanupRows) + "))"
+	for {
+		var rows int64
+		err := b.db.Retry(ctx, "remove old rows from "+table, func(ctx context.Context) error {
+			tag, err := b.db.Pool.Exec(ctx, statement, before)
+			rows = tag.RowsAffected()
+			return err
+		})
+		removed += rows
+		if err != nil || rows < cleanupRows {
+			return removed, err
+		}
+	}
 }

@@ -302,6 +302,45 @@ func TestCleanupRemovesWhatEndedLongAgo(t *testing.T) {
 	}
 }
 
+// Old groups, which Python workers store, are removed too. Their table need not exist.
+func TestCleanupRemovesOldGroups(t *testing.T) {
+	t.Parallel()
+	database := devenv.Database(t)
+	b := open(t, postgres.Config{URL: database})
+	execute(t, database, `INSERT INTO celery_tasksetmeta (id, taskset_id, date_done)
+		VALUES (1, 'old', now() AT TIME ZONE 'UTC' - interval '2 days'), (2, 'fresh', now() AT TIME ZONE 'UTC' - interval '1 hour')`)
+	if n, err := b.Cleanup(t.Context(), 24*time.Hour); n != 0 || err != nil {
+		t.Errorf("removed %d, %v", n, err)
+	}
+	conn, err := pgx.Connect(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var left string
+	if err := conn.QueryRow(t.Context(), `SELECT string_agg(taskset_id, ' ') FROM celery_tasksetmeta`).Scan(&left); err != nil || left != "fresh" {
+		t.Errorf("left is %q, %v", left, err)
+	}
+	execute(t, database, `DROP TABLE celery_tasksetmeta`)
+	if _, err := b.Cleanup(t.Context(), 24*time.Hour); err != nil {
+		t.Error(err)
+	}
+}
+
+// So many old results that the server needs longer than one try may take are removed
+// all the same.
+func TestCleanupOfManyResults(t *testing.T) {
+	t.Parallel()
+	database := devenv.Database(t)
+	b := open(t, postgres.Config{URL: database, TryTimeout: 3500 * time.Millisecond, RetryFor: -1})
+	execute(t, database, `INSERT INTO celery_taskmeta (id, task_id, status, date_done) SELECT n, n, 'SUCCESS', '2020-01-01' FROM generate_series(1, 40000) AS n`,
+		`CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.001); RETURN OLD; END'`,
+		`CREATE TRIGGER slow BEFORE DELETE ON celery_taskmeta FOR EACH ROW WHEN (OLD.id % 10 = 0) EXECUTE FUNCTION slow()`)
+	if n, err := b.Cleanup(t.Context(), 24*time.Hour); n != 40000 || err != nil {
+		t.Errorf("removed %d, %v", n, err)
+	}
+}
+
 // A role that may write but not alter uses the tables of an older Celery; one that
 // may create nothing is told what is missing.
 func TestARoleWithFewRights(t *testing.T) {
