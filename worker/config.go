@@ -46,7 +46,9 @@ type Config struct {
 	// TaskQueues declare queues, those that are consumed as well as those that
 	// the worker only publishes to. A queue that is not listed is declared as
 	// Celery declares a missing one: durable, with a direct exchange and a
-	// routing key that both have the queue's name.
+	// routing key that both have the queue's name. If one is a quorum queue, the
+	// worker also declares what Celery's producers need to delay messages for those
+	// of Queues whose exchange is not direct (docs/celery.md#delayed-delivery).
 	TaskQueues []Queue
 	// RefuseUnknownQueues turns Celery's task_create_missing_queues off. A
 	// queue in Queues that TaskQueues lacks is then a configuration error, and a

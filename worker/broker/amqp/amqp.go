@@ -7,8 +7,8 @@
 // connect.go dials, notices the loss of a connection, and lets each call of
 // amqp091-go end with its context. consume.go has the consumers of a queue, settle.go
 // a delivery until it is settled, publish.go the publications with their confirms,
-// declare.go the declarations, inspect.go the checks of an operator. table.go converts
-// headers.
+// declare.go the declarations, delays.go those for Celery's delayed delivery, inspect.go
+// the checks of an operator. table.go converts headers.
 package amqp
 
 import (
@@ -36,8 +36,14 @@ type Config struct {
 	// Name is the name of the connections at the broker, and begins the tags of
 	// consumers.
 	Name string
-	// Logger gets a line when the broker accepts no messages, when it does again, and
-	// when a queue is used whose declaration differs. Required.
+	// Delays says that Celery's producers delay messages for queues whose exchange is
+	// not direct, by queues in the broker: OpenConsumer declares those, too. Celery does
+	// this where a queue of its configuration is a quorum queue
+	// (docs/celery.md#delayed-delivery).
+	Delays bool
+	// Logger gets a line when the broker accepts no messages, when it does again, when
+	// a queue is used whose declaration differs, and when the queues of Delays cannot be
+	// declared. Required.
 	Logger *slog.Logger
 }
 

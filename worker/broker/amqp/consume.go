@@ -59,6 +59,12 @@ func (b *Broker) OpenConsumer(ctx context.Context, queues []broker.Queue) (broke
 			return nil, err
 		}
 	}
+	if b.cfg.Delays {
+		if err := c.makeDelays(ctx, queues); err != nil {
+			c.Close()
+			return nil, err
+		}
+	}
 	return c, nil
 }
 
