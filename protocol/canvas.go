@@ -166,6 +166,58 @@ func (p *planner) inherit(chain Signature, steps []Signature) ([]Signature, erro
 	return steps, nil
 }
 
+// ofCanvas are the options of a chain or group that say what it is, and not how its tasks
+// are sent.
+var ofCanvas = []string{"task_id", "group_id", "group_index", "root_id", "parent_id", "chain"}
+
+// optionsForTasks returns the options that a celery.chain has for its first task, or a
+// celery.group for each of its tasks (docs/celery.md#applying-a-signature). The links of a
+// chain are not among them: inherit has given them to its tasks.
+func (p *planner) optionsForTasks(s Signature) (Object, error) {
+	var options Object
+	for _, o := range s.Options {
+		switch {
+		case string(o.Value) == "null" || slices.Contains(ofCanvas, o.Key):
+		case o.Key == "chord":
+			return nil, p.unsupported(s, "it is part of a chord; "+chordAdvice)
+		case s.Task == "celery.chain" && (o.Key == "link" || o.Key == "link_error"):
+		case o.Key == "priority" && p.outcome == outcomeSuccess:
+			// Celery's worker gives one of its own here, or explicitly none.
+		default:
+			options = append(options, o)
+		}
+	}
+	return options, nil
+}
+
+// handOver returns s with the options of the chain or group around it. They take
+// precedence over its own, but links are added and stamps stay.
+func (p *planner) handOver(options Object, s Signature) (Signature, error) {
+	stamps, _ := plainValue(s.Options.Get("stamped_headers")).([]any)
+	var set []Member
+	for _, o := range options {
+		switch {
+		case s.Option(o.Key) != nil && (o.Key == "stamped_headers" || slices.Contains(stamps, any(o.Key))):
+			continue
+		case o.Key == "link" || o.Key == "link_error":
+			merged, err := mergeLists(s.Option(o.Key), o.Value)
+			if err != nil {
+				return s, p.unsupported(s, o.Key+": "+detailOf(err))
+			}
+			o.Value = merged
+		}
+		set = append(set, o)
+	}
+	if len(set) == 0 {
+		return s, nil
+	}
+	with, err := s.WithOptions(set...)
+	if err != nil {
+		return s, p.unsupported(s, detailOf(err))
+	}
+	return with, nil
+}
+
 // tasksOf lists the members of a celery.chain or celery.group.
 func (p *planner) tasksOf(s Signature) ([]Signature, error) {
 	text := s.Kwargs.Get("tasks")

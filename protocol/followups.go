@@ -64,7 +64,7 @@ func AfterSuccess(m *Message, value json.RawMessage, s Sender) (Plan, error) {
 	if value == nil {
 		value = json.RawMessage("null")
 	}
-	p := planner{m: m, sender: s, args: []json.RawMessage{value}, outcome: "success", sources: [][]Signature{m.Embed.Callbacks, m.Embed.Chain}}
+	p := planner{m: m, sender: s, args: []json.RawMessage{value}, outcome: outcomeSuccess, sources: [][]Signature{m.Embed.Callbacks, m.Embed.Chain}}
 	if s.InheritPriority {
 		p.priority = m.Properties.Priority
 	}
@@ -97,7 +97,7 @@ func AfterFailure(m *Message, s Sender) (Plan, error) {
 		return Plan{}, nil
 	}
 	p := planner{m: m, sender: s, args: []json.RawMessage{quoteJSON(m.ID)}, outcome: "failure", sources: [][]Signature{m.Embed.Errbacks}}
-	if _, err := p.group(m.Embed.Errbacks, "", nil); err != nil {
+	if _, err := p.adHocGroup(m.Embed.Errbacks); err != nil {
 		return Plan{}, err
 	}
 	return p.plan(), nil
@@ -122,6 +122,9 @@ type planner struct {
 	seed    []byte
 	made    int
 }
+
+// outcomeSuccess is the outcome of a task that has returned.
+const outcomeSuccess = "success"
 
 // seedOf returns a digest of a task's id, its outcome and its follow-ups.
 func seedOf(taskID, outcome string, followUps [][]Signature) []byte {
@@ -181,7 +184,7 @@ func (p *planner) callbacks(sigs []Signature) error {
 	if len(plain) == 0 {
 		return nil
 	}
-	child, err := p.group(plain, "", nil)
+	child, err := p.adHocGroup(plain)
 	if err == nil {
 		p.children = append(p.children, child)
 	}
@@ -200,35 +203,76 @@ func (p *planner) step(s Signature, rest []Signature) (json.RawMessage, error) {
 		slices.Reverse(later)
 		rest = append(append([]Signature{}, rest...), later...)
 	}
-	if steps[0].Task != "celery.group" {
-		return p.apply(steps[0], ApplyOptions{Chain: rest})
-	}
-	if len(rest) > 0 {
-		return nil, p.unsupported(steps[0], "a group followed by a task is a chord; "+chordAdvice)
-	}
-	tasks, err := p.tasksOf(steps[0])
+	first, err := p.lead(s, steps[0])
 	if err != nil {
 		return nil, err
 	}
-	return p.group(tasks, steps[0].TaskID(), rest)
+	if s.Task == "celery.chain" && rest == nil {
+		rest = []Signature{} // it is the last step of a chain
+	}
+	if first.Task != "celery.group" {
+		return p.apply(first, ApplyOptions{Chain: rest})
+	}
+	if len(rest) > 0 {
+		return nil, p.unsupported(first, "a group followed by a task is a chord; "+chordAdvice)
+	}
+	return p.group(first, rest)
 }
 
-// group applies signatures as one group, with a new id if id is "". In a group
-// that ends a chain the members get an empty rest, like any last step.
-func (p *planner) group(sigs []Signature, id string, rest []Signature) (json.RawMessage, error) {
-	if id == "" {
-		id = p.newID()
+// lead returns the first step of s with the options that a celery.chain has for it.
+func (p *planner) lead(s, first Signature) (Signature, error) {
+	if s.Task != "celery.chain" {
+		return first, nil
 	}
-	var results []json.RawMessage
-	if err := p.members(sigs, id, rest, &results); err != nil {
+	options, err := p.optionsForTasks(s)
+	if err != nil {
+		return first, err
+	}
+	return p.handOver(options, first)
+}
+
+// group applies a celery.group, with a new id if it has none. Its options are for each
+// of its tasks. In a group that ends a chain the members get an empty rest, like any last
+// step.
+func (p *planner) group(s Signature, rest []Signature) (json.RawMessage, error) {
+	tasks, err := p.tasksOf(s)
+	if err != nil {
 		return nil, err
 	}
-	return groupChild(id, results), nil
+	options, err := p.optionsForTasks(s)
+	if err != nil {
+		return nil, err
+	}
+	return p.applyGroup(groupCall{id: s.TaskID(), rest: rest, options: options}, tasks)
 }
 
-// members applies the members of a group. The members of a nested group become
-// members of this group and are numbered from 0 again, as in Celery.
-func (p *planner) members(sigs []Signature, id string, rest []Signature, results *[]json.RawMessage) error {
+// adHocGroup applies signatures as one group that is made for them.
+func (p *planner) adHocGroup(sigs []Signature) (json.RawMessage, error) {
+	return p.applyGroup(groupCall{}, sigs)
+}
+
+// groupCall is what the members of one group have in common, and their results.
+type groupCall struct {
+	id      string
+	rest    []Signature
+	options Object
+	results []json.RawMessage
+}
+
+func (p *planner) applyGroup(g groupCall, sigs []Signature) (json.RawMessage, error) {
+	if g.id == "" {
+		g.id = p.newID()
+	}
+	if err := p.members(sigs, &g); err != nil {
+		return nil, err
+	}
+	return groupChild(g.id, g.results), nil
+}
+
+// members applies the members of a group. The members of a nested group become members
+// of this group and are numbered from 0 again, as in Celery, which drops the nested
+// group's options.
+func (p *planner) members(sigs []Signature, g *groupCall) error {
 	if len(sigs) == 0 {
 		return nil
 	}
@@ -240,21 +284,25 @@ func (p *planner) members(sigs []Signature, id string, rest []Signature, results
 		if s.Task == "celery.group" {
 			tasks, err := p.tasksOf(s)
 			if err == nil {
-				err = p.members(tasks, id, rest, results)
+				err = p.members(tasks, g)
 			}
 			if err != nil {
 				return err
 			}
 			continue
 		}
+		s, err := p.handOver(g.options, s)
+		if err != nil {
+			return err
+		}
 		steps, err := p.flatten(s)
 		if err != nil {
 			return err
 		}
-		options := ApplyOptions{Group: id, GroupIndex: &i, Chain: rest}
+		options := ApplyOptions{Group: g.id, GroupIndex: &i, Chain: g.rest}
 		if len(steps) > 1 {
 			// The last step of a chain is the member of the group.
-			last, err := p.joinGroup(steps[len(steps)-1], id, i)
+			last, err := p.joinGroup(steps[len(steps)-1], g.id, i)
 			if err != nil {
 				return err
 			}
@@ -262,11 +310,15 @@ func (p *planner) members(sigs []Signature, id string, rest []Signature, results
 			slices.Reverse(later[1:])
 			options = ApplyOptions{Chain: later}
 		}
-		child, err := p.apply(steps[0], options)
+		first, err := p.lead(s, steps[0])
 		if err != nil {
 			return err
 		}
-		*results = append(*results, child)
+		child, err := p.apply(first, options)
+		if err != nil {
+			return err
+		}
+		g.results = append(g.results, child)
 	}
 	return nil
 }

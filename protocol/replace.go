@@ -99,7 +99,10 @@ func ReplaceTask(m *Message, s Signature, sender Sender) (Plan, error) {
 		rest = append(rest, step)
 	}
 	// The arguments are given as those of a call, which argsrepr shows as a tuple.
-	first := steps[0]
+	first, err := p.lead(s, steps[0])
+	if err != nil {
+		return Plan{}, err
+	}
 	p.args = first.Args
 	if _, err := p.apply(NewSignature(first.Task, nil, first.Kwargs, first.Options...), ApplyOptions{Chain: rest}); err != nil {
 		return Plan{}, err

@@ -48,6 +48,7 @@ const (
 	sigAdd   = `{"task": "shop.add", "args": [3, 4], "kwargs": {"z": 1}, "options": {}, "subtask_type": null, "immutable": false}`
 	sigOpts  = `{"task": "shop.other", "args": [], "kwargs": {}, "options": {"queue": "q2", "priority": 7, "headers": {"x": 1}, "link": [{"task": "shop.own", "args": [], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false}], "link_error": {"task": "shop.eb", "args": [], "kwargs": {}, "options": {"queue": "errors"}, "subtask_type": null, "immutable": true}}, "subtask_type": null, "immutable": true}`
 	sigChain = `{"task": "celery.chain", "args": [], "kwargs": {"tasks": [` + sigAdd + `, ` + sigOpts + `, {"task": "shop.mul", "args": [2], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false}]}, "options": {}, "subtask_type": "chain", "immutable": false}`
+	sigLater = `{"task": "celery.chain", "args": [], "kwargs": {"tasks": [` + sigAdd + `, ` + sigAdd + `]}, "options": {"queue": "later", "priority": 3, "time_limit": 9}, "subtask_type": "chain", "immutable": false}`
 	sigOne   = `{"task": "celery.chain", "args": [], "kwargs": {"tasks": [` + sigAdd + `]}, "options": {}, "subtask_type": "chain", "immutable": false}`
 	sigStamp = `{"task": "shop.add", "args": [], "kwargs": {}, "options": {"tenant": "b", "stamped_headers": ["tenant"]}, "subtask_type": null, "immutable": false}`
 	sigGroup = `{"task": "celery.group", "args": [], "kwargs": {"tasks": [` + sigAdd + `, ` + sigAdd + `]}, "options": {}, "subtask_type": "group", "immutable": false}`
@@ -73,7 +74,10 @@ func TestReplaceEqualsPython(t *testing.T) {
 		"stamped_headers": []any{"tenant"}, "stamps": map[string]any{"tenant": "a"}, "x-own": "header", "timelimit": []any{int32(30), int32(20)}}
 	var questions []question
 	for embed, headers := range map[string]map[string]any{replacedPlain: nil, replacedFull: nil, replacedMember: member} {
-		for _, s := range []string{sigAdd, sigOpts, sigChain, sigOne, sigStamp} {
+		for _, s := range []string{sigAdd, sigOpts, sigChain, sigOne, sigStamp, sigLater} {
+			if s == sigLater && embed == replacedFull {
+				continue // Celery drops the options of a chain that others follow
+			}
 			m := replacedTask(t, embed, headers)
 			questions = append(questions, question{m.Headers, json.RawMessage(`[[1, 2], {}, ` + embed + `]`), "client", json.RawMessage(s), m})
 		}
