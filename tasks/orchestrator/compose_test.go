@@ -85,12 +85,18 @@ func newComposeEnv(t *testing.T, program string) *composeEnv {
 
 func newComposeBench(t *testing.T) *composeEnv {
 	t.Helper()
+	return newComposeBenchOf(t, t.Name())
+}
+
+// newComposeBenchOf has the project and the change of a test.
+func newComposeBenchOf(t *testing.T, test string) *composeEnv {
+	t.Helper()
 	server, err := buildServer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := newComposeEnv(t, devenv.Compose(t))
-	source := filepath.Join("testdata", "compose", t.Name())
+	source := filepath.Join("testdata", "compose", test)
 	c.copyTree(source)
 	if err := os.RemoveAll(filepath.Join(c.workspace, "change")); err != nil {
 		t.Fatal(err)
@@ -354,6 +360,29 @@ func TestComposeServiceThatExits(t *testing.T) {
 	}
 	same(t, "artifacts", paths(outcome), "verify_log:verify.log")
 	c.rolledBack(other)
+}
+
+// A service that is down is what a run is made for. If the repair does not help, the
+// service is down as before, and the run is rolled back.
+func TestComposeServiceThatWasDown(t *testing.T) {
+	t.Parallel()
+	for name, command := range map[string][]string{"stopped": {"stop", "--timeout", "1", "web"}, "killed": {"kill", "web"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newComposeBenchOf(t, "TestComposeServiceThatExits")
+			c.compose(t.Context(), command...)
+			before, other := c.container("web"), c.container("other").ID
+			if failure, _ := c.run(); failure == nil || !strings.Contains(failure.Error(), "No module named 'flask'") {
+				t.Fatal(failure)
+			}
+			after := c.container("web")
+			if after.State == "running" || after.State == "restarting" || after.ImageID != before.ImageID {
+				t.Errorf("web is %+v, before the run %+v", after, before)
+			}
+			same(t, "container of other", c.container("other").ID, other)
+			same(t, "behaviour", c.text("web/behaviour"), "ok version 1\n")
+		})
+	}
 }
 
 func TestComposeServicesAreListedWhenOneIsMissing(t *testing.T) {

@@ -111,13 +111,16 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 	wrong := e.wrong(r)
 	if wrong.health == healthy {
 		if pending := e.pending(r); pending.health != healthy {
+			if r.before != nil && e.onlyUnchecked() && !now.Before(r.deadline) && !now.Before(steadyUntil) {
+				return verdict{health: healthy, reason: "as before, although docker has not finished the first health check of " + r.service}, true
+			}
 			return pending, !now.Before(r.deadline) && (!now.Before(steadyUntil) || steadyUntil.After(r.deadline.Add(r.quiet)))
 		}
 		if !now.Before(steadyUntil) {
 			return wrong, true
 		}
 	}
-	if r.before != nil && !well(r.before) && e.last.engine && condition(e.last.containers) == condition(r.before) {
+	if r.before != nil && !well(r.before) && e.last.engine && sameCondition(e.last.containers, r.before) {
 		return verdict{health: healthy, reason: fmt.Sprintf("as before: %s was %s before the run", r.service, condition(r.before))}, true
 	}
 	switch {
@@ -255,6 +258,15 @@ func (e evidence) pending(r requirements) verdict {
 	return v
 }
 
+// onlyUnchecked says that all containers run and that no health check of docker's has
+// failed: what is not known is what the first one of some says, which may come an hour
+// after the start.
+func (e evidence) onlyUnchecked() bool {
+	return !slices.ContainsFunc(e.last.containers, func(c compose.Container) bool {
+		return c.State != "running" || c.HealthExit != 0 || c.Health == "unhealthy"
+	})
+}
+
 // unsteady says that something was wrong that is not now, too near to the end to
 // be sure that it does not come again.
 func (e evidence) unsteady(r requirements) verdict {
@@ -302,6 +314,25 @@ func condition(containers []compose.Container) string {
 	}
 	slices.Sort(all)
 	return strings.Join(slices.Compact(all), ", ")
+}
+
+// sameCondition says that a service's containers are in the condition of before. A
+// container that did not run before is made again without being started: how it had ended
+// is part of the container that is gone.
+func sameCondition(now, before []compose.Container) bool {
+	return condition(stopped(now)) == condition(stopped(before))
+}
+
+// stopped gives containers that do not run one state.
+func stopped(containers []compose.Container) []compose.Container {
+	all := slices.Clone(containers)
+	for i, c := range all {
+		switch c.State {
+		case "created", "exited", "dead":
+			all[i].State = "stopped"
+		}
+	}
+	return all
 }
 
 // latest returns the later of two times.
