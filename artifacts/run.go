@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // A File describes a finished artifact as it is registered in the database
@@ -36,7 +37,7 @@ type Run struct {
 }
 
 // Open opens the run directory, and creates it if it does not exist. It fails
-// if the directory is a symbolic link or not writable, so that a step fails
+// if the directory is a symbolic link, not writable or full, so that a step fails
 // before its work and not after it (docs/moonmind.md#f7).
 func Open(dir string, redactor *Redactor) (*Run, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -61,11 +62,15 @@ func Open(dir string, redactor *Redactor) (*Run, error) {
 	redactor.Refresh()
 	r := &Run{dir: dir, root: root, redactor: redactor}
 	probe, err := r.spool()
+	if err == nil {
+		// A full disk still takes empty files.
+		_, err = probe.Write(make([]byte, 4096))
+		probe.Close()
+	}
 	if err != nil {
 		root.Close()
 		return nil, notWritable(dir, err)
 	}
-	probe.Close()
 	return r, nil
 }
 
@@ -73,6 +78,9 @@ func notWritable(dir string, err error) error {
 	var cause *fs.PathError
 	if errors.As(err, &cause) {
 		err = cause.Err
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("artifact directory %s cannot be written: %w. Free space there", dir, err)
 	}
 	return fmt.Errorf("artifact directory %s cannot be written: %w. Mount the API's artifact directory here, or set MM_ORCHESTRATOR_ARTIFACT_PATH_MAP to where it is mounted", dir, err)
 }
@@ -301,13 +309,22 @@ type Log struct {
 	// begun is the offset up to which the system has been asked to write to disk.
 	begun int64
 	err   error
+	// lost is the beginning of what could not be written.
+	lost []byte
 }
+
+// maxLost bounds what a log that cannot be written keeps in memory.
+const maxLost = 16 << 10
 
 // Path returns the name of the artifact, relative to the run directory.
 func (l *Log) Path() string { return l.name }
 
 // Size returns the number of bytes written.
 func (l *Log) Size() int64 { return l.size }
+
+// Lost returns what could not be written, sanitised and redacted, and at most the first
+// 16 KiB of it: a text that is too important to end with the disk's space.
+func (l *Log) Lost() string { return string(l.lost) }
 
 // Excerpt returns an excerpt, for an error text, of the log from an offset in
 // bytes on. A line break at the offset is left out.
@@ -365,16 +382,20 @@ type appender struct{ log *Log }
 
 func (a appender) Write(p []byte) (int, error) {
 	l := a.log
+	written := 0
 	if l.err == nil {
-		if _, l.err = l.file.Write(p); l.err == nil {
+		if written, l.err = l.file.Write(p); l.err == nil {
 			l.hash.Write(p)
 			l.size += int64(len(p))
 			if l.size-l.begun >= writeBehind {
 				startWriting(l.file, l.begun, l.size-l.begun)
 				l.begun = l.size
 			}
+			return len(p), nil
 		}
 	}
+	rest := p[written:]
+	l.lost = append(l.lost, rest[:min(len(rest), maxLost-len(l.lost))]...)
 	return len(p), nil
 }
 

@@ -12,19 +12,23 @@ import (
 // artifacts go to a directory of their own, and from there to the worker's log. The
 // step registers none of them.
 
-// openElsewhere opens such a directory. why is what is wrong with the run's.
+// openElsewhere opens such a directory: where temporary files are, or in memory if the
+// disk with these is full, too. why is what is wrong with the run's.
 func (s *stepRun) openElsewhere(why error) *Failure {
-	dir, err := os.MkdirTemp("", "mm-orchestrator-rollback-")
-	if err != nil {
-		return artifactError(why)
+	for _, parent := range []string{os.TempDir(), "/dev/shm"} {
+		dir, err := os.MkdirTemp(parent, "mm-orchestrator-rollback-")
+		if err != nil {
+			continue
+		}
+		if s.dir, err = artifacts.Open(dir, s.config.Redactor); err != nil {
+			_ = os.RemoveAll(dir)
+			continue
+		}
+		s.elsewhere = dir
+		s.log.Error("rollback goes on without the run's directory: its log follows in this log", "error", why)
+		return nil
 	}
-	if s.dir, err = artifacts.Open(dir, s.config.Redactor); err != nil {
-		_ = os.RemoveAll(dir)
-		return artifactError(why)
-	}
-	s.elsewhere = dir
-	s.log.Error("rollback goes on without the run's directory: its log follows in this log", "error", why)
-	return nil
+	return artifactError(why)
 }
 
 // logElsewhere logs the artifacts of such a directory, and removes it.
