@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -274,17 +275,26 @@ func (e *Engine) RenameContainer(ctx context.Context, id, name string) error {
 }
 
 // RemoveContainer removes a container; a running one is killed. Its volumes remain.
-// It is no error if there is none.
+// It is no error if there is none. A removal that goes on already is waited for: its
+// answer may have been lost.
 func (e *Engine) RemoveContainer(ctx context.Context, id string) error {
 	return e.removeContainer(ctx, id, client.ContainerRemoveOptions{Force: true})
 }
 
 func (e *Engine) removeContainer(ctx context.Context, id string, options client.ContainerRemoveOptions) error {
-	_, err := e.client.ContainerRemove(ctx, id, options)
-	if err = e.failed("remove container "+id, err); isNotFound(err) {
-		return nil
+	for {
+		_, err := e.client.ContainerRemove(ctx, id, options)
+		inProgress := errdefs.IsConflict(err) && strings.Contains(err.Error(), "is already in progress") // the engine has one code for all conflicts
+		switch err = e.failed("remove container "+id, err); {
+		case isNotFound(err):
+			return nil
+		case !inProgress:
+			return err
+		}
+		if pause(ctx, helperInterval) != nil {
+			return err
+		}
 	}
-	return err
 }
 
 // ID is the id of the inspected container.

@@ -3,18 +3,23 @@ package compose
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errhttp"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -33,7 +38,8 @@ const (
 )
 
 var (
-	// ErrUnreachable says that the docker engine does not answer.
+	// ErrUnreachable says that the docker engine does not answer, or not to the end, or
+	// that a proxy before it says so. What was asked of it may have been done.
 	ErrUnreachable = errors.New("docker engine is unreachable")
 	// ErrNotFound says that the engine has no such container or image.
 	ErrNotFound = errors.New("docker engine has no such object")
@@ -63,24 +69,40 @@ type Engine struct {
 	client  *client.Client
 	host    string
 	timeout time.Duration
+	// answered is set by the first answer.
+	answered atomic.Bool
 }
 
 // NewEngine returns a client. It does not connect.
 func NewEngine(config EngineConfig) (*Engine, error) {
 	host := cmp.Or(config.Host, client.DefaultDockerHost)
-	options := []client.Opt{client.WithHost(host)}
+	e := &Engine{host: host, timeout: cmp.Or(config.Timeout, 10*time.Second)}
+	options := []client.Opt{client.WithHost(host), client.WithHTTPResponseHook(e.notice)}
 	if config.CertPath != "" {
 		options = append(options, client.WithTLSClientConfig(
 			filepath.Join(config.CertPath, "ca.pem"),
 			filepath.Join(config.CertPath, "cert.pem"),
 			filepath.Join(config.CertPath, "key.pem")))
 	}
-	c, err := client.New(options...)
-	if err != nil {
+	var err error
+	if e.client, err = client.New(options...); err != nil {
 		return nil, fmt.Errorf("docker engine at %s: %w", host, err)
 	}
-	return &Engine{client: c, host: host, timeout: cmp.Or(config.Timeout, 10*time.Second)}, nil
+	return e, nil
 }
+
+// notice sees the head of each answer. Those of a proxy itself, and of another server
+// at this address, lack the engine's version.
+func (e *Engine) notice(response *http.Response) {
+	if response.Header.Get("Api-Version") != "" {
+		e.answered.Store(true)
+	}
+}
+
+// HasAnswered says that the engine has answered this client at least once. If it does
+// not answer now, that is an outage. Otherwise there may be no engine at this address
+// at all.
+func (e *Engine) HasAnswered() bool { return e.answered.Load() }
 
 // Close closes the client's connections.
 func (e *Engine) Close() error { return e.client.Close() }
@@ -287,15 +309,9 @@ func (e *Engine) failed(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if client.IsErrConnectionFailed(err) || errors.Is(err, context.DeadlineExceeded) {
-		// The client's text mixes the reason with advice for users of the
-		// docker program, so only the cause is taken from it.
-		var reason syscall.Errno
-		if errors.As(err, &reason) {
+	if isOutage(err) {
+		if reason := outageReason(err); reason != nil {
 			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, reason)
-		}
-		if strings.Contains(err.Error(), "permission denied") { // the client does not wrap this cause
-			return fmt.Errorf("cannot %s: %w at %s: %w", doing, ErrUnreachable, e.host, syscall.EACCES)
 		}
 		return fmt.Errorf("cannot %s: %w at %s", doing, ErrUnreachable, e.host)
 	}
@@ -309,3 +325,59 @@ func (e *Engine) failed(doing string, err error) error {
 	}
 	return fmt.Errorf("cannot %s at docker engine %s: %w", doing, e.host, err)
 }
+
+// unavailable are the statuses by which a proxy says that the engine does not answer,
+// as while it starts again.
+var unavailable = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
+
+// isOutage says that an error of the docker client is no answer to the request.
+func isOutage(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return false
+	}
+	if client.IsErrConnectionFailed(err) || errors.Is(err, context.DeadlineExceeded) || unavailableStatus(err) != 0 {
+		return true
+	}
+	// The client only knows of failures up to the head of an answer, which may also end
+	// later. Not every net.Error is one of the network: a full disk is one, too.
+	var broken *net.OpError
+	return errors.As(err, &broken) || isCut(err) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func isCut(err error) bool {
+	var syntax *json.SyntaxError // the client reads some answers before it decodes them
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &syntax) && syntax.Error() == "unexpected end of JSON input"
+}
+
+// unavailableStatus is the status of unavailable with which a request was answered, 0
+// for none.
+func unavailableStatus(err error) int {
+	for _, status := range unavailable {
+		if errors.Is(err, errhttp.ToNative(status)) {
+			return status
+		}
+	}
+	return 0
+}
+
+// outageReason is why the engine does not answer, nil if that is not known. The client's
+// text mixes the reason with advice for users of the docker program, so only the cause
+// is taken from it.
+func outageReason(err error) error {
+	var errno syscall.Errno
+	switch status := unavailableStatus(err); {
+	case errors.As(err, &errno):
+		return errno
+	case client.IsErrConnectionFailed(err) && strings.Contains(err.Error(), "permission denied"): // the client does not wrap this cause
+		return syscall.EACCES
+	case status != 0:
+		return fmt.Errorf("status %d %s", status, http.StatusText(status))
+	case isCut(err):
+		return errors.New("the connection was closed before the end of the answer")
+	}
+	return nil
+}
+
+// IsForbidden says that what stands before the engine refuses such requests, today and
+// tomorrow.
+func IsForbidden(err error) bool { return errdefs.IsPermissionDenied(err) }

@@ -1,11 +1,17 @@
 package compose_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
@@ -84,5 +90,153 @@ func TestContainersAreRead(t *testing.T) {
 	}
 	if _, err := e.LogTail(t.Context(), "c", 20); err == nil || !strings.Contains(err.Error(), "No such container: c") {
 		t.Errorf("%v", err)
+	}
+}
+
+// serve returns a client of an engine that the handler plays.
+func serve(t *testing.T, handler http.HandlerFunc) *compose.Engine {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return engine(t, strings.Replace(server.URL, "http://", "tcp://", 1))
+}
+
+// cut answers with the beginning of a text, and closes the connection.
+func cut(w http.ResponseWriter, r *http.Request, text string, reset bool) {
+	if r.Method == http.MethodHead {
+		return
+	}
+	connection, buffer, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer connection.Close()
+	fmt.Fprintf(buffer, "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n%s", text)
+	buffer.Flush()
+	if tcp, is := connection.(*net.TCPConn); is && reset {
+		_ = tcp.SetLinger(0)
+	}
+}
+
+// An engine behind a proxy is as unreachable as one whose socket is gone, however the
+// proxy says so, and so is one that ends in the middle of an answer. All who wait for an
+// engine go by that.
+func TestAnEngineBehindAProxyIsUnreachable(t *testing.T) {
+	t.Parallel()
+	status := func(code int, text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(code)
+			io.WriteString(w, text)
+		}
+	}
+	const page = "<html><body><h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n</body></html>\n"
+	for name, test := range map[string]struct {
+		serve http.HandlerFunc
+		why   string
+	}{
+		"bad gateway":           {status(http.StatusBadGateway, ""), "status 502 Bad Gateway"},
+		"no server":             {status(http.StatusServiceUnavailable, page), "status 503 Service Unavailable"},
+		"gateway timeout":       {status(http.StatusGatewayTimeout, page), "status 504 Gateway Timeout"},
+		"closed in the middle":  {func(w http.ResponseWriter, r *http.Request) { cut(w, r, `[{"Id": "a`, false) }, "before the end of the answer"},
+		"closed after the head": {func(w http.ResponseWriter, r *http.Request) { cut(w, r, "", false) }, "before the end of the answer"},
+		"reset in the middle":   {func(w http.ResponseWriter, r *http.Request) { cut(w, r, `[{"Id": "a`, true) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := serve(t, test.serve)
+			for asked, ask := range map[string]func(context.Context) error{
+				"containers": func(ctx context.Context) error { _, err := e.Containers(ctx, "p", "web"); return err },
+				"project":    func(ctx context.Context) error { _, err := e.Project(ctx, "p"); return err },
+				"container":  func(ctx context.Context) error { _, _, err := e.InspectContainer(ctx, "a"); return err },
+				"image":      func(ctx context.Context) error { _, err := e.InspectImage(ctx, "a"); return err },
+				"pin":        func(ctx context.Context) error { _, err := e.FindPin(ctx, "a"); return err },
+				"pins":       func(ctx context.Context) error { _, err := e.ListPins(ctx, ""); return err },
+				"removal":    func(ctx context.Context) error { return e.UntagImage(ctx, "a") },
+				"load":       func(ctx context.Context) error { return e.LoadImage(ctx, strings.NewReader("x")) },
+				"save":       func(ctx context.Context) error { return e.SaveImage(ctx, "a", io.Discard) },
+			} {
+				err := ask(t.Context())
+				if !errors.Is(err, compose.ErrUnreachable) || !strings.Contains(err.Error(), test.why) || strings.Contains(err.Error(), "html") {
+					t.Errorf("%s: %v, want unreachable: %s", asked, err, test.why)
+				}
+			}
+		})
+	}
+}
+
+// What an engine refuses is no outage.
+func TestARefusalIsNoOutage(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[int]error{400: nil, 403: nil, 404: compose.ErrNotFound, 409: nil, 500: nil} {
+		e := serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(code) })
+		_, err := e.InspectImage(t.Context(), "a")
+		if err == nil || errors.Is(err, compose.ErrUnreachable) || want != nil && !errors.Is(err, want) || compose.IsForbidden(err) != (code == 403) {
+			t.Errorf("%d: %v", code, err)
+		}
+	}
+	e := serve(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := e.InspectImage(ctx, "a"); errors.Is(err, compose.ErrUnreachable) {
+		t.Errorf("a request that was given up: %v", err)
+	}
+	// A disk that is full is none either.
+	e = serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "image") })
+	if err := e.SaveImage(t.Context(), "a", fullDisk{}); !errors.Is(err, syscall.ENOSPC) || errors.Is(err, compose.ErrUnreachable) {
+		t.Errorf("a full disk: %v", err)
+	}
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
+}
+
+// A proxy that answers in place of the engine shows no engine, nor does another server.
+func TestAnEngineIsKnownByItsAnswer(t *testing.T) {
+	t.Parallel()
+	var up atomic.Bool
+	e := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if !up.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Api-Version", "1.41")
+	})
+	if err := e.Ping(t.Context()); !errors.Is(err, compose.ErrUnreachable) || e.HasAnswered() {
+		t.Errorf("%v, has answered %t", err, e.HasAnswered())
+	}
+	up.Store(true)
+	if err := e.Ping(t.Context()); err != nil || !e.HasAnswered() {
+		t.Errorf("%v, has answered %t", err, e.HasAnswered())
+	}
+	up.Store(false)
+	if err := e.Ping(t.Context()); !errors.Is(err, compose.ErrUnreachable) || !e.HasAnswered() {
+		t.Errorf("%v, has answered %t", err, e.HasAnswered())
+	}
+}
+
+// The engine goes on with a removal whose answer was lost, and refuses a second one until
+// it is over.
+func TestARemovalInProgressIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	e := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.Method != http.MethodDelete:
+		case asked.Add(1) < 3:
+			w.WriteHeader(http.StatusConflict)
+			io.WriteString(w, `{"message": "removal of container a is already in progress"}`)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			io.WriteString(w, `{"message": "No such container: a"}`)
+		}
+	})
+	if err := e.RemoveContainer(t.Context(), "a"); err != nil || asked.Load() != 3 {
+		t.Errorf("%v after %d requests", err, asked.Load())
 	}
 }

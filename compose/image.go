@@ -75,7 +75,7 @@ func (e *Engine) SaveImage(ctx context.Context, id string, to io.Writer) error {
 	}
 	defer archive.Close()
 	if _, err := io.Copy(to, archive); err != nil {
-		return fmt.Errorf("cannot save image %s: %w", id, err)
+		return e.failed("save image "+id, err)
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (e *Engine) LoadImage(ctx context.Context, from io.Reader) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return fmt.Errorf("cannot load an image at docker engine %s: its answer ended: %w", e.host, err)
+			return e.failed("load an image", err)
 		case message.Error != "":
 			return fmt.Errorf("cannot load an image at docker engine %s: %s", e.host, strings.TrimSpace(message.Error))
 		}

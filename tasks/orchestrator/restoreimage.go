@@ -121,11 +121,13 @@ func (r *imageRestore) compareOthers(ctx context.Context) *Failure {
 }
 
 // settle looks and acts until nothing is left to do. An act that fails is decided
-// again from what is there then: somebody else may have removed its container.
+// again from what is there then: somebody else may have removed its container, or the
+// engine goes on with what it was asked before its answer was lost.
 func (r *imageRestore) settle(ctx context.Context) (change.ImageNow, error) {
 	var now change.ImageNow
 	var last error
-	for range restoreRounds {
+	limit := r.config.Now().Add(engineWait)
+	for rounds := 0; rounds < restoreRounds; rounds++ {
 		err := r.untilEngineAnswers(ctx, func() (err error) {
 			now, err = r.look(ctx)
 			return err
@@ -138,10 +140,17 @@ func (r *imageRestore) settle(ctx context.Context) (change.ImageNow, error) {
 			return now, nil
 		}
 		err = r.do(ctx, acts)
-		if err != nil && last != nil && !errors.Is(err, compose.ErrUnreachable) {
+		unanswered := errors.Is(err, compose.ErrUnreachable)
+		if err != nil && !unanswered && last != nil && !errors.Is(last, compose.ErrUnreachable) {
 			return now, err
 		}
+		if unanswered && r.config.Now().Before(limit) {
+			rounds-- // an outage in which the engine answers now and then is waited out like any other
+		}
 		last = err
+		if err != nil && !pauseFor(ctx, enginePause) {
+			return now, context.Cause(ctx)
+		}
 	}
 	return now, cmp.Or(last, errors.New("something changes them again and again"))
 }
