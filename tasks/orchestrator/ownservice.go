@@ -83,7 +83,10 @@ func (s *stepRun) runCommand(ctx context.Context, workspace string, command []st
 func (s *stepRun) runOrHelp(ctx context.Context, workspace string, command []string, stdout, stderr io.Writer, exited func(code int)) (int, *Failure) {
 	h := &helped{stepRun: s, workspace: workspace, command: command, number: s.journal.next, stderr: stderr, stdout: stdout}
 	if !h.acts() {
-		why := h.reason(ctx)
+		why, failure := h.reason(ctx)
+		if failure != nil {
+			return 0, failure
+		}
 		if why == "" {
 			return s.runner.runTrusted(ctx, workspace, command, stdout, stderr, exited)
 		}
@@ -143,17 +146,25 @@ func (h *helped) findOwn(ctx context.Context) error {
 	return err
 }
 
-// reason says why the command stops this worker, "" if it does not.
-func (h *helped) reason(ctx context.Context) string {
+// reason says why the command stops this worker, "" if it does not. The failure is that
+// this cannot be found out, although the engine has answered before.
+func (h *helped) reason(ctx context.Context) (string, *Failure) {
 	if h.config.Helpers == nil || len(h.config.OwnContainers) == 0 || !compose.MayStop(h.command) {
-		return ""
+		return "", nil
 	}
-	if err := h.findOwn(ctx); err != nil || h.own == nil {
-		if err != nil {
-			// Without the engine the command fails too, or uses another engine.
-			h.log.Warn("cannot find out whether the command stops this worker", "error", err)
-		}
-		return ""
+	err := h.untilKnownEngineAnswers(ctx, func() error { return h.findOwn(ctx) })
+	switch cause := context.Cause(ctx); {
+	case err == nil && h.own == nil:
+		return "", nil
+	case err == nil:
+	case cause != nil:
+		return "", endedFailure(h.command, cause)
+	case h.engineHasAnswered() && !compose.IsForbidden(err):
+		return "", commandError(fmt.Sprintf("Command %s was not run: it cannot be found out whether it stops this worker in the middle of it. Retry the run when docker answers: %s", formatCommand(h.command), err))
+	default:
+		// Without the engine the command fails too, or uses another engine.
+		h.log.Warn("cannot find out whether the command stops this worker", "error", err)
+		return "", nil
 	}
 	model := compose.Model{}
 	if ask, isCompose := compose.ModelCommand(h.command); isCompose {
@@ -171,7 +182,7 @@ func (h *helped) reason(ctx context.Context) string {
 			model.Name = h.own.Project
 		}
 	}
-	return h.own.StoppedBy(h.command, model)
+	return h.own.StoppedBy(h.command, model), nil
 }
 
 // modelLimit bounds compose's description of a project, in bytes.

@@ -29,6 +29,8 @@ const (
 	engineWait = 2 * time.Minute
 	// enginePause is the pause between two attempts to reach it.
 	enginePause = 500 * time.Millisecond
+	// sameEngineWait is how long compose or such an engine may fail to show the project.
+	sameEngineWait = 10 * time.Second
 )
 
 // A deployment is how a plan deploys the service: its compose commands for build
@@ -123,6 +125,27 @@ func (s *stepRun) untilEngineAnswers(ctx context.Context, try func() error) erro
 	}
 }
 
+// engineHasAnswered says that the worker's engine has answered in this run, or this
+// process. Then an engine that does not answer is an outage, and not one that the worker
+// cannot reach at all, as with a docker context that only the compose program knows.
+func (s *stepRun) engineHasAnswered() bool {
+	if image := s.record.Image; image != nil && image.EngineSeen {
+		return true
+	}
+	engine, tells := s.config.Engine.(interface{ HasAnswered() bool })
+	return tells && engine.HasAnswered()
+}
+
+// untilKnownEngineAnswers is untilEngineAnswers for an engine that has answered before.
+// Any other is asked once.
+func (s *stepRun) untilKnownEngineAnswers(ctx context.Context, try func() error) error {
+	err := try()
+	if !errors.Is(err, compose.ErrUnreachable) || !s.engineHasAnswered() {
+		return err
+	}
+	return s.untilEngineAnswers(ctx, try)
+}
+
 // pinImage records the project before the run changes it, and pins the images that
 // a rollback needs. After it returns without a failure, either the run can be taken
 // back, or the record says that the engine was not seen.
@@ -190,21 +213,58 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 	} else if config.Name == "" || context.Cause(ctx) != nil {
 		return unseen(err)
 	}
-	project, err := s.config.Engine.Project(ctx, config.Name)
-	if err != nil {
+	isRead := err == nil
+	project, err := s.seeProject(ctx, plan, config.Name, isRead)
+	switch {
+	case err == nil:
+	case errors.As(err, new(otherEngineError)), compose.IsForbidden(err), !isRead, !s.engineHasAnswered(), context.Cause(ctx) != nil:
 		return unseen(err)
-	}
-	if err := s.isSameEngine(ctx, plan, project); err != nil {
-		return unseen(err)
+	default:
+		return nil, commandError("The containers of project " + config.Name + " cannot be seen, so the run could not be taken back. This step has changed nothing yet. Retry the run when docker answers: " + err.Error())
 	}
 	image.EngineSeen, image.Project, image.Services = true, config.Name, plan.Services
 	image.Compose, image.Workspace = plan.Prefix, plan.workspace
 	image.Before = change.ProjectOf(project).Mended(image.IsTarget)
-	if err := s.planPins(ctx, image, config); err != nil {
+	err = s.untilKnownEngineAnswers(ctx, func() error {
+		image.Names, image.Pins = nil, nil
+		return s.planPins(ctx, image, config)
+	})
+	if err != nil {
 		return nil, commandError("The image of before cannot be pinned, so the run could not be taken back: " + err.Error())
 	}
 	return image, nil
 }
+
+// seeProject returns the project as the engine has it, if compose uses that engine. An
+// outage of an engine that has answered before is waited out: a run that began without
+// seeing its containers could not bring them back. isRead says that compose can read the
+// project's files; otherwise it fails for that, and nothing is repeated.
+func (s *stepRun) seeProject(ctx context.Context, plan deployment, name string, isRead bool) (compose.Project, error) {
+	var project compose.Project
+	look := func() (err error) {
+		if project, err = s.config.Engine.Project(ctx, name); err == nil {
+			err = s.isSameEngine(ctx, plan, project)
+		}
+		return err
+	}
+	limit := s.config.Now().Add(sameEngineWait)
+	for {
+		err := s.untilKnownEngineAnswers(ctx, look)
+		switch {
+		case err == nil, errors.Is(err, compose.ErrUnreachable), errors.As(err, new(otherEngineError)), compose.IsForbidden(err):
+			return project, err
+		case !isRead, !s.engineHasAnswered(), !s.config.Now().Before(limit), !pauseFor(ctx, enginePause):
+			return project, err
+		}
+		s.log.Warn("the project cannot be seen, trying again", "error", err)
+	}
+}
+
+// An otherEngineError says why the engine that this worker reads is not the one that
+// compose uses, or cannot be compared with it.
+type otherEngineError string
+
+func (e otherEngineError) Error() string { return string(e) }
 
 // isSameEngine checks that compose uses the engine that this worker reads. A docker
 // context, or options of the plan's command, may lead compose to another one.
@@ -215,23 +275,28 @@ func (s *stepRun) isSameEngine(ctx context.Context, plan deployment, project com
 	}
 	ids, isList := compose.ParseIDs(text)
 	if !isList {
-		return fmt.Errorf("%s prints no list of containers", formatCommand(plan.ContainersCommand()))
+		return otherEngineError(formatCommand(plan.ContainersCommand()) + " prints no list of containers")
 	}
+	const cure = "Set %s to the engine of the plan's docker context"
 	ours := map[string]bool{}
 	for _, container := range project.Containers {
 		ours[container.ID] = true
 	}
 	for _, id := range ids {
-		if !ours[id] {
-			if _, _, err := s.config.Engine.InspectContainer(ctx, id); err != nil {
-				return fmt.Errorf("compose uses another docker engine than this worker: it has container %.12s, which the worker's engine does not know. "+
-					"Set %s to the engine of the plan's docker context", id, s.config.SettingName("DOCKER_HOST"))
-			}
+		if ours[id] {
+			continue
+		}
+		switch _, _, err := s.config.Engine.InspectContainer(ctx, id); {
+		case errors.Is(err, compose.ErrNotFound):
+			return otherEngineError(fmt.Sprintf("compose uses another docker engine than this worker: it has container %.12s, which the worker's engine does not know. "+cure,
+				id, s.config.SettingName("DOCKER_HOST")))
+		case err != nil:
+			return err
 		}
 	}
 	if len(ids) == 0 && len(project.Containers) > 0 {
-		return fmt.Errorf("compose uses another docker engine than this worker: it has no container of project %s, the worker's engine has %d. "+
-			"Set %s to the engine of the plan's docker context", project.Name, len(project.Containers), s.config.SettingName("DOCKER_HOST"))
+		return otherEngineError(fmt.Sprintf("compose uses another docker engine than this worker: it has no container of project %s, the worker's engine has %d. "+cure,
+			project.Name, len(project.Containers), s.config.SettingName("DOCKER_HOST")))
 	}
 	return nil
 }
