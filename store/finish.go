@@ -441,7 +441,8 @@ func (s *Store) finishBatch(claim Claim, queue string, outcome Outcome, end runC
 // failInPlace records, in place of a worker, that a step has failed. It counts as
 // the newest attempt (docs/moonmind.md#r5), at least claim.Attempt, which it sets.
 // The token in the claim's row is replaced, so that a previous holder can record
-// nothing any more.
+// nothing any more, and with it the start, which is that of the state row: a row
+// that differs from its claim counts as another program's (queueStartChange).
 func (s *Store) failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, worker string, outcome Outcome, end runChange) (parkedReady bool, err error) {
 	err = tx.QueryRow(ctx, `
 		SELECT COALESCE(max(attempt), $3) FROM spec_workflow_task_states
@@ -452,7 +453,8 @@ func (s *Store) failInPlace(ctx context.Context, tx pgx.Tx, claim *Claim, root, 
 	_, err = tx.Exec(ctx, `
 		INSERT INTO mm_orchestrator.claims (run_id, step, attempt, task_id, root_task_id, worker, token, starts, started_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-		ON CONFLICT (run_id, step, attempt) DO UPDATE SET token = EXCLUDED.token, holder = NULL`,
+		ON CONFLICT (run_id, step, attempt) DO UPDATE
+		SET token = EXCLUDED.token, holder = NULL, started_at = EXCLUDED.started_at`,
 		claim.RunID, string(claim.Step), claim.Attempt, claim.TaskID, root, worker, claim.Token, claim.Starts, claim.StartedAt)
 	if err != nil {
 		return false, err

@@ -388,6 +388,31 @@ func TestClockBehind(t *testing.T) {
 	}
 }
 
+// A worker died in patch, and another one, whose clock is behind, fails the lost step.
+// The step stays one of this program's: a rollback does not run the plan's commands, as
+// it does for steps of a worker that keeps no record.
+func TestClockBehindAtALostStep(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	ahead := time.Now().Add(time.Hour)
+	dying := d.Open(t, as("dying", 0), func(c *store.Config) { c.Now = func() time.Time { return ahead } })
+	s := d.Open(t, as("successor", 0))
+	run := d.Create(t, storetest.Seed{})
+	starts(t, dying, shared("w", run, store.StepPatch, "t"))
+	dying.Close()
+	waitFor(t, "the worker is seen dead", func() bool { return !workspaces(t, s)[0].Working })
+	if lost := failLost(t, s, run, 0); lost == nil || lost.Step != store.StepPatch || lost.Finished.Status != store.RunFailed {
+		t.Fatalf("%+v", lost)
+	}
+	if state := d.State(t, run, store.StepPatch); state["finished_at"] != state["started_at"] {
+		t.Errorf("state %v", state)
+	}
+	start, ok := ask(t, s, shared("w", run, store.StepRollback, "rollback-1")).(store.Start)
+	if !ok || start.Change.RunElsewhere {
+		t.Errorf("the rollback begins: %t; it takes patch for another program's: %t", ok, start.Change.RunElsewhere)
+	}
+}
+
 func TestReads(t *testing.T) {
 	t.Parallel()
 	d := storetest.New(t)
