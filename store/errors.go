@@ -13,9 +13,9 @@ var (
 	// ErrNotFound: there is no such row.
 	ErrNotFound = database.ErrNotFound
 	// ErrUnavailable: the database cannot be reached, is starting, stopping or
-	// read-only, has no free connection, or aborted the transaction in favour of
-	// another. A later try may succeed; most methods have already retried for
-	// Config.RetryFor.
+	// read-only, lacks a connection, memory or disk space, or ended the statement
+	// for a limit, an operator or another transaction. A later try may succeed; most
+	// methods have already retried for Config.RetryFor.
 	ErrUnavailable = database.ErrUnavailable
 	// ErrClaimLost: another worker has the claim, or the step was retried under a
 	// new attempt. Nothing was changed.

@@ -20,8 +20,8 @@ var (
 	// ErrNotFound: there is no such row.
 	ErrNotFound = errors.New("not found")
 	// ErrUnavailable: the database cannot be reached, is starting, stopping or
-	// read-only, has no free connection, or aborted the transaction in favour of
-	// another. A later try may succeed.
+	// read-only, lacks a connection, memory or disk space, or ended the statement
+	// for a limit, an operator or another transaction. A later try may succeed.
 	ErrUnavailable = errors.New("database unavailable")
 	// ErrSchema: a table, column or type is missing or not as expected.
 	ErrSchema = errors.New("database schema does not fit")
@@ -175,7 +175,9 @@ func classifyCode(code, message string) error {
 		return ErrUnavailable
 	case "57P01", "57P02", "57P03", "57P05", "25P03": // shutdown, crash, starting up, idle session or transaction ended
 		return ErrUnavailable
-	case "53300", "53400": // too many connections
+	case "57014", "25P04": // a limit of the role on statements or transactions, or an operator; our own limits are those of a context
+		return ErrUnavailable
+	case "58030": // I/O error
 		return ErrUnavailable
 	case "25006": // read-only: a standby, in the middle of a fail-over
 		return ErrUnavailable
@@ -194,9 +196,9 @@ func classifyCode(code, message string) error {
 		return ErrRefused
 	}
 	switch code[:min(2, len(code))] {
-	case "08": // connection
+	case "08", "53": // connection; no disk space, memory, connections
 		return ErrUnavailable
-	case "22", "23": // data, integrity
+	case "22", "23", "54": // data, integrity, more than the server can store, as in an index
 		return ErrInvalid
 	}
 	return nil

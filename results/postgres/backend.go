@@ -18,7 +18,8 @@ import (
 // Kinds of errors, for errors.Is. All others are those of the caller's context.
 var (
 	// ErrUnavailable: the server cannot be reached, is starting, stopping or
-	// read-only, or has no free connection. A later try may succeed.
+	// read-only, lacks a connection, memory or disk space, or ended the statement
+	// for a limit or an operator. A later try may succeed.
 	ErrUnavailable = database.ErrUnavailable
 	// ErrSchema: the table, the sequence or a column is missing.
 	ErrSchema = database.ErrSchema

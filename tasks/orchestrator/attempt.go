@@ -126,15 +126,15 @@ func afterKill(claim store.Claim) bool {
 }
 
 // finish records the outcome, or another one that says why it cannot be
-// recorded. While the database is unavailable, or lacks a table that an operator
-// can create again, finish waits: a step that is not recorded would be run again.
+// recorded. Unless the error is final, finish waits, whatever the database lacks: a
+// step that is not recorded would be run again.
 func (a *attempt) finish(ctx context.Context, outcome *store.Outcome) (finished store.Finished, err error) {
 	until, cancel := a.untilWorkerStops(ctx)
 	defer cancel()
 	logged := false
 	ended := retryWrite(until, a.config.HandBackDelay, func() bool {
 		finished, err = a.record(ctx, outcome)
-		if err == nil || !mayRecover(err) {
+		if err == nil || isFinal(err) {
 			return true
 		}
 		if !logged {

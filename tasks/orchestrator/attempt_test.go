@@ -65,7 +65,7 @@ func TestAFinishedStepWaitsForTheDatabase(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
-	b.steps.finishErrs = []error{store.ErrUnavailable, store.ErrUnavailable}
+	b.steps.finishErrs = []error{store.ErrUnavailable, errors.New("one that the store does not know"), store.ErrUnavailable}
 	b.succeed("analyze")
 	if n := strings.Count(b.logged.String(), "waiting for the database"); n != 1 {
 		t.Errorf("logged %d times, want once", n)
@@ -76,13 +76,15 @@ func TestAStepThatCannotBeFinishedIsNotAnswered(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)
 	b.plan(`[{"name": "analyze"}]`)
-	b.steps.finishErrs = []error{store.ErrClaimLost, store.ErrRefused}
+	b.steps.finishErrs = []error{store.ErrClaimLost, store.ErrRefused, store.ErrNotFound}
 	if _, _, err := b.execute("analyze"); !errors.Is(err, ErrStop) {
 		t.Errorf("claim lost: %v", err)
 	}
-	var back *HandBackError
-	if _, _, err := b.execute("analyze"); !errors.As(err, &back) || b.steps.released != 1 {
-		t.Errorf("refused: %v, released %d", err, b.steps.released)
+	for released, why := range []string{"refused", "the run was deleted"} {
+		var back *HandBackError
+		if _, _, err := b.execute("analyze"); !errors.As(err, &back) || b.steps.released != released+1 {
+			t.Errorf("%s: %v, released %d", why, err, b.steps.released)
+		}
 	}
 	if len(b.steps.finished) > 0 {
 		t.Errorf("recorded %+v", b.steps.finished)

@@ -42,3 +42,11 @@ func pauseFor(ctx context.Context, d time.Duration) bool {
 func mayRecover(err error) bool {
 	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrSchema) || errors.Is(err, context.DeadlineExceeded)
 }
+
+// isFinal says that the end of a step can never be recorded: the run is gone or the
+// step is not this worker's any more, or the tables or the database refuse it. For
+// any other error, also one that the store does not know, the same write may succeed
+// once an operator has removed its cause.
+func isFinal(err error) bool {
+	return errors.Is(err, store.ErrClaimLost) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrInvalid) || errors.Is(err, store.ErrRefused)
+}
