@@ -161,9 +161,9 @@ func (s *Store) openSession(ctx context.Context) (func(), error) {
 	return closing, nil
 }
 
-// LockError returns why this worker does not have its lock at the moment: no
-// step can begin then. It is nil before the lock is first needed, and while the
-// first session connects.
+// LockError returns why this worker does not have its lock at the moment, for
+// example because the database takes no writes: no step can begin then. It is nil
+// before the lock is first needed, and while the first session connects.
 func (s *Store) LockError() error {
 	s.workerLock.mu.Lock()
 	defer s.workerLock.mu.Unlock()

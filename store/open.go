@@ -168,7 +168,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		return nil, database.HideAddress(where, translate("open the database "+s.place, err))
 	}
 	s.db = &database.DB{Pool: s.pool, Place: s.place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor, Translate: translate}
-	s.workerLock = newWorkerLock(c, config, s.atWork)
+	s.workerLock = newWorkerLock(c, config, s.atWork, s.pool.Reset)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()
 		return nil, database.HideAddress(where, translate("reach the database "+s.place, err))
@@ -188,9 +188,14 @@ func (s *Store) Close() {
 func (s *Store) Place() string { return s.place }
 
 // Ping asks the database for an answer, without retries: it is for health
-// checks.
+// checks. It returns ErrUnavailable for a database that takes no writes.
 func (s *Store) Ping(ctx context.Context) error {
-	return translate("reach the database "+s.place, s.pool.Ping(ctx))
+	err := s.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return database.CheckWrites(ctx, conn.Conn()) })
+	if database.IsReadOnly(err) {
+		s.pool.Reset() // as database.DB.Retry does
+		return translate("write to the database "+s.place, err)
+	}
+	return translate("reach the database "+s.place, err)
 }
 
 // ServerVersion is the server's own text, such as "15.8 (Debian 15.8-1)".

@@ -48,6 +48,10 @@ var errNoSession = errors.New("the worker's session is not connected")
 // within moments of the server being available. Other workers consider this one
 // dead only when its lock has been free for Config.TakeoverGrace.
 //
+// A session that takes no writes counts as lost. A standby gives advisory locks too,
+// but workers at the primary do not see them: the old primary of a fail-over would
+// confirm a lock that is free at the new one.
+//
 // While a step runs, workerLock pings the server every 500 ms: a network that
 // fails silently would otherwise go unnoticed. By the time of the last answer the
 // worker knows whether others may consider it dead (Store.LockConfirmedAt).
@@ -64,6 +68,9 @@ type workerLock struct {
 	key int64
 	// atWork says whether this worker runs a step.
 	atWork func() bool
+	// moved is called when the session takes writes again after it had taken none:
+	// sessions of before may be at a server that still takes none.
+	moved func()
 
 	mu        sync.Mutex
 	started   bool          // written by ensure
@@ -77,7 +84,7 @@ type workerLock struct {
 	done      chan struct{} // closed by the loop when it returns
 }
 
-func newWorkerLock(c *database.Connection, config Config, atWork func() bool) *workerLock {
+func newWorkerLock(c *database.Connection, config Config, atWork func() bool, moved func()) *workerLock {
 	connect := c.Pool.ConnConfig.Copy()
 	dial := connect.DialFunc
 	connect.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -91,6 +98,7 @@ func newWorkerLock(c *database.Connection, config Config, atWork func() bool) *w
 		log:      config.Logger,
 		key:      rand.Int64N(1<<62) + 1,
 		atWork:   atWork,
+		moved:    moved,
 		acquired: make(chan struct{}),
 		endWait:  func() {},
 	}
@@ -146,10 +154,11 @@ func (l *workerLock) close() {
 
 func (l *workerLock) loop(ctx context.Context) {
 	defer close(l.done)
-	lost := false
+	lost, readOnly := false, false
 	for n := 0; ctx.Err() == nil; n++ {
 		conn, pinged, err := l.acquire(ctx)
 		if err != nil {
+			readOnly = readOnly || database.IsReadOnly(err)
 			l.mu.Lock()
 			l.lastErr = err
 			l.mu.Unlock()
@@ -162,6 +171,10 @@ func (l *workerLock) loop(ctx context.Context) {
 			continue
 		}
 		n = 0
+		if readOnly {
+			readOnly = false
+			l.moved()
+		}
 		l.mu.Lock()
 		l.lastErr = nil
 		l.confirmed = pinged
@@ -173,13 +186,14 @@ func (l *workerLock) loop(ctx context.Context) {
 			l.log.Info("the worker's database session is connected again")
 		}
 		err = l.watch(ctx, conn)
+		readOnly = database.IsReadOnly(err)
 		faultpoint.Hit(faultpoint.SessionLost)
 		l.mu.Lock()
 		l.acquired = make(chan struct{})
 		l.lastErr = err
 		l.mu.Unlock()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		_ = conn.Close(closing) // it is broken already, or the worker stops
+		_ = conn.Close(closing) // it is broken or read-only, or the worker stops
 		cancel()
 		if ctx.Err() == nil {
 			lost = true
@@ -188,8 +202,8 @@ func (l *workerLock) loop(ctx context.Context) {
 	}
 }
 
-// watch pings the server until the session has ended, and returns why. It records
-// when each answered ping was sent.
+// watch pings the server until the session has ended, or takes no writes any more,
+// and returns why. It records when each answered ping was sent.
 func (l *workerLock) watch(ctx context.Context, conn *pgx.Conn) error {
 	for {
 		wait, endWait := context.WithCancel(ctx)
@@ -212,7 +226,7 @@ func (l *workerLock) watch(ctx context.Context, conn *pgx.Conn) error {
 		}
 		pinged := time.Now()
 		limit, cancel := context.WithTimeout(ctx, pingTimeout)
-		err = conn.Ping(limit)
+		err = database.CheckWrites(limit, conn)
 		cancel()
 		if err != nil {
 			return err
@@ -268,7 +282,7 @@ func (l *workerLock) acquire(ctx context.Context) (*pgx.Conn, time.Time, error) 
 	pinged := time.Now()
 	if err == nil {
 		// The lock may have waited. This answer is from now.
-		err = conn.Ping(limit)
+		err = database.CheckWrites(limit, conn)
 	}
 	if err != nil {
 		_ = conn.Close(context.WithoutCancel(limit))

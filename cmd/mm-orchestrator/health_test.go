@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
@@ -324,6 +325,39 @@ func TestHealthFollowsThePermissionToConsume(t *testing.T) {
 	if !strings.Contains(p.stderr.String(), reason) {
 		t.Errorf("the log does not say %s", reason)
 	}
+}
+
+// A database that takes no writes, as an old primary after a fail-over, answers, and no
+// step can begin or be recorded: the worker is neither ready nor healthy, and says why.
+func TestHealthFollowsAReadOnlyDatabase(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	p := start(t, s.withShortLimits(), "worker").probedWorker()
+	p.waitHealthy()
+	conn, err := pgx.Connect(t.Context(), s.database) // may write until it ends
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	name := pgx.Identifier{conn.Config().Database}.Sanitize()
+	execute := func(statement string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	execute(`ALTER DATABASE ` + name + ` SET default_transaction_read_only = on`)
+	execute(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+	const reason = "transactions are read-only (default_transaction_read_only is on)"
+	p.waitUnhealthy("cannot write to the database " + conn.Config().Host)
+	p.waitUnhealthy("cannot acquire this worker's lock")
+	p.waitUnhealthy(reason)
+	if status, body := ask(t, p.url+"/readyz"); status != http.StatusServiceUnavailable || !strings.Contains(body, reason) {
+		t.Errorf("/readyz: %d %s", status, body)
+	}
+	execute(`ALTER DATABASE ` + name + ` RESET default_transaction_read_only`)
+	p.waitHealthy()
+	p.loggedOnce(reason)
 }
 
 // setReadPermission sets what the broker's user may read.

@@ -39,7 +39,8 @@ func (d *DB) translate(doing string, err error) error {
 }
 
 // Retry repeats a call until it succeeds, fails for good, or RetryFor is
-// over. The call must be safe to repeat when the answer to a commit was lost.
+// over. The call must be safe to repeat when the answer to a commit was lost. A
+// session that takes no writes is not used again.
 func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context) error) error {
 	deadline := time.Now().Add(d.RetryFor)
 	for n := 0; ; n++ {
@@ -47,6 +48,11 @@ func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context)
 		err := d.translate(doing, call(try))
 		late := try.Err() != nil
 		cancel()
+		if IsReadOnly(err) {
+			// The next try must not have a session at the same server: the address
+			// may lead to the new primary by now.
+			d.Pool.Reset()
+		}
 		switch {
 		case err == nil:
 			return nil

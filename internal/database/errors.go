@@ -81,6 +81,10 @@ func Translate(doing string, err error) error {
 		return fmt.Errorf("cannot %s: %w", doing, context.DeadlineExceeded)
 	}
 	code, detail := "", OneLine(err.Error())
+	var session *readOnlyError
+	if errors.As(err, &session) {
+		code = readOnly
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		code = pg.Code
@@ -151,7 +155,10 @@ func classify(err error) error {
 	var certificate *tls.CertificateVerificationError
 	var revoked *revokedError
 	var peer *peerError
+	var session *readOnlyError
 	switch {
+	case errors.As(err, &session):
+		return ErrUnavailable
 	case errors.As(err, &certificate), errors.As(err, &revoked), errors.As(err, &peer):
 		return ErrRefused
 	case errors.As(err, &connect), errors.As(err, &network),
