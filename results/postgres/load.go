@@ -53,7 +53,8 @@ func (b *Backend) Load(ctx context.Context, taskIDs ...string) ([]results.Outcom
 }
 
 func (b *Backend) read(ctx context.Context, columns map[string]bool, taskIDs []string) (map[string]results.Outcome, error) {
-	selected := []string{"task_id", "COALESCE(status, '')", "result", "date_done", "COALESCE(traceback, '')"}
+	// date_done has the clock of the session's time zone (docs/celery.md#time-zone).
+	selected := []string{"task_id", "COALESCE(status, '')", "result", "date_done::timestamptz", "COALESCE(traceback, '')"}
 	for _, column := range optionalColumns {
 		name := column.name
 		if !columns[name] {
@@ -130,7 +131,7 @@ const cleanupRows = 5000
 // worker.Config.ResultExpires); no goroutine calls it by itself.
 func (b *Backend) Cleanup(ctx context.Context, age time.Duration) (removed int64, err error) {
 	before := time.Now().Add(-age)
-	removed, err = b.removeOld(ctx, b.table(), "date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
+	removed, err = b.removeOld(ctx, b.table(), "date_done < $1::timestamptz", before)
 	if err != nil {
 		return removed, err
 	}
@@ -142,7 +143,7 @@ func (b *Backend) Cleanup(ctx context.Context, age time.Duration) (removed int64
 	})
 	// A program that keeps no groups need not have their table.
 	if err == nil && len(columns) > 0 {
-		_, err = b.removeOld(ctx, groups, "date_done < $1::timestamptz AT TIME ZONE 'UTC'", before)
+		_, err = b.removeOld(ctx, groups, "date_done < $1::timestamptz", before)
 	}
 	if err == nil && b.config.StartsTable != "" {
 		_, err = b.removeOld(ctx, b.startsTable(), "started_at < $1::timestamptz", before)

@@ -258,8 +258,9 @@ type knownTable struct {
 	update string
 }
 
-// statements sets the SQL for what is written. date_done is sent with its zone and
-// converted to UTC, so that the session's TimeZone does not matter.
+// statements sets the SQL for what is written. date_done is sent with its zone, and the
+// server converts it to the time zone of the session, as it does for Python
+// (docs/celery.md#time-zone).
 func (t *knownTable) statements(table, sequence string) {
 	names := []string{"status", "result", "date_done", "traceback"}
 	for _, column := range t.written {
@@ -276,9 +277,6 @@ func (t *knownTable) statements(table, sequence string) {
 			cast = "bytea"
 		}
 		values[i] = "$" + strconv.Itoa(i+2) + "::" + cast
-		if name == "date_done" {
-			values[i] += " AT TIME ZONE 'UTC'"
-		}
 		set[i] = name + " = EXCLUDED." + name
 	}
 	number := "nextval('" + strings.ReplaceAll(sequence, "'", "''") + "')"
