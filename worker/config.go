@@ -33,7 +33,9 @@ type Config struct {
 	Broker string
 	// TLS is the configuration for amqps:// brokers; files that Broker names are
 	// then ignored. Nil means: use these files, or else the system's root
-	// certificates, and verify the host name of the URL.
+	// certificates. Without a ServerName, the certificate is verified for the host of
+	// the URL as it is written; that of localhost may also be for 127.0.0.1, where the
+	// connection goes.
 	TLS *tls.Config
 
 	// Transport, if it is set, is used in place of the broker that Broker names: that

@@ -38,6 +38,8 @@ type Broker struct {
 	Hidden bool
 
 	scheme string
+	// written is the host as it is in the address: Host is 127.0.0.1 for localhost.
+	written string
 	// portGiven: Port is not the default. heartbeatGiven: there is a heartbeat
 	// option. tlsOptions: there are options about TLS.
 	portGiven, heartbeatGiven, tlsOptions bool
@@ -55,6 +57,15 @@ const (
 
 // Address is host:port.
 func (b Broker) Address() string { return net.JoinHostPort(b.Host, strconv.Itoa(b.Port)) }
+
+// ServerNames are the names that the server's certificate may be for: the host as it is
+// written, and 127.0.0.1 for localhost, as this is where the connection goes.
+func (b Broker) ServerNames() []string {
+	if b.written != "" && b.written != b.Host {
+		return []string{b.written, b.Host}
+	}
+	return []string{b.Host}
+}
 
 // Place is host:port/vhost, for messages; only the scheme if Hidden.
 func (b Broker) Place() string {
@@ -262,6 +273,7 @@ func (b *Broker) readHostPort(text string) error {
 	if (err != nil && (bracketed || !hostName.MatchString(b.Host))) || strings.Contains(b.Host, "%") {
 		return errors.New("its host is neither a name nor an address")
 	}
+	b.written = b.Host
 	if b.Host == "localhost" {
 		// As in kombu, since RabbitMQ may not listen on ::1.
 		b.Host = brokerHost

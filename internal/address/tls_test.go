@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,24 @@ func TestBrokerTLS(t *testing.T) {
 	}
 	if config, err := (address.Broker{TLS: true}).TLSConfig(); config != nil || err != nil {
 		t.Errorf("without options: %v, %v", config, err)
+	}
+}
+
+// The connection goes to 127.0.0.1 for localhost, as in kombu, and the certificate may be
+// for either.
+func TestServerNames(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string][]string{
+		"amqps://LocalHost:1/v": {"localhost", "127.0.0.1"}, "amqps://127.0.0.1": {"127.0.0.1"}, "amqps://": {"127.0.0.1"}, "amqps://[::1]": {"::1"},
+		"amqps://Rabbit.example": {"rabbit.example"},
+	} {
+		brokers, err := address.ParseBrokers(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := brokers[0].ServerNames(); !slices.Equal(got, want) || brokers[0].Host != want[len(want)-1] {
+			t.Errorf("%s: %q at %s, want %q", text, got, brokers[0].Host, want)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package amqp
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -123,7 +124,60 @@ func (b *Broker) dial(ctx context.Context, at address.Broker, purpose string) (*
 	}, nil
 }
 
+// dialRaw connects, with TLS if the address says so.
 func (b *Broker) dialRaw(ctx context.Context, at address.Broker) (net.Conn, error) {
+	if !at.TLS {
+		return b.dialTCP(ctx, at)
+	}
+	names := at.ServerNames()
+	if b.cfg.TLS != nil && b.cfg.TLS.ServerName != "" {
+		names = []string{b.cfg.TLS.ServerName}
+	}
+	var failed error
+	for _, name := range names {
+		conn, err := b.dialTCP(ctx, at)
+		if err != nil {
+			return nil, err
+		}
+		config := b.cfg.TLS.Clone()
+		if config == nil {
+			// Read for each connection, so that renewed certificates are used.
+			if config, err = at.TLSConfig(); err != nil {
+				_ = conn.Close()
+				return nil, err
+			}
+		}
+		if config == nil {
+			config = &tls.Config{MinVersion: tls.VersionTLS12}
+		}
+		config.ServerName = name
+		secure := tls.Client(conn, config)
+		if err = secure.HandshakeContext(ctx); err == nil {
+			return secure, nil
+		}
+		_ = conn.Close()
+		// A certificate is verified by one name, and a connection ends with a failed
+		// handshake. If no name fits, the error is about the first, which is as written.
+		var wrongName x509.HostnameError
+		isName := errors.As(err, &wrongName)
+		if failed == nil || !isName {
+			failed = err
+		}
+		if !isName {
+			break
+		}
+	}
+	place := at.Address()
+	if at.Hidden {
+		place = at.Place()
+		if ctx.Err() == nil {
+			failed = errHidden
+		}
+	}
+	return nil, &broker.ConnectError{Kind: broker.ErrUnreachable, What: "TLS with " + place + " failed", Err: failed, Cure: "Check the certificates, and that this port speaks TLS"}
+}
+
+func (b *Broker) dialTCP(ctx context.Context, at address.Broker) (net.Conn, error) {
 	place := at.Address()
 	conn, err := dialHost(ctx, at.Host, at.Port)
 	if at.Hidden {
@@ -139,32 +193,7 @@ func (b *Broker) dialRaw(ctx context.Context, at address.Broker) (net.Conn, erro
 	}
 	// It is cleared when the connection is open.
 	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
-	if !at.TLS {
-		return conn, nil
-	}
-	config := b.cfg.TLS.Clone()
-	if config == nil {
-		// Read for each connection, so that renewed certificates are used.
-		if config, err = at.TLSConfig(); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-	}
-	if config == nil {
-		config = &tls.Config{MinVersion: tls.VersionTLS12}
-	}
-	if config.ServerName == "" {
-		config.ServerName = at.Host
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
-		if at.Hidden && ctx.Err() == nil {
-			err = errHidden
-		}
-		return nil, &broker.ConnectError{Kind: broker.ErrUnreachable, What: "TLS with " + place + " failed", Err: err, Cure: "Check the certificates, and that this port speaks TLS"}
-	}
-	return secure, nil
+	return conn, nil
 }
 
 // errHidden replaces an error that names a host which may be a part of the
