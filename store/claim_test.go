@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
@@ -379,6 +380,24 @@ func TestConnections(t *testing.T) {
 	group.Wait()
 	if n := len(d.Rows(t, `SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'mm-orchestrator a very%'`)); n > 3 {
 		t.Errorf("%d connections", n)
+	}
+}
+
+// Two programs read and write through a PgBouncer that gives both the same session, where
+// each finds the prepared statements of the other.
+func TestAPoolerThatSharesSessions(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	run := d.Create(t, storetest.Seed{})
+	through := secret.New(devenv.Pooler(t, d.URL, "transaction", "default_pool_size = 1"))
+	for range 2 {
+		s := d.Open(t, func(c *store.Config) { c.URL = through })
+		if _, err := s.FindRun(t.Context(), run); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := s.PauseQueue(t.Context(), store.Pause{Queue: "q", By: "b", Reason: "r"}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -24,7 +24,8 @@ type Config struct {
 	// password counts literally unless it ends it. Every option of libpq 18 may
 	// stand in its query, and is honoured, or has no effect and is logged, or is
 	// refused with what to do; other names are parameters of the server
-	// (search_path, statement_timeout). Behind PgBouncer in transaction mode add
+	// (search_path, statement_timeout). Behind PgBouncer in transaction mode
+	// statements are not prepared, once one has failed for it, or from the start with
 	// default_query_exec_mode=exec; a worker needs a direct or session-pooled
 	// connection all the same, as its claims live by an advisory lock.
 	URL secret.String
@@ -167,7 +168,7 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 	if err != nil {
 		return nil, database.HideAddress(where, translate("open the database "+s.place, err))
 	}
-	s.db = &database.DB{Pool: s.pool, Place: s.place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor, Translate: translate}
+	s.db = &database.DB{Pool: s.pool, Place: s.place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor, Translate: translate, Connection: c, Logger: config.Logger}
 	s.workerLock = newWorkerLock(c, config, s.atWork, s.pool.Reset)
 	if err := s.pool.Ping(ctx); err != nil {
 		s.pool.Close()

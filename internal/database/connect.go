@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,6 +35,9 @@ type Connection struct {
 	Place string
 	// Ignored are options that have no effect.
 	Ignored []address.Ignored
+
+	// unprepared: connections that Pool opens from now on prepare no statements.
+	unprepared atomic.Bool
 }
 
 // Options are what a program adds to an address.
@@ -82,6 +86,13 @@ func NewConnection(d address.Database, config Options) (*Connection, error) {
 	parsed.MaxConns = int32(config.Connections)
 	parsed.MinConns = 0
 	parsed.AfterConnect = pinSettings
+	parsed.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
+		if c.unprepared.Load() {
+			connect.DefaultQueryExecMode = pgx.QueryExecModeExec
+		}
+		c.Balance(connect)
+		return nil
+	}
 	connect.ConnectTimeout = config.ConnectTimeout
 	if seconds := parsedInt(options["connect_timeout"]); seconds > 0 {
 		connect.ConnectTimeout = time.Duration(seconds) * time.Second
@@ -206,10 +217,6 @@ func (c *Connection) applyHosts(options map[string]string) error {
 			return found, err
 		}
 		c.Balance = shuffleHosts
-		c.Pool.BeforeConnect = func(_ context.Context, connect *pgx.ConnConfig) error {
-			shuffleHosts(connect)
-			return nil
-		}
 	}
 	connect.LookupFunc = lookup
 	return nil

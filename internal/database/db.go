@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -25,6 +26,10 @@ type DB struct {
 	// RetryFor is how long one call retries when the connection breaks or the
 	// server is unavailable.
 	RetryFor time.Duration
+	// Connection is how Pool connects; nil for a pool that belongs to the program.
+	Connection *Connection
+	// Logger is told once that statements are no longer prepared. Nil tells nobody.
+	Logger *slog.Logger
 	// Translate replaces the package's function of this name, if set.
 	Translate func(doing string, err error) error
 
@@ -41,8 +46,12 @@ func (d *DB) translate(doing string, err error) error {
 // Retry repeats a call until it succeeds, fails for good, or RetryFor is
 // over. The call must be safe to repeat when the answer to a commit was lost. A
 // session that takes no writes is not used again.
+//
+// If an error shows a pooler with which prepared statements do not work, it repeats the
+// call at once, with connections that prepare none.
 func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context) error) error {
 	deadline := time.Now().Add(d.RetryFor)
+	unprepared := false
 	for n := 0; ; n++ {
 		try, cancel := d.tries.Context(ctx, d.TryTimeout)
 		err := d.translate(doing, call(try))
@@ -62,6 +71,9 @@ func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context)
 			err = Failure(ErrUnavailable, "cannot %s: no answer from %s within %s", doing, d.Place, d.TryTimeout)
 		case !errors.Is(err, ErrUnavailable):
 			return err
+		case !unprepared && d.stopPreparing(err):
+			unprepared = true
+			continue
 		}
 		wait := Backoff(n)
 		if time.Now().Add(wait).After(deadline) {
@@ -73,6 +85,24 @@ func (d *DB) Retry(ctx context.Context, doing string, call func(context.Context)
 		case <-time.After(wait + rand.N(wait/4+1)):
 		}
 	}
+}
+
+// stopPreparing makes the pool's connections prepare no statements, if err says that they
+// cannot: each statement is then parsed anew, which a pooler allows. Those that are open
+// are closed, when they are returned. It reports whether the call that has failed should
+// be repeated.
+func (d *DB) stopPreparing(err error) bool {
+	var failed *Error
+	if d.Connection == nil || !errors.As(err, &failed) || failed.Code != noStatement && failed.Code != duplicateStatement {
+		return false
+	}
+	if d.Connection.unprepared.CompareAndSwap(false, true) {
+		d.Pool.Reset()
+		if d.Logger != nil {
+			d.Logger.Warn("statements are no longer prepared, which takes longer", "database", d.Place, "reason", poolerCure)
+		}
+	}
+	return true
 }
 
 // Backoff is the wait before try n+1: 50 ms, doubled each time, at most 1 s. So

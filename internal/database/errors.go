@@ -102,6 +102,9 @@ func Translate(doing string, err error) error {
 		kind = ErrInvalid
 		hint = "; this is an option of the database's address, and neither one of libpq's nor one that the server takes: correct it there, or leave it out"
 	}
+	if code == noStatement || code == duplicateStatement {
+		hint = "; " + poolerCure
+	}
 	return &Error{Kind: kind, Code: code, text: "cannot " + doing + ": " + detail + hint}
 }
 
@@ -173,6 +176,18 @@ func classify(err error) error {
 	return nil
 }
 
+// SQLSTATEs of prepared statements. A pooler that gives a session to one client after the
+// other, as PgBouncer does with pool_mode=transaction, gives us one in which our statement
+// is not prepared, or in which another client has prepared it: the driver derives the name
+// from the text.
+const (
+	noStatement        = "26000"
+	duplicateStatement = "42P05"
+)
+
+// poolerCure is what to do about such a pooler.
+const poolerCure = "a connection pooler gives one session to several clients (PgBouncer with pool_mode=transaction): add default_query_exec_mode=exec to the database's address"
+
 // LockNotAvailable is the SQLSTATE of NOWAIT and of lock_timeout.
 const LockNotAvailable = "55P03"
 
@@ -188,7 +203,7 @@ func classifyCode(code, message string) error {
 		return ErrUnavailable
 	case "25006": // read-only: a standby, in the middle of a fail-over
 		return ErrUnavailable
-	case "26000": // no such prepared statement: PgBouncer gave us another session
+	case noStatement, duplicateStatement: // a pooler gave us another session
 		return ErrUnavailable
 	case "0A000":
 		// The driver has dropped the prepared statement by now; the next try

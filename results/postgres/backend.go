@@ -37,7 +37,8 @@ type Backend struct {
 	config Config
 	db     *database.DB
 	owned  bool // Close closes the pool
-	// prepares says that the pool's sessions keep prepared statements.
+	// prepares says that the pool's sessions keep prepared statements, unless a pooler
+	// stops that.
 	prepares bool
 
 	mu    sync.Mutex
@@ -82,10 +83,9 @@ func OpenConfig(ctx context.Context, config Config) (*Backend, error) {
 	if err != nil {
 		return nil, database.HideAddress(where, database.Translate("open the database "+connection.Place, err))
 	}
-	b, err := newBackend(pool, connection.Place, config)
-	if err == nil {
-		err = database.HideAddress(where, database.Translate("reach the database "+b.Place(), pool.Ping(ctx)))
-	}
+	b := newBackend(pool, connection.Place, config)
+	b.db.Connection = connection
+	err = database.HideAddress(where, database.Translate("reach the database "+b.Place(), pool.Ping(ctx)))
 	if err == nil && !config.KeepTables {
 		err = b.prepare(ctx)
 	}
@@ -99,22 +99,23 @@ func OpenConfig(ctx context.Context, config Config) (*Backend, error) {
 
 // New returns the backend in the database of a pool, for a program that has one. It
 // does not access the database: call [Backend.EnsureTables] unless the tables
-// exist. Close leaves the pool open.
+// exist. Close leaves the pool open. Behind a pooler that knows no prepared statements
+// the pool needs another DefaultQueryExecMode, such as pgx.QueryExecModeExec.
 func New(pool *pgxpool.Pool, config Config) (*Backend, error) {
 	config = config.WithDefaults()
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
 	connect := pool.Config().ConnConfig
-	return newBackend(pool, database.Place(connect.Host, connect.Port, connect.Database), config)
+	return newBackend(pool, database.Place(connect.Host, connect.Port, connect.Database), config), nil
 }
 
-func newBackend(pool *pgxpool.Pool, place string, config Config) (*Backend, error) {
+func newBackend(pool *pgxpool.Pool, place string, config Config) *Backend {
 	return &Backend{
 		config:   config,
-		db:       &database.DB{Pool: pool, Place: place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor},
+		db:       &database.DB{Pool: pool, Place: place, TryTimeout: config.TryTimeout, RetryFor: config.RetryFor, Logger: config.Logger},
 		prepares: pool.Config().ConnConfig.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement,
-	}, nil
+	}
 }
 
 // prepare creates or completes the tables. A role without the rights may use

@@ -16,7 +16,8 @@ type Config struct {
 	// URL is Celery's result_backend, as SQLAlchemy reads it:
 	// db+postgresql://user:password@host:port/database, also with the name of a
 	// Python driver in it, or without db+. Every option of libpq may stand in its
-	// query. Required by [OpenConfig]; [New] does not use it.
+	// query, and default_query_exec_mode=exec for a pooler that knows no prepared
+	// statements. Required by [OpenConfig]; [New] does not use it.
 	URL string
 
 	// Encoding is that of the column result. Defaults to pickle, which every
@@ -67,8 +68,9 @@ type Config struct {
 	// database, and Celery's own. The first looks follow at once. Defaults to
 	// 500 ms.
 	PollInterval time.Duration
-	// Logger is told which options of URL have no effect, and which SQL the owner
-	// of the tables has to run. Nil discards this.
+	// Logger is told which options of URL have no effect, which SQL the owner of the
+	// tables has to run, and that a pooler allows no prepared statements. Nil discards
+	// this.
 	Logger *slog.Logger
 }
 
