@@ -185,6 +185,39 @@ func TestContainersAreCreatedAgain(t *testing.T) {
 	}
 }
 
+// TestContainersWithTheNameOfTheMachine: the engine writes that name into the container's
+// configuration, and refuses a configuration with any name.
+func TestContainersWithTheNameOfTheMachine(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string]string{
+		"name":                           "uts: host",
+		"name and network":               "uts: host, network_mode: host",
+		"name and network, domain":       "uts: host, network_mode: host, domainname: example.test",
+		"network":                        "network_mode: host",
+		"network, own name":              "network_mode: host, hostname: own, domainname: example.test",
+		"network of a container, domain": "network_mode: 'service:other', domainname: example.test",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newTestProject(t, "services:\n  web: {image: IMAGE, command: [x], "+settings+"}\n  other: {image: IMAGE, command: [x]}\n")
+			p.compose("up", "--no-start")
+			project, err := p.engine.Project(t.Context(), p.name)
+			p.must(err)
+			before, web, err := p.engine.InspectContainer(t.Context(), project.Of("web")[0].ID)
+			p.must(err)
+			id, err := p.engine.CreateContainer(t.Context(), web.ID[:12]+"_"+web.Name, before)
+			p.must(err)
+			p.must(p.engine.RemoveContainer(t.Context(), web.ID))
+			p.must(p.engine.RenameContainer(t.Context(), id, web.Name))
+			again, _, err := p.engine.InspectContainer(t.Context(), id)
+			p.must(err)
+			if differing := before.Differences(again); len(differing) > 0 {
+				t.Errorf("differing: %v", differing)
+			}
+		})
+	}
+}
+
 func TestPins(t *testing.T) {
 	t.Parallel()
 	p := newTestProject(t, everything)

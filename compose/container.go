@@ -115,9 +115,10 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, from Inspecti
 // again returns the configuration for a container in place of the inspected one.
 func (i Inspection) again() (container.Config, container.HostConfig) {
 	config, hostConfig := i.config, i.hostConfig
-	if config.Hostname == shortID(i.id) || hostConfig.NetworkMode.IsContainer() {
+	if config.Hostname == shortID(i.id) || hostConfig.NetworkMode.IsContainer() || hostConfig.UTSMode.IsHost() {
 		// The engine's default is the container's own id. With the network of another
-		// container it is that one's, and the engine refuses any other.
+		// container it is that one's, with the name and the network of the machine it is
+		// the machine's, and the engine refuses any, even that.
 		config.Hostname = ""
 	}
 	if hostConfig.NetworkMode.IsContainer() {
