@@ -2,8 +2,11 @@ package compose
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,9 +15,54 @@ import (
 type Config struct {
 	// Name is the project's name.
 	Name string
-	// Images are the image names by service: that of the compose file, otherwise
-	// the one that compose gives to the image that it builds.
-	Images map[string]string
+	// Images are the image names by service: first that of the compose file, otherwise
+	// the one that compose gives to the image that it builds, then the tags that the
+	// file gives to the built image.
+	Images map[string][]string
+	// Contexts are, by service, the services from whose image its image is built
+	// (additional_contexts). Compose builds them with it, whether it is told to or not.
+	Contexts map[string][]string
+
+	// unnamed are the services for which the file has no image name.
+	unnamed []string
+}
+
+// ErrUnreadable says that compose cannot read its files.
+var ErrUnreadable = errors.New("compose cannot read the configuration")
+
+// ReadConfig asks compose for the target's services, for those that they depend on, and
+// for those from which their images are built. query runs a command line and returns
+// its output.
+func ReadConfig(t Target, query func(command []string) (string, error)) (Config, error) {
+	text, err := query(t.ConfigCommand())
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	config, err := ParseConfig([]byte(text))
+	if err != nil {
+		return Config{}, err
+	}
+	targets := t.Services
+	isTarget := func(service string) bool { return len(targets) == 0 || slices.Contains(targets, service) }
+	for missing := config.missing(); len(missing) > 0; missing = config.missing() {
+		// Compose leaves out a service that only a build needs, unless it is named.
+		all := Target{Prefix: t.Prefix, Services: slices.Sorted(slices.Values(slices.AppendSeq(missing, maps.Keys(config.Images))))}
+		var more Config
+		if text, err = query(all.ConfigCommand()); err == nil {
+			more, err = ParseConfig([]byte(text))
+		}
+		if err != nil || len(more.Images) <= len(config.Images) {
+			break // compose cannot build from it either
+		}
+		config, t = more, all
+	}
+	unnamed := func(service string) bool { return slices.Contains(config.unnamed, service) }
+	if slices.ContainsFunc(config.built(isTarget), unnamed) {
+		if text, err = query(t.imageNamesCommand()); err == nil {
+			config.nameImages(text)
+		}
+	}
+	return config, nil
 }
 
 // ConfigCommand returns the command line that prints what [ParseConfig] reads.
@@ -23,12 +71,23 @@ func (t Target) ConfigCommand() []string {
 	return append(t.with("config", "--format", "json"), t.Services...)
 }
 
-// ParseConfig parses the output of [Target.ConfigCommand].
+// imageNamesCommand returns the command line that prints the image names of the
+// target's services, and of those that they depend on, for nameImages.
+func (t Target) imageNamesCommand() []string {
+	return append(t.with("config", "--images"), t.Services...)
+}
+
+// ParseConfig parses the output of [Target.ConfigCommand]. The names that compose gives
+// to images are those of its usual mode: [ReadConfig] asks for the real ones.
 func ParseConfig(output []byte) (Config, error) {
 	var text struct {
 		Name     string `json:"name"`
 		Services map[string]struct {
 			Image string `json:"image"`
+			Build struct {
+				Tags     []string          `json:"tags"`
+				Contexts map[string]string `json:"additional_contexts"`
+			} `json:"build"`
 		} `json:"services"`
 	}
 	if err := json.Unmarshal(output, &text); err != nil {
@@ -37,14 +96,82 @@ func ParseConfig(output []byte) (Config, error) {
 	if text.Name == "" {
 		return Config{}, fmt.Errorf("the output of compose config has no project name")
 	}
-	config := Config{Name: text.Name, Images: map[string]string{}}
+	config := Config{Name: text.Name, Images: map[string][]string{}, Contexts: map[string][]string{}}
 	for name, service := range text.Services {
-		config.Images[name] = service.Image
-		if service.Image == "" {
-			config.Images[name] = text.Name + "-" + name
+		image := service.Image
+		if image == "" {
+			image = text.Name + "-" + name
+			config.unnamed = append(config.unnamed, name)
+		}
+		config.Images[name] = append([]string{image}, service.Build.Tags...)
+		for _, context := range service.Build.Contexts {
+			if other, found := strings.CutPrefix(context, "service:"); found {
+				config.Contexts[name] = append(config.Contexts[name], other)
+			}
 		}
 	}
 	return config, nil
+}
+
+// missing lists the services of Contexts that compose has left out of its output,
+// because nothing but a build needs them.
+func (c Config) missing() []string {
+	var missing []string
+	for _, others := range c.Contexts {
+		for _, other := range others {
+			if c.Images[other] == nil && !slices.Contains(missing, other) {
+				missing = append(missing, other)
+			}
+		}
+	}
+	return missing
+}
+
+// nameImages takes the names that compose gives to images from the output of
+// imageNamesCommand. They are not always PROJECT-service: in its
+// compatibility mode, which an option, the environment or .env chooses, compose
+// writes PROJECT_service.
+func (c Config) nameImages(output string) {
+	printed := strings.Fields(output)
+	for _, service := range c.unnamed {
+		var names []string
+		for _, name := range []string{c.Name + "-" + service, c.Name + "_" + service} {
+			if slices.Contains(printed, name) {
+				names = append(names, name)
+			}
+		}
+		if len(names) > 0 {
+			c.Images[service] = append(names, c.Images[service][1:]...)
+		}
+	}
+}
+
+// Built lists the image names that a build of the services may give to other images:
+// those of the services, and of the services from which they are built.
+func (c Config) Built(isTarget func(service string) bool) []string {
+	var names []string
+	for _, service := range c.built(isTarget) {
+		names = append(names, c.Images[service]...)
+	}
+	return names
+}
+
+// built lists the services that a build of the services builds.
+func (c Config) built(isTarget func(service string) bool) []string {
+	var services []string
+	for service := range c.Images {
+		if isTarget(service) {
+			services = append(services, service)
+		}
+	}
+	for i := 0; i < len(services); i++ {
+		for _, other := range c.Contexts[services[i]] {
+			if !slices.Contains(services, other) {
+				services = append(services, other)
+			}
+		}
+	}
+	return services
 }
 
 // ContainersCommand returns the command line that prints the ids of the project's

@@ -204,13 +204,14 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 		return &change.Image{At: image.At}, nil
 	}
 
-	config := compose.Config{Name: plan.Project}
-	text, err := s.query(ctx, plan.workspace, plan.ConfigCommand())
-	if err == nil {
-		if config, err = compose.ParseConfig([]byte(text)); err != nil {
-			return unseen(err)
-		}
-	} else if config.Name == "" || context.Cause(ctx) != nil {
+	config, err := compose.ReadConfig(plan.Target, func(command []string) (string, error) { return s.query(ctx, plan.workspace, command) })
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	if errors.Is(err, compose.ErrUnreadable) && plan.Project != "" {
+		config, err = compose.Config{Name: plan.Project}, nil
+	}
+	if err != nil {
 		return unseen(err)
 	}
 	isRead := err == nil
@@ -303,12 +304,7 @@ func (s *stepRun) isSameEngine(ctx context.Context, plan deployment, project com
 
 // planPins adds the image names and the pins to a record.
 func (s *stepRun) planPins(ctx context.Context, image *change.Image, config compose.Config) error {
-	var names []string
-	for service, name := range config.Images {
-		if image.IsTarget(service) {
-			names = append(names, name)
-		}
-	}
+	names := config.Built(image.IsTarget)
 	for _, container := range image.Before.Containers {
 		if !image.IsTarget(container.Service) {
 			continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
 var errKilled = errors.New("the worker of this test was killed")
@@ -174,4 +176,60 @@ func TestNewVolumesAreKeptAndNamed(t *testing.T) {
 	same(t, "by hand", strings.Join(steps[len(steps)-1].Commands, "\n"), "docker volume rm "+name)
 	after.Volumes = before.Volumes
 	c.isAsBefore(before, after)
+}
+
+// TestEveryNameOfABuildIsTakenBack has runs whose build gives several names to its
+// image, also one that no image had before.
+func TestEveryNameOfABuildIsTakenBack(t *testing.T) {
+	t.Parallel()
+	for name, l := range map[string]layout{
+		"tags": {files: map[string]string{
+			"compose.yaml": "services:\n  web: {build: {context: ./web, tags: ['PROJECT/web:latest', 'PROJECT/web:prod']}}" + otherService},
+			prepare: func(c *layoutEnv) { c.untag(c.project + "/web:prod") }},
+		"compatibility, first deployment": {absent: true, files: map[string]string{
+			".env":         "COMPOSE_COMPATIBILITY=1\n",
+			"compose.yaml": "services:\n  web: {build: ./web}" + otherService},
+			prepare: func(c *layoutEnv) {
+				c.compose(c.t.Context(), "rm", "-sf", "web")
+				c.untag(c.project + "_web")
+			}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, l, devenv.Compose(t))
+			names := func() map[string]string {
+				all := map[string]string{}
+				for _, name := range []string{c.project + "/web:latest", c.project + "/web:prod", c.project + "-web", c.project + "_web"} {
+					image, err := c.engine.InspectImage(t.Context(), name)
+					if err != nil && !errors.Is(err, compose.ErrNotFound) {
+						t.Fatal(err)
+					}
+					all[name] = image.ID
+				}
+				return all
+			}
+			before, named := c.state(), names()
+			undo := c.change()
+			c.succeed("build")
+			if maps.Equal(names(), named) {
+				t.Fatalf("the build has named no image: %v", named)
+			}
+			c.succeed("restart")
+			undo()
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Fatal(failure)
+			}
+			c.isAsBefore(before, c.state())
+			if now := names(); !maps.Equal(now, named) {
+				t.Errorf("names are %v, were %v\n%s", now, named, c.artifact("rollback.log"))
+			}
+		})
+	}
+}
+
+func (c *layoutEnv) untag(name string) {
+	c.t.Helper()
+	if err := c.engine.UntagImage(c.t.Context(), name); err != nil {
+		c.t.Fatal(err)
+	}
 }

@@ -1,0 +1,57 @@
+package compose_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
+)
+
+// TestImageNamesOfABuild asks the compose program, and expects every name that a build
+// of the target gives to an image.
+func TestImageNamesOfABuild(t *testing.T) {
+	t.Parallel()
+	program := devenv.Compose(t)
+	for name, c := range map[string]struct{ services, options, env, want string }{
+		"none":                  {services: "web: {build: .}", want: "shop-web"},
+		"of the file":           {services: "web: {build: ., image: 'a/b:1'}\n  other: {image: c}", want: "a/b:1"},
+		"no build":              {services: "web: {image: 'a/b:1', depends_on: [other]}\n  other: {build: .}", want: "a/b:1"},
+		"tags":                  {services: "web: {build: {context: ., tags: ['a/b:1', 'a/b:${TAG}']}}", env: "TAG=two", want: "a/b:1 a/b:two shop-web"},
+		"tags and name":         {services: "web: {build: {context: ., tags: ['a/b:1']}, image: c}", want: "a/b:1 c"},
+		"compatibility, option": {services: "web: {build: {context: ., tags: [a]}}", options: "--compatibility", want: "a shop_web"},
+		"compatibility, .env":   {services: "web: {build: .}", env: "COMPOSE_COMPATIBILITY=true", want: "shop_web"},
+		"context of a service": {services: "web: {build: {context: ., additional_contexts: {x: 'service:base', y: /}}}\n" +
+			"  base: {build: {context: ., tags: [b], additional_contexts: {z: 'service:first'}}, profiles: [never]}\n  first: {build: ., image: f}\n  other: {build: .}",
+			options: "--compatibility", want: "b f shop_base shop_web"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			for file, text := range map[string]string{"compose.yaml": "name: shop\nservices:\n  " + c.services + "\n", ".env": c.env + "\n"} {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			target := compose.Target{Prefix: append([]string{program}, strings.Fields(c.options)...), Services: []string{"web"}}
+			config, err := compose.ReadConfig(target, func(command []string) (string, error) {
+				cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+				cmd.Dir = dir
+				output, err := cmd.Output()
+				return string(output), err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			names := config.Built(func(service string) bool { return service == "web" })
+			slices.Sort(names)
+			if got := strings.Join(names, " "); got != c.want || config.Name != "shop" {
+				t.Errorf("project %s has the names %s, want %s", config.Name, got, c.want)
+			}
+		})
+	}
+}
