@@ -3,6 +3,7 @@ package change
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,6 +46,9 @@ type Image struct {
 
 	// RestartBegun is the time from which on the run may have replaced containers.
 	RestartBegun *time.Time `json:"restartBegun,omitempty"`
+	// LastRestart is the time from which on the run may have created containers that no
+	// proof of a restart has seen: that of the first command since the last proof.
+	LastRestart *time.Time `json:"lastRestart,omitempty"`
 	// Compared says that the other services were compared with Before after the
 	// last restart command. Until then, Touched and Appeared may lack something: the
 	// command has failed, or its worker was killed.
@@ -53,9 +57,12 @@ type Image struct {
 	// Appeared are containers of other services that it has created.
 	Touched  []string `json:"touched,omitempty"`
 	Appeared []string `json:"appeared,omitempty"`
-	// Volumes are named volumes of the project that a rollback has found and that were
-	// not there before the run. It keeps them: they may have data.
+	// Volumes are volumes that a rollback has found and that were not there before the
+	// run. It keeps them: they may have data.
 	Volumes []string `json:"volumes,omitempty"`
+	// Anonymous are volumes that the engine has made for containers of the run, and
+	// which a rollback has not removed yet.
+	Anonymous []string `json:"anonymous,omitempty"`
 	// Restored says that a rollback has brought all of it back. The next step that
 	// changes something again makes a new record.
 	Restored bool `json:"restored,omitempty"`
@@ -89,8 +96,11 @@ type Container struct {
 	DependsOn string `json:"dependsOn,omitempty"`
 	// Volumes are names of volumes, also of anonymous ones, by path.
 	Volumes map[string]string `json:"volumes,omitempty"`
-	// replaces is [compose.Container].Replaces.
-	replaces bool
+	// replaces, created and ownVolumes are [compose.Container].Replaces, Created and
+	// OwnVolumes.
+	replaces   bool
+	created    time.Time
+	ownVolumes []string
 }
 
 // A Network is a network of a project.
@@ -132,7 +142,7 @@ func ProjectOf(project compose.Project) Project {
 	for _, c := range project.Containers {
 		p.Containers = append(p.Containers, Container{
 			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
-			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, replaces: c.Replaces,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
 		})
 	}
 	for _, network := range project.Networks {
@@ -344,6 +354,32 @@ func (i *Image) NewVolumes(now Project) []string {
 	for _, volume := range now.Volumes {
 		if i.RestartBegun != nil && !slices.Contains(i.Before.Volumes, volume) {
 			added = append(added, volume.Name)
+		}
+	}
+	return added
+}
+
+// AddAnonymous adds to the record the volumes that the engine has made for containers of
+// the run. Nothing else names them: they would stay, one more with each run that fails.
+// A container that was there when the run's restart began is somebody else's. It returns
+// whether there are any that were not recorded.
+func (i *Image) AddAnonymous(now Project) bool {
+	if i.LastRestart == nil {
+		return false
+	}
+	known := slices.Clone(i.Anonymous)
+	for _, before := range i.Before.Containers {
+		known = slices.AppendSeq(known, maps.Values(before.Volumes))
+	}
+	added := false
+	for _, c := range now.Containers {
+		if _, found := i.Before.ByID(c.ID); found || c.created.Before(*i.LastRestart) || !i.isOurs(c.Service) && !slices.Contains(i.Appeared, c.ID) {
+			continue
+		}
+		for _, name := range c.ownVolumes {
+			if !slices.Contains(known, name) {
+				i.Anonymous, known, added = append(i.Anonymous, name), append(known, name), true
+			}
 		}
 	}
 	return added

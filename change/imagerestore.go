@@ -24,8 +24,8 @@ type ImageNow struct {
 	Hashes map[string]string
 	// Tried are the services for which this rollback has run compose, or cannot.
 	Tried map[string]bool
-	// Kept are ids of networks and image names that the engine refuses to remove,
-	// because something that is not the run's uses them.
+	// Kept are ids of networks, image names and volumes that stay: the engine refuses to
+	// remove them, because something that is not the run's uses them, or they have data.
 	Kept map[string]bool
 }
 
@@ -48,8 +48,9 @@ const (
 	StopContainer   = "stop container"
 	PauseContainer  = "pause container"
 	RemoveContainer = "remove container"
-	// RemoveNetwork removes Network.
+	// RemoveNetwork removes Network, RemoveVolume the volume Name.
 	RemoveNetwork = "remove network"
+	RemoveVolume  = "remove volume"
 )
 
 // An Act is one act of a rollback on images and containers.
@@ -90,6 +91,11 @@ func (i *Image) Restore(now ImageNow) []Act {
 		known := slices.ContainsFunc(i.Before.Networks, func(before Network) bool { return before.Name == network.Name })
 		if i.RestartBegun != nil && !known && !now.Kept[network.ID] {
 			acts = append(acts, Act{Do: RemoveNetwork, Network: network, Why: "the network was not there before the run"})
+		}
+	}
+	for _, name := range i.Anonymous {
+		if !now.Kept[name] {
+			acts = append(acts, Act{Do: RemoveVolume, Name: name, Why: "the engine had made it for a container of the run, which is gone"})
 		}
 	}
 	return acts
@@ -303,6 +309,8 @@ func (a Act) String() string {
 		return "Removing container " + a.Container.Name + ": " + a.Why
 	case RemoveNetwork:
 		return "Removing network " + a.Network.Name + ": " + a.Why
+	case RemoveVolume:
+		return "Removing volume " + a.Name + ": " + a.Why
 	}
 	return a.Do
 }

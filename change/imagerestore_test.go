@@ -266,3 +266,41 @@ func TestRepairs(t *testing.T) {
 		t.Errorf("a service that is not the run's: %v", repairs)
 	}
 }
+
+// TestWhoseAnonymousVolumes: only those that the engine has made for a container of the
+// run are the run's.
+func TestWhoseAnonymousVolumes(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change func(i *Image, now *ImageNow)
+		want   string
+	}{
+		"the run's":         {func(*Image, *ImageNow) {}, "new"},
+		"no restart":        {func(i *Image, _ *ImageNow) { i.LastRestart = nil }, ""},
+		"known":             {func(i *Image, _ *ImageNow) { i.Anonymous = []string{"new"} }, "new"},
+		"of before":         {func(_ *Image, now *ImageNow) { now.web().ID = "aaaaaaaaaaaa1" }, ""},
+		"used before":       {func(i *Image, _ *ImageNow) { i.Before.Containers[0].Volumes = map[string]string{"/x": "new"} }, ""},
+		"an operator's":     {func(i *Image, now *ImageNow) { now.web().created = i.LastRestart.Add(-time.Second) }, ""},
+		"another service's": {func(_ *Image, now *ImageNow) { now.web().Service = "third" }, ""},
+		"a service's that the run has changed": {func(i *Image, now *ImageNow) {
+			now.web().Service, i.Touched = "third", []string{"third"}
+		}, "new"},
+		"a service's that the run has created": {func(i *Image, now *ImageNow) {
+			now.web().Service, i.Appeared = "third", []string{now.web().ID}
+		}, "new"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			i, now := imageTest()
+			i.LastRestart = i.RestartBegun
+			web := now.young()
+			web.created, web.ownVolumes = i.LastRestart.Add(time.Second), []string{"new"}
+			test.change(i, &now)
+			known := len(i.Anonymous)
+			added := i.AddAnonymous(now.Project)
+			if got := strings.Join(i.Anonymous, " "); got != test.want || added != (len(i.Anonymous) > known) {
+				t.Errorf("%q, added %t", got, added)
+			}
+		})
+	}
+}

@@ -169,6 +169,10 @@ type Container struct {
 	// Volumes are the names of its volumes, also of anonymous ones, by the path in
 	// the container.
 	Volumes map[string]string
+	// OwnVolumes are those of them that the engine has made for this container, since
+	// its configuration names none for the path. Compose names the ones that it passes
+	// on from the container before.
+	OwnVolumes []string
 }
 
 // Containers implements [State]. It leaves out the one-off containers of
@@ -238,6 +242,7 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 			c.Volumes[mounted.Destination] = mounted.Name
 		}
 	}
+	c.OwnVolumes = ownVolumes(inspected)
 	if state := inspected.State; state != nil {
 		c.State, c.ExitCode, c.Error = string(state.Status), state.ExitCode, state.Error
 		c.StartedAt = parseTime(state.StartedAt)
@@ -251,6 +256,24 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 		}
 	}
 	return c
+}
+
+// ownVolumes returns [Container].OwnVolumes. It returns none if the container has the
+// volumes of another one: these cannot be told from its own.
+func ownVolumes(inspected container.InspectResponse) []string {
+	host := inspected.HostConfig
+	if host == nil || len(host.VolumesFrom) > 0 {
+		return nil
+	}
+	var own []string
+	for _, mounted := range inspected.Mounts {
+		named := slices.ContainsFunc(host.Mounts, func(m mount.Mount) bool { return m.Source == mounted.Name }) ||
+			slices.ContainsFunc(host.Binds, func(bind string) bool { return strings.HasPrefix(bind, mounted.Name+":") })
+		if mounted.Type == mount.TypeVolume && fullID.MatchString(mounted.Name) && !named {
+			own = append(own, mounted.Name)
+		}
+	}
+	return own
 }
 
 // parseTime parses a time of the engine's. For what has never happened, the engine

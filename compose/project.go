@@ -82,6 +82,16 @@ func (e *Engine) Project(ctx context.Context, name string) (Project, error) {
 	return project, nil
 }
 
+// RemoveVolume removes a volume that no container uses, with its data. It is no error
+// if there is none.
+func (e *Engine) RemoveVolume(ctx context.Context, name string) error {
+	_, err := e.client.VolumeRemove(ctx, name, client.VolumeRemoveOptions{})
+	if err = e.failed("remove volume "+name, err); isNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // RemoveNetwork removes a network that no container uses. It is no error if there
 // is none.
 func (e *Engine) RemoveNetwork(ctx context.Context, id string) error {

@@ -81,6 +81,7 @@ type Engine interface {
 	RenameContainer(ctx context.Context, id, name string) error
 	RemoveContainer(ctx context.Context, id string) error
 	RemoveNetwork(ctx context.Context, id string) error
+	RemoveVolume(ctx context.Context, name string) error
 	InspectImage(ctx context.Context, nameOrID string) (compose.Image, error)
 	TagImage(ctx context.Context, id, name string) error
 	UntagImage(ctx context.Context, name string) error

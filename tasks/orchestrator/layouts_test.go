@@ -175,6 +175,8 @@ type layoutEnv struct {
 	*composeEnv
 	layout layout
 	prefix []string
+	// requested says that an operator asks for the rollback.
+	requested bool
 }
 
 func newLayoutEnv(t *testing.T, l layout, program string) *layoutEnv {
@@ -377,6 +379,7 @@ func (c *layoutEnv) restoreImage(ctx context.Context) (imageOutcome, *Failure) {
 	}
 	begun := store.Start{Run: c.steps.run, Claim: store.Claim{RunID: c.steps.run.ID, Step: store.StepRollback, Attempt: 1, Starts: 1, StartedAt: time.Now()}}
 	s := &stepRun{Orchestrator: o, log: o.log, runID: begun.Run.ID, step: store.StepRollback, runner: o.runner, journal: o.openJournal(o.log, begun, func(endCause) {})}
+	s.requested = c.requested
 	defer s.journal.close()
 	if failure := s.open(c.steps.run); failure != nil {
 		c.t.Fatal(failure)

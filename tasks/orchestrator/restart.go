@@ -59,7 +59,7 @@ func (s *stepRun) beforeRestart(ctx context.Context, log *artifacts.Log) *Failur
 	}
 	if image.RestartBegun == nil || image.Compared {
 		now := s.config.Now().UTC()
-		image.RestartBegun, image.Compared = cmp.Or(image.RestartBegun, &now), false
+		image.RestartBegun, image.LastRestart, image.Compared = cmp.Or(image.RestartBegun, &now), &now, false
 		if failure := s.saveRecord(ctx); failure != nil {
 			return failure
 		}
@@ -149,6 +149,7 @@ func (s *stepRun) proveRestart(ctx context.Context, log *artifacts.Log, command 
 		}
 		if changes, _, _ = image.OtherChanges(now, true); len(changes) == 0 {
 			image.Compared = true
+			image.AddAnonymous(now) // a further attempt may replace these containers
 			if failure := s.saveRecord(ctx); failure != nil {
 				return failure
 			}

@@ -74,7 +74,7 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 		return imageOutcome{}, commandError(fmt.Sprintf("%s of project %s is not as before the run: %s. %s",
 			capital(image.Describe()), image.Project, strings.Join(differences, "; "), r.byHand()))
 	}
-	for _, name := range image.NewVolumes(now.Project) {
+	for _, name := range slices.Concat(image.NewVolumes(now.Project), image.Anonymous) {
 		if !slices.Contains(image.Volumes, name) {
 			image.Volumes = append(image.Volumes, name)
 		}
@@ -134,6 +134,17 @@ func (r *imageRestore) settle(ctx context.Context) (change.ImageNow, error) {
 		})
 		if err != nil {
 			return now, err
+		}
+		if r.record.Image.AddAnonymous(now.Project) {
+			// A container that is gone does not tell of them any more.
+			if failure := r.saveRecord(ctx); failure != nil {
+				return now, failure
+			}
+		}
+		if r.requested {
+			for _, name := range r.record.Image.Anonymous {
+				r.kept[name] = true
+			}
 		}
 		acts := r.record.Image.Restore(now)
 		if len(acts) == 0 {
@@ -323,6 +334,13 @@ func (r *imageRestore) doOne(ctx context.Context, act change.Act) error {
 		if err := engine.RemoveNetwork(ctx, act.Network.ID); err != nil {
 			return r.keep(act.Network.ID, err)
 		}
+		return nil
+	case change.RemoveVolume:
+		if err := engine.RemoveVolume(ctx, act.Name); err != nil {
+			return r.keep(act.Name, err)
+		}
+		image := r.record.Image
+		image.Anonymous = slices.DeleteFunc(image.Anonymous, func(name string) bool { return name == act.Name })
 		return nil
 	}
 	return fmt.Errorf("unknown act %q", act.Do)

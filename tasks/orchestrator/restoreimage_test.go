@@ -233,3 +233,85 @@ func (c *layoutEnv) untag(name string) {
 		c.t.Fatal(err)
 	}
 }
+
+// TestAnonymousVolumesOfTheRunGo has runs that let the engine make volumes. A rollback
+// removes these and no other: neither one that the run's container has taken over from
+// the one before, nor one that a container of somebody else uses too. If an operator
+// takes a run back that had succeeded, they may have data.
+func TestAnonymousVolumesOfTheRunGo(t *testing.T) {
+	t.Parallel()
+	const before, changed = "services:\n  web: {build: ./web, volumes: [/kept]%s}" + otherService, "services:\n  web: {build: ./web, volumes: [/kept, /new]%s}" + otherService
+	for name, test := range map[string]struct {
+		depends   string
+		command   []string
+		absent    bool
+		used      bool
+		requested bool
+	}{
+		"by compose":                {},
+		"through the engine":        {depends: ", depends_on: [other]"},
+		"renewed volumes":           {command: []string{"up", "-d", "--no-deps", "--renew-anon-volumes", "web"}},
+		"no container before":       {absent: true},
+		"somebody else uses it too": {used: true},
+		"an operator has asked":     {requested: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, layout{
+				files: map[string]string{"compose.yaml": fmt.Sprintf(before, test.depends)}, change: map[string]string{"compose.yaml": fmt.Sprintf(changed, test.depends)},
+				command: test.command, absent: test.absent,
+			}, devenv.Compose(t))
+			if test.absent {
+				c.compose(t.Context(), "rm", "-sfv", "web")
+			}
+			asBefore := c.state()
+			undo := c.change()
+			c.succeed("build")
+			c.succeed("restart")
+			kept := map[string]bool{}
+			for _, container := range asBefore.Of("web") {
+				kept[container.Volumes["/kept"]] = true
+			}
+			var made []string
+			for path, volume := range c.state().Of("web")[0].Volumes {
+				if !kept[volume] {
+					made = append(made, volume)
+				}
+				if path == "/new" && test.used {
+					user := "mm-test-" + c.project
+					c.docker("create", "--name", user, "--volume", volume+":/used", c.base(), "none")
+					t.Cleanup(func() {
+						for _, args := range [][]string{{"rm", user}, {"volume", "rm", volume}} {
+							if out, err := exec.Command("docker", args...).CombinedOutput(); err != nil {
+								t.Errorf("docker %v: %v: %s", args, err, out)
+							}
+						}
+					})
+				}
+			}
+			if len(made) == 0 {
+				t.Fatal("the run has made no volume")
+			}
+			undo()
+			c.requested = test.requested
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Fatal(failure)
+			}
+			c.isAsBefore(asBefore, c.state())
+			log := c.artifact("rollback.log")
+			for _, volume := range made {
+				exists := exec.Command("docker", "volume", "inspect", volume).Run() == nil
+				if exists != (test.used || test.requested) {
+					t.Errorf("volume %s exists: %t\n%s", volume, exists, log)
+				}
+				line := "[Volume " + volume + " was not there before the run. It is kept, since it may have data. To remove it: docker volume rm " + volume + "]"
+				if strings.Contains(log, line) != exists || strings.Contains(log, "[Removing volume "+volume+": ") == test.requested {
+					t.Errorf("rollback.log is %s", log)
+				}
+				if test.requested {
+					c.docker("volume", "rm", volume)
+				}
+			}
+		})
+	}
+}

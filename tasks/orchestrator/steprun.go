@@ -67,6 +67,9 @@ type stepRun struct {
 	limitAudited bool
 	// meter measures what the step takes of its limits; perform sets it.
 	meter *meter
+	// requested says that an operator has asked for this rollback of a run that had
+	// ended.
+	requested bool
 	// notes are lines for the beginning of the step's log.
 	notes []string
 }
@@ -85,7 +88,7 @@ func (o *Orchestrator) work(ctx context.Context, log *slog.Logger, begun store.S
 		s.runStartedAt = *begun.Run.StartedAt
 	}
 	if r := begun.RollbackRequest; r != nil {
-		s.notes = append(s.notes, "[Rollback "+r.Text()+"]")
+		s.notes, s.requested = append(s.notes, "[Rollback "+r.Text()+"]"), true
 	}
 	deaths := begun.Claim.Deaths()
 	if deaths < o.config.MaxStarts {
