@@ -116,6 +116,21 @@ func TestURLPasswordsAreReplaced(t *testing.T) {
 	}
 }
 
+// The keys in a list of URLs are secret one by one.
+func TestKeysInListsOfURLs(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{"MM_ORCHESTRATOR_HEALTH_URL=api=http://api:5000/healthz?token=SuperSecret99,web=http://web/ping?x=y&api_key=OtherSecret98, https://z/?token=with,comma-97"})
+	for _, secret := range []string{"SuperSecret99", "OtherSecret98", "with,comma-97"} {
+		if got := r.String("is " + secret + "."); got != "is ***." {
+			t.Errorf("%s: %q", secret, got)
+		}
+	}
+	const clean = "http://web/ping?x=y"
+	if got := r.String(clean); got != clean {
+		t.Errorf("%q became %q", clean, got)
+	}
+}
+
 // The password of a URL is hidden as it is meant, however it was written, and
 // however a program writes it.
 func TestSpellingsOfURLPasswords(t *testing.T) {

@@ -182,6 +182,8 @@ func (f *forms) variable(name, value string, names []string) {
 var (
 	userToken = regexp.MustCompile(`://([^/@:\s]{16,})@`)
 	urlQuery  = regexp.MustCompile(`[?&]([A-Za-z0-9_.-]+)=([^&#\s]{6,})`)
+	// nextURL is what stands between two URLs in a list, as in name=URL,name=URL.
+	nextURL = regexp.MustCompile(`,\s*(?:[A-Za-z0-9_.-]+=)?[A-Za-z][A-Za-z0-9+.-]*://`)
 )
 
 // urlSecrets are the secrets in a URL that are no password: a token instead of the
@@ -193,9 +195,16 @@ func urlSecrets(value string, names []string) (found []string) {
 	for _, match := range userToken.FindAllStringSubmatch(value, -1) {
 		found = append(found, match[1])
 	}
-	for _, match := range urlQuery.FindAllStringSubmatch(value, -1) {
-		if isSecret(match[1], match[2], names) {
+	for _, one := range nextURL.Split(value, -1) {
+		for _, match := range urlQuery.FindAllStringSubmatch(one, -1) {
+			if !isSecret(match[1], match[2], names) {
+				continue
+			}
 			found = append(found, match[2])
+			// A comma may be part of a secret or end it.
+			if before, _, cut := strings.Cut(match[2], ","); cut && len(before) >= shortPassword {
+				found = append(found, before)
+			}
 		}
 	}
 	return found

@@ -103,8 +103,9 @@ func (c impatientConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// shownURL is a health check's URL as rows and logs show it: as the Python worker
-// does, but without its password.
+// shownURL is the plan's URL of a health check as rows and logs show it: as the Python
+// worker does, but without its password. The plan itself is there to be read with its
+// query; a URL of the configuration is shown by [healthCheck.shown].
 func shownURL(text string) string {
 	if !strings.Contains(text, "@") {
 		return text

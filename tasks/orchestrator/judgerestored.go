@@ -38,7 +38,7 @@ func (s *stepRun) plannedCheck() *healthCheck {
 		return nil
 	}
 	if configured := s.profile.Verify.HealthURL; configured != "" {
-		check.url = configured
+		check.url, check.configured = configured, true
 	}
 	return check
 }

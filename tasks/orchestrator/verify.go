@@ -10,12 +10,17 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
+	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 // A healthCheck is that of the plan, with defaults (docs/moonmind.md#the-plan).
 type healthCheck struct {
-	url      string
+	url string
+	// configured says that the URL is that of the configuration, in whose query a key
+	// may stand that nobody else knows.
+	configured bool
+
 	method   string
 	expected int
 	// timeout is in seconds.
@@ -23,14 +28,22 @@ type healthCheck struct {
 	interval time.Duration
 }
 
+// shown is the URL as rows and logs show it.
+func (c healthCheck) shown() string {
+	if c.configured {
+		return address.MaskURL(c.url)
+	}
+	return shownURL(c.url)
+}
+
 // timedOut is Python's text for a service that has not answered as expected.
 func (c healthCheck) timedOut() string {
-	return fmt.Sprintf("Health check for %s timed out after %ds", shownURL(c.url), c.timeout)
+	return fmt.Sprintf("Health check for %s timed out after %ds", c.shown(), c.timeout)
 }
 
 // givenUp is the text for one that cannot answer any more.
 func (c healthCheck) givenUp(after time.Duration) string {
-	return fmt.Sprintf("Health check for %s was given up after %s", shownURL(c.url), after.Round(time.Second))
+	return fmt.Sprintf("Health check for %s was given up after %s", c.shown(), after.Round(time.Second))
 }
 
 // healthCheck reads the parameter of that name. Nil means that the plan has none.
@@ -109,7 +122,7 @@ func (s *stepRun) verify(ctx context.Context) (success, *Failure) {
 func (r requirements) failed(v verdict) *Failure {
 	switch {
 	case v.ended && r.check != nil:
-		return commandError(fmt.Sprintf("Health check for %s was ended: %s", shownURL(r.check.url), v.reason))
+		return commandError(fmt.Sprintf("Health check for %s was ended: %s", r.check.shown(), v.reason))
 	case v.ended:
 		return commandError(fmt.Sprintf("Verification of service %s was ended: %s", r.service, v.reason))
 	case v.health == unproven:
@@ -162,13 +175,13 @@ func (s *stepRun) runningIsEnough(service string) bool {
 
 // replaceURL puts the configured URL in the place of the plan's, and says so.
 func (s *stepRun) replaceURL(log *artifacts.Log, check *healthCheck) {
-	replaced := s.profile.Verify.HealthURL
-	if replaced == check.url {
+	planned := check.url
+	check.url, check.configured = s.profile.Verify.HealthURL, true
+	if check.url == planned {
 		return
 	}
-	log.Line("Health check URL of the plan replaced by configuration: " + shownURL(check.url) + " -> " + shownURL(replaced))
-	s.log.Info("health check URL of the plan replaced by configuration", "plan_url", shownURL(check.url), "url", shownURL(replaced))
-	check.url = replaced
+	log.Line("Health check URL of the plan replaced by configuration: " + shownURL(planned) + " -> " + check.shown())
+	s.log.Info("health check URL of the plan replaced by configuration", "plan_url", shownURL(planned), "url", check.shown())
 }
 
 // composes says whether compose commands of the plan manage the target, and

@@ -231,6 +231,45 @@ func TestHealthChecksSendTheLoginOfTheirURL(t *testing.T) {
 	}
 }
 
+// A key may stand in the query of a configured URL, by whatever name. Nobody but the
+// operator knows it, so that no text has it; of the plan's URL everybody knows the query.
+func TestTheQueryOfAConfiguredHealthURLIsNotShown(t *testing.T) {
+	t.Parallel()
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("token")+r.FormValue("code") != "SuperSecret99" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer service.Close()
+	for _, name := range []string{"token", "code"} {
+		for _, byPolicy := range []bool{false, true} {
+			for _, expected := range []string{"200", "418"} {
+				b := newTestEnv(t)
+				base := service.URL + "/healthz?" + name + "="
+				if byPolicy {
+					b.withPolicy("services: {api: {verify: {healthURL: \"" + base + "SuperSecret99\"}}}\n")
+				} else {
+					b.config.HealthURLs = map[string]string{"api": base + "SuperSecret99"}
+				}
+				b.plan(`[{"name": "verify", "parameters": {"healthcheck": {"url": "http://api:5000/health?x=y", "timeoutSeconds": 1, "intervalSeconds": 1, "expectedStatus": ` + expected + `}}}]`)
+				if expected == "200" {
+					b.succeed("verify")
+				} else {
+					failure, _ := b.fail("verify")
+					same(t, "text", failure.Error(), "Health check for "+base+"*** timed out after 1s")
+				}
+				log := b.artifact("verify.log")
+				if want := "http://api:5000/health?x=y -> " + base + "***\n"; !strings.Contains(log, want) {
+					t.Errorf("no %q in:\n%s", want, log)
+				}
+				if text := log + b.logged.String(); strings.Contains(text, "SuperSecret99") {
+					t.Errorf("the key is shown:\n%s", text)
+				}
+			}
+		}
+	}
+}
+
 func TestBadHealthChecksAreRecorded(t *testing.T) {
 	t.Parallel()
 	for parameter, text := range map[string]string{
