@@ -54,13 +54,14 @@ var exampleFile = regexp.MustCompile(`(?i)\.(?:example|sample|template|tmpl|dist
 //   - those that the rules name;
 //   - those that a variable names: PGPASSFILE, NETRC, GOOGLE_APPLICATION_CREDENTIALS, and
 //     NAME_FILE where the value of NAME would be secret;
-//   - those of docker, git, curl, psql and the AWS tools, which the commands of plans use;
+//   - those of docker, git, curl, psql, the AWS tools and Codex, which the commands of plans
+//     use or can read;
 //   - the .env files of the workspace, and the secrets of its compose files.
 func (r *Redactor) files() (list []secretFile) {
 	for _, path := range r.rules.Files {
 		list = append(list, secretFile{path, secretLines})
 	}
-	home, docker := "", ""
+	home, docker, codex := "", "", ""
 	for _, variable := range r.environ {
 		name, value, _ := strings.Cut(variable, "=")
 		base, isFile := strings.CutSuffix(strings.ToUpper(name), "_FILE")
@@ -69,6 +70,8 @@ func (r *Redactor) files() (list []secretFile) {
 			home = value
 		case name == "DOCKER_CONFIG":
 			docker = value
+		case name == "CODEX_HOME":
+			codex = value
 		case !filepath.IsAbs(value):
 		case name == "PGPASSFILE":
 			list = append(list, secretFile{value, pgpass})
@@ -84,9 +87,15 @@ func (r *Redactor) files() (list []secretFile) {
 		if docker == "" {
 			docker = filepath.Join(home, ".docker")
 		}
+		if codex == "" {
+			codex = filepath.Join(home, ".codex")
+		}
 	}
 	if filepath.IsAbs(docker) {
 		list = append(list, secretFile{filepath.Join(docker, "config.json"), oneSecret})
+	}
+	if filepath.IsAbs(codex) {
+		list = append(list, secretFile{filepath.Join(codex, "auth.json"), oneSecret})
 	}
 	// The last, because others write it: it cannot push out the operator's secrets.
 	if r.rules.Workspace != "" {

@@ -86,13 +86,14 @@ func TestFilesWithSecrets(t *testing.T) {
 	write(t, filepath.Join(home, ".git-credentials"), "https://mm:gitpass-333@h\n")
 	write(t, filepath.Join(home, ".aws/credentials"), "[default]\nregion = eu-central-1\naws_secret_access_key = awskey-4444\n")
 	write(t, filepath.Join(home, ".docker/config.json"), `{"auths": {"r.example": {"auth": "`+base64.StdEncoding.EncodeToString([]byte("mm:docker-55555"))+`"}}}`)
+	write(t, filepath.Join(home, ".codex/auth.json"), `{"OPENAI_API_KEY": null, "tokens": {"access_token": "codex.11-access", "refresh_token": "codex-12-refresh", "account_id": "mm@example.org"}}`)
 	write(t, filepath.Join(extra, "account.json"), `{"type": "service_account", "private_key_id": "id-666666", "client_email": "mm@example.org"}`)
 	write(t, filepath.Join(extra, "password"), "filepass-7777777\n")
 	write(t, filepath.Join(extra, "list"), "listed-88888888\nANY_NAME=named-9\n")
 	r := artifacts.NewRedactor([]string{
 		"HOME=" + home, "GOOGLE_APPLICATION_CREDENTIALS=" + filepath.Join(extra, "account.json"), "POSTGRES_PASSWORD_FILE=" + filepath.Join(extra, "password"), "REGISTRY_LOGIN=by-name-10",
 	}, artifacts.Rules{Workspace: t.TempDir(), Files: []string{filepath.Join(extra, "list"), filepath.Join(extra, "missing")}, Names: []string{"registry_*"}})
-	for _, secret := range []string{"pg:pass-1", "netrc-22", "gitpass-333", "awskey-4444", "docker-55555", "id-666666", "filepass-7777777", "listed-88888888", "named-9", "by-name-10"} {
+	for _, secret := range []string{"pg:pass-1", "netrc-22", "gitpass-333", "awskey-4444", "docker-55555", "id-666666", "filepass-7777777", "listed-88888888", "named-9", "by-name-10", "codex.11-access", "codex-12-refresh"} {
 		if got := r.String("is " + secret + "."); got != "is ***." {
 			t.Errorf("%s: %q", secret, got)
 		}

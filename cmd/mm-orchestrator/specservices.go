@@ -396,6 +396,11 @@ func (c *configuration) credentials(env environment, redactors ...credential.Red
 	return token, key, nil
 }
 
+// codexLogin is Codex's own login. redactors are all of the process.
+func (c *configuration) codexLogin(env environment, redactors ...credential.Redactor) *codex.Login {
+	return codex.NewLogin(codex.Home(c.Services.CodexHome, codex.Environment(env, c.Services.CodexVariables...)), redactors...)
+}
+
 // withoutSecrets is an environment without the variables with the credentials, and
 // without the addresses and passwords of broker and database: a program that prints a
 // credential needs none of them.
@@ -450,8 +455,8 @@ func (s *services) close() {
 // addServices makes the tasks use the real Codex and the real GitHub. redactors are all
 // of the process.
 func (c *configuration) addServices(config *speckit.Config, env environment, log *slog.Logger, redactors ...credential.Redactor) (s *services, err error) {
-	// What a change must not have: the credentials, and nothing that only looks like a
-	// secret.
+	// What a change must not have: the credentials, Codex's login among them, and nothing
+	// that only looks like a secret.
 	secrets := artifacts.NewRedactor(nil)
 	s = &services{}
 	if s.token, s.key, err = c.credentials(env, append(redactors, secrets)...); err != nil {
@@ -469,7 +474,8 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		}
 		containers = s.engine
 	}
-	if s.checker, err = c.preflight(env, s.token, s.key, containers, s.http); err != nil {
+	login := c.codexLogin(env, append(redactors, secrets)...)
+	if s.checker, err = c.preflight(env, s.token, s.key, login, containers, s.http); err != nil {
 		return nil, err
 	}
 	config.Preflight = s.checker
@@ -492,7 +498,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 	}
 	config.Publish = c.Services.Publish
 	config.Publish.PullRequests = pulls
-	config.Codex = speckit.CodexConfig{Branch: c.Services.BaseBranch, Instructions: c.Services.CodexInstructions, Secrets: secrets}
+	config.Codex = speckit.CodexConfig{Branch: c.Services.BaseBranch, Instructions: c.Services.CodexInstructions, Secrets: secrets, Login: login}
 	environ := codex.Environment(env, c.Services.CodexVariables...)
 	if c.Services.Backend == "cloud" {
 		config.Codex.Cloud, err = codex.NewCloud(codex.CloudConfig{
@@ -543,10 +549,10 @@ func modelClient(env environment) (*http.Client, error) {
 
 // preflight is what checks before a task of the Spec workflow whether it can work. engine
 // is nil if there is no docker engine, client asks GitHub.
-func (c *configuration) preflight(env environment, token, key *credential.Credential, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
+func (c *configuration) preflight(env environment, token, key *credential.Credential, login *codex.Login, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
 	config := preflight.Config{
 		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: client,
-		Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Environ: codex.Environment(env, c.Services.CodexVariables...),
+		Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Login: login, Environ: codex.Environment(env, c.Services.CodexVariables...),
 		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, SettingName: c.name,
 	}
 	if c.Services.Backend != "cloud" { // Codex Cloud takes a login only
@@ -658,7 +664,7 @@ func (c *configuration) checkServices(ctx context.Context, env environment, repo
 	if err != nil {
 		return preflight.Report{}, err
 	}
-	checker, err := c.preflight(env, token, key, containers, client)
+	checker, err := c.preflight(env, token, key, c.codexLogin(env, redactors...), containers, client)
 	if err != nil {
 		return preflight.Report{}, err
 	}

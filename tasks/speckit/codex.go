@@ -37,6 +37,9 @@ type CodexConfig struct {
 	// Secrets knows the credentials that a change must not have, and nothing else. nil
 	// means that a change is not looked at.
 	Secrets *artifacts.Redactor
+	// Login is the login of Codex itself, nil if it has none. Commands of the model can
+	// read it, so that it must know Secrets and Config.Redactor.
+	Login *codex.Login
 }
 
 func (c CodexConfig) configured() bool { return c.Exec != nil || c.Cloud != nil }
@@ -95,6 +98,7 @@ func (a *attempt) runCodex(ctx context.Context, dir *artifacts.Run) (store.SpecW
 		processes.EndOtherWorkersPrograms(a.log, a.run.ID)
 	}
 	if t.progress.Stage != store.CodexEnded {
+		t.config.Codex.Login.Read()
 		do := t.exec
 		if a.config.Codex.Cloud != nil {
 			do = t.cloud
@@ -161,8 +165,9 @@ func (t *codexTask) exec(ctx context.Context) error {
 	output := log.Output()
 	t.log.Info("codex begins", "run", t.progress.Runs, "base_commit", clone.Commit)
 	watched, stop := clone.Watch(ctx)
-	result, err := t.config.Codex.Exec.Run(watched, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.counted(output.Stdout)})
+	result, err := t.config.Codex.Exec.Run(watched, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.config.Codex.Login.Writer(t.counted(output.Stdout))})
 	stop()
+	t.config.Codex.Login.Read() // Codex renews it
 	output.Close()
 	var large *disklimit.Error
 	switch {

@@ -100,7 +100,7 @@ func (c *codexChain) configure(t *testing.T, config *Config, stall time.Duration
 		t.Fatal(err)
 	}
 	config.TestMode = false
-	config.Codex = CodexConfig{Exec: program, Secrets: secrets, Instructions: "Use British spelling."}
+	config.Codex = CodexConfig{Exec: program, Secrets: secrets, Login: codex.NewLogin(c.home, config.Redactor, secrets), Instructions: "Use British spelling."}
 	config.Repositories = &Repositories{Git: git, Server: c.address, Dir: c.work}
 }
 

@@ -43,12 +43,13 @@ func (t *codexTask) cloud(ctx context.Context) error {
 	output := log.Output()
 	var result codex.Result
 	if err == nil {
-		result, err = cloud.Wait(ctx, owner, t.progress.TaskID, t.counted(output.Stdout))
+		result, err = cloud.Wait(ctx, owner, t.progress.TaskID, t.config.Codex.Login.Writer(t.counted(output.Stdout)))
 	}
 	var diff []byte
 	if err == nil && result.Outcome == codex.Finished {
 		diff, err = cloud.Diff(ctx, owner, t.progress.TaskID)
 	}
+	t.config.Codex.Login.Read() // Codex renews it
 	output.Close()
 	var failed *codex.Failure
 	switch {

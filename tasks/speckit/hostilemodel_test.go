@@ -157,3 +157,64 @@ func spelled(t *testing.T) string {
 	}
 	return script.String()
 }
+
+// The login of Codex itself, which commands of the model can read, is as secret as a key,
+// also one that Codex has got while it works.
+func TestTheLoginOfCodexIsInNoFileAndRow(t *testing.T) {
+	t.Parallel()
+	const (
+		done  = "echo '{\"type\":\"turn.completed\"}'\n"
+		renew = "sed 's/Vq7Rm2Xk/NewLoginNw8Tz/g' \"$CODEX_HOME/auth.json\" >auth.new; mv auth.new \"$CODEX_HOME/auth.json\"\n"
+	)
+	login := map[string]string{
+		"key": "sk-proj-Vq7Rm2Xk4Wn9Jb3Lh", "access": "eyJhbGciOi.eyJVq7Rm2Xk.c2lnbmF0dXJl", "refresh": "rt_Vq7Rm2XkFz6Hs1Pd8", "id": "eyJhbGciOi.aWRVq7Rm2Xk.dG9rZW4",
+	}
+	for kind, token := range login {
+		login["new "+kind] = strings.ReplaceAll(token, "Vq7Rm2Xk", "NewLoginNw8Tz")
+	}
+	for name, test := range map[string]struct{ script, code string }{
+		"printed":              {"echo x >README; cat \"$CODEX_HOME/auth.json\"; echo\n" + done, ""},
+		"in an error":          {"cat \"$CODEX_HOME/auth.json\" >&2; exit 1\n", "codex_model_error"},
+		"copied":               {"cp \"$CODEX_HOME/auth.json\" login\n" + done, "codex_change_has_secret"},
+		"in base64":            {"base64 -w0 \"$CODEX_HOME/auth.json\" >login\n" + done, "codex_change_has_secret"},
+		"only the key":         {"grep -o 'sk-proj-[^\"]*' \"$CODEX_HOME/auth.json\" >login\n" + done, "codex_change_has_secret"},
+		"only the id token":    {"grep -o '[^\"]*dG9rZW4' \"$CODEX_HOME/auth.json\" >login\n" + done, "codex_change_has_secret"},
+		"renewed and printed":  {"echo x >README; " + renew + "cat \"$CODEX_HOME/auth.json\"; echo\n" + done, ""},
+		"renewed and copied":   {renew + "cp \"$CODEX_HOME/auth.json\" login\n" + done, "codex_change_has_secret"},
+		"the earlier one":      {"cp \"$CODEX_HOME/auth.json\" login; " + renew + done, "codex_change_has_secret"},
+		"removed after a copy": {"mv \"$CODEX_HOME/auth.json\" login\n" + done, "codex_change_has_secret"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newScriptChain(t, 0, test.script)
+			text := fmt.Sprintf(`{"auth_mode": "chatgpt", "OPENAI_API_KEY": %q, "tokens": {"id_token": %q, "access_token": %q, "refresh_token": %q, "account_id": "account-1"}}`, login["key"], login["id"], login["access"], login["refresh"])
+			if err := os.WriteFile(filepath.Join(c.home, "auth.json"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := c.submitted()
+			if code, _ := c.payload(store.SpecSubmit, 1)["code"].(string); code != test.code || (err == nil) != (test.code == "") {
+				t.Errorf("code %q, want %q; error %.300v", code, test.code, err)
+			}
+			search := leaktest.NewSearch(login)
+			clean := func(what, text string) {
+				if kind, piece := search.Find(text); piece != "" {
+					t.Errorf("%s has %q of the %s", what, piece, kind)
+				}
+			}
+			clean("the error", fmt.Sprint(err))
+			for _, table := range []string{"spec_workflow_runs", "spec_workflow_task_states", "workflow_artifacts", "workflow_credential_audits", "mm_orchestrator.spec_claims"} {
+				for _, row := range c.exec(`SELECT to_json(r)::text AS row FROM ` + table + ` r`) {
+					clean(table, fmt.Sprint(row["row"]))
+				}
+			}
+			entries, err := os.ReadDir(filepath.Join(c.root, c.path()))
+			if err != nil || len(entries) == 0 {
+				t.Fatalf("files %v, %v", entries, err)
+			}
+			for _, entry := range entries {
+				clean(entry.Name(), c.file(entry.Name()))
+			}
+			c.noWorkLeft()
+		})
+	}
+}

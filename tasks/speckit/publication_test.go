@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/github"
 	"github.com/moonladderstudios/mm-orchestrator/gitrepo"
 	"github.com/moonladderstudios/mm-orchestrator/internal/githubtest"
@@ -546,6 +547,15 @@ func TestAPatchThatCannotBePublished(t *testing.T) {
 		"a hook":             {func(p *publishChain) { p.storeText(newFile(".git/hooks/post-checkout")) }, "outside of the repository's files", "patch_unusable"},
 		"out of the tree":    {func(p *publishChain) { p.storeText(newFile("../../etc/x")) }, "outside of the repository's files", "patch_unusable"},
 		"the worker's token": {func(p *publishChain) { p.store(gitToken) }, "docs/api has a credential of this worker", "change_has_secret"},
+		"the login of Codex": {func(p *publishChain) {
+			const token = "rt_Fz6Hs1Pd8Kw3Vq7Rm2Xk"
+			home := p.t.TempDir()
+			if err := os.WriteFile(filepath.Join(home, codex.LoginFile), []byte(`{"tokens": {"refresh_token": "`+token+`"}}`), 0o600); err != nil {
+				p.t.Fatal(err)
+			}
+			p.config.Codex.Login = codex.NewLogin(home, p.config.Redactor, p.config.Codex.Secrets)
+			p.store(token)
+		}, "docs/api has a credential of this worker", "change_has_secret"},
 		"a conflict": {func(p *publishChain) {
 			p.store("drei")
 			if _, err := p.server.Commit(p.t.Context(), "octo/widgets", "main", "x", map[string]string{"docs/api": "one\ntwo\ntrois\nfour\nfive\n"}); err != nil {

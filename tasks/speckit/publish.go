@@ -53,6 +53,7 @@ func (a *attempt) publishTask(ctx context.Context) (store.SpecWrite, error) {
 		}, nil
 	}
 	if !a.config.TestMode {
+		a.config.Codex.Login.Read() // the patch must not have it
 		return a.publishPatch(ctx, dir)
 	}
 	patch, description, err := a.patch(dir)

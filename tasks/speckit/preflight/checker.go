@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/github"
@@ -50,6 +51,8 @@ type Config struct {
 	// Home is the directory with Codex's login, CODEX_HOME. Empty means that Codex finds
 	// it itself.
 	Home string
+	// Login is Codex's login in that directory. Defaults to one that no redactor knows.
+	Login *codex.Login
 	// Profile is the name of Codex's profile, "" for none. Overrides are further settings
 	// of Codex, as name=value in TOML.
 	Profile   string
@@ -105,6 +108,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Model == nil {
 		c.Model = &http.Client{}
+	}
+	if c.Login == nil {
+		c.Login = codex.NewLogin(codex.Home(c.Home, c.Environ))
 	}
 	if c.SettingName == nil {
 		c.SettingName = func(variable string) string { return variable }

@@ -97,10 +97,10 @@ func (c *Checker) askCodex(ctx context.Context, key secret.String) Finding {
 	}
 	login := c.readLogin()
 	if m.openAI && !login.key.IsZero() {
-		return c.tryKey(ctx, m, login.key, name, "the key in "+filepath.Join(c.home(), authFile))
+		return c.tryKey(ctx, m, login.key, name, "the key in "+filepath.Join(c.home(), codex.LoginFile))
 	}
 	if !login.expires.IsZero() && login.expires.Sub(c.config.Now()) < loginWarning {
-		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, login.expires.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), authFile))}
+		return Finding{ExpiresSoon, fmt.Sprintf("%s: its login expires on %s, unless Codex can renew it: it must be able to write %s", name, login.expires.UTC().Format("2006-01-02 15:04 UTC"), filepath.Join(c.home(), codex.LoginFile))}
 	}
 	return Finding{Valid, name + ", with its login: " + status.summary()}
 }
@@ -117,27 +117,12 @@ func (c *Checker) noVariable(m model) string {
 	return text + "set " + c.config.SettingName("MM_ORCHESTRATOR_CODEX_CREDENTIAL")
 }
 
-const (
-	// authFile is the file with Codex's login in its home.
-	authFile = "auth.json"
-	// loginWarning is how long before its end a login expires soon. Codex renews it days
-	// before, so that this happens only where it cannot.
-	loginWarning = 24 * time.Hour
-)
+// loginWarning is how long before its end a login expires soon. Codex renews it days
+// before, so that this happens only where it cannot.
+const loginWarning = 24 * time.Hour
 
 // home is the directory with Codex's login, "" if that is not known.
-func (c *Checker) home() string {
-	if c.config.Home != "" {
-		return c.config.Home
-	}
-	if home := lastValue(c.config.Environ, "CODEX_HOME"); home != "" {
-		return home
-	}
-	if home := lastValue(c.config.Environ, "HOME"); home != "" {
-		return filepath.Join(home, ".codex")
-	}
-	return ""
-}
+func (c *Checker) home() string { return codex.Home(c.config.Home, c.config.Environ) }
 
 // lastValue returns the value of a variable that a program would see, "" for none.
 func lastValue(environ []string, name string) string {
@@ -154,7 +139,7 @@ func fileExists(path string) bool {
 	return err == nil
 }
 
-// A login is what authFile has.
+// A login is what codex.LoginFile has.
 type login struct {
 	// key is that of an API, zero if Codex is logged in otherwise.
 	key secret.String
@@ -164,24 +149,12 @@ type login struct {
 
 // readLogin reads Codex's login. What cannot be read is zero: Codex says what is wrong.
 func (c *Checker) readLogin() login {
-	text, err := os.ReadFile(filepath.Join(c.home(), authFile))
-	if err != nil {
-		return login{}
-	}
-	var file struct {
-		Key    string `json:"OPENAI_API_KEY"`
-		Tokens struct {
-			Access string `json:"access_token"`
-		} `json:"tokens"`
-	}
-	if json.Unmarshal(text, &file) != nil {
-		return login{}
-	}
+	file := c.config.Login.Read()
 	var found login
-	if file.Tokens.Access == "" {
-		found.key = secret.New(file.Key)
+	if file.Access.IsZero() {
+		found.key = file.Key
 	}
-	parts := strings.Split(file.Tokens.Access, ".")
+	parts := strings.Split(file.Access.Reveal(), ".")
 	if len(parts) != 3 {
 		return found
 	}
