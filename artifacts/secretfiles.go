@@ -3,6 +3,7 @@ package artifacts
 import (
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 )
@@ -34,7 +36,8 @@ const (
 	variables fileKind = iota
 	// secretLines are secrets, one a line.
 	secretLines
-	// oneSecret is a secret, a JSON document with secrets, or lines NAME=value.
+	// oneSecret is a secret of one or several lines, a document in JSON, PEM or XML with
+	// secrets, or lines NAME=value.
 	oneSecret
 	// urls are URLs with logins, as git stores them.
 	urls
@@ -265,12 +268,18 @@ func (f secretFile) secrets(text string, names []string) (found []string) {
 	case oneSecret:
 		trimmed := Trim(text)
 		switch {
-		case json.Valid([]byte(trimmed)) && strings.HasPrefix(trimmed, "{"):
+		case json.Valid([]byte(trimmed)) && strings.ContainsAny(trimmed[:1], "{["):
 			return documentSecrets(trimmed)
-		case !strings.Contains(trimmed, "\n"), strings.Contains(trimmed, "-----BEGIN "):
+		case strings.Contains(trimmed, "-----BEGIN "):
+			return pemSecrets(trimmed)
+		case !strings.Contains(trimmed, "\n"):
 			return []string{trimmed}
+		case hasVariables(text) || !utf8.ValidString(text):
+			return variableSecrets(text, names)
+		case strings.HasPrefix(trimmed, "<"):
+			return elementSecrets(trimmed, names)
 		}
-		return variableSecrets(text, names)
+		return lineSecrets(trimmed)
 	case urls:
 		for _, login := range address.Logins(text) {
 			found = append(found, login.Password)
@@ -294,10 +303,84 @@ func (f secretFile) secrets(text string, names []string) (found []string) {
 	return found
 }
 
-// documentSecrets are the secrets in a JSON document.
+// hasVariables reports whether a text has a line NAME=value. The last line of a text in
+// base64 only looks like one.
+func hasVariables(text string) bool {
+	return slices.ContainsFunc(parseVariables(text), func(v fileVariable) bool {
+		return slices.ContainsFunc(v.values, func(value string) bool { return strings.Trim(value, "=") != "" })
+	})
+}
+
+var (
+	pemBlock = regexp.MustCompile(`(?s)-----BEGIN [^\n]*?-----.*?-----END [^\n]*?-----`)
+	// publicBlock matches the first line of a block in PEM that everybody may have.
+	publicBlock = regexp.MustCompile(`^-----BEGIN (?:(?:TRUSTED |X509 )?CERTIFICATE|X509 CRL|(?:[A-Z]+ )?PUBLIC KEY(?: BLOCK)?|(?:DH|EC) PARAMETERS)-----`)
+)
+
+// pemSecrets are the secrets in PEM: the whole text, since there may be a passphrase beside
+// a key. But of a file with certificates only, the names between them are no secret.
+func pemSecrets(text string) []string {
+	blocks := pemBlock.FindAllString(text, -1)
+	if len(blocks) == 0 || !publicBlock.MatchString(blocks[0]) || slices.ContainsFunc(blocks, func(block string) bool { return !publicBlock.MatchString(block) }) {
+		return []string{text}
+	}
+	return blocks
+}
+
+// xmlElement matches an element of XML that has only text.
+var xmlElement = regexp.MustCompile(`<([A-Za-z][A-Za-z0-9_.-]*)(?:\s[^<>]*)?>([^<>]+)</`)
+
+// elementSecrets are the secrets in XML, by the names of elements.
+func elementSecrets(text string, names []string) (found []string) {
+	for _, element := range xmlElement.FindAllStringSubmatch(text, -1) {
+		if value := html.UnescapeString(Trim(element[2])); isSecret(element[1], value, names) {
+			found = append(found, value)
+		}
+	}
+	return found
+}
+
+// plainLine matches lines that many texts have: comments, a short word, the name or the
+// address of a machine, and a URL without a login and a query.
+var plainLine = regexp.MustCompile(`^(?:#(?:[!#\s].*)?|[A-Za-z]?[a-z]{0,14}|[A-Za-z_]+[=:]|(?:[a-z0-9-]{1,63}\.)+[a-z]{2,24}(?::[0-9]+)?|[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?:[:/][0-9]+)?|[a-z][a-z0-9+.-]*://[^@?\s]*)$`)
+
+// maxSecretLines limits the lines of one file that are secret each.
+const maxSecretLines = 500
+
+// lineSecrets are the secrets in a text of several lines that says nothing about what they
+// are, such as a key in base64: each line, and all lines together, as programs read a key,
+// so that its last line may be short.
+func lineSecrets(text string) []string {
+	var found []string
+	plain := false
+	for line := range strings.SplitSeq(plainText(text), "\n") {
+		switch line = Trim(line); {
+		case line == "":
+		case plainLine.MatchString(line) || commonLine.MatchString(line):
+			plain = plain || len(line) >= lineFrom
+		case len(found) < maxSecretLines:
+			found = append(found, line)
+		}
+	}
+	if all := strings.Join(found, ""); !plain && len(all) <= wholeUpTo {
+		found = append(found, all)
+	}
+	return slices.DeleteFunc(found, func(line string) bool { return len(line) < lineFrom })
+}
+
+// documentSecrets are the secrets in a JSON document: by their names, and all texts of a
+// list, which have none.
 func documentSecrets(text string) []string {
 	f := &forms{patterns: map[string]*pattern{}}
 	var found []string
+	var list []any
+	if json.Unmarshal([]byte(text), &list) == nil {
+		for _, member := range list {
+			if secret, is := member.(string); is {
+				found = append(found, secret)
+			}
+		}
+	}
 	f.each = func(secret string) { found = append(found, secret) }
 	f.document(text)
 	return found

@@ -104,6 +104,51 @@ func TestFilesWithSecrets(t *testing.T) {
 	}
 }
 
+// A file that has a secret of several lines, in whatever form, is as secret as one with a
+// single line. What stands in such files beside secrets stays readable.
+func TestSecretFilesWithSeveralLines(t *testing.T) {
+	t.Parallel()
+	const (
+		first, last = "n1Kq8VtYzR3xWb7JcQfLmP0sDhGuEaTo5ik9XZ2yNvM4rBj6wCpSdFgHqAeUl0Wx", "Zt8RmB1kYq3LwV7c"
+		body        = "MIIDdzCCAl+gAwIBAgIEAgAAuTANBgkqhkiG9w0BAQUFADBaMQswCQYDVQQGEwJJ"
+	)
+	for name, test := range map[string]struct {
+		text           string
+		secrets, clean []string
+	}{
+		"base64":                 {first + "\n" + last + "\n", []string{first, last, first + last, first + "\n" + last}, nil},
+		"base64 with an end":     {first + "\n" + last[:14] + "==\n", []string{first, last[:14] + "==", first + "\n" + last[:14] + "=="}, nil},
+		"base64, a short end":    {first + "\r\nqk==\r\n", []string{first, first + "qk==", first + "\r\nqk=="}, []string{"qk== alone"}},
+		"keys, one a line":       {"# old\nkey.One-1111\nkey.Two-2222\n", []string{"key.One-1111", "key.Two-2222"}, []string{"# old"}},
+		"a passphrase in two":    {"correct horse battery\nstaple and Geheim99\n", []string{"correct horse battery", "staple and Geheim99"}, nil},
+		"a bundle of CAs":        {"GlobalSign Root CA\n==================\n-----BEGIN CERTIFICATE-----\n" + body + "\n-----END CERTIFICATE-----\n", nil, []string{"GlobalSign Root CA", "CERTIFICATE"}},
+		"a key and its password": {"Geheim99xyz\n-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + body + "\n-----END ENCRYPTED PRIVATE KEY-----\n", []string{"Geheim99xyz", body}, nil},
+		"names of machines":      {"postgres\nrabbitmq\nweb-1.example.org\ndb.example.org:5432\n10.0.0.1:5000\n127.0.0.1/32\nhttp://web:8080/x\n", nil, []string{"postgres", "rabbitmq", "web-1.example.org", "db.example.org:5432", "10.0.0.1:5000", "127.0.0.1", "http://web:8080/x"}},
+		"a script":               {"#!/bin/sh\n\n# comment of it\nexec /opt/tool --with Geheim99\n", []string{"exec /opt/tool --with Geheim99"}, []string{"#!/bin/sh", "# comment of it"}},
+		"JSON":                   {"{\n  \"registry\": \"registry.example\",\n  \"enabled\": \"always-on\",\n  \"password\": \"Geheim99x\"\n}\n", []string{"Geheim99x"}, []string{"registry.example", "always-on", "registry"}},
+		"a list in JSON":         {"[\n  {\"user\": \"deployment\",\n \"token\": \"Geheim99x\"}\n]\n", []string{"Geheim99x"}, []string{"deployment"}},
+		"keys in JSON":           {"[\"key-One-1111\", \"key-Two-2222\"]", []string{"key-One-1111", "key-Two-2222"}, nil},
+		"XML":                    {"<settings>\n  <servers>\n    <username>deployment</username>\n    <password>Geheim&amp;99x</password>\n  </servers>\n</settings>\n", []string{"Geheim&99x", "Geheim&amp;99x"}, []string{"<settings>", "<servers>", "deployment"}},
+		"variables":              {"# of the database\nusername: deployment\npassword: Geheim99x\n", []string{"Geheim99x"}, []string{"deployment", "username", "password", "# of the database"}},
+		"variables without any":  {"DB_PASSWORD=\nDB_USERNAME=\n", nil, []string{"DB_PASSWORD=", "DB_USERNAME="}},
+		"nothing":                {"\n\n", nil, []string{"text"}},
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		write(t, path, test.text)
+		r := artifacts.NewRedactor([]string{"ENCRYPTION_MASTER_KEY_FILE=" + path}, artifacts.Rules{Workspace: t.TempDir()})
+		for _, secret := range test.secrets {
+			if got := r.String("is " + secret + "."); got != "is ***." && got != "is ***\n***." {
+				t.Errorf("%s: %q became %q", name, secret, got)
+			}
+		}
+		for _, text := range test.clean {
+			if got := r.String("is " + text + "."); got != "is "+text+"." {
+				t.Errorf("%s: %q became %q", name, text, got)
+			}
+		}
+	}
+}
+
 // The workspace belongs to others: whatever its .env is, the redactor neither waits nor
 // fails, and reads no more than its limits say.
 func TestHostileFiles(t *testing.T) {
