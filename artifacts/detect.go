@@ -2,6 +2,7 @@ package artifacts
 
 import (
 	"bytes"
+	"regexp"
 	"strings"
 )
 
@@ -39,12 +40,22 @@ func urlLogin(text []byte, i int, end bool) (span, verdict) {
 		start = i + len(`:\/\/`)
 	}
 	at, colon := -1, -1
+	password := false // what comes after the colon is no port
 	for j := start; ; j++ {
 		if j == len(text) && !end && j-start < maxAuthority {
 			return span{}, undecided
 		}
 		if j == len(text) || j-start == maxAuthority || endsAuthority[text[j]] {
 			break
+		}
+		if mayEndAuthority[text[j]] {
+			if j+1 == len(text) && !end {
+				return span{}, undecided
+			}
+			if at >= 0 || colon < 0 || text[start] == '[' || !password && afterHost(text[colon+1:j]) || endsQuote(text[j:]) {
+				break
+			}
+			password = true
 		}
 		switch text[j] {
 		case '@':
@@ -70,18 +81,37 @@ func urlLogin(text []byte, i int, end bool) (span, verdict) {
 // for a token, as in https://github_pat_…@github.com.
 const minUserToken = 20
 
-// endsAuthority are the bytes that no authority of a URL contains.
-var endsAuthority = func() (table [256]bool) {
-	for c := range table {
-		table[c] = c <= ' ' || c == 0x7f || strings.IndexByte("/?#\"'`<>\\,;|()", byte(c)) >= 0
-	}
-	return table
-}()
+// endsAuthority are the bytes that no authority of a URL contains. mayEndAuthority are those
+// that a password may have unescaped, and that also stand after URLs in texts and programs.
+var (
+	endsAuthority = func() (table [256]bool) {
+		for c := range table {
+			table[c] = c <= ' ' || c == 0x7f || strings.IndexByte("/?#\"`<>\\|", byte(c)) >= 0
+		}
+		return table
+	}()
+	mayEndAuthority = [256]bool{',': true, ';': true, '(': true, ')': true, '\'': true}
+)
+
+// afterHost reports whether what stands after the colon is rather the port of a host than
+// the beginning of a password.
+func afterHost(text []byte) bool {
+	return len(text) > 0 && (len(text) <= 5 && countDigits(text) == len(text) || isPlaceholder(text))
+}
+
+// endsQuote reports whether a text begins with the end of a text in quotes.
+func endsQuote(text []byte) bool {
+	return text[0] == '\'' && (len(text) == 1 || strings.IndexByte(",;:)]} \t\r\n", text[1]) >= 0)
+}
+
+// placeholder matches what stands for a secret in programs and manuals: the names of
+// variables, and words in brackets. Real passwords may begin like them.
+var placeholder = regexp.MustCompile(`(?s)^(?:\$+\{.*\}|\$+\(.*\)|\$+[A-Z_][A-Z0-9_]*|\$[0-9]|\{.*\}|\[.*\]|<.*>|\*+|[xX]{3,}|(?:\.\.\.|…).*)$`)
 
 // isPlaceholder reports whether a text only stands for a secret, as in programs and
 // manuals, or has been masked already.
 func isPlaceholder(text []byte) bool {
-	return len(text) == 0 || bytes.Contains(text, []byte(Mask)) || bytes.IndexByte([]byte("$%{[<*"), text[0]) >= 0 && !isEscaped(text) || bytes.HasPrefix(text, []byte("...")) || bytes.HasPrefix(text, []byte("…")) || bytes.HasPrefix(text, []byte("xxx"))
+	return len(text) == 0 || bytes.Contains(text, []byte(Mask)) || text[0] == '%' && !isEscaped(text) || placeholder.Match(text)
 }
 
 // isEscaped reports whether a text begins with a percent-encoded byte.

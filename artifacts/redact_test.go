@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -109,6 +110,25 @@ func TestURLPasswordsAreReplaced(t *testing.T) {
 		"dial postgres://postgres:guest@db/x":   "dial postgres://postgres***db/x",
 		"a guest is no secret":                  "a guest is no secret",
 		"via http://proxy:3128":                 "via http://proxy:3128",
+	} {
+		if got := r.String(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// Programs take the address of a proxy without a scheme.
+func TestThePasswordOfAProxy(t *testing.T) {
+	t.Parallel()
+	workspace := t.TempDir()
+	write(t, filepath.Join(workspace, ".env"), "http_proxy=svc:Other98xy@proxy:3128\n")
+	r := artifacts.NewRedactor([]string{"HTTPS_PROXY=svc:Geheim99x@proxy:3128", "all_proxy=tok_Zr5uTq8LmW2xNv4B@proxy:3128", "NO_PROXY=localhost,proxy.example"}, artifacts.Rules{Workspace: workspace})
+	for text, want := range map[string]string{
+		"proxyconnect svc:Geheim99x@proxy:3128": "proxyconnect svc:***@proxy:3128",
+		"is Geheim99x.":                         "is ***.",
+		"is Other98xy.":                         "is ***.",
+		"is tok_Zr5uTq8LmW2xNv4B.":              "is ***.",
+		"not for localhost,proxy.example":       "not for localhost,proxy.example",
 	} {
 		if got := r.String(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)

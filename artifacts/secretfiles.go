@@ -393,6 +393,7 @@ func variableSecrets(text string, names []string) (found []string) {
 			if isSecret(variable.name, value, names) {
 				found = append(found, value)
 			}
+			value := withScheme(variable.name, value)
 			for _, login := range address.Logins(value) {
 				if len(login.Password) >= shortPassword {
 					found = append(found, login.Password)

@@ -157,6 +157,7 @@ func (f *forms) variable(name, value string, names []string) {
 	if isSecret(name, value, names) {
 		f.secret(value)
 	}
+	value = withScheme(name, value)
 	for _, login := range address.Logins(value) {
 		if len(login.Password) >= shortPassword {
 			f.secret(login.Password)
@@ -177,6 +178,15 @@ func (f *forms) variable(name, value string, names []string) {
 	for _, token := range urlSecrets(value, names) {
 		f.secret(token)
 	}
+}
+
+// withScheme is the value of a variable, with a scheme if it has the address of a proxy:
+// programs accept it without one.
+func withScheme(name, value string) string {
+	if strings.HasSuffix(strings.ToLower(name), "_proxy") && !strings.Contains(value, "://") {
+		return "http://" + value
+	}
+	return value
 }
 
 var (
