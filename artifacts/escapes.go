@@ -18,8 +18,8 @@ type reading struct {
 // readings are all ways to read the text at a position:
 //
 //   - a byte as it is;
-//   - percent-encoding, also of bytes that need none and of encoded text, and + for a
-//     space;
+//   - percent-encoding, also of bytes that need none and of encoded text, %% for a
+//     percent sign, and + for a space;
 //   - the backslash escapes of JSON, C, Python and shells, also doubled as in JSON
 //     inside of JSON;
 //   - entities of XML and HTML;
@@ -164,9 +164,16 @@ func digitValue(c byte) int {
 	return 16
 }
 
-// percent reads %40, and %2540, which is that encoded again.
+// percent reads %40, and %2540, which is that encoded again; and %%, as configparser and
+// alembic write a percent sign, with and without what it encodes.
 func (r *readings) percent(i int) {
 	i++
+	if r.word(i, "%") {
+		r.byte('%', i+1)
+		if value, ok := r.digits(i+1, 2, 16); ok {
+			r.byte(byte(value), i+3)
+		}
+	}
 	for range maxLevels {
 		if value, ok := r.digits(i, 2, 16); ok {
 			r.byte(byte(value), i+2)
@@ -381,6 +388,9 @@ func (r *readings) lineBreak(i int) {
 	for _, end := range ends {
 		r.byte('\n', i+end)
 		r.interruption(i + end)
+	}
+	for _, end := range ends { // folded at a space
+		r.byte(' ', i+end)
 	}
 }
 

@@ -170,7 +170,7 @@ func (f *forms) encodings(secret string) {
 	if len(secret) > partLength {
 		return
 	}
-	for _, separator := range []string{" ", ":"} {
+	for _, separator := range []string{" ", ":", "-", ", 0x"} {
 		var out strings.Builder
 		for i := 0; i < len(digits); i += 2 {
 			if i > 0 {
@@ -179,7 +179,7 @@ func (f *forms) encodings(secret string) {
 			out.WriteString(digits[i : i+2])
 		}
 		f.put(out.String())
-		f.put(strings.ToUpper(out.String()))
+		f.put(strings.ReplaceAll(strings.ToUpper(out.String()), "X", "x"))
 	}
 }
 

@@ -106,6 +106,35 @@ func TestSecretsOverTwoLines(t *testing.T) {
 	}
 }
 
+// Spellings of some programs: configparser and alembic double the percent sign, YAML and
+// mail fold a text at a space, programs print bytes with separators of their own.
+func TestSpellingsOfSomePrograms(t *testing.T) {
+	t.Parallel()
+	r := artifacts.NewRedactor([]string{"X=postgres://mm:Ge%40heim%2F88@db/x", "MY_TOKEN=Ge@heim/88 w7Kq", "MY_PASSPHRASE=correct horse battery staple"})
+	for _, text := range []string{
+		"Ge%%40heim%%2F88", "Ge%%40heim/88 w7Kq", "Ge@heim%%2f88%%20w7Kq",
+		"correct horse\n  battery staple", "correct\nhorse\r\n\tbattery\nstaple", "correct horse\n#12 0.345 battery staple", "correct horse battery \nstaple",
+		"47-65-40-68-65-69-6d-2f-38-38-20-77-37-4b-71", "47-65-40-68-65-69-6D-2F-38-38-20-77-37-4B-71",
+		"47, 0x65, 0x40, 0x68, 0x65, 0x69, 0x6d, 0x2f, 0x38, 0x38, 0x20, 0x77, 0x37, 0x4b, 0x71", "47, 0x65, 0x40, 0x68, 0x65, 0x69, 0x6D, 0x2F, 0x38, 0x38, 0x20, 0x77, 0x37, 0x4B, 0x71",
+	} {
+		text = "is 0x" + text + "."
+		got := r.String(text)
+		if got != "is 0x***." {
+			t.Errorf("%q became %q", text, got)
+		}
+		for size := 1; size <= len(text); size++ {
+			if pieces := inPieces(r, text, size); pieces != got {
+				t.Fatalf("%q by %d: %q, at once %q", text, size, pieces, got)
+			}
+		}
+	}
+	for _, clean := range []string{"100%% of 40%%", "correct\nhorse\nbattery"} {
+		if got := r.String(clean); got != clean {
+			t.Errorf("%q became %q", clean, got)
+		}
+	}
+}
+
 // Passwords of URLs are read as old SQLAlchemy does too, which takes + for a space.
 func TestPlusInThePasswordOfAURL(t *testing.T) {
 	t.Parallel()
