@@ -395,7 +395,7 @@ func TestAPoolerThatSharesSessions(t *testing.T) {
 		if _, err := s.FindRun(t.Context(), run); err != nil {
 			t.Error(err)
 		}
-		if _, _, err := s.PauseQueue(t.Context(), store.Pause{Queue: "q", By: "b", Reason: "r"}); err != nil {
+		if _, _, err := s.PauseQueue(t.Context(), store.Pause{Queue: "q", Mode: "finish", By: "b", Reason: "r"}); err != nil {
 			t.Error(err)
 		}
 	}
