@@ -43,6 +43,10 @@ func cutOff(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", "1000")
 	fmt.Fprint(w, `[{"Id": "`)
+	// A connection that ends before the answer begins is made again by the client.
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		panic(err)
+	}
 	panic(http.ErrAbortHandler)
 }
 
