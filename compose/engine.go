@@ -166,6 +166,11 @@ type Container struct {
 	Network Network
 	// Networks are the names of its networks, sorted.
 	Networks []string
+	// NetworkIDs has the ids of its networks by name, "" for one in which the engine
+	// has given it no place yet.
+	NetworkIDs map[string]string
+	// Shares are the ids of the containers whose network, processes or IPC it uses.
+	Shares []string
 	// Volumes are the names of its volumes, also of anonymous ones, by the path in
 	// the container.
 	Volumes map[string]string
@@ -230,9 +235,19 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 	}
 	if inspected.HostConfig != nil {
 		c.RestartPolicy = string(inspected.HostConfig.RestartPolicy.Name)
+		c.Shares = sharedBy(inspected.HostConfig)
 	}
 	if inspected.NetworkSettings != nil {
 		c.Networks = slices.Sorted(maps.Keys(inspected.NetworkSettings.Networks))
+		for name, endpoint := range inspected.NetworkSettings.Networks {
+			if c.NetworkIDs == nil {
+				c.NetworkIDs = map[string]string{}
+			}
+			c.NetworkIDs[name] = ""
+			if endpoint != nil {
+				c.NetworkIDs[name] = endpoint.NetworkID
+			}
+		}
 	}
 	for _, mounted := range inspected.Mounts {
 		if mounted.Type == mount.TypeVolume {

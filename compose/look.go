@@ -2,6 +2,7 @@ package compose
 
 import (
 	"context"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
@@ -27,6 +28,30 @@ func (e *Engine) RootDirectory(ctx context.Context) (string, error) {
 		return "", e.failed("ask for its directory", err)
 	}
 	return info.Info.DockerRootDir, nil
+}
+
+// ListSharers lists the other services of which a running container uses the network,
+// processes or IPC of a container of these services, sorted. Once that is replaced,
+// they have no network, and cannot be started again.
+func (e *Engine) ListSharers(ctx context.Context, project string, services []string) ([]string, error) {
+	list, err := e.Containers(ctx, project, "")
+	if err != nil {
+		return nil, err
+	}
+	var owners, sharers []string
+	for _, c := range list {
+		if slices.Contains(services, c.Service) {
+			owners = append(owners, c.ID)
+		}
+	}
+	for _, c := range list {
+		uses := slices.ContainsFunc(c.Shares, func(id string) bool { return slices.Contains(owners, id) })
+		if uses && (isUp(c) || c.State == "paused") && !slices.Contains(services, c.Service) {
+			sharers = append(sharers, c.Service)
+		}
+	}
+	slices.Sort(sharers)
+	return slices.Compact(sharers), nil
 }
 
 // ListImages lists the names of the containers of a service, and the ids of those

@@ -22,8 +22,9 @@ type Project struct {
 
 // A ProjectNetwork is a network of a project.
 type ProjectNetwork struct {
-	Name string
-	ID   string
+	Name     string
+	ID       string
+	Settings NetworkSettings
 }
 
 // A ProjectVolume is a named volume of a project. The engine's time of creation is
@@ -66,7 +67,7 @@ func (e *Engine) Project(ctx context.Context, name string) (Project, error) {
 		return Project{}, e.failed("list networks of project "+name, err)
 	}
 	for _, network := range networks.Items {
-		project.Networks = append(project.Networks, ProjectNetwork{Name: network.Name, ID: network.ID})
+		project.Networks = append(project.Networks, ProjectNetwork{Name: network.Name, ID: network.ID, Settings: settingsOf(network.Network)})
 	}
 	volumes, err := e.client.VolumeList(ctx, client.VolumeListOptions{Filters: filters})
 	if err != nil {
