@@ -96,6 +96,11 @@ type Container struct {
 	DependsOn string `json:"dependsOn,omitempty"`
 	// Volumes are names of volumes, also of anonymous ones, by path.
 	Volumes map[string]string `json:"volumes,omitempty"`
+	// Shares are the ids of the containers whose namespaces it uses.
+	Shares []string `json:"shares,omitempty"`
+	// Networks has the ids of its networks by name, "" for one in which the engine has
+	// given it no place yet. A record of an older version has none.
+	Networks map[string]string `json:"networks,omitempty"`
 	// replaces, created and ownVolumes are [compose.Container].Replaces, Created and
 	// OwnVolumes.
 	replaces   bool
@@ -107,6 +112,8 @@ type Container struct {
 type Network struct {
 	Name string `json:"name"`
 	ID   string `json:"id"`
+	// Settings are nil in a record of an older version.
+	Settings *compose.NetworkSettings `json:"settings,omitempty"`
 }
 
 // A Volume is a named volume of a project.
@@ -142,11 +149,11 @@ func ProjectOf(project compose.Project) Project {
 	for _, c := range project.Containers {
 		p.Containers = append(p.Containers, Container{
 			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
-			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, Networks: c.NetworkIDs, Shares: c.Shares, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
 		})
 	}
 	for _, network := range project.Networks {
-		p.Networks = append(p.Networks, Network{network.Name, network.ID})
+		p.Networks = append(p.Networks, Network{network.Name, network.ID, &network.Settings})
 	}
 	for _, volume := range project.Volumes {
 		p.Volumes = append(p.Volumes, Volume{volume.Name})
@@ -323,6 +330,8 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, touched, appear
 			text = "was started again"
 		case health && before.Health == "healthy" && after.Health != "healthy":
 			text = "was healthy, is " + cmp.Or(after.Health, after.State)
+		case isUp(after.State) && i.CutOff(after, now) != "":
+			text = "uses the network or processes of " + i.CutOff(after, now) + ", which was removed: name both services in the plan's restart"
 		default:
 			continue
 		}
@@ -340,6 +349,29 @@ func (i *Image) OtherChanges(now Project, health bool) (changes, touched, appear
 	}
 	slices.Sort(changes)
 	return changes, touched, appeared
+}
+
+// CutOff returns the name of the container of before whose namespace a container
+// uses although it was removed, "" for none.
+func (i *Image) CutOff(c Container, now Project) string {
+	for _, id := range c.Shares {
+		before, known := i.Before.ByID(id)
+		if _, found := now.ByID(id); known && !found {
+			return before.Name
+		}
+	}
+	return ""
+}
+
+// Places has, by the ids of the containers of before, which ones are in their places.
+func (i *Image) Places(now Project) map[string]string {
+	places := map[string]string{}
+	for _, before := range i.Before.Containers {
+		if c, found := i.InPlaceOf(before, now); found {
+			places[before.ID] = c.ID
+		}
+	}
+	return places
 }
 
 // AddOthers adds to the record what OtherChanges has found.

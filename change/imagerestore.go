@@ -51,6 +51,9 @@ const (
 	// RemoveNetwork removes Network, RemoveVolume the volume Name.
 	RemoveNetwork = "remove network"
 	RemoveVolume  = "remove volume"
+	// ReplaceNetwork puts a network like NetworkBefore in the place of Network, which
+	// may be missing. Containers lose their place in it; the next look sees that.
+	ReplaceNetwork = "replace network"
 )
 
 // An Act is one act of a rollback on images and containers.
@@ -65,7 +68,9 @@ type Act struct {
 	Repair    Repair
 	Name, ID  string
 	Network   Network
-	Count     int
+	// NetworkBefore is the network that ReplaceNetwork makes again.
+	NetworkBefore Network
+	Count         int
 	// Start says that ComposeUp starts the containers.
 	Start bool
 }
@@ -73,6 +78,10 @@ type Act struct {
 // Restore returns what a rollback has to do next, in order; nothing when all of it
 // is as before. After the acts, the caller looks again.
 func (i *Image) Restore(now ImageNow) []Act {
+	// Compose and the engine connect containers to the networks that are there.
+	if acts := i.restoreNetworks(now); len(acts) > 0 {
+		return acts
+	}
 	acts, complete := i.restoreContainers(now)
 	if len(acts) > 0 || !complete {
 		return acts
@@ -101,15 +110,48 @@ func (i *Image) Restore(now ImageNow) []Act {
 	return acts
 }
 
-// isOurs says that the rollback is responsible for a service.
-func (i *Image) isOurs(service string) bool {
+// restoreNetworks returns the acts for networks that the run has changed. The engine
+// cannot change a network: a restart that changes one has made another.
+func (i *Image) restoreNetworks(now ImageNow) (acts []Act) {
+	for _, before := range i.Before.Networks {
+		network, differing := i.networkNow(before, now.Project)
+		if len(differing) > 0 && (network.ID == "" || !now.Kept[network.ID]) {
+			acts = append(acts, Act{Do: ReplaceNetwork, Network: network, NetworkBefore: before, Why: strings.Join(differing, ", ")})
+		}
+	}
+	return acts
+}
+
+// networkNow returns the network that is now in the place of one of before, and what
+// of it differs.
+func (i *Image) networkNow(before Network, now Project) (Network, []string) {
+	if before.Settings == nil || i.RestartBegun == nil {
+		return before, nil
+	}
+	at := slices.IndexFunc(now.Networks, func(n Network) bool { return n.Name == before.Name })
+	if at < 0 {
+		return Network{}, []string{"it is missing"}
+	}
+	network := now.Networks[at]
+	if network.ID == before.ID || network.Settings == nil {
+		return network, nil
+	}
+	var differing []string
+	for _, name := range before.Settings.Differences(*network.Settings) {
+		differing = append(differing, "other "+name)
+	}
+	return network, differing
+}
+
+// Restores says that a rollback is responsible for a service.
+func (i *Image) Restores(service string) bool {
 	return i.IsTarget(service) || slices.Contains(i.Touched, service)
 }
 
 // restoreContainers returns the next acts for containers. complete says that none is
 // left to do.
 func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
-	for _, repair := range now.Project.Repairs(i.isOurs) {
+	for _, repair := range now.Project.Repairs(i.Restores) {
 		acts = append(acts, Act{Do: MendContainer, Repair: repair, Container: repair.Container, Why: "a restart was interrupted"})
 	}
 	if len(acts) > 0 {
@@ -121,12 +163,31 @@ func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
 		}
 	}
 	services := slices.Compact(slices.Sorted(slices.Values(slices.Concat(i.Before.Services(), now.Project.Services()))))
+	of := map[string][]Act{}
 	for _, service := range services {
-		if i.isOurs(service) {
-			acts = append(acts, i.restoreService(now, service)...)
+		if i.Restores(service) {
+			of[service] = i.restoreService(now, service)
+		}
+	}
+	for _, service := range services {
+		if !slices.ContainsFunc(i.sharedBy(service), func(other string) bool { return len(of[other]) > 0 }) {
+			acts = append(acts, of[service]...)
 		}
 	}
 	return acts, true
+}
+
+// sharedBy returns the other services whose namespaces the containers of one use. A
+// container is made for the one that it shares, and started after it.
+func (i *Image) sharedBy(service string) (others []string) {
+	for _, c := range i.Before.Of(service) {
+		for _, id := range c.Shares {
+			if owner, found := i.Before.ByID(id); found && owner.Service != service {
+				others = append(others, owner.Service)
+			}
+		}
+	}
+	return others
 }
 
 // restoreService returns the next acts for a service.
@@ -185,6 +246,9 @@ func (i *Image) restoreService(now ImageNow, service string) []Act {
 // containers of before. It cannot if they name the services that they depend on: a
 // rollback touches no other service, and told so, compose leaves the names out.
 func (i *Image) canUseCompose(now ImageNow, service string, want []Container) bool {
+	if len(i.sharedBy(service)) > 0 {
+		return false // compose's hash of the configuration has the other container's id
+	}
 	if len(i.Compose) == 0 || len(want) == 0 || now.Tried[service] {
 		return false
 	}
@@ -237,12 +301,12 @@ func (i *Image) InPlaceOf(before Container, now Project) (Container, bool) {
 // in its place now. It is empty for the same container, and for one that was made
 // like it.
 func (n ImageNow) Differences(before, now Container) []string {
-	if now.ID == before.ID {
-		return nil
-	}
-	var differing []string
 	if now.ID == "" {
 		return []string{"it is missing"}
+	}
+	differing := n.cutOff(before, now)
+	if now.ID == before.ID {
+		return append(differing, n.Differing[now.ID]...)
 	}
 	if now.ImageID != before.ImageID {
 		differing = append(differing, fmt.Sprintf("image %s instead of %s", now.ImageID, before.ImageID))
@@ -254,6 +318,23 @@ func (n ImageNow) Differences(before, now Container) []string {
 		differing = append(differing, "other volumes")
 	}
 	return append(differing, n.Differing[now.ID]...)
+}
+
+// cutOff lists the networks of before in which a container has no place now. A
+// compose that fails to replace a network leaves the containers of before so.
+func (n ImageNow) cutOff(before, now Container) (missing []string) {
+	for _, name := range slices.Sorted(maps.Keys(before.Networks)) {
+		id, connected := now.Networks[name]
+		is := func(network Network) bool { return network.Name == name && network.ID == id }
+		named := func(network Network) bool { return network.Name == name }
+		switch {
+		case !connected:
+			missing = append(missing, "it is not connected to network "+name)
+		case id != "" && slices.ContainsFunc(n.Project.Networks, named) && !slices.ContainsFunc(n.Project.Networks, is):
+			missing = append(missing, "it is connected to a network "+name+" that was removed")
+		}
+	}
+	return missing
 }
 
 // restoreState returns the acts after which a container runs, or does not, as one
@@ -305,6 +386,8 @@ func (a Act) String() string {
 		return "Stopping container " + a.Container.Name + ": " + a.Why
 	case PauseContainer:
 		return "Pausing container " + a.Container.Name + ": " + a.Why
+	case ReplaceNetwork:
+		return "Creating network " + a.NetworkBefore.Name + " again: " + a.Why
 	case RemoveContainer:
 		return "Removing container " + a.Container.Name + ": " + a.Why
 	case RemoveNetwork:
@@ -321,7 +404,7 @@ func (a Act) String() string {
 func (i *Image) Equal(now ImageNow) (images, configurations string, differences []string) {
 	var ids, hashes []string
 	for _, before := range i.Before.Containers {
-		if !i.isOurs(before.Service) {
+		if !i.Restores(before.Service) {
 			continue
 		}
 		c, _ := inPlaceOf(before, now.Project.Of(before.Service))
@@ -338,6 +421,12 @@ func (i *Image) Equal(now ImageNow) (images, configurations string, differences 
 	for _, c := range now.Project.Containers {
 		if i.IsTarget(c.Service) && len(i.Before.Of(c.Service)) == 0 {
 			differences = append(differences, fmt.Sprintf("container %s: it was not there", c.Name))
+		}
+	}
+	for _, before := range i.Before.Networks {
+		_, differing := i.networkNow(before, now.Project)
+		for _, difference := range differing {
+			differences = append(differences, fmt.Sprintf("network %s: %s", before.Name, difference))
 		}
 	}
 	for _, name := range i.Names {

@@ -15,11 +15,11 @@ func imageTest() (*Image, ImageNow) {
 	other := Container{ID: "bbbbbbbbbbbb1", Name: "p-other-1", Service: "other", Number: 1, ImageID: "sha256:other", Image: "p-other", ConfigHash: "other", State: "running", StartedAt: started, Health: "healthy"}
 	i := &Image{
 		EngineSeen: true, Project: "p", Services: []string{"web"}, Compose: []string{"docker", "compose"}, RestartBegun: &started,
-		Before: Project{Containers: []Container{other, web}, Networks: []Network{{"p_default", "n1"}}},
+		Before: Project{Containers: []Container{other, web}, Networks: []Network{{Name: "p_default", ID: "n1"}}},
 		Names:  []ImageName{{"p-web", "sha256:old"}},
 	}
 	now := ImageNow{
-		Project: Project{Containers: []Container{other, web}, Networks: []Network{{"p_default", "n1"}}},
+		Project: Project{Containers: []Container{other, web}, Networks: []Network{{Name: "p_default", ID: "n1"}}},
 		Images:  map[string]bool{"sha256:old": true, "sha256:other": true}, Names: map[string]string{"p-web": "sha256:new", "p-other": "sha256:other"},
 		Differing: map[string][]string{}, Hashes: map[string]string{"web": "hash"}, Tried: map[string]bool{}, Kept: map[string]bool{},
 	}
@@ -91,12 +91,12 @@ func TestRestoreDecides(t *testing.T) {
 		"no image before":     {func(i *Image, _ *ImageNow) { i.Names[0].ID = "" }, "untag image p-web"},
 		"name is in use":      {func(i *Image, now *ImageNow) { i.Names[0].ID = ""; now.Kept["p-web"] = true }, ""},
 		"new network": {func(_ *Image, now *ImageNow) {
-			now.Project.Networks = append(now.Project.Networks, Network{"p_new", "n2"})
+			now.Project.Networks = append(now.Project.Networks, Network{Name: "p_new", ID: "n2"})
 		},
 			"tag image p-web sha256:old; remove network p_new"},
 		"new network before the restart": {func(i *Image, now *ImageNow) {
 			i.RestartBegun = nil
-			now.Project.Networks = append(now.Project.Networks, Network{"p_new", "n2"})
+			now.Project.Networks = append(now.Project.Networks, Network{Name: "p_new", ID: "n2"})
 		}, "tag image p-web sha256:old"},
 		"interrupted, old one is there": {func(_ *Image, now *ImageNow) {
 			temporary := *now.web()
@@ -302,5 +302,70 @@ func TestWhoseAnonymousVolumes(t *testing.T) {
 				t.Errorf("%q, added %t", got, added)
 			}
 		})
+	}
+}
+
+// TestAServiceThatWasCutOffIsSeenAndMadeAgain has a service beside the target that
+// uses the network of the target's container, which the run has replaced.
+func TestAServiceThatWasCutOffIsSeenAndMadeAgain(t *testing.T) {
+	t.Parallel()
+	i, now := imageTest()
+	web := i.Before.Containers[1].ID
+	i.Before.Containers[0].Shares, now.Project.Containers[0].Shares = []string{web}, []string{web}
+	if changes, _, _ := i.OtherChanges(now.Project, false); len(changes) > 0 {
+		t.Errorf("before the restart: %v", changes)
+	}
+	now.young()
+	changes, touched, _ := i.OtherChanges(now.Project, false)
+	if got, want := strings.Join(changes, "; "), "other (container bbbbbbbbbbbb uses the network or processes of p-web-1, which was removed: name both services in the plan's restart)"; got != want {
+		t.Errorf("changes are %s, want %s", got, want)
+	}
+	i.AddOthers(touched, nil)
+	now.Differing["bbbbbbbbbbbb1"] = []string{"cut off"}
+	now.Tried["web"] = true
+	var acts []string
+	for _, act := range i.Restore(now) {
+		acts = append(acts, act.String())
+	}
+	if got := strings.Join(acts, "; "); !strings.Contains(got, "Creating container p-web-1 again") || strings.Contains(got, "p-other-1") {
+		t.Errorf("while web is not as before: %s", got)
+	}
+	now.web().ID, now.web().ImageID, now.web().StartedAt = "dddddddddddd1", "sha256:old", i.Before.Containers[1].StartedAt
+	acts = nil
+	for _, act := range i.Restore(now) {
+		acts = append(acts, act.String())
+	}
+	if got, want := strings.Join(acts, "; "), "Creating container p-other-1 again: cut off"; !strings.Contains(got, want) {
+		t.Errorf("then: %s, want %s", got, want)
+	}
+	if _, _, differences := i.Equal(now); !slices.Contains(differences, "container p-other-1: cut off") {
+		t.Errorf("differences are %v", differences)
+	}
+}
+
+// TestContainersWithoutTheirNetworks has a compose that has failed to replace a
+// network: the container of before is there, and not connected.
+func TestContainersWithoutTheirNetworks(t *testing.T) {
+	t.Parallel()
+	i, now := imageTest()
+	now.Names["p-web"] = "sha256:old"
+	i.Before.Containers[1].Networks = map[string]string{"p_default": "n1", "p_back": "n2"}
+	for text, networks := range map[string]map[string]string{
+		"":                                      {"p_default": "n1", "p_back": "n2"},
+		"it is not connected to network p_back": {"p_default": "n1"},
+		"it is connected to a network p_default that was removed": {"p_default": "n0", "p_back": "n2"},
+	} {
+		now.web().Networks = networks
+		_, _, differences := i.Equal(now)
+		acts := i.Restore(now)
+		if text == "" {
+			if len(differences) > 0 || len(acts) > 0 {
+				t.Errorf("%v, %v", differences, acts)
+			}
+			continue
+		}
+		if !slices.Contains(differences, "container p-web-1: "+text) || len(acts) != 1 || acts[0].Do != ComposeUp {
+			t.Errorf("%s: %v, %v", text, differences, acts)
+		}
 	}
 }
