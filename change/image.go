@@ -405,7 +405,7 @@ func (i *Image) AddAnonymous(now Project) bool {
 	}
 	added := false
 	for _, c := range now.Containers {
-		if _, found := i.Before.ByID(c.ID); found || c.created.Before(*i.LastRestart) || !i.isOurs(c.Service) && !slices.Contains(i.Appeared, c.ID) {
+		if _, found := i.Before.ByID(c.ID); found || c.created.Before(*i.LastRestart) || !i.Restores(c.Service) && !slices.Contains(i.Appeared, c.ID) {
 			continue
 		}
 		for _, name := range c.ownVolumes {

@@ -82,6 +82,9 @@ type Engine interface {
 	RemoveContainer(ctx context.Context, id string) error
 	RemoveNetwork(ctx context.Context, id string) error
 	RemoveVolume(ctx context.Context, name string) error
+	CreateNetwork(ctx context.Context, name string, settings compose.NetworkSettings) error
+	DisconnectNetwork(ctx context.Context, id, container string) error
+	NetworkUsers(ctx context.Context, id, project string) ([]compose.Container, error)
 	InspectImage(ctx context.Context, nameOrID string) (compose.Image, error)
 	TagImage(ctx context.Context, id, name string) error
 	UntagImage(ctx context.Context, name string) error

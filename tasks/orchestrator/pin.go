@@ -411,7 +411,10 @@ func (s *stepRun) makePin(ctx context.Context, pin change.Pin) error {
 // pin, from the file beside the archive, or from the container itself. It returns
 // nil if none of them is left.
 func (s *stepRun) recordedContainer(ctx context.Context, pin change.Pin) (*compose.Inspection, error) {
-	found, err := s.config.Engine.FindPin(ctx, pin.Name)
+	found, err := compose.Pin{}, compose.ErrNotFound
+	if pin.Name != "" {
+		found, err = s.config.Engine.FindPin(ctx, pin.Name)
+	}
 	if err == nil && found.Inspection != nil && found.Inspection.ID() == pin.Container {
 		return found.Inspection, nil
 	}

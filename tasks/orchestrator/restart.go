@@ -203,6 +203,11 @@ func (s *stepRun) proveReplacement(ctx context.Context, log *artifacts.Log, comm
 	if !isCompose || !slices.Contains([]string{"up", "create", "restart", "start", "scale"}, line.Subcommand) || line.DryRun {
 		return nil
 	}
+	for _, c := range now.Containers {
+		if owner := image.CutOff(c, now); owner != "" && image.IsTarget(c.Service) {
+			return commandError(fmt.Sprintf("After the restart, container %s uses the network or processes of container %s, which was removed: name both services in the plan's restart", c.Name, owner))
+		}
+	}
 	wanted := map[string]string{}
 	for _, container := range now.Containers {
 		if !image.IsTarget(container.Service) || !change.CanBeNamed(container.Image) || wanted[container.Image] != "" {

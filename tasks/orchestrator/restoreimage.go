@@ -97,6 +97,8 @@ type imageRestore struct {
 	log *artifacts.Log
 	// tried and kept are those of [change.ImageNow].
 	tried, kept map[string]bool
+	// places are [change.Image.Places] at the last look.
+	places map[string]string
 }
 
 // compareOthers finds out which other services a restart has changed, if that was not
@@ -182,6 +184,7 @@ func (r *imageRestore) look(ctx context.Context) (change.ImageNow, error) {
 		return now, err
 	}
 	now.Project = change.ProjectOf(project)
+	r.places = image.Places(now.Project)
 	names := map[string]bool{}
 	ids := map[string]bool{}
 	for _, name := range image.Names {
@@ -192,8 +195,11 @@ func (r *imageRestore) look(ctx context.Context) (change.ImageNow, error) {
 		names[before.Image] = true
 		ids[before.ImageID] = true
 		c, found := image.InPlaceOf(before, now.Project)
+		if name := image.CutOff(c, now.Project); name != "" && image.Restores(before.Service) {
+			now.Differing[c.ID] = []string{"it uses the network or processes of container " + name + ", which was removed"}
+		}
 		switch {
-		case !found || c.ID != before.ID && len(now.Differences(before, c)) > 0:
+		case !found || len(now.Differences(before, c)) > 0:
 			r.askCompose(ctx, &now, before.Service)
 		case c.ID != before.ID:
 			if now.Differing[c.ID], err = r.compare(ctx, before, c); err != nil {
@@ -259,12 +265,16 @@ func (r *imageRestore) compare(ctx context.Context, before, now change.Container
 // recordedBefore returns the configuration of a container of before, nil if it is
 // not recorded.
 func (r *imageRestore) recordedBefore(ctx context.Context, before change.Container) (*compose.Inspection, error) {
-	for _, pin := range r.record.Image.Pins {
-		if pin.Container == before.ID {
-			return r.recordedContainer(ctx, pin)
-		}
+	pin := change.Pin{Container: before.ID} // other services have none, but may still have the container
+	if at := slices.IndexFunc(r.record.Image.Pins, func(pin change.Pin) bool { return pin.Container == before.ID }); at >= 0 {
+		pin = r.record.Image.Pins[at]
 	}
-	return nil, nil
+	recorded, err := r.recordedContainer(ctx, pin)
+	if err != nil || recorded == nil {
+		return nil, err
+	}
+	moved := recorded.Sharing(r.places)
+	return &moved, nil
 }
 
 // do carries out acts in their order. It returns the first error.
@@ -330,6 +340,8 @@ func (r *imageRestore) doOne(ctx context.Context, act change.Act) error {
 		return engine.PauseContainer(ctx, act.Container.ID)
 	case change.RemoveContainer:
 		return engine.RemoveContainer(ctx, act.Container.ID)
+	case change.ReplaceNetwork:
+		return r.replaceNetwork(ctx, act)
 	case change.RemoveNetwork:
 		if err := engine.RemoveNetwork(ctx, act.Network.ID); err != nil {
 			return r.keep(act.Network.ID, err)
@@ -344,6 +356,42 @@ func (r *imageRestore) doOne(ctx context.Context, act change.Act) error {
 		return nil
 	}
 	return fmt.Errorf("unknown act %q", act.Do)
+}
+
+// replaceNetwork puts a network like that of before in the place of the present one,
+// which must have no containers but those that the rollback brings back.
+func (r *imageRestore) replaceNetwork(ctx context.Context, act change.Act) error {
+	engine, image := r.config.Engine, r.record.Image
+	if act.Network.ID != "" {
+		users, err := engine.NetworkUsers(ctx, act.Network.ID, image.Project)
+		if err != nil {
+			return err
+		}
+		own := r.ownRestore()
+		if err := own.findOwn(ctx); err != nil {
+			return err
+		}
+		for _, user := range users {
+			switch {
+			case own.own != nil && own.own.ID == user.ID:
+				return r.keep(act.Network.ID, fmt.Errorf("network %s is used by container %s, in which this worker runs", act.Network.Name, user.Name))
+			case user.Service == "" || !image.Restores(user.Service):
+				return r.keep(act.Network.ID, fmt.Errorf("network %s is used by container %s, which is not the run's", act.Network.Name, user.Name))
+			}
+		}
+		for _, user := range users {
+			if err := engine.StopContainer(ctx, user.ID); err != nil {
+				return err
+			}
+			if err := engine.DisconnectNetwork(ctx, act.Network.ID, user.ID); err != nil {
+				return err
+			}
+		}
+		if err := engine.RemoveNetwork(ctx, act.Network.ID); err != nil {
+			return err
+		}
+	}
+	return engine.CreateNetwork(ctx, act.NetworkBefore.Name, *act.NetworkBefore.Settings)
 }
 
 // keep leaves something in the engine that it refuses to remove.

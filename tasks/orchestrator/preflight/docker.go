@@ -213,6 +213,17 @@ func (s Subject) LookAtTarget() Look {
 					}
 					all = append(all, containers...)
 				}
+				if project.Target.Project == "" || len(project.Services) == 0 {
+					continue // compose derives the name, or acts on all services
+				}
+				switch sharers, err := s.Engine.ListSharers(ctx, project.Target.Project, project.Services); {
+				case err != nil:
+					return refuse("The engine's log may say more", "the containers of project %s cannot be inspected: %s", project.Target.Project, oneLine(err.Error()))
+				case len(sharers) > 0:
+					together := append([]string{"up", "-d", "--no-deps"}, slices.Concat(project.Services, sharers)...)
+					return refuse("Have the plan replace all of them: "+strings.Join(slices.Concat(project.Target.Prefix, together), " "),
+						"service %s uses the network or processes of the container of service %s, and would be cut off when that is replaced", strings.Join(sharers, ", "), strings.Join(project.Services, ", "))
+				}
 			}
 			if len(all) == 0 {
 				return ok("no container to replace")
