@@ -13,7 +13,7 @@ import (
 )
 
 // Image is the change of a run to the images and containers of a compose project:
-// what was there before, and what keeps it. It has ids and names; the configuration
+// what was there before, and what keeps it. It has ids, names and settings of networks; the configuration
 // of containers, which contains secrets, is in the pins.
 type Image struct {
 	// EngineSeen says that the engine that compose uses has answered this worker.
