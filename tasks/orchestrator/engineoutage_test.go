@@ -74,12 +74,14 @@ func (c *composeEnv) throughProxy() *engineProxy {
 	p := new(engineProxy)
 	scheme, address, _ := strings.Cut(c.engine.Host(), "://")
 	if scheme != "unix" && scheme != "tcp" {
-		c.t.Skipf("the engine at %s cannot be reached through a proxy", c.engine.Host())
+		c.t.Fatalf("the engine at %s cannot be reached through a proxy", c.engine.Host())
 	}
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, scheme, address)
 	}}
-	next := &httputil.ReverseProxy{Transport: transport, Director: func(r *http.Request) { r.URL.Scheme, r.URL.Host = "http", client.DummyHost }}
+	next := &httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+		r.Out.URL.Scheme, r.Out.URL.Host = "http", client.DummyHost
+	}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
 		var spoil spoiling
