@@ -259,6 +259,8 @@ func TestSourcesThatAreRefused(t *testing.T) {
 		"ghp:" + token:                    "its beginning must be one of env:",
 		"env:":                            "name of a variable",
 		"env:" + token + "!":              "not the credential itself",
+		"env:" + token:                    "not the credential itself",
+		"env:GH_TOKEN,github_pat_11A_x":   "not the credential itself",
 		"env:A,":                          "name of a variable",
 		"file:relative/path":              "absolute path",
 		"file:":                           "absolute path",

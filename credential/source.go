@@ -33,6 +33,9 @@ func (s Source) Variables() []string { return s.variables }
 
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// githubToken is how tokens of GitHub begin, and no variable of anybody.
+var githubToken = regexp.MustCompile(`^(gh[pousr]_|github_pat_)`)
+
 // Parse parses the text of a source. It opens nothing and starts nothing. Errors do not
 // contain the text: whoever writes the credential itself by mistake must not find it in
 // a log.
@@ -47,7 +50,8 @@ func Parse(text string) (Source, error) {
 	case kind == "env":
 		for name := range strings.SplitSeq(rest, ",") {
 			name = strings.TrimSpace(name)
-			if !variableName.MatchString(name) {
+			// A GitHub token has the form of a name.
+			if !variableName.MatchString(name) || githubToken.MatchString(name) {
 				return Source{}, errors.New("after env: it must have the name of a variable, or several names separated by commas, not the credential itself")
 			}
 			source.variables = append(source.variables, name)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,6 +261,18 @@ func TestExport(t *testing.T) {
 	shell(`sed -i 's/"exit":1/"exit":0/' audit.jsonl`)
 	if got := shell(script); got == files["audit.head"] || !strings.Contains(got, "is broken") {
 		t.Errorf("after an edit the loop prints %q", got)
+	}
+
+	// A flag that says what is secret counts as its variable does.
+	p = start(t, append(s.env(), "REGISTRY_LOGIN=hunter2hunter2"), "runs", "export", run, "-o", "-", "--redact-names", "registry_*")
+	p.exit()
+	flagged, err := zip.NewReader(strings.NewReader(p.stdout.String()), int64(len(p.stdout.String())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := fs.ReadFile(flagged, "run-"+run+"/artifacts/secret.log")
+	if err != nil || strings.Contains(string(secret), "hunter2hunter2") {
+		t.Errorf("secret.log is %q, %v", secret, err)
 	}
 
 	// The name is taken now, and stays.

@@ -71,7 +71,7 @@ func (f *exportFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	e := &exporter{ctx: ctx, db: db, detail: detail, redactor: p.redactor(), names: map[string]bool{}, now: time.Now().UTC()}
+	e := &exporter{ctx: ctx, db: db, detail: detail, redactor: p.redactorOf(c.redaction()), names: map[string]bool{}, now: time.Now().UTC()}
 	if place, err := c.artifactDirectory().WithDefaults().ForRun(detail.Run.ArtifactRoot, id); err == nil {
 		e.dir = place.Dir
 	}

@@ -59,13 +59,18 @@ func (p *program) redactor() *artifacts.Redactor {
 	p.making.Lock()
 	defer p.making.Unlock()
 	if p.made == nil {
-		known := withoutSources(p.env)
-		for _, arg := range p.args {
-			known = append(known, "ARGUMENT="+arg)
-		}
-		p.made = artifacts.NewRedactor(known, environmentRules(p.env))
+		p.made = p.redactorOf(environmentRules(p.env))
 	}
 	return p.made
+}
+
+// redactorOf knows the same secrets, and those of all settings, which may be flags.
+func (p *program) redactorOf(rules artifacts.Rules) *artifacts.Redactor {
+	known := withoutSources(p.env)
+	for _, arg := range p.args {
+		known = append(known, "ARGUMENT="+arg)
+	}
+	return artifacts.NewRedactor(known, rules)
 }
 
 func isTerminal(f *os.File) bool {

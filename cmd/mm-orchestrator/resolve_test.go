@@ -101,6 +101,7 @@ func TestPrecedence(t *testing.T) {
 		{"prefetch: multiplied", environment{"ORCHESTRATOR_PREFETCH=4", "ORCHESTRATOR_CONCURRENCY=3"}, nil, func(c *configuration) string { return fmt.Sprint(c.PrefetchCount()) }, "12"},
 		{"time: seconds", environment{"MM_ORCHESTRATOR_WAIT=1.5"}, nil, func(c *configuration) string { return c.Wait.String() }, "1.5s"},
 		{"time: units", environment{"MM_ORCHESTRATOR_STEP_TIME_LIMIT=1h30m"}, nil, func(c *configuration) string { return c.StepLimit.String() }, "1h30m0s"},
+		{"running is enough: empty is none", environment{"MM_ORCHESTRATOR_RUNNING_IS_ENOUGH="}, nil, func(c *configuration) string { return strings.Join(c.RunningIsEnough, " ") }, ""},
 		{"listen: empty is off", environment{"MM_ORCHESTRATOR_LISTEN="}, nil, func(c *configuration) string { return c.Listen }, ""},
 		{"bool: flag alone", environment{"MM_ORCHESTRATOR_LISTEN=0.0.0.0:1"}, []string{"--listen-remote"}, func(c *configuration) string { return fmt.Sprint(c.ListenRemote) }, "true"},
 		{"log level: Celery's", environment{"ORCHESTRATOR_LOG_LEVEL=CRITICAL"}, nil, func(c *configuration) string { return c.LogLevel.String() }, "ERROR"},

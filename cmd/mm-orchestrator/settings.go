@@ -618,7 +618,7 @@ var orchestratorSettings = []setting{
 	},
 	{
 		flag: "running-is-enough", form: "service,…", topic: topicSteps,
-		vars: names("MM_ORCHESTRATOR_RUNNING_IS_ENOUGH"),
+		vars: []variable{{name: "MM_ORCHESTRATOR_RUNNING_IS_ENOUGH", emptyCounts: true}},
 		def:  "celery-worker,orchestrator",
 		help: "Services that verify calls healthy when they run for the quiet period, although neither the plan nor the container has a health check. For any other service, such a run fails, because nothing proves that the service works. " +
 			"A plan can say so too, by \"runningIsEnough\": true among the parameters of verify. Empty means none.",
