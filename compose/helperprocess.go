@@ -42,12 +42,18 @@ const (
 // RunHelper is the process of a helper: it reads its task from a folder, works
 // until it is done, and prints its events. It continues what an earlier process
 // has begun in the folder. After an error it can be run again.
-func RunHelper(ctx context.Context, folder string, output io.Writer) error {
+//
+// What it prints stays in the engine's log of its container: it has the last lines of the
+// log of a container that did not come up. redact gets the command's environment, and
+// returns what removes its secrets from a text. The events in the folder are read by the
+// worker, which removes secrets itself.
+func RunHelper(ctx context.Context, folder string, output io.Writer, redact func(environ []string) func(string) string) error {
 	h, close, err := openHelper(folder, output)
 	if err != nil {
 		return err
 	}
 	defer close()
+	h.redact = redact(h.task.Environ)
 	engine, err := NewEngine(EngineConfig{Host: h.task.Host, CertPath: h.task.CertPath})
 	if err != nil {
 		return err
@@ -180,6 +186,8 @@ type helperProcess struct {
 	state  HelperState
 	events *os.File
 	output io.Writer
+	// redact removes secrets from what is printed.
+	redact func(string) string
 }
 
 func openHelper(folder string, output io.Writer) (h *helperProcess, close func(), err error) {
@@ -187,7 +195,7 @@ func openHelper(folder string, output io.Writer) (h *helperProcess, close func()
 	if err != nil {
 		return nil, nil, fmt.Errorf("this command is for the helper containers that a worker starts: %w", err)
 	}
-	h = &helperProcess{folder: folder, output: output, started: time.Now(), interval: helperInterval, hopelessAfter: hopelessAfter}
+	h = &helperProcess{folder: folder, output: output, redact: func(text string) string { return text }, started: time.Now(), interval: helperInterval, hopelessAfter: hopelessAfter}
 	if err := json.Unmarshal(text, &h.task); err != nil {
 		return nil, nil, fmt.Errorf("task of the helper: %w", err)
 	}
@@ -233,7 +241,7 @@ func (h *helperProcess) emit(e HelperEvent) error {
 	case HelperCommandEnded:
 		fmt.Fprintf(h.output, "%s with code %d\n", e.Kind, e.Code)
 	default:
-		fmt.Fprintln(h.output, strings.TrimSuffix(string(e.Kind)+": "+e.Text, ": "))
+		fmt.Fprintln(h.output, h.redact(strings.TrimSuffix(string(e.Kind)+": "+e.Text, ": ")))
 	}
 	return nil
 }

@@ -284,3 +284,22 @@ func TestHelperStartsAConfirmedContainerAgain(t *testing.T) {
 		t.Errorf("%v, events %s, started %d times, want %s", err, e.kinds(), e.service.starts, want)
 	}
 }
+
+// What a helper prints is read by people, and stays in the engine's log.
+func TestAHelperPrintsNoSecrets(t *testing.T) {
+	t.Parallel()
+	e := newHelperEnv(t, "")
+	var printed strings.Builder
+	h, end, err := openHelper(e.folder, &printed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	h.service = e.service
+	h.redact = func(text string) string { return strings.ReplaceAll(text, "reason", "***") }
+	e.service.set(Container{ID: "new", Name: "p-worker-1", Service: "worker", State: "exited"})
+	h.noteLogs(t.Context())
+	if got, want := printed.String(), "note: the log of container p-worker-1 ends:\nthe ***\n"; got != want {
+		t.Errorf("printed %q, want %q", got, want)
+	}
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
 
@@ -32,7 +33,9 @@ var restartServiceCommand = &command{
 			if *standby {
 				return compose.RunStandby(ctx, in.words[0], p.stdout)
 			}
-			return compose.RunHelper(ctx, in.words[0], p.stdout)
+			return compose.RunHelper(ctx, in.words[0], p.stdout, func(environ []string) func(string) string {
+				return artifacts.NewRedactor(withoutSources(environ), environmentRules(environ)).String
+			})
 		}
 	},
 }
