@@ -81,7 +81,7 @@ func TestContainersAreRead(t *testing.T) {
 		t.Fatalf("%+v, %v", containers, err)
 	}
 	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web Number:0 ImageID:sha256:1 ConfigHash: Replaces:false DependsOn: Created:0001-01-01 00:00:00 +0000 UTC State:running Health:unhealthy ExitCode:0 Restarts:3 RestartPolicy: Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC "+
-		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]} Networks:[] Volumes:map[] OwnVolumes:[]}"; got != want {
+		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]} Networks:[] NetworkIDs:map[] Shares:[d] Volumes:map[] OwnVolumes:[]}"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	tail, err := e.LogTail(t.Context(), "b", 20)

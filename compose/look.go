@@ -2,7 +2,9 @@ package compose
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
@@ -34,7 +36,7 @@ func (e *Engine) RootDirectory(ctx context.Context) (string, error) {
 // processes or IPC of a container of these services, sorted. Once that is replaced,
 // they have no network, and cannot be started again.
 func (e *Engine) ListSharers(ctx context.Context, project string, services []string) ([]string, error) {
-	list, err := e.Containers(ctx, project, "")
+	list, err := e.list(ctx, project, "")
 	if err != nil {
 		return nil, err
 	}
@@ -54,11 +56,21 @@ func (e *Engine) ListSharers(ctx context.Context, project string, services []str
 	return slices.Compact(sharers), nil
 }
 
+// list lists containers before a run. It asks once more if it gets no answer: one
+// connection that is cut must not refuse a run.
+func (e *Engine) list(ctx context.Context, project, service string) ([]Container, error) {
+	list, err := e.Containers(ctx, project, service)
+	if errors.Is(err, ErrUnreachable) && pause(ctx, 200*time.Millisecond) == nil {
+		list, err = e.Containers(ctx, project, service)
+	}
+	return list, err
+}
+
 // ListImages lists the names of the containers of a service, and the ids of those
 // images of theirs that the engine no longer has: somebody has removed them by
 // force.
 func (e *Engine) ListImages(ctx context.Context, project, service string) (containers, missing []string, err error) {
-	list, err := e.Containers(ctx, project, service)
+	list, err := e.list(ctx, project, service)
 	if err != nil {
 		return nil, nil, err
 	}

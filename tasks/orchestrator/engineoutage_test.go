@@ -127,15 +127,18 @@ func TestAMomentaryFaultOfTheEngineDegradesNoRun(t *testing.T) {
 			c := newLayoutEnv(t, oneService, composePrograms(t)["newest"])
 			before := c.state()
 			proxy := c.throughProxy()
-			isFirst := true
+			looks := 0
 			proxy.set(func(r *http.Request) spoiling {
 				filters := r.URL.Query().Get("filters")
-				// The look before the run asks for each service.
-				if spoil == nil || !isFirst || !strings.HasSuffix(r.URL.Path, "/containers/json") || !strings.Contains(filters, c.project) || strings.Contains(filters, ".service=") {
+				if spoil == nil || !strings.HasSuffix(r.URL.Path, "/containers/json") || !strings.Contains(filters, c.project) || strings.Contains(filters, ".service=") {
 					return nil
 				}
-				isFirst = false
-				return spoil
+				// The first is that of the look before the run, which asks again, and the
+				// third the first one of the step.
+				if looks++; looks == 1 || looks == 3 {
+					return spoil
+				}
+				return nil
 			})
 			if spoil == nil {
 				c.testEnv.program("compose", `case "$*" in *"ps --all --quiet"*) [ -e "$0.failed" ] || { touch "$0.failed"; echo "Cannot connect to the Docker daemon" >&2; exit 1; } ;; esac
@@ -144,7 +147,7 @@ exec `+c.composeEnv.program+` "$@"`)
 			}
 			undo := c.change()
 			c.succeed("build")
-			if spoil != nil && proxy.count() != 1 {
+			if spoil != nil && proxy.count() != 2 {
 				t.Fatalf("%d requests were spoiled", proxy.count())
 			}
 			if spoil == nil {
