@@ -58,7 +58,7 @@ var Fields = []Field{
 	{"services.NAME.verify", "", "What the step verify asks for."},
 	{"services.NAME.verify.quietPeriod", formDuration, "How long the service has to stay well, from 100ms."},
 	{"services.NAME.verify.runningIsEnough", formBool, "true: a service without a health check is healthy when it has run for the quiet period."},
-	{"services.NAME.verify.healthURL", formURL, "The URL that verify asks instead of the plan's."},
+	{"services.NAME.verify.healthURL", formURL, "The URL that verify asks instead of the plan's. Logs and rows show it without its password and without the values in its query."},
 	{"services.NAME.verify.appCheck", formList, "A command that checks what a health check does not see, as a list of words. Its program must be one that plans may start."},
 	{"services.NAME.approval", "", "How runs wait for an approval."},
 	{"services.NAME.approval.wait", formDuration, "How long a run may hold the workspace while it waits for an approval before verify, from 1s."},
