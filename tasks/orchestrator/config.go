@@ -72,6 +72,7 @@ type Metrics interface {
 // documents the methods.
 type Engine interface {
 	compose.State
+	HasAnswered() bool
 	Project(ctx context.Context, name string) (compose.Project, error)
 	InspectContainer(ctx context.Context, id string) (compose.Inspection, compose.Container, error)
 	CreateContainer(ctx context.Context, name string, from compose.Inspection) (string, error)

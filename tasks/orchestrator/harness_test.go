@@ -287,6 +287,8 @@ type fakeEngine struct {
 	calls      int
 }
 
+func (*fakeEngine) HasAnswered() bool { return false }
+
 func (f *fakeEngine) Containers(_ context.Context, _, service string) ([]compose.Container, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -132,8 +132,7 @@ func (s *stepRun) engineHasAnswered() bool {
 	if image := s.record.Image; image != nil && image.EngineSeen {
 		return true
 	}
-	engine, tells := s.config.Engine.(interface{ HasAnswered() bool })
-	return tells && engine.HasAnswered()
+	return s.config.Engine != nil && s.config.Engine.HasAnswered()
 }
 
 // untilKnownEngineAnswers is untilEngineAnswers for an engine that has answered before.
@@ -208,13 +207,13 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
+	isRead := err == nil
 	if errors.Is(err, compose.ErrUnreadable) && plan.Project != "" {
 		config, err = compose.Config{Name: plan.Project}, nil
 	}
 	if err != nil {
 		return unseen(err)
 	}
-	isRead := err == nil
 	project, err := s.seeProject(ctx, plan, config.Name, isRead)
 	switch {
 	case err == nil:

@@ -249,6 +249,8 @@ func TestAnEngineThatComposeDoesNotUse(t *testing.T) {
 		err        error
 		warning    string
 		seen       bool
+		// answered: the engine has answered before.
+		answered bool
 	}{
 		"the same":            {docker: composeStandIn + "\ncase \"$*\" in *' ps '*) echo " + api + ";; esac", containers: known, seen: true},
 		"no container at all": {docker: composeStandIn, seen: true},
@@ -256,13 +258,18 @@ func TestAnEngineThatComposeDoesNotUse(t *testing.T) {
 		"an empty engine":     {docker: composeStandIn, containers: known, warning: "it has no container of project moonmind"},
 		"no configuration":    {docker: "echo hello", containers: known, warning: "is not a configuration"},
 		"no list":             {docker: composeStandIn + "\ncase \"$*\" in *' ps '*) echo hello;; esac", containers: known, warning: "prints no list of containers"},
+		"an old compose":      {docker: "case \"$*\" in *--format*|*' ps '*) echo unknown flag >&2; exit 16;; esac\n" + composeStandIn, containers: known, warning: "unknown flag", answered: true},
 		"no engine":           {docker: composeStandIn, err: compose.ErrUnreachable, warning: "docker engine is unreachable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newTestEnv(t)
 			b.program("docker", test.docker)
-			b.config.Engine = &fakeEngine{containers: func(int, string) ([]compose.Container, error) { return test.containers, test.err }}
+			engine := &fakeEngine{containers: func(int, string) ([]compose.Container, error) { return test.containers, test.err }}
+			b.config.Engine = engine
+			if test.answered {
+				b.config.Engine = knownEngine{engine}
+			}
 			b.plan(`[{"name": "build"}]`)
 			b.succeed("build")
 			record, err := change.Decode(b.steps.change.Record)

@@ -52,6 +52,8 @@ type stuckEngine struct {
 	containers []compose.Container
 }
 
+func (stuckEngine) HasAnswered() bool { return false }
+
 func (e stuckEngine) Containers(ctx context.Context, _, _ string) ([]compose.Container, error) {
 	if !time.Now().Before(e.until) {
 		return nil, hang(ctx)
