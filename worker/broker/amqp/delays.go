@@ -85,42 +85,15 @@ func (c *connection) declareDelays(ctx context.Context, queueType string, queues
 	})
 }
 
-// declareDelaysOn sends about 140 methods, of which only the last is answered: one round
-// trip.
+// declareDelaysOn sends more than a hundred methods, of which only the last is answered:
+// one round trip. It begins at the end of the way, so that what a message goes on to is
+// there already.
 func declareDelaysOn(ch *amqp.Channel, queueType string, queues []broker.Queue) error {
-	exchange := func(name string) error { return ch.ExchangeDeclare(name, "topic", true, false, false, true, nil) }
-	for bit := delayBits - 1; bit >= 0; bit-- {
-		name, next := delayName(bit), delayDelivery
-		if bit > 0 {
-			next = delayName(bit - 1)
-		}
-		arguments := map[string]any{
-			"x-queue-type": queueType, "x-overflow": "reject-publish", "x-message-ttl": int64(1000) << bit, "x-dead-letter-exchange": next,
-		}
-		if queueType == "quorum" {
-			arguments["x-dead-letter-strategy"] = "at-least-once"
-		}
-		table, err := amqpTable(arguments)
-		if err != nil {
-			return err
-		}
-		if err := exchange(name); err != nil {
-			return err
-		}
-		if err := exchange(next); err != nil {
-			return err
-		}
-		if _, err := ch.QueueDeclare(name, true, false, false, true, table); err != nil {
-			return err
-		}
-		// The bits before this one may have any value.
-		before := strings.Repeat("*.", delayBits-1-bit)
-		if err := ch.QueueBind(name, before+"1.#", name, true, nil); err != nil {
-			return err
-		}
-		if err := ch.ExchangeBind(next, before+"0.#", name, true, nil); err != nil {
-			return err
-		}
+	exchange := func(name string, noWait bool) error {
+		return ch.ExchangeDeclare(name, "topic", true, false, false, noWait, nil)
+	}
+	if err := exchange(delayDelivery, true); err != nil {
+		return err
 	}
 	for _, q := range queues {
 		key := q.RoutingKey
@@ -134,5 +107,34 @@ func declareDelaysOn(ch *amqp.Channel, queueType string, queues []broker.Queue) 
 			return err
 		}
 	}
-	return ch.ExchangeDeclare(delayDelivery, "topic", true, false, false, false, nil)
+	next := delayDelivery
+	for bit := range delayBits {
+		name := delayName(bit)
+		arguments := map[string]any{
+			"x-queue-type": queueType, "x-overflow": "reject-publish", "x-message-ttl": int64(1000) << bit, "x-dead-letter-exchange": next,
+		}
+		if queueType == "quorum" {
+			arguments["x-dead-letter-strategy"] = "at-least-once"
+		}
+		table, err := amqpTable(arguments)
+		if err != nil {
+			return err
+		}
+		if err := exchange(name, true); err != nil {
+			return err
+		}
+		if _, err := ch.QueueDeclare(name, true, false, false, true, table); err != nil {
+			return err
+		}
+		// The bits before this one may have any value.
+		before := strings.Repeat("*.", delayBits-1-bit)
+		if err := ch.QueueBind(name, before+"1.#", name, true, nil); err != nil {
+			return err
+		}
+		if err := ch.ExchangeBind(next, before+"0.#", name, true, nil); err != nil {
+			return err
+		}
+		next = name
+	}
+	return exchange(next, false)
 }
