@@ -32,58 +32,52 @@ func (e *Engine) RootDirectory(ctx context.Context) (string, error) {
 	return info.Info.DockerRootDir, nil
 }
 
-// ListSharers lists the other services of which a running container uses the network,
-// processes or IPC of a container of these services, sorted. Once that is replaced,
-// they have no network, and cannot be started again.
-func (e *Engine) ListSharers(ctx context.Context, project string, services []string) ([]string, error) {
-	list, err := e.list(ctx, project, "")
-	if err != nil {
-		return nil, err
-	}
-	var owners, sharers []string
-	for _, c := range list {
-		if slices.Contains(services, c.Service) {
-			owners = append(owners, c.ID)
-		}
-	}
-	for _, c := range list {
-		uses := slices.ContainsFunc(c.Shares, func(id string) bool { return slices.Contains(owners, id) })
-		if uses && (isUp(c) || c.State == "paused") && !slices.Contains(services, c.Service) {
-			sharers = append(sharers, c.Service)
-		}
-	}
-	slices.Sort(sharers)
-	return slices.Compact(sharers), nil
+// Targets are the containers of the services that a run is about to replace.
+type Targets struct {
+	// Containers are their names.
+	Containers []string
+	// Gone has, by service, the ids of their images that the engine no longer has:
+	// somebody has removed them by force.
+	Gone map[string][]string
+	// Sharers are the other services of which a running container uses the network,
+	// processes or IPC of one of the targets, sorted. Once that is replaced, they have no
+	// network, and cannot be started again.
+	Sharers []string
 }
 
-// list lists containers before a run. It asks once more if it gets no answer: one
-// connection that is cut must not refuse a run.
-func (e *Engine) list(ctx context.Context, project, service string) ([]Container, error) {
-	list, err := e.Containers(ctx, project, service)
+// FindTargets lists the containers of services. It asks once more for them if it gets no
+// answer: before a run, one connection that is cut must not refuse it.
+func (e *Engine) FindTargets(ctx context.Context, project string, services []string) (Targets, error) {
+	list, err := e.Containers(ctx, project, "")
 	if errors.Is(err, ErrUnreachable) && pause(ctx, 200*time.Millisecond) == nil {
-		list, err = e.Containers(ctx, project, service)
+		list, err = e.Containers(ctx, project, "")
 	}
-	return list, err
-}
-
-// ListImages lists the names of the containers of a service, and the ids of those
-// images of theirs that the engine no longer has: somebody has removed them by
-// force.
-func (e *Engine) ListImages(ctx context.Context, project, service string) (containers, missing []string, err error) {
-	list, err := e.list(ctx, project, service)
 	if err != nil {
-		return nil, nil, err
+		return Targets{}, err
 	}
+	found := Targets{Gone: map[string][]string{}}
+	var ids []string
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	for _, container := range list {
-		containers = append(containers, container.Name)
-		switch _, err := e.client.ImageInspect(ctx, container.ImageID); {
+	for _, c := range list {
+		if !slices.Contains(services, c.Service) {
+			continue
+		}
+		found.Containers, ids = append(found.Containers, c.Name), append(ids, c.ID)
+		switch _, err := e.client.ImageInspect(ctx, c.ImageID); {
 		case errdefs.IsNotFound(err):
-			missing = append(missing, container.ImageID)
+			found.Gone[c.Service] = append(found.Gone[c.Service], c.ImageID)
 		case err != nil:
-			return nil, nil, e.failed("inspect image "+container.ImageID, err)
+			return Targets{}, e.failed("inspect image "+c.ImageID, err)
 		}
 	}
-	return containers, missing, nil
+	for _, c := range list {
+		uses := slices.ContainsFunc(c.Shares, func(id string) bool { return slices.Contains(ids, id) })
+		if uses && (isUp(c) || c.State == "paused") && !slices.Contains(services, c.Service) {
+			found.Sharers = append(found.Sharers, c.Service)
+		}
+	}
+	slices.Sort(found.Sharers)
+	found.Sharers = slices.Compact(found.Sharers)
+	return found, nil
 }

@@ -200,30 +200,24 @@ func (s Subject) LookAtTarget() Look {
 			}
 			var all []string
 			for _, project := range s.Projects {
-				for _, service := range project.Services {
-					if project.Target.Project == "" {
-						continue // compose derives the name
-					}
-					containers, missing, err := s.Engine.ListImages(ctx, project.Target.Project, service)
-					switch {
-					case err != nil:
-						return refuse("The engine's log may say more", "the containers of service %s of project %s cannot be inspected: %s", service, project.Target.Project, oneLine(err.Error()))
-					case len(missing) > 0:
-						return note("Build or pull the image, or expect a rollback that has to build", "the image of a container of service %s is gone: %s", service, strings.Join(missing, ", "))
-					}
-					all = append(all, containers...)
-				}
 				if project.Target.Project == "" || len(project.Services) == 0 {
 					continue // compose derives the name, or acts on all services
 				}
-				switch sharers, err := s.Engine.ListSharers(ctx, project.Target.Project, project.Services); {
-				case err != nil:
+				found, err := s.Engine.FindTargets(ctx, project.Target.Project, project.Services)
+				if err != nil {
 					return refuse("The engine's log may say more", "the containers of project %s cannot be inspected: %s", project.Target.Project, oneLine(err.Error()))
-				case len(sharers) > 0:
-					together := append([]string{"up", "-d", "--no-deps"}, slices.Concat(project.Services, sharers)...)
-					return refuse("Have the plan replace all of them: "+strings.Join(slices.Concat(project.Target.Prefix, together), " "),
-						"service %s uses the network or processes of the container of service %s, and would be cut off when that is replaced", strings.Join(sharers, ", "), strings.Join(project.Services, ", "))
 				}
+				if len(found.Sharers) > 0 {
+					together := append([]string{"up", "-d", "--no-deps"}, slices.Concat(project.Services, found.Sharers)...)
+					return refuse("Have the plan replace all of them: "+strings.Join(slices.Concat(project.Target.Prefix, together), " "),
+						"service %s uses the network or processes of the container of service %s, and would be cut off when that is replaced", strings.Join(found.Sharers, ", "), strings.Join(project.Services, ", "))
+				}
+				for _, service := range project.Services {
+					if gone := found.Gone[service]; len(gone) > 0 {
+						return note("Build or pull the image, or expect a rollback that has to build", "the image of a container of service %s is gone: %s", service, strings.Join(gone, ", "))
+					}
+				}
+				all = append(all, found.Containers...)
 			}
 			if len(all) == 0 {
 				return ok("no container to replace")

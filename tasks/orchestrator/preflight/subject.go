@@ -41,12 +41,8 @@ type Engine interface {
 	Ping(ctx context.Context) error
 	// RootDirectory is where the engine has images and containers, as it names it.
 	RootDirectory(ctx context.Context) (string, error)
-	// ListImages lists the containers of a service, and the ids of those images of
-	// theirs that the engine no longer has.
-	ListImages(ctx context.Context, project, service string) (containers, missing []string, err error)
-	// ListSharers lists the other services of which a running container uses the
-	// network, processes or IPC of a container of these services.
-	ListSharers(ctx context.Context, project string, services []string) ([]string, error)
+	// FindTargets lists the containers of services.
+	FindTargets(ctx context.Context, project string, services []string) (compose.Targets, error)
 }
 
 // A Project is a compose project that the looks are about.
