@@ -177,7 +177,7 @@ func (p *planner) optionsForTasks(s Signature) (Object, error) {
 	var options Object
 	for _, o := range s.Options {
 		switch {
-		case string(o.Value) == "null" || slices.Contains(ofCanvas, o.Key):
+		case isNull(o.Value) || slices.Contains(ofCanvas, o.Key):
 		case o.Key == "chord":
 			return nil, p.unsupported(s, "it is part of a chord; "+chordAdvice)
 		case s.Task == "celery.chain" && (o.Key == "link" || o.Key == "link_error"):
@@ -193,6 +193,9 @@ func (p *planner) optionsForTasks(s Signature) (Object, error) {
 // handOver returns s with the options of the chain or group around it. They take
 // precedence over its own, but links are added and stamps stay.
 func (p *planner) handOver(options Object, s Signature) (Signature, error) {
+	if len(options) == 0 {
+		return s, nil
+	}
 	stamps, _ := plainValue(s.Options.Get("stamped_headers")).([]any)
 	var set []Member
 	for _, o := range options {
@@ -207,9 +210,6 @@ func (p *planner) handOver(options Object, s Signature) (Signature, error) {
 			o.Value = merged
 		}
 		set = append(set, o)
-	}
-	if len(set) == 0 {
-		return s, nil
 	}
 	with, err := s.WithOptions(set...)
 	if err != nil {
