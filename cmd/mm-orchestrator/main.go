@@ -64,7 +64,8 @@ func (p *program) redactor() *artifacts.Redactor {
 	return p.made
 }
 
-// redactorOf knows the same secrets, and those of all settings, which may be flags.
+// redactorOf knows the secrets of the environment and of the command line by rules of
+// its caller, such as those of all settings, flags included.
 func (p *program) redactorOf(rules artifacts.Rules) *artifacts.Redactor {
 	known := withoutSources(p.env)
 	for _, arg := range p.args {
