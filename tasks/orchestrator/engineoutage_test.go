@@ -50,6 +50,14 @@ func cutOff(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	panic(http.ErrAbortHandler)
 }
 
+// refused is the engine's answer while something is in the way.
+func refused(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+	w.Header().Set("Api-Version", "1.41")
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusConflict)
+	fmt.Fprint(w, `{"message": "conflict with something that goes on"}`)
+}
+
 // lostAnswer lets the engine do what it was asked, and loses the answer.
 func lostAnswer(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	next.ServeHTTP(httptest.NewRecorder(), r)
@@ -192,16 +200,25 @@ func TestARollbackOutlastsAnOutageBehindAProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	proxy := c.throughProxy()
-	outage := 0
-	seen := map[string]bool{}
+	outage, refusals := 0, 0
+	asked := map[string]int{}
 	proxy.set(func(r *http.Request) spoiling {
 		act := r.Method + " " + r.URL.Path
 		switch {
 		case outage > 0:
 			outage--
 			return unavailable
-		case r.Method != http.MethodGet && r.Method != http.MethodHead && !seen[act]:
-			seen[act], outage = true, 3
+		case r.Method == http.MethodGet, r.Method == http.MethodHead:
+			return nil
+		case refusals == 1: // what has been lost is not done yet
+			refusals++
+			return refused
+		}
+		switch asked[act]++; {
+		case asked[act] <= 3:
+			return unavailable
+		case asked[act] == 4:
+			outage, refusals = 3, max(refusals, 1)
 			return lostAnswer
 		}
 		return nil
@@ -209,8 +226,8 @@ func TestARollbackOutlastsAnOutageBehindAProxy(t *testing.T) {
 	if _, failure := c.restoreImage(t.Context()); failure != nil {
 		t.Fatalf("%v\n%s", failure, c.artifact("rollback.log"))
 	}
-	if len(seen) < 4 {
-		t.Errorf("acts: %v", seen)
+	if len(asked) < 4 || refusals != 2 {
+		t.Errorf("acts: %v, refusals: %d", asked, refusals)
 	}
 	proxy.set(nil)
 	c.isAsBefore(before, c.state())
