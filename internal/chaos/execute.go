@@ -113,7 +113,7 @@ func (l *lane) runTrial(ctx context.Context, t Trial) *outcome {
 	return o
 }
 
-func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
+func (l *lane) perform(ctx context.Context, t Trial, o *outcome) (err error) {
 	l.trial = t
 	l.clearTraps()
 	if _, err := l.trace.read(); err != nil {
@@ -136,6 +136,11 @@ func (l *lane) perform(ctx context.Context, t Trial, o *outcome) error {
 			return err
 		}
 	}
+	removeGate, err := l.gate(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, removeGate()) }()
 	release, err := l.configureWorkers(t)
 	if err != nil {
 		return err

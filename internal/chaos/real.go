@@ -172,9 +172,6 @@ func (l *lane) watchReal(ctx context.Context, o *outcome) (err error) {
 	if err := l.real.engine.RemovePins(ctx, l.real.Name); err != nil {
 		return err
 	}
-	if err := l.setGate(ctx, o.trial.Gate); err != nil {
-		return err
-	}
 	random := rand.New(rand.NewPCG(o.trial.Seed, uint64(o.trial.Number)))
 	o.watch, err = l.real.Watch(ctx, o.trial.Workspace, random, l.realChange(o.trial))
 	return err

@@ -2,7 +2,6 @@ package chaos
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -24,9 +23,14 @@ const (
 	encryptionKey  = "key of the API"
 )
 
-// setGate gives the lane's service an approval gate, or none.
-func (l *lane) setGate(ctx context.Context, requirement string) error {
-	return moonmind.SetGate(ctx, l.pool, cmp.Or(requirement, "none"))
+// gate gives the lane's service the trial's approval gate until remove is called: the
+// lane's next trial may be of a kind whose runs nobody approves.
+func (l *lane) gate(ctx context.Context) (remove func() error, err error) {
+	if l.trial.Gate == "" {
+		return func() error { return nil }, nil
+	}
+	remove = func() error { return moonmind.SetGate(context.WithoutCancel(ctx), l.pool, "none") }
+	return remove, moonmind.SetGate(ctx, l.pool, l.trial.Gate)
 }
 
 // approve does what POST …/approvals does before the run's message is published. A gate
