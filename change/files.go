@@ -10,6 +10,9 @@ type Files struct {
 	// says why there is none: only the plan's own commands can undo the change.
 	Baseline string `json:"baseline,omitempty"`
 	Missing  string `json:"missing,omitempty"`
+	// WithoutPatch says that the plan has no patch: another step has captured the
+	// workspace, and no allow-list counts.
+	WithoutPatch bool `json:"withoutPatch,omitempty"`
 	// Applied says that the plan's diff was applied.
 	Applied bool `json:"applied,omitempty"`
 	// Change is the id of what the run has altered, for LoadChange; "" while that is

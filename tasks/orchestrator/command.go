@@ -205,7 +205,7 @@ func (s *stepRun) deploy(ctx context.Context, log *artifacts.Log, workspace stri
 	if failure := step.before(log); failure != nil {
 		return fail(failure)
 	}
-	watched, failure := s.beforeDeployment(ctx)
+	watched, failure := s.beforeDeployment(ctx, log, workspace, step.command)
 	if failure != nil {
 		return fail(failure)
 	}

@@ -158,8 +158,8 @@ func (f *runFiles) shownPath(d change.Difference) string {
 // After it returns without a failure, either the run can be taken back, or the
 // record says why it cannot. It returns nil if there is no baseline.
 //
-// It is called before the first command of a patch. A later start of the step keeps
-// the first baseline.
+// It is called before the first command of a patch, or of another step in a plan
+// without patch. A later start of the step keeps the first baseline.
 func (s *stepRun) captureBaseline(ctx context.Context, log *artifacts.Log, workspace string) (*runFiles, *Failure) {
 	if known := s.record.Files; known != nil && !known.Restored {
 		if known.Missing != "" {
@@ -170,13 +170,14 @@ func (s *stepRun) captureBaseline(ctx context.Context, log *artifacts.Log, works
 	ended := func() *Failure {
 		return commandError("The state of the workspace was not captured before the step was ended: " + context.Cause(ctx).Error())
 	}
+	withoutPatch := s.step != store.StepPatch
 	f, err := s.openRepository(ctx, workspace)
 	if err != nil {
 		if context.Cause(ctx) != nil {
 			return nil, ended()
 		}
 		s.log.Warn("workspace cannot be captured: a rollback runs the plan's own commands", "workspace", workspace, "error", err)
-		s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Missing: cut(s.clean(err.Error()))}, false
+		s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Missing: cut(s.clean(err.Error())), WithoutPatch: withoutPatch}, false
 		return nil, s.saveRecord(ctx)
 	}
 	state, id, err := f.repository.Capture(ctx, s.runID, baselineRef)
@@ -190,7 +191,7 @@ func (s *stepRun) captureBaseline(ctx context.Context, log *artifacts.Log, works
 		log.Line(fmt.Sprintf("[Of these files size and time are kept, and no content, because they are not in git and too large: %s]", cut(strings.Join(s.shown(unread), ", "))))
 	}
 	f.before = state
-	s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Top: f.top, Baseline: id}, false
+	s.record.Files, s.record.Undone = &change.Files{Workspace: workspace, Top: f.top, Baseline: id, WithoutPatch: withoutPatch}, false
 	return f, s.saveRecord(ctx)
 }
 
@@ -363,7 +364,10 @@ type watchedCommand struct {
 
 // beforeDeployment records that a step begins that uses the workspace's files, and
 // looks at them, so that afterDeployment can tell what its command has altered.
-func (s *stepRun) beforeDeployment(ctx context.Context) (watchedCommand, *Failure) {
+func (s *stepRun) beforeDeployment(ctx context.Context, log *artifacts.Log, workspace string, command []string) (watchedCommand, *Failure) {
+	if failure := s.captureWithoutPatch(ctx, log, workspace, command); failure != nil {
+		return watchedCommand{}, failure
+	}
 	files := s.record.Files
 	if files == nil || files.Missing != "" || files.Restored {
 		return watchedCommand{}, nil
@@ -389,6 +393,21 @@ func (s *stepRun) beforeDeployment(ctx context.Context) (watchedCommand, *Failur
 	return watchedCommand{f, before}, nil
 }
 
+// captureWithoutPatch captures the workspace before a command that may alter it in a
+// plan without patch, such as a skill (docs/moonmind.md#skill-plans). What an earlier
+// worker without a record has altered cannot be told any more.
+func (s *stepRun) captureWithoutPatch(ctx context.Context, log *artifacts.Log, workspace string, command []string) *Failure {
+	_, isCompose := compose.ParseTarget(command)
+	files := s.record.Files
+	switch {
+	case isCompose, s.plan.patches(), files != nil && !files.WithoutPatch,
+		files == nil && (s.ranElsewhere || s.journal.skipped > 0):
+		return nil
+	}
+	_, failure := s.captureBaseline(ctx, log, workspace)
+	return failure
+}
+
 // afterDeployment returns a failure if the command has altered something outside of
 // the allow-list, after taking that back. What it has altered inside of it becomes
 // part of the run's change.
@@ -397,6 +416,9 @@ func (s *stepRun) beforeDeployment(ctx context.Context) (watchedCommand, *Failur
 // workspace: of its effects, only those on files that git tracks, and on the
 // repository, count. So do those on what was in a folder that is gone: it comes back
 // with all that was in it.
+//
+// In a plan without patch the allow-list does not count, as in MoonMind. Any command
+// may start containers there, and what it has altered is recorded to be taken back.
 func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w watchedCommand, command []string) *Failure {
 	if w.files == nil || context.Cause(ctx) != nil {
 		return nil
@@ -407,11 +429,19 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 		return failure
 	}
 	_, isCompose := compose.ParseTarget(command)
-	isTracked := w.before.Tracks()
+	withoutPatch, before, isTracked := f.record.Files.WithoutPatch, w.before, w.before.Tracks()
+	first := withoutPatch && f.record.Files.Change == ""
+	if first {
+		// An earlier worker may have run the command.
+		before = f.before
+	}
+	if withoutPatch {
+		isTracked = tracksEither(before, after)
+	}
 	var list, side []change.Difference
-	var gone []string                                                      // folders with tracked files that the command has removed
-	for _, d := range change.Judge(w.before, after, f.rules(log.Path())) { // sorted: a folder comes before what is in it
-		container := isCompose && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path) &&
+	var gone []string                                                    // folders with tracked files that the command has removed
+	for _, d := range change.Judge(before, after, f.rules(log.Path())) { // sorted: a folder comes before what is in it
+		container := (isCompose || withoutPatch) && d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path) &&
 			!slices.ContainsFunc(gone, func(dir string) bool { return change.Below(dir, d.Path) })
 		if !container && d.Before != nil && d.Before.Kind == change.Folder && d.After == nil {
 			gone = append(gone, d.Path)
@@ -427,10 +457,15 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 	if list, failure = f.withoutLive(ctx, log, after, list); failure != nil {
 		return failure
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && !first {
 		return nil
 	}
 	list = append(list, side...)
+	if withoutPatch {
+		for i := range list {
+			list[i].Violation = ""
+		}
+	}
 	var known []change.Difference
 	if f.record.Files.Change != "" {
 		var err error
@@ -450,6 +485,13 @@ func (s *stepRun) afterDeployment(ctx context.Context, log *artifacts.Log, w wat
 	// Only what this command has altered.
 	f.before = w.before
 	return f.undoViolations(ctx, log, list)
+}
+
+// tracksEither returns a function that says whether git tracks a file in one of two
+// states.
+func tracksEither(a, b *change.State) func(path string) bool {
+	inA, inB := a.Tracks(), b.Tracks()
+	return func(path string) bool { return inA(path) || inB(path) }
 }
 
 // mergeChanges adds differences that were made later to earlier ones: before stays

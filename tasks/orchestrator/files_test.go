@@ -170,8 +170,8 @@ func deployPlan(t testing.TB, script, build string) string {
 	return plan + `, {"name": "build", "parameters": {"command": ["do", ` + string(text) + `]}}, {"name": "rollback"}]`
 }
 
-// noEngine is the line of a rollback after a build for which there was no engine.
-const noEngine = "[The run's record cannot bring back images and containers: the docker engine could not be read when the run began to change images. The plan has no commands for it]\n"
+// noCompose is the line of a rollback after a build without compose.
+const noCompose = "[The run's record cannot bring back images and containers: the plan builds and restarts by no docker compose command. The plan has no commands for it]\n"
 
 // rollbackKilled makes the next rollback one that another worker has begun.
 func (b *testEnv) rollbackKilled() {
@@ -214,10 +214,10 @@ func TestRollbackTakesBackTheChangeAndNothingElse(t *testing.T) {
 	same(t, "status", strings.Replace(b.status(), "?? meanwhile.txt\n", "", 1), before)
 	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
 	same(t, "policy.txt", b.text("policy.txt"), "edited again\n")
-	same(t, "log", b.artifact("rollback.log"), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
+	same(t, "log", b.artifact("rollback.log"), noCompose+"tree: as before the run (4 files restored, 0 set aside)")
 	b.rollbackKilled()
 	b.succeed("rollback")
-	same(t, "log", withoutNote(b.artifact("rollback.log")), noEngine+"tree: as before the run (4 files restored, 0 set aside)")
+	same(t, "log", withoutNote(b.artifact("rollback.log")), noCompose+"tree: as before the run (4 files restored, 0 set aside)")
 }
 
 // Somebody has edited a file of the run's change since: that version is set aside.
@@ -232,7 +232,7 @@ func TestRollbackSetsAsideWhatOthersHaveEdited(t *testing.T) {
 	b.succeed("rollback")
 	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
 	log := b.artifact("rollback.log")
-	if !strings.HasPrefix(log, noEngine+"[Edited by somebody since the run altered them, and set aside: api_service/requirements a b.txt, api_service/requirements.txt]\n") ||
+	if !strings.HasPrefix(log, noCompose+"[Edited by somebody since the run altered them, and set aside: api_service/requirements a b.txt, api_service/requirements.txt]\n") ||
 		!strings.HasSuffix(log, "\ntree: as before the run (2 files restored, 2 set aside)") {
 		t.Errorf("log %s", log)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +50,12 @@ func (p plan) find(step store.Step) (parameters, *Failure) {
 		}
 	}
 	return nil, valueError("Action plan missing step '" + string(step) + "'")
+}
+
+// patches says that the plan has a step patch, whose allow-list says which files the
+// run may alter.
+func (p plan) patches() bool {
+	return slices.ContainsFunc(p, func(entry any) bool { return store.StepName(entry) == string(store.StepPatch) })
 }
 
 // target returns the compose project and service that a plan is about: what its

@@ -69,6 +69,13 @@ func (s *stepRun) restoreFiles(ctx context.Context, log *artifacts.Log) (filesOu
 	if files.Change == "" {
 		// The worker was killed, or the step ended, while the run's commands ran.
 		list = change.Judge(f.before, now, f.rules(f.ownNames()...))
+		if files.WithoutPatch {
+			// The command may have started containers, whose files are theirs.
+			isTracked := tracksEither(f.before, now)
+			list = slices.DeleteFunc(list, func(d change.Difference) bool {
+				return d.Kind == change.EntryDiffers && d.GitDir == "" && !isTracked(d.Path)
+			})
+		}
 		if list, failure = f.withoutLive(ctx, log, now, list); failure != nil {
 			return filesOutcome{}, failure
 		}

@@ -28,6 +28,9 @@ func (s *stepRun) imageByCommands() string {
 	case image == nil && s.ranElsewhere:
 		return "a worker that keeps no record has run steps of this run"
 	case image != nil && !image.EngineSeen:
+		if _, isCompose := s.deployment(); !isCompose {
+			return "the plan builds and restarts by no docker compose command"
+		}
 		return "the docker engine could not be read when the run began to change images"
 	}
 	return ""

@@ -44,7 +44,8 @@ func (s *stepRun) resume(ctx context.Context) *Failure {
 	default:
 		return nil
 	}
-	if s.record.Files != nil {
+	// Without patch, the command that has made the change runs again.
+	if s.record.Files != nil && !s.record.Files.WithoutPatch {
 		if failure := s.resumeFiles(ctx); failure != nil {
 			return failure
 		}
