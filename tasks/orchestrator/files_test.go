@@ -359,6 +359,34 @@ func TestRollbackOfAFailedPatch(t *testing.T) {
 	same(t, "log", b.artifact("rollback.log"), "tree: as before the run (1 file restored, 0 set aside)")
 }
 
+// Wrong parameters of the plan's rollback do not keep a run from being taken back from
+// its record, which needs none of them.
+func TestRollbackWithWrongParameters(t *testing.T) {
+	t.Parallel()
+	for parameters, note := range map[string]string{
+		`{"strategies": "git-revert"}`:        "[Plan parameter strategies must be a list]\n",
+		`{"strategies": {"commands": []}}`:    "[Plan parameter strategies must be a list]\n",
+		`{"strategies": [{"commands": "x"}]}`: "",
+		`{"workspace": ["x"]}`:                "[Plan parameter workspace must be a text]\n",
+		`{"logArtifact": ["x"]}`:              "[Plan parameter logArtifact must be a text]\n",
+		`{"logArtifact": "../x"}`:             "[Artifact path escapes the run directory: ../x]\n",
+	} {
+		b := newDirty(t)
+		before := b.status()
+		plan := patchPlan(t, "echo two >> api_service/requirements.txt; exit 3", "")
+		b.plan(strings.TrimSuffix(plan, "]") + `, {"name": "rollback", "parameters": ` + parameters + `}]`)
+		b.fail("patch")
+		b.succeed("rollback")
+		same(t, parameters+" status", b.status(), before)
+		same(t, parameters+" log", b.artifact("rollback.log"), note+"tree: as before the run (1 file restored, 0 set aside)")
+	}
+	b := newDirty(t)
+	b.config.RollbackCommands = true
+	b.plan(`[{"name": "rollback", "parameters": {"strategies": "git-revert"}}]`)
+	failure, _ := b.fail("rollback")
+	same(t, "by commands", failure.Error(), "Plan parameter strategies must be a list")
+}
+
 func TestRollbackWithoutTheRunsDirectory(t *testing.T) {
 	t.Parallel()
 	b := newDirty(t)

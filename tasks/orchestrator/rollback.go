@@ -18,20 +18,12 @@ import (
 // The plan's own commands run instead where the configuration asks for that, and
 // for a part of which the run has no record.
 func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
-	strategies, failure := s.params.list("strategies")
-	if failure != nil {
-		return success{}, failure
-	}
-	workspace, failure := s.workspace()
-	if failure != nil {
-		return success{}, failure
-	}
-	name, failure := s.params.text("logArtifact", "rollback.log")
-	if failure != nil {
-		return success{}, failure
-	}
 	byCommands := s.planRollback()
 	nothing := s.nothingToTakeBack()
+	strategies, workspace, name, failure := s.rollbackParameters(nothing == "" && byCommands.some())
+	if failure != nil {
+		return success{}, failure
+	}
 	switch {
 	case nothing != "":
 		strategies = nil
@@ -39,6 +31,10 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 		strategies = byCommands.of(strategies)
 	}
 	log, failure := s.startLog(name, workspace, commandsOf(strategies))
+	if failure != nil && failure.Module == moduleStorage {
+		s.notes = append(s.notes, "["+s.clean(failure.Error())+": "+name+"]")
+		log, failure = s.startLog(rollbackLog, workspace, commandsOf(strategies))
+	}
 	if failure != nil {
 		return success{}, failure
 	}
@@ -66,6 +62,31 @@ func (s *stepRun) rollback(ctx context.Context) (success, *Failure) {
 	return done, nil
 }
 
+// rollbackLog is the step's log if the plan names no other.
+const rollbackLog = "rollback.log"
+
+// rollbackParameters reads the step's parameters. A wrong one does not keep the run
+// from being taken back from its record: it fails the step only if the plan's commands
+// are to run.
+func (s *stepRun) rollbackParameters(commands bool) (strategies []any, workspace, name string, failure *Failure) {
+	var failures [3]*Failure
+	strategies, failures[0] = s.params.list("strategies")
+	workspace, failures[1] = s.workspace()
+	name, failures[2] = s.params.text("logArtifact", rollbackLog)
+	failure = cmp.Or(failures[:]...)
+	if failure == nil || commands {
+		return strategies, workspace, name, failure
+	}
+	s.notes = append(s.notes, "["+s.clean(failure.Error())+"]")
+	if failures[1] != nil {
+		workspace = artifacts.Resolve(s.config.Workspace)
+	}
+	if failures[2] != nil {
+		name = rollbackLog
+	}
+	return strategies, workspace, name, nil
+}
+
 // nothingToTakeBack says why there is nothing to take back, before anything is looked
 // at; "" if there may be something.
 //
@@ -87,6 +108,8 @@ func (s *stepRun) nothingToTakeBack() string {
 // byCommands says which parts of a rollback are left to the plan's own commands,
 // and why; "" for a part that is brought back from the record.
 type byCommands struct{ files, image string }
+
+func (b byCommands) some() bool { return b.files != "" || b.image != "" }
 
 func (b byCommands) all() bool { return b.files != "" && b.image != "" }
 
