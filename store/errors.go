@@ -23,6 +23,8 @@ var (
 	// ErrLocked: another session has locked a row, and this call does not wait
 	// for it. Nothing was changed.
 	ErrLocked = errors.New("row locked")
+	// ErrNotLost: a worker of this program ends the run. Nothing was changed.
+	ErrNotLost = errors.New("run not lost")
 	// ErrSchema: a table, column or type is missing or not as expected.
 	ErrSchema = database.ErrSchema
 	// ErrInvalid: a value is malformed, or the tables cannot store it.

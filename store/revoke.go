@@ -18,6 +18,9 @@ type Revocation struct {
 	// Reason and By may be "".
 	Reason, By string
 	At         time.Time
+	// Lost says that no message of the run is left, as after a Python worker has died
+	// or failed without a record: see RevokeRun. It is not recorded.
+	Lost bool
 }
 
 // Text is the message of the step that the revocation ends.
@@ -37,8 +40,8 @@ type Revoked struct {
 	Revocation
 	// PreviousStatus is the run's status when it was revoked.
 	PreviousStatus RunStatus
-	// Ended: the run had not started, or awaited approval. It has failed now and is
-	// completed. Succeeded are its steps that had succeeded before, in the plan's
+	// Ended: the run had not started, or awaited approval, or was lost. It has failed
+	// now and is completed. Succeeded are its steps that had succeeded before, in the plan's
 	// order; they are not rolled back.
 	Ended     bool
 	Succeeded []Step
@@ -65,6 +68,11 @@ type Revoked struct {
 //     since no message of such a run can start a step or a rollback. One that has
 //     paused before verify is rolled back instead: EndUnapproved does that.
 //   - A rollback cannot be revoked.
+//   - With Lost set, RevokeRun fails and completes any other run in the same way,
+//     without rollback: nobody else could end a run that no worker of this program has
+//     ever had a message of. ErrNotLost if a worker of this program has a step or a
+//     parked message of it, or if it holds a workspace, since then a worker ends it
+//     (FailLost). ErrLocked, at once, while another session has locked its rows.
 //   - For any other run that has not ended, RevokeRun records the request:
 //     BeginStep and CheckClaim return it until the run has failed. A second call
 //     replaces the reason.
@@ -93,6 +101,12 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 		case !started, run.Status == RunAwaitingApproval && !revoked.Alive && !paused:
 			revoked.Ended = true
 			return s.failNextStep(ctx, tx, run, &revoked, token, id)
+		case r.Lost:
+			if err := checkLost(ctx, tx, run.ID); err != nil {
+				return err
+			}
+			revoked.Ended = true
+			return s.failNextStep(ctx, tx, run, &revoked, token, id)
 		}
 		if err := s.appendByHand(ctx, tx, run.ID, revokedRecord(r, id)); err != nil {
 			return err
@@ -108,6 +122,19 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	return revoked, err
 }
 
+// checkLost returns ErrNotLost if a worker of this program knows the run, and will end it.
+func checkLost(ctx context.Context, tx pgx.Tx, runID string) error {
+	var known bool
+	err := tx.QueryRow(ctx, `
+		SELECT EXISTS (SELECT FROM mm_orchestrator.claims WHERE run_id = $1 AND outcome IS NULL AND holder IS NOT NULL)
+		    OR EXISTS (SELECT FROM mm_orchestrator.parked WHERE run_id = $1)
+		    OR EXISTS (SELECT FROM mm_orchestrator.holds WHERE run_id = $1)`, runID).Scan(&known)
+	if err == nil && known {
+		err = failure(ErrNotLost, "run %s has the workspace, a parked message or a running step, so that a worker of this program ends it and rolls it back. Nothing was changed", runID)
+	}
+	return err
+}
+
 // revokedRecord is the record of the audit trail.
 func revokedRecord(r Revocation, id string) audit.Record {
 	return audit.Record{ID: id, Kind: audit.Revoked, At: r.At, By: r.By, Text: r.Reason}
@@ -118,8 +145,12 @@ func revokedRecord(r Revocation, id string) audit.Record {
 // whether the run has paused before verify.
 func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) (run Run, started, paused bool, err error) {
 	batch := &pgx.Batch{}
-	batch.Queue(lockStates, revoked.RunID, Steps())
-	batch.Queue(lockRun, revoked.RunID)
+	wait := ""
+	if revoked.Lost {
+		wait = ` NOWAIT` // a Python worker may be at a step of it, however long
+	}
+	batch.Queue(lockStates+wait, revoked.RunID, Steps())
+	batch.Queue(lockRun+wait, revoked.RunID)
 	batch.Queue(selectRun, revoked.RunID).QueryRow(func(row pgx.Row) (err error) {
 		if run, err = scanRun(row); errors.Is(err, pgx.ErrNoRows) {
 			return failure(ErrNotFound, "Run %s not found", revoked.RunID)
@@ -146,8 +177,7 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		}
 		return rows.Err()
 	})
-	err = tx.SendBatch(ctx, batch).Close()
-	return run, started, paused, err
+	return run, started, paused, lockedError(tx.SendBatch(ctx, batch).Close(), revoked.RunID)
 }
 
 // failNextStep records, in place of a worker, that the next step of a run has
@@ -177,11 +207,17 @@ func (s *Store) failNextStep(ctx context.Context, tx pgx.Tx, run Run, revoked *R
 		}
 		_, err = tx.Exec(ctx, `
 			UPDATE orchestrator_runs
-			SET status = 'failed', started_at = COALESCE(started_at, $2), completed_at = $2, updated_at = now()
+			SET status = 'failed', started_at = COALESCE(started_at, $2), completed_at = GREATEST(started_at, $2), updated_at = now()
 			WHERE id = $1`, run.ID, r.At)
 		return err
 	}
 	end := runChange{status: RunFailed, completedAt: r.At, runStarted: r.At, releaseHold: true}
+	if run.StartedAt != nil {
+		end.runStarted = *run.StartedAt
+		if end.completedAt.Before(end.runStarted) {
+			end.completedAt = end.runStarted
+		}
+	}
 	// The sweep of a worker publishes parked messages.
 	if _, err := s.failInPlace(ctx, tx, &claim, "", r.By, outcome, end); err != nil {
 		return err

@@ -52,6 +52,72 @@ func TestRevokeBeforeTheFirstStep(t *testing.T) {
 	}
 }
 
+// A run that only Python workers have had stays running if its message is lost: no
+// sweep finds it, and the API retries no run that is running. An operator ends it.
+func TestRevokeALostRunOfAPythonWorker(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{})
+	d.Rows(t, `UPDATE orchestrator_runs SET status = 'running', started_at = now() + interval '1 hour' WHERE id = $1 RETURNING id`, run)
+	d.Rows(t, `UPDATE spec_workflow_task_states SET plan_step_status = 'succeeded', status = 'succeeded', celery_task_id = 'py', started_at = now(), finished_at = now()
+		WHERE orchestrator_run_id = $1 AND plan_step = 'analyze' RETURNING id`, run)
+	if got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); err != nil || got.Ended {
+		t.Fatalf("not lost: %+v %v", got, err)
+	}
+
+	lost := store.Revocation{RunID: run, Reason: "its worker is gone", By: "ann@box", Lost: true}
+	tx, err := d.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE orchestrator_runs SET updated_at = now() WHERE id = $1`, run); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.RevokeRun(t.Context(), lost); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("during a step: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	got, err := s.RevokeRun(t.Context(), lost)
+	if err != nil || !got.Ended || got.PreviousStatus != store.RunRunning || len(got.Succeeded) != 1 {
+		t.Fatalf("%+v %v", got, err)
+	}
+	row, err := s.FindRun(t.Context(), run)
+	if err != nil || row.Status != store.RunFailed || row.CompletedAt == nil || !row.CompletedAt.Equal(*row.StartedAt) {
+		t.Errorf("run %+v %v", row, err)
+	}
+	if patch := d.State(t, run, store.StepPatch); patch["plan_step_status"] != "failed" || patch["message"] != "Revoked by operator ann@box: its worker is gone" {
+		t.Errorf("patch %+v", patch)
+	}
+	notRevoked(t, s, run)
+	d.Retry(t, run, store.StepAnalyze, "")
+	begin(t, s, run, store.StepAnalyze, "b")
+}
+
+// A run that a worker of this program has is not lost: it is ended and rolled back.
+func TestRevokeARunThatIsNotLost(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	run := d.Create(t, storetest.Seed{})
+	start := begin(t, s, run, store.StepAnalyze, "a")
+	for range 2 {
+		if _, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Lost: true}); !errors.Is(err, store.ErrNotLost) {
+			t.Errorf("%v", err)
+		}
+		if start.Claim.TaskID != "" {
+			finish(t, s, start.Claim, store.Outcome{Status: store.StepSucceeded, Message: "m"})
+			start.Claim.TaskID = ""
+		}
+	}
+	if row, err := s.FindRun(t.Context(), run); err != nil || row.Status != store.RunRunning {
+		t.Errorf("run %+v %v", row, err)
+	}
+}
+
 // A run that awaits approval, though a step of it was run before (a Python
 // worker runs what it is sent), fails at once as well: nothing is under way
 // that could end it.

@@ -190,10 +190,14 @@ func lockSuspect(ctx context.Context, tx pgx.Tx, suspect Suspect) error {
 	batch.Queue(lockStates+` NOWAIT`, suspect.RunID, Steps())
 	batch.Queue(lockRun+` NOWAIT`, suspect.RunID)
 	batch.Queue(`SELECT 1 FROM mm_orchestrator.holds WHERE workspace = $1 FOR UPDATE`, suspect.Workspace)
-	err := tx.SendBatch(ctx, batch).Close()
+	return lockedError(tx.SendBatch(ctx, batch).Close(), suspect.RunID)
+}
+
+// lockedError turns the error of a statement with NOWAIT into ErrLocked.
+func lockedError(err error, runID string) error {
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && refused.Code == lockNotAvailable {
-		return failure(ErrLocked, "run %s is in use: another session has locked its row or that of one of its steps", suspect.RunID)
+		return failure(ErrLocked, "run %s is in use: another session has locked its row or that of one of its steps", runID)
 	}
 	return err
 }

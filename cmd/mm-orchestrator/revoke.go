@@ -21,6 +21,7 @@ var revokeCommand = &command{
 	summary:  "stop a run and roll it back",
 	about: "Stops a run. If a step is running, its processes are killed, the step fails with the reason, and the run is rolled back. " +
 		"A run that has not started, or that waits for approval before it has changed anything, fails at once without rollback. One that waits before verify for its approval is rolled back. A run between two steps fails when its next step begins. A rollback cannot be revoked.\n\n" +
+		"A run that only Python workers have had, and of which no message is left, has no next step: --lost ends it at once, without rollback, so that it can be retried. It is refused while a worker has the run.\n\n" +
 		"The command waits for the result for as long as --wait says, and prints it. " +
 		"RUN is the id of a run or its beginning, as for `mm-orchestrator runs`.\n\n" +
 		"Exit code 0: the run has failed as requested, or is rolled back. 1: it had ended before, is already being rolled back, or no worker has stopped it yet.",
@@ -31,6 +32,7 @@ var revokeCommand = &command{
 	setup: func(fs *pflag.FlagSet) runFunc {
 		f := &revokeFlags{}
 		fs.StringVar(&f.reason, "reason", "", "Why the run is stopped, as `text`. It becomes part of the failed step's message. Default: none.")
+		fs.BoolVar(&f.lost, "lost", false, "No message of the run is left: end it at once, without rollback. Default: false.")
 		durationVar(fs, &f.wait, "wait", 15*time.Second, "How long to wait until the run has failed.")
 		return f.run
 	},
@@ -38,6 +40,7 @@ var revokeCommand = &command{
 
 type revokeFlags struct {
 	reason string
+	lost   bool
 	wait   time.Duration
 }
 
@@ -64,7 +67,7 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
-	request := store.Revocation{RunID: id, Reason: p.redactor().String(f.reason), By: p.operator()}
+	request := store.Revocation{RunID: id, Reason: p.redactor().String(f.reason), By: p.operator(), Lost: f.lost}
 	revoked, err := db.RevokeRun(ctx, request)
 	switch {
 	case err != nil:
@@ -75,6 +78,9 @@ func (f *revokeFlags) run(ctx context.Context, p *program, in input) (err error)
 		return fmt.Errorf("run %s has already failed and will be rolled back: a rollback cannot be revoked, nothing was changed", request.RunID)
 	case revoked.TooLate:
 		return fmt.Errorf("run %s is already %s: nothing was changed", request.RunID, revoked.PreviousStatus)
+	case revoked.Ended && revoked.PreviousStatus == store.RunRunning:
+		fmt.Fprintf(p.stdout, "run %s was running and is now failed. Nothing of it is rolled back%s\n", request.RunID, succeededText(revoked.Succeeded))
+		return nil
 	case revoked.Ended && len(revoked.Succeeded) > 0:
 		fmt.Fprintf(p.stdout, "run %s was waiting for approval and is now failed. Its succeeded steps are not rolled back: %s\n", request.RunID, joinSteps(revoked.Succeeded))
 		return nil
@@ -113,7 +119,7 @@ func (p *program) awaitRevoked(ctx context.Context, db *store.Store, id string, 
 		case run.Status == store.RunSucceeded:
 			return fmt.Errorf("run %s succeeded before it could be stopped", id)
 		case time.Now().After(deadline):
-			return fmt.Errorf("run %s is still %s after %s. The request is recorded: the next worker that gets a message of the run stops it; see `mm-orchestrator runs %s`", id, run.Status, wait, id)
+			return fmt.Errorf("run %s is still %s after %s. The request is recorded: the next worker that gets a message of the run stops it; see `mm-orchestrator runs %s`. If no message of it is left, use --lost", id, run.Status, wait, id)
 		}
 		select {
 		case <-ctx.Done():
@@ -121,6 +127,13 @@ func (p *program) awaitRevoked(ctx context.Context, db *store.Store, id string, 
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+func succeededText(steps []store.Step) string {
+	if len(steps) == 0 {
+		return ""
+	}
+	return "; these steps had succeeded: " + joinSteps(steps)
 }
 
 func joinSteps(steps []store.Step) string {

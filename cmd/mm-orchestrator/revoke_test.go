@@ -5,6 +5,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
 // A run is revoked while a step runs: the step fails at once with the reason, all its
@@ -47,6 +51,33 @@ func TestRevokeARunningRun(t *testing.T) {
 	again := start(t, s.env(), "runs", "revoke", id)
 	if code := again.exit(); code != exitFailure || !strings.Contains(again.stderr.String(), "is already rolled_back") {
 		t.Errorf("again: exit %d: %s", code, again.stderr.String())
+	}
+}
+
+// A run that a Python worker has left behind is ended without a worker.
+func TestRevokeALostRun(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	pool, err := pgxpool.New(t.Context(), s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	d := &storetest.Database{URL: s.database, Pool: pool}
+	id := d.Create(t, storetest.Seed{})
+	d.Rows(t, `UPDATE orchestrator_runs SET status = 'running', started_at = now() WHERE id = $1 RETURNING id`, id)
+	d.Rows(t, `UPDATE spec_workflow_task_states SET status = 'succeeded', plan_step_status = 'succeeded', celery_task_id = 'py', started_at = now(), finished_at = now()
+		WHERE orchestrator_run_id = $1 AND plan_step = 'analyze' RETURNING id`, id)
+	p := start(t, s.env(), "runs", "revoke", id, "--wait", "0s")
+	if code := p.exit(); code != exitFailure || !strings.Contains(p.stderr.String(), "If no message of it is left, use --lost") {
+		t.Errorf("exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	p = start(t, s.env(), "runs", "revoke", id, "--lost")
+	if code := p.exit(); code != exitOK || !strings.Contains(p.stdout.String(), "was running and is now failed. Nothing of it is rolled back; these steps had succeeded: analyze") {
+		t.Errorf("exit %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+	if got := s.run(t, id).Run.Status; got != "failed" {
+		t.Errorf("the run is %s", got)
 	}
 }
 
