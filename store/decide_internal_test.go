@@ -160,6 +160,25 @@ func TestConclude(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
+	// A plan with build after verify.
+	done := runChange{status: RunSucceeded, completedAt: ended, runStarted: began, skipRollback: true, releaseHold: true}
+	for _, c := range []struct {
+		step               Step
+		verified, isSingle bool
+		want               runChange
+	}{
+		{StepVerify, true, false, runChange{}},
+		{StepVerify, true, true, done},
+		{StepPatch, true, false, runChange{}},
+		{StepBuild, true, false, done},
+		{StepBuild, false, false, runChange{releaseHold: true}},
+		{StepRollback, true, true, runChange{status: RunRolledBack, completedAt: ended, runStarted: began, releaseHold: true}},
+	} {
+		before := finishState{startedAt: &began, hasRollback: true, lastStep: StepBuild, afterVerify: true, verified: c.verified}
+		if got := conclude(before, c.step, Outcome{Status: StepSucceeded, FinishedAt: ended, NothingFollows: c.isSingle}); got != c.want {
+			t.Errorf("%+v: %+v", c, got)
+		}
+	}
 	for _, status := range []RunStatus{RunPending, RunRunning, RunAwaitingApproval} {
 		for _, end := range []StepStatus{StepSucceeded, StepFailed} {
 			if got := conclude(finishState{status: status, startedAt: &began, hasRollback: true}, StepRollback, Outcome{Status: end, FinishedAt: ended}); got != (runChange{}) {

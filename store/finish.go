@@ -184,6 +184,9 @@ type finishState struct {
 	hasRollback bool
 	// lastStep is the last step of the plan, the rollback not counted.
 	lastStep Step
+	// afterVerify says that the plan has steps after verify, verified that the newest
+	// attempt of verify has succeeded.
+	afterVerify, verified bool
 	// attempt is the step's highest.
 	attempt    int
 	token      int64
@@ -206,16 +209,20 @@ func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (finishState, er
 		}
 		before.status, before.startedAt, before.completedAt = run.Status, run.StartedAt, run.CompletedAt
 		before.hasRollback, before.lastStep = run.HasRollback, lastStep(run.Steps)
+		before.afterVerify = before.lastStep != StepVerify && slices.Contains(planSteps(run.Steps), StepVerify)
 		return err
 	})
 	batch.Queue(`
 		SELECT c.token, c.worker, c.outcome IS NOT NULL,
 		       COALESCE((SELECT max(s.attempt) FROM spec_workflow_task_states AS s
-		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step::text = c.step), c.attempt)
+		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step::text = c.step), c.attempt),
+		       COALESCE((SELECT s.plan_step_status = 'succeeded' FROM spec_workflow_task_states AS s
+		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step = 'verify'
+		                 ORDER BY s.attempt DESC LIMIT 1), false)
 		FROM mm_orchestrator.claims AS c
 		WHERE c.run_id = $1 AND c.step = $2 AND c.attempt = $3
 		FOR UPDATE OF c`, claim.RunID, string(claim.Step), claim.Attempt).QueryRow(func(row pgx.Row) error {
-		err := row.Scan(&before.token, &before.worker, &before.hasOutcome, &before.attempt)
+		err := row.Scan(&before.token, &before.worker, &before.hasOutcome, &before.attempt, &before.verified)
 		if err == pgx.ErrNoRows {
 			return errNoClaim
 		}
@@ -254,17 +261,20 @@ func conclude(before finishState, step Step, outcome Outcome) runChange {
 			return end
 		}
 	}
+	// In a plan with steps after verify, the last of them ends the run: a run that has
+	// ended runs no step.
+	last := !before.afterVerify || outcome.NothingFollows
 	ended := true
 	switch {
 	case outcome.Status == StepFailed:
 		end.status = RunFailed
 		// If a rollback is to come, the run is failed but not completed.
 		ended = step == StepRollback || !before.hasRollback
-	case step == StepVerify:
-		end.status = RunSucceeded
-		end.skipRollback = before.hasRollback
 	case step == StepRollback:
 		end.status = RunRolledBack
+	case step == StepVerify && last, before.afterVerify && before.verified && (step == before.lastStep || last):
+		end.status = RunSucceeded
+		end.skipRollback = before.hasRollback
 	default:
 		ended = false
 	}

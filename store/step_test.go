@@ -272,6 +272,26 @@ func TestRowsOfAPythonWorker(t *testing.T) {
 	}
 }
 
+// TestStepsAfterVerify: a plan may have its steps in another order. All of them run.
+func TestStepsAfterVerify(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t)
+	plan := json.RawMessage(`[{"name": "verify"}, {"name": "analyze"}, {"name": "build"}, {"name": "rollback"}]`)
+	run := d.Create(t, storetest.Seed{Plan: plan})
+	for _, step := range []store.Step{store.StepVerify, store.StepAnalyze} {
+		if got := finish(t, s, begin(t, s, run, step, string(step)).Claim, good(step)); got.RunEnded || got.Status != store.RunRunning {
+			t.Errorf("after %s: %+v", step, got)
+		}
+	}
+	if got := finish(t, s, begin(t, s, run, store.StepBuild, "build").Claim, good(store.StepBuild)); !got.RunEnded || got.Status != store.RunSucceeded {
+		t.Errorf("after build: %+v", got)
+	}
+	if state := d.State(t, run, store.StepRollback); state["status"] != "skipped" {
+		t.Errorf("rollback %v", state)
+	}
+}
+
 // TestRunWithoutStates: a run that was not made by the API gets its rows.
 func TestRunWithoutStates(t *testing.T) {
 	t.Parallel()
