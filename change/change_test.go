@@ -80,6 +80,32 @@ func TestNamesThatAreNoUTF8ComeBack(t *testing.T) {
 	sameFingerprint(t, b.fingerprint(), before)
 }
 
+func TestRefsAndRepositoriesThatAreNoUTF8ComeBack(t *testing.T) {
+	t.Parallel()
+	b := newTestRepository(t)
+	b.shell(`git init -q .; printf x > a; git add .; git commit -q -m x
+git branch "$(printf 'caf\351')"; git branch "$(printf 'packed\351')"; git pack-refs --all; git branch "$(printf 'loose\351')"; git branch 'per%41'
+git symbolic-ref HEAD "refs/heads/$(printf 'caf\351')"
+nested="$(printf 'n\351')"; git init -q "$nested"; printf y > "$nested/f"; git -C "$nested" add f; git -C "$nested" commit -q -m y`)
+	before := b.fingerprint()
+	r := b.open(Options{})
+	state, id, err := r.Capture(t.Context(), testRun, "baseline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := r.Load(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := Compare(state, loaded); len(list) > 0 {
+		t.Errorf("a loaded state differs: %s", diffText(list))
+	}
+	b.shell(`git branch -q -D "$(printf 'loose\351')"; git symbolic-ref HEAD refs/heads/main
+rm -rf "$(printf 'n\351')"`)
+	b.restoreAll(r, id)
+	sameFingerprint(t, b.fingerprint(), before)
+}
+
 // restoreAll brings everything back to a captured state.
 func (b *testRepository) restoreAll(r *Repository, id string) {
 	b.t.Helper()

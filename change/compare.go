@@ -51,7 +51,8 @@ type differenceJSON Difference
 
 // MarshalJSON writes names that are not UTF-8 with escapes.
 func (d Difference) MarshalJSON() ([]byte, error) {
-	d.Path = escapeName(d.Path)
+	d.Path, d.GitDir = escapeName(d.Path), escapeName(d.GitDir)
+	d.RefBefore, d.RefAfter = escapeName(d.RefBefore), escapeName(d.RefAfter)
 	d.IndexBefore, d.IndexAfter = escapeIndex(d.IndexBefore, escapeName), escapeIndex(d.IndexAfter, escapeName)
 	return json.Marshal(differenceJSON(d))
 }
@@ -61,7 +62,8 @@ func (d *Difference) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, (*differenceJSON)(d)); err != nil {
 		return err
 	}
-	d.Path = unescapeName(d.Path)
+	d.Path, d.GitDir = unescapeName(d.Path), unescapeName(d.GitDir)
+	d.RefBefore, d.RefAfter = unescapeName(d.RefBefore), unescapeName(d.RefAfter)
 	d.IndexBefore, d.IndexAfter = escapeIndex(d.IndexBefore, unescapeName), escapeIndex(d.IndexAfter, unescapeName)
 	return nil
 }

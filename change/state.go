@@ -155,6 +155,34 @@ type GitDir struct {
 	indexErr error
 }
 
+// gitDirJSON has a GitDir's fields without its methods.
+type gitDirJSON GitDir
+
+// MarshalJSON writes names that are not UTF-8 with escapes.
+func (d GitDir) MarshalJSON() ([]byte, error) {
+	return json.Marshal(gitDirJSON(d.withNames(escapeName)))
+}
+
+// UnmarshalJSON reads what MarshalJSON has written.
+func (d *GitDir) UnmarshalJSON(data []byte) error {
+	if err := json.Unmarshal(data, (*gitDirJSON)(d)); err != nil {
+		return err
+	}
+	*d = d.withNames(unescapeName)
+	return nil
+}
+
+// withNames returns a copy with other names, as change gives them.
+func (d GitDir) withNames(change func(string) string) GitDir {
+	d.Path, d.WorkTree = change(d.Path), change(d.WorkTree)
+	refs := make(map[string]string, len(d.Refs))
+	for name, value := range d.Refs {
+		refs[change(name)] = change(value)
+	}
+	d.Refs = refs
+	return d
+}
+
 // A State is a repository at a moment: its work tree, its git directory, and those
 // of repositories inside.
 type State struct {
