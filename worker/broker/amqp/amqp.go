@@ -21,6 +21,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/internal/address"
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/worker/broker"
+	"github.com/moonladderstudios/mm-orchestrator/worker/internal/wire"
 )
 
 // Config says where the brokers are.
@@ -86,6 +87,6 @@ func (*Broker) CheckQueue(q broker.Queue) error {
 
 // CheckMessage returns a [broker.UnsendableError] if AMQP cannot carry the message.
 func (*Broker) CheckMessage(m protocol.Publishing) error {
-	_, err := amqpPublishing(m)
+	_, err := amqpPublishing(m, wire.FrameSize)
 	return err
 }

@@ -29,9 +29,9 @@ const (
 	unconfirmedMax = 64
 	// waitingWritersMax bounds how many goroutines wait for a message to write.
 	waitingWritersMax = 4
-	// maxHeaderBytes is what fits into one frame besides the other properties:
-	// AMQP does not split a content header.
-	maxHeaderBytes = 131072 - 8 - 2048
+	// frameOverhead is what a content header takes in its frame besides the properties:
+	// that of the frame, then class, weight, size of the body and flags.
+	frameOverhead = 8 + 14
 )
 
 // publisher is a connection that publishes, and waits for the broker's confirm of each
@@ -132,7 +132,7 @@ func (p *publisher) publishAll(ctx context.Context, messages []broker.Publicatio
 		waiting = waiting[1:]
 	}
 	for i, m := range messages {
-		out, err := amqpPublishing(m.Message)
+		out, err := p.amqpPublishing(m.Message)
 		declaredNow := true
 		if err == nil && m.Declare != nil {
 			declaredNow, err = p.declareOnce(ctx, *m.Declare)
@@ -233,7 +233,7 @@ func (p *publisher) Broadcast(ctx context.Context, m protocol.Publishing) error 
 
 // publish publishes one message as mandatory and waits for the broker's confirm.
 func (p *publisher) publish(ctx context.Context, m protocol.Publishing) error {
-	out, err := amqpPublishing(m)
+	out, err := p.amqpPublishing(m)
 	if err != nil {
 		return err
 	}
@@ -512,10 +512,17 @@ func (p *publisher) exchangePresent(exchange string, present bool) {
 	}
 }
 
+// amqpPublishing converts a message for this connection.
+func (p *publisher) amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
+	return amqpPublishing(m, cmp.Or(p.conn.Config.FrameSize, wire.FrameSize))
+}
+
 // amqpPublishing converts a message for amqp091-go. It refuses everything because
-// of which the library or the broker would close the connection.
-func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
+// of which the library or the broker would close the connection. frameSize is that of
+// the connection: AMQP does not split a content header.
+func amqpPublishing(m protocol.Publishing, frameSize int) (amqp.Publishing, error) {
 	unsendable := func(err error) error { return &broker.UnsendableError{Task: m.Task, ID: m.TaskID, Err: err} }
+	size := frameOverhead + 1 + 1 + 8 // delivery mode, priority, timestamp
 	for name, text := range map[string]string{
 		"exchange": m.Exchange, "routing key": m.RoutingKey, "content type": m.Properties.ContentType,
 		"content encoding": m.Properties.ContentEncoding, "correlation id": m.Properties.CorrelationID,
@@ -525,13 +532,16 @@ func amqpPublishing(m protocol.Publishing) (amqp.Publishing, error) {
 		if len(text) > 255 {
 			return amqp.Publishing{}, unsendable(fmt.Errorf("its %s is longer than 255 bytes", name))
 		}
+		if name != "exchange" && name != "routing key" { // which are not in the content header
+			size += 1 + len(text)
+		}
 	}
 	headers, err := amqpTable(m.Headers)
 	if err != nil {
 		return amqp.Publishing{}, unsendable(err)
 	}
-	if size := fieldSize(headers); size > maxHeaderBytes {
-		return amqp.Publishing{}, unsendable(fmt.Errorf("its headers take %d bytes, more than the %d of an AMQP frame", size, maxHeaderBytes))
+	if table := fieldSize(headers); size+table > frameSize {
+		return amqp.Publishing{}, unsendable(fmt.Errorf("its headers take %d bytes, more than the %d for which a frame of this broker has room", table, frameSize-size))
 	}
 	mode := m.Properties.DeliveryMode
 	if mode != amqp.Transient {
