@@ -21,6 +21,10 @@ type transaction struct {
 	committed bool
 }
 
+// begin names the isolation level: a role or a database may have another default, with
+// which the statements after a lock do not see what was committed before it was granted.
+const begin = "begin isolation level read committed"
+
 // SendLast sends the last batch of a transaction of [DB] and commits it, in one round
 // trip. An error may mean that the answer was lost, and the transaction committed.
 func SendLast(ctx context.Context, tx pgx.Tx, batch *pgx.Batch) error {
@@ -50,7 +54,7 @@ func (t *transaction) start(ctx context.Context) (err error) {
 	case t.closed:
 		return pgx.ErrTxClosed
 	}
-	tx, err := t.conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: "begin; " + t.settings})
+	tx, err := t.conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: begin + "; " + t.settings})
 	if err != nil {
 		return err
 	}
@@ -66,7 +70,7 @@ func (t *transaction) SendBatch(ctx context.Context, batch *pgx.Batch) pgx.Batch
 		return t.Tx.SendBatch(ctx, batch)
 	}
 	whole := &pgx.Batch{}
-	whole.BeginTx(pgx.TxOptions{BeginQuery: "begin"})
+	whole.BeginTx(pgx.TxOptions{BeginQuery: begin})
 	whole.Queue(t.settings)
 	own := whole.Len()
 	whole.QueuedQueries = append(whole.QueuedQueries, batch.QueuedQueries...)

@@ -14,7 +14,13 @@ import (
 
 func open(t *testing.T) *DB {
 	t.Helper()
-	pool, err := pgxpool.New(t.Context(), devenv.Database(t))
+	config, err := pgxpool.ParseConfig(devenv.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As a role or a database may have it.
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "repeatable read"
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,37 +32,37 @@ func open(t *testing.T) *DB {
 func TestTransactionBeginsWithItsFirstStatement(t *testing.T) {
 	t.Parallel()
 	db := open(t)
-	const show = `SELECT current_setting('idle_in_transaction_session_timeout'), pg_current_xact_id_if_assigned() IS NULL`
+	const show = `SELECT current_setting('idle_in_transaction_session_timeout') || ', ' || current_setting('transaction_isolation'), pg_current_xact_id_if_assigned() IS NULL`
 	failure := errors.New("no")
 	for name, first := range map[string]func(context.Context, pgx.Tx, *string) error{
-		"a batch with functions": func(ctx context.Context, tx pgx.Tx, timeout *string) error {
+		"a batch with functions": func(ctx context.Context, tx pgx.Tx, settings *string) error {
 			batch := &pgx.Batch{}
-			batch.Queue(show).QueryRow(func(row pgx.Row) error { var b bool; return row.Scan(timeout, &b) })
+			batch.Queue(show).QueryRow(func(row pgx.Row) error { var b bool; return row.Scan(settings, &b) })
 			return tx.SendBatch(ctx, batch).Close()
 		},
-		"a batch with results": func(ctx context.Context, tx pgx.Tx, timeout *string) error {
+		"a batch with results": func(ctx context.Context, tx pgx.Tx, settings *string) error {
 			batch := &pgx.Batch{}
 			batch.Queue(show)
 			results := tx.SendBatch(ctx, batch)
 			var b bool
-			return errors.Join(results.QueryRow().Scan(timeout, &b), results.Close())
+			return errors.Join(results.QueryRow().Scan(settings, &b), results.Close())
 		},
-		"a row": func(ctx context.Context, tx pgx.Tx, timeout *string) error {
+		"a row": func(ctx context.Context, tx pgx.Tx, settings *string) error {
 			var b bool
-			return tx.QueryRow(ctx, show).Scan(timeout, &b)
+			return tx.QueryRow(ctx, show).Scan(settings, &b)
 		},
-		"a savepoint": func(ctx context.Context, tx pgx.Tx, timeout *string) error {
+		"a savepoint": func(ctx context.Context, tx pgx.Tx, settings *string) error {
 			var b bool
-			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return tx.QueryRow(ctx, show).Scan(timeout, &b) })
+			return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return tx.QueryRow(ctx, show).Scan(settings, &b) })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var table string
 			for _, want := range []error{failure, nil} {
-				var timeout string
+				var settings string
 				err := db.Transaction(t.Context(), func(tx pgx.Tx) error {
-					if err := first(t.Context(), tx, &timeout); err != nil {
+					if err := first(t.Context(), tx, &settings); err != nil {
 						return err
 					}
 					// A second batch is in the same transaction.
@@ -70,8 +76,8 @@ func TestTransactionBeginsWithItsFirstStatement(t *testing.T) {
 					}
 					return want
 				})
-				if !errors.Is(err, want) || timeout != "5s" {
-					t.Errorf("want error %v and 5s: %v, %s", want, err, timeout)
+				if !errors.Is(err, want) || settings != "5s, read committed" {
+					t.Errorf("want error %v, and 5s, read committed: %v, %s", want, err, settings)
 				}
 				var there bool
 				if err := db.Pool.QueryRow(t.Context(), `SELECT to_regclass($1) IS NOT NULL`, table).Scan(&there); err != nil || there != (want == nil) {
