@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/goccy/go-yaml"
 )
 
 // A Config is what compose makes of its files and environment.
@@ -77,7 +79,8 @@ func (t Target) imageNamesCommand() []string {
 	return append(t.with("config", "--images"), t.Services...)
 }
 
-// ParseConfig parses the output of [Target.ConfigCommand]. The names that compose gives
+// ParseConfig parses the output of [Target.ConfigCommand], which compose 2.25.0 writes as
+// YAML although it is asked for JSON. The names that compose gives
 // to images are those of its usual mode: [ReadConfig] asks for the real ones.
 func ParseConfig(output []byte) (Config, error) {
 	var text struct {
@@ -90,7 +93,7 @@ func ParseConfig(output []byte) (Config, error) {
 			} `json:"build"`
 		} `json:"services"`
 	}
-	if err := json.Unmarshal(output, &text); err != nil {
+	if err := json.Unmarshal(output, &text); err != nil && yaml.Unmarshal(output, &text) != nil {
 		return Config{}, fmt.Errorf("the output of compose config is not a configuration: %w", err)
 	}
 	if text.Name == "" {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -53,5 +54,49 @@ func TestImageNamesOfABuild(t *testing.T) {
 				t.Errorf("project %s has the names %s, want %s", config.Name, got, c.want)
 			}
 		})
+	}
+}
+
+// Compose 2.25.0 prints YAML whatever format it is asked for.
+func TestConfigurationInYAML(t *testing.T) {
+	t.Parallel()
+	config, err := compose.ParseConfig([]byte(`name: shop
+services:
+  api:
+    build:
+      context: /srv/shop
+      dockerfile: Dockerfile
+      additional_contexts:
+        base: service:base
+      tags:
+        - shop/api:2
+    environment:
+      GREETING: 'a: b # c'
+    networks:
+      default: null
+    ports:
+      - mode: ingress
+        target: 5432
+        protocol: tcp
+  base:
+    build:
+      context: /srv/shop/base
+  db:
+    image: postgres:latest
+networks:
+  default:
+    name: shop_default
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string][]string{"api": {"shop-api", "shop/api:2"}, "base": {"shop-base"}, "db": {"postgres:latest"}}
+	if config.Name != "shop" || !reflect.DeepEqual(config.Images, want) || !slices.Equal(config.Contexts["api"], []string{"base"}) {
+		t.Errorf("%+v", config)
+	}
+	for _, text := range []string{"hello", "hello: world", "{", "", "- a"} {
+		if config, err := compose.ParseConfig([]byte(text)); err == nil {
+			t.Errorf("%q is %+v", text, config)
+		}
 	}
 }
