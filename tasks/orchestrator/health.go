@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -83,7 +84,10 @@ func (c healthClient) ask(ctx context.Context, method, asked string, limit time.
 		return answer, requestError(err)
 	}
 	defer response.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(response.Body, bodyLimit)); err != nil {
+	if received, err := io.Copy(io.Discard, io.LimitReader(response.Body, bodyLimit)); err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return answer, cutShort(received, response.ContentLength)
+		}
 		return answer, requestError(err)
 	}
 	answer.status = response.StatusCode
@@ -149,6 +153,16 @@ func requestError(err error) error {
 		return pythonText("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " + authority.Error())
 	}
 	return unwrapURL(err)
+}
+
+// cutShort is the error of an answer whose body ends before the length in its head, which
+// is negative for a body in chunks.
+func cutShort(received, length int64) pythonText {
+	how := "incomplete chunked read"
+	if length >= 0 {
+		how = fmt.Sprintf("received %d bytes, expected %d", received, length)
+	}
+	return pythonText("peer closed connection without sending complete message body (" + how + ")")
 }
 
 // pythonErrno is an OSError as Python prints it: the C library's text starts

@@ -201,6 +201,32 @@ func TestTheHealthURLCanBeReplaced(t *testing.T) {
 	}
 }
 
+// An answer that ends in the middle of its body is told from none at all, in the words of httpx.
+func TestAnswersThatEndInTheirBody(t *testing.T) {
+	t.Parallel()
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, out, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		head := map[string]string{"/length": "Content-Length: 20\r\n\r\nok", "/chunks": "Transfer-Encoding: chunked\r\n\r\n5\r\nok"}[r.URL.Path]
+		_, _ = out.WriteString("HTTP/1.1 200 OK\r\n" + head)
+		_ = out.Flush()
+	}))
+	defer service.Close()
+	for path, want := range map[string]string{
+		"/length": "peer closed connection without sending complete message body (received 2 bytes, expected 20)",
+		"/chunks": "peer closed connection without sending complete message body (incomplete chunked read)",
+		"/head":   "Server disconnected without sending a response.",
+	} {
+		if status, err := ProbeHealth(t.Context(), nil, service.URL+path, 5*time.Second); err == nil || err.Error() != want {
+			t.Errorf("%s: status %d, %v; want %s", path, status, err, want)
+		}
+	}
+}
+
 // As httpx does: a user and password in the URL are sent as basic authentication,
 // percent-decoded. The password is in no row and no log.
 func TestHealthChecksSendTheLoginOfTheirURL(t *testing.T) {
