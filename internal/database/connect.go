@@ -54,6 +54,7 @@ type Options struct {
 // NewConnection turns an address into a configuration of the driver. Options of
 // libpq that the driver does not know are applied here.
 func NewConnection(d address.Database, config Options) (*Connection, error) {
+	d.Options = withoutTLS(d.Options)
 	parsed, err := pgxpool.ParseConfig(driverText(d))
 	if err != nil {
 		return nil, Failure(ErrInvalid, "the database address %s cannot be used: %s", d.Masked(), driverReason(err))
@@ -117,6 +118,19 @@ func NewConnection(d address.Database, config Options) (*Connection, error) {
 		c.Place = d.Masked()
 	}
 	return c, nil
+}
+
+// withoutTLS leaves out the files that TLS needs if there is to be none: libpq does not
+// look for them then.
+func withoutTLS(options map[string]string) map[string]string {
+	if options["sslmode"] != "disable" {
+		return options
+	}
+	options = maps.Clone(options)
+	maps.DeleteFunc(options, func(name, value string) bool {
+		return slices.Contains([]string{"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir"}, name) && value != "system"
+	})
+	return options
 }
 
 // driverText is an address in the driver's key=value form, without the options
