@@ -233,13 +233,13 @@ func (r *Run) Write(name, text string) (File, error) {
 		return File{}, err
 	}
 	// The document keeps the error, and Finish returns it.
-	_, _ = io.WriteString(document, text)
+	_, _ = io.WriteString(document, plainText(text))
 	return document.Finish()
 }
 
 // A Document is a text artifact that readers see only once it is finished. The
 // output of a program may be written to it unchanged: it sanitises and redacts
-// the bytes.
+// the bytes. It keeps "\r", which belongs to the content of files in a diff.
 type Document struct {
 	log       *Log
 	temporary string
@@ -259,7 +259,7 @@ func (r *Run) Document(name string) (*Document, error) {
 	}
 	log := &Log{run: r, name: name, file: file, hash: sha256.New()}
 	r.redactor.Refresh()
-	redact := r.redactor.Writer(&lineWriter{next: appender{log}})
+	redact := r.redactor.Writer(appender{log})
 	return &Document{log: log, temporary: temporary, redact: redact, text: &TextWriter{next: redact, keepCR: true}}, nil
 }
 

@@ -199,7 +199,7 @@ func TestADocumentAppearsWhenItIsFinished(t *testing.T) {
 	}
 	fmt.Fprint(document, "sh\r\n")
 	file, err := document.Finish()
-	check(t, run, file, err, "new ***\n")
+	check(t, run, file, err, "new ***\r\n")
 }
 
 func TestOutputIsLiveAndEndsInMoonMindsForm(t *testing.T) {

@@ -477,3 +477,24 @@ func TestFilesThatOthersKeepWritingAreLeftAlone(t *testing.T) {
 	b.succeed("rollback")
 	same(t, "file", b.text("api_service/requirements.txt"), "one\n")
 }
+
+// Lines that end with a carriage return have it in the diff too: git apply takes them
+// for other lines without.
+func TestTheDiffOfAFileWithCarriageReturns(t *testing.T) {
+	t.Parallel()
+	for name, attributes := range map[string]string{"as they are": "", "no text": "* -text\n", "by attribute": "requirements.txt text eol=crlf\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newDirty(t)
+			b.file(".gitattributes", attributes)
+			b.file("api_service/requirements.txt", "one\r\ntwo\r\n")
+			b.shell("git add .gitattributes api_service && git commit -q -m carriage-returns")
+			b.plan(patchPlan(t, `printf 'three\r\n' >> api_service/requirements.txt`, ""))
+			b.succeed("patch")
+			for _, step := range []struct{ options, want string }{{"-R ", "one\r\ntwo\r\n"}, {"", "one\r\ntwo\r\nthree\r\n"}} {
+				b.shell("git apply " + step.options + filepath.Join(b.base, b.steps.run.ID, "patch.diff"))
+				same(t, "file after git apply "+step.options, b.text("api_service/requirements.txt"), step.want)
+			}
+		})
+	}
+}
