@@ -21,9 +21,17 @@ type (
 	pyDelta time.Duration
 )
 
+// pyUUID is a uuid.UUID, which Python pickles as an empty object and the number that is
+// set afterwards. It is a pointer on the stack, since the memo may have it in between.
+type pyUUID struct {
+	value UUID
+	built bool
+}
+
 // knownGlobals are the classes and functions in pickles of values that have a
 // type wrapper: in those that PickleJSON writes, and in those that Python writes
-// for datetime, date, time, Decimal and, with protocol 2, bytes.
+// for datetime, date, time, Decimal and, with protocol 2, bytes. Python's own pickles of
+// UUIDs are read by newObject and build.
 var knownGlobals = map[pyGlobal]func(args pyTuple) (any, bool){
 	"_codecs.encode":     makeBytes,
 	"decimal.Decimal":    makeDecimal,
@@ -101,6 +109,44 @@ func (r *pickleReader) reduce() error {
 		return r.fail(string(g) + " does not accept these arguments")
 	}
 	return r.push(x)
+}
+
+// newObject makes an empty object of a class. Only UUIDs are read this way.
+func (r *pickleReader) newObject() error {
+	call, err := r.last(2)
+	if err != nil {
+		return err
+	}
+	class, ok := call[0].(pyGlobal)
+	args, ok2 := call[1].(pyTuple)
+	if !ok || !ok2 || class != "uuid.UUID" || len(args) > 0 {
+		return r.unsafe("an object of a Python class")
+	}
+	return r.push(&pyUUID{})
+}
+
+// build sets the state of the object below it on the stack.
+func (r *pickleReader) build() error {
+	both, err := r.last(2)
+	if err != nil {
+		return err
+	}
+	id, ok := both[0].(*pyUUID)
+	state, ok2 := both[1].(*pyDict)
+	if !ok || !ok2 {
+		return r.unsafe("an object of a Python class")
+	}
+	for i, key := range state.keys { // besides int there may be is_safe
+		n, isInt := state.values[i].(*big.Int)
+		if key == "int" && isInt && n.Sign() >= 0 && n.BitLen() <= 8*len(id.value) {
+			n.FillBytes(id.value[:])
+			id.built = true
+		}
+	}
+	if !id.built {
+		return r.fail("a UUID has no number of 128 bits")
+	}
+	return r.push(id)
 }
 
 // makeBytes is _codecs.encode(text, "latin1").

@@ -194,7 +194,7 @@ func (r *pickleReader) run(op byte) error {
 		return r.bytes(1)
 	case opBinBytes:
 		return r.bytes(4)
-	case opBinBytes8:
+	case opBinBytes8, opByteArray8:
 		return r.bytes(8)
 	case opEmptyList:
 		return r.push(&pyList{})
@@ -212,8 +212,12 @@ func (r *pickleReader) run(op byte) error {
 		return r.stackGlobal()
 	case opReduce:
 		return r.reduce()
-	case 'i', 'o', 'b', 0x81, 0x92, 0x82, 0x83, 0x84, 'P', 'Q':
-		// INST, OBJ, BUILD, NEWOBJ, NEWOBJ_EX, EXT, PERSID.
+	case opNewObj:
+		return r.newObject()
+	case opBuild:
+		return r.build()
+	case 'i', 'o', 0x92, 0x82, 0x83, 0x84, 'P', 'Q':
+		// INST, OBJ, NEWOBJ_EX, EXT, PERSID.
 		return r.unsafe("an object of a Python class")
 	}
 	return r.fail(fmt.Sprintf("opcode %#02x does not build plain values", op))
@@ -387,6 +391,11 @@ func (w *jsonWriter) value(x any) error {
 		}
 	case pyWrapped:
 		w.out = append(w.out, x...)
+	case *pyUUID:
+		if !x.built {
+			return &PickleError{Why: "it contains a UUID without its number"}
+		}
+		w.out = append(w.out, wrapUUID(x.value)...)
 	case pyTuple:
 		return w.list(x)
 	case *pyList:

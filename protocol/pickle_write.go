@@ -50,6 +50,9 @@ const (
 	opGlobal          = 'c'
 	opReduce          = 'R'
 	opStackGlobal     = 0x93
+	opByteArray8      = 0x96
+	opNewObj          = 0x81
+	opBuild           = 'b'
 )
 
 // PickleJSON converts JSON text to a pickle of protocol 2, which every version

@@ -123,10 +123,9 @@ var versioned = []string{
 	`{"__type__": "uuid", "__value__": {"hex": "12345678123456781234567812345678", "version": null}}`,
 }
 
-// readableObjects are the wrapped values whose Python pickles can be read. A
-// UUID is not among them: Python pickles it by setting attributes of an empty
-// object.
-var readableObjects = append(slices.Clone(wrapped[:8]), wrapped[10])
+// readableObjects are the wrapped values whose Python pickles can be read. In the last,
+// Python pickles a UUID once and refers to it by its memo.
+var readableObjects = append(slices.Clone(wrapped[:9]), wrapped[10], "["+wrapped[8]+", "+wrapped[8]+"]")
 
 // Python reads our pickle of a JSON text as the same value as the text itself,
 // with the keys in the same order.

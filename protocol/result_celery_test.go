@@ -205,6 +205,8 @@ func TestReadResultRefuses(t *testing.T) {
 		"append to a tuple":          "8002294e612e",
 		"a list as a key":            "80027d285d4e752e",
 		"a class for a value":        "8002636461746574696d650a646174650a2e",
+		"a UUID without its number":  "800263757569640a555549440a29812e",
+		"a UUID with too many bits":  "800263757569640a555549440a29817d5803000000696e748a11000000000000000000000000000000000173622e",
 		"a Decimal of no number":     "800263646563696d616c0a446563696d616c0a5801000000788552" + "2e",
 		"a list within itself":       "80025d7100680061" + "2e",
 		"a LONG4 of too many digits": "80028b00000100" + strings.Repeat("7f", 65536) + "2e",
