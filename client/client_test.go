@@ -336,3 +336,21 @@ func TestAnIDThatTheTableCannotHold(t *testing.T) {
 	equal(t, "next task", get[int](t, second), 2)
 	equal(t, "runs", runs.Load(), int32(3))
 }
+
+// A failure whose arguments only Python can read says so, with the worker's traceback.
+func TestFailureThatOnlyPythonCanRead(t *testing.T) {
+	t.Parallel()
+	results := &workertest.Results{}
+	unreadable := errors.New("the exception cannot be read: it contains an object of Python's \"shop.Point\"")
+	if _, err := results.Store(t.Context(), protocol.Result{TaskID: "a", State: protocol.StateFailure, Unreadable: unreadable, Traceback: "OutOfStock: Point(1)\n"}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.New(client.Config{Broker: "amqp://localhost", Results: results})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failure *client.TaskError
+	if err := c.Result("a").Get(t.Context(), nil); !errors.As(err, &failure) || !strings.Contains(err.Error(), unreadable.Error()) || failure.Traceback != "OutOfStock: Point(1)\n" {
+		t.Errorf("the failure is %v", err)
+	}
+}

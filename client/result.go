@@ -151,9 +151,12 @@ func (r *Result) waitTask(ctx context.Context) (results.Outcome, error) {
 
 func failure(o results.Outcome) error {
 	e := &TaskError{TaskID: o.TaskID, State: o.State, Traceback: o.Traceback}
-	if o.Exception != nil {
+	switch {
+	case o.Exception != nil:
 		e.Exception = *o.Exception
-	} else {
+	case o.Unreadable != nil: // the last line of the traceback says more
+		e.Exception = protocol.NewException("builtins", "Exception", o.Unreadable.Error())
+	default:
 		e.Exception = protocol.NewException("builtins", "Exception")
 	}
 	return e
