@@ -170,7 +170,7 @@ func makeDecimal(args pyTuple) (any, bool) {
 		return nil, false
 	}
 	text, ok := args[0].(string)
-	return pyWrapped(wrap("decimal", quoteJSON(text))), ok && isDecimal(text)
+	return pyWrapped(wrap("decimal", quoteJSON(text))), ok && pythonDecimal.MatchString(text)
 }
 
 func makeUUID(args pyTuple) (any, bool) {

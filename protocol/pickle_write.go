@@ -220,7 +220,7 @@ func (w *pickleWriter) instance(name string, value json.RawMessage) bool {
 	case []byte:
 		w.bytes(x)
 	case Decimal:
-		if !isDecimal(string(x)) {
+		if !pythonDecimal.MatchString(string(x)) {
 			return false
 		}
 		w.call("decimal", "Decimal", func() { w.str(string(x)) })
@@ -288,7 +288,7 @@ func (w *pickleWriter) zone(offset int) {
 
 // timeOfDay writes nothing and returns false if it cannot read the text.
 func (w *pickleWriter) timeOfDay(text TimeOfDay) bool {
-	p := isoText{rest: string(text)}
+	p := isoText{rest: string(text), offsetSeconds: true}
 	clock, ok := p.clock()
 	if !ok || clock.hour > 23 {
 		return false
@@ -302,16 +302,4 @@ func (w *pickleWriter) timeOfDay(text TimeOfDay) bool {
 		}
 	})
 	return true
-}
-
-// isDecimal reports whether Python's Decimal certainly accepts the text. It may
-// say false for a text that Decimal accepts.
-func isDecimal(text string) bool {
-	switch text {
-	case "NaN", "Infinity", "-Infinity":
-		return true
-	}
-	sc := scanner{text: []byte(text)}
-	k, err := sc.peek()
-	return err == nil && k == kindNumber && sc.skip() == nil && sc.pos == len(text)
 }

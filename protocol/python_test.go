@@ -132,6 +132,13 @@ var readableObjects = append(slices.Clone(wrapped[:9]), wrapped[10], "["+wrapped
 func TestPythonReadsOurPickles(t *testing.T) {
 	t.Parallel()
 	texts := slices.Concat(jsonTexts(), wrapped, versioned)
+	for _, number := range []string{".5", "1.", "+1.50", "007", "1E+400", "-0.00", "sNaN", "-NaN", "NaN12", "Infinity", "inf"} {
+		text, err := protocol.EncodeJSON(protocol.Decimal(number))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(text))
+	}
 	texts = append(texts, "["+strings.Join(wrapped, ", ")+"]")
 	for _, version := range []string{"5.4.0", "5.7.0"} {
 		var questions []question

@@ -80,8 +80,8 @@ func pickleException(e Exception) ([]byte, error) {
 // ReadResult decodes the bytes of a result column, pickle or JSON, to JSON in
 // Python's dialect. NULL and None give null.
 //
-// Reading a pickle never runs code. Values of datetime, date, time, Decimal,
-// UUID and bytes become type wrappers; any other Python class is a [*PickleError], and so is a
+// Reading a pickle never runs code. Values of datetime, date, time, Decimal, UUID and
+// bytes become type wrappers; any other Python class is a [*PickleError], and so is a
 // pickle that is too large or nested too deeply. For a text the error is a
 // [*SyntaxError].
 func ReadResult(column []byte) (json.RawMessage, error) {
