@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -237,6 +238,11 @@ func pyRepr(text json.RawMessage) string {
 		return "[" + strings.Join(parts, ", ") + "]"
 	case kindObject:
 		o, _ := members(text)
+		if name, value, ok := wrapper(o); ok && (name == "bytes" || name == "base64") {
+			if content, err := unwrap(name, value); err == nil {
+				return bytesRepr(content.([]byte))
+			}
+		}
 		if special, ok := wrapperRepr(o); ok {
 			return special
 		}
@@ -250,6 +256,32 @@ func pyRepr(text json.RawMessage) string {
 	default:
 		return scalarRepr(k, text)
 	}
+}
+
+// bytesRepr is Python's repr of bytes: b'\xff\n'.
+func bytesRepr(content []byte) string {
+	quote := byte('\'')
+	if bytes.IndexByte(content, '\'') >= 0 && bytes.IndexByte(content, '"') < 0 {
+		quote = '"'
+	}
+	out := []byte{'b', quote}
+	for _, c := range content {
+		switch {
+		case c == quote || c == '\\':
+			out = append(out, '\\', c)
+		case c == '\n':
+			out = append(out, `\n`...)
+		case c == '\r':
+			out = append(out, `\r`...)
+		case c == '\t':
+			out = append(out, `\t`...)
+		case c < 0x20 || c >= 0x7F:
+			out = fmt.Appendf(out, `\x%02x`, c)
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(append(out, quote))
 }
 
 // PythonRepr is Python's repr of a str, as in the texts of its exceptions.

@@ -423,3 +423,25 @@ func TestTraceback(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// Exceptions show bytes as Python does, for instance the object of a UnicodeDecodeError.
+func TestBytesInTheTextOfAnException(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ content, want string }{
+		{"", `b''`},
+		{"abc", `b'abc'`},
+		{"\xff\x00\n\t\r\\\x7f", `b'\xff\x00\n\t\r\\\x7f'`},
+		{"h\u00e4", `b'h\xc3\xa4'`},
+		{`it's`, `b"it's"`},
+		{`it's "x"`, `b'it\'s "x"'`},
+	} {
+		text, err := protocol.EncodeJSON([]byte(c.content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := protocol.Exception{Type: "E", Args: []json.RawMessage{text}}
+		if e.Text() != c.want || e.Repr() != "E("+c.want+")" {
+			t.Errorf("%q: %s, want %s", c.content, e.Repr(), c.want)
+		}
+	}
+}
