@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"os/exec"
 	"strings"
 	"testing"
@@ -248,6 +250,23 @@ func TestCompletion(t *testing.T) {
 		check.Stdin = strings.NewReader(got.stdout)
 		if out, err := check.CombinedOutput(); err != nil {
 			t.Errorf("%s does not take it: %v\n%s", shell, err, out)
+		}
+	}
+}
+
+// A file of variables from Windows leaves a carriage return at the end of a path. On a
+// terminal it would hide what stands before it.
+func TestErrorsShowControlCharacters(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{
+		"/nowhere/at/all\r":           `mm-orchestrator: workspace /nowhere/at/all\r does not exist. Mount the repository there, or set WORKSPACE_ROOT to its directory`,
+		"/nowhere/\x1b[2J\u009b2J/at": `mm-orchestrator: workspace /nowhere/\x1b[2J\u009b2J/at does not exist. Mount the repository there, or set WORKSPACE_ROOT to its directory`,
+		"/nowhere/\tat":               "mm-orchestrator: workspace /nowhere/\tat does not exist. Mount the repository there, or set WORKSPACE_ROOT to its directory",
+	} {
+		var stderr bytes.Buffer
+		p := &program{env: environment{"WORKSPACE_ROOT=" + path}, stdout: io.Discard, stderr: &stderr}
+		if code := p.main(t.Context(), []string{"worker"}); code != exitConfig || stderr.String() != want+"\n" {
+			t.Errorf("exit code %d: %q", code, stderr.String())
 		}
 	}
 }

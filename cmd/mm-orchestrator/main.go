@@ -11,8 +11,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
+	"unicode"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
@@ -47,11 +49,28 @@ func (p *program) main(ctx context.Context, args []string) int {
 
 // printError writes an error to stderr, with the program's name before each line.
 // Errors should not contain secrets; the redactor is the second line of defence.
-func (p *program) printError(err error) {
-	text := p.redactor().String(err.Error())
-	for line := range strings.Lines(strings.TrimSpace(text)) {
-		fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", strings.TrimRight(line, "\n"))
+func (p *program) printError(err error) { p.printNote(err.Error()) }
+
+// printNote writes a text to stderr as printError does an error. Settings and rows have any
+// characters: a carriage return, as a file of variables from Windows leaves it at the end of
+// a path, would hide the line's beginning on a terminal.
+func (p *program) printNote(text string) {
+	for line := range strings.Lines(strings.TrimSpace(p.redactor().String(text))) {
+		fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", visible(strings.TrimRight(line, "\r\n")))
 	}
+}
+
+// visible writes control characters as Go does in strings.
+func visible(line string) string {
+	var out strings.Builder
+	for _, r := range line {
+		if unicode.IsControl(r) && r != '\t' {
+			out.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+			continue
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
 }
 
 // redactor knows the secrets of the environment and of the command line.

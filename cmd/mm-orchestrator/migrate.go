@@ -84,7 +84,7 @@ func (f *migrateFlags) run(ctx context.Context, p *program, in input) error {
 		// This command does not create what is still missing. The operator should
 		// know before a worker refuses to start.
 		if err := db.CheckSchema(ctx); err != nil {
-			fmt.Fprintf(p.stderr, "mm-orchestrator: a worker cannot start yet: %v\n", err)
+			p.printNote(fmt.Sprintf("a worker cannot start yet: %v", err))
 		}
 	}
 	return nil
@@ -176,5 +176,5 @@ const interactiveRetry = 5 * time.Second
 
 // reportWait prints to stderr what the command is waiting for, and why.
 func (p *program) reportWait(what string, err error) {
-	fmt.Fprintf(p.stderr, "mm-orchestrator: %s\n", p.redactor().String(fmt.Sprintf("%s: %v", what, err)))
+	p.printNote(fmt.Sprintf("%s: %v", what, err))
 }

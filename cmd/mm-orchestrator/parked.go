@@ -301,7 +301,7 @@ func (p *program) returnParked(ctx context.Context, c *configuration, db *store.
 			returned = append(returned, parkedMessageOf(row))
 		},
 		Unchecked: func(err error) {
-			fmt.Fprintf(p.stderr, "mm-orchestrator: %v\nIf a worker was killed while it parked a message, that is in the queue twice, and a Python worker runs its step twice\n", p.redactor().String(err.Error()))
+			p.printNote(fmt.Sprintf("%v\nIf a worker was killed while it parked a message, that is in the queue twice, and a Python worker runs its step twice", err))
 		},
 	}
 	err := p.withBroker(ctx, c, func(queue connectedWorker) error {

@@ -105,7 +105,7 @@ func (f *rollbackFlags) run(ctx context.Context, p *program, in input) (err erro
 		if f.noWait {
 			return fmt.Errorf("the rollback of run %s is requested, but its message cannot be published yet; a worker does that: %w", id, err)
 		}
-		fmt.Fprintf(p.stderr, "mm-orchestrator: the message cannot be published yet, a worker does that: %s\n", p.redactor().String(err.Error()))
+		p.printNote(fmt.Sprintf("the message cannot be published yet, a worker does that: %v", err))
 	}
 	if f.noWait {
 		fmt.Fprintf(p.stdout, "run %s: see `mm-orchestrator runs %s` for its end\n", id, id)

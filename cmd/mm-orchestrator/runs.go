@@ -333,7 +333,7 @@ func (p *program) addApprovals(ctx context.Context, db *store.Store, lines ...*r
 	}
 	inUse, err := environmentPolicy(p.env)
 	if err != nil {
-		fmt.Fprintf(p.stderr, "mm-orchestrator: %v\nThe approval gates below are those of the built-in policy\n", err)
+		p.printNote(fmt.Sprintf("%v\nThe approval gates below are those of the built-in policy", err))
 	}
 	pending, err := db.ListPendingApprovals(ctx, orchestrator.GateService(inUse), ids...)
 	if err != nil {
