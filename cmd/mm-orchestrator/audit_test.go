@@ -275,6 +275,17 @@ func TestExport(t *testing.T) {
 		t.Errorf("secret.log is %q, %v", secret, err)
 	}
 
+	// So does what the policy file says.
+	p = start(t, append(s.env(), "DEPLOY_PIN=hunter2hunter2", "MM_ORCHESTRATOR_PROFILES="+policyFile(t, "redaction: {add: [DEPLOY_PIN]}\n")), "runs", "export", run, "-o", "-")
+	p.exit()
+	masked, err := zip.NewReader(strings.NewReader(p.stdout.String()), int64(len(p.stdout.String())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret, err = fs.ReadFile(masked, "run-"+run+"/artifacts/secret.log"); err != nil || strings.Contains(string(secret), "hunter2hunter2") {
+		t.Errorf("secret.log is %q, %v", secret, err)
+	}
+
 	// The name is taken now, and stays.
 	if p := start(t, s.env(), "runs", "export", run, "--output", output); p.exit() != exitFailure || !strings.Contains(p.stderr.String(), "exists: remove it") {
 		t.Errorf("exit %d: %s", p.code, p.stderr.String())

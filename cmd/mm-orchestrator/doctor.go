@@ -143,13 +143,17 @@ func (f *doctorFlags) run(ctx context.Context, p *program, in input) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
+	policyErr := c.loadPolicy() // first: the redactor needs it
+	if policyErr != nil {
+		c.Policy = policy.Default()
+	}
 	environ := c.ChildEnvironment(p.env)
-	d := &doctor{program: p, config: c, environ: environ, redactor: artifacts.NewRedactor(withoutSources(append(slices.Clone(environ), flagSecrets(values)...)), c.redaction())}
+	d := &doctor{
+		program: p, config: c, environ: environ, policyErr: policyErr,
+		redactor: artifacts.NewRedactor(withoutSources(append(slices.Clone(environ), flagSecrets(values)...)), c.redaction()),
+	}
 	if !f.json {
 		d.out = p.stdout
-	}
-	if d.policyErr = c.loadPolicy(); d.policyErr != nil {
-		c.Policy = policy.Default()
 	}
 	if !c.Spec.Only {
 		d.look(ctx)

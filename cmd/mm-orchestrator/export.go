@@ -71,6 +71,9 @@ func (f *exportFlags) run(ctx context.Context, p *program, in input) (err error)
 	if err != nil {
 		return err
 	}
+	// With mistakes in it, the policy file adds no secrets; its path is no setting of this
+	// command.
+	c.Policy, _ = environmentPolicy(p.env)
 	e := &exporter{ctx: ctx, db: db, detail: detail, redactor: p.redactorOf(c.redaction()), names: map[string]bool{}, now: time.Now().UTC()}
 	if place, err := c.artifactDirectory().WithDefaults().ForRun(detail.Run.ArtifactRoot, id); err == nil {
 		e.dir = place.Dir

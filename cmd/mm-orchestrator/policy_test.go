@@ -204,6 +204,22 @@ func TestThePolicyAddsToRedaction(t *testing.T) {
 	}
 }
 
+// What the policy file takes for secret counts for the doctor too, which prints what programs
+// and the engine say.
+func TestThePolicyAddsToRedactionOfTheDoctor(t *testing.T) {
+	t.Parallel()
+	env := environment{
+		"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:p@" + closedPort + "/d", "CELERY_BROKER_URL=amqp://u:p@" + closedPort + "//", "DOCKER_HOST=tcp://" + closedPort,
+		"MM_ORCHESTRATOR_WAIT=0", "MM_ORCHESTRATOR_LISTEN=", "PATH=/nowhere", "WORKSPACE_ROOT=/nowhere/4711-0815", "DEPLOY_PIN=4711-0815",
+	}
+	for _, args := range [][]string{{"doctor"}, {"doctor", "--json"}} {
+		got := invoke(t, env, append(args, "--profiles", policyFile(t, "redaction: {add: [DEPLOY_PIN]}\n"))...)
+		if out := got.stdout + got.stderr; strings.Contains(out, "4711-0815") || !strings.Contains(out, "workspace /nowhere/*** does not exist") {
+			t.Errorf("%s: exit code %d: %s", args, got.code, out)
+		}
+	}
+}
+
 // A gate that belongs to no service of the policy lets runs go without an approval.
 func TestPolicyCheckTellsStrayGates(t *testing.T) {
 	t.Parallel()
