@@ -143,19 +143,21 @@ const maxShownEdits = 40
 
 // printCovered prints what an approval covers.
 func (p *program) printCovered(run store.Run, covers store.Presented) {
+	// Redacted before it is cut: half of a secret is none that a redactor knows.
 	line := func(name, text string) {
 		fmt.Fprintf(p.stdout, "%-10s %s\n", name, p.redactor().String(text))
 	}
+	short := func(text string) string { return oneLine(p.redactor().String(text), 400) }
 	line("run", run.ID+", "+string(run.Status))
-	line("service", oneLine(run.TargetService, 200))
-	line("gate", dash(strings.Join(covers.Requirements, ", "))+", approved by the roles "+dash(oneLine(strings.Join(covers.Roles, ", "), 400)))
-	line("asked for", oneLine(run.Instruction, 400))
+	line("service", short(run.TargetService))
+	line("gate", dash(strings.Join(covers.Requirements, ", "))+", approved by the roles "+dash(short(strings.Join(covers.Roles, ", "))))
+	line("asked for", short(run.Instruction))
 	line("plan", joinSteps(covers.Steps)+" (SHA-256 "+covers.Plan+")")
 	switch files := covers.Files; {
 	case files == nil:
 		line("workspace", "no worker has looked at it yet: the first step that begins records what it finds")
 	case files.Problem != "":
-		line("workspace", "cannot be read: "+oneLine(files.Problem, 400))
+		line("workspace", "cannot be read: "+short(files.Problem))
 	default:
 		at := ""
 		if covers.LookedAt != nil {
@@ -167,7 +169,7 @@ func (p *program) printCovered(run store.Run, covers store.Presented) {
 				line("", fmt.Sprintf("  and %d more", len(files.Edits)-i))
 				break
 			}
-			line("", "  "+oneLine(path, 400))
+			line("", "  "+short(path))
 		}
 	}
 	if covers.Paused {

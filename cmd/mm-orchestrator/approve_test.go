@@ -83,6 +83,19 @@ func TestApproveByHand(t *testing.T) {
 	}
 }
 
+// A long instruction is cut where a secret stands: no half of it is shown.
+func TestApproveShowsNoPartOfASecret(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	run := s.submitAwaiting(t, "pre-run")
+	s.command(t, "migrate")
+	s.exec(t, `UPDATE orchestrator_runs SET instruction = repeat('x', 390) || ' hunter2-and-more'`)
+	p := start(t, append(s.env(), "MY_PASSWORD=hunter2-and-more"), "runs", "approve", run, "--dry-run")
+	if code := p.exit(); code != exitOK || strings.Contains(p.stdout.String(), "hunter2") || !strings.Contains(p.stdout.String(), "asked for  xxxx") {
+		t.Errorf("exit code %d: %s%s", code, p.stdout.String(), p.stderr.String())
+	}
+}
+
 // An approval while the queue is paused starts the run when the pause ends.
 func TestApproveWhilePaused(t *testing.T) {
 	t.Parallel()

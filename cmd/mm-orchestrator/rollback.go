@@ -178,11 +178,11 @@ func (p *program) awaitRollback(ctx context.Context, c *configuration, db *store
 		case run.Status == store.RunRolledBack:
 			fmt.Fprintf(p.stdout, "run %s is rolled back\n", id)
 			for _, line := range rollbackLines(run.ArtifactRoot) {
-				fmt.Fprintln(p.stdout, "  "+p.redactor().String(oneLine(line, 400)))
+				fmt.Fprintln(p.stdout, "  "+oneLine(p.redactor().String(line), 400))
 			}
 			return nil
 		case run.Status == store.RunFailed && run.CompletedAt != nil:
-			return fmt.Errorf("the rollback of run %s has failed: %s; see rollback.log in %s", id, p.redactor().String(oneLine(messageOf(detail, store.StepRollback), 2000)), dash(run.ArtifactRoot))
+			return fmt.Errorf("the rollback of run %s has failed: %s; see rollback.log in %s", id, oneLine(p.redactor().String(messageOf(detail, store.StepRollback)), 2000), dash(run.ArtifactRoot))
 		case run.Status != store.RunFailed:
 			return fmt.Errorf("run %s is %s: it was retried before its rollback began", id, run.Status)
 		}

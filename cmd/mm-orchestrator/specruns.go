@@ -536,10 +536,10 @@ func (p *program) awaitSpec(ctx context.Context, db *store.Store, id string, asJ
 				} else {
 					text += ": the feature has no open task"
 				}
-				fmt.Fprintln(p.stdout, show.redact(oneLine(text, 1000)))
+				fmt.Fprintln(p.stdout, oneLine(show.redact(text), 1000))
 			}
 			if run.Status != store.SpecRunSucceeded {
-				return &curedError{fmt.Errorf("run %s has %s: %s", id, run.Status, show.redact(oneLine(run.Failure, 2000))), "Correct what it says, then: mm-orchestrator spec retry " + id}
+				return &curedError{fmt.Errorf("run %s has %s: %s", id, run.Status, oneLine(show.redact(run.Failure), 2000)), "Correct what it says, then: mm-orchestrator spec retry " + id}
 			}
 			return nil
 		}
@@ -605,7 +605,7 @@ func (f *specRetryFlags) run(ctx context.Context, p *program, in input) (err err
 	if f.fromDiscovery {
 		mode = speckit.RestartFromDiscovery
 	}
-	notes := p.redactor().String(oneLine(f.notes, 2000))
+	notes := oneLine(p.redactor().String(f.notes), 2000)
 	chainID := protocol.NewID()
 	var retry speckit.Retry
 	err = db.RetrySpecRun(ctx, id, func(d store.SpecRunDetail) (store.SpecRetry, error) {

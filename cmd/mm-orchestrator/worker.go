@@ -150,7 +150,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 				if err != nil || pause == nil {
 					return ""
 				}
-				return "paused: " + redactor.String(oneLine(pause.Text(), 1000))
+				return "paused: " + oneLine(redactor.String(pause.Text()), 1000)
 			},
 		})
 		if err != nil {
