@@ -530,13 +530,7 @@ func (p *program) awaitSpec(ctx context.Context, db *store.Store, id string, asJ
 					return err
 				}
 			} else if run.Status == store.SpecRunSucceeded {
-				text := "run " + id + " has succeeded"
-				if run.PRURL != "" {
-					text += ": " + run.PRURL
-				} else {
-					text += ": the feature has no open task"
-				}
-				fmt.Fprintln(p.stdout, oneLine(show.redact(text), 1000))
+				fmt.Fprintln(p.stdout, oneLine(show.redact("run "+id+" has succeeded: "+publishedText(detail)), 1000))
 			}
 			if run.Status != store.SpecRunSucceeded {
 				return &curedError{fmt.Errorf("run %s has %s: %s", id, run.Status, oneLine(show.redact(run.Failure), 2000)), "Correct what it says, then: mm-orchestrator spec retry " + id}
@@ -553,6 +547,19 @@ func (p *program) awaitSpec(ctx context.Context, db *store.Store, id string, asJ
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// publishedText says what has come of a run that has succeeded.
+func publishedText(d store.SpecRunDetail) string {
+	if d.Run.PRURL != "" {
+		return d.Run.PRURL
+	}
+	for _, t := range slices.Backward(d.Tasks) { // the newest attempt of publish comes last
+		if t.Task == store.SpecPublish && t.Status == store.SpecSucceeded && t.Message != "" {
+			return t.Message // somebody has merged the change already
+		}
+	}
+	return "the feature has no open task"
 }
 
 var specRetryCommand = &command{

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/client"
+	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
 
@@ -217,6 +218,25 @@ func TestSpecSubmitWithoutABroker(t *testing.T) {
 	d := &storetest.Database{URL: s.database, Pool: pool(t, s.database)}
 	if rows := d.Rows(t, `SELECT status::text, finished_at FROM spec_workflow_runs`); len(rows) != 1 || rows[0]["status"] != "failed" || rows[0]["finished_at"] == nil {
 		t.Errorf("rows %v", rows)
+	}
+}
+
+// --follow says why a run has succeeded without a pull request.
+func TestWhatASpecRunHasPublished(t *testing.T) {
+	t.Parallel()
+	row := func(task store.SpecTask, attempt int, status store.SpecStatus, message string) store.SpecTaskRow {
+		return store.SpecTaskRow{Task: task, Attempt: attempt, Status: status, Message: message}
+	}
+	discovered := row(store.SpecDiscover, 1, store.SpecSucceeded, "No open task")
+	merged := row(store.SpecPublish, 2, store.SpecSucceeded, "Nothing to publish: main has the change already")
+	for want, d := range map[string]store.SpecRunDetail{
+		"https://github.com/o/w/pull/7":                   {Run: store.SpecRunRow{PRURL: "https://github.com/o/w/pull/7"}, Tasks: []store.SpecTaskRow{discovered, merged}},
+		"Nothing to publish: main has the change already": {Tasks: []store.SpecTaskRow{discovered, row(store.SpecPublish, 1, store.SpecFailed, "GitHub did not answer"), merged}},
+		"the feature has no open task":                    {Tasks: []store.SpecTaskRow{discovered, row(store.SpecPublish, 1, store.SpecSkipped, "Skipped publish because no work was required")}},
+	} {
+		if got := publishedText(d); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 
