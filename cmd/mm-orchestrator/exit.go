@@ -2,8 +2,8 @@ package main
 
 import (
 	"errors"
-	"syscall"
 
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -16,7 +16,8 @@ const (
 	exitFailure = 1
 	// exitUsage: usage error.
 	exitUsage = 2
-	// exitUnavailable: broker or database is unreachable; trying again may help.
+	// exitUnavailable: broker, database or docker engine is unreachable; trying again may
+	// help.
 	exitUnavailable = 69
 	// exitRefused: broker or database refused user, password, virtual host or a
 	// privilege.
@@ -33,7 +34,7 @@ var exitCodes = []struct {
 	{exitOK, "success; for worker: stopped by a signal"},
 	{exitFailure, "any other failure; the message says why"},
 	{exitUsage, "usage error: wrong command, argument or flag"},
-	{exitUnavailable, "broker or database unreachable: trying again may help"},
+	{exitUnavailable, "broker, database or docker engine unreachable: trying again may help"},
 	{exitRefused, "broker or database refused the user, the password, the virtual host or a privilege"},
 	{exitConfig, "configuration error: invalid value, unusable workspace, missing tables, or a queue declared differently"},
 }
@@ -61,11 +62,9 @@ func exitCode(err error) int {
 	case errors.Is(err, worker.ErrCredentials), errors.Is(err, worker.ErrVhost), errors.Is(err, worker.ErrPermission),
 		errors.Is(err, store.ErrRefused):
 		return exitRefused
-	case errors.Is(err, worker.ErrUnreachable), errors.Is(err, store.ErrUnavailable):
+	case errors.Is(err, worker.ErrUnreachable), errors.Is(err, store.ErrUnavailable), errors.Is(err, compose.ErrUnreachable):
 		return exitUnavailable
 	case errors.Is(err, worker.ErrMismatch), errors.Is(err, store.ErrSchema), errors.Is(err, store.ErrInvalid):
-		return exitConfig
-	case errors.Is(err, syscall.EADDRINUSE), errors.Is(err, syscall.EACCES):
 		return exitConfig
 	}
 	return exitFailure

@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 	"testing"
 
+	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -30,7 +32,9 @@ func TestExitCodes(t *testing.T) {
 		{&store.Error{Kind: store.ErrUnavailable}, 69},
 		{&store.Error{Kind: store.ErrRefused}, 77},
 		{&store.Error{Kind: store.ErrSchema}, 78},
-		{syscall.EADDRINUSE, 78},
+		{compose.ErrUnreachable, 69},
+		{fmt.Errorf("%w: %w", compose.ErrUnreachable, syscall.EACCES), 69}, // of the engine's socket
+		{&fs.PathError{Op: "open", Path: "/root/run.zip", Err: syscall.EACCES}, 1},
 		{errors.Join(worker.ErrUnreachable, worker.ErrCredentials), 77},
 	} {
 		wrapped := tt.err

@@ -226,7 +226,7 @@ func (c *configuration) statsD(log *slog.Logger) metrics.StatsDConfig {
 // worker is the engine's configuration.
 func (c *configuration) worker(results results.Backend, log *slog.Logger) (worker.Config, error) {
 	if err := c.checkFiles(); err != nil {
-		return worker.Config{}, err
+		return worker.Config{}, &curedError{err, "The address comes from " + c.names("CELERY_BROKER_URL")}
 	}
 	return worker.Config{
 		Broker: c.Broker.Reveal(),

@@ -138,6 +138,18 @@ func TestStartFailures(t *testing.T) {
 			[]string{taken.Addr().String(), "in use by another process", "Set --listen to another address, or to the empty text to disable it"},
 		},
 		{
+			"listener: no such host", []string{"--listen=nowhere.invalid:9808", "--listen-remote"}, exitConfig,
+			[]string{"cannot listen on nowhere.invalid:9808", "no such host", "Set --listen to another address"},
+		},
+		{
+			"listener: another machine's address", []string{"--listen=192.0.2.1:9808", "--listen-remote"}, exitConfig,
+			[]string{"cannot listen on 192.0.2.1:9808", "cannot assign requested address", "Set --listen to another address"},
+		},
+		{
+			"broker: no such certificate", []string{"--broker-url=amqps://u:s3cret@127.0.0.1:1//?ssl_ca_certs=/nowhere/ca.pem"}, exitConfig,
+			[]string{"ssl_ca_certs of the broker URL cannot be read", "/nowhere/ca.pem", "The address comes from --broker-url"},
+		},
+		{
 			"listener: for all", []string{"--listen=0.0.0.0:0"}, exitConfig,
 			[]string{"MM_ORCHESTRATOR_LISTEN_REMOTE=true"},
 		},

@@ -154,7 +154,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			},
 		})
 		if err != nil {
-			return &curedError{err, "Set " + c.name("MM_ORCHESTRATOR_LISTEN") + " to another address, or to the empty text to disable it"}
+			return &configError{fmt.Sprintf("%v. Set %s to another address, or to the empty text to disable it", err, c.name("MM_ORCHESTRATOR_LISTEN"))}
 		}
 	}
 	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, spec.statsd}, sweepSpec: spec.sweep, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
