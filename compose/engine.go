@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -403,15 +404,27 @@ func unavailableStatus(err error) int {
 // is taken from it.
 func outageReason(err error) error {
 	var errno syscall.Errno
+	var name *net.DNSError
+	var request *url.Error
 	switch status := unavailableStatus(err); {
 	case errors.As(err, &errno):
 		return errno
+	case errors.Is(err, context.DeadlineExceeded):
+		return errors.New("no answer in time")
+	case errors.As(err, &name) && name.IsNotFound:
+		return errors.New("no such host")
+	case errors.As(err, &name):
+		return errors.New(name.Err)
+	case client.IsErrConnectionFailed(err) && strings.HasPrefix(err.Error(), "Cannot connect to the Docker daemon"): // it does not wrap this one either
+		return errors.New("connection refused")
 	case client.IsErrConnectionFailed(err) && strings.Contains(err.Error(), "permission denied"): // the client does not wrap this cause
 		return syscall.EACCES
 	case status != 0:
 		return fmt.Errorf("status %d %s", status, http.StatusText(status))
 	case isCut(err):
 		return errors.New("the connection was closed before the end of the answer")
+	case errors.As(err, &request):
+		return request.Err // such as that of a certificate; without the request, which says nothing
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 )
@@ -238,5 +239,36 @@ func TestARemovalInProgressIsWaitedFor(t *testing.T) {
 	})
 	if err := e.RemoveContainer(t.Context(), "a"); err != nil || asked.Load() != 3 {
 		t.Errorf("%v after %d requests", err, asked.Load())
+	}
+}
+
+// Whoever reads of an engine that does not answer wants to know why.
+func TestWhyAnEngineIsUnreachable(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close() // it accepts nobody
+	for host, why := range map[string]string{
+		"tcp://127.0.0.1:1":                     ": connection refused",
+		"tcp://nowhere.invalid:2375":            ": no such host",
+		"tcp://u:geheim99@nowhere.invalid:2375": ": no such host",
+		"unix:///nowhere/docker.sock":           ": no such file or directory",
+		"tcp://" + silent.Addr().String():       ": no answer in time",
+	} {
+		config := compose.EngineConfig{Host: host}
+		if strings.HasSuffix(host, silent.Addr().String()) {
+			config.Timeout = 100 * time.Millisecond
+		}
+		e, err := compose.NewEngine(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = e.Ping(t.Context())
+		if !errors.Is(err, compose.ErrUnreachable) || !strings.HasSuffix(err.Error(), why) {
+			t.Errorf("%s: %v", host, err)
+		}
+		_ = e.Close()
 	}
 }
