@@ -114,6 +114,10 @@ func TestStartFailures(t *testing.T) {
 			[]string{`database "no-such-db" does not exist`, "Create it, or change --database-url"},
 		},
 		{
+			"database: no TLS", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "sslmode=require" })}, exitUnavailable,
+			[]string{"cannot reach the database", "the server does not offer TLS, which sslmode in its address asks for", "The address comes from --database-url"},
+		},
+		{
 			"database: an option that nobody knows", []string{"--database-url=" + withURL(t, good.database, func(u *url.URL) { u.RawQuery = "surprise=1" })}, exitConfig,
 			[]string{`"surprise"`, "correct it there, or leave it out", "The address comes from --database-url"},
 		},

@@ -129,6 +129,8 @@ func connectionWords(err error, otherwise string) string {
 		return revoked.Error()
 	case errors.As(err, &peer):
 		return peer.Error()
+	case strings.HasSuffix(err.Error(), "server refused TLS connection"): // the last that was tried
+		return "the server does not offer TLS, which sslmode in its address asks for"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
 	case errors.Is(err, syscall.ENOENT):
