@@ -299,7 +299,19 @@ func (l *limitedLog) close() {
 	}
 }
 
-// printed is what is kept of a program's messages.
+// maxCredential is about the length of the longest credential.
+const maxCredential = 256
+
+// printed is what is kept of a program's messages. It does not begin within a word: half of
+// a credential is none that a redactor knows.
 func printed(stderr *excerpt.Tail) string {
-	return strings.TrimSpace(strings.ToValidUTF8(stderr.String(), "\uFFFD"))
+	text := stderr.String()
+	if stderr.IsCut() {
+		first := min(len(text), maxCredential)
+		if end := strings.IndexAny(text[:first], " \t\r\n"); end >= 0 {
+			first = end
+		}
+		text = text[first:]
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(text, "\uFFFD"))
 }

@@ -30,7 +30,8 @@ const (
 	Garbage Outcome = "garbage"
 )
 
-// A Result says how Codex has ended. Its texts are not redacted.
+// A Result says how Codex has ended. Its texts are not redacted. Whoever redacts them can
+// cut them afterwards: half of a credential is none that a redactor knows.
 type Result struct {
 	Outcome Outcome
 	// TaskID is Codex's id of the conversation or of the cloud task, "" if it is not
@@ -55,8 +56,8 @@ type Key interface {
 	Read(ctx context.Context) (secret.String, error)
 }
 
-// maxMessage limits the texts of a Result, in bytes.
-const maxMessage = 16 << 10
+// maxMessage limits the texts of a Result, in bytes. None of a line that is read is longer.
+const maxMessage = maxLine
 
 // bounded cuts a text at maxMessage.
 func bounded(text string) string {

@@ -35,12 +35,14 @@ type Tail struct {
 
 	mu   sync.Mutex
 	kept []byte
+	cut  bool
 }
 
 // Write implements [io.Writer].
 func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.cut = t.cut || len(t.kept)+len(p) > t.Limit
 	t.kept = append(t.kept, p[max(0, len(p)-t.Limit):]...)
 	t.kept = t.kept[max(0, len(t.kept)-t.Limit):]
 	return len(p), nil
@@ -51,4 +53,11 @@ func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(t.kept)
+}
+
+// IsCut says that bytes before those that are kept were dropped.
+func (t *Tail) IsCut() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cut
 }

@@ -314,10 +314,21 @@ func (t *codexTask) notRun(ctx context.Context, err error) error {
 	return &failure{class: "RuntimeError", text: "Codex cannot be used: " + err.Error(), code: "codex_not_started"}
 }
 
-// take takes over how Codex has ended.
+// maxMessage limits what is recorded of a message of Codex, in bytes.
+const maxMessage = 16 << 10
+
+// bounded cuts a text at maxMessage.
+func bounded(text string) string {
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + " …"
+	}
+	return text
+}
+
+// take takes over how Codex has ended. Texts are redacted before they are cut.
 func (t *codexTask) take(result codex.Result) {
-	t.progress.Outcome, t.progress.Message = string(result.Outcome), t.redact(result.Message)
-	if id := t.redact(result.TaskID); id != "" {
+	t.progress.Outcome, t.progress.Message = string(result.Outcome), bounded(t.redact(result.Message))
+	if id := bounded(t.redact(result.TaskID)); id != "" {
 		t.progress.TaskID = id
 	}
 	t.progress.InputTokens, t.progress.OutputTokens = result.Usage.Input, result.Usage.Output
