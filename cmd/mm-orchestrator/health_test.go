@@ -265,6 +265,18 @@ func TestHealthFollowsDatabaseAndDocker(t *testing.T) {
 			if took := time.Since(begin); took < limit-checkInterval/2 {
 				t.Errorf("unhealthy after %v", took)
 			}
+			// What waits for the database does not hang: an operator must not restart the
+			// worker for it.
+			eventually(t, "the database is away for longer than a hang takes to be told", func() error {
+				_, body := ask(t, p.url+"/healthz")
+				if strings.Contains(body, "has made no progress") {
+					t.Fatalf("it is taken for a hang: %s", body)
+				}
+				if time.Since(begin) < 12*time.Second {
+					return errors.New("not yet")
+				}
+				return nil
+			})
 			restore(r)
 			p.waitHealthy()
 			p.loggedOnce(tt.databaseReason)

@@ -157,11 +157,15 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 		{name: "the worker's engine", limit: c.HealthLimit, check: func(context.Context) error { return w.Health() }},
 		// A limit above 0, because a process that continues after SIGSTOP needs a
 		// moment to make progress.
-		{name: "the worker's own loops", limit: checkInterval, check: func(context.Context) error {
-			if steps == nil {
-				return w.Stuck(stall)
+		{name: "the worker's own loops", limit: checkInterval, check: func(ctx context.Context) error {
+			stuck := w.Stuck(stall)
+			if steps != nil {
+				stuck = errors.Join(stuck, steps.Stuck(stall))
 			}
-			return errors.Join(w.Stuck(stall), steps.Stuck(stall))
+			if stuck != nil && db.tables.Ping(ctx) != nil {
+				return nil // they may wait for the database, whose own check has the reason
+			}
+			return stuck
 		}},
 	}
 	if engine != nil {
