@@ -75,7 +75,7 @@ func (r *Repository) SetAside(ctx context.Context, run, name string, now *State,
 	}
 	for _, path := range aside.Paths {
 		if _, fits := r.treeItem(now.find(path)); !fits {
-			aside.Commands = append(aside.Commands, fmt.Sprintf("git -C %s cat-file blob %s > %s", shellQuote(r.Top), now.find(path).Blob, shellQuote(r.absolute(path))))
+			aside.Commands = append(aside.Commands, fmt.Sprintf("git -C %s cat-file blob %s > %s", ShellQuote(r.Top), now.find(path).Blob, ShellQuote(r.absolute(path))))
 		}
 	}
 	return aside, nil
@@ -245,9 +245,9 @@ func (r *Repository) SetAsideEdits(ctx context.Context, run, name string, now *S
 	command := func(ref, into string, paths []string) string {
 		words := make([]string, 0, len(paths))
 		for _, path := range paths {
-			words = append(words, shellQuote(path))
+			words = append(words, ShellQuote(path))
 		}
-		return fmt.Sprintf("git --literal-pathspecs -C %s restore --source=%s %s -- %s", shellQuote(r.Top), ref, into, strings.Join(words, " "))
+		return fmt.Sprintf("git --literal-pathspecs -C %s restore --source=%s %s -- %s", ShellQuote(r.Top), ref, into, strings.Join(words, " "))
 	}
 	aside.Paths = all
 	aside.Commands = []string{command(aside.Ref, "--worktree", all)}
@@ -347,7 +347,7 @@ func (r *Repository) giveBack(now *State, edits []Difference) error {
 // restoreCommand returns the command that takes all files of a tree into the work
 // tree or the index.
 func (r *Repository) restoreCommand(ref, into string) string {
-	return fmt.Sprintf("git -C %s restore --overlay --source=%s %s -- :/", shellQuote(r.Top), ref, into)
+	return fmt.Sprintf("git -C %s restore --overlay --source=%s %s -- :/", ShellQuote(r.Top), ref, into)
 }
 
 // conflicts says that a path is a folder of one of the items, or lies in one.
@@ -368,8 +368,8 @@ func visiblePath(path string) string {
 	return strings.Join(parts, "/")
 }
 
-// shellQuote writes a text as one word of a shell.
-func shellQuote(text string) string {
+// ShellQuote writes a text as one word of a shell.
+func ShellQuote(text string) string {
 	plain := func(c rune) bool {
 		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("/._-+:=@%,", c)
 	}

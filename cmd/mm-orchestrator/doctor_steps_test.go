@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/change"
 	"github.com/moonladderstudios/mm-orchestrator/internal/devenv"
 )
 
@@ -47,7 +50,10 @@ func TestDoctorFindsStaleGitLock(t *testing.T) {
 	gitIn(t, s.workspace, "commit", "-q", "-m", "library")
 	linked := filepath.Join(t.TempDir(), "linked")
 	gitIn(t, s.workspace, "worktree", "add", "-q", linked)
+	spaced := filepath.Join(t.TempDir(), "it's a copy")
+	gitIn(t, s.workspace, "clone", "-q", ".", spaced)
 	for name, tt := range map[string]struct{ workspace, lock string }{
+		"with spaces":     {spaced, spaced + "/.git/index.lock"},
 		"repository":      {s.workspace, s.workspace + "/.git/index.lock"},
 		"submodule":       {s.workspace, s.workspace + "/.git/modules/library/index.lock"},
 		"its settings":    {s.workspace, s.workspace + "/.git/config.lock"},
@@ -62,10 +68,15 @@ func TestDoctorFindsStaleGitLock(t *testing.T) {
 			t.Fatal(err)
 		}
 		f := runDoctor(t, append(s.env(), "MM_ORCHESTRATOR_COMPOSE="+dockerOnPath(t)), exitFailure, "--workspace="+tt.workspace)["git-lock"]
-		if f.Status != statusFail || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git process on this machine") || !strings.Contains(f.Cure, "rm "+tt.lock) {
+		if f.Status != statusFail || !strings.HasPrefix(f.Found, tt.lock+" is 3h0m") || !strings.Contains(f.Found, "no git process on this machine") || !strings.Contains(f.Cure, "rm "+change.ShellQuote(tt.lock)) {
 			t.Errorf("%s: %+v", name, f)
 		}
-		if err := os.Remove(tt.lock); err != nil {
+		// The command does what it says, whatever the path has.
+		_, command, _ := strings.Cut(f.Cure, "run: ")
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+			t.Errorf("%s: %s: %v %s", name, command, err, out)
+		}
+		if _, err := os.Lstat(tt.lock); !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 	}

@@ -288,7 +288,7 @@ func printBroughtBack(p *program, runID, name string, back orchestrator.BroughtB
 		fmt.Fprintf(p.stdout, "not staged again, because something else is staged: %s\n", clean(path))
 	}
 	for _, file := range back.OfGit {
-		fmt.Fprintf(p.stdout, "left, as it is a file of git's own folder: %s; `git -C %s show %s:%s` prints it\n", oneLine(file.Path, 400), back.Top, change.Ref(runID, name), oneLine(file.Path, 400))
+		fmt.Fprintf(p.stdout, "left, as it is a file of git's own folder: %s; `git -C %s show %s` prints it\n", oneLine(file.Path, 400), change.ShellQuote(back.Top), change.ShellQuote(change.Ref(runID, name)+":"+oneLine(file.Path, 400)))
 	}
 	if len(back.Restored)+len(back.Present)+len(back.OfGit) == 0 {
 		fmt.Fprintf(p.stdout, "nothing was set aside under %s\n", oneLine(name, 80))

@@ -37,11 +37,20 @@ func ByHand(runID string, record change.Record) []HandStep {
 	if image := record.Image; image != nil && len(image.Volumes) > 0 {
 		step := HandStep{What: "remove the volumes, with their data, that were not there before the run", Directory: image.Workspace}
 		for _, name := range image.Volumes {
-			step.Commands = append(step.Commands, formatCommand(removeVolume(name)))
+			step.Commands = append(step.Commands, pasted(removeVolume(name)))
 		}
 		steps = append(steps, step)
 	}
 	return steps
+}
+
+// pasted writes a command line for a shell.
+func pasted(command []string) string {
+	words := make([]string, len(command))
+	for i, word := range command {
+		words[i] = change.ShellQuote(word)
+	}
+	return strings.Join(words, " ")
 }
 
 func removeVolume(name string) []string { return []string{"docker", "volume", "rm", name} }
@@ -61,7 +70,7 @@ func imageByHand(image *change.Image) []string {
 		if change.CanBeNamed(before.Image) {
 			lines = append(lines, "docker tag "+before.ImageID+" "+before.Image)
 		}
-		lines = append(lines, formatCommand(append(target.BackCommand(before.Service, len(image.Before.Of(before.Service)), true), "--force-recreate")))
+		lines = append(lines, pasted(append(target.BackCommand(before.Service, len(image.Before.Of(before.Service)), true), "--force-recreate")))
 	}
 	return slices.Compact(lines)
 }

@@ -49,9 +49,9 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 		case pid != 0:
 			log.Line(fmt.Sprintf("[%s is in use by git (process %d). If the next command fails because of it, retry the run when that git has ended.]", lock.Path, pid))
 		case !known:
-			log.Line(fmt.Sprintf("[%s exists, and this system does not show whether a git uses it. If none does, run: rm %s]", lock.Path, lock.Path))
+			log.Line(fmt.Sprintf("[%s exists, and this system does not show whether a git uses it. If none does, run: rm %s]", lock.Path, change.ShellQuote(lock.Path)))
 		case lock.ModTime.Before(s.runStartedAt):
-			log.Line(fmt.Sprintf("[%s is older than this run, and may be that of a git in another container or on another machine. If no git uses it, run: rm %s]", lock.Path, lock.Path))
+			log.Line(fmt.Sprintf("[%s is older than this run, and may be that of a git in another container or on another machine. If no git uses it, run: rm %s]", lock.Path, change.ShellQuote(lock.Path)))
 		default:
 			if !lock.Unchanged() {
 				continue // another git has it now
@@ -60,7 +60,7 @@ func (s *stepRun) removeStaleLocks(ctx context.Context, log *artifacts.Log, work
 				return // the step ends
 			}
 			if err := os.Remove(lock.Path); err != nil {
-				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, preflight.Reason(err), lock.Path))
+				log.Line(fmt.Sprintf("[%s was left by a git that was killed, and cannot be removed: %s. Run: rm %s]", lock.Path, preflight.Reason(err), change.ShellQuote(lock.Path)))
 				continue
 			}
 			s.audit(audit.Record{Kind: audit.FileRestored, Text: "removed a lock file that a killed git has left: " + lock.Path})

@@ -61,7 +61,7 @@ func (s Subject) lookAtGit(found *workTree) Look {
 				if _, unborn := s.git(ctx, "rev-parse", "--quiet", "--verify", "HEAD"); unborn != nil && ctx.Err() == nil {
 					return note("Make a first commit", "%s has no commit that uncommitted edits could be taken back to", tree.top)
 				}
-				return refuse("Repair the repository: git -C "+tree.top+" fsck", "the commit of HEAD cannot be read in %s: %s", tree.top, oneLine(err.Error()))
+				return refuse("Repair the repository: git -C "+change.ShellQuote(tree.top)+" fsck", "the commit of HEAD cannot be read in %s: %s", tree.top, oneLine(err.Error()))
 			}
 			return ok("%s is a work tree of git", tree.top)
 		}}
@@ -86,7 +86,7 @@ func (s Subject) workTree(ctx context.Context) (workTree, []Result) {
 	case err != nil && strings.Contains(err.Error(), "not a git repository"), err != nil && strings.Contains(err.Error(), "must be run in a work tree"):
 		return workTree{}, refuse("Mount the repository there, or set "+s.SettingName("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %s", s.Workspace, oneLine(err.Error()))
 	case err != nil:
-		return workTree{}, refuse("Repair the repository until git -C "+s.Workspace+" status succeeds", "git cannot use the repository of %s: %s", s.Workspace, oneLine(err.Error()))
+		return workTree{}, refuse("Repair the repository until git -C "+change.ShellQuote(s.Workspace)+" status succeeds", "git cannot use the repository of %s: %s", s.Workspace, oneLine(err.Error()))
 	}
 	lines := strings.Split(text, "\n")
 	if len(lines) == 3 {
@@ -114,7 +114,7 @@ func (s Subject) LookAtTrust() Look {
 			if tree, results := s.workTree(ctx); results == nil {
 				top = tree.top
 			}
-			return note("Run: git config --global --add safe.directory "+top+", or run the worker as its owner",
+			return note("Run: git config --global --add safe.directory "+change.ShellQuote(top)+", or run the worker as its owner",
 				"%s belongs to user %d, this process runs as user %d; the worker tells git to trust it, but other programs that call git will fail", top, ownerOf(top), os.Getuid())
 		}}
 }
@@ -182,10 +182,10 @@ func (s Subject) gitLocks(ctx context.Context, tree workTree) (results []Result,
 		case !lock.Unchanged():
 			continue // that git has ended meanwhile
 		case known:
-			results = append(results, refuse("If no git in another container or on another machine uses it, run: rm "+lock.Path,
+			results = append(results, refuse("If no git in another container or on another machine uses it, run: rm "+change.ShellQuote(lock.Path),
 				"%s is %s old, and no git process on this machine uses it: patch and rollback fail until it is removed", lock.Path, age)...)
 		default:
-			results = append(results, refuse("If no git uses it, run: rm "+lock.Path,
+			results = append(results, refuse("If no git uses it, run: rm "+change.ShellQuote(lock.Path),
 				"%s is %s old; this system does not show whether a git process uses it: patch and rollback fail until it is removed", lock.Path, age)...)
 		}
 	}
@@ -227,7 +227,7 @@ func (s Subject) lookAtGitState(tree *workTree) Look {
 				return s.git(ctx, "ls-files", "--unmerged", "--full-name", "-z", ":/")
 			})
 			if err != nil {
-				return refuse("If that file is damaged, run: rm "+filepath.Join(tree.own, "index")+" && git -C "+tree.top+" reset (files stay as they are, what was staged is lost)", "git cannot read the index of %s: %s", tree.top, oneLine(err.Error()))
+				return refuse("If that file is damaged, run: rm "+change.ShellQuote(filepath.Join(tree.own, "index"))+" && git -C "+change.ShellQuote(tree.top)+" reset (files stay as they are, what was staged is lost)", "git cannot read the index of %s: %s", tree.top, oneLine(err.Error()))
 			}
 			var paths []string
 			for entry := range strings.SplitSeq(text, "\x00") {
