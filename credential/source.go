@@ -31,6 +31,9 @@ func (s Source) IsZero() bool { return s.text == "" }
 // Variables are the names of an env: source, nil for any other.
 func (s Source) Variables() []string { return s.variables }
 
+// File is the path of a file: source, "" for any other.
+func (s Source) File() string { return s.file }
+
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // githubToken is how tokens of GitHub begin, and no variable of anybody.

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/policy"
 )
 
@@ -33,6 +34,11 @@ func readableDuration(_ []string, a slog.Attr) slog.Attr {
 func (c *configuration) redaction() artifacts.Rules {
 	rules := c.Redaction
 	rules.Workspace = c.Workspace
+	for _, source := range []credential.Source{c.Services.GitHubToken, c.Services.CodexKey} {
+		if path := source.File(); path != "" { // before its first use, too: commands of steps can read it
+			rules.Files = append(slices.Clone(rules.Files), path)
+		}
+	}
 	if c.Policy == nil {
 		return rules
 	}
@@ -56,7 +62,7 @@ func (c *configuration) redaction() artifacts.Rules {
 func environmentRules(env environment) artifacts.Rules {
 	c := &configuration{}
 	for i := range settings {
-		if s := &settings[i]; s.topic == topicSecrets || s.flag == "workspace" || s.flag == "profiles" {
+		if s := &settings[i]; s.topic == topicSecrets || slices.Contains([]string{"workspace", "profiles", "github-credential", "codex-credential"}, s.flag) {
 			if v := find(s, env, nil); v.set {
 				_ = s.read(c, v.text)
 			}

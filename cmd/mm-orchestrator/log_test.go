@@ -41,22 +41,22 @@ func TestLogFormats(t *testing.T) {
 // for the output of every command.
 func TestRedactionSettings(t *testing.T) {
 	t.Parallel()
-	workspace, list := t.TempDir(), filepath.Join(t.TempDir(), "list")
-	for path, text := range map[string]string{filepath.Join(workspace, ".env"): "APP_TOKEN=from-the-workspace\n", list: "from-the-list\n"} {
+	workspace, list, token := t.TempDir(), filepath.Join(t.TempDir(), "list"), filepath.Join(t.TempDir(), "github_token")
+	for path, text := range map[string]string{filepath.Join(workspace, ".env"): "APP_TOKEN=from-the-workspace\n", list: "from-the-list\n", token: "from-a-mount\n"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	env := environment{
 		"MM_ORCHESTRATOR_REDACT_NAMES=ACME_*", "MM_ORCHESTRATOR_REDACT_FILES=" + list, "MM_ORCHESTRATOR_REDACT_COMMON_WORDS=guard",
-		"WORKSPACE_ROOT=" + workspace, "ACME_LOGIN=by-its-name", "DB_PASSWORD=guest",
+		"WORKSPACE_ROOT=" + workspace, "ACME_LOGIN=by-its-name", "DB_PASSWORD=guest", "MM_ORCHESTRATOR_GITHUB_CREDENTIAL=file:" + token,
 	}
 	for name, redactor := range map[string]*artifacts.Redactor{
 		"worker":  artifacts.NewRedactor(env, mustLoad(t, env).redaction()),
 		"command": (&program{env: env}).redactor(),
 	} {
-		const text = "from-the-workspace from-the-list by-its-name a guest password=guest"
-		if got, want := redactor.String(text), "*** *** *** a guest password=***"; got != want {
+		const text = "from-the-workspace from-the-list from-a-mount by-its-name a guest password=guest"
+		if got, want := redactor.String(text), "*** *** *** *** a guest password=***"; got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
