@@ -579,7 +579,7 @@ var specPreflightCommand = &command{
 		"With --json it prints {\"ok\", \"repository\", \"codex\": {\"status\", \"message\"}, \"github\": {…}, \"codex_login_check\": {…}}. status is valid, invalid, expires_soon or scope_missing, and of the login check passed, failed or skipped; fields may be added, none is renamed.",
 	examples: []example{
 		{"mm-orchestrator spec preflight --repository octo/widgets", "can a run for this repository work?"},
-		{"docker compose run --rm celery_codex_worker mm-orchestrator spec preflight", "in the worker's container"},
+		{"docker compose exec celery_codex_worker mm-orchestrator spec preflight", "in the worker's container"},
 	},
 	topics: topics,
 	setup: func(fs *pflag.FlagSet) runFunc {
