@@ -174,6 +174,7 @@ func TestLists(t *testing.T) {
 // without secrets. All of them are reported together.
 func TestInvalidValues(t *testing.T) {
 	t.Parallel()
+	long := strings.Repeat("q", 256)
 	for _, tt := range []struct {
 		env  environment
 		args []string
@@ -203,6 +204,11 @@ func TestInvalidValues(t *testing.T) {
 		{environment{"MM_ORCHESTRATOR_LISTEN=:9808"}, nil, []string{`MM_ORCHESTRATOR_LISTEN is ":9808", which other machines can reach: set MM_ORCHESTRATOR_LISTEN_REMOTE=true to allow that, or use 127.0.0.1`}},
 		{environment{"MM_ORCHESTRATOR_AUTO_MIGRATE=perhaps"}, nil, []string{`MM_ORCHESTRATOR_AUTO_MIGRATE is "perhaps": it must be true or false`}},
 		{environment{"DOCKER_TLS_VERIFY=1"}, nil, []string{`DOCKER_TLS_VERIFY is set, but DOCKER_CERT_PATH is not: set it to the directory with ca.pem, cert.pem and key.pem`}},
+		{environment{"ORCHESTRATOR_CELERY_QUEUE=" + long, "MM_ORCHESTRATOR_SPEC_QUEUES=a," + long, "CODEX_QUEUE=" + long}, nil, []string{
+			`ORCHESTRATOR_CELERY_QUEUE is "` + long + `": a name has at most 255 bytes`,
+			`MM_ORCHESTRATOR_SPEC_QUEUES is "a,` + long + `": a name has at most 255 bytes`,
+			`CODEX_QUEUE is "` + long + `": a name has at most 255 bytes`,
+		}},
 		{environment{"DOCKER_HOST=docker-proxy:2375"}, nil, []string{`DOCKER_HOST is "docker-proxy:2375": it must have the form unix:///path or tcp://host:port`}},
 		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d"}, []string{"--postgres-host=x"}, []string{`--postgres-host has no effect while MM_ORCHESTRATOR_DATABASE_URL is set, which is the whole address: use --database-url instead`}},
 		{environment{"ORCHESTRATOR_METRICS_PREFIX=a b", "POSTGRES_PORT=x"}, nil, []string{

@@ -116,6 +116,21 @@ func readText(field func(*configuration) *string) func(*configuration, string) e
 	}
 }
 
+// maxName is the length of the longest name in AMQP, in bytes.
+const maxName = 255
+
+// readName is readText for a name that the broker gets.
+func readName(field func(*configuration) *string) func(*configuration, string) error {
+	return func(c *configuration, text string) error {
+		if len(text) > maxName {
+			return errLongName
+		}
+		return readText(field)(c, text)
+	}
+}
+
+var errLongName = fmt.Errorf("a name has at most %d bytes", maxName)
+
 // readOptionalText is readText, but accepts an empty text.
 func readOptionalText(field func(*configuration) *string) func(*configuration, string) error {
 	return func(c *configuration, text string) error {

@@ -297,7 +297,7 @@ var orchestratorSettings = []setting{
 		vars: []variable{{name: "ORCHESTRATOR_CELERY_QUEUE", emptyCounts: true}},
 		def:  "orchestrator.run",
 		help: "The queue from which the worker consumes, and to which it publishes the next step of a run.",
-		read: readText(func(c *configuration) *string { return &c.Queue }),
+		read: readName(func(c *configuration) *string { return &c.Queue }),
 	},
 	{
 		flag: "queue-type", form: "none|classic|quorum", topic: topicBroker,
@@ -319,14 +319,14 @@ var orchestratorSettings = []setting{
 		def:  "moonmind.jobs",
 		help: "The direct exchange that the worker declares and binds the queue to. Earlier revisions of MoonMind used speckit; a binding to that exchange may stay. " +
 			"No message goes through the exchange: producers and workers publish to the queue by name, through the default exchange.",
-		read: readText(func(c *configuration) *string { return &c.Exchange }),
+		read: readName(func(c *configuration) *string { return &c.Exchange }),
 	},
 	{
 		flag: "routing-key", form: "key", topic: topicBroker,
 		vars:        names("ORCHESTRATOR_CELERY_ROUTING_KEY"),
 		defaultNote: "the name of the queue",
 		help:        "The key with which the queue is bound to the exchange.",
-		read:        readText(func(c *configuration) *string { return &c.RoutingKey }),
+		read:        readName(func(c *configuration) *string { return &c.RoutingKey }),
 		show:        func(c *configuration) string { return c.RoutingKey },
 	},
 	{
@@ -350,7 +350,7 @@ var orchestratorSettings = []setting{
 		defaultNote: "none: such messages are rejected, as in Celery",
 		help: "A queue for messages that no worker can process, because they cannot be decoded or name an unknown task. The worker publishes them there unchanged, with the reason in the header " +
 			"x-mm-orchestrator-reason. If the queue does not exist, the worker declares it as durable.",
-		read: readText(func(c *configuration) *string { return &c.DeadLetterQueue }),
+		read: readName(func(c *configuration) *string { return &c.DeadLetterQueue }),
 	},
 
 	{

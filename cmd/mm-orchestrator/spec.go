@@ -57,6 +57,9 @@ var specSettingsTable = []setting{
 			if len(c.Spec.Consume) == 0 {
 				return errors.New("it must be all, or names of queues separated by commas")
 			}
+			if slices.ContainsFunc(c.Spec.Consume, func(name string) bool { return len(name) > maxName }) {
+				return errLongName
+			}
 			return nil
 		},
 	},
@@ -89,14 +92,14 @@ var specSettingsTable = []setting{
 		vars: names("DEFAULT_QUEUE", "WORKFLOW_DEFAULT_QUEUE", "CELERY_DEFAULT_QUEUE"),
 		def:  "speckit",
 		help: "The queue of discover_next_phase, the first task of the chain.",
-		read: readText(func(c *configuration) *string { return &c.Spec.DefaultQueue }),
+		read: readName(func(c *configuration) *string { return &c.Spec.DefaultQueue }),
 	},
 	{
 		flag: "codex-queue", form: "name", topic: topicSpec,
 		vars:        names("CODEX_QUEUE", "SPEC_WORKFLOW_CODEX_QUEUE"),
 		defaultNote: "one of the shards codex-0, codex-1, …",
 		help:        "One fixed queue for submit_codex_job and apply_and_publish. MoonMind's compose file sets SPEC_WORKFLOW_CODEX_QUEUE, which its Python never reads.",
-		read:        readText(func(c *configuration) *string { return &c.Spec.CodexQueue }),
+		read:        readName(func(c *configuration) *string { return &c.Spec.CodexQueue }),
 	},
 	{
 		flag: "codex-shards", form: "number", topic: topicSpec,
