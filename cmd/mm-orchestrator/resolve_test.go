@@ -209,6 +209,7 @@ func TestInvalidValues(t *testing.T) {
 			`MM_ORCHESTRATOR_SPEC_QUEUES is "a,` + long + `": a name has at most 255 bytes`,
 			`CODEX_QUEUE is "` + long + `": a name has at most 255 bytes`,
 		}},
+		{environment{"CELERY_BROKER_URL=amqp://u:p@ss w#rd@rabbitmq//"}, nil, []string{`CELERY_BROKER_URL is "amqp://***": its host is neither a name nor an address; write %2F, %3F or %23 for / ? # in a password`}},
 		{environment{"DOCKER_HOST=docker-proxy:2375"}, nil, []string{`DOCKER_HOST is "docker-proxy:2375": it must have the form unix:///path or tcp://host:port`}},
 		{environment{"MM_ORCHESTRATOR_DATABASE_URL=postgres://u:s3cret@h/d"}, []string{"--postgres-host=x"}, []string{`--postgres-host has no effect while MM_ORCHESTRATOR_DATABASE_URL is set, which is the whole address: use --database-url instead`}},
 		{environment{"ORCHESTRATOR_METRICS_PREFIX=a b", "POSTGRES_PORT=x"}, nil, []string{

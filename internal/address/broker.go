@@ -271,7 +271,7 @@ func (b *Broker) readHostPort(text string) error {
 	}
 	_, err := netip.ParseAddr(b.Host)
 	if (err != nil && (bracketed || !hostName.MatchString(b.Host))) || strings.Contains(b.Host, "%") {
-		return errors.New("its host is neither a name nor an address")
+		return errors.New("its host is neither a name nor an address; write %2F, %3F or %23 for / ? # in a password")
 	}
 	b.written = b.Host
 	if b.Host == "localhost" {
