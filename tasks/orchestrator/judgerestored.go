@@ -71,7 +71,7 @@ func (s *stepRun) judgeRestored(ctx context.Context, log *artifacts.Log) *Failur
 	}
 	// restoreImage has compared the images; what their names stand for may differ
 	// from them, as before the run.
-	r.before, r.deployed, r.check = before, false, nil
+	r.before, r.deployed, r.check = inLoops(before, image.At, r.quiet), false, nil
 	if image.Answered {
 		r.check = s.plannedCheck()
 	}
@@ -86,5 +86,5 @@ func (s *stepRun) judgeRestored(ctx context.Context, log *artifacts.Log) *Failur
 		return r.failed(v)
 	}
 	return commandError(fmt.Sprintf("Images, containers and configuration of service %s are as before the run, but the service is not: it was %s. %s",
-		r.service, condition(before), r.failed(v).Error()))
+		r.service, condition(r.before), r.failed(v).Error()))
 }

@@ -114,14 +114,18 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 			if r.before != nil && e.onlyUnchecked() && !now.Before(r.deadline) && !now.Before(steadyUntil) {
 				return verdict{health: healthy, reason: "as before, although docker has not finished the first health check of " + r.service}, true
 			}
-			return pending, !now.Before(r.deadline) && (!now.Before(steadyUntil) || steadyUntil.After(r.deadline.Add(r.quiet)))
+			over := !now.Before(r.deadline) && (!now.Before(steadyUntil) || steadyUntil.After(r.deadline.Add(r.quiet)))
+			if over && e.asBefore(r) {
+				return r.likeBefore(), true
+			}
+			return pending, over
 		}
 		if !now.Before(steadyUntil) {
 			return wrong, true
 		}
 	}
-	if r.before != nil && !well(r.before) && e.last.engine && sameCondition(e.last.containers, r.before) {
-		return verdict{health: healthy, reason: fmt.Sprintf("as before: %s was %s before the run", r.service, condition(r.before))}, true
+	if e.asBefore(r) {
+		return r.likeBefore(), true
 	}
 	switch {
 	case wrong.health == unproven && e.unprovable(r) && (len(e.last.containers) > 0 || !r.composed || now.Sub(r.begun) >= r.finalAfter()):
@@ -138,6 +142,40 @@ func decide(e evidence, r requirements, now time.Time) (verdict, bool) {
 		return e.unsteady(r), true
 	}
 	return e.unsteady(r), false
+}
+
+// asBefore says that the service was not well before the run, and is in the same
+// condition again. A container that docker has called unhealthy before may need longer
+// than the deadline until docker does so again: at the deadline, it is enough that its
+// checks fail.
+func (e evidence) asBefore(r requirements) bool {
+	if r.before == nil || well(r.before) || !e.last.engine {
+		return false
+	}
+	now := inLoops(e.last.containers, e.last.at, r.quiet)
+	for i, c := range now {
+		if !e.last.at.Before(r.deadline) && c.Health == "starting" && c.HealthExit != 0 {
+			now[i].Health = "unhealthy"
+		}
+	}
+	return sameCondition(now, r.before)
+}
+
+// likeBefore is the verdict on a service that is as sick as before the run.
+func (r requirements) likeBefore() verdict {
+	return verdict{health: healthy, reason: fmt.Sprintf("as before: %s was %s before the run", r.service, condition(r.before))}
+}
+
+// inLoops returns the containers with the state restarting for those that the engine
+// starts again and again: most of the time, such a container runs.
+func inLoops(containers []compose.Container, at time.Time, quiet time.Duration) []compose.Container {
+	all := slices.Clone(containers)
+	for i, c := range all {
+		if c.State == "running" && c.Restarts > 0 && at.Sub(c.StartedAt) < quiet {
+			all[i].State = "restarting"
+		}
+	}
+	return all
 }
 
 // wrong says what is wrong now. It is healthy for nothing.
