@@ -98,6 +98,8 @@ type Container struct {
 	Volumes map[string]string `json:"volumes,omitempty"`
 	// Shares are the ids of the containers whose namespaces it uses.
 	Shares []string `json:"shares,omitempty"`
+	// VolumesFrom are the ids of the containers whose volumes it has.
+	VolumesFrom []string `json:"volumesFrom,omitempty"`
 	// Networks has the ids of its networks by name, "" for one in which the engine has
 	// given it no place yet. A record of an older version has none.
 	Networks map[string]string `json:"networks,omitempty"`
@@ -149,7 +151,7 @@ func ProjectOf(project compose.Project) Project {
 	for _, c := range project.Containers {
 		p.Containers = append(p.Containers, Container{
 			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
-			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, Networks: c.NetworkIDs, Shares: c.Shares, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, Networks: c.NetworkIDs, Shares: c.Shares, VolumesFrom: c.VolumesFrom, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
 		})
 	}
 	for _, network := range project.Networks {

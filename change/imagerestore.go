@@ -177,11 +177,11 @@ func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
 	return acts, true
 }
 
-// sharedBy returns the other services whose namespaces the containers of one use. A
-// container is made for the one that it shares, and started after it.
+// sharedBy returns the other services whose namespaces or volumes the containers of one
+// use. A container is made for the one that it shares, and started after it.
 func (i *Image) sharedBy(service string) (others []string) {
 	for _, c := range i.Before.Of(service) {
-		for _, id := range c.Shares {
+		for _, id := range slices.Concat(c.Shares, c.VolumesFrom) {
 			if owner, found := i.Before.ByID(id); found && owner.Service != service {
 				others = append(others, owner.Service)
 			}

@@ -172,6 +172,8 @@ type Container struct {
 	NetworkIDs map[string]string
 	// Shares are the ids of the containers whose network, processes or IPC it uses.
 	Shares []string
+	// VolumesFrom are the ids of the containers whose volumes it has (volumes_from).
+	VolumesFrom []string
 	// Volumes are the names of its volumes, also of anonymous ones, by the path in
 	// the container.
 	Volumes map[string]string
@@ -236,7 +238,7 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 	}
 	if inspected.HostConfig != nil {
 		c.RestartPolicy = string(inspected.HostConfig.RestartPolicy.Name)
-		c.Shares = sharedBy(inspected.HostConfig)
+		c.Shares, c.VolumesFrom = sharedBy(inspected.HostConfig), volumesFrom(inspected.HostConfig)
 	}
 	if inspected.NetworkSettings != nil {
 		c.Networks = slices.Sorted(maps.Keys(inspected.NetworkSettings.Networks))

@@ -62,7 +62,7 @@ func TestContainersAreRead(t *testing.T) {
 		case "b/json":
 			fmt.Fprint(w, `{"Id": "b", "Name": "/p-web-1", "Image": "sha256:1", "RestartCount": 3, "State": {"Status": "running",
 				"ExitCode": 0, "StartedAt": "2026-01-14T09:30:00.5Z", "OOMKilled": true, "Health": {"Status": "unhealthy", "Log": [{"ExitCode": 0}, {"ExitCode": 7, "Output": "no"}]}},
-				"Config": {"Tty": true, "Image": "p-web"}, "HostConfig": {"NetworkMode": "container:d"}}`)
+				"Config": {"Tty": true, "Image": "p-web"}, "HostConfig": {"NetworkMode": "container:d", "VolumesFrom": ["e:ro"]}}`)
 		case "d/json":
 			fmt.Fprint(w, `{"Id": "d", "NetworkSettings": {"Networks": {"n": {"IPAddress": "172.18.0.3", "GlobalIPv6Address": ""}},
 				"Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "53/udp": [{"HostIp": "0.0.0.0", "HostPort": "53"}], "81/tcp": null}}}`)
@@ -82,7 +82,7 @@ func TestContainersAreRead(t *testing.T) {
 		t.Fatalf("%+v, %v", containers, err)
 	}
 	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web Number:0 ImageID:sha256:1 ConfigHash: Replaces:false DependsOn: Created:0001-01-01 00:00:00 +0000 UTC State:running Health:unhealthy ExitCode:0 Restarts:3 RestartPolicy: Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC "+
-		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]} Networks:[] NetworkIDs:map[] Shares:[d] Volumes:map[] OwnVolumes:[]}"; got != want {
+		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]} Networks:[] NetworkIDs:map[] Shares:[d] VolumesFrom:[e] Volumes:map[] OwnVolumes:[]}"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 	tail, err := e.LogTail(t.Context(), "b", 20)

@@ -22,8 +22,18 @@ func sharedBy(config *container.HostConfig) (ids []string) {
 	return ids
 }
 
+// volumesFrom returns the containers whose volumes a container has. The engine finds
+// them by the id when the container is created.
+func volumesFrom(config *container.HostConfig) (ids []string) {
+	for _, from := range config.VolumesFrom {
+		id, _, _ := strings.Cut(from, ":") // the rest says how they are mounted
+		ids = append(ids, id)
+	}
+	return ids
+}
+
 // Sharing returns the inspection with other containers in place of those whose
-// namespaces it uses: places has the new ids by the old ones.
+// namespaces or volumes it uses: places has the new ids by the old ones.
 func (i Inspection) Sharing(places map[string]string) Inspection {
 	moved := func(mode string) string {
 		if id, shares := strings.CutPrefix(mode, containerMode); shares && places[id] != "" {
@@ -34,5 +44,14 @@ func (i Inspection) Sharing(places map[string]string) Inspection {
 	i.hostConfig.NetworkMode = container.NetworkMode(moved(string(i.hostConfig.NetworkMode)))
 	i.hostConfig.IpcMode = container.IpcMode(moved(string(i.hostConfig.IpcMode)))
 	i.hostConfig.PidMode = container.PidMode(moved(string(i.hostConfig.PidMode)))
+	i.hostConfig.VolumesFrom = slices.Clone(i.hostConfig.VolumesFrom)
+	for n, from := range i.hostConfig.VolumesFrom {
+		if id, mode, given := strings.Cut(from, ":"); places[id] != "" {
+			i.hostConfig.VolumesFrom[n] = places[id]
+			if given {
+				i.hostConfig.VolumesFrom[n] += ":" + mode
+			}
+		}
+	}
 	return i
 }

@@ -400,6 +400,19 @@ func (c *layoutEnv) restoreImage(ctx context.Context) (imageOutcome, *Failure) {
 	return s.restoreImage(ctx, log)
 }
 
+// withoutCompose makes the rollback go through the engine alone.
+func (c *layoutEnv) withoutCompose() {
+	c.t.Helper()
+	record, err := change.Decode(c.steps.change.Record)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	record.Image.Compose = nil
+	if c.steps.change.Record, err = record.Encode(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 func TestLayouts(t *testing.T) {
 	t.Parallel()
 	for _, l := range layouts {
@@ -457,14 +470,7 @@ func testLayout(t *testing.T, l layout, program string, backByCompose bool) {
 	}
 	undo()
 	if !backByCompose {
-		record, err := change.Decode(c.steps.change.Record)
-		if err != nil {
-			t.Fatal(err)
-		}
-		record.Image.Compose = nil
-		if c.steps.change.Record, err = record.Encode(); err != nil {
-			t.Fatal(err)
-		}
+		c.withoutCompose()
 	}
 	outcome, failure := c.restoreImage(t.Context())
 	log := c.artifact("rollback.log")

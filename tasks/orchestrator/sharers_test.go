@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -54,5 +55,40 @@ func TestServicesThatShareANetworkAreReplacedTogether(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Logf("restart.log: %s\nrollback.log: %s", c.artifact("restart.log"), c.artifact("rollback.log"))
+	}
+}
+
+// TestServicesThatShareVolumesAreReplacedTogether has a run replace a service and one
+// that has its volumes. Both come back, the second for the container of the first.
+func TestServicesThatShareVolumesAreReplacedTogether(t *testing.T) {
+	t.Parallel()
+	for name, byCompose := range map[string]bool{"with compose": true, "without compose": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, layout{target: "app web", files: map[string]string{
+				"compose.yaml": "services:\n  app: {build: ./other, volumes_from: ['web:ro'], stop_grace_period: 1s}\n  web: {build: ./web, volumes: [/anonymous]}\n"}}, composePrograms(t)["newest"])
+			shown := func(state projectState) string {
+				web, app := state.Of("web"), state.Of("app")
+				if len(web) != 1 || len(app) != 1 || len(app[0].VolumesFrom) != 1 || app[0].VolumesFrom[0] != web[0].ID {
+					t.Fatalf("web is %+v, app is %+v", web, app)
+				}
+				return fmt.Sprint(web[0].ImageID, web[0].Volumes, web[0].State, app[0].ImageID, app[0].Volumes, app[0].State)
+			}
+			before := shown(c.state())
+			undo := c.change()
+			c.succeed("build")
+			c.succeed("restart")
+			undo()
+			if !byCompose {
+				c.withoutCompose()
+			}
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Errorf("%v", failure)
+			}
+			same(t, "both services", shown(c.state()), before)
+			if t.Failed() {
+				t.Logf("restart.log: %s\nrollback.log: %s", c.artifact("restart.log"), c.artifact("rollback.log"))
+			}
+		})
 	}
 }
