@@ -71,8 +71,10 @@ type Image struct {
 // A Project is what the engine had of a compose project at one moment.
 type Project struct {
 	Containers []Container `json:"containers,omitempty"`
-	Networks   []Network   `json:"networks,omitempty"`
-	Volumes    []Volume    `json:"volumes,omitempty"`
+	// Hooks are containers in which compose has run pre_start hooks.
+	Hooks    []Container `json:"hooks,omitempty"`
+	Networks []Network   `json:"networks,omitempty"`
+	Volumes  []Volume    `json:"volumes,omitempty"`
 }
 
 // A Container is what is compared of a container.
@@ -147,13 +149,7 @@ type Pin struct {
 
 // ProjectOf returns what is compared of a project.
 func ProjectOf(project compose.Project) Project {
-	var p Project
-	for _, c := range project.Containers {
-		p.Containers = append(p.Containers, Container{
-			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
-			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, Networks: c.NetworkIDs, Shares: c.Shares, VolumesFrom: c.VolumesFrom, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
-		})
-	}
+	p := Project{Containers: containersOf(project.Containers), Hooks: containersOf(project.Hooks)}
 	for _, network := range project.Networks {
 		p.Networks = append(p.Networks, Network{network.Name, network.ID, &network.Settings})
 	}
@@ -161,6 +157,16 @@ func ProjectOf(project compose.Project) Project {
 		p.Volumes = append(p.Volumes, Volume{volume.Name})
 	}
 	return p
+}
+
+func containersOf(list []compose.Container) (all []Container) {
+	for _, c := range list {
+		all = append(all, Container{
+			ID: c.ID, Name: c.Name, Service: c.Service, Number: c.Number, ImageID: c.ImageID, Image: c.Image, ConfigHash: c.ConfigHash,
+			State: c.State, Health: c.Health, ExitCode: c.ExitCode, StartedAt: c.StartedAt, Restarts: c.Restarts, RestartPolicy: c.RestartPolicy, DependsOn: c.DependsOn, Volumes: c.Volumes, Networks: c.NetworkIDs, Shares: c.Shares, VolumesFrom: c.VolumesFrom, replaces: c.Replaces, created: c.Created, ownVolumes: c.OwnVolumes,
+		})
+	}
+	return all
 }
 
 // Of returns the containers of a service, by number.

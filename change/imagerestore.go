@@ -162,6 +162,12 @@ func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
 			acts = append(acts, Act{Do: RemoveContainer, Container: c, Why: "the run has created it"})
 		}
 	}
+	for _, c := range now.Project.Hooks {
+		before := slices.ContainsFunc(i.Before.Hooks, func(hook Container) bool { return hook.ID == c.ID })
+		if i.RestartBegun != nil && !before && i.Restores(c.Service) {
+			acts = append(acts, Act{Do: RemoveContainer, Container: c, Service: c.Service, Why: "compose has created it for a hook in the run"})
+		}
+	}
 	services := slices.Compact(slices.Sorted(slices.Values(slices.Concat(i.Before.Services(), now.Project.Services()))))
 	of := map[string][]Act{}
 	for _, service := range services {

@@ -36,6 +36,7 @@ const (
 	labelHash    = "com.docker.compose.config-hash"
 	labelReplace = "com.docker.compose.replace"
 	labelDepends = "com.docker.compose.depends_on"
+	labelHook    = "com.docker.compose.hook"
 )
 
 var (
@@ -128,8 +129,7 @@ type Container struct {
 	Number int
 	// ImageID is the id of the image that the container was created from.
 	ImageID string
-	// ConfigHash is compose's hash of the service's configuration, "" if something
-	// else has created the container.
+	// ConfigHash is compose's hash of the service's configuration.
 	ConfigHash string
 	// Replaces says that compose has created the container to replace another one of
 	// its service.
@@ -183,9 +183,17 @@ type Container struct {
 	OwnVolumes []string
 }
 
-// Containers implements [State]. It leaves out the one-off containers of
-// `compose run`.
+// Containers implements [State]. It leaves out what is no container of a service to
+// compose either: the one-off containers of `compose run`, those of its hooks, and
+// those that somebody has made from an image that compose has built, with its labels.
 func (e *Engine) Containers(ctx context.Context, project, service string) ([]Container, error) {
+	containers, _, err := e.listContainers(ctx, project, service)
+	return containers, err
+}
+
+// listContainers returns Containers, and the containers in which compose runs the
+// pre_start hooks of services. Compose removes those, but not after a failure.
+func (e *Engine) listContainers(ctx context.Context, project, service string) (containers, hooks []Container, err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 	filters := client.Filters{}.Add("label", labelProject+"="+project)
@@ -194,11 +202,10 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 	}
 	list, err := e.client.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: filters})
 	if err != nil {
-		return nil, e.failed("list containers of project "+project, err)
+		return nil, nil, e.failed("list containers of project "+project, err)
 	}
-	containers := make([]Container, 0, len(list.Items))
 	for _, item := range list.Items {
-		if strings.EqualFold(item.Labels[labelOneOff], "true") {
+		if !isOfService(item.Labels) {
 			continue
 		}
 		inspected, err := e.client.ContainerInspect(ctx, item.ID, client.ContainerInspectOptions{})
@@ -206,18 +213,30 @@ func (e *Engine) Containers(ctx context.Context, project, service string) ([]Con
 			continue // The container was removed after it was listed.
 		}
 		if err != nil {
-			return nil, e.failed("inspect container "+item.ID, err)
+			return nil, nil, e.failed("inspect container "+item.ID, err)
 		}
 		c := containerOf(inspected.Container, item.Labels)
 		if c.Network, err = e.networkOf(ctx, inspected.Container); err != nil {
-			return nil, e.failed("inspect container "+item.ID, err)
+			return nil, nil, e.failed("inspect container "+item.ID, err)
 		}
-		containers = append(containers, c)
+		if item.Labels[labelHook] != "" {
+			hooks = append(hooks, c)
+		} else {
+			containers = append(containers, c)
+		}
 	}
-	slices.SortFunc(containers, func(a, b Container) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
-	})
-	return containers, nil
+	for _, list := range [][]Container{containers, hooks} {
+		slices.SortFunc(list, func(a, b Container) int {
+			return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ID, b.ID))
+		})
+	}
+	return containers, hooks, nil
+}
+
+// isOfService says that compose has created a container with these labels for a
+// service or its hooks.
+func isOfService(labels map[string]string) bool {
+	return (labels[labelHash] != "" || labels[labelHook] != "") && !strings.EqualFold(labels[labelOneOff], "true")
 }
 
 func containerOf(inspected container.InspectResponse, labels map[string]string) Container {
@@ -232,7 +251,7 @@ func containerOf(inspected container.InspectResponse, labels map[string]string) 
 		Created:    parseTime(inspected.Created),
 		Restarts:   inspected.RestartCount,
 	}
-	c.Number, _ = strconv.Atoi(labels[labelNumber]) // 0 for a container that compose did not create
+	c.Number, _ = strconv.Atoi(labels[labelNumber])
 	if inspected.Config != nil {
 		c.Image = inspected.Config.Image
 	}

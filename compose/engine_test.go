@@ -56,9 +56,10 @@ func TestContainersAreRead(t *testing.T) {
 				}
 			}
 			fmt.Fprint(w, `[
-				{"Id": "a", "Labels": {"com.docker.compose.service": "web", "com.docker.compose.oneoff": "True"}},
-				{"Id": "b", "Labels": {"com.docker.compose.service": "web"}},
-				{"Id": "c", "Labels": {"com.docker.compose.service": "web"}}]`)
+				{"Id": "a", "Labels": {"com.docker.compose.service": "web", "com.docker.compose.config-hash": "h", "com.docker.compose.oneoff": "True"}},
+				{"Id": "b", "Labels": {"com.docker.compose.service": "web", "com.docker.compose.config-hash": "h"}},
+				{"Id": "b2", "Labels": {"com.docker.compose.service": "web"}},
+				{"Id": "c", "Labels": {"com.docker.compose.service": "web", "com.docker.compose.config-hash": "h"}}]`)
 		case "b/json":
 			fmt.Fprint(w, `{"Id": "b", "Name": "/p-web-1", "Image": "sha256:1", "RestartCount": 3, "State": {"Status": "running",
 				"ExitCode": 0, "StartedAt": "2026-01-14T09:30:00.5Z", "OOMKilled": true, "Health": {"Status": "unhealthy", "Log": [{"ExitCode": 0}, {"ExitCode": 7, "Output": "no"}]}},
@@ -81,7 +82,7 @@ func TestContainersAreRead(t *testing.T) {
 	if err != nil || len(containers) != 1 {
 		t.Fatalf("%+v, %v", containers, err)
 	}
-	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web Number:0 ImageID:sha256:1 ConfigHash: Replaces:false DependsOn: Created:0001-01-01 00:00:00 +0000 UTC State:running Health:unhealthy ExitCode:0 Restarts:3 RestartPolicy: Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC "+
+	if got, want := fmt.Sprintf("%+v", containers[0]), "{ID:b Name:p-web-1 Service:web Number:0 ImageID:sha256:1 ConfigHash:h Replaces:false DependsOn: Created:0001-01-01 00:00:00 +0000 UTC State:running Health:unhealthy ExitCode:0 Restarts:3 RestartPolicy: Error: StartedAt:2026-01-14 09:30:00.5 +0000 UTC "+
 		"Image:p-web OOMKilled:true HealthOutput:no HealthExit:7 Network:{Host:false Addresses:[172.18.0.3] Published:[0.0.0.0:8080]} Networks:[] NetworkIDs:map[] Shares:[d] VolumesFrom:[e] Volumes:map[] OwnVolumes:[]}"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}

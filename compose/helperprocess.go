@@ -165,7 +165,7 @@ func (e *Engine) keepStandby(ctx context.Context, task HelperTask) error {
 
 // keptService is what a helper needs of the engine.
 type keptService interface {
-	composed(ctx context.Context, project, service string) ([]Container, error)
+	Containers(ctx context.Context, project, service string) ([]Container, error)
 	PutBack(ctx context.Context, state ServiceState, say func(string)) error
 	mendInterrupted(ctx context.Context, before ServiceState) error
 	startAny(ctx context.Context, project, service string) error
@@ -370,7 +370,7 @@ func (h *helperProcess) await(ctx context.Context) (why string, err error) {
 				}
 			}
 		}
-		now, err := h.service.composed(ctx, h.task.Before.Project, h.task.Before.Service)
+		now, err := h.service.Containers(ctx, h.task.Before.Project, h.task.Before.Service)
 		if err == nil { // without an answer of the engine nothing is decided
 			seen := judge(h.task.Before, now)
 			switch {
@@ -483,7 +483,7 @@ const logLines = 20
 // noteLogs keeps the end of the logs of the containers that are about to be
 // removed: they explain why.
 func (h *helperProcess) noteLogs(ctx context.Context) {
-	now, err := h.service.composed(ctx, h.task.Before.Project, h.task.Before.Service)
+	now, err := h.service.Containers(ctx, h.task.Before.Project, h.task.Before.Service)
 	if err != nil {
 		return // also without them the service is put back
 	}

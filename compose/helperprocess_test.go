@@ -34,7 +34,7 @@ func (f *fakeService) set(containers ...Container) {
 	f.containers = containers
 }
 
-func (f *fakeService) composed(context.Context, string, string) ([]Container, error) {
+func (f *fakeService) Containers(context.Context, string, string) ([]Container, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.containers, f.unseen

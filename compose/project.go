@@ -12,9 +12,10 @@ import (
 // A Project is what the engine has of a compose project at one moment.
 type Project struct {
 	Name string
-	// Containers are those of its services, without the one-off containers of
-	// `compose run`, sorted by name.
+	// Containers are those of its services, see [Engine.Containers], sorted by name.
 	Containers []Container
+	// Hooks are containers that compose has created for pre_start hooks, sorted by name.
+	Hooks []Container
 	// Networks and Volumes are those that compose has created for it, sorted by name.
 	Networks []ProjectNetwork
 	Volumes  []ProjectVolume
@@ -54,13 +55,13 @@ func (p Project) Services() []string {
 
 // Project returns what the engine has of a project.
 func (e *Engine) Project(ctx context.Context, name string) (Project, error) {
-	containers, err := e.Containers(ctx, name, "")
+	containers, hooks, err := e.listContainers(ctx, name, "")
 	if err != nil {
 		return Project{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	project := Project{Name: name, Containers: containers}
+	project := Project{Name: name, Containers: containers, Hooks: hooks}
 	filters := client.Filters{}.Add("label", labelProject+"="+name)
 	networks, err := e.client.NetworkList(ctx, client.NetworkListOptions{Filters: filters})
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
@@ -81,7 +80,7 @@ func (e *Engine) DisconnectNetwork(ctx context.Context, id, container string) er
 }
 
 // NetworkUsers returns the containers of a network, running or not, of any project.
-// Those of another project, of none, and of `compose run`, have no Service.
+// Those that compose has not created for a service of the project have no Service.
 func (e *Engine) NetworkUsers(ctx context.Context, id, project string) ([]Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -99,7 +98,7 @@ func (e *Engine) NetworkUsers(ctx context.Context, id, project string) ([]Contai
 			return nil, err
 		}
 		user := containerOf(inspected.Container, item.Labels)
-		if item.Labels[labelProject] != project || strings.EqualFold(item.Labels[labelOneOff], "true") {
+		if item.Labels[labelProject] != project || !isOfService(item.Labels) {
 			user.Service = ""
 		}
 		users = append(users, user)

@@ -31,7 +31,7 @@ func isUp(c Container) bool { return c.State == "running" || c.State == "restart
 
 // ServiceState records the containers of a service, running or not.
 func (e *Engine) ServiceState(ctx context.Context, project, service string) (ServiceState, error) {
-	found, err := e.composed(ctx, project, service)
+	found, err := e.Containers(ctx, project, service)
 	if err != nil {
 		return ServiceState{}, err
 	}
@@ -49,13 +49,6 @@ func (e *Engine) ServiceState(ctx context.Context, project, service string) (Ser
 	return state, nil
 }
 
-// composed lists the containers that compose has created for a service. Others may
-// have its labels from an image that compose has built.
-func (e *Engine) composed(ctx context.Context, project, service string) ([]Container, error) {
-	found, err := e.Containers(ctx, project, service)
-	return slices.DeleteFunc(found, func(c Container) bool { return c.ConfigHash == "" }), err
-}
-
 // PutBack makes the containers of a service what they were: same image, same
 // configuration, same names, and running if they were. It needs no network, no
 // build and no file of the project. It can be repeated after an interruption at
@@ -68,7 +61,7 @@ func (e *Engine) PutBack(ctx context.Context, state ServiceState, say func(strin
 	if err := e.tagImages(ctx, state, say); err != nil {
 		return err
 	}
-	now, err := e.composed(ctx, state.Project, state.Service)
+	now, err := e.Containers(ctx, state.Project, state.Service)
 	if err != nil {
 		return err
 	}
@@ -171,7 +164,7 @@ var replacement = regexp.MustCompile(`^([0-9a-f]{12})_(.+)$`)
 // creates the new container under a temporary name, removes the old one and then
 // renames the new one; it does not continue after that.
 func (e *Engine) mendInterrupted(ctx context.Context, state ServiceState) error {
-	now, err := e.composed(ctx, state.Project, state.Service)
+	now, err := e.Containers(ctx, state.Project, state.Service)
 	if err != nil {
 		return err
 	}
@@ -196,7 +189,7 @@ func (e *Engine) mendInterrupted(ctx context.Context, state ServiceState) error 
 
 // startAny starts the containers of a service that do not run.
 func (e *Engine) startAny(ctx context.Context, project, service string) error {
-	now, err := e.composed(ctx, project, service)
+	now, err := e.Containers(ctx, project, service)
 	if err != nil {
 		return err
 	}

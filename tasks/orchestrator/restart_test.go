@@ -291,3 +291,73 @@ func TestAnEngineThatComposeDoesNotUse(t *testing.T) {
 }
 
 var _ Engine = (*compose.Engine)(nil)
+
+// TestContainersThatAnOperatorRunsFromTheImage has containers that docker run has made
+// from an image that compose has built: they have compose's labels from the image, and
+// are no containers of the service to compose. A run neither fails for them nor touches
+// them.
+func TestContainersThatAnOperatorRunsFromTheImage(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{files: map[string]string{
+		"web/Dockerfile":   "LABEL com.docker.compose.project=PROJECT com.docker.compose.service=web\n",
+		"other/Dockerfile": "LABEL com.docker.compose.project=PROJECT com.docker.compose.service=other\n",
+		"compose.yaml":     "services:\n  web: {build: ./web}" + otherService,
+	}}, composePrograms(t)["newest"])
+	before := c.state()
+	byHand := func(name, service string) {
+		c.docker("run", "--detach", "--name", c.project+name, "--network", c.project+"_default", c.project+"-"+service)
+		t.Cleanup(func() {
+			if out, err := exec.Command("docker", "rm", "--force", c.project+name).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	byHand("-before", "web")
+	undo := c.change()
+	c.succeed("build")
+	byHand("-meanwhile", "web")
+	byHand("-meanwhile-other", "other")
+	c.succeed("restart")
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Errorf("%v", failure)
+	}
+	c.isAsBefore(before, c.state())
+	for _, name := range []string{"-before", "-meanwhile", "-meanwhile-other"} {
+		if _, found, err := c.engine.InspectContainer(t.Context(), c.project+name); err != nil || found.State != "running" || found.Restarts > 0 {
+			t.Errorf("%s is %+v, %v", name, found, err)
+		}
+	}
+	if t.Failed() {
+		t.Logf("restart.log: %s\nrollback.log: %s", c.artifact("restart.log"), c.artifact("rollback.log"))
+	}
+}
+
+// TestHookContainersOfARunGo has a pre_start hook that fails: compose keeps its
+// container. It is none of the service's, and is removed with the rollback.
+func TestHookContainersOfARunGo(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{
+		files:  map[string]string{"hook": "done", "compose.yaml": "services:\n  web: {build: ./web, pre_start: [{command: [/server], volumes: ['./hook:/behaviour:ro']}]}" + otherService},
+		change: map[string]string{"hook": "exit", "web/behaviour": "ok 2"},
+	}, composePrograms(t)["newest"])
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	c.fail("restart")
+	if hooks := c.state().Hooks; len(hooks) != 1 || hooks[0].Service != "web" || hooks[0].State != "exited" {
+		t.Errorf("containers of hooks are %+v", hooks)
+	}
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Errorf("%v", failure)
+	}
+	after := c.state()
+	c.isAsBefore(before, after)
+	if len(after.Hooks) > 0 {
+		t.Errorf("containers of hooks are %+v", after.Hooks)
+	}
+	if t.Failed() {
+		t.Logf("restart.log: %s\nrollback.log: %s", c.artifact("restart.log"), c.artifact("rollback.log"))
+	}
+}

@@ -248,7 +248,7 @@ func prefixed(text string) string {
 func (e *serviceEnv) create(s service, image, env string, port uint16) (string, error) {
 	config := &container.Config{
 		Image: image, Env: strings.FieldsFunc(env, func(r rune) bool { return r == '|' }),
-		Labels: map[string]string{"com.docker.compose.project": e.project, "com.docker.compose.service": "web", "com.docker.compose.oneoff": "False"},
+		Labels: map[string]string{"com.docker.compose.project": e.project, "com.docker.compose.service": "web", "com.docker.compose.oneoff": "False", "com.docker.compose.config-hash": "h"},
 	}
 	if s.check > 0 {
 		config.Healthcheck = &container.HealthConfig{Test: []string{"CMD", "/service", "check"}, Interval: s.check, Timeout: 2 * time.Second, Retries: 2}
