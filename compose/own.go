@@ -174,9 +174,8 @@ func (o OwnContainer) StoppedBy(argv []string, model Model) string {
 	if target.Subcommand != "up" && target.Subcommand != "create" {
 		return ""
 	}
-	noDeps := slices.ContainsFunc(argv, func(word string) bool { return word == "--no-deps" || word == "--no-deps=true" })
 	covered := slices.Clone(services)
-	for i := 0; !noDeps && i < len(covered); i++ {
+	for i := 0; !noDeps(argv) && i < len(covered); i++ {
 		for needed := range model.Services[covered[i]].DependsOn {
 			if needed == o.Service {
 				return "service " + covered[i] + " depends on " + o.Service + ", in which this worker runs, and the command has no --no-deps"

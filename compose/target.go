@@ -113,6 +113,17 @@ func ParseTarget(argv []string) (Target, bool) {
 	return target, true
 }
 
+// ActsOnDependencies says that a compose command line also replaces and starts the
+// services on which those that it names depend.
+func ActsOnDependencies(argv []string) bool {
+	target, isCompose := ParseTarget(argv)
+	return isCompose && (target.Subcommand == "up" || target.Subcommand == "create") && !target.DryRun && !noDeps(argv)
+}
+
+func noDeps(argv []string) bool {
+	return slices.Contains(argv, "--no-deps") || slices.Contains(argv, "--no-deps=true")
+}
+
 func (t *Target) addServices(names ...string) {
 	for _, name := range names {
 		if t.Subcommand == "scale" {

@@ -40,6 +40,8 @@ type deployment struct {
 	// services of both, nil for the whole project.
 	compose.Target
 	workspace string
+	// dependencies says that one of them also acts on the services that those depend on.
+	dependencies bool
 }
 
 // deployment reads the plan's build and restart. It returns false if neither of
@@ -68,7 +70,7 @@ func (s *stepRun) deployment() (deployment, bool) {
 		if failure != nil {
 			continue
 		}
-		all = append(all, deployment{line, resolveIn(artifacts.Resolve(s.config.Workspace), text)})
+		all = append(all, deployment{line, resolveIn(artifacts.Resolve(s.config.Workspace), text), compose.ActsOnDependencies(command)})
 		if step == store.StepRestart { // it comes first, whatever the order of the map
 			all[0], all[len(all)-1] = all[len(all)-1], all[0]
 		}
@@ -78,6 +80,7 @@ func (s *stepRun) deployment() (deployment, bool) {
 	}
 	d := all[0]
 	for _, other := range all[1:] {
+		d.dependencies = d.dependencies || other.dependencies
 		if len(d.Services) == 0 || len(other.Services) == 0 {
 			d.Services = nil
 			continue
@@ -227,7 +230,7 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 	image.Before = change.ProjectOf(project).Mended(image.IsTarget)
 	err = s.untilKnownEngineAnswers(ctx, func() error {
 		image.Names, image.Pins = nil, nil
-		return s.planPins(ctx, image, config)
+		return s.planPins(ctx, image, config, plan.dependencies)
 	})
 	if err != nil {
 		return nil, commandError("The image of before cannot be pinned, so the run could not be taken back: " + err.Error())
@@ -301,8 +304,9 @@ func (s *stepRun) isSameEngine(ctx context.Context, plan deployment, project com
 	return nil
 }
 
-// planPins adds the image names and the pins to a record.
-func (s *stepRun) planPins(ctx context.Context, image *change.Image, config compose.Config) error {
+// planPins adds the image names and the pins to a record. dependencies says that the
+// plan's commands may replace the services, too, on which the target depends.
+func (s *stepRun) planPins(ctx context.Context, image *change.Image, config compose.Config, dependencies bool) error {
 	names := config.Built(image.IsTarget)
 	for _, container := range image.Before.Containers {
 		if !image.IsTarget(container.Service) {
@@ -329,6 +333,22 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 		if err := s.addPin(ctx, image, found.ID, "", ""); err != nil {
 			return err
 		}
+	}
+	for _, container := range image.Before.Containers {
+		if !dependencies || image.IsTarget(container.Service) || config.Images[container.Service] == nil {
+			continue
+		}
+		_, err := s.config.Engine.InspectImage(ctx, container.ImageID)
+		if errors.Is(err, compose.ErrNotFound) {
+			continue // no run may fail for what it must not replace
+		}
+		if err == nil {
+			err = s.addPin(ctx, image, container.ImageID, container.Service, container.ID)
+		}
+		if err != nil {
+			return err
+		}
+		image.Pins[len(image.Pins)-1].Archive = "" // its image is not the run's to save
 	}
 	return nil
 }

@@ -125,6 +125,28 @@ func TestOtherServicesAreBroughtBackToo(t *testing.T) {
 	}
 }
 
+// TestADependencyThatComposeCannotMakeIsBroughtBack has a plan without --no-deps, of
+// which compose replaces a dependency with dependencies of its own. Compose cannot make
+// its container of before, and the container is gone.
+func TestADependencyThatComposeCannotMakeIsBroughtBack(t *testing.T) {
+	t.Parallel()
+	file := "services:\n  web: {build: ./web, depends_on: [other]}\n  other: {build: ./other, stop_grace_period: 1s, environment: {LEVEL: info}, depends_on: [third]}\n  third: {build: ./other, stop_grace_period: 1s}\n"
+	c := newLayoutEnv(t, layout{
+		files: map[string]string{"compose.yaml": file}, command: []string{"up", "-d", "web"},
+		change: map[string]string{"web/behaviour": "ok 2", "compose.yaml": strings.Replace(file, "info", "debug", 1)},
+	}, composePrograms(t)["newest"])
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	c.fail("restart")
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Errorf("%v", failure)
+	}
+	c.layout.target = "web other"
+	c.isAsBefore(before, c.state())
+}
+
 // TestInterruptedUpIsMended kills `docker compose up` at random moments. Its repeat
 // must then succeed, or its rollback.
 func TestInterruptedUpIsMended(t *testing.T) {
