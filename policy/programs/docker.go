@@ -64,8 +64,8 @@ var compose = &program{
 			--force-rm --no-rm`, dryRun), arguments: target, check: namesService},
 		"up": {options: options(`-d|--detach --no-deps --build --no-build --force-recreate --no-recreate --pull= --quiet-pull --quiet-build --wait --wait-timeout= -t|--timeout=
 			--scale=scale --no-start --no-color --no-log-prefix --timestamps --abort-on-container-exit
-			--abort-on-container-failure --exit-code-from= --attach= --no-attach= --attach-dependencies -y|--yes`, dryRun), arguments: target, check: namesService},
-		"create":  {options: options(`--build --no-build --force-recreate --no-recreate --pull= --quiet-pull --scale=scale -y|--yes`, dryRun), arguments: target, check: namesService},
+			--abort-on-container-failure --exit-code-from= --attach= --no-attach= --attach-dependencies`, dryRun), arguments: target, check: namesService},
+		"create":  {options: options(`--build --no-build --force-recreate --no-recreate --pull= --quiet-pull --scale=scale`, dryRun), arguments: target, check: namesService},
 		"pull":    {options: options(`--ignore-buildable --ignore-pull-failures --policy= -q|--quiet --no-parallel`, dryRun), arguments: target, check: namesService},
 		"restart": {options: options(`--no-deps -t|--timeout=`, dryRun), arguments: target, check: namesService},
 		"stop":    {options: options(`-t|--timeout=`, dryRun), arguments: target, check: namesService},

@@ -19,7 +19,7 @@ var specials = []special{
 	{"build-reads", "docker compose build", false, []string{"--ssh", "--builder", "--print", "--secret"}, "gives the build files, keys or rights of the machine"},
 	{"build-writes", "docker compose build", false, []string{"--push", "--provenance", "--sbom"}, "writes outside of the images of the engine"},
 	{"output", "docker compose config", false, []string{"-o", "--output", "--lock-image-digests", "--environment"}, "writes a file, or shows the worker's environment"},
-	{"removes", "docker compose", true, []string{"-v", "--volumes", "-V", "--renew-anon-volumes", "--remove-orphans", "--rmi", "--prune"}, "removes containers or volumes, whose data no rollback brings back"},
+	{"removes", "docker compose", true, []string{"-v", "--volumes", "-V", "--renew-anon-volumes", "--remove-orphans", "--rmi", "--prune", "-y", "--yes"}, "removes containers or volumes, whose data no rollback brings back"},
 	{"other-service", "docker compose", true, []string{"--with-dependencies", "--include-deps", "--always-recreate-deps"}, "changes other services than the run's"},
 	{"runs", "docker compose up", false, []string{"-w", "--watch", "--menu"}, "copies files into containers and runs commands there"},
 	{"other-files", "docker compose up", false, []string{"-f", "--file", "--project-directory", "--env-file"}, "stands before the subcommand, where its path is judged"},
