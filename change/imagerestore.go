@@ -92,7 +92,7 @@ func (i *Image) Restore(now ImageNow) []Act {
 		case name.ID == "":
 			acts = append(acts, Act{Do: UntagImage, Name: name.Name, Why: "no image had that name before the run"})
 		default:
-			acts = append(acts, i.load(now, name.ID)...)
+			acts = append(acts, i.load(now, name.ID, "")...)
 			acts = append(acts, Act{Do: TagImage, Name: name.Name, ID: name.ID, Why: "the name stood for that image before the run"})
 		}
 	}
@@ -152,7 +152,7 @@ func (i *Image) Restores(service string) bool {
 // left to do.
 func (i *Image) restoreContainers(now ImageNow) (acts []Act, complete bool) {
 	for _, repair := range now.Project.Repairs(i.Restores) {
-		acts = append(acts, Act{Do: MendContainer, Repair: repair, Container: repair.Container, Why: "a restart was interrupted"})
+		acts = append(acts, Act{Do: MendContainer, Repair: repair, Container: repair.Container, Service: repair.Container.Service, Why: "a restart was interrupted"})
 	}
 	if len(acts) > 0 {
 		return acts, false
@@ -222,7 +222,7 @@ func (i *Image) restoreService(now ImageNow, service string) []Act {
 		return acts
 	}
 	for _, before := range want {
-		acts = append(acts, i.load(now, before.ImageID)...)
+		acts = append(acts, i.load(now, before.ImageID, service)...)
 	}
 	if i.canUseCompose(now, service, want) {
 		first := want[0]
@@ -274,12 +274,12 @@ func CanBeNamed(name string) bool {
 }
 
 // load returns the act that brings an image back, nothing if it is there.
-func (i *Image) load(now ImageNow, id string) []Act {
+func (i *Image) load(now ImageNow, id, service string) []Act {
 	if now.Images[id] {
 		return nil
 	}
 	now.Images[id] = true // one act is enough
-	return []Act{{Do: LoadImage, ID: id, Why: "the engine has the image no more"}}
+	return []Act{{Do: LoadImage, ID: id, Service: service, Why: "the engine has the image no more"}}
 }
 
 // inPlaceOf finds the container that is now in the place of one of before: itself,

@@ -147,6 +147,31 @@ func TestADependencyThatComposeCannotMakeIsBroughtBack(t *testing.T) {
 	c.isAsBefore(before, c.state())
 }
 
+// TestWhatCannotComeBackKeepsNothingElseAway has compose remove an orphan, of which
+// nothing is kept. The rollback says so, and brings the target back all the same.
+func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
+	t.Parallel()
+	services := "services:\n  web: {build: ./web, depends_on: [other]}" + otherService
+	c := newLayoutEnv(t, layout{
+		files: map[string]string{"compose.yaml": services + "  a-job: {build: ./other, stop_grace_period: 1s}\n"},
+	}, composePrograms(t)["newest"])
+	c.file("compose.yaml", services)
+	before := c.state()
+	undo := c.change()
+	c.config.Environ = append(c.config.Environ, "COMPOSE_REMOVE_ORPHANS=true")
+	c.succeed("build")
+	if failure, _ := c.fail("restart"); !strings.Contains(failure.Error(), "a-job (container ") {
+		t.Fatal(failure)
+	}
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure == nil || !strings.Contains(failure.Error(), "container "+c.project+"-a-job-1") {
+		t.Errorf("failure is %v", failure)
+	}
+	if was, is := before.Of("web"), c.state().Of("web"); len(is) != 1 || is[0].ImageID != was[0].ImageID || is[0].State != "running" {
+		t.Errorf("web is %+v, was %+v. rollback.log: %s", is, was, c.artifact("rollback.log"))
+	}
+}
+
 // TestInterruptedUpIsMended kills `docker compose up` at random moments. Its repeat
 // must then succeed, or its rollback.
 func TestInterruptedUpIsMended(t *testing.T) {

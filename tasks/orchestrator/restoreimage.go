@@ -280,7 +280,8 @@ func (r *imageRestore) recordedBefore(ctx context.Context, before change.Contain
 	return &moved, nil
 }
 
-// do carries out acts in their order. It returns the first error.
+// do carries out acts in their order. What cannot be done for one service keeps no other
+// from coming back: after an error, the rest of that service's acts is left out.
 func (r *imageRestore) do(ctx context.Context, acts []change.Act) error {
 	var intents []audit.Record
 	for _, act := range acts {
@@ -289,9 +290,14 @@ func (r *imageRestore) do(ctx context.Context, acts []change.Act) error {
 	if failure := r.auditBefore(ctx, intents...); failure != nil {
 		return failure
 	}
+	var failures []string
+	failed := map[string]bool{}
 	for _, act := range acts {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
+		}
+		if act.Service != "" && failed[act.Service] {
+			continue
 		}
 		if helped, err := r.byHelper(ctx, act); helped || err != nil {
 			if err != nil {
@@ -305,9 +311,15 @@ func (r *imageRestore) do(ctx context.Context, acts []change.Act) error {
 		over := stall.FromContext(ctx).Wait()
 		err := r.doOne(ctx, act)
 		over()
-		if err != nil {
+		if errors.Is(err, compose.ErrUnreachable) {
 			return err
 		}
+		if err != nil {
+			failures, failed[act.Service] = append(failures, err.Error()), true
+		}
+	}
+	if len(failures) > 0 {
+		return errors.New(strings.Join(failures, "; "))
 	}
 	return nil
 }
