@@ -149,6 +149,25 @@ func MayStop(argv []string) bool {
 	return dockerStops(argv) >= 0
 }
 
+// MayChange says whether a command line may create, replace, start or stop containers,
+// and whether it may give image names to other images.
+func MayChange(argv []string) (containers, images bool) {
+	if target, isCompose := ParseTarget(argv); isCompose {
+		if target.DryRun {
+			return false, false
+		}
+		containers = MayStop(argv) || slices.Contains([]string{"start", "unpause", "run"}, target.Subcommand)
+		return containers, containers || target.Subcommand == "build" || target.Subcommand == "pull"
+	}
+	if len(argv) == 0 || argv[0] != "docker" {
+		return false, false
+	}
+	has := func(words ...string) bool {
+		return slices.ContainsFunc(argv[1:], func(word string) bool { return slices.Contains(words, word) })
+	}
+	return MayStop(argv) || has("start", "unpause", "run", "create"), has("build", "pull", "tag", "rmi", "load", "import", "commit")
+}
+
 // StoppedBy says why a command line may stop the container, or returns "" if it
 // does not. It is told the project that the command line acts on; the model
 // counts only for compose's command lines.

@@ -23,7 +23,12 @@ func (s *stepRun) build(ctx context.Context) (success, *Failure) {
 	}
 	file, failure := s.runCommandStep(ctx, commandStep{
 		command: command, log: "build.log",
-		before: func(*artifacts.Log) *Failure { return s.pinImage(ctx) },
+		before: func(log *artifacts.Log) *Failure {
+			if failure := s.pinImage(ctx); failure != nil {
+				return failure
+			}
+			return s.beforeCommand(ctx, log, command)
+		},
 		after: func(log *artifacts.Log) *Failure {
 			s.noteUnchangedImages(ctx, log)
 			return nil

@@ -385,6 +385,31 @@ func TestComposeServiceThatWasDown(t *testing.T) {
 	}
 }
 
+// TestComposeCommandsOfOtherSteps has the plan's patch and build change the service's
+// container before the restart does.
+func TestComposeCommandsOfOtherSteps(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ planned, instead string }{
+		"patch stops it":  {`["git","status","--short"]`, `["docker","compose","--project-name","PROJECT","stop","--timeout","1","web"]`},
+		"build starts it": {`"build","web"`, `"up","-d","--build","--no-deps","web"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newComposeBenchOf(t, "TestComposeServiceThatExits")
+			c.plan(strings.Replace(string(c.steps.run.Steps), test.planned, strings.ReplaceAll(test.instead, "PROJECT", c.project), 1))
+			before, other := c.container("web"), c.container("other").ID
+			if failure, _ := c.run(); failure == nil {
+				t.Fatal("the run has succeeded")
+			}
+			after := c.container("web")
+			if after.State != "running" || after.ImageID != before.ImageID {
+				t.Errorf("web is %+v, before the run %+v\n%s", after, before, c.artifact("rollback.log"))
+			}
+			same(t, "container of other", c.container("other").ID, other)
+		})
+	}
+}
+
 func TestComposeServicesAreListedWhenOneIsMissing(t *testing.T) {
 	t.Parallel()
 	b := newTestEnv(t)

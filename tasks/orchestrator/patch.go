@@ -125,6 +125,9 @@ func (s *stepRun) patch(ctx context.Context) (success, *Failure) {
 		return success{}, s.attachLog(log, failure)
 	}
 	for _, command := range commands {
+		if failure = s.beforeCommand(ctx, log, command); failure != nil {
+			break
+		}
 		if failure = s.runInLog(ctx, log, workspace, formatCommand(command), command); failure != nil {
 			break
 		}

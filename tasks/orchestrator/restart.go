@@ -47,6 +47,18 @@ func (s *stepRun) restart(ctx context.Context) (success, *Failure) {
 	return success{message: message, files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
+// beforeCommand makes sure that what a command of patch or build does to images and
+// containers can be taken back.
+func (s *stepRun) beforeCommand(ctx context.Context, log *artifacts.Log, command []string) *Failure {
+	switch containers, images := compose.MayChange(command); {
+	case containers:
+		return s.beforeRestart(ctx, log)
+	case images:
+		return s.pinImage(ctx)
+	}
+	return nil
+}
+
 // beforeRestart makes sure that the restart can be taken back, and mends what an
 // interrupted one has left.
 func (s *stepRun) beforeRestart(ctx context.Context, log *artifacts.Log) *Failure {
