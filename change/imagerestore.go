@@ -229,8 +229,7 @@ func (i *Image) restoreService(now ImageNow, service string) []Act {
 		if now.Names[first.Image] != first.ImageID {
 			acts = append(acts, Act{Do: TagImage, Name: first.Image, ID: first.ImageID, Service: service, Why: "compose finds the image by that name"})
 		}
-		start := slices.ContainsFunc(want, func(c Container) bool { return isUp(c.State) })
-		return append(acts, Act{Do: ComposeUp, Service: service, Count: len(want), Start: start, Why: "its container is not that of before the run"})
+		return append(acts, Act{Do: ComposeUp, Service: service, Count: len(want), Start: isUp(first.State), Why: "its container is not that of before the run"})
 	}
 	for _, c := range surplus {
 		acts = append(acts, Act{Do: RemoveContainer, Container: c, Service: service, Why: "the run has created it"})
@@ -250,7 +249,8 @@ func (i *Image) restoreService(now ImageNow, service string) []Act {
 
 // canUseCompose says that compose, with the files as they are now, can make the
 // containers of before. It cannot if they name the services that they depend on: a
-// rollback touches no other service, and told so, compose leaves the names out.
+// rollback touches no other service, and told so, compose leaves the names out. Nor can
+// it if some of them ran and some did not: it starts all or none.
 func (i *Image) canUseCompose(now ImageNow, service string, want []Container) bool {
 	if len(i.sharedBy(service)) > 0 {
 		return false // compose's hash of the configuration has the other container's id
@@ -260,6 +260,9 @@ func (i *Image) canUseCompose(now ImageNow, service string, want []Container) bo
 	}
 	hash := now.Hashes[service]
 	for _, c := range want {
+		if isUp(c.State) != isUp(want[0].State) {
+			return false
+		}
 		if c.ConfigHash == "" || c.DependsOn != "" || hash != "" && hash != c.ConfigHash || !CanBeNamed(c.Image) || c.Image != want[0].Image || c.ImageID != want[0].ImageID {
 			return false
 		}

@@ -126,6 +126,13 @@ func TestRestoreDecides(t *testing.T) {
 			i.Before.Containers = append(i.Before.Containers, second)
 			now.young()
 		}, "tag image p-web sha256:old; compose up web 2 start"},
+		"one of two was stopped before, the other one is replaced": {func(i *Image, now *ImageNow) {
+			second := i.Before.Containers[1]
+			second.ID, second.Name, second.Number, second.State, second.ExitCode = "d", "p-web-2", 2, "exited", 3
+			i.Before.Containers = append(i.Before.Containers, second)
+			now.Project.Containers = append(now.Project.Containers, second)
+			now.young()
+		}, "tag image p-web sha256:old; replace container p-web-1"},
 	} {
 		i, now := imageTest()
 		test.change(i, &now)

@@ -172,6 +172,29 @@ func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
 	}
 }
 
+// TestAReplicaThatWasStoppedIsNotStarted has a service of which one container runs and
+// one was stopped. A rollback makes the second again without a start.
+func TestAReplicaThatWasStoppedIsNotStarted(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{
+		files:   map[string]string{"compose.yaml": "services:\n  web: {build: ./web, scale: 2}" + otherService},
+		prepare: func(c *layoutEnv) { c.docker("stop", "--time", "1", c.project+"-web-2") },
+	}, composePrograms(t)["newest"])
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	c.succeed("restart")
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Errorf("%v", failure)
+	}
+	after := c.state()
+	c.isAsBefore(before, after)
+	if web := after.Of("web"); len(web) != 2 || web[0].State != "running" || !web[1].StartedAt.IsZero() {
+		t.Errorf("web is %+v. rollback.log: %s", web, c.artifact("rollback.log"))
+	}
+}
+
 // TestInterruptedUpIsMended kills `docker compose up` at random moments. Its repeat
 // must then succeed, or its rollback.
 func TestInterruptedUpIsMended(t *testing.T) {
