@@ -385,6 +385,29 @@ func TestComposeServiceThatWasDown(t *testing.T) {
 	}
 }
 
+// TestAFailedBuildLeavesNoContainer has a step of the Dockerfile fail. The classic
+// builder keeps the step's container, and the rollback removes it.
+func TestAFailedBuildLeavesNoContainer(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, plainLayout, composePrograms(t)["newest"])
+	c.file("web/Dockerfile", "FROM "+c.base()+"\nCOPY server behaviour /\nVOLUME /data\nRUN [\"/missing\"]\nLABEL mm-orchestrator.test="+c.project+"\n")
+	c.fail("build")
+	ids := compose.BuildContainers([]byte(c.artifact("build.log")))
+	if len(ids) == 0 {
+		t.Fatalf("build.log is %s", c.artifact("build.log"))
+	}
+	left, _, err := c.engine.InspectContainer(t.Context(), ids[len(ids)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Error(failure)
+	}
+	if _, _, err := c.engine.InspectContainer(t.Context(), left.ID()); !errors.Is(err, compose.ErrNotFound) {
+		t.Errorf("%v. rollback.log is %s", err, c.artifact("rollback.log"))
+	}
+}
+
 // TestComposeCommandsOfOtherSteps has the plan's patch and build change the service's
 // container before the restart does.
 func TestComposeCommandsOfOtherSteps(t *testing.T) {

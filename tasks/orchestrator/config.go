@@ -81,6 +81,7 @@ type Engine interface {
 	PauseContainer(ctx context.Context, id string) error
 	RenameContainer(ctx context.Context, id, name string) error
 	RemoveContainer(ctx context.Context, id string) error
+	RemoveBuildContainer(ctx context.Context, id string) (bool, error)
 	RemoveNetwork(ctx context.Context, id string) error
 	RemoveVolume(ctx context.Context, name string) error
 	CreateNetwork(ctx context.Context, name string, settings compose.NetworkSettings) error

@@ -64,6 +64,9 @@ func (s *stepRun) restoreImage(ctx context.Context, log *artifacts.Log) (imageOu
 		failed = errorOf(r.compareOthers(ctx))
 	}
 	if failed == nil {
+		r.removeBuildContainers(ctx)
+	}
+	if failed == nil {
 		now, failed = r.settle(ctx)
 	}
 	if cause := context.Cause(ctx); cause != nil {
