@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
@@ -61,12 +62,14 @@ func (w *Worker) countStart(a *attempt) (o outcome, start bool) {
 	if most == 0 {
 		return outcome{}, true
 	}
+	begins := w.startOf(a.message)
+	begins.At = time.Now()
 	var starts int
 	err := w.retry(w.lifecycle.record, "store", func(ctx context.Context) (err error) {
 		defer catch(&err)
 		ctx, cancel := w.stores.Context(ctx, storeTimeout)
 		defer cancel()
-		starts, err = w.cfg.Results.(results.StartCounter).CountStart(ctx, w.startOf(a.message))
+		starts, err = w.cfg.Results.(results.StartCounter).CountStart(ctx, begins)
 		if results.IsPermanent(err) {
 			// Its row could not be stored either.
 			w.taskLog(a.message).Error("starts of the task are not counted", "error", err)

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"math/rand/v2"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -20,16 +22,24 @@ func (b *Backend) CountsStarts() error {
 	return nil
 }
 
-// CountStart implements [results.StartCounter]: one statement, which is a transaction.
+// CountStart implements [results.StartCounter]: one statement, which is a transaction. If
+// its answer is lost, the next try finds the start by its time and does not count it again.
 func (b *Backend) CountStart(ctx context.Context, s results.Start) (starts int, err error) {
 	if err := b.checkStart(s); err != nil {
 		return 0, err
 	}
+	at := s.At
+	if at.IsZero() {
+		at = time.Now().Add(-rand.N(time.Second)) // no two calls at the same time
+	}
+	at = at.UTC().Truncate(time.Microsecond)
 	err = b.db.Retry(ctx, "count the start of task "+s.TaskID, func(ctx context.Context) error {
 		return b.db.Pool.QueryRow(ctx, `
-			INSERT INTO `+b.startsTable()+` AS s (task_id, attempt, starts, worker, started_at) VALUES ($1, $2, 1, $3, now())
-			ON CONFLICT (task_id, attempt) DO UPDATE SET starts = s.starts + 1, worker = EXCLUDED.worker, started_at = now()
-			RETURNING starts`, s.TaskID, s.Attempt, database.Cut(s.Worker, resultTextLength)).Scan(&starts)
+			INSERT INTO `+b.startsTable()+` AS s (task_id, attempt, starts, worker, started_at) VALUES ($1, $2, 1, $3, $4::timestamptz)
+			ON CONFLICT (task_id, attempt) DO UPDATE
+			SET starts = s.starts + CASE WHEN s.started_at = EXCLUDED.started_at AND s.worker = EXCLUDED.worker THEN 0 ELSE 1 END,
+			    worker = EXCLUDED.worker, started_at = EXCLUDED.started_at
+			RETURNING starts`, s.TaskID, s.Attempt, database.Cut(s.Worker, resultTextLength), at).Scan(&starts)
 	})
 	return starts, err
 }

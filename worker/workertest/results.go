@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
@@ -120,7 +121,7 @@ func (r *Results) CountStart(ctx context.Context, s results.Start) (int, error) 
 	if r.starts == nil {
 		r.starts = map[results.Start]int{}
 	}
-	s.Worker = ""
+	s.Worker, s.At = "", time.Time{} // every call is for another start: no answer is lost
 	r.starts[s]++
 	return r.starts[s], nil
 }
@@ -129,7 +130,7 @@ func (r *Results) CountStart(ctx context.Context, s results.Start) (int, error) 
 func (r *Results) ForgetStarts(ctx context.Context, s results.Start) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.Worker = ""
+	s.Worker, s.At = "", time.Time{}
 	delete(r.starts, s)
 	return ctx.Err()
 }
