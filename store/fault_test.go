@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/url"
@@ -300,6 +301,38 @@ func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
 			save(t, results, success(run, "1"))
 			equal(t, "failure after success written", save(t, results, failed(run)), []bool{false})
 			equal(t, "rows", d.Rows(t, `SELECT status FROM celery_taskmeta WHERE task_id = $1`, run), []storetest.Row{{"status": "SUCCESS"}})
+		})
+	})
+	// An operator is told what was done, and not that it was done already.
+	t.Run("by hand", func(t *testing.T) {
+		t.Parallel()
+		d := storetest.New(t)
+		c, through := newConnectionCutter(t, d.OwnerURL)
+		s := d.Open(t, func(config *store.Config) { config.URL = secret.New(through) })
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			run := d.Create(t, storetest.Seed{})
+			queue := run // one for each round
+			if _, _, err := s.PauseQueue(t.Context(), store.Pause{Queue: queue, Mode: store.PausePark, Reason: "upgrade"}); err != nil {
+				t.Error(err)
+			}
+			spec := d.Rows(t, `INSERT INTO spec_workflow_runs (id, feature_key, status, phase) VALUES (gen_random_uuid(), $1, 'failed', 'discover') RETURNING id::text`, run)[0]["id"].(string)
+			armed()
+			if revoked, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run, Reason: "no"}); err != nil || !revoked.Ended || revoked.TooLate {
+				t.Errorf("revoked %+v (%v)", revoked, err)
+			}
+			if pause, err := s.ResumeQueue(t.Context(), queue, "ops@box"); err != nil || pause == nil || pause.Reason != "upgrade" {
+				t.Errorf("resumed %+v (%v)", pause, err)
+			}
+			err := s.RetrySpecRun(t.Context(), spec, func(d store.SpecRunDetail) (store.SpecRetry, error) {
+				if d.Run.Status != store.SpecRunFailed {
+					return store.SpecRetry{}, errors.New("the run is " + string(d.Run.Status))
+				}
+				return store.SpecRetry{From: store.SpecDiscover, Attempt: 2, ChainID: spec}, nil
+			})
+			if err != nil {
+				t.Errorf("retried: %v", err)
+			}
+			equal(t, "rows of the retry", d.Rows(t, `SELECT count(*) AS n FROM spec_workflow_task_states WHERE workflow_run_id = $1 AND attempt = 2`, spec), []storetest.Row{{"n": 3}})
 		})
 	})
 	t.Run("parked", func(t *testing.T) {

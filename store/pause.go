@@ -216,7 +216,7 @@ func (s *Store) PauseQueue(ctx context.Context, p Pause) (pause Pause, already b
 // of a worker publishes them.
 func (s *Store) ResumeQueue(ctx context.Context, queue, by string) (*Pause, error) {
 	queue = clean(queue)
-	var ended *Pause
+	var ended, tried *Pause // tried is what the try before would have ended
 	err := s.inTx(ctx, "resume queue "+queue, func(tx pgx.Tx) error {
 		ended = nil
 		batch := &pgx.Batch{}
@@ -236,7 +236,19 @@ func (s *Store) ResumeQueue(ctx context.Context, queue, by string) (*Pause, erro
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 			return err
 		}
-		if ended != nil {
+		if ended == nil && tried != nil {
+			var done bool
+			err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM mm_orchestrator.pauses WHERE queue = $1 AND since = $2 AND resumed_at = $3)`,
+				queue, tried.Since, tried.ResumedAt).Scan(&done)
+			if err != nil {
+				return err
+			}
+			if done { // and only the answer to its commit was lost
+				ended = tried
+				return nil
+			}
+		}
+		if tried = ended; ended != nil {
 			if err := s.recordResumed(ctx, tx, *ended); err != nil {
 				return err
 			}

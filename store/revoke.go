@@ -85,11 +85,27 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 	var revoked Revoked
 	token := rand.Int64N(1<<62) + 1
 	id := claimRecord(audit.Revoked, token)
+	var tried Revoked // what an earlier try would have done
 	err := s.inTx(ctx, "revoke run "+r.RunID, func(tx pgx.Tx) error {
 		revoked = Revoked{Revocation: r}
+		defer func() {
+			if revoked.Ended {
+				tried = revoked
+			}
+		}()
 		run, started, paused, err := s.lockForRevoke(ctx, tx, &revoked)
 		if err != nil {
 			return err
+		}
+		if tried.Ended {
+			var done bool
+			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM mm_orchestrator.audit WHERE run_id = $1 AND id = $2)`, run.ID, id).Scan(&done); err != nil {
+				return err
+			}
+			if done { // and only the answer to its commit was lost
+				revoked = tried
+				return nil
+			}
 		}
 		switch revoked.PreviousStatus = run.Status; {
 		case run.Status == RunFailed && run.CompletedAt == nil && (run.HasRollback || revoked.Step == StepRollback):

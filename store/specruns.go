@@ -342,6 +342,7 @@ type SpecRetry struct {
 	// From is the first task that runs again, as Attempt.
 	From    SpecTask
 	Attempt int
+	// ChainID is the task id of the last task of the chain, which no other retry has.
 	ChainID string
 	// Artifact is the file with the token of the retry, nil for none.
 	Artifact *SpecArtifact
@@ -358,10 +359,14 @@ func (s *Store) RetrySpecRun(ctx context.Context, id string, plan func(SpecRunDe
 	if !isUUID(id) {
 		return notARun(id)
 	}
+	chain := "" // what the try before has written, unless it has failed
 	return s.refusing(ctx, "retry Spec workflow run "+id, func(tx pgx.Tx) (refusal, err error) {
 		d, err := readSpecDetail(ctx, tx, id, "FOR UPDATE")
 		if err != nil {
 			return nil, err
+		}
+		if chain != "" && d.Run.ChainID == chain {
+			return nil, nil // the answer to its commit was lost
 		}
 		if conflict, err := specConflict(ctx, tx, d.Run.FeatureKey, id); conflict != nil || err != nil {
 			return conflict, err
@@ -370,6 +375,7 @@ func (s *Store) RetrySpecRun(ctx context.Context, id string, plan func(SpecRunDe
 		if refusal != nil {
 			return refusal, nil
 		}
+		chain = retry.ChainID
 		phase := map[SpecTask]SpecPhase{SpecDiscover: SpecPhaseDiscover, SpecSubmit: SpecPhaseSubmit, SpecPublish: SpecPhaseApply}[retry.From]
 		again := SpecTasks[slices.Index(SpecTasks, retry.From):]
 		batch := &pgx.Batch{}
