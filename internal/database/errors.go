@@ -153,7 +153,7 @@ func OneLine(text string) string { return strings.Join(strings.Fields(text), " "
 func classify(err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		return classifyCode(pg.Code, pg.Message)
+		return classifyCode(pg.Code, pg.Routine)
 	}
 	var network net.Error
 	var connect *pgconn.ConnectError
@@ -193,7 +193,9 @@ const poolerCure = "a connection pooler gives one session to several clients (Pg
 // LockNotAvailable is the SQLSTATE of NOWAIT and of lock_timeout.
 const LockNotAvailable = "55P03"
 
-func classifyCode(code, message string) error {
+// classifyCode returns the kind of a server's error. routine is the function of the server
+// that has raised it: unlike the message, it is in no language (lc_messages).
+func classifyCode(code, routine string) error {
 	switch code {
 	case "40001", "40P01", LockNotAvailable: // serialization failure, deadlock, lock not available
 		return ErrUnavailable
@@ -210,7 +212,7 @@ func classifyCode(code, message string) error {
 	case "0A000":
 		// The driver has dropped the prepared statement by now; the next try
 		// prepares it anew.
-		if strings.Contains(message, "cached plan") {
+		if routine == "RevalidateCachedQuery" { // cached plan must not change result type
 			return ErrUnavailable
 		}
 		return nil

@@ -42,6 +42,11 @@ func TestKindsOfServerErrors(t *testing.T) {
 			t.Errorf("%s is %+v, want the kind %v", code, err, want)
 		}
 	}
+	// A table has changed since the statement was prepared, told in the server's language.
+	changed := &pgconn.PgError{Code: "0A000", Message: "zwischengespeicherter Plan darf den Ergebnistyp nicht ändern", Routine: "RevalidateCachedQuery"}
+	if err := Translate("write", changed); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a plan that is out of date: %v", err)
+	}
 	// A call that its caller has ended is not for a retry, whatever the server says of it.
 	ended := fmt.Errorf("%w: %w", context.Canceled, &pgconn.PgError{Code: "57014", Message: "canceling statement due to user request"})
 	if err := Translate("write", ended); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
