@@ -97,7 +97,7 @@ func ParseConfig(output []byte) (Config, error) {
 		return Config{}, fmt.Errorf("the output of compose config is not a configuration: %w", err)
 	}
 	if text.Name == "" {
-		return Config{}, fmt.Errorf("the output of compose config has no project name")
+		return Config{}, fmt.Errorf("the output of compose config is not a configuration: it has no project name")
 	}
 	config := Config{Name: text.Name, Images: map[string][]string{}, Contexts: map[string][]string{}}
 	for name, service := range text.Services {
