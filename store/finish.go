@@ -184,8 +184,8 @@ type finishState struct {
 	hasRollback bool
 	// lastStep is the last step of the plan, the rollback not counted.
 	lastStep Step
-	// afterVerify says that the plan has steps after verify, verified that the newest
-	// attempt of verify has succeeded.
+	// afterVerify says that the plan has steps after verify, verified in such a plan that
+	// the newest attempt of verify has succeeded.
 	afterVerify, verified bool
 	// attempt is the step's highest.
 	attempt    int
@@ -215,20 +215,24 @@ func lockForFinish(ctx context.Context, tx pgx.Tx, claim Claim) (finishState, er
 	batch.Queue(`
 		SELECT c.token, c.worker, c.outcome IS NOT NULL,
 		       COALESCE((SELECT max(s.attempt) FROM spec_workflow_task_states AS s
-		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step::text = c.step), c.attempt),
-		       COALESCE((SELECT s.plan_step_status = 'succeeded' FROM spec_workflow_task_states AS s
-		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step = 'verify'
-		                 ORDER BY s.attempt DESC LIMIT 1), false)
+		                 WHERE s.orchestrator_run_id = c.run_id AND s.plan_step::text = c.step), c.attempt)
 		FROM mm_orchestrator.claims AS c
 		WHERE c.run_id = $1 AND c.step = $2 AND c.attempt = $3
 		FOR UPDATE OF c`, claim.RunID, string(claim.Step), claim.Attempt).QueryRow(func(row pgx.Row) error {
-		err := row.Scan(&before.token, &before.worker, &before.hasOutcome, &before.attempt, &before.verified)
+		err := row.Scan(&before.token, &before.worker, &before.hasOutcome, &before.attempt)
 		if err == pgx.ErrNoRows {
 			return errNoClaim
 		}
 		return err
 	})
-	return before, tx.SendBatch(ctx, batch).Close()
+	err := tx.SendBatch(ctx, batch).Close()
+	if err == nil && before.afterVerify {
+		err = tx.QueryRow(ctx, `
+			SELECT COALESCE((SELECT plan_step_status = 'succeeded' FROM spec_workflow_task_states
+			                 WHERE orchestrator_run_id = $1 AND plan_step = 'verify'
+			                 ORDER BY attempt DESC LIMIT 1), false)`, claim.RunID).Scan(&before.verified)
+	}
+	return before, err
 }
 
 // runChange is what the end of a step changes of its run.
@@ -249,6 +253,15 @@ type runChange struct {
 	releaseHold bool
 }
 
+// succeeds says that a run has succeeded once a step has: with verify, or in a plan with
+// steps after verify with the last of them, since a run that has ended runs no step.
+func (b finishState) succeeds(step Step, nothingFollows bool) bool {
+	if !b.afterVerify {
+		return step == StepVerify
+	}
+	return (step == StepVerify || b.verified) && (step == b.lastStep || nothingFollows)
+}
+
 // conclude says how the end of a step changes its run
 // (docs/moonmind.md#state-rows). It is pure.
 func conclude(before finishState, step Step, outcome Outcome) runChange {
@@ -261,9 +274,6 @@ func conclude(before finishState, step Step, outcome Outcome) runChange {
 			return end
 		}
 	}
-	// In a plan with steps after verify, the last of them ends the run: a run that has
-	// ended runs no step.
-	last := !before.afterVerify || outcome.NothingFollows
 	ended := true
 	switch {
 	case outcome.Status == StepFailed:
@@ -272,7 +282,7 @@ func conclude(before finishState, step Step, outcome Outcome) runChange {
 		ended = step == StepRollback || !before.hasRollback
 	case step == StepRollback:
 		end.status = RunRolledBack
-	case step == StepVerify && last, before.afterVerify && before.verified && (step == before.lastStep || last):
+	case before.succeeds(step, outcome.NothingFollows):
 		end.status = RunSucceeded
 		end.skipRollback = before.hasRollback
 	default:

@@ -193,7 +193,10 @@ func (s *Store) lockForRevoke(ctx context.Context, tx pgx.Tx, revoked *Revoked) 
 		}
 		return rows.Err()
 	})
-	return run, started, paused, lockedError(tx.SendBatch(ctx, batch).Close(), revoked.RunID)
+	if err = tx.SendBatch(ctx, batch).Close(); revoked.Lost {
+		err = lockedError(err, revoked.RunID)
+	}
+	return run, started, paused, err
 }
 
 // failNextStep records, in place of a worker, that the next step of a run has

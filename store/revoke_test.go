@@ -3,7 +3,9 @@ package store_test
 import (
 	"errors"
 	"testing"
+	"time"
 
+	"github.com/moonladderstudios/mm-orchestrator/internal/secret"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/store/storetest"
 )
@@ -95,6 +97,33 @@ func TestRevokeALostRunOfAPythonWorker(t *testing.T) {
 	notRevoked(t, s, run)
 	d.Retry(t, run, store.StepAnalyze, "")
 	begin(t, s, run, store.StepAnalyze, "b")
+}
+
+// A role may have a lock_timeout. Only a run that is said to be lost must not be in use;
+// any other revocation is tried again.
+func TestRevokeWaitsForALockedRun(t *testing.T) {
+	t.Parallel()
+	d := storetest.New(t)
+	s := d.Open(t, func(c *store.Config) {
+		c.URL, c.RetryFor = secret.New(d.URL+"?options=-clock_timeout%3D20ms"), 200*time.Millisecond
+	})
+	run := d.Create(t, storetest.Seed{})
+	tx, err := d.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `UPDATE orchestrator_runs SET updated_at = now() WHERE id = $1`, run); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("while the row is locked: %v", err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.RevokeRun(t.Context(), store.Revocation{RunID: run}); err != nil || !got.Ended {
+		t.Errorf("afterwards: %+v %v", got, err)
+	}
 }
 
 // A run that a worker of this program has is not lost: it is ended and rolled back.
