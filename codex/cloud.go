@@ -246,9 +246,9 @@ func (c *Cloud) Wait(ctx context.Context, owner processes.Owner, id string, log 
 		}
 		switch status.state {
 		case "READY", "APPLIED":
-			return Result{Outcome: Finished, TaskID: id, Message: bounded(status.title)}, nil
+			return Result{Outcome: Finished, TaskID: id, Message: trimmed(status.title)}, nil
 		case "ERROR":
-			return Result{Outcome: ModelError, TaskID: id, Message: bounded("Codex Cloud has ended the task with an error: " + status.title)}, nil
+			return Result{Outcome: ModelError, TaskID: id, Message: trimmed("Codex Cloud has ended the task with an error: " + status.title)}, nil
 		}
 		pause := pollPause(n, c.config.FirstPoll, c.config.MaxPoll, rand.Float64())
 		if time.Now().Add(pause).After(deadline) {
@@ -256,7 +256,7 @@ func (c *Cloud) Wait(ctx context.Context, owner processes.Owner, id string, log 
 			if last == "" && said != "" {
 				text += ". Its state could not be read: " + said
 			}
-			return Result{Outcome: TimedOut, TaskID: id, Message: bounded(text)}, nil
+			return Result{Outcome: TimedOut, TaskID: id, Message: trimmed(text)}, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -369,7 +369,7 @@ func failureOf(what string, state *os.ProcessState, stderr string) *Failure {
 		}
 	}
 	text := strings.Join(lines, " ")
-	f := &Failure{Result: Result{Outcome: classify(text), Message: bounded(fmt.Sprintf("codex cloud %s has failed (%s): %s", what, state, text))}}
+	f := &Failure{Result: Result{Outcome: classify(text), Message: trimmed(fmt.Sprintf("codex cloud %s has failed (%s): %s", what, state, text))}}
 	f.Refused = f.Outcome == NotLoggedIn || f.Outcome == Limited || refusal.MatchString(text)
 	return f
 }

@@ -79,20 +79,20 @@ func (r *eventReader) read(line []byte) {
 	r.events++
 	switch e.Type {
 	case "thread.started":
-		r.thread = bounded(e.ThreadID)
+		r.thread = trimmed(e.ThreadID)
 	case "turn.started":
 		r.completed, r.failed = false, false
 	case "item.completed":
 		if e.Item.Type == "agent_message" {
-			r.message = bounded(e.Item.Text)
+			r.message = trimmed(e.Item.Text)
 		}
 	case "turn.completed":
 		r.completed = true
 		r.usage = e.Usage
 	case "turn.failed":
 		r.failed = true
-		r.failure = bounded(e.Error.Message)
+		r.failure = trimmed(e.Error.Message)
 	case "error":
-		r.failure = bounded(e.Message)
+		r.failure = trimmed(e.Message)
 	}
 }

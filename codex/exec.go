@@ -206,7 +206,7 @@ func (e *Exec) Run(ctx context.Context, request ExecRequest) (Result, error) {
 		result.Outcome = Garbage
 		result.Message = fmt.Sprintf("Codex has ended (%s) without saying how: %d of its lines were events and %d were not", cmd.ProcessState, events.events, events.foreign)
 	}
-	result.Message = bounded(result.Message)
+	result.Message = trimmed(result.Message)
 	return result, nil
 }
 
@@ -313,5 +313,5 @@ func printed(stderr *excerpt.Tail) string {
 		}
 		text = text[first:]
 	}
-	return strings.TrimSpace(strings.ToValidUTF8(text, "\uFFFD"))
+	return trimmed(text)
 }

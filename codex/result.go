@@ -38,7 +38,8 @@ type Result struct {
 	// known.
 	TaskID string
 	// Message is the last message of the model after Finished, the question after
-	// Question, and what went wrong after any other outcome. At most maxMessage bytes.
+	// Question, and what went wrong after any other outcome. It is as long as
+	// what is read of Codex, a line of at most 1 MiB.
 	Message string
 	// Usage counts tokens, if Codex has said so.
 	Usage Usage
@@ -56,16 +57,9 @@ type Key interface {
 	Read(ctx context.Context) (secret.String, error)
 }
 
-// maxMessage limits the texts of a Result, in bytes. None of a line that is read is longer.
-const maxMessage = maxLine
-
-// bounded cuts a text at maxMessage.
-func bounded(text string) string {
-	text = strings.TrimSpace(strings.ToValidUTF8(text, "\uFFFD"))
-	if len(text) > maxMessage {
-		text = strings.ToValidUTF8(text[:maxMessage], "") + " …"
-	}
-	return text
+// trimmed is a text of Codex as a Result has it: valid UTF-8, without space around it.
+func trimmed(text string) string {
+	return strings.TrimSpace(strings.ToValidUTF8(text, "\uFFFD"))
 }
 
 // QuestionMark begins the line with which Codex asks instead of working. The prompt has
