@@ -156,6 +156,27 @@ func (r *Run) WriteExact(name string, write func(io.Writer) error) error {
 	return err
 }
 
+// Tail returns the end of an artifact, at most limit bytes.
+func (r *Run) Tail(name string, limit int64) ([]byte, error) {
+	name, err := r.name(name)
+	if err != nil {
+		return nil, err
+	}
+	file, err := r.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe is not waited for
+	if err != nil {
+		return nil, fmt.Errorf("artifact %s: %w", name, err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err == nil {
+		_, err = file.Seek(max(0, info.Size()-limit), io.SeekStart)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("artifact %s: %w", name, err)
+	}
+	return io.ReadAll(io.LimitReader(file, limit))
+}
+
 // Log starts a text artifact that can be read while it is written. It replaces
 // an earlier file of that name; a reader that has that file open can read it to
 // its end.

@@ -387,3 +387,34 @@ func TestOnlyALogIsContinued(t *testing.T) {
 		}
 	}
 }
+
+// The end of a log is read, and nothing that is not one of the run.
+func TestTheEndOfALog(t *testing.T) {
+	t.Parallel()
+	run := open(t)
+	if _, err := run.Write("build.log", "abcdef"); err != nil {
+		t.Fatal(err)
+	}
+	for limit, want := range map[int64]string{3: "def", 6: "abcdef", 100: "abcdef"} {
+		if text, err := run.Tail("build.log", limit); err != nil || string(text) != want {
+			t.Errorf("%d: %q, %v", limit, text, err)
+		}
+	}
+	elsewhere := t.TempDir()
+	if err := os.WriteFile(filepath.Join(elsewhere, "secret"), []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{"link.log": elsewhere + "/secret", "folder": elsewhere} {
+		if err := os.Symlink(target, filepath.Join(run.Dir(), name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(run.Dir(), "pipe.log"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"link.log", "folder/secret", "../x", "pipe.log", "none.log", "."} {
+		if text, err := run.Tail(name, 100); err == nil {
+			t.Errorf("%s: %q", name, text)
+		}
+	}
+}

@@ -24,10 +24,10 @@ func (s *stepRun) build(ctx context.Context) (success, *Failure) {
 	file, failure := s.runCommandStep(ctx, commandStep{
 		command: command, log: "build.log",
 		before: func(log *artifacts.Log) *Failure {
-			if failure := s.pinImage(ctx); failure != nil {
-				return failure
+			if containers, _ := compose.MayChange(command); containers {
+				return s.beforeRestart(ctx, log)
 			}
-			return s.beforeCommand(ctx, log, command)
+			return s.pinImage(ctx)
 		},
 		after: func(log *artifacts.Log) *Failure {
 			s.noteUnchangedImages(ctx, log)

@@ -338,17 +338,15 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 		if !dependencies || image.IsTarget(container.Service) || config.Images[container.Service] == nil {
 			continue
 		}
-		_, err := s.config.Engine.InspectImage(ctx, container.ImageID)
+		found, err := s.config.Engine.InspectImage(ctx, container.ImageID)
 		if errors.Is(err, compose.ErrNotFound) {
 			continue // no run may fail for what it must not replace
-		}
-		if err == nil {
-			err = s.addPin(ctx, image, container.ImageID, container.Service, container.ID)
 		}
 		if err != nil {
 			return err
 		}
-		image.Pins[len(image.Pins)-1].Archive = "" // its image is not the run's to save
+		// Without an archive: its image is not the run's to save.
+		image.Pins = append(image.Pins, s.newPin(image, container.ImageID, found, container.Service, container.ID))
 	}
 	return nil
 }
@@ -362,15 +360,21 @@ func (s *stepRun) addPin(ctx context.Context, image *change.Image, id, service, 
 	if err != nil {
 		return err
 	}
-	pin := change.Pin{Name: "mm-orchestrator-pin-" + s.runID, ImageID: id, RepoDigests: found.RepoDigests, Service: service, Container: container}
-	if n := len(image.Pins); n > 0 {
-		pin.Name += fmt.Sprintf("-%d", n+1)
-	}
+	pin := s.newPin(image, id, found, service, container)
 	if s.config.PinDirectory != "" {
 		pin.Archive = filepath.Join(s.config.PinDirectory, s.runID, strings.TrimPrefix(id, "sha256:")+".tar")
 	}
 	image.Pins = append(image.Pins, pin)
 	return nil
+}
+
+// newPin returns the pin of an image that comes next in a record.
+func (s *stepRun) newPin(image *change.Image, id string, found compose.Image, service, container string) change.Pin {
+	pin := change.Pin{Name: "mm-orchestrator-pin-" + s.runID, ImageID: id, RepoDigests: found.RepoDigests, Service: service, Container: container}
+	if n := len(image.Pins); n > 0 {
+		pin.Name += fmt.Sprintf("-%d", n+1)
+	}
+	return pin
 }
 
 // makePins makes the pins of the record that are missing, and checks that each is

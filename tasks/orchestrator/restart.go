@@ -47,8 +47,8 @@ func (s *stepRun) restart(ctx context.Context) (success, *Failure) {
 	return success{message: message, files: []artifacts.File{file}, payload: logPayload{file.Path}}, nil
 }
 
-// beforeCommand makes sure that what a command of patch or build does to images and
-// containers can be taken back.
+// beforeCommand makes sure that what a command of patch does to images and containers
+// can be taken back.
 func (s *stepRun) beforeCommand(ctx context.Context, log *artifacts.Log, command []string) *Failure {
 	switch containers, images := compose.MayChange(command); {
 	case containers:

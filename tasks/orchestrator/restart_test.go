@@ -172,6 +172,26 @@ func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
 	}
 }
 
+// TestABuildThatStartsIsARestart has a plan whose build is docker compose up, and that
+// ends before its restart. The network that it has made goes, as after a restart.
+func TestABuildThatStartsIsARestart(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{
+		files:  map[string]string{"compose.yaml": "services:\n  web: {build: ./web}" + otherService},
+		change: map[string]string{"compose.yaml": "services:\n  web: {build: ./web, networks: [default, new]}" + otherService + "networks: {new: {}}\n", "web/behaviour": "ok 2"},
+	}, composePrograms(t)["newest"])
+	up := []string{"up", "-d", "--build", "--no-deps", "web"}
+	c.setPlan(up, up)
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	undo()
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Errorf("%v", failure)
+	}
+	c.isAsBefore(before, c.state())
+}
+
 // TestAReplicaThatWasStoppedIsNotStarted has a service of which one container runs and
 // one was stopped. A rollback makes the second again without a start.
 func TestAReplicaThatWasStoppedIsNotStarted(t *testing.T) {
@@ -404,9 +424,16 @@ func TestContainersThatAnOperatorRunsFromTheImage(t *testing.T) {
 }
 
 // TestHookContainersOfARunGo has a pre_start hook that fails: compose keeps its
-// container. It is none of the service's, and is removed with the rollback.
+// container. It is none of the service's, and is removed with the rollback, by compose or
+// without it.
 func TestHookContainersOfARunGo(t *testing.T) {
 	t.Parallel()
+	for name, byCompose := range map[string]bool{"with compose": true, "without compose": false} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); testHookContainers(t, byCompose) })
+	}
+}
+
+func testHookContainers(t *testing.T, byCompose bool) {
 	c := newLayoutEnv(t, layout{
 		files:  map[string]string{"hook": "done", "compose.yaml": "services:\n  web: {build: ./web, pre_start: [{command: [/server], volumes: ['./hook:/behaviour:ro']}]}" + otherService},
 		change: map[string]string{"hook": "exit", "web/behaviour": "ok 2"},
@@ -419,6 +446,9 @@ func TestHookContainersOfARunGo(t *testing.T) {
 		t.Errorf("containers of hooks are %+v", hooks)
 	}
 	undo()
+	if !byCompose {
+		c.withoutCompose()
+	}
 	if _, failure := c.restoreImage(t.Context()); failure != nil {
 		t.Errorf("%v", failure)
 	}
