@@ -261,10 +261,10 @@ func TestLimitsOfARun(t *testing.T) {
 	})
 	t.Run("time", func(t *testing.T) {
 		t.Parallel()
-		b := newLimitsEnv(t, "sleep 0.7", "run: {time: 1s}")
+		b := newLimitsEnv(t, "sleep 1.5", "run: {time: 2.5s}")
 		b.succeed("build")
 		failure, _ := b.fail("restart")
-		if !strings.Contains(failure.Error(), "the steps of the run took longer than 1s (limit time of the run, service api, profiles.yaml:4)") {
+		if !strings.Contains(failure.Error(), "the steps of the run took longer than 2.5s (limit time of the run, service api, profiles.yaml:4)") {
 			t.Error(failure)
 		}
 	})
@@ -366,7 +366,7 @@ func TestLimitsCountOverWorkers(t *testing.T) {
 // A patch that a limit has ended is taken back like any other that has failed.
 func TestAnEndedPatchIsRolledBack(t *testing.T) {
 	t.Parallel()
-	b := newLimitsEnv(t, "echo of the run > svc/file; echo more > svc/new; echo begun; sleep 60", "patch: {idle: 1s}", "run: {time: 2s}")
+	b := newLimitsEnv(t, "echo of the run > svc/file; echo more > svc/new; echo begun; sleep 60", "patch: {idle: 1s}", "run: {time: 1m}")
 	b.git("add", ".")
 	b.git("commit", "-q", "-m", "y")
 	failure, _ := b.fail("patch")
