@@ -97,7 +97,7 @@ func TestPlanCanvas(t *testing.T) {
 			want: []string{
 				`b B <nil>/<nil> [["r"], {}, {` + none + `, "chain": [` + task("c", `"task_id": "C", "group_id": "G", "group_index": 0`) + `], "chord": null}]`,
 			},
-			children: `[[["G", null], [[["B", null], null]]]]`,
+			children: `[[["G", null], [[["C", [["B", null], null]], null]]]]`,
 		},
 	} {
 		plan, err := planned(t, test.embed)
@@ -111,6 +111,23 @@ func TestPlanCanvas(t *testing.T) {
 		if string(plan.Children) != test.children {
 			t.Errorf("%s: children %s, want %s", name, plan.Children, test.children)
 		}
+	}
+}
+
+// The row of a task names a long chain in a group without becoming unreadable.
+func TestChildrenOfALongChainInAGroup(t *testing.T) {
+	t.Parallel()
+	var steps []string
+	for i := range 1000 {
+		steps = append(steps, task("a", fmt.Sprintf(`"task_id": "%d"`, i)))
+	}
+	plan, err := planned(t, `{"callbacks": [{"task": "celery.group", "kwargs": {"tasks": [{"task": "celery.chain", "kwargs": {"tasks": [`+strings.Join(steps, ", ")+`]}}]}, "options": {"task_id": "G"}}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var children any
+	if err := protocol.DecodeJSON(plan.Children, &children); err != nil || !strings.HasPrefix(string(plan.Children), `[[["G", null], [[["999", [["998", `) {
+		t.Errorf("%.60s: %v", plan.Children, err)
 	}
 }
 

@@ -318,6 +318,9 @@ func (p *planner) members(sigs []Signature, g *groupCall) error {
 		if err != nil {
 			return err
 		}
+		if len(steps) > 1 {
+			child = chainResult(steps, child)
+		}
 		g.results = append(g.results, child)
 	}
 	return nil
@@ -369,6 +372,29 @@ func taskChild(id string) json.RawMessage {
 	null := json.RawMessage("null")
 	return joinArray([]json.RawMessage{joinArray([]json.RawMessage{quoteJSON(id), null}), null})
 }
+
+// chainResult returns the entry of a chain among the results of a group: that of its
+// last step, whose parents are the steps before it. first is the entry of its first step,
+// which stands for a chain that ends with a group: the ids of that group's tasks may not
+// exist yet.
+func chainResult(steps []Signature, first json.RawMessage) json.RawMessage {
+	if steps[len(steps)-1].Task == "celery.group" {
+		return first
+	}
+	if len(steps) > maxParents {
+		steps = steps[len(steps)-maxParents:]
+	}
+	null := json.RawMessage("null")
+	entry := null
+	for _, step := range steps {
+		entry = joinArray([]json.RawMessage{joinArray([]json.RawMessage{quoteJSON(step.TaskID()), entry}), null})
+	}
+	return entry
+}
+
+// maxParents bounds how deeply chainResult nests: readers refuse JSON of some hundred
+// levels, and with it the whole row.
+const maxParents = 100
 
 // groupChild returns a group's entry in the list of children:
 // [[id, parent], results].
