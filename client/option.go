@@ -253,8 +253,8 @@ func LinkError(errbacks ...Signature) Option { return linkOption("link_error", e
 func linkOption(name string, signatures []Signature) Option {
 	return func(o *options) {
 		for _, s := range signatures {
-			if s.err != nil && o.err == nil {
-				o.err = s.err
+			if o.err == nil {
+				o.err = s.problem()
 			}
 		}
 		*o = o.add(name, signatures)

@@ -40,11 +40,12 @@ type member struct {
 
 func (c *Client) plan(ctx context.Context, s Signature, call []Option) (plan, error) {
 	given := options{}.with(call)
-	if s.err == nil {
-		s.err = given.err
+	s.fail(given.err)
+	if err := s.problem(); err != nil {
+		return plan{}, invalid("%w", err)
 	}
-	if s.err != nil {
-		return plan{}, invalid("%w", s.err)
+	if err := checkGroups(s); err != nil {
+		return plan{}, err
 	}
 	p := planner{client: c}
 	if task := worker.TaskFromContext(ctx); task != nil {
@@ -74,6 +75,23 @@ func (p *planner) send(s Signature, call options, of *member) (*Result, error) {
 	result := p.freeze(&s, call.textOf("task_id"), of)
 	p.start(result)
 	return result, p.publish(s, call.without("task_id"), nil)
+}
+
+// checkGroups refuses a group that another task follows.
+func checkGroups(s Signature) error {
+	parts := s.parts
+	if s.kind == kindChain {
+		parts = flatten(s.parts, kindChain)
+	}
+	for i, part := range parts {
+		if s.kind == kindChain && part.kind == kindGroup && i < len(parts)-1 {
+			return invalid("a group that another task follows is a chord, which this package cannot send: task %d of a chain of %d is a group", i+1, len(parts))
+		}
+		if err := checkGroups(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // start records what is sent first: members of a group do not count.
@@ -111,11 +129,6 @@ func (p *planner) freeze(s *Signature, id string, of *member) *Result {
 func (p *planner) sendChain(s Signature, call options, of *member) (*Result, error) {
 	call = call.over(s.options)
 	steps := flatten(s.parts, kindChain)
-	for i, step := range steps[:len(steps)-1] {
-		if step.kind == kindGroup {
-			return nil, invalid("a group that another task follows is a chord, which this package cannot send: task %d of a chain of %d is a group", i+1, len(steps))
-		}
-	}
 	last := len(steps) - 1
 	callbacks, errbacks := call.list("link"), call.list("link_error")
 	id := call.textOf("task_id")
@@ -138,7 +151,7 @@ func (p *planner) sendChain(s Signature, call options, of *member) (*Result, err
 				}
 				return p.sendGroup(steps[i], call.add("link_error", errbacks))
 			}
-			result = p.freezeGroup(&steps[i], preset, errbacks)
+			result = p.freezeGroup(&steps[i], preset, nil, errbacks)
 		} else {
 			result = p.freeze(&steps[i], preset, place)
 			steps[i].options = steps[i].options.add("link_error", errbacks)
@@ -176,43 +189,54 @@ func flatten(parts []Signature, of kind) []Signature {
 	return flat
 }
 
-// freezeGroup gives the tasks of a group at a chain's end their ids.
-func (p *planner) freezeGroup(s *Signature, id string, errbacks []Signature) *Result {
+// freezeGroup gives the tasks of a group at a chain's end their ids. of is the place of
+// that chain in a group, or nil.
+func (p *planner) freezeGroup(s *Signature, id string, of *member, errbacks []Signature) *Result {
 	if id == "" {
 		id = protocol.NewID()
 	}
 	s.options = s.options.with(nil)
 	s.options.put(option{name: "task_id", value: encode(id)})
+	if of != nil {
+		s.options.put(option{name: "group_index", value: encode(of.index)})
+	}
 	null := json.RawMessage("null")
 	s.options.put(option{name: "root_id", value: null})
 	s.options.put(option{name: "parent_id", value: null})
 	result := &Result{ID: id, client: p.client, group: true}
 	s.parts = flatten(s.parts, kindGroup)
 	for i := range s.parts {
-		part := p.freezePart(&s.parts[i], &member{index: i}, errbacks)
+		part := p.freezePart(&s.parts[i], "", &member{index: i}, errbacks)
 		result.Members = append(result.Members, part)
 	}
 	return result
 }
 
-// freezePart freezes a member of a group, which may be a chain.
-func (p *planner) freezePart(s *Signature, of *member, errbacks []Signature) *Result {
-	if s.kind != kindChain {
-		result := p.freeze(s, "", of)
+// freezePart freezes a member of a group, which may be a chain, or a step of such a chain.
+func (p *planner) freezePart(s *Signature, id string, of *member, errbacks []Signature) *Result {
+	switch s.kind {
+	case kindTask:
+		result := p.freeze(s, id, of)
 		s.options = s.options.add("link_error", errbacks)
 		return result
+	case kindGroup:
+		return p.freezeGroup(s, id, of, errbacks)
 	}
 	s.parts = flatten(s.parts, kindChain)
 	var previous *Result
 	for i := range s.parts {
-		place := (*member)(nil)
+		place, preset := (*member)(nil), ""
 		if i == len(s.parts)-1 {
-			place = of
+			place, preset = of, s.options.textOf("task_id")
 		}
-		result := p.freezePart(&s.parts[i], place, errbacks)
+		result := p.freezePart(&s.parts[i], preset, place, nil)
 		result.Parent = previous
 		previous = result
 	}
+	// Workers give both to its tasks.
+	s.options = s.options.with(nil)
+	s.options.put(option{name: "task_id", value: encode(previous.ID)})
+	s.options = s.options.add("link_error", errbacks)
 	return previous
 }
 

@@ -37,9 +37,6 @@ const (
 // chain, the result of the preceding task is put in front of them.
 func Task(name string, args ...any) Signature {
 	s := Signature{task: name, args: []json.RawMessage{}}
-	if name == "" {
-		s.err = errors.New("a task needs a name")
-	}
 	for i, arg := range args {
 		text, err := protocol.EncodeJSON(arg)
 		if err != nil {
@@ -57,7 +54,7 @@ func Task(name string, args ...any) Signature {
 func Chain(tasks ...Signature) Signature {
 	s := Signature{kind: kindChain, task: "celery.chain", parts: slices.Clone(tasks)}
 	for _, part := range tasks {
-		s.fail(part.err)
+		s.fail(part.problem())
 	}
 	if len(tasks) == 0 {
 		s.err = errors.New("a chain needs at least one task")
@@ -75,6 +72,14 @@ func Group(tasks ...Signature) Signature {
 		s.err = errors.New("a group needs at least one task")
 	}
 	return s
+}
+
+// problem is why the signature cannot be sent, or nil.
+func (s Signature) problem() error {
+	if s.err == nil && s.kind == kindTask && s.task == "" {
+		return errors.New("a task needs a name")
+	}
+	return s.err
 }
 
 func (s *Signature) fail(err error) {
@@ -170,8 +175,8 @@ func set(o protocol.Object, key string, value json.RawMessage) protocol.Object {
 // MarshalJSON writes the signature as it stands in messages, for instance for
 // [worker.Replace]. The error is that of an argument or option that cannot be encoded.
 func (s Signature) MarshalJSON() ([]byte, error) {
-	if s.err != nil {
-		return nil, s.err
+	if err := s.problem(); err != nil {
+		return nil, err
 	}
 	return s.inherit().text(), nil
 }
