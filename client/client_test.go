@@ -298,8 +298,22 @@ func TestAGroupCollectsAndAnEarlierRevokedTaskEndsTheWait(t *testing.T) {
 	if err := <-ended; !errors.As(err, &failure) || err.Error() != "task "+chain.Parent.ID+" ended with REVOKED: TaskRevokedError: expired" {
 		t.Errorf("%v", err)
 	}
-	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	// Neither does a group at the chain's end wait, nor one in it.
+	group := client.Group(client.Chain(add(3), client.Group(add(4), add(5))), add(6))
+	_, end, err := c.Messages(t.Context(), client.Chain(add(1), add(2), group))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = backend.Store(t.Context(), results.Outcome{TaskID: end.Parent.Parent.ID, State: protocol.StateRevoked, Exception: &gone}); err != nil {
+		t.Fatal(err)
+	}
+	patient, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	if err := end.Get(patient, nil); !errors.As(err, &failure) || failure.TaskID != end.Parent.Parent.ID {
+		t.Errorf("%v", err)
+	}
+	short, cancelShort := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancelShort()
 	if err := c.Result("unknown").Get(short, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/moonladderstudios/mm-orchestrator/protocol"
 	"github.com/moonladderstudios/mm-orchestrator/results"
@@ -72,7 +73,7 @@ func (e *TaskError) Error() string {
 // failed or was revoked; the error of ctx when that ends first. A task that was never
 // sent, or whose result is ignored, never ends: give a ctx that does.
 func (r *Result) Get(ctx context.Context, into any) error {
-	value, err := r.wait(ctx)
+	value, err := r.wait(ctx, nil)
 	if err != nil || into == nil {
 		return err
 	}
@@ -82,23 +83,26 @@ func (r *Result) Get(ctx context.Context, into any) error {
 	return nil
 }
 
-// wait returns the value of a task or a group as JSON.
-func (r *Result) wait(ctx context.Context) (json.RawMessage, error) {
+// wait returns the value of a task or a group as JSON. before are the tasks in front of
+// the groups that it is in.
+func (r *Result) wait(ctx context.Context, before []*Result) (json.RawMessage, error) {
 	if r.client.results == nil {
 		return nil, ErrNoResults
 	}
 	if r.group {
+		before = append(slices.Clip(before), r.parents()...)
 		values := make([]json.RawMessage, len(r.Members))
 		for i, member := range r.Members {
-			value, err := member.wait(ctx)
+			value, err := member.wait(ctx, before)
 			if err != nil {
 				return nil, err
 			}
 			values[i] = value
+			before = nil // they have succeeded
 		}
 		return protocol.EncodeJSON(values)
 	}
-	outcome, err := r.waitTask(ctx)
+	outcome, err := r.waitTask(ctx, before)
 	switch {
 	case err != nil:
 		return nil, err
@@ -110,9 +114,19 @@ func (r *Result) wait(ctx context.Context) (json.RawMessage, error) {
 	return outcome.Value, nil
 }
 
+// parents are the earlier tasks of the chain.
+func (r *Result) parents() []*Result {
+	var all []*Result
+	for one := r.Parent; one != nil && !one.group; one = one.Parent {
+		all = append(all, one)
+	}
+	return all
+}
+
 // waitTask waits for the task and, at the same time, for a failure of an earlier task
-// of its chain: after a revoked or expired task no later one ever ends.
-func (r *Result) waitTask(ctx context.Context) (results.Outcome, error) {
+// of its chain, or of one before its group: after a revoked or expired task no later
+// one ever ends, and Python workers mark no task of a group after a failed one.
+func (r *Result) waitTask(ctx context.Context, before []*Result) (results.Outcome, error) {
 	type answer struct {
 		of      *Result
 		outcome results.Outcome
@@ -120,7 +134,7 @@ func (r *Result) waitTask(ctx context.Context) (results.Outcome, error) {
 	}
 	watch, cancel := context.WithCancel(ctx)
 	answers, watched := make(chan answer), 0
-	for one := r; one != nil && !one.group; one = one.Parent {
+	for _, one := range slices.Concat([]*Result{r}, r.parents(), before) {
 		watched++
 		go func() {
 			outcome, err := r.client.results.Wait(watch, one.ID)
