@@ -32,8 +32,8 @@ import (
 //
 // For wrong arguments Bind returns an [Error] of class TypeError with the text
 // that Python has for it. It panics when In is not a struct, has an exported
-// field without a tag, or has two fields for one parameter: that is an error in
-// the program.
+// field without a tag, has two fields for one parameter, or embeds a struct with
+// tagged fields: that is an error in the program.
 func Bind[In any](name string, in *In, args []json.RawMessage, kwargs protocol.Object) error {
 	return newBinder[In](name).into(in, args, kwargs)
 }
@@ -62,6 +62,9 @@ func newBinder[In any](name string) *binder[In] {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		tag, tagged := f.Tag.Lookup("celery")
+		if !tagged && hasParameters(f) {
+			panic(fmt.Sprintf("worker: task %q: the fields of the embedded struct %s are no parameters: write them out, or tag it `celery:\"-\"`", name, f.Name))
+		}
 		if tag == "-" || !f.IsExported() && !tagged {
 			continue
 		}
@@ -91,6 +94,24 @@ func newBinder[In any](name string) *binder[In] {
 		b.positional = len(b.parameters)
 	}
 	return b
+}
+
+// hasParameters reports whether a field is an embedded struct with tagged fields, which
+// package encoding/json would take for fields of the outer struct.
+func hasParameters(f reflect.StructField) bool {
+	t := f.Type
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if !f.Anonymous || t.Kind() != reflect.Struct {
+		return false
+	}
+	for i := range t.NumField() {
+		if tag, tagged := t.Field(i).Tag.Lookup("celery"); tagged && tag != "-" {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *binder[In]) positionalNames() []string {

@@ -145,6 +145,9 @@ func TestPythonValuesAreDecodedWithoutLoss(t *testing.T) {
 
 func TestProgrammingErrorsPanic(t *testing.T) {
 	t.Parallel()
+	type common struct {
+		Tenant string `celery:"tenant"`
+	}
 	for name, register := range map[string]func(w *worker.Worker){
 		"no struct": func(w *worker.Worker) { w.Register("a", worker.Typed[int, any]("a", nil)) },
 		"no tag":    func(w *worker.Worker) { w.Register("a", worker.Typed[struct{ X int }, any]("a", nil)) },
@@ -163,6 +166,12 @@ func TestProgrammingErrorsPanic(t *testing.T) {
 			w.Register("a", worker.Typed[struct {
 				X []int `celery:"*"`
 				Y []int `celery:"*"`
+			}, any]("a", nil))
+		},
+		"an embedded struct": func(w *worker.Worker) {
+			w.Register("a", worker.Typed[struct {
+				common
+				X int `celery:"x"`
 			}, any]("a", nil))
 		},
 		"twice": func(w *worker.Worker) { w.Register("a", newGatedTask()); w.Register("a", newGatedTask()) },
