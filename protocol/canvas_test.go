@@ -163,18 +163,26 @@ func TestCheckCanvasRefuses(t *testing.T) {
 		}
 	}
 	// LaterSteps lists them nevertheless: the steps after a chord, its body and
-	// the members of a group.
+	// the members of a group; also the body of a chord that the task, or the end of its
+	// chain, is a member of.
 	members := `{"task": "celery.group", "kwargs": {"tasks": [{"task": "b", "options": {"task_id": "B"}}]}, "options": {"task_id": "G"}}`
-	m, err := protocol.Decode(delivery(`[[], {}, {"chain": [`+members+`, `+a+`, `+chord+`]}]`), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ids []string
-	for _, step := range protocol.LaterSteps(m) {
-		ids = append(ids, step.TaskID+" "+step.Task)
-	}
-	if want := []string{"G celery.group", "A a", "X celery.chord", "B b", "S sum"}; !reflect.DeepEqual(ids, want) {
-		t.Errorf("later steps %q, want %q", ids, want)
+	body := `{"task": "celery.group", "kwargs": {"tasks": [` + task("c", `"task_id": "C"`) + `]}, "options": {"task_id": "H"}}`
+	for embed, want := range map[string][]string{
+		`{"chain": [` + members + `, ` + a + `, ` + chord + `]}`:           {"G celery.group", "A a", "X celery.chord", "B b", "S sum"},
+		`{"chord": ` + body + `}`:                                          {"H celery.group", "C c"},
+		`{"chain": [` + task("a", `"task_id": "A", "chord": `+body) + `]}`: {"A a", "H celery.group", "C c"},
+	} {
+		m, err := protocol.Decode(delivery(`[[], {}, `+embed+`]`), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, step := range protocol.LaterSteps(m) {
+			ids = append(ids, step.TaskID+" "+step.Task)
+		}
+		if !reflect.DeepEqual(ids, want) {
+			t.Errorf("later steps %q, want %q", ids, want)
+		}
 	}
 }
 

@@ -441,13 +441,16 @@ type LaterStep struct {
 }
 
 // LaterSteps lists the steps after m in the order in which Celery stores their
-// results: the last step first. Signatures nested in a step come after all
-// steps: the body of a chord, whose result clients wait for, and the members
-// of a group or chain, which Celery's database backend leaves out. Steps
+// results: the last step first. Then come the body of the chord that m is part of, and
+// signatures nested in a step: the body of a chord, whose result clients wait for, and the
+// members of a group or chain, which Celery's database backend leaves out. Steps
 // without a preset id are omitted, since no client can wait for them.
 func LaterSteps(m *Message) []LaterStep {
 	var steps []LaterStep
 	level := m.Embed.Chain
+	if m.Embed.Chord != nil {
+		level = append(slices.Clone(level), *m.Embed.Chord)
+	}
 	for range maxNesting {
 		var inside []Signature
 		for _, s := range level {
@@ -467,16 +470,18 @@ func LaterSteps(m *Message) []LaterStep {
 }
 
 // nestedIn returns the signatures nested in a chord, group or chain that have
-// results of their own, and none if they cannot be parsed.
+// results of their own, and the body of the chord that s is part of; none if they cannot
+// be parsed.
 func nestedIn(s Signature) []Signature {
+	var nested []Signature
 	name := map[string]string{"celery.chord": "body", "celery.group": "tasks", "celery.chain": "tasks"}[s.Task]
-	text := s.Kwargs.Get(name)
-	if name == "" || text == nil {
-		return nil
+	for _, text := range []json.RawMessage{s.Kwargs.Get(name), s.Option("chord")} {
+		if text == nil {
+			continue
+		}
+		if sigs, err := parseSignatures(text); err == nil {
+			nested = append(nested, sigs...)
+		}
 	}
-	sigs, err := parseSignatures(text)
-	if err != nil {
-		return nil
-	}
-	return sigs
+	return nested
 }
