@@ -219,6 +219,9 @@ func (r *pickleReader) run(op byte) error {
 	case 'i', 'o', 0x92, 0x82, 0x83, 0x84, 'P', 'Q':
 		// INST, OBJ, NEWOBJ_EX, EXT, PERSID.
 		return r.unsafe("an object of a Python class")
+	case 0x8f, 0x91:
+		// EMPTY_SET, FROZENSET.
+		return r.unsafe("a set")
 	}
 	return r.fail(fmt.Sprintf("opcode %#02x does not build plain values", op))
 }
@@ -402,6 +405,8 @@ func (w *jsonWriter) value(x any) error {
 		return w.list(x.items)
 	case *pyDict:
 		return w.dict(x)
+	case pyDelta, pyZone:
+		return &PickleError{Why: "it contains a timedelta or a timezone of Python, which has no form in JSON"}
 	default:
 		return &PickleError{Why: "it contains a class where a value is expected"}
 	}

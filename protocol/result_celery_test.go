@@ -219,6 +219,21 @@ func TestReadResultRefuses(t *testing.T) {
 	}
 }
 
+// Tasks of Celery up to 5.6 may return what JSON has no form for. The error names it.
+func TestUnreadableResultsAreNamed(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"80049509000000000000008f94284b014b02902e":                                                       "a set",     // {1, 2}
+		"8004950800000000000000284b014b0291942e":                                                         "a set",     // frozenset({1, 2})
+		"80049524000000000000008c086461746574696d65948c0974696d6564656c74619493944b014b004b00879452942e": "timedelta", // days=1
+		"80049524000000000000008c086461746574696d65948c0974696d6564656c74619493944b054b004b00879452942e": "timedelta", // days=5
+	} {
+		if _, err := protocol.ReadResult(unhex(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
 func TestUnpickleHasALimit(t *testing.T) {
 	t.Parallel()
 	_, err := protocol.Unpickle(unhex(t, billionLaughs()), 1<<16)
