@@ -299,19 +299,5 @@ func (l *limitedLog) close() {
 	}
 }
 
-// maxCredential is about the length of the longest credential.
-const maxCredential = 256
-
-// printed is what is kept of a program's messages. It does not begin within a word: half of
-// a credential is none that a redactor knows.
-func printed(stderr *excerpt.Tail) string {
-	text := stderr.String()
-	if stderr.IsCut() {
-		first := min(len(text), maxCredential)
-		if end := strings.IndexAny(text[:first], " \t\r\n"); end >= 0 {
-			first = end
-		}
-		text = text[first:]
-	}
-	return trimmed(text)
-}
+// printed is what is kept of a program's messages.
+func printed(stderr *excerpt.Tail) string { return trimmed(stderr.Words()) }

@@ -25,6 +25,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // Labels that compose sets on containers.
@@ -337,7 +339,7 @@ func (e *Engine) LogTail(ctx context.Context, id string, lines int) (string, err
 		return "", e.failed("read log of container "+id, err)
 	}
 	defer logs.Close()
-	tail := &lastBytes{limit: logTailLimit}
+	tail := &excerpt.Tail{Limit: logTailLimit}
 	if inspected.Container.Config != nil && inspected.Container.Config.Tty {
 		_, err = io.Copy(tail, logs)
 	} else {
@@ -346,21 +348,7 @@ func (e *Engine) LogTail(ctx context.Context, id string, lines int) (string, err
 	if err != nil {
 		return "", e.failed("read log of container "+id, err)
 	}
-	return string(tail.kept), nil
-}
-
-// lastBytes is a writer that keeps the last bytes written to it.
-type lastBytes struct {
-	kept  []byte
-	limit int
-}
-
-func (b *lastBytes) Write(p []byte) (int, error) {
-	b.kept = append(b.kept, p...)
-	if over := len(b.kept) - b.limit; over > 0 {
-		b.kept = append(b.kept[:0], b.kept[over:]...)
-	}
-	return len(p), nil
+	return tail.Words(), nil
 }
 
 // failed converts an error of the docker client, nil to nil. An engine that

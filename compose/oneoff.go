@@ -10,6 +10,8 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
+
+	"github.com/moonladderstudios/mm-orchestrator/internal/excerpt"
 )
 
 // A OneOff is a container that runs one command to its end and is then removed.
@@ -108,9 +110,9 @@ func (e *Engine) RunOneOff(ctx context.Context, task OneOff) (result OneOffResul
 		return result, errors.Join(waitErr, e.failed("read log of container "+created.ID, err))
 	}
 	defer logs.Close()
-	stdout, stderr := &lastBytes{limit: logTailLimit}, &lastBytes{limit: logTailLimit}
+	stdout, stderr := &excerpt.Tail{Limit: logTailLimit}, &excerpt.Tail{Limit: logTailLimit}
 	_, err = stdcopy.StdCopy(stdout, stderr, logs)
-	result.Stdout, result.Stderr = string(stdout.kept), string(stderr.kept)
+	result.Stdout, result.Stderr = stdout.Words(), stderr.Words()
 	return result, errors.Join(waitErr, e.failed("read log of container "+created.ID, err))
 }
 

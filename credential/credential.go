@@ -223,7 +223,7 @@ func (c *Credential) command(ctx context.Context) (string, error) {
 // quote is what a program has printed on stderr, for an error, without the lines of its
 // stdout.
 func quote(stderr *excerpt.Head, stdout string) string {
-	text := strings.ToValidUTF8(string(stderr.Kept), "\uFFFD")
+	text := strings.ToValidUTF8(stderr.Words(), "\uFFFD")
 	for line := range strings.Lines(stdout) {
 		if line = strings.TrimSpace(line); len(line) >= 4 {
 			text = strings.ReplaceAll(text, line, secret.Mask)
@@ -231,7 +231,8 @@ func quote(stderr *excerpt.Head, stdout string) string {
 	}
 	text = strings.Join(strings.Fields(text), " ")
 	if runes := []rune(text); len(runes) > 300 {
-		text = "… " + string(runes[len(runes)-300:])
+		_, text, _ = strings.Cut(string(runes[len(runes)-300:]), " ") // not half of another credential, which no redactor would know
+		text = "… " + text
 	}
 	if text == "" {
 		return ""

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -412,5 +413,33 @@ func TestARestOfAnEarlierCloneIsRemoved(t *testing.T) {
 	}
 	if _, err := w.git.Clone(t.Context(), w.remote, "main", clone.Dir); err == nil {
 		t.Error("a clone was made over another one")
+	}
+}
+
+// A server may say so much that git's messages are cut. Half of a secret is none that a
+// redactor knows.
+func TestNoPartOfASecretIsLeftWhereMessagesAreCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, map[string]string{"a": "a"})
+	const secret = "hunter2-is-not-a-good-password"
+	for limit := 16<<10 - 20; limit < 16<<10; limit += 5 {
+		program := filepath.Join(t.TempDir(), "git")
+		script := fmt.Sprintf("#!/bin/sh\nhead -c %d /dev/zero | tr '\\0' x >&2\necho ' %s' >&2\nexit 1\n", limit-1, secret)
+		if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		git := w.open(t, gitrepo.Config{Program: program, Redact: func(text string) string { return strings.ReplaceAll(text, secret, "[REDACTED]") }})
+		remote, err := git.Remote(w.remote.URL, w.token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = git.Clone(t.Context(), remote, "main", filepath.Join(t.TempDir(), "clone"))
+		var failed *gitrepo.Error
+		if !errors.As(err, &failed) {
+			t.Fatalf("a clone by a git that fails: %v", err)
+		}
+		if !strings.Contains(failed.Output, "xxx") || strings.Contains(failed.Output, "hunter") {
+			t.Errorf("with %d bytes before the secret: …%s", limit, failed.Output[max(0, len(failed.Output)-40):])
+		}
 	}
 }

@@ -258,7 +258,7 @@ func (g *Git) run(ctx context.Context, c command) error {
 		cmd.ExtraFiles = []*os.File{pipe}
 	}
 	err := g.config.Run(limited, cmd)
-	text := g.text(messages.Kept, token)
+	text := g.text(messages.Words(), token)
 	if c.messages != nil {
 		_, _ = io.WriteString(c.messages, text)
 	}
@@ -279,8 +279,8 @@ func (g *Git) run(ctx context.Context, c command) error {
 }
 
 // text is what git has printed, without secrets.
-func (g *Git) text(printed []byte, token secret.String) string {
-	text := strings.ToValidUTF8(strings.ReplaceAll(string(printed), "\x00", ""), "\uFFFD")
+func (g *Git) text(printed string, token secret.String) string {
+	text := strings.ToValidUTF8(strings.ReplaceAll(printed, "\x00", ""), "\uFFFD")
 	if !token.IsZero() {
 		text = strings.ReplaceAll(text, token.Reveal(), secret.Mask)
 	}

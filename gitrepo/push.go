@@ -79,7 +79,7 @@ func (c *Clone) Push(ctx context.Context, remote *Remote, branch, commit, expect
 		dir: c.repository(), remote: remote, stdout: &out, messages: &messages,
 		args: []string{"push", "--porcelain", "--no-verify", "--no-follow-tags", "--no-recurse-submodules", "--force-with-lease=" + ref + ":" + expected, "--", remote.URL, commit + ":" + ref},
 	})
-	printed := c.git.text(out.Bytes(), secret.String{})
+	printed := c.git.text(out.String(), secret.String{})
 	log = strings.TrimSpace(messages.String()+"\n"+printed) + "\n"
 	var failed *Error
 	for line := range strings.SplitSeq(printed, "\n") {

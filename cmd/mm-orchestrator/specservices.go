@@ -475,7 +475,7 @@ func (c *configuration) addServices(config *speckit.Config, env environment, log
 		containers = s.engine
 	}
 	login := c.codexLogin(env, append(redactors, secrets)...)
-	if s.checker, err = c.preflight(env, s.token, s.key, login, containers, s.http); err != nil {
+	if s.checker, err = c.preflight(env, config.Redactor.String, s.token, s.key, login, containers, s.http); err != nil {
 		return nil, err
 	}
 	config.Preflight = s.checker
@@ -547,13 +547,13 @@ func modelClient(env environment) (*http.Client, error) {
 	return &http.Client{Transport: transport}, nil
 }
 
-// preflight is what checks before a task of the Spec workflow whether it can work. engine
-// is nil if there is no docker engine, client asks GitHub.
-func (c *configuration) preflight(env environment, token, key *credential.Credential, login *codex.Login, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
+// preflight is what checks before a task of the Spec workflow whether it can work. redact
+// is for what programs say, engine is nil if there is no docker engine, client asks GitHub.
+func (c *configuration) preflight(env environment, redact func(string) string, token, key *credential.Credential, login *codex.Login, engine preflight.Containers, client *http.Client) (*preflight.Checker, error) {
 	config := preflight.Config{
 		GitHub: token, API: c.gitHubAPI(), Git: c.Services.GitHubURL, HTTP: client,
 		Program: c.Services.CodexProgram, Home: c.Services.CodexHome, Login: login, Environ: codex.Environment(env, c.Services.CodexVariables...),
-		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, SettingName: c.name,
+		Volume: c.Services.CodexVolume, Image: c.Services.LoginImage, Containers: engine, Redact: redact, SettingName: c.name,
 	}
 	if c.Services.Backend != "cloud" { // Codex Cloud takes a login only
 		config.Codex, config.TryKey, config.Profile, config.Overrides = key, c.Services.CodexKeyCheck, c.Services.CodexProfile, c.Services.CodexConfig
@@ -645,8 +645,10 @@ func (f *specPreflightFlags) run(ctx context.Context, p *program, in input) erro
 	return nil
 }
 
-// checkServices checks once, with a docker engine if a volume is configured.
-func (c *configuration) checkServices(ctx context.Context, env environment, repository string, redactors ...credential.Redactor) (preflight.Report, error) {
+// checkServices checks once, with a docker engine if a volume is configured. redactor is
+// for the texts of the report, and knows the credentials as the others do.
+func (c *configuration) checkServices(ctx context.Context, env environment, repository string, redactor *artifacts.Redactor, others ...credential.Redactor) (preflight.Report, error) {
+	redactors := append([]credential.Redactor{redactor}, others...)
 	token, key, err := c.credentials(env, redactors...)
 	if err != nil {
 		return preflight.Report{}, err
@@ -664,7 +666,7 @@ func (c *configuration) checkServices(ctx context.Context, env environment, repo
 	if err != nil {
 		return preflight.Report{}, err
 	}
-	checker, err := c.preflight(env, token, key, c.codexLogin(env, redactors...), containers, client)
+	checker, err := c.preflight(env, redactor.String, token, key, c.codexLogin(env, redactors...), containers, client)
 	if err != nil {
 		return preflight.Report{}, err
 	}

@@ -1,7 +1,13 @@
 // Package excerpt keeps a part of what a program prints, in memory of a fixed size.
 package excerpt
 
-import "sync"
+import (
+	"bytes"
+	"sync"
+)
+
+// white are the characters between words.
+const white = " \t\r\n"
 
 // A Head keeps the beginning of what is written to it. Writing to it never fails.
 type Head struct {
@@ -25,6 +31,15 @@ func (h *Head) Write(p []byte) (int, error) {
 	}
 	h.Kept = append(h.Kept, keep...)
 	return len(p), nil
+}
+
+// Words returns what is kept without a word that may have lost its end: half of a
+// credential is none that a redactor knows.
+func (h *Head) Words() string {
+	if !h.Full {
+		return string(h.Kept)
+	}
+	return string(h.Kept[:bytes.LastIndexAny(h.Kept, white)+1])
 }
 
 // A Tail keeps the end of what is written to it. Writing to it never fails, and it may be
@@ -55,9 +70,17 @@ func (t *Tail) String() string {
 	return string(t.kept)
 }
 
-// IsCut says that bytes before those that are kept were dropped.
-func (t *Tail) IsCut() bool {
+// Words returns what is kept without a word that may have lost its beginning, see
+// [Head.Words].
+func (t *Tail) Words() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.cut
+	if !t.cut {
+		return string(t.kept)
+	}
+	first := bytes.IndexAny(t.kept, white)
+	if first < 0 {
+		first = len(t.kept)
+	}
+	return string(t.kept[first:])
 }

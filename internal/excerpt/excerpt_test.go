@@ -32,3 +32,25 @@ func TestWhatIsKept(t *testing.T) {
 		t.Errorf("a head without room keeps %q, full %v", none.Kept, none.Full)
 	}
 }
+
+// Half of a credential is none that a redactor knows.
+func TestWordsAreWhole(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]struct{ head, tail string }{
+		"":                   {"", ""},
+		"a word":             {"a word", "a word"},
+		"ten letter":         {"ten letter", "ten letter"},
+		"one two three":      {"one two ", " two three"},
+		"one\ttwo-three":     {"one\t", "\ttwo-three"},
+		"one-two-\nthree":    {"one-two-\n", "\nthree"},
+		"one-two-three-four": {"", ""},
+		"one two two one":    {"one two ", " two one"},
+	} {
+		head, tail := &Head{Limit: 10}, &Tail{Limit: 10}
+		fmt.Fprint(head, text)
+		fmt.Fprint(tail, text)
+		if head.Words() != want.head || tail.Words() != want.tail {
+			t.Errorf("%q: head %q, tail %q, want %q and %q", text, head.Words(), tail.Words(), want.head, want.tail)
+		}
+	}
+}

@@ -23,7 +23,7 @@ func Subject(config Config) preflight.Subject {
 	s := preflight.Subject{
 		Workspace: artifacts.Resolve(config.Workspace), Environ: config.Environ,
 		Find:    func(program string) string { return lookPath(program, config.Environ, config.Workspace) },
-		Compose: r.compose, PinDirectory: config.PinDirectory, DiskReserve: config.DiskReserve, SettingName: config.SettingName, Logger: config.Logger,
+		Compose: r.compose, PinDirectory: config.PinDirectory, DiskReserve: config.DiskReserve, Redact: config.Redactor.String, SettingName: config.SettingName, Logger: config.Logger,
 	}
 	if root, err := config.Artifacts.Root(); err == nil {
 		s.ArtifactDirectory = root
@@ -126,7 +126,7 @@ func (s *stepRun) look(ctx context.Context, workspace string, files bool) *Failu
 		return nil
 	}
 	s.log.Warn("run refused before it changed anything", "reasons", len(refused), "took", time.Since(began).Round(time.Millisecond))
-	failure := commandError(cut(preflight.Refusal(refused)))
+	failure := commandError(cut(s.clean(preflight.Refusal(refused))))
 	if files {
 		_, commands := s.projects(stepsFrom(s.step))
 		for _, planned := range commands {

@@ -15,7 +15,7 @@ func (s Subject) LookAtEngine() Look {
 	return Look{Name: lookEngine, Remote: true, At: "the docker engine at " + s.Engine.Place(), Late: Refuse, LateCure: "Restart the engine, or set " + s.SettingName("DOCKER_HOST"),
 		Do: func(ctx context.Context) []Result {
 			if err := s.Engine.Ping(ctx); err != nil {
-				return refuse(cure, "%s", oneLine(err.Error()))
+				return refuse(cure, "%s", s.oneLine(err.Error()))
 			}
 			return ok("engine answers at %s", s.Engine.Place())
 		}}
@@ -36,7 +36,7 @@ func (s Subject) composeFailure(argv []string, err error) []Result {
 	}
 	switch {
 	case errors.Is(err, errNotFound):
-		return refuse(s.install(), "%s failed: %s", program, oneLine(text))
+		return refuse(s.install(), "%s failed: %s", program, s.oneLine(text))
 	// Without the plugin, docker parses the plugin's arguments itself.
 	case argv[0] == "docker" && (strings.Contains(text, "unknown flag") || strings.Contains(text, "not a docker command") || strings.Contains(text, "unknown command: docker compose")):
 		return refuse(s.install(), "docker is installed, its compose plugin is not")
@@ -64,7 +64,7 @@ func (s Subject) LookAtComposeEngine() Look {
 					case strings.Contains(text, "context not found"):
 						cure = "docker context ls shows those that this user has"
 					}
-					return refuse(cure, "compose cannot use the docker engine: %s", oneLine(err.Error()))
+					return refuse(cure, "compose cannot use the docker engine: %s", s.oneLine(err.Error()))
 				}
 			}
 			return ok("compose reaches the docker engine")
@@ -81,7 +81,7 @@ func (s Subject) LookAtComposeVersion() Look {
 				if results := s.composeFailure(argv, err); results != nil {
 					return results
 				}
-				return refuse(s.install(), "%s failed: %s", argv[0], oneLine(err.Error()))
+				return refuse(s.install(), "%s failed: %s", argv[0], s.oneLine(err.Error()))
 			}
 			fault := compose.FaultOf(version)
 			switch {
@@ -126,7 +126,7 @@ func (s Subject) LookAtServices() Look {
 					// Only this reads the services' environment files, as up does.
 					_, err := s.run(ctx, project.Dir, s.Environ, s.Compose.Resolve(append(slices.Clone(project.Target.Prefix), "config", "--hash", strings.Join(listed, ","))))
 					if err != nil {
-						return refuse("Put the missing file in its place, or correct the compose file", "compose cannot configure service %s: %s", strings.Join(listed, ", "), oneLine(err.Error()))
+						return refuse("Put the missing file in its place, or correct the compose file", "compose cannot configure service %s: %s", strings.Join(listed, ", "), s.oneLine(err.Error()))
 					}
 				}
 				found = append(found, project.Services...)
@@ -170,7 +170,7 @@ func (s Subject) services(ctx context.Context, project Project) (defined, missin
 		if results := s.composeFailure(argv, err); results != nil {
 			return nil, nil, results
 		}
-		return nil, nil, refuse("Correct the file, set COMPOSE_FILE, or set "+s.SettingName("WORKSPACE_ROOT")+" to the file's directory", "the compose file cannot be read: %s", oneLine(err.Error()))
+		return nil, nil, refuse("Correct the file, set COMPOSE_FILE, or set "+s.SettingName("WORKSPACE_ROOT")+" to the file's directory", "the compose file cannot be read: %s", s.oneLine(err.Error()))
 	}
 	defined = compose.ParseServices(text)
 	if len(defined) == 0 {
@@ -205,7 +205,7 @@ func (s Subject) LookAtTarget() Look {
 				}
 				found, err := s.Engine.FindTargets(ctx, project.Target.Project, project.Services)
 				if err != nil {
-					return refuse("The engine's log may say more", "the containers of project %s cannot be inspected: %s", project.Target.Project, oneLine(err.Error()))
+					return refuse("The engine's log may say more", "the containers of project %s cannot be inspected: %s", project.Target.Project, s.oneLine(err.Error()))
 				}
 				if len(found.Sharers) > 0 {
 					together := append([]string{"up", "-d", "--no-deps"}, slices.Concat(project.Services, found.Sharers)...)

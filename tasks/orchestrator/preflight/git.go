@@ -61,7 +61,7 @@ func (s Subject) lookAtGit(found *workTree) Look {
 				if _, unborn := s.git(ctx, "rev-parse", "--quiet", "--verify", "HEAD"); unborn != nil && ctx.Err() == nil {
 					return note("Make a first commit", "%s has no commit that uncommitted edits could be taken back to", tree.top)
 				}
-				return refuse("Repair the repository: git -C "+change.ShellQuote(tree.top)+" fsck", "the commit of HEAD cannot be read in %s: %s", tree.top, oneLine(err.Error()))
+				return refuse("Repair the repository: git -C "+change.ShellQuote(tree.top)+" fsck", "the commit of HEAD cannot be read in %s: %s", tree.top, s.oneLine(err.Error()))
 			}
 			return ok("%s is a work tree of git", tree.top)
 		}}
@@ -84,9 +84,9 @@ func (s Subject) workTree(ctx context.Context) (workTree, []Result) {
 	case errors.Is(err, errNotFound):
 		return workTree{}, refuse("Install git: patch and rollback need it", "git is not installed, or not on the PATH")
 	case err != nil && strings.Contains(err.Error(), "not a git repository"), err != nil && strings.Contains(err.Error(), "must be run in a work tree"):
-		return workTree{}, refuse("Mount the repository there, or set "+s.SettingName("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %s", s.Workspace, oneLine(err.Error()))
+		return workTree{}, refuse("Mount the repository there, or set "+s.SettingName("WORKSPACE_ROOT")+" to its directory", "%s is not a git work tree: %s", s.Workspace, s.oneLine(err.Error()))
 	case err != nil:
-		return workTree{}, refuse("Repair the repository until git -C "+change.ShellQuote(s.Workspace)+" status succeeds", "git cannot use the repository of %s: %s", s.Workspace, oneLine(err.Error()))
+		return workTree{}, refuse("Repair the repository until git -C "+change.ShellQuote(s.Workspace)+" status succeeds", "git cannot use the repository of %s: %s", s.Workspace, s.oneLine(err.Error()))
 	}
 	lines := strings.Split(text, "\n")
 	if len(lines) == 3 {
@@ -165,7 +165,7 @@ func (s Subject) gitLocks(ctx context.Context, tree workTree) (results []Result,
 		return s.git(ctx, args...)
 	}, s.Workspace)
 	if err != nil {
-		return refuse("Repair the repository", "cannot search git's directories for locks: %s", oneLine(err.Error())), false
+		return refuse("Repair the repository", "cannot search git's directories for locks: %s", s.oneLine(err.Error())), false
 	}
 	for _, lock := range locks {
 		if s.Removable != nil && s.Removable(lock) {
@@ -227,7 +227,7 @@ func (s Subject) lookAtGitState(tree *workTree) Look {
 				return s.git(ctx, "ls-files", "--unmerged", "--full-name", "-z", ":/")
 			})
 			if err != nil {
-				return refuse("If that file is damaged, run: rm "+change.ShellQuote(filepath.Join(tree.own, "index"))+" && git -C "+change.ShellQuote(tree.top)+" reset (files stay as they are, what was staged is lost)", "git cannot read the index of %s: %s", tree.top, oneLine(err.Error()))
+				return refuse("If that file is damaged, run: rm "+change.ShellQuote(filepath.Join(tree.own, "index"))+" && git -C "+change.ShellQuote(tree.top)+" reset (files stay as they are, what was staged is lost)", "git cannot read the index of %s: %s", tree.top, s.oneLine(err.Error()))
 			}
 			var paths []string
 			for entry := range strings.SplitSeq(text, "\x00") {

@@ -224,3 +224,15 @@ func TestWhatRefusesARun(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) { same(t, got, test.want) })
 	}
 }
+
+// A secret at the place where a text is cut leaves no part of it.
+func TestTextsAreRedactedBeforeTheyAreCut(t *testing.T) {
+	t.Parallel()
+	const secret = "hunter2-is-not-a-good-password"
+	s := Subject{Redact: func(text string) string { return strings.ReplaceAll(text, secret, "[REDACTED]") }}
+	for before := 450; before < 510; before++ {
+		if text := s.oneLine(strings.Repeat("x", before) + " " + secret); strings.Contains(text, "hun") {
+			t.Errorf("with %d bytes before the secret: %s", before, text)
+		}
+	}
+}

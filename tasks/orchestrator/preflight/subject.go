@@ -83,6 +83,9 @@ type Subject struct {
 	PinDirectory string
 	// DiskReserve is how many bytes each file system must have free.
 	DiskReserve uint64
+	// Redact removes secrets from what programs print, before it is cut: half of a
+	// secret is none that a redactor knows. Defaults to leaving it.
+	Redact func(string) string
 	// SettingName returns how the operator has set the setting of a variable.
 	// Required.
 	SettingName func(variable string) string
@@ -122,7 +125,7 @@ func (s Subject) run(ctx context.Context, dir string, environ, argv []string) (s
 		if cause := context.Cause(ctx); cause != nil {
 			return "", cause
 		}
-		if text := strings.TrimSpace(string(stderr.Kept)); text != "" {
+		if text := strings.TrimSpace(stderr.Words()); text != "" {
 			err = errors.New(text)
 		}
 		return "", err
@@ -137,7 +140,10 @@ func (s Subject) git(ctx context.Context, args ...string) (string, error) {
 
 // oneLine shortens what another program has printed, for the middle of a
 // sentence.
-func oneLine(text string) string {
+func (s Subject) oneLine(text string) string {
+	if s.Redact != nil {
+		text = s.Redact(text)
+	}
 	text = strings.Join(strings.Fields(text), " ")
 	const most = 500
 	if len(text) > most {

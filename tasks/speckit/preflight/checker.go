@@ -74,6 +74,9 @@ type Config struct {
 	// 2 min; a negative value means that nothing is kept.
 	Keep time.Duration
 
+	// Redact removes secrets from what programs and servers say, before it is cut: half of
+	// a secret is none that a redactor knows. Defaults to leaving it.
+	Redact func(string) string
 	// SettingName returns the name of a setting for what an operator reads. Defaults to
 	// the variable itself.
 	SettingName func(variable string) string
@@ -111,6 +114,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Login == nil {
 		c.Login = codex.NewLogin(codex.Home(c.Home, c.Environ))
+	}
+	if c.Redact == nil {
+		c.Redact = func(text string) string { return text }
 	}
 	if c.SettingName == nil {
 		c.SettingName = func(variable string) string { return variable }

@@ -171,7 +171,7 @@ func (c *Checker) readLogin() login {
 	return found
 }
 
-// result is how a call of the program has ended.
+// result is how a call of the program has ended. Its texts are redacted.
 type result struct {
 	code           int
 	ended          string
@@ -201,7 +201,7 @@ func (c *Checker) program(ctx context.Context, args ...string) (result, error) {
 	case err != nil && !errors.As(err, &exit):
 		return result{}, fmt.Errorf("%s cannot be started: %w", c.config.Program, err)
 	}
-	return result{cmd.ProcessState.ExitCode(), cmd.ProcessState.String(), string(stdout.Kept), string(stderr.Kept)}, nil
+	return result{cmd.ProcessState.ExitCode(), cmd.ProcessState.String(), c.config.Redact(stdout.Words()), c.config.Redact(stderr.Words())}, nil
 }
 
 // summary is what the program has printed, in one line.

@@ -40,7 +40,7 @@ func (c *Checker) checkLogin(ctx context.Context, volume string) Login {
 		Image: c.config.Image, Command: []string{"bash", "-lc", "codex login status"}, Environ: []string{"HOME=/home/app"},
 		Volume: volume, Target: "/home/app/.codex", Purpose: loginPurpose,
 	})
-	login.Output = strings.TrimSpace(first(result.Stderr, result.Stdout))
+	login.Output = c.config.Redact(strings.TrimSpace(first(result.Stderr, result.Stdout)))
 	summary := oneLine(login.Output, summaryLimit)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && limited.Err() != nil:

@@ -175,11 +175,12 @@ func (c *Checker) readSettings(ctx context.Context, file string) (settings, erro
 		// JSON-RPC's codes below -32600 are about the request, which an old release does
 		// not know.
 		const internalError = -32603
+		message := c.config.Redact(answer.Error.Message)
 		switch {
 		case answer.Error.Code == internalError && strings.Contains(answer.Error.Message, "config"):
-			return settings{}, fmt.Errorf("codex refuses its configuration: %s. Correct %s", oneLine(strings.ReplaceAll(answer.Error.Message, dir, filepath.Dir(own)), 400), own)
+			return settings{}, fmt.Errorf("codex refuses its configuration: %s. Correct %s", oneLine(strings.ReplaceAll(message, dir, filepath.Dir(own)), 400), own)
 		case answer.Error.Code != 0:
-			return settings{}, fmt.Errorf("%w: %s", errUnknown, oneLine(answer.Error.Message, 200))
+			return settings{}, fmt.Errorf("%w: %s", errUnknown, oneLine(message, 200))
 		}
 		return answer.Result.Config, nil
 	}
@@ -253,5 +254,5 @@ func (c *Checker) tryKey(ctx context.Context, m model, key secret.String, name, 
 	case a.status == http.StatusNotFound || a.status == http.StatusMethodNotAllowed || a.status == http.StatusNotImplemented:
 		return Finding{Valid, fmt.Sprintf("%s, with %s, which was not tried: %s has no list of models (%d)", name, with, shown, a.status)}
 	}
-	return Finding{Invalid, fmt.Sprintf("%s answers %s (%s) and does not look like a model's API that works: correct the address of Codex's provider %s, or try the run again later; %s", shown, statusText(a.status), oneLine(cmp.Or(a.contentType, "no content type"), 60), m.provider, without)}
+	return Finding{Invalid, fmt.Sprintf("%s answers %s (%s) and does not look like a model's API that works: correct the address of Codex's provider %s, or try the run again later; %s", shown, statusText(a.status), oneLine(cmp.Or(c.config.Redact(a.contentType), "no content type"), 60), m.provider, without)}
 }

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/compose"
 	"github.com/moonladderstudios/mm-orchestrator/credential"
 	"github.com/moonladderstudios/mm-orchestrator/internal/leaktest"
@@ -422,6 +423,21 @@ func TestWhatIsFoundAboutCodex(t *testing.T) {
 				t.Errorf("login %+v", report.Login)
 			}
 		})
+	}
+}
+
+// A secret that a program prints where its text is cut leaves no part of it.
+func TestTextsAreRedactedBeforeTheyAreCut(t *testing.T) {
+	t.Parallel()
+	const secret = "hunter2-is-not-a-good-password"
+	redact := artifacts.NewRedactor([]string{"THE_PASSWORD=" + secret}).String
+	for before := 150; before < 210; before += 10 {
+		says := `[ "$1" = --version ] && echo codex-cli 0.99.0 && exit; echo ` + strings.Repeat("x", before) + " " + secret + `; exit 1`
+		f := newFixture(t)
+		f.config.Program, f.config.Redact = program(t, says), redact
+		if text := f.check(Request{Repository: "octo/widgets", Codex: true}).Codex.Message; !strings.Contains(text, "xxx") || strings.Contains(text, "hunter") {
+			t.Errorf("with %d bytes before the secret: %s", before, text)
+		}
 	}
 }
 
