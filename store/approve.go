@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -304,9 +303,8 @@ func (s *Store) EndUnapproved(ctx context.Context, queue string, rollback Rollba
 	for _, id := range runs {
 		var lost *LostRun
 		if err == nil {
-			err = s.inTx(ctx, "end run "+id+", which was not approved", func(tx pgx.Tx) (err error) {
-				lost, err = s.endUnapproved(ctx, tx, id, queue, rollback)
-				return err
+			lost, err = s.endInPlace(ctx, "end run "+id+", which was not approved", id, func(tx pgx.Tx, token int64) (*LostRun, error) {
+				return s.endUnapproved(ctx, tx, id, queue, token, rollback)
 			})
 		}
 		if lost != nil && err == nil {
@@ -316,7 +314,7 @@ func (s *Store) EndUnapproved(ctx context.Context, queue string, rollback Rollba
 	return ended, err
 }
 
-func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, rollback RollbackMessage) (*LostRun, error) {
+func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, token int64, rollback RollbackMessage) (*LostRun, error) {
 	var run Run
 	var since, until time.Time
 	var workspace, root, parent string
@@ -379,7 +377,7 @@ func (s *Store) endUnapproved(ctx context.Context, tx pgx.Tx, id, queue string, 
 	}
 	outcome.Message = lost.Message
 	outcome.Traceback = "Traceback (most recent call last):\n" + strings.TrimPrefix(outcome.ErrorModule+".", "builtins.") + outcome.ErrorType + ": " + lost.Message + "\n"
-	claim := Claim{RunID: id, Step: StepVerify, Attempt: attempt, TaskID: parent, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
+	claim := Claim{RunID: id, Step: StepVerify, Attempt: attempt, TaskID: parent, Token: token, Starts: 1, StartedAt: now}
 	end := conclude(finishState{status: run.Status, startedAt: run.StartedAt, hasRollback: run.HasRollback}, claim.Step, outcome)
 	lost.Finished = end.finished(finishState{status: run.Status})
 	parkedReady, err := s.failInPlace(ctx, tx, &claim, root, clean(s.config.Worker), outcome, end)

@@ -96,6 +96,13 @@ func claimRecord(kind audit.Kind, token int64) string {
 	return string(kind) + "-" + strconv.FormatInt(token, 36)
 }
 
+// isRecorded says that the trail of a run has this record. A call that is repeated asks it
+// for one of its own: then the try before was committed, and only the answer was lost.
+func isRecorded(ctx context.Context, tx pgx.Tx, runID, id string) (is bool, err error) {
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM mm_orchestrator.audit WHERE run_id = $1 AND id = $2)`, runID, id).Scan(&is)
+	return is, err
+}
+
 // Record appends records to the audit trail of a run, in the name of the step that the
 // claim is for. When it returns nil, they are durable.
 //

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -333,6 +334,80 @@ func TestEveryCallSurvivesACutAtEveryMoment(t *testing.T) {
 				t.Errorf("retried: %v", err)
 			}
 			equal(t, "rows of the retry", d.Rows(t, `SELECT count(*) AS n FROM spec_workflow_task_states WHERE workflow_run_id = $1 AND attempt = 2`, spec), []storetest.Row{{"n": 3}})
+		})
+	})
+	t.Run("pause", func(t *testing.T) {
+		t.Parallel()
+		d := storetest.New(t)
+		c, through := newConnectionCutter(t, d.OwnerURL)
+		s := d.Open(t, func(config *store.Config) { config.URL = secret.New(through) })
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			queue := d.Create(t, storetest.Seed{}) // one for each round
+			armed()
+			if p, already, err := s.PauseQueue(t.Context(), store.Pause{Queue: queue, Mode: store.PausePark, Reason: "upgrade", By: "ann@box"}); err != nil || already || p.Reason != "upgrade" {
+				t.Errorf("paused %+v, already: %t (%v)", p, already, err)
+			}
+			if p, already, err := s.PauseQueue(t.Context(), store.Pause{Queue: queue, Mode: store.PauseFinish, Reason: "longer", By: "ops@box"}); err != nil || !already || p.Reason != "longer" || p.By != "ann@box" || p.ChangedBy != "ops@box" {
+				t.Errorf("paused again %+v, already: %t (%v)", p, already, err)
+			}
+		})
+	})
+	// The caller sends what follows a rollback's request, and an operator is told.
+	t.Run("rollback request", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			run := d.Create(t, storetest.Seed{})
+			for _, step := range toVerify {
+				claim := starts(t, s, shared(run, run, step, run+"-"+string(step)))
+				if step == store.StepPatch {
+					record := json.RawMessage(`{"version":1}`)
+					if err := s.RecordChange(t.Context(), claim, record); err != nil {
+						t.Fatal(err)
+					}
+				}
+				finish(t, s, claim, good(step))
+			}
+			armed()
+			if r := requestRollback(t, s, "q", run); r.Already || len(r.Obstacles) > 0 || r.PreviousStatus != store.RunSucceeded {
+				t.Errorf("requested %+v", r)
+			}
+			if r := requestRollback(t, s, "q", run); !r.Already {
+				t.Errorf("requested again %+v", r)
+			}
+			equal(t, "parked", d.Rows(t, `SELECT count(*) AS n FROM mm_orchestrator.parked WHERE run_id = $1`, run), []storetest.Row{{"n": 1}})
+		})
+	})
+	// The sweep logs and counts the runs that it ends.
+	t.Run("ended by a sweep", func(t *testing.T) {
+		t.Parallel()
+		d, c, s := open(t)
+		everywhere(t, c, func(t *testing.T, armed func()) {
+			lost, unapproved := d.Create(t, storetest.Seed{}), d.Create(t, storetest.Seed{})
+			claim := starts(t, s, shared(lost, lost, store.StepBuild, lost))
+			if err := s.ReleaseClaim(t.Context(), claim); err != nil {
+				t.Fatal(err)
+			}
+			finish(t, s, starts(t, s, shared(unapproved, unapproved, store.StepRestart, unapproved)), good(store.StepRestart))
+			d.Rows(t, `UPDATE orchestrator_runs SET status = 'awaiting_approval' WHERE id = $1 RETURNING 1`, unapproved)
+			d.Rows(t, `
+				INSERT INTO mm_orchestrator.approvals AS a (run_id, queue, paused_at, wait_until, workspace, paused_attempt)
+				VALUES ($1::uuid, 'q', now() - interval '2 hours', now() - interval '1 hour', $1::uuid::text, 1)
+				ON CONFLICT (run_id, queue) DO UPDATE SET paused_at = EXCLUDED.paused_at, wait_until = EXCLUDED.wait_until, workspace = EXCLUDED.workspace, paused_attempt = EXCLUDED.paused_attempt
+				RETURNING 1`, unapproved)
+			found := suspect(t, s, lost, 0)
+			found.Workspace = lost
+			armed()
+			if ended, err := s.FailLost(t.Context(), found, rollbackMessage); err != nil || ended == nil || ended.Step != store.StepBuild || !ended.RollbackSent {
+				t.Errorf("lost: %+v (%v)", ended, err)
+			}
+			if ended, err := s.EndUnapproved(t.Context(), "q", rollbackMessage); err != nil || len(ended) != 1 || ended[0].RunID != unapproved || !ended[0].RollbackSent {
+				t.Errorf("not approved: %+v (%v)", ended, err)
+			}
+			for _, run := range []string{lost, unapproved} {
+				equal(t, "parked", d.Rows(t, `SELECT count(*) AS n FROM mm_orchestrator.parked WHERE run_id = $1`, run), []storetest.Row{{"n": 1}})
+				equal(t, "status", d.Rows(t, `SELECT status::text FROM orchestrator_runs WHERE id = $1`, run), []storetest.Row{{"status": "failed"}})
+			}
 		})
 	})
 	t.Run("parked", func(t *testing.T) {

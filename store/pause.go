@@ -187,9 +187,19 @@ func (s *Store) PauseQueue(ctx context.Context, p Pause) (pause Pause, already b
 	case p.Mode != PauseFinish && p.Mode != PausePark:
 		return Pause{}, false, failure(ErrInvalid, "%q is no mode of a pause: it is %s or %s", cut(string(p.Mode), 80), PauseFinish, PausePark)
 	}
+	var tried *Pause // what the try before would have written
 	// clock_timestamp: since must not be later than a change of a pause whose
 	// transaction began before and waited.
 	err = s.inTx(ctx, "pause queue "+p.Queue, func(tx pgx.Tx) error {
+		if tried != nil {
+			var done bool
+			err := tx.QueryRow(ctx, `
+				SELECT EXISTS (SELECT FROM mm_orchestrator.pauses WHERE queue = $1 AND since = $2 AND changed_at IS NOT DISTINCT FROM $3)`,
+				p.Queue, tried.Since, tried.ChangedAt).Scan(&done)
+			if done || err != nil { // only the answer to its commit was lost
+				return err
+			}
+		}
 		rows, err := tx.Query(ctx, `
 			INSERT INTO mm_orchestrator.pauses AS pause (queue, mode, reason, paused_by, since)
 			VALUES ($1, $2, $3, $4, clock_timestamp())
@@ -201,7 +211,7 @@ func (s *Store) PauseQueue(ctx context.Context, p Pause) (pause Pause, already b
 			return err
 		}
 		pause, err = pgx.CollectExactlyOneRow(rows, scanPause)
-		already = pause.ChangedAt != nil
+		tried, already = &pause, pause.ChangedAt != nil
 		return err
 	})
 	return pause, already, err

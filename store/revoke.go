@@ -98,13 +98,9 @@ func (s *Store) RevokeRun(ctx context.Context, r Revocation) (Revoked, error) {
 			return err
 		}
 		if tried.Ended {
-			var done bool
-			if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM mm_orchestrator.audit WHERE run_id = $1 AND id = $2)`, run.ID, id).Scan(&done); err != nil {
-				return err
-			}
-			if done { // and only the answer to its commit was lost
+			if done, err := isRecorded(ctx, tx, run.ID, id); done || err != nil {
 				revoked = tried
-				return nil
+				return err
 			}
 		}
 		switch revoked.PreviousStatus = run.Status; {

@@ -71,12 +71,18 @@ func (s *Store) RequestRollback(ctx context.Context, queue string, request Rollb
 	}
 	request.Reason, request.By, request.At = headOf(strings.TrimSpace(clean(request.Reason))), cut(clean(request.By), 255), s.now()
 	records := withIDs([]audit.Record{{Kind: audit.RollbackRequested, By: request.By, Text: request.Reason}})
-	var result RequestedRollback
+	var result, tried RequestedRollback // tried is what the try before would have done
 	err := s.inTx(ctx, "roll back run "+request.RunID, func(tx pgx.Tx) error {
 		result = RequestedRollback{RollbackRequest: request}
 		seen, err := readEnded(ctx, tx, request.RunID)
 		if err != nil {
 			return err
+		}
+		if tried.PreviousStatus != "" {
+			if done, err := isRecorded(ctx, tx, request.RunID, records[0].ID); done || err != nil {
+				result = tried
+				return err
+			}
 		}
 		if r := seen.request; r != nil && seen.run.Status == RunFailed && seen.run.CompletedAt == nil {
 			result.RollbackRequest, result.Already = *r, true
@@ -89,6 +95,7 @@ func (s *Store) RequestRollback(ctx context.Context, queue string, request Rollb
 		if message == nil {
 			return nil
 		}
+		tried = result
 		texts, err := s.auditTexts(Claim{RunID: seen.run.ID}, records...)
 		if err != nil {
 			return err

@@ -270,14 +270,31 @@ func (s *Store) FailLost(ctx context.Context, suspect Suspect, rollback Rollback
 	if !isUUID(suspect.RunID) {
 		return nil, notARun(suspect.RunID)
 	}
-	var lost *LostRun
-	err := s.inTx(ctx, "end the lost run "+suspect.RunID, func(tx pgx.Tx) (err error) {
-		lost = nil
+	return s.endInPlace(ctx, "end the lost run "+suspect.RunID, suspect.RunID, func(tx pgx.Tx, token int64) (*LostRun, error) {
 		seen, err := readLost(ctx, tx, suspect)
 		if err != nil || !seen.isLost {
-			return err
+			return nil, err
 		}
-		lost, err = s.endLost(ctx, tx, seen, suspect, rollback)
+		return s.endLost(ctx, tx, seen, suspect, token, rollback)
+	})
+}
+
+// endInPlace runs a transaction that fails a step in place of a worker, with a claim that
+// has the token. end returns nil if there is nothing to end. If the answer to a commit is
+// lost, the repetition returns what was committed.
+func (s *Store) endInPlace(ctx context.Context, doing, runID string, end func(tx pgx.Tx, token int64) (*LostRun, error)) (*LostRun, error) {
+	var lost, tried *LostRun
+	token := rand.Int64N(1<<62) + 1
+	err := s.inTx(ctx, doing, func(tx pgx.Tx) (err error) {
+		if lost, err = end(tx, token); lost == nil && tried != nil && err == nil {
+			var done bool
+			if done, err = isRecorded(ctx, tx, runID, claimRecord(audit.StepEnded, token)); done {
+				lost = tried
+			}
+		}
+		if lost != nil {
+			tried = lost
+		}
 		return err
 	})
 	return lost, err
@@ -373,7 +390,7 @@ func (seen lostState) lostStep() (step Step, message string) {
 	return step, fmt.Sprintf("run was lost: step %s did not begin; %s", step, end)
 }
 
-func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect Suspect, rollback RollbackMessage) (*LostRun, error) {
+func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect Suspect, token int64, rollback RollbackMessage) (*LostRun, error) {
 	lost := &LostRun{}
 	run := seen.run
 	parent := ""
@@ -399,7 +416,7 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect 
 			return nil, err
 		}
 		lost.Step, lost.Message = step, message
-		if err := s.failLostStep(ctx, tx, seen, lost); err != nil {
+		if err := s.failLostStep(ctx, tx, seen, token, lost); err != nil {
 			return nil, err
 		}
 	}
@@ -431,9 +448,9 @@ func (s *Store) endLost(ctx context.Context, tx pgx.Tx, seen lostState, suspect 
 }
 
 // failLostStep records the lost step as FinishStep would.
-func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, lost *LostRun) error {
+func (s *Store) failLostStep(ctx context.Context, tx pgx.Tx, seen lostState, token int64, lost *LostRun) error {
 	now := s.now()
-	claim := Claim{RunID: seen.run.ID, Step: lost.Step, Attempt: 1, Token: rand.Int64N(1<<62) + 1, Starts: 1, StartedAt: now}
+	claim := Claim{RunID: seen.run.ID, Step: lost.Step, Attempt: 1, Token: token, Starts: 1, StartedAt: now}
 	outcome := Outcome{
 		Status: StepFailed, Message: lost.Message, ErrorType: "RuntimeError", ErrorModule: "builtins",
 		Traceback: "Traceback (most recent call last):\nRuntimeError: " + lost.Message + "\n", FinishedAt: now,
