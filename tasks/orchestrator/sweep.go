@@ -265,13 +265,24 @@ func (o *Orchestrator) publishParked(ctx context.Context) error {
 		}
 		for i, m := range messages {
 			if err := o.publishOneParked(ctx, m); err != nil {
-				for _, kept := range messages[i:] {
-					err = errors.Join(err, o.config.Steps.KeepParked(context.WithoutCancel(ctx), kept.ID, kept.ID == m.ID))
-				}
-				return err
+				return errors.Join(err, o.keepParked(ctx, messages[i:], m.ID))
 			}
 		}
 	}
+}
+
+// keepParked gives messages back that were not published; the broker may have that with
+// the id sent. If the database does not answer either, it does not wait for each of them:
+// the end of a step waits meanwhile, and other workers may take them after their lease.
+func (o *Orchestrator) keepParked(ctx context.Context, messages []store.ParkedMessage, sent int64) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
+	defer cancel()
+	for _, m := range messages {
+		if failed := o.config.Steps.KeepParked(ctx, m.ID, m.ID == sent); err == nil {
+			err = failed
+		}
+	}
+	return err
 }
 
 // publishOneParked publishes one message and deletes its row. A crash in between

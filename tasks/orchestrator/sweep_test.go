@@ -179,6 +179,42 @@ func TestTheEndOfAStepPublishesParkedMessages(t *testing.T) {
 	same(t, "dropped, kept", fmt.Sprint(b.steps.dropped, b.steps.kept), "[0 1] [2 3]")
 }
 
+// awaySteps is a database that does not answer when parked messages are kept.
+type awaySteps struct{ *fakeSteps }
+
+func (f awaySteps) KeepParked(ctx context.Context, id int64, sent bool) error {
+	_ = f.fakeSteps.KeepParked(ctx, id, sent)
+	retrying, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	<-retrying.Done()
+	return errors.New("the database is unavailable")
+}
+
+// Broker and database may fail together. The end of a step, and the shutdown, do not wait
+// for the database once for each message.
+func TestParkedMessagesAreGivenBackTogether(t *testing.T) {
+	t.Parallel()
+	b := newTestEnv(t)
+	for i := range int64(8) {
+		b.steps.parked = append(b.steps.parked, store.ParkedMessage{ID: i, RunID: testRun, Step: store.StepBuild, TaskID: "refused", Queue: "q"})
+	}
+	b.config.Steps = awaySteps{b.steps}
+	o, err := New(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.broker = &fakeBroker{refuse: "refused"}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		err := o.publishParked(t.Context())
+		same(t, "error", fmt.Sprint(err), "broker is unavailable\nthe database is unavailable")
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+	same(t, "kept", fmt.Sprint(b.steps.kept), "[0 1 2 3 4 5 6 7]")
+}
+
 // A consumer that is no worker of this program may have a message of any run, for
 // any time.
 func TestNoRunIsLostBesideForeignConsumers(t *testing.T) {
