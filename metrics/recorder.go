@@ -66,18 +66,29 @@ func NewRecorder(statsd *StatsD, reg prometheus.Registerer) (*Recorder, error) {
 	r.paused = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: namePaused, Help: "1 while the queue is paused (mm-orchestrator pause), otherwise 0.",
 	})
-	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: nameStatsDDropped, Help: "StatsD datagrams that were not sent: the server could not be reached, or the queue was full.",
-	}, func() float64 { return float64(statsd.Dropped()) })
 	if reg == nil {
 		return r, nil
 	}
-	for _, c := range []prometheus.Collector{r.stepsStarted, r.stepSeconds, r.runStatuses, r.runSeconds, r.paused, dropped} {
+	for _, c := range []prometheus.Collector{r.stepsStarted, r.stepSeconds, r.runStatuses, r.runSeconds, r.paused} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+// RegisterDropped registers a metric of what all of a process's StatsD have dropped; each
+// may be nil.
+func RegisterDropped(reg prometheus.Registerer, all ...*StatsD) error {
+	return reg.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: nameStatsDDropped, Help: "StatsD datagrams that were not sent: the server could not be reached, or the queue was full.",
+	}, func() float64 {
+		var dropped uint64
+		for _, s := range all {
+			dropped += s.Dropped()
+		}
+		return float64(dropped)
+	}))
 }
 
 // StepStarted counts the start of a step.

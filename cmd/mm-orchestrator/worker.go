@@ -104,6 +104,10 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		}
 		defer spec.close()
 	}
+	senders := []*metrics.StatsD{statsd, spec.statsd}
+	if err := metrics.RegisterDropped(registry, senders...); err != nil {
+		return err
+	}
 	if !c.Spec.Only {
 		if engine, err = compose.NewEngine(c.EngineConfig()); err != nil {
 			return &configError{fmt.Sprintf("%s %q or %s %q cannot be used: %v", c.name("DOCKER_HOST"), address.MaskURL(c.DockerHost), c.name("DOCKER_CERT_PATH"), c.DockerCertPath, err)}
@@ -157,7 +161,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 			return &configError{fmt.Sprintf("%v. Set %s to another address, or to the empty text to disable it", err, c.name("MM_ORCHESTRATOR_LISTEN"))}
 		}
 	}
-	serve := service{worker: w, statsd: []*metrics.StatsD{statsd, spec.statsd}, sweepSpec: spec.sweep, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
+	serve := service{worker: w, statsd: senders, sweepSpec: spec.sweep, watchdog: watch, listener: listener, stopNow: stopNow, log: log}
 	if steps != nil {
 		serve.sweep, serve.look = steps.Sweep, steps.LogLooks
 	}
