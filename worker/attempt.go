@@ -184,7 +184,13 @@ func (a *attempt) choose(s settlement) []*delivery {
 	if a.acknowledged {
 		s = settlementAck // it must not run again, whatever its outcome is
 	}
-	r.ended.add(a.identity, s)
+	toldAt := unknown
+	for _, d := range a.deliveries {
+		if d.state == stateRunning || d.state == stateDelayed {
+			toldAt = r.losses
+		}
+	}
+	r.ended.add(a.identity, s, toldAt)
 	for _, d := range a.deliveries {
 		switch {
 		case d.state != stateRunning && d.state != stateDelayed:

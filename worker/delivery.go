@@ -397,6 +397,7 @@ func (r *registry) lose(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s.gone = true
+	r.losses++
 	for d := range r.open {
 		if d.sub.session != s {
 			continue

@@ -35,6 +35,7 @@ type registry struct {
 	open     map[*delivery]struct{}
 	running  map[identity]*attempt
 	ended    endedTasks
+	losses   int                   // how many connections were lost
 	returned *recentSet[identity]  // messages that waited when their connection was lost
 	revoked  *recentSet[string]    // ids of tasks
 	free     int                   // slots
@@ -108,8 +109,10 @@ const (
 // message that the broker marks as redelivered, or for a copy that a worker
 // published in place of one: a producer that sends the same task again after its
 // end wants it to run. That outcome is forgotten then: if the new message is lost
-// with its connection while it waits, it comes back marked as redelivered. The
-// caller has locked r.mu.
+// with its connection while it waits, it comes back marked as redelivered. It may also
+// have waited in another worker, which has requeued it at its shutdown. So the outcome
+// is used only if the message of the task can come again, because a connection was lost
+// before the broker has surely got its settlement. The caller has locked r.mu.
 func (r *registry) join(d *delivery, from state) match {
 	if a, ok := r.running[d.id]; ok {
 		if a.acknowledged {
@@ -134,12 +137,17 @@ func (r *registry) join(d *delivery, from state) match {
 		r.ended.forget(d.id)
 		return matchNone
 	}
-	if s, ok := r.ended.find(d.id); ok {
-		d.match = matchEnded
-		d.choose(s)
-		return matchEnded
+	task, ok := r.ended.find(d.id)
+	switch {
+	case !ok:
+		return matchNone
+	case task.toldAt == r.losses && !d.isCopy():
+		r.ended.forget(d.id) // as above: if it waits, it may come again
+		return matchNone
 	}
-	return matchNone
+	d.match = matchEnded
+	d.choose(task.settlement)
+	return matchEnded
 }
 
 // grant gives free slots to deliveries in line. The caller has locked r.mu. Every
@@ -325,40 +333,47 @@ type endedTasks struct {
 type endedTask struct {
 	settlement settlement
 	turn       int
+	// toldAt is registry.losses when the broker was told the settlement. It is unknown for
+	// a message that was delivered on a lost connection, and not again since.
+	toldAt int
 }
+
+// unknown is the toldAt of a message that the broker may deliver again in any case.
+const unknown = -1
 
 func newEndedTasks(limit int) endedTasks {
 	return endedTasks{settlements: map[identity]endedTask{}, ring: make([]identity, limit)}
 }
 
-func (e *endedTasks) find(id identity) (settlement, bool) {
+func (e *endedTasks) find(id identity) (endedTask, bool) {
 	task, ok := e.settlements[id]
 	if ok {
-		e.remember(id, task.settlement)
+		e.remember(id, task)
 	}
-	return task.settlement, ok
+	return task, ok
 }
 
 // add remembers the settlement of a task that was acknowledged or rejected with an
 // outcome. Any other settlement makes it forget an earlier one of an equal
 // message: this one comes again, marked as redelivered, and must run.
-func (e *endedTasks) add(id identity, s settlement) {
+func (e *endedTasks) add(id identity, s settlement, toldAt int) {
 	if s != settlementAck && s != settlementReject {
 		e.forget(id)
 		return
 	}
-	e.remember(id, s)
+	e.remember(id, endedTask{settlement: s, toldAt: toldAt})
 }
 
 func (e *endedTasks) forget(id identity) { delete(e.settlements, id) }
 
 // remember gives a task a turn, for which it forgets the one with the oldest.
-func (e *endedTasks) remember(id identity, s settlement) {
+func (e *endedTasks) remember(id identity, task endedTask) {
 	place := &e.ring[e.turn%len(e.ring)]
 	if oldest, ok := e.settlements[*place]; ok && oldest.turn == e.turn-len(e.ring) {
 		delete(e.settlements, *place)
 	}
-	*place, e.settlements[id] = id, endedTask{s, e.turn}
+	task.turn = e.turn
+	*place, e.settlements[id] = id, task
 	e.turn++
 }
 

@@ -148,6 +148,8 @@ func TestRecentOutcomesAreBounded(t *testing.T) {
 		d.attempt.end(settlementAck)
 		d.attempt.releaseSlot()
 	}
+	r.worker.registry.lose(r.session)
+	r.connect()
 	if known := r.deliver("q", true).read(nil, identityOf("a")); known != matchNone {
 		t.Error("the oldest is still known")
 	}
@@ -163,15 +165,15 @@ func TestRecentOutcomesAreBounded(t *testing.T) {
 	// What was asked for last is kept longest.
 	ended := newEndedTasks(2)
 	a, b, c := identityOf("a"), identityOf("b"), identityOf("c")
-	ended.add(a, settlementAck)
-	ended.add(b, settlementAck)
+	ended.add(a, settlementAck, unknown)
+	ended.add(b, settlementAck, unknown)
 	ended.find(a)
-	ended.add(c, settlementReject)
+	ended.add(c, settlementReject, unknown)
 	if _, known := ended.find(b); known {
 		t.Error("b is known, which nobody has asked for")
 	}
-	if s, known := ended.find(a); !known || s != settlementAck {
-		t.Errorf("a is known %v, %v", known, s)
+	if task, known := ended.find(a); !known || task.settlement != settlementAck {
+		t.Errorf("a is known %v, %v", known, task)
 	}
 	set := newRecentSet[string](2)
 	for _, id := range []string{"a", "b", "c", "c"} {
@@ -179,6 +181,43 @@ func TestRecentOutcomesAreBounded(t *testing.T) {
 	}
 	if set.has("a") || !set.has("b") || !set.has("c") || len(set.index) != 2 {
 		t.Errorf("set is %v", set.index)
+	}
+}
+
+// While the connection lives on which a task's message was settled, that message cannot come
+// again: an equal one is another, which another worker has requeued. Copies of it may come.
+func TestOutcomesAreForMessagesThatCanComeAgain(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		lost bool // the connection, after the end
+		copy bool
+		want match
+	}{
+		{"another message", false, false, matchNone},
+		{"a copy", false, true, matchEnded},
+		{"its settlement may be lost", true, false, matchEnded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRegistryTest(t, 1)
+			d := r.deliver("q", false)
+			d.read(nil, identityOf("a"))
+			d.wait()
+			d.attempt.end(settlementAck)
+			d.attempt.releaseSlot()
+			if c.lost {
+				r.worker.registry.lose(r.session)
+				r.connect()
+			}
+			again := r.deliver("q", true)
+			if c.copy {
+				again.wire.Headers = map[string]any{headerCopy: true}
+			}
+			if known := again.read(nil, identityOf("a")); known != c.want {
+				t.Errorf("it is known %v, want %v", known, c.want)
+			}
+		})
 	}
 }
 
@@ -232,11 +271,18 @@ func (l *expectedLimit) may(m *model, e *expected) bool {
 	return first && !l.ahead(m) && !m.now().Before(l.next)
 }
 
+// expectedEnd is what the broker was told, and after how many losses of connections.
+type expectedEnd struct {
+	told   string
+	toldAt int // -1: no delivery was left to be told about
+}
+
 type model struct {
 	all              []*expected
 	limits           map[string]*expectedLimit // by task
 	running          map[identity]*expectedAttempt
-	ended            map[identity]string // what the broker was told
+	ended            map[identity]expectedEnd
+	losses           int // of connections
 	returned         map[identity]bool
 	queues           []string
 	turn             string // the queue that got the last slot
@@ -283,13 +329,11 @@ func (m *model) join(e *expected) bool {
 		e.attempt, e.state = a, state
 		return true
 	}
-	if told, ended := m.ended[e.task]; ended && e.wire.Redelivered {
-		e.settles(told)
+	if end, ended := m.ended[e.task]; ended && e.wire.Redelivered && end.toldAt != m.losses {
+		e.settles(end.told)
 		return true
 	}
-	if !e.wire.Redelivered {
-		delete(m.ended, e.task)
-	}
+	delete(m.ended, e.task)
 	return false
 }
 
@@ -357,6 +401,7 @@ func (m *model) turns() {
 
 // lose ends the deliveries of a session.
 func (m *model) lose(s *session) {
+	m.losses++
 	for _, e := range m.all {
 		if e.sub.session != s || !e.state.open() {
 			continue
@@ -651,7 +696,12 @@ func (w *registryWalk) handlerReturns() {
 }
 
 func (w *registryWalk) end(a *expectedAttempt, s settlement) {
-	m := w.m
+	m, toldAt := w.m, -1
+	for _, e := range m.all {
+		if e.attempt == a && (e.state == stateRunning || e.state == stateDelayed) {
+			toldAt = m.losses
+		}
+	}
 	a.actual.end(s)
 	a.actual.releaseSlot()
 	delete(m.running, a.first.task)
@@ -659,7 +709,7 @@ func (w *registryWalk) end(a *expectedAttempt, s settlement) {
 		s = settlementAck
 	}
 	if delete(m.ended, a.first.task); s == settlementAck || s == settlementReject {
-		m.ended[a.first.task] = told[s]
+		m.ended[a.first.task] = expectedEnd{told[s], toldAt}
 	}
 	m.settle(a, s)
 	m.grant()
@@ -721,7 +771,7 @@ func walkRegistry(t *testing.T, seed uint64) {
 	for task, l := range limits {
 		w.r.limit(task, l.every)
 	}
-	w.m = &model{running: map[identity]*expectedAttempt{}, ended: map[identity]string{}, returned: map[identity]bool{}, limits: limits,
+	w.m = &model{running: map[identity]*expectedAttempt{}, ended: map[identity]expectedEnd{}, returned: map[identity]bool{}, limits: limits,
 		slots: slots, now: func() time.Time { return rt.now }}
 	walk := func(events int) {
 		for range events {

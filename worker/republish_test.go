@@ -181,6 +181,41 @@ func TestMessageSentAgainRunsAfterALostConnection(t *testing.T) {
 	}
 }
 
+// A message that is sent again may wait in another worker that stops, which requeues it. The
+// worker that has run the first one runs it: its own cannot come again.
+func TestMessageSentAgainRunsAfterAnotherWorkerHasStopped(t *testing.T) {
+	t.Parallel()
+	r := newTestEnv(t)
+	w := newWorker(t, r.config())
+	calls := make(chan *worker.Task)
+	w.Register("shop.again", worker.HandlerFunc(func(ctx context.Context, task *worker.Task) (any, error) {
+		calls <- task
+		return nil, nil
+	}))
+	workertest.Start(t, w)
+	message := workertest.Message("orders", "shop.again", nil, nil)
+	r.send(message)
+	receive(t, "first message", calls)
+	eventually(t, "the first message is acknowledged", func() bool { return r.depth("orders") == 0 && len(w.Unacked()) == 0 })
+	other := r.dial()
+	channel, err := other.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := channel.Consume("orders", "other", false, false, false, false, amqp.Table{"x-priority": 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.send(message)
+	receive(t, "second message, in the other worker", held)
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if task := receive(t, "second message", calls); !task.Redelivered {
+		t.Error("not redelivered")
+	}
+}
+
 // A dead letter that an operator moves back runs, also if it was the copy of another
 // message: it is no copy of what has become the dead letter.
 func TestDeadLetterThatIsMovedBackRuns(t *testing.T) {

@@ -31,9 +31,12 @@ const headerCopy = "x-mm-orchestrator-copy"
 const copyTimeout = 30 * time.Second
 
 // repeats reports whether a worker may have received the message before.
-func (d *delivery) repeats() bool {
-	_, copied := d.wire.Headers[headerCopy]
-	return d.wire.Redelivered || copied
+func (d *delivery) repeats() bool { return d.wire.Redelivered || d.isCopy() }
+
+// isCopy reports whether a worker has published the message in place of another.
+func (d *delivery) isCopy() bool {
+	_, is := d.wire.Headers[headerCopy]
+	return is
 }
 
 // requeue returns a message to its queue, as a copy if its returns are counted.
