@@ -370,6 +370,10 @@ func TestRollbackWithWrongParameters(t *testing.T) {
 		`{"workspace": ["x"]}`:                "[Plan parameter workspace must be a text]\n",
 		`{"logArtifact": ["x"]}`:              "[Plan parameter logArtifact must be a text]\n",
 		`{"logArtifact": "../x"}`:             "[Artifact path escapes the run directory: ../x]\n",
+		`{"timeoutSeconds": "soon"}`:          "[Plan parameter timeoutSeconds must be a number, not \"soon\"]\n",
+		`{"timeoutSeconds": -1}`:              "[Plan parameter timeoutSeconds must be a number of seconds]\n",
+		`[]`:                                  "[Plan step parameters must be a mapping]\n",
+		`"git-revert"`:                        "[Plan step parameters must be a mapping]\n",
 	} {
 		b := newDirty(t)
 		before := b.status()
@@ -382,9 +386,15 @@ func TestRollbackWithWrongParameters(t *testing.T) {
 	}
 	b := newDirty(t)
 	b.config.RollbackCommands = true
-	b.plan(`[{"name": "rollback", "parameters": {"strategies": "git-revert"}}]`)
-	failure, _ := b.fail("rollback")
-	same(t, "by commands", failure.Error(), "Plan parameter strategies must be a list")
+	for parameters, want := range map[string]string{
+		`{"strategies": "git-revert"}`:                "Plan parameter strategies must be a list",
+		`{"strategies": [], "timeoutSeconds": "now"}`: `Plan parameter timeoutSeconds must be a number, not "now"`,
+		`[]`: "Plan step parameters must be a mapping",
+	} {
+		b.plan(`[{"name": "rollback", "parameters": ` + parameters + `}]`)
+		failure, _ := b.fail("rollback")
+		same(t, "by commands", failure.Error(), want)
+	}
 }
 
 func TestRollbackWithoutTheRunsDirectory(t *testing.T) {

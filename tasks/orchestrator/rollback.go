@@ -9,6 +9,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
 // rollback takes back what the run has changed, and nothing else: its files, then
@@ -69,10 +70,11 @@ const rollbackLog = "rollback.log"
 // from being taken back from its record: it fails the step only if the plan's commands
 // are to run.
 func (s *stepRun) rollbackParameters(commands bool) (strategies []any, workspace, name string, failure *Failure) {
-	var failures [3]*Failure
+	var failures [4]*Failure
 	strategies, failures[0] = s.params.list("strategies")
 	workspace, failures[1] = s.workspace()
 	name, failures[2] = s.params.text("logArtifact", rollbackLog)
+	failures[3] = s.wrong
 	failure = cmp.Or(failures[:]...)
 	if failure == nil || commands {
 		return strategies, workspace, name, failure
@@ -85,6 +87,16 @@ func (s *stepRun) rollbackParameters(commands bool) (strategies []any, workspace
 		name = rollbackLog
 	}
 	return strategies, workspace, name, nil
+}
+
+// mayBeWrong says that a step goes on although its parameters are wrong as a whole, or
+// its time limit is: a rollback, which then runs without these.
+func (s *stepRun) mayBeWrong(failure *Failure) bool {
+	if s.step != store.StepRollback {
+		return false
+	}
+	s.wrong = cmp.Or(s.wrong, failure)
+	return true
 }
 
 // nothingToTakeBack says why there is nothing to take back, before anything is looked

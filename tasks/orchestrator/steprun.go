@@ -70,6 +70,8 @@ type stepRun struct {
 	// requested says that an operator has asked for this rollback of a run that had
 	// ended.
 	requested bool
+	// wrong is what is wrong with the parameters of a rollback, see rollbackParameters.
+	wrong *Failure
 	// notes are lines for the beginning of the step's log.
 	notes []string
 }
@@ -130,7 +132,7 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 	if s.plan, failure = parsePlan(run.Steps); failure != nil {
 		return failure
 	}
-	if s.params, failure = s.plan.find(s.step); failure != nil {
+	if s.params, failure = s.plan.find(s.step); failure != nil && !s.mayBeWrong(failure) {
 		return failure
 	}
 	place, err := s.config.Artifacts.ForRun(run.ArtifactRoot, s.runID)
@@ -163,7 +165,7 @@ func (s *stepRun) perform(ctx context.Context, run store.Run, known store.Change
 	s.runner.allowed, s.runner.target.Permit = s.profile.ProgramNames(), s.permissions(-1)
 	s.noteOverrides()
 	limit, failure := s.params.timeLimit()
-	if failure != nil {
+	if failure != nil && !s.mayBeWrong(failure) {
 		return success{}, failure
 	}
 	ctx, cancel := withTimeLimit(ctx, limit, "timeoutSeconds")
