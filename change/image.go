@@ -143,6 +143,9 @@ type Pin struct {
 	// configuration the pin has, "" for none.
 	Service   string `json:"service,omitempty"`
 	Container string `json:"container,omitempty"`
+	// Files are the paths of the files that the pin has of that container, see
+	// [compose.Engine.ReadFiles].
+	Files []string `json:"files,omitempty"`
 	// Archive is the file with the saved image, "" if none is kept.
 	Archive string `json:"archive,omitempty"`
 }

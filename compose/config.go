@@ -24,6 +24,9 @@ type Config struct {
 	// Contexts are, by service, the services from whose image its image is built
 	// (additional_contexts). Compose builds them with it, whether it is told to or not.
 	Contexts map[string][]string
+	// Copied has, by service, the paths of the files that compose copies into its
+	// containers, see [Engine.ReadFiles].
+	Copied map[string][]string
 
 	// unnamed are the services for which the file has no image name.
 	unnamed []string
@@ -91,7 +94,11 @@ func ParseConfig(output []byte) (Config, error) {
 				Tags     []string          `json:"tags"`
 				Contexts map[string]string `json:"additional_contexts"`
 			} `json:"build"`
+			Secrets []fileReference `json:"secrets"`
+			Configs []fileReference `json:"configs"`
 		} `json:"services"`
+		Secrets map[string]fileObject `json:"secrets"`
+		Configs map[string]fileObject `json:"configs"`
 	}
 	if err := json.Unmarshal(output, &text); err != nil && yaml.Unmarshal(output, &text) != nil {
 		return Config{}, fmt.Errorf("the output of compose config is not a configuration: %w", err)
@@ -99,7 +106,7 @@ func ParseConfig(output []byte) (Config, error) {
 	if text.Name == "" {
 		return Config{}, fmt.Errorf("the output of compose config is not a configuration: it has no project name")
 	}
-	config := Config{Name: text.Name, Images: map[string][]string{}, Contexts: map[string][]string{}}
+	config := Config{Name: text.Name, Images: map[string][]string{}, Contexts: map[string][]string{}, Copied: map[string][]string{}}
 	for name, service := range text.Services {
 		image := service.Image
 		if image == "" {
@@ -107,6 +114,7 @@ func ParseConfig(output []byte) (Config, error) {
 			config.unnamed = append(config.unnamed, name)
 		}
 		config.Images[name] = append([]string{image}, service.Build.Tags...)
+		config.Copied[name] = copiedPaths(service.Secrets, service.Configs, text.Secrets, text.Configs)
 		for _, context := range service.Build.Contexts {
 			if other, found := strings.CutPrefix(context, "service:"); found {
 				config.Contexts[name] = append(config.Contexts[name], other)

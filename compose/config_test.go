@@ -100,3 +100,37 @@ networks:
 		}
 	}
 }
+
+// TestCopiedFilesOfAService asks the compose program, and expects the files that it copies
+// into a container, and none that it mounts.
+func TestCopiedFilesOfAService(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const file = `services:
+  web:
+    image: a
+    secrets: [one, {source: one, target: renamed}, {source: one, target: /root/one}, mounted]
+    configs: [text, {source: text, target: /etc/text}, {source: variable, target: sub/variable}, mounted]
+  other: {image: b}
+secrets: {one: {environment: ONE}, mounted: {file: ./compose.yaml}}
+configs: {text: {content: text}, variable: {environment: ONE}, mounted: {file: ./compose.yaml}}
+`
+	for name, text := range map[string]string{"compose.yaml": file, ".env": "ONE=1\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config, err := compose.ReadConfig(compose.Target{Prefix: []string{devenv.Compose(t)}}, func(command []string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+		cmd.Dir = dir
+		output, err := cmd.Output()
+		return string(output), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "/etc/text /root/one /run/secrets/one /run/secrets/renamed /sub/variable /text"
+	if got := strings.Join(config.Copied["web"], " "); got != want || len(config.Copied["other"]) > 0 {
+		t.Errorf("copied: %v, want %s", config.Copied, want)
+	}
+}

@@ -16,7 +16,7 @@ import (
 )
 
 // An Inspection is all that is needed to create a container again: configuration,
-// mounts, networks. It contains the container's environment, and so its secrets:
+// mounts, networks, and the files of [Engine.ReadFiles]. It contains the container's environment, and so its secrets:
 // it belongs where only those can read it who may inspect the container itself.
 type Inspection struct {
 	id         string
@@ -24,6 +24,7 @@ type Inspection struct {
 	config     container.Config
 	hostConfig container.HostConfig
 	networks   map[string]*network.EndpointSettings
+	files      []copiedFile
 }
 
 // inspectionText is the JSON form of an Inspection, in the engine's own words.
@@ -33,11 +34,12 @@ type inspectionText struct {
 	Config     container.Config                     `json:"Config"`
 	HostConfig container.HostConfig                 `json:"HostConfig"`
 	Networks   map[string]*network.EndpointSettings `json:"Networks"`
+	Files      []copiedFile                         `json:"Files,omitempty"` // not the engine's
 }
 
 // MarshalJSON writes what UnmarshalJSON reads.
 func (i Inspection) MarshalJSON() ([]byte, error) {
-	return json.Marshal(inspectionText{i.id, i.mounts, i.config, i.hostConfig, i.networks})
+	return json.Marshal(inspectionText{i.id, i.mounts, i.config, i.hostConfig, i.networks, i.files})
 }
 
 // UnmarshalJSON reads what MarshalJSON has written.
@@ -46,7 +48,7 @@ func (i *Inspection) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &text); err != nil {
 		return err
 	}
-	*i = Inspection{text.ID, text.Mounts, text.Config, text.HostConfig, text.Networks}
+	*i = Inspection{text.ID, text.Mounts, text.Config, text.HostConfig, text.Networks, text.Files}
 	return nil
 }
 
@@ -99,14 +101,22 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, from Inspecti
 	if err != nil {
 		return "", e.failed("create container "+name, err)
 	}
+	half := func(doing string, err error) (string, error) {
+		// Half a container must not be taken for the whole one later.
+		_, _ = e.client.ContainerRemove(context.WithoutCancel(ctx), created.ID, client.ContainerRemoveOptions{Force: true})
+		return "", e.failed(doing, err)
+	}
 	for _, other := range names {
 		if other == first {
 			continue
 		}
 		if _, err := e.client.NetworkConnect(ctx, other, client.NetworkConnectOptions{Container: created.ID, EndpointConfig: endpoints[other]}); err != nil {
-			// Half a container must not be taken for the whole one later.
-			_, _ = e.client.ContainerRemove(context.WithoutCancel(ctx), created.ID, client.ContainerRemoveOptions{Force: true})
-			return "", e.failed("connect container "+name+" to network "+other, err)
+			return half("connect container "+name+" to network "+other, err)
+		}
+	}
+	for _, file := range from.files {
+		if err := e.writeFile(ctx, created.ID, file); err != nil {
+			return half("copy "+file.Path+" to container "+name, err)
 		}
 	}
 	return created.ID, nil

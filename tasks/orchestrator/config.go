@@ -75,6 +75,8 @@ type Engine interface {
 	HasAnswered() bool
 	Project(ctx context.Context, name string) (compose.Project, error)
 	InspectContainer(ctx context.Context, id string) (compose.Inspection, compose.Container, error)
+	ReadFiles(ctx context.Context, of compose.Inspection, paths []string) (compose.Inspection, error)
+	MissingFiles(ctx context.Context, id string, of compose.Inspection) ([]string, error)
 	CreateContainer(ctx context.Context, name string, from compose.Inspection) (string, error)
 	StartContainer(ctx context.Context, id string) error
 	StopContainer(ctx context.Context, id string) error

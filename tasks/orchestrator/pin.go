@@ -316,6 +316,7 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 		if err := s.addPin(ctx, image, container.ImageID, container.Service, container.ID); err != nil {
 			return err
 		}
+		image.Pins[len(image.Pins)-1].Files = config.Copied[container.Service]
 	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
@@ -346,7 +347,9 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 			return err
 		}
 		// Without an archive: its image is not the run's to save.
-		image.Pins = append(image.Pins, s.newPin(image, container.ImageID, found, container.Service, container.ID))
+		pin := s.newPin(image, container.ImageID, found, container.Service, container.ID)
+		pin.Files = config.Copied[container.Service]
+		image.Pins = append(image.Pins, pin)
 	}
 	return nil
 }
@@ -456,6 +459,9 @@ func (s *stepRun) recordedContainer(ctx context.Context, pin change.Pin) (*compo
 	inspection, _, err := s.config.Engine.InspectContainer(ctx, pin.Container)
 	if errors.Is(err, compose.ErrNotFound) {
 		return nil, nil
+	}
+	if err == nil && len(pin.Files) > 0 {
+		inspection, err = s.config.Engine.ReadFiles(ctx, inspection, pin.Files)
 	}
 	return &inspection, err
 }

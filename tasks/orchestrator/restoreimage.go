@@ -265,7 +265,17 @@ func (r *imageRestore) compare(ctx context.Context, before, now change.Container
 	if err != nil {
 		return nil, err
 	}
-	return recorded.Differences(found), nil
+	differing := recorded.Differences(found)
+	if now.StartedAt.IsZero() { // a process may have removed them since
+		missing, err := r.config.Engine.MissingFiles(ctx, now.ID, *recorded)
+		if err != nil && !errors.Is(err, compose.ErrNotFound) {
+			return nil, err
+		}
+		for _, path := range missing {
+			differing = append(differing, "no file "+path)
+		}
+	}
+	return differing, nil
 }
 
 // recordedBefore returns the configuration of a container of before, nil if it is

@@ -2,10 +2,12 @@ package orchestrator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -313,5 +315,97 @@ func TestAnonymousVolumesOfTheRunGo(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCopiedFilesComeBack has a service into whose containers compose copies files before
+// it starts them. A container that the rollback creates without compose has them too.
+func TestCopiedFilesComeBack(t *testing.T) {
+	t.Parallel()
+	paths := []string{"/run/secrets/secret", "/text", "/own"}
+	for _, test := range []struct {
+		name    string
+		prepare func(*layoutEnv)
+	}{
+		{"running", nil},
+		{"stopped", func(c *layoutEnv) { c.compose(t.Context(), "stop", "web") }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := newLayoutEnv(t, layout{prepare: test.prepare, files: map[string]string{
+				".env": "SECRET=hidden\n",
+				"compose.yaml": "services:\n  web: {build: ./web, depends_on: [other], secrets: [secret], configs: [text, {source: variable, target: /own, mode: 0400, uid: '7', gid: '8'}]}" + otherService +
+					"secrets: {secret: {environment: SECRET}}\nconfigs: {text: {content: shown}, variable: {environment: SECRET}}\n"},
+				change: map[string]string{".env": "SECRET=other\n", "web/behaviour": "ok 2"}}, devenv.Compose(t))
+			files := func() string {
+				t.Helper()
+				var text struct{ ID, Files json.RawMessage }
+				inspection, _, err := c.engine.InspectContainer(t.Context(), c.project+"-web-1")
+				if err == nil {
+					inspection, err = c.engine.ReadFiles(t.Context(), inspection, append(paths, "/missing", "/run"))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				all, err := inspection.MarshalJSON()
+				if err == nil {
+					err = json.Unmarshal(all, &text)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(text.Files)
+			}
+			before, state := files(), c.state()
+			if n := strings.Count(before, `"path"`); n != len(paths) {
+				t.Fatalf("compose has copied %d files: %s", n, before)
+			}
+			undo := c.change()
+			c.succeed("build")
+			c.succeed("restart")
+			if files() == before {
+				t.Fatal("the run has changed nothing of the files")
+			}
+			undo()
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Fatalf("%v\n%s", failure, c.artifact("rollback.log"))
+			}
+			c.isAsBefore(state, c.state())
+			same(t, "files", files(), before)
+			if log := c.artifact("rollback.log"); strings.Contains(log, "no file ") {
+				t.Errorf("made twice: %s", log)
+			}
+		})
+	}
+}
+
+// TestAContainerWithoutItsCopiedFilesIsMadeAgain: a worker may be killed after it has
+// created a container, and before it has copied the files.
+func TestAContainerWithoutItsCopiedFilesIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	c := newLayoutEnv(t, layout{files: map[string]string{
+		"compose.yaml": "services:\n  web: {build: ./web, depends_on: [other], configs: [text]}" + otherService + "configs: {text: {content: shown}}\n"}}, devenv.Compose(t))
+	name := c.project + "-web-1"
+	plain, _, err := c.engine.InspectContainer(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := c.state()
+	undo := c.change()
+	c.succeed("build")
+	c.succeed("restart")
+	undo()
+	c.docker("rm", "-f", name)
+	c.docker("tag", before.Of("web")[0].ImageID, before.Of("web")[0].Image)
+	if _, err := c.engine.CreateContainer(t.Context(), name, plain); err != nil {
+		t.Fatal(err)
+	}
+	if _, failure := c.restoreImage(t.Context()); failure != nil {
+		t.Fatalf("%v\n%s", failure, c.artifact("rollback.log"))
+	}
+	c.isAsBefore(before, c.state())
+	c.docker("cp", name+":/text", filepath.Join(t.TempDir(), "text"))
+	if log := c.artifact("rollback.log"); !strings.Contains(log, "[Creating container "+name+" again: no file /text]") {
+		t.Errorf("rollback.log is %s", log)
 	}
 }
