@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
+	"github.com/moby/moby/client/pkg/versions"
 )
 
 // An Inspection is all that is needed to create a container again: configuration,
@@ -94,8 +96,19 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, from Inspecti
 		first = names[0]
 	}
 	if len(names) > 0 {
-		// Engines before API 1.44 accept one network here.
 		options.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{first: endpoints[first]}}
+	}
+	if len(names) > 1 {
+		// The version that both know is certain only after an answer.
+		if _, err := e.client.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
+			return "", e.failed("create container "+name, err)
+		}
+		// Older engines accept one network here. Newer ones forget the MAC address for a
+		// network to which a container is connected before it runs.
+		if versions.GreaterThanOrEqualTo(e.client.ClientVersion(), "1.44") {
+			options.NetworkingConfig.EndpointsConfig = endpoints
+			names = nil
+		}
 	}
 	created, err := e.client.ContainerCreate(ctx, options)
 	if err != nil {
@@ -170,6 +183,11 @@ func (i Inspection) endpoints() map[string]*network.EndpointSettings {
 		endpoints[name] = &network.EndpointSettings{
 			IPAMConfig: endpoint.IPAMConfig, Links: endpoint.Links, Aliases: aliases, DriverOpts: endpoint.DriverOpts, GwPriority: endpoint.GwPriority,
 		}
+		// The engine does not tell whether a MAC address was asked for. One that it has made
+		// from the IP address is left to it: another container may get that IP address.
+		if ip := endpoint.IPAddress.Unmap(); !ip.Is4() || !bytes.Equal(endpoint.MacAddress, append([]byte{0x02, 0x42}, ip.AsSlice()...)) {
+			endpoints[name].MacAddress = endpoint.MacAddress
+		}
 	}
 	return endpoints
 }
@@ -226,6 +244,7 @@ func (i Inspection) comparable() map[string]string {
 	networks := map[string]network.EndpointSettings{}
 	for name, endpoint := range i.endpoints() {
 		endpoint.Aliases = slices.Compact(slices.Sorted(slices.Values(endpoint.Aliases)))
+		endpoint.MacAddress = nil // of a container that does not run, the engine tells none
 		networks[name] = *endpoint
 	}
 	parts := map[string]string{}

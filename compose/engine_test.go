@@ -2,6 +2,7 @@ package compose_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -276,4 +278,63 @@ func TestWhyAnEngineIsUnreachable(t *testing.T) {
 		}
 		_ = e.Close()
 	}
+}
+
+// A container that is created again has the MAC addresses of before, but for those that
+// the engine makes from the IP address.
+func TestMACAddressesAreAskedForAgain(t *testing.T) {
+	t.Parallel()
+	for api, want := range map[string]string{
+		"1.41": "chosen=02:42:ac:12:00:77 connect made= connect six=92:5c:00:00:00:01", // one network at a time
+		"1.44": "chosen=02:42:ac:12:00:77 made= six=92:5c:00:00:00:01",
+	} {
+		if got := askedMACAddresses(t, api); got != want {
+			t.Errorf("API %s: asked for %s, want %s", api, got, want)
+		}
+	}
+}
+
+// askedMACAddresses creates a container at an engine with this version of its API, and
+// returns which MAC addresses were asked for.
+func askedMACAddresses(t *testing.T, api string) string {
+	t.Helper()
+	var asked []string
+	e := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", api)
+		w.Header().Set("Content-Type", "application/json")
+		type endpoint struct{ MacAddress string }
+		var body struct {
+			NetworkingConfig struct{ EndpointsConfig map[string]endpoint }
+			EndpointConfig   endpoint
+		}
+		switch _, path, _ := strings.Cut(r.URL.Path, "/v"+api+"/"); path {
+		case "containers/create", "networks/made/connect", "networks/six/connect":
+			if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+				t.Error(err)
+			}
+			for name, endpoint := range body.NetworkingConfig.EndpointsConfig {
+				asked = append(asked, name+"="+endpoint.MacAddress)
+			}
+			if _, name, found := strings.Cut(path, "networks/"); found {
+				asked = append(asked, "connect "+strings.TrimSuffix(name, "/connect")+"="+body.EndpointConfig.MacAddress)
+			}
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprint(w, `{"Id": "new"}`)
+		default:
+			fmt.Fprint(w, "OK")
+		}
+	})
+	var before compose.Inspection
+	err := before.UnmarshalJSON([]byte(`{"Id": "old", "Config": {"Image": "a"}, "HostConfig": {"NetworkMode": "chosen"}, "Networks": {
+		"chosen": {"MacAddress": "02:42:ac:12:00:77", "IPAddress": "172.18.0.3"},
+		"made": {"MacAddress": "02:42:ac:13:00:03", "IPAddress": "172.19.0.3"},
+		"six": {"MacAddress": "92:5c:00:00:00:01", "GlobalIPv6Address": "fd00::3"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.CreateContainer(t.Context(), "name", before); err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(asked)
+	return strings.Join(asked, " ")
 }
