@@ -222,10 +222,10 @@ func ParseHash(output, service string) string {
 // count new ones with the image that its name stands for: without building,
 // pulling, or touching another service. Without start, they are only created.
 func (t Target) BackCommand(service string, count int, start bool) []string {
-	line := t.with("up", "--detach", "--no-deps", "--no-build", "--pull", "never", "--scale", service+"="+strconv.Itoa(count))
+	line := t.with("up", "--detach", "--no-deps", "--no-build", "--pull", "never", "--remove-orphans=false", "--scale", service+"="+strconv.Itoa(count))
 	if !start {
 		// Compose refuses --detach beside --no-start.
-		line = t.with("up", "--no-start", "--no-deps", "--no-build", "--pull", "never", "--scale", service+"="+strconv.Itoa(count))
+		line = t.with("up", "--no-start", "--no-deps", "--no-build", "--pull", "never", "--remove-orphans=false", "--scale", service+"="+strconv.Itoa(count))
 	}
 	return append(line, service)
 }

@@ -227,6 +227,11 @@ func standaloneOptions(options []string) ([]string, bool) {
 // target's project, one per line.
 func (t Target) ServicesCommand() []string { return t.with("config", "--services") }
 
+// AllServicesCommand is ServicesCommand with the services of all profiles.
+func (t Target) AllServicesCommand() []string {
+	return t.with("--profile", "*", "config", "--services")
+}
+
 // with returns a command line with the target's global options.
 func (t Target) with(words ...string) []string { return append(slices.Clone(t.Prefix), words...) }
 

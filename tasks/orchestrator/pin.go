@@ -335,8 +335,10 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 			return err
 		}
 	}
+	isOrphan := s.findOrphans(ctx, image, config)
 	for _, container := range image.Before.Containers {
-		if !dependencies || image.IsTarget(container.Service) || config.Images[container.Service] == nil {
+		isDependency := dependencies && config.Images[container.Service] != nil
+		if image.IsTarget(container.Service) || !isDependency && !isOrphan(container.Service) {
 			continue
 		}
 		found, err := s.config.Engine.InspectImage(ctx, container.ImageID)
@@ -352,6 +354,24 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 		image.Pins = append(image.Pins, pin)
 	}
 	return nil
+}
+
+// findOrphans returns which services have containers and are not in the compose file:
+// compose removes these with COMPOSE_REMOVE_ORPHANS, which the environment or .env may
+// set. If compose cannot list its services, none are known.
+func (s *stepRun) findOrphans(ctx context.Context, image *change.Image, config compose.Config) func(service string) bool {
+	var services []string
+	isOrphan := func(service string) bool { return config.Images[service] == nil && !slices.Contains(services, service) }
+	if !slices.ContainsFunc(image.Before.Services(), isOrphan) {
+		return isOrphan
+	}
+	text, err := s.query(ctx, image.Workspace, compose.Target{Prefix: image.Compose}.AllServicesCommand())
+	if err != nil {
+		s.log.Warn("compose does not list its services: a container of a service that it does not know any more cannot be brought back if the run removes it", "error", err)
+		return func(string) bool { return false }
+	}
+	services = compose.ParseServices(text)
+	return isOrphan
 }
 
 // addPin adds one pin to a record.

@@ -147,8 +147,41 @@ func TestADependencyThatComposeCannotMakeIsBroughtBack(t *testing.T) {
 	c.isAsBefore(before, c.state())
 }
 
-// TestWhatCannotComeBackKeepsNothingElseAway has compose remove an orphan, of which
-// nothing is kept. The rollback says so, and brings the target back all the same.
+// TestOrphansComeBack has compose remove an orphan. The rollback makes it again, and
+// does not have compose remove it once more.
+func TestOrphansComeBack(t *testing.T) {
+	t.Parallel()
+	for name, web := range map[string]string{"back by compose": "{build: ./web}", "back by the engine": "{build: ./web, depends_on: [other]}"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			services := "services:\n  never: {image: x, profiles: [never]}\n  web: " + web + otherService
+			c := newLayoutEnv(t, layout{
+				files: map[string]string{"compose.yaml": services + "  a-job: {build: ./other, stop_grace_period: 1s}\n"},
+			}, composePrograms(t)["newest"])
+			c.file("compose.yaml", services)
+			c.file(".env", "COMPOSE_REMOVE_ORPHANS=true\n")
+			before := c.state()
+			undo := c.change()
+			c.succeed("build")
+			if failure, _ := c.fail("restart"); !strings.Contains(failure.Error(), "a-job (container ") {
+				t.Fatal(failure)
+			}
+			undo()
+			if _, failure := c.restoreImage(t.Context()); failure != nil {
+				t.Errorf("%v", failure)
+			}
+			c.layout.target = "web a-job"
+			c.isAsBefore(before, c.state())
+			log := c.artifact("rollback.log")
+			if n := strings.Count(log, "[Creating container "+c.project+"-a-job-1 again: "); n != 1 {
+				t.Errorf("the orphan was created %d times: %s", n, log)
+			}
+		})
+	}
+}
+
+// TestWhatCannotComeBackKeepsNothingElseAway has compose remove an orphan, whose pin
+// somebody has removed. The rollback says so, and brings the target back all the same.
 func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
 	t.Parallel()
 	services := "services:\n  web: {build: ./web, depends_on: [other]}" + otherService
@@ -164,6 +197,15 @@ func TestWhatCannotComeBackKeepsNothingElseAway(t *testing.T) {
 		t.Fatal(failure)
 	}
 	undo()
+	record, err := change.Decode(c.steps.change.Record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pin := range record.Image.Pins {
+		if pin.Service == "a-job" {
+			c.docker("rm", pin.Name)
+		}
+	}
 	if _, failure := c.restoreImage(t.Context()); failure == nil || !strings.Contains(failure.Error(), "container "+c.project+"-a-job-1") {
 		t.Errorf("failure is %v", failure)
 	}
