@@ -239,27 +239,66 @@ type knownEngine struct{ *fakeEngine }
 func (knownEngine) HasAnswered() bool { return true }
 
 // A run does not begin in an outage that lasts: its containers could not be brought
-// back.
+// back. It is one if the engine has answered this worker before, and also if it answers
+// compose as little, as when the worker has started in the outage.
 func TestARunDoesNotBeginInAnOutage(t *testing.T) {
 	t.Parallel()
-	b := newTestEnv(t)
-	b.program("docker", composeStandIn+"\ncase \"$*\" in *' build '*) touch built;; esac")
-	var waited atomic.Int64
-	b.config.Now = func() time.Time { return time.Now().Add(time.Duration(waited.Load())) }
-	b.config.Engine = knownEngine{&fakeEngine{containers: func(int, string) ([]compose.Container, error) {
-		waited.Add(int64(engineWait))
-		return nil, compose.ErrUnreachable
-	}}}
-	b.plan(`[{"name": "build"}]`)
-	failure, _ := b.fail("build")
-	if want := "The containers of project moonmind cannot be seen, so the run could not be taken back. This step has changed nothing yet. Retry the run when docker answers: docker engine is unreachable"; !strings.HasPrefix(failure.Error(), want) {
-		t.Errorf("%s, want %s", failure, want)
-	}
-	if _, err := os.Stat(b.workspace + "/built"); err == nil {
-		t.Error("the build was run")
-	}
-	if record, err := change.Decode(b.steps.change.Record); err != nil || record.Image != nil {
-		t.Errorf("%s, %v", b.steps.change.Record, err)
+	const down = "\ncase \"$*\" in *' ps --all '*) exit 1;; esac"
+	for name, test := range map[string]struct {
+		known  bool
+		docker string
+		// looks is how often the engine is asked until it answers, 0 if it never does.
+		looks int
+		// built says that the run begins although the engine does not answer.
+		built bool
+	}{
+		"known engine":                 {known: true},
+		"compose is not answered":      {docker: down},
+		"it ends":                      {docker: down, looks: 3},
+		"compose uses another":         {built: true},
+		"it ends for compose at first": {looks: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newTestEnv(t)
+			b.program("docker", composeStandIn+test.docker+"\ncase \"$*\" in *' build '*) touch built;; esac")
+			var waited atomic.Int64
+			b.config.Now = func() time.Time { return time.Now().Add(time.Duration(waited.Load())) }
+			fake := &fakeEngine{}
+			fake.containers = func(call int, _ string) ([]compose.Container, error) {
+				if test.looks > 0 && call >= test.looks {
+					if test.docker != "" {
+						b.program("docker", composeStandIn+"\ncase \"$*\" in *' build '*) touch built;; esac")
+					}
+					return nil, nil
+				}
+				if test.looks == 0 {
+					waited.Add(int64(engineWait))
+				}
+				return nil, compose.ErrUnreachable
+			}
+			b.config.Engine = fake
+			if test.known {
+				b.config.Engine = knownEngine{fake}
+			}
+			b.plan(`[{"name": "build"}]`)
+			begins := test.built || test.looks > 0
+			if begins {
+				b.succeed("build")
+			} else {
+				failure, _ := b.fail("build")
+				if want := "The containers of project moonmind cannot be seen, so the run could not be taken back. This step has changed nothing yet. Retry the run when docker answers: docker engine is unreachable"; !strings.HasPrefix(failure.Error(), want) {
+					t.Errorf("%s, want %s", failure, want)
+				}
+			}
+			if _, err := os.Stat(b.workspace + "/built"); err == nil != begins {
+				t.Errorf("the build was run: %t", err == nil)
+			}
+			record, err := change.Decode(b.steps.change.Record)
+			if err != nil || (record.Image != nil) != begins || begins && record.Image.EngineSeen != (test.looks > 0) {
+				t.Errorf("%s, %v", b.steps.change.Record, err)
+			}
+		})
 	}
 }
 

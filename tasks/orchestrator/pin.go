@@ -220,7 +220,7 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 	project, err := s.seeProject(ctx, plan, config.Name, isRead)
 	switch {
 	case err == nil:
-	case errors.As(err, new(otherEngineError)), compose.IsForbidden(err), !isRead, !s.engineHasAnswered(), context.Cause(ctx) != nil:
+	case errors.As(err, new(otherEngineError)), compose.IsForbidden(err), !isRead, !s.engineHasAnswered() && !errors.Is(err, compose.ErrUnreachable), context.Cause(ctx) != nil:
 		return unseen(err)
 	default:
 		return nil, commandError("The containers of project " + config.Name + " cannot be seen, so the run could not be taken back. This step has changed nothing yet. Retry the run when docker answers: " + err.Error())
@@ -239,9 +239,10 @@ func (s *stepRun) observeProject(ctx context.Context) (*change.Image, *Failure) 
 }
 
 // seeProject returns the project as the engine has it, if compose uses that engine. An
-// outage of an engine that has answered before is waited out: a run that began without
-// seeing its containers could not bring them back. isRead says that compose can read the
-// project's files; otherwise it fails for that, and nothing is repeated.
+// outage is waited out: a run that began without seeing its containers could not bring
+// them back. It is one if the engine has answered before, or if compose cannot reach its
+// engine either. isRead says that compose can read the project's files; otherwise it
+// fails for that, and nothing is repeated.
 func (s *stepRun) seeProject(ctx context.Context, plan deployment, name string, isRead bool) (compose.Project, error) {
 	var project compose.Project
 	look := func() (err error) {
@@ -250,9 +251,15 @@ func (s *stepRun) seeProject(ctx context.Context, plan deployment, name string, 
 		}
 		return err
 	}
+	wait := s.untilKnownEngineAnswers
+	if isRead {
+		wait = func(ctx context.Context, look func() error) error {
+			return s.untilEngineAnswers(ctx, func() error { return s.unlessComposeIsAnswered(ctx, plan, look) })
+		}
+	}
 	limit := s.config.Now().Add(sameEngineWait)
 	for {
-		err := s.untilKnownEngineAnswers(ctx, look)
+		err := wait(ctx, look)
 		switch {
 		case err == nil, errors.Is(err, compose.ErrUnreachable), errors.As(err, new(otherEngineError)), compose.IsForbidden(err):
 			return project, err
@@ -261,6 +268,22 @@ func (s *stepRun) seeProject(ctx context.Context, plan deployment, name string, 
 		}
 		s.log.Warn("the project cannot be seen, trying again", "error", err)
 	}
+}
+
+// unlessComposeIsAnswered calls look. If an engine that has never answered this worker is
+// unreachable, it finds out whether compose is answered: then that is another engine.
+func (s *stepRun) unlessComposeIsAnswered(ctx context.Context, plan deployment, look func() error) error {
+	err := look()
+	if !errors.Is(err, compose.ErrUnreachable) || s.engineHasAnswered() {
+		return err
+	}
+	if _, failure := s.query(ctx, plan.workspace, plan.ContainersCommand()); failure != nil {
+		return err
+	}
+	if err = look(); errors.Is(err, compose.ErrUnreachable) { // an outage may just have ended
+		return otherEngineError("compose uses a docker engine that answers, and this worker's does not: " + err.Error())
+	}
+	return err
 }
 
 // An otherEngineError says why the engine that this worker reads is not the one that
