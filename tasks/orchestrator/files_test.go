@@ -397,6 +397,42 @@ func TestRollbackWithWrongParameters(t *testing.T) {
 	}
 }
 
+// A worker that is killed in a rollback without the run's directory leaves the one that
+// stands for it. The next rollback removes that, and none in which another works.
+func TestWhatAKilledRollbackHasLeftIsRemoved(t *testing.T) {
+	t.Parallel()
+	var dirs []string
+	for range 2 {
+		dir, err := os.MkdirTemp("", elsewherePrefix)
+		if err == nil {
+			t.Cleanup(func() { os.RemoveAll(dir) })
+			err = os.WriteFile(filepath.Join(dir, "rollback.log"), []byte("x"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		dirs = append(dirs, dir)
+	}
+	lock, err := lockFolder(dirs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	for _, dir := range dirs {
+		if err := os.Chtimes(dir, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := newTestEnv(t)
+	b.plan(`[{"name": "rollback"}]`)
+	b.succeed("rollback")
+	for i, dir := range dirs {
+		if _, err := os.Stat(dir); (err == nil) != (i == 1) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
 func TestRollbackWithoutTheRunsDirectory(t *testing.T) {
 	t.Parallel()
 	b := newDirty(t)

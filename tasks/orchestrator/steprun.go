@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -54,7 +55,8 @@ type stepRun struct {
 	// ranElsewhere is [store.ChangeState].RunElsewhere.
 	ranElsewhere bool
 	// elsewhere is the directory that stands for the run's; "" if that is used.
-	elsewhere string
+	elsewhere     string
+	elsewhereLock *os.File
 	// submission names the chain that the step belongs to, see change.Record.
 	submission string
 	// approval says whether the run's approval is to be checked; nil if it needs none.
@@ -134,6 +136,9 @@ func (s *stepRun) open(run store.Run) (failure *Failure) {
 	}
 	if s.params, failure = s.plan.find(s.step); failure != nil && !s.mayBeWrong(failure) {
 		return failure
+	}
+	if s.step == store.StepRollback {
+		removeElsewhere()
 	}
 	place, err := s.config.Artifacts.ForRun(run.ArtifactRoot, s.runID)
 	if err != nil {
