@@ -228,6 +228,7 @@ func (i Inspection) comparable() map[string]string {
 	config.Volumes = nil // Mounts has them
 	config.Image = ""    // the image's id is compared, not what the creator called it
 	hostConfig.Mounts, hostConfig.Binds = nil, nil
+	hostConfig.CapAdd, hostConfig.CapDrop = capabilities(hostConfig.CapAdd), capabilities(hostConfig.CapDrop)
 	mounts := map[string]string{}
 	for _, mounted := range i.mounts {
 		source := mounted.Name
@@ -253,6 +254,20 @@ func (i Inspection) comparable() map[string]string {
 	flatten(parts, "Mounts", mounts)
 	flatten(parts, "Networks", networks)
 	return parts
+}
+
+// capabilities returns their full names, sorted. Older composes write names without
+// CAP_, and the engine keeps what it is told; newer clients add that by themselves.
+func capabilities(names []string) []string {
+	full := make([]string, 0, len(names))
+	for _, name := range names {
+		if name = strings.ToUpper(name); name != "ALL" && !strings.HasPrefix(name, "CAP_") {
+			name = "CAP_" + name
+		}
+		full = append(full, name)
+	}
+	slices.Sort(full)
+	return full
 }
 
 // flatten writes the fields of a struct or map as JSON, by prefix and name. All

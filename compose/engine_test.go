@@ -338,3 +338,25 @@ func askedMACAddresses(t *testing.T, api string) string {
 	slices.Sort(asked)
 	return strings.Join(asked, " ")
 }
+
+// An older compose writes capabilities without CAP_, and this client with it. A rollback
+// that compared the texts would create the container again and again.
+func TestCapabilitiesAreComparedByMeaning(t *testing.T) {
+	t.Parallel()
+	const before = `{"CapAdd": ["NET_ADMIN", "sys_time"], "CapDrop": ["ALL"]}`
+	inspection := func(host string) (i compose.Inspection) {
+		if err := i.UnmarshalJSON([]byte(`{"HostConfig": ` + host + `}`)); err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
+	for host, want := range map[string]string{
+		`{"CapAdd": ["CAP_SYS_TIME", "CAP_NET_ADMIN"], "CapDrop": ["ALL"]}`:      "[]",
+		`{"CapAdd": ["CAP_NET_ADMIN"], "CapDrop": ["CAP_ALL"]}`:                  "[HostConfig.CapAdd HostConfig.CapDrop]",
+		`{"CapAdd": ["CAP_SYS_TIME", "CAP_NET_ADMIN"], "CapDrop": ["CAP_KILL"]}`: "[HostConfig.CapDrop]",
+	} {
+		if got := fmt.Sprint(inspection(before).Differences(inspection(host))); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
+		}
+	}
+}
