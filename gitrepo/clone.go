@@ -34,7 +34,9 @@ type Clone struct {
 	URL, Branch string
 	// Commit is the branch's newest commit at the time of the clone.
 	Commit string
-	git    *Git
+	// asCheckedOut are files that count as unchanged as long as they are as here.
+	asCheckedOut []checkedOut
+	git          *Git
 }
 
 // record is the content of clone.json.
@@ -43,6 +45,8 @@ type record struct {
 	Branch string `json:"branch"`
 	Commit string `json:"commit"`
 	Files  bool   `json:"files"`
+	// AsCheckedOut is that of Clone.
+	AsCheckedOut []checkedOut `json:"as_checked_out,omitempty"`
 }
 
 const recordName = "clone.json"
@@ -109,15 +113,19 @@ func (g *Git) clone(ctx context.Context, remote *Remote, branch, dir string, fil
 	if err := g.checkFiles(ctx, repository, commit, part); err != nil {
 		return nil, err
 	}
+	var asCheckedOut []checkedOut
 	if files {
 		if err := g.checkOut(ctx, part, branch, commit); err != nil {
+			return nil, err
+		}
+		if asCheckedOut, err = g.listCheckedOut(ctx, part, commit); err != nil {
 			return nil, err
 		}
 	}
 	if err := disklimit.Check(part, g.config.MaxClone); err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(record{URL: remote.URL, Branch: branch, Commit: commit, Files: files})
+	text, err := json.Marshal(record{URL: remote.URL, Branch: branch, Commit: commit, Files: files, AsCheckedOut: asCheckedOut})
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +151,7 @@ func (g *Git) Open(dir string) (*Clone, error) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("%w: %s is not valid: %w", ErrNoClone, filepath.Join(dir, recordName), err)
 	}
-	c := &Clone{Dir: dir, URL: r.URL, Branch: r.Branch, Commit: r.Commit, git: g}
+	c := &Clone{Dir: dir, URL: r.URL, Branch: r.Branch, Commit: r.Commit, asCheckedOut: r.AsCheckedOut, git: g}
 	if r.Files {
 		c.Tree = filepath.Join(dir, "tree")
 	}

@@ -145,6 +145,47 @@ func TestADiffHasEveryChange(t *testing.T) {
 	}
 }
 
+// A file that the repository has otherwise than its .gitattributes say is changed only if
+// somebody has changed it.
+func TestADiffHasOnlyWhatSomebodyHasChanged(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{
+		"a.bat": "one\r\ntwo\r\n", "b.bat": "one\r\ntwo\r\n", "gone.bat": "one\r\n", "moved.bat": "one\r\ntwo\r\nthree\r\n", "mode.bat": "one\r\n", "unix.bat": "one\r\ntwo\r\n", "link.bat": "one\r\n", "\xff.bat": "one\r\n",
+		"id.txt": "$Id: somebody's $\n", "README.md": "one\n",
+	}
+	w := newWorld(t, files)
+	if _, err := w.Commit(t.Context(), name, "main", "attributes", map[string]string{".gitattributes": "*.bat text eol=crlf\nid.txt ident\n"}); err != nil {
+		t.Fatal(err)
+	}
+	clone := w.clone(t)
+	if change, err := clone.Diff(t.Context()); err != nil || len(change.Files) != 0 || len(change.Patch) != 0 {
+		t.Errorf("without a change %q differ, %v: %s", change.Files, err, change.Patch)
+	}
+	write(t, clone.Tree, map[string]string{"README.md": "two\n", "b.bat": "one\r\nthree\r\n", "unix.bat": "one\ntwo\n", "new.bat": "one\r\n"})
+	for _, err := range []error{
+		os.Remove(filepath.Join(clone.Tree, "gone.bat")),
+		os.Rename(filepath.Join(clone.Tree, "moved.bat"), filepath.Join(clone.Tree, "to.bat")),
+		os.Chmod(filepath.Join(clone.Tree, "mode.bat"), 0o755),
+		os.Remove(filepath.Join(clone.Tree, "link.bat")), os.Symlink("a.bat", filepath.Join(clone.Tree, "link.bat")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	opened, err := w.git.Open(clone.Dir) // as another worker does
+	if err != nil {
+		t.Fatal(err)
+	}
+	change, err := opened.Diff(t.Context())
+	want := []string{"README.md", "b.bat", "gone.bat", "link.bat", "mode.bat", "moved.bat", "new.bat", "to.bat", "unix.bat"}
+	if slices.Sort(change.Files); err != nil || !slices.Equal(change.Files, want) {
+		t.Errorf("changed are %q, want %q, %v", change.Files, want, err)
+	}
+	if applied, err := clone.Apply(t.Context(), w.remote, change.Patch); err != nil || !slices.Equal(applied.Files, want) {
+		t.Errorf("the patch changes %q, %v", applied.Files, err)
+	}
+}
+
 // What a branch cannot have, or must not, is refused with the file's name.
 func TestADiffRefusesWhatLeadsOutOfTheTree(t *testing.T) {
 	t.Parallel()

@@ -3,8 +3,11 @@ package gitrepo
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,27 +44,7 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 	}
 	ctx, stop := c.Watch(ctx)
 	defer stop()
-	index := filepath.Join(c.Dir, "diff.index")
-	for _, name := range []string{index, index + ".lock"} { // of one who was killed
-		if err := os.RemoveAll(name); err != nil {
-			return Change{}, err
-		}
-	}
-	defer os.Remove(index)
-	inTree := func(args ...string) command {
-		return command{dir: c.repository(), tree: c.Tree, index: index, args: args}
-	}
-	if err := c.git.run(ctx, inTree("read-tree", c.Commit)); err != nil {
-		return Change{}, err
-	}
-	if err := c.git.run(ctx, inTree("add", "--all", "--", ".")); err != nil {
-		var git *Error
-		if errors.As(err, &git) {
-			return Change{}, fmt.Errorf("%w: git cannot read the files: %w", ErrUnusable, err)
-		}
-		return Change{}, err
-	}
-	tree, err := c.git.output(ctx, inTree("write-tree"))
+	tree, err := c.git.treeOfFiles(ctx, c.Dir, c.Commit, c.asCheckedOut)
 	if err == nil {
 		err = c.CheckSize()
 	}
@@ -74,6 +57,118 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 	}
 	patch, err := c.patch(ctx, c.Commit, tree)
 	return Change{Patch: patch, Files: files}, err
+}
+
+// treeOfFiles returns the tree that git makes of the files of a clone. With a list of what
+// the check-out has left, files in it count as unchanged as long as they are.
+func (g *Git) treeOfFiles(ctx context.Context, dir, commit string, asCheckedOut []checkedOut) (string, error) {
+	index := filepath.Join(dir, "diff.index")
+	for _, name := range []string{index, index + ".lock"} { // of one who was killed
+		if err := os.RemoveAll(name); err != nil {
+			return "", err
+		}
+	}
+	defer os.Remove(index)
+	in := func(args ...string) command {
+		return command{dir: filepath.Join(dir, "repository.git"), tree: filepath.Join(dir, "tree"), index: index, args: args}
+	}
+	if err := g.run(ctx, in("read-tree", commit)); err != nil {
+		return "", err
+	}
+	if err := g.run(ctx, in("add", "--all", "--", ".")); err != nil {
+		var git *Error
+		if errors.As(err, &git) {
+			return "", fmt.Errorf("%w: git cannot read the files: %w", ErrUnusable, err)
+		}
+		return "", err
+	}
+	tree, err := g.output(ctx, in("write-tree"))
+	if err != nil || len(asCheckedOut) == 0 {
+		return tree, err
+	}
+	sums := map[string]string{}
+	for _, file := range asCheckedOut {
+		sums[string(file.Name)] = file.SHA256
+	}
+	list, err := g.differences(ctx, filepath.Join(dir, "repository.git"), tree, commit)
+	if err != nil {
+		return "", err
+	}
+	root, err := os.OpenRoot(filepath.Join(dir, "tree"))
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	var entries bytes.Buffer
+	for _, d := range list {
+		if sum := sums[d.name]; sum != "" && d.mode == d.oldMode && sum == sumOf(root, d.name) {
+			fmt.Fprintf(&entries, "%s %s\t%s\x00", d.mode, d.id, d.name)
+		}
+	}
+	if entries.Len() == 0 {
+		return tree, nil
+	}
+	restore := in("update-index", "-z", "--index-info")
+	restore.stdin = &entries
+	if err := g.run(ctx, restore); err != nil {
+		return "", err
+	}
+	return g.output(ctx, in("write-tree"))
+}
+
+// A checkedOut is a file of a clone of which git makes another one than the commit's,
+// although nobody has changed it: the repository has it otherwise than its .gitattributes
+// say, such as with CRLF although it is text.
+type checkedOut struct {
+	// Name need not be UTF-8.
+	Name []byte `json:"name"`
+	// SHA256 is that of the file's content after the check-out.
+	SHA256 string `json:"sha256"`
+}
+
+// listCheckedOut returns these files of a clone in which nobody has worked yet.
+func (g *Git) listCheckedOut(ctx context.Context, dir, commit string) ([]checkedOut, error) {
+	tree, err := g.treeOfFiles(ctx, dir, commit, nil)
+	if errors.Is(err, ErrUnusable) {
+		return nil, nil // whoever works on the files may remove what git cannot read
+	}
+	if err != nil {
+		return nil, err
+	}
+	list, err := g.differences(ctx, filepath.Join(dir, "repository.git"), tree, commit)
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	root, err := os.OpenRoot(filepath.Join(dir, "tree"))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	var files []checkedOut
+	for _, d := range list {
+		if sum := sumOf(root, d.name); sum != "" {
+			files = append(files, checkedOut{[]byte(d.name), sum})
+		}
+	}
+	return files, nil
+}
+
+// sumOf is the SHA-256 of a regular file, "" if there is none.
+func sumOf(root *os.Root, name string) string {
+	info, err := root.Lstat(name)
+	if err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	file, err := root.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, file); err != nil {
+		return ""
+	}
+	return hex.EncodeToString(hash.Sum(nil))
 }
 
 // patch returns the difference between a commit and a tree.
@@ -103,23 +198,15 @@ const maxTarget = 4096
 // judge returns the files in which two trees differ. The error wraps ErrUnusable if one
 // of them is a submodule, or a link that leads out of the tree.
 func (c *Clone) judge(ctx context.Context, before, after string) ([]string, error) {
-	out, err := c.git.output(ctx, command{dir: c.repository(), args: []string{
-		"diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options", before, after,
-	}})
+	list, err := c.git.differences(ctx, c.repository(), before, after)
 	if err != nil {
 		return nil, err
 	}
 	var files []string
-	fields := strings.Split(out, "\x00")
-	for i := 0; i+1 < len(fields); i += 2 {
-		// :old mode, new mode, old id, new id, status
-		entry := strings.Fields(strings.TrimPrefix(fields[i], ":"))
-		name := fields[i+1]
-		if len(entry) != 5 {
-			return nil, fmt.Errorf("git diff-tree printed %q", fields[i])
-		}
+	for _, d := range list {
+		name := d.name
 		files = append(files, name)
-		switch oldMode, mode, id := entry[0], entry[1], entry[3]; {
+		switch oldMode, mode, id := d.oldMode, d.mode, d.id; {
 		case mode == "160000" || oldMode == "160000":
 			return nil, fmt.Errorf("%w: it changes %s, which is a submodule or a repository of its own: change the submodule in its own repository, or remove the .git directory in it", ErrUnusable, name)
 		case mode == "120000":
@@ -133,6 +220,30 @@ func (c *Clone) judge(ctx context.Context, before, after string) ([]string, erro
 		}
 	}
 	return files, nil
+}
+
+// A treeDifference is a file in which two trees differ. oldMode is that of the first one,
+// mode and id are those of the second.
+type treeDifference struct{ name, oldMode, mode, id string }
+
+func (g *Git) differences(ctx context.Context, repository, before, after string) ([]treeDifference, error) {
+	out, err := g.output(ctx, command{dir: repository, args: []string{
+		"diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options", before, after,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	var list []treeDifference
+	fields := strings.Split(out, "\x00")
+	for i := 0; i+1 < len(fields); i += 2 {
+		// :old mode, new mode, old id, new id, status
+		entry := strings.Fields(strings.TrimPrefix(fields[i], ":"))
+		if len(entry) != 5 {
+			return nil, fmt.Errorf("git diff-tree printed %q", fields[i])
+		}
+		list = append(list, treeDifference{name: fields[i+1], oldMode: entry[0], mode: entry[1], id: entry[3]})
+	}
+	return list, nil
 }
 
 // isDotGit says that a path in the tree is in a directory that is .git on some file
