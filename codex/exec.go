@@ -128,6 +128,9 @@ func NewExec(config ExecConfig) (*Exec, error) {
 	return &Exec{config, processes.Runner{Grace: config.KillGrace, Logger: config.Logger}}, nil
 }
 
+// TimeLimit is how long one run may take.
+func (e *Exec) TimeLimit() time.Duration { return e.config.TimeLimit }
+
 // ExecRequest is one run of codex.
 type ExecRequest struct {
 	// Owner is the run and the task that the program belongs to.

@@ -471,6 +471,31 @@ func TestHungWorkerIsUnhealthy(t *testing.T) {
 	}
 }
 
+// So it is with a task of the Spec workflow, such as one whose file system hangs.
+func TestHungSpecTaskIsUnhealthy(t *testing.T) {
+	t.Parallel()
+	s := newTestEnv(t)
+	s.writeTasks(t, "014-refresh-docs", "- [ ] T002 Write it\n")
+	path, err := builtForChaos()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	holdAt(t, dir, "step.worked")
+	env := s.specEnv("MM_ORCHESTRATOR_HEALTH_LIMIT="+limit.String(), "MM_CHAOS_DIR="+dir)
+	p := startProgram(t, path, env, "worker").probedWorker()
+	p.waitHealthy()
+	submit := start(t, env, "spec", "submit", "014-refresh-docs")
+	if code := submit.exit(); code != exitOK {
+		t.Fatalf("spec submit: %d %s", code, submit.stderr.String())
+	}
+	p.waitUnhealthy("task discover_next_phase of run ")
+	p.waitUnhealthy("has made no progress for")
+	resume(t, dir)
+	p.waitHealthy()
+	p.loggedOnce("has made no progress for")
+}
+
 // A probe costs almost no processor time, however many checks there are.
 func TestProbeCost(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/results"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/orchestrator"
+	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
 
@@ -149,8 +150,8 @@ func (c *configuration) logStart(log *slog.Logger, db *store.Store, listener *me
 }
 
 // healthChecks are the checks that the watchdog runs. steps and engine are nil in a worker
-// that runs only the Spec workflow.
-func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orchestrator, db *databases, engine *compose.Engine) []healthCheck {
+// that runs only the Spec workflow, spec in one that does not run it.
+func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orchestrator, spec *speckit.Speckit, db *databases, engine *compose.Engine) []healthCheck {
 	// At least 3 s: a take-over waits 2 s for a dead worker, which is no stall.
 	stall := max(c.HealthLimit, 3*time.Second)
 	list := []healthCheck{
@@ -161,6 +162,11 @@ func (c *configuration) healthChecks(w *worker.Worker, steps *orchestrator.Orche
 			stuck := w.Stuck(stall)
 			if steps != nil {
 				stuck = errors.Join(stuck, steps.Stuck(stall))
+			}
+			if spec != nil {
+				// A task reads and removes the files of a whole repository, which takes long on
+				// a slow disk.
+				stuck = errors.Join(stuck, spec.Stuck(5*stall))
 			}
 			if stuck != nil && db.tables.Ping(ctx) != nil {
 				return nil // they may wait for the database, whose own check has the reason

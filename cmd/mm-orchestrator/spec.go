@@ -314,6 +314,8 @@ type specParts struct {
 	statsd *metrics.StatsD
 	// sweep fails runs that are stuck, until its context ends.
 	sweep func(context.Context)
+	// tasks are those that the worker runs.
+	tasks *speckit.Speckit
 	// close releases what the tasks use, after the worker has ended.
 	close func()
 }
@@ -344,6 +346,7 @@ func (p *program) registerSpec(c *configuration, w *worker.Worker, db *store.Sto
 		return parts, &configError{err.Error()}
 	}
 	tasks.Register(w)
+	parts.tasks = tasks
 	parts.sweep = func(ctx context.Context) { tasks.Sweep(ctx, db, w) }
 	log.Info("runs the Spec workflow", "queues", strings.Join(c.Spec.Consume, " "), "tasks_root", config.TasksRoot, "test_mode", c.Spec.TestMode, "statsd", c.Spec.StatsD.Host)
 	return parts, nil

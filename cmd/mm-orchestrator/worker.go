@@ -132,7 +132,7 @@ func runWorker(ctx context.Context, p *program, in input) error {
 		steps.Register(w)
 	}
 
-	watch := &watchdog{checks: c.healthChecks(w, steps, db, engine), log: log}
+	watch := &watchdog{checks: c.healthChecks(w, steps, spec.tasks, db, engine), log: log}
 	var listener *metrics.Listener
 	if c.Listen != "" {
 		listener, err = listen(ctx, log, metrics.ListenerConfig{

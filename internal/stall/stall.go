@@ -98,6 +98,17 @@ func (a *Activity) Wait() (over func()) {
 	return sync.OnceFunc(a.EndWait)
 }
 
+// WaitAtMost is Wait for something that ends by itself within the limit. If it does not, the
+// activity no longer counts as waiting.
+func (a *Activity) WaitAtMost(limit time.Duration) (over func()) {
+	end := a.Wait()
+	timer := time.AfterFunc(limit, end)
+	return func() {
+		timer.Stop()
+		end()
+	}
+}
+
 // BeginWait is Wait for what happens often: the caller calls EndWait once.
 func (a *Activity) BeginWait() {
 	if a == nil {

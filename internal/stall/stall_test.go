@@ -3,10 +3,36 @@ package stall_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 )
+
+// What should have ended by itself and has not is stuck.
+func TestAWaitWithALimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var d stall.Detector
+		a := d.Start("a task", "working")
+		defer a.End()
+		over := a.WaitAtMost(time.Hour)
+		time.Sleep(59 * time.Minute)
+		if err := d.Stuck(time.Second); err != nil {
+			t.Errorf("within the limit: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		if err := d.Stuck(time.Minute); err == nil || !strings.Contains(err.Error(), "a task has made no progress for 1m0s, while working") {
+			t.Errorf("after the limit: %v", err)
+		}
+		over() // ends it once
+		inner := a.WaitAtMost(time.Hour)
+		defer inner()
+		if err := d.Stuck(0); err != nil {
+			t.Errorf("during the next wait: %v", err)
+		}
+	})
+}
 
 func TestStuck(t *testing.T) {
 	t.Parallel()

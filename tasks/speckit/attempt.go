@@ -15,6 +15,7 @@ import (
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/worker"
 )
@@ -84,6 +85,9 @@ type attempt struct {
 // run carries a task out and returns the context for the next one.
 func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	began := s.config.Now()
+	activity := s.stalls.Start(fmt.Sprintf("task %s of run %s", r.task, r.runID), "asking the database whether to begin")
+	defer activity.End()
+	ctx = activity.Context(ctx)
 	var a *attempt
 	decision, err := s.config.Runs.BeginSpec(ctx, store.SpecRequest{
 		RunID: r.runID, Task: r.task, Attempt: r.attempt, TaskID: r.taskID, CodexQueue: pythonText(r.context, "codex_queue"),
@@ -123,6 +127,7 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	s.config.Metrics.SpecStarted(string(r.task), r.attempt, retry)
 	a.log.Info("task begins", "skill", a.skills.skill)
 	faultpoint.Hit(faultpoint.StepBegun, r.runID, string(r.task))
+	activity.Progress("working")
 	write, failed := a.workSafely(ctx)
 	if failed != nil && (ctx.Err() != nil || !isFailure(failed)) {
 		return nil, a.giveUp(ctx, failed)
@@ -133,6 +138,7 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 	} else {
 		write = a.failed(failed)
 	}
+	activity.Progress("recording its end")
 	record, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTimeout)
 	defer cancel()
 	err = s.config.Runs.WriteSpec(record, a.claim, write)
@@ -144,12 +150,28 @@ func (s *Speckit) run(ctx context.Context, r request) (json.RawMessage, error) {
 		return nil, a.giveUp(ctx, err)
 	}
 	faultpoint.Hit(faultpoint.FinishAfter, r.runID, string(r.task))
+	activity.Progress("removing its clones")
 	a.removeClones()
 	s.config.Metrics.SpecFinished(string(r.task), r.attempt, failed == nil, s.config.Now().Sub(began))
 	if failed != nil {
 		return nil, s.pythonError(failed)
 	}
 	return write.Outcome.Result, nil
+}
+
+// Stuck returns an error that names the running tasks that have made no progress for so
+// long although they wait for no program and no server, or for one for longer than its own
+// limit: a file system that hangs does not let even a killed program end. It is nil if there
+// are none. It does not block.
+func (s *Speckit) Stuck(after time.Duration) error { return s.stalls.Stuck(after) }
+
+// serversLimit is more than all requests of a check or for a pull request take.
+const serversLimit = 20 * time.Minute
+
+// waitAtMost says that a task waits for something that has a limit of its own. Programs may
+// take a while longer to end.
+func waitAtMost(ctx context.Context, limit time.Duration) (over func()) {
+	return stall.FromContext(ctx).WaitAtMost(limit + time.Minute)
 }
 
 func isFailure(err error) bool {

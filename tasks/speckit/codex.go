@@ -165,7 +165,9 @@ func (t *codexTask) exec(ctx context.Context) error {
 	output := log.Output()
 	t.log.Info("codex begins", "run", t.progress.Runs, "base_commit", clone.Commit)
 	watched, stop := clone.Watch(ctx)
+	over := waitAtMost(ctx, t.config.Codex.Exec.TimeLimit())
 	result, err := t.config.Codex.Exec.Run(watched, codex.ExecRequest{Owner: t.owner(), Dir: clone.Tree, TempDir: filepath.Join(clone.Dir, "tmp"), Prompt: t.prompt.String(), Log: t.config.Codex.Login.Writer(t.counted(output.Stdout))})
+	over()
 	stop()
 	t.config.Codex.Login.Read() // Codex renews it
 	output.Close()
@@ -443,7 +445,7 @@ func (t *codexTask) ended(ctx context.Context) error {
 // checkAgain checks the credentials again after one of them was refused, and adds the row
 // of the audit to a write. If the check finds no fault, the row has the refusal.
 func (t *codexTask) checkAgain(ctx context.Context, refused func(*preflight.Report) *preflight.Finding, message string, write *store.SpecWrite) error {
-	report, err := t.config.Preflight.Check(ctx, preflight.Request{Repository: t.prompt.repository, Codex: true, Fresh: true})
+	report, err := t.check(ctx, preflight.Request{Repository: t.prompt.repository, Codex: true, Fresh: true})
 	if err != nil {
 		return err
 	}

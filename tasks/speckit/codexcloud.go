@@ -10,6 +10,7 @@ import (
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/codex"
 	"github.com/moonladderstudios/mm-orchestrator/internal/faultpoint"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 )
 
@@ -26,6 +27,8 @@ func (t *codexTask) cloud(ctx context.Context) error {
 	}
 	defer log.Discard()
 	cloud, owner := t.config.Codex.Cloud, t.owner()
+	over := stall.FromContext(ctx).Wait()
+	defer over()
 	if t.progress.Stage == store.CodexSubmitting {
 		t.progress.TaskID, err = cloud.Find(ctx, owner, t.prompt.mark(), t.progress.KnownTasks)
 	}
@@ -49,6 +52,7 @@ func (t *codexTask) cloud(ctx context.Context) error {
 	if err == nil && result.Outcome == codex.Finished {
 		diff, err = cloud.Diff(ctx, owner, t.progress.TaskID)
 	}
+	over()
 	t.config.Codex.Login.Read() // Codex renews it
 	output.Close()
 	var failed *codex.Failure

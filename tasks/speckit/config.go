@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
+	"github.com/moonladderstudios/mm-orchestrator/internal/stall"
 	"github.com/moonladderstudios/mm-orchestrator/store"
 	"github.com/moonladderstudios/mm-orchestrator/tasks/speckit/preflight"
 )
@@ -160,6 +161,8 @@ type Speckit struct {
 	config Config
 	queues codexQueues
 	log    *slog.Logger
+	// stalls knows the tasks that run.
+	stalls stall.Detector
 }
 
 // New returns a Speckit, or an error of Validate. It reads and writes nothing.

@@ -102,7 +102,7 @@ func (p *publication) failed(ctx context.Context, err error, code, what string) 
 	login := errors.As(err, &refused) && refused.Refusal == gitrepo.RefusedLogin || github.KindOf(err) == github.Login
 	if login && p.checksLater() {
 		name, _ := p.repository()
-		report, checkErr := p.attempt.config.Preflight.Check(ctx, preflight.Request{Repository: name, Fresh: true})
+		report, checkErr := p.check(ctx, preflight.Request{Repository: name, Fresh: true})
 		if checkErr != nil {
 			return checkErr
 		}
@@ -404,10 +404,12 @@ func (p *publication) open(ctx context.Context) error {
 	}
 	d := p.description()
 	p.hit(faultpoint.PublishOpening)
+	over := waitAtMost(ctx, serversLimit)
 	opened, err := p.config.PullRequests.Ensure(ctx, github.Want{
 		Repository: name, Head: p.progress.Branch, Base: p.progress.Base, Title: p.redact(d.subject(200)), Body: p.redact(d.body()),
 		Draft: p.config.Draft, Labels: p.config.Labels, Reviewers: p.config.Reviewers, Teams: p.config.Teams,
 	})
+	over()
 	if err != nil {
 		return p.failed(ctx, err, "pull_request_failed", "the branch "+p.progress.Branch+" is pushed, but the pull request cannot be opened")
 	}

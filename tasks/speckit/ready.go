@@ -25,7 +25,7 @@ func (a *attempt) ready(ctx context.Context) error {
 	if submits && !noWork {
 		request.Volume = cmp.Or(a.context.text("codex_volume"), a.run.CodexVolume)
 	}
-	report, err := a.config.Preflight.Check(ctx, request)
+	report, err := a.check(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -64,6 +64,12 @@ func (a *attempt) ready(ctx context.Context) error {
 		return &failure{class: "RuntimeError", text: report.Login.Message, code: "codex_preflight_failed", payload: more}
 	}
 	return nil
+}
+
+// check finds out whether the task can work. The error is that of the context.
+func (a *attempt) check(ctx context.Context, request preflight.Request) (preflight.Report, error) {
+	defer waitAtMost(ctx, serversLimit)()
+	return a.config.Preflight.Check(ctx, request)
 }
 
 // credentialsOf is a report as the rows have it.

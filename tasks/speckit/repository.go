@@ -75,6 +75,9 @@ func (a *attempt) remote() (*gitrepo.Git, *gitrepo.Remote, error) {
 	}
 	runner := processes.Runner{Logger: a.log}
 	git := r.Git.WithRun(func(ctx context.Context, cmd *exec.Cmd) error {
+		if end, has := ctx.Deadline(); has { // of the command
+			defer waitAtMost(ctx, time.Until(end))()
+		}
 		return runner.Run(ctx, a.owner(), cmd, nil)
 	})
 	remote, err := git.Remote(github.RepositoryURL(r.Server, name), r.Token)
