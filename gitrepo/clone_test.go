@@ -197,6 +197,7 @@ func TestADiffRefusesWhatLeadsOutOfTheTree(t *testing.T) {
 		"a link up":                   {map[string]string{"a/l": "-> ../../x"}, `a/l would be a symbolic link`},
 		"a link to .git":              {map[string]string{"a/l": "-> ../.GIT/config"}, `a/l would be a symbolic link`},
 		"a repository in the tree":    {map[string]string{"sub/f": "x", "sub/.git/HEAD": "ref: refs/heads/main\n"}, "sub"},
+		"a name with a line break":    {map[string]string{"a/b\nc": "x"}, `the file "a/b\nc" has a line break`},
 		"a name that is .git on NTFS": {map[string]string{"git~1/config": "x"}, "git~1"},
 	} {
 		t.Run(what, func(t *testing.T) {

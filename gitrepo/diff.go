@@ -207,6 +207,8 @@ func (c *Clone) judge(ctx context.Context, before, after string) ([]string, erro
 		name := d.name
 		files = append(files, name)
 		switch oldMode, mode, id := d.oldMode, d.mode, d.id; {
+		case strings.Contains(name, "\n"):
+			return nil, fmt.Errorf("%w: the name of the file %q has a line break: give it another name", ErrUnusable, name)
 		case mode == "160000" || oldMode == "160000":
 			return nil, fmt.Errorf("%w: it changes %s, which is a submodule or a repository of its own: change the submodule in its own repository, or remove the .git directory in it", ErrUnusable, name)
 		case mode == "120000":
