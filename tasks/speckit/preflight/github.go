@@ -150,6 +150,15 @@ func (c *Checker) askGit(ctx context.Context, repository string, token secret.St
 		return Finding{Invalid, fmt.Sprintf("the git server at %s cannot be asked whether the token may push: %v. Try the run again once it answers", address, err)}, true
 	case answer.status == http.StatusOK && answer.contentType == "application/x-git-receive-pack-advertisement":
 		return Finding{}, false
+	// GitHub's limits for git may be a 403 too, which says nothing about the token then.
+	case answer.status == http.StatusTooManyRequests || answer.status == http.StatusForbidden && answer.retryAfter != "":
+		after := ""
+		if seconds, err := time.ParseDuration(answer.retryAfter + "s"); err == nil {
+			after = fmt.Sprintf(", for %s", seconds)
+		}
+		return Finding{Invalid, fmt.Sprintf("the git server at %s limits the requests of the token in %s (%d)%s. Try the run again then", address, source, answer.status, after)}, true
+	case answer.status >= http.StatusInternalServerError:
+		return Finding{Invalid, fmt.Sprintf("the git server at %s has failed (%s): try the run again later", address, statusText(answer.status))}, true
 	case answer.status == http.StatusUnauthorized || answer.status == http.StatusForbidden || answer.status == http.StatusNotFound:
 		return Finding{ScopeMissing, fmt.Sprintf("the git server refuses a push to %s with the token in %s (%d): a fine-grained token needs the permission Contents for read and write, a classic one the scope repo", address, source, answer.status)}, true
 	}

@@ -47,6 +47,8 @@ type gitHub struct {
 	// git and pulls are the status of the request that begins a push, and of one for a
 	// pull request in which everything is missing.
 	git, pulls int
+	// retryAfter is that header of git's answer, "" for none.
+	retryAfter string
 	// stall, if set, is closed when requests may be answered.
 	stall chan struct{}
 
@@ -82,6 +84,9 @@ func (g *gitHub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusUnauthorized)
 		default:
 			w.Header().Set("Content-Type", "application/x-git-receive-pack-advertisement")
+			if g.retryAfter != "" {
+				w.Header().Set("Retry-After", g.retryAfter)
+			}
 			w.WriteHeader(g.git)
 			fmt.Fprint(w, strings.Repeat("001f# service=git-receive-pack\n0000", 1000))
 		}
@@ -248,6 +253,9 @@ func TestWhatIsFoundAboutTheToken(t *testing.T) {
 		"an outage":            {func(f *fixture) { f.status, f.body = 503, "<html>unicorn" }, Invalid, []string{"503 Service Unavailable", "later"}},
 		"no GitHub":            {func(f *fixture) { f.repository = "<html>a proxy's login page" }, Invalid, []string{"200 OK", "not with a repository", "MM_ORCHESTRATOR_GITHUB_API"}},
 		"a huge answer":        {func(f *fixture) { f.repository = strings.Repeat(" ", 20<<20) + may }, Invalid, []string{"200 OK", "not with a repository"}},
+		"an outage of git":     {func(f *fixture) { f.git = 503 }, Invalid, []string{"/git/octo/widgets.git has failed (503 Service Unavailable)", "later"}},
+		"git's limit":          {func(f *fixture) { f.git, f.retryAfter = 403, "90" }, Invalid, []string{"/git/octo/widgets.git limits the requests of the token in file:", "(403), for 1m30s", "again then"}},
+		"git's other limit":    {func(f *fixture) { f.git = 429 }, Invalid, []string{"limits the requests", "(429). Try the run again then"}},
 		"no git server":        {func(f *fixture) { f.config.Git = f.config.API }, ScopeMissing, []string{"refuses a push"}},
 		"nobody answers":       {func(f *fixture) { f.config.API = "http://127.0.0.1:1" }, Invalid, []string{"cannot be asked", "connection refused"}},
 	} {
