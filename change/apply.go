@@ -1,6 +1,7 @@
 package change
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -19,16 +20,32 @@ type Patch struct {
 // PlanPatch returns what a unified diff makes of a captured state. Names in the diff
 // are relative to the top of the repository. It alters neither the work tree nor the
 // index, and fails if one part of the diff does not fit.
+//
+// A diff that git has made has LF where git gives files CRLF only in the work tree. If it
+// does not fit as it is, it is applied to these files as they are for git, and they keep
+// CRLF.
 func (r *Repository) PlanPatch(ctx context.Context, before *State, diff string) (*Patch, error) {
+	after, err := r.applyToTree(ctx, before.Tree, diff)
+	if err != nil {
+		var crlfErr error
+		if after, crlfErr = r.applyToText(ctx, before.Tree, diff); crlfErr != nil || after == "" {
+			return nil, err
+		}
+	}
+	return r.patchTo(ctx, before, after)
+}
+
+// applyToTree returns the tree that a diff makes of one.
+func (r *Repository) applyToTree(ctx context.Context, tree, diff string) (string, error) {
 	index, err := os.CreateTemp(r.gitDir, "mm-orchestrator-index-*.lock")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	_ = index.Close()
 	defer os.Remove(index.Name())
 	// git takes an empty file for an index that is broken.
 	if err := os.Remove(index.Name()); err != nil {
-		return nil, err
+		return "", err
 	}
 	defer os.Remove(index.Name() + ".lock")
 	env := []string{"GIT_INDEX_FILE=" + index.Name()}
@@ -37,17 +54,140 @@ func (r *Repository) PlanPatch(ctx context.Context, before *State, diff string) 
 		err := r.run(ctx, GitCommand{Dir: r.Top, Args: args, Env: env, Stdin: strings.NewReader(stdin), Stdout: &out})
 		return strings.TrimSpace(out.String()), err
 	}
-	if _, err := run("", "read-tree", before.Tree); err != nil {
-		return nil, err
+	if _, err := run("", "read-tree", tree); err != nil {
+		return "", err
 	}
 	if _, err := run(diff, "-c", "apply.ignoreWhitespace=no", "-c", "core.autocrlf=false", "apply", "--cached", "--whitespace=nowarn", "-"); err != nil {
-		return nil, err
+		return "", err
 	}
-	after, err := run("", "write-tree")
+	return run("", "write-tree")
+}
+
+// applyToText is applyToTree for a diff with LF of files that have CRLF in the work tree
+// only. It returns "" if the diff has no such file. No filter of the repository is run.
+func (r *Repository) applyToText(ctx context.Context, tree, diff string) (string, error) {
+	endings, err := r.lineEndings(ctx, diff)
 	if err != nil {
+		return "", err
+	}
+	items, err := r.listTree(ctx, tree)
+	if err != nil {
+		return "", err
+	}
+	w, err := r.newObjectWriter()
+	if err != nil {
+		return "", err
+	}
+	known, original := map[string]string{}, map[string]string{} // ids, by path
+	for i, item := range items {
+		known[item.path] = item.id
+		if !endings[item.path].isText || item.mode == "120000" {
+			continue
+		}
+		content, err := r.readObject(ctx, item.id)
+		if err != nil {
+			return "", err
+		}
+		lines := bytes.Count(content, []byte("\n"))
+		if lines == 0 || bytes.Count(content, []byte("\r\n")) != lines || bytes.IndexByte(content, 0) >= 0 {
+			continue
+		}
+		if items[i].id, err = w.writeBytes("blob", bytes.ReplaceAll(content, []byte("\r\n"), []byte("\n"))); err != nil {
+			return "", err
+		}
+		known[item.path], original[item.path] = items[i].id, item.id
+	}
+	if len(original) == 0 {
+		return "", nil
+	}
+	before, err := r.writeTrees(ctx, buildTrees(r.format, items))
+	if err != nil {
+		return "", err
+	}
+	after, err := r.applyToTree(ctx, before, diff)
+	if err != nil {
+		return "", err
+	}
+	if items, err = r.listWholeTree(ctx, after); err != nil {
+		return "", err
+	}
+	for i, item := range items {
+		was, existed := known[item.path]
+		switch {
+		case existed && was == item.id:
+			if id := original[item.path]; id != "" {
+				items[i].id = id
+			}
+		case item.mode == "120000" || item.mode == submoduleMode:
+		case original[item.path] != "" || !existed && endings[item.path].makesCRLF:
+			content, err := r.readObject(ctx, item.id)
+			if err != nil {
+				return "", err
+			}
+			content = bytes.ReplaceAll(bytes.ReplaceAll(content, []byte("\r\n"), []byte("\n")), []byte("\n"), []byte("\r\n"))
+			if items[i].id, err = w.writeBytes("blob", content); err != nil {
+				return "", err
+			}
+		}
+	}
+	return r.writeTrees(ctx, buildTrees(r.format, items))
+}
+
+// lineEnding says what git does with the lines of a file.
+type lineEnding struct {
+	// isText says that CRLF in the work tree is LF for git, makesCRLF that git writes CRLF
+	// into the work tree.
+	isText, makesCRLF bool
+}
+
+// lineEndings returns it for the files of a diff, by their paths.
+func (r *Repository) lineEndings(ctx context.Context, diff string) (map[string]lineEnding, error) {
+	var names strings.Builder
+	for _, reverse := range []bool{false, true} { // of a renamed file, git prints the new name only
+		args := []string{"apply", "--numstat", "-z", "-"}
+		if reverse {
+			args = []string{"apply", "-R", "--numstat", "-z", "-"}
+		}
+		var out strings.Builder
+		if err := r.run(ctx, GitCommand{Dir: r.Top, Args: args, Stdin: strings.NewReader(diff), Stdout: &out}); err != nil {
+			return nil, err
+		}
+		for line := range strings.SplitSeq(out.String(), "\x00") {
+			if fields := strings.SplitN(line, "\t", 3); len(fields) == 3 {
+				names.WriteString(fields[2] + "\x00")
+			}
+		}
+	}
+	var out strings.Builder
+	if err := r.run(ctx, GitCommand{
+		Dir: r.Top, Args: []string{"check-attr", "-z", "--stdin", "text", "eol", "ident", "filter", "working-tree-encoding"}, Stdin: strings.NewReader(names.String()), Stdout: &out,
+	}); err != nil {
 		return nil, err
 	}
-	return r.patchTo(ctx, before, after)
+	attributes := map[string]map[string]string{}
+	fields := strings.Split(out.String(), "\x00")
+	for i := 0; i+2 < len(fields); i += 3 {
+		if attributes[fields[i]] == nil {
+			attributes[fields[i]] = map[string]string{}
+		}
+		attributes[fields[i]][fields[i+1]] = fields[i+2]
+	}
+	automatic, _ := r.output(ctx, r.Top, "config", "--get", "core.autocrlf") // an error: not set
+	native, _ := r.output(ctx, r.Top, "config", "--get", "core.eol")
+	endings := map[string]lineEnding{}
+	for name, is := range attributes {
+		var e lineEnding
+		isSet := func(attribute string) bool { return is[attribute] != "unspecified" && is[attribute] != "unset" }
+		switch {
+		case isSet("ident") || isSet("filter") || isSet("working-tree-encoding"): // more than the ends of lines differs
+		case is["text"] == "unset":
+		case isSet("text"), isSet("eol"), automatic == "true", automatic == "input":
+			e.isText = true
+			e.makesCRLF = is["eol"] == "crlf" || !isSet("eol") && (automatic == "true" || automatic != "input" && isSet("text") && native == "crlf")
+		}
+		endings[name] = e
+	}
+	return endings, nil
 }
 
 // patchTo returns the patch from a captured state to a tree.

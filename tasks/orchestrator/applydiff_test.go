@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -117,4 +118,71 @@ func TestADiffAppliesToAnEditedFile(t *testing.T) {
 	same(t, "log", b.artifact("patch.log"), "[Applied the plan's diff to api_service/requirements.txt]\ndo echo command >> api_service/requirements.txt")
 	b.succeed("rollback")
 	same(t, "file", b.text("api_service/requirements.txt"), "one\nedited\n")
+}
+
+// A diff that git has made of files to which it gives CRLF in the work tree has LF. It
+// applies as by git apply, and the files keep CRLF.
+func TestADiffOfFilesWithCarriageReturns(t *testing.T) {
+	t.Parallel()
+	const diff = "--- a/api_service/requirements.txt\n+++ b/api_service/requirements.txt\n@@ -1,2 +1,3 @@\n one\n-two\n+zwei\n+three\n"
+	for name, tt := range map[string]struct {
+		attributes, autocrlf string
+		// before and diff default to two lines with CRLF, and the diff above.
+		before, diff string
+		// after is the file's content after the patch, "" if the diff is refused, and more
+		// that of others, "-" for none.
+		after string
+		more  map[string]string
+	}{
+		"eol=crlf":              {attributes: "*.txt eol=crlf\n", after: "one\r\nzwei\r\nthree\r\n"},
+		"text":                  {attributes: "*.txt text\n", after: "one\r\nzwei\r\nthree\r\n"},
+		"autocrlf":              {autocrlf: "true", after: "one\r\nzwei\r\nthree\r\n"},
+		"autocrlf=input":        {autocrlf: "input", after: "one\r\nzwei\r\nthree\r\n"},
+		"no newline at the end": {attributes: "*.txt eol=crlf\n", diff: "--- a/api_service/requirements.txt\n+++ b/api_service/requirements.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+zwei\n\\ No newline at end of file\n", after: "one\r\nzwei"},
+		"renamed, and a new one": {
+			attributes: "*.txt text eol=crlf\n",
+			diff: "diff --git a/api_service/requirements.txt b/api_service/requirements-2.txt\nsimilarity index 50%\nrename from api_service/requirements.txt\nrename to api_service/requirements-2.txt\n--- a/api_service/requirements.txt\n+++ b/api_service/requirements-2.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+zwei\n" +
+				"diff --git a/api_service/requirements-n.txt b/api_service/requirements-n.txt\nnew file mode 100644\n--- /dev/null\n+++ b/api_service/requirements-n.txt\n@@ -0,0 +1 @@\n+new\n",
+			after: "-", more: map[string]string{"api_service/requirements-2.txt": "one\r\nzwei\r\n", "api_service/requirements-n.txt": "new\r\n"},
+		},
+		"as they are":    {},
+		"-text":          {attributes: "*.txt -text\n", autocrlf: "true"},
+		"another filter": {attributes: "*.txt text filter=lfs\n"},
+		"mixed":          {attributes: "*.txt text\n", before: "one\r\ntwo\n"},
+		"another line":   {attributes: "*.txt text\n", before: "one\r\nother\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newDirty(t)
+			before := cmp.Or(tt.before, "one\r\ntwo\r\n")
+			b.file(".gitattributes", tt.attributes)
+			if tt.autocrlf != "" {
+				b.git("config", "core.autocrlf", tt.autocrlf)
+			}
+			b.file("api_service/requirements.txt", before)
+			b.shell("git add .gitattributes api_service && git commit -q -m carriage-returns")
+			b.plan(diffPlan(t, cmp.Or(tt.diff, diff), ""))
+			if tt.after == "" {
+				failure, _ := b.fail("patch")
+				if !strings.HasPrefix(failure.Error(), "Plan parameter diff cannot be applied, and nothing was changed: git apply failed with code 1: error: patch failed: api_service/requirements.txt:1") {
+					t.Error(failure)
+				}
+			} else {
+				b.succeed("patch")
+				if tt.after != "-" {
+					same(t, "file", b.text("api_service/requirements.txt"), tt.after)
+				}
+				for name, want := range tt.more {
+					same(t, name, b.text(name), want)
+				}
+			}
+			b.succeed("rollback")
+			same(t, "file after the rollback", b.text("api_service/requirements.txt"), before)
+			for name := range tt.more {
+				if _, err := os.Lstat(filepath.Join(b.workspace, name)); err == nil {
+					t.Errorf("%s is left", name)
+				}
+			}
+		})
+	}
 }
