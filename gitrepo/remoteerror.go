@@ -40,11 +40,27 @@ func (e *RemoteError) Error() string {
 
 func (e *RemoteError) Unwrap() error { return e.Err }
 
-// failed makes an error of a git command that has talked to the server a *RemoteError.
-// git tells the causes apart by its messages only.
+// IsDiskFull says that the command has failed because this machine's disk is full, and not
+// the server's, of which git tells in lines of the server's own.
+func (e *Error) IsDiskFull() bool {
+	for line := range strings.SplitSeq(e.Output, "\n") {
+		if strings.HasPrefix(line, "remote: ") {
+			continue
+		}
+		for _, sign := range []string{"No space left on device", "Out of diskspace", "Disk quota exceeded"} {
+			if strings.Contains(line, sign) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// failed makes an error of a git command that has talked to the server a *RemoteError,
+// unless the server has no part in it. git tells the causes apart by its messages only.
 func (r *Remote) failed(err error) error {
 	var git *Error
-	if !errors.As(err, &git) {
+	if !errors.As(err, &git) || git.IsDiskFull() {
 		return err
 	}
 	refusal := Unreachable

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 	"github.com/moonladderstudios/mm-orchestrator/codex"
@@ -245,6 +246,10 @@ func (a *attempt) explain(err error) string {
 	var large *disklimit.Error
 	if errors.As(err, &large) {
 		return fmt.Sprintf("the repository takes more than %s of the disk: raise %s if it is meant to be so large", disklimit.Text(large.Limit), a.config.SettingName("MM_ORCHESTRATOR_CLONE_LIMIT"))
+	}
+	var git *gitrepo.Error
+	if errors.As(err, &git) && git.IsDiskFull() || errors.Is(err, syscall.ENOSPC) {
+		return fmt.Sprintf("the disk with %s is full: free some of it, or set %s to a directory on another one (%v)", a.config.Repositories.Dir, a.config.SettingName("MM_ORCHESTRATOR_CLONE_DIR"), err)
 	}
 	return err.Error()
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
@@ -641,6 +642,44 @@ func TestACloneForCodexIsTriedAgain(t *testing.T) {
 	}
 	if text, err := os.ReadFile(filepath.Join(clone.Tree, "README")); err != nil || string(text) != "widgets\n" {
 		t.Errorf("README of the clone is %q, %v", text, err)
+	}
+}
+
+// If this machine's disk is full, the server is not blamed and not asked again.
+func TestAFullDiskForClones(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		says  string
+		want  string
+		tries int
+	}{
+		"here":          {"fatal: unable to write loose object file: No space left on device", "the repository cannot be cloned: the disk with <dir> is full: free some of it, or set MM_ORCHESTRATOR_CLONE_DIR to a directory on another one (git fetch failed", 1},
+		"of the server": {"remote: fatal: write error: No space left on device", "the repository cannot be cloned: the git server cannot be used for ", 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			program, calls := filepath.Join(dir, "git"), filepath.Join(dir, "calls")
+			// A program that another test starts meanwhile would keep the file open for writing,
+			// and it could not be executed.
+			syscall.ForkLock.RLock()
+			err := os.WriteFile(program, fmt.Appendf(nil, "#!/bin/sh\nif [ \"$1\" = fetch ]; then echo fetch >>%s; echo '%s' >&2; exit 128; fi\nexec git \"$@\"\n", calls, c.says), 0o700)
+			syscall.ForkLock.RUnlock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := newPublishChain(t)
+			if p.config.Repositories.Git, err = gitrepo.New(gitrepo.Config{Program: program, Environ: os.Environ(), CAFile: p.server.CAFile}); err != nil {
+				t.Fatal(err)
+			}
+			p.store("drei")
+			_, err = p.publish(t.Context(), "task-1", 1)
+			p.fails("RuntimeError", strings.ReplaceAll(c.want, "<dir>", p.work), err)
+			if text, err := os.ReadFile(calls); err != nil || strings.Count(string(text), "fetch") != c.tries {
+				t.Errorf("git was called %q, %v; want %d calls", text, err, c.tries)
+			}
+			p.nothingLeft()
+		})
 	}
 }
 
