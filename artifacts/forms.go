@@ -170,6 +170,9 @@ func (f *forms) encodings(secret string) {
 	if len(secret) > partLength {
 		return
 	}
+	// UTF-16 in either order of bytes, as programs of Windows write files. Secrets outside of
+	// ASCII are rare.
+	f.put(strings.Join(strings.Split(secret, ""), "\x00"))
 	for _, separator := range []string{" ", ":", "-", ", 0x"} {
 		var out strings.Builder
 		for i := 0; i < len(digits); i += 2 {

@@ -3,6 +3,7 @@ package artifacts_test
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/moonladderstudios/mm-orchestrator/artifacts"
 )
@@ -95,6 +97,30 @@ func inPieces(r *artifacts.Redactor, text string, size int) string {
 	}
 	_ = w.Close()
 	return out.String()
+}
+
+// Programs of Windows write files in UTF-16, in either order of bytes.
+func TestUTF16(t *testing.T) {
+	t.Parallel()
+	encode := func(text string, order binary.AppendByteOrder) string {
+		var out []byte
+		for _, unit := range utf16.Encode([]rune(text)) {
+			out = order.AppendUint16(out, unit)
+		}
+		return string(out)
+	}
+	for _, secret := range []string{"Zr5uTq8L", "ghp_R7dK2mX9wQ4vB1nZ8cY5tL0pJ3hG6fD2sA9e", strings.Repeat("Zr5uTq8LmW2xNv4B", 20)} {
+		r := artifacts.NewRedactor([]string{"A_TOKEN=" + secret})
+		for order, mask := range map[binary.AppendByteOrder]string{binary.LittleEndian: "***\x00", binary.BigEndian: "\x00***"} {
+			before, after := encode("\ufefftoken = ", order), encode("\r\n\r\nü\r\n", order)
+			text, want := before+encode(secret, order)+after, before+mask+after
+			for _, got := range []string{r.String(text), inPieces(r, text, 1), inPieces(r, text, 7)} {
+				if got != want {
+					t.Errorf("%s of %s: %q, want %q", order, secret, got, want)
+				}
+			}
+		}
+	}
 }
 
 func TestURLPasswordsAreReplaced(t *testing.T) {
