@@ -33,7 +33,7 @@ var intendedDifferences = []struct {
 		"the pauses between attempts grow up to the plan's interval, so that there are more of them in the same time; lines in brackets say what the verdict is based on (docs/moonmind.md#c2)",
 		func(_, got any) bool {
 			line, _ := got.(string)
-			return strings.HasPrefix(line, "[") || regexp.MustCompile(`^(Attempt \d: status=404|Health check timed out before reaching expected status)$`).MatchString(line)
+			return strings.HasPrefix(line, "[") || regexp.MustCompile(`^(Attempt \d+: status=404|Health check timed out before reaching expected status)$`).MatchString(line)
 		},
 	},
 	{
