@@ -9,6 +9,9 @@ import (
 // white are the characters between words.
 const white = " \t\r\n"
 
+// maxCredential is about the length of the longest credential, in bytes.
+const maxCredential = 256
+
 // A Head keeps the beginning of what is written to it. Writing to it never fails.
 type Head struct {
 	// Limit is the most that is kept, in bytes.
@@ -34,12 +37,14 @@ func (h *Head) Write(p []byte) (int, error) {
 }
 
 // Words returns what is kept without a word that may have lost its end: half of a
-// credential is none that a redactor knows.
+// credential is none that a redactor knows. Of a word that is longer than a credential,
+// it leaves out as much as one has.
 func (h *Head) Words() string {
 	if !h.Full {
 		return string(h.Kept)
 	}
-	return string(h.Kept[:bytes.LastIndexAny(h.Kept, white)+1])
+	least := max(0, len(h.Kept)-maxCredential)
+	return string(h.Kept[:least+bytes.LastIndexAny(h.Kept[least:], white)+1])
 }
 
 // A Tail keeps the end of what is written to it. Writing to it never fails, and it may be
@@ -78,9 +83,10 @@ func (t *Tail) Words() string {
 	if !t.cut {
 		return string(t.kept)
 	}
-	first := bytes.IndexAny(t.kept, white)
+	most := min(len(t.kept), maxCredential)
+	first := bytes.IndexAny(t.kept[:most], white)
 	if first < 0 {
-		first = len(t.kept)
+		first = most
 	}
 	return string(t.kept[first:])
 }

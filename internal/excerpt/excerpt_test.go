@@ -53,4 +53,11 @@ func TestWordsAreWhole(t *testing.T) {
 			t.Errorf("%q: head %q, tail %q, want %q and %q", text, head.Words(), tail.Words(), want.head, want.tail)
 		}
 	}
+	head, tail := &Head{Limit: 1000}, &Tail{Limit: 1000}
+	long := strings.Repeat("x", 2000)
+	fmt.Fprint(head, "one "+long)
+	fmt.Fprint(tail, long+" two")
+	if h, l := head.Words(), tail.Words(); h != "one "+long[:1000-4-maxCredential] || l != long[:1000-4-maxCredential]+" two" {
+		t.Errorf("of a long word, %d bytes are in the head and %d in the tail, want %d", len(h), len(l), 1000-maxCredential)
+	}
 }
