@@ -81,7 +81,7 @@ func (r *Repository) applyToText(ctx context.Context, tree, diff string) (string
 	known, original := map[string]string{}, map[string]string{} // ids, by path
 	for i, item := range items {
 		known[item.path] = item.id
-		if !endings[item.path].isText || item.mode == "120000" {
+		if !endings[item.path].isText || item.mode == linkMode {
 			continue
 		}
 		content, err := r.readObject(ctx, item.id)
@@ -118,7 +118,7 @@ func (r *Repository) applyToText(ctx context.Context, tree, diff string) (string
 			if id := original[item.path]; id != "" {
 				items[i].id = id
 			}
-		case item.mode == "120000" || item.mode == submoduleMode:
+		case item.mode == linkMode || item.mode == submoduleMode:
 		case original[item.path] != "" || !existed && endings[item.path].makesCRLF:
 			content, err := r.readObject(ctx, item.id)
 			if err != nil {
@@ -143,11 +143,8 @@ type lineEnding struct {
 // lineEndings returns it for the files of a diff, by their paths.
 func (r *Repository) lineEndings(ctx context.Context, diff string) (map[string]lineEnding, error) {
 	var names strings.Builder
-	for _, reverse := range []bool{false, true} { // of a renamed file, git prints the new name only
-		args := []string{"apply", "--numstat", "-z", "-"}
-		if reverse {
-			args = []string{"apply", "-R", "--numstat", "-z", "-"}
-		}
+	// Of a renamed file, git prints the new name only, and the old one in reverse.
+	for _, args := range [][]string{{"apply", "--numstat", "-z", "-"}, {"apply", "-R", "--numstat", "-z", "-"}} {
 		var out strings.Builder
 		if err := r.run(ctx, GitCommand{Dir: r.Top, Args: args, Stdin: strings.NewReader(diff), Stdout: &out}); err != nil {
 			return nil, err
@@ -225,7 +222,7 @@ func (r *Repository) patchTo(ctx context.Context, before *State, tree string) (*
 		}
 		e.Kind, e.Blob, e.ModTime, e.Inode, e.Names, e.Size, e.Unread = File, item.id, time.Now().UnixNano(), 0, 1, 0, ""
 		switch {
-		case item.mode == "120000":
+		case item.mode == linkMode:
 			target, err := r.readObject(ctx, item.id)
 			if err != nil {
 				return nil, err
@@ -235,7 +232,7 @@ func (r *Repository) patchTo(ctx context.Context, before *State, tree string) (*
 			e.Mode |= e.Mode & 0o444 >> 2
 		case item.mode == "100644" && (!found || was.mode != item.mode):
 			e.Mode &^= 0o111
-			if found && was.mode == "120000" {
+			if found && was.mode == linkMode {
 				e.Mode = 0o644
 			}
 		}

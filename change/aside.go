@@ -110,7 +110,7 @@ func (r *Repository) Edits(ctx context.Context, state *State, paths []string) ([
 			switch item.mode {
 			case "100755":
 				d.Before.Mode, mode = 0o755, 0o100755
-			case "120000":
+			case linkMode:
 				d.Before.Kind, d.Before.Mode, mode = Link, 0o777, 0o120000
 			}
 			staged.IndexBefore = []IndexEntry{{Path: name, Mode: mode, ID: item.id}}
@@ -407,8 +407,11 @@ func (r *Repository) listTree(ctx context.Context, revision string) ([]treeItem,
 	return slices.DeleteFunc(items, func(item treeItem) bool { return item.mode == submoduleMode }), err
 }
 
-// submoduleMode is the mode of a submodule in a tree.
-const submoduleMode = "160000"
+// Modes in a tree of what is no regular file.
+const (
+	linkMode      = "120000"
+	submoduleMode = "160000"
+)
 
 // Trees stores two trees, with the files and links of these differences before
 // and after, and returns their ids. after needs to be the state as it is now.

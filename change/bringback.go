@@ -142,7 +142,7 @@ func gitKind(mode string) Kind {
 	switch mode {
 	case "":
 		return ""
-	case "120000":
+	case linkMode:
 		return Link
 	}
 	return File

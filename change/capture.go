@@ -263,7 +263,7 @@ func (r *Repository) treeItem(e *Entry) (treeItem, bool) {
 	item := treeItem{path: e.Path, mode: "100644", id: e.Blob}
 	switch {
 	case e.Kind == Link:
-		item.mode = "120000"
+		item.mode = linkMode
 	case e.Mode&0o100 != 0:
 		item.mode = "100755"
 	}

@@ -230,9 +230,10 @@ func quote(stderr *excerpt.Head, stdout string) string {
 		}
 	}
 	text = strings.Join(strings.Fields(text), " ")
-	if runes := []rune(text); len(runes) > 300 {
-		_, text, _ = strings.Cut(string(runes[len(runes)-300:]), " ") // not half of another credential, which no redactor would know
-		text = "… " + text
+	end := &excerpt.Tail{Limit: 300}
+	fmt.Fprint(end, text)
+	if words := strings.ToValidUTF8(end.Words(), ""); words != text {
+		text = "… " + strings.TrimSpace(words)
 	}
 	if text == "" {
 		return ""

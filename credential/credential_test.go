@@ -187,6 +187,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"command:" + write("not-executable", "#!/bin/sh\necho no"):        {"must not be executed"},
 		"command:" + script(t, "echo gpg: decryption failed >&2; exit 2"): {"exit status 2", "gpg: decryption failed"},
 		"command:" + script(t, "exit 0"):                                  {"is empty"},
+		// The end of a long text, without half of a word, which may be half of a credential.
+		"command:" + script(t, "yes abcdefghij | head -50 >&2; exit 2"):                                {"It printed: … abcdefghij abcdefghij"},
+		"command:" + script(t, "head -c 2000 /dev/zero | tr '\\0' x >&2; echo ' the end' >&2; exit 2"): {"It printed: … xxx", "xxx the end"},
 	} {
 		_, err := newCredential(t, source).Read(t.Context())
 		for _, want := range wants {

@@ -118,7 +118,7 @@ func (g *Git) clone(ctx context.Context, remote *Remote, branch, dir string, fil
 		if err := g.checkOut(ctx, part, branch, commit); err != nil {
 			return nil, err
 		}
-		if asCheckedOut, err = g.listCheckedOut(ctx, part, commit); err != nil {
+		if asCheckedOut, err = (&Clone{Dir: part, Tree: filepath.Join(part, "tree"), Commit: commit, git: g}).listCheckedOut(ctx); err != nil {
 			return nil, err
 		}
 	}

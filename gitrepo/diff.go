@@ -44,7 +44,7 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 	}
 	ctx, stop := c.Watch(ctx)
 	defer stop()
-	tree, err := c.git.treeOfFiles(ctx, c.Dir, c.Commit, c.asCheckedOut)
+	tree, err := c.treeOfFiles(ctx)
 	if err == nil {
 		err = c.CheckSize()
 	}
@@ -59,10 +59,10 @@ func (c *Clone) Diff(ctx context.Context) (Change, error) {
 	return Change{Patch: patch, Files: files}, err
 }
 
-// treeOfFiles returns the tree that git makes of the files of a clone. With a list of what
-// the check-out has left, files in it count as unchanged as long as they are.
-func (g *Git) treeOfFiles(ctx context.Context, dir, commit string, asCheckedOut []checkedOut) (string, error) {
-	index := filepath.Join(dir, "diff.index")
+// treeOfFiles returns the tree that git makes of the clone's files. Those of asCheckedOut
+// count as unchanged as long as they are as there.
+func (c *Clone) treeOfFiles(ctx context.Context) (string, error) {
+	index := filepath.Join(c.Dir, "diff.index")
 	for _, name := range []string{index, index + ".lock"} { // of one who was killed
 		if err := os.RemoveAll(name); err != nil {
 			return "", err
@@ -70,31 +70,31 @@ func (g *Git) treeOfFiles(ctx context.Context, dir, commit string, asCheckedOut 
 	}
 	defer os.Remove(index)
 	in := func(args ...string) command {
-		return command{dir: filepath.Join(dir, "repository.git"), tree: filepath.Join(dir, "tree"), index: index, args: args}
+		return command{dir: c.repository(), tree: c.Tree, index: index, args: args}
 	}
-	if err := g.run(ctx, in("read-tree", commit)); err != nil {
+	if err := c.git.run(ctx, in("read-tree", c.Commit)); err != nil {
 		return "", err
 	}
-	if err := g.run(ctx, in("add", "--all", "--", ".")); err != nil {
+	if err := c.git.run(ctx, in("add", "--all", "--", ".")); err != nil {
 		var git *Error
 		if errors.As(err, &git) {
 			return "", fmt.Errorf("%w: git cannot read the files: %w", ErrUnusable, err)
 		}
 		return "", err
 	}
-	tree, err := g.output(ctx, in("write-tree"))
-	if err != nil || len(asCheckedOut) == 0 {
+	tree, err := c.git.output(ctx, in("write-tree"))
+	if err != nil || len(c.asCheckedOut) == 0 {
 		return tree, err
 	}
 	sums := map[string]string{}
-	for _, file := range asCheckedOut {
+	for _, file := range c.asCheckedOut {
 		sums[string(file.Name)] = file.SHA256
 	}
-	list, err := g.differences(ctx, filepath.Join(dir, "repository.git"), tree, commit)
+	list, err := c.differences(ctx, tree, c.Commit)
 	if err != nil {
 		return "", err
 	}
-	root, err := os.OpenRoot(filepath.Join(dir, "tree"))
+	root, err := os.OpenRoot(c.Tree)
 	if err != nil {
 		return "", err
 	}
@@ -110,10 +110,10 @@ func (g *Git) treeOfFiles(ctx context.Context, dir, commit string, asCheckedOut 
 	}
 	restore := in("update-index", "-z", "--index-info")
 	restore.stdin = &entries
-	if err := g.run(ctx, restore); err != nil {
+	if err := c.git.run(ctx, restore); err != nil {
 		return "", err
 	}
-	return g.output(ctx, in("write-tree"))
+	return c.git.output(ctx, in("write-tree"))
 }
 
 // A checkedOut is a file of a clone of which git makes another one than the commit's,
@@ -127,19 +127,19 @@ type checkedOut struct {
 }
 
 // listCheckedOut returns these files of a clone in which nobody has worked yet.
-func (g *Git) listCheckedOut(ctx context.Context, dir, commit string) ([]checkedOut, error) {
-	tree, err := g.treeOfFiles(ctx, dir, commit, nil)
+func (c *Clone) listCheckedOut(ctx context.Context) ([]checkedOut, error) {
+	tree, err := c.treeOfFiles(ctx)
 	if errors.Is(err, ErrUnusable) {
 		return nil, nil // whoever works on the files may remove what git cannot read
 	}
 	if err != nil {
 		return nil, err
 	}
-	list, err := g.differences(ctx, filepath.Join(dir, "repository.git"), tree, commit)
+	list, err := c.differences(ctx, tree, c.Commit)
 	if err != nil || len(list) == 0 {
 		return nil, err
 	}
-	root, err := os.OpenRoot(filepath.Join(dir, "tree"))
+	root, err := os.OpenRoot(c.Tree)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ const maxTarget = 4096
 // judge returns the files in which two trees differ. The error wraps ErrUnusable if one
 // of them is a submodule, or a link that leads out of the tree.
 func (c *Clone) judge(ctx context.Context, before, after string) ([]string, error) {
-	list, err := c.git.differences(ctx, c.repository(), before, after)
+	list, err := c.differences(ctx, before, after)
 	if err != nil {
 		return nil, err
 	}
@@ -228,8 +228,8 @@ func (c *Clone) judge(ctx context.Context, before, after string) ([]string, erro
 // mode and id are those of the second.
 type treeDifference struct{ name, oldMode, mode, id string }
 
-func (g *Git) differences(ctx context.Context, repository, before, after string) ([]treeDifference, error) {
-	out, err := g.output(ctx, command{dir: repository, args: []string{
+func (c *Clone) differences(ctx context.Context, before, after string) ([]treeDifference, error) {
+	out, err := c.git.output(ctx, command{dir: c.repository(), args: []string{
 		"diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", "--end-of-options", before, after,
 	}})
 	if err != nil {

@@ -185,10 +185,8 @@ func (a *attempt) choose(s settlement) []*delivery {
 		s = settlementAck // it must not run again, whatever its outcome is
 	}
 	toldAt := unknown
-	for _, d := range a.deliveries {
-		if d.state == stateRunning || d.state == stateDelayed {
-			toldAt = r.losses
-		}
+	if slices.ContainsFunc(a.deliveries, func(d *delivery) bool { return d.state == stateRunning || d.state == stateDelayed }) {
+		toldAt = r.losses
 	}
 	r.ended.add(a.identity, s, toldAt)
 	for _, d := range a.deliveries {

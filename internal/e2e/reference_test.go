@@ -33,7 +33,7 @@ var intendedDifferences = []struct {
 		"the pauses between attempts grow up to the plan's interval, so that there are more of them in the same time; lines in brackets say what the verdict is based on (docs/moonmind.md#c2)",
 		func(_, got any) bool {
 			line, _ := got.(string)
-			return strings.HasPrefix(line, "[") || regexp.MustCompile(`^(Attempt \d+: status=404|Health check timed out before reaching expected status)$`).MatchString(line)
+			return strings.HasPrefix(line, "[") || regexp.MustCompile(`^(Attempt 1?\d: status=404|Health check timed out before reaching expected status)$`).MatchString(line)
 		},
 	},
 	{
@@ -80,6 +80,11 @@ func TestRunsEqualTheReferences(t *testing.T) {
 						continue
 					}
 					t.Error(d)
+				}
+				for i, attempt := range regexp.MustCompile(`(?m)^Attempt \d+`).FindAllString(s.files(run.RunID)["verify.log"], -1) {
+					if want := fmt.Sprintf("Attempt %d", i+1); attempt != want {
+						t.Errorf("verify.log has %s where %s is expected", attempt, want)
+					}
 				}
 				after, err := s.project.Container(t.Context(), "other")
 				if err != nil || after.ID != other.ID {

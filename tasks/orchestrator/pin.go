@@ -336,10 +336,9 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 			continue
 		}
 		names = append(names, container.Image)
-		if err := s.addPin(ctx, image, container.ImageID, container.Service, container.ID); err != nil {
+		if err := s.addPin(ctx, image, config, container.ImageID, container.Service, container.ID); err != nil {
 			return err
 		}
-		image.Pins[len(image.Pins)-1].Files = config.Copied[container.Service]
 	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
@@ -354,7 +353,7 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 		if found.ID == "" || slices.ContainsFunc(image.Pins, func(pin change.Pin) bool { return pin.ImageID == found.ID }) {
 			continue
 		}
-		if err := s.addPin(ctx, image, found.ID, "", ""); err != nil {
+		if err := s.addPin(ctx, image, config, found.ID, "", ""); err != nil {
 			return err
 		}
 	}
@@ -372,9 +371,7 @@ func (s *stepRun) planPins(ctx context.Context, image *change.Image, config comp
 			return err
 		}
 		// Without an archive: its image is not the run's to save.
-		pin := s.newPin(image, container.ImageID, found, container.Service, container.ID)
-		pin.Files = config.Copied[container.Service]
-		image.Pins = append(image.Pins, pin)
+		image.Pins = append(image.Pins, s.newPin(image, config, container.ImageID, found, container.Service, container.ID))
 	}
 	return nil
 }
@@ -398,7 +395,7 @@ func (s *stepRun) findOrphans(ctx context.Context, image *change.Image, config c
 }
 
 // addPin adds one pin to a record.
-func (s *stepRun) addPin(ctx context.Context, image *change.Image, id, service, container string) error {
+func (s *stepRun) addPin(ctx context.Context, image *change.Image, config compose.Config, id, service, container string) error {
 	found, err := s.config.Engine.InspectImage(ctx, id)
 	if errors.Is(err, compose.ErrNotFound) {
 		return fmt.Errorf("the engine has no image %s any more, from which container %.12s of service %s was created. Give it an image again with `docker commit`, or replace the container by hand", id, container, service)
@@ -406,7 +403,7 @@ func (s *stepRun) addPin(ctx context.Context, image *change.Image, id, service, 
 	if err != nil {
 		return err
 	}
-	pin := s.newPin(image, id, found, service, container)
+	pin := s.newPin(image, config, id, found, service, container)
 	if s.config.PinDirectory != "" {
 		pin.Archive = filepath.Join(s.config.PinDirectory, s.runID, strings.TrimPrefix(id, "sha256:")+".tar")
 	}
@@ -415,8 +412,8 @@ func (s *stepRun) addPin(ctx context.Context, image *change.Image, id, service, 
 }
 
 // newPin returns the pin of an image that comes next in a record.
-func (s *stepRun) newPin(image *change.Image, id string, found compose.Image, service, container string) change.Pin {
-	pin := change.Pin{Name: "mm-orchestrator-pin-" + s.runID, ImageID: id, RepoDigests: found.RepoDigests, Service: service, Container: container}
+func (s *stepRun) newPin(image *change.Image, config compose.Config, id string, found compose.Image, service, container string) change.Pin {
+	pin := change.Pin{Name: "mm-orchestrator-pin-" + s.runID, ImageID: id, RepoDigests: found.RepoDigests, Service: service, Container: container, Files: config.Copied[service]}
 	if n := len(image.Pins); n > 0 {
 		pin.Name += fmt.Sprintf("-%d", n+1)
 	}

@@ -152,11 +152,7 @@ func (c *Checker) askGit(ctx context.Context, repository string, token secret.St
 		return Finding{}, false
 	// GitHub's limits for git may be a 403 too, which says nothing about the token then.
 	case answer.status == http.StatusTooManyRequests || answer.status == http.StatusForbidden && answer.retryAfter != "":
-		after := ""
-		if seconds, err := time.ParseDuration(answer.retryAfter + "s"); err == nil {
-			after = fmt.Sprintf(", for %s", seconds)
-		}
-		return Finding{Invalid, fmt.Sprintf("the git server at %s limits the requests of the token in %s (%d)%s. Try the run again then", address, source, answer.status, after)}, true
+		return Finding{Invalid, fmt.Sprintf("the git server at %s limits the requests of the token in %s (%d)%s. Try the run again then", address, source, answer.status, answer.howLong())}, true
 	case answer.status >= http.StatusInternalServerError:
 		return Finding{Invalid, fmt.Sprintf("the git server at %s has failed (%s): try the run again later", address, statusText(answer.status))}, true
 	case answer.status == http.StatusUnauthorized || answer.status == http.StatusForbidden || answer.status == http.StatusNotFound:
@@ -215,6 +211,15 @@ func whatFailed(err error, limit time.Duration) error {
 type answer struct {
 	status                  int
 	contentType, retryAfter string
+}
+
+// howLong says for how long a server that limits requests does so, "" if it does not tell.
+func (a answer) howLong() string {
+	seconds, err := time.ParseDuration(a.retryAfter + "s")
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(", for %s", seconds)
 }
 
 func statusText(status int) string {

@@ -242,11 +242,7 @@ func (c *Checker) tryKey(ctx context.Context, m model, key secret.String, name, 
 	case a.status == http.StatusUnauthorized:
 		return Finding{Invalid, fmt.Sprintf("the model's API at %s refuses %s (401): it was revoked, is not complete or is for another server. Make a new one and put it there", shown, with)}
 	case a.status == http.StatusTooManyRequests:
-		after := ""
-		if seconds, err := time.ParseDuration(a.retryAfter + "s"); err == nil {
-			after = fmt.Sprintf(", for %s", seconds)
-		}
-		return Finding{Valid, fmt.Sprintf("%s, with %s, which is valid but limited now: the model's API at %s answers 429%s. A run may fail for that reason", name, with, shown, after)}
+		return Finding{Valid, fmt.Sprintf("%s, with %s, which is valid but limited now: the model's API at %s answers 429%s. A run may fail for that reason", name, with, shown, a.howLong())}
 	case a.status == http.StatusForbidden:
 		return Finding{Valid, fmt.Sprintf("%s, with %s, which may not list models at %s (403): only a run shows whether it may use one", name, with, shown)}
 	case a.status == http.StatusOK && kind == "application/json":
