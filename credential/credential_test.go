@@ -206,6 +206,16 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
+// Half of a word may be half of a credential, which no redactor knows.
+func TestErrorsQuoteWholeWords(t *testing.T) {
+	t.Parallel()
+	_, err := newCredential(t, "command:"+script(t, "yes abcdefghij | head -1000 >&2; exit 2")).Read(t.Context())
+	_, printed, found := strings.Cut(fmt.Sprint(err), "It printed: … ")
+	if words := strings.Fields(printed); !found || len(words) < 20 || slices.ContainsFunc(words, func(word string) bool { return word != "abcdefghij" }) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestAProgramThatHangsIsEndedWithItsChildren(t *testing.T) {
 	t.Parallel()
 	started := filepath.Join(t.TempDir(), "child")
